@@ -1,0 +1,8 @@
+"""Go on from a prompt: `python agi2_generate.py FILE.toml "prompt"`. The same as `agi2 generate`."""
+
+import sys
+
+from src.cli import main
+
+if __name__ == "__main__":
+    main(["generate", *sys.argv[1:]])

@@ -1,0 +1,52 @@
+"""AGI2: a GPT-2 on your own text.
+
+The public names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AGI2Error": "errors",
+    "GPT2Config": "config",
+    "Config": "config",
+    "load_config": "config_loader",
+    "TokenEmbeddings": "embeddings",
+    "PositionEmbeddings": "embeddings",
+    "LearnedPositionEmbeddings": "embeddings",
+    "MultiHeadAttention": "attention",
+    "FeedForward": "ffn",
+    "TransformerBlock": "transformer",
+    "GPT2Model": "model",
+    "KVCache": "kv_cache",
+    "BasicTokenizer": "tokenizer",
+    "BPETokenizer": "tokenizer",
+    "StreamDecoder": "tokenizer",
+    "load_tokenizer": "tokenizer",
+    "TextDataset": "dataset",
+    "train_epoch": "training",
+    "train_model": "training",
+    "Trainer": "training",
+    "save_model": "checkpoint",
+    "load_model": "checkpoint",
+    "evaluate": "evaluation",
+    "generate_text": "generation",
+    "stream_text": "generation",
+    "beam_search": "generation",
+    "InteractivePrompt": "interactive",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,140 @@
+"""Multi-head attention (Vaswani et al., 2017, section 3.2).
+
+B batch, T queries, S keys, C channels (`d_model`), H heads, D head size (C = H x D).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .errors import AGI2Error
+from .kv_cache import LayerCache
+
+
+def causal_mask(
+    queries: int, keys: int, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Boolean (T, S), True where a query may attend: the last query sees every key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention in several heads, over one product for Q, K and V.
+
+    Args:
+        d_model: width of the model.
+        n_heads: number of heads; divides `d_model`.
+        dropout: rate on the attention weights and on the output, in training.
+        bias: whether the projections have biases.
+
+    Raises:
+        AGI2Error: where `d_model` is not divisible by `n_heads`.
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, dropout: float = 0.1, *, bias: bool = True
+    ) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise AGI2Error(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.proj = nn.Linear(d_model, d_model, bias=bias)
+        self.output_dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        *,
+        causal: bool = False,
+        cache: LayerCache | None = None,
+        need_weights: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attend from `query` (B, T, C) to `key` and `value` (B, S, C), by default itself.
+
+        Args:
+            query: what asks.
+            key: what is compared with; `query` where absent.
+            value: what is fetched; `key` where absent.
+            mask: (T, S), (B, T, S) or (B, H or 1, T, S). Boolean: True may attend. Float: added
+                to the scores. A query that may attend to nothing gets zeros.
+            causal: whether a query sees only keys up to its own place, counted from the end.
+            cache: keys and values of earlier tokens, to which these are added.
+            need_weights: also return the attention weights (B, H, T, S).
+
+        Returns:
+            (B, T, C), or that and the weights.
+        """
+        q, k, v = self._project(query, key, value)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        # One query is the newest token: it may see every key, and needs no mask.
+        causal = causal and q.size(2) > 1
+        if causal and (mask is not None or need_weights or q.size(2) != k.size(2)):
+            mask = _both(mask, causal_mask(q.size(2), k.size(2), q.device))
+            causal = False
+        if mask is not None and mask.dim() == 3:
+            mask = mask.unsqueeze(1)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            weights = attention_weights(q, k, mask)
+            heads = F.dropout(weights, dropout) @ v
+        else:
+            heads = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+            )
+        joined = heads.transpose(1, 2).flatten(2)
+        out = self.output_dropout(self.proj(joined))
+        return out if weights is None else (out, weights)
+
+    def _project(
+        self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Q, K and V, each (B, H, T or S, D)."""
+        key = query if key is None else key
+        value = key if value is None else value
+        if query is key and key is value:
+            parts = self.qkv(query).chunk(3, dim=-1)
+        else:
+            biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
+            parts = tuple(
+                F.linear(x, weight, bias)
+                for x, weight, bias in zip(
+                    (query, key, value), self.qkv.weight.chunk(3), biases, strict=True
+                )
+            )
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
+        return q, k, v
+
+
+def attention_weights(
+    q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """softmax(Q K^T / sqrt(D)), masked: (B, H, T, D) and (B, H, S, D) to (B, H, T, S)."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    if mask is None:
+        return scores.softmax(dim=-1)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    else:
+        scores = scores + mask
+    # A row of nothing but -inf has no softmax: it attends to nothing.
+    return scores.softmax(dim=-1).nan_to_num(0.0)
+
+
+def _both(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:
+    """A mask, boolean or added, and a boolean mask (T, S) at once."""
+    if mask is None:
+        return allowed
+    if mask.dtype == torch.bool:
+        return mask & allowed
+    return mask.masked_fill(~allowed, float("-inf"))

@@ -1,0 +1,225 @@
+"""The command `agi2`, and the four scripts: subcommands only.
+
+Everything heavy is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from . import __version__
+from .errors import AGI2Error
+
+if TYPE_CHECKING:
+    from .checkpoint import TrainedModel
+    from .config import Config
+    from .config_loader import Kind
+
+app = typer.Typer(
+    help="Train a GPT-2 on your own text from one TOML file, and use it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[str, typer.Argument(metavar="FILE.toml", help="The configuration.")]
+Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP007, UP045 (typer reads this at run time)
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", "-r", help="Go on from this run's newest checkpoint, if any.")
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"agi2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Train a GPT-2 on your own text from one TOML file, and use it."""
+
+
+@app.command()
+def train(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model, and print what it writes."""
+    config = _start(file, "training", [*(overrides or []), *(["resume=auto"] if resume else [])], quiet, verbose)
+    from .evaluation import originality
+    from .generation import generate_text
+    from .training import train_from_config
+    from .utils import log
+
+    run = train_from_config(config)
+    learned = "\n".join(run.training_text)[:_COMPARED]
+    samples = []
+    for number in range(1, _SAMPLES + 1):
+        text = generate_text(
+            run.model,
+            config.model_seed,
+            tokenizer=run.tokenizer,
+            seed=config.seed + number,
+            **_sampling(config),
+        )
+        samples.append(text)
+        print(f"--- sample {number} ---\n{text}\n", flush=True)
+    found = [originality(text, learned) for text in samples]
+    copied = max((each.longest_copy for each in found), key=len)
+    known = sum(each.known_words for each in found) / len(found)
+    log.info("%.0f %% of the words it wrote occur in the text it learned from", 100 * known)
+    log.info("the longest span copied from it has %d characters: %r", len(copied), copied)
+    log.info("write more with: agi2 generate %s \"...\"", file)
+
+
+# Samples printed after training, and how much of the text they are compared with.
+_SAMPLES = 3
+_COMPARED = 20_000_000
+
+
+@app.command()
+def generate(
+    file: ConfigFile,
+    prompt: Prompt,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Go on from a prompt, word by word."""
+    config = _start(file, "generation", overrides, quiet, verbose)
+    trained = _load(config)
+    from .generation import stream_text
+
+    print(prompt, end="", flush=True)
+    for piece in stream_text(
+        trained.model,
+        config.model_seed + prompt,
+        tokenizer=trained.tokenizer,
+        seed=_sampling_seed(config),
+        **_sampling(config),
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def beam(
+    file: ConfigFile,
+    prompt: Prompt,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search for the likeliest text with beams; nothing is drawn at random."""
+    config = _start(file, "generation", overrides, quiet, verbose)
+    trained = _load(config)
+    from .generation import generate_beam_text
+
+    text = generate_beam_text(
+        trained.model,
+        config.model_seed + prompt,
+        config.beam_size,
+        config.max_length,
+        config.length_penalty,
+        trained.tokenizer,
+        repetition_penalty=config.repetition_penalty,
+        stop=config.stop,
+        return_full_text=False,
+    )
+    print(prompt + text)
+
+
+@app.command()
+def chat(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with a model."""
+    config = _start(file, "interactive", overrides, quiet, verbose)
+    trained = _load(config)
+    from .interactive import InteractivePrompt
+    from .interactive import chat as talk
+
+    prompt = InteractivePrompt(
+        trained.model,
+        config.max_context_length,
+        trained.tokenizer,
+        model_seed=config.model_seed,
+        seed=_sampling_seed(config),
+        **_sampling(config),
+    )
+    talk(prompt)
+
+
+def _start(
+    file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
+) -> Config:
+    """Set up the log, then read the configuration."""
+    import logging
+
+    from .config_loader import load_config
+    from .metrics import setup_logging
+
+    setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    return load_config(file, kind, overrides or ())
+
+
+def _load(config: Config) -> TrainedModel:
+    from .checkpoint import load_trained
+    from .cuda_utils import select_device
+
+    return load_trained(config, select_device(config.device))
+
+
+def _sampling(config: Config) -> dict:
+    """The configuration's keys that sampling takes as they are."""
+    keys = ("max_length", "temperature", "top_k", "top_p", "repetition_penalty", "stop")
+    return {key: config[key] for key in keys}
+
+
+def _sampling_seed(config: Config) -> int:
+    """The configured seed, or a new one, logged so that its text can be had again."""
+    import secrets
+
+    from .utils import log
+
+    if config.sampling_seed is not None:
+        return config.sampling_seed
+    seed = secrets.randbelow(2**31)
+    log.info("sampling_seed = %d repeats this", seed)
+    return seed
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
+    """Run a command and exit: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        app(args=arguments, prog_name=program)
+    except AGI2Error as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

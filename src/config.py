@@ -1,0 +1,321 @@
+"""What a run can be told: the architecture (`GPT2Config`) and the whole run (`Config`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .errors import AGI2Error
+
+Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+NormPosition = Literal["pre", "post"]
+PositionKind = Literal["sinusoidal", "learned"]
+Preset = Literal["small", "medium", "large", "xl"]
+
+# The published sizes (Radford et al., 2019), in the configuration's own keys.
+PRESETS: dict[str, dict[str, int]] = {
+    "small": {"model_layer": 12, "model_head": 12, "model_embd": 768},
+    "medium": {"model_layer": 24, "model_head": 16, "model_embd": 1024},
+    "large": {"model_layer": 36, "model_head": 20, "model_embd": 1280},
+    "xl": {"model_layer": 48, "model_head": 25, "model_embd": 1600},
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The architecture of a model, in the components' language. The defaults are GPT-2 small.
+
+    Raises:
+        AGI2Error: where the numbers cannot make a model.
+    """
+
+    vocab_size: int = 50257
+    max_seq_len: int = 1024
+    """The number of positions: the longest context the model can see."""
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    d_ff: int = 0
+    """Width of the feed-forward's hidden layer; 0 means 4 x d_model."""
+    dropout: float = 0.1
+    activation: Activation = "gelu_tanh"
+    """`gelu_tanh` is GPT-2's; `gelu` is the exact form."""
+    bias: bool = True
+    """Whether linear layers and layer norms have biases."""
+    norm_position: NormPosition = "pre"
+    """`pre` is GPT-2's; `post` is the original Transformer's."""
+    position_embedding: PositionKind = "sinusoidal"
+    tie_weights: bool = True
+    """Whether the output head is the token embedding."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if self.d_ff == 0:
+            object.__setattr__(self, "d_ff", 4 * self.d_model)
+        for name in ("vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff"):
+            if getattr(self, name) < 1:
+                raise AGI2Error(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise AGI2Error(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
+        if not 0 <= self.dropout < 1:
+            raise AGI2Error(f"dropout must be in [0, 1), not {self.dropout}")
+        for name, kind in (
+            ("activation", Activation),
+            ("norm_position", NormPosition),
+            ("position_embedding", PositionKind),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise AGI2Error(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @classmethod
+    def preset(cls, name: Preset, **changes: Any) -> GPT2Config:
+        """A published size (`small`, `medium`, `large`, `xl`), with changes."""
+        if name not in PRESETS:
+            raise AGI2Error(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+        sizes = {ARCHITECTURE_KEYS[key]: value for key, value in PRESETS[name].items()}
+        return cls(**{**sizes, **changes})
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any]) -> GPT2Config:
+        """The architecture named by a run's configuration (what `load_config` returns)."""
+        return cls(**{ours: config[key] for key, ours in ARCHITECTURE_KEYS.items()})
+
+    def to_keys(self) -> dict[str, Any]:
+        """The same architecture in the configuration's keys."""
+        return {key: getattr(self, ours) for key, ours in ARCHITECTURE_KEYS.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and their values."""
+        return asdict(self)
+
+
+# The configuration's key for each field of the architecture.
+_RENAMED = {
+    "max_seq_len": "model_positions",
+    "d_model": "model_embd",
+    "n_layers": "model_layer",
+    "n_heads": "model_head",
+    "d_ff": "model_ff",
+}
+ARCHITECTURE_KEYS: dict[str, str] = {
+    _RENAMED.get(field.name, field.name): field.name for field in fields(GPT2Config)
+}
+
+# Keys that each kind of use cannot do without. Everything else has a default.
+REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
+    "training": ("sources", "model_name"),
+    "generation": ("model_name",),
+    "interactive": ("model_name",),
+}
+
+
+class Config(BaseModel, Mapping):  # type: ignore[misc]
+    """A whole run. Flat, validated, immutable; also a mapping (`config["epochs"]`, `**config`)."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    # What to learn from, and where it goes.
+    sources: list[str] = Field(default_factory=list)
+    """Files, folders, globs, URLs or `builtin:python-docs`."""
+    model_name: str = Field("model", pattern=r"^[^/\\]+$")
+    """The run's name: the folder below `output_dir`."""
+    output_dir: str = "trained"
+    """The folder that holds all runs."""
+    text_field: str = "text"
+    """The field of `.jsonl` and the column of `.csv` that holds the text."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """The share held out for validation: the end of each document, or whole documents."""
+
+    # The tokenizer.
+    tokenizer: str = "bpe"
+    """`bpe`, `basic`, `gpt2`, or the path of a trained tokenizer."""
+    vocab_size: int = Field(50257, ge=1)
+    """A ceiling: a small text makes a smaller vocabulary."""
+    lowercase: bool = True
+    """Whether the basic tokenizer lower-cases."""
+    fold_whitespace: bool = True
+    """Whether the basic tokenizer turns every run of white space into one space."""
+
+    # The architecture.
+    preset: Preset | None = None
+    """A published size; explicit `model_*` keys override it."""
+    model_layer: int = Field(12, ge=1)
+    """Number of transformer blocks."""
+    model_head: int = Field(12, ge=1)
+    """Attention heads of each block."""
+    model_embd: int = Field(768, ge=1)
+    """Width of the model."""
+    model_ff: int = Field(0, ge=0)
+    """Width of the feed-forward's hidden layer; 0 means 4 x `model_embd`."""
+    model_positions: int = Field(1024, ge=1)
+    """The longest context, in tokens."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout rate in training."""
+    activation: Activation = "gelu_tanh"
+    """The feed-forward's activation."""
+    bias: bool = True
+    """Whether linear layers and layer norms have biases."""
+    norm_position: NormPosition = "pre"
+    """Layer norm before each sublayer (GPT-2) or after it."""
+    position_embedding: PositionKind = "sinusoidal"
+    """Fixed sine waves, or learned as GPT-2's."""
+    tie_weights: bool = True
+    """Whether the output head is the token embedding."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    # Training.
+    epochs: int = Field(10, ge=1)
+    """Passes over the text."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps at most."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Minutes at most; the learning rate then falls with the clock."""
+    batch_size: int = Field(12, ge=1)
+    """Sequences per optimizer step."""
+    micro_batch_size: int | Literal["auto"] = Field("auto")
+    """Sequences at a time: divides `batch_size`; gradients accumulate. `auto` fits the memory."""
+    seq_len: int = Field(1024, ge=1)
+    """Tokens per training sequence."""
+    optimizer: Literal["adamw"] = "adamw"
+    """The optimizer."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """The highest learning rate, reached after warm-up."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls, to zero at the end, after warm-up."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps in which the learning rate rises; at most a tenth of the run is used."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay, on matrices alone."""
+    adam_beta2: float = Field(0.99, gt=0, lt=1)
+    """Decay of AdamW's second moment."""
+    clip_grad_norm: float | None = Field(1.0, gt=0)
+    """The largest gradient norm."""
+    seed: int = Field(1337, ge=0)
+    """The seed of everything random in training."""
+    eval_interval: int = Field(250, ge=1)
+    """Steps between validations."""
+    eval_tokens: int = Field(65536, ge=0)
+    """Validation tokens looked at while training, 0 for all; the last validation sees all."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after so many validations without a better loss."""
+    checkpoint_interval: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept on disk."""
+    log_interval: int = Field(10, ge=1)
+    """Steps between lines of the log."""
+    sample_tokens: int = Field(64, ge=0)
+    """Tokens of sample text at each validation, 0 for none."""
+
+    # The machine.
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 or fp16 on CUDA, fp32 elsewhere."""
+    compile: bool = False
+    """Whether to compile the model with `torch.compile`."""
+    resume: str | None = None
+    """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
+
+    # Text out.
+    max_length: int = Field(100, ge=1)
+    """New tokens to write at most."""
+    temperature: float = Field(0.8, ge=0)
+    """0 is greedy; higher is more surprising."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample from the k likeliest tokens."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the likeliest tokens that make up this share."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1 discourages tokens that are already there."""
+    stop: list[str] = Field(default_factory=list)
+    """Writing ends before any of these strings."""
+    model_seed: str = ""
+    """Text put before every prompt."""
+    sampling_seed: int | None = Field(None, ge=0)
+    """Repeats a text; without it each is new."""
+    beam_size: int = Field(5, ge=1)
+    """Hypotheses that beam search keeps."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by length to this power."""
+    max_context_length: int = Field(1024, ge=1)
+    """Tokens of conversation kept in a chat."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_dependent_defaults(cls, given: Any) -> Any:
+        """A preset sets the sizes; a length that is not given follows the model's positions."""
+        if not isinstance(given, dict):
+            return given
+        given = {key: value for key, value in given.items() if value is not None and value != ""}
+        if isinstance(given.get("sources"), str):
+            given["sources"] = [given["sources"]]
+        if isinstance(given.get("stop"), str):
+            given["stop"] = [given["stop"]]
+        sizes = PRESETS.get(str(given.get("preset")), {})
+        filled = {**sizes, **given}
+        for key in ("seq_len", "max_context_length"):
+            filled.setdefault(key, filled.get("model_positions", 1024))
+        if filled.keys() & {"max_steps", "max_minutes"}:
+            filled.setdefault("epochs", UNBOUNDED_EPOCHS)
+        return filled
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Config:
+        problems = []
+        if self.model_embd % self.model_head:
+            problems.append(
+                f"model_embd {self.model_embd} is not divisible by model_head {self.model_head}"
+            )
+        if self.seq_len > self.model_positions:
+            problems.append(
+                f"seq_len {self.seq_len} is above model_positions {self.model_positions}: "
+                "lower the one or raise the other"
+            )
+        micro = self.micro_batch_size
+        if micro != "auto" and (micro < 1 or self.batch_size % micro):
+            problems.append(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")
+        if self.model_name in (".", ".."):
+            problems.append(f"model_name {self.model_name!r} is not a folder's name")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    # A mapping over the keys, so that `**config` and `config["epochs"]` work.
+    def __getitem__(self, key: str) -> Any:
+        if key not in type(self).model_fields:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]
+        return iter(type(self).model_fields)
+
+    def __len__(self) -> int:
+        return len(type(self).model_fields)
+
+    def changed(self, **changes: Any) -> Config:
+        """A validated copy with some keys set."""
+        explicit = {key: self[key] for key in self.model_fields_set}
+        return Config(**{**explicit, **changes})
+
+    @property
+    def architecture(self) -> GPT2Config:
+        """The model's part, in the components' language."""
+        return GPT2Config.from_mapping(self)
+
+
+# With `max_steps` or `max_minutes` alone, passes over the text do not end a run.
+UNBOUNDED_EPOCHS = 1_000_000

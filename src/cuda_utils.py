@@ -1,0 +1,153 @@
+"""Which device to use, in which precision, and how much memory it has."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from .config import GPT2Config
+from .errors import AGI2Error
+from .utils import human_bytes, log
+
+
+def cuda_available() -> bool:
+    """Whether there is a CUDA device that PyTorch can use."""
+    return torch.cuda.is_available()
+
+
+def select_device(preference: str = "auto") -> torch.device:
+    """The device to use: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    `auto` takes CUDA, then MPS, then the CPU. A device that is not there falls back to the CPU,
+    with one line of warning.
+
+    Raises:
+        AGI2Error: where the preference is none of these.
+    """
+    if preference == "auto":
+        preference = "cuda" if cuda_available() else "mps" if _mps_available() else "cpu"
+    try:
+        device = torch.device(preference)
+    except RuntimeError as error:
+        raise AGI2Error(f"device {preference!r}: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if cuda_available() else 0
+        available = (device.index or 0) < count
+    else:
+        available = device.type == "cpu" or (device.type == "mps" and _mps_available())
+    if not available:
+        log.warning("device %s is not available: using the CPU", preference)
+        return torch.device("cpu")
+    return device
+
+
+def _mps_available() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def select_precision(preference: str, device: torch.device) -> torch.dtype:
+    """The type that matrix products use: `auto`, `fp32`, `bf16` or `fp16`.
+
+    `auto` is bf16 on a CUDA device that has it, fp16 on one that has not, and fp32 elsewhere (on
+    a CPU without AMX, bf16 products are slower than fp32). fp16 without CUDA falls back to fp32.
+    """
+    if preference == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if preference == "fp16" and device.type != "cuda":
+        log.warning("precision fp16 needs CUDA: using fp32")
+        return torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[preference]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Mixed precision: weights stay fp32, matrix products use `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Memory in bytes. The device's are zero on a CPU."""
+
+    process: int
+    device_allocated: int = 0
+    device_peak: int = 0
+    device_total: int = 0
+
+    def __str__(self) -> str:
+        text = human_bytes(self.process)
+        if self.device_total:
+            text += f", GPU {human_bytes(self.device_peak)} of {human_bytes(self.device_total)}"
+        return text
+
+
+def memory_stats(device: torch.device | str = "cpu") -> MemoryStats:
+    """What this process holds, and what it holds on a CUDA device."""
+    process = psutil.Process().memory_info().rss
+    device = torch.device(device)
+    if device.type != "cuda":
+        return MemoryStats(process)
+    return MemoryStats(  # pragma: needs gpu
+        process,
+        torch.cuda.memory_allocated(device),
+        torch.cuda.max_memory_allocated(device),
+        torch.cuda.get_device_properties(device).total_memory,
+    )
+
+
+def describe_device(device: torch.device) -> str:
+    """One line about a device, for the log."""
+    if device.type == "cuda":  # pragma: needs gpu
+        total = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.get_device_name(device)} ({human_bytes(total)})"
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return device.type
+
+
+# Memory that activations may take on a CPU. Fixed, so that equal configurations give equal runs.
+CPU_ACTIVATION_BUDGET = 2 * 2**30
+
+
+def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
+    """About how many bytes a training step keeps for each sequence, in fp32."""
+    width = 22 * architecture.d_model
+    if architecture.dropout > 0:
+        # Without the fused kernel, which has no dropout on a CPU, attention weights are kept.
+        width += 3 * architecture.n_heads * seq_len
+    if architecture.gradient_checkpointing:
+        layers = architecture.n_layers * architecture.d_model + width
+    else:
+        layers = architecture.n_layers * width
+    return 4 * seq_len * (layers + 3 * architecture.vocab_size)
+
+
+def choose_micro_batch_size(
+    architecture: GPT2Config, seq_len: int, batch_size: int, device: torch.device
+) -> int:
+    """The largest divisor of `batch_size` whose activations fit the device's budget; at least 1."""
+    budget = CPU_ACTIVATION_BUDGET
+    if device.type == "cuda":  # pragma: needs gpu
+        budget = int(0.6 * torch.cuda.get_device_properties(device).total_memory)
+    fitting = budget // activation_bytes(architecture, seq_len)
+    return max((n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fitting), default=1)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works here; one line of warning where it does not."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # a missing compiler shows in many ways
+        log.warning("torch.compile does not work here (%s): running without it", _first_line(error))
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

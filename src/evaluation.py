@@ -1,0 +1,127 @@
+"""How good a model is: loss, perplexity, bits per byte; and how much it merely copies."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .cuda_utils import autocast
+from .dataset import TextDataset
+from .model import GPT2Model
+from .tokenizer import Tokenizer
+from .utils import evaluating
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text."""
+
+    loss: float
+    """Mean negative log-likelihood, in nats per token."""
+    tokens: int
+    """Tokens predicted."""
+    text_bytes: int
+    """UTF-8 bytes of the text that those tokens stand for."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per token."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits to encode a byte of text: comparable between tokenizers."""
+        return self.loss * self.tokens / math.log(2) / max(self.text_bytes, 1)
+
+
+def evaluate(
+    model: GPT2Model,
+    dataset: TextDataset,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int = 1,
+    max_tokens: int = 0,
+    precision: torch.dtype = torch.float32,
+) -> Evaluation:
+    """The model's loss on a text. Every token is predicted once, but for the very first.
+
+    Args:
+        model: left in the mode it was in.
+        dataset: windows of T + 1 tokens with stride T: T predictions each.
+        tokenizer: to count bytes.
+        batch_size: windows at a time.
+        max_tokens: look at about so many tokens, evenly spread; 0 for all.
+        precision: of matrix products.
+    """
+    width = dataset.seq_len - 1
+    count = len(dataset)
+    if max_tokens and count * width > max_tokens:
+        count = max(1, max_tokens // width)
+    chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    byte_counts = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+    total, tokens, text_bytes = 0.0, 0, 0
+    with evaluating(model), autocast(model.device, precision):
+        for first in range(0, len(chosen), batch_size):
+            indices = chosen[first : first + batch_size]
+            windows = torch.stack([dataset[index] for index in indices])
+            targets = windows[:, 1:]
+            fresh = torch.stack([_fresh_targets(dataset, index) for index in indices])
+            logits = model(windows[:, :-1].to(model.device))
+            losses = F.cross_entropy(
+                logits.flatten(0, 1).float(),
+                targets.flatten().to(model.device),
+                reduction="none",
+            )
+            total += losses.cpu()[fresh.flatten()].sum(dtype=torch.float64).item()
+            tokens += int(fresh.sum())
+            text_bytes += int(byte_counts[targets[fresh]].sum())
+    return Evaluation(total / tokens, tokens, text_bytes)
+
+
+def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
+    """Which of a window's targets no earlier window has predicted: all but in the last one."""
+    width = dataset.seq_len - 1
+    fresh = torch.ones(width, dtype=torch.bool)
+    if index:
+        overlap = dataset.starts[index - 1] + width - dataset.starts[index]
+        fresh[:overlap] = False
+    return fresh
+
+
+@dataclass(frozen=True)
+class Originality:
+    """How a written text relates to the text that the model learned from."""
+
+    known_words: float
+    """The share of its words that occur there."""
+    longest_copy: str
+    """The longest span that stands there letter for letter."""
+
+
+def originality(written: str, learned: str) -> Originality:
+    """Compare what a model wrote with what it learned from."""
+    vocabulary = set(_words(learned))
+    words = _words(written)
+    known = sum(word in vocabulary for word in words) / max(len(words), 1)
+    return Originality(known, longest_common_span(written, learned))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def longest_common_span(written: str, learned: str) -> str:
+    """The longest substring of `written` that occurs in `learned`."""
+    best, end = "", 0
+    for start in range(len(written)):
+        end = max(end, start + len(best))
+        # Only a span that is longer than the best is of interest.
+        while end < len(written) and written[start : end + 1] in learned:
+            end += 1
+            best = written[start:end]
+    return best

@@ -1,0 +1,61 @@
+"""The position-wise feed-forward network. B batch, T time, C channels (`d_model`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .errors import AGI2Error
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu_tanh": _gelu_tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them, and dropout after each.
+
+    Args:
+        d_model: width of input and output.
+        d_ff: width between.
+        dropout: rate after each linear layer (behind the activation for the first), in training.
+        activation: `gelu_tanh` (GPT-2's form of GELU; Hendrycks and Gimpel, 2016), `gelu` (the
+            exact form), `relu` or `silu`.
+        bias: whether the linear layers have biases.
+
+    Raises:
+        AGI2Error: where the activation is unknown.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        dropout: float = 0.1,
+        *,
+        activation: str = "gelu_tanh",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise AGI2Error(f"activation must be one of {', '.join(ACTIVATIONS)}")
+        self.activation = ACTIVATIONS[activation]
+        self.expand = nn.Linear(d_model, d_ff, bias=bias)
+        self.contract = nn.Linear(d_ff, d_model, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) to (B, T, C)."""
+        hidden = self.dropout(self.activation(self.expand(x)))
+        return self.dropout(self.contract(hidden))

@@ -1,0 +1,172 @@
+"""Conversation with a model: `InteractivePrompt`, and a chat in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory
+
+from .corpus import cache_folder
+from .errors import AGI2Error
+from .generation import stream_text
+from .metrics import console
+from .model import GPT2Model
+from .tokenizer import Tokenizer
+from .utils import log
+
+TURN_END = "\n\n"
+"""What separates the turns of a conversation; a reply ends there."""
+
+
+class InteractivePrompt:
+    """A conversation that the model sees as text, as much of it as the context holds.
+
+    Args:
+        model: a trained model.
+        max_context_length: tokens of conversation before each reply; the model's positions are
+            a limit, too.
+        tokenizer: the model's.
+        model_seed: text that always stands first.
+        max_length: new tokens of a reply at most.
+        seed: makes the whole conversation repeatable.
+        **options: what `generation.stream_text` takes (temperature, top_k, ...).
+
+    Raises:
+        AGI2Error: where `model_seed` leaves no room in the context.
+    """
+
+    def __init__(
+        self,
+        model: GPT2Model,
+        max_context_length: int,
+        tokenizer: Tokenizer,
+        *,
+        model_seed: str = "",
+        max_length: int = 100,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        if max_context_length < 1:
+            raise AGI2Error(f"max_context_length must be at least 1, not {max_context_length}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_context_length = min(max_context_length, model.config.max_seq_len)
+        self.max_length = max_length
+        self.seed = seed
+        self.options = {"temperature": 0.8, **options}
+        self.options["stop"] = [TURN_END, *self.options.get("stop", ())]
+        self.history: list[str] = []
+        """What was said: messages and replies in turn, those still in the context."""
+        self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
+        if len(self._seed_tokens) >= self.max_context_length:
+            raise AGI2Error(
+                f"model_seed has {len(self._seed_tokens)} tokens: a context of "
+                f"{self.max_context_length} has no room for a message"
+            )
+        self._turns = 0
+
+    def send_message(self, text: str) -> str:
+        """Say something; return the reply alone."""
+        return "".join(self.stream_message(text)).rstrip()
+
+    def stream_message(self, text: str) -> Iterator[str]:
+        """Say something; yield the reply in pieces. What was yielded is remembered, even when
+        the caller stops half-way."""
+        self.history.append(text)
+        reply = ""
+        seed = None if self.seed is None else self.seed + self._turns
+        self._turns += 1
+        pieces = stream_text(
+            self.model,
+            self.context_tokens(),
+            self.max_length,
+            tokenizer=self.tokenizer,
+            skip_leading_space=True,
+            seed=seed,
+            **self.options,
+        )
+        try:
+            for piece in pieces:
+                reply += piece
+                yield piece
+        finally:
+            pieces.close()  # type: ignore[attr-defined]
+            self.history.append(reply.rstrip())
+
+    def clear_context(self) -> None:
+        """Forget the conversation; `model_seed` stays."""
+        self.history.clear()
+        self._turns = 0
+
+    def context_tokens(self) -> list[int]:
+        """The conversation as tokens, at most `max_context_length`.
+
+        Whole turns are forgotten from the oldest on. A single message that is still too long
+        keeps its last tokens, with a warning.
+        """
+        room = self.max_context_length - len(self._seed_tokens)
+        while len(said := self._encode(self.history)) > room and len(self.history) > 1:
+            del self.history[0]
+        if len(said) > room:
+            log.warning("the message is longer than the context: only its end is seen")
+        return self._seed_tokens + said[-room:]
+
+    def _encode(self, turns: list[str]) -> list[int]:
+        return self.tokenizer.encode("".join(turn + TURN_END for turn in turns))
+
+
+HELP = """/clear  forget the conversation
+/help   show this
+/quit   leave (so does Ctrl-D)
+Ctrl-C  stop a reply"""
+
+
+def chat(prompt: InteractivePrompt) -> None:
+    """Talk in the terminal, or read messages line by line from a pipe, until it ends."""
+    for line in _messages():
+        command = line.strip()
+        if command == "/quit":
+            return
+        if command == "/help":
+            console.print(HELP)
+        elif command == "/clear":
+            prompt.clear_context()
+            console.print("the conversation is forgotten")
+        elif command.startswith("/"):
+            console.print(f"unknown command {command}; /help lists them")
+        elif command:
+            _reply(prompt, line)
+
+
+def _reply(prompt: InteractivePrompt, message: str) -> None:
+    """Print a reply as it is written; Ctrl-C ends it and keeps what is there."""
+    pieces = prompt.stream_message(message)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+        print(" [stopped]", end="")
+    print(flush=True)
+
+
+def _messages() -> Iterator[str]:
+    """Lines that the user writes; with history and editing in a terminal."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.rstrip("\n")
+        return
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    session: PromptSession[str] = PromptSession(history=FileHistory(str(folder / "chat_history")))
+    console.print("Write a message, or /help.")
+    while True:
+        try:
+            yield session.prompt("> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return

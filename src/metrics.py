@@ -1,0 +1,131 @@
+"""What a run reports: the console, and one JSON line for each logged step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .utils import human_time, log, writing
+
+# Everything but generated text goes to standard error.
+console = Console(stderr=True, highlight=False)
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send the project's log to standard error: bare lines, coloured in a terminal."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(
+            console=console, show_time=False, show_level=False, show_path=False, markup=False
+        )
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(level)
+    log.propagate = False
+
+
+class MetricsFile:
+    """`metrics.jsonl`: appended line by line, each one flushed.
+
+    Args:
+        path: the file.
+        size: bytes to keep of it: what stood there when the checkpoint was saved from which the
+            run goes on.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        with writing(path):
+            path.touch()
+            os.truncate(path, min(size, path.stat().st_size))
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append one line."""
+        with writing(self.path), open(self.path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every entry so far."""
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
+class TrainingDisplay:
+    """A progress bar in a terminal, a line at each logged step elsewhere.
+
+    Args:
+        total_steps: where that is known.
+        enabled: whether to show anything.
+    """
+
+    def __init__(self, total_steps: int | None, *, enabled: bool = True) -> None:
+        self._enabled = enabled and log.isEnabledFor(logging.INFO)
+        self._of = f"/{total_steps}" if total_steps else ""
+        self._progress = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            console=console,
+            disable=not (self._enabled and console.is_terminal),
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=1.0)
+
+    def __enter__(self) -> TrainingDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(
+        self, step: int, progress: float, loss: float, speed: float, seconds_left: float
+    ) -> None:
+        """Show where the run is: loss in nats per token, speed in tokens per second."""
+        text = (
+            f"step {step}{self._of}  loss {loss:.4f}  {speed:,.0f} tok/s  "
+            f"{human_time(seconds_left)} left"
+        )
+        if console.is_terminal:
+            self._progress.update(self._task, completed=progress, description=text)
+        elif self._enabled:
+            log.info("%3.0f %%  %s", 100 * progress, text)
+
+
+class RunningMean:
+    """A mean that is summed on the device and read only when it is asked for."""
+
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self._total: torch.Tensor | float = total
+        self._count = count
+
+    def add(self, value: torch.Tensor) -> None:
+        """Count one more value."""
+        self._total = self._total + value.double()
+        self._count += 1
+
+    def take(self) -> float:
+        """The mean, which then starts anew."""
+        mean = float(self._total) / max(self._count, 1)
+        self._total, self._count = 0.0, 0
+        return mean
+
+    def state(self) -> tuple[float, int]:
+        """Sum and count: what the constructor takes."""
+        return float(self._total), self._count

@@ -1,0 +1,188 @@
+"""GPT-2 (Radford et al., 2019): architecture only.
+
+B batch, T new tokens, S tokens seen with those in the cache, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import causal_mask
+from .config import GPT2Config
+from .embeddings import (
+    INIT_STD,
+    LearnedPositionEmbeddings,
+    PositionEmbeddings,
+    TokenEmbeddings,
+)
+from .errors import AGI2Error
+from .kv_cache import KVCache
+from .transformer import TransformerBlock
+
+
+class GPT2Model(nn.Module):
+    """A decoder-only transformer that gives, for each token, logits of the one after it.
+
+    Args:
+        config: a `GPT2Config`, or a run's configuration as `load_config` returns it.
+    """
+
+    def __init__(self, config: GPT2Config | Mapping[str, Any]) -> None:
+        super().__init__()
+        if not isinstance(config, GPT2Config):
+            config = GPT2Config.from_mapping(config)
+        self.config = config
+        learned = config.position_embedding == "learned"
+        positions = LearnedPositionEmbeddings if learned else PositionEmbeddings
+        self.token_embeddings = TokenEmbeddings(config.vocab_size, config.d_model)
+        self.position_embeddings = positions(config.max_seq_len, config.d_model)
+        # Tied weights of standard deviation 0.02 would drown beside sine waves of amplitude 1.
+        self.embedding_scale = 1.0 if learned else math.sqrt(config.d_model)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                config.d_model,
+                config.n_heads,
+                config.d_ff,
+                config.dropout,
+                activation=config.activation,
+                bias=config.bias,
+                norm_position=config.norm_position,
+            )
+            for _ in range(config.n_layers)
+        )
+        pre_norm = config.norm_position == "pre"
+        self.final_norm = (
+            nn.LayerNorm(config.d_model, bias=config.bias) if pre_norm else nn.Identity()
+        )
+        self.head = (
+            None
+            if config.tie_weights
+            else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw every weight anew.
+
+        ==========================================  =================================
+        token, position embeddings, untied head     normal, std 0.02
+        matrices of linear layers                   normal, std 0.02
+        the two that write to the residual stream   normal, std 0.02 / sqrt(2 layers)
+        biases                                      0
+        layer norms                                 weight 1, bias 0
+        ==========================================  =================================
+        """
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                residual = name.endswith(("attention.proj.weight", "ffn.contract.weight"))
+                parameter.normal_(mean=0.0, std=residual_std if residual else INIT_STD)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.fill_(1.0)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> torch.Tensor:
+        """Token ids (B, T) to logits (B, T, V).
+
+        Args:
+            input_ids: the tokens, or with a cache the tokens after those in it.
+            attention_mask: (B, S), true for text and false for padding, on either side; or
+                (T, S) or (B, T, S) boolean as (1, T, S) or (B, T, S): True may attend. Both
+                narrow what the causal order allows.
+            cache: makes this a partial pass: earlier tokens are read from it, these are added.
+            last_only: logits of the last token alone, (B, 1, V): all that generation needs.
+
+        Raises:
+            AGI2Error: where the text is longer than the model's positions, or masks and tokens
+                disagree in shape.
+        """
+        hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
+        return self.logits(hidden[:, -1:] if last_only else hidden)
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """As `forward`, without the head: (B, T, C)."""
+        seen = cache.length if cache is not None else 0
+        length = input_ids.size(1)
+        mask = None
+        x = self.token_embeddings(input_ids)
+        if self.embedding_scale != 1.0:
+            x = x * self.embedding_scale
+        if attention_mask is None or attention_mask.dim() == 3:
+            x = x + self.position_embeddings(length, offset=seen)
+        if attention_mask is not None:
+            if attention_mask.shape[-1] != seen + length:
+                raise AGI2Error(
+                    f"attention_mask covers {attention_mask.shape[-1]} tokens, not {seen + length}"
+                )
+            if attention_mask.dim() == 2:
+                # Padding takes no position, so that it changes nothing.
+                positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+                self.position_embeddings(int(positions.max()) + 1)  # too long is an error
+                x = x + self.position_embeddings.at(positions)
+                attention_mask = attention_mask.unsqueeze(1)
+            allowed = causal_mask(length, seen + length, input_ids.device)
+            # Padding sees itself: a row that may see nothing has no softmax.
+            itself = allowed & ~allowed.tril(seen - 1)
+            mask = (attention_mask.bool() & allowed) | itself
+        x = self.embedding_dropout(x)
+        for index, block in enumerate(self.blocks):
+            layer = cache.layers[index] if cache is not None else None
+            if self.config.gradient_checkpointing and self.training and layer is None:
+                x = checkpoint(block, x, mask, causal=mask is None, use_reentrant=False)
+            else:
+                x = block(x, mask, causal=mask is None, cache=layer)
+        return self.final_norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., C) to logits (..., V)."""
+        return F.linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The head's matrix (V, C): the token embedding's own where tied."""
+        return self.token_embeddings.weight if self.head is None else self.head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output_weight.device
+
+    def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
+        """An empty cache for this model, of `capacity` tokens (by default all positions)."""
+        config = self.config
+        return KVCache(
+            config.n_layers,
+            batch_size,
+            config.n_heads,
+            capacity or config.max_seq_len,
+            config.head_dim,
+            self.device,
+            self.output_weight.dtype,
+        )
+
+    def num_parameters(self) -> int:
+        """Weights, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

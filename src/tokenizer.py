@@ -1,0 +1,407 @@
+"""Text to token ids and back: by character (`BasicTokenizer`), by byte pairs (`BPETokenizer`)."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from .errors import AGI2Error
+from .utils import write_text
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<unk>"
+FILE_NAME = "tokenizer.json"
+
+# Longer texts are cut into pieces of about this many characters, which are encoded in parallel.
+_PIECE = 1 << 16
+
+
+class Tokenizer(ABC):
+    """What every tokenizer does. Text never turns into a special token."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of tokens, special ones included."""
+
+    @property
+    @abstractmethod
+    def end_of_text(self) -> int:
+        """The id of the token between documents."""
+
+    @abstractmethod
+    def fit(self, texts: Iterable[str]) -> None:
+        """Build the vocabulary from a corpus, in place of the one there was."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Text to token ids."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for: part of a character, or nothing, perhaps.
+
+        Raises:
+            AGI2Error: where there is no such token.
+        """
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """The whole tokenizer as JSON text."""
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Text to token ids in the smallest unsigned type that holds the vocabulary."""
+        return np.array(self.encode(text), dtype=self.dtype)
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """The smallest unsigned type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids to text; special tokens give none, broken UTF-8 gives U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` into a folder, whole or not at all."""
+        write_text(Path(folder) / FILE_NAME, self.to_json())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that two tokenizers share when they are the same."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class BasicTokenizer(Tokenizer):
+    """One token for each character.
+
+    Args:
+        vocabulary: the characters, in the order of their ids (after the two special tokens);
+            without it, `fit` builds one.
+        lowercase: whether text is lower-cased.
+        fold_whitespace: whether every run of white space becomes one space.
+
+    Raises:
+        AGI2Error: where the vocabulary is not made of different single characters.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str] | None = None,
+        *,
+        lowercase: bool = True,
+        fold_whitespace: bool = True,
+    ) -> None:
+        self.lowercase = lowercase
+        self.fold_whitespace = fold_whitespace
+        self._set_vocabulary(vocabulary or [])
+
+    def _set_vocabulary(self, characters: Sequence[str]) -> None:
+        if any(len(character) != 1 for character in characters):
+            raise AGI2Error("a basic vocabulary is made of single characters")
+        if len(set(characters)) != len(characters):
+            raise AGI2Error("a character stands twice in the vocabulary")
+        self.vocabulary = [UNKNOWN, END_OF_TEXT, *characters]
+        self._ids = {character: id for id, character in enumerate(self.vocabulary)}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of characters, and two."""
+        return len(self.vocabulary)
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of the token between documents."""
+        return 1
+
+    def preprocess(self, text: str) -> str:
+        """The text that is really encoded."""
+        if self.lowercase:
+            text = text.lower()
+        return re.sub(r"\s+", " ", text) if self.fold_whitespace else text
+
+    def fit(self, texts: Iterable[str]) -> None:
+        """Take every character of the texts."""
+        self._set_vocabulary(sorted(set().union(*map(self.preprocess, texts))))
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids; a character that is not in the vocabulary is `<unk>`.
+
+        Raises:
+            AGI2Error: where there is no vocabulary yet.
+        """
+        if self.vocab_size == 2:
+            raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
+        return [self._ids.get(character, 0) for character in self.preprocess(text)]
+
+    def token_bytes(self, token: int) -> bytes:
+        """A character's bytes; U+FFFD for `<unk>`, nothing for the end of text."""
+        if not 0 <= token < self.vocab_size:
+            raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
+        if token < 2:
+            return b"" if token == self.end_of_text else "\ufffd".encode()
+        return self.vocabulary[token].encode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """The characters and the two switches."""
+        content = {
+            "type": "basic",
+            "lowercase": self.lowercase,
+            "fold_whitespace": self.fold_whitespace,
+            "vocabulary": self.vocabulary[2:],
+        }
+        return json.dumps(content, ensure_ascii=True, indent=0)
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level byte-pair encoding (Sennrich et al., 2016; Radford et al., 2019).
+
+    Every string can be encoded, since every byte is a token. Training and encoding are the
+    `tokenizers` library's.
+
+    Args:
+        vocab_size: the most tokens that training makes: at least 257, the bytes and the end of
+            text.
+
+    Raises:
+        AGI2Error: where `vocab_size` is below that.
+    """
+
+    def __init__(self, vocab_size: int = 50000) -> None:
+        if vocab_size < 257:
+            raise AGI2Error(f"vocab_size must be at least 257 for byte pairs, not {vocab_size}")
+        self.max_vocab_size = vocab_size
+        self._set_tokenizer(_byte_level(models.BPE()))
+
+    def _set_tokenizer(self, tokenizer: tokenizers.Tokenizer) -> None:
+        # Special tokens that stand in a text are text.
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        special = {
+            id: token for id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        self._end_of_text = next(
+            (id for id, token in special.items() if token.content in KNOWN_END_TOKENS), None
+        )
+        self._bytes = [
+            b"" if id in special else _bytes_of(tokenizer.id_to_token(id))
+            for id in range(tokenizer.get_vocab_size())
+        ]
+        pieces = json.loads(tokenizer.to_str())
+        pre = pieces.get("pre_tokenizer") or {}
+        # Where words are cut as GPT-2 cuts them, a text may be cut before any white space.
+        self._may_cut = pre.get("type") == "ByteLevel" and pre.get("use_regex", True)
+
+    @classmethod
+    def from_gpt2_files(cls, vocab: str | Path, merges: str | Path) -> BPETokenizer:
+        """Read a vocabulary in GPT-2's own layout: `vocab.json` and `merges.txt`.
+
+        Raises:
+            AGI2Error: where they are missing or not of that layout.
+        """
+        try:
+            model = models.BPE.from_file(str(vocab), str(merges))
+        except Exception as error:  # the library raises nothing narrower
+            raise AGI2Error(f"{vocab} and {merges} are not a GPT-2 vocabulary: {error}") from error
+        tokenizer = _byte_level(model)
+        tokenizer.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True)])
+        return cls.from_library(tokenizer, str(vocab))
+
+    @classmethod
+    def from_library(cls, tokenizer: tokenizers.Tokenizer, name: str) -> BPETokenizer:
+        """Take over a tokenizer of the `tokenizers` library; `name` is for messages.
+
+        Raises:
+            AGI2Error: where it is not byte-level or has no token for the end of text.
+        """
+        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+            raise AGI2Error(f"{name} is not a byte-level tokenizer")
+        self = cls(max(257, tokenizer.get_vocab_size()))
+        self._set_tokenizer(tokenizer)
+        if self._end_of_text is None:
+            raise AGI2Error(f"{name} has no end-of-text token ({', '.join(KNOWN_END_TOKENS)})")
+        return self
+
+    @property
+    def vocab_size(self) -> int:
+        """The size reached by training (0 before)."""
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of the token between documents."""
+        return int(self._trained()._end_of_text or 0)
+
+    def fit(self, texts: Iterable[str]) -> None:
+        """Learn the merges."""
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.max_vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer = _byte_level(models.BPE())
+        pieces = (piece for text in texts for piece in _pieces(text))
+        tokenizer.train_from_iterator(pieces, trainer)
+        self._set_tokenizer(tokenizer)
+
+    train = fit
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids.
+
+        Raises:
+            AGI2Error: where nothing has been learned yet.
+        """
+        self._trained()
+        # A lone surrogate is no Unicode text, and the library would refuse it.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        if len(text) <= _PIECE or not self._may_cut:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        encoded = self._tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False)
+        return [id for piece in encoded for id in piece.ids]
+
+    def token_bytes(self, token: int) -> bytes:
+        """A token's bytes; nothing for special tokens."""
+        if not 0 <= token < len(self._bytes):
+            raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
+        return self._bytes[token]
+
+    def to_json(self) -> str:
+        """The `tokenizers` library's own layout."""
+        return self._tokenizer.to_str(pretty=True)
+
+    def _trained(self) -> BPETokenizer:
+        if not self._bytes:
+            raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
+        return self
+
+
+KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+
+
+class StreamDecoder:
+    """Tokens to text one by one, holding back what is not yet a whole character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character."""
+        return self._decoder.decode(b"", final=True)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer: its file, or a folder with `tokenizer.json` or GPT-2's two files.
+
+    Raises:
+        AGI2Error: where there is none, or it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        vocab, merges = path / "vocab.json", path / "merges.txt"
+        if vocab.is_file() and merges.is_file() and not (path / FILE_NAME).is_file():
+            return BPETokenizer.from_gpt2_files(vocab, merges)
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise AGI2Error(
+            f"no tokenizer at {path}: give a tokenizer.json, or a folder that holds one, or "
+            "vocab.json and merges.txt"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if content.get("type") == "basic":
+            return BasicTokenizer(
+                content["vocabulary"],
+                lowercase=content["lowercase"],
+                fold_whitespace=content["fold_whitespace"],
+            )
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # a broken file can break either reader in many ways
+        raise AGI2Error(f"{path} is not a tokenizer: {error}") from error
+    return BPETokenizer.from_library(library, str(path))
+
+
+def new_tokenizer(
+    kind: str, vocab_size: int, *, lowercase: bool = True, fold_whitespace: bool = True
+) -> tuple[Tokenizer, bool]:
+    """The tokenizer that a configuration names, and whether it still has to be fitted.
+
+    Args:
+        kind: `bpe`, `basic`, `gpt2` (fetched once by the `tokenizers` library), or a path.
+        vocab_size: the ceiling for `bpe`.
+        lowercase: for `basic`.
+        fold_whitespace: for `basic`.
+
+    Raises:
+        AGI2Error: where it cannot be had.
+    """
+    if kind == "bpe":
+        return BPETokenizer(vocab_size), True
+    if kind == "basic":
+        return BasicTokenizer(lowercase=lowercase, fold_whitespace=fold_whitespace), True
+    if kind != "gpt2":
+        return load_tokenizer(kind), False
+    try:
+        library = tokenizers.Tokenizer.from_pretrained("openai-community/gpt2")
+    except Exception as error:  # any kind of network or cache trouble
+        raise AGI2Error(
+            "GPT-2's vocabulary could not be fetched: put its vocab.json and merges.txt into a "
+            'folder and set tokenizer = "that/folder"'
+        ) from error
+    return BPETokenizer.from_library(library, "gpt2"), False
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long text before white space that follows something else.
+
+    No token of a GPT-2 vocabulary goes across such a place, so the ids stay the same.
+    """
+    start = 0
+    for match in re.finditer(r"(?<=\S)(?=\s)", text):
+        if match.start() - start >= _PIECE:
+            yield text[start : match.start()]
+            start = match.start()
+    if start < len(text):
+        yield text[start:]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in a byte-level vocabulary.
+
+    Printable Latin-1 characters stand for themselves, the other bytes for those from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
+    return alphabet
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _bytes_of(token: str) -> bytes:
+    return bytes(_BYTE_OF[character] for character in token)

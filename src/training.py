@@ -1,0 +1,188 @@
+"""Training from end to end: one epoch over any batches, or a whole run from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import checkpoint as checkpoints
+from .checkpoint import Checkpoint
+from .config import Config
+from .config_loader import make_config
+from .corpus import check_sources, read_documents
+from .cuda_utils import describe_device, memory_stats, select_device
+from .dataset import TextDataset, split_documents, tokenize
+from .errors import AGI2Error
+from .model import GPT2Model
+from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
+from .trainer import Batch, Criterion, History, Trainer, split_batch, training_step
+from .utils import log, seed_everything
+
+__all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model", "training_step"]
+
+
+def train_epoch(
+    model: nn.Module,
+    dataloader: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    criterion: Criterion = F.cross_entropy,
+    device: torch.device | str = "cpu",
+    clip_grad_norm: float | None = 1.0,
+) -> float:
+    """Train on every batch once.
+
+    Args:
+        model: on `device`; left in training mode.
+        dataloader: batches (B, T), which are shifted, or (inputs, targets) pairs.
+        optimizer: over the model's parameters.
+        criterion: mean loss from logits (N, V) and targets (N,).
+        device: where to compute.
+        clip_grad_norm: the largest gradient norm, `None` for no limit.
+
+    Returns:
+        The mean loss per token, in nats.
+
+    Raises:
+        AGI2Error: where there is no batch.
+    """
+    model.train()
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for batch in dataloader:
+        loss, _ = training_step(
+            model, batch, optimizer, criterion, device, clip_grad_norm=clip_grad_norm
+        )
+        count = split_batch(batch)[1].numel()
+        total += loss.cpu().double() * count
+        tokens += count
+    if not tokens:
+        raise AGI2Error("the dataloader is empty: there is nothing to train on")
+    log.debug("epoch done, memory %s", memory_stats(device))
+    return total.item() / tokens
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    model: GPT2Model
+    tokenizer: Tokenizer
+    history: History
+    folder: Path
+    training_text: list[str]
+
+
+def train_model(
+    model: GPT2Model,
+    tokenizer: Tokenizer,
+    sources: str | list[str],
+    epochs: int = 10,
+    **kwargs: Any,
+) -> History:
+    """Train a model from start to finish, in the folder `output_dir`/`model_name`.
+
+    Args:
+        model: trained in place, on the device that `device` names; ends with its best weights.
+        tokenizer: fitted, and not larger than the model.
+        sources: what to learn from (see `corpus.read_documents`).
+        epochs: passes over the text.
+        **kwargs: any other key of the configuration. Keys that describe the architecture are
+            the model's own.
+
+    Returns:
+        The training history: see `Trainer.fit`.
+
+    Raises:
+        AGI2Error: where a source, a key or the resumed checkpoint is wrong.
+    """
+    given = {**kwargs, "sources": sources, "epochs": epochs}
+    # A model has the positions it has: a shorter one trains on shorter windows.
+    given = {**given, **model.config.to_keys(), "preset": None}
+    given["seq_len"] = min(given.get("seq_len") or 1024, model.config.max_seq_len)
+    return _run(make_config(given), model, tokenizer).history
+
+
+def train_from_config(config: Config) -> Run:
+    """Do all that a configuration says: tokenizer, model, training.
+
+    Raises:
+        AGI2Error: as `train_model`.
+    """
+    return _run(config)
+
+
+def _run(
+    config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None
+) -> Run:
+    """Train, with a model and a tokenizer that are given or made."""
+    check_sources(config.sources)
+    device = select_device(config.device)
+    checkpoint = checkpoints.find_checkpoint(config)
+    documents = list(read_documents(config.sources, config.text_field))
+    train, held_out = split_documents(documents, config.val_fraction, config.seed)
+    if tokenizer is None:
+        tokenizer = _make_tokenizer(config, train, checkpoint)
+    seed_everything(config.seed)
+    if model is None:
+        config = config.changed(vocab_size=tokenizer.vocab_size)
+        model = GPT2Model(config)
+    checkpoints.check_vocabulary(tokenizer, model)
+    model.to(device)
+    train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
+    folder = checkpoints.run_folder(config)
+    trainer = Trainer(model, tokenizer, train_data, val_data, config, folder)
+    log.info(
+        "%s: %s characters, %s tokens to train on, %s to validate; vocabulary %d",
+        config.model_name,
+        f"{sum(map(len, documents)):,}",
+        f"{len(train_data.tokens):,}",
+        f"{len(val_data.tokens) if val_data else 0:,}",
+        tokenizer.vocab_size,
+    )
+    log.info(
+        "%s parameters; %d steps an epoch of %d sequences (%d at a time); %s",
+        f"{model.num_parameters():,}",
+        trainer.batches.steps_per_epoch,
+        trainer.batches.batch_size,
+        trainer.micro_batch_size,
+        describe_device(device),
+    )
+    history = trainer.fit(checkpoint)
+    return Run(model, tokenizer, history, folder, train)
+
+
+def _make_tokenizer(
+    config: Config, documents: list[str], checkpoint: Checkpoint | None
+) -> Tokenizer:
+    """The run's own tokenizer where it goes on; else the one configured, fitted if need be."""
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint.run)
+    tokenizer, is_new = new_tokenizer(
+        config.tokenizer,
+        config.vocab_size,
+        lowercase=config.lowercase,
+        fold_whitespace=config.fold_whitespace,
+    )
+    if is_new:
+        tokenizer.fit(documents)
+    return tokenizer
+
+
+def _windows(
+    train: list[str], held_out: list[str], tokenizer: Tokenizer, seq_len: int
+) -> tuple[TextDataset, TextDataset | None]:
+    """Windows of seq_len + 1 tokens, so that each step trains on seq_len targets."""
+    train_data = TextDataset.from_tokens(tokenize(train, tokenizer), seq_len + 1, stride=seq_len)
+    tokens = tokenize(held_out, tokenizer)
+    if len(tokens) < 2:
+        if held_out:
+            log.warning("the held-out text is too short to validate on")
+        return train_data, None
+    # Never longer than what the model trains on.
+    width = min(seq_len, train_data.seq_len - 1)
+    return train_data, TextDataset.from_tokens(tokens, width + 1, stride=width)
