@@ -15,9 +15,7 @@ from .errors import AGI2Error
 from .kv_cache import LayerCache
 
 
-def causal_mask(
-    queries: int, keys: int, device: torch.device | str | None = None
-) -> torch.Tensor:
+def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Boolean (T, S), True where a query may attend: the last query sees every key."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
@@ -123,10 +121,8 @@ def attention_weights(
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is None:
         return scores.softmax(dim=-1)
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    else:
-        scores = scores + mask
+    is_boolean = mask.dtype == torch.bool
+    scores = scores.masked_fill(~mask, float("-inf")) if is_boolean else scores + mask
     # A row of nothing but -inf has no softmax: it attends to nothing.
     return scores.softmax(dim=-1).nan_to_num(0.0)
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,27 +170,34 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
 # Checkpoints: everything that a run needs to go on as if it had never stopped.
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """The optimizer's state as named tensors."""
+def optimizer_tensors(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
+    """The optimizers' states as named tensors; together they cover each parameter once."""
     return {
         f"optimizer.{name}.{key}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for optimizer in optimizers
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
     }
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, torch.Tensor],
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
-    for name, parameter in model.named_parameters():
-        prefix = f"optimizer.{name}."
-        optimizer.state[parameter] = {
-            # The step count stays where the optimizer keeps it; the moments follow the weights.
-            key.removeprefix(prefix): value.to(parameter.device) if value.dim() else value
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            prefix = f"optimizer.{names[parameter]}."
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): value.to(parameter.device)
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
 
 
 def save_checkpoint(

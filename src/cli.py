@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .config_loader import Kind
 
 app = typer.Typer(
+    rich_markup_mode=None,  # importing rich for the help would double its time
     help="Train a GPT-2 on your own text from one TOML file, and use it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,8 +30,10 @@ app = typer.Typer(
 ConfigFile = Annotated[str, typer.Argument(metavar="FILE.toml", help="The configuration.")]
 Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045 (typer reads this at run time)
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+    Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key of the file; repeatable."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
@@ -63,7 +66,9 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a model, and print what it writes."""
-    config = _start(file, "training", [*(overrides or []), *(["resume=auto"] if resume else [])], quiet, verbose)
+    config = _start(
+        file, "training", [*(overrides or []), *(["resume=auto"] if resume else [])], quiet, verbose
+    )
     from .evaluation import originality
     from .generation import generate_text
     from .training import train_from_config
@@ -87,7 +92,7 @@ def train(
     known = sum(each.known_words for each in found) / len(found)
     log.info("%.0f %% of the words it wrote occur in the text it learned from", 100 * known)
     log.info("the longest span copied from it has %d characters: %r", len(copied), copied)
-    log.info("write more with: agi2 generate %s \"...\"", file)
+    log.info('write more with: agi2 generate %s "..."', file)
 
 
 # Samples printed after training, and how much of the text they are compared with.

@@ -119,7 +119,7 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Config(BaseModel, Mapping):  # type: ignore[misc]
+class Config(BaseModel, Mapping):
     """A whole run. Flat, validated, immutable; also a mapping (`config["epochs"]`, `**config`)."""
 
     model_config = ConfigDict(
@@ -189,10 +189,12 @@ class Config(BaseModel, Mapping):  # type: ignore[misc]
     """Sequences at a time: divides `batch_size`; gradients accumulate. `auto` fits the memory."""
     seq_len: int = Field(1024, ge=1)
     """Tokens per training sequence."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon on the blocks' matrices, AdamW on the rest."""
     learning_rate: float = Field(3e-4, gt=0)
-    """The highest learning rate, reached after warm-up."""
+    """The highest learning rate of AdamW, reached after warm-up."""
+    muon_learning_rate: float = Field(0.02, gt=0)
+    """The highest learning rate of Muon."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls, to zero at the end, after warm-up."""
     warmup_steps: int = Field(100, ge=0)
@@ -287,7 +289,9 @@ class Config(BaseModel, Mapping):  # type: ignore[misc]
             )
         micro = self.micro_batch_size
         if micro != "auto" and (micro < 1 or self.batch_size % micro):
-            problems.append(f"micro_batch_size {micro} does not divide batch_size {self.batch_size}")
+            problems.append(
+                f"micro_batch_size {micro} does not divide batch_size {self.batch_size}"
+            )
         if self.model_name in (".", ".."):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
         if problems:

@@ -108,9 +108,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise AGI2Error(
-            f"{path}: no such file; resources/ holds examples to start from"
-        ) from error
+        raise AGI2Error(f"{path}: no such file; resources/ holds examples to start from") from error
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{path}: not UTF-8 text") from error
     except OSError as error:

@@ -210,23 +210,36 @@ def python_docs() -> Iterator[str]:
     """English that every CPython carries: its language reference and its library's docstrings.
 
     `pydoc_data.topics` is what `help("if")` shows. The docstrings are read by parsing the
-    standard library's source; nothing of it is imported or run.
+    standard library's source; nothing of it is imported or run. Only paragraphs of prose are
+    kept: no tables, code or markup.
     """
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
-        yield topics[name].strip() + "\n"
+        if text := prose(topics[name]):
+            yield text
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).parts
-        if not _SKIPPED_PARTS.intersection(parts) and not parts[-1].startswith("_"):
-            text = "\n\n".join(_docstrings(path))
-            if len(text) >= 200:
-                yield text + "\n"
+        skipped = parts[-1].startswith("_") or _SKIPPED_FOLDERS.intersection(parts)
+        if not skipped and (text := prose("\n\n".join(_docstrings(path)))):
+            yield text
 
 
-_SKIPPED_PARTS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-_SKIPPED_PARTS |= {"pydoc_data", "encodings", "turtledemo", "idle_test", "__pycache__"}
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+_SKIPPED_FOLDERS |= {"pydoc_data", "encodings", "turtledemo", "idle_test", "__pycache__"}
+
+
+def prose(text: str) -> str:
+    """The paragraphs of plain sentences in a text, one a line, without markup."""
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        words = " ".join(re.sub(r"[`*]|\s+", lambda m: " " * m[0].isspace(), paragraph).split())
+        plain = len(re.findall(r"[A-Za-z ,.']", words))
+        is_sentence = re.match(r"[A-Z][a-z]*\b", words) and words.endswith((".", ":", "!", "?"))
+        if is_sentence and words.count(" ") >= 6 and plain >= 0.95 * len(words):
+            paragraphs.append(words)
+    return "\n\n".join(paragraphs) + "\n" * bool(paragraphs)
 
 
 def _docstrings(path: Path) -> Iterator[str]:
@@ -234,8 +247,7 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):  # a library may ship templates that are no code
         return
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
-            if docstring and len(docstring) >= 40:
-                yield docstring
+        if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
+            yield docstring

@@ -136,7 +136,9 @@ def choose_micro_batch_size(
     if device.type == "cuda":  # pragma: needs gpu
         budget = int(0.6 * torch.cuda.get_device_properties(device).total_memory)
     fitting = budget // activation_bytes(architecture, seq_len)
-    return max((n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fitting), default=1)
+    return max(
+        (n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fitting), default=1
+    )
 
 
 def can_compile(device: torch.device) -> bool:

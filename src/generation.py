@@ -273,7 +273,9 @@ def beam_search(
             # Twice as many as needed: at most half of them end here.
             best = total.topk(min(2 * beam_size, total.numel()))
             histories = decoder.tokens[:, start:].tolist()
-            rows, tokens, kept = [], [], []
+            rows: list[int] = []
+            tokens: list[int] = []
+            kept: list[float] = []
             for rank, (score, index) in enumerate(
                 zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ):

@@ -63,9 +63,7 @@ class GPT2Model(nn.Module):
             nn.LayerNorm(config.d_model, bias=config.bias) if pre_norm else nn.Identity()
         )
         self.head = (
-            None
-            if config.tie_weights
-            else nn.Linear(config.d_model, config.vocab_size, bias=False)
+            None if config.tie_weights else nn.Linear(config.d_model, config.vocab_size, bias=False)
         )
         self.init_weights()
 

@@ -193,7 +193,7 @@ class BPETokenizer(Tokenizer):
             (id for id, token in special.items() if token.content in KNOWN_END_TOKENS), None
         )
         self._bytes = [
-            b"" if id in special else _bytes_of(tokenizer.id_to_token(id))
+            b"" if id in special else _bytes_of(tokenizer.id_to_token(id) or "")
             for id in range(tokenizer.get_vocab_size())
         ]
         pieces = json.loads(tokenizer.to_str())

@@ -27,7 +27,7 @@ from .evaluation import Evaluation, evaluate
 from .generation import generate_text
 from .metrics import MetricsFile, RunningMean, TrainingDisplay
 from .model import GPT2Model
-from .optimization import learning_rate_factor, make_optimizer
+from .optimization import Optimizer, learning_rate_factor, make_optimizers
 from .tokenizer import Tokenizer
 from .utils import Interrupt, human_time, log, writing
 
@@ -49,7 +49,7 @@ def split_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 def training_step(
     model: nn.Module,
     batch: Batch,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[Optimizer],
     criterion: Criterion,
     device: torch.device | str,
     *,
@@ -65,7 +65,7 @@ def training_step(
     Args:
         model: in training mode.
         batch: windows (B, T) that are shifted, or inputs and targets.
-        optimizer: its gradients are zero before and after.
+        optimizers: together over all parameters, whose gradients are unset before and after.
         criterion: mean loss from logits (N, V) and targets (N,).
         device: where the model is.
         clip_grad_norm: the largest gradient norm, if any.
@@ -89,16 +89,16 @@ def training_step(
         (scaler.scale(loss) if scaler else loss).backward()
         loss_sum += loss.detach()
     if scaler:
-        scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
     norm = torch.zeros((), device=device)
     if clip_grad_norm is not None:
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+    for optimizer in optimizers:
+        scaler.step(optimizer) if scaler else optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     if scaler:
-        scaler.step(optimizer)
         scaler.update()
-    else:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return loss_sum, norm
 
 
@@ -131,9 +131,7 @@ class Trainer:
         self.device = model.device
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.precision = select_precision(config.precision, self.device)
-        self.optimizer = make_optimizer(
-            model, config.learning_rate, config.weight_decay, config.adam_beta2
-        )
+        self.optimizers = make_optimizers(model, config)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
@@ -187,7 +185,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Optimizer state and random states."""
-        tensors = checkpoints.optimizer_tensors(self.model, self.optimizer)
+        tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":  # pragma: needs gpu
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -209,7 +207,7 @@ class Trainer:
                     f"{self.config[key]!r}: set it back, or start anew without resume"
                 )
         tensors = checkpoint.load_into(self.model)
-        checkpoints.load_optimizer_tensors(self.model, self.optimizer, tensors)
+        checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in tensors:  # pragma: needs gpu
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -263,7 +261,9 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         checkpoints.describe_model(self.model.config, self.tokenizer, self.config, self.folder)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", logged)
-        bounded = self.total_steps if self.config.epochs < UNBOUNDED_EPOCHS else self.config.max_steps
+        bounded = (
+            self.total_steps if self.config.epochs < UNBOUNDED_EPOCHS else self.config.max_steps
+        )
         with Interrupt() as interrupt, TrainingDisplay(bounded) as self.display:
             stopped = self._loop(interrupt)
         return self._finish(stopped)
@@ -293,14 +293,14 @@ class Trainer:
 
     def _train_one_step(self) -> None:
         config = self.config
-        rate = config.learning_rate * self._learning_rate_factor()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        factor = self._learning_rate_factor()
+        for group in (group for each in self.optimizers for group in each.param_groups):
+            group["lr"] = group["initial_lr"] * factor
         batch = self.batches.batch(self.step)
         loss, norm = training_step(
             self.forward,
             batch,
-            self.optimizer,
+            self.optimizers,
             F.cross_entropy,
             self.device,
             clip_grad_norm=config.clip_grad_norm,
@@ -313,7 +313,7 @@ class Trainer:
         self.step += 1
         self.seconds = self._first_second + time.monotonic() - self._started
         if self.step % config.log_interval == 0 or self.step == self.total_steps:
-            self._log_step(rate, norm)
+            self._log_step(config.learning_rate * factor, norm)
         if self.step % self.batches.steps_per_epoch == 0:
             self._log_epoch()
 

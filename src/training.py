@@ -55,7 +55,7 @@ def train_epoch(
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for batch in dataloader:
         loss, _ = training_step(
-            model, batch, optimizer, criterion, device, clip_grad_norm=clip_grad_norm
+            model, batch, [optimizer], criterion, device, clip_grad_norm=clip_grad_norm
         )
         count = split_batch(batch)[1].numel()
         total += loss.cpu().double() * count
@@ -116,9 +116,7 @@ def train_from_config(config: Config) -> Run:
     return _run(config)
 
 
-def _run(
-    config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None
-) -> Run:
+def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
     """Train, with a model and a tokenizer that are given or made."""
     check_sources(config.sources)
     device = select_device(config.device)

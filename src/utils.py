@@ -49,7 +49,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise AGI2Error(f"cannot write {path}: {reason}; free some room or set output_dir") from error
+        raise AGI2Error(
+            f"cannot write {path}: {reason}; free some room or set output_dir"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
