@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -12,23 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .config import Config, GPT2Config
 from .config_loader import load_config, save_config
 from .errors import AGI2Error
 from .model import GPT2Model
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from .utils import atomic_path, log, sha256_of, sync_file, sync_folder, writing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.toml"
+BEST = "best.safetensors"
 CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
+
+# What of an architecture may differ between a trained model and a configuration that names it: a
+# smaller text makes a smaller vocabulary, and the other two change no weight.
+FREE_ARCHITECTURE_KEYS = {"vocab_size", "dropout", "gradient_checkpointing"}
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -36,10 +43,17 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return Path(config["output_dir"]) / config["model_name"]
 
 
-def save_weights(model: GPT2Model, path: Path) -> None:
-    """Write a model's weights, whole or not at all. Equal weights give equal files."""
+def save_weights(model: GPT2Model, path: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model's weights, whole or not at all. Equal weights give equal files.
+
+    The file notes the weights' hash, and the tokenizer's if given: `load_model` checks both.
+    """
+    tensors = model.state_dict()
+    notes = {"sha256": _hash_of(tensors)}
+    if tokenizer is not None:
+        notes["tokenizer"] = tokenizer.fingerprint
     with atomic_path(path) as beside:
-        _save_tensors(model.state_dict(), beside)
+        _save_tensors(tensors, beside, notes)
 
 
 def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
@@ -47,7 +61,7 @@ def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: P
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     describe_model(model.config, tokenizer, config, folder)
-    save_weights(model, folder / WEIGHTS)
+    save_weights(model, folder / WEIGHTS, tokenizer)
 
 
 def describe_model(
@@ -79,15 +93,43 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
     # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutDrawing():
         model = GPT2Model(config)
     check_vocabulary(tokenizer, model)
     load_weights(model, folder / WEIGHTS, assign=True)
+    expected = _notes(folder / WEIGHTS).get("tokenizer")
+    if expected is not None and sha256_of(folder / FILE_NAME) != expected:
+        raise AGI2Error(
+            f"{folder / FILE_NAME} is another tokenizer than the one that {folder / WEIGHTS} was "
+            "trained with: put that one back, or train again"
+        )
     return TrainedModel(model.to(device).eval(), tokenizer, config)
 
 
-def load_trained(config: Config, device: torch.device | str = "cpu") -> TrainedModel:
+class _WithoutDrawing(TorchFunctionMode):
+    """Leaves weights as they are where `torch.nn.init` or a model would draw them.
+
+    On a tensor without memory there is nothing to draw, and PyTorch would load its compiler,
+    which takes as long as all the rest, to find that out.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init" or func is torch.Tensor.normal_:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def load_trained(
+    config: Config, device: torch.device | str = "cpu", file: str = "FILE.toml"
+) -> TrainedModel:
     """Read the model that a configuration names and has trained.
+
+    Args:
+        config: with the run's `output_dir` and `model_name`.
+        device: where the model goes.
+        file: what the configuration was read from, for messages.
 
     Raises:
         AGI2Error: where it is not trained yet, or was trained with another architecture than the
@@ -95,22 +137,14 @@ def load_trained(config: Config, device: torch.device | str = "cpu") -> TrainedM
     """
     folder = run_folder(config)
     if not (folder / WEIGHTS).is_file():
-        raise AGI2Error(
-            f"{folder}: no trained model there; train it first: agi2 train with this file"
-        )
+        raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
     trained = load_model(folder, device)
-    # A smaller text makes a smaller vocabulary, and the other two change no weight.
-    names = set(config.architecture.to_keys()) - {
-        "vocab_size",
-        "dropout",
-        "gradient_checkpointing",
-    }
-    for key in sorted(names & config.model_fields_set):
-        wanted, has = config.architecture.to_keys()[key], trained.config.architecture.to_keys()[key]
-        if wanted != has:
+    wanted, has = config.architecture.to_keys(), trained.config.architecture.to_keys()
+    for key in sorted(wanted.keys() & config.model_fields_set - FREE_ARCHITECTURE_KEYS):
+        if wanted[key] != has[key]:
             raise AGI2Error(
-                f"{folder} was trained with {key} = {has!r}, the configuration says {wanted!r}: "
-                "train again, or set it back"
+                f"{folder} was trained with {key} = {has[key]!r}, the configuration says "
+                f"{wanted[key]!r}: train again, or set it back"
             )
     return trained
 
@@ -148,14 +182,47 @@ def load_weights(model: GPT2Model, path: Path, *, assign: bool = False) -> None:
             raise AGI2Error(
                 f"{path} holds a model of another shape: {name} is {theirs}, not {ours}"
             )
+    if _notes(path).get("sha256", "") not in ("", _hash_of(tensors)):
+        raise AGI2Error(f"{path} is damaged: its content does not match its hash")
     model.load_state_dict(tensors, assign=assign)
 
 
-def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of named tensors' bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """What `save_weights` noted in a file."""
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        with safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("agi2", "{}")))
+    except (ValueError, TypeError) as error:
+        raise AGI2Error(f"{path} is damaged: {error}") from error
+
+
+def _save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, notes: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: where there is no right or no room.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        # Under one key: the library would write several in an order that changes.
+        save_file(tensors, path, {"agi2": json.dumps(notes)} if notes else None)
     except SafetensorError as error:
-        raise AGI2Error(f"cannot write {path}: {error}; free some room") from error
+        raise OSError(str(error).removeprefix("Error while serializing: ")) from error
+    path.chmod(mode)  # the library lets no other user read it
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -207,6 +274,7 @@ def save_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     keep: int,
+    best: Path | None = None,
 ) -> Path:
     """Write a checkpoint beside its place, sync it, and rename it into place.
 
@@ -217,6 +285,8 @@ def save_checkpoint(
         tensors: optimizer state and random states.
         state: everything else, as JSON.
         keep: older checkpoints beyond so many are deleted, once this one is whole.
+        best: the run's best weights so far, which become part of the checkpoint (as a hard link
+            where the file system has them, so that they take no room).
 
     Raises:
         AGI2Error: where it cannot be written; older checkpoints are then as they were.
@@ -230,15 +300,20 @@ def save_checkpoint(
             _save_tensors(model.state_dict(), beside / WEIGHTS)
             _save_tensors(tensors, beside / TENSORS)
             (beside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            hashes = {name: sha256_of(beside / name) for name in (WEIGHTS, TENSORS, STATE)}
+            if best is not None:
+                _link(best, beside / BEST)
+            hashes = {file.name: sha256_of(file) for file in sorted(beside.iterdir())}
             (beside / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
             for file in beside.iterdir():
                 sync_file(file)
             sync_folder(beside)
-            if place.exists():  # a run that went back to an older checkpoint comes by again
-                shutil.rmtree(place)
+            old = place.with_name(f"{place.name}.old")
+            if place.exists():  # never away, not even for a moment: `list_checkpoints` finds it
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(place, old)
             os.rename(beside, place)
             sync_folder(place.parent)
+            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
@@ -247,9 +322,17 @@ def save_checkpoint(
     return place
 
 
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest last."""
-    return sorted((folder / CHECKPOINTS).glob("step-*"))
+    places = (folder / CHECKPOINTS).glob("step-*")
+    return sorted(place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name))
 
 
 @dataclass(frozen=True)
@@ -269,6 +352,12 @@ class Checkpoint:
         load_weights(model, self.folder / WEIGHTS)
         return _load_tensors(self.folder / TENSORS)
 
+    def restore_best(self, path: Path) -> None:
+        """Make `path` the best weights at the time of the checkpoint, if any were chosen then."""
+        if (self.folder / BEST).exists():
+            with atomic_path(path) as beside:
+                shutil.copyfile(self.folder / BEST, beside)
+
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Check a checkpoint's hashes and read its state.
@@ -277,13 +366,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         AGI2Error: where it is incomplete or damaged.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest.items():
-            if sha256_of(folder / name) != expected:
-                raise AGI2Error(f"{folder / name} is damaged: its content does not match its hash")
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
+        damaged = [name for name in manifest if sha256_of(folder / name) != manifest[name]]
+        state = json.loads((folder / STATE).read_bytes())
+    except (OSError, ValueError, TypeError) as error:
         raise AGI2Error(f"{folder} is not a whole checkpoint: {error}") from error
+    damaged += [name for name in (WEIGHTS, TENSORS, STATE) if name not in manifest]
+    if damaged:
+        raise AGI2Error(f"{folder / damaged[0]} is damaged: its content does not match its hash")
     return Checkpoint(folder, state)
 
 
@@ -323,7 +413,7 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
 def forget_after(folder: Path, step: int) -> None:
     """Delete the checkpoints of later steps: the run goes on from an earlier one."""
     for place in list_checkpoints(folder):
-        if int(place.name.removeprefix("step-")) > step:
+        if int(place.name.removeprefix("step-").removesuffix(".old")) > step:
             shutil.rmtree(place)
 
 

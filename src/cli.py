@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+import typer.core
 
 from . import __version__
 from .errors import AGI2Error
@@ -19,7 +20,23 @@ if TYPE_CHECKING:
     from .config import Config
     from .config_loader import Kind
 
+
+class _Commands(typer.core.TyperGroup):
+    """The subcommands, where an error that the user can mend ends with 2 and Ctrl-C with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AGI2Error as error:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(130) from interrupt
+
+
 app = typer.Typer(
+    cls=_Commands,
     rich_markup_mode=None,  # importing rich for the help would double its time
     help="Train a GPT-2 on your own text from one TOML file, and use it.",
     no_args_is_help=True,
@@ -28,7 +45,7 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[str, typer.Argument(metavar="FILE.toml", help="The configuration.")]
-Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
     typer.Option(
@@ -110,7 +127,7 @@ def generate(
 ) -> None:
     """Go on from a prompt, word by word."""
     config = _start(file, "generation", overrides, quiet, verbose)
-    trained = _load(config)
+    trained = _load(config, file)
     from .generation import stream_text
 
     print(prompt, end="", flush=True)
@@ -135,7 +152,7 @@ def beam(
 ) -> None:
     """Search for the likeliest text with beams; nothing is drawn at random."""
     config = _start(file, "generation", overrides, quiet, verbose)
-    trained = _load(config)
+    trained = _load(config, file)
     from .generation import generate_beam_text
 
     text = generate_beam_text(
@@ -161,7 +178,7 @@ def chat(
 ) -> None:
     """Talk with a model."""
     config = _start(file, "interactive", overrides, quiet, verbose)
-    trained = _load(config)
+    trained = _load(config, file)
     from .interactive import InteractivePrompt
     from .interactive import chat as talk
 
@@ -181,19 +198,29 @@ def _start(
 ) -> Config:
     """Set up the log, then read the configuration."""
     import logging
+    import platform
+
+    import torch
 
     from .config_loader import load_config
     from .metrics import setup_logging
+    from .utils import log
 
     setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-    return load_config(file, kind, overrides or ())
+    config = load_config(file, kind, overrides or ())
+    log.debug(
+        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
+    )
+    for key, value in config.items():
+        log.debug("%s = %r", key, value)
+    return config
 
 
-def _load(config: Config) -> TrainedModel:
+def _load(config: Config, file: str) -> TrainedModel:
     from .checkpoint import load_trained
     from .cuda_utils import select_device
 
-    return load_trained(config, select_device(config.device))
+    return load_trained(config, select_device(config.device), file)
 
 
 def _sampling(config: Config) -> dict:
@@ -220,11 +247,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        app(args=arguments, prog_name=program)
-    except AGI2Error as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    app(args=arguments, prog_name=program)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from .errors import AGI2Error
 
@@ -14,6 +21,7 @@ Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
 PositionKind = Literal["sinusoidal", "learned"]
 Preset = Literal["small", "medium", "large", "xl"]
+DEVICES = r"auto|cpu|mps|cuda(:[0-9]+)?"
 
 # The published sizes (Radford et al., 2019), in the configuration's own keys.
 PRESETS: dict[str, dict[str, int]] = {
@@ -129,7 +137,7 @@ class Config(BaseModel, Mapping):
     # What to learn from, and where it goes.
     sources: list[str] = Field(default_factory=list)
     """Files, folders, globs, URLs or `builtin:python-docs`."""
-    model_name: str = Field("model", pattern=r"^[^/\\]+$")
+    model_name: str = "model"
     """The run's name: the folder below `output_dir`."""
     output_dir: str = "trained"
     """The folder that holds all runs."""
@@ -203,8 +211,8 @@ class Config(BaseModel, Mapping):
     """Decoupled weight decay, on matrices alone."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)
     """Decay of AdamW's second moment."""
-    clip_grad_norm: float | None = Field(1.0, gt=0)
-    """The largest gradient norm."""
+    clip_grad_norm: float = Field(1.0, gt=0)
+    """The largest gradient norm; a huge number sets no limit."""
     seed: int = Field(1337, ge=0)
     """The seed of everything random in training."""
     eval_interval: int = Field(250, ge=1)
@@ -223,7 +231,7 @@ class Config(BaseModel, Mapping):
     """Tokens of sample text at each validation, 0 for none."""
 
     # The machine.
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 or fp16 on CUDA, fp32 elsewhere."""
@@ -256,27 +264,36 @@ class Config(BaseModel, Mapping):
     max_context_length: int = Field(1024, ge=1)
     """Tokens of conversation kept in a chat."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_dependent_defaults(cls, given: Any) -> Any:
-        """A preset sets the sizes; a length that is not given follows the model's positions."""
-        if not isinstance(given, dict):
-            return given
-        given = {key: value for key, value in given.items() if value is not None and value != ""}
-        if isinstance(given.get("sources"), str):
-            given["sources"] = [given["sources"]]
-        if isinstance(given.get("stop"), str):
-            given["stop"] = [given["stop"]]
-        sizes = PRESETS.get(str(given.get("preset")), {})
-        filled = {**sizes, **given}
-        for key in ("seq_len", "max_context_length"):
-            filled.setdefault(key, filled.get("model_positions", 1024))
-        if filled.keys() & {"max_steps", "max_minutes"}:
-            filled.setdefault("epochs", UNBOUNDED_EPOCHS)
-        return filled
+    def _fill_dependent_defaults(
+        cls, given: dict[str, Any], validate: ModelWrapValidatorHandler[Config]
+    ) -> Config:
+        """A preset sets the sizes; a length that is not given follows the model's positions.
+
+        What only follows does not count as given: `changed` works it out anew.
+        """
+        # A key that is null or empty is not set, but an unknown one is still an error.
+        given = {
+            key: value
+            for key, value in given.items()
+            if key not in cls.model_fields or (value is not None and value != "")
+        }
+        for key in ("sources", "stop"):
+            if isinstance(given.get(key), str):
+                given[key] = [given[key]]
+        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
+        positions = given.get("model_positions", 1024)
+        follows = {"seq_len": positions, "max_context_length": positions}
+        if given.keys() & {"max_steps", "max_minutes"}:
+            follows["epochs"] = UNBOUNDED_EPOCHS
+        config = validate({**follows, **given})
+        object.__setattr__(config, "__pydantic_fields_set__", set(given))
+        return config
 
     @model_validator(mode="after")
     def _check_together(self) -> Config:
+        """Raise with a line for each problem, which begins with its key."""
         problems = []
         if self.model_embd % self.model_head:
             problems.append(
@@ -292,10 +309,12 @@ class Config(BaseModel, Mapping):
             problems.append(
                 f"micro_batch_size {micro} does not divide batch_size {self.batch_size}"
             )
-        if self.model_name in (".", ".."):
+        if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
+        if not re.fullmatch(DEVICES, self.device):
+            problems.append(f"device {self.device!r} is none of auto, cpu, cuda, cuda:1, mps")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     # A mapping over the keys, so that `**config` and `config["epochs"]` work.
@@ -311,9 +330,10 @@ class Config(BaseModel, Mapping):
         return len(type(self).model_fields)
 
     def changed(self, **changes: Any) -> Config:
-        """A validated copy with some keys set."""
-        explicit = {key: self[key] for key in self.model_fields_set}
-        return Config(**{**explicit, **changes})
+        """A validated copy with some keys set; those that follow from others follow anew."""
+        sizes = PRESETS.get(str(self.preset), {})
+        given = {key: self[key] for key in self.model_fields_set if self[key] != sizes.get(key)}
+        return Config(**{**given, **changes})
 
     @property
     def architecture(self) -> GPT2Config:

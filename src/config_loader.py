@@ -88,14 +88,10 @@ def make_config(
     """
     missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not given.get(key)]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
-    try:
-        config = Config.model_validate(dict(given))
-    except ValidationError as error:
-        for detail in error.errors():
-            problems += _explain(detail, places or {}, given, name)
+    problems += _find_problems(dict(given), places or {}, name)
     if problems:
         raise AGI2Error("\n".join(problems))
-    return config
+    return Config.model_validate(dict(given))
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -142,26 +138,51 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 
 def _line_of(key: str, text: str) -> int:
-    match = re.search(rf"^[ \t]*[\"']?{re.escape(key)}[\"']?[ \t]*=", text, flags=re.MULTILINE)
-    header = re.search(rf"^[ \t]*\[+[ \t]*{re.escape(key)}", text, flags=re.MULTILINE)
-    found = match or header
+    # `key = ...`, `"key" = ...`, `key.part = ...` or `[key]`
+    start = rf"^[ \t]*(\[+[ \t]*)?[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]"
+    found = re.search(start, text, flags=re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found else 1
 
 
-def _explain(
-    detail: ErrorDetails, places: Mapping[str, str], given: Mapping[str, Any], name: str
-) -> list[str]:
-    """One of pydantic's findings as lines in the file's own names."""
-    if not detail["loc"]:  # keys that contradict each other
-        return [f"{name}: {problem}" for problem in str(detail["ctx"]["error"]).split("; ")]
-    key = str(detail["loc"][0])
-    place = places.get(key, name)
-    if detail["type"] == "extra_forbidden":
-        if isinstance(given[key], dict):
-            return [f"{place}: keys stand at the top level: remove the header [{key}]"]
-        return [f"{place}: unknown key {key}{_suggestion(key)}"]
-    what = detail["msg"][0].lower() + detail["msg"][1:]
-    return [f"{place}: {key} = {detail['input']!r}: {what}"]
+def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) -> list[str]:
+    """A line for each thing that is wrong, in the file's own names."""
+    try:
+        Config.model_validate(given)
+        return []
+    except ValidationError as error:
+        details = error.errors()
+    if not details[0]["loc"]:  # every value is right by itself, but not beside the others
+        return [
+            f"{next((places[word] for word in problem.split() if word in places), name)}: {problem}"
+            for problem in str(details[0]["ctx"]["error"]).split("\n")
+        ]
+    # A value that may be of several types has a finding for each; its line joins them.
+    findings: dict[tuple, list[ErrorDetails]] = {}
+    for detail in details:
+        key, *inside = detail["loc"]
+        if key in given:  # others only follow from one that is
+            where = (key, *(index for index in inside if isinstance(index, int)))
+            findings.setdefault(where, []).append(detail)
+    lines = [
+        f"{places.get(key, name)}: {_explain(key, indices, given[key], found)}"
+        for (key, *indices), found in findings.items()
+    ]
+    # The right ones may contradict each other beside that.
+    wrong = {key for key, *_ in findings}
+    rest = {key: value for key, value in given.items() if key not in wrong}
+    return lines + [
+        line for line in _find_problems(rest, places, name) if not wrong & set(line.split())
+    ]
+
+
+def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]) -> str:
+    """What pydantic found about one value."""
+    if isinstance(value, dict):
+        return f"keys stand at the top level: remove the header [{key}]"
+    if found[0]["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggestion(key)}"
+    what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in found)
+    return f"{key}{''.join(f'[{index}]' for index in indices)} = {found[0]['input']!r}: {what}"
 
 
 def _suggestion(key: str) -> str:

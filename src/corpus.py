@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import csv
 import glob
 import hashlib
+import http.client
+import io
 import json
 import os
 import re
-import sys
 import sysconfig
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import AGI2Error
-from .utils import atomic_path, log
+from .utils import atomic_path, log, writing
 
 BUILTIN = "builtin:python-docs"
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
@@ -69,16 +70,19 @@ def find_files(source: str) -> list[Path]:
         raise AGI2Error(f"{source}: the only built-in source is {BUILTIN}")
     if _is_url(source):
         return [download(source)]
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES)
+    if not source.strip():
+        raise AGI2Error("a source is an empty text: name a file, a folder, or " + BUILTIN)
+    name = os.path.expanduser(source)
+    if os.path.isdir(name):
+        inside = (p for p in Path(name).rglob("*") if p.suffix.lower() in TEXT_SUFFIXES)
+        files = sorted(p for p in inside if p.is_file())
         if not files:
             raise AGI2Error(f"{source}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-    elif path.exists():
-        files = [path]
+    elif os.path.exists(name):
+        files = [Path(name)]
     else:
-        matches = glob.glob(str(path), recursive=True)
-        files = sorted(Path(match) for match in matches if Path(match).is_file())
+        matches = glob.glob(name, recursive=True)
+        files = sorted(Path(match) for match in matches if os.path.isfile(match))
         if not files:
             raise AGI2Error(f"{source}: no such file; paths are relative to {Path.cwd()}")
     for file in files:
@@ -92,18 +96,23 @@ def _check_head(path: Path) -> None:
             head = file.read(_HEAD)
     except OSError as error:
         raise AGI2Error(f"{path}: cannot be read: {error.strerror}") from error
-    if not head.strip():
+    if not head.strip() and len(head) < _HEAD:
         raise AGI2Error(f"{path}: the file is empty")
-    if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if b"\0" in head and not _is_utf16(head):
         raise AGI2Error(f"{path}: not a text file (it holds NUL bytes)")
+
+
+def _is_utf16(content: bytes) -> bool:
+    # UTF-32's mark begins with UTF-16's.
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return marked and not content.startswith(codecs.BOM_UTF32_LE)
 
 
 def _read_text(path: Path) -> str:
     """A file's text: UTF-8, or UTF-16 where its first bytes say so."""
     content = path.read_bytes()
-    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+        text = content.decode("utf-16" if _is_utf16(content) else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise AGI2Error(
@@ -137,8 +146,9 @@ def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AGI2Error(f"{path}:{number}: not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", error)
+            raise AGI2Error(f"{path}:{number}: not JSON: {reason}") from error
         document = entry.get(field) if isinstance(entry, dict) else entry
         if not isinstance(document, str):
             raise AGI2Error(f"{path}:{number}: no text in the field {field!r}; set text_field")
@@ -146,8 +156,8 @@ def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
 
 
 def _csv(path: Path, text: str, field: str) -> Iterator[str]:
-    csv.field_size_limit(sys.maxsize if sys.maxsize < 2**32 else 2**31 - 1)
-    rows = csv.DictReader(text.splitlines(keepends=True))
+    csv.field_size_limit(2**31 - 1)  # the most that every platform takes
+    rows = csv.DictReader(io.StringIO(text))
     columns = rows.fieldnames or []
     if field not in columns:
         raise AGI2Error(f"{path}: no column {field!r} among {', '.join(columns)}; set text_field")
@@ -185,7 +195,8 @@ def download(url: str) -> Path:
     Raises:
         AGI2Error: where it cannot be fetched; the message says where to put the file by hand.
     """
-    name = Path(url.split("?")[0]).name or "text.txt"
+    # The name ends as the address does, since the ending says how to read the file.
+    name = re.sub(r"[^\w.-]", "_", url.split("?")[0].rsplit("/", 1)[-1])[-80:] or "text.txt"
     cached = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     if not cached.exists():
         log.info("downloading %s", url)
@@ -193,13 +204,14 @@ def download(url: str) -> Path:
             request = urllib.request.Request(url, headers={"User-Agent": "agi2"})
             with urllib.request.urlopen(request, timeout=30) as response:
                 content = response.read()
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise AGI2Error(
                 f"{url}: cannot be downloaded ({reason}); fetch it by other means and save it "
                 f"as {cached}"
             ) from error
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        with writing(cached):
+            cached.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(cached) as beside:
             beside.write_bytes(content)
     _check_head(cached)
@@ -218,12 +230,19 @@ def python_docs() -> Iterator[str]:
     for name in sorted(topics):
         if text := prose(topics[name]):
             yield text
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        parts = path.relative_to(library).parts
-        skipped = parts[-1].startswith("_") or _SKIPPED_FOLDERS.intersection(parts)
-        if not skipped and (text := prose("\n\n".join(_docstrings(path)))):
+    for path in _library_files():
+        if text := prose("\n\n".join(_docstrings(path))):
             yield text
+
+
+def _library_files() -> list[Path]:
+    """The standard library's public modules, sorted; neither its tests nor what is installed."""
+    files = []
+    for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
+        subfolders[:] = set(subfolders) - _SKIPPED_FOLDERS
+        modules = [name for name in names if name.endswith(".py") and not name.startswith("_")]
+        files += [Path(folder, name) for name in modules]
+    return sorted(files)
 
 
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
@@ -247,7 +266,13 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):  # a library may ship templates that are no code
         return
+    yield from _docstrings_below(tree)
+
+
+def _docstrings_below(node: ast.AST) -> Iterator[str]:
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
-            yield docstring
+    if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
+        yield docstring
+    # Expressions are most of a tree, and hold no docstrings.
+    for statement in getattr(node, "body", ()):
+        yield from _docstrings_below(statement)

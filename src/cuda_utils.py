@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from .config import GPT2Config
+from .config import DEVICES, GPT2Config
 from .errors import AGI2Error
 from .utils import human_bytes, log
 
@@ -29,19 +30,17 @@ def select_device(preference: str = "auto") -> torch.device:
     """
     if preference == "auto":
         preference = "cuda" if cuda_available() else "mps" if _mps_available() else "cpu"
-    try:
-        device = torch.device(preference)
-    except RuntimeError as error:
-        raise AGI2Error(f"device {preference!r}: use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if cuda_available() else 0
-        available = (device.index or 0) < count
+    if not re.fullmatch(DEVICES, preference):
+        raise AGI2Error(f"device {preference!r}: use auto, cpu, cuda, cuda:N or mps")
+    kind, _, index = preference.partition(":")
+    if kind == "cuda":
+        available = int(index or 0) < torch.cuda.device_count()
     else:
-        available = device.type == "cpu" or (device.type == "mps" and _mps_available())
+        available = kind == "cpu" or _mps_available()
     if not available:
         log.warning("device %s is not available: using the CPU", preference)
         return torch.device("cpu")
-    return device
+    return torch.device(preference)
 
 
 def _mps_available() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -28,27 +29,37 @@ def split_documents(
         seed: chooses the documents, where whole ones are held out.
 
     Returns:
-        Training documents and validation documents. With 20 documents or more, whole ones are
-        held out until the share is reached; with fewer, the last part of each.
+        Training documents and validation documents. With 20 different documents or more, whole
+        ones are held out until the share is reached; with fewer, the last part of each.
     """
     if val_fraction == 0:
         return list(documents), []
-    if len(documents) < _MANY_DOCUMENTS:
-        cuts = [int(len(document) * (1 - val_fraction)) for document in documents]
-        train = [document[:cut] for document, cut in zip(documents, cuts, strict=True)]
-        held_out = [document[cut:] for document, cut in zip(documents, cuts, strict=True)]
-        return [d for d in train if d], [d for d in held_out if d]
-    wanted = val_fraction * sum(map(len, documents))
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
-    chosen: set[int] = set()
-    for index in order.tolist():
-        length = len(documents[index])
+    # Documents of the same text stay together.
+    lengths: Counter[str] = Counter()
+    for document in documents:
+        lengths[document] += len(document)
+    if len(lengths) < _MANY_DOCUMENTS:
+        return _split_each(documents, val_fraction)
+    wanted = val_fraction * lengths.total()
+    texts = list(lengths)
+    chosen: set[str] = set()
+    for index in torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist():
+        length = lengths[texts[index]]
         # A document that would overshoot by more than half its length stays in training.
         if length <= 2 * wanted:
-            chosen.add(index)
+            chosen.add(texts[index])
             wanted -= length
-    train = [document for i, document in enumerate(documents) if i not in chosen]
-    return train, [documents[i] for i in sorted(chosen)]
+    if not chosen:  # every document is longer than what is wanted
+        return _split_each(documents, val_fraction)
+    return [d for d in documents if d not in chosen], [d for d in documents if d in chosen]
+
+
+def _split_each(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
+    """Hold out the end of each document."""
+    cuts = [int(len(document) * (1 - val_fraction)) for document in documents]
+    train = [document[:cut] for document, cut in zip(documents, cuts, strict=True)]
+    held_out = [document[cut:] for document, cut in zip(documents, cuts, strict=True)]
+    return [d for d in train if d], [d for d in held_out if d]
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -74,7 +85,8 @@ class TextDataset(Dataset[torch.Tensor]):
         preprocess: a function from text to text, applied to each document.
 
     Raises:
-        AGI2Error: where a source cannot be read, or gives fewer than two tokens.
+        AGI2Error: where a source cannot be read or gives fewer than two tokens, or `seq_len` or
+            `stride` is below 1.
     """
 
     def __init__(
@@ -102,6 +114,8 @@ class TextDataset(Dataset[torch.Tensor]):
         return self
 
     def _set_tokens(self, tokens: np.ndarray, seq_len: int, stride: int | None) -> None:
+        if seq_len < 1 or (stride is not None and stride < 1):
+            raise AGI2Error(f"seq_len {seq_len} and stride {stride}: both must be at least 1")
         if len(tokens) < 2:
             raise AGI2Error(f"the text has {len(tokens)} tokens: at least 2 are needed")
         if len(tokens) < seq_len:
@@ -146,7 +160,7 @@ class EpochBatches:
         grid = room // dataset.stride + 1
         # One window fewer than would fit, so that the grid has room to move.
         self._windows = grid if grid <= batch_size else grid - 1
-        self._slack = min(dataset.stride - 1, room - (self._windows - 1) * dataset.stride)
+        self._slack = room - (self._windows - 1) * dataset.stride
         self.batch_size = min(batch_size, self._windows)
         self._epoch = -1
         self._starts = torch.empty(0, dtype=torch.long)
@@ -160,7 +174,8 @@ class EpochBatches:
         """The batch (B, T) of the run's step `step`, counted from 0."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            seed = (self.seed * 1_000_003 + epoch) % 2**63
+            generator = torch.Generator().manual_seed(seed)
             offset = torch.randint(self._slack + 1, (), generator=generator)
             order = torch.randperm(self._windows, generator=generator)
             self._epoch, self._starts = epoch, order * self.dataset.stride + offset

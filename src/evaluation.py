@@ -89,7 +89,7 @@ def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
     fresh = torch.ones(width, dtype=torch.bool)
     if index:
         overlap = dataset.starts[index - 1] + width - dataset.starts[index]
-        fresh[:overlap] = False
+        fresh[: max(overlap, 0)] = False
     return fresh
 
 
@@ -117,11 +117,9 @@ def _words(text: str) -> list[str]:
 
 def longest_common_span(written: str, learned: str) -> str:
     """The longest substring of `written` that occurs in `learned`."""
-    best, end = "", 0
+    best = ""
     for start in range(len(written)):
-        end = max(end, start + len(best))
         # Only a span that is longer than the best is of interest.
-        while end < len(written) and written[start : end + 1] in learned:
-            end += 1
-            best = written[start:end]
+        while (end := start + len(best)) < len(written) and written[start : end + 1] in learned:
+            best = written[start : end + 1]
     return best

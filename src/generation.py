@@ -5,11 +5,14 @@ B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
+from .cuda_utils import select_device
 from .errors import AGI2Error
 from .model import GPT2Model
 from .sampling import apply_repetition_penalty, sample
@@ -29,10 +32,12 @@ class Decoder:
     Args:
         model: in evaluation mode.
         prompt: token ids; only the last `max_seq_len` of them are seen.
+        vocab_size: V, the tokens to choose from: those the tokenizer has, where the model has more.
     """
 
-    def __init__(self, model: GPT2Model, prompt: Sequence[int]) -> None:
+    def __init__(self, model: GPT2Model, prompt: Sequence[int], vocab_size: int) -> None:
         self.model = model
+        self._vocab_size = vocab_size
         self.tokens = torch.tensor([list(prompt)], device=model.device)
         self._positions = model.config.max_seq_len
         self._cache = model.new_cache(1)
@@ -58,7 +63,7 @@ class Decoder:
         self._cache = self._cache.select(rows)
 
     def _read(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens, cache=self._cache, last_only=True)[:, -1]
+        return self.model(tokens, cache=self._cache, last_only=True)[:, -1, : self._vocab_size]
 
 
 def generate_tokens(
@@ -71,8 +76,9 @@ def generate_tokens(
     *,
     repetition_penalty: float = 1.0,
     end_token: int | None = None,
+    vocab_size: int | None = None,
     seed: int | None = None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yield new token ids one by one, up to `max_length` or before `end_token`.
 
     Args:
@@ -84,18 +90,20 @@ def generate_tokens(
         top_p: draw from the likeliest tokens that make up this share.
         repetition_penalty: above 1 discourages tokens that already stand in the text.
         end_token: ends the text.
+        vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         seed: repeats a text whatever else runs; without it each is new.
 
     Raises:
         AGI2Error: where an option is out of its range, or the prompt is not in the vocabulary.
     """
-    _check_options(model, prompt, max_length, temperature, top_k, top_p, repetition_penalty)
+    vocab_size = vocab_size or model.config.vocab_size
+    _check_options(vocab_size, prompt, max_length, temperature, top_k, top_p, repetition_penalty)
     generator = torch.Generator(device=model.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
     was_training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, prompt)
+        decoder = Decoder(model, prompt, vocab_size)
         logits = decoder.prefill()
         for index in range(max_length):
             logits = apply_repetition_penalty(logits, decoder.tokens, repetition_penalty)
@@ -119,18 +127,18 @@ def stream_text(
     tokenizer: Tokenizer | None = None,
     *,
     repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     skip_leading_space: bool = False,
     seed: int | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Yield the continuation of a prompt (text, or token ids) in pieces of whole characters.
 
     The pieces joined are what `generate_text` gives with `return_full_text=False`; see there for
     the arguments. With `skip_leading_space`, text begins, and stop strings count, from the first
     visible character on.
     """
-    tokenizer = _needs_tokenizer(tokenizer)
+    tokenizer = _fitting(tokenizer, model)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     tokens = generate_tokens(
         model,
@@ -141,19 +149,20 @@ def stream_text(
         top_p,
         repetition_penalty=repetition_penalty,
         end_token=tokenizer.end_of_text,
+        vocab_size=tokenizer.vocab_size,
         seed=seed,
     )
     decoder = StreamDecoder(tokenizer)
     output = _StopFilter(stop, skip_leading_space)
     so_far = ""
-    for token in tokens:
-        piece = output.push(decoder.push(token))
-        so_far += piece
-        if piece:
-            yield piece
-        if output.stopped or any(stops(so_far) for stops in stopping_criteria):
-            tokens.close()  # type: ignore[attr-defined]
-            return
+    with closing(tokens):
+        for token in tokens:
+            piece = output.push(decoder.push(token))
+            so_far += piece
+            if piece:
+                yield piece
+            if output.stopped or any(stops(so_far) for stops in stopping_criteria):
+                return
     rest = output.push(decoder.flush()) + output.flush()
     if rest:
         yield rest
@@ -170,7 +179,7 @@ def generate_text(
     device: torch.device | str | None = None,
     *,
     repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     seed: int | None = None,
     return_full_text: bool = True,
@@ -185,9 +194,9 @@ def generate_text(
         top_k: draw from the k likeliest tokens; above the vocabulary means no limit.
         top_p: draw from the likeliest tokens that make up this share.
         tokenizer: the model's.
-        device: moves the model there first, if given.
+        device: moves the model there first, if given: `auto`, `cpu`, `cuda`, ...
         repetition_penalty: above 1 discourages tokens that already stand in the text.
-        stop: the text ends before any of these strings.
+        stop: the text ends before any of these strings (the one that is complete first).
         stopping_criteria: each is given the continuation so far; true ends it.
         seed: repeats a text; without it each is new.
         return_full_text: prompt and continuation, or the continuation alone.
@@ -196,7 +205,7 @@ def generate_text(
         AGI2Error: where an option is out of its range, or tokenizer and model do not fit.
     """
     if device is not None:
-        model.to(device)
+        model.to(select_device(str(device)))
     continuation = "".join(
         stream_text(
             model,
@@ -234,6 +243,7 @@ def beam_search(
     *,
     repetition_penalty: float = 1.0,
     end_token: int | None = None,
+    vocab_size: int | None = None,
     is_finished: Callable[[list[int]], bool] | None = None,
 ) -> list[Hypothesis]:
     """Search for the likeliest continuations, keeping `beam_size` of them at each step.
@@ -249,6 +259,7 @@ def beam_search(
         length_penalty: scores are divided by length to this power; above 0 favours long texts.
         repetition_penalty: as for sampling, on log-probabilities.
         end_token: ends a hypothesis.
+        vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         is_finished: is given a hypothesis's new tokens; true ends it after them.
 
     Returns:
@@ -257,13 +268,16 @@ def beam_search(
     Raises:
         AGI2Error: where an option is out of its range.
     """
-    _check_options(model, prompt, max_length, repetition_penalty=repetition_penalty)
+    vocab_size = vocab_size or model.config.vocab_size
+    _check_options(vocab_size, prompt, max_length, repetition_penalty=repetition_penalty)
     if beam_size < 1:
         raise AGI2Error(f"beam_size must be at least 1, not {beam_size}")
+    if not -10 <= length_penalty <= 10:
+        raise AGI2Error(f"length_penalty must be between -10 and 10, not {length_penalty}")
     pool = _Pool(beam_size, length_penalty)
     start = len(prompt)
     with evaluating(model):
-        decoder = Decoder(model, prompt)
+        decoder = Decoder(model, prompt, vocab_size)
         logits = decoder.prefill()
         scores = torch.zeros(1, device=model.device)
         for length in range(1, max_length + 1):
@@ -331,11 +345,12 @@ def generate_beam_text(
     tokenizer: Tokenizer | None = None,
     *,
     repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     return_full_text: bool = True,
 ) -> str:
     """The best continuation that beam search finds; arguments as in `beam_search`."""
-    tokenizer = _needs_tokenizer(tokenizer)
+    tokenizer = _fitting(tokenizer, model)
+    stop = stop_strings(stop)
 
     def finished(tokens: list[int]) -> bool:
         text = tokenizer.decode(tokens)
@@ -349,20 +364,19 @@ def generate_beam_text(
         length_penalty,
         repetition_penalty=repetition_penalty,
         end_token=tokenizer.end_of_text,
+        vocab_size=tokenizer.vocab_size,
         is_finished=finished if stop else None,
     )[0]
     output = _StopFilter(stop)
-    continuation = output.push(tokenizer.decode(best.tokens))
-    if not output.stopped:
-        continuation += output.flush()
+    continuation = output.push(tokenizer.decode(best.tokens)) + output.flush()
     return prompt + continuation if return_full_text else continuation
 
 
 class _StopFilter:
     """Lets text through up to the first stop string, holding back what may become one."""
 
-    def __init__(self, stop: Sequence[str], skip_leading_space: bool = False) -> None:
-        self._stop = [string for string in stop if string]
+    def __init__(self, stop: str | Sequence[str], skip_leading_space: bool = False) -> None:
+        self._stop = stop_strings(stop)
         self._skipping = skip_leading_space
         self._held = ""
         self.stopped = False
@@ -371,11 +385,16 @@ class _StopFilter:
         if self._skipping:
             text = text.lstrip()
             self._skipping = not text
-        text = self._held + text
-        found = [place for string in self._stop if (place := text.find(string)) >= 0]
+        text, self._held = self._held + text, ""
+        found = [
+            (place + len(string), place)
+            for string in self._stop
+            if (place := text.find(string)) >= 0
+        ]
         if found:
             self.stopped = True
-            return text[: min(found)]
+            # The one that is complete first, however the text was cut into pieces.
+            return text[: min(found)[1]]
         hold = max((_overlap(text, string) for string in self._stop), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
@@ -390,14 +409,24 @@ def _overlap(text: str, string: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
 
 
-def _needs_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:
+def stop_strings(stop: str | Sequence[str]) -> list[str]:
+    """One string or several as a list, without empty ones."""
+    return [string for string in ([stop] if isinstance(stop, str) else stop) if string]
+
+
+def _fitting(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:
     if tokenizer is None:
         raise AGI2Error("a tokenizer is needed: pass the one the model was trained with")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise AGI2Error(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}: they do not belong together"
+        )
     return tokenizer
 
 
 def _check_options(
-    model: GPT2Model,
+    vocab_size: int,
     prompt: Sequence[int],
     max_length: int,
     temperature: float = 1.0,
@@ -405,19 +434,21 @@ def _check_options(
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
 ) -> None:
-    vocab_size = model.config.vocab_size
-    problems = {
-        f"max_length must be at least 1, not {max_length}": max_length < 1,
-        f"temperature must not be negative, as {temperature} is": temperature < 0,
-        f"top_k must be at least 1, not {top_k}": top_k is not None and top_k < 1,
-        f"top_p must be above 0 and at most 1, not {top_p}": top_p is not None
-        and not 0 < top_p <= 1,
-        f"repetition_penalty must be above 0, not {repetition_penalty}": repetition_penalty <= 0,
-        "the prompt has no tokens": not prompt,
-        f"the prompt has a token above the model's vocabulary of {vocab_size}": any(
-            not 0 <= token < vocab_size for token in prompt
+    checks = [
+        (max_length >= 1, f"max_length must be at least 1, not {max_length}"),
+        (0 <= temperature < math.inf, f"temperature must be a number from 0 on, not {temperature}"),
+        (top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}"),
+        (top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}"),
+        (
+            0 < repetition_penalty < math.inf,
+            f"repetition_penalty must be above 0, not {repetition_penalty}",
         ),
-    }
-    for message, is_wrong in problems.items():
-        if is_wrong:
+        (len(prompt) > 0, "the prompt has no tokens"),
+        (
+            all(0 <= token < vocab_size for token in prompt),
+            f"the prompt has a token above the vocabulary of {vocab_size}",
+        ),
+    ]
+    for is_right, message in checks:
+        if not is_right:
             raise AGI2Error(message)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from .corpus import cache_folder
 from .errors import AGI2Error
-from .generation import stream_text
+from .generation import stop_strings, stream_text
 from .metrics import console
 from .model import GPT2Model
 from .tokenizer import Tokenizer
@@ -57,7 +58,7 @@ class InteractivePrompt:
         self.max_length = max_length
         self.seed = seed
         self.options = {"temperature": 0.8, **options}
-        self.options["stop"] = [TURN_END, *self.options.get("stop", ())]
+        self.options["stop"] = [TURN_END, *stop_strings(self.options.get("stop", ()))]
         self.history: list[str] = []
         """What was said: messages and replies in turn, those still in the context."""
         self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
@@ -72,7 +73,7 @@ class InteractivePrompt:
         """Say something; return the reply alone."""
         return "".join(self.stream_message(text)).rstrip()
 
-    def stream_message(self, text: str) -> Iterator[str]:
+    def stream_message(self, text: str) -> Generator[str, None, None]:
         """Say something; yield the reply in pieces. What was yielded is remembered, even when
         the caller stops half-way."""
         self.history.append(text)
@@ -89,11 +90,11 @@ class InteractivePrompt:
             **self.options,
         )
         try:
-            for piece in pieces:
-                reply += piece
-                yield piece
+            with closing(pieces):
+                for piece in pieces:
+                    reply += piece
+                    yield piece
         finally:
-            pieces.close()  # type: ignore[attr-defined]
             self.history.append(reply.rstrip())
 
     def clear_context(self) -> None:
@@ -136,7 +137,7 @@ def chat(prompt: InteractivePrompt) -> None:
             prompt.clear_context()
             console.print("the conversation is forgotten")
         elif command.startswith("/"):
-            console.print(f"unknown command {command}; /help lists them")
+            console.print(f"unknown command {command}; /help lists them", markup=False)
         elif command:
             _reply(prompt, line)
 
@@ -148,7 +149,7 @@ def _reply(prompt: InteractivePrompt, message: str) -> None:
         for piece in pieces:
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
         print(" [stopped]", end="")
     print(flush=True)
 
@@ -159,9 +160,7 @@ def _messages() -> Iterator[str]:
         for line in sys.stdin:
             yield line.rstrip("\n")
         return
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(history=FileHistory(str(folder / "chat_history")))
+    session: PromptSession[str] = PromptSession(history=_input_history())
     console.print("Write a message, or /help.")
     while True:
         try:
@@ -170,3 +169,14 @@ def _messages() -> Iterator[str]:
             continue
         except EOFError:
             return
+
+
+def _input_history() -> History:
+    """What was typed before: kept between sessions where there is a place to write."""
+    path = cache_folder() / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))

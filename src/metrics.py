@@ -117,7 +117,9 @@ class RunningMean:
 
     def add(self, value: torch.Tensor) -> None:
         """Count one more value."""
-        self._total = self._total + value.double()
+        # MPS has no float64.
+        wide = torch.float32 if value.device.type == "mps" else torch.float64
+        self._total = self._total + value.detach().to(wide)
         self._count += 1
 
     def take(self) -> float:

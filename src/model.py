@@ -101,9 +101,8 @@ class GPT2Model(nn.Module):
 
         Args:
             input_ids: the tokens, or with a cache the tokens after those in it.
-            attention_mask: (B, S), true for text and false for padding, on either side; or
-                (T, S) or (B, T, S) boolean as (1, T, S) or (B, T, S): True may attend. Both
-                narrow what the causal order allows.
+            attention_mask: (B or 1, S), true for text and false for padding, on either side; or
+                (B or 1, T, S), true where a token may attend. Both narrow the causal order.
             cache: makes this a partial pass: earlier tokens are read from it, these are added.
             last_only: logits of the last token alone, (B, 1, V): all that generation needs.
 
@@ -123,28 +122,16 @@ class GPT2Model(nn.Module):
     ) -> torch.Tensor:
         """As `forward`, without the head: (B, T, C)."""
         seen = cache.length if cache is not None else 0
-        length = input_ids.size(1)
-        mask = None
         x = self.token_embeddings(input_ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
-        if attention_mask is None or attention_mask.dim() == 3:
-            x = x + self.position_embeddings(length, offset=seen)
+        mask = None
         if attention_mask is not None:
-            if attention_mask.shape[-1] != seen + length:
-                raise AGI2Error(
-                    f"attention_mask covers {attention_mask.shape[-1]} tokens, not {seen + length}"
-                )
-            if attention_mask.dim() == 2:
-                # Padding takes no position, so that it changes nothing.
-                positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
-                self.position_embeddings(int(positions.max()) + 1)  # too long is an error
-                x = x + self.position_embeddings.at(positions)
-                attention_mask = attention_mask.unsqueeze(1)
-            allowed = causal_mask(length, seen + length, input_ids.device)
-            # Padding sees itself: a row that may see nothing has no softmax.
-            itself = allowed & ~allowed.tril(seen - 1)
-            mask = (attention_mask.bool() & allowed) | itself
+            mask = _narrowed_causal_mask(attention_mask, input_ids, seen)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            x = x + self._positions_of_text(attention_mask, seen)
+        else:
+            x = x + self.position_embeddings(input_ids.size(1), offset=seen)
         x = self.embedding_dropout(x)
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache is not None else None
@@ -153,6 +140,12 @@ class GPT2Model(nn.Module):
             else:
                 x = block(x, mask, causal=mask is None, cache=layer)
         return self.final_norm(x)
+
+    def _positions_of_text(self, is_text: torch.Tensor, seen: int) -> torch.Tensor:
+        """Position embeddings of the new tokens, (B, T, C): padding takes none."""
+        positions = (is_text.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        self.position_embeddings(int(positions.max()) + 1)  # too long is an error
+        return self.position_embeddings.at(positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., C) to logits (..., V)."""
@@ -184,3 +177,20 @@ class GPT2Model(nn.Module):
     def num_parameters(self) -> int:
         """Weights, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _narrowed_causal_mask(
+    attention_mask: torch.Tensor, input_ids: torch.Tensor, seen: int
+) -> torch.Tensor:
+    """The causal order, narrowed by a model's `attention_mask`: boolean (B or 1, T, S)."""
+    batch, length = input_ids.shape
+    shape = tuple(attention_mask.shape)
+    tokens = (batch, seen + length) if len(shape) == 2 else (batch, length, seen + length)
+    if shape not in (tokens, (1, *tokens[1:])):
+        raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {tokens}")
+    if len(shape) == 2:
+        attention_mask = attention_mask.unsqueeze(1)
+    mask = attention_mask.bool() & causal_mask(length, seen + length, attention_mask.device)
+    # Padding that may see nothing sees itself: nothing has no softmax.
+    itself = torch.ones_like(mask).triu(seen).tril(seen)
+    return mask | (itself & ~mask.any(dim=-1, keepdim=True))

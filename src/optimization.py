@@ -64,8 +64,7 @@ class Muon(Optimizer):
     Args:
         params: groups of matrices; a group's `parts` says how many matrices stand on top of each
             other in each of its parameters (3 for query, key and value), 1 by default.
-        lr: the learning rate; an update has a root mean square of about
-            lr * sqrt(1 / columns) * sqrt(max(1, rows / columns)).
+        lr: the learning rate; an update has a root mean square of about lr / sqrt(columns).
         weight_decay: decoupled, times the learning rate.
         momentum: of the Nesterov average.
     """
@@ -79,9 +78,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor, dict]]] = defaultdict(
-            list
-        )
+        by_shape: dict[torch.Size, list[tuple[Any, ...]]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -94,18 +91,17 @@ class Muon(Optimizer):
                 for weight, part in zip(
                     parameter.chunk(group["parts"]), update.chunk(group["parts"]), strict=True
                 ):
+                    # A tall matrix moves further, as its outputs are more.
+                    rate = group["lr"] * math.sqrt(max(1.0, part.size(0) / part.size(1)))
                     # The smaller side first: the products below are then the smallest.
-                    tall = part.size(0) > part.size(1)
-                    part = part.mT if tall else part
-                    by_shape[part.shape].append((weight.mT if tall else weight, part, group))
+                    if part.size(0) > part.size(1):
+                        weight, part = weight.mT, part.mT
+                    by_shape[part.shape].append((part, weight, rate, group))
         for entries in by_shape.values():
-            updates = orthogonalize(torch.stack([part for _, part, _ in entries]))
-            for (weight, _, group), update in zip(entries, updates, strict=True):
-                # A tall matrix (transposed here) moves further, as its outputs are more.
-                tall = weight.stride(0) < weight.stride(1)
-                scale = math.sqrt(weight.size(1) / weight.size(0)) if tall else 1.0
+            updates = orthogonalize(torch.stack([part for part, *_ in entries]))
+            for (_, weight, rate, group), update in zip(entries, updates, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * scale)
+                weight.add_(update, alpha=-rate)
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

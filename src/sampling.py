@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 NEVER = float("-inf")
+COLDEST = 1e-5
+"""Temperatures below this are greedy: they would overflow the logits."""
 
 
 def apply_repetition_penalty(
@@ -51,7 +53,7 @@ def sample(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Draw a token for each row: logits (B, V) to ids (B,). Temperature 0 takes the likeliest."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(dim=-1)
     logits = apply_top_p(apply_top_k(logits.float() / temperature, top_k), top_p)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)

@@ -186,20 +186,26 @@ class BPETokenizer(Tokenizer):
         # Special tokens that stand in a text are text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        special = {
-            id: token for id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        # A file may ask to cut every text to a length, or to fill it up.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        added = tokenizer.get_added_tokens_decoder()
         self._end_of_text = next(
-            (id for id, token in special.items() if token.content in KNOWN_END_TOKENS), None
+            (id for id, t in added.items() if t.special and t.content in KNOWN_END_TOKENS), None
         )
-        self._bytes = [
-            b"" if id in special else _bytes_of(tokenizer.id_to_token(id) or "")
-            for id in range(tokenizer.get_vocab_size())
-        ]
-        pieces = json.loads(tokenizer.to_str())
-        pre = pieces.get("pre_tokenizer") or {}
-        # Where words are cut as GPT-2 cuts them, a text may be cut before any white space.
-        self._may_cut = pre.get("type") == "ByteLevel" and pre.get("use_regex", True)
+        # Ids may have gaps.
+        ids = range(1 + max(tokenizer.get_vocab().values(), default=-1))
+        self._bytes = [_bytes_of(tokenizer.id_to_token(id) or "") for id in ids]
+        for id, token in added.items():
+            self._bytes[id] = b"" if token.special else token.content.encode()
+        pre = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+        # Where words are cut as GPT-2 cuts them, a text may be cut before any space.
+        self._may_cut = (
+            pre.get("type") == "ByteLevel"
+            and pre.get("use_regex", True)
+            and tokenizer.normalizer is None
+            and all(token.special for token in added.values())
+        )
 
     @classmethod
     def from_gpt2_files(cls, vocab: str | Path, merges: str | Path) -> BPETokenizer:
@@ -234,7 +240,7 @@ class BPETokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         """The size reached by training (0 before)."""
-        return self._tokenizer.get_vocab_size()
+        return len(self._bytes)
 
     @property
     def end_of_text(self) -> int:
@@ -250,7 +256,7 @@ class BPETokenizer(Tokenizer):
             show_progress=False,
         )
         tokenizer = _byte_level(models.BPE())
-        pieces = (piece for text in texts for piece in _pieces(text))
+        pieces = (piece for text in texts for piece in _pieces(_well_formed(text)))
         tokenizer.train_from_iterator(pieces, trainer)
         self._set_tokenizer(tokenizer)
 
@@ -263,8 +269,7 @@ class BPETokenizer(Tokenizer):
             AGI2Error: where nothing has been learned yet.
         """
         self._trained()
-        # A lone surrogate is no Unicode text, and the library would refuse it.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = _well_formed(text)
         if len(text) <= _PIECE or not self._may_cut:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         encoded = self._tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False)
@@ -374,16 +379,23 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _well_formed(text: str) -> str:
+    """The text with `?` for each lone surrogate: it is no Unicode, and the library refuses it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+_CUT = re.compile(r"(?<=\S)(?= )")
+
+
 def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text before white space that follows something else.
+    """Cut a long text before spaces that follow something else.
 
     No token of a GPT-2 vocabulary goes across such a place, so the ids stay the same.
     """
     start = 0
-    for match in re.finditer(r"(?<=\S)(?=\s)", text):
-        if match.start() - start >= _PIECE:
-            yield text[start : match.start()]
-            start = match.start()
+    while cut := _CUT.search(text, start + _PIECE):
+        yield text[start : cut.start()]
+        start = cut.start()
     if start < len(text):
         yield text[start:]
 
@@ -404,4 +416,6 @@ _BYTE_OF = _byte_alphabet()
 
 
 def _bytes_of(token: str) -> bytes:
+    if not _BYTE_OF.keys() >= set(token):  # a token that is not byte-level stands for itself
+        return token.encode()
     return bytes(_BYTE_OF[character] for character in token)

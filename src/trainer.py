@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
+from .checkpoint import FREE_ARCHITECTURE_KEYS, Checkpoint
 from .config import UNBOUNDED_EPOCHS, Config
 from .cuda_utils import (
     autocast,
@@ -36,6 +36,18 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Batch = torch.Tensor | Sequence[torch.Tensor]
 """Windows (B, T), or inputs and targets, (B, T) each."""
 History = dict[str, Any]
+
+# A change of these would make another run: the data's order, or what the steps are.
+FIXED_ON_RESUME = (
+    "sources",
+    "text_field",
+    "val_fraction",
+    "tokenizer",
+    "seq_len",
+    "batch_size",
+    "seed",
+    "optimizer",
+)
 
 
 def split_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,34 +83,36 @@ def training_step(
         clip_grad_norm: the largest gradient norm, if any.
         micro_batch_size: rows at a time; all by default.
         precision: of matrix products.
-        scaler: for fp16.
+        scaler: for fp16, whose small gradients would vanish. It leaves out a step that overflows.
 
     Returns:
         The mean loss and the gradient norm before clipping (0 without clipping): scalars that
         stay on the device.
     """
+    device = torch.device(device)
+    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     inputs, targets = split_batch(batch)
     rows = inputs.size(0)
-    loss_sum = torch.zeros((), device=device)
-    device = torch.device(device)
     size = micro_batch_size or rows
+    loss_sum = torch.zeros((), device=device)
     for x, y in zip(inputs.split(size), targets.split(size), strict=True):
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         with autocast(device, precision):
             loss = criterion(model(x).flatten(0, 1), y.flatten()) * (len(x) / rows)
-        (scaler.scale(loss) if scaler else loss).backward()
+        scaler.scale(loss).backward()
         loss_sum += loss.detach()
-    if scaler:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
     norm = torch.zeros((), device=device)
     if clip_grad_norm is not None:
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+    # Clipping spreads an overflow to every gradient, so that no optimizer may step.
+    overflow = scaler.is_enabled() and not norm.isfinite()
     for optimizer in optimizers:
-        scaler.step(optimizer) if scaler else optimizer.step()
+        if not overflow:
+            scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
-    if scaler:
-        scaler.update()
+    scaler.update()
     return loss_sum, norm
 
 
@@ -128,6 +142,7 @@ class Trainer:
         self.val_data = val_data
         self.config = config
         self.folder = folder
+        self.weights = folder / checkpoints.WEIGHTS
         self.device = model.device
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.precision = select_precision(config.precision, self.device)
@@ -146,7 +161,7 @@ class Trainer:
         self.seconds = 0.0
         self.epoch_loss = RunningMean()
         self.recent_loss = RunningMean()
-        self.evaluated_at = -1
+        self.evaluated_at = 0
         self.best_loss = float("inf")
         self.evaluations_without_gain = 0
         self.history: History = {"train_loss": [], "val_loss": [], "val_steps": []}
@@ -180,7 +195,15 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
             "tokenizer": self.tokenizer.fingerprint,
-            "config": {key: self.config[key] for key in FIXED_ON_RESUME},
+            "fixed": self._fixed(),
+        }
+
+    def _fixed(self) -> dict[str, Any]:
+        """What may not change when a run is resumed."""
+        architecture = self.model.config.to_keys()
+        return {
+            **{key: self.config[key] for key in FIXED_ON_RESUME},
+            **{k: v for k, v in architecture.items() if k not in FREE_ARCHITECTURE_KEYS},
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -200,11 +223,11 @@ class Trainer:
         state = checkpoint.state
         if state["tokenizer"] != self.tokenizer.fingerprint:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
-        for key, value in state["config"].items():
-            if value != self.config[key]:
+        for key, now in self._fixed().items():
+            if state["fixed"][key] != now:
                 raise AGI2Error(
-                    f"{checkpoint.folder} was trained with {key} = {value!r}, now it is "
-                    f"{self.config[key]!r}: set it back, or start anew without resume"
+                    f"{checkpoint.folder} was trained with {key} = {state['fixed'][key]!r}, now "
+                    f"it is {now!r}: set it back, or start anew without resume"
                 )
         tensors = checkpoint.load_into(self.model)
         checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
@@ -224,7 +247,7 @@ class Trainer:
         if state["compiled"] != self.compiled:
             log.warning("compile was %s in this run: the rounding changes", state["compiled"])
         torch.set_num_threads(state["threads"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["scaler"] or self.scaler.state_dict())
         log.info("resuming %s at step %d", checkpoint.folder, self.step)
         if state["total_steps"] != self.total_steps:
             log.info(
@@ -249,9 +272,18 @@ class Trainer:
         Raises:
             AGI2Error: where the folder cannot be written.
         """
-        logged = 0
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
+        self._prepare_folder(checkpoint)
+        bounded = self.config.epochs < UNBOUNDED_EPOCHS or self.config.max_steps is not None
+        display = TrainingDisplay(self.total_steps if bounded else None)
+        with Interrupt() as interrupt, display as self.display:
+            stopped = self._loop(interrupt)
+        return self._finish(stopped)
+
+    def _prepare_folder(self, checkpoint: Checkpoint | None) -> None:
+        """Go on in the run's folder as it was at the checkpoint, or begin a new one."""
+        logged = 0
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
             logged = checkpoint.state["metrics_size"]
             checkpoints.forget_after(self.folder, self.step)
@@ -260,13 +292,9 @@ class Trainer:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         checkpoints.describe_model(self.model.config, self.tokenizer, self.config, self.folder)
+        if checkpoint is not None:
+            checkpoint.restore_best(self.weights)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", logged)
-        bounded = (
-            self.total_steps if self.config.epochs < UNBOUNDED_EPOCHS else self.config.max_steps
-        )
-        with Interrupt() as interrupt, TrainingDisplay(bounded) as self.display:
-            stopped = self._loop(interrupt)
-        return self._finish(stopped)
 
     def _loop(self, interrupt: Interrupt) -> str:
         """Step until something ends the run; say what."""
@@ -274,8 +302,8 @@ class Trainer:
         self._first_step, self._first_second = self.step, self.seconds
         self._started = time.monotonic()
         while True:
-            # Evaluated before the next step, so that a checkpoint is never older than a crash here.
-            if self.step and self.step % self.config.eval_interval == 0:
+            # After this step's checkpoint, so that a crash in here loses nothing.
+            if self.step % self.config.eval_interval == 0 and self.evaluated_at != self.step:
                 self._validate()
             if self._patience_is_over():
                 return "early"
@@ -294,19 +322,19 @@ class Trainer:
     def _train_one_step(self) -> None:
         config = self.config
         factor = self._learning_rate_factor()
-        for group in (group for each in self.optimizers for group in each.param_groups):
-            group["lr"] = group["initial_lr"] * factor
-        batch = self.batches.batch(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
         loss, norm = training_step(
             self.forward,
-            batch,
+            self.batches.batch(self.step),
             self.optimizers,
             F.cross_entropy,
             self.device,
             clip_grad_norm=config.clip_grad_norm,
             micro_batch_size=self.micro_batch_size,
             precision=self.precision,
-            scaler=self.scaler if self.scaler.is_enabled() else None,
+            scaler=self.scaler,
         )
         self.epoch_loss.add(loss)
         self.recent_loss.add(loss)
@@ -344,6 +372,7 @@ class Trainer:
         tokens = (self.step - self._first_step) * window_tokens
         speed = tokens / max(self.seconds - self._first_second, 1e-9)
         progress = self._progress()
+        memory = memory_stats(self.device)
         self.metrics.write(
             {
                 "step": self.step,
@@ -354,8 +383,8 @@ class Trainer:
                 "tokens": self.step * window_tokens,
                 "tokens_per_second": speed,
                 "seconds": self.seconds,
-                "process_memory": memory_stats(self.device).process,
-                "device_memory": memory_stats(self.device).device_peak,
+                "process_memory": memory.process,
+                "device_memory": memory.device_peak,
             }
         )
         left = self.seconds * (1 - progress) / max(progress, 1e-9)
@@ -370,37 +399,33 @@ class Trainer:
 
     def _validate(self) -> None:
         """Evaluate, keep the weights if they are the best, and write a sample."""
-        if self.evaluated_at == self.step:
-            return
+        self.evaluated_at = self.step
         if self.val_data is not None:
             result = self.evaluate(self.config.eval_tokens)
-            self.history["val_loss"].append(result.loss)
-            self.history["val_steps"].append(self.step)
-            self.metrics.write(
-                {
-                    "step": self.step,
-                    "val_loss": result.loss,
-                    "val_bits_per_byte": result.bits_per_byte,
-                }
-            )
-            log.info(
-                "step %d  validation loss %.4f (%.3f bits per byte)  memory %s",
-                self.step,
-                result.loss,
-                result.bits_per_byte,
-                memory_stats(self.device),
-            )
+            self._log_validation(result)
             if result.loss < self.best_loss:
                 self.best_loss = result.loss
                 self.evaluations_without_gain = 0
-                checkpoints.save_weights(self.model, self.folder / checkpoints.WEIGHTS)
+                checkpoints.save_weights(self.model, self.weights, self.tokenizer)
             else:
                 self.evaluations_without_gain += 1
-        self.evaluated_at = self.step
         if self.config.sample_tokens:
             text = self.sample(self.config.sample_tokens, seed=self.config.seed + self.step)
             self.metrics.write({"step": self.step, "sample": text})
             log.info("sample: %s", " ".join(text.split()))
+
+    def _log_validation(self, result: Evaluation) -> None:
+        loss, bits = result.loss, result.bits_per_byte
+        self.history["val_loss"].append(loss)
+        self.history["val_steps"].append(self.step)
+        self.metrics.write({"step": self.step, "val_loss": loss, "val_bits_per_byte": bits})
+        log.info(
+            "step %d  validation loss %.4f (%.3f bits per byte)  memory %s",
+            self.step,
+            loss,
+            bits,
+            memory_stats(self.device),
+        )
 
     def evaluate(self, max_tokens: int = 0) -> Evaluation:
         """The model's loss on the held-out text, or on part of it."""
@@ -431,6 +456,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint; the run's weights too, while no validation has chosen any."""
+        chosen = self.best_loss < float("inf")
         place = checkpoints.save_checkpoint(
             self.folder,
             self.step,
@@ -438,17 +464,19 @@ class Trainer:
             self.tensors(),
             self.state_dict(),
             self.config.keep_checkpoints,
+            best=self.weights if chosen else None,
         )
-        if self.best_loss == float("inf"):
-            checkpoints.save_weights(self.model, self.folder / checkpoints.WEIGHTS)
+        if not chosen:
+            checkpoints.save_weights(self.model, self.weights, self.tokenizer)
         return place
 
     def _finish(self, stopped: str) -> History:
         """Save, validate a last time, and leave the best weights in the model."""
-        self.save()
-        self._validate()
-        weights = self.folder / checkpoints.WEIGHTS
-        checkpoints.load_weights(self.model, weights)
+        self.save()  # before the validation, so that a crash in there loses nothing
+        if self.evaluated_at != self.step:
+            self._validate()
+            self.save()  # with what it found: a longer run may go on from here
+        checkpoints.load_weights(self.model, self.weights)
         history = {**self.history, "steps": self.step, "seconds": self.seconds, "stopped": stopped}
         if self.val_data is not None:
             final = self.evaluate()
@@ -469,15 +497,3 @@ class Trainer:
             self.folder,
         )
         return history
-
-
-# A change of these would make another run: the data's order, or what the steps are.
-FIXED_ON_RESUME = (
-    "sources",
-    "text_field",
-    "val_fraction",
-    "seq_len",
-    "batch_size",
-    "seed",
-    "optimizer",
-)

@@ -80,6 +80,7 @@ class Run:
 def train_model(
     model: GPT2Model,
     tokenizer: Tokenizer,
+    /,  # by position, as the configuration has a key `tokenizer` of its own
     sources: str | list[str],
     epochs: int = 10,
     **kwargs: Any,

@@ -7,8 +7,8 @@ import hashlib
 import logging
 import os
 import signal
-import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         AGI2Error: where it cannot be written; `path` is then as it was.
     """
     with writing(path):
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(descriptor)
-        beside = Path(name)
+        # Not from `tempfile`, whose files no other user may read.
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        beside.touch(exist_ok=False)  # refused here where it cannot be written at all
         try:
             yield beside
             sync_file(beside)
@@ -113,8 +113,8 @@ def human_bytes(count: float) -> str:
 
 def human_time(seconds: float) -> str:
     """4,000 seconds as `1 h 07 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"

@@ -1,0 +1,72 @@
+"""nanoGPT's CPU recipe, by character, beside AGI2 with the same shape and number of tokens.
+
+python benchmarks/character_recipe.py NANOGPT_FOLDER TEXT [--steps 2000] [--json FILE]
+
+4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; the first 90 % of the text train,
+the last 10 % validate. Each loss is over all of the held-out text.
+"""
+
+import tempfile
+from pathlib import Path
+
+from common import nanogpt_characters, parser, report
+
+from src.config_loader import make_config
+from src.training import train_from_config
+
+RECIPES = {
+    "AGI2, AdamW": {"optimizer": "adamw", "learning_rate": 6e-3},
+    "AGI2, Muon": {"optimizer": "muon", "learning_rate": 6e-3, "muon_learning_rate": 0.02},
+}
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("nanogpt", type=Path)
+    options.add_argument("text", type=Path)
+    options.add_argument("--steps", type=int, default=2000)
+    given = options.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        text = given.text.read_text(encoding="utf-8")
+        peer = nanogpt_characters(given.nanogpt, text, Path(folder), given.steps)
+        rows.append(
+            {"what": "nanoGPT", "validation loss": peer["loss"], "seconds": peer["seconds"]}
+        )
+        for name, recipe in RECIPES.items():
+            config = make_config(
+                {
+                    "sources": [str(given.text)],
+                    "model_name": name,
+                    "output_dir": folder,
+                    "tokenizer": "basic",
+                    "lowercase": False,
+                    "fold_whitespace": False,
+                    "model_layer": 4,
+                    "model_head": 4,
+                    "model_embd": 128,
+                    "model_positions": 64,
+                    "position_embedding": "learned",
+                    "bias": False,
+                    "dropout": 0.0,
+                    "batch_size": 12,
+                    "max_steps": given.steps,
+                    "eval_interval": given.steps,
+                    "checkpoint_interval": given.steps,
+                    "sample_tokens": 0,
+                    **recipe,
+                }
+            )
+            history = train_from_config(config).history
+            rows.append(
+                {
+                    "what": name,
+                    "validation loss": history["final_val_loss"],
+                    "seconds": history["seconds"],
+                }
+            )
+    report(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

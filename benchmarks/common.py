@@ -1,0 +1,166 @@
+"""What the benchmarks share: the machine's description, the table, the JSON, nanoGPT as a peer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--json", type=Path, help="also write the figures to this file")
+    return options
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "matmul_gflops": round(matmul_gflops()),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def matmul_gflops() -> float:
+    """The machine's fp32 matrix product, 1024 x 768 x 3072, best of 20."""
+    a, b = torch.randn(1024, 768), torch.randn(768, 3072)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024 * 768 * 3072 / best / 1e9
+
+
+def report(rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Print a table; write it, with the machine, as JSON."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_show(row.get(column, "")) for column in columns] for row in rows]
+    widths = [
+        max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)
+    ]
+    for line in [columns, ["-" * width for width in widths], *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def _show(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)
+
+
+def run_child(command: list[str], cwd: Path | None = None) -> tuple[float, float, str]:
+    """Run a command: its wall seconds, its peak memory in GB, and its standard output."""
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert child.stdout is not None
+    output = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{output}")
+    scale = 1e9 if sys.platform == "darwin" else 1e6
+    return time.perf_counter() - start, usage.ru_maxrss / scale, output
+
+
+def nanogpt_characters(
+    nanogpt: Path, text: str, work: Path, steps: int, **changes: Any
+) -> dict[str, Any]:
+    """Train nanoGPT's published CPU recipe on a text, by character; the last 10 % validate.
+
+    Works on a copy of nanoGPT's folder below `work`. The loss is that of its last weights on all
+    of the held-out text, in windows of its context, one after the other.
+    """
+    copy = work / "nanogpt"
+    shutil.copytree(nanogpt, copy, ignore=shutil.ignore_patterns(".git", "assets"))
+    data = copy / "data" / "benchmark"
+    data.mkdir()
+    characters = sorted(set(text))
+    ids = np.array([{c: i for i, c in enumerate(characters)}[c] for c in text], dtype=np.uint16)
+    cut = int(0.9 * len(ids))
+    ids[:cut].tofile(data / "train.bin")
+    ids[cut:].tofile(data / "val.bin")
+    meta = {"vocab_size": len(characters), "itos": {}, "stoi": {}}
+    (data / "meta.pkl").write_bytes(pickle.dumps(meta))
+    options = {
+        "dataset": "benchmark",
+        "out_dir": "out",
+        "device": "cpu",
+        "compile": False,
+        "eval_iters": 20,
+        "eval_interval": steps,
+        "log_interval": 100,
+        "block_size": 64,
+        "batch_size": 12,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_embd": 128,
+        "max_iters": steps,
+        "lr_decay_iters": steps,
+        "dropout": 0.0,
+        **changes,
+    }
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py"]
+    command += [f"--{key}={value}" for key, value in options.items()]
+    seconds, memory, _ = run_child(command, cwd=copy)
+    loss = _nanogpt_loss(copy, ids[cut:].astype(np.int64), options["block_size"])
+    return {"seconds": seconds, "peak GB": memory, "loss": loss, "characters": len(ids) - cut - 1}
+
+
+def _nanogpt_loss(copy: Path, ids: np.ndarray, width: int) -> float:
+    """Mean nats per character over consecutive windows; every character but the first."""
+    sys.path.insert(0, str(copy))
+    from model import GPT, GPTConfig  # nanoGPT's own
+
+    saved = torch.load(copy / "out" / "ckpt.pt", weights_only=False)
+    model = GPT(GPTConfig(**saved["model_args"]))
+    model.load_state_dict(saved["model"])
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, width * 64):
+            span = torch.from_numpy(ids[start : start + width * 64 + 1])
+            whole = (len(span) - 1) // width * width
+            for part in (slice(0, whole), slice(whole, len(span) - 1)):
+                x, y = span[:-1][part], span[1:][part]
+                if len(x):
+                    shape = (-1, min(width, len(x)))
+                    logits, _ = model(x.view(shape), y.view(shape))
+                    total += F.cross_entropy(
+                        logits.flatten(0, 1), y, reduction="sum"
+                    ).item()
+    return total / (len(ids) - 1)

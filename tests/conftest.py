@@ -1,0 +1,81 @@
+"""Fixtures that several test files share."""
+
+import logging
+import random
+
+import pytest
+import torch
+
+from src.utils import log
+
+WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "crew", "wind", "and"]
+
+
+def make_text(words: int = 300, seed: int = 0) -> str:
+    """Sentences of common words, always the same."""
+    draw = random.Random(seed)
+    return " ".join(
+        draw.choice(WORDS) + draw.choice(["", "", "", ",", ".\n"]) for _ in range(words)
+    )
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, cache_home):
+    """No test writes into the user's cache, or leaves another log or thread count behind."""
+    monkeypatch.setenv("AGI2_CACHE", str(cache_home))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    log.handlers[:] = []
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A small text file."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(make_text(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_run(corpus, tmp_path):
+    """A function that makes the configuration of a run of seconds; keys can be changed."""
+    from src.config_loader import make_config
+
+    def make(name="run", **changes):
+        given = {
+            "sources": [str(corpus)],
+            "model_name": name,
+            "output_dir": str(tmp_path / "trained"),
+            "tokenizer": "basic",
+            "model_layer": 1,
+            "model_head": 2,
+            "model_embd": 16,
+            "model_positions": 16,
+            "batch_size": 8,
+            "max_steps": 12,
+            "eval_interval": 100,
+            "checkpoint_interval": 100,
+            "log_interval": 1,
+            "eval_tokens": 256,
+            "sample_tokens": 0,
+            "learning_rate": 0.01,
+            "device": "cpu",
+        }
+        return make_config({**given, **changes})
+
+    return make

@@ -1,0 +1,193 @@
+"""The four scripts and the command's completion, as processes of their own."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+STEPS = 300
+
+
+def start(*arguments, **options):
+    """Start a script in the checkout's root."""
+    command = [sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **{**pipes, **options})
+
+
+def run(*arguments, said=None):
+    """Run a script to its end, with some text on its standard input."""
+    process = start(*arguments, stdin=subprocess.PIPE if said else subprocess.DEVNULL)
+    out, err = process.communicate(said)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A corpus, configurations of the same run under two names, and the first one trained."""
+    folder = tmp_path_factory.mktemp("scripts")
+    words = "the cat sat on a mat while the dog ran over hills, rivers and 漢字 🦆."
+    text = " ".join(random.Random(2).choices(words.split(), k=1500))
+    (folder / "corpus.txt").write_text(text, encoding="utf-8")
+    for name in ("whole", "stopped"):
+        keys = {
+            "sources": [str(folder / "corpus.txt")],
+            "model_name": name,
+            "output_dir": str(folder / "trained"),
+            "vocab_size": 300,
+            "model_layer": 1,
+            "model_head": 2,
+            "model_embd": 32,
+            "model_positions": 32,
+            "dropout": 0.1,
+            "batch_size": 4,
+            "max_steps": STEPS,
+            "eval_interval": 40,
+            "checkpoint_interval": 25,
+            "log_interval": 1,
+            "learning_rate": 0.01,
+            "sample_tokens": 8,
+            "max_length": 10,
+            "temperature": 0,
+            "device": "cpu",
+        }
+        (folder / f"{name}.toml").write_text(tomli_w.dumps(keys), encoding="utf-8")
+    out, err = run("agi2_train.py", folder / "whole.toml")
+    return folder, out, err
+
+
+def test_the_training_script_shows_progress_and_samples(runs):
+    folder, out, err = runs
+    assert out.count("--- sample") == 3
+    assert f"step {STEPS}/{STEPS}  loss" in err
+    assert "tok/s" in err
+    assert "left" in err
+    assert "training loss" in err  # of an epoch
+    assert {"config.toml", "model.safetensors", "tokenizer.json", "metrics.jsonl"} <= {
+        path.name for path in (folder / "trained" / "whole").iterdir()
+    }
+
+
+def test_the_generation_script_goes_on_from_any_prompt(runs):
+    out, _ = run("agi2_generate.py", runs[0] / "whole.toml", "the 漢字 🦆 cat")
+    assert out.startswith("the 漢字 🦆 cat")
+    assert len(out.encode()) > len("the 漢字 🦆 cat\n".encode())
+
+
+def test_the_beam_script_writes_only_text(runs):
+    out, err = run("agi2_generate_beam.py", runs[0] / "whole.toml", "the cat")
+    assert out.startswith("the cat")
+    assert len(out) > len("the cat\n")
+    assert err == ""
+
+
+def test_the_interactive_script_talks_through_a_pipe_to_its_end(runs):
+    out, err = run("agi2_interactive.py", runs[0] / "whole.toml", said="the cat\n/help\n/clear\n")
+    assert out.endswith("\n")
+    assert "/quit" in err
+
+
+def stop(number, *arguments, after):
+    """Send a signal to a script at some step; its status and the rest of its log.
+
+    It writes its log into a pipe that holds about 70 lines and is read no further, so that it
+    cannot be far ahead.
+    """
+    process = start(*arguments, encoding=None, bufsize=0)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    for line in process.stderr:
+        if f"step {after}/{STEPS} ".encode() in line:
+            process.send_signal(number)
+            break
+    _, err = process.communicate()
+    return process.returncode, err.decode()
+
+
+def newest_step(folder):
+    places = (folder / "trained" / "stopped" / "checkpoints").glob("step-*")
+    return max(int(place.name.removeprefix("step-")) for place in places)
+
+
+@pytest.mark.skipif(fcntl is None, reason="Windows has no such signals between processes")
+def test_a_run_that_is_stopped_and_killed_ends_as_if_it_never_was(runs):
+    """Ctrl-C, then `kill -9`, each followed by `--resume`."""
+    folder = runs[0]
+    train = ("agi2_train.py", folder / "stopped.toml")
+    status, err = stop(signal.SIGINT, *train, after=3)
+    first = newest_step(folder)
+    assert status == 130
+    assert "interrupted: saved" in err
+    assert "Traceback" not in err
+    assert 3 <= first < STEPS
+
+    status, _ = stop(signal.SIGKILL, *train, "--resume", after=first + 30)
+    assert status == -signal.SIGKILL
+    assert first < newest_step(folder) < STEPS  # a checkpoint of its own
+
+    out, err = run(*train, "--resume")
+    assert f"resuming {folder}" in err
+    assert out == runs[1]
+    whole, stopped = (folder / "trained" / name for name in ("whole", "stopped"))
+    assert not stopped.with_name("stopped.1").exists()
+    for name in ("model.safetensors", f"checkpoints/step-{STEPS:08d}/training.safetensors"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert logged(stopped) == logged(whole)
+
+
+def logged(folder):
+    """What a run logged, but for what depends on the clock and the machine."""
+    measured = {"tokens_per_second", "seconds", "process_memory", "device_memory"}
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in measured} for line in lines]
+
+
+# Completion.
+
+
+def complete(*words):
+    """What the command offers to complete the last word, asked as bash asks."""
+    found = subprocess.run(
+        [sys.executable, "-c", "from src.cli import main; main()"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "_AGI2_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(("agi2", *words)),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.split()
+
+
+def test_subcommands_and_options_are_completed():
+    assert complete("tr") == ["train"]
+    assert set(complete("train", "--re")) == {"--resume"}
+    assert {"generate", "beam", "chat"} <= set(complete(""))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_completion_script_can_be_shown():
+    program = f'{sys.executable} -c "from src.cli import main; main()" --show-completion; exit $?'
+    found = subprocess.run(
+        ["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "_AGI2_COMPLETE=complete_bash" in found.stdout

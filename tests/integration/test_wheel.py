@@ -1,0 +1,102 @@
+"""The package as it is published: a wheel, in an environment of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from src import __version__
+
+ROOT = Path(__file__).parents[2]
+
+# Nothing of the checkout may reach the new environment.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_"))}
+ENVIRONMENT["OMP_NUM_THREADS"] = "1"
+
+
+def run(folder, *command):
+    """Run a command in a folder; what it prints."""
+    found = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the checkout, without a network."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    name = run(copy, sys.executable, "-c", build).splitlines()[-1]
+    return copy / "dist" / name
+
+
+@pytest.fixture(scope="module")
+def programs(wheel, tmp_path_factory):
+    """The folder of programs of a fresh environment with the wheel in it."""
+    folder = tmp_path_factory.mktemp("fresh") / "environment"
+    venv.create(folder, with_pip=True)
+    places = {"base": str(folder), "platbase": str(folder)}
+    scheme = "venv" if "venv" in sysconfig.get_scheme_names() else None
+    scripts, library = (
+        Path(sysconfig.get_path(name, *filter(None, [scheme]), vars=places))
+        for name in ("scripts", "purelib")
+    )
+    python = scripts / Path(sys.executable).name
+    run(folder, python, "-m", "pip", "install", "--no-deps", "--no-index", "-q", wheel)
+    # The dependencies are borrowed. A .pth file in a borrowed folder is not followed, so that an
+    # editable installation of the checkout stays out.
+    borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (library / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
+    return scripts
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {f"agi2/{path.name}" for path in (ROOT / "src").iterdir() if path.is_file()}
+    assert {name for name in names if ".dist-info/" not in name} == modules
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_installed_package_trains_and_generates(programs, tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question. " * 30, "utf-8")
+    (tmp_path / "tiny.toml").write_text(
+        """
+        sources = "text.txt"
+        model_name = "tiny"
+        vocab_size = 270
+        model_layer = 1
+        model_head = 2
+        model_embd = 16
+        model_positions = 16
+        max_steps = 3
+        max_length = 8
+        device = "cpu"
+        """,
+        "utf-8",
+    )
+    found = run(
+        tmp_path, programs / Path(sys.executable).name, "-c", "import agi2; print(agi2.__file__)"
+    )
+    assert Path(found.strip()).is_relative_to(programs.parent)
+    command = programs / "agi2"
+    assert run(tmp_path, command, "--version") == f"agi2 {__version__}\n"
+    assert "--- sample 3 ---" in run(tmp_path, command, "train", "tiny.toml")
+    assert (tmp_path / "trained" / "tiny" / "model.safetensors").is_file()
+    said = run(tmp_path, command, "generate", "tiny.toml", "To be")
+    assert said.startswith("To be")
+    assert len(said) > len("To be\n")

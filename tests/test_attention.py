@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.attention import MultiHeadAttention, attention_weights, causal_mask
+from src.errors import AGI2Error
+from src.kv_cache import KVCache
+
+B, T, S, C, H = 2, 5, 7, 12, 3
+
+
+def reference(attention, query, key, value, allowed=None, added=None):
+    """Attention head by head in NumPy, float64: (B, T, C) and the weights (B, H, T, S)."""
+    weight = attention.qkv.weight.detach().double().numpy().reshape(3, C, C)
+    bias = np.zeros((3, C))
+    if attention.qkv.bias is not None:
+        bias = attention.qkv.bias.detach().double().numpy().reshape(3, C)
+    projected = [
+        (x.double().numpy() @ w.T + b).reshape(x.size(0), x.size(1), H, C // H)
+        for x, w, b in zip((query, key, value), weight, bias, strict=True)
+    ]
+    q, k, v = projected
+    scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(C // H)
+    if added is not None:
+        scores = scores + added.double().numpy()
+    if allowed is not None:
+        scores = np.where(allowed.numpy(), scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    raised = np.exp(scores - np.where(np.isfinite(top), top, 0))
+    total = raised.sum(axis=-1, keepdims=True)
+    weights = raised / np.where(total == 0, 1, total)
+    heads = np.einsum("bhts,bshd->bthd", weights, v).reshape(query.size(0), query.size(1), C)
+    out = heads @ attention.proj.weight.detach().double().numpy().T
+    if attention.proj.bias is not None:
+        out = out + attention.proj.bias.detach().double().numpy()
+    return out, weights
+
+
+def make(bias: bool = True, dropout: float = 0.0) -> MultiHeadAttention:
+    attention = MultiHeadAttention(C, H, dropout, bias=bias).eval()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(std=0.5)
+    return attention
+
+
+def check(attention, query, key, value, mask=None, allowed=None, added=None, **options):
+    """Both ways through the layer, with and without weights, agree with the reference."""
+    out = attention(query, key, value, mask, **options)
+    with_weights, weights = attention(query, key, value, mask, need_weights=True, **options)
+    expected, expected_weights = reference(attention, query, key, value, allowed, added)
+    np.testing.assert_allclose(out.detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(with_weights.detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(weights.detach().numpy(), expected_weights, atol=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_self_attention_agrees_with_numpy(bias):
+    x = torch.randn(B, T, C)
+    check(make(bias), x, x, x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_cross_attention_agrees_with_numpy(bias):
+    query, key, value = torch.randn(B, T, C), torch.randn(B, S, C), torch.randn(B, S, C)
+    check(make(bias), query, key, value)
+
+
+def test_absent_key_and_value_are_the_query_and_the_key():
+    attention, query, key = make(), torch.randn(B, T, C), torch.randn(B, S, C)
+    torch.testing.assert_close(attention(query), attention(query, query.clone(), query.clone()))
+    torch.testing.assert_close(attention(query, key), attention(query, key, key.clone()))
+
+
+@given(
+    shape=st.sampled_from([(T, S), (B, T, S), (1, T, S), (B, 1, T, S), (1, H, T, S), (B, H, T, S)]),
+    causal=st.booleans(),
+    floating=st.booleans(),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_masks_of_every_shape_and_kind_agree_with_numpy(shape, causal, floating, density, seed):
+    torch.manual_seed(seed)
+    attention = make()
+    query, key, value = torch.randn(B, T, C), torch.randn(B, S, C), torch.randn(B, S, C)
+    allowed = torch.rand(shape) < density
+    added = torch.randn(shape) if floating else torch.zeros(shape)
+    mask = added.masked_fill(~allowed, float("-inf")) if floating else allowed
+    if len(shape) == 3:
+        allowed, added = allowed.unsqueeze(1), added.unsqueeze(1)
+    if causal:
+        places = torch.arange(T).unsqueeze(1) + S - T >= torch.arange(S)
+        allowed = allowed & places
+    check(attention, query, key, value, mask, allowed, added, causal=causal)
+
+
+@pytest.mark.parametrize("floating", [True, False])
+def test_torchs_own_layer_gives_the_same(floating):
+    attention = make()
+    theirs = torch.nn.MultiheadAttention(C, H, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": attention.qkv.weight,
+            "in_proj_bias": attention.qkv.bias,
+            "out_proj.weight": attention.proj.weight,
+            "out_proj.bias": attention.proj.bias,
+        }
+    )
+    query, key, value = torch.randn(B, T, C), torch.randn(B, S, C), torch.randn(B, S, C)
+    mask = torch.rand(T, S) < 0.6
+    mask[:, 0] = True
+    our_mask, their_mask = mask, ~mask  # PyTorch's layer means the opposite by True
+    if floating:
+        our_mask = their_mask = torch.randn(T, S).masked_fill(~mask, float("-inf"))
+    out, weights = attention(query, key, value, our_mask, need_weights=True)
+    expected, expected_weights = theirs.eval()(
+        query, key, value, attn_mask=their_mask, average_attn_weights=False
+    )
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights, expected_weights, atol=1e-5, rtol=0)
+
+
+@given(length=st.integers(1, 20), causal=st.booleans(), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=20)
+def test_weights_are_a_distribution_over_what_may_be_seen(length, causal, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(B, length, C)
+    _, weights = make()(x, causal=causal, need_weights=True)
+    assert weights.shape == (B, H, length, length)
+    assert float(weights.detach().min()) >= 0
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, length))
+    if causal:
+        assert float(weights.detach().triu(1).abs().max()) == 0
+
+
+def test_a_causal_query_is_not_changed_by_what_comes_after_it():
+    attention, x = make(), torch.randn(B, T, C)
+    changed = x.clone()
+    changed[:, 3:] = torch.randn(B, T - 3, C)
+    before, after = attention(x, causal=True), attention(changed, causal=True)
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert not torch.allclose(before[:, 3:], after[:, 3:])
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "expected"),
+    [
+        (3, 3, [[1, 0, 0], [1, 1, 0], [1, 1, 1]]),
+        (2, 4, [[1, 1, 1, 0], [1, 1, 1, 1]]),
+        (1, 3, [[1, 1, 1]]),
+        (3, 1, [[0], [0], [1]]),
+    ],
+)
+def test_the_last_query_of_a_causal_mask_sees_every_key(queries, keys, expected):
+    assert causal_mask(queries, keys).int().tolist() == expected
+
+
+@pytest.mark.parametrize("floating", [True, False])
+def test_a_query_that_may_see_nothing_gets_zeros_and_a_finite_gradient(floating):
+    attention = make(bias=False)
+    mask = torch.ones(T, T, dtype=torch.bool)
+    mask[2] = False
+    if floating:
+        mask = torch.zeros(T, T).masked_fill(~mask, float("-inf"))
+    x = torch.randn(B, T, C, requires_grad=True)
+    out = attention(x, mask=mask)
+    same, weights = attention(x, mask=mask, need_weights=True)
+    for result in (out, same):
+        assert float(result[:, 2].detach().abs().max()) == 0
+        assert float(result[:, 3].detach().abs().min()) > 0
+    assert float(weights[:, :, 2].detach().abs().max()) == 0
+    out.sum().backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_attention_weights_without_a_mask_are_a_scaled_softmax():
+    q, k = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 3, 4)
+    expected = torch.tensor(
+        [[float(q[0, 0, t] @ k[0, 0, s]) / 2 for s in range(3)] for t in range(2)]
+    ).softmax(-1)
+    torch.testing.assert_close(attention_weights(q, k)[0, 0], expected)
+
+
+def test_a_cache_goes_on_where_earlier_tokens_ended():
+    attention, x = make(), torch.randn(B, T, C)
+    whole = attention(x, causal=True)
+    cache = KVCache(1, B, H, T, C // H).layers[0]
+    parts = [attention(part, causal=True, cache=cache) for part in x.split([2, 1, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_dropout_on_the_weights_and_on_the_output_acts_in_training_only(need_weights):
+    attention = MultiHeadAttention(C, H, 0.5, bias=False)
+    x = torch.randn(1, 200, C)
+
+    def run():
+        out = attention(x, need_weights=need_weights)
+        return out[0] if need_weights else out
+
+    trained = run()
+    # Half of the output is dropped; the rest differs by more than its factor of two, since
+    # weights were dropped, too.
+    assert float((trained == 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+    attention.eval()
+    clean = run()
+    torch.testing.assert_close(run(), clean)
+    kept = trained != 0
+    assert not torch.allclose(trained[kept], 2 * clean[kept], rtol=0.01)
+
+
+def test_a_width_that_heads_do_not_divide_is_an_error():
+    with pytest.raises(AGI2Error, match=r"^d_model 10 is not divisible by n_heads 3$"):
+        MultiHeadAttention(10, 3)

@@ -1,0 +1,584 @@
+"""A model, and a run, to and from a folder: whole or not at all, and nothing unpickled."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from src.checkpoint import (
+    find_checkpoint,
+    forget_after,
+    list_checkpoints,
+    load_model,
+    load_optimizer_tensors,
+    load_trained,
+    load_weights,
+    make_room,
+    newest_checkpoint,
+    open_checkpoint,
+    optimizer_tensors,
+    run_folder,
+    save_checkpoint,
+    save_model,
+    save_weights,
+)
+from src.config import Config
+from src.errors import AGI2Error
+from src.model import GPT2Model
+from src.optimization import make_optimizers
+from src.tokenizer import BasicTokenizer
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = {
+    "sinusoidal": {"position_embedding": "sinusoidal"},
+    "learned": {"position_embedding": "learned"},
+    "untied": {"tie_weights": False, "bias": False},
+    "post": {"norm_position": "post", "activation": "relu"},
+}
+
+
+def tiny_config(**changes):
+    given = {
+        "vocab_size": 28,
+        "model_layer": 2,
+        "model_head": 2,
+        "model_embd": 16,
+        "model_positions": 12,
+    }
+    return Config(**{**given, **changes})
+
+
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT2Model(tiny_config(**changes)).eval()
+
+
+def alphabet():
+    return BasicTokenizer("abcdefghijklmnopqrstuvwxyz")
+
+
+def saved_model(folder, seed=0, **changes):
+    model = tiny_model(seed, **changes)
+    save_model(model, alphabet(), tiny_config(**changes), folder)
+    return model
+
+
+def save_step(run, step, *, seed=None, keep=10, best=None):
+    model = tiny_model(step if seed is None else seed)
+    return save_checkpoint(
+        run, step, model, {"random": torch.arange(3)}, {"step": step}, keep, best
+    )
+
+
+# A model.
+
+
+@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_a_saved_model_loads_with_the_same_logits(tmp_path, changes):
+    model = saved_model(tmp_path / "m", **changes)
+    loaded = load_model(tmp_path / "m")
+    tokens = torch.randint(28, (3, 12))
+    assert torch.equal(loaded.model(tokens), model(tokens))
+    assert loaded.model.config == model.config
+    assert loaded.tokenizer.fingerprint == alphabet().fingerprint
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_a_loaded_model_has_nothing_left_without_a_value(tmp_path, changes):
+    model = saved_model(tmp_path / "m", **changes)
+    loaded = load_model(tmp_path / "m").model
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
+    found = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.device.type == "cpu"
+        assert torch.equal(tensor, expected[name])
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in loaded.parameters())
+
+
+def test_loading_a_model_does_not_load_the_compiler(tmp_path):
+    # PyTorch would need seconds for it, each time that anything is generated.
+    saved_model(tmp_path / "m", position_embedding="learned")
+    code = (
+        "import sys; from src.checkpoint import load_model; load_model(sys.argv[1]);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert run_python(code, tmp_path / "m").stdout == "False\n"
+
+
+def test_a_model_folder_holds_no_pickle(tmp_path):
+    saved_model(tmp_path / "m")
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {
+        *("config.toml", "model.safetensors", "tokenizer.json")
+    }
+
+
+def test_equal_weights_give_equal_files(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        save_weights(tiny_model(seed), tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_interrupted_weights_leave_the_old_ones(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_weights(tiny_model(0), path)
+    before = path.read_bytes()
+    monkeypatch.setattr("src.utils.os.replace", _raise(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(tiny_model(1), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_model_is_one_clear_line(tmp_path):
+    saved_model(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(AGI2Error, match=r"model\.safetensors: no such file"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_damaged_weights_are_one_clear_line(tmp_path, damage):
+    saved_model(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[:-100], "garbage": b"\xff" * 500, "empty": b""}[damage])
+    with pytest.raises(AGI2Error, match=r"model\.safetensors is damaged") as error:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(error.value)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=40, deadline=None)
+def test_a_changed_bit_is_found_or_changes_nothing(tmp_path_factory, place, bit):
+    folder = tmp_path_factory.mktemp("m")
+    model = saved_model(folder)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    # Half of the changes hit the header, which says what the rest means.
+    header = 8 + int.from_bytes(content[:8], "little")
+    index = int(2 * place * header) if place < 0.5 else int(place * len(content))
+    content[index] ^= 1 << bit
+    path.write_bytes(content)
+    with contextlib.suppress(AGI2Error):
+        loaded = load_model(folder).model
+        assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+
+
+def test_a_damaged_note_in_the_header_is_found(tmp_path):
+    saved_model(tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"sha256", b'sh\\"56', 1))
+    with pytest.raises(AGI2Error, match=r"model\.safetensors is damaged"):
+        load_model(tmp_path / "m")
+
+
+def test_another_tokenizer_than_the_trained_one_is_refused(tmp_path):
+    saved_model(tmp_path / "m")
+    BasicTokenizer("bacdefghijklmnopqrstuvwxyz").save(tmp_path / "m")
+    with pytest.raises(AGI2Error, match="is another tokenizer"):
+        load_model(tmp_path / "m")
+
+
+def test_weights_of_another_shape_are_refused_untouched(tmp_path):
+    save_weights(tiny_model(model_embd=32), tmp_path / "w")
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(AGI2Error, match=r"another shape: .* is \(.*32.*\), not \("):
+        load_weights(model, tmp_path / "w")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_weights_with_layers_too_few_or_too_many_are_refused(tmp_path, layers):
+    save_weights(tiny_model(model_layer=layers), tmp_path / "w")
+    with pytest.raises(AGI2Error, match="nothing"):
+        load_weights(tiny_model(), tmp_path / "w")
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    save_model(tiny_model(), alphabet(), tiny_config(), tmp_path / "m")
+    BasicTokenizer("abcdefghijklmnopqrstuvwxyz0123").save(tmp_path / "m")
+    with pytest.raises(AGI2Error, match="32 tokens, the model only 28"):
+        load_model(tmp_path / "m")
+
+
+# The model that a configuration names.
+
+
+def trained(tmp_path, **changes):
+    config = tiny_config(model_name="run", output_dir=str(tmp_path), **changes)
+    save_model(GPT2Model(config), alphabet(), config, run_folder(config))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"model_embd": 16, "model_head": 2},
+        {"dropout": 0.3},
+        {"vocab_size": 5000},
+        {"gradient_checkpointing": True},
+        {"temperature": 0.1},
+        {"model_ff": 64},
+    ],
+)
+def test_a_configuration_finds_the_model_it_trained(tmp_path, given):
+    trained(tmp_path)
+    config = Config(model_name="run", output_dir=str(tmp_path), **given)
+    assert load_trained(config).model.config.d_model == 16
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "was"),
+    [
+        ("model_embd", 32, "16"),
+        ("model_layer", 3, "2"),
+        ("model_head", 4, "2"),
+        ("activation", "relu", "'gelu_tanh'"),
+        ("model_positions", 64, "12"),
+        ("model_ff", 80, "64"),
+        ("tie_weights", False, "True"),
+    ],
+)
+def test_a_configuration_of_another_architecture_is_refused(tmp_path, key, value, was):
+    trained(tmp_path)
+    given = {"model_head": 2, key: value}
+    config = Config(model_name="run", output_dir=str(tmp_path), **given)
+    with pytest.raises(AGI2Error, match=f"trained with {key} = {was}") as error:
+        load_trained(config)
+    assert repr(value) in str(error.value)
+
+
+def test_a_model_that_is_not_trained_yet_says_which_command_trains(tmp_path):
+    config = Config(model_name="later", output_dir=str(tmp_path))
+    with pytest.raises(AGI2Error, match=r"later: no trained model there.*agi2 train"):
+        load_trained(config)
+
+
+# Optimizer states.
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizer_states_are_named_and_come_back(optimizer):
+    config = tiny_config(optimizer=optimizer)
+    model, optimizers = _stepped(config, steps=2)
+    tensors = {name: t.clone() for name, t in optimizer_tensors(model, optimizers).items()}
+    parameters = {name for name, _ in model.named_parameters()}
+    assert {name.removeprefix("optimizer.").rsplit(".", 1)[0] for name in tensors} == parameters
+
+    other, others = _stepped(config, steps=0)
+    other.load_state_dict(model.state_dict())
+    load_optimizer_tensors(other, others, tensors)
+    for each, each_optimizers in ((model, optimizers), (other, others)):
+        _step(each, each_optimizers)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+def _stepped(config, steps):
+    torch.manual_seed(0)
+    model = GPT2Model(config).eval()
+    optimizers = make_optimizers(model, config)
+    for _ in range(steps):
+        _step(model, optimizers)
+    return model, optimizers
+
+
+def _step(model, optimizers):
+    model(torch.arange(10).view(1, 10)).logsumexp(-1).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# Checkpoints.
+
+
+def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
+    place = save_step(tmp_path, 7)
+    assert place == tmp_path / "checkpoints" / "step-00000007"
+    checkpoint = open_checkpoint(place)
+    assert checkpoint.state == {"step": 7}
+    assert checkpoint.run == tmp_path
+    model = tiny_model(1)
+    tensors = checkpoint.load_into(model)
+    assert torch.equal(tensors["random"], torch.arange(3))
+    assert all(map(torch.equal, model.parameters(), tiny_model(7).parameters()))
+
+
+def test_a_checkpoint_holds_nothing_that_could_be_unpickled(tmp_path):
+    place = save_step(tmp_path, 1)
+    assert {file.suffix for file in place.iterdir()} == {".safetensors", ".json"}
+    for file in place.glob("*.safetensors"):
+        assert load_file(file)
+    for file in place.glob("*.json"):
+        assert json.loads(file.read_text())
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (5, 10, 15, 100):
+        save_step(tmp_path, step, keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000015", "step-00000100"]
+
+
+def test_later_steps_are_forgotten(tmp_path):
+    for step in (1, 2, 3):
+        save_step(tmp_path, step)
+    save_step(tmp_path, 3).rename(tmp_path / "checkpoints" / "step-00000003.old")
+    forget_after(tmp_path, 2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+def test_other_folders_are_no_checkpoints(tmp_path):
+    save_step(tmp_path, 1)
+    for name in (".step-00000002.partial", "step-two", "step-00000003.backup"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_the_best_weights_are_kept_as_they_were(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    save_weights(tiny_model(1), weights)
+    best = weights.read_bytes()
+    checkpoint = open_checkpoint(save_step(tmp_path, 1, best=weights))
+    save_weights(tiny_model(2), weights)
+    assert weights.read_bytes() != best
+    checkpoint.restore_best(weights)
+    assert weights.read_bytes() == best
+
+
+def test_the_best_weights_are_copied_where_there_are_no_links(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.checkpoint.os.link", _raise(OSError))
+    weights = tmp_path / "model.safetensors"
+    save_weights(tiny_model(1), weights)
+    place = save_step(tmp_path, 1, best=weights)
+    assert (place / "best.safetensors").read_bytes() == weights.read_bytes()
+    open_checkpoint(place)
+
+
+def test_without_best_weights_nothing_is_restored(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    open_checkpoint(save_step(tmp_path, 1)).restore_best(weights)
+    assert not weights.exists()
+
+
+def _raise(kind):
+    def fail(*_, **__):
+        raise kind("stopped here")
+
+    return fail
+
+
+MOMENTS = ["save_file", "sha256_of", "sync_file", "sync_folder", "os.rename", "json.dumps"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch, moment, kind):
+    first = save_step(tmp_path, 1, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"src.checkpoint.{moment}", _raise(kind))
+        with pytest.raises(AGI2Error if kind is OSError else kind):
+            save_step(tmp_path, 2, keep=1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint.folder == first
+    assert [p.name for p in first.parent.iterdir()] == [first.name]
+    save_step(tmp_path, 2, keep=1)
+    assert newest_checkpoint(tmp_path).state == {"step": 2}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_saving_a_step_again_never_leaves_a_moment_without_a_checkpoint(
+    tmp_path, monkeypatch, renames
+):
+    save_step(tmp_path, 1, keep=1)
+    done, rename = [], os.rename
+
+    def killed_after(*paths):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(paths)
+        rename(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("src.checkpoint.os.rename", killed_after)
+        if renames < 2:
+            with pytest.raises(KeyboardInterrupt):
+                save_step(tmp_path, 1, seed=5, keep=1)
+        else:
+            save_step(tmp_path, 1, seed=5, keep=1)
+    assert newest_checkpoint(tmp_path).state == {"step": 1}
+    # And once more: what a kill left behind is no obstacle.
+    save_step(tmp_path, 1, seed=6, keep=1)
+    save_step(tmp_path, 1, seed=7, keep=1)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001"]
+    model = tiny_model()
+    newest_checkpoint(tmp_path).load_into(model)
+    assert all(map(torch.equal, model.parameters(), tiny_model(7).parameters()))
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _write(content):
+    return lambda path: path.write_bytes(content)
+
+
+DAMAGES = {
+    "weights truncated": ("model.safetensors", _truncate),
+    "one bit of the weights": ("model.safetensors", _flip),
+    "one bit of the optimizer": ("training.safetensors", _flip),
+    "state changed": ("state.json", _write(b'{"step": 3}')),
+    "weights gone": ("model.safetensors", Path.unlink),
+    "state gone": ("state.json", Path.unlink),
+    "manifest gone": ("manifest.json", Path.unlink),
+    "manifest cut": ("manifest.json", _truncate),
+    "manifest empty": ("manifest.json", _write(b"{}")),
+    "manifest no mapping": ("manifest.json", _write(b"[1, 2]")),
+    "manifest not text": ("manifest.json", _write(b"\xff\xfe\xfa")),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, damage):
+    first, second = save_step(tmp_path, 1), save_step(tmp_path, 2)
+    damage(second / name)
+    assert newest_checkpoint(tmp_path).folder == first
+    assert "trying the one before" in caplog.text
+    assert "step-00000002" in caplog.text
+    with pytest.raises(AGI2Error, match="step-00000002") as error:
+        find_checkpoint(Config(resume=str(second)))
+    assert "\n" not in str(error.value)
+
+
+# What `resume` names.
+
+
+def test_resume_names_a_checkpoint_a_run_or_the_newest(tmp_path):
+    config = Config(output_dir=str(tmp_path), model_name="run")
+    run = tmp_path / "run"
+    first, second = save_step(run, 1), save_step(run, 2)
+    assert find_checkpoint(config) is None
+    assert find_checkpoint(config.changed(resume="auto")).folder == second
+    assert find_checkpoint(config.changed(resume=str(run))).folder == second
+    assert find_checkpoint(config.changed(resume=str(first))).folder == first
+    other = config.changed(model_name="other")
+    assert find_checkpoint(other.changed(resume="auto")) is None
+    assert find_checkpoint(other.changed(resume=str(run))).folder == second
+
+
+def test_resume_from_nowhere_is_one_clear_line(tmp_path):
+    with pytest.raises(AGI2Error, match="nowhere does not exist; name a checkpoint folder"):
+        find_checkpoint(Config(resume=str(tmp_path / "nowhere")))
+    with pytest.raises(AGI2Error, match="holds no whole checkpoint"):
+        find_checkpoint(Config(resume=str(tmp_path)))
+
+
+# A folder that is taken.
+
+
+def test_a_folder_that_exists_moves_to_the_next_free_number(tmp_path):
+    folder = tmp_path / "run"
+    for content in ("first", "second", "third"):
+        make_room(folder)
+        folder.mkdir()
+        (folder / "file").write_text(content)
+    assert (tmp_path / "run.1" / "file").read_text() == "first"
+    assert (tmp_path / "run.2" / "file").read_text() == "second"
+    assert (folder / "file").read_text() == "third"
+
+
+def test_an_empty_folder_is_used_as_it_is(tmp_path):
+    (tmp_path / "run").mkdir()
+    make_room(tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.checkpoint.save_file", _raise(SafetensorError))
+    with pytest.raises(AGI2Error, match=r"cannot write .*model\.safetensors: stopped here"):
+        save_weights(tiny_model(), tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+# Real processes.
+
+
+def run_python(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+PREPARE = """
+import os, sys, torch
+from pathlib import Path
+from src import checkpoint
+from src.config import GPT2Config
+from src.errors import AGI2Error
+from src.model import GPT2Model
+run = Path(sys.argv[1])
+def save(step):
+    model = GPT2Model(GPT2Config(vocab_size=28, max_seq_len=8, d_model=64, n_layers=1, n_heads=2))
+    checkpoint.save_checkpoint(run, step, model, {"random": torch.zeros(9)}, {"step": step}, 1)
+    checkpoint.save_weights(model, run / "model.safetensors")
+save(1)
+"""
+
+
+def test_a_process_killed_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
+    code = PREPARE + "checkpoint.os.rename = lambda *_: os._exit(9)\nsave(2)"
+    assert run_python(code, tmp_path).returncode == 9
+    assert (tmp_path / "checkpoints" / ".step-00000002.partial").is_dir()
+    assert newest_checkpoint(tmp_path).state == {"step": 1}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file-size limit there")
+def test_a_disk_that_fills_leaves_the_last_checkpoint_and_says_so(tmp_path):
+    code = PREPARE + """
+import resource
+before = (run / "model.safetensors").read_bytes()
+model = GPT2Model(GPT2Config(vocab_size=28, max_seq_len=8, d_model=64, n_layers=1, n_heads=2))
+for limit in (100_000, 1_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    for attempt in (
+        lambda: save(2),
+        lambda: checkpoint.save_weights(model, run / "model.safetensors"),
+    ):
+        try:
+            attempt()
+        except AGI2Error as error:
+            print(error)
+assert (run / "model.safetensors").read_bytes() == before
+"""
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    assert all("cannot write" in line and "free some room" in line for line in lines)
+    assert newest_checkpoint(tmp_path).state == {"step": 1}
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}

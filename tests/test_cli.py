@@ -1,0 +1,333 @@
+"""The command line, run inside this process: `main([...])` ends with a status."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from src import __version__
+from src.cli import main
+from src.trainer import training_step
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys, *arguments):
+    """Status, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as leaving:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return leaving.value.code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """The command sets up the project's log; other tests have it as it was."""
+    log = logging.getLogger("agi2")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+def write_run(folder, **changes):
+    """A corpus and a configuration of a tiny model; its file."""
+    sentence = "the cat sat on a mat while the dog ran over hills and rivers"
+    chosen = random.Random(1).choices(sentence.split(), k=900)
+    (folder / "corpus.txt").write_text(" ".join(chosen), encoding="utf-8")
+    keys = {
+        "sources": [str(folder / "corpus.txt")],
+        "model_name": "tiny",
+        "output_dir": str(folder / "trained"),
+        "vocab_size": 270,
+        "model_layer": 1,
+        "model_head": 2,
+        "model_embd": 32,
+        "model_positions": 32,
+        "batch_size": 4,
+        "max_steps": 6,
+        "eval_interval": 3,
+        "checkpoint_interval": 2,
+        "log_interval": 1,
+        "learning_rate": 0.01,
+        "sample_tokens": 5,
+        "max_length": 12,
+        "device": "cpu",
+        **changes,
+    }
+    file = folder / "tiny.toml"
+    file.write_text(tomli_w.dumps(keys), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The configuration file of a model that is trained."""
+    file = write_run(tmp_path_factory.mktemp("cli"))
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", str(file), "--quiet"])
+    assert leaving.value.code == 0
+    return file
+
+
+def steps_done(file):
+    lines = (file.parent / "trained" / "tiny" / "metrics.jsonl").read_text("utf-8").splitlines()
+    return max(json.loads(line)["step"] for line in lines)
+
+
+def test_training_prints_only_samples_on_standard_output(tmp_path, capsys):
+    file = write_run(tmp_path)
+    status, out, err = run(capsys, "train", file)
+    assert status == 0
+    assert [line for line in out.splitlines() if line.startswith("---")] == [
+        f"--- sample {number} ---" for number in (1, 2, 3)
+    ]
+    assert "loss" not in out
+    assert "step 6/6  loss" in err
+    assert "the longest span copied from it has" in err
+    assert f"write more with: agi2 generate {file}" in err
+    assert (tmp_path / "trained" / "tiny" / "model.safetensors").is_file()
+
+
+def test_quiet_logs_nothing_and_still_prints_samples(tmp_path, capsys):
+    status, out, err = run(capsys, "train", write_run(tmp_path), "--quiet")
+    assert (status, err) == (0, "")
+    assert "--- sample 3 ---" in out
+
+
+def test_verbose_shows_versions_and_the_effective_configuration(trained, capsys):
+    _, _, plain = run(capsys, "generate", trained, "the")
+    _, _, verbose = run(capsys, "generate", trained, "the", "--verbose")
+    assert f"agi2 {__version__}, Python" in verbose
+    assert "model_embd = 32" in verbose
+    assert "length_penalty = 1.0" in verbose
+    assert "model_embd" not in plain
+
+
+def test_generate_prints_prompt_and_continuation_alone(trained, capsys):
+    status, out, err = run(capsys, "generate", trained, "the cat", "-s", "sampling_seed=5")
+    assert (status, err) == (0, "")
+    assert out.startswith("the cat")
+    assert len(out) > len("the cat\n")
+    assert out.endswith("\n")
+
+
+def test_a_sampling_seed_repeats_a_text(trained, capsys):
+    texts = [
+        run(capsys, "generate", trained, "a", "--set", f"sampling_seed={seed}")[1]
+        for seed in (3, 3, 4)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_logged_seed_repeats_a_text_that_had_none(trained, capsys):
+    _, text, err = run(capsys, "generate", trained, "a")
+    seed = err.split("sampling_seed = ")[1].split()[0]
+    assert run(capsys, "generate", trained, "a", "-s", f"sampling_seed={seed}")[1] == text
+
+
+def test_set_overrides_the_file(trained, capsys):
+    greedy = ["--set", "temperature=0"]
+    short = run(capsys, "generate", trained, "a", *greedy, "--set", "max_length=1")[1]
+    long = run(capsys, "generate", trained, "a", *greedy, "--set", "max_length=20")[1]
+    assert long.startswith(short.rstrip("\n"))
+    assert len(long) > len(short)
+
+
+def test_generated_text_is_what_the_python_interface_gives(trained, capsys):
+    from src.checkpoint import load_model
+    from src.generation import beam_search, generate_text
+
+    found = load_model(trained.parent / "trained" / "tiny")
+    options = ["-s", "top_k=5", "-s", "sampling_seed=1", "-s", 'model_seed="so "']
+    expected = generate_text(
+        found.model, "so the", 12, 0.8, 5, tokenizer=found.tokenizer, seed=1
+    ).removeprefix("so ")
+    assert run(capsys, "generate", trained, "the", *options)[1] == expected + "\n"
+    best = beam_search(
+        found.model,
+        found.tokenizer.encode("so the"),
+        3,
+        12,
+        end_token=found.tokenizer.end_of_text,
+    )[0]
+    expected = "the" + found.tokenizer.decode(best.tokens)
+    status, out, err = run(capsys, "beam", trained, "the", *options, "-s", "beam_size=3")
+    assert (status, out, err) == (0, expected + "\n", "")
+
+
+def test_chat_answers_each_line_of_a_pipe(trained, capsys, monkeypatch):
+    read, write = os.pipe()
+    with os.fdopen(write, "w", encoding="utf-8") as pipe:
+        pipe.write("the cat\n\n/clear\nthe cat\n/quit\nnever read\n")
+    with os.fdopen(read, encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        status, out, err = run(capsys, "chat", trained, "-s", "sampling_seed=2")
+    assert status == 0
+    middle = len(out) // 2
+    assert out[:middle] == out[middle:] != ""  # the same message after /clear, the same seed
+    assert "the conversation is forgotten" in err
+
+
+def test_resume_goes_on_to_more_steps(tmp_path, capsys):
+    file = write_run(tmp_path)
+    run(capsys, "train", file, "-s", "max_steps=4")
+    status, _, err = run(capsys, "train", file, "--resume", "-s", "max_steps=6")
+    assert status == 0
+    assert "step-00000004 at step 4" in err
+    assert "the run is now 6 steps long, not 4" in err
+    assert steps_done(file) == 6
+    assert not (tmp_path / "trained" / "tiny.1").exists()
+
+
+def test_resuming_a_finished_run_trains_nothing_and_changes_no_weight(tmp_path, capsys):
+    file = write_run(tmp_path)
+    samples = run(capsys, "train", file)[1]
+    folder = tmp_path / "trained" / "tiny"
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    metrics = (folder / "metrics.jsonl").read_text("utf-8")
+    status, again, err = run(capsys, "train", file, "--resume")
+    assert (status, again) == (0, samples)
+    assert "finished after 6 steps" in err
+    assert "step 7" not in err
+    assert (folder / "metrics.jsonl").read_text("utf-8") == metrics
+    assert before == {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
+    number, trained, tmp_path, capsys, monkeypatch
+):
+    steps = []
+
+    def stopped_in_the_third(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 3:
+            signal.raise_signal(number)
+        return training_step(*arguments, **options)
+
+    file = write_run(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("src.trainer.training_step", stopped_in_the_third)
+        status, out, err = run(capsys, "train", file)
+    assert (status, out) == (130, "")
+    assert "step-00000003; go on with --resume" in err
+    assert "Traceback" not in err
+    assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0
+    weights, expected = (
+        path.parent / "trained" / "tiny" / "model.safetensors" for path in (file, trained)
+    )
+    assert weights.read_bytes() == expected.read_bytes()
+
+
+def test_resume_without_a_checkpoint_begins_a_run(tmp_path, capsys):
+    file = write_run(tmp_path)
+    assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0
+    assert steps_done(file) == 6
+
+
+def test_a_fresh_run_moves_the_old_one_aside(tmp_path, capsys):
+    file = write_run(tmp_path)
+    run(capsys, "train", file, "-s", "max_steps=2")
+    old = (tmp_path / "trained" / "tiny" / "metrics.jsonl").read_bytes()
+    status, _, err = run(capsys, "train", file, "-s", "max_steps=3")
+    assert status == 0
+    assert "tiny exists: moved to" in err
+    assert (tmp_path / "trained" / "tiny.1" / "metrics.jsonl").read_bytes() == old
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_names_the_commands(option, capsys):
+    status, out, err = run(capsys, option)
+    assert (status, err) == (0, "")
+    for word in ("train", "generate", "beam", "chat", "--version", "--show-completion"):
+        assert word in out
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "beam", "chat"])
+def test_each_command_has_help(command, capsys):
+    status, out, _ = run(capsys, command, "-h")
+    assert status == 0
+    assert "FILE.toml" in out
+    assert "--set" in out
+
+
+def test_help_loads_neither_pytorch_nor_rich():
+    """So that it answers at once."""
+    program = (
+        "import sys\n"
+        "from src.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "finally:\n    print(sorted({'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"agi2 {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly"], "No such command 'fly'"),
+        (["train"], "Missing argument 'FILE.toml'"),
+        (["generate", "a.toml"], "Missing argument 'PROMPT'"),
+        (["train", "a.toml", "--fast"], "No such option: --fast"),
+        (["train", "a.toml", "b.toml"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, said, capsys):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    status, out, err = run(capsys)
+    assert status == 2
+    assert "Commands:" in out + err
+
+
+def test_a_mistake_of_the_user_is_told_in_lines_without_a_traceback(tmp_path, capsys):
+    file = write_run(tmp_path, epoch=3, temperature=-1.0)
+    status, out, err = run(capsys, "generate", file, "a")
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 2
+    assert all(line.startswith("error: ") for line in err.splitlines())
+
+
+def test_ctrl_c_exits_with_130(trained, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.generation.stream_text", interrupted)
+    status, _, err = run(capsys, "generate", trained, "a", "--quiet")
+    assert (status, err) == (130, "")
+
+
+def test_a_stream_that_cannot_be_set_to_utf8_is_used_as_it_is(capsys, monkeypatch):
+    class Plain:
+        def __init__(self):
+            self.text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", plain := Plain())
+    assert run(capsys, "--version")[0] == 0
+    assert plain.text == f"agi2 {__version__}\n"

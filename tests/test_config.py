@@ -1,0 +1,276 @@
+"""The architecture and the whole run, as objects."""
+
+import dataclasses
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from src.config import ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config, GPT2Config
+from src.errors import AGI2Error
+from src.model import GPT2Model
+
+TINY = {"model_layer": 2, "model_head": 2, "model_embd": 16, "model_positions": 8, "vocab_size": 50}
+
+
+# GPT2Config
+
+
+def test_the_default_architecture_is_gpt2_small():
+    config = GPT2Config()
+    assert (config.n_layers, config.n_heads, config.d_model) == (12, 12, 768)
+    assert (config.max_seq_len, config.vocab_size) == (1024, 50257)
+    assert config.d_ff == 3072
+    assert config == GPT2Config.preset("small")
+
+
+def test_a_given_feed_forward_width_stays():
+    assert GPT2Config(d_model=16, n_heads=2, d_ff=24).d_ff == 24
+
+
+def test_head_dim_is_the_width_of_one_head():
+    assert GPT2Config(d_model=48, n_heads=3).head_dim == 16
+
+
+def test_the_architecture_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GPT2Config().d_model = 1
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_are_positive(name, value):
+    with pytest.raises(AGI2Error, match=f"{name} must be at least 1"):
+        GPT2Config(**{name: value})
+
+
+def test_a_negative_feed_forward_width_is_an_error():
+    with pytest.raises(AGI2Error, match="d_ff must be at least 1, not -4"):
+        GPT2Config(d_ff=-4)
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(AGI2Error, match="d_model 768 is not divisible by n_heads 7"):
+        GPT2Config(n_heads=7)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_is_a_share(dropout):
+    with pytest.raises(AGI2Error, match="dropout"):
+        GPT2Config(dropout=dropout)
+
+
+@pytest.mark.parametrize("name", ["activation", "norm_position", "position_embedding"])
+def test_an_unknown_choice_lists_the_choices(name):
+    choices = {"activation": "silu", "norm_position": "post", "position_embedding": "learned"}
+    with pytest.raises(AGI2Error, match=f"{name} must be one of .*{choices[name]}.*, not 'other'"):
+        GPT2Config(**{name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("small", 124_439_808),
+        ("medium", 354_823_168),
+        ("large", 774_030_080),
+        ("xl", 1_557_611_200),
+    ],
+)
+def test_presets_have_the_published_numbers_of_parameters(preset, parameters):
+    with torch.device("meta"):
+        model = GPT2Model(GPT2Config.preset(preset, position_embedding="learned"))
+    assert model.num_parameters() == parameters
+    assert sum(weights.numel() for weights in model.parameters()) == parameters
+
+
+def test_a_preset_takes_changes():
+    config = GPT2Config.preset("medium", n_layers=3, dropout=0.0)
+    assert (config.n_layers, config.n_heads, config.d_model, config.dropout) == (3, 16, 1024, 0.0)
+
+
+def test_an_unknown_preset_lists_the_presets():
+    with pytest.raises(AGI2Error, match="small, medium, large, xl, not 'huge'"):
+        GPT2Config.preset("huge")
+
+
+def test_keys_and_fields_name_the_same_architecture():
+    config = GPT2Config(vocab_size=50, max_seq_len=8, d_model=16, n_layers=2, n_heads=4, d_ff=20)
+    keys = config.to_keys()
+    assert keys["model_positions"] == 8
+    assert keys["model_embd"] == 16
+    assert keys["model_layer"] == 2
+    assert keys["model_head"] == 4
+    assert keys["model_ff"] == 20
+    assert GPT2Config.from_mapping(keys) == config
+    assert GPT2Config(**config.to_dict()) == config
+
+
+def test_every_key_of_the_architecture_is_a_key_of_the_run_with_the_same_default():
+    assert set(ARCHITECTURE_KEYS) <= set(Config.model_fields)
+    assert Config().architecture == GPT2Config()
+
+
+# Config
+
+
+def test_defaults_are_the_specification_s():
+    config = Config()
+    assert (config.epochs, config.batch_size, config.learning_rate) == (10, 12, 3e-4)
+    assert (config.seq_len, config.model_positions, config.max_context_length) == (1024,) * 3
+    assert (config.max_length, config.temperature, config.beam_size) == (100, 0.8, 5)
+    assert (config.device, config.resume, config.model_seed) == ("auto", None, "")
+
+
+def test_required_keys_are_keys():
+    assert {key for keys in REQUIRED_KEYS.values() for key in keys} <= set(Config.model_fields)
+
+
+def test_a_configuration_is_a_mapping():
+    config = Config(**TINY, epochs=3)
+    assert config["epochs"] == config.epochs == 3
+    assert "epochs" in config
+    assert "epoch" not in config
+    assert config.get("epoch", 7) == 7
+    assert len(config) == len(list(config)) == len(Config.model_fields)
+    assert dict(config)["model_embd"] == 16
+    assert dict(config.items()) == dict(config)
+    assert dict(**config) == dict(config)
+    with pytest.raises(KeyError):
+        config["changed"]  # an attribute, but no key
+
+
+def test_a_mapping_of_a_configuration_makes_an_equal_one():
+    config = Config(**TINY, preset="medium", max_steps=5)
+    assert dict(Config(**config)) == dict(config)
+
+
+def test_a_model_takes_a_configuration():
+    model = GPT2Model(Config(**TINY))
+    assert model.config == GPT2Config(
+        vocab_size=50, max_seq_len=8, d_model=16, n_layers=2, n_heads=2
+    )
+    assert model(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 50)
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().epochs = 4
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_the_sizes(preset):
+    assert Config(preset=preset).architecture == GPT2Config.preset(preset)
+
+
+def test_a_given_size_wins_over_the_preset():
+    config = Config(preset="medium", model_layer=3)
+    assert (config.model_layer, config.model_head, config.model_embd) == (3, 16, 1024)
+
+
+def test_lengths_follow_the_positions_unless_given():
+    config = Config(model_positions=32)
+    assert (config.seq_len, config.max_context_length) == (32, 32)
+    config = Config(model_positions=32, seq_len=16, max_context_length=64)
+    assert (config.seq_len, config.max_context_length) == (16, 64)
+
+
+@pytest.mark.parametrize("limit", ["max_steps", "max_minutes"])
+def test_a_limit_alone_ends_a_run_instead_of_the_epochs(limit):
+    assert Config(**{limit: 3}).epochs > 100_000
+    assert Config(**{limit: 3, "epochs": 4}).epochs == 4
+
+
+@pytest.mark.parametrize("key", ["sources", "stop"])
+def test_one_text_stands_for_a_list_of_one(key):
+    assert Config(**{key: "a.txt"})[key] == ["a.txt"]
+    assert Config(**{key: ["a", "b"]})[key] == ["a", "b"]
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_null_and_empty_mean_not_set(nothing):
+    config = Config(**dict.fromkeys(Config.model_fields, nothing))
+    assert dict(config) == dict(Config())
+    assert config.model_fields_set == set()
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_an_unknown_key_is_an_error_even_when_empty(nothing):
+    with pytest.raises(ValidationError, match="temprature"):
+        Config(temprature=nothing)
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"model_embd": 10, "model_head": 3}, "model_embd 10 is not divisible by model_head 3"),
+        ({"seq_len": 9, "model_positions": 8}, "seq_len 9 is above model_positions 8"),
+        ({"batch_size": 12, "micro_batch_size": 5}, "micro_batch_size 5 does not divide batch_siz"),
+        ({"micro_batch_size": 0}, "micro_batch_size 0 does not divide batch_size 12"),
+        ({"micro_batch_size": -4}, "micro_batch_size -4 does not divide batch_size 12"),
+        ({"micro_batch_size": 24}, "micro_batch_size 24 does not divide batch_size 12"),
+        ({"model_name": ".."}, "model_name '..' is not a folder's name"),
+        ({"model_name": "a/b"}, "model_name 'a/b' is not a folder's name"),
+        ({"model_name": "a\\b"}, "is not a folder's name"),
+        ({"model_name": "a\0b"}, "is not a folder's name"),
+        ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
+        ({"device": "cpu:1"}, "device 'cpu:1' is none of"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": 0}, "top_k"),
+        ({"val_fraction": 1.0}, "val_fraction"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"preset": "huge"}, "preset"),
+        ({"epochs": "3"}, "epochs"),
+        ({"epochs": 3.0}, "epochs"),
+        ({"bias": 1}, "bias"),
+    ],
+)
+def test_wrong_values_and_contradictions_are_errors(keys, problem):
+    with pytest.raises(ValidationError) as error:
+        Config(**keys)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("micro", ["auto", 1, 3, 12])
+def test_a_micro_batch_divides_the_batch(micro):
+    assert Config(micro_batch_size=micro).micro_batch_size == micro
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1", "mps"])
+def test_devices_are_named_as_pytorch_names_them(device):
+    assert Config(device=device).device == device
+
+
+def test_a_whole_number_is_a_number():
+    assert Config(temperature=1).temperature == 1.0
+
+
+# Config.changed
+
+
+def test_changed_is_a_validated_copy():
+    config = Config(epochs=3, batch_size=4)
+    changed = config.changed(epochs=5)
+    assert (config.epochs, changed.epochs, changed.batch_size) == (3, 5, 4)
+    with pytest.raises(ValidationError, match="epoch"):
+        config.changed(epoch=5)
+
+
+def test_what_only_follows_from_other_keys_follows_anew():
+    assert Config().changed(model_positions=64).seq_len == 64
+    assert Config(max_steps=5).changed(max_steps=None).epochs == 10
+    larger = Config(preset="small", model_layer=2).changed(preset="large")
+    assert (larger.model_layer, larger.model_head, larger.model_embd) == (2, 20, 1280)
+
+
+def test_what_was_given_stays():
+    with pytest.raises(ValidationError, match="seq_len 1024 is above model_positions 64"):
+        Config(seq_len=1024).changed(model_positions=64)
+    assert Config(model_embd=24, model_head=2).changed(epochs=1).model_embd == 24
+
+
+def test_only_what_was_given_or_preset_counts_as_set():
+    assert Config(epochs=3, max_steps=None).model_fields_set == {"epochs"}
+    preset = Config(preset="small", max_steps=2)
+    assert preset.model_fields_set == {"preset", "max_steps", *PRESETS["small"]}

@@ -1,0 +1,505 @@
+"""TOML files and overrides to a checked configuration, and back."""
+
+import re
+import string
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from src.config import REQUIRED_KEYS, Activation, Config, Preset
+from src.config_loader import load_config, make_config, save_config
+from src.errors import AGI2Error
+
+RESOURCES = Path(__file__).parent.parent / "resources"
+
+# The specification's example, to the letter.
+EXAMPLE = """\
+# Training configuration
+sources = ["data/corpus.txt"]
+model_name = "my_model"
+epochs = 10
+batch_size = 12
+learning_rate = 3e-4
+seq_len = 1024
+
+# Model architecture
+model_layer = 12
+model_head = 12
+model_embd = 768
+
+# Device and resume
+device = "auto"
+resume = null
+
+# Generation parameters
+max_length = 100
+temperature = 0.8
+beam_size = 5
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a file `run.toml` in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str | bytes) -> str:
+        content = text if isinstance(text, bytes) else text.encode()
+        Path("run.toml").write_bytes(content)
+        return "run.toml"
+
+    return write
+
+
+def problems_of(path, kind=None, overrides=()):
+    """The lines of the error that loading raises."""
+    with pytest.raises(AGI2Error) as error:
+        load_config(path, kind, overrides)
+    return str(error.value).splitlines()
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", [None, *REQUIRED_KEYS])
+def test_the_specification_s_example_loads_as_written(write, kind):
+    config = load_config(write(EXAMPLE), kind)
+    assert config["sources"] == ["data/corpus.txt"]
+    assert config["model_name"] == "my_model"
+    assert (config["epochs"], config["batch_size"], config["seq_len"]) == (10, 12, 1024)
+    assert config["learning_rate"] == 3e-4
+    assert (config["model_layer"], config["model_head"], config["model_embd"]) == (12, 12, 768)
+    assert config["device"] == "auto"
+    assert config["resume"] is None
+    assert (config["max_length"], config["temperature"], config["beam_size"]) == (100, 0.8, 5)
+
+
+def test_a_path_object_is_a_path(write):
+    assert load_config(Path(write("epochs = 3"))).epochs == 3
+
+
+def test_an_empty_file_gives_the_defaults(write):
+    assert dict(load_config(write(""))) == dict(Config())
+
+
+@pytest.mark.parametrize(
+    "line", ["top_k = null", "top_k=null # none", "  top_k = null\t", 'top_k = ""', "# top_k = 3"]
+)
+def test_null_and_empty_mean_not_set(write, line):
+    config = load_config(write(f"epochs = 3\n{line}\nseed = 4"))
+    assert (config.epochs, config.top_k, config.seed) == (3, None, 4)
+
+
+def test_the_word_null_stays_in_texts(write):
+    config = load_config(write('model_seed = "x = null"\nstop = ["""\na = null\n"""]\n'))
+    assert config.model_seed == "x = null"
+    assert config.stop == ["a = null\n"]
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_files_of_every_editor_load(write, prefix, line_end):
+    text = line_end.join(["resume = null", 'model_seed = "né 🐋"', ""])
+    config = load_config(write(prefix + text.encode()))
+    assert (config.resume, config.model_seed) == (None, "né 🐋")
+
+
+def test_a_missing_file_says_where_examples_are(write):
+    assert problems_of("nowhere.toml") == [
+        "nowhere.toml: no such file; resources/ holds examples to start from"
+    ]
+
+
+def test_a_folder_cannot_be_read(tmp_path):
+    (problem,) = problems_of(tmp_path)
+    assert problem.startswith(f"{tmp_path}: cannot be read: ")
+
+
+def test_a_file_that_is_not_text(write):
+    assert problems_of(write(b"\xff\xfe\x00")) == ["run.toml: not UTF-8 text"]
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs", "epochs = 1\nepochs = 2", "resume = null\ndevice = cpu"]
+)
+def test_a_file_that_is_not_toml_says_which_line(write, text):
+    (problem,) = problems_of(write(text))
+    assert problem.startswith("run.toml: not TOML: ")
+    assert f"line {len(text.splitlines())}" in problem or "end of document" in problem
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("key", "right"),
+    [
+        ("temperatur", "temperature"),
+        ("bach_size", "batch_size"),
+        ("Epochs", "epochs"),
+        ("model_heads", "model_head"),
+        ("lr", "learning_rate"),
+        ("n_layer", "model_layer"),
+        ("max_new_tokens", "max_length"),
+        ("block_size", "seq_len"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_right_one_with_file_and_line(write, key, right):
+    assert problems_of(write(f"# mine\n\nseed = 3\n{key} = 1\n")) == [
+        f"run.toml:4: unknown key {key}; did you mean {right}?"
+    ]
+
+
+def test_synonyms_are_no_keys_and_name_keys():
+    from src.config_loader import _SYNONYMS
+
+    assert not _SYNONYMS.keys() & set(Config.model_fields)
+    assert set(_SYNONYMS.values()) <= set(Config.model_fields)
+
+
+def test_an_unknown_key_like_no_other_says_where_all_are(write):
+    assert problems_of(write("zzz = 1")) == [
+        "run.toml:1: unknown key zzz; resources/default.toml lists every key"
+    ]
+
+
+def test_an_unknown_key_is_found_even_when_empty(write):
+    assert problems_of(write('temperatur = ""\nlerning_rate = null')) == [
+        "run.toml:1: unknown key temperatur; did you mean temperature?",
+        "run.toml:2: unknown key lerning_rate; did you mean learning_rate?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "header"),
+    [
+        ("epochs = 1\n[train]\nbatch_size = 2", 2, "train"),
+        ("epochs = 1\n\n[tokenizer]\nlowercase = true", 3, "tokenizer"),
+        ("train.epochs = 1", 1, "train"),
+        ("seed = 1\ntrain = { epochs = 1 }", 2, "train"),
+    ],
+)
+def test_keys_stand_at_the_top_level(write, text, line, header):
+    assert problems_of(write(text)) == [
+        f"run.toml:{line}: keys stand at the top level: remove the header [{header}]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('epochs = "3"', "epochs = '3': input should be a valid integer"),
+        ("epochs = 2.5", "epochs = 2.5: input should be a valid integer"),
+        ("epochs = 0", "epochs = 0: input should be greater than or equal to 1"),
+        ("bias = 1", "bias = 1: input should be a valid boolean"),
+        ("model_name = 7", "model_name = 7: input should be a valid string"),
+        ("learning_rate = nan", "learning_rate = nan: input should be a finite number"),
+        ('temperature = "hot"', "temperature = 'hot': input should be a valid number"),
+        ("temperature = -1", "temperature = -1: input should be greater than or equal to 0"),
+        ("top_p = 1.5", "top_p = 1.5: input should be less than or equal to 1"),
+        ('preset = "tiny"', "preset = 'tiny': input should be 'small', 'medium', 'large' or 'xl'"),
+        ('sources = ["a", 3]', "sources[1] = 3: input should be a valid string"),
+        (
+            'micro_batch_size = "half"',
+            "micro_batch_size = 'half': input should be a valid integer or input should be 'auto'",
+        ),
+        ('device = "gpu"', "device 'gpu' is none of auto, cpu, cuda, cuda:1, mps"),
+        ('model_name = "a/b"', "model_name 'a/b' is not a folder's name"),
+    ],
+)
+def test_an_ill_typed_or_wrong_value_is_one_line_with_its_place(write, line, found):
+    assert problems_of(write(f"seed = 3\n{line}\n")) == [f"run.toml:2: {found}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "model_embd = 100\nmodel_head = 3",
+            "run.toml:1: model_embd 100 is not divisible by model_head 3",
+        ),
+        ("\nmodel_head = 7", "run.toml:2: model_embd 768 is not divisible by model_head 7"),
+        (
+            "seq_len = 512\nmodel_positions = 256",
+            "run.toml:1: seq_len 512 is above model_positions 256: "
+            "lower the one or raise the other",
+        ),
+        (
+            "batch_size = 10\nmicro_batch_size = 4",
+            "run.toml:2: micro_batch_size 4 does not divide batch_size 10",
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_an_error(write, text, found):
+    assert problems_of(write(text)) == [found]
+
+
+def test_all_problems_are_reported_at_once_a_line_each(write):
+    text = """\
+modle_name = "m"
+epochs = "three"
+temperature = -0.5
+sources = [1, 2]
+model_embd = 100
+model_head = 3
+seq_len = 2000
+"""
+    assert sorted(problems_of(write(text), "training", ["beams=4"])) == [
+        "--set beams: unknown key beams; did you mean beam_size?",
+        "run.toml: model_name is missing: training needs it",
+        "run.toml:1: unknown key modle_name; did you mean model_name?",
+        "run.toml:2: epochs = 'three': input should be a valid integer",
+        "run.toml:3: temperature = -0.5: input should be greater than or equal to 0",
+        "run.toml:4: sources[0] = 1: input should be a valid string",
+        "run.toml:4: sources[1] = 2: input should be a valid string",
+        "run.toml:5: model_embd 100 is not divisible by model_head 3",
+        "run.toml:7: seq_len 2000 is above model_positions 1024: lower the one or raise the other",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ['model_positions = "x"', "model_embd = 1.5\nmodel_head = 7", "model_positions = 0"]
+)
+def test_a_wrong_value_brings_no_other_problem_with_it(write, text):
+    assert len(problems_of(write(text))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("training", {"sources", "model_name"}),
+        ("generation", {"model_name"}),
+        ("interactive", {"model_name"}),
+    ],
+)
+def test_each_kind_says_which_keys_it_needs(write, kind, needed):
+    assert set(problems_of(write("sources = []\nmodel_name = ''"), kind)) == {
+        f"run.toml: {key} is missing: {kind} needs it" for key in needed
+    }
+    assert load_config(write('sources = "a.txt"\nmodel_name = "m"'), kind).model_name == "m"
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("epochs=3", "epochs", 3),
+        (" epochs = 3 ", "epochs", 3),
+        ("learning_rate=1e-3", "learning_rate", 1e-3),
+        ("bias=false", "bias", False),
+        ("model_name=moby_dick", "model_name", "moby_dick"),
+        ('model_name="7"', "model_name", "7"),
+        ("output_dir=/some/where", "output_dir", "/some/where"),
+        ("model_seed=a = b", "model_seed", "a = b"),
+        ('sources=["a.txt", "b.txt"]', "sources", ["a.txt", "b.txt"]),
+        ("sources=a.txt", "sources", ["a.txt"]),
+        ("top_k=null", "top_k", None),
+        ("top_k=", "top_k", None),
+    ],
+)
+def test_an_override_wins_over_the_file(write, override, key, value):
+    config = load_config(write('epochs = 1\ntop_k = 5\nmodel_name = "m"'), overrides=[override])
+    assert config[key] == value
+
+
+def test_the_last_override_wins(write):
+    assert load_config(write(""), overrides=["epochs=2", "epochs=3"]).epochs == 3
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", ""])
+def test_an_override_without_key_or_value_is_an_error(write, override):
+    assert problems_of(write(""), overrides=[override]) == [
+        f"--set {override}: write KEY=VALUE, for example --set epochs=3"
+    ]
+
+
+def test_a_wrong_override_is_named_as_such(write):
+    path = write("epochs = 2\nmodel_embd = 16")
+    assert problems_of(path, overrides=["epochs=two", "model_head=3"]) == [
+        "--set epochs: epochs = 'two': input should be a valid integer",
+        "run.toml:2: model_embd 16 is not divisible by model_head 3",
+    ]
+
+
+# Keys and values that are already read
+
+
+def test_make_config_names_where_keys_come_from():
+    with pytest.raises(AGI2Error) as error:
+        make_config({"temperature": -1, "epoch": 3}, "generation", "request")
+    assert str(error.value).splitlines() == [
+        "request: model_name is missing: generation needs it",
+        "request: temperature = -1: input should be greater than or equal to 0",
+        "request: unknown key epoch; did you mean epochs?",
+    ]
+
+
+def test_make_config_takes_a_configuration():
+    config = Config(epochs=3, model_name="m")
+    assert make_config(config, "generation") == config
+
+
+# Round trip
+
+TEXT = st.text(min_size=1, max_size=8)
+SHARE = st.floats(0, 1, exclude_max=True)
+INSIDE = st.floats(0, 1, exclude_min=True, exclude_max=True)
+ABOVE_0 = st.floats(0, exclude_min=True, allow_infinity=False)
+COUNT = st.integers(1, 10**12)
+FROM_0 = st.integers(0, 10**12)
+NAME = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\"), min_size=1)
+
+VALUES = {
+    "sources": st.lists(TEXT, max_size=3),
+    "model_name": NAME.filter(lambda name: name not in (".", "..")),
+    "output_dir": TEXT,
+    "text_field": TEXT,
+    "val_fraction": SHARE,
+    "tokenizer": TEXT,
+    "vocab_size": COUNT,
+    "lowercase": st.booleans(),
+    "fold_whitespace": st.booleans(),
+    "preset": st.none() | st.sampled_from(get_args(Preset)),
+    "model_layer": COUNT,
+    "model_head": st.integers(1, 50),
+    "model_embd": st.integers(1, 50),  # times model_head
+    "model_ff": FROM_0,
+    "model_positions": st.integers(500, 10**6),
+    "dropout": SHARE,
+    "activation": st.sampled_from(get_args(Activation)),
+    "bias": st.booleans(),
+    "norm_position": st.sampled_from(["pre", "post"]),
+    "position_embedding": st.sampled_from(["sinusoidal", "learned"]),
+    "tie_weights": st.booleans(),
+    "gradient_checkpointing": st.booleans(),
+    "epochs": COUNT,
+    "max_steps": st.none() | COUNT,
+    "max_minutes": st.none() | ABOVE_0,
+    "batch_size": st.integers(1, 50),  # times micro_batch_size
+    "micro_batch_size": st.just("auto") | st.integers(1, 50),
+    "seq_len": st.integers(1, 500),
+    "optimizer": st.sampled_from(["adamw", "muon"]),
+    "learning_rate": ABOVE_0,
+    "muon_learning_rate": ABOVE_0,
+    "lr_schedule": st.sampled_from(["cosine", "linear", "constant"]),
+    "warmup_steps": FROM_0,
+    "weight_decay": ABOVE_0,
+    "adam_beta2": INSIDE,
+    "clip_grad_norm": ABOVE_0,
+    "seed": FROM_0,
+    "eval_interval": COUNT,
+    "eval_tokens": FROM_0,
+    "early_stopping_patience": st.none() | COUNT,
+    "checkpoint_interval": COUNT,
+    "keep_checkpoints": COUNT,
+    "log_interval": COUNT,
+    "sample_tokens": FROM_0,
+    "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:3"]),
+    "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
+    "compile": st.booleans(),
+    "resume": st.none() | TEXT,
+    "max_length": COUNT,
+    "temperature": ABOVE_0,
+    "top_k": st.none() | COUNT,
+    "top_p": st.none() | INSIDE,
+    "repetition_penalty": ABOVE_0,
+    "stop": st.lists(TEXT, max_size=3),
+    "model_seed": st.text(max_size=20),
+    "sampling_seed": st.none() | FROM_0,
+    "beam_size": COUNT,
+    "length_penalty": st.floats(allow_nan=False, allow_infinity=False),
+    "max_context_length": COUNT,
+}
+
+
+def consistent(values):
+    micro = values["micro_batch_size"]
+    values["model_embd"] *= values["model_head"]
+    values["batch_size"] *= 1 if micro == "auto" else micro
+    return values
+
+
+def test_the_round_trip_below_draws_every_key():
+    assert set(VALUES) == set(Config.model_fields)
+
+
+@given(st.fixed_dictionaries(VALUES).map(consistent))
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_every_key_survives_saving_and_loading(tmp_path, values):
+    save_config(Config(**values), tmp_path / "config.toml")
+    assert dict(load_config(tmp_path / "config.toml")) == values
+
+
+def test_a_saved_file_sets_every_key_that_has_a_value(tmp_path):
+    save_config(Config(epochs=3), tmp_path / "config.toml")
+    saved = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
+    assert set(saved) == {key for key, value in Config().items() if value is not None}
+    assert saved["epochs"] == 3
+
+
+# resources/default.toml
+
+DEFAULT = RESOURCES / "default.toml"
+
+
+def key_lines():
+    """Line number, whether commented out, and key, of every line that sets or shows one."""
+    lines = DEFAULT.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        match = re.match(r"(# )?([a-z_0-9]+) = ", line)
+        if match:
+            yield number, bool(match[1]), match[2]
+
+
+def test_default_toml_holds_every_key_once_and_no_other():
+    keys = [key for _, _, key in key_lines()]
+    assert sorted(keys) == sorted(Config.model_fields)
+
+
+def test_default_toml_sets_exactly_the_defaults():
+    config = load_config(DEFAULT, "training")
+    assert config.sources == ["data/corpus.txt"]
+    assert config.model_name == "my_model"
+    rest = set(Config.model_fields) - {"sources", "model_name"}
+    assert {key: config[key] for key in rest} == {key: Config()[key] for key in rest}
+
+
+def test_default_toml_comments_out_exactly_the_keys_without_a_default():
+    commented = {key for _, is_commented, key in key_lines() if is_commented}
+    assert commented == {key for key, value in Config().items() if value is None}
+
+
+def test_default_toml_explains_each_key_on_the_line_above():
+    lines = DEFAULT.read_text(encoding="utf-8").splitlines()
+    for number, _, key in key_lines():
+        above = lines[number - 1]
+        assert above.startswith("# "), key
+        assert above[2] in string.ascii_uppercase + string.digits + '"', key
+
+
+def test_default_toml_shows_examples_that_are_valid():
+    lines = DEFAULT.read_text(encoding="utf-8").splitlines()
+    shown = [lines[number][2:] for number, is_commented, _ in key_lines() if is_commented]
+    examples = make_config(tomllib.loads("\n".join(shown)))
+    assert all(examples[key] is not None for key in tomllib.loads("\n".join(shown)))
+
+
+def test_default_toml_says_first_what_it_needs():
+    top = DEFAULT.read_text(encoding="utf-8").split("\n\n")[0]
+    for words in ("124M", "12 x 1024", "8 GB", "CPU", "GPU", "not trained"):
+        assert words in top
+
+
+@pytest.mark.parametrize("path", sorted(RESOURCES.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_can_train(path):
+    assert load_config(path, "training").model_name

@@ -1,0 +1,305 @@
+"""Choosing a device, a precision and a micro-batch; memory figures."""
+
+import logging
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src import cuda_utils
+from src.config import GPT2Config
+from src.cuda_utils import (
+    CPU_ACTIVATION_BUDGET,
+    MemoryStats,
+    activation_bytes,
+    autocast,
+    can_compile,
+    choose_micro_batch_size,
+    cuda_available,
+    describe_device,
+    memory_stats,
+    select_device,
+    select_precision,
+)
+from src.errors import AGI2Error
+from src.model import GPT2Model
+from src.utils import log
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def warnings():
+    """The lines that are logged, whatever else has set up the log."""
+    lines = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            lines.append((record.levelname, record.getMessage()))
+
+    before = log.handlers[:], log.level
+    log.handlers[:] = [Listener()]
+    log.setLevel(logging.WARNING)
+    yield lines
+    log.handlers[:] = before[0]
+    log.setLevel(before[1])
+
+
+# The device
+
+
+def test_detection_is_pytorch_s():
+    assert cuda_available() == (torch.cuda.device_count() > 0)
+
+
+def test_the_cpu_is_always_there(warnings):
+    assert select_device("cpu") == CPU
+    assert warnings == []
+
+
+def test_auto_takes_the_best_device_without_a_warning(warnings):
+    if torch.cuda.is_available():
+        best = CUDA
+    else:
+        best = torch.device("mps") if torch.backends.mps.is_available() else CPU
+    assert select_device() == select_device("auto") == best
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_prefers_cuda_then_mps_then_the_cpu(monkeypatch, warnings, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert select_device("auto").type == best
+    assert warnings == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1", "cuda:999", "mps"])
+def test_a_device_that_is_not_there_falls_back_with_one_warning(monkeypatch, warnings, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert select_device(device) == CPU
+    assert warnings == [("WARNING", f"device {device} is not available: using the CPU")]
+
+
+def test_a_number_is_compared_with_the_devices_there_are(monkeypatch, warnings):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device("cuda:1") == torch.device("cuda", 1)
+    assert warnings == []
+    assert select_device("cuda:2") == CPU
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "cpu:1", "meta", "cuda:1:2"])
+def test_what_is_no_device_is_an_error(device):
+    with pytest.raises(AGI2Error, match="use auto, cpu, cuda, cuda:N or mps"):
+        select_device(device)
+
+
+def test_the_cpu_is_described_with_its_threads():
+    assert describe_device(CPU) == f"CPU, {torch.get_num_threads()} threads"
+    assert describe_device(torch.device("mps")) == "mps"
+
+
+# Precision
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_auto_precision_is_full_without_cuda(warnings, device):
+    assert select_precision("auto", torch.device(device)) == torch.float32
+    assert warnings == []
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_precision_on_cuda_is_bf16_where_it_is_there(monkeypatch, has_bf16, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    assert select_precision("auto", CUDA) == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_named_precision_is_taken(warnings, name, dtype):
+    assert select_precision(name, CUDA) == dtype
+    assert warnings == []
+
+
+def test_fp16_without_cuda_falls_back_with_one_warning(warnings):
+    assert select_precision("fp16", CPU) == torch.float32
+    assert warnings == [("WARNING", "precision fp16 needs CUDA: using fp32")]
+    assert select_precision("bf16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_sets_the_type_of_products(dtype):
+    weights = torch.ones(2, 2)
+    with autocast(CPU, dtype):
+        assert (weights @ weights).dtype == dtype
+    assert (weights @ weights).dtype == torch.float32
+
+
+# Memory
+
+
+def test_process_memory_is_the_process_s():
+    held = torch.ones(10_000_000)  # 40 MB
+    stats = memory_stats()
+    assert stats.process == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
+    assert stats.process > held.numel() * 4
+    assert (stats.device_allocated, stats.device_peak, stats.device_total) == (0, 0, 0)
+
+
+def test_memory_in_words():
+    assert str(MemoryStats(1_500_000_000)) == "1.5 GB"
+    stats = MemoryStats(1_500_000_000, 10**9, 2 * 10**9, 80 * 10**9)
+    assert str(stats) == "1.5 GB, GPU 2.0 GB of 80.0 GB"
+
+
+def kept_bytes(config, seq_len):
+    """What autograd keeps of one sequence, weights apart."""
+    model = GPT2Model(config).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    tokens = torch.zeros(1, seq_len, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+    assert loss.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("vocab_size", [50, 1000])
+@pytest.mark.parametrize("n_layers", [1, 4])
+@pytest.mark.parametrize(("dropout", "seq_len"), [(0.0, 64), (0.1, 64), (0.1, 128)])
+def test_activations_are_estimated_near_what_autograd_keeps(vocab_size, n_layers, dropout, seq_len):
+    config = GPT2Config(vocab_size, 128, 32, n_layers, 2, dropout=dropout)
+    kept = kept_bytes(config, seq_len)
+    assert 0.8 * kept < activation_bytes(config, seq_len) < 3 * kept
+
+
+def test_gradient_checkpointing_keeps_less():
+    sizes = [
+        activation_bytes(GPT2Config(50, 64, 32, 6, 2, gradient_checkpointing=on), 64)
+        for on in (True, False)
+    ]
+    assert sizes[0] < 0.5 * sizes[1]
+    assert kept_bytes(GPT2Config(50, 64, 32, 6, 2, gradient_checkpointing=True), 64) < sizes[0]
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(1, 16),
+    st.integers(1, 1024),
+    st.sampled_from([0.0, 0.1]),
+    st.booleans(),
+    st.integers(1, 100),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_micro_batch_is_the_largest_divisor_that_fits(
+    layers, heads, seq_len, dropout, checkpointing, batch_size
+):
+    config = GPT2Config(
+        n_layers=layers,
+        n_heads=heads,
+        d_model=48 * heads,
+        dropout=dropout,
+        gradient_checkpointing=checkpointing,
+    )
+    size = choose_micro_batch_size(config, seq_len, batch_size, CPU)
+    one = activation_bytes(config, seq_len)
+    assert batch_size % size == 0
+    assert size == 1 or size * one <= CPU_ACTIVATION_BUDGET
+    larger = [n for n in range(size + 1, batch_size + 1) if batch_size % n == 0]
+    assert all(n * one > CPU_ACTIVATION_BUDGET for n in larger)
+
+
+def test_a_small_model_takes_the_whole_batch_and_gpt2_a_sequence():
+    tiny = GPT2Config(vocab_size=100, d_model=16, n_layers=1, n_heads=1)
+    assert choose_micro_batch_size(tiny, 64, 12, CPU) == 12
+    assert choose_micro_batch_size(GPT2Config(), 1024, 12, CPU) == 1
+
+
+# Compiling
+
+
+def test_compiling_works_where_nothing_hinders_it(warnings):
+    with torch.compiler.set_stance("force_eager"):
+        assert can_compile(CPU)
+    assert warnings == []
+
+
+def test_without_a_compiler_there_is_one_line_of_warning(warnings):
+    import torch._inductor.config
+    from torch._inductor.utils import fresh_inductor_cache
+
+    torch._dynamo.reset()
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with fresh_inductor_cache(), without:
+        assert not can_compile(CPU)
+    ((level, line),) = warnings
+    assert level == "WARNING"
+    assert line.startswith("torch.compile does not work here (")
+    assert "\n" not in line
+
+
+def test_an_error_without_words_is_named_by_its_type(monkeypatch, warnings):
+    def broken(function):
+        raise NotImplementedError
+
+    monkeypatch.setattr(cuda_utils.torch, "compile", broken)
+    assert not can_compile(CPU)
+    assert "(NotImplementedError)" in warnings[0][1]
+
+
+# With a GPU
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_cuda_is_selected_and_described(warnings):
+    assert select_device("cuda:0") == torch.device("cuda", 0)
+    assert torch.cuda.get_device_name(0) in describe_device(CUDA)
+    assert warnings == []
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_memory_of_a_gpu_is_watched():
+    before = memory_stats("cuda")
+    held = torch.ones(1_000_000, device="cuda")
+    stats = memory_stats("cuda")
+    assert stats.device_allocated >= before.device_allocated + 4 * held.numel()
+    assert stats.device_allocated <= stats.device_peak <= stats.device_total
+    assert "GPU" in str(stats)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_gpu_s_micro_batch_fits_its_memory():
+    size = choose_micro_batch_size(GPT2Config(), 1024, 64, CUDA)
+    total = torch.cuda.get_device_properties(0).total_memory
+    assert 64 % size == 0
+    assert size == 1 or size * activation_bytes(GPT2Config(), 1024) < total
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_autocast_on_a_gpu_sets_the_type_of_products():
+    weights = torch.ones(2, 2, device="cuda")
+    with autocast(CUDA, torch.float16):
+        assert (weights @ weights).dtype == torch.float16

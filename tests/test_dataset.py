@@ -1,0 +1,279 @@
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from src.dataset import EpochBatches, TextDataset, split_documents, tokenize
+from src.errors import AGI2Error
+from src.tokenizer import BasicTokenizer
+
+quick = settings(deadline=None, max_examples=60)
+TEXT = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def tokenizer():
+    return BasicTokenizer(TEXT + " .", lowercase=True)
+
+
+def counting(length):
+    return np.arange(length, dtype=np.uint16)
+
+
+# Windows
+
+
+def test_windows_are_long_tensors_of_the_given_length(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    dataset = TextDataset(str(path), tokenizer, 8)
+    assert len(dataset) == 4
+    for index, start in enumerate([0, 8, 16, 18]):
+        assert dataset[index].dtype == torch.int64
+        assert dataset[index].shape == (8,)
+        assert tokenizer.decode(dataset[index].tolist()) == TEXT[start : start + 8]
+
+
+@quick
+@given(length=st.integers(2, 60), seq_len=st.integers(1, 20), stride=st.integers(1, 25))
+def test_windows_cover_every_token_in_order(length, seq_len, stride):
+    dataset = TextDataset.from_tokens(counting(length), seq_len, stride=stride)
+    seen = np.concatenate([window.numpy() for window in dataset])
+    assert set(seen) == set(range(length))
+    assert dataset[-1][-1] == length - 1
+    starts = [int(window[0]) for window in dataset]
+    steps = np.diff(starts)
+    assert (steps[:-1] == min(stride, seq_len)).all()
+    assert ((steps >= 1) & (steps <= stride)).all()
+
+
+def test_a_window_past_the_end_is_an_index_error():
+    dataset = TextDataset.from_tokens(counting(10), 5)
+    assert len(dataset) == 2
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_a_window_may_be_changed_without_changing_the_text():
+    dataset = TextDataset.from_tokens(counting(10), 5)
+    dataset[0].zero_()
+    assert dataset[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_text_shorter_than_a_window_makes_one_shorter_window(caplog):
+    with caplog.at_level(logging.WARNING, "agi2"):
+        dataset = TextDataset.from_tokens(counting(3), 8, stride=4)
+    assert [window.tolist() for window in dataset] == [[0, 1, 2]]
+    assert "the text has only 3 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_fewer_than_two_tokens_are_an_error(length):
+    with pytest.raises(AGI2Error, match=f"has {length} tokens: at least 2"):
+        TextDataset.from_tokens(counting(length), 8)
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), [(0, None), (-1, None), (4, 0), (4, -2)])
+def test_lengths_below_one_are_an_error(seq_len, stride):
+    with pytest.raises(AGI2Error, match="at least 1"):
+        TextDataset.from_tokens(counting(10), seq_len, stride=stride)
+
+
+def test_documents_are_joined_with_the_end_of_text_token(tokenizer, tmp_path):
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"body": "Two"}\n{"body": "three"}', encoding="utf-8")
+    sources = [str(tmp_path / "b.jsonl"), str(tmp_path / "a.txt")]
+    dataset = TextDataset(sources, tokenizer, 4, text_field="body")
+    one, two, three = (tokenizer.encode(word) for word in ("one", "two", "three"))
+    end = [tokenizer.end_of_text]
+    assert dataset.tokens.tolist() == two + end + three + end + one
+
+
+def test_preprocess_is_applied_to_each_document(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('"abc"\n"xyz"', encoding="utf-8")
+    dataset = TextDataset(str(tmp_path), tokenizer, 4, preprocess=lambda text: text[::-1])
+    expected = tokenize(["cba", "zyx"], tokenizer)
+    assert dataset.tokens.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("characters", "dtype"), [(65534, np.uint16), (65535, np.uint32)])
+def test_tokens_are_kept_in_the_smallest_type_without_loss(characters, dtype):
+    alphabet = [chr(0x10000 + i) for i in range(characters)]
+    tokenizer = BasicTokenizer(alphabet)
+    tokens = tokenize([alphabet[-1] + alphabet[0], alphabet[-1]], tokenizer)
+    assert tokens.dtype == dtype
+    assert tokens.tolist() == [characters + 1, 2, 1, characters + 1]
+    assert TextDataset.from_tokens(tokens, 2)[0].tolist() == [characters + 1, 2]
+
+
+def test_no_documents_are_no_tokens(tokenizer):
+    assert tokenize([], tokenizer).tolist() == []
+
+
+def test_a_data_loader_shuffles_and_batches_it():
+    dataset = TextDataset.from_tokens(counting(40), 4)
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(dataset, batch_size=5, shuffle=True, generator=generator)
+    batches = list(loader)
+    assert [batch.shape for batch in batches] == [(5, 4), (5, 4)]
+    first = torch.cat(batches)[:, 0].tolist()
+    assert sorted(first) == list(range(0, 40, 4))
+    assert first != sorted(first)
+
+
+# Held-out text
+
+documents_of_all_kinds = st.lists(st.text("abc ", min_size=1, max_size=12), max_size=60)
+fractions = st.floats(0, 0.99)
+
+
+@quick
+@given(documents=documents_of_all_kinds, fraction=fractions, seed=st.integers(0, 9))
+def test_no_text_is_lost_and_none_is_on_both_sides(documents, fraction, seed):
+    train, held_out = split_documents(documents, fraction, seed)
+    if len(set(documents)) >= 20 or fraction == 0:
+        assert Counter(train) + Counter(held_out) == Counter(documents)
+        assert not set(train) & set(held_out)
+    else:
+        # Each document is cut once: what was before the cut is trained on, the rest is not.
+        assert sum(map(len, train + held_out)) == sum(map(len, documents))
+        cuts = [int(len(document) * (1 - fraction)) for document in documents]
+        pairs = list(zip(documents, cuts, strict=True))
+        assert train == [document[:cut] for document, cut in pairs if cut]
+        assert held_out == [document[cut:] for document, cut in pairs if cut < len(document)]
+
+
+@quick
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=20, max_size=80),
+    fraction=st.floats(0.05, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_the_share_held_out_is_about_the_one_asked_for(lengths, fraction, seed):
+    # Documents that differ, since they begin with their own character.
+    documents = [chr(0x4E00 + i) * length for i, length in enumerate(lengths)]
+    wanted = fraction * sum(lengths)
+    assume(wanted >= max(lengths))
+    _, held_out = split_documents(documents, fraction, seed)
+    assert abs(sum(map(len, held_out)) - wanted) <= max(lengths) / 2
+
+
+def test_one_document_is_split_at_its_end():
+    text = "".join(chr(0x4E00 + i) for i in range(1000))
+    assert split_documents([text], 0.1) == ([text[:900]], [text[900:]])
+
+
+def test_nothing_is_held_out_of_nothing_or_when_not_asked_for():
+    assert split_documents(["a", "b"], 0) == (["a", "b"], [])
+    assert split_documents([], 0.5) == ([], [])
+
+
+def test_the_seed_chooses_the_documents_held_out():
+    documents = [f"document {i}" for i in range(100)]
+    splits = [split_documents(documents, 0.2, seed) for seed in (1, 1, 2)]
+    assert splits[0] == splits[1] != splits[2]
+    assert splits[0][0] == [d for d in documents if d in splits[0][0]]
+
+
+def test_copies_of_a_document_stay_on_one_side():
+    documents = [f"document {i % 25}" for i in range(100)]
+    train, held_out = split_documents(documents, 0.2)
+    assert set(Counter(train + held_out).values()) == {4}
+    assert len(held_out) == 20
+    assert not set(train) & set(held_out)
+
+
+# Batches of a run
+
+
+def starts_of(batches, epoch):
+    """First tokens of an epoch's windows; the text counts upwards, so that they are places."""
+    steps = batches.steps_per_epoch
+    rows = torch.cat([batches.batch(epoch * steps + i) for i in range(steps)])
+    assert (rows.diff(dim=1) == 1).all()
+    return rows[:, 0].tolist()
+
+
+shapes = {
+    "length": st.integers(2, 120),
+    "seq_len": st.integers(1, 12),
+    "stride": st.one_of(st.none(), st.integers(1, 12)),
+    "batch_size": st.integers(1, 6),
+    "seed": st.integers(0, 2**63),
+}
+
+
+@quick
+@given(**shapes)
+def test_an_epoch_visits_every_window_at_most_once(length, seq_len, stride, batch_size, seed):
+    dataset = TextDataset.from_tokens(counting(length), seq_len, stride=stride)
+    batches = EpochBatches(dataset, batch_size, seed)
+    assert 1 <= batches.batch_size <= batch_size
+    assert batches.batch(0).shape == (batches.batch_size, dataset.seq_len)
+    assert batches.batch(0).dtype == torch.int64
+    for epoch in range(3):
+        starts = sorted(starts_of(batches, epoch))
+        assert len(starts) == batches.steps_per_epoch * batches.batch_size
+        assert (np.diff(starts) % dataset.stride == 0).all()
+        assert len(set(starts)) == len(starts)
+        assert starts[-1] + dataset.seq_len <= length
+
+
+@quick
+@given(**shapes)
+def test_no_epoch_leaves_out_more_than_two_windows_and_part_of_a_batch(
+    length, seq_len, stride, batch_size, seed
+):
+    dataset = TextDataset.from_tokens(counting(length), seq_len, stride=stride)
+    batches = EpochBatches(dataset, batch_size, seed)
+    visited = batches.steps_per_epoch * batches.batch_size
+    assert visited > len(dataset) - 2 - batches.batch_size
+
+
+@quick
+@given(steps=st.lists(st.integers(0, 60), max_size=20), seed=st.integers(0, 5))
+def test_batches_are_a_pure_function_of_seed_and_step(steps, seed):
+    dataset = TextDataset.from_tokens(counting(100), 5)
+    one = EpochBatches(dataset, 3, seed)
+    for step in steps:
+        torch.rand(1)  # the global generator has no part in it
+        assert torch.equal(one.batch(step), EpochBatches(dataset, 3, seed).batch(step))
+
+
+def test_epochs_and_seeds_differ_in_order_and_offset():
+    dataset = TextDataset.from_tokens(counting(400), 8)
+    batches = EpochBatches(dataset, 4, seed=1)
+    epochs = [starts_of(batches, epoch) for epoch in range(40)]
+    assert {starts[0] % 8 for starts in epochs} == set(range(8))
+    orders = {tuple(np.argsort(starts)) for starts in epochs}
+    assert len(orders) == 40
+    assert starts_of(EpochBatches(dataset, 4, seed=2), 0) != epochs[0]
+
+
+def test_every_token_has_its_turn():
+    dataset = TextDataset.from_tokens(counting(101), 8)
+    batches = EpochBatches(dataset, 4, seed=3)
+    seen = torch.cat([batches.batch(step) for step in range(60 * batches.steps_per_epoch)])
+    assert set(seen.flatten().tolist()) == set(range(101))
+
+
+def test_a_short_text_makes_a_smaller_batch():
+    dataset = TextDataset.from_tokens(counting(10), 8)
+    batches = EpochBatches(dataset, 12, seed=0)
+    assert (batches.batch_size, batches.steps_per_epoch) == (1, 1)
+    assert {starts_of(batches, epoch)[0] for epoch in range(50)} == {0, 1, 2}
+    shortest = EpochBatches(TextDataset.from_tokens(counting(2), 8), 12, seed=0)
+    assert shortest.batch(7).tolist() == [[0, 1]]
+
+
+def test_many_long_documents_are_each_cut_when_none_is_small_enough_to_hold_out():
+    documents = [f"{number:02d}" * 500 for number in range(21)]
+    train, held_out = split_documents(documents, 0.02)
+    assert len(train) == len(held_out) == 21
+    assert [a + b for a, b in zip(train, held_out, strict=True)] == documents
+    assert sum(map(len, held_out)) == 21 * 20

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.embeddings import LearnedPositionEmbeddings, PositionEmbeddings, TokenEmbeddings
+from src.errors import AGI2Error
+
+
+def sine_table(length: int, width: int) -> np.ndarray:
+    """Vaswani et al., 2017, section 3.5, element by element."""
+    table = np.empty((length, width))
+    for position in range(length):
+        for column in range(width):
+            angle = position / 10000 ** (2 * (column // 2) / width)
+            table[position, column] = np.cos(angle) if column % 2 else np.sin(angle)
+    return table
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 9), (3, 1), (4, 7), (2, 0)])
+def test_each_token_becomes_its_row_of_the_table(batch, length):
+    embeddings = TokenEmbeddings(11, 6)
+    tokens = torch.randint(11, (batch, length))
+    out = embeddings(tokens)
+    assert out.shape == (batch, length, 6)
+    for b in range(batch):
+        for t in range(length):
+            assert torch.equal(out[b, t], embeddings.weight[tokens[b, t]])
+
+
+@pytest.mark.parametrize("kind", [TokenEmbeddings, LearnedPositionEmbeddings])
+def test_weights_start_normal_with_mean_0_and_std_002(kind):
+    torch.manual_seed(0)
+    weight = kind(500, 200).weight.detach()
+    assert abs(float(weight.mean())) < 3e-4
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.01)
+    # The share within one standard deviation tells a normal distribution from a uniform one.
+    assert float((weight.abs() < 0.02).float().mean()) == pytest.approx(0.683, abs=0.01)
+
+
+def test_only_the_tokens_that_occur_get_a_gradient():
+    embeddings = TokenEmbeddings(5, 4)
+    embeddings(torch.tensor([[1, 3, 1]])).sum().backward()
+    expected = torch.zeros(5, 4)
+    expected[1], expected[3] = 2, 1
+    assert torch.equal(embeddings.weight.grad, expected)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    embeddings = TokenEmbeddings(10, 50, dropout=0.25)
+    tokens = torch.randint(10, (8, 20))
+    dropped = embeddings(tokens)
+    share = float((dropped == 0).float().mean())
+    assert share == pytest.approx(0.25, abs=0.02)
+    kept = dropped != 0
+    clean = embeddings.eval()(tokens)
+    torch.testing.assert_close(dropped[kept], clean[kept] / 0.75)
+    assert torch.equal(clean, embeddings.weight[tokens])
+
+
+@pytest.mark.parametrize(("length", "width"), [(1, 2), (12, 8), (40, 7), (5, 1)])
+def test_sine_waves_follow_the_formula(length, width):
+    table = PositionEmbeddings(length, width)(length)
+    np.testing.assert_allclose(table.numpy(), sine_table(length, width), atol=1e-6)
+
+
+def test_a_position_of_2048_is_still_exact():
+    table = PositionEmbeddings(2048, 4)(2048)
+    np.testing.assert_allclose(table[-1].numpy(), sine_table(2048, 4)[-1], atol=1e-6)
+
+
+@given(length=st.integers(2, 300), half=st.integers(1, 16))
+@settings(deadline=None, max_examples=20)
+def test_no_two_positions_are_alike(length, half):
+    table = PositionEmbeddings(length, 2 * half)(length)
+    apart = torch.cdist(table.double(), table.double()) + torch.eye(length) * 9
+    assert float(apart.min()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [PositionEmbeddings, LearnedPositionEmbeddings])
+def test_an_offset_goes_on_where_earlier_positions_ended(kind):
+    positions = kind(10, 6)
+    whole = positions(10)
+    assert whole.shape == (10, 6)
+    assert torch.equal(torch.cat([positions(4), positions(6, offset=4)]), whole)
+    chosen = torch.tensor([[9, 0], [3, 3]])
+    assert torch.equal(positions.at(chosen), whole[chosen])
+
+
+@pytest.mark.parametrize("kind", [PositionEmbeddings, LearnedPositionEmbeddings])
+@pytest.mark.parametrize(("length", "offset"), [(11, 0), (1, 10), (4, 7)])
+def test_more_positions_than_there_are_is_an_error_that_names_both(kind, length, offset):
+    with pytest.raises(AGI2Error, match=rf"^{length + offset} positions .* has 10$"):
+        kind(10, 6)(length, offset=offset)
+
+
+def test_sine_waves_are_neither_learned_nor_saved():
+    positions = PositionEmbeddings(10, 6)
+    assert list(positions.parameters()) == []
+    assert positions.state_dict() == {}
+
+
+def test_learned_positions_are_learned_and_saved():
+    positions = LearnedPositionEmbeddings(10, 6)
+    positions(4).sum().backward()
+    assert positions.weight.grad.sum(dim=1).tolist() == [6] * 4 + [0] * 6
+    assert list(positions.state_dict()) == ["weight"]
+
+
+def test_sine_waves_exist_also_where_a_model_is_built_without_memory():
+    with torch.device("meta"):
+        table = PositionEmbeddings(6, 4)(6)
+    np.testing.assert_allclose(table.numpy(), sine_table(6, 4), atol=1e-6)

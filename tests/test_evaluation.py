@@ -1,0 +1,180 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.config import GPT2Config
+from src.dataset import TextDataset, tokenize
+from src.evaluation import Evaluation, evaluate, longest_common_span, originality
+from src.model import GPT2Model
+from src.tokenizer import BasicTokenizer, BPETokenizer
+
+quick = settings(deadline=None, max_examples=60)
+TEXT = "call me ishmael. some years ago, never mind how long precisely, naïve 🐳 whales swam."
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = BPETokenizer(270)
+    tokenizer.fit([TEXT] * 2)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"max_seq_len": 16, "d_model": 16, "n_layers": 1, "n_heads": 2}
+    return GPT2Model(GPT2Config(vocab_size=tokenizer.vocab_size, dropout=0.3, **sizes))
+
+
+def windows(tokenizer, width, text=TEXT):
+    return TextDataset.from_tokens(tokenize([text], tokenizer), width + 1, stride=width)
+
+
+def loop(model, tokenizer, width):
+    """Loss of every token but the first, each predicted once, one window after the other."""
+    ids = torch.tensor(tokenizer.encode(TEXT))
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        first = 0
+        while len(losses) < len(ids) - 1:
+            # The last window is pushed back so that it is whole.
+            start = min(first, len(ids) - 1 - width)
+            logits = model(ids[None, start : start + width])[0]
+            each = F.cross_entropy(logits, ids[start + 1 : start + width + 1], reduction="none")
+            losses += each[first - start :].tolist()
+            first += width
+    return losses
+
+
+@pytest.mark.parametrize("width", [4, 7, 8, 16])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_loss_equals_a_plain_loop_whatever_the_batch_size(model, tokenizer, width, batch_size):
+    result = evaluate(model, windows(tokenizer, width), tokenizer, batch_size=batch_size)
+    losses = loop(model, tokenizer, width)
+    assert result.tokens == len(losses) == len(tokenizer.encode(TEXT)) - 1
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [4, 7, 16])
+def test_bytes_are_those_of_the_text_after_the_first_token(model, tokenizer, width):
+    result = evaluate(model, windows(tokenizer, width), tokenizer)
+    first = len(tokenizer.token_bytes(tokenizer.encode(TEXT)[0]))
+    assert result.text_bytes == len(TEXT.encode()) - first
+    bits = sum(loop(model, tokenizer, width)) / math.log(2)
+    assert result.bits_per_byte == pytest.approx(bits / result.text_bytes, rel=1e-5)
+
+
+def test_the_token_between_documents_is_predicted_but_has_no_bytes(model, tokenizer):
+    tokens = tokenize(["me", "whale"], tokenizer)
+    dataset = TextDataset.from_tokens(tokens, 3, stride=2)
+    result = evaluate(model, dataset, tokenizer)
+    assert result.tokens == len(tokens) - 1
+    assert result.text_bytes == 7 - len(tokenizer.token_bytes(int(tokens[0])))
+
+
+def test_a_text_shorter_than_a_window_is_predicted_whole(model, tokenizer):
+    result = evaluate(model, windows(tokenizer, 16, "whales"), tokenizer)
+    assert result.tokens == len(tokenizer.encode("whales")) - 1
+
+
+def test_windows_that_do_not_overlap_count_all_they_predict(model, tokenizer):
+    ids = tokenize([TEXT], tokenizer)[:30]
+    result = evaluate(model, TextDataset.from_tokens(ids, 6), tokenizer)
+    assert result.tokens == 5 * 5
+
+
+def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary():
+    tokenizer = BasicTokenizer("abcdef")
+    model = GPT2Model(GPT2Config(tokenizer.vocab_size, 8, 8, 1, 1, position_embedding="learned"))
+    torch.nn.init.zeros_(model.token_embeddings.weight)  # tied: all logits are zero
+    result = evaluate(model, windows(tokenizer, 4, "abcdefabcdef"), tokenizer)
+    assert result.loss == pytest.approx(math.log(8), rel=1e-6)
+    assert result.perplexity == pytest.approx(8, rel=1e-6)
+    assert result.bits_per_byte == pytest.approx(3, rel=1e-6)
+
+
+def test_part_of_a_text_is_evenly_spread_over_it(model, tokenizer):
+    dataset = windows(tokenizer, 4)
+    full = evaluate(model, dataset, tokenizer, max_tokens=10**6)
+    assert full == evaluate(model, dataset, tokenizer)
+    part = evaluate(model, dataset, tokenizer, max_tokens=12)
+    # Three windows: the first, the middle one, and the fresh end of the last.
+    losses = loop(model, tokenizer, 4)
+    middle = 4 * round((len(dataset) - 1) / 2)
+    last = 4 * (len(dataset) - 1)
+    expected = losses[:4] + losses[middle : middle + 4] + losses[last:]
+    assert part.tokens == len(expected) <= 12
+    assert part.loss == pytest.approx(np.mean(expected), rel=1e-5)
+    assert evaluate(model, dataset, tokenizer, max_tokens=1).tokens == 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_keeps_its_mode_and_its_gradients(model, tokenizer, training):
+    model.train(training)
+    evaluate(model, windows(tokenizer, 8), tokenizer)
+    assert model.training is training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_lower_precision_stays_close(model, tokenizer):
+    dataset = windows(tokenizer, 8)
+    exact = evaluate(model, dataset, tokenizer)
+    rough = evaluate(model, dataset, tokenizer, precision=torch.bfloat16)
+    assert rough.loss != exact.loss
+    assert rough.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_agrees_with_the_cpu(model, tokenizer):
+    dataset = windows(tokenizer, 8)
+    expected = evaluate(model, dataset, tokenizer)
+    result = evaluate(model.to("cuda"), dataset, tokenizer, batch_size=4)
+    model.to("cpu")
+    assert result.tokens == expected.tokens
+    assert result.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_figures_of_extreme_losses_are_finite():
+    assert Evaluation(2000.0, 5, 10).perplexity == math.exp(700)
+    assert Evaluation(1.0, 5, 0).bits_per_byte == pytest.approx(5 / math.log(2))
+
+
+# What was copied
+
+
+def brute_force(written, learned):
+    spans = (written[i:j] for i in range(len(written)) for j in range(i, len(written) + 1))
+    return max((len(span) for span in spans if span in learned), default=0)
+
+
+@quick
+@given(written=st.text("ab c", max_size=14), learned=st.text("ab c", max_size=20))
+def test_longest_common_span_equals_brute_force(written, learned):
+    span = longest_common_span(written, learned)
+    assert span in written
+    assert span in learned
+    assert len(span) == brute_force(written, learned)
+
+
+def test_originality_counts_known_words_whatever_their_case():
+    result = originality("The WHALE sang 42 naïve_songs", "a whale; the naïve whale sang.")
+    assert result.known_words == 4 / 5
+    assert result.longest_copy == " naïve"
+
+
+def test_a_copied_span_is_found_letter_for_letter():
+    learned = "Call me Ishmael. Some years ago I went to sea."
+    written = "he said: me Ishmael. Some y!"
+    assert originality(written, learned).longest_copy == " me Ishmael. Some y"
+
+
+def test_a_text_without_words_knows_none():
+    assert originality("", "some text").known_words == 0
+    assert originality("12 !", "some text").known_words == 0

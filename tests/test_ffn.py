@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from src.errors import AGI2Error
+from src.ffn import FeedForward
+
+TORCHS_OWN = {
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "gelu": nn.GELU(),
+    "relu": nn.ReLU(),
+    "silu": nn.SiLU(),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS_OWN)
+@pytest.mark.parametrize("bias", [True, False])
+def test_two_linear_layers_around_each_activation(name, bias):
+    ffn = FeedForward(6, 10, 0.0, activation=name, bias=bias)
+    theirs = nn.Sequential(
+        nn.Linear(6, 10, bias=bias), TORCHS_OWN[name], nn.Linear(10, 6, bias=bias)
+    )
+    theirs.load_state_dict(
+        {
+            key.replace("expand", "0").replace("contract", "2"): value
+            for key, value in ffn.state_dict().items()
+        }
+    )
+    x = 3 * torch.randn(2, 5, 6)
+    out = ffn(x)
+    assert out.shape == x.shape
+    torch.testing.assert_close(out, theirs(x))
+
+
+def test_gelu_in_gpt2s_form_is_the_default():
+    torch.manual_seed(0)
+    default = FeedForward(4, 8, 0.0)
+    x = 3 * torch.randn(50, 4)
+    default_out = default(x)
+    for name, is_same in (("gelu_tanh", True), ("gelu", False)):
+        other = FeedForward(4, 8, 0.0, activation=name)
+        other.load_state_dict(default.state_dict())
+        assert torch.equal(other(x), default_out) is is_same
+
+
+def test_each_token_is_treated_alone():
+    ffn = FeedForward(4, 8, 0.0)
+    x = torch.randn(2, 3, 4)
+    alone = torch.stack([torch.stack([ffn(token) for token in row]) for row in x])
+    torch.testing.assert_close(ffn(x), alone)
+
+
+def test_dropout_follows_both_layers_in_training_only():
+    torch.manual_seed(0)
+    ffn = FeedForward(40, 60, 0.5)
+    x = torch.randn(100, 40)
+    hidden, out = [], []
+    ffn.contract.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+    for _ in range(2):
+        out.append(ffn(x))
+        ffn.eval()
+    for trained, clean in (hidden, out):
+        assert float((trained == 0).float().mean()) == pytest.approx(0.5, abs=0.04)
+        assert float((clean == 0).float().mean()) < 0.01
+
+
+def test_an_unknown_activation_is_an_error_that_names_the_known():
+    with pytest.raises(AGI2Error, match=r"^activation must be one of gelu_tanh, gelu, relu, silu"):
+        FeedForward(4, 8, activation="tanh")

@@ -1,0 +1,59 @@
+"""The package's public names, and what importing it costs."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import src
+from src.errors import AGI2Error
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", src.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(src, name) is not None
+    assert name in dir(src)
+
+
+def test_names_are_those_of_their_modules():
+    from src import GPT2Model, load_config
+
+    assert GPT2Model is import_module("src.model").GPT2Model
+    assert load_config is import_module("src.config_loader").load_config
+
+
+def test_a_star_import_gives_the_public_names():
+    names = {}
+    exec("from src import *", names)
+    assert set(src.__all__) <= set(names)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'GPT3Model'"):
+        src.GPT3Model  # noqa: B018
+    with pytest.raises(ImportError):
+        from src import GPT3Model  # noqa: F401
+
+
+def test_the_version_is_the_project_s():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert src.__version__ == project["version"]
+
+
+@pytest.mark.parametrize("module", ["src", "src.cli", "src.config", "src.errors"])
+def test_importing_does_not_pay_for_pytorch(module):
+    heavy = "{'torch', 'numpy', 'tokenizers', 'rich'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_errors_of_the_user_are_value_errors():
+    assert issubclass(AGI2Error, ValueError)

@@ -1,0 +1,410 @@
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from tiny_models import random_model, reciting_model
+
+from src.errors import AGI2Error
+from src.generation import stream_text
+from src.interactive import HELP, TURN_END, InteractivePrompt, chat
+from src.tokenizer import BPETokenizer
+
+VOCABULARY = 257
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Bytes alone: a token for each character of plain English."""
+    tokenizer = BPETokenizer(VOCABULARY)
+    tokenizer.fit([""])
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(vocab_size=VOCABULARY, max_seq_len=64, std=0.2)
+
+
+@pytest.fixture
+def hears(model):
+    """What the model is given to read before each reply, as tokens."""
+    heard = []
+
+    def listen(_, args):
+        if args[0].size(1) > 1:
+            heard.append(args[0][0].tolist())
+
+    handle = model.register_forward_pre_hook(listen)
+    yield heard
+    handle.remove()
+
+
+def says(tokenizer, reply: str, after: str, options=None) -> InteractivePrompt:
+    """A conversation whose first reply, to the message `after`, is known."""
+    script = [0] * (len(tokenizer.encode(after + TURN_END)) - 1) + tokenizer.encode(reply)
+    model = reciting_model(VOCABULARY, [*script, tokenizer.end_of_text])
+    options = {"temperature": 0, "max_length": 99, **(options or {})}
+    return InteractivePrompt(model, 1000, tokenizer, **options)
+
+
+def interrupt_after(model, reads: int):
+    """Ctrl-C while the model reads for the n-th time."""
+
+    def count(*_):
+        nonlocal reads
+        reads -= 1
+        if reads == 0:
+            raise KeyboardInterrupt
+
+    return model.register_forward_pre_hook(count)
+
+
+# --- the conversation -----------------------------------------------------------------------
+
+
+def test_the_reply_alone_is_returned_and_both_are_remembered(tokenizer):
+    prompt = says(tokenizer, "  Hello there. \n\nYou: what else", "Hi")
+    assert prompt.send_message("Hi") == "Hello there."
+    assert prompt.history == ["Hi", "Hello there."]
+
+
+def test_a_stream_joined_is_the_reply(tokenizer):
+    prompt = says(tokenizer, "Hello there.\n\n", "Hi")
+    pieces = list(prompt.stream_message("Hi"))
+    assert len(pieces) > 5
+    assert "".join(pieces) == "Hello there."
+
+
+@pytest.mark.parametrize("stop", [["there"], "there", ["", "there"]])
+def test_more_stop_strings_may_be_given(stop, tokenizer):
+    prompt = says(tokenizer, "Hello there.\n\n", "Hi", {"stop": stop})
+    assert prompt.send_message("Hi") == "Hello"
+
+
+def test_the_context_builds_up_as_the_conversation_goes_on(tokenizer, model, hears):
+    prompt = InteractivePrompt(model, 64, tokenizer, max_length=4, seed=0, model_seed="Be kind.")
+    first = prompt.send_message("Hi")
+    second = prompt.send_message("So")
+    assert tokenizer.decode(hears[0]) == "Be kind.Hi\n\n"
+    assert tokenizer.decode(hears[1]) == f"Be kind.Hi\n\n{first}\n\nSo\n\n"
+    assert prompt.history == ["Hi", first, "So", second]
+
+
+@given(
+    messages=st.lists(st.text("abc 😀\n", max_size=30), min_size=1, max_size=6),
+    limit=st.integers(8, 80),
+    seed_text=st.text("xyz", max_size=7),
+)
+@settings(deadline=None, max_examples=25)
+def test_the_context_never_exceeds_its_length(tokenizer, model, messages, limit, seed_text):
+    prompt = InteractivePrompt(model, limit, tokenizer, model_seed=seed_text, max_length=5, seed=1)
+    limit = min(limit, 64)  # the model's positions
+    first = tokenizer.encode(seed_text)
+    heard = []
+    handle = model.register_forward_pre_hook(lambda _, args: heard.append(args[0][0].tolist()))
+    said = []
+    for message in messages:
+        heard.clear()
+        said.append(message)
+        said.append(prompt.send_message(message))
+        context = heard[0]
+        assert len(context) <= limit
+        assert context[: len(first)] == first
+        # Whole turns from the oldest on are gone, and no more of them than needed.
+        kept = len(prompt.history)
+        assert prompt.history == said[-kept:]
+        seen = "".join(turn + TURN_END for turn in prompt.history[:-1])
+        assert context[len(first) :] == tokenizer.encode(seen)[-(limit - len(first)) :]
+        if kept < len(said):
+            one_more = said[-kept - 1] + TURN_END + seen
+            assert len(tokenizer.encode(one_more)) > limit - len(first)
+    handle.remove()
+
+
+def test_the_models_positions_are_a_limit_of_the_context_too(tokenizer, model, hears):
+    prompt = InteractivePrompt(model, 10_000, tokenizer, model_seed="Me:", max_length=1)
+    for _ in range(5):
+        prompt.send_message("I have something to say.")
+    assert [tokenizer.decode(context[:3]) for context in hears] == ["Me:"] * 5
+    assert max(map(len, hears)) <= 64
+
+
+def test_a_message_longer_than_the_context_keeps_its_last_tokens(
+    tokenizer, model, hears, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("agi2"), "propagate", True)
+    prompt = InteractivePrompt(model, 12, tokenizer, model_seed="Me:", max_length=2)
+    prompt.send_message("short")
+    assert caplog.messages == []
+    prompt.send_message("0123456789")
+    assert tokenizer.decode(hears[1]) == "Me:3456789\n\n"
+    assert caplog.messages == ["the message is longer than the context: only its end is seen"]
+
+
+def test_a_cleared_context_starts_the_conversation_again(tokenizer, model):
+    prompt = InteractivePrompt(
+        model, 64, tokenizer, max_length=6, seed=3, model_seed="Me:", temperature=1.0
+    )
+    first = [prompt.send_message("Hi"), prompt.send_message("Hi")]
+    prompt.clear_context()
+    assert prompt.history == []
+    assert tokenizer.decode(prompt.context_tokens()) == "Me:"
+    assert [prompt.send_message("Hi"), prompt.send_message("Hi")] == first
+
+
+def test_a_seed_repeats_a_conversation_but_no_reply_within_it(tokenizer, model, hears):
+    talks = []
+    for seed in (1, 1, 2):
+        prompt = InteractivePrompt(model, 64, tokenizer, max_length=8, seed=seed, temperature=2.0)
+        talks.append([prompt.send_message("Hi"), prompt.send_message("Hi")])
+    assert talks[0] == talks[1] != talks[2]
+    replies = [
+        "".join(
+            stream_text(
+                model,
+                hears[1],
+                8,
+                2.0,
+                tokenizer=tokenizer,
+                seed=seed,
+                stop=[TURN_END],
+                skip_leading_space=True,
+            )
+        ).rstrip()
+        for seed in (1, 2)
+    ]
+    # The second reply is drawn with the next seed, not with the first one again.
+    assert talks[0][1] == replies[1] != replies[0]
+
+
+def test_sampling_options_reach_the_model(tokenizer, model):
+    def replies(**options):
+        return [
+            InteractivePrompt(
+                model, 64, tokenizer, max_length=30, seed=seed, **options
+            ).send_message("Hi")
+            for seed in range(4)
+        ]
+
+    assert len(set(replies(temperature=3.0))) > 1
+    greedy = replies(temperature=0)
+    assert len(set(greedy)) == 1
+    assert replies(temperature=3.0, top_k=1) == greedy
+    assert replies() == replies(temperature=0.8) != replies(temperature=1.0)
+
+
+def test_an_interrupted_reply_keeps_what_was_written(tokenizer):
+    prompt = says(tokenizer, "Hello there.\n\n", "Hi")
+    pieces = prompt.stream_message("Hi")
+    begun = next(pieces) + next(pieces) + next(pieces)
+    pieces.close()
+    assert begun == "Hel"
+    assert prompt.history == ["Hi", "Hel"]
+    handle = interrupt_after(prompt.model, 5)
+    prompt.clear_context()
+    with pytest.raises(KeyboardInterrupt):
+        prompt.send_message("Hi")
+    handle.remove()
+    assert prompt.history == ["Hi", "Hell"]
+
+
+def test_the_models_mode_is_restored_after_an_interrupted_reply(tokenizer):
+    prompt = says(tokenizer, "Hello there.\n\n", "Hi")
+    prompt.model.train()
+    pieces = prompt.stream_message("Hi")
+    next(pieces)
+    assert not prompt.model.training
+    pieces.close()
+    assert prompt.model.training
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_context_length": 0}, "max_context_length must be at least 1, not 0"),
+        (
+            {"max_context_length": 3, "model_seed": "Me:"},
+            "model_seed has 3 tokens: a context of 3 has no room for a message",
+        ),
+        ({"temperature": -1}, "temperature must be a number from 0 on, not -1"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(options, message, tokenizer, model):
+    options = {"max_context_length": 9, **options}
+    with pytest.raises(AGI2Error) as caught:
+        InteractivePrompt(model, tokenizer=tokenizer, **options).send_message("Hi")
+    assert str(caught.value) == message
+
+
+# --- the chat -------------------------------------------------------------------------------
+
+
+def greeter(tokenizer) -> InteractivePrompt:
+    """Always answers `Hello.` to a message of two letters, as long as it remembers nothing."""
+    return says(tokenizer, "Hello.\n\n", "Hi")
+
+
+def test_lines_from_a_pipe_are_answered_until_it_ends(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    lines = "Hi\n\n  \n/clear\nYo\n/help\n/[what]\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    chat(prompt)
+    out, err = capsys.readouterr()
+    assert out == "Hello.\nHello.\n"
+    assert err.splitlines() == [
+        "the conversation is forgotten",
+        *HELP.splitlines(),
+        "unknown command /[what]; /help lists them",
+    ]
+    assert prompt.history == ["Yo", "Hello."]
+
+
+def test_quit_leaves_before_the_input_ends(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/quit \nHi\n"))
+    chat(greeter(tokenizer))
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_it(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/help\n"))
+    handle = interrupt_after(prompt.model, 4)
+    chat(prompt)
+    handle.remove()
+    out, err = capsys.readouterr()
+    assert out == "Hel [stopped]\n"
+    assert err.splitlines() == HELP.splitlines()
+    assert prompt.history == ["Hi", "Hel"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def chat_with_keys(prompt: InteractivePrompt, keys: str, monkeypatch) -> None:
+    """Chat as in a terminal, with keys that were typed ahead."""
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with create_pipe_input() as keyboard:
+        keyboard.send_text(keys)
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            chat(prompt)
+
+
+CTRL_C, CTRL_D, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
+
+
+def test_a_terminal_has_line_editing_and_history_and_survives_ctrl_c(
+    tokenizer, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("AGI2_CACHE", str(tmp_path / "new" / "folder"))
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"i{LEFT}H{ENTER}dropped{CTRL_C}/help{ENTER}{CTRL_D}", monkeypatch)
+    out, err = capsys.readouterr()
+    assert out == "Hello.\n"
+    assert HELP in err
+    assert prompt.history == ["Hi", "Hello."]
+    # Another session finds the line again.
+    again = greeter(tokenizer)
+    chat_with_keys(again, f"{UP}{UP}{ENTER}/quit{ENTER}", monkeypatch)
+    assert again.history == ["Hi", "Hello."]
+
+
+def test_a_terminal_works_where_no_history_can_be_kept(tokenizer, monkeypatch, capsys, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("AGI2_CACHE", str(blocked))
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"Hi{ENTER}/clear{ENTER}Yo{ENTER}{CTRL_D}", monkeypatch)
+    assert capsys.readouterr().out == "Hello.\nHello.\n"
+    assert blocked.read_text() == "not a folder"
+
+
+# A chat whose replies are known: in a process of its own, as a user starts it.
+PROGRAM = f"""
+import sys
+from tiny_models import reciting_model
+from src.interactive import InteractivePrompt, chat
+from src.tokenizer import BPETokenizer
+
+tokenizer = BPETokenizer({VOCABULARY})
+tokenizer.fit([""])
+endless = reciting_model({VOCABULARY}, tokenizer.encode("ha") * 40)
+chat(InteractivePrompt(endless, 60, tokenizer, temperature=0, max_length=int(sys.argv[1])))
+"""
+
+
+def chat_process(tmp_path, max_length: int) -> tuple[list[str], dict[str, str]]:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "PYTHONIOENCODING": "utf-8",
+        "AGI2_CACHE": str(tmp_path / "cache"),
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
+        "TERM": "xterm",
+    }
+    return [str(program), str(max_length)], environment
+
+
+def test_the_chat_works_in_a_pipe_and_ends_with_its_input(tmp_path):
+    arguments, environment = chat_process(tmp_path, 4)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input="Hi\nπ😀\n/help\n",
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [set(line) for line in done.stdout.splitlines()] == [{"h", "a"}] * 2
+    assert [len(line) for line in done.stdout.splitlines()] == [4, 4]
+    assert done.stderr.splitlines() == HELP.splitlines()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_the_chat_works_in_a_real_terminal(tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    arguments, environment = chat_process(tmp_path, 10**9)
+    terminal = pexpect.spawn(
+        sys.executable, arguments, env=environment, encoding="utf-8", timeout=120, echo=False
+    )
+    ready = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
+    try:
+        terminal.expect("Write a message")
+        terminal.expect(ready)
+        terminal.send(f"/hlp{LEFT}{LEFT}e{ENTER}")  # edited into /help
+        terminal.expect("forget the conversation")
+        terminal.expect(ready)
+        terminal.send(f"Hi{ENTER}")
+        terminal.expect("(ha|ah){20}")
+        terminal.sendintr()  # in the middle of a reply that would go on for ever
+        terminal.expect(r"\[stopped\]")
+        terminal.expect(ready)
+        terminal.send(f"/clear{ENTER}")
+        terminal.expect("the conversation is forgotten")
+        terminal.expect(ready)
+        terminal.send(f"{UP}{UP}{UP}{ENTER}")  # /clear, Hi, /help
+        terminal.expect("forget the conversation")
+        terminal.expect(ready)
+        terminal.sendintr()  # at the prompt: a new line
+        terminal.expect(ready)
+        terminal.send(CTRL_D)
+        terminal.expect(pexpect.EOF)
+        terminal.wait()
+    finally:
+        terminal.close(force=True)
+    assert terminal.exitstatus == 0

@@ -1,0 +1,361 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import in_their_layout, random_model, transformers_twin
+
+from src.config import Config, GPT2Config
+from src.errors import AGI2Error
+from src.model import GPT2Model
+
+
+@pytest.mark.parametrize(
+    ("seed", "options"),
+    [
+        (0, {}),
+        (1, {"activation": "gelu", "d_ff": 24, "n_layers": 3, "vocab_size": 67}),
+        (2, {"activation": "relu", "tie_weights": False, "n_heads": 4, "n_layers": 1}),
+        (3, {"activation": "silu", "d_model": 48, "n_heads": 1, "max_seq_len": 40}),
+    ],
+)
+def test_transformers_gives_the_same_logits_for_the_same_weights(seed, options):
+    model = random_model(seed, std=0.15, position_embedding="learned", **options)
+    twin = transformers_twin(model.config)
+    twin.load_state_dict(in_their_layout(model.state_dict()))
+    tokens = torch.randint(model.config.vocab_size, (3, model.config.max_seq_len))
+    with torch.no_grad():
+        expected = twin(tokens).logits
+        logits = model(tokens)
+    assert float(expected.std()) > 0.05
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_transformers_gives_the_same_logits_at_the_full_size_of_124m():
+    config = GPT2Config(position_embedding="learned", dropout=0.0)
+    # Built without memory; the weights repeat one short random series, which is quick to make.
+    with torch.device("meta"):
+        model, twin = GPT2Model(config).eval(), transformers_twin(config)
+    series = 0.05 * torch.randn(65_537, generator=torch.Generator().manual_seed(0))
+    weights = {}
+    for name, parameter in model.state_dict().items():
+        repeats = math.ceil(parameter.numel() / len(series))
+        weights[name] = series.repeat(repeats)[: parameter.numel()].view(parameter.shape)
+        if name.endswith("norm.weight"):
+            weights[name] = 1 + weights[name]
+        series = series.roll(4099)
+    model.load_state_dict(weights, assign=True)
+    twin.load_state_dict(in_their_layout(weights), assign=True)
+    twin.tie_weights()
+    assert model.num_parameters() == 124_439_808
+    tokens = torch.tensor([[0, 50256, 17, 4000, 4000, 31337, 9, 42]])
+    with torch.no_grad():
+        expected = twin(tokens).logits
+        logits = model(tokens)
+    assert float(expected.std()) > 0.1
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 16), (3, 5)])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm_position": "post"}, {"position_embedding": "learned"}]
+)
+def test_logits_have_one_row_for_each_token(batch, length, options):
+    model = random_model(**options)
+    tokens = torch.randint(29, (batch, length))
+    logits = model(tokens)
+    assert logits.shape == (batch, length, 29)
+    torch.testing.assert_close(model(tokens, last_only=True), logits[:, -1:])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_the_number_of_layers_is_configurable(layers):
+    model = random_model(n_layers=layers)
+    calls = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    model(torch.tensor([[1, 2]]))
+    assert len(calls) == layers
+
+
+def test_a_runs_configuration_makes_the_model_that_it_names():
+    config = Config(
+        model_layer=1, model_head=2, model_embd=8, model_positions=12, vocab_size=31, bias=False
+    )
+    model = GPT2Model(config)
+    assert model.config == GPT2Config(
+        n_layers=1, n_heads=2, d_model=8, max_seq_len=12, vocab_size=31, bias=False
+    )
+    assert model(torch.zeros(1, 12, dtype=torch.long)).shape == (1, 12, 31)
+
+
+def test_a_length_of_2048_works_and_one_more_is_an_error():
+    model = random_model(max_seq_len=2048, n_layers=1)
+    tokens = torch.randint(29, (1, 2049))
+    logits = model(tokens[:, :2048])
+    assert logits.shape == (1, 2048, 29)
+    assert bool(logits.isfinite().all())
+    with pytest.raises(AGI2Error, match=r"^2049 positions asked for, the model has 2048$"):
+        model(tokens)
+
+
+def test_weights_start_as_the_table_says():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=400, d_model=64, n_layers=8, n_heads=2, position_embedding="learned"
+    )
+    model = GPT2Model(GPT2Config(**{**config.to_dict(), "tie_weights": False}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(9)
+    model.init_weights()
+    groups: dict[str, list[torch.Tensor]] = {"normal": [], "residual": [], "zero": [], "one": []}
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            kind = "zero"
+        elif "norm" in name:
+            kind = "one"
+        else:
+            writes = name.endswith(("attention.proj.weight", "ffn.contract.weight"))
+            kind = "residual" if writes else "normal"
+        groups[kind].append(parameter.detach())
+    # Embeddings, positions and head, and two matrices of every block.
+    assert (len(groups["normal"]), len(groups["residual"])) == (3 + 2 * 8, 2 * 8)
+    for kind, std in (("normal", 0.02), ("residual", 0.02 / math.sqrt(2 * 8))):
+        for weight in groups[kind]:
+            assert float(weight.std()) == pytest.approx(std, rel=0.05)
+            assert abs(float(weight.mean())) < std / 10
+    assert all(bool((weight == 0).all()) for weight in groups["zero"])
+    assert all(bool((weight == 1).all()) for weight in groups["one"])
+    # Two linear layers and two norms in the block write with biases each, then the final norm.
+    assert (len(groups["zero"]), len(groups["one"])) == (6 * 8 + 1, 2 * 8 + 1)
+
+
+def test_without_biases_there_are_none():
+    model = random_model(bias=False, position_embedding="learned", tie_weights=False)
+    assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
+
+
+def test_a_tied_head_is_the_embedding_and_counted_once():
+    tied, untied = random_model(), random_model(tie_weights=False)
+    assert tied.output_weight is tied.token_embeddings.weight
+    assert untied.output_weight is not untied.token_embeddings.weight
+    assert untied.num_parameters() - tied.num_parameters() == 29 * 16
+    tokens = torch.tensor([[1, 2]])
+    before = untied(tokens)
+    with torch.no_grad():
+        untied.head.weight.mul_(2)
+    torch.testing.assert_close(untied(tokens), 2 * before)
+
+
+def test_hidden_states_are_normalised_last_before_the_head():
+    model = random_model()
+    with torch.no_grad():
+        model.final_norm.weight.fill_(1)
+        model.final_norm.bias.zero_()
+    hidden = model.hidden_states(torch.tensor([[4, 5, 6]]))
+    torch.testing.assert_close(hidden.mean(-1), torch.zeros(1, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(hidden.var(-1, correction=0), torch.ones(1, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(model.logits(hidden), hidden @ model.token_embeddings.weight.t())
+
+
+def test_tokens_are_scaled_beside_sine_waves_only():
+    tokens = torch.tensor([[3, 3, 7]])
+    for kind, scale in (("sinusoidal", 4.0), ("learned", 1.0)):
+        model = random_model(position_embedding=kind)
+        entering = []
+        model.blocks[0].register_forward_pre_hook(lambda _, args, seen=entering: seen.append(args))
+        model(tokens)
+        x = entering[0][0]
+        expected = scale * model.token_embeddings.weight[tokens] + model.position_embeddings(3)
+        torch.testing.assert_close(x, expected)
+
+
+def test_dropout_acts_in_training_only():
+    model = random_model(dropout=0.5)
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(tokens), model(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "position_embedding": st.sampled_from(["sinusoidal", "learned"]),
+        "norm_position": st.sampled_from(["pre", "post"]),
+        "bias": st.booleans(),
+    }
+)
+
+
+@given(options=OPTIONS, data=st.data(), seed=st.integers(0, 999))
+@settings(deadline=None, max_examples=25)
+def test_any_way_of_cutting_a_text_into_chunks_gives_the_same_logits(options, data, seed):
+    model = random_model(seed, **options)
+    length = data.draw(st.integers(1, 16))
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, length - 1)), max_size=4)))
+    tokens = torch.randint(29, (2, length), generator=torch.Generator().manual_seed(seed))
+    cache = model.new_cache(2)
+    edges = [0, *(cut for cut in cuts if cut < length), length]
+    with torch.no_grad():
+        parts = [model(tokens[:, a:b], cache=cache) for a, b in itertools.pairwise(edges)]
+        whole = model(tokens)
+    assert cache.length == length
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+@given(options=OPTIONS, place=st.integers(1, 15), seed=st.integers(0, 999))
+@settings(deadline=None, max_examples=20)
+def test_a_later_token_never_changes_an_earlier_logit(options, place, seed):
+    model = random_model(seed, **options)
+    tokens = torch.randint(29, (1, 16), generator=torch.Generator().manual_seed(seed))
+    changed = tokens.clone()
+    changed[:, place:] = (changed[:, place:] + 1) % 29
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    torch.testing.assert_close(after[:, :place], before[:, :place], atol=1e-6, rtol=0)
+    assert not torch.allclose(after[:, place], before[:, place])
+
+
+@given(
+    options=OPTIONS,
+    lengths=st.lists(st.integers(1, 10), min_size=1, max_size=3),
+    extra=st.integers(0, 4),
+    left=st.booleans(),
+    cached=st.integers(0, 4),
+    kind=st.sampled_from([torch.bool, torch.long, torch.float]),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=30)
+def test_padding_on_either_side_changes_nothing(options, lengths, extra, left, cached, kind, seed):
+    """A batch of texts gives what each gives alone; `cached` tokens follow one by one."""
+    model = random_model(seed, **options)
+    generator = torch.Generator().manual_seed(seed)
+    texts = [torch.randint(29, (length,), generator=generator) for length in lengths]
+    width = max(lengths) + extra
+    tokens = torch.randint(29, (len(texts), width + cached), generator=generator)
+    mask = torch.zeros(tokens.shape, dtype=kind)
+    mask[:, width:] = 1
+    for row, text in enumerate(texts):
+        place = slice(width - len(text), width) if left else slice(0, len(text))
+        tokens[row, place], mask[row, place] = text, 1
+    cache = model.new_cache(len(texts), width + cached)
+    with torch.no_grad():
+        parts = [model(tokens[:, :width], mask[:, :width], cache=cache)]
+        for end in range(width + 1, width + cached + 1):
+            parts.append(model(tokens[:, end - 1 : end], mask[:, :end], cache=cache))
+        batched = torch.cat(parts, dim=1)
+        for row in range(len(texts)):
+            kept = mask[row].bool()
+            alone = model(tokens[row, kept].unsqueeze(0))[0]
+            torch.testing.assert_close(batched[row, kept], alone, atol=1e-5, rtol=1e-5)
+    assert bool(batched.isfinite().all())
+
+
+def test_padding_takes_no_position():
+    model = random_model(max_seq_len=4)
+    tokens = torch.randint(29, (2, 6))
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    torch.testing.assert_close(model(tokens, mask)[0, 2:], model(tokens[:1, 2:])[0])
+    mask[0, 1] = 1
+    with pytest.raises(AGI2Error, match=r"^5 positions asked for, the model has 4$"):
+        model(tokens, mask)
+
+
+def test_padding_gives_no_gradient_that_is_not_a_number():
+    model = random_model().train()
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+    logits = model(torch.randint(29, (2, 4)), mask)
+    logits[0, 2:].sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+def test_a_custom_mask_hides_one_token_from_another():
+    model = random_model(n_layers=1)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[0, 3, 1] = False
+    changed = torch.tensor([[1, 9, 3, 4]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, mask)[:, 3], model(changed, mask)[:, 3])
+        torch.testing.assert_close(model(tokens, mask)[:, :3], model(tokens)[:, :3])
+        assert not torch.allclose(model(tokens, mask)[:, 2], model(changed, mask)[:, 2])
+
+
+def test_a_custom_mask_may_hide_a_token_from_itself():
+    """The keys of a token then no longer matter to it, only its own query and residual."""
+    model = random_model(n_layers=1)
+    tokens = torch.tensor([[1, 2, 3]])
+    mask = ~torch.eye(3, dtype=torch.bool).unsqueeze(0)
+    heard = []
+    model.blocks[0].attention.register_forward_hook(lambda _, __, out: heard.append(out))
+    with torch.no_grad():
+        model(tokens, mask)
+        model(tokens[:, :2], torch.ones(1, 2, 2, dtype=torch.bool))
+        narrow, wide = heard
+    # Token 1 sees token 0 alone, so it hears exactly what token 0, which sees itself, hears.
+    torch.testing.assert_close(narrow[:, 1], narrow[:, 0])
+    assert not torch.allclose(wide[:, 1], wide[:, 0])
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 4, 5), (3, 4), (2, 3, 4), (4,), (2, 1, 4, 4)])
+def test_a_mask_of_another_shape_is_an_error(shape):
+    model = random_model()
+    with pytest.raises(AGI2Error, match=r"^attention_mask has the shape \(.*\), the tokens need"):
+        model(torch.zeros(2, 4, dtype=torch.long), torch.ones(shape, dtype=torch.bool))
+
+
+def test_one_mask_serves_a_whole_batch():
+    model = random_model()
+    tokens = torch.randint(29, (3, 4))
+    mask = torch.tensor([[0, 1, 1, 1]])
+    torch.testing.assert_close(model(tokens, mask), model(tokens, mask.expand(3, 4)))
+
+
+def test_a_cache_of_its_own_size_ends_where_it_is_full():
+    model = random_model()
+    cache = model.new_cache(capacity=3)
+    model(torch.tensor([[1, 2]]), cache=cache)
+    with pytest.raises(AGI2Error, match=r"^the cache holds 3 tokens, not 4$"):
+        model(torch.tensor([[3, 4]]), cache=cache)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(padded):
+    results = []
+    for checkpointing in (False, True):
+        model = random_model(gradient_checkpointing=checkpointing, dropout=0.2).train()
+        recomputed = []
+        model.blocks[0].register_forward_pre_hook(lambda *_, seen=recomputed: seen.append(1))
+        torch.manual_seed(0)
+        tokens = torch.randint(29, (3, 9))
+        mask = torch.ones(3, 9) if padded else None
+        logits = model(tokens, mask)
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        )
+        loss.backward()
+        assert len(recomputed) == (2 if checkpointing else 1)
+        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    for plain, checkpointed in zip(*results, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_logits():
+    model = random_model()
+    tokens = torch.randint(29, (2, 16))
+    mask = torch.ones(2, 16)
+    mask[0, :5] = 0
+    expected = model(tokens), model(tokens, mask)
+    model.cuda()
+    assert model.device.type == "cuda"
+    tokens, mask = tokens.cuda(), mask.cuda()
+    cache = model.new_cache(2)
+    cached = torch.cat([model(part, cache=cache) for part in tokens.split([7, 1, 8], 1)], dim=1)
+    torch.testing.assert_close(model(tokens).cpu(), expected[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(cached.cpu(), expected[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(model(tokens, mask).cpu(), expected[1], atol=1e-3, rtol=1e-3)

@@ -1,0 +1,249 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from src.config import Config, GPT2Config
+from src.model import GPT2Model
+from src.optimization import (
+    Muon,
+    learning_rate_factor,
+    make_optimizers,
+    orthogonalize,
+    parameter_groups,
+)
+
+
+def make_model(**changes):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 19, "max_seq_len": 8, "d_model": 16, "n_layers": 2, "n_heads": 2}
+    return GPT2Model(GPT2Config(**{**sizes, **changes}))
+
+
+def names_of(model, parameters):
+    by_id = {id(p): name for name, p in model.named_parameters()}
+    return [by_id[id(p)] for p in parameters]
+
+
+def groups_of(optimizers):
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+ARCHITECTURES = [
+    {},
+    {"tie_weights": False},
+    {"position_embedding": "learned"},
+    {"bias": False},
+    {"norm_position": "post"},
+]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("changes", ARCHITECTURES)
+def test_every_parameter_is_in_one_group(optimizer, changes):
+    model = make_model(**changes)
+    optimizers = make_optimizers(model, Config(optimizer=optimizer))
+    covered = [p for group in groups_of(optimizers) for p in group["params"]]
+    assert sorted(names_of(model, covered)) == sorted(name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_only_matrices_decay(optimizer):
+    model = make_model(position_embedding="learned", tie_weights=False)
+    optimizers = make_optimizers(model, Config(optimizer=optimizer, weight_decay=0.3))
+    for group in groups_of(optimizers):
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.dim() >= 2 else 0.0)
+
+
+def test_groups_without_parameters_are_left_out():
+    matrix = nn.Parameter(torch.zeros(2, 2))
+    assert parameter_groups([matrix], 0.1) == [{"params": [matrix], "weight_decay": 0.1}]
+    assert parameter_groups([], 0.1) == []
+
+
+def test_frozen_parameters_are_left_alone():
+    model = make_model()
+    model.token_embeddings.weight.requires_grad_(False)
+    covered = [p for g in groups_of(make_optimizers(model, Config())) for p in g["params"]]
+    assert len(covered) == len(list(model.parameters())) - 1
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = make_model(tie_weights=False)
+    adamw, muon = make_optimizers(model, Config(optimizer="muon"))
+    assert isinstance(adamw, torch.optim.AdamW)
+    names = names_of(model, [p for group in muon.param_groups for p in group["params"]])
+    kinds = ["attention.qkv", "attention.proj", "ffn.expand", "ffn.contract"]
+    assert set(names) == {f"blocks.{i}.{kind}.weight" for i in range(2) for kind in kinds}
+    parts = [group["parts"] for group in muon.param_groups]
+    assert parts == [3 if "qkv" in name else 1 for name in names]
+
+
+def test_the_configuration_sets_the_rates():
+    keys = {"learning_rate": 0.011, "muon_learning_rate": 0.022, "adam_beta2": 0.9}
+    adamw, muon = make_optimizers(make_model(), Config(optimizer="muon", **keys))
+    for group in adamw.param_groups:
+        assert group["lr"] == group["initial_lr"] == 0.011
+        assert group["betas"] == (0.9, 0.9)
+    for group in muon.param_groups:
+        assert group["lr"] == group["initial_lr"] == 0.022
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "table"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0]),
+    ],
+)
+def test_schedule_after_warm_up(schedule, table):
+    factors = [learning_rate_factor(schedule, i / 4, 10, 10) for i in range(5)]
+    assert factors == pytest.approx(table, abs=1e-12)
+    assert learning_rate_factor(schedule, 1.5, 99, 10) == pytest.approx(table[-1], abs=1e-12)
+    assert learning_rate_factor(schedule, -0.5, 99, 10) == 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warm_up_rises_linearly_and_never_begins_at_zero(schedule):
+    factors = [learning_rate_factor(schedule, 0.0, step, 3) for step in range(5)]
+    assert factors == [1 / 4, 2 / 4, 3 / 4, 1, 1]
+    assert learning_rate_factor(schedule, 0.0, 0, 0) == 1
+
+
+# Muon
+
+
+def matrix(rows, columns, seed=0):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 32), (1, 5), (24, 48)])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_orthogonalize_keeps_directions_and_brings_singular_values_near_one(shape, scale):
+    batch = torch.stack([matrix(*shape, seed=seed) * scale for seed in range(3)])
+    results = orthogonalize(batch)
+    for given, result in zip(batch, results, strict=True):
+        u, s, vt = torch.linalg.svd(given, full_matrices=False)
+        values = (u.T @ result @ vt.T).diagonal()
+        # The smallest singular values take more steps than five.
+        kept = s > 0.03 * s.norm()
+        assert ((values[kept] > 0.6) & (values[kept] < 1.25)).all()
+        torch.testing.assert_close(result, u @ values.diag() @ vt, rtol=1e-3, atol=1e-3)
+
+
+def test_orthogonalize_leaves_a_zero_matrix_zero():
+    assert orthogonalize(torch.zeros(1, 4, 4)).abs().max() == 0
+
+
+def step(weights, gradients, *, steps=1, **options):
+    """Weights after some steps, as (parts,) matrices on top of each other in one parameter."""
+    parameter = nn.Parameter(torch.cat(weights).clone())
+    optimizer = Muon([{"params": [parameter], "parts": len(weights)}], **options)
+    for _ in range(steps):
+        parameter.grad = torch.cat(gradients).clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (8, 24), (24, 8)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_muon_agrees_with_pytorchs_to_its_half_precision(shape, weight_decay):
+    """PyTorch orthogonalises in bfloat16, this project in the weights' own type."""
+    ours = nn.Parameter(matrix(*shape))
+    theirs = nn.Parameter(matrix(*shape))
+    options = {"lr": 0.1, "weight_decay": weight_decay, "momentum": 0.9}
+    mine = Muon([ours], **options)
+    reference = torch.optim.Muon([theirs], adjust_lr_fn="original", **options)
+    for seed in range(1, 4):
+        ours.grad = matrix(*shape, seed=seed)
+        theirs.grad = matrix(*shape, seed=seed)
+        mine.step()
+        reference.step()
+    moved = (theirs - matrix(*shape)).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_parts_of_a_parameter_are_orthogonalised_apart():
+    weights = [matrix(6, 6, seed) for seed in range(3)]
+    gradients = [matrix(6, 6, 10 + seed) * 10**seed for seed in range(3)]
+    together = step(weights, gradients, steps=3, lr=0.1, weight_decay=0.1)
+    apart = [
+        step([w], [g], steps=3, lr=0.1, weight_decay=0.1)
+        for w, g in zip(weights, gradients, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(apart))
+    whole = step([torch.cat(weights)], [torch.cat(gradients)], steps=3, lr=0.1, weight_decay=0.1)
+    assert (together - whole).abs().max() > 0.01
+
+
+def test_parameters_of_many_shapes_and_groups_do_not_disturb_each_other():
+    shapes = [(6, 6), (6, 9), (9, 6), (6, 6), (9, 6), (5, 1), (1, 5)]
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    weights = [matrix(*shape, seed) for seed, shape in enumerate(shapes)]
+    gradients = [matrix(*shape, 20 + seed) for seed, shape in enumerate(shapes)]
+    parameters = [nn.Parameter(weight.clone()) for weight in weights]
+    optimizer = Muon(
+        [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
+    )
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    for weight, gradient, rate, parameter in zip(
+        weights, gradients, rates, parameters, strict=True
+    ):
+        torch.testing.assert_close(parameter.detach(), step([weight], [gradient], lr=rate))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
+def test_the_size_of_an_update_depends_on_the_columns_alone(shape):
+    update = step([torch.zeros(shape)], [matrix(*shape)], lr=0.5)
+    expected = 0.5 / math.sqrt(shape[1])
+    assert update.square().mean().sqrt().item() == pytest.approx(expected, rel=0.15)
+
+
+def test_weight_decay_shrinks_by_the_rate_and_needs_a_gradient():
+    weight = matrix(4, 4)
+    decayed = step([weight], [torch.zeros(4, 4)], lr=0.1, weight_decay=0.5)
+    torch.testing.assert_close(decayed, weight * 0.95)
+    untouched = nn.Parameter(weight.clone())
+    Muon([untouched], weight_decay=0.5).step()
+    assert torch.equal(untouched, weight)
+
+
+def test_muon_goes_on_from_its_saved_state():
+    def run(interrupted):
+        parameter = nn.Parameter(matrix(6, 4))
+        optimizer = Muon([parameter], lr=0.1)
+        for seed in range(4):
+            if interrupted and seed == 2:
+                state = optimizer.state_dict()
+                optimizer = Muon([parameter], lr=0.9)
+                optimizer.load_state_dict(state)
+            parameter.grad = matrix(6, 4, seed)
+            optimizer.step()
+        return parameter
+
+    assert torch.equal(run(True), run(False))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_few_steps_lower_the_loss(optimizer):
+    model = make_model(dropout=0.0)
+    optimizers = make_optimizers(model, Config(optimizer=optimizer, learning_rate=1e-2))
+    tokens = torch.arange(8).repeat(2, 1)
+    losses = []
+    for _ in range(20):
+        logits = model(tokens[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        losses.append(loss.item())
+        loss.backward()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,587 @@
+"""A run that can be stopped at any moment and resumed exactly; and one optimizer step."""
+
+import json
+import logging
+import math
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from src.checkpoint import list_checkpoints, load_model, newest_checkpoint
+from src.config import GPT2Config
+from src.errors import AGI2Error
+from src.model import GPT2Model
+from src.optimization import learning_rate_factor, make_optimizers
+from src.tokenizer import BasicTokenizer
+from src.trainer import FIXED_ON_RESUME, Trainer, training_step
+from src.training import train_from_config, train_model
+
+# Checkpoints and validations at the same steps and at different ones; more than one epoch.
+EXACT = {
+    "max_steps": 21,
+    "checkpoint_interval": 4,
+    "eval_interval": 6,
+    "log_interval": 3,
+    "sample_tokens": 6,
+    "dropout": 0.1,
+    "micro_batch_size": 2,
+}
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(monkeypatch, config, step, method="_train_one_step"):
+    """Train until this method is called at this step."""
+    original = getattr(Trainer, method)
+
+    def crashing(self, *args, **kwargs):
+        if self.step == step:
+            raise Crash
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, method, crashing)
+        with pytest.raises(Crash):
+            train_from_config(config)
+
+
+def entries(folder):
+    """Every line of the log, without what a clock or the machine says."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "second" not in k and "memory" not in k}
+        for line in lines
+    ]
+
+
+def outcome(run):
+    """All that must be equal between two runs."""
+    newest = newest_checkpoint(run.folder).folder
+    return {
+        "model": {name: t.tolist() for name, t in run.model.state_dict().items()},
+        "best": (run.folder / "model.safetensors").read_bytes(),
+        "last": (newest / "model.safetensors").read_bytes(),
+        "training": (newest / "training.safetensors").read_bytes(),
+        "log": entries(run.folder),
+        "history": {key: value for key, value in run.history.items() if key != "seconds"},
+    }
+
+
+def assert_same_outcome(a, b):
+    a, b = outcome(a), outcome(b)
+    for key in a:
+        assert a[key] == b[key], key
+
+
+# One step.
+
+
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 20, "max_seq_len": 8, "d_model": 16, "n_layers": 1, "n_heads": 2}
+    return GPT2Model(GPT2Config(**{**sizes, "dropout": 0.0, **changes}))
+
+
+@given(rows=st.integers(1, 7), micro=st.integers(1, 8), clip=st.sampled_from([None, 0.1]))
+@settings(max_examples=20, deadline=None)
+def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro, clip):
+    batch = torch.randint(20, (rows, 9), generator=torch.Generator().manual_seed(rows))
+    results = []
+    for size in (None, micro):
+        model = tiny_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        loss, norm = training_step(
+            model,
+            batch,
+            [optimizer],
+            F.cross_entropy,
+            "cpu",
+            clip_grad_norm=clip,
+            micro_batch_size=size,
+        )
+        weights = torch.nn.utils.parameters_to_vector(model.parameters())
+        results.append((loss, norm, weights.detach()))
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_returns_the_norm_before_clipping():
+    batch = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(0))
+    model = tiny_model()
+    F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
+    expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    _, norm = training_step(model, batch, [optimizer], F.cross_entropy, "cpu", clip_grad_norm=1e-3)
+    torch.testing.assert_close(norm, expected)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_scaled_step_that_overflows_changes_nothing(tiny_run, clip, kind):
+    model = tiny_model()
+    optimizers = make_optimizers(model, tiny_run(optimizer=kind))
+    before = [p.detach().clone() for p in model.parameters()]
+    batch = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+
+    def step():
+        # A loss above 3.4 is beyond the largest float once it is scaled.
+        training_step(
+            model,
+            batch,
+            optimizers,
+            lambda logits, targets: 10 * F.cross_entropy(logits, targets),
+            "cpu",
+            clip_grad_norm=clip,
+            scaler=scaler,
+        )
+
+    step()
+    assert all(map(torch.equal, before, model.parameters()))
+    assert scaler.get_scale() == pytest.approx(5e37)
+    scaler.update(1024.0)
+    step()
+    assert not any(map(torch.equal, before, model.parameters()))
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16])
+def test_mixed_precision_keeps_the_weights_in_fp32(precision):
+    batch = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for each in (torch.float32, precision):
+        model = tiny_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss, _ = training_step(model, batch, [optimizer], F.cross_entropy, "cpu", precision=each)
+        losses.append(loss)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    torch.testing.assert_close(*losses, atol=0.02, rtol=0.02)
+    assert losses[0] != losses[1]
+
+
+# Exact resume.
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step", "method"),
+    [
+        ("adamw", 0, "_train_one_step"),  # before the first checkpoint: starts anew
+        ("adamw", 5, "_train_one_step"),
+        ("adamw", 12, "sample"),  # in the middle of a validation
+        ("adamw", 18, "sample"),  # with a validation since the last checkpoint
+        ("adamw", 8, "save"),
+        ("adamw", 21, "_finish"),
+        ("muon", 13, "_train_one_step"),
+        ("muon", 12, "evaluate"),  # between a checkpoint and the validation of the same step
+        ("muon", 21, "evaluate"),
+    ],
+)
+def test_a_crash_and_a_resume_equal_a_run_without(
+    tiny_run, tmp_path, monkeypatch, optimizer, step, method
+):
+    options = {**EXACT, "optimizer": optimizer}
+    whole = train_from_config(tiny_run("whole", **options))
+    crash(monkeypatch, tiny_run("broken", **options), step, method)
+    torch.manual_seed(99)
+    resumed = train_from_config(tiny_run("broken", resume="auto", **options))
+    assert_same_outcome(whole, resumed)
+    assert not list(resumed.folder.glob("**/*.partial"))
+
+
+def test_two_crashes_and_resumes_equal_a_run_without(tiny_run, monkeypatch):
+    whole = train_from_config(tiny_run("whole", **EXACT))
+    crash(monkeypatch, tiny_run("broken", **EXACT), 7)
+    crash(monkeypatch, tiny_run("broken", resume="auto", **EXACT), 18)
+    assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
+
+
+def test_a_resumed_run_counts_its_patience_on(tiny_run, monkeypatch):
+    # So high a rate makes it worse soon.
+    options = {
+        **EXACT,
+        "max_steps": 60,
+        "eval_interval": 3,
+        "early_stopping_patience": 3,
+        "learning_rate": 0.5,
+        "clip_grad_norm": None,
+    }
+    whole = train_from_config(tiny_run("whole", **options))
+    assert whole.history["stopped"] == "early"
+    end = whole.history["steps"]
+    assert end < 60
+    crash(monkeypatch, tiny_run("broken", **options), end - 1)
+    resumed = train_from_config(tiny_run("broken", resume="auto", **options))
+    assert_same_outcome(whole, resumed)
+    # Three validations without a better one, and the best weights are the model's.
+    losses = whole.history["val_loss"]
+    assert len(losses) - 1 - losses.index(min(losses)) == 3
+    assert whole.history["best_val_loss"] == min(losses)
+
+
+def test_a_finished_run_that_is_resumed_is_finished(tiny_run):
+    first = train_from_config(tiny_run(**EXACT))
+    before = outcome(first)
+    again = train_from_config(tiny_run(resume="auto", **EXACT))
+    assert outcome(again) == before
+
+
+def test_a_run_resumes_without_held_out_text(tiny_run, monkeypatch):
+    options = {**EXACT, "val_fraction": 0.0}
+    whole = train_from_config(tiny_run("whole", **options))
+    crash(monkeypatch, tiny_run("broken", **options), 14)
+    assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **options)))
+
+
+def test_an_earlier_checkpoint_may_be_named(tiny_run):
+    options = {**EXACT, "keep_checkpoints": 10}
+    whole = train_from_config(tiny_run("whole", **options))
+    expected = outcome(whole)
+    place = whole.folder / "checkpoints" / "step-00000008"
+    assert outcome(train_from_config(tiny_run("whole", resume=str(place), **options))) == expected
+
+
+def test_a_run_goes_on_in_another_folder(tiny_run):
+    options = {**EXACT, "keep_checkpoints": 10}
+    whole = train_from_config(tiny_run("whole", **options))
+    place = whole.folder / "checkpoints" / "step-00000012"
+    other = train_from_config(tiny_run("other", resume=str(place), **options))
+    for a, b in zip(whole.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert other.history["val_loss"] == whole.history["val_loss"]
+    assert entries(other.folder) == [
+        e
+        for e in entries(whole.folder)
+        if e["step"] > 12 or (e["step"] == 12 and ("sample" in e or "val_loss" in e))
+    ]
+    assert place.is_dir()
+    # The other run's folder is as it was.
+    assert_same_outcome(whole, train_from_config(tiny_run("whole", resume="auto", **options)))
+
+
+def test_best_weights_come_along_into_another_folder(tiny_run):
+    first = train_from_config(tiny_run("first", max_steps=20, eval_interval=5))
+    # From here on it only gets worse.
+    options = {"epochs": 100, "max_steps": 30, "learning_rate": 5.0, "lr_schedule": "constant"}
+    other = train_from_config(
+        tiny_run("other", resume=str(first.folder), eval_interval=5, **options)
+    )
+    assert other.history["best_val_loss"] == first.history["best_val_loss"]
+    assert other.history["val_loss"][-1] > other.history["best_val_loss"]
+    for a, b in zip(first.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_longer_run_keeps_the_best_weights_of_the_shorter(tiny_run):
+    short = train_from_config(tiny_run(max_steps=20, eval_interval=7))
+    best = (short.folder / "model.safetensors").read_bytes()
+    longer = train_from_config(
+        tiny_run(max_steps=30, eval_interval=7, learning_rate=5.0, resume="auto")
+    )
+    assert longer.history["best_val_loss"] == short.history["best_val_loss"]
+    assert (longer.folder / "model.safetensors").read_bytes() == best
+
+
+def test_more_epochs_recompute_the_schedule(tiny_run, caplog):
+    options = {"max_steps": None, "warmup_steps": 0, "log_interval": 1}
+    short = train_from_config(tiny_run(epochs=1, **options))
+    steps = short.history["steps"]
+    with caplog.at_level(logging.INFO, logger="agi2"):
+        longer = train_from_config(tiny_run(epochs=3, resume="auto", **options))
+    assert f"now {3 * steps} steps long, not {steps}" in caplog.text
+    assert longer.history["steps"] == 3 * steps
+    assert len(longer.history["train_loss"]) == 3
+    rates = {e["step"]: e["learning_rate"] for e in entries(longer.folder) if "learning_rate" in e}
+    for total, step in ((steps, steps), (3 * steps, steps + 1), (3 * steps, 2 * steps)):
+        expected = 0.01 * learning_rate_factor("cosine", (step - 1) / total, step - 1, 0)
+        assert rates[step] == pytest.approx(expected)
+
+
+def test_the_micro_batch_of_the_first_run_is_used_again(tiny_run, monkeypatch):
+    options = {key: value for key, value in EXACT.items() if key != "micro_batch_size"}
+    whole = train_from_config(tiny_run("whole", micro_batch_size=2, **options))
+    crash(monkeypatch, tiny_run("broken", micro_batch_size=2, **options), 14)
+    resumed = train_from_config(tiny_run("broken", micro_batch_size=8, resume="auto", **options))
+    assert_same_outcome(whole, resumed)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tiny_run, monkeypatch, caplog):
+    whole = train_from_config(tiny_run("whole", **EXACT))
+    crash(monkeypatch, tiny_run("broken", **EXACT), 14)
+    newest = list_checkpoints(whole.folder.with_name("broken"))[-1]
+    assert newest.name == "step-00000012"
+    path = newest / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with caplog.at_level(logging.INFO, logger="agi2"):
+        resumed = train_from_config(tiny_run("broken", resume="auto", **EXACT))
+    assert "trying the one before" in caplog.text
+    assert "step-00000008 at step 8" in caplog.text
+    assert_same_outcome(whole, resumed)
+
+
+# Ctrl-C.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_leaves_and_the_run_goes_on(tiny_run, monkeypatch, number):
+    whole = train_from_config(tiny_run("whole", **EXACT))
+    original = Trainer._train_one_step
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupted(self):
+        if self.step == 9:
+            signal.raise_signal(number)
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_one_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_from_config(tiny_run("broken", **EXACT))
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    folder = whole.folder.with_name("broken")
+    assert newest_checkpoint(folder).state["step"] == 10
+    assert load_model(folder).model.config == whole.model.config
+    assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
+
+
+# What does not belong together.
+
+
+OTHERS = {
+    "val_fraction": 0.2,
+    "text_field": "body",
+    "tokenizer": "bpe",
+    "seq_len": 8,
+    "batch_size": 4,
+    "seed": 5,
+    "optimizer": "muon",
+    "model_embd": 32,
+    "model_layer": 2,
+    "model_head": 4,
+    "activation": "relu",
+    "position_embedding": "learned",
+}
+
+
+@pytest.fixture
+def finished(tiny_run):
+    return train_from_config(tiny_run(max_steps=2))
+
+
+def test_a_resumed_run_may_not_become_another(tiny_run, finished, tmp_path):
+    others = {**OTHERS, "sources": [str(shutil.copy(tmp_path / "corpus.txt", tmp_path / "b.txt"))]}
+    assert set(FIXED_ON_RESUME) <= others.keys()
+    before = outcome(finished)
+    for key, value in others.items():
+        with pytest.raises(AGI2Error, match=f"trained with {key} = ") as error:
+            train_from_config(tiny_run(max_steps=2, resume="auto", **{key: value}))
+        assert "\n" not in str(error.value)
+        assert "set it back, or start anew" in str(error.value)
+    assert outcome(finished) == before
+
+
+def test_a_resumed_run_may_not_change_its_tokenizer(tiny_run, finished):
+    other = BasicTokenizer([chr(200 + i) for i in range(finished.tokenizer.vocab_size - 2)])
+    config = tiny_run(max_steps=4, resume="auto")
+    with pytest.raises(AGI2Error, match="trained with another tokenizer"):
+        train_model(finished.model, other, **config)
+    assert newest_checkpoint(finished.folder).state["step"] == 2
+
+
+def test_a_checkpoint_that_is_named_must_be_whole(tiny_run, finished):
+    place = list_checkpoints(finished.folder)[-1]
+    (place / "state.json").write_text("{}")
+    with pytest.raises(AGI2Error, match=r"state\.json is damaged"):
+        train_from_config(tiny_run(resume=str(place)))
+    with pytest.raises(AGI2Error, match="does not exist"):
+        train_from_config(tiny_run(resume=str(place) + "0"))
+
+
+# What a run leaves on disk.
+
+
+def test_a_run_ends_with_its_best_weights(tiny_run, monkeypatch):
+    # After a while the rate is so high that it can only get worse.
+    original = Trainer._learning_rate_factor
+    monkeypatch.setattr(
+        Trainer, "_learning_rate_factor", lambda self: 1e3 if self.step > 25 else original(self)
+    )
+    run = train_from_config(tiny_run(max_steps=31, eval_interval=3, clip_grad_norm=None))
+    losses = run.history["val_loss"]
+    assert losses[-1] > min(losses)
+    assert run.history["final_val_loss"] == pytest.approx(min(losses), rel=1e-4)
+    saved = load_file(run.folder / "model.safetensors")
+    assert saved.keys() == run.model.state_dict().keys()
+    assert all(torch.equal(saved[name], t) for name, t in run.model.state_dict().items())
+    # The last ones are in the checkpoint.
+    last = load_file(newest_checkpoint(run.folder).folder / "model.safetensors")
+    assert not torch.equal(last["final_norm.weight"], saved["final_norm.weight"])
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_only_so_many_checkpoints_stay_on_disk(tiny_run, keep):
+    run = train_from_config(tiny_run(checkpoint_interval=2, keep_checkpoints=keep))
+    steps = [int(place.name[-8:]) for place in list_checkpoints(run.folder)]
+    assert steps == [12, 10, 8][:keep][::-1]
+
+
+def test_a_fresh_run_moves_the_old_folder_aside(tiny_run, caplog):
+    first = train_from_config(tiny_run(max_steps=2))
+    files = {p.name: p.read_bytes() for p in first.folder.iterdir() if p.is_file()}
+    with caplog.at_level(logging.INFO, logger="agi2"):
+        second = train_from_config(tiny_run(max_steps=3, seed=2))
+    aside = first.folder.with_name("run.1")
+    assert f"moved to {aside}" in caplog.text
+    assert {p.name: p.read_bytes() for p in aside.iterdir() if p.is_file()} == files
+    assert newest_checkpoint(aside).state["step"] == 2
+    assert newest_checkpoint(second.folder).state["step"] == 3
+    train_from_config(tiny_run(max_steps=4))
+    assert newest_checkpoint(first.folder.with_name("run.2")).state["step"] == 3
+
+
+def test_a_run_leaves_only_what_can_be_read_without_unpickling(tiny_run):
+    run = train_from_config(tiny_run(**EXACT))
+    files = [path for path in run.folder.glob("**/*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".toml"}
+    assert {path.name for path in run.folder.iterdir()} == {
+        *("config.toml", "model.safetensors", "tokenizer.json", "metrics.jsonl", "checkpoints")
+    }
+
+
+def test_the_model_is_usable_from_the_first_checkpoint_on(tiny_run, monkeypatch):
+    crash(monkeypatch, tiny_run(checkpoint_interval=3), 5)
+    folder = Path(tiny_run().output_dir) / "run"
+    checkpoint = newest_checkpoint(folder)
+    weights = load_file(checkpoint.folder / "model.safetensors")
+    loaded = load_model(folder).model.state_dict()
+    assert all(torch.equal(weights[name], loaded[name]) for name in loaded)
+
+
+def test_the_log_holds_every_kind_of_line(tiny_run):
+    run = train_from_config(tiny_run(**{**EXACT, "max_steps": None, "epochs": 2}))
+    found = entries(run.folder)
+    raw = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [entry for entry in raw if "loss" in entry]
+    assert [entry["step"] for entry in steps[:3]] == [3, 6, 9]
+    assert all(entry["process_memory"] > 1e6 for entry in steps)
+    assert all(entry["tokens"] == entry["step"] * 8 * 16 for entry in steps)
+    assert all(entry["grad_norm"] > 0 for entry in steps)
+    assert [e["epoch_loss"] for e in found if "epoch_loss" in e] == run.history["train_loss"]
+    assert [e["val_loss"] for e in found if "val_loss" in e] == run.history["val_loss"]
+    assert [e["step"] for e in found if "sample" in e] == run.history["val_steps"]
+    assert all(isinstance(e["sample"], str) for e in found if "sample" in e)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tiny_run):
+    run = train_from_config(tiny_run(max_steps=None, epochs=2))
+    losses = [entry["loss"] for entry in entries(run.folder) if "loss" in entry]
+    half = len(losses) // 2
+    assert run.history["train_loss"] == [
+        pytest.approx(sum(losses[:half]) / half),
+        pytest.approx(sum(losses[half:]) / half),
+    ]
+
+
+# When a run ends, and how fast it learns.
+
+
+def test_a_run_learns_by_its_schedule(tiny_run):
+    run = train_from_config(tiny_run(max_steps=40, warmup_steps=100, lr_schedule="linear"))
+    rates = [entry["learning_rate"] for entry in entries(run.folder) if "learning_rate" in entry]
+    # A warm-up of a tenth of the run, then down to nothing.
+    expected = [0.01 * (i + 1) / 5 for i in range(4)] + [0.01 * (1 - i / 36) for i in range(36)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_run_ends_when_its_time_is_over(tiny_run, monkeypatch):
+    # Each look at the clock finds it a minute later.
+    minutes = iter(range(10_000))
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    monkeypatch.setattr("src.trainer.time", clock)
+    run = train_from_config(tiny_run(max_steps=None, max_minutes=10, warmup_steps=0))
+    assert run.history["stopped"] == "time"
+    assert run.history["steps"] == 10
+    assert run.history["seconds"] == 600
+    rates = [entry["learning_rate"] for entry in entries(run.folder) if "learning_rate" in entry]
+    expected = [0.005 * (1 + math.cos(math.pi * minute / 10)) for minute in range(10)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_run_without_a_patience_is_never_stopped_early(tiny_run):
+    run = train_from_config(
+        tiny_run(max_steps=30, eval_interval=3, learning_rate=0.5, clip_grad_norm=None)
+    )
+    assert run.history["stopped"] == "finished"
+    assert run.history["steps"] == 30
+
+
+def test_losses_that_are_no_numbers_stop_a_patient_run_and_leave_weights(tiny_run):
+    options = {"learning_rate": 1e30, "clip_grad_norm": None, "warmup_steps": 0}
+    run = train_from_config(
+        tiny_run(max_steps=30, eval_interval=2, early_stopping_patience=2, **options)
+    )
+    assert run.history["stopped"] == "early"
+    assert (run.folder / "model.safetensors").is_file()
+
+
+# Compiled, and on a GPU.
+
+
+def test_where_compiling_fails_a_run_goes_on_without(tiny_run, monkeypatch, caplog):
+    def no_compiler(*_, **__):
+        raise RuntimeError("no C compiler\nand more")
+
+    plain = train_from_config(tiny_run("plain", max_steps=2))
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    run = train_from_config(tiny_run("compiled", max_steps=2, compile=True))
+    assert "torch.compile does not work here (no C compiler): running without it" in caplog.text
+    assert_same_outcome(plain, run)
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_a_compiled_model_gives_the_same_loss(tiny_run, caplog):
+    plain = train_from_config(tiny_run("plain", max_steps=4, dropout=0.0))
+    compiled = train_from_config(tiny_run("compiled", max_steps=4, dropout=0.0, compile=True))
+    if "torch.compile does not work here" in caplog.text:
+        pytest.skip("torch.compile needs more than a C compiler")
+    assert newest_checkpoint(compiled.folder).state["compiled"]
+    for a, b in zip(entries(plain.folder), entries(compiled.folder), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    saved = load_file(compiled.folder / "model.safetensors")
+    assert saved.keys() == plain.model.state_dict().keys()
+    train_from_config(tiny_run("compiled", max_steps=5, dropout=0.0, resume="auto"))
+    assert "compile was True in this run" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_on_cuda_resumes(tiny_run, monkeypatch, precision):
+    options = {**EXACT, "device": "cuda", "precision": precision}
+    whole = train_from_config(tiny_run("whole", **options))
+    crash(monkeypatch, tiny_run("broken", **options), 13)
+    torch.manual_seed(99)
+    resumed = train_from_config(tiny_run("broken", resume="auto", **options))
+    assert resumed.history["val_steps"] == whole.history["val_steps"]
+    assert resumed.history["val_loss"] == pytest.approx(whole.history["val_loss"], rel=1e-2)
+    raw = (resumed.folder / "metrics.jsonl").read_text().splitlines()
+    steps = [entry for entry in map(json.loads, raw) if "loss" in entry]
+    assert all(entry["device_memory"] > 0 for entry in steps)
+
+
+@pytest.mark.gpu
+def test_a_run_begun_on_the_cpu_goes_on_on_cuda(tiny_run, monkeypatch):
+    crash(monkeypatch, tiny_run(**EXACT), 13)
+    run = train_from_config(tiny_run(device="cuda", resume="auto", **EXACT))
+    assert run.history["steps"] == 21
+    assert run.model.device.type == "cuda"

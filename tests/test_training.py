@@ -1,0 +1,298 @@
+"""`train_epoch`, `train_model`, and a run from a configuration, from end to end."""
+
+import logging
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from src.checkpoint import load_model
+from src.config import GPT2Config
+from src.dataset import TextDataset
+from src.errors import AGI2Error
+from src.evaluation import evaluate
+from src.model import GPT2Model
+from src.tokenizer import BasicTokenizer, load_tokenizer
+from src.training import train_epoch, train_from_config, train_model
+
+TINY = GPT2Config(
+    vocab_size=20, max_seq_len=8, d_model=16, n_layers=1, n_heads=2, dropout=0.0, bias=True
+)
+
+
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT2Model(GPT2Config(**{**TINY.to_dict(), **changes}))
+
+
+def windows(batches=3, rows=4, width=9):
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randint(20, (rows, width), generator=draw) for _ in range(batches)]
+
+
+def same_weights(a, b):
+    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+
+
+def character_entropy(text):
+    """What the best prediction costs that does not look at the context, in nats."""
+    shares = [count / len(text) for count in Counter(text.lower()).values()]
+    return -sum(share * math.log(share) for share in shares)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_train_epoch_equals_a_loop_written_by_hand(clip):
+    ours, by_hand = tiny_model(), tiny_model()
+    batches = [*windows(2), *windows(1, rows=2)]
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-2)
+    mean = train_epoch(ours, batches, optimizer, F.cross_entropy, "cpu", clip)
+
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2)
+    total, tokens = 0.0, 0
+    for batch in batches:
+        optimizer.zero_grad()
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        loss = F.cross_entropy(by_hand(inputs).reshape(-1, 20), targets.reshape(-1))
+        loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(by_hand.parameters(), clip)
+        optimizer.step()
+        total += loss.item() * targets.numel()
+        tokens += targets.numel()
+    assert mean == pytest.approx(total / tokens, rel=1e-6)
+    assert same_weights(ours, by_hand)
+
+
+def test_train_epoch_takes_pairs_as_well_as_windows():
+    by_windows, by_pairs = tiny_model(), tiny_model()
+    means = []
+    for model, batches in (
+        (by_windows, windows()),
+        (by_pairs, [(batch[:, :-1], batch[:, 1:]) for batch in windows()]),
+    ):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        means.append(train_epoch(model, batches, optimizer))
+    assert means[0] == means[1]
+    assert same_weights(by_windows, by_pairs)
+
+
+def test_train_epoch_moves_weights_no_further_than_the_clipped_gradient():
+    model = tiny_model()
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    train_epoch(model, windows(1), torch.optim.SGD(model.parameters(), lr=1.0), clip_grad_norm=0.01)
+    after = torch.nn.utils.parameters_to_vector(model.parameters())
+    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_train_epoch_uses_the_criterion_it_is_given():
+    def smoothed(logits, targets):
+        return F.cross_entropy(logits, targets, label_smoothing=0.5)
+
+    losses = []
+    for criterion in (F.cross_entropy, smoothed):
+        model = tiny_model()
+        losses.append(
+            train_epoch(model, windows(1), torch.optim.SGD(model.parameters()), criterion)
+        )
+    batch = windows(1)[0]
+    expected = smoothed(tiny_model()(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    assert losses[1] == pytest.approx(expected.item(), rel=1e-6)
+    assert losses[0] != losses[1]
+
+
+def test_train_epoch_turns_training_mode_on():
+    model = tiny_model().eval()
+    train_epoch(model, windows(1), torch.optim.SGD(model.parameters()))
+    assert model.training
+
+
+def test_an_empty_loader_is_an_error():
+    model = tiny_model()
+    with pytest.raises(AGI2Error, match="nothing to train on"):
+        train_epoch(model, [], torch.optim.SGD(model.parameters()))
+
+
+def test_epochs_over_a_data_loader_lower_the_loss(corpus):
+    tokenizer = BasicTokenizer()
+    tokenizer.fit([corpus.read_text()])
+    data = TextDataset(str(corpus), tokenizer, 9)
+    loader = DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator())
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = [train_epoch(model, loader, optimizer) for _ in range(5)]
+    assert losses[-1] < losses[1] < losses[0]
+    assert losses[-1] < 0.8 * math.log(tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_lowers_the_loss(tiny_run, optimizer):
+    run = train_from_config(tiny_run(max_steps=120, eval_interval=20, optimizer=optimizer))
+    losses = run.history["val_loss"]
+    assert losses[-1] < losses[0] < math.log(run.tokenizer.vocab_size)
+    assert losses[-1] < 0.95 * character_entropy(run.training_text[0])
+
+
+def test_the_history_says_what_happened(tiny_run):
+    run = train_from_config(tiny_run(max_steps=None, epochs=2, eval_interval=10))
+    history = run.history
+    steps = history["steps"]
+    assert set(history) == {
+        *("train_loss", "val_loss", "val_steps", "steps", "seconds", "stopped"),
+        *("best_val_loss", "final_val_loss", "bits_per_byte"),
+    }
+    assert len(history["train_loss"]) == 2
+    assert history["train_loss"][1] < history["train_loss"][0]
+    assert history["val_steps"] == sorted({*range(10, steps + 1, 10), steps})
+    assert len(history["val_loss"]) == len(history["val_steps"])
+    assert history["best_val_loss"] == min(history["val_loss"])
+    assert history["stopped"] == "finished"
+    assert history["seconds"] > 0
+
+
+def test_the_final_loss_is_that_of_the_best_weights_on_all_held_out_text(tiny_run, corpus):
+    run = train_from_config(tiny_run(max_steps=30, eval_interval=10))
+    text = corpus.read_text()
+    held_out = run.tokenizer.encode(text[int(0.9 * len(text)) :])
+    # By hand: every target once, with what stands in its window before it.
+    total, window = 0.0, 16
+    run.model.eval()
+    starts = list(range(0, len(held_out) - window, window))
+    for start in starts:
+        tokens = torch.tensor(held_out[start : start + window + 1])
+        logits = run.model(tokens[None, :-1])[0]
+        total += F.cross_entropy(logits, tokens[1:], reduction="sum").item()
+    rest = len(held_out) - 1 - len(starts) * window
+    if rest:
+        tokens = torch.tensor(held_out[-window - 1 :])
+        losses = F.cross_entropy(run.model(tokens[None, :-1])[0], tokens[1:], reduction="none")
+        total += losses[-rest:].sum().item()
+    assert run.history["final_val_loss"] == pytest.approx(total / (len(held_out) - 1), rel=1e-5)
+
+
+def test_without_held_out_text_the_last_weights_are_kept(tiny_run):
+    run = train_from_config(tiny_run(val_fraction=0.0, eval_interval=5, sample_tokens=4))
+    assert run.history["val_loss"] == []
+    assert "final_val_loss" not in run.history
+    assert same_weights(run.model, load_model(run.folder).model)
+
+
+def test_a_text_shorter_than_a_window_trains_on_shorter_ones(tiny_run, corpus, caplog):
+    corpus.write_text("call me ishmael")
+    config = tiny_run(model_positions=64, max_steps=40, val_fraction=0.2, sample_tokens=4)
+    run = train_from_config(config)
+    assert "windows are that short" in caplog.text
+    assert run.history["steps"] == 40
+    assert run.history["val_loss"] != []
+
+
+def test_held_out_text_of_one_token_does_not_validate(tiny_run, corpus, caplog):
+    corpus.write_text("call me ishmael")
+    run = train_from_config(tiny_run(max_steps=2, val_fraction=0.05))
+    assert "too short to validate" in caplog.text
+    assert run.history["val_loss"] == []
+
+
+def test_equal_runs_give_equal_files(tiny_run):
+    a = train_from_config(tiny_run("a", dropout=0.1, eval_interval=4))
+    torch.manual_seed(99)
+    b = train_from_config(tiny_run("b", dropout=0.1, eval_interval=4))
+    c = train_from_config(tiny_run("c", dropout=0.1, eval_interval=4, seed=2))
+    weights = [(run.folder / "model.safetensors").read_bytes() for run in (a, b, c)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_accumulated_gradients_give_the_run_of_the_large_batch(tiny_run, micro):
+    options = {"dropout": 0.0, "max_steps": 5, "val_fraction": 0.0}
+    whole = train_from_config(tiny_run("whole", micro_batch_size=8, **options))
+    parts = train_from_config(tiny_run("parts", micro_batch_size=micro, **options))
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_train_model_trains_the_model_it_is_given(corpus, tmp_path):
+    tokenizer = BasicTokenizer()
+    tokenizer.fit([corpus.read_text()])
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    before = evaluate(model, TextDataset(str(corpus), tokenizer, 9, stride=8), tokenizer)
+    history = train_model(
+        model,
+        tokenizer,
+        str(corpus),
+        2,
+        batch_size=8,
+        learning_rate=0.01,
+        model_name="given",
+        output_dir=str(tmp_path),
+        sample_tokens=0,
+    )
+    assert len(history["train_loss"]) == 2
+    assert history["final_val_loss"] < 0.9 * before.loss
+    loaded = load_model(tmp_path / "given")
+    assert same_weights(model, loaded.model)
+    assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
+    # The model's own architecture and positions are what is written down.
+    assert loaded.model.config == model.config
+    assert loaded.config.seq_len == 8
+
+
+def test_train_model_passes_every_key_on(corpus, tmp_path):
+    tokenizer = BasicTokenizer()
+    tokenizer.fit([corpus.read_text()])
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    options = {"output_dir": str(tmp_path), "sample_tokens": 0, "seq_len": 5}
+    history = train_model(model, tokenizer, [str(corpus)], max_steps=3, **options)
+    assert history["steps"] == 3
+    assert load_model(tmp_path / "model").config.seq_len == 5
+    with pytest.raises(AGI2Error, match="learning_rate"):
+        train_model(model, tokenizer, str(corpus), learning_rat=1, **options)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(corpus, tmp_path):
+    tokenizer = BasicTokenizer([chr(100 + i) for i in range(30)])
+    with pytest.raises(AGI2Error, match="32 tokens, the model only 20"):
+        train_model(tiny_model(), tokenizer, str(corpus), output_dir=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_source_is_found_before_anything_is_built(tiny_run, tmp_path):
+    config = tiny_run(sources=[str(tmp_path / "nothing.txt")])
+    with pytest.raises(AGI2Error, match=r"nothing\.txt"):
+        train_from_config(config)
+    assert not (tmp_path / "trained").exists()
+
+
+def test_a_trained_tokenizer_is_taken_as_it_is(tiny_run, tmp_path):
+    first = train_from_config(tiny_run("first", max_steps=1))
+    path = first.folder / "tokenizer.json"
+    second = train_from_config(tiny_run("second", max_steps=1, tokenizer=str(path)))
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_the_model_has_the_vocabulary_that_the_text_reached(tiny_run):
+    run = train_from_config(tiny_run(tokenizer="bpe", vocab_size=300, max_steps=2))
+    tokenizer = load_tokenizer(run.folder)
+    assert run.model.config.vocab_size == tokenizer.vocab_size <= 300
+    assert load_model(run.folder).config.vocab_size == tokenizer.vocab_size
+
+
+def test_the_log_tells_the_training_loss_of_every_epoch(tiny_run, caplog):
+    with caplog.at_level(logging.INFO, logger="agi2"):
+        run = train_from_config(tiny_run(max_steps=None, epochs=2))
+    for number, loss in enumerate(run.history["train_loss"], 1):
+        assert f"epoch {number}  training loss {loss:.4f}" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_on_cuda_lowers_the_loss(tiny_run, precision, optimizer):
+    options = {"device": "cuda", "max_steps": 120, "eval_interval": 20}
+    run = train_from_config(tiny_run(precision=precision, optimizer=optimizer, **options))
+    assert run.model.device.type == "cuda"
+    assert run.history["val_loss"][-1] < run.history["val_loss"][0]
+    assert run.history["val_loss"][-1] < 0.95 * character_entropy(run.training_text[0])

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import nn
+
+from src.attention import causal_mask
+from src.errors import AGI2Error
+from src.kv_cache import KVCache
+from src.transformer import TransformerBlock
+
+B, T, C, H, F = 2, 6, 12, 3, 20
+
+
+def make(**options) -> TransformerBlock:
+    torch.manual_seed(0)
+    block = TransformerBlock(C, H, F, 0.0, **options).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(mean=0.1, std=0.4)
+    return block
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_torchs_own_layer_gives_the_same(norm_position, bias):
+    block = make(norm_position=norm_position, bias=bias, activation="relu")
+    theirs = nn.TransformerEncoderLayer(
+        C, H, F, 0.0, "relu", batch_first=True, norm_first=norm_position == "pre", bias=bias
+    )
+    names = {
+        "attention_norm.": "norm1.",
+        "ffn_norm.": "norm2.",
+        "attention.qkv.": "self_attn.in_proj_",
+        "attention.proj.": "self_attn.out_proj.",
+        "ffn.expand.": "linear1.",
+        "ffn.contract.": "linear2.",
+    }
+    weights = {}
+    for key, value in block.state_dict().items():
+        start = next(name for name in names if key.startswith(name))
+        weights[names[start] + key.removeprefix(start)] = value
+    theirs.load_state_dict(weights)
+    theirs.train()  # its shortcut for evaluation leaves other rounding behind
+    x = torch.randn(B, T, C)
+    expected = theirs(x, src_mask=~causal_mask(T, T))
+    torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(block(x, causal=False), theirs(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_sublayers_that_write_nothing_leave_the_residual_stream(norm_position):
+    block = make(norm_position=norm_position)
+    with torch.no_grad():
+        for layer in (block.attention.proj, block.ffn.contract):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    x = torch.randn(B, T, C)
+    expected = x if norm_position == "pre" else block.ffn_norm(block.attention_norm(x))
+    assert torch.equal(block(x), expected)
+
+
+def test_a_mask_narrows_what_a_causal_token_sees():
+    block, x = make(), torch.randn(B, T, C)
+    mask = torch.ones(T, T, dtype=torch.bool)
+    mask[:, 1] = False
+    mask[1, 1] = True
+    without = torch.cat([x[:, :1], x[:, 2:]], dim=1)
+    out = block(x, mask)
+    torch.testing.assert_close(out[:, 2:], block(without)[:, 1:], atol=1e-5, rtol=0)
+
+
+def test_a_cache_goes_on_where_earlier_tokens_ended():
+    block, x = make(), torch.randn(B, T, C)
+    cache = KVCache(1, B, H, T, C // H).layers[0]
+    parts = [block(part, cache=cache) for part in x.split([1, 3, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), block(x), atol=1e-5, rtol=0)
+
+
+def test_the_dropout_rate_reaches_both_sublayers():
+    torch.manual_seed(0)
+    block = TransformerBlock(C, H, F, 0.5)
+    written = []
+    for layer in (block.attention, block.ffn):
+        layer.register_forward_hook(lambda _, __, out: written.append(out))
+    x = torch.randn(20, 20, C)
+    block(x)
+    shares = [float((out == 0).float().mean()) for out in written]
+    assert shares == pytest.approx([0.5, 0.5], abs=0.03)
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+def test_an_unknown_place_for_the_norm_is_an_error():
+    with pytest.raises(AGI2Error, match=r"^norm_position must be pre or post, not 'middle'$"):
+        TransformerBlock(C, H, F, norm_position="middle")

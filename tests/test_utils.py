@@ -1,0 +1,247 @@
+"""Seeding, files that are whole or not there, words for numbers, interruption."""
+
+import errno
+import hashlib
+import os
+import signal
+import stat
+import sys
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from src.errors import AGI2Error
+from src.utils import (
+    Interrupt,
+    atomic_path,
+    evaluating,
+    human_bytes,
+    human_time,
+    seed_everything,
+    sha256_of,
+    sync_file,
+    sync_folder,
+    write_text,
+    writing,
+)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+
+
+def test_a_seed_repeats_what_is_drawn():
+    seed_everything(3)
+    first = torch.rand(4)
+    other = torch.rand(4)
+    seed_everything(3)
+    assert torch.equal(torch.rand(4), first)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_leaves_the_mode_as_it_was(training):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9)).train(training)
+    with evaluating(model):
+        assert not model[1].training
+        assert not model(torch.ones(1, 2)).requires_grad
+    assert model.training == model[1].training == training
+    assert model(torch.ones(1, 2)).requires_grad
+
+
+def test_evaluating_restores_the_mode_after_an_error():
+    model = nn.Dropout().train()
+    with pytest.raises(RuntimeError, match="stop"), evaluating(model):
+        raise RuntimeError("stop")
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+# Files
+
+
+def test_writing_names_the_path_and_the_reason(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left")
+    with pytest.raises(AGI2Error) as error, writing(tmp_path / "model.bin"):
+        raise full
+    assert str(error.value) == (
+        f"cannot write {tmp_path / 'model.bin'}: No space left; free some room or set output_dir"
+    )
+
+
+def test_writing_names_the_reason_of_an_error_without_a_number(tmp_path):
+    with pytest.raises(AGI2Error, match=r"cannot write .*: broken; "), writing(tmp_path):
+        raise OSError("broken")
+
+
+def test_writing_lets_other_errors_through(tmp_path):
+    with pytest.raises(ZeroDivisionError), writing(tmp_path):
+        1 / 0  # noqa: B018
+
+
+def test_write_text_writes_utf8_with_unix_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "né\n🐋\n")
+    assert (tmp_path / "a.txt").read_bytes() == "né\n🐋\n".encode()
+
+
+def test_an_atomic_file_appears_whole_and_nothing_else_does(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_path(path) as beside:
+        beside.write_text("new")
+        assert beside.parent == tmp_path
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("existed", [True, False])
+def test_an_error_while_writing_leaves_the_old_file(tmp_path, error, existed):
+    path = tmp_path / "a.txt"
+    if existed:
+        path.write_text("old")
+
+    def write_and_fail():
+        with atomic_path(path) as beside:
+            beside.write_text("half of the n")
+            raise error
+
+    with pytest.raises(AGI2Error if error is OSError else error):
+        write_and_fail()
+    assert os.listdir(tmp_path) == (["a.txt"] if existed else [])
+    assert not existed or path.read_text() == "old"
+
+
+def test_a_folder_that_is_missing_is_found_before_anything_is_written(tmp_path):
+    begun = []
+    with (
+        pytest.raises(AGI2Error, match=r"cannot write .*b\.txt: No such file"),
+        atomic_path(tmp_path / "nowhere" / "b.txt") as beside,
+    ):
+        begun.append(beside)
+    assert begun == []
+
+
+@posix
+def test_an_atomic_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "atomic", "text")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file-size limits")
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """A file-size limit stands for the full disk: the kernel refuses bytes beyond it."""
+    import resource
+
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(AGI2Error, match=r"cannot write .*a\.txt: File too large; free some ro"):
+            write_text(path, "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_syncing_changes_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    sync_file(path)
+    sync_folder(tmp_path)
+    assert path.read_text() == "text"
+    with pytest.raises(FileNotFoundError):
+        sync_file(tmp_path / "b.txt")
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "b")
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=30, deadline=None)
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("hash") / "a.bin"
+    path.write_bytes(content)
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+# Words for numbers
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1536, "1.5 KB"),
+        (2_000_000, "2.0 MB"),
+        (8.25e9, "8.2 GB"),
+        (3e12, "3.0 TB"),
+        (3e15, "3000.0 TB"),
+    ],
+)
+def test_bytes_in_words(count, words):
+    assert human_bytes(count) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min"),
+        (90, "2 min"),
+        (3500, "58 min"),
+        (3599, "1 h 00 min"),
+        (4000, "1 h 07 min"),
+        (100_000, "27 h 47 min"),
+    ],
+)
+def test_time_in_words(seconds, words):
+    assert human_time(seconds) == words
+
+
+# Interruption
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_first_signal_asks_and_the_second_stops(first, second):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with Interrupt() as interrupt:
+        assert not interrupt.asked
+        signal.raise_signal(first)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(second)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_handlers_are_put_back_after_an_error():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(RuntimeError, match="stop"), Interrupt():
+        raise RuntimeError("stop")
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_another_thread_leaves_the_handlers_alone():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    seen = []
+
+    def work():
+        with Interrupt() as interrupt:
+            seen.append(interrupt.asked)
+            seen.extend(signal.getsignal(number) for number in SIGNALS)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False, *before]

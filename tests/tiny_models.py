@@ -1,0 +1,105 @@
+"""Tiny models, and their twins in `transformers`: for the model's tests and its writers'."""
+
+from __future__ import annotations
+
+import torch
+
+from src.config import GPT2Config
+from src.model import GPT2Model
+
+
+def random_model(seed: int = 0, std: float = 0.3, **config) -> GPT2Model:
+    """A model whose weights are large enough that its logits differ clearly; no dropout."""
+    sizes = {"vocab_size": 29, "max_seq_len": 16, "d_model": 16, "n_layers": 2, "n_heads": 2}
+    model = GPT2Model(GPT2Config(**{**sizes, "dropout": 0.0, **config}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=std, generator=generator)
+    return model.eval()
+
+
+def scheduled_model(logits: torch.Tensor) -> GPT2Model:
+    """A model whose logits after position i are row i of (T, V), whatever tokens stand there."""
+    positions, vocab_size = logits.shape
+    width = positions + 1  # one more, so that even one position has a spread to normalise
+    model = GPT2Model(
+        GPT2Config(
+            vocab_size=vocab_size,
+            max_seq_len=positions,
+            d_model=width,
+            d_ff=1,
+            n_layers=1,
+            n_heads=1,
+            dropout=0.0,
+            position_embedding="learned",
+            tie_weights=False,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        # The final norm makes sqrt(T) and -1/sqrt(T) out of each one-hot position, and back.
+        model.position_embeddings.weight.fill_diagonal_(100.0)
+        model.final_norm.weight.fill_(positions**0.5 / width)
+        model.final_norm.bias.fill_(1 / width)
+        model.head.weight[:, :positions] = logits.t()
+    return model.eval()
+
+
+def reciting_model(vocab_size: int, script: list[int]) -> GPT2Model:
+    """A model that writes `script[i]` after the token at position i."""
+    return scheduled_model(100.0 * torch.nn.functional.one_hot(torch.tensor(script), vocab_size))
+
+
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+
+
+def transformers_twin(config: GPT2Config):
+    """`transformers`' model of the same shape."""
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        TheirConfig(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_seq_len,
+            n_embd=config.d_model,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            n_inner=config.d_ff,
+            activation_function=ACTIVATIONS[config.activation],
+            tie_word_embeddings=config.tie_weights,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).eval()
+
+
+def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our weights under `transformers`' names: its linear layers are the other way round."""
+    names = {
+        "token_embeddings": "transformer.wte",
+        "position_embeddings": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.proj": "attn.c_proj",
+        "ffn_norm": "ln_2",
+        "ffn.expand": "mlp.c_fc",
+        "ffn.contract": "mlp.c_proj",
+    }
+    theirs = {}
+    for key, value in weights.items():
+        name, kind = key.rsplit(".", 1)
+        prefix = ""
+        if name.startswith("blocks."):
+            _, index, name = name.split(".", 2)
+            prefix = f"transformer.h.{index}."
+        is_linear = bool(prefix) and "norm" not in name
+        theirs[f"{prefix}{names[name]}.{kind}"] = (
+            value.t() if is_linear and kind == "weight" else value
+        )
+    theirs.setdefault("lm_head.weight", theirs["transformer.wte.weight"])
+    return theirs
