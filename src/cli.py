@@ -244,7 +244,7 @@ def _sampling_seed(config: Config) -> int:
 
 def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     """Run a command and exit: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     app(args=arguments, prog_name=program)

@@ -259,7 +259,7 @@ class Config(BaseModel, Mapping):
     """Repeats a text; without it each is new."""
     beam_size: int = Field(5, ge=1)
     """Hypotheses that beam search keeps."""
-    length_penalty: float = 1.0
+    length_penalty: float = Field(1.0, ge=-10, le=10)
     """Beam scores are divided by length to this power."""
     max_context_length: int = Field(1024, ge=1)
     """Tokens of conversation kept in a chat."""

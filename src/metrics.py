@@ -113,21 +113,21 @@ class RunningMean:
 
     def __init__(self, total: float = 0.0, count: int = 0) -> None:
         self._total: torch.Tensor | float = total
-        self._count = count
+        self.count = count
 
     def add(self, value: torch.Tensor) -> None:
         """Count one more value."""
         # MPS has no float64.
         wide = torch.float32 if value.device.type == "mps" else torch.float64
         self._total = self._total + value.detach().to(wide)
-        self._count += 1
+        self.count += 1
 
     def take(self) -> float:
         """The mean, which then starts anew."""
-        mean = float(self._total) / max(self._count, 1)
-        self._total, self._count = 0.0, 0
+        mean = float(self._total) / max(self.count, 1)
+        self._total, self.count = 0.0, 0
         return mean
 
     def state(self) -> tuple[float, int]:
         """Sum and count: what the constructor takes."""
-        return float(self._total), self._count
+        return float(self._total), self.count

@@ -265,7 +265,7 @@ class Trainer:
         leaves at once. The model ends with its best weights.
 
         Returns:
-            `train_loss` (one mean an epoch), `val_loss` and `val_steps`, `best_val_loss`,
+            `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and `val_steps`, `best_val_loss`,
             `final_val_loss` (of the best weights, on all held-out text) and `bits_per_byte`,
             `steps`, `seconds`, and `stopped`: `finished`, `time` or `early`.
 
@@ -478,6 +478,9 @@ class Trainer:
             self.save()  # with what it found: a longer run may go on from here
         checkpoints.load_weights(self.model, self.weights)
         history = {**self.history, "steps": self.step, "seconds": self.seconds, "stopped": stopped}
+        if self.epoch_loss.count:  # the epoch that the end broke off
+            history["train_loss"] = [*history["train_loss"], self.epoch_loss.take()]
+            log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
             final = self.evaluate()
             history["best_val_loss"] = self.best_loss

@@ -493,6 +493,12 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tiny_run):
     ]
 
 
+def test_an_epoch_that_is_broken_off_has_its_loss_too(tiny_run):
+    run = train_from_config(tiny_run(max_steps=3))
+    losses = [entry["loss"] for entry in entries(run.folder) if "loss" in entry]
+    assert run.history["train_loss"] == [pytest.approx(sum(losses) / len(losses))]
+
+
 # When a run ends, and how fast it learns.
 
 
