@@ -1,4 +1,4 @@
-"""Go on from a prompt: `python agi2_generate.py FILE.toml "prompt"`. The same as `agi2 generate`."""
+"""Go on from text: `python agi2_generate.py FILE.toml "prompt"`. The same as `agi2 generate`."""
 
 import sys
 

@@ -160,7 +160,5 @@ def _nanogpt_loss(copy: Path, ids: np.ndarray, width: int) -> float:
                 if len(x):
                     shape = (-1, min(width, len(x)))
                     logits, _ = model(x.view(shape), y.view(shape))
-                    total += F.cross_entropy(
-                        logits.flatten(0, 1), y, reduction="sum"
-                    ).item()
+                    total += F.cross_entropy(logits.flatten(0, 1), y, reduction="sum").item()
     return total / (len(ids) - 1)

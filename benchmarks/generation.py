@@ -38,7 +38,9 @@ def transformers_model(model: GPT2Model):
     }
     weights = {}
     for name, weight in model.state_dict().items():
-        transposed = name.endswith(("qkv.weight", "proj.weight", "expand.weight", "contract.weight"))
+        transposed = name.endswith(
+            ("qkv.weight", "proj.weight", "expand.weight", "contract.weight")
+        )
         for ours, their_name in names.items():
             name = name.replace(ours, their_name)
         weights[name] = weight.T if transposed else weight

@@ -40,6 +40,7 @@ def measure_ours(steps: int) -> None:
 def measure_nanogpt(steps: int, folder: str) -> None:
     sys.path.insert(0, folder)
     import torch
+
     from model import GPT, GPTConfig
 
     model = GPT(GPTConfig(vocab_size=50304, dropout=0.0))

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from .config import Config, GPT2Config
 from .config_loader import load_config, save_config
@@ -93,7 +92,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
     # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
-    with torch.device("meta"), _WithoutDrawing():
+    with torch.device("meta"):
         model = GPT2Model(config)
     check_vocabulary(tokenizer, model)
     load_weights(model, folder / WEIGHTS, assign=True)
@@ -104,21 +103,6 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
             "trained with: put that one back, or train again"
         )
     return TrainedModel(model.to(device).eval(), tokenizer, config)
-
-
-class _WithoutDrawing(TorchFunctionMode):
-    """Leaves weights as they are where `torch.nn.init` or a model would draw them.
-
-    On a tensor without memory there is nothing to draw, and PyTorch would load its compiler,
-    which takes as long as all the rest, to find that out.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init" or func is torch.Tensor.normal_:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def load_trained(

@@ -12,6 +12,16 @@ from .errors import AGI2Error
 INIT_STD = 0.02
 
 
+def draw_normal(weight: torch.Tensor, std: float = INIT_STD) -> None:
+    """Fill a weight from a normal distribution of mean 0.
+
+    A tensor on the device `meta` has nothing to fill, and PyTorch would load its compiler, which
+    takes seconds, to find that out.
+    """
+    if not weight.is_meta:
+        nn.init.normal_(weight, mean=0.0, std=std)
+
+
 class TokenEmbeddings(nn.Module):
     """A learned vector for each token, drawn from a normal distribution (mean 0, std 0.02).
 
@@ -25,7 +35,7 @@ class TokenEmbeddings(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
         self.dropout = nn.Dropout(dropout)
-        nn.init.normal_(self.weight, mean=0.0, std=INIT_STD)
+        draw_normal(self.weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to embeddings (B, T, C)."""
@@ -78,4 +88,4 @@ class LearnedPositionEmbeddings(_Positions):
     def __init__(self, max_seq_len: int, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_seq_len, d_model))
-        nn.init.normal_(self.weight, mean=0.0, std=INIT_STD)
+        draw_normal(self.weight)

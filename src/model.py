@@ -21,6 +21,7 @@ from .embeddings import (
     LearnedPositionEmbeddings,
     PositionEmbeddings,
     TokenEmbeddings,
+    draw_normal,
 )
 from .errors import AGI2Error
 from .kv_cache import KVCache
@@ -83,7 +84,7 @@ class GPT2Model(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 residual = name.endswith(("attention.proj.weight", "ffn.contract.weight"))
-                parameter.normal_(mean=0.0, std=residual_std if residual else INIT_STD)
+                draw_normal(parameter, residual_std if residual else INIT_STD)
             elif name.endswith("bias"):
                 parameter.zero_()
             else:

@@ -265,9 +265,10 @@ class Trainer:
         leaves at once. The model ends with its best weights.
 
         Returns:
-            `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and `val_steps`, `best_val_loss`,
-            `final_val_loss` (of the best weights, on all held-out text) and `bits_per_byte`,
-            `steps`, `seconds`, and `stopped`: `finished`, `time` or `early`.
+            `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and
+            `val_steps`, `best_val_loss`, `final_val_loss` (of the best weights, on all held-out
+            text) and `bits_per_byte`, `steps`, `seconds`, and `stopped`: `finished`, `time` or
+            `early`.
 
         Raises:
             AGI2Error: where the folder cannot be written.
