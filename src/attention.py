@@ -124,7 +124,8 @@ def attention_weights(
     is_boolean = mask.dtype == torch.bool
     scores = scores.masked_fill(~mask, float("-inf")) if is_boolean else scores + mask
     # A row of nothing but -inf has no softmax: it attends to nothing.
-    return scores.softmax(dim=-1).nan_to_num(0.0)
+    hidden = (scores == float("-inf")).all(dim=-1, keepdim=True)
+    return scores.masked_fill(hidden, 0.0).softmax(dim=-1).masked_fill(hidden, 0.0)
 
 
 def _both(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:

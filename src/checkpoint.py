@@ -120,7 +120,7 @@ def load_trained(
             one written in this configuration.
     """
     folder = run_folder(config)
-    if not (folder / WEIGHTS).is_file():
+    if not os.path.isfile(folder / WEIGHTS):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
     trained = load_model(folder, device)
     wanted, has = config.architecture.to_keys(), trained.config.architecture.to_keys()
@@ -316,7 +316,12 @@ def _link(source: Path, target: Path) -> None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest last."""
     places = (folder / CHECKPOINTS).glob("step-*")
-    return sorted(place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name))
+    whole = [place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name)]
+    return sorted(whole, key=lambda place: (_step_of(place), not place.name.endswith(".old")))
+
+
+def _step_of(place: Path) -> int:
+    return int(place.name.removeprefix("step-").removesuffix(".old"))
 
 
 @dataclass(frozen=True)
@@ -395,18 +400,29 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps: the run goes on from an earlier one."""
+    """Delete the checkpoints of later steps: the run goes on from an earlier one.
+
+    Raises:
+        AGI2Error: where they cannot be deleted.
+    """
     for place in list_checkpoints(folder):
-        if int(place.name.removeprefix("step-").removesuffix(".old")) > step:
-            shutil.rmtree(place)
+        if _step_of(place) > step:
+            log.warning("%s is of a later step: deleted", place)
+            with writing(place):
+                shutil.rmtree(place)
 
 
 def make_room(folder: Path) -> None:
-    """Move a run folder that exists to the first free NAME.1, NAME.2, ..."""
-    if folder.exists() and any(folder.iterdir()):
+    """Move what stands in a run folder's place to the first free NAME.1, NAME.2, ...
+
+    Raises:
+        AGI2Error: where it cannot be moved.
+    """
+    with writing(folder):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
         number = 1
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
-        with writing(folder):
-            os.rename(folder, aside)
-        log.info("%s exists: moved to %s", folder, aside)
+        os.rename(folder, aside)
+    log.info("%s exists: moved to %s", folder, aside)

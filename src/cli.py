@@ -92,7 +92,6 @@ def train(
     from .utils import log
 
     run = train_from_config(config)
-    learned = "\n".join(run.training_text)[:_COMPARED]
     samples = []
     for number in range(1, _SAMPLES + 1):
         text = generate_text(
@@ -104,6 +103,9 @@ def train(
         )
         samples.append(text)
         print(f"--- sample {number} ---\n{text}\n", flush=True)
+    if quiet:
+        return
+    learned = "\n".join(run.training_text)[:_COMPARED]
     found = [originality(text, learned) for text in samples]
     copied = max((each.longest_copy for each in found), key=len)
     known = sum(each.known_words for each in found) / len(found)

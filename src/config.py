@@ -96,7 +96,9 @@ class GPT2Config:
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> GPT2Config:
         """The architecture named by a run's configuration (what `load_config` returns)."""
-        return cls(**{ours: config[key] for key, ours in ARCHITECTURE_KEYS.items()})
+        return cls(
+            **{ours: config[key] for key, ours in ARCHITECTURE_KEYS.items() if key in config}
+        )
 
     def to_keys(self) -> dict[str, Any]:
         """The same architecture in the configuration's keys."""
@@ -190,7 +192,7 @@ class Config(BaseModel, Mapping):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps at most."""
     max_minutes: float | None = Field(None, gt=0)
-    """Minutes at most; the learning rate then falls with the clock."""
+    """Minutes at most; the learning rate then falls with the clock, so that two runs differ."""
     batch_size: int = Field(12, ge=1)
     """Sequences per optimizer step."""
     micro_batch_size: int | Literal["auto"] = Field("auto")
@@ -206,14 +208,14 @@ class Config(BaseModel, Mapping):
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls, to zero at the end, after warm-up."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps in which the learning rate rises; at most a tenth of the run is used."""
+    """Steps in which the learning rate rises: at most a tenth of the run's steps."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay, on matrices alone."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)
     """Decay of AdamW's second moment."""
     clip_grad_norm: float = Field(1.0, gt=0)
     """The largest gradient norm; a huge number sets no limit."""
-    seed: int = Field(1337, ge=0)
+    seed: int = Field(1337, ge=0, le=2**62)
     """The seed of everything random in training."""
     eval_interval: int = Field(250, ge=1)
     """Steps between validations."""
@@ -255,7 +257,7 @@ class Config(BaseModel, Mapping):
     """Writing ends before any of these strings."""
     model_seed: str = ""
     """Text put before every prompt."""
-    sampling_seed: int | None = Field(None, ge=0)
+    sampling_seed: int | None = Field(None, ge=0, le=2**62)
     """Repeats a text; without it each is new."""
     beam_size: int = Field(5, ge=1)
     """Hypotheses that beam search keeps."""

@@ -83,11 +83,18 @@ class TextDataset(Dataset[torch.Tensor]):
             window ends with the text's last token, so that none is left out.
         text_field: where `.jsonl` and `.csv` hold the text.
         preprocess: a function from text to text, applied to each document.
+        seed: shuffles the windows; without it they follow the text.
 
     Raises:
         AGI2Error: where a source cannot be read or gives fewer than two tokens, or `seq_len` or
             `stride` is below 1.
     """
+
+    tokens: np.ndarray
+    seq_len: int
+    stride: int
+    starts: np.ndarray
+    """The first token of each window."""
 
     def __init__(
         self,
@@ -98,11 +105,14 @@ class TextDataset(Dataset[torch.Tensor]):
         stride: int | None = None,
         text_field: str = "text",
         preprocess: Callable[[str], str] | None = None,
+        seed: int | None = None,
     ) -> None:
         documents: Iterable[str] = read_documents(sources, text_field)
         if preprocess is not None:
             documents = map(preprocess, documents)
         self._set_tokens(tokenize(documents, tokenizer), seq_len, stride)
+        if seed is not None:
+            self.starts = np.random.default_rng(seed).permutation(self.starts)
 
     @classmethod
     def from_tokens(
@@ -125,10 +135,9 @@ class TextDataset(Dataset[torch.Tensor]):
         self.seq_len = seq_len
         self.stride = min(stride or seq_len, seq_len)  # a longer one would skip tokens
         last = len(tokens) - seq_len
-        starts = list(range(0, last + 1, self.stride))
-        if starts[-1] != last:
-            starts.append(last)
-        self.starts = starts
+        self.starts = np.arange(0, last + 1, self.stride)
+        if self.starts[-1] != last:
+            self.starts = np.append(self.starts, last)
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -306,7 +306,11 @@ def beam_search(
             if length == max_length:
                 for row, token, score in zip(rows, tokens, kept, strict=True):
                     pool.add([*histories[row], token], score, length)
-            if not kept or length == max_length or pool.beats(kept[0], length, max_length):
+            # One beam is greedy: it ends where the likeliest token ends it.
+            greedy_end = beam_size == 1 and pool.hypotheses
+            if greedy_end or not kept or length == max_length:
+                break
+            if pool.beats(kept[0], length, max_length):
                 break
             decoder.reorder(torch.tensor(rows, device=model.device))
             scores = torch.tensor(kept, device=model.device)

@@ -27,8 +27,8 @@ class InteractivePrompt:
 
     Args:
         model: a trained model.
-        max_context_length: tokens of conversation before each reply; the model's positions are
-            a limit, too.
+        max_context_length: tokens of conversation before each reply; at most so many that the
+            model's positions have room for the reply, or half of them.
         tokenizer: the model's.
         model_seed: text that always stands first.
         max_length: new tokens of a reply at most.
@@ -54,13 +54,17 @@ class InteractivePrompt:
             raise AGI2Error(f"max_context_length must be at least 1, not {max_context_length}")
         self.model = model
         self.tokenizer = tokenizer
-        self.max_context_length = min(max_context_length, model.config.max_seq_len)
+        positions = model.config.max_seq_len
+        room = max(positions - max_length, (positions + 1) // 2)
+        self.max_context_length = min(max_context_length, room)
         self.max_length = max_length
         self.seed = seed
         self.options = {"temperature": 0.8, **options}
         self.options["stop"] = [TURN_END, *stop_strings(self.options.get("stop", ()))]
         self.history: list[str] = []
         """What was said: messages and replies in turn, those still in the context."""
+        # A tokenizer that folds white space cannot write the turn's end: it ends with the text's.
+        self._writes_turn_end = tokenizer.decode(tokenizer.encode(TURN_END)) == TURN_END
         self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
         if len(self._seed_tokens) >= self.max_context_length:
             raise AGI2Error(
@@ -116,7 +120,10 @@ class InteractivePrompt:
         return self._seed_tokens + said[-room:]
 
     def _encode(self, turns: list[str]) -> list[int]:
-        return self.tokenizer.encode("".join(turn + TURN_END for turn in turns))
+        encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
+        if self._writes_turn_end:
+            return encode("".join(turn + TURN_END for turn in turns))
+        return [token for turn in turns for token in (*encode(turn), end)]
 
 
 HELP = """/clear  forget the conversation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -106,6 +107,13 @@ class TrainingDisplay:
             self._progress.update(self._task, completed=progress, description=text)
         elif self._enabled:
             log.info("%3.0f %%  %s", 100 * progress, text)
+
+
+def busy(what: str) -> contextlib.AbstractContextManager[object]:
+    """Say in a terminal what is being done, for as long as it takes."""
+    if console.is_terminal and log.isEnabledFor(logging.INFO):
+        return console.status(what)
+    return contextlib.nullcontext()
 
 
 class RunningMean:

@@ -191,6 +191,8 @@ def _narrowed_causal_mask(
         raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {tokens}")
     if len(shape) == 2:
         attention_mask = attention_mask.unsqueeze(1)
+    elif attention_mask.is_floating_point():
+        raise AGI2Error("an attention_mask of three dimensions is boolean: true may attend")
     mask = attention_mask.bool() & causal_mask(length, seen + length, attention_mask.device)
     # Padding that may see nothing sees itself: nothing has no softmax.
     itself = torch.ones_like(mask).triu(seen).tril(seen)

@@ -23,6 +23,8 @@ FILE_NAME = "tokenizer.json"
 
 # Longer texts are cut into pieces of about this many characters, which are encoded in parallel.
 _PIECE = 1 << 16
+# So much of a text becomes an array at a time.
+_STRETCH = 1 << 22
 
 
 class Tokenizer(ABC):
@@ -275,6 +277,13 @@ class BPETokenizer(Tokenizer):
         encoded = self._tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False)
         return [id for piece in encoded for id in piece.ids]
 
+    def encode_array(self, text: str) -> np.ndarray:
+        """As `encode`, a stretch at a time, so that no list holds all of a long text."""
+        if len(text) <= _STRETCH or not self._may_cut:
+            return super().encode_array(text)
+        stretches = _pieces(_well_formed(text), _STRETCH)
+        return np.concatenate([super(BPETokenizer, self).encode_array(part) for part in stretches])
+
     def token_bytes(self, token: int) -> bytes:
         """A token's bytes; nothing for special tokens."""
         if not 0 <= token < len(self._bytes):
@@ -387,13 +396,13 @@ def _well_formed(text: str) -> str:
 _CUT = re.compile(r"(?<=\S)(?= )")
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text before spaces that follow something else.
+def _pieces(text: str, length: int | None = None) -> Iterator[str]:
+    """Cut a long text, into pieces a little longer than `length`, before spaces after words.
 
     No token of a GPT-2 vocabulary goes across such a place, so the ids stay the same.
     """
     start = 0
-    while cut := _CUT.search(text, start + _PIECE):
+    while cut := _CUT.search(text, start + (length or _PIECE)):
         yield text[start : cut.start()]
         start = cut.start()
     if start < len(text):

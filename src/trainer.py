@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,11 +26,11 @@ from .dataset import EpochBatches, TextDataset
 from .errors import AGI2Error
 from .evaluation import Evaluation, evaluate
 from .generation import generate_text
-from .metrics import MetricsFile, RunningMean, TrainingDisplay
+from .metrics import MetricsFile, RunningMean, TrainingDisplay, busy
 from .model import GPT2Model
 from .optimization import Optimizer, learning_rate_factor, make_optimizers
 from .tokenizer import Tokenizer
-from .utils import Interrupt, human_time, log, writing
+from .utils import Interrupt, human_time, keep_freed_memory, log, writing
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From logits (N, V) and targets (N,) to the mean loss."""
@@ -153,6 +154,8 @@ class Trainer:
         self.micro_batch_size = min(self.batches.batch_size, self._micro_batch_size())
         self.compiled = config.compile and can_compile(self.device)
         self.forward: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore
+        if val_data is None and config.early_stopping_patience is not None:
+            log.warning("early_stopping_patience has no effect without text to validate on")
         self.total_steps = config.epochs * self.batches.steps_per_epoch
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
@@ -195,6 +198,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
             "tokenizer": self.tokenizer.fingerprint,
+            "text": self._text_hash(),
             "fixed": self._fixed(),
         }
 
@@ -205,6 +209,13 @@ class Trainer:
             **{key: self.config[key] for key in FIXED_ON_RESUME},
             **{k: v for k, v in architecture.items() if k not in FREE_ARCHITECTURE_KEYS},
         }
+
+    def _text_hash(self) -> str:
+        """What the training and validation tokens are, as a hash."""
+        digest = hashlib.sha256(self.batches.dataset.tokens.data)
+        if self.val_data is not None:
+            digest.update(self.val_data.tokens.data)
+        return digest.hexdigest()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Optimizer state and random states."""
@@ -229,6 +240,11 @@ class Trainer:
                     f"{checkpoint.folder} was trained with {key} = {state['fixed'][key]!r}, now "
                     f"it is {now!r}: set it back, or start anew without resume"
                 )
+        if state["text"] != self._text_hash():
+            raise AGI2Error(
+                f"the text has changed since {checkpoint.folder}: put it back as it was, or start "
+                "anew without resume"
+            )
         tensors = checkpoint.load_into(self.model)
         checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
         torch.set_rng_state(tensors["random.cpu"])
@@ -273,6 +289,7 @@ class Trainer:
         Raises:
             AGI2Error: where the folder cannot be written.
         """
+        keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
         self._prepare_folder(checkpoint)
@@ -341,6 +358,8 @@ class Trainer:
         self.recent_loss.add(loss)
         self.step += 1
         self.seconds = self._first_second + time.monotonic() - self._started
+        if self.step == self._first_step + 1:
+            self._show(loss.item())
         if self.step % config.log_interval == 0 or self.step == self.total_steps:
             self._log_step(config.learning_rate * factor, norm)
         if self.step % self.batches.steps_per_epoch == 0:
@@ -369,10 +388,6 @@ class Trainer:
 
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
         loss = self.recent_loss.take()
-        window_tokens = self.batches.batch_size * (self.batches.dataset.seq_len - 1)
-        tokens = (self.step - self._first_step) * window_tokens
-        speed = tokens / max(self.seconds - self._first_second, 1e-9)
-        progress = self._progress()
         memory = memory_stats(self.device)
         self.metrics.write(
             {
@@ -381,15 +396,28 @@ class Trainer:
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm.item(),
-                "tokens": self.step * window_tokens,
-                "tokens_per_second": speed,
+                "tokens": self.step * self._tokens_per_step,
+                "tokens_per_second": self._speed(),
                 "seconds": self.seconds,
                 "process_memory": memory.process,
                 "device_memory": memory.device_peak,
             }
         )
+        self._show(loss)
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.batches.batch_size * (self.batches.dataset.seq_len - 1)
+
+    def _speed(self) -> float:
+        """Tokens per second since this process began to train."""
+        tokens = (self.step - self._first_step) * self._tokens_per_step
+        return tokens / max(self.seconds - self._first_second, 1e-9)
+
+    def _show(self, loss: float) -> None:
+        progress = self._progress()
         left = self.seconds * (1 - progress) / max(progress, 1e-9)
-        self.display.update(self.step, progress, loss, speed, left)
+        self.display.update(self.step, progress, loss, self._speed(), left)
 
     def _log_epoch(self) -> None:
         loss = self.epoch_loss.take()
@@ -452,6 +480,7 @@ class Trainer:
             config.top_p,
             self.tokenizer,
             repetition_penalty=config.repetition_penalty,
+            stop=config.stop,
             seed=seed,
         )
 
@@ -483,7 +512,8 @@ class Trainer:
             history["train_loss"] = [*history["train_loss"], self.epoch_loss.take()]
             log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
-            final = self.evaluate()
+            with busy("validating on all held-out text"):
+                final = self.evaluate()
             history["best_val_loss"] = self.best_loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,6 +20,7 @@ from .corpus import check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .errors import AGI2Error
+from .metrics import busy
 from .model import GPT2Model
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import Batch, Criterion, History, Trainer, split_batch, training_step
@@ -122,17 +124,20 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
     check_sources(config.sources)
     device = select_device(config.device)
     checkpoint = checkpoints.find_checkpoint(config)
-    documents = list(read_documents(config.sources, config.text_field))
+    with busy("reading the text"):
+        documents = list(read_documents(config.sources, config.text_field))
     train, held_out = split_documents(documents, config.val_fraction, config.seed)
     if tokenizer is None:
-        tokenizer = _make_tokenizer(config, train, checkpoint)
+        with busy("making the tokenizer"):
+            tokenizer = _make_tokenizer(config, train, checkpoint)
     seed_everything(config.seed)
     if model is None:
         config = config.changed(vocab_size=tokenizer.vocab_size)
         model = GPT2Model(config)
     checkpoints.check_vocabulary(tokenizer, model)
     model.to(device)
-    train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
+    with busy("cutting the text into tokens"):
+        train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
     folder = checkpoints.run_folder(config)
     trainer = Trainer(model, tokenizer, train_data, val_data, config, folder)
     log.info(
@@ -176,7 +181,11 @@ def _windows(
     train: list[str], held_out: list[str], tokenizer: Tokenizer, seq_len: int
 ) -> tuple[TextDataset, TextDataset | None]:
     """Windows of seq_len + 1 tokens, so that each step trains on seq_len targets."""
-    train_data = TextDataset.from_tokens(tokenize(train, tokenizer), seq_len + 1, stride=seq_len)
+    tokens = tokenize(train, tokenizer)
+    if len(tokens) > 1:
+        # The first document, too, stands after an end of text: what an empty prompt starts from.
+        tokens = np.concatenate([tokenize(["", ""], tokenizer), tokens])
+    train_data = TextDataset.from_tokens(tokens, seq_len + 1, stride=seq_len)
     tokens = tokenize(held_out, tokenizer)
     if len(tokens) < 2:
         if held_out:

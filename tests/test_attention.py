@@ -220,3 +220,15 @@ def test_dropout_on_the_weights_and_on_the_output_acts_in_training_only(need_wei
 def test_a_width_that_heads_do_not_divide_is_an_error():
     with pytest.raises(AGI2Error, match=r"^d_model 10 is not divisible by n_heads 3$"):
         MultiHeadAttention(10, 3)
+
+
+def test_a_row_that_a_float_mask_hides_has_finite_gradients_beside_its_weights():
+    attention = MultiHeadAttention(8, 2, dropout=0.0)
+    x = torch.randn(1, 3, 8, requires_grad=True)
+    mask = torch.zeros(3, 3)
+    mask[1] = float("-inf")
+    out, weights = attention(x, mask=mask, need_weights=True)
+    assert torch.all(weights[:, :, 1] == 0)
+    out.sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in attention.parameters())

@@ -582,3 +582,11 @@ assert (run / "model.safetensors").read_bytes() == before
     assert newest_checkpoint(tmp_path).state == {"step": 1}
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
+
+
+def test_a_file_in_a_runs_place_is_moved_aside(tmp_path):
+    place = tmp_path / "run"
+    place.write_text("mine", encoding="utf-8")
+    make_room(place)
+    assert not place.exists()
+    assert (tmp_path / "run.1").read_text(encoding="utf-8") == "mine"

@@ -352,7 +352,7 @@ SHARE = st.floats(0, 1, exclude_max=True)
 INSIDE = st.floats(0, 1, exclude_min=True, exclude_max=True)
 ABOVE_0 = st.floats(0, exclude_min=True, allow_infinity=False)
 COUNT = st.integers(1, 10**12)
-FROM_0 = st.integers(0, 10**12)
+FROM_0 = st.integers(0, 2**62)
 NAME = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\"), min_size=1)
 
 VALUES = {
@@ -413,7 +413,7 @@ VALUES = {
     "model_seed": st.text(max_size=20),
     "sampling_seed": st.none() | FROM_0,
     "beam_size": COUNT,
-    "length_penalty": st.floats(allow_nan=False, allow_infinity=False),
+    "length_penalty": st.floats(-10, 10),
     "max_context_length": COUNT,
 }
 

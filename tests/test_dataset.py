@@ -277,3 +277,14 @@ def test_many_long_documents_are_each_cut_when_none_is_small_enough_to_hold_out(
     assert len(train) == len(held_out) == 21
     assert [a + b for a, b in zip(train, held_out, strict=True)] == documents
     assert sum(map(len, held_out)) == 21 * 20
+
+
+def test_a_seed_shuffles_the_windows(tmp_path, tokenizer):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 8, encoding="utf-8")
+    plain = TextDataset(str(path), tokenizer, 5)
+    shuffled = [TextDataset(str(path), tokenizer, 5, seed=seed) for seed in (1, 1, 2)]
+    starts = [dataset.starts.tolist() for dataset in shuffled]
+    assert starts[0] == starts[1] != starts[2]
+    assert sorted(starts[0]) == sorted(starts[2]) == plain.starts.tolist() != starts[0]
+    assert torch.equal(shuffled[0][0], plain.window(starts[0][0]))

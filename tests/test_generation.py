@@ -512,7 +512,7 @@ def test_narrow_beams_equal_a_plain_search_without_cache_or_early_end(
     ("penalty", "size", "length", "ending"),
     [
         # Here length is a gain: one more token is not yet worth it, five more are.
-        (1.7, 1, 6, [0.7] * 6),
+        (1.7, 2, 6, [0.7] * 6),
         # Here length is a burden: one more token is worth it, twenty would not be.
         (-1.0, 2, 20, [0.1, 0.15, 0.95] + [0.5] * 17),
     ],
@@ -539,6 +539,17 @@ def test_one_beam_is_greedy(seed, tokenizer):
     assert generate_beam_text(writer, "The", 1, 12, tokenizer=tokenizer) == generate_text(
         writer, "The", 12, 0, tokenizer=tokenizer
     )
+
+
+def test_one_beam_ends_where_the_likeliest_token_ends_it():
+    """Though a longer text would score higher: its other tokens are certain."""
+    logits = torch.full((8, 2), -50.0)
+    logits[:, 1] = 50.0
+    logits[0] = torch.tensor([1.0, 0.9])
+    model = scheduled_model(logits)
+    assert list(generate_tokens(model, [1], 6, temperature=0, end_token=0)) == []
+    assert beam_search(model, [1], 1, 6, end_token=0)[0].tokens == []
+    assert beam_search(model, [1], 2, 6, end_token=0)[0].tokens == [1] * 6
 
 
 def test_scores_are_the_models_log_probabilities_by_length():

@@ -16,7 +16,7 @@ from tiny_models import random_model, reciting_model
 from src.errors import AGI2Error
 from src.generation import stream_text
 from src.interactive import HELP, TURN_END, InteractivePrompt, chat
-from src.tokenizer import BPETokenizer
+from src.tokenizer import BasicTokenizer, BPETokenizer
 
 VOCABULARY = 257
 TESTS = Path(__file__).parent
@@ -108,7 +108,7 @@ def test_the_context_builds_up_as_the_conversation_goes_on(tokenizer, model, hea
 @settings(deadline=None, max_examples=25)
 def test_the_context_never_exceeds_its_length(tokenizer, model, messages, limit, seed_text):
     prompt = InteractivePrompt(model, limit, tokenizer, model_seed=seed_text, max_length=5, seed=1)
-    limit = min(limit, 64)  # the model's positions
+    limit = min(limit, 64 - 5)  # the model's positions, less the reply
     first = tokenizer.encode(seed_text)
     heard = []
     handle = model.register_forward_pre_hook(lambda _, args: heard.append(args[0][0].tolist()))
@@ -335,7 +335,7 @@ PROGRAM = f"""
 import sys
 from tiny_models import reciting_model
 from src.interactive import InteractivePrompt, chat
-from src.tokenizer import BPETokenizer
+from src.tokenizer import BasicTokenizer, BPETokenizer
 
 tokenizer = BPETokenizer({VOCABULARY})
 tokenizer.fit([""])
@@ -408,3 +408,21 @@ def test_the_chat_works_in_a_real_terminal(tmp_path):
     finally:
         terminal.close(force=True)
     assert terminal.exitstatus == 0
+
+
+def test_turns_stay_apart_where_the_tokenizer_folds_their_end():
+    tokenizer = BasicTokenizer()
+    tokenizer.fit(["abc "])
+    prompt = InteractivePrompt(random_model(vocab_size=6), 16, tokenizer)
+    prompt.history[:] = ["ab", "c"]
+    a, b, c = tokenizer.encode("abc")
+    end = tokenizer.end_of_text
+    assert prompt.context_tokens() == [a, b, end, c, end]
+
+
+@pytest.mark.parametrize(("max_length", "limit"), [(10, 54), (32, 32), (500, 32)])
+def test_the_context_leaves_room_for_the_reply(model, tokenizer, max_length, limit):
+    assert (
+        InteractivePrompt(model, 64, tokenizer, max_length=max_length).max_context_length == limit
+    )
+    assert InteractivePrompt(model, 8, tokenizer, max_length=max_length).max_context_length == 8

@@ -1,5 +1,6 @@
 """The console, `metrics.jsonl`, and running means."""
 
+import contextlib
 import io
 import json
 import logging
@@ -214,3 +215,15 @@ def test_a_mean_keeps_no_graph():
     mean.add(torch.ones((), requires_grad=True) * 2)
     assert mean.state() == (2.0, 1)
     assert not mean._total.requires_grad
+
+
+def test_what_takes_long_is_said_in_a_terminal_alone(monkeypatch):
+    log.setLevel(logging.INFO)
+    assert isinstance(metrics.busy("waiting"), contextlib.nullcontext)
+    out = io.StringIO()
+    monkeypatch.setattr(metrics, "console", Console(file=out, force_terminal=True))
+    with metrics.busy("waiting"):
+        pass
+    assert "waiting" in out.getvalue()
+    log.setLevel(logging.WARNING)
+    assert isinstance(metrics.busy("waiting"), contextlib.nullcontext)

@@ -359,3 +359,14 @@ def test_a_gpu_gives_the_same_logits():
     torch.testing.assert_close(model(tokens).cpu(), expected[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(cached.cpu(), expected[0], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(model(tokens, mask).cpu(), expected[1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_mask_of_three_dimensions_that_is_not_boolean_is_refused():
+    model = random_model()
+    with pytest.raises(AGI2Error, match="is boolean"):
+        model(torch.tensor([[1, 2]]), torch.zeros(1, 2, 2))
+
+
+def test_keys_that_a_mapping_leaves_out_have_their_defaults():
+    model = GPT2Model({"model_layer": 2, "model_embd": 16, "model_head": 2, "vocab_size": 9})
+    assert model.config == GPT2Config(n_layers=2, d_model=16, n_heads=2, vocab_size=9)

@@ -598,3 +598,12 @@ def test_the_byte_alphabet_is_gpt2s():
     for character, byte in module._BYTE_OF.items():
         replaced = codecs.decode(bytes([byte]), "utf-8", "replace")
         assert decoder.decode([character]) == replaced
+
+
+def test_a_long_text_becomes_an_array_stretch_by_stretch(bpe, monkeypatch):
+    text = "One two, three\n four  five \t six. " * 20
+    whole = bpe.encode(text)
+    monkeypatch.setattr(module, "_STRETCH", 50)
+    array = bpe.encode_array(text)
+    assert array.dtype == np.uint16
+    assert array.tolist() == whole

@@ -591,3 +591,22 @@ def test_a_run_begun_on_the_cpu_goes_on_on_cuda(tiny_run, monkeypatch):
     run = train_from_config(tiny_run(device="cuda", resume="auto", **EXACT))
     assert run.history["steps"] == 21
     assert run.model.device.type == "cuda"
+
+
+def test_a_text_that_changed_is_not_gone_on_with(tiny_run, corpus):
+    train_from_config(tiny_run())
+    corpus.write_text("Another text. " + corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(AGI2Error, match=r"the text has changed since .*step-00000012"):
+        train_from_config(tiny_run(max_steps=20, resume="auto"))
+
+
+def test_patience_without_a_validation_is_warned_of(tiny_run, caplog):
+    train_from_config(tiny_run(val_fraction=0.0, early_stopping_patience=2))
+    assert "early_stopping_patience has no effect" in caplog.text
+
+
+def test_samples_end_at_the_stop_strings(tiny_run):
+    run = train_from_config(tiny_run(sample_tokens=40, stop=[" "], eval_interval=4))
+    samples = [entry["sample"] for entry in entries(run.folder) if "sample" in entry]
+    assert samples
+    assert not any(" " in sample for sample in samples)

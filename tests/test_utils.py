@@ -1,5 +1,6 @@
 """Seeding, files that are whole or not there, words for numbers, interruption."""
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -7,6 +8,7 @@ import signal
 import stat
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from src.utils import (
     evaluating,
     human_bytes,
     human_time,
+    keep_freed_memory,
     seed_everything,
     sha256_of,
     sync_file,
@@ -245,3 +248,14 @@ def test_another_thread_leaves_the_handlers_alone():
     thread.start()
     thread.join()
     assert seen == [False, *before]
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    keep_freed_memory()
+    assert asked == [(-1, 2**31 - 1), (-3, 2**25)]
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    keep_freed_memory()
+    assert len(asked) == 2
