@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from pydantic import (
@@ -103,10 +103,6 @@ class GPT2Config:
     def to_keys(self) -> dict[str, Any]:
         """The same architecture in the configuration's keys."""
         return {key: getattr(self, ours) for key, ours in ARCHITECTURE_KEYS.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields and their values."""
-        return asdict(self)
 
 
 # The configuration's key for each field of the architecture.

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,28 +61,21 @@ class MetricsFile:
         """Bytes written so far."""
         return self.path.stat().st_size
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Every entry so far."""
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
-
 
 class TrainingDisplay:
     """A progress bar in a terminal, a line at each logged step elsewhere.
 
     Args:
         total_steps: where that is known.
-        enabled: whether to show anything.
     """
 
-    def __init__(self, total_steps: int | None, *, enabled: bool = True) -> None:
-        self._enabled = enabled and log.isEnabledFor(logging.INFO)
+    def __init__(self, total_steps: int | None) -> None:
         self._of = f"/{total_steps}" if total_steps else ""
         self._progress = Progress(
             BarColumn(bar_width=24),
             TextColumn("{task.description}"),
             console=console,
-            disable=not (self._enabled and console.is_terminal),
+            disable=not (console.is_terminal and log.isEnabledFor(logging.INFO)),
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=1.0)
@@ -105,7 +97,7 @@ class TrainingDisplay:
         )
         if console.is_terminal:
             self._progress.update(self._task, completed=progress, description=text)
-        elif self._enabled:
+        else:
             log.info("%3.0f %%  %s", 100 * progress, text)
 
 

@@ -90,7 +90,6 @@ def test_entries_are_read_as_they_were_written(tmp_path_factory, entries):
     file = MetricsFile(path)
     for entry in entries:
         file.write(entry)
-    assert list(file.read()) == entries
     assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == entries
 
 
@@ -105,7 +104,6 @@ def test_a_fresh_file_forgets_what_stood_there(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("old\n")
     file = MetricsFile(tmp_path / "metrics.jsonl")
     assert file.size == 0
-    assert list(file.read()) == []
 
 
 def test_a_resumed_file_is_cut_back_to_the_checkpoint(tmp_path):
@@ -118,7 +116,7 @@ def test_a_resumed_file_is_cut_back_to_the_checkpoint(tmp_path):
         torn.write('{"step": ')
     resumed = MetricsFile(path, kept)
     resumed.write({"step": 20})
-    assert list(resumed.read()) == [{"step": 1}, {"step": 20}]
+    assert path.read_text() == '{"step": 1}\n{"step": 20}\n'
 
 
 def test_a_resumed_file_that_was_lost_is_begun_anew(tmp_path):
@@ -159,18 +157,17 @@ def test_elsewhere_there_is_a_line_a_step(capsys, total, step):
     ]
 
 
-@pytest.mark.parametrize("quiet", [True, False])
-def test_a_display_that_is_off_or_quiet_shows_nothing(screen, quiet):
-    setup_logging(logging.WARNING if quiet else logging.INFO)
-    with TrainingDisplay(10, enabled=quiet) as display:
+def test_a_quiet_display_shows_nothing(screen):
+    setup_logging(logging.WARNING)
+    with TrainingDisplay(10) as display:
         display.update(5, 0.5, 1.0, 1.0, 1.0)
     assert screen.getvalue() == ""
 
 
 @pytest.mark.usefixtures("_no_terminal")
-def test_a_display_that_is_off_logs_nothing(capsys):
-    setup_logging()
-    with TrainingDisplay(10, enabled=False) as display:
+def test_a_quiet_display_logs_nothing(capsys):
+    setup_logging(logging.WARNING)
+    with TrainingDisplay(10) as display:
         display.update(5, 0.5, 1.0, 1.0, 1.0)
     assert capsys.readouterr() == ("", "")
 

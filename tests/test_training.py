@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ TINY = GPT2Config(
 
 def tiny_model(seed=0, **changes):
     torch.manual_seed(seed)
-    return GPT2Model(GPT2Config(**{**TINY.to_dict(), **changes}))
+    return GPT2Model(replace(TINY, **changes))
 
 
 def windows(batches=3, rows=4, width=9):
