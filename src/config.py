@@ -201,8 +201,10 @@ class Config(BaseModel, Mapping):
     """The highest learning rate of AdamW, reached after warm-up."""
     muon_learning_rate: float = Field(0.02, gt=0)
     """The highest learning rate of Muon."""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls, to zero at the end, after warm-up."""
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after warm-up, to zero at the end; `wsd` holds it first."""
+    lr_decay_fraction: float = Field(0.2, gt=0, le=1)
+    """The share of the run, at its end, in which `wsd` falls."""
     warmup_steps: int = Field(100, ge=0)
     """Steps in which the learning rate rises: at most a tenth of the run's steps."""
     weight_decay: float = Field(0.1, ge=0)
@@ -227,14 +229,18 @@ class Config(BaseModel, Mapping):
     """Steps between lines of the log."""
     sample_tokens: int = Field(64, ge=0)
     """Tokens of sample text at each validation, 0 for none."""
+    log_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    """Where else the log goes; `metrics.jsonl` is always written."""
 
     # The machine.
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 or fp16 on CUDA, fp32 elsewhere."""
-    compile: bool = False
-    """Whether to compile the model with `torch.compile`."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: every process holds the model (`ddp`), or a part of it (`fsdp`)."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether to compile the model with `torch.compile`; `auto`: on CUDA."""
     resume: str | None = None
     """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
 
@@ -277,7 +283,7 @@ class Config(BaseModel, Mapping):
             for key, value in given.items()
             if key not in cls.model_fields or (value is not None and value != "")
         }
-        for key in ("sources", "stop"):
+        for key in ("sources", "stop", "log_to"):
             if isinstance(given.get(key), str):
                 given[key] = [given[key]]
         given = {**PRESETS.get(str(given.get("preset")), {}), **given}

@@ -63,7 +63,7 @@ def evaluate(
     if max_tokens and count * width > max_tokens:
         count = max(1, max_tokens // width)
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
-    byte_counts = torch.tensor([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+    byte_counts = torch.from_numpy(tokenizer.byte_lengths())
     total, tokens, text_bytes = 0.0, 0, 0
     with evaluating(model), autocast(model.device, precision):
         for first in range(0, len(chosen), batch_size):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
+from .errors import AGI2Error
 from .utils import human_time, log, writing
 
 # Everything but generated text goes to standard error.
@@ -60,6 +61,19 @@ class MetricsFile:
     def size(self) -> int:
         """Bytes written so far."""
         return self.path.stat().st_size
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last one that was cut off is left out.
+
+    Raises:
+        AGI2Error: where the file is missing or not what it should be.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [dict(json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise AGI2Error(f"{path} cannot be read: {error}") from error
 
 
 class TrainingDisplay:

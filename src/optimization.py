@@ -118,15 +118,19 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x
 
 
-def learning_rate_factor(schedule: str, progress: float, step: int, warmup_steps: int) -> float:
+def learning_rate_factor(
+    schedule: str, progress: float, step: int, warmup_steps: int, decay_fraction: float = 0.2
+) -> float:
     """What the learning rate is multiplied by: a pure function of where the run is.
 
     Args:
-        schedule: `constant`, `linear` or `cosine` (Loshchilov and Hutter, 2017), which fall from
-            1 after warm-up to 0 at the end.
+        schedule: `constant`, or one that falls from 1 after warm-up to 0 at the end: `linear`,
+            `cosine` (Loshchilov and Hutter, 2017), or `wsd`, which is constant until its linear
+            fall (warm-up, stable, decay: Hu et al., 2024).
         progress: the share of the run that is done after warm-up, 0 to 1.
         step: steps done, counted from 0.
         warmup_steps: steps in which the rate rises linearly; the first has 1 / (warmup + 1).
+        decay_fraction: the share of the run after warm-up in which `wsd` falls.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -135,4 +139,6 @@ def learning_rate_factor(schedule: str, progress: float, step: int, warmup_steps
     progress = min(max(progress, 0.0), 1.0)
     if schedule == "linear":
         return 1.0 - progress
+    if schedule == "wsd":
+        return min(1.0, (1.0 - progress) / decay_fraction)
     return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -69,6 +69,10 @@ class Tokenizer(ABC):
         """The smallest unsigned type that holds every id."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 bytes of the text that each id (V,) stands for."""
+        return np.array([len(self.token_bytes(token)) for token in range(self.vocab_size)])
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids to text; special tokens give none, broken UTF-8 gives U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .cuda_utils import (
     autocast,
     can_compile,
     choose_micro_batch_size,
+    describe_device,
     memory_stats,
     select_precision,
 )
@@ -152,7 +155,8 @@ class Trainer:
             self.device.type, enabled=self.precision == torch.float16
         )
         self.micro_batch_size = min(self.batches.batch_size, self._micro_batch_size())
-        self.compiled = config.compile and can_compile(self.device)
+        wanted = self.device.type == "cuda" if config.compile == "auto" else config.compile
+        self.compiled = wanted and can_compile(self.device)
         self.forward: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
@@ -313,6 +317,26 @@ class Trainer:
         if checkpoint is not None:
             checkpoint.restore_best(self.weights)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", logged)
+        self.metrics.write({"step": self.step, "start": self._describe()})
+
+    def _describe(self) -> dict[str, Any]:
+        """What begins here, for whoever reads the log."""
+        data = self.batches.dataset
+        return {
+            "time": datetime.now().isoformat(" ", "seconds"),
+            "parameters": self.model.num_parameters(),
+            "total_steps": self.total_steps,
+            "tokens_per_step": self._tokens_per_step,
+            "train_tokens": len(data.tokens),
+            "train_bytes": int(self.tokenizer.byte_lengths()[data.tokens].sum()),
+            "val_tokens": len(self.val_data.tokens) if self.val_data else 0,
+            "micro_batch_size": self.micro_batch_size,
+            "precision": str(self.precision).removeprefix("torch."),
+            "compiled": self.compiled,
+            "device": describe_device(self.device),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
 
     def _loop(self, interrupt: Interrupt) -> str:
         """Step until something ends the run; say what."""
@@ -376,7 +400,9 @@ class Trainer:
         warmup = min(self.config.warmup_steps, self.total_steps // 10)
         start = warmup / self.total_steps
         progress = (self._progress() - start) / (1 - start)
-        return learning_rate_factor(self.config.lr_schedule, progress, self.step, warmup)
+        return learning_rate_factor(
+            self.config.lr_schedule, progress, self.step, warmup, self.config.lr_decay_fraction
+        )
 
     def _time_is_over(self) -> bool:
         limit = self.config.max_minutes

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from src import metrics
 from src.errors import AGI2Error
-from src.metrics import MetricsFile, RunningMean, TrainingDisplay, setup_logging
+from src.metrics import MetricsFile, RunningMean, TrainingDisplay, read_metrics, setup_logging
 from src.utils import log
 
 
@@ -224,3 +224,27 @@ def test_what_takes_long_is_said_in_a_terminal_alone(monkeypatch):
     assert "waiting" in out.getvalue()
     log.setLevel(logging.WARNING)
     assert isinstance(metrics.busy("waiting"), contextlib.nullcontext)
+
+
+# Reading the log back
+
+
+def test_what_was_written_is_read_but_for_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    entries = [{"step": 1, "loss": 2.5}, {"step": 2, "sample": "Käse\u2028 und Brot\n"}]
+    for entry in entries:
+        file.write(entry)
+    with open(path, "a") as broken:
+        broken.write('{"step": 3, "lo')
+    assert read_metrics(path) == entries
+
+
+@pytest.mark.parametrize("content", [b"not json\n", b"[1]\n", b"\xff\n"])
+def test_a_log_that_is_none_is_one_clear_line(tmp_path, content):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(AGI2Error, match=r"metrics\.jsonl cannot be read"):
+        read_metrics(path)
+    with pytest.raises(AGI2Error, match="cannot be read"):
+        read_metrics(tmp_path / "missing.jsonl")

@@ -99,6 +99,7 @@ def test_the_configuration_sets_the_rates():
     [
         ("constant", [1, 1, 1, 1, 1]),
         ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("wsd", [1, 1, 1, 1, 0]),
         ("cosine", [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0]),
     ],
 )
@@ -109,7 +110,12 @@ def test_schedule_after_warm_up(schedule, table):
     assert learning_rate_factor(schedule, -0.5, 99, 10) == 1
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_wsd_falls_in_the_last_part_alone():
+    factors = [learning_rate_factor("wsd", i / 10, 10, 0, 0.4) for i in range(11)]
+    assert factors == pytest.approx([1] * 7 + [0.75, 0.5, 0.25, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
 def test_warm_up_rises_linearly_and_never_begins_at_zero(schedule):
     factors = [learning_rate_factor(schedule, 0.0, step, 3) for step in range(5)]
     assert factors == [1 / 4, 2 / 4, 3 / 4, 1, 1]

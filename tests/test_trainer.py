@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from src.checkpoint import list_checkpoints, load_model, newest_checkpoint
 from src.config import GPT2Config
 from src.errors import AGI2Error
+from src.metrics import read_metrics
 from src.model import GPT2Model
 from src.optimization import learning_rate_factor, make_optimizers
 from src.tokenizer import BasicTokenizer
@@ -56,11 +57,11 @@ def crash(monkeypatch, config, step, method="_train_one_step"):
 
 
 def entries(folder):
-    """Every line of the log, without what a clock or the machine says."""
-    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    """Every line of the log but each start's, without what a clock or the machine says."""
     return [
-        {k: v for k, v in json.loads(line).items() if "second" not in k and "memory" not in k}
-        for line in lines
+        {k: v for k, v in entry.items() if "second" not in k and "memory" not in k}
+        for entry in read_metrics(Path(folder) / "metrics.jsonl")
+        if "start" not in entry
     ]
 
 
