@@ -42,12 +42,13 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return Path(config["output_dir"]) / config["model_name"]
 
 
-def save_weights(model: GPT2Model, path: Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write a model's weights, whole or not at all. Equal weights give equal files.
+def save_weights(
+    tensors: Mapping[str, torch.Tensor], path: Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a model's `state_dict`, whole or not at all. Equal weights give equal files.
 
     The file notes the weights' hash, and the tokenizer's if given: `load_model` checks both.
     """
-    tensors = model.state_dict()
     notes = {"sha256": _hash_of(tensors)}
     if tokenizer is not None:
         notes["tokenizer"] = tokenizer.fingerprint
@@ -60,7 +61,7 @@ def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: P
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     describe_model(model.config, tokenizer, config, folder)
-    save_weights(model, folder / WEIGHTS, tokenizer)
+    save_weights(model.state_dict(), folder / WEIGHTS, tokenizer)
 
 
 def describe_model(
@@ -159,7 +160,7 @@ def load_weights(model: GPT2Model, path: Path, *, assign: bool = False) -> None:
     """
     tensors = _load_tensors(path)
     expected = model.state_dict()
-    for name in expected.keys() | tensors.keys():
+    for name in sorted(expected.keys() | tensors.keys()):
         ours = tuple(expected[name].shape) if name in expected else "nothing"
         theirs = tuple(tensors[name].shape) if name in tensors else "nothing"
         if ours != theirs:
@@ -251,10 +252,15 @@ def load_optimizer_tensors(
             }
 
 
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where a run's checkpoint of a step stands."""
+    return folder / CHECKPOINTS / f"step-{step:08d}"
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: GPT2Model,
+    weights: Mapping[str, torch.Tensor],
     tensors: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     keep: int,
@@ -265,8 +271,8 @@ def save_checkpoint(
     Args:
         folder: the run's.
         step: optimizer steps done.
-        model: its weights.
-        tensors: optimizer state and random states.
+        weights: the model's.
+        tensors: the optimizers' state.
         state: everything else, as JSON.
         keep: older checkpoints beyond so many are deleted, once this one is whole.
         best: the run's best weights so far, which become part of the checkpoint (as a hard link
@@ -275,13 +281,13 @@ def save_checkpoint(
     Raises:
         AGI2Error: where it cannot be written; older checkpoints are then as they were.
     """
-    place = folder / CHECKPOINTS / f"step-{step:08d}"
+    place = checkpoint_folder(folder, step)
     beside = place.with_name(f".{place.name}.partial")
     with writing(place):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
-            _save_tensors(model.state_dict(), beside / WEIGHTS)
+            _save_tensors(weights, beside / WEIGHTS)
             _save_tensors(tensors, beside / TENSORS)
             (beside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             if best is not None:

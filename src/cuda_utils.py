@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from dataclasses import dataclass
 
 import psutil
@@ -110,6 +111,10 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
+# Tokens whose logits exist at the same time: so few that they stay near the processor and that a
+# large vocabulary takes little memory, enough that the matrix products run at full speed.
+LOGITS_AT_ONCE = 1024
+
 # Memory that activations may take on a CPU. Fixed, so that equal configurations give equal runs.
 CPU_ACTIVATION_BUDGET = 2 * 2**30
 
@@ -125,6 +130,54 @@ def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
     else:
         layers = architecture.n_layers * width
     return 4 * seq_len * (layers + 3 * architecture.vocab_size)
+
+
+def training_flops(architecture: GPT2Config, parameters: int, seq_len: int) -> float:
+    """Floating-point operations that a training step needs for each token.
+
+    6 for each weight but the positions' (forward 2, backward 4), and attention's 12 x layers x
+    width x length (Chowdhery et al., 2022, appendix B), recomputation not counted.
+    """
+    weights = parameters
+    if architecture.position_embedding == "learned":
+        weights -= architecture.max_seq_len * architecture.d_model
+    return 6 * weights + 12 * architecture.n_layers * architecture.d_model * seq_len
+
+
+# Dense bf16 (or, before Ampere, fp16) matrix products, in FLOP/s, from the makers' data sheets.
+_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The most floating-point operations a second that matrix products reach on a device.
+
+    A GPU's is the maker's figure, `None` where it is not known; a CPU's is measured in fp32, in
+    about a tenth of a second.
+    """
+    if device.type == "cuda":  # pragma: needs gpu
+        name = torch.cuda.get_device_name(device)
+        return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    if device.type != "cpu":
+        return None
+    a, b = torch.ones(512, 512), torch.ones(512, 2048)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 512 * 512 * 2048 / best
 
 
 def choose_micro_batch_size(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .cuda_utils import autocast
+from .cuda_utils import LOGITS_AT_ONCE, autocast
 from .dataset import TextDataset
 from .model import GPT2Model
 from .tokenizer import Tokenizer
@@ -71,11 +71,16 @@ def evaluate(
             windows = torch.stack([dataset[index] for index in indices])
             targets = windows[:, 1:]
             fresh = torch.stack([_fresh_targets(dataset, index) for index in indices])
-            logits = model(windows[:, :-1].to(model.device))
-            losses = F.cross_entropy(
-                logits.flatten(0, 1).float(),
-                targets.flatten().to(model.device),
-                reduction="none",
+            hidden = model.hidden_states(windows[:, :-1].to(model.device)).flatten(0, 1)
+            losses = torch.cat(
+                [
+                    F.cross_entropy(model.logits(x).float(), y, reduction="none")
+                    for x, y in zip(
+                        hidden.split(LOGITS_AT_ONCE),
+                        targets.flatten().to(model.device).split(LOGITS_AT_ONCE),
+                        strict=True,
+                    )
+                ]
             )
             total += losses.cpu()[fresh.flatten()].sum(dtype=torch.float64).item()
             tokens += int(fresh.sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -102,13 +103,24 @@ class TrainingDisplay:
         self._progress.stop()
 
     def update(
-        self, step: int, progress: float, loss: float, speed: float, seconds_left: float
+        self,
+        step: int,
+        progress: float,
+        loss: float,
+        *,
+        speed: float,
+        seconds_left: float,
+        val_loss: float | None,
+        share_of_peak: float | None,
+        memory: object,
     ) -> None:
-        """Show where the run is: loss in nats per token, speed in tokens per second."""
-        text = (
-            f"step {step}{self._of}  loss {loss:.4f}  {speed:,.0f} tok/s  "
-            f"{human_time(seconds_left)} left"
-        )
+        """Show where the run is: losses in nats per token, speed in tokens per second."""
+        parts = [f"step {step}{self._of}", f"loss {loss:.4f}"]
+        if val_loss is not None:
+            parts.append(f"val {val_loss:.4f}")
+        share = "" if share_of_peak is None else f" ({100 * share_of_peak:.0f} % of peak)"
+        parts += [f"{speed:,.0f} tok/s{share}", str(memory), f"{human_time(seconds_left)} left"]
+        text = "  ".join(parts)
         if console.is_terminal:
             self._progress.update(self._task, completed=progress, description=text)
         else:
@@ -137,8 +149,8 @@ class RunningMean:
         self.count += 1
 
     def take(self) -> float:
-        """The mean, which then starts anew."""
-        mean = float(self._total) / max(self.count, 1)
+        """The mean, which then starts anew; not a number where there was none."""
+        mean = float(self._total) / self.count if self.count else math.nan
         self._total, self.count = 0.0, 0
         return mean
 

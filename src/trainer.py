@@ -1,29 +1,27 @@
-"""One optimizer step, and `Trainer`: a run that can be stopped and resumed exactly."""
+"""`Trainer`: a run that can be stopped and resumed exactly."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from . import checkpoint as checkpoints
 from .checkpoint import FREE_ARCHITECTURE_KEYS, Checkpoint
 from .config import UNBOUNDED_EPOCHS, Config
 from .cuda_utils import (
-    autocast,
     can_compile,
     choose_micro_batch_size,
     describe_device,
     memory_stats,
+    peak_flops,
     select_precision,
+    training_flops,
 )
 from .dataset import EpochBatches, TextDataset
 from .errors import AGI2Error
@@ -31,14 +29,25 @@ from .evaluation import Evaluation, evaluate
 from .generation import generate_text
 from .metrics import MetricsFile, RunningMean, TrainingDisplay, busy
 from .model import GPT2Model
-from .optimization import Optimizer, learning_rate_factor, make_optimizers
+from .optimization import learning_rate_factor, make_optimizers
+from .step import (
+    LossFunction,
+    NextTokenLoss,
+    accumulate_gradients,
+    apply_gradients,
+    is_out_of_memory,
+)
 from .tokenizer import Tokenizer
-from .utils import Interrupt, human_time, keep_freed_memory, log, writing
+from .utils import (
+    Background,
+    Interrupt,
+    human_time,
+    keep_freed_memory,
+    log,
+    seed_everything,
+    writing,
+)
 
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits (N, V) and targets (N,) to the mean loss."""
-Batch = torch.Tensor | Sequence[torch.Tensor]
-"""Windows (B, T), or inputs and targets, (B, T) each."""
 History = dict[str, Any]
 
 # A change of these would make another run: the data's order, or what the steps are.
@@ -53,71 +62,11 @@ FIXED_ON_RESUME = (
     "optimizer",
 )
 
+# Of `state.json`, and of what stands beside it.
+FORMAT = 2
 
-def split_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets: each token's target is the one after it."""
-    if isinstance(batch, torch.Tensor):
-        return batch[:, :-1], batch[:, 1:]
-    inputs, targets = batch
-    return inputs, targets
-
-
-def training_step(
-    model: nn.Module,
-    batch: Batch,
-    optimizers: Sequence[Optimizer],
-    criterion: Criterion,
-    device: torch.device | str,
-    *,
-    clip_grad_norm: float | None = None,
-    micro_batch_size: int | None = None,
-    precision: torch.dtype = torch.float32,
-    scaler: torch.amp.GradScaler | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step on a batch, a micro-batch at a time.
-
-    Micro-batches are weighted by their rows, so that the gradient is the whole batch's.
-
-    Args:
-        model: in training mode.
-        batch: windows (B, T) that are shifted, or inputs and targets.
-        optimizers: together over all parameters, whose gradients are unset before and after.
-        criterion: mean loss from logits (N, V) and targets (N,).
-        device: where the model is.
-        clip_grad_norm: the largest gradient norm, if any.
-        micro_batch_size: rows at a time; all by default.
-        precision: of matrix products.
-        scaler: for fp16, whose small gradients would vanish. It leaves out a step that overflows.
-
-    Returns:
-        The mean loss and the gradient norm before clipping (0 without clipping): scalars that
-        stay on the device.
-    """
-    device = torch.device(device)
-    scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    inputs, targets = split_batch(batch)
-    rows = inputs.size(0)
-    size = micro_batch_size or rows
-    loss_sum = torch.zeros((), device=device)
-    for x, y in zip(inputs.split(size), targets.split(size), strict=True):
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        with autocast(device, precision):
-            loss = criterion(model(x).flatten(0, 1), y.flatten()) * (len(x) / rows)
-        scaler.scale(loss).backward()
-        loss_sum += loss.detach()
-    for optimizer in optimizers:
-        scaler.unscale_(optimizer)
-    norm = torch.zeros((), device=device)
-    if clip_grad_norm is not None:
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
-    # Clipping spreads an overflow to every gradient, so that no optimizer may step.
-    overflow = scaler.is_enabled() and not norm.isfinite()
-    for optimizer in optimizers:
-        if not overflow:
-            scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    scaler.update()
-    return loss_sum, norm
+# So many steps in a row whose gradients are no numbers end a run.
+_SKIPPED_AT_MOST = 5
 
 
 class Trainer:
@@ -155,9 +104,9 @@ class Trainer:
             self.device.type, enabled=self.precision == torch.float16
         )
         self.micro_batch_size = min(self.batches.batch_size, self._micro_batch_size())
-        wanted = self.device.type == "cuda" if config.compile == "auto" else config.compile
-        self.compiled = wanted and can_compile(self.device)
-        self.forward: nn.Module = torch.compile(model) if self.compiled else model  # type: ignore
+        # Compiling measured no gain on a CPU.
+        self.compiled = self.device.type == "cuda" if config.compile == "auto" else config.compile
+        self._saving = Background()
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
         self.total_steps = config.epochs * self.batches.steps_per_epoch
@@ -165,6 +114,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, config.max_steps)
         # Everything below is saved in a checkpoint.
         self.step = 0
+        self.skipped_steps = 0
         self.seconds = 0.0
         self.epoch_loss = RunningMean()
         self.recent_loss = RunningMean()
@@ -186,8 +136,9 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything but tensors that a resumed run needs, as JSON can hold it."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "step": self.step,
+            "skipped_steps": self.skipped_steps,
             "seconds": self.seconds,
             "epoch_loss": self.epoch_loss.state(),
             "recent_loss": self.recent_loss.state(),
@@ -198,12 +149,14 @@ class Trainer:
             "metrics_size": self.metrics.size,
             "micro_batch_size": self.micro_batch_size,
             "compiled": self.compiled,
+            "precision": _name_of(self.precision),
             "threads": torch.get_num_threads(),
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
             "tokenizer": self.tokenizer.fingerprint,
             "text": self._text_hash(),
             "fixed": self._fixed(),
+            "config": dict(self.config),
         }
 
     def _fixed(self) -> dict[str, Any]:
@@ -221,14 +174,6 @@ class Trainer:
             digest.update(self.val_data.tokens.data)
         return digest.hexdigest()
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Optimizer state and random states."""
-        tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":  # pragma: needs gpu
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        return tensors
-
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Become the run that wrote this checkpoint.
 
@@ -236,6 +181,11 @@ class Trainer:
             AGI2Error: where model, tokenizer or configuration do not belong to it.
         """
         state = checkpoint.state
+        if state["format"] != FORMAT:
+            raise AGI2Error(
+                f"{checkpoint.folder} has the format {state['format']}, this version of AGI2 reads "
+                f"{FORMAT}: go on with the version that wrote it, or start anew without resume"
+            )
         if state["tokenizer"] != self.tokenizer.fingerprint:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
         for key, now in self._fixed().items():
@@ -251,10 +201,8 @@ class Trainer:
             )
         tensors = checkpoint.load_into(self.model)
         checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda" and "random.cuda" in tensors:  # pragma: needs gpu
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         self.step = state["step"]
+        self.skipped_steps = state["skipped_steps"]
         self.seconds = state["seconds"]
         self.epoch_loss = RunningMean(*state["epoch_loss"])
         self.recent_loss = RunningMean(*state["recent_loss"])
@@ -262,13 +210,21 @@ class Trainer:
         self.best_loss = float("inf") if state["best_loss"] is None else state["best_loss"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
         self.history = state["history"]
-        # These change rounding, so they are as they were.
+        # These change rounding: what the run chose by itself stays as it was.
         self.micro_batch_size = state["micro_batch_size"]
-        if state["compiled"] != self.compiled:
-            log.warning("compile was %s in this run: the rounding changes", state["compiled"])
         torch.set_num_threads(state["threads"])
+        if self.config.compile == "auto":
+            self.compiled = state["compiled"]
+        if self.config.precision == "auto":
+            self.precision = getattr(torch, state["precision"])
+        for name, now in (("compiled", self.compiled), ("precision", _name_of(self.precision))):
+            if state[name] != now:
+                log.warning("%s was %s in this run: the rounding changes", name, state[name])
         self.scaler.load_state_dict(state["scaler"] or self.scaler.state_dict())
         log.info("resuming %s at step %d", checkpoint.folder, self.step)
+        for key, before in state["config"].items():
+            if key != "resume" and before != self.config[key]:
+                log.info("%s is now %r, it was %r", key, self.config[key], before)
         if state["total_steps"] != self.total_steps:
             log.info(
                 "the run is now %d steps long, not %d: the learning rate follows the new length",
@@ -296,12 +252,20 @@ class Trainer:
         keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
+        self.loss = self._loss()
+        self._peak_flops = peak_flops(self.device)
         self._prepare_folder(checkpoint)
         bounded = self.config.epochs < UNBOUNDED_EPOCHS or self.config.max_steps is not None
         display = TrainingDisplay(self.total_steps if bounded else None)
         with Interrupt() as interrupt, display as self.display:
             stopped = self._loop(interrupt)
         return self._finish(stopped)
+
+    def _loss(self) -> LossFunction:
+        """The model with its loss, compiled where it is to be and can be."""
+        loss = NextTokenLoss(self.model)
+        self.compiled = self.compiled and can_compile(self.device)
+        return torch.compile(loss) if self.compiled else loss
 
     def _prepare_folder(self, checkpoint: Checkpoint | None) -> None:
         """Go on in the run's folder as it was at the checkpoint, or begin a new one."""
@@ -331,7 +295,7 @@ class Trainer:
             "train_bytes": int(self.tokenizer.byte_lengths()[data.tokens].sum()),
             "val_tokens": len(self.val_data.tokens) if self.val_data else 0,
             "micro_batch_size": self.micro_batch_size,
-            "precision": str(self.precision).removeprefix("torch."),
+            "precision": _name_of(self.precision),
             "compiled": self.compiled,
             "device": describe_device(self.device),
             "python": platform.python_version(),
@@ -343,6 +307,9 @@ class Trainer:
         self.model.train()
         self._first_step, self._first_second = self.step, self.seconds
         self._started = time.monotonic()
+        self._busy_seconds, self._busy_steps = 0.0, 0
+        self._skipped_in_a_row = 0
+        self._upcoming: torch.Tensor | None = None
         while True:
             # After this step's checkpoint, so that a crash in here loses nothing.
             if self.step % self.config.eval_interval == 0 and self.evaluated_at != self.step:
@@ -356,6 +323,7 @@ class Trainer:
             self._train_one_step()
             if interrupt.asked:
                 place = self.save()
+                self._saving.wait()
                 log.info("interrupted: saved %s; go on with --resume", place)
                 raise KeyboardInterrupt
             if self.step % self.config.checkpoint_interval == 0:
@@ -363,31 +331,96 @@ class Trainer:
 
     def _train_one_step(self) -> None:
         config = self.config
+        started = time.monotonic()
         factor = self._learning_rate_factor()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-        loss, norm = training_step(
-            self.forward,
-            self.batches.batch(self.step),
-            self.optimizers,
-            F.cross_entropy,
-            self.device,
-            clip_grad_norm=config.clip_grad_norm,
-            micro_batch_size=self.micro_batch_size,
-            precision=self.precision,
-            scaler=self.scaler,
-        )
-        self.epoch_loss.add(loss)
-        self.recent_loss.add(loss)
+        loss = self._accumulate()
+        self._upcoming = self._fetch(self.step + 1)  # while a GPU works
+        norm, taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
         self.step += 1
-        self.seconds = self._first_second + time.monotonic() - self._started
-        if self.step == self._first_step + 1:
-            self._show(loss.item())
+        if taken:
+            self.epoch_loss.add(loss)
+            self.recent_loss.add(loss)
+            self._skipped_in_a_row = 0
+        else:
+            self._skip()
+        now = time.monotonic()
+        self.seconds = self._first_second + now - self._started
+        self._busy_seconds += now - started
+        self._busy_steps += 1
         if self.step % config.log_interval == 0 or self.step == self.total_steps:
             self._log_step(config.learning_rate * factor, norm)
+        elif self.step == self._first_step + 1:
+            self._show(loss.item())
         if self.step % self.batches.steps_per_epoch == 0:
             self._log_epoch()
+
+    def _fetch(self, step: int) -> torch.Tensor:
+        """A step's batch, on its way to the device."""
+        batch = self.batches.batch(step)
+        if self.device.type == "cuda":  # pragma: needs gpu
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch
+
+    def _accumulate(self) -> torch.Tensor:
+        """The batch's gradients and its mean loss; in smaller parts where memory runs out."""
+        batch = self._upcoming if self._upcoming is not None else self._fetch(self.step)
+        while True:
+            # Dropout is a function of the step, so that one that is repeated or resumed is equal.
+            seed_everything((self.config.seed * 1_000_033 + self.step) % 2**63)
+            try:
+                return accumulate_gradients(
+                    self.loss,
+                    batch,
+                    self.device,
+                    micro_batch_size=self.micro_batch_size,
+                    precision=self.precision,
+                    scaler=self.scaler,
+                )
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the handler, whose traceback holds on to the tensors.
+            self._shrink_micro_batch()
+
+    def _shrink_micro_batch(self) -> None:
+        """Halve the micro-batch, or go down to the next divisor of the batch."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":  # pragma: needs gpu
+            torch.cuda.empty_cache()
+        if self.micro_batch_size == 1:
+            raise AGI2Error(
+                f"out of memory at step {self.step}, with one sequence at a time: set "
+                "gradient_checkpointing = true, or lower seq_len, vocab_size, model_layer or "
+                "model_embd"
+            )
+        whole, half = self.batches.batch_size, self.micro_batch_size // 2
+        smaller = max(n for n in range(1, half + 1) if whole % n == 0)
+        log.warning(
+            "out of memory with %d sequences at a time: going on with %d (the same gradients)",
+            self.micro_batch_size,
+            smaller,
+        )
+        self.micro_batch_size = smaller
+
+    def _skip(self) -> None:
+        """Count a step that was left out, as its gradients were not finite."""
+        if self.scaler.is_enabled():  # fp16 overflows now and then, until its scale is found
+            return
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        log.warning("step %d left out: its loss or gradients are not finite", self.step)
+        if self._skipped_in_a_row == _SKIPPED_AT_MOST:
+            place = self.save()
+            self._saving.wait()
+            raise AGI2Error(
+                f"{_SKIPPED_AT_MOST} steps in a row gave no finite loss: lower learning_rate (now "
+                f"{self.config.learning_rate:g}) and go on from a checkpoint: the last good "
+                f"weights are in {place}, earlier ones beside it"
+            )
 
     def _progress(self) -> float:
         """The share of the run that is done, by steps or by the clock."""
@@ -422,28 +455,47 @@ class Trainer:
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm.item(),
+                "skipped_steps": self.skipped_steps,
                 "tokens": self.step * self._tokens_per_step,
                 "tokens_per_second": self._speed(),
+                "share_of_peak": self._share_of_peak(),
                 "seconds": self.seconds,
                 "process_memory": memory.process,
                 "device_memory": memory.device_peak,
             }
         )
         self._show(loss)
+        self._busy_seconds, self._busy_steps = 0.0, 0
 
     @property
     def _tokens_per_step(self) -> int:
         return self.batches.batch_size * (self.batches.dataset.seq_len - 1)
 
     def _speed(self) -> float:
-        """Tokens per second since this process began to train."""
-        tokens = (self.step - self._first_step) * self._tokens_per_step
-        return tokens / max(self.seconds - self._first_second, 1e-9)
+        """Tokens per second of the steps since the last line of the log."""
+        return self._busy_steps * self._tokens_per_step / max(self._busy_seconds, 1e-9)
+
+    def _share_of_peak(self) -> float | None:
+        """The share of the device's peak FLOP/s that the steps reach, where the peak is known."""
+        if self._peak_flops is None:
+            return None
+        each = training_flops(
+            self.model.config, self.model.num_parameters(), self.batches.dataset.seq_len - 1
+        )
+        return self._speed() * each / self._peak_flops
 
     def _show(self, loss: float) -> None:
         progress = self._progress()
-        left = self.seconds * (1 - progress) / max(progress, 1e-9)
-        self.display.update(self.step, progress, loss, self._speed(), left)
+        self.display.update(
+            self.step,
+            progress,
+            loss,
+            speed=self._speed(),
+            seconds_left=self.seconds * (1 - progress) / max(progress, 1e-9),
+            val_loss=self.history["val_loss"][-1] if self.history["val_loss"] else None,
+            share_of_peak=self._share_of_peak(),
+            memory=memory_stats(self.device),
+        )
 
     def _log_epoch(self) -> None:
         loss = self.epoch_loss.take()
@@ -461,7 +513,7 @@ class Trainer:
             if result.loss < self.best_loss:
                 self.best_loss = result.loss
                 self.evaluations_without_gain = 0
-                checkpoints.save_weights(self.model, self.weights, self.tokenizer)
+                checkpoints.save_weights(self.model.state_dict(), self.weights, self.tokenizer)
             else:
                 self.evaluations_without_gain += 1
         if self.config.sample_tokens:
@@ -511,20 +563,36 @@ class Trainer:
         )
 
     def save(self) -> Path:
-        """Write a checkpoint; the run's weights too, while no validation has chosen any."""
+        """Write a checkpoint; the run's weights too, while no validation has chosen any.
+
+        From a GPU the state is copied first and written while training goes on.
+        """
         chosen = self.best_loss < float("inf")
-        place = checkpoints.save_checkpoint(
-            self.folder,
-            self.step,
-            self.model,
-            self.tensors(),
-            self.state_dict(),
-            self.config.keep_checkpoints,
-            best=self.weights if chosen else None,
-        )
-        if not chosen:
-            checkpoints.save_weights(self.model, self.weights, self.tokenizer)
-        return place
+        weights = self.model.state_dict()
+        tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
+        state = self.state_dict()
+
+        def write() -> None:
+            checkpoints.save_checkpoint(
+                self.folder,
+                state["step"],
+                weights,
+                tensors,
+                state,
+                self.config.keep_checkpoints,
+                best=self.weights if chosen else None,
+            )
+            if not chosen:
+                checkpoints.save_weights(weights, self.weights, self.tokenizer)
+
+        self._saving.wait()
+        if self.device.type == "cpu":
+            write()
+        else:  # pragma: needs gpu
+            weights = {name: tensor.cpu() for name, tensor in weights.items()}
+            tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+            self._saving.start(write)
+        return checkpoints.checkpoint_folder(self.folder, state["step"])
 
     def _finish(self, stopped: str) -> History:
         """Save, validate a last time, and leave the best weights in the model."""
@@ -532,6 +600,7 @@ class Trainer:
         if self.evaluated_at != self.step:
             self._validate()
             self.save()  # with what it found: a longer run may go on from here
+        self._saving.wait()
         checkpoints.load_weights(self.model, self.weights)
         history = {**self.history, "steps": self.step, "seconds": self.seconds, "stopped": stopped}
         if self.epoch_loss.count:  # the epoch that the end broke off
@@ -557,3 +626,7 @@ class Trainer:
             self.folder,
         )
         return history
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

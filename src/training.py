@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,15 @@ from .dataset import TextDataset, split_documents, tokenize
 from .errors import AGI2Error
 from .metrics import busy
 from .model import GPT2Model
+from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
-from .trainer import Batch, Criterion, History, Trainer, split_batch, training_step
+from .trainer import History, Trainer
 from .utils import log, seed_everything
 
-__all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model", "training_step"]
+__all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
+
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits (N, V) and targets (N,) to the mean loss."""
 
 
 def train_epoch(
@@ -53,12 +57,15 @@ def train_epoch(
     Raises:
         AGI2Error: where there is no batch.
     """
+
+    def loss_function(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return criterion(model(inputs).flatten(0, 1), targets.flatten())
+
     model.train()
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for batch in dataloader:
-        loss, _ = training_step(
-            model, batch, [optimizer], criterion, device, clip_grad_norm=clip_grad_norm
-        )
+        loss = accumulate_gradients(loss_function, batch, torch.device(device))
+        apply_gradients([optimizer], clip_grad_norm)
         count = split_batch(batch)[1].numel()
         total += loss.cpu().double() * count
         tokens += count

@@ -10,7 +10,8 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,25 @@ def human_time(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Background:
+    """Work that goes on beside the main thread, one piece at a time."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1)
+        self._last: Future[Any] | None = None
+
+    def start(self, work: Callable[[], Any]) -> None:
+        """Wait for the piece before, then begin this one."""
+        self.wait()
+        self._last = self._threads.submit(work)
+
+    def wait(self) -> None:
+        """Until nothing is under way; raises what the last piece raised."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
 
 class Interrupt:

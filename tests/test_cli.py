@@ -14,7 +14,8 @@ import tomli_w
 
 from src import __version__
 from src.cli import main
-from src.trainer import training_step
+from src.metrics import read_metrics
+from src.step import accumulate_gradients
 
 ROOT = Path(__file__).parents[1]
 
@@ -191,12 +192,14 @@ def test_resuming_a_finished_run_trains_nothing_and_changes_no_weight(tmp_path, 
     samples = run(capsys, "train", file)[1]
     folder = tmp_path / "trained" / "tiny"
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")}
-    metrics = (folder / "metrics.jsonl").read_text("utf-8")
+    metrics = read_metrics(folder / "metrics.jsonl")
     status, again, err = run(capsys, "train", file, "--resume")
     assert (status, again) == (0, samples)
     assert "finished after 6 steps" in err
     assert "step 7" not in err
-    assert (folder / "metrics.jsonl").read_text("utf-8") == metrics
+    *same, start = read_metrics(folder / "metrics.jsonl")
+    assert same == metrics
+    assert "start" in start
     assert before == {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.safetensors")
     }
@@ -212,11 +215,11 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
         steps.append(1)
         if len(steps) == 3:
             signal.raise_signal(number)
-        return training_step(*arguments, **options)
+        return accumulate_gradients(*arguments, **options)
 
     file = write_run(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("src.trainer.training_step", stopped_in_the_third)
+        patch.setattr("src.trainer.accumulate_gradients", stopped_in_the_third)
         status, out, err = run(capsys, "train", file)
     assert (status, out) == (130, "")
     assert "step-00000003; go on with --resume" in err

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from src import cuda_utils
 from src.config import GPT2Config
@@ -21,8 +22,10 @@ from src.cuda_utils import (
     cuda_available,
     describe_device,
     memory_stats,
+    peak_flops,
     select_device,
     select_precision,
+    training_flops,
 )
 from src.errors import AGI2Error
 from src.model import GPT2Model
@@ -303,3 +306,33 @@ def test_autocast_on_a_gpu_sets_the_type_of_products():
     weights = torch.ones(2, 2, device="cuda")
     with autocast(CUDA, torch.float16):
         assert (weights @ weights).dtype == torch.float16
+
+
+# Speed.
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_operations_of_a_step_are_those_that_pytorch_counts(learned):
+    """Forward and backward; attention is counted whole, not the causal half."""
+    kind = "learned" if learned else "sinusoidal"
+    sizes = {"vocab_size": 96, "max_seq_len": 64, "d_model": 32, "n_layers": 3, "n_heads": 2}
+    model = GPT2Model(GPT2Config(**sizes, dropout=0.0, bias=False, position_embedding=kind))
+    tokens = torch.randint(96, (2, 64))
+    backend = torch.nn.attention.SDPBackend.MATH
+    with torch.nn.attention.sdpa_kernel(backend), FlopCounterMode(display=False) as counter:
+        model(tokens).sum().backward()
+    expected = counter.get_total_flops() / tokens.numel()
+    ours = training_flops(model.config, model.num_parameters(), 64)
+    assert ours == pytest.approx(expected, rel=0.02)
+
+
+def test_the_peak_of_a_cpu_is_measured_and_that_of_an_unknown_device_is_not_known():
+    assert 1e8 < peak_flops(CPU) < 1e15
+    assert peak_flops(torch.device("meta")) is None
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_the_peak_of_a_gpu_is_what_its_maker_says():
+    peak = peak_flops(CUDA)
+    assert peak is None or 1e13 < peak < 1e16

@@ -474,7 +474,7 @@ def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
 @given(
     seed=st.integers(0, 999),
     penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
-    size=st.integers(1, 4),
+    size=st.integers(2, 4),  # one beam is greedy, and ends as greedy ends
     repetition_penalty=st.sampled_from([1.0, 1.3]),
 )
 @settings(deadline=None, max_examples=25)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import re
 
 import pytest
@@ -136,11 +137,17 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
 # The display
 
 
+def show(display, step, progress, loss, speed, seconds_left, **more):
+    given = {"val_loss": None, "share_of_peak": None, "memory": "1.0 GB", **more}
+    display.update(step, progress, loss, speed=speed, seconds_left=seconds_left, **given)
+
+
 def test_in_a_terminal_there_is_a_progress_bar(screen):
     setup_logging()
     with TrainingDisplay(200) as display:
-        display.update(50, 0.25, 3.14159, 12345.6, 90)
-    assert "step 50/200  loss 3.1416  12,346 tok/s  2 min left" in screen.getvalue()
+        show(display, 50, 0.25, 3.14159, 12345.6, 90, val_loss=4.0, share_of_peak=0.456)
+    line = screen.getvalue()
+    assert "step 50/200  loss 3.1416  val 4.0000  12,346 tok/s (46 % of peak)  1.0 GB" in line
     assert "━" in screen.getvalue()
 
 
@@ -149,18 +156,18 @@ def test_in_a_terminal_there_is_a_progress_bar(screen):
 def test_elsewhere_there_is_a_line_a_step(capsys, total, step):
     setup_logging()
     with TrainingDisplay(total) as display:
-        display.update(50, 0.25, 3.14159, 12345.6, 90)
-        display.update(51, 0.5, 3.0, 10.0, 5)
+        show(display, 50, 0.25, 3.14159, 12345.6, 90)
+        show(display, 51, 0.5, 3.0, 10.0, 5)
     assert capsys.readouterr().err.splitlines() == [
-        f" 25 %  step {step}  loss 3.1416  12,346 tok/s  2 min left",
-        f" 50 %  step {step.replace('50', '51')}  loss 3.0000  10 tok/s  5 s left",
+        f" 25 %  step {step}  loss 3.1416  12,346 tok/s  1.0 GB  2 min left",
+        f" 50 %  step {step.replace('50', '51')}  loss 3.0000  10 tok/s  1.0 GB  5 s left",
     ]
 
 
 def test_a_quiet_display_shows_nothing(screen):
     setup_logging(logging.WARNING)
     with TrainingDisplay(10) as display:
-        display.update(5, 0.5, 1.0, 1.0, 1.0)
+        show(display, 5, 0.5, 1.0, 1.0, 1.0)
     assert screen.getvalue() == ""
 
 
@@ -168,7 +175,7 @@ def test_a_quiet_display_shows_nothing(screen):
 def test_a_quiet_display_logs_nothing(capsys):
     setup_logging(logging.WARNING)
     with TrainingDisplay(10) as display:
-        display.update(5, 0.5, 1.0, 1.0, 1.0)
+        show(display, 5, 0.5, 1.0, 1.0, 1.0)
     assert capsys.readouterr() == ("", "")
 
 
@@ -191,7 +198,7 @@ def test_a_mean_that_was_taken_starts_anew():
     assert mean.take() == 4.0
     mean.add(torch.tensor(1.0))
     assert mean.take() == 1.0
-    assert mean.take() == 0.0
+    assert math.isnan(mean.take())
 
 
 def test_a_mean_goes_on_exactly_from_its_state():

@@ -1,8 +1,9 @@
-"""A run that can be stopped at any moment and resumed exactly; and one optimizer step."""
+"""A run that can be stopped at any moment and resumed exactly."""
 
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -10,19 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from src.checkpoint import list_checkpoints, load_model, newest_checkpoint
-from src.config import GPT2Config
 from src.errors import AGI2Error
 from src.metrics import read_metrics
-from src.model import GPT2Model
-from src.optimization import learning_rate_factor, make_optimizers
+from src.optimization import learning_rate_factor
+from src.step import NextTokenLoss
 from src.tokenizer import BasicTokenizer
-from src.trainer import FIXED_ON_RESUME, Trainer, training_step
+from src.trainer import FIXED_ON_RESUME, Trainer
 from src.training import train_from_config, train_model
 
 # Checkpoints and validations at the same steps and at different ones; more than one epoch.
@@ -59,7 +56,7 @@ def crash(monkeypatch, config, step, method="_train_one_step"):
 def entries(folder):
     """Every line of the log but each start's, without what a clock or the machine says."""
     return [
-        {k: v for k, v in entry.items() if "second" not in k and "memory" not in k}
+        {k: v for k, v in entry.items() if not re.search("second|memory|share", k)}
         for entry in read_metrics(Path(folder) / "metrics.jsonl")
         if "start" not in entry
     ]
@@ -82,94 +79,6 @@ def assert_same_outcome(a, b):
     a, b = outcome(a), outcome(b)
     for key in a:
         assert a[key] == b[key], key
-
-
-# One step.
-
-
-def tiny_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 20, "max_seq_len": 8, "d_model": 16, "n_layers": 1, "n_heads": 2}
-    return GPT2Model(GPT2Config(**{**sizes, "dropout": 0.0, **changes}))
-
-
-@given(rows=st.integers(1, 7), micro=st.integers(1, 8), clip=st.sampled_from([None, 0.1]))
-@settings(max_examples=20, deadline=None)
-def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro, clip):
-    batch = torch.randint(20, (rows, 9), generator=torch.Generator().manual_seed(rows))
-    results = []
-    for size in (None, micro):
-        model = tiny_model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        loss, norm = training_step(
-            model,
-            batch,
-            [optimizer],
-            F.cross_entropy,
-            "cpu",
-            clip_grad_norm=clip,
-            micro_batch_size=size,
-        )
-        weights = torch.nn.utils.parameters_to_vector(model.parameters())
-        results.append((loss, norm, weights.detach()))
-    for whole, parts in zip(*results, strict=True):
-        torch.testing.assert_close(whole, parts, atol=1e-5, rtol=1e-4)
-
-
-def test_a_step_returns_the_norm_before_clipping():
-    batch = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(0))
-    model = tiny_model()
-    F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
-    expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    model = tiny_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    _, norm = training_step(model, batch, [optimizer], F.cross_entropy, "cpu", clip_grad_norm=1e-3)
-    torch.testing.assert_close(norm, expected)
-    assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_scaled_step_that_overflows_changes_nothing(tiny_run, clip, kind):
-    model = tiny_model()
-    optimizers = make_optimizers(model, tiny_run(optimizer=kind))
-    before = [p.detach().clone() for p in model.parameters()]
-    batch = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(0))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
-
-    def step():
-        # A loss above 3.4 is beyond the largest float once it is scaled.
-        training_step(
-            model,
-            batch,
-            optimizers,
-            lambda logits, targets: 10 * F.cross_entropy(logits, targets),
-            "cpu",
-            clip_grad_norm=clip,
-            scaler=scaler,
-        )
-
-    step()
-    assert all(map(torch.equal, before, model.parameters()))
-    assert scaler.get_scale() == pytest.approx(5e37)
-    scaler.update(1024.0)
-    step()
-    assert not any(map(torch.equal, before, model.parameters()))
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.parametrize("precision", [torch.bfloat16])
-def test_mixed_precision_keeps_the_weights_in_fp32(precision):
-    batch = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(0))
-    losses = []
-    for each in (torch.float32, precision):
-        model = tiny_model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loss, _ = training_step(model, batch, [optimizer], F.cross_entropy, "cpu", precision=each)
-        losses.append(loss)
-        assert all(p.dtype == torch.float32 for p in model.parameters())
-    torch.testing.assert_close(*losses, atol=0.02, rtol=0.02)
-    assert losses[0] != losses[1]
 
 
 # Exact resume.
@@ -512,9 +421,9 @@ def test_a_run_learns_by_its_schedule(tiny_run):
 
 
 def test_a_run_ends_when_its_time_is_over(tiny_run, monkeypatch):
-    # Each look at the clock finds it a minute later.
-    minutes = iter(range(10_000))
-    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    # Each look at the clock, of which a step takes two, finds it half a minute later.
+    looks = iter(range(10_000))
+    clock = SimpleNamespace(monotonic=lambda: 30.0 * next(looks))
     monkeypatch.setattr("src.trainer.time", clock)
     run = train_from_config(tiny_run(max_steps=None, max_minutes=10, warmup_steps=0))
     assert run.history["stopped"] == "time"
@@ -533,13 +442,95 @@ def test_a_run_without_a_patience_is_never_stopped_early(tiny_run):
     assert run.history["steps"] == 30
 
 
-def test_losses_that_are_no_numbers_stop_a_patient_run_and_leave_weights(tiny_run):
-    options = {"learning_rate": 1e30, "clip_grad_norm": None, "warmup_steps": 0}
-    run = train_from_config(
-        tiny_run(max_steps=30, eval_interval=2, early_stopping_patience=2, **options)
+@pytest.mark.parametrize("in_a_row", [4, 5])
+def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
+    tiny_run, monkeypatch, caplog, in_a_row
+):
+    """Four in a row are passed over; the fifth ends the run, with good weights and a diagnosis."""
+    original = Trainer._fetch
+    config = tiny_run(max_steps=12, eval_interval=100, checkpoint_interval=100)
+
+    def spoiled(self, step):
+        if step == 6:
+            self.loss = lambda x, y: NextTokenLoss(self.model)(x, y) * torch.nan
+        if step == 6 + in_a_row:
+            self.loss = NextTokenLoss(self.model)
+        return original(self, step)
+
+    monkeypatch.setattr(Trainer, "_fetch", spoiled)
+    # The step before has fetched its successor's batch already.
+    if in_a_row == 4:
+        run = train_from_config(config)
+        state = newest_checkpoint(run.folder).state
+        assert (state["step"], state["skipped_steps"]) == (12, 4)
+        assert caplog.text.count("left out: its loss or gradients are not finite") == 4
+        assert all(p.isfinite().all() for p in run.model.parameters())
+        return
+    with pytest.raises(AGI2Error, match=r"5 steps in a row .* lower learning_rate \(now 0\.01\)"):
+        train_from_config(config)
+    folder = Path(config.output_dir) / config.model_name
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint.state["skipped_steps"] == 5
+    assert all(t.isfinite().all() for t in load_model(folder).model.state_dict().values())
+    assert all(
+        t.isfinite().all() for t in load_file(checkpoint.folder / "model.safetensors").values()
     )
-    assert run.history["stopped"] == "early"
-    assert (run.folder / "model.safetensors").is_file()
+
+
+# What a resumed run is told.
+
+
+def test_a_resumed_run_says_which_keys_have_changed(tiny_run, caplog):
+    caplog.set_level(logging.INFO, "agi2")
+    train_from_config(tiny_run(max_steps=2))
+    train_from_config(tiny_run(max_steps=3, learning_rate=0.002, resume="auto"))
+    said = [line for line in caplog.messages if " is now " in line and "steps long" not in line]
+    assert said == ["max_steps is now 3, it was 2", "learning_rate is now 0.002, it was 0.01"]
+
+
+def test_a_checkpoint_of_another_version_is_refused(tiny_run, monkeypatch):
+    monkeypatch.setattr("src.trainer.FORMAT", 1)
+    train_from_config(tiny_run(max_steps=2))
+    monkeypatch.undo()
+    with pytest.raises(AGI2Error, match="has the format 1, this version of AGI2 reads 2: go on"):
+        train_from_config(tiny_run(max_steps=3, resume="auto"))
+
+
+# Out of memory.
+
+
+@pytest.mark.parametrize(("batch", "too_large", "goes_on_with"), [(8, 3, 2), (6, 3, 1), (9, 4, 3)])
+def test_a_micro_batch_that_does_not_fit_is_made_smaller_and_the_step_repeated(
+    tiny_run, monkeypatch, caplog, batch, too_large, goes_on_with
+):
+    options = {"batch_size": batch, "max_steps": 8, "dropout": 0.1}
+    expected = train_from_config(tiny_run("fits", micro_batch_size=goes_on_with, **options))
+    original = NextTokenLoss.forward
+
+    def cramped(self, inputs, targets):
+        loss = original(self, inputs, targets)
+        if len(inputs) >= too_large:
+            torch.empty(2**60)
+        return loss
+
+    monkeypatch.setattr(NextTokenLoss, "forward", cramped)
+    run = train_from_config(tiny_run("cramped", micro_batch_size=batch, **options))
+    assert f"going on with {goes_on_with} (the same gradients)" in caplog.text
+    assert newest_checkpoint(run.folder).state["micro_batch_size"] == goes_on_with
+    for name, weights in expected.model.state_dict().items():
+        assert torch.equal(run.model.state_dict()[name], weights)
+
+
+def test_where_one_sequence_does_not_fit_a_line_names_the_keys(tiny_run, monkeypatch):
+    monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.empty(2**60))
+    with pytest.raises(AGI2Error, match="gradient_checkpointing = true, or lower seq_len"):
+        train_from_config(tiny_run(max_steps=2))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_run, monkeypatch):
+    monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train_from_config(tiny_run(max_steps=2))
 
 
 # Compiled, and on a GPU.
@@ -567,8 +558,14 @@ def test_a_compiled_model_gives_the_same_loss(tiny_run, caplog):
         assert a == pytest.approx(b, rel=1e-3)
     saved = load_file(compiled.folder / "model.safetensors")
     assert saved.keys() == plain.model.state_dict().keys()
+    # What was chosen stays chosen, unless the configuration says otherwise.
     train_from_config(tiny_run("compiled", max_steps=5, dropout=0.0, resume="auto"))
-    assert "compile was True in this run" in caplog.text
+    assert newest_checkpoint(compiled.folder).state["compiled"]
+    assert "the rounding changes" not in caplog.text
+    options = {"max_steps": 6, "dropout": 0.0, "compile": False, "resume": "auto"}
+    train_from_config(tiny_run("compiled", **options))
+    assert not newest_checkpoint(compiled.folder).state["compiled"]
+    assert "compiled was True in this run: the rounding changes" in caplog.text
 
 
 @pytest.mark.gpu

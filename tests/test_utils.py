@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 
 from src.errors import AGI2Error
 from src.utils import (
+    Background,
     Interrupt,
     atomic_path,
     evaluating,
@@ -259,3 +261,31 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     keep_freed_memory()
     assert len(asked) == 2
+
+
+# Work in the background.
+
+
+def test_background_work_is_done_one_piece_at_a_time_and_waited_for():
+    done, background = [], Background()
+
+    def slow(piece):
+        time.sleep(0.05)
+        done.append(piece)
+
+    started = time.monotonic()
+    background.start(lambda: slow(1))
+    assert time.monotonic() - started < 0.04
+    background.start(lambda: done.append(2))  # waits for the first
+    assert done[0] == 1
+    background.wait()
+    background.wait()
+    assert done == [1, 2]
+
+
+def test_what_background_work_raises_is_raised_by_whoever_waits():
+    background = Background()
+    background.start(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        background.wait()
+    background.wait()

@@ -157,7 +157,7 @@ UNKNOWN = "resources/default.toml lists every key"
         (
             {"lr_schedule": "cosin"},
             "lr_schedule",
-            "lr_schedule = 'cosin': input should be 'cosine', 'linear' or 'constant'",
+            "lr_schedule = 'cosin': input should be 'cosine', 'linear', 'constant' or 'wsd'",
         ),
         (
             {"model_embd": 33},

@@ -1,0 +1,156 @@
+"""A training step on this machine: tokens per second and peak memory.
+
+python benchmarks/train_step.py NANOGPT_FOLDER [--steps 4] [--rounds 3] [--json FILE]
+
+GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, beside
+nanoGPT's model and optimizer, each in processes of its own, in turn; then one step and one
+checkpoint of `resources/default.toml` (batch 12 x 1024).
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import ROOT, parser, report, run_child
+
+# Rows, context, vocabulary, nanoGPT's padded vocabulary, layers, heads, width.
+SHAPES = {
+    "124M, 1 x 1024": (1, 1024, 50257, 50304, 12, 12, 768),
+    "6 x 384, 16 x 256": (16, 256, 4096, 4096, 6, 6, 384),
+}
+
+
+def measure_ours(shape: str, steps: int) -> None:
+    import torch
+
+    from src.config import Config
+    from src.model import GPT2Model
+    from src.optimization import make_optimizers
+    from src.step import NextTokenLoss, accumulate_gradients, apply_gradients
+    from src.utils import keep_freed_memory
+
+    rows, context, vocabulary, _, layers, heads, width = SHAPES[shape]
+    keep_freed_memory()  # as a run does
+    config = Config(
+        position_embedding="learned",
+        dropout=0.0,
+        vocab_size=vocabulary,
+        model_positions=context,
+        model_layer=layers,
+        model_head=heads,
+        model_embd=width,
+    )
+    model = GPT2Model(config)
+    optimizers = make_optimizers(model, config)
+    loss = NextTokenLoss(model)
+
+    def step() -> None:
+        batch = torch.randint(0, vocabulary, (rows, context + 1))
+        accumulate_gradients(loss, batch, torch.device("cpu"))
+        apply_gradients(optimizers, 1.0)
+
+    _time(step, steps)
+
+
+def measure_nanogpt(shape: str, steps: int, folder: str) -> None:
+    sys.path.insert(0, folder)
+    import torch
+
+    from model import GPT, GPTConfig
+
+    rows, context, vocabulary, padded, layers, heads, width = SHAPES[shape]
+    sizes = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": context}
+    model = GPT(GPTConfig(vocab_size=padded, dropout=0.0, **sizes))
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+
+    def step() -> None:
+        batch = torch.randint(0, vocabulary, (rows, context + 1))
+        _, loss = model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    _time(step, steps)
+
+
+def _time(step: Callable[[], None], steps: int) -> None:
+    step()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps(seconds))
+
+
+def default_step(folder: str) -> None:
+    from src.config_loader import load_config
+    from src.model import GPT2Model
+    from src.tokenizer import BPETokenizer
+    from src.training import train_model
+
+    text = Path(folder) / "text.txt"
+    words = " ".join(f"{i % 977} and {i % 89} are {i % 13}," for i in range(60_000))
+    text.write_text(words, encoding="utf-8")
+    overrides = [f'sources=["{text}"]', f"output_dir={folder}", "max_steps=1", "sample_tokens=0"]
+    overrides += ["val_fraction=0"]
+    # So little text makes a small vocabulary; the model keeps its 50,257 tokens all the same.
+    config = load_config(ROOT / "resources/default.toml", "training", overrides)
+    tokenizer = BPETokenizer(2000)
+    tokenizer.fit([words])
+    train_model(GPT2Model(config), tokenizer, **config)
+    checkpoints = list(Path(folder).rglob("step-*/manifest.json"))
+    assert len(checkpoints) == 1, checkpoints
+    print(json.dumps(0))
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("nanogpt")
+    options.add_argument("--steps", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--child", nargs=2, help="internal")
+    given = options.parse_args()
+    if given.child:
+        kind, shape = given.child
+        if kind == "nanoGPT":
+            measure_nanogpt(shape, given.steps, given.nanogpt)
+        elif kind == "AGI2":
+            measure_ours(shape, given.steps)
+        else:
+            default_step(given.nanogpt)
+        return
+    command = [sys.executable, __file__]
+    rows = []
+    for shape, (batch, context, *_) in SHAPES.items():
+        seconds: dict[str, list[float]] = {"nanoGPT": [], "AGI2": []}
+        memory: dict[str, float] = {}
+        for _ in range(given.rounds):
+            for name in seconds:
+                child = [*command, given.nanogpt, "--steps", str(given.steps)]
+                _, memory[name], output = run_child([*child, "--child", name, shape])
+                seconds[name] += json.loads(output.splitlines()[-1])
+        rows += [
+            {
+                "what": f"{name}, {shape}",
+                "tokens per second": batch * context / statistics.median(seconds[name]),
+                "fastest step": batch * context / min(seconds[name]),
+                "peak GB": memory[name],
+            }
+            for name in seconds
+        ]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, peak, _ = run_child([*command, folder, "--child", "default", ""])
+    rows.append(
+        {"what": "AGI2, default.toml: a step and a checkpoint", "seconds": whole, "peak GB": peak}
+    )
+    report(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""One optimizer step: the loss, the gradients, the update."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src import step as step_module
+from src.config import GPT2Config
+from src.model import GPT2Model
+from src.optimization import make_optimizers
+from src.step import (
+    NextTokenLoss,
+    accumulate_gradients,
+    apply_gradients,
+    is_out_of_memory,
+    split_batch,
+)
+
+CPU = torch.device("cpu")
+
+
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 20, "max_seq_len": 8, "d_model": 16, "n_layers": 1, "n_heads": 2}
+    return GPT2Model(GPT2Config(**{**sizes, "dropout": 0.0, **changes}))
+
+
+def tokens(rows, seed=0):
+    return torch.randint(20, (rows, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def plain_loss(model):
+    """The loss from all logits at once."""
+    return lambda x, y: F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+# The loss.
+
+
+@given(
+    rows=st.integers(1, 6),
+    chunk=st.integers(1, 50),
+    tied=st.booleans(),
+    scale=st.floats(0.1, 10.0),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk, tied, scale):
+    inputs, targets = split_batch(tokens(rows, seed=rows))
+    results = []
+    for chunked in (False, True):
+        model = tiny_model(tie_weights=tied)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step_module, "LOGITS_AT_ONCE", chunk)
+            loss_of = NextTokenLoss(model) if chunked else plain_loss(model)
+            loss = loss_of(inputs, targets)
+            (scale * loss).backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_with_autocast_of_all_logits(dtype):
+    inputs, targets = split_batch(tokens(4))
+    results = []
+    for chunked in (False, True):
+        model = tiny_model()
+        loss_of = NextTokenLoss(model) if chunked else plain_loss(model)
+        with torch.autocast("cpu", dtype=dtype):
+            loss = loss_of(inputs, targets)
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        assert results[1][name].dtype == torch.float32
+        torch.testing.assert_close(results[1][name], expected, atol=2e-3, rtol=3e-2)
+
+
+# Gradients.
+
+
+@given(rows=st.integers(1, 7), micro=st.integers(1, 8))
+@settings(max_examples=20, deadline=None)
+def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro):
+    results = []
+    for size in (None, micro):
+        model = tiny_model()
+        loss = accumulate_gradients(
+            NextTokenLoss(model), tokens(rows, seed=rows), CPU, micro_batch_size=size
+        )
+        results.append({"loss": loss, **gradients(model)})
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_windows_and_pairs_are_the_same_batch():
+    windows = tokens(3)
+    losses = [
+        accumulate_gradients(NextTokenLoss(tiny_model()), batch, CPU)
+        for batch in (windows, (windows[:, :-1], windows[:, 1:]))
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_mixed_precision_keeps_the_weights_in_fp32():
+    losses = []
+    for precision in (torch.float32, torch.bfloat16):
+        model = tiny_model()
+        losses.append(
+            accumulate_gradients(NextTokenLoss(model), tokens(4), CPU, precision=precision)
+        )
+        apply_gradients([torch.optim.SGD(model.parameters(), lr=0.1)])
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    torch.testing.assert_close(*losses, atol=0.02, rtol=0.02)
+    assert losses[0] != losses[1]
+
+
+# The update.
+
+
+def test_the_norm_is_the_one_before_clipping_and_gradients_end_unset():
+    model = tiny_model()
+    accumulate_gradients(NextTokenLoss(model), tokens(4), CPU)
+    expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    norm, taken = apply_gradients([torch.optim.SGD(model.parameters(), lr=1.0)], 1e-3)
+    after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    torch.testing.assert_close(norm, expected)
+    assert taken
+    assert (after - before).norm() == pytest.approx(1e-3, rel=1e-3)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_run, kind, bad):
+    model = tiny_model()
+    optimizers = make_optimizers(model, tiny_run(optimizer=kind))
+    accumulate_gradients(NextTokenLoss(model), tokens(4), CPU)
+    assert apply_gradients(optimizers, 1.0)[1]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = [str(optimizer.state_dict()) for optimizer in optimizers]
+    accumulate_gradients(NextTokenLoss(model), tokens(4), CPU)
+    next(model.parameters()).grad[3, 3] = bad
+    norm, taken = apply_gradients(optimizers, 1.0)
+    assert not taken
+    assert not norm.isfinite()
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert state == [str(optimizer.state_dict()) for optimizer in optimizers]
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_scaled_step_that_overflows_changes_nothing(tiny_run, clip, kind):
+    model = tiny_model()
+    optimizers = make_optimizers(model, tiny_run(optimizer=kind))
+    before = [p.detach().clone() for p in model.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+
+    def step():
+        # A loss above 3.4 is beyond the largest float once it is scaled.
+        loss = NextTokenLoss(model)
+        accumulate_gradients(lambda x, y: 10 * loss(x, y), tokens(4), CPU, scaler=scaler)
+        apply_gradients(optimizers, clip, scaler)
+
+    step()
+    assert all(map(torch.equal, before, model.parameters()))
+    assert scaler.get_scale() == pytest.approx(5e37)
+    scaler.update(1024.0)
+    step()
+    assert not any(map(torch.equal, before, model.parameters()))
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+# Memory.
+
+
+def test_an_allocation_that_fails_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as no_memory:
+        torch.empty(2**60)
+    with pytest.raises(RuntimeError) as wrong_shape:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert is_out_of_memory(no_memory.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(wrong_shape.value)
+    assert not is_out_of_memory(ValueError("out of memory"))
