@@ -186,3 +186,8 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     words = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Whether PyTorch says that the device itself has failed: fallen off the bus, reset, lost."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

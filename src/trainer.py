@@ -35,6 +35,7 @@ from .step import (
     NextTokenLoss,
     accumulate_gradients,
     apply_gradients,
+    is_device_failure,
     is_out_of_memory,
 )
 from .tokenizer import Tokenizer
@@ -247,7 +248,8 @@ class Trainer:
             `early`.
 
         Raises:
-            AGI2Error: where the folder cannot be written.
+            AGI2Error: where the folder cannot be written, memory does not suffice, the loss stays
+                no number, or the device fails; what was saved stays.
         """
         keep_freed_memory()
         if checkpoint is not None:
@@ -257,9 +259,17 @@ class Trainer:
         self._prepare_folder(checkpoint)
         bounded = self.config.epochs < UNBOUNDED_EPOCHS or self.config.max_steps is not None
         display = TrainingDisplay(self.total_steps if bounded else None)
-        with Interrupt() as interrupt, display as self.display:
-            stopped = self._loop(interrupt)
-        return self._finish(stopped)
+        try:
+            with Interrupt() as interrupt, display as self.display:
+                stopped = self._loop(interrupt)
+            return self._finish(stopped)
+        except RuntimeError as error:
+            if not is_device_failure(error):
+                raise
+            raise AGI2Error(
+                f"{self.device} failed at step {self.step} ({str(error).splitlines()[0]}): when it "
+                "works again, or with another device, go on with --resume"
+            ) from error
 
     def _loss(self) -> LossFunction:
         """The model with its loss, compiled where it is to be and can be."""

@@ -477,6 +477,25 @@ def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
     )
 
 
+def test_a_device_that_fails_is_one_line_and_the_run_goes_on_later(tiny_run, monkeypatch):
+    whole = train_from_config(tiny_run("whole", **EXACT))
+    original = NextTokenLoss.forward
+    calls = iter(range(100))
+
+    def vanishing(self, inputs, targets):
+        if next(calls) == 40:
+            raise RuntimeError("CUDA error: unspecified launch failure\nand more")
+        return original(self, inputs, targets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NextTokenLoss, "forward", vanishing)
+        line = r"cpu failed at step 10 \(CUDA error: unspecified launch failure\): when .* --resume"
+        with pytest.raises(AGI2Error, match=line):
+            train_from_config(tiny_run("broken", **EXACT))
+    resumed = train_from_config(tiny_run("broken", resume="auto", **EXACT))
+    assert_same_outcome(whole, resumed)
+
+
 # What a resumed run is told.
 
 
