@@ -126,34 +126,64 @@ def train_from_config(config: Config) -> Run:
     return _run(config)
 
 
-def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
-    """Train, with a model and a tokenizer that are given or made."""
-    check_sources(config.sources)
-    device = select_device(config.device)
-    checkpoint = checkpoints.find_checkpoint(config)
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run has before it has a model."""
+
+    tokenizer: Tokenizer
+    train_data: TextDataset
+    val_data: TextDataset | None
+    documents: list[str]
+    """The whole text."""
+    training_text: list[str]
+    """What is learned from."""
+
+
+def prepare(
+    config: Config, checkpoint: Checkpoint | None = None, tokenizer: Tokenizer | None = None
+) -> Prepared:
+    """Read the text, make the tokenizer, cut the text into windows of tokens.
+
+    Args:
+        config: the run's.
+        checkpoint: what the run goes on from: it has its tokenizer.
+        tokenizer: fitted, in place of the configured one.
+
+    Raises:
+        AGI2Error: where the text or the tokenizer cannot be had.
+    """
     with busy("reading the text"):
         documents = list(read_documents(config.sources, config.text_field))
     train, held_out = split_documents(documents, config.val_fraction, config.seed)
     if tokenizer is None:
         with busy("making the tokenizer"):
             tokenizer = _make_tokenizer(config, train, checkpoint)
-    seed_everything(config.seed)
-    if model is None:
-        config = config.changed(vocab_size=tokenizer.vocab_size)
-        model = GPT2Model(config)
-    checkpoints.check_vocabulary(tokenizer, model)
-    model.to(device)
     with busy("cutting the text into tokens"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
+    return Prepared(tokenizer, train_data, val_data, documents, train)
+
+
+def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
+    """Train, with a model and a tokenizer that are given or made."""
+    check_sources(config.sources)
+    device = select_device(config.device)
+    checkpoint = checkpoints.find_checkpoint(config)
+    text = prepare(config, checkpoint, tokenizer)
+    seed_everything(config.seed)
+    if model is None:
+        config = config.changed(vocab_size=text.tokenizer.vocab_size)
+        model = GPT2Model(config)
+    checkpoints.check_vocabulary(text.tokenizer, model)
+    model.to(device)
     folder = checkpoints.run_folder(config)
-    trainer = Trainer(model, tokenizer, train_data, val_data, config, folder)
+    trainer = Trainer(model, text.tokenizer, text.train_data, text.val_data, config, folder)
     log.info(
         "%s: %s characters, %s tokens to train on, %s to validate; vocabulary %d",
         config.model_name,
-        f"{sum(map(len, documents)):,}",
-        f"{len(train_data.tokens):,}",
-        f"{len(val_data.tokens) if val_data else 0:,}",
-        tokenizer.vocab_size,
+        f"{sum(map(len, text.documents)):,}",
+        f"{len(text.train_data.tokens):,}",
+        f"{len(text.val_data.tokens) if text.val_data else 0:,}",
+        text.tokenizer.vocab_size,
     )
     log.info(
         "%s parameters; %d steps an epoch of %d sequences (%d at a time); %s",
@@ -164,7 +194,7 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
         describe_device(device),
     )
     history = trainer.fit(checkpoint)
-    return Run(model, tokenizer, history, folder, train)
+    return Run(model, text.tokenizer, history, folder, text.training_text)
 
 
 def _make_tokenizer(
