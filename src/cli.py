@@ -120,6 +120,22 @@ _COMPARED = 20_000_000
 
 
 @app.command()
+def doctor(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say before a run how long it takes, what it needs, and whether it fits."""
+    config = _start(file, "training", overrides, quiet, verbose)
+    from .doctor import examine
+
+    print(f"keys: every key of {file} is right")
+    for line in examine(config):
+        print(line, flush=True)
+
+
+@app.command()
 def generate(
     file: ConfigFile,
     prompt: Prompt,

@@ -231,6 +231,23 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
     assert weights.read_bytes() == expected.read_bytes()
 
 
+def test_the_doctor_tells_on_standard_output_what_a_run_takes(tmp_path, capsys):
+    file = write_run(tmp_path)
+    status, out, err = run(capsys, "doctor", file)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"keys: every key of {file} is right\n")
+    assert out.endswith("it fits\n")
+    assert not (tmp_path / "trained").exists()
+
+
+def test_the_doctor_ends_with_2_where_a_run_does_not_fit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("src.doctor.available_memory", lambda device: 1)
+    status, out, err = run(capsys, "doctor", write_run(tmp_path))
+    assert status == 2
+    assert "advice: micro_batch_size = 1" in out
+    assert err.startswith("error: it does not fit (memory: ")
+
+
 def test_resume_without_a_checkpoint_begins_a_run(tmp_path, capsys):
     file = write_run(tmp_path)
     assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0
@@ -251,11 +268,11 @@ def test_a_fresh_run_moves_the_old_one_aside(tmp_path, capsys):
 def test_help_names_the_commands(option, capsys):
     status, out, err = run(capsys, option)
     assert (status, err) == (0, "")
-    for word in ("train", "generate", "beam", "chat", "--version", "--show-completion"):
+    for word in ("train", "doctor", "generate", "beam", "chat", "--version", "--show-completion"):
         assert word in out
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "beam", "chat"])
+@pytest.mark.parametrize("command", ["train", "doctor", "generate", "beam", "chat"])
 def test_each_command_has_help(command, capsys):
     status, out, _ = run(capsys, command, "-h")
     assert status == 0

@@ -5,7 +5,6 @@ import logging
 import psutil
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -168,7 +167,7 @@ def test_memory_in_words():
 
 
 def kept_bytes(config, seq_len):
-    """What autograd keeps of one sequence, weights apart."""
+    """What autograd keeps of one sequence, weights and logits apart."""
     model = GPT2Model(config).train()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -181,8 +180,8 @@ def kept_bytes(config, seq_len):
 
     tokens = torch.zeros(1, seq_len, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
-    assert loss.requires_grad
+        hidden = model.hidden_states(tokens)
+    assert hidden.requires_grad
     return sum(size for size, _ in kept.values())
 
 
@@ -192,7 +191,7 @@ def kept_bytes(config, seq_len):
 def test_activations_are_estimated_near_what_autograd_keeps(vocab_size, n_layers, dropout, seq_len):
     config = GPT2Config(vocab_size, 128, 32, n_layers, 2, dropout=dropout)
     kept = kept_bytes(config, seq_len)
-    assert 0.8 * kept < activation_bytes(config, seq_len) < 3 * kept
+    assert kept < activation_bytes(config, seq_len) < 2.5 * kept
 
 
 def test_gradient_checkpointing_keeps_less():
@@ -200,7 +199,7 @@ def test_gradient_checkpointing_keeps_less():
         activation_bytes(GPT2Config(50, 64, 32, 6, 2, gradient_checkpointing=on), 64)
         for on in (True, False)
     ]
-    assert sizes[0] < 0.5 * sizes[1]
+    assert sizes[0] < 0.8 * sizes[1]
     assert kept_bytes(GPT2Config(50, 64, 32, 6, 2, gradient_checkpointing=True), 64) < sizes[0]
 
 

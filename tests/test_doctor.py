@@ -1,0 +1,280 @@
+"""What is predicted before a run, beside what the run then takes."""
+
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import doctor
+from src.doctor import (
+    Duration,
+    Memory,
+    available_memory,
+    disk_needed,
+    examine,
+    free_disk,
+    measure_step,
+    model_sizes,
+    predict_duration,
+    predict_memory,
+)
+from src.errors import AGI2Error
+from src.model import GPT2Model
+from src.optimization import make_optimizers
+from src.trainer import Trainer
+from src.training import prepare, train_from_config
+from src.utils import seed_everything
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def collect(config, lines):
+    for line in examine(config):
+        lines.append(line)
+
+
+def trainer_of(config):
+    text = prepare(config)
+    config = config.changed(vocab_size=text.tokenizer.vocab_size)
+    seed_everything(config.seed)
+    model = GPT2Model(config)
+    folder = Path(config.output_dir) / config.model_name
+    return Trainer(model, text.tokenizer, text.train_data, text.val_data, config, folder)
+
+
+PREDICT_AND_TRAIN = """
+import json, sys
+import psutil
+import resource
+from src import doctor
+from src.config_loader import make_config
+from src.training import prepare, train_from_config
+
+config = make_config(json.loads(sys.argv[1]))
+text = prepare(config)
+known = config.changed(vocab_size=text.tokenizer.vocab_size)
+doctor._warm_up(known)
+process = psutil.Process().memory_info().rss
+rows, length = known.micro_batch_size, text.train_data.seq_len - 1
+memory = doctor.predict_memory(known, rows, length, doctor.select_device("cpu"), process)
+train_from_config(config)
+unit = 1 if sys.platform == "darwin" else 1024
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+print(json.dumps([process, memory.total, peak]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"model_layer": 4, "model_embd": 128, "dropout": 0.0, "batch_size": 48},
+        {
+            "model_layer": 4,
+            "model_embd": 128,
+            "dropout": 0.1,
+            "batch_size": 48,
+            "gradient_checkpointing": True,
+            "optimizer": "muon",
+        },
+    ],
+)
+def test_a_run_takes_the_memory_that_was_predicted(shape, tmp_path):
+    text = tmp_path / "text.txt"
+    draw = random.Random(0)
+    words = ["".join(draw.choices(string.ascii_lowercase, k=5)) for _ in range(5_000)]
+    text.write_text(" ".join(words), encoding="utf-8")
+    given = {
+        "sources": [str(text)],
+        "output_dir": str(tmp_path),
+        "vocab_size": 4096,
+        "model_head": 4,
+        "model_positions": 128,
+        "micro_batch_size": shape["batch_size"],
+        "max_steps": 3,
+        "checkpoint_interval": 2,
+        "sample_tokens": 0,
+        "eval_tokens": 4096,
+        "device": "cpu",
+        **shape,
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", PREDICT_AND_TRAIN, json.dumps(given)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    process, predicted, peak = json.loads(child.stdout.splitlines()[-1])
+    assert predicted / peak == pytest.approx(1, abs=0.15)
+    # Nor does only the interpreter's share make it so.
+    assert (predicted - process) / (peak - process) == pytest.approx(1, abs=0.3)
+
+
+def test_the_sizes_are_those_of_the_tensors(tiny_run):
+    for optimizer in ("adamw", "muon"):
+        config = tiny_run(optimizer=optimizer)
+        model = GPT2Model(config)
+        optimizers = make_optimizers(model, config)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        for each in optimizers:
+            each.step()
+        states = [s for each in optimizers for state in each.state.values() for s in state.values()]
+        held = sum(4 * tensor.numel() for tensor in states if tensor.dim())
+        sizes = model_sizes(config)
+        assert sizes.optimizer == held
+        assert sizes.weights == 4 * model.num_parameters()
+        assert sizes.head == 4 * model.output_weight.numel()
+        assert (sizes.muon_work > 0) == (optimizer == "muon")
+
+
+def test_predicted_memory_follows_what_is_asked_for(tiny_run):
+    config = tiny_run()
+    one, two = (predict_memory(config, rows, 16, CPU) for rows in (4, 8))
+    assert one.process == 0
+    assert predict_memory(config, 8, 16, CPU, process=7).total == two.total + 7
+    assert predict_memory(config, 8, 16, torch.device("meta"), process=7).total == two.total
+    assert two.activations < 2 * one.activations  # the sum of the parts' gradients stays
+    assert two.logits == 2 * one.logits
+    long = tiny_run(model_positions=4096)
+    assert predict_memory(long, 8, 4096, CPU).logits == predict_memory(long, 8, 2048, CPU).logits
+
+
+def test_the_disk_holds_what_a_run_leaves_there(tiny_run):
+    config = tiny_run(model_embd=64, max_steps=6, checkpoint_interval=1, eval_interval=1)
+    run = train_from_config(config)
+    files = {f.stat().st_ino: f.stat().st_size for f in run.folder.rglob("*") if f.is_file()}
+    needed = disk_needed(config.changed(vocab_size=run.tokenizer.vocab_size))
+    assert sum(files.values()) < 1.2 * needed  # the states and logs of a tiny run are not small
+    one_less = disk_needed(config.changed(keep_checkpoints=1, vocab_size=30))
+    assert one_less < needed
+
+
+def test_the_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path):
+    assert free_disk(tmp_path / "not" / "there") == pytest.approx(free_disk(tmp_path), rel=0.01)
+    assert free_disk(tmp_path) > 0
+
+
+def test_real_steps_are_timed_and_nothing_is_written(tiny_run, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    trainer = trainer_of(tiny_run(micro_batch_size=2, max_steps=5))
+    weights = [p.clone() for p in trainer.model.parameters()]
+    step, update = measure_step(trainer, seconds=60)
+    assert 0 < update < step < 5
+    assert not all(map(torch.equal, weights, trainer.model.parameters()))
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_measuring_ends_with_its_time(tiny_run, monkeypatch):
+    trainer = trainer_of(tiny_run(max_steps=1000))
+    taken = []
+    batch = trainer.batches.batch
+    monkeypatch.setattr(trainer.batches, "batch", lambda step: taken.append(step) or batch(step))
+    measure_step(trainer, seconds=0)
+    assert taken == [0, 0]  # the warm-up, and one step
+
+
+def test_time_is_reckoned_from_steps_or_from_the_clock(tiny_run):
+    by_steps = trainer_of(tiny_run(max_steps=100, val_fraction=0.0))
+    found = predict_duration(by_steps, 2.0, 0.5, 0)
+    per_epoch = by_steps.batches.steps_per_epoch
+    assert found == Duration(200.0, 100, 100 / per_epoch, 2.0 * per_epoch)
+    by_clock = trainer_of(tiny_run(max_steps=None, max_minutes=1.0, val_fraction=0.0))
+    found = predict_duration(by_clock, 2.0, 0.5, 0)
+    assert (found.steps, found.seconds) == (30, 60.0)
+    # Saving and validating take their share of the time.
+    slow = predict_duration(by_clock, 2.0, 0.5, 10**11)
+    assert slow.steps < found.steps
+    validated = trainer_of(tiny_run(max_steps=100, eval_interval=1))
+    assert predict_duration(validated, 2.0, 0.5, 0).seconds > 200
+
+
+def test_the_examination_tells_all_and_leaves_nothing(tiny_run, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    lines = list(
+        examine(tiny_run(tokenizer="bpe", vocab_size=300, max_steps=3, model_layer=3, dropout=0.0))
+    )
+    begun = [line.split(":")[0] for line in lines]
+    assert begun[:8] == [
+        *("text", "tokens", "vocabulary", "model", "batch", "memory", "disk", "speed")
+    ]
+    assert lines[-1] == "it fits"
+    assert "for 3 steps" in next(line for line in lines if line.startswith("time:"))
+    assert any(line.startswith("note: gradient_checkpointing = true") for line in lines)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_too_many_passes_and_too_few_are_told(tiny_run, monkeypatch):
+    monkeypatch.setattr(doctor, "_MEASURED_SECONDS", 0)
+    many = list(examine(tiny_run(max_steps=None, epochs=50)))
+    assert any("50 passes are many" in line and "lower epochs" in line for line in many)
+    few = list(examine(tiny_run(max_steps=None, max_minutes=1e-9, batch_size=2)))
+    assert any("too short for one pass" in line for line in few)
+    enough = list(examine(tiny_run(max_steps=None, epochs=2)))
+    assert not any(line.startswith("advice") for line in enough)
+
+
+def test_what_does_not_fit_the_memory_is_not_built_but_advised(tiny_run, monkeypatch):
+    def built(*_):
+        raise AssertionError
+
+    config = tiny_run(
+        model_layer=4,
+        model_embd=64,
+        model_positions=64,
+        batch_size=8,
+        micro_batch_size=8,
+        tokenizer="bpe",
+        vocab_size=400,
+    )
+    process = doctor.memory_stats().process
+    monkeypatch.setattr(doctor, "available_memory", lambda device: process - 1)
+    monkeypatch.setattr(doctor, "_measure", built)
+    lines = []
+    with pytest.raises(AGI2Error, match="it does not fit"):
+        collect(config, lines)
+    advice = [line for line in lines if line.startswith("advice")]
+    for key in ("micro_batch_size = 4", "micro_batch_size = 1", "gradient_checkpointing = true"):
+        assert any(key in line for line in advice)
+    for key in ("seq_len = 32", "model_layer = 2", "model_embd = 32"):
+        assert any(key in line for line in advice)
+    assert all("(not enough)" in line for line in advice)
+
+
+def test_advice_that_is_enough_says_so(tiny_run):
+    config = tiny_run(micro_batch_size=8, model_positions=512, model_embd=128, vocab_size=20_000)
+    memory = predict_memory(config, 8, 512, CPU)
+    lines = list(doctor._advise(config, 8, 512, CPU, memory, memory.total - 1))
+    assert any("vocab_size = 8192" in line for line in lines)
+    assert all(line.endswith("(fits)") for line in lines)
+
+
+def test_a_full_disk_is_told(tiny_run, monkeypatch):
+    monkeypatch.setattr(doctor, "free_disk", lambda folder: 10)
+    lines = []
+    with pytest.raises(AGI2Error, match="of 10 B"):
+        collect(tiny_run(), lines)
+    assert any(line.startswith("advice: free some disk") for line in lines)
+
+
+def test_there_is_room_for_what_the_process_holds():
+    assert available_memory(CPU) > doctor.memory_stats().process
+    parts = Memory(1, 2, 3, 4, 5)
+    assert parts.total == 15
+
+
+def test_auto_takes_the_micro_batch_that_the_run_takes(tiny_run):
+    for size in ("auto", 2, 8):
+        config = tiny_run(micro_batch_size=size)
+        trainer = trainer_of(config)
+        config = trainer.config
+        assert doctor._micro_batch_size(config, trainer.batches, CPU) == trainer.micro_batch_size
