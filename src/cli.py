@@ -135,6 +135,22 @@ def doctor(
         print(line, flush=True)
 
 
+@app.command("verify-resume")
+def verify_resume(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of the runs.")] = 6,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prove that a run that is killed and resumed ends as one that never stopped."""
+    config = _start(file, "training", overrides, quiet, verbose)
+    from .verify_resume import verify
+
+    for line in verify(config, steps):
+        print(line, flush=True)
+
+
 @app.command()
 def generate(
     file: ConfigFile,

@@ -31,8 +31,8 @@ from .model import GPT2Model
 from .optimization import make_optimizers
 from .step import NextTokenLoss, accumulate_gradients, apply_gradients
 from .trainer import Trainer
-from .training import Prepared, prepare
-from .utils import human_bytes, human_time, keep_freed_memory, seed_everything
+from .training import Prepared, make_trainer, prepare
+from .utils import human_bytes, human_time, keep_freed_memory
 
 # What a disk takes with hashing and syncing, in bytes a second: only for the share of saving.
 _DISK_SPEED = 200e6
@@ -272,7 +272,7 @@ def examine(config: Config) -> Iterator[str]:
     if memory.total > room:
         problems.append(f"memory: {human_bytes(memory.total)} of {human_bytes(room)}")
     else:
-        yield from _measure(config, text, device, sizes)
+        yield from _measure(config, text, sizes)
     if disk > free:
         problems.append(f"disk: {human_bytes(disk)} of {human_bytes(free)}")
         yield "advice: free some disk, set output_dir to another, or lower keep_checkpoints"
@@ -318,12 +318,9 @@ def _warm_up(config: Config) -> None:
     apply_gradients(make_optimizers(model, tiny), 1.0)
 
 
-def _measure(config: Config, text: Prepared, device: torch.device, sizes: Sizes) -> Iterator[str]:
+def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
     """Speed, and how long the run takes."""
-    seed_everything(config.seed)
-    model = GPT2Model(config).to(device)
-    folder = run_folder(config)
-    trainer = Trainer(model, text.tokenizer, text.train_data, text.val_data, config, folder)
+    trainer = make_trainer(config, text)
     step, update = measure_step(trainer, _MEASURED_SECONDS)
     tokens = trainer.batches.batch_size * (trainer.batches.dataset.seq_len - 1)
     precision = str(trainer.precision).removeprefix("torch.")

@@ -163,20 +163,37 @@ def prepare(
     return Prepared(tokenizer, train_data, val_data, documents, train)
 
 
-def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
-    """Train, with a model and a tokenizer that are given or made."""
-    check_sources(config.sources)
-    device = select_device(config.device)
-    checkpoint = checkpoints.find_checkpoint(config)
-    text = prepare(config, checkpoint, tokenizer)
+def make_trainer(
+    config: Config, text: Prepared, model: GPT2Model | None = None, kind: type[Trainer] = Trainer
+) -> Trainer:
+    """A run that has not begun, and has written nothing.
+
+    Args:
+        config: the run's.
+        text: what `prepare` made of it.
+        model: trained in place of a new one.
+        kind: the class of the run.
+
+    Raises:
+        AGI2Error: where the model has fewer tokens than the tokenizer.
+    """
     seed_everything(config.seed)
     if model is None:
         config = config.changed(vocab_size=text.tokenizer.vocab_size)
         model = GPT2Model(config)
     checkpoints.check_vocabulary(text.tokenizer, model)
-    model.to(device)
+    model.to(select_device(config.device))
     folder = checkpoints.run_folder(config)
-    trainer = Trainer(model, text.tokenizer, text.train_data, text.val_data, config, folder)
+    return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder)
+
+
+def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
+    """Train, with a model and a tokenizer that are given or made."""
+    check_sources(config.sources)
+    checkpoint = checkpoints.find_checkpoint(config)
+    text = prepare(config, checkpoint, tokenizer)
+    trainer = make_trainer(config, text, model)
+    model = trainer.model
     log.info(
         "%s: %s characters, %s tokens to train on, %s to validate; vocabulary %d",
         config.model_name,
@@ -191,10 +208,10 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
         trainer.batches.steps_per_epoch,
         trainer.batches.batch_size,
         trainer.micro_batch_size,
-        describe_device(device),
+        describe_device(trainer.device),
     )
     history = trainer.fit(checkpoint)
-    return Run(model, text.tokenizer, history, folder, text.training_text)
+    return Run(model, text.tokenizer, history, trainer.folder, text.training_text)
 
 
 def _make_tokenizer(

@@ -248,6 +248,14 @@ def test_the_doctor_ends_with_2_where_a_run_does_not_fit(tmp_path, capsys, monke
     assert err.startswith("error: it does not fit (memory: ")
 
 
+def test_verify_resume_prints_what_it_compared(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("src.verify_resume.verify", lambda config, steps: [f"exact in {steps}"])
+    assert run(capsys, "verify-resume", write_run(tmp_path)) == (0, "exact in 6\n", "")
+    found = run(capsys, "verify-resume", write_run(tmp_path), "--steps", "9")
+    assert found == (0, "exact in 9\n", "")
+    assert run(capsys, "verify-resume", write_run(tmp_path), "--steps", "2")[0] == 2
+
+
 def test_resume_without_a_checkpoint_begins_a_run(tmp_path, capsys):
     file = write_run(tmp_path)
     assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0
@@ -268,11 +276,22 @@ def test_a_fresh_run_moves_the_old_one_aside(tmp_path, capsys):
 def test_help_names_the_commands(option, capsys):
     status, out, err = run(capsys, option)
     assert (status, err) == (0, "")
-    for word in ("train", "doctor", "generate", "beam", "chat", "--version", "--show-completion"):
+    for word in (
+        "train",
+        "doctor",
+        "verify-resume",
+        "generate",
+        "beam",
+        "chat",
+        "--version",
+        "--show-completion",
+    ):
         assert word in out
 
 
-@pytest.mark.parametrize("command", ["train", "doctor", "generate", "beam", "chat"])
+@pytest.mark.parametrize(
+    "command", ["train", "doctor", "verify-resume", "generate", "beam", "chat"]
+)
 def test_each_command_has_help(command, capsys):
     status, out, _ = run(capsys, command, "-h")
     assert status == 0

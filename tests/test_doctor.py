@@ -27,9 +27,7 @@ from src.doctor import (
 from src.errors import AGI2Error
 from src.model import GPT2Model
 from src.optimization import make_optimizers
-from src.trainer import Trainer
-from src.training import prepare, train_from_config
-from src.utils import seed_everything
+from src.training import make_trainer, prepare, train_from_config
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -41,12 +39,7 @@ def collect(config, lines):
 
 
 def trainer_of(config):
-    text = prepare(config)
-    config = config.changed(vocab_size=text.tokenizer.vocab_size)
-    seed_everything(config.seed)
-    model = GPT2Model(config)
-    folder = Path(config.output_dir) / config.model_name
-    return Trainer(model, text.tokenizer, text.train_data, text.val_data, config, folder)
+    return make_trainer(config, prepare(config))
 
 
 PREDICT_AND_TRAIN = """

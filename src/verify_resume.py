@@ -1,0 +1,153 @@
+"""Proof, on a user's own configuration, that a killed and resumed run ends as an unbroken one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .checkpoint import TENSORS, WEIGHTS, checkpoint_folder, find_checkpoint, run_folder
+from .config import Config
+from .config_loader import load_config, save_config
+from .cuda_utils import select_device
+from .errors import AGI2Error
+from .metrics import read_metrics
+from .trainer import Trainer
+from .training import make_trainer, prepare
+
+# What a line of the log has to have in common with another run's.
+_LOGGED = ("loss", "learning_rate", "grad_norm", "epoch_loss", "val_loss", "val_bits_per_byte")
+
+
+def verify(config: Config, steps: int = 6) -> Iterator[str]:
+    """Train, kill, resume and compare, line by line what was found.
+
+    Three processes train in a temporary folder: one from start to end; one that is killed some
+    steps after its first checkpoint; one that goes on from there. No run of the user's is touched.
+
+    Args:
+        config: the run's. Only its length, and how often and how much it validates, are changed.
+        steps: optimizer steps, 3 at least.
+
+    Raises:
+        AGI2Error: at the end, where anything differs; before, where a run does not succeed.
+    """
+    if config.max_minutes is not None:
+        yield (
+            f"max_minutes is left out for {steps} steps: by the clock no two runs are the same, "
+            "and only by steps is resuming exact"
+        )
+    if select_device(config.device).type != "cpu":  # pragma: needs gpu
+        yield "on a GPU sums may come in another order: exactness is promised on the CPU alone"
+    parent = config.output_dir if Path(config.output_dir).is_dir() else None
+    with tempfile.TemporaryDirectory(prefix=".verify-resume-", dir=parent) as folder:
+        short = config.changed(
+            max_steps=steps,
+            max_minutes=None,
+            epochs=None,
+            resume=None,
+            checkpoint_interval=steps // 3,
+            keep_checkpoints=1,
+            eval_interval=steps // 3,
+            eval_tokens=min(config.eval_tokens or 2048, 2048),
+            log_interval=1,
+            early_stopping_patience=None,  # both runs are to reach the last step
+            log_to=[],
+            sample_tokens=min(config.sample_tokens, 16),
+            output_dir=folder,
+        )
+        whole, broken = short.changed(model_name="whole"), short.changed(model_name="broken")
+        _train(whole)
+        yield f"trained {steps} steps in one go"
+        _train(broken, killed_after=steps // 3)
+        yield f"trained again, and was killed after more than {steps // 3} steps"
+        _train(broken.changed(resume="auto"))
+        yield f"resumed from step {steps // 3}, to step {steps}"
+        differences = 0
+        for what, difference in _compare(run_folder(whole), run_folder(broken), steps):
+            differences += difference is not None
+            yield f"{what}: {difference or 'the same'}"
+    if differences:
+        raise AGI2Error("the resumed run differs from the unbroken one, see above")
+    yield "exact"
+
+
+def _train(config: Config, killed_after: int = 0) -> None:
+    """Train in a fresh process.
+
+    Raises:
+        AGI2Error: with what the process said, where it ends otherwise than it should.
+    """
+    file = run_folder(config).with_suffix(".toml")
+    save_config(config, file)
+    package = Path(__file__).parent
+    program = (
+        f"import sys\nsys.path.insert(0, {str(package.parent)!r})\n"
+        f"from {__package__}.verify_resume import _train_here\n"
+        f"_train_here({str(file)!r}, {killed_after})"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if killed_after and process.returncode in (-signal.SIGKILL, signal.SIGTERM):
+        return
+    if process.returncode or killed_after:
+        said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise AGI2Error(f"the run could not be made: {said[-1]}")
+
+
+class _Doomed(Trainer):
+    """A run whose process is killed when it wants to save for the second time."""
+
+    killed_after: int
+
+    def save(self) -> Path:
+        """Save once, at step `killed_after`."""
+        if self.step > self.killed_after:
+            # Windows has SIGTERM alone, which there kills like SIGKILL.
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        return super().save()
+
+
+def _train_here(file: str, killed_after: int) -> None:
+    """What the fresh process does."""
+    config = load_config(file)
+    _Doomed.killed_after = killed_after or sys.maxsize
+    checkpoint = find_checkpoint(config)
+    make_trainer(config, prepare(config, checkpoint), kind=_Doomed).fit(checkpoint)
+
+
+def _compare(whole: Path, broken: Path, steps: int) -> Iterator[tuple[str, str | None]]:
+    """Each thing that both runs left, and how they differ there."""
+    ends = [checkpoint_folder(run, steps) for run in (whole, broken)]
+    for what, name in (("weights", WEIGHTS), ("optimizer state", TENSORS)):
+        yield what, _first_difference(*(load_file(end / name) for end in ends))
+    yield "best weights", _first_difference(*(load_file(run / WEIGHTS) for run in (whole, broken)))
+    logs = [read_metrics(run / "metrics.jsonl") for run in (whole, broken)]
+    for what, keys in (("losses logged", _LOGGED), ("samples", ("sample",))):
+        yield what, _first_difference(*(_logged(log, keys) for log in logs))
+
+
+def _logged(log: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values of some keys of a log, by key and step."""
+    return {f"{k} at step {line['step']}": line[k] for line in log for k in keys if k in line}
+
+
+def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """The first thing that differs between what two runs have, bit for bit."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours or name not in theirs:
+            return f"{name} is in one alone"
+        a, b = ours[name], theirs[name]
+        if isinstance(a, torch.Tensor):
+            if not torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (a, b))):
+                return f"{name} differs by up to {(a.double() - b.double()).abs().max():.3g}"
+        elif a != b:
+            return f"{name} is {a!r} in one, {b!r} in the other"
+    return None
