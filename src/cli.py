@@ -152,6 +152,29 @@ def verify_resume(
 
 
 @app.command()
+def plan(
+    sources: Annotated[
+        list[str], typer.Option("--sources", metavar="FILE...", help="What to learn from.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long the run may take.")],
+    more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
+    out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where it is written.")] = "my.toml",
+    quiet: Quiet = False,
+) -> None:
+    """Propose a configuration for a text and a time, and say what to expect of it."""
+    import logging
+    from pathlib import Path
+
+    from .metrics import setup_logging
+    from .planning import propose
+
+    setup_logging(logging.WARNING if quiet else logging.INFO)
+    # `--sources A B C`: what follows the first stands by itself.
+    for line in propose([*sources, *(more or [])], minutes, Path(out)):
+        print(line, flush=True)
+
+
+@app.command()
 def generate(
     file: ConfigFile,
     prompt: Prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import statistics
 import time
@@ -15,7 +16,7 @@ import psutil
 import torch
 
 from .checkpoint import run_folder
-from .config import UNBOUNDED_EPOCHS, Config
+from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
 from .corpus import check_sources
 from .cuda_utils import (
     LOGITS_AT_ONCE,
@@ -82,10 +83,15 @@ def model_sizes(config: Config) -> Sizes:
     Args:
         config: a run's, with the vocabulary that its text reached.
     """
+    return _sizes(config.architecture, config.optimizer)
+
+
+@functools.cache
+def _sizes(architecture: GPT2Config, optimizer: str) -> Sizes:
     with torch.device("meta"):
-        model = GPT2Model(config)
+        model = GPT2Model(architecture)
     weights, head = 4 * model.num_parameters(), 4 * model.output_weight.numel()
-    if config.optimizer == "adamw":
+    if optimizer == "adamw":
         return Sizes(weights, head, 2 * weights, 0)
     groups: dict[tuple[int, ...], int] = defaultdict(int)
     for matrix in (p for p in model.blocks.parameters() if p.dim() == 2):

@@ -256,6 +256,27 @@ def test_verify_resume_prints_what_it_compared(tmp_path, capsys, monkeypatch):
     assert run(capsys, "verify-resume", write_run(tmp_path), "--steps", "2")[0] == 2
 
 
+def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "src.planning.propose",
+        lambda sources, minutes, out: [f"{sources} {minutes} {out}"],
+    )
+    given = ["plan", "--sources", "a.txt", "b.txt", "--minutes", "30"]
+    assert run(capsys, *given) == (0, "['a.txt', 'b.txt'] 30.0 my.toml\n", "")
+    given += ["--sources", "c.txt", "--out", "x.toml", "--quiet"]
+    assert run(capsys, *given) == (0, "['a.txt', 'c.txt', 'b.txt'] 30.0 x.toml\n", "")
+    assert run(capsys, "plan", "--minutes", "30")[0] == 2
+
+
+def test_a_plan_never_overwrites(tmp_path, capsys):
+    (tmp_path / "my.toml").write_text("# mine")
+    status, out, err = run(
+        capsys, "plan", "--sources", "a", "--minutes", "1", "--out", tmp_path / "my.toml"
+    )
+    assert (status, out) == (2, "")
+    assert err == f"error: {tmp_path / 'my.toml'} exists: name another file with --out\n"
+
+
 def test_resume_without_a_checkpoint_begins_a_run(tmp_path, capsys):
     file = write_run(tmp_path)
     assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0

@@ -1,0 +1,336 @@
+"""A configuration for a corpus and a time, and what to expect of it."""
+
+from __future__ import annotations
+
+import bz2
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tomli_w
+import torch
+
+from .config_loader import make_config
+from .corpus import read_documents
+from .cuda_utils import describe_device, memory_stats, select_device, training_flops
+from .doctor import available_memory, measure_step, model_sizes, predict_memory
+from .errors import AGI2Error
+from .training import make_trainer, prepare
+from .utils import human_bytes, write_text
+
+# Repeated text teaches less and less: after so many passes more of them add next to nothing.
+_PASSES_WORTH = 15.0
+# Of a text, so many bytes are compressed to see how hard it is to predict.
+_COMPRESSED_BYTES = 900_000
+# Seconds for which a shape's speed is measured.
+_MEASURED_SECONDS = 3.0
+# Characters of the text on which it is measured.
+_SAMPLE_CHARACTERS = 2_000_000
+
+
+def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
+    """What passes over a text are worth in bytes of fresh text (Muennighoff et al., 2023).
+
+    Args:
+        text_bytes: of the training text.
+        seen_bytes: of all passes together.
+    """
+    repeats = max(seen_bytes / text_bytes - 1, 0.0)
+    fresh = min(seen_bytes, text_bytes)
+    return fresh + text_bytes * _PASSES_WORTH * (1 - math.exp(-repeats / _PASSES_WORTH))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Bits per byte on held-out text as a scaling law (Hoffmann et al., 2022).
+
+    How hard the text is x (floor + size / parameters^a + data / effective bytes^b). The constants
+    are fitted by `benchmarks/fit_plan.py`.
+    """
+
+    floor: float
+    size: float
+    data: float
+    data_exponent: float
+    error: float
+    """Root mean square of the relative error over the runs that it was fitted to."""
+    size_exponent: ClassVar[float] = 0.34
+
+    def bits_per_byte(
+        self, hardness: float, parameters: int, text_bytes: float, seen_bytes: float
+    ) -> float:
+        """What a run ends with.
+
+        Args:
+            hardness: bits per byte that a general compressor needs (see `hardness_of`).
+            parameters: of the model.
+            text_bytes: of the training text.
+            seen_bytes: of all passes together.
+        """
+        return hardness * (
+            self.floor
+            + self.size * parameters**-self.size_exponent
+            + self.data * effective_bytes(text_bytes, seen_bytes) ** -self.data_exponent
+        )
+
+
+def hardness_of(text: bytes) -> float:
+    """Bits per byte of a text's beginning after bzip2: a measure of how predictable it is."""
+    part = text[:_COMPRESSED_BYTES]
+    return 8 * len(bz2.compress(part)) / len(part)
+
+
+# Fitted to 13 runs on three texts of about a megabyte, by benchmarks/fit_plan.py.
+EXPECTATION = Expectation(floor=0.7295, size=2.728, data=96.49, data_exponent=0.45, error=0.0412)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and its batch."""
+
+    layers: int
+    heads: int
+    width: int
+    context: int
+    batch: int
+    rate: float
+    """The learning rate of AdamW; below 1e-3 it trains everything, Muon the blocks above that."""
+
+
+# From small to large. The small ones' rates come from the runs in benchmarks/README.md, those of
+# the published sizes from Brown et al. (2020), table 2.1.
+SHAPES = (
+    Shape(2, 2, 64, 128, 8, 1.6e-2),
+    Shape(4, 4, 128, 128, 8, 1.6e-2),
+    Shape(6, 6, 192, 128, 8, 1.2e-2),
+    Shape(6, 8, 256, 256, 8, 1e-2),
+    Shape(6, 6, 384, 256, 16, 8e-3),
+    Shape(8, 8, 512, 256, 16, 6e-3),
+    Shape(12, 12, 768, 1024, 32, 6e-4),
+    Shape(24, 16, 1024, 1024, 64, 3e-4),
+    Shape(36, 20, 1280, 1024, 64, 2.5e-4),
+    Shape(48, 25, 1600, 1024, 64, 2e-4),
+)
+# The most bytes of text for each vocabulary: a larger one makes fewer tokens of a text, but each is
+# seen less often.
+_VOCABULARIES = ((300_000, 1024), (800_000, 2048), (8_000_000, 4096), (50_000_000, 8192))
+_LARGE_VOCABULARY = 32_000
+# Dropout for at most so many passes: a first guess, no run behind it yet.
+_DROPOUTS = ((10.0, 0.0), (25.0, 0.1), (math.inf, 0.2))
+# Expectations that differ by less say nothing.
+_EQUAL = 1.01
+# The share of the time that steps have; validations and samples take the rest.
+_STEPS_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration, and what its run is expected to see and to reach."""
+
+    keys: dict[str, Any]
+    parameters: int
+    steps: int
+    tokens: int
+    passes: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the plan is for."""
+
+    sources: list[str]
+    bytes: int
+    hardness: float
+    sample: str
+    """Enough text to make a tokenizer of, and to measure on."""
+
+    @classmethod
+    def read(cls, sources: Sequence[str]) -> Corpus:
+        """Read every source once.
+
+        Raises:
+            AGI2Error: where one cannot be read.
+        """
+        documents = list(read_documents(sources))
+        size = sum(len(document.encode()) for document in documents)
+        sample = "\n\n".join(documents)[:_SAMPLE_CHARACTERS]
+        return cls(list(sources), size, hardness_of(sample.encode()), sample)
+
+
+def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
+    """Plan a run, write its configuration, and say line by line what to expect.
+
+    Args:
+        sources: as `corpus.read_documents` takes them.
+        minutes: how long the run may take on this machine.
+        out: the TOML file to write; its name becomes the run's.
+
+    Raises:
+        AGI2Error: where `out` exists, or a source cannot be read.
+    """
+    if out.exists():
+        raise AGI2Error(f"{out} exists: name another file with --out")
+    corpus = Corpus.read(sources)
+    device = select_device("auto")
+    yield (
+        f"# text: {human_bytes(corpus.bytes)}, {corpus.hardness:.2f} bits per byte after bzip2; "
+        f"{describe_device(device)}"
+    )
+    plan = choose(corpus, minutes, device, out.stem)
+    text = to_toml(plan.keys, minutes)
+    write_text(out, text)
+    yield text
+    error = 2 * EXPECTATION.error
+    yield (
+        f"# expected: {plan.steps:,} steps of {plan.tokens // plan.steps:,} tokens, "
+        f"{plan.tokens:,} tokens in all, {plan.passes:.1f} passes over the text"
+    )
+    yield (
+        f"# expected: {plan.bits_per_byte:.2f} bits per byte on held-out text, give or take "
+        f"{error * plan.bits_per_byte:.2f} (twice the error over the runs behind the formula)"
+    )
+    yield (
+        f"# reckoned from this machine's measured speed, {plan.parameters:,} parameters, and how "
+        "far bzip2 gets; texts over 2 MB and models over 5 M parameters are beyond those runs"
+    )
+    yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
+
+
+def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> Plan:
+    """The shape that is expected to end best, with its own speed measured.
+
+    Args:
+        corpus: what it learns.
+        minutes: how long it may.
+        device: what it trains on.
+        name: of the run.
+    """
+    shapes = [_keys(corpus, shape, name) for shape in SHAPES]
+    shapes = [keys for keys in shapes if _fits(keys, device)] or shapes[:1]
+    measured: dict[int, Speed] = {}
+    chosen = min(1 if device.type == "cpu" else 6, len(shapes) - 1)
+    while chosen not in measured:
+        measured[chosen] = _measure(shapes[chosen], corpus)
+        plans = []
+        for index, keys in enumerate(shapes):
+            # Until it is measured, a shape does as many operations a second as its neighbour.
+            nearest = min(measured, key=partial(_distance, index))
+            work = measured[nearest].tokens_per_second * _flops(shapes[nearest])
+            speed = replace(measured[nearest], tokens_per_second=work / _flops(keys))
+            plans.append(_reckon(corpus, keys, minutes, speed))
+        best = min(plan.bits_per_byte for plan in plans)
+        # The formula does not know learning by heart: of equals the one with the fewest passes.
+        chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _EQUAL * best)
+    return plans[chosen]
+
+
+def _distance(a: int, b: int) -> int:
+    return abs(a - b)
+
+
+def vocabulary_for(text_bytes: int) -> int:
+    """The vocabulary for a text of a size."""
+    return next((v for most, v in _VOCABULARIES if text_bytes <= most), _LARGE_VOCABULARY)
+
+
+def _keys(corpus: Corpus, shape: Shape, name: str) -> dict[str, Any]:
+    """The configuration of a shape, but for what follows from its speed."""
+    return {
+        "sources": corpus.sources,
+        "model_name": name,
+        "vocab_size": vocabulary_for(corpus.bytes),
+        "model_layer": shape.layers,
+        "model_head": shape.heads,
+        "model_embd": shape.width,
+        "model_positions": shape.context,
+        "position_embedding": "learned",
+        "dropout": 0.0,
+        "batch_size": shape.batch,
+        "optimizer": "muon" if shape.rate > 1e-3 else "adamw",
+        "learning_rate": shape.rate,
+    }
+
+
+def _fits(keys: dict[str, Any], device: torch.device) -> bool:
+    """Whether one sequence at a time fits the memory."""
+    config = make_config(keys)
+    memory = predict_memory(config, 1, config.seq_len, device, memory_stats().process)
+    return memory.total < available_memory(device)
+
+
+def _parameters(keys: dict[str, Any]) -> int:
+    return model_sizes(make_config(keys)).weights // 4
+
+
+def _flops(keys: dict[str, Any]) -> float:
+    """Operations a token."""
+    config = make_config(keys)
+    return training_flops(config.architecture, _parameters(keys), config.seq_len)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a shape does on this machine."""
+
+    tokens_per_second: float
+    bytes_per_token: float
+
+
+def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
+    """Real steps of a shape on the sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        sample = Path(folder) / "sample.txt"
+        sample.write_text(corpus.sample, encoding="utf-8")
+        config = make_config({**keys, "sources": [str(sample)], "max_steps": 1000})
+        trainer = make_trainer(config, prepare(config))
+    data = trainer.batches.dataset
+    seconds, _ = measure_step(trainer, _MEASURED_SECONDS)
+    tokens = trainer.batches.batch_size * (data.seq_len - 1)
+    size = trainer.tokenizer.byte_lengths()[data.tokens].mean()
+    return Speed(tokens / seconds, float(size))
+
+
+def _reckon(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed) -> Plan:
+    """What a shape makes of the time."""
+    per_step = keys["batch_size"] * keys["model_positions"]
+    tokens = 60 * minutes * _STEPS_SHARE * speed.tokens_per_second
+    steps = max(1, int(tokens / per_step))
+    learned = (1 - make_config(keys).val_fraction) * corpus.bytes
+    seen = steps * per_step * speed.bytes_per_token
+    passes = seen / learned
+    keys = {
+        **keys,
+        "dropout": next(rate for most, rate in _DROPOUTS if passes <= most),
+        "max_minutes": round(0.95 * minutes, 2),
+        "eval_interval": max(10, steps // 10),
+        "checkpoint_interval": max(10, steps // 5),
+    }
+    parameters = _parameters(keys)
+    bits = EXPECTATION.bits_per_byte(corpus.hardness, parameters, learned, seen)
+    return Plan(keys, parameters, steps, steps * per_step, passes, bits)
+
+
+_COMMENTS = {
+    "sources": "What to learn from.",
+    "vocab_size": "By the size of the text: fewer tokens for it, but each seen often enough.",
+    "model_layer": "The size that is expected to learn most in the time.",
+    "dropout": "Against learning by heart, where the text is seen many times.",
+    "batch_size": "Many small steps learn more in a short time than few large ones.",
+    "max_minutes": "The learning rate falls with this clock.",
+    "eval_interval": "About ten validations, five checkpoints.",
+}
+
+
+def to_toml(keys: dict[str, Any], minutes: float) -> str:
+    """Keys as commented TOML."""
+    lines = [f"# Planned for {minutes:g} minutes. resources/default.toml has every key."]
+    for key, value in keys.items():
+        if key in _COMMENTS:
+            lines += ["", f"# {_COMMENTS[key]}"]
+        lines.append(tomli_w.dumps({key: value}).rstrip("\n"))
+    return "\n".join(lines) + "\n"
