@@ -74,7 +74,7 @@ class Sizes:
     optimizer: int
     """State that is kept from step to step."""
     muon_work: int
-    """What Muon's step takes: every update, and five copies of the largest group of matrices."""
+    """What Muon's step takes: every update, and 3.5 copies of the largest group of matrices."""
 
 
 def model_sizes(config: Config) -> Sizes:
@@ -99,7 +99,7 @@ def _sizes(architecture: GPT2Config, optimizer: str) -> Sizes:
         # Query, key and value are three matrices of the smaller size.
         groups[rows, rows if columns == 3 * rows else columns] += 4 * matrix.numel()
     matrices = sum(groups.values())
-    return Sizes(weights, head, 2 * weights - matrices, matrices + 5 * max(groups.values()))
+    return Sizes(weights, head, 2 * weights - matrices, matrices + 7 * max(groups.values()) // 2)
 
 
 def predict_memory(
