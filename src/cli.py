@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -28,6 +29,10 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except AGI2Error as error:
+            if "RANK" in os.environ:
+                from .distributed import let_the_first_speak
+
+                let_the_first_speak(error)
             for line in str(error).splitlines():
                 print(f"error: {line}", file=sys.stderr)
             raise typer.Exit(2) from error
@@ -92,6 +97,8 @@ def train(
     from .utils import log
 
     run = train_from_config(config)
+    if not run.is_main:
+        return
     samples = []
     for number in range(1, _SAMPLES + 1):
         text = generate_text(

@@ -179,8 +179,14 @@ class EpochBatches:
         """Whole batches of an epoch; what is left over has its turn in another."""
         return self._windows // self.batch_size
 
-    def batch(self, step: int) -> torch.Tensor:
-        """The batch (B, T) of the run's step `step`, counted from 0."""
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> torch.Tensor:
+        """The batch (B, T) of the run's step `step`, counted from 0; or one of its equal parts.
+
+        Args:
+            step: the step.
+            part: which of them, counted from 0.
+            parts: how many; divides the batch.
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             seed = (self.seed * 1_000_003 + epoch) % 2**63
@@ -188,6 +194,7 @@ class EpochBatches:
             offset = torch.randint(self._slack + 1, (), generator=generator)
             order = torch.randperm(self._windows, generator=generator)
             self._epoch, self._starts = epoch, order * self.dataset.stride + offset
-        first = index * self.batch_size
-        starts = self._starts[first : first + self.batch_size].tolist()
+        rows = self.batch_size // parts
+        first = index * self.batch_size + part * rows
+        starts = self._starts[first : first + rows].tolist()
         return torch.stack([self.dataset.window(start) for start in starts])

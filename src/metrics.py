@@ -24,7 +24,12 @@ console = Console(stderr=True, highlight=False)
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send the project's log to standard error: bare lines, coloured in a terminal."""
+    """Send the project's log to standard error: bare lines, coloured in a terminal.
+
+    Of several processes under torchrun only the first has something to say.
+    """
+    if int(os.environ.get("RANK", 0)):
+        level = logging.CRITICAL
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(

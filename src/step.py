@@ -5,6 +5,7 @@ N tokens, B sequences, T tokens of each, C channels, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,6 +120,7 @@ def accumulate_gradients(
     micro_batch_size: int | None = None,
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler = _NO_SCALING,
+    keep_local: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> torch.Tensor:
     """Add a batch's gradients to the parameters', a micro-batch at a time.
 
@@ -131,6 +133,8 @@ def accumulate_gradients(
         micro_batch_size: rows at a time; all by default.
         precision: of matrix products.
         scaler: for fp16, whose small gradients would vanish.
+        keep_local: entered for every micro-batch but the last, whose backward pass is the one
+            that shares the gradients among processes.
 
     Returns:
         The mean loss, a scalar that stays on the device.
@@ -139,11 +143,13 @@ def accumulate_gradients(
     rows = inputs.size(0)
     size = micro_batch_size or rows
     total = torch.zeros((), device=device)
-    for x, y in zip(inputs.split(size), targets.split(size), strict=True):
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        with autocast(device, precision):
-            loss = loss_function(x, y) * (len(x) / rows)
-        scaler.scale(loss).backward()
+    for first in range(0, rows, size):
+        x = inputs[first : first + size].to(device, non_blocking=True)
+        y = targets[first : first + size].to(device, non_blocking=True)
+        with contextlib.nullcontext() if first + size >= rows else keep_local():
+            with autocast(device, precision):
+                loss = loss_function(x, y) * (len(x) / rows)
+            scaler.scale(loss).backward()
         total += loss.detach()
     return total
 

@@ -24,6 +24,7 @@ from .cuda_utils import (
     training_flops,
 )
 from .dataset import EpochBatches, TextDataset
+from .distributed import Processes, is_lost_process, launch_id
 from .errors import AGI2Error
 from .evaluation import Evaluation, evaluate
 from .generation import generate_text
@@ -80,6 +81,11 @@ class Trainer:
         val_data: the same of held-out text, if any.
         config: the run's.
         folder: where everything is written; made where it is not there.
+        processes: those that train together; each has the same data and learns from its own rows
+            of every batch, and the main one writes. By default there is one.
+
+    Raises:
+        AGI2Error: where the batch cannot be shared equally.
     """
 
     def __init__(
@@ -90,8 +96,10 @@ class Trainer:
         val_data: TextDataset | None,
         config: Config,
         folder: Path,
+        processes: Processes | None = None,
     ) -> None:
         self.model = model
+        self.processes = processes or Processes(model.device)
         self.tokenizer = tokenizer
         self.val_data = val_data
         self.config = config
@@ -104,7 +112,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
-        self.micro_batch_size = min(self.batches.batch_size, self._micro_batch_size())
+        self._rows = self._own_rows()
+        self.micro_batch_size = min(self._rows, self._micro_batch_size())
         # Compiling measured no gain on a CPU.
         self.compiled = self.device.type == "cuda" if config.compile == "auto" else config.compile
         self._saving = Background()
@@ -124,11 +133,21 @@ class Trainer:
         self.evaluations_without_gain = 0
         self.history: History = {"train_loss": [], "val_loss": [], "val_steps": []}
 
+    def _own_rows(self) -> int:
+        """How many sequences of each batch are this process's."""
+        batch, count = self.batches.batch_size, self.processes.count
+        if batch % count:
+            raise AGI2Error(
+                f"batch_size: {batch} sequences cannot be shared equally by {count} processes"
+                + (", and the text has no more" if batch < self.config.batch_size else "")
+            )
+        return batch // count
+
     def _micro_batch_size(self) -> int:
         size = self.config.micro_batch_size
         if size == "auto":
             return choose_micro_batch_size(
-                self.model.config, self.batches.dataset.seq_len, self.config.batch_size, self.device
+                self.model.config, self.batches.dataset.seq_len, self._rows, self.device
             )
         return size
 
@@ -151,12 +170,14 @@ class Trainer:
             "micro_batch_size": self.micro_batch_size,
             "compiled": self.compiled,
             "precision": _name_of(self.precision),
+            "processes": self.processes.count,
             "threads": torch.get_num_threads(),
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
             "tokenizer": self.tokenizer.fingerprint,
             "text": self._text_hash(),
             "fixed": self._fixed(),
+            "launch": launch_id(),
             "config": dict(self.config),
         }
 
@@ -212,13 +233,18 @@ class Trainer:
         self.evaluations_without_gain = state["evaluations_without_gain"]
         self.history = state["history"]
         # These change rounding: what the run chose by itself stays as it was.
-        self.micro_batch_size = state["micro_batch_size"]
-        torch.set_num_threads(state["threads"])
+        self.micro_batch_size = min(self._rows, state["micro_batch_size"])
+        if state["processes"] == self.processes.count:
+            torch.set_num_threads(state["threads"])
         if self.config.compile == "auto":
             self.compiled = state["compiled"]
         if self.config.precision == "auto":
             self.precision = getattr(torch, state["precision"])
-        for name, now in (("compiled", self.compiled), ("precision", _name_of(self.precision))):
+        for name, now in (
+            ("compiled", self.compiled),
+            ("precision", _name_of(self.precision)),
+            ("processes", self.processes.count),
+        ):
             if state[name] != now:
                 log.warning("%s was %s in this run: the rounding changes", name, state[name])
         self.scaler.load_state_dict(state["scaler"] or self.scaler.state_dict())
@@ -250,13 +276,15 @@ class Trainer:
         Raises:
             AGI2Error: where the folder cannot be written, memory does not suffice, the loss stays
                 no number, or the device fails; what was saved stays.
+            LostProcess: where one of several processes is gone.
         """
         keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
-        self.loss = self._loss()
+        self._prepare_loss()
         self._peak_flops = peak_flops(self.device)
-        self._prepare_folder(checkpoint)
+        if self.processes.is_main:
+            self._prepare_folder(checkpoint)
         bounded = self.config.epochs < UNBOUNDED_EPOCHS or self.config.max_steps is not None
         display = TrainingDisplay(self.total_steps if bounded else None)
         try:
@@ -264,6 +292,9 @@ class Trainer:
                 stopped = self._loop(interrupt)
             return self._finish(stopped)
         except RuntimeError as error:
+            # Once a process is gone, torchrun asks the others to stop.
+            if interrupt.asked and is_lost_process(error):
+                raise KeyboardInterrupt from error
             if not is_device_failure(error):
                 raise
             raise AGI2Error(
@@ -271,11 +302,11 @@ class Trainer:
                 "works again, or with another device, go on with --resume"
             ) from error
 
-    def _loss(self) -> LossFunction:
-        """The model with its loss, compiled where it is to be and can be."""
-        loss = NextTokenLoss(self.model)
+    def _prepare_loss(self) -> None:
+        """The model with its loss, shared with the other processes, compiled if it can be."""
         self.compiled = self.compiled and can_compile(self.device)
-        return torch.compile(loss) if self.compiled else loss
+        shared, self._keep_local = self.processes.share(NextTokenLoss(self.model))
+        self.loss: LossFunction = torch.compile(shared) if self.compiled else shared
 
     def _prepare_folder(self, checkpoint: Checkpoint | None) -> None:
         """Go on in the run's folder as it was at the checkpoint, or begin a new one."""
@@ -291,7 +322,12 @@ class Trainer:
         if checkpoint is not None:
             checkpoint.restore_best(self.weights)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", logged)
-        self.metrics.write({"step": self.step, "start": self._describe()})
+        self._write({"step": self.step, "start": self._describe()})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        """A line of the log, which is the main process's."""
+        if self.processes.is_main:
+            self.metrics.write(entry)
 
     def _describe(self) -> dict[str, Any]:
         """What begins here, for whoever reads the log."""
@@ -304,6 +340,7 @@ class Trainer:
             "train_tokens": len(data.tokens),
             "train_bytes": int(self.tokenizer.byte_lengths()[data.tokens].sum()),
             "val_tokens": len(self.val_data.tokens) if self.val_data else 0,
+            "processes": self.processes.count,
             "micro_batch_size": self.micro_batch_size,
             "precision": _name_of(self.precision),
             "compiled": self.compiled,
@@ -331,9 +368,10 @@ class Trainer:
             if self._time_is_over():
                 return "time"
             self._train_one_step()
-            if interrupt.asked:
-                place = self.save()
-                self._saving.wait()
+            # The same on all, at the same step.
+            asked, self.seconds = self.processes.agree(interrupt.asked, self.seconds)
+            if asked:
+                place = self._save_whole()
                 log.info("interrupted: saved %s; go on with --resume", place)
                 raise KeyboardInterrupt
             if self.step % self.config.checkpoint_interval == 0:
@@ -369,7 +407,7 @@ class Trainer:
 
     def _fetch(self, step: int) -> torch.Tensor:
         """A step's batch, on its way to the device."""
-        batch = self.batches.batch(step)
+        batch = self.batches.batch(step, self.processes.rank, self.processes.count)
         if self.device.type == "cuda":  # pragma: needs gpu
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch
@@ -378,17 +416,21 @@ class Trainer:
         """The batch's gradients and its mean loss; in smaller parts where memory runs out."""
         batch = self._upcoming if self._upcoming is not None else self._fetch(self.step)
         while True:
-            # Dropout is a function of the step, so that one that is repeated or resumed is equal.
-            seed_everything((self.config.seed * 1_000_033 + self.step) % 2**63)
+            # Dropout is a function of the step, so that one that is repeated or resumed is equal;
+            # and of the process, so that no two draw the same.
+            seed = self.config.seed * 1_000_033 + self.step + self.processes.rank * 2**40
+            seed_everything(seed % 2**63)
             try:
-                return accumulate_gradients(
+                loss = accumulate_gradients(
                     self.loss,
                     batch,
                     self.device,
                     micro_batch_size=self.micro_batch_size,
                     precision=self.precision,
                     scaler=self.scaler,
+                    keep_local=self._keep_local,
                 )
+                return self.processes.mean(loss)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -401,6 +443,12 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":  # pragma: needs gpu
             torch.cuda.empty_cache()
+        if self.processes.count > 1:
+            raise AGI2Error(
+                f"out of memory at step {self.step} on process {self.processes.rank}, with "
+                f"{self.micro_batch_size} sequences at a time: lower micro_batch_size, or use "
+                'parallel = "fsdp" or gradient_checkpointing = true'
+            )
         if self.micro_batch_size == 1:
             raise AGI2Error(
                 f"out of memory at step {self.step}, with one sequence at a time: set "
@@ -424,8 +472,7 @@ class Trainer:
         self._skipped_in_a_row += 1
         log.warning("step %d left out: its loss or gradients are not finite", self.step)
         if self._skipped_in_a_row == _SKIPPED_AT_MOST:
-            place = self.save()
-            self._saving.wait()
+            place = self._save_whole()
             raise AGI2Error(
                 f"{_SKIPPED_AT_MOST} steps in a row gave no finite loss: lower learning_rate (now "
                 f"{self.config.learning_rate:g}) and go on from a checkpoint: the last good "
@@ -458,7 +505,7 @@ class Trainer:
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
         loss = self.recent_loss.take()
         memory = memory_stats(self.device)
-        self.metrics.write(
+        self._write(
             {
                 "step": self.step,
                 "epoch": self.step / self.batches.steps_per_epoch,
@@ -511,31 +558,32 @@ class Trainer:
         loss = self.epoch_loss.take()
         self.history["train_loss"].append(loss)
         epoch = len(self.history["train_loss"])
-        self.metrics.write({"step": self.step, "epoch": epoch, "epoch_loss": loss})
+        self._write({"step": self.step, "epoch": epoch, "epoch_loss": loss})
         log.info("epoch %d  training loss %.4f", epoch, loss)
 
     def _validate(self) -> None:
         """Evaluate, keep the weights if they are the best, and write a sample."""
         self.evaluated_at = self.step
         if self.val_data is not None:
-            result = self.evaluate(self.config.eval_tokens)
+            result = self.processes.from_main(lambda: self.evaluate(self.config.eval_tokens))
             self._log_validation(result)
             if result.loss < self.best_loss:
                 self.best_loss = result.loss
                 self.evaluations_without_gain = 0
-                checkpoints.save_weights(self.model.state_dict(), self.weights, self.tokenizer)
+                if self.processes.is_main:
+                    checkpoints.save_weights(self.model.state_dict(), self.weights, self.tokenizer)
             else:
                 self.evaluations_without_gain += 1
-        if self.config.sample_tokens:
+        if self.config.sample_tokens and self.processes.is_main:
             text = self.sample(self.config.sample_tokens, seed=self.config.seed + self.step)
-            self.metrics.write({"step": self.step, "sample": text})
+            self._write({"step": self.step, "sample": text})
             log.info("sample: %s", " ".join(text.split()))
 
     def _log_validation(self, result: Evaluation) -> None:
         loss, bits = result.loss, result.bits_per_byte
         self.history["val_loss"].append(loss)
         self.history["val_steps"].append(self.step)
-        self.metrics.write({"step": self.step, "val_loss": loss, "val_bits_per_byte": bits})
+        self._write({"step": self.step, "val_loss": loss, "val_bits_per_byte": bits})
         log.info(
             "step %d  validation loss %.4f (%.3f bits per byte)  memory %s",
             self.step,
@@ -575,8 +623,12 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint; the run's weights too, while no validation has chosen any.
 
-        From a GPU the state is copied first and written while training goes on.
+        From a GPU the state is copied first and written while training goes on. Of several
+        processes the main one writes.
         """
+        place = checkpoints.checkpoint_folder(self.folder, self.step)
+        if not self.processes.is_main:
+            return place
         chosen = self.best_loss < float("inf")
         weights = self.model.state_dict()
         tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
@@ -602,7 +654,14 @@ class Trainer:
             weights = {name: tensor.cpu() for name, tensor in weights.items()}
             tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
             self._saving.start(write)
-        return checkpoints.checkpoint_folder(self.folder, state["step"])
+        return place
+
+    def _save_whole(self) -> Path:
+        """Write a checkpoint, and go on only when it is whole: in no process before."""
+        place = self.save()
+        self._saving.wait()
+        self.processes.wait_for_all()
+        return place
 
     def _finish(self, stopped: str) -> History:
         """Save, validate a last time, and leave the best weights in the model."""
@@ -611,14 +670,16 @@ class Trainer:
             self._validate()
             self.save()  # with what it found: a longer run may go on from here
         self._saving.wait()
-        checkpoints.load_weights(self.model, self.weights)
+        if self.processes.is_main:
+            checkpoints.load_weights(self.model, self.weights)
+        self.processes.copy_from_main(self.model.state_dict().values())
         history = {**self.history, "steps": self.step, "seconds": self.seconds, "stopped": stopped}
         if self.epoch_loss.count:  # the epoch that the end broke off
             history["train_loss"] = [*history["train_loss"], self.epoch_loss.take()]
             log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
             with busy("validating on all held-out text"):
-                final = self.evaluate()
+                final = self.processes.from_main(self.evaluate)
             history["best_val_loss"] = self.best_loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte

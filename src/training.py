@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .config_loader import make_config
 from .corpus import check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device
 from .dataset import TextDataset, split_documents, tokenize
+from .distributed import Processes, began_in_this_launch, launch_id, start_processes
 from .errors import AGI2Error
 from .metrics import busy
 from .model import GPT2Model
@@ -84,6 +85,9 @@ class Run:
     history: History
     folder: Path
     training_text: list[str]
+    """What was learned from; empty in all but the main process."""
+    is_main: bool = True
+    """Whether this is the only process, or the one that writes and prints."""
 
 
 def train_model(
@@ -164,7 +168,11 @@ def prepare(
 
 
 def make_trainer(
-    config: Config, text: Prepared, model: GPT2Model | None = None, kind: type[Trainer] = Trainer
+    config: Config,
+    text: Prepared,
+    model: GPT2Model | None = None,
+    kind: type[Trainer] = Trainer,
+    processes: Processes | None = None,
 ) -> Trainer:
     """A run that has not begun, and has written nothing.
 
@@ -173,6 +181,7 @@ def make_trainer(
         text: what `prepare` made of it.
         model: trained in place of a new one.
         kind: the class of the run.
+        processes: those that train together; by default this one alone.
 
     Raises:
         AGI2Error: where the model has fewer tokens than the tokenizer.
@@ -182,17 +191,27 @@ def make_trainer(
         config = config.changed(vocab_size=text.tokenizer.vocab_size)
         model = GPT2Model(config)
     checkpoints.check_vocabulary(text.tokenizer, model)
-    model.to(select_device(config.device))
+    processes = processes or Processes(select_device(config.device))
+    model.to(processes.device)
     folder = checkpoints.run_folder(config)
-    return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder)
+    return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder, processes)
 
 
 def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
+    """Train, alone or as one of several processes."""
+    with start_processes(config.device) as processes:
+        return _train(config, processes, model, tokenizer)
+
+
+def _train(
+    config: Config, processes: Processes, model: GPT2Model | None, tokenizer: Tokenizer | None
+) -> Run:
     """Train, with a model and a tokenizer that are given or made."""
-    check_sources(config.sources)
-    checkpoint = checkpoints.find_checkpoint(config)
-    text = prepare(config, checkpoint, tokenizer)
-    trainer = make_trainer(config, text, model)
+    if processes.is_main:
+        check_sources(config.sources)
+    checkpoint = processes.from_main(lambda: _find_checkpoint(config))
+    text = _prepare_together(config, checkpoint, tokenizer, processes)
+    trainer = make_trainer(config, text, model, processes=processes)
     model = trainer.model
     log.info(
         "%s: %s characters, %s tokens to train on, %s to validate; vocabulary %d",
@@ -203,15 +222,44 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
         text.tokenizer.vocab_size,
     )
     log.info(
-        "%s parameters; %d steps an epoch of %d sequences (%d at a time); %s",
+        "%s parameters; %d steps an epoch of %d sequences (%d at a time); %d process%s, each: %s",
         f"{model.num_parameters():,}",
         trainer.batches.steps_per_epoch,
         trainer.batches.batch_size,
         trainer.micro_batch_size,
+        processes.count,
+        "es" if processes.count > 1 else "",
         describe_device(trainer.device),
     )
     history = trainer.fit(checkpoint)
-    return Run(model, text.tokenizer, history, trainer.folder, text.training_text)
+    is_main = processes.is_main
+    return Run(model, text.tokenizer, history, trainer.folder, text.training_text, is_main)
+
+
+def _find_checkpoint(config: Config) -> Checkpoint | None:
+    """What `resume` names; this launch's own newest checkpoint where torchrun restarted it."""
+    if launch_id() is not None:
+        newest = checkpoints.newest_checkpoint(checkpoints.run_folder(config))
+        if newest is not None and began_in_this_launch(newest.state.get("launch")):
+            return newest
+    return checkpoints.find_checkpoint(config)
+
+
+def _prepare_together(
+    config: Config,
+    checkpoint: Checkpoint | None,
+    tokenizer: Tokenizer | None,
+    processes: Processes,
+) -> Prepared:
+    """The main process reads the text; the others are sent what it made of it, but not the text."""
+    text = prepare(config, checkpoint, tokenizer) if processes.is_main else None
+
+    def made() -> Prepared:
+        assert text is not None
+        return replace(text, documents=[], training_text=[])
+
+    sent = processes.from_main(made)
+    return text or sent
 
 
 def _make_tokenizer(
