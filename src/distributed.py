@@ -6,6 +6,7 @@ Without torchrun there is one process, which is of the same kind and pays for no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 import warnings
@@ -118,7 +119,7 @@ def start_processes(device: str = "auto") -> Iterator[Processes]:
         yield Processes(select_device(device))
         return
     own = _own_device(device)
-    dist.init_process_group(_backend(own), timeout=_TIMEOUT)
+    _join(own)
     try:
         yield Processes(own, dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
@@ -130,6 +131,18 @@ def start_processes(device: str = "auto") -> Iterator[Processes]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+_groups = itertools.count()
+
+
+def _join(device: torch.device) -> None:
+    # What is agreed on between steps goes from CPU to CPU, and waits for no GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, rank, count = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    # The store may still hold what an earlier group left: before a restart, or in this process.
+    store = dist.PrefixStore(f"agi2/{_restarts()}/{next(_groups)}", store)
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
 
 
 def is_lost_process(error: RuntimeError) -> bool:
@@ -151,19 +164,19 @@ def _own_device(preference: str) -> torch.device:
     return torch.device("cuda", number)  # pragma: needs gpu
 
 
-def _backend(device: torch.device) -> str:
-    # What is agreed on between steps goes from CPU to CPU, and waits for no GPU.
-    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-
-
-def is_restarted() -> bool:
-    """Whether torchrun started this process anew after one of them had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
 def launch_id() -> str | None:
-    """What torchrun calls this launch, the same after each restart."""
+    """What torchrun calls this launch (its `--rdzv-id`), the same after each restart."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
+def began_in_this_launch(launch: str | None) -> bool:
+    """Whether what was written under this `launch_id` is what torchrun restarts now."""
+    named = launch not in (None, "none")  # without a rendezvous, torchrun calls each so
+    return launch == launch_id() and (named or _restarts() > 0)
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def let_the_first_speak(error: AGI2Error) -> None:

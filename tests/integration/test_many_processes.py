@@ -1,0 +1,204 @@
+"""Training under torchrun, for real: several processes on this machine, some of them killed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src.checkpoint import newest_checkpoint
+from src.config_loader import make_config, save_config
+from src.metrics import read_metrics
+from src.training import train_from_config
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+SHARED = {"max_steps": STEPS, "checkpoint_interval": 4, "eval_interval": 4, "dropout": 0.0}
+
+
+def torchrun(count, script, *arguments, options=()):
+    """Start a script in so many processes; each one's own output is in `logs`, by its rank."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={count}", *options, script, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=120
+    )
+
+
+def train_in_processes(folder, count, jobs, *options):
+    """Each job's outcome on each process, and all that each process printed."""
+    file = folder / f"jobs-{count}-{len(options)}.json"
+    file.write_text(json.dumps(jobs))
+    logs = folder / f"logs-{count}-{len(options)}"
+    options = ("--redirects=3", f"--log-dir={logs}", *options)
+    done = torchrun(count, "tests/integration/train_in_processes.py", file, options=options)
+    printed = {
+        rank: "".join(
+            path.read_text(encoding="utf-8") for path in sorted(logs.glob(f"*/*/{rank}/std*.log"))
+        )
+        for rank in range(count)
+    }
+    assert done.returncode == 0, (done.stderr, printed)
+    outcomes = [
+        [json.loads(Path(f"{file}.{number}.{rank}").read_text()) for rank in range(count)]
+        for number in range(len(jobs))
+    ]
+    return outcomes, printed
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """As `tiny_run`, for the whole module: plain keys, which become a run's configuration."""
+    from tests.conftest import make_text
+
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "corpus.txt").write_text(make_text(), encoding="utf-8")
+    keys = {
+        "sources": [str(folder / "corpus.txt")],
+        "output_dir": str(folder / "trained"),
+        "tokenizer": "basic",
+        "model_layer": 2,
+        "model_head": 2,
+        "model_embd": 16,
+        "model_positions": 16,
+        "batch_size": 8,
+        "log_interval": 1,
+        "eval_tokens": 256,
+        "sample_tokens": 4,
+        "learning_rate": 0.01,
+        "device": "cpu",
+    }
+
+    def keys_of(name, **changes):
+        return {**keys, "model_name": name, **SHARED, **changes}
+
+    return SimpleNamespace(folder=folder, keys=keys_of)
+
+
+KINDS = {
+    "adamw": {"micro_batch_size": 2},  # of the four rows that a process has
+    "muon": {"optimizer": "muon"},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(make):
+    """Each kind of run in one process."""
+    return {
+        kind: train_from_config(make_config(make.keys(f"alone-{kind}", **keys)))
+        for kind, keys in KINDS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def two(make):
+    """Runs in two processes."""
+    jobs = {
+        **{kind: {"config": make.keys(f"two-{kind}", **keys)} for kind, keys in KINDS.items()},
+        "dropout": {"config": make.keys("two-dropout", dropout=0.1)},
+        "asked": {"config": make.keys("two-asked", checkpoint_interval=100), "hazard": "asked"},
+        "memory": {"config": make.keys("two-memory"), "hazard": "memory"},
+        "odd": {"config": make.keys("two-odd", batch_size=7)},
+    }
+    outcomes, printed = train_in_processes(make.folder, 2, list(jobs.values()))
+    return SimpleNamespace(**dict(zip(jobs, outcomes, strict=True)), printed=printed)
+
+
+def run_folder(make, name):
+    return make.folder / "trained" / name
+
+
+def losses(folder):
+    return [entry["loss"] for entry in read_metrics(folder / "metrics.jsonl") if "loss" in entry]
+
+
+def assert_close(weights, expected, tolerance=2e-5):
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        actual = torch.as_tensor(weights[name])
+        torch.testing.assert_close(actual, tensor, atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_equal_one_with_the_joined_batch(make, alone, two, kind):
+    outcomes = getattr(two, kind)
+    expected = alone[kind]
+    # Both hold the same weights and say the same; the files are the main one's.
+    assert outcomes[0]["weights"] == outcomes[1]["weights"]
+    assert outcomes[0]["history"] == outcomes[1]["history"]
+    assert [outcome["is_main"] for outcome in outcomes] == [True, False]
+    assert_close(outcomes[0]["weights"], expected.model.state_dict())
+    folder = run_folder(make, f"two-{kind}")
+    assert_close(load_file(folder / "model.safetensors"), expected.model.state_dict())
+    assert losses(folder) == pytest.approx(losses(expected.folder), abs=1e-5)
+    for key in ("train_loss", "val_loss", "final_val_loss", "bits_per_byte"):
+        assert outcomes[0]["history"][key] == pytest.approx(expected.history[key], abs=1e-4)
+    mine, theirs = (newest_checkpoint(f).folder for f in (folder, expected.folder))
+    for file in ("model.safetensors", "training.safetensors"):
+        assert_close(load_file(mine / file), load_file(theirs / file), 1e-4)
+
+
+def test_processes_draw_different_dropout(two):
+    seeds = [outcome["seed"] for outcome in two.dropout]
+    assert seeds[0] != seeds[1]
+
+
+def test_all_stop_at_the_same_step_when_one_is_asked_to(make, two):
+    assert [outcome["ended"] for outcome in two.asked] == ["interrupted"] * 2
+    assert newest_checkpoint(run_folder(make, "two-asked")).state["step"] == 5
+
+
+def test_what_no_process_can_do_alone_is_refused(two):
+    ended = [outcome["ended"] for outcome in two.memory]
+    for rank in range(2):
+        assert (
+            f"out of memory at step 0 on process {rank}, with 4 sequences at a time" in ended[rank]
+        )
+    assert "7 sequences cannot be shared equally by 2 processes" in two.odd[0]["ended"]
+
+
+def test_only_the_main_process_prints(two):
+    assert "step 8/8" in two.printed[0]
+    assert two.printed[1] == ""
+
+
+def test_a_run_goes_on_in_another_number_of_processes(make, two):
+    """From two to one and to four."""
+    options = {"max_steps": STEPS + 4, "resume": str(run_folder(make, "two-adamw"))}
+    expected = train_from_config(make_config(make.keys("then-one", **options)))
+    jobs = [{"config": make.keys("then-four", **options)}]
+    (outcomes,), printed = train_in_processes(make.folder, 4, jobs)
+    assert "resuming" in printed[0]
+    assert "processes was 2 in this run: the rounding changes" in printed[0]
+    assert len({json.dumps(outcome["weights"]) for outcome in outcomes}) == 1
+    assert_close(outcomes[0]["weights"], expected.model.state_dict())
+    assert losses(run_folder(make, "then-four")) == pytest.approx(losses(expected.folder), abs=1e-5)
+
+
+def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_happened(make, two):
+    job = {"config": make.keys("killed", dropout=0.1), "hazard": "killed"}
+    (outcomes,), printed = train_in_processes(make.folder, 2, [job], "--max-restarts=1")
+    assert "step-00000004 at step 4" in printed[0]
+    assert printed[1] == ""
+    assert outcomes[0]["weights"] == two.dropout[0]["weights"]
+    assert outcomes[0]["history"] == two.dropout[0]["history"]
+    whole, broken = (run_folder(make, name) for name in ("two-dropout", "killed"))
+    assert losses(broken) == losses(whole)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_an_error_is_told_once(make):
+    keys = make.keys("nothing", sources=["nothing.txt"])
+    save_config(make_config(keys), make.folder / "nothing.toml")
+    done = torchrun(2, "agi2_train.py", make.folder / "nothing.toml")
+    assert done.returncode == 1  # torchrun's
+    assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
+        f"error: nothing.txt: no such file; paths are relative to {ROOT}"
+    ]

@@ -1,0 +1,78 @@
+"""What torchrun starts for `test_many_processes.py`: one run after another, and notes on each.
+
+`train_in_processes.py JOBS.json`: a list of {"config": {...}, "hazard": NAME}. Each process notes
+the outcome of job N in JOBS.json.N.RANK.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from src.config_loader import make_config
+from src.errors import AGI2Error
+from src.metrics import setup_logging
+from src.step import NextTokenLoss
+from src.trainer import Trainer
+from src.training import train_from_config
+
+RANK = int(os.environ["RANK"])
+_step = Trainer._train_one_step
+
+
+def asked_to_stop(trainer):
+    """Process 1 alone gets SIGTERM during step 5."""
+    if trainer.step == 4 and RANK == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    _step(trainer)
+
+
+def killed(trainer):
+    """The main process dies in step 7 of its first life."""
+    if trainer.step == 6 and RANK == 0 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    _step(trainer)
+
+
+def out_of_memory(loss, inputs, targets):
+    """No process has room for a micro-batch."""
+    return torch.empty(2**60)
+
+
+HAZARDS = {
+    None: contextlib.nullcontext(),
+    "asked": mock.patch.object(Trainer, "_train_one_step", asked_to_stop),
+    "killed": mock.patch.object(Trainer, "_train_one_step", killed),
+    "memory": mock.patch.object(NextTokenLoss, "forward", out_of_memory),
+}
+
+
+def outcome(config, hazard):
+    """How a run ended."""
+    try:
+        with HAZARDS[hazard]:
+            run = train_from_config(make_config(config))
+    except KeyboardInterrupt:
+        return {"ended": "interrupted"}
+    except AGI2Error as error:
+        return {"ended": str(error)}
+    weights = {name: tensor.tolist() for name, tensor in run.model.state_dict().items()}
+    return {
+        "ended": run.history.pop("stopped"),
+        "history": {key: value for key, value in run.history.items() if key != "seconds"},
+        "weights": weights,
+        "seed": torch.initial_seed(),  # of the last step's dropout
+        "is_main": run.is_main,
+    }
+
+
+if __name__ == "__main__":
+    setup_logging()
+    for number, job in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+        note = outcome(job["config"], job.get("hazard"))
+        Path(f"{sys.argv[1]}.{number}.{RANK}").write_text(json.dumps(note))
