@@ -55,20 +55,20 @@ class Processes:
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` gives on the main process, on every process; the others do not call it."""
         result = [make() if self.is_main else None]
-        if self.count > 1:
+        if dist.is_initialized():
             dist.broadcast_object_list(result, device=torch.device("cpu"))
         return cast(T, result[0])
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of each process's `value`, the same on all to the last bit; made in place."""
-        if self.count > 1:
+        if dist.is_initialized():
             dist.all_reduce(value)
             value /= self.count
         return value
 
     def agree(self, asked: bool, seconds: float) -> tuple[bool, float]:
         """Whether any process was asked to stop, and the main process's clock."""
-        if self.count == 1:
+        if not dist.is_initialized():
             return asked, seconds
         votes = torch.tensor([asked, seconds if self.is_main else 0.0], dtype=torch.float64)
         dist.all_reduce(votes)  # on the CPU: a GPU goes on working
@@ -76,13 +76,13 @@ class Processes:
 
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the main process's."""
-        if self.count > 1:
+        if dist.is_initialized():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def wait_for_all(self) -> None:
         """Until every process has come here."""
-        if self.count > 1:
+        if dist.is_initialized():
             dist.all_reduce(torch.zeros(1))
 
     def share(self, module: nn.Module) -> tuple[nn.Module, KeepLocal]:
@@ -90,7 +90,7 @@ class Processes:
 
         All begin with the main process's weights. The parameters stay those of `module`.
         """
-        if self.count == 1:
+        if not dist.is_initialized():
             return module, contextlib.nullcontext
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a new name that 2.11 has not
@@ -115,7 +115,7 @@ def start_processes(device: str = "auto") -> Iterator[Processes]:
         AGI2Error: where a machine has fewer devices than processes.
         LostProcess: in place of what the connections raise when another process is gone.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield Processes(select_device(device))
         return
     own = _own_device(device)

@@ -288,3 +288,20 @@ def test_a_seed_shuffles_the_windows(tmp_path, tokenizer):
     assert starts[0] == starts[1] != starts[2]
     assert sorted(starts[0]) == sorted(starts[2]) == plain.starts.tolist() != starts[0]
     assert torch.equal(shuffled[0][0], plain.window(starts[0][0]))
+
+
+@given(
+    tokens=st.integers(40, 400),
+    batch_size=st.sampled_from([4, 8, 12]),
+    parts=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 5),
+)
+def test_the_parts_of_a_batch_make_it_up_without_overlap_or_loss(tokens, batch_size, parts, seed):
+    dataset = TextDataset.from_tokens(np.arange(tokens, dtype=np.uint16), 3, stride=2)
+    batches = EpochBatches(dataset, batch_size, seed)
+    for step in range(2 * batches.steps_per_epoch):
+        whole = batches.batch(step)
+        pieces = [batches.batch(step, part, parts) for part in range(parts)]
+        assert {len(piece) for piece in pieces} == {batch_size // parts}
+        assert torch.equal(torch.cat(pieces), whole)
+        assert len({row[0].item() for row in whole}) == batch_size

@@ -1,0 +1,238 @@
+"""What several processes share: here in a group of one, in `integration/` in larger ones."""
+
+import signal
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from src import distributed
+from src.cli import main
+from src.config import GPT2Config
+from src.config_loader import save_config
+from src.distributed import (
+    LostProcess,
+    Processes,
+    began_in_this_launch,
+    let_the_first_speak,
+    start_processes,
+)
+from src.errors import AGI2Error
+from src.metrics import read_metrics, setup_logging
+from src.model import GPT2Model
+from src.step import NextTokenLoss
+from src.trainer import Trainer
+from src.training import train_from_config
+from src.utils import log
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def under_torchrun(monkeypatch):
+    """The environment that torchrun gives to a process that is the only one."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    for key, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": "launch",
+        "TORCHELASTIC_RESTART_COUNT": 0,
+    }.items():
+        monkeypatch.setenv(key, str(value))
+
+
+def test_without_torchrun_a_process_is_alone_and_shares_nothing():
+    with start_processes("cpu") as processes:
+        assert not dist.is_initialized()
+        assert (processes.rank, processes.count, processes.is_main) == (0, 1, True)
+        assert processes.from_main(lambda: "made") == "made"
+        assert processes.mean(torch.tensor(3.0)) == 3
+        assert processes.agree(True, 2.5) == (True, 2.5)
+        module = torch.nn.Linear(1, 1)
+        assert processes.share(module)[0] is module
+
+
+def test_a_group_is_left_also_after_an_error_and_can_be_joined_again(under_torchrun):
+    def fail():
+        with start_processes("cpu") as processes:
+            assert dist.get_backend() == "gloo"
+            assert processes.agree(False, 2.5) == (False, 2.5)
+            assert processes.agree(True, 2.5) == (True, 2.5)
+            processes.wait_for_all()
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert not dist.is_initialized()
+
+
+def test_a_broken_connection_is_told_from_other_errors(under_torchrun):
+    for text, error in (
+        ("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer", LostProcess),
+        ("size mismatch", RuntimeError),
+    ):
+        with pytest.raises(error) as raised, start_processes("cpu"):
+            raise RuntimeError(text)
+        assert isinstance(raised.value, AGI2Error) == (error is LostProcess)
+
+
+def test_a_run_in_a_group_of_one_equals_a_run_alone(tiny_run, under_torchrun, monkeypatch):
+    options = {"dropout": 0.1, "micro_batch_size": 2, "sample_tokens": 4}
+    shared = train_from_config(tiny_run("shared", **options))
+    for key in ("RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(key)
+    alone = train_from_config(tiny_run("alone", **options))
+    for name, weights in alone.model.state_dict().items():
+        assert torch.equal(shared.model.state_dict()[name], weights)
+    assert {**shared.history, "seconds": 0} == {**alone.history, "seconds": 0}
+
+
+def test_a_restarted_launch_goes_on_and_another_begins_anew(tiny_run, under_torchrun, monkeypatch):
+    train_from_config(tiny_run(max_steps=4))
+    longer = tiny_run(max_steps=6)
+    assert start_steps(train_from_config(longer)) == [0, 4]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert start_steps(train_from_config(longer)) == [0]
+
+
+def start_steps(run):
+    """The steps at which a run was started."""
+    return [e["step"] for e in read_metrics(run.folder / "metrics.jsonl") if "start" in e]
+
+
+@pytest.mark.parametrize(
+    ("launch", "now", "restarts", "expected"),
+    [
+        ("a", "a", 0, True),  # a machine came or went: torchrun counts no restart
+        ("a", "b", 1, False),
+        ("none", "none", 0, False),  # the name of every launch without a rendezvous
+        ("none", "none", 1, True),
+        (None, None, 0, False),
+    ],
+)
+def test_which_checkpoints_are_this_launchs(monkeypatch, launch, now, restarts, expected):
+    if now is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", now)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+    assert began_in_this_launch(launch) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_main_process_speaks_first(monkeypatch, capsys, rank):
+    waited = []
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit):
+        main(["train", "nothing.toml"])
+    assert "error: nothing.toml: no such file" in capsys.readouterr().err
+    own = list(waited)
+    assert bool(own) == (rank == 1)
+    waited.clear()
+    let_the_first_speak(LostProcess("gone"))
+    assert waited[0] > max([0, *own])
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tiny_run, monkeypatch, tmp_path):
+    """Process 1 of two, whose companion takes part in nothing."""
+    trainers = []
+    original = Trainer.__init__
+
+    def second(self, *args):
+        original(self, *args[:-1], Processes(CPU, rank=1, count=2))
+        trainers.append(self)
+
+    monkeypatch.setattr(Trainer, "__init__", second)
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: 1 / 0)
+    config = tiny_run(max_steps=6, log_interval=1, checkpoint_interval=2, val_fraction=0.0)
+    train_from_config(config)
+    assert trainers[0].step == 6
+    assert trainers[0].micro_batch_size == 4
+    assert not (tmp_path / "trained").exists()
+
+
+def test_the_log_of_other_processes_is_silent(monkeypatch, capsys):
+    for rank, said in ((0, "heard\n"), (1, "")):
+        monkeypatch.setenv("RANK", str(rank))
+        setup_logging()
+        log.error("heard")
+        assert capsys.readouterr().err == said
+
+
+def test_only_the_main_process_prints_samples(tiny_run, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("src.training.train_from_config", lambda _: SimpleNamespace(is_main=False))
+    save_config(tiny_run(), tmp_path / "run.toml")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "run.toml")])
+    assert not ended.value.code
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_process_that_was_asked_to_stop_does_not_complain_that_others_have(
+    tiny_run, under_torchrun, monkeypatch, asked
+):
+    def alone(self):
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("[gloo/transport] Connection closed by peer")
+
+    monkeypatch.setattr(Trainer, "_train_one_step", alone)
+    with pytest.raises(KeyboardInterrupt if asked else LostProcess):
+        train_from_config(tiny_run())
+
+
+def test_out_of_memory_in_one_of_several_processes_ends_the_run(tiny_run, monkeypatch):
+    monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.empty(2**60))
+    original = Trainer.__init__
+
+    def first(self, *args):
+        original(self, *args[:-1], Processes(CPU, count=2))
+
+    monkeypatch.setattr(Trainer, "__init__", first)
+    with pytest.raises(AGI2Error, match="out of memory at step 0 on process 0, with 4 sequences"):
+        train_from_config(tiny_run())
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch):
+    original = Trainer.__init__
+
+    def first(self, *args):
+        original(self, *args[:-1], Processes(CPU, count=3))
+
+    monkeypatch.setattr(Trainer, "__init__", first)
+    with pytest.raises(AGI2Error, match=r"8 sequences cannot be shared equally by 3 processes$"):
+        train_from_config(tiny_run())
+    with pytest.raises(AGI2Error, match=r"by 3 processes, and the text has no more$"):
+        train_from_config(tiny_run(batch_size=3000))
+
+
+def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):
+    model = GPT2Model(GPT2Config(vocab_size=8, max_seq_len=4, d_model=4, n_layers=1, n_heads=1))
+    with start_processes("cpu") as processes:
+        shared, keep_local = processes.share(NextTokenLoss(model))
+        tokens = torch.tensor([[1, 2, 3]])
+        with keep_local():
+            shared(tokens, tokens).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        assert list(model.state_dict()) == [n for n, _ in model.named_parameters()]
+
+
+@pytest.mark.gpu
+def test_each_process_takes_the_device_of_its_number(under_torchrun, monkeypatch):
+    with start_processes("auto") as processes:
+        assert processes.device == torch.device("cuda", 0)
+        assert processes.mean(torch.ones((), device="cuda")) == 1
+        assert processes.agree(True, 2.5) == (True, 2.5)
+    with pytest.raises(AGI2Error, match='finds no device of its own: set device = "cuda"'):
+        start_processes("cuda:0").__enter__()
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(AGI2Error, match="--nproc-per-node to at most"):
+        start_processes("cuda").__enter__()
