@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from torch import nn
 
 from .config import Config, GPT2Config
 from .config_loader import load_config, save_config
+from .distributed import Processes
 from .errors import AGI2Error
 from .model import GPT2Model
 from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from .utils import atomic_path, log, sha256_of, sync_file, sync_folder, writing
+from .utils import atomic_path, log, sha256_of, sharded_as, sync_file, sync_folder, writing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.toml"
@@ -31,6 +34,7 @@ CHECKPOINTS = "checkpoints"
 STATE = "state.json"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
+SHARDS = "shards"
 
 # What of an architecture may differ between a trained model and a configuration that names it: a
 # smaller text makes a smaller vocabulary, and the other two change no weight.
@@ -169,6 +173,8 @@ def load_weights(model: GPT2Model, path: Path, *, assign: bool = False) -> None:
             )
     if _notes(path).get("sha256", "") not in ("", _hash_of(tensors)):
         raise AGI2Error(f"{path} is damaged: its content does not match its hash")
+    if not assign:
+        tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=assign)
 
 
@@ -246,7 +252,11 @@ def load_optimizer_tensors(
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             prefix = f"optimizer.{names[parameter]}."
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): value.to(parameter.device)
+                key.removeprefix(prefix): (
+                    sharded_as(value, parameter)
+                    if value.shape == parameter.shape
+                    else value.to(parameter.device)
+                )
                 for key, value in tensors.items()
                 if key.startswith(prefix)
             }
@@ -281,22 +291,71 @@ def save_checkpoint(
     Raises:
         AGI2Error: where it cannot be written; older checkpoints are then as they were.
     """
+    with _placing(folder, step, state, keep, best) as beside:
+        _save_tensors(weights, beside / WEIGHTS)
+        _save_tensors(tensors, beside / TENSORS)
+    return checkpoint_folder(folder, step)
+
+
+def save_shards(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+    best: Path | None,
+    processes: Processes,
+) -> None:
+    """As `save_checkpoint`, of sharded tensors: each process writes a file of its own parts.
+
+    All processes take part; what is not a tensor is the main one's.
+
+    Raises:
+        AGI2Error: where it cannot be written.
+    """
+    # Takes a second to import.
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    placing = _placing(folder, step, state, keep, best)
+    with placing if processes.is_main else contextlib.nullcontext(_beside(folder, step)) as beside:
+        processes.wait_for_all()  # until the folder is there
+        writer = dcp.HuggingFaceStorageWriter(str(beside / SHARDS), save_distributed=True)
+        try:
+            dcp.save({**weights, **tensors}, storage_writer=writer)
+        except CheckpointException as error:
+            reason = next(iter(error.failures.values()))[0]
+            raise AGI2Error(f"cannot write {beside}: {reason}; set output_dir") from error
+    processes.wait_for_all()  # until it is in its place
+
+
+def _beside(folder: Path, step: int) -> Path:
     place = checkpoint_folder(folder, step)
-    beside = place.with_name(f".{place.name}.partial")
+    return place.with_name(f".{place.name}.partial")
+
+
+@contextlib.contextmanager
+def _placing(
+    folder: Path, step: int, state: Mapping[str, Any], keep: int, best: Path | None
+) -> Iterator[Path]:
+    """A folder to write a checkpoint's tensors to, which then takes its place."""
+    place, beside = checkpoint_folder(folder, step), _beside(folder, step)
     with writing(place):
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
-            _save_tensors(weights, beside / WEIGHTS)
-            _save_tensors(tensors, beside / TENSORS)
+            yield beside
             (beside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             if best is not None:
                 _link(best, beside / BEST)
-            hashes = {file.name: sha256_of(file) for file in sorted(beside.iterdir())}
+            files = sorted(file for file in beside.rglob("*") if file.is_file())
+            hashes = {file.relative_to(beside).as_posix(): sha256_of(file) for file in files}
             (beside / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-            for file in beside.iterdir():
+            for file in [*files, beside / MANIFEST]:
                 sync_file(file)
-            sync_folder(beside)
+            for inside in {file.parent for file in files}:
+                sync_folder(inside)
             old = place.with_name(f"{place.name}.old")
             if place.exists():  # never away, not even for a moment: `list_checkpoints` finds it
                 shutil.rmtree(old, ignore_errors=True)
@@ -309,7 +368,6 @@ def save_checkpoint(
             raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return place
 
 
 def _link(source: Path, target: Path) -> None:
@@ -344,6 +402,8 @@ class Checkpoint:
 
     def load_into(self, model: GPT2Model) -> dict[str, torch.Tensor]:
         """Fill the model; return the other tensors."""
+        if (self.folder / SHARDS).is_dir():
+            return _load_shards(self.folder / SHARDS, model)
         load_weights(model, self.folder / WEIGHTS)
         return _load_tensors(self.folder / TENSORS)
 
@@ -352,6 +412,33 @@ class Checkpoint:
         if (self.folder / BEST).exists():
             with atomic_path(path) as beside:
                 shutil.copyfile(self.folder / BEST, beside)
+
+
+def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
+    """Fill a model, sharded in any way or not at all; return the other tensors, sharded alike.
+
+    Of a sharded model, each process reads no more than its own parts.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    parameters = dict(model.named_parameters())
+    weights, tensors = model.state_dict(), {}
+    for name, saved in reader.read_metadata().state_dict_metadata.items():
+        if name not in weights:
+            assert isinstance(saved, dcp.TensorStorageMetadata)
+            parameter = parameters[name.removeprefix("optimizer.").rpartition(".")[0]]
+            alike = saved.size == parameter.shape
+            tensors[name] = (
+                torch.zeros_like(parameter.detach())
+                if alike
+                else torch.zeros(saved.size, dtype=saved.properties.dtype)
+            )
+    is_sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that one process reads by itself
+        dcp.load({**weights, **tensors}, storage_reader=reader, no_dist=not is_sharded)
+    return tensors
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -366,7 +453,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         state = json.loads((folder / STATE).read_bytes())
     except (OSError, ValueError, TypeError) as error:
         raise AGI2Error(f"{folder} is not a whole checkpoint: {error}") from error
-    damaged += [name for name in (WEIGHTS, TENSORS, STATE) if name not in manifest]
+    sharded = any(name.startswith(f"{SHARDS}/") for name in manifest)
+    needed = (STATE,) if sharded else (WEIGHTS, TENSORS, STATE)
+    damaged += [name for name in needed if name not in manifest]
     if damaged:
         raise AGI2Error(f"{folder / damaged[0]} is damaged: its content does not match its hash")
     return Checkpoint(folder, state)

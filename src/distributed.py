@@ -85,6 +85,42 @@ class Processes:
         if dist.is_initialized():
             dist.all_reduce(torch.zeros(1))
 
+    @property
+    def are_joined(self) -> bool:
+        """Whether there is a group: under torchrun, also of one process."""
+        return dist.is_initialized()
+
+    def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> KeepLocal:
+        """Leave each process a part of every parameter, its gradient and its state (FSDP2).
+
+        Each layer, and what of the module is in none of them, is gathered while it computes. All
+        begin with the main process's weights; the module moves to this process's device.
+
+        Args:
+            module: its `forward` calls that of every layer; its parameters become `DTensor`s.
+            layers: parts of it.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in layers:
+            layer.to(self.device)
+        self.copy_from_main(parameter.data for parameter in module.parameters())
+        mesh = init_device_mesh(self.device.type, (self.count,))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        root = fully_shard(module, mesh=mesh)
+
+        @contextlib.contextmanager
+        def keep_local() -> Iterator[None]:
+            root.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                root.set_requires_gradient_sync(True)
+
+        return keep_local
+
     def share(self, module: nn.Module) -> tuple[nn.Module, KeepLocal]:
         """A module whose backward pass leaves every process the mean of all gradients (DDP).
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .config import Config
+from .utils import sharded_as, whole
 
 Optimizer = torch.optim.Optimizer
 
@@ -78,7 +79,8 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
-        by_shape: dict[torch.Size, list[tuple[Any, ...]]] = defaultdict(list)
+        by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+        updates: list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -88,20 +90,22 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])
-                for weight, part in zip(
-                    parameter.chunk(group["parts"]), update.chunk(group["parts"]), strict=True
-                ):
-                    # A tall matrix moves further, as its outputs are more.
-                    rate = group["lr"] * math.sqrt(max(1.0, part.size(0) / part.size(1)))
+                # Of a sharded matrix every process needs all: a part has other singular values.
+                update = whole(update)
+                updates.append((parameter, update, group))
+                for part in update.chunk(group["parts"]):
                     # The smaller side first: the products below are then the smallest.
-                    if part.size(0) > part.size(1):
-                        weight, part = weight.mT, part.mT
-                    by_shape[part.shape].append((part, weight, rate, group))
-        for entries in by_shape.values():
-            updates = orthogonalize(torch.stack([part for part, *_ in entries]))
-            for (_, weight, rate, group), update in zip(entries, updates, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-rate)
+                    part = part.mT if part.size(0) > part.size(1) else part
+                    by_shape[part.shape].append(part)
+        for parts in by_shape.values():
+            for part, result in zip(parts, orthogonalize(torch.stack(parts)), strict=True):
+                part.copy_(result)
+        for parameter, update, group in updates:
+            # A tall matrix moves further, as its outputs are more.
+            tallness = update.size(0) / group["parts"] / update.size(1)
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            rate = group["lr"] * math.sqrt(max(1.0, tallness))
+            parameter.add_(sharded_as(update, parameter), alpha=-rate)
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

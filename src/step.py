@@ -16,6 +16,7 @@ from torch import nn
 from .cuda_utils import LOGITS_AT_ONCE, autocast
 from .model import GPT2Model
 from .optimization import Optimizer
+from .utils import whole
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
 """Windows (B, T), or inputs and targets, (B, T) each."""
@@ -176,7 +177,7 @@ def apply_gradients(
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     norm, finite = torch.zeros(()), True
     if clip_grad_norm is not None:
-        norm = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad_norm))
         finite = bool(norm.isfinite())  # the one place where the host waits for the device
     for optimizer in optimizers:
         if finite:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import checkpoint as checkpoints
 from .checkpoint import FREE_ARCHITECTURE_KEYS, Checkpoint
@@ -47,6 +48,7 @@ from .utils import (
     keep_freed_memory,
     log,
     seed_everything,
+    whole,
     writing,
 )
 
@@ -105,7 +107,16 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.weights = folder / checkpoints.WEIGHTS
-        self.device = model.device
+        self.device = self.processes.device
+        # Where torchrun started one process, it has the whole model.
+        self.sharded = config.parallel == "fsdp" and self.processes.are_joined
+        if self.sharded and self.precision == torch.float16:
+            raise AGI2Error('parallel = "fsdp" needs precision = "bf16" or "fp32", not fp16')
+        self._module = NextTokenLoss(model)
+        if self.sharded:
+            self._keep_local = self.processes.shard(self._module, model.blocks)
+        self.whole = model
+        """The model as a process can use it by itself: a copy, made anew, where it is sharded."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.precision = select_precision(config.precision, self.device)
         self.optimizers = make_optimizers(model, config)
@@ -305,7 +316,9 @@ class Trainer:
     def _prepare_loss(self) -> None:
         """The model with its loss, shared with the other processes, compiled if it can be."""
         self.compiled = self.compiled and can_compile(self.device)
-        shared, self._keep_local = self.processes.share(NextTokenLoss(self.model))
+        shared: nn.Module = self._module
+        if not self.sharded:
+            shared, self._keep_local = self.processes.share(self._module)
         self.loss: LossFunction = torch.compile(shared) if self.compiled else shared
 
     def _prepare_folder(self, checkpoint: Checkpoint | None) -> None:
@@ -564,6 +577,7 @@ class Trainer:
     def _validate(self) -> None:
         """Evaluate, keep the weights if they are the best, and write a sample."""
         self.evaluated_at = self.step
+        self._gather()
         if self.val_data is not None:
             result = self.processes.from_main(lambda: self.evaluate(self.config.eval_tokens))
             self._log_validation(result)
@@ -571,13 +585,29 @@ class Trainer:
                 self.best_loss = result.loss
                 self.evaluations_without_gain = 0
                 if self.processes.is_main:
-                    checkpoints.save_weights(self.model.state_dict(), self.weights, self.tokenizer)
+                    checkpoints.save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
             else:
                 self.evaluations_without_gain += 1
         if self.config.sample_tokens and self.processes.is_main:
             text = self.sample(self.config.sample_tokens, seed=self.config.seed + self.step)
             self._write({"step": self.step, "sample": text})
             log.info("sample: %s", " ".join(text.split()))
+        self.whole = self.model  # a copy is not kept
+
+    def _gather(self) -> None:
+        """Make `whole` the model as it is now, on the main process; all of them take part."""
+        if not self.sharded:
+            return
+        weights = {}
+        for name, tensor in self.model.state_dict().items():
+            gathered = whole(tensor)  # one at a time: the others keep none
+            if self.processes.is_main:
+                weights[name] = gathered
+        if self.processes.is_main:
+            with torch.device("meta"):
+                self.whole = GPT2Model(self.model.config)
+            self.whole.load_state_dict(weights, assign=True)
+            self.whole.to(self.device)
 
     def _log_validation(self, result: Evaluation) -> None:
         loss, bits = result.loss, result.bits_per_byte
@@ -596,7 +626,7 @@ class Trainer:
         """The model's loss on the held-out text, or on part of it."""
         assert self.val_data is not None
         return evaluate(
-            self.model,
+            self.whole,
             self.val_data,
             self.tokenizer,
             batch_size=self.micro_batch_size,
@@ -608,7 +638,7 @@ class Trainer:
         """Text as the model writes it now."""
         config = self.config
         return generate_text(
-            self.model,
+            self.whole,
             config.model_seed,
             tokens,
             config.temperature,
@@ -627,6 +657,9 @@ class Trainer:
         processes the main one writes.
         """
         place = checkpoints.checkpoint_folder(self.folder, self.step)
+        if self.sharded:
+            self._save_shards()
+            return place
         if not self.processes.is_main:
             return place
         chosen = self.best_loss < float("inf")
@@ -656,6 +689,25 @@ class Trainer:
             self._saving.start(write)
         return place
 
+    def _save_shards(self) -> None:
+        """As `save`, each process its own parts."""
+        chosen = self.best_loss < float("inf")
+        checkpoints.save_shards(
+            self.folder,
+            self.step,
+            self.model.state_dict(),
+            checkpoints.optimizer_tensors(self.model, self.optimizers),
+            self.state_dict() if self.processes.is_main else {},
+            self.config.keep_checkpoints,
+            self.weights if chosen else None,
+            self.processes,
+        )
+        if not chosen:
+            self._gather()
+            if self.processes.is_main:
+                checkpoints.save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
+            self.whole = self.model
+
     def _save_whole(self) -> Path:
         """Write a checkpoint, and go on only when it is whole: in no process before."""
         place = self.save()
@@ -670,9 +722,7 @@ class Trainer:
             self._validate()
             self.save()  # with what it found: a longer run may go on from here
         self._saving.wait()
-        if self.processes.is_main:
-            checkpoints.load_weights(self.model, self.weights)
-        self.processes.copy_from_main(self.model.state_dict().values())
+        self._load_best()
         history = {**self.history, "steps": self.step, "seconds": self.seconds, "stopped": stopped}
         if self.epoch_loss.count:  # the epoch that the end broke off
             history["train_loss"] = [*history["train_loss"], self.epoch_loss.take()]
@@ -697,6 +747,17 @@ class Trainer:
             self.folder,
         )
         return history
+
+    def _load_best(self) -> None:
+        """Leave the best weights in the model."""
+        if self.sharded:
+            self.processes.wait_for_all()  # until the main process has written them
+            checkpoints.load_weights(self.model, self.weights)
+            self._gather()
+            return
+        if self.processes.is_main:
+            checkpoints.load_weights(self.model, self.weights)
+        self.processes.copy_from_main(self.model.state_dict().values())
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -192,7 +192,8 @@ def make_trainer(
         model = GPT2Model(config)
     checkpoints.check_vocabulary(text.tokenizer, model)
     processes = processes or Processes(select_device(config.device))
-    model.to(processes.device)
+    if not (config.parallel == "fsdp" and processes.are_joined):  # else it moves part by part
+        model.to(processes.device)
     folder = checkpoints.run_folder(config)
     return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder, processes)
 
@@ -233,7 +234,7 @@ def _train(
     )
     history = trainer.fit(checkpoint)
     is_main = processes.is_main
-    return Run(model, text.tokenizer, history, trainer.folder, text.training_text, is_main)
+    return Run(trainer.whole, text.tokenizer, history, trainer.folder, text.training_text, is_main)
 
 
 def _find_checkpoint(config: Config) -> Checkpoint | None:

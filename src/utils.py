@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -40,6 +40,24 @@ def keep_freed_memory() -> None:
         return
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie unused at the heap's end
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: from what size on memory is taken apart; its maximum
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor's parts put together, in which all processes take part; others as is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def sharded_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A whole tensor on another one's device: this process's part of it, if that is sharded."""
+    tensor = tensor.to(other.device)
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    other = cast(DTensor, other)
+    # Each process has the whole tensor: nothing is sent.
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
 @contextlib.contextmanager

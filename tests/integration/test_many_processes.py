@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.checkpoint import newest_checkpoint
-from src.config_loader import make_config, save_config
+from src.checkpoint import newest_checkpoint, open_checkpoint
+from src.config_loader import load_config, make_config, save_config
+from src.errors import AGI2Error
 from src.metrics import read_metrics
+from src.model import GPT2Model
 from src.training import train_from_config
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,8 @@ def make(tmp_path_factory):
 KINDS = {
     "adamw": {"micro_batch_size": 2},  # of the four rows that a process has
     "muon": {"optimizer": "muon"},
+    "fsdp": {"micro_batch_size": 2, "parallel": "fsdp"},
+    "fsdp-muon": {"optimizer": "muon", "parallel": "fsdp"},
 }
 
 
@@ -108,7 +112,7 @@ def two(make):
         "odd": {"config": make.keys("two-odd", batch_size=7)},
     }
     outcomes, printed = train_in_processes(make.folder, 2, list(jobs.values()))
-    return SimpleNamespace(**dict(zip(jobs, outcomes, strict=True)), printed=printed)
+    return SimpleNamespace(printed=printed, **dict(zip(jobs, outcomes, strict=True)))
 
 
 def run_folder(make, name):
@@ -130,8 +134,8 @@ def assert_close(weights, expected, tolerance=2e-5):
 def test_two_processes_equal_one_with_the_joined_batch(make, alone, two, kind):
     outcomes = getattr(two, kind)
     expected = alone[kind]
-    # Both hold the same weights and say the same; the files are the main one's.
-    assert outcomes[0]["weights"] == outcomes[1]["weights"]
+    # Both hold the same weights, or parts of them, and say the same.
+    assert outcomes[1]["weights"] == ({} if "fsdp" in kind else outcomes[0]["weights"])
     assert outcomes[0]["history"] == outcomes[1]["history"]
     assert [outcome["is_main"] for outcome in outcomes] == [True, False]
     assert_close(outcomes[0]["weights"], expected.model.state_dict())
@@ -140,9 +144,31 @@ def test_two_processes_equal_one_with_the_joined_batch(make, alone, two, kind):
     assert losses(folder) == pytest.approx(losses(expected.folder), abs=1e-5)
     for key in ("train_loss", "val_loss", "final_val_loss", "bits_per_byte"):
         assert outcomes[0]["history"][key] == pytest.approx(expected.history[key], abs=1e-4)
-    mine, theirs = (newest_checkpoint(f).folder for f in (folder, expected.folder))
-    for file in ("model.safetensors", "training.safetensors"):
-        assert_close(load_file(mine / file), load_file(theirs / file), 1e-4)
+    mine, theirs = (everything(newest_checkpoint(f)) for f in (folder, expected.folder))
+    assert_close(mine, theirs, 1e-4)
+
+
+def everything(checkpoint):
+    """The weights and the optimizer's state in a checkpoint, read by one process."""
+    model = GPT2Model(load_config(checkpoint.run / "config.toml"))
+    return {**checkpoint.load_into(model), **model.state_dict()}
+
+
+def test_a_sharded_checkpoint_has_a_file_of_each_process_and_no_pickle(make, two):
+    folder = newest_checkpoint(run_folder(make, "two-fsdp")).folder
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    assert {file.suffix for file in files} == {".json", ".safetensors"}
+    shards = [load_file(file) for file in files if file.parent.name == "shards"]
+    assert len(shards) == 2
+    weights = load_file(run_folder(make, "two-fsdp") / "model.safetensors")
+    for name, weight in weights.items():
+        assert sum(shard[name].numel() for shard in shards if name in shard) == weight.numel()
+    # Damage is found in them as elsewhere.
+    content = files[-2].read_bytes()
+    files[-2].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(AGI2Error, match="is damaged"):
+        open_checkpoint(folder)
+    files[-2].write_bytes(content)
 
 
 def test_processes_draw_different_dropout(two):
@@ -170,16 +196,24 @@ def test_only_the_main_process_prints(two):
 
 
 def test_a_run_goes_on_in_another_number_of_processes(make, two):
-    """From two to one and to four."""
-    options = {"max_steps": STEPS + 4, "resume": str(run_folder(make, "two-adamw"))}
-    expected = train_from_config(make_config(make.keys("then-one", **options)))
-    jobs = [{"config": make.keys("then-four", **options)}]
-    (outcomes,), printed = train_in_processes(make.folder, 4, jobs)
-    assert "resuming" in printed[0]
-    assert "processes was 2 in this run: the rounding changes" in printed[0]
-    assert len({json.dumps(outcome["weights"]) for outcome in outcomes}) == 1
-    assert_close(outcomes[0]["weights"], expected.model.state_dict())
-    assert losses(run_folder(make, "then-four")) == pytest.approx(losses(expected.folder), abs=1e-5)
+    """From two to one and to four, with whole models and with parts, from either to either."""
+
+    def keys(source, parallel):
+        folder = str(run_folder(make, f"two-{source}"))
+        changes = {"max_steps": STEPS + 4, "resume": folder, "parallel": parallel}
+        return make.keys(f"{source}-then-{parallel}", **changes)
+
+    expected = train_from_config(make_config(keys("adamw", "ddp")))
+    from_shards = train_from_config(make_config(keys("fsdp", "ddp")))
+    assert_close(from_shards.model.state_dict(), expected.model.state_dict())
+    ways = [("adamw", "ddp"), ("adamw", "fsdp"), ("fsdp", "fsdp"), ("fsdp", "ddp")]
+    results, printed = train_in_processes(make.folder, 4, [{"config": keys(*way)} for way in ways])
+    assert printed[0].count("processes was 2 in this run: the rounding changes") == len(ways)
+    for way, outcomes in zip(ways, results, strict=True):
+        assert_close(outcomes[0]["weights"], expected.model.state_dict())
+        folder = run_folder(make, "{}-then-{}".format(*way))
+        assert losses(folder) == pytest.approx(losses(expected.folder), abs=1e-5)
+    assert len({json.dumps(outcome["weights"]) for outcome in results[0]}) == 1
 
 
 def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_happened(make, two):

@@ -61,11 +61,12 @@ def outcome(config, hazard):
         return {"ended": "interrupted"}
     except AGI2Error as error:
         return {"ended": str(error)}
-    weights = {name: tensor.tolist() for name, tensor in run.model.state_dict().items()}
+    sharded = any(hasattr(parameter, "full_tensor") for parameter in run.model.parameters())
+    weights = {} if sharded else run.model.state_dict()
     return {
         "ended": run.history.pop("stopped"),
         "history": {key: value for key, value in run.history.items() if key != "seconds"},
-        "weights": weights,
+        "weights": {name: tensor.tolist() for name, tensor in weights.items()},
         "seed": torch.initial_seed(),  # of the last step's dropout
         "is_main": run.is_main,
     }
