@@ -103,8 +103,6 @@ class Processes:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        for layer in layers:
-            layer.to(self.device)
         self.copy_from_main(parameter.data for parameter in module.parameters())
         mesh = init_device_mesh(self.device.type, (self.count,))
         for layer in layers:

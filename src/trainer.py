@@ -108,17 +108,16 @@ class Trainer:
         self.folder = folder
         self.weights = folder / checkpoints.WEIGHTS
         self.device = self.processes.device
-        # Where torchrun started one process, it has the whole model.
+        self.precision = select_precision(config.precision, self.device)
         self.sharded = config.parallel == "fsdp" and self.processes.are_joined
         if self.sharded and self.precision == torch.float16:
-            raise AGI2Error('parallel = "fsdp" needs precision = "bf16" or "fp32", not fp16')
+            raise AGI2Error('precision: parallel = "fsdp" needs "bf16" or "fp32", not fp16')
         self._module = NextTokenLoss(model)
         if self.sharded:
             self._keep_local = self.processes.shard(self._module, model.blocks)
         self.whole = model
         """The model as a process can use it by itself: a copy, made anew, where it is sharded."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
-        self.precision = select_precision(config.precision, self.device)
         self.optimizers = make_optimizers(model, config)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16

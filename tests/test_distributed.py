@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
 from src import distributed
+from src.checkpoint import load_model, newest_checkpoint
 from src.cli import main
 from src.config import GPT2Config
 from src.config_loader import save_config
@@ -101,6 +103,54 @@ def test_a_restarted_launch_goes_on_and_another_begins_anew(tiny_run, under_torc
     assert start_steps(train_from_config(longer)) == [0, 4]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
     assert start_steps(train_from_config(longer)) == [0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_sharded_run_equals_a_whole_one_and_either_goes_on_from_the_other(
+    tiny_run, under_torchrun, monkeypatch, optimizer
+):
+    """In a group of one: the same sums in the same order, to the last bit."""
+    options = {"optimizer": optimizer, "dropout": 0.1, "micro_batch_size": 2, "sample_tokens": 4}
+    runs = [
+        train_from_config(tiny_run(parallel, parallel=parallel, **options))
+        for parallel in ("fsdp", "ddp")
+    ]
+    for parallel in ("fsdp", "ddp"):
+        for source in ("fsdp", "ddp"):
+            folder = str(runs[0].folder.with_name(source))
+            changes = {"parallel": parallel, "max_steps": 15, "resume": folder}
+            runs.append(train_from_config(tiny_run(f"{source}-{parallel}", **options, **changes)))
+    for group in (runs[:2], runs[2:]):
+        for run in group[1:]:
+            assert same_weights(run.model, group[0].model)
+            assert {**run.history, "seconds": 0} == {**group[0].history, "seconds": 0}
+    assert not same_weights(runs[0].model, runs[2].model)
+
+
+def same_weights(a, b):
+    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+
+
+def test_a_sharded_run_without_held_out_text_leaves_its_last_weights(tiny_run, under_torchrun):
+    run = train_from_config(tiny_run(parallel="fsdp", val_fraction=0.0))
+    model = GPT2Model(run.model.config)
+    newest_checkpoint(run.folder).load_into(model)
+    assert same_weights(model, load_model(run.folder).model)
+
+
+def test_a_shard_that_cannot_be_written_is_one_line(tiny_run, under_torchrun, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dcp.HuggingFaceStorageWriter, "write_data", full)
+    with pytest.raises(AGI2Error, match=r"cannot write .*step-00000012.*No space left on device"):
+        train_from_config(tiny_run(parallel="fsdp"))
+
+
+def test_a_sharded_run_in_fp16_is_refused(tiny_run, under_torchrun, monkeypatch):
+    monkeypatch.setattr("src.trainer.select_precision", lambda *_: torch.float16)
+    with pytest.raises(AGI2Error, match='parallel = "fsdp" needs "bf16" or "fp32"'):
+        train_from_config(tiny_run(parallel="fsdp"))
 
 
 def start_steps(run):
