@@ -22,6 +22,7 @@ from .dataset import TextDataset, split_documents, tokenize
 from .errors import AGI2Error
 from .metrics import busy
 from .model import GPT2Model
+from .report import write_report
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import Batch, Criterion, History, Trainer, split_batch, training_step
 from .utils import log, seed_everything
@@ -157,6 +158,10 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
         describe_device(device),
     )
     history = trainer.fit(checkpoint)
+    try:
+        log.info("report: %s", write_report(folder, train))
+    except AGI2Error as error:  # a full disk, say: the model is trained and saved all the same
+        log.warning("no report: %s", error)
     return Run(model, tokenizer, history, folder, train)
 
 
