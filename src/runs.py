@@ -159,8 +159,10 @@ class RunSummary:
     """Bytes on disk."""
     changed: float
     """When it last logged something, in seconds since 1970."""
-    state: str
-    """`finished`, `unfinished`, or what is broken."""
+    is_finished: bool
+    """Whether it reached its steps, its minutes, or the end of its patience."""
+    problem: str
+    """What is broken; empty where nothing is."""
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
@@ -178,25 +180,25 @@ def list_runs(folder: Path) -> list[RunSummary]:
 
 def summarize(folder: Path) -> RunSummary:
     """A run in a line."""
-    history, state = History([]), ""
+    history, is_finished, problem = History([]), False, ""
     try:
         history = History(read_metrics(folder / METRICS))
         config = load_config(folder / CONFIG)
-        state = "finished" if _is_finished(folder, config, history) else "unfinished"
+        is_finished = _is_finished(folder, config, history)
     except AGI2Error as error:
-        state = f"broken: {str(error).splitlines()[0]}"
+        problem = str(error).splitlines()[0]
     return RunSummary(
         name=folder.name,
         history=history,
         checkpoints=[_step_of(place) for place in list_checkpoints(folder)],
         size=_size_of(folder),
         changed=(folder / METRICS).stat().st_mtime,
-        state=state,
+        is_finished=is_finished,
+        problem=problem,
     )
 
 
 def _is_finished(folder: Path, config: Config, history: History) -> bool:
-    """Whether a run reached its steps, its minutes, or the end of its patience."""
     state = _newest_state(folder)
     total = history.start.get("total_steps")
     if total is not None and history.steps >= total:

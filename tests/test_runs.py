@@ -84,7 +84,7 @@ def test_runs_are_listed_the_newest_last(tiny_run, tmp_path):
     first, second = list_runs(folder)
     assert (first.name, second.name) == ("b", "a")
     assert first.checkpoints == [10, 12]
-    assert first.state == "finished"
+    assert (first.is_finished, first.problem) == (True, "")
     assert first.history.best.loss == min(each.loss for each in first.history.validations)
 
 
@@ -117,7 +117,7 @@ def cut_back(run, steps):
 
 def test_a_run_that_was_stopped_is_unfinished(run):
     cut_back(run, 7)
-    assert list_runs(run.folder.parent)[0].state == "unfinished"
+    assert not list_runs(run.folder.parent)[0].is_finished
 
 
 def test_time_and_patience_finish_a_run(tiny_run):
@@ -126,20 +126,20 @@ def test_time_and_patience_finish_a_run(tiny_run):
     assert timed.history["stopped"] == "time"
     patient = tiny_run("patient", early_stopping_patience=1, eval_interval=1, learning_rate=9.0)
     assert train_from_config(patient).history["stopped"] == "early"
-    assert {run.state for run in list_runs(timed.folder.parent)} == {"finished"}
+    assert all(run.is_finished for run in list_runs(timed.folder.parent))
     # Without a checkpoint nobody knows.
     for state in timed.folder.glob("checkpoints/*/state.json"):
         state.write_text("[")
-    states = {run.name: run.state for run in list_runs(timed.folder.parent)}
-    assert states == {"run": "unfinished", "patient": "finished"}
+    finished = {run.name: run.is_finished for run in list_runs(timed.folder.parent)}
+    assert finished == {"run": False, "patient": True}
 
 
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
 def test_a_broken_run_is_listed_as_far_as_it_is_known(run, name):
     (run.folder / name).write_bytes(b"\xff no such\n\nthing = =\n")
     (summary,) = list_runs(run.folder.parent)
-    assert summary.state.startswith("broken: ")
-    assert name in summary.state
+    assert name in summary.problem
+    assert not summary.is_finished
     assert summary.checkpoints == [10, 12]
     assert summary.history.steps == (12 if name == "config.toml" else 0)
 
