@@ -20,7 +20,7 @@ from .corpus import check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .errors import AGI2Error
-from .metrics import busy
+from .metrics import busy, check_log_to
 from .model import GPT2Model
 from .report import write_report
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
@@ -122,6 +122,7 @@ def train_from_config(config: Config) -> Run:
 
 def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
     """Train, with a model and a tokenizer that are given or made."""
+    check_log_to(config.log_to)
     check_sources(config.sources)
     device = select_device(config.device)
     checkpoint = checkpoints.find_checkpoint(config)
