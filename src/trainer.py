@@ -27,7 +27,7 @@ from .dataset import EpochBatches, TextDataset
 from .errors import AGI2Error
 from .evaluation import Evaluation, evaluate
 from .generation import generate_text
-from .metrics import MetricsFile, RunningMean, TrainingDisplay, busy
+from .metrics import RunLog, RunningMean, TrainingDisplay, busy
 from .model import GPT2Model
 from .optimization import learning_rate_factor, make_optimizers
 from .step import (
@@ -270,6 +270,8 @@ class Trainer:
                 f"{self.device} failed at step {self.step} ({str(error).splitlines()[0]}): when it "
                 "works again, or with another device, go on with --resume"
             ) from error
+        finally:
+            self.metrics.close()
 
     def _loss(self) -> LossFunction:
         """The model with its loss, compiled where it is to be and can be."""
@@ -290,7 +292,7 @@ class Trainer:
         checkpoints.describe_model(self.model.config, self.tokenizer, self.config, self.folder)
         if checkpoint is not None:
             checkpoint.restore_best(self.weights)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", logged)
+        self.metrics = RunLog(self.config, self.folder, logged, self.step)
         self.metrics.write({"step": self.step, "start": self._describe()})
 
     def _describe(self) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from .corpus import check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .errors import AGI2Error
-from .metrics import busy
+from .metrics import busy, check_log_to
 from .model import GPT2Model
+from .report import write_report
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import History, Trainer
@@ -189,6 +190,7 @@ def make_trainer(
 
 def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
     """Train, with a model and a tokenizer that are given or made."""
+    check_log_to(config.log_to)
     check_sources(config.sources)
     checkpoint = checkpoints.find_checkpoint(config)
     text = prepare(config, checkpoint, tokenizer)
@@ -211,6 +213,10 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
         describe_device(trainer.device),
     )
     history = trainer.fit(checkpoint)
+    try:
+        log.info("report: %s", write_report(trainer.folder, text.training_text))
+    except AGI2Error as error:  # a full disk, say: the model is trained and saved all the same
+        log.warning("no report: %s", error)
     return Run(model, text.tokenizer, history, trainer.folder, text.training_text)
 
 
