@@ -112,7 +112,7 @@ def _charts(history: History) -> list[str]:
         chart("Learning rate", "of AdamW", rate, from_zero=True, resumed=resumed),
         chart("Gradient norm", "before clipping", norm, log=True, resumed=resumed),
         chart(
-            "Speed", "tokens per second, with validations", speed, from_zero=True, resumed=resumed
+            "Speed", "tokens per second", speed, from_zero=True, resumed=resumed
         ),
     ]
 
