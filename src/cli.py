@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -257,20 +258,56 @@ def chat(
     talk(prompt)
 
 
+@app.command(name="list")
+def list_(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")
+    ] = Path("trained"),
+) -> None:
+    """Show the runs in a folder, the newest last."""
+    _set_up_log()
+    from .compare import print_runs
+
+    print_runs(folder)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs' folders.")],
+    prompt: Annotated[str, typer.Option(help="The text that each goes on from.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Repeats the texts.")] = 1,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(metavar="FILE", help="Also draw the curves into this file."),
+    ] = None,
+) -> None:
+    """Show what differs between runs: keys, losses, and what each writes."""
+    _set_up_log()
+    from .compare import compare_runs
+
+    compare_runs(runs, prompt, seed, html)
+
+
+def _set_up_log(quiet: bool = False, verbose: bool = False) -> None:
+    import logging
+
+    from .metrics import setup_logging
+
+    setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
 def _start(
     file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> Config:
     """Set up the log, then read the configuration."""
-    import logging
     import platform
 
     import torch
 
     from .config_loader import load_config
-    from .metrics import setup_logging
     from .utils import log
 
-    setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    _set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
     log.debug(
         "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__

@@ -1,23 +1,27 @@
-"""What a run reports: the console, and one JSON line for each logged step."""
+"""What a run reports: the console, one JSON line for each logged step, and other services."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
 import os
 import sys
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
+from .config import Config
 from .errors import AGI2Error
-from .utils import human_time, log, writing
+from .utils import human_time, log, write_text, writing
 
 # Everything but generated text goes to standard error.
 console = Console(stderr=True, highlight=False)
@@ -80,6 +84,171 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return [dict(json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise AGI2Error(f"{path} cannot be read: {error}") from error
+
+
+class Sink(Protocol):
+    """Another place that a run's log goes to."""
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Take one line of the log."""
+
+    def close(self) -> None:
+        """Bring everything written to its place."""
+
+
+class RunLog:
+    """A run's log: `metrics.jsonl`, and whatever `log_to` names beside it.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        size: bytes to keep of an earlier `metrics.jsonl`.
+        step: where the run begins or goes on.
+
+    Raises:
+        AGI2Error: where a package is missing, or a service refuses.
+    """
+
+    def __init__(self, config: Config, folder: Path, size: int = 0, step: int = 0) -> None:
+        check_log_to(config.log_to)
+        self.file = MetricsFile(folder / "metrics.jsonl", size)
+        logged = read_metrics(self.file.path)
+        self.sinks: list[Sink] = []
+        if "tensorboard" in config.log_to:
+            self.sinks.append(TensorBoardSink(config, folder, step, logged))
+        if "wandb" in config.log_to:
+            self.sinks.append(WandbSink(config, folder))
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Log one line everywhere."""
+        self.file.write(entry)
+        for sink in self.sinks:
+            sink.write(entry)
+
+    @property
+    def size(self) -> int:
+        """Bytes in `metrics.jsonl`."""
+        return self.file.size
+
+    def close(self) -> None:
+        """Finish writing, also where a run dies."""
+        for sink in self.sinks:
+            sink.close()
+
+
+def check_log_to(names: Sequence[str]) -> None:
+    """Raise where a package is missing, before anything else is done.
+
+    Raises:
+        AGI2Error: which says what to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise AGI2Error(
+                f"log_to: {name} is not installed; install it with uv sync --extra {name} or "
+                f"pip install {name}, or take it out of log_to"
+            )
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """What of a line is a curve over steps."""
+    axes = ("step", "epoch")
+    return {k: v for k, v in entry.items() if k not in axes and isinstance(v, int | float)}
+
+
+class TensorBoardSink:
+    """Event files in the run's folder `tensorboard`.
+
+    A resumed run takes back what was written at or after its first step, and writes what the log
+    kept of that step once more; a run that was not watched before is written from its beginning.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        step: where the run begins or goes on.
+        logged: the log's lines so far.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, step: int, logged: Sequence[dict[str, Any]]
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = folder / "tensorboard"
+        is_new = not place.exists()
+        with writing(place):
+            self._writer = SummaryWriter(place, purge_step=step, flush_secs=10)
+        if is_new:
+            rows = "".join(f"    {key} = {value!r}\n" for key, value in config.items())
+            self._writer.add_text("config", rows, 0)
+        for entry in logged:
+            if is_new or entry["step"] >= step:
+                self.write(entry)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add a line's numbers as points, and its sample as text."""
+        for key, value in _numbers(entry).items():
+            self._writer.add_scalar(key, value, entry["step"])
+        if "sample" in entry:
+            # It is shown as Markdown, in which indented lines are taken as they are.
+            lines = "\n".join("    " + line for line in entry["sample"].split("\n"))
+            self._writer.add_text("sample", lines, entry["step"])
+
+    def close(self) -> None:
+        """Write what is held back."""
+        self._writer.close()
+
+
+class WandbSink:
+    """A run of the same name in the project `agi2` of Weights & Biases.
+
+    Its files and its id stand in the run's folder `wandb`, so that a resumed run goes on there:
+    the service leaves out steps that it has seen. `WANDB_MODE=offline` sends nothing anywhere.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+
+    Raises:
+        AGI2Error: where nobody is logged in, or the service cannot be reached.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        import wandb
+
+        note = folder / "wandb" / "run_id"
+        run_id = note.read_text(encoding="utf-8") if note.exists() else uuid.uuid4().hex[:12]
+        with writing(note):
+            note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, run_id)
+        try:
+            self._run = wandb.init(
+                project="agi2",
+                name=config.model_name,
+                id=run_id,
+                resume="allow",
+                dir=folder,
+                config=dict(config.items()),
+                # The terminal is ours.
+                settings=wandb.Settings(console="off", silent=not log.isEnabledFor(logging.INFO)),
+            )
+        except (wandb.Error, ValueError) as error:  # the latter for settings in the environment
+            raise AGI2Error(
+                f"log_to: wandb: {' '.join(str(error).split())}; run wandb login, or set the "
+                "environment variable WANDB_MODE=offline"
+            ) from error
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Send a line's numbers, and its sample as text."""
+        found: dict[str, Any] = _numbers(entry)
+        if "sample" in entry:
+            found["sample"] = entry["sample"]
+        if found:
+            self._run.log(found, step=entry["step"])
+
+    def close(self) -> None:
+        """Wait until all is sent, or on disk."""
+        self._run.finish()
 
 
 class TrainingDisplay:

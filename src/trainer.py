@@ -29,7 +29,7 @@ from .distributed import Processes, is_lost_process, launch_id
 from .errors import AGI2Error
 from .evaluation import Evaluation, evaluate
 from .generation import generate_text
-from .metrics import MetricsFile, RunningMean, TrainingDisplay, busy
+from .metrics import RunLog, RunningMean, TrainingDisplay, busy
 from .model import GPT2Model
 from .optimization import learning_rate_factor, make_optimizers
 from .step import (
@@ -311,6 +311,9 @@ class Trainer:
                 f"{self.device} failed at step {self.step} ({str(error).splitlines()[0]}): when it "
                 "works again, or with another device, go on with --resume"
             ) from error
+        finally:
+            if self.processes.is_main:
+                self.metrics.close()
 
     def _prepare_loss(self) -> None:
         """The model with its loss, shared with the other processes, compiled if it can be."""
@@ -333,7 +336,7 @@ class Trainer:
         checkpoints.describe_model(self.model.config, self.tokenizer, self.config, self.folder)
         if checkpoint is not None:
             checkpoint.restore_best(self.weights)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", logged)
+        self.metrics = RunLog(self.config, self.folder, logged, self.step)
         self._write({"step": self.step, "start": self._describe()})
 
     def _write(self, entry: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ from .cuda_utils import describe_device, memory_stats, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .distributed import Processes, began_in_this_launch, launch_id, start_processes
 from .errors import AGI2Error
-from .metrics import busy
+from .metrics import busy, check_log_to
 from .model import GPT2Model
+from .report import write_report
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import History, Trainer
@@ -209,6 +210,7 @@ def _train(
 ) -> Run:
     """Train, with a model and a tokenizer that are given or made."""
     if processes.is_main:
+        check_log_to(config.log_to)
         check_sources(config.sources)
     checkpoint = processes.from_main(lambda: _find_checkpoint(config))
     text = _prepare_together(config, checkpoint, tokenizer, processes)
@@ -234,7 +236,16 @@ def _train(
     )
     history = trainer.fit(checkpoint)
     is_main = processes.is_main
+    if is_main:
+        _write_report(trainer.folder, text.training_text)
     return Run(trainer.whole, text.tokenizer, history, trainer.folder, text.training_text, is_main)
+
+
+def _write_report(folder: Path, training_text: list[str]) -> None:
+    try:
+        log.info("report: %s", write_report(folder, training_text))
+    except AGI2Error as error:  # a full disk, say: the model is trained and saved all the same
+        log.warning("no report: %s", error)
 
 
 def _find_checkpoint(config: Config) -> Checkpoint | None:

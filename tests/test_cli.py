@@ -391,3 +391,26 @@ def test_a_stream_that_cannot_be_set_to_utf8_is_used_as_it_is(capsys, monkeypatc
     monkeypatch.setattr(sys, "stdout", plain := Plain())
     assert run(capsys, "--version")[0] == 0
     assert plain.text == f"agi2 {__version__}\n"
+
+
+def test_list_shows_runs_on_standard_output(trained, capsys):
+    status, out, err = run(capsys, "list", trained.parent / "trained")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1].startswith("tiny ")
+
+
+def test_list_says_where_it_looked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, "list")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: trained cannot be read")
+
+
+def test_compare_takes_prompt_seed_and_file(trained, tmp_path, capsys):
+    folder, html = trained.parent / "trained" / "tiny", tmp_path / "both.html"
+    options = ["--prompt", "the cat", "--seed", 3, "--html", html]
+    status, out, _ = run(capsys, "compare", folder, folder, *options)
+    assert status == 0
+    assert out.count("\nthe cat") == 2
+    assert html.is_file()
+    assert run(capsys, "compare", folder)[0] == 2

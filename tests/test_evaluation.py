@@ -163,6 +163,25 @@ def test_longest_common_span_equals_brute_force(written, learned):
     assert len(span) == brute_force(written, learned)
 
 
+@quick
+@given(st.data())
+def test_long_spans_are_found_whatever_stands_around_them(data):
+    letters = st.text("ab 𝔸é\udfff", min_size=4, max_size=40)
+    planted, *around = (data.draw(letters) for _ in range(5))
+    written = around[0] + planted + around[1]
+    learned = around[2] + planted + around[3] + planted[1:]
+    span = longest_common_span(written, learned)
+    assert span in written
+    assert span in learned
+    assert len(span) == brute_force(written, learned) >= len(planted)
+
+
+def test_equal_low_bytes_are_not_taken_for_equal_letters():
+    # U+0461 to U+046A end in the bytes of "a" to "j".
+    learned = "".join(chr(0x400 + ord(letter)) for letter in "abcdefghij") + " ab"
+    assert longest_common_span("abcdefghij", learned) == "ab"
+
+
 def test_originality_counts_known_words_whatever_their_case():
     result = originality("The WHALE sang 42 naïve_songs", "a whale; the naïve whale sang.")
     assert result.known_words == 4 / 5

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import struct
 
 import pytest
 import torch
@@ -14,8 +15,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from src import metrics
+from src.config_loader import make_config
 from src.errors import AGI2Error
-from src.metrics import MetricsFile, RunningMean, TrainingDisplay, read_metrics, setup_logging
+from src.metrics import (
+    MetricsFile,
+    RunLog,
+    RunningMean,
+    TrainingDisplay,
+    check_log_to,
+    read_metrics,
+    setup_logging,
+)
+from src.training import train_from_config
 from src.utils import log
 
 
@@ -255,3 +266,174 @@ def test_a_log_that_is_none_is_one_clear_line(tmp_path, content):
         read_metrics(path)
     with pytest.raises(AGI2Error, match="cannot be read"):
         read_metrics(tmp_path / "missing.jsonl")
+
+
+# Other services
+
+
+def config_of(*names, **changes):
+    return make_config({"model_name": "whale", "log_to": list(names), **changes})
+
+
+def line(step, **values):
+    return {"step": step, "epoch": step / 4, "loss": 5.0 - step / 8, "seconds": step, **values}
+
+
+def events(folder):
+    """What TensorBoard itself reads: curves as {name: [(step, value)]}, and texts likewise."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    reader = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "tensors": 0})
+    reader.Reload()
+    curves = {
+        name: [(event.step, event.value) for event in reader.Scalars(name)]
+        for name in reader.Tags()["scalars"]
+    }
+    texts = {
+        name.removesuffix("/text_summary"): [
+            (event.step, make_ndarray(event.tensor_proto)[0].decode())
+            for event in reader.Tensors(name)
+        ]
+        for name in reader.Tags()["tensors"]
+    }
+    return curves, texts
+
+
+def test_without_other_services_there_is_the_file_alone(tmp_path):
+    log_file = RunLog(config_of(), tmp_path)
+    log_file.write(line(1))
+    log_file.close()
+    assert log_file.size == (tmp_path / "metrics.jsonl").stat().st_size > 0
+    assert read_metrics(tmp_path / "metrics.jsonl") == [line(1)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_tensorboard_has_curves_samples_and_the_configuration(tmp_path):
+    log_file = RunLog(config_of("tensorboard", seed=42), tmp_path)
+    log_file.write({"step": 0, "start": {"parameters": 5}})
+    for step in (1, 2):
+        log_file.write(line(step, sample=f"a\n# {step}"))
+    log_file.close()
+    curves, texts = events(tmp_path)
+    assert curves == {"loss": [(1, 4.875), (2, 4.75)], "seconds": [(1, 1.0), (2, 2.0)]}
+    # Indented, so that Markdown takes it as it is.
+    assert texts["sample"] == [(1, "    a\n    # 1"), (2, "    a\n    # 2")]
+    ((step, written),) = texts["config"]
+    assert step == 0
+    assert "    seed = 42\n" in written
+    assert "    model_name = 'whale'\n" in written
+
+
+def test_a_resumed_tensorboard_has_no_point_twice(tmp_path):
+    config = config_of("tensorboard")
+    killed = RunLog(config, tmp_path)
+    for step in (1, 2):
+        killed.write(line(step))
+    size = killed.size  # a checkpoint, and then what is lost
+    killed.write({"step": 2, "val_loss": 9.0})
+    killed.write(line(3, loss=9.0))
+    killed.close()
+    resumed = RunLog(config, tmp_path, size, 2)
+    resumed.write({"step": 2, "val_loss": 4.0})
+    resumed.write(line(3))
+    resumed.close()
+    curves, texts = events(tmp_path)
+    assert curves["loss"] == [(1, 4.875), (2, 4.75), (3, 4.625)]
+    assert curves["val_loss"] == [(2, 4.0)]
+    assert len(texts["config"]) == 1
+
+
+def test_a_run_that_is_watched_only_after_a_resume_is_written_from_its_beginning(tmp_path):
+    before = RunLog(config_of(), tmp_path)
+    for step in (1, 2):
+        before.write(line(step))
+    after = RunLog(config_of("tensorboard"), tmp_path, before.size, 2)
+    after.write(line(3))
+    after.close()
+    assert [step for step, _ in events(tmp_path)[0]["loss"]] == [1, 2, 3]
+
+
+@pytest.fixture
+def fresh_wandb():
+    """The library reads the environment once in a process, unless it is told to forget."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def records(folder):
+    """What an offline run of Weights & Biases holds, the oldest run first.
+
+    Its file is seven bytes, and then LevelDB's log format: blocks of 32 KiB of records with a
+    checksum, a length and a kind (whole, first, middle, last).
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        content, place, data = path.read_bytes(), 7, b""
+        while place < len(content):
+            if 32768 - place % 32768 < 7:
+                place += 32768 - place % 32768
+            _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+            data += content[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):
+                record = Record()
+                record.ParseFromString(data)
+                data = b""
+                yield record
+
+
+@pytest.mark.usefixtures("fresh_wandb")
+def test_wandb_offline_has_curves_samples_and_the_configuration_in_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = config_of("wandb", seed=42)
+    first = RunLog(config, tmp_path)
+    first.write({"step": 0, "start": {"parameters": 5}})
+    first.write(line(1, sample="a <b>"))
+    first.close()
+    second = RunLog(config, tmp_path, first.size, 1)
+    second.write(line(2))
+    second.close()
+    runs, rows = [], []
+    for record in records(tmp_path):
+        if record.HasField("run"):
+            runs.append(record.run)
+        if record.HasField("history"):
+            found = {
+                (item.key or item.nested_key[0]): json.loads(item.value_json)
+                for item in record.history.item
+            }
+            rows.append({key: value for key, value in found.items() if key[0] != "_"})
+            assert record.history.step.num == found["_step"]
+    assert rows == [
+        {"loss": 4.875, "seconds": 1, "sample": "a <b>"},
+        {"loss": 4.75, "seconds": 2},
+    ]
+    assert {(run.project, run.display_name) for run in runs} == {("agi2", "whale")}
+    # Both belong to the run whose id stands in the folder.
+    assert {run.run_id for run in runs} == {(tmp_path / "wandb" / "run_id").read_text()}
+    settings = {item.key: item.value_json for run in runs for item in run.config.update}
+    assert settings["seed"] == "42"
+
+
+@pytest.mark.usefixtures("fresh_wandb")
+@pytest.mark.parametrize(("mode", "reason"), [("online", "40"), ("nowhere", "offline")])
+def test_a_service_that_refuses_is_one_line(tmp_path, monkeypatch, mode, reason):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(AGI2Error, match=rf"log_to: wandb: .*{reason}.*WANDB_MODE=offline") as error:
+        RunLog(config_of("wandb"), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_package_is_named_before_a_run_begins(name, tiny_run, tmp_path, monkeypatch):
+    check_log_to([name])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AGI2Error, match=f"{name} is not installed.*--extra {name}.*log_to"):
+        train_from_config(tiny_run(log_to=[name]))
+    assert not (tmp_path / "trained").exists()

@@ -363,9 +363,10 @@ def test_a_fresh_run_moves_the_old_folder_aside(tiny_run, caplog):
 def test_a_run_leaves_only_what_can_be_read_without_unpickling(tiny_run):
     run = train_from_config(tiny_run(**EXACT))
     files = [path for path in run.folder.glob("**/*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".toml"}
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".toml", ".html"}
     assert {path.name for path in run.folder.iterdir()} == {
-        *("config.toml", "model.safetensors", "tokenizer.json", "metrics.jsonl", "checkpoints")
+        *("config.toml", "model.safetensors", "tokenizer.json", "metrics.jsonl", "checkpoints"),
+        "report.html",
     }
 
 

@@ -1,0 +1,262 @@
+"""Runs side by side: a list of them, what differs between some, and what each writes."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .charts import Point, Series, chart, escape, page, table
+from .checkpoint import load_model
+from .cuda_utils import select_device
+from .errors import AGI2Error
+from .generation import generate_text
+from .runs import History, RunRecord, RunSummary, list_runs, read_run
+from .utils import human_bytes, human_time, log, write_text
+
+Rows = list[list[str]]
+
+NOTHING = "–"
+# Where a run lies; the columns' names say it.
+_PLACES = ("model_name", "output_dir", "resume")
+_MAX_ROWS = 20
+
+
+def print_table(head: Sequence[str], rows: Rows) -> None:
+    """Print a table: drawn in a terminal, columns of plain text elsewhere."""
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in head:
+            drawn.add_column(Text(name), overflow="fold")
+        for row in rows:
+            drawn.add_row(*map(Text, row))
+        Console().print(drawn)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [list(head), *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+# agi2 list
+
+
+def print_runs(folder: Path) -> None:
+    """Print a table of the runs in a folder, the newest last.
+
+    Raises:
+        AGI2Error: where the folder cannot be read, or holds no run.
+    """
+    runs = list_runs(folder)
+    if not runs:
+        raise AGI2Error(f"{folder} holds no runs; name the folder that holds them (output_dir)")
+    head = ["run", "parameters", "steps", "val loss", "bits/byte", "checkpoints", "size"]
+    print_table([*head, "date", "state"], [_line(run) for run in runs])
+    for run in runs:
+        if run.problem:
+            log.warning("%s is broken: %s", run.name, run.problem)
+
+
+def _line(run: RunSummary) -> list[str]:
+    history = run.history
+    return [
+        run.name,
+        _count(history.start.get("parameters")),
+        _count(history.steps),
+        *_best(history),
+        ", ".join(map(str, run.checkpoints)) or NOTHING,
+        human_bytes(run.size),
+        datetime.fromtimestamp(run.changed).isoformat(" ", "minutes"),
+        "broken" if run.problem else "finished" if run.is_finished else "unfinished",
+    ]
+
+
+def _count(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:,.0f}"
+
+
+def _figure(number: float | None, digits: int = 4) -> str:
+    return NOTHING if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
+
+
+def _best(history: History) -> tuple[str, str]:
+    """Loss and bits per byte of the best validation."""
+    best = history.best
+    return (
+        (NOTHING, NOTHING) if best is None else (_figure(best.loss), _figure(best.bits_per_byte, 3))
+    )
+
+
+# agi2 compare
+
+
+def compare_runs(
+    folders: Sequence[Path], prompt: str = "", seed: int = 1, html: Path | None = None
+) -> None:
+    """Print what differs between runs, their curves in one table, and a text by each.
+
+    Args:
+        folders: of two runs or more.
+        prompt: what each goes on from, after its own `model_seed`.
+        seed: of these texts.
+        html: also draw the curves into this file.
+
+    Raises:
+        AGI2Error: where there are fewer than two folders, or one is not a run's.
+    """
+    if len(folders) < 2:
+        raise AGI2Error("compare needs two runs or more: agi2 compare trained/one trained/two")
+    runs = [read_run(folder) for folder in folders]
+    names = _names(runs)
+    unit, curves = aligned_curves(runs)
+    sections = [
+        ("Configuration", ["key", *names], differences(runs)),
+        ("Results", ["", *names], results(runs)),
+        ("Validation, bits per byte", [unit, *names], curves),
+    ]
+    for title, head, rows in sections:
+        print(f"{title}:")
+        if rows:
+            print_table(head, rows)
+        else:
+            print("nothing to compare" if head[0] == unit else "no difference")
+        print()
+    if html is not None:
+        write_text(html, page("Comparison", _drawing(runs, names, unit, sections)))
+    for name, run in zip(names, runs, strict=True):
+        print(f"--- {name} ---\n{_written(run, prompt, seed)}\n", flush=True)
+
+
+def _names(runs: Sequence[RunRecord]) -> list[str]:
+    """The folders' names; their paths where two have the same name."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def differences(runs: Sequence[RunRecord]) -> Rows:
+    """A row for each key whose values differ: the key, and each run's value."""
+    rows = []
+    for key in runs[0].config:
+        values = [run.config[key] for run in runs]
+        if key not in _PLACES and any(value != values[0] for value in values):
+            rows.append([key, *("not set" if value is None else str(value) for value in values)])
+    return rows
+
+
+def results(runs: Sequence[RunRecord]) -> Rows:
+    """Size, time and losses of each run."""
+    histories = [run.history for run in runs]
+    rows = {
+        "parameters": [_count(each.start.get("parameters")) for each in histories],
+        "steps": [_count(each.steps) for each in histories],
+        "tokens": [_count(each.last("tokens")) for each in histories],
+        "time": [
+            NOTHING if seconds is None else human_time(seconds)
+            for seconds in (each.last("seconds") for each in histories)
+        ],
+        "tokens/s": [_count(each.last("tokens_per_second")) for each in histories],
+        "best validation loss": [_best(each)[0] for each in histories],
+        "best bits per byte": [_best(each)[1] for each in histories],
+        "last bits per byte": [_figure(each.last("val_bits_per_byte"), 3) for each in histories],
+    }
+    return [[name, *cells] for name, cells in rows.items()]
+
+
+def aligned_curves(runs: Sequence[RunRecord]) -> tuple[str, Rows]:
+    """Validation bits per byte of all runs at the same places.
+
+    The places are where the run that validated least did so, as far as all runs came. Another
+    run's value there is that of its last validation up to it: nothing is interpolated.
+
+    Returns:
+        what the places are, `step` where all runs have steps of equal size and else `tokens`;
+        and rows of place and values.
+    """
+    unit = _unit(runs)
+    curves = [_placed(run, run.history.curve("val_bits_per_byte"), unit) for run in runs]
+    if not all(curves):
+        return unit, []
+    start = max(curve[0][0] for curve in curves)
+    end = min(curve[-1][0] for curve in curves)
+    places = [x for x, _ in min(curves, key=len) if start <= x <= end]
+    places = places[:: math.ceil(len(places) / _MAX_ROWS) or 1]
+    rows = []
+    for place in places:
+        values = [[y for x, y in curve if x <= place][-1] for curve in curves]
+        rows.append([_count(place), *(_figure(value, 3) for value in values)])
+    return unit, rows
+
+
+def _unit(runs: Sequence[RunRecord]) -> str:
+    sizes = {run.history.start.get("tokens_per_step") for run in runs}
+    return "step" if len(sizes) == 1 or None in sizes else "tokens"
+
+
+def _placed(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
+    """A curve by step or by tokens."""
+    size = run.history.start["tokens_per_step"] if unit == "tokens" else 1
+    return [(step * size, value) for step, value in curve]
+
+
+def _written(run: RunRecord, prompt: str, seed: int) -> str:
+    """What a run goes on with from a prompt, as its own configuration says; or why it cannot."""
+    config = run.config
+    try:
+        trained = load_model(run.folder, select_device(config.device))
+        return generate_text(
+            trained.model,
+            config.model_seed + prompt,
+            config.max_length,
+            config.temperature,
+            config.top_k,
+            config.top_p,
+            trained.tokenizer,
+            repetition_penalty=config.repetition_penalty,
+            stop=config.stop,
+            seed=seed,
+        )
+    except AGI2Error as error:
+        return f"({error})"
+
+
+def _drawing(
+    runs: Sequence[RunRecord],
+    names: Sequence[str],
+    unit: str,
+    sections: Sequence[tuple[str, Sequence[str], Rows]],
+) -> str:
+    """The body of a page: curves laid over each other, and the tables."""
+
+    def drawn(title: str, what: str, curves: list[list[Point]], dots: bool = False) -> str:
+        series = [
+            Series(name, _placed(run, curve, unit), color, noisy=not dots, dots=dots)
+            for color, (name, run, curve) in enumerate(zip(names, runs, curves, strict=True))
+        ]
+        return chart(title, what, series, x_name=unit, log="loss" in title)
+
+    histories = [run.history for run in runs]
+    validation = [each.curve("val_bits_per_byte") for each in histories]
+    training = [
+        [(step, loss * (each.bits_per_nat or math.nan)) for step, loss in each.curve("loss")]
+        for each in histories
+    ]
+    tables = "".join(
+        f"<h2>{escape(title)}</h2>"
+        + table(list(map(escape, head)), [list(map(escape, row)) for row in rows])
+        for title, head, rows in sections
+    )
+    return (
+        f"<h1>{escape(' · '.join(names))}</h1><br>"
+        f'<div class="charts"><div class="wide">'
+        f"{drawn('Validation loss', 'bits per byte', validation, dots=True)}</div>"
+        f"{drawn('Training loss', 'bits per byte', training)}"
+        f"{drawn('Speed', 'tokens per second', [each.speed for each in histories])}</div>{tables}"
+    )

@@ -1,0 +1,235 @@
+"""A run's folder, read back: its configuration and what it logged."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .charts import Point
+from .checkpoint import CONFIG, STATE, list_checkpoints
+from .config import Config
+from .config_loader import load_config
+from .errors import AGI2Error
+from .metrics import read_metrics
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one look at the held-out text found."""
+
+    step: int
+    loss: float
+    """In nats per token."""
+    bits_per_byte: float
+
+
+class History:
+    """What a run logged.
+
+    Args:
+        entries: the lines of its `metrics.jsonl`.
+    """
+
+    def __init__(self, entries: list[dict[str, Any]]) -> None:
+        self.entries = entries
+
+    def curve(self, key: str) -> list[Point]:
+        """Step and value wherever a number of this name was logged; it may not be finite."""
+        return [
+            (entry["step"], float(entry[key]))
+            for entry in self.entries
+            if "step" in entry and isinstance(entry.get(key), int | float)
+        ]
+
+    def last(self, key: str) -> float | None:
+        """The last number of this name, if there is one."""
+        curve = self.curve(key)
+        return curve[-1][1] if curve else None
+
+    @cached_property
+    def starts(self) -> list[tuple[int, dict[str, Any]]]:
+        """Step and description of the start, and of each resume."""
+        found = [(e.get("step", 0), e["start"]) for e in self.entries if "start" in e]
+        return [(step, start) for step, start in found if isinstance(start, dict)]
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The description of the last start; empty where none was logged."""
+        return self.starts[-1][1] if self.starts else {}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done, as far as was logged."""
+        return max((int(entry.get("step", 0)) for entry in self.entries), default=0)
+
+    @property
+    def samples(self) -> list[tuple[int, str]]:
+        """Step and text of each sample."""
+        return [(e.get("step", 0), str(e["sample"])) for e in self.entries if "sample" in e]
+
+    @property
+    def validations(self) -> list[Validation]:
+        """Every validation, in order."""
+        bits = dict(self.curve("val_bits_per_byte"))
+        return [
+            Validation(int(step), loss, bits.get(step, math.nan))
+            for step, loss in self.curve("val_loss")
+        ]
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest finite loss, if any."""
+        finite = [each for each in self.validations if math.isfinite(each.loss)]
+        return min(finite, key=lambda each: each.loss, default=None)
+
+    @property
+    def bits_per_nat(self) -> float | None:
+        """By what a training loss in nats per token is multiplied to give bits per byte."""
+        tokens, size = self.start.get("train_tokens"), self.start.get("train_bytes")
+        return tokens / size / math.log(2) if tokens and size else None
+
+    @property
+    def speed(self) -> list[Point]:
+        """Step and tokens per second between each logged step and the one before it."""
+        speeds = []
+        before: dict[str, Any] | None = None
+        for entry in self.entries:
+            if "tokens_per_second" not in entry:
+                # What follows a start has nothing before it to be compared with.
+                before = None if "start" in entry else before
+                continue
+            speed = entry["tokens_per_second"]
+            if before is not None and entry["seconds"] > before["seconds"]:
+                seconds = entry["seconds"] - before["seconds"]
+                speed = (entry["tokens"] - before["tokens"]) / seconds
+            speeds.append((entry["step"], speed))
+            before = entry
+        return speeds
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder tells it."""
+
+    folder: Path
+    config: Config
+    history: History
+
+    @property
+    def name(self) -> str:
+        """The folder's name: that of the configuration, or NAME.1 once a newer run took that."""
+        return self.folder.resolve().name
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run's folder.
+
+    Raises:
+        AGI2Error: where it is not a run's folder, or a file in it is broken.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise AGI2Error(
+            f"{folder} is no run's folder: there is no {METRICS} in it; agi2 list shows the runs"
+        )
+    return RunRecord(folder, load_config(folder / CONFIG), History(read_metrics(folder / METRICS)))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has written here."""
+    return (folder / METRICS).is_file()
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What can be known of a run in a line, even of a broken one."""
+
+    name: str
+    history: History
+    checkpoints: list[int]
+    """The steps of those on disk."""
+    size: int
+    """Bytes on disk."""
+    changed: float
+    """When it last logged something, in seconds since 1970."""
+    is_finished: bool
+    """Whether it reached its steps, its minutes, or the end of its patience."""
+    problem: str
+    """What is broken; empty where nothing is."""
+
+
+def list_runs(folder: Path) -> list[RunSummary]:
+    """The runs in a folder, the newest last; folders that are no runs are passed over.
+
+    Raises:
+        AGI2Error: where the folder cannot be read.
+    """
+    try:
+        inside = [place for place in folder.iterdir() if is_run(place)]
+    except OSError as error:
+        raise AGI2Error(f"{folder} cannot be read: {error.strerror}") from error
+    return sorted(map(summarize, inside), key=lambda run: run.changed)
+
+
+def summarize(folder: Path) -> RunSummary:
+    """A run in a line."""
+    history, is_finished, problem = History([]), False, ""
+    try:
+        history = History(read_metrics(folder / METRICS))
+        config = load_config(folder / CONFIG)
+        is_finished = _is_finished(folder, config, history)
+    except AGI2Error as error:
+        problem = str(error).splitlines()[0]
+    return RunSummary(
+        name=folder.name,
+        history=history,
+        checkpoints=[_step_of(place) for place in list_checkpoints(folder)],
+        size=_size_of(folder),
+        changed=(folder / METRICS).stat().st_mtime,
+        is_finished=is_finished,
+        problem=problem,
+    )
+
+
+def _is_finished(folder: Path, config: Config, history: History) -> bool:
+    state = _newest_state(folder)
+    total = history.start.get("total_steps")
+    if total is not None and history.steps >= total:
+        return True
+    if config.max_minutes is not None and state.get("seconds", 0) >= 60 * config.max_minutes:
+        return True
+    patience = config.early_stopping_patience
+    return patience is not None and state.get("evaluations_without_gain", 0) >= patience
+
+
+def _newest_state(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint notes; empty where there is none that can be read."""
+    for place in reversed(list_checkpoints(folder)):
+        try:
+            return dict(json.loads((place / STATE).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            continue
+    return {}
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(re.sub(r"\D", "", checkpoint.name))
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of all files; one that has two names counts once."""
+    sizes = {}
+    for path in folder.rglob("*"):
+        try:
+            status = path.lstat()
+        except OSError:  # a running training has just deleted it
+            continue
+        sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())

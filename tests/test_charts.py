@@ -1,0 +1,258 @@
+"""Charts and pages: HTML that is whole, whatever is drawn or written in it."""
+
+import math
+import re
+from html.parser import HTMLParser
+from statistics import median
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.charts import (
+    COLORS,
+    MAX_POINTS,
+    Scale,
+    Series,
+    chart,
+    escape,
+    fit_scale,
+    page,
+    short_number,
+    smooth,
+    table,
+    thin,
+)
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=32)
+CURVES = st.lists(FLOATS, max_size=80).map(lambda ys: list(enumerate(ys)))
+VOID = {"meta", "br", "img"}
+
+
+class Whole(HTMLParser):
+    """Every element is closed in its turn; `elements` and `text` are what was found."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], ""
+        self.feed(source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def lines(source):
+    """Points of every curve of a chart."""
+    paths = re.findall(r'class="line [^"]*" d="([^"]*)"', source)
+    return [re.findall(r"([ML])(-?[\d.]+) (-?[\d.]+)", path) for path in paths]
+
+
+# Scales
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FLOATS, max_size=60), st.booleans(), st.booleans())
+def test_a_scale_fits_any_values_and_has_sensible_ticks(values, log, from_zero):
+    scale = fit_scale(values, log=log, from_zero=from_zero)
+    assert scale.low < scale.high
+    finite = [value for value in values if abs(value) < 1e30]
+    inside = [value for value in finite if 0 <= scale.place(value) <= 1]
+    assert len(inside) >= 0.85 * len(finite)
+    ticks = scale.ticks()
+    assert ticks == sorted(ticks)
+    assert len(ticks) <= 8
+    assert all(-1e-6 <= scale.place(tick) <= 1 + 1e-6 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("scale", "ticks"),
+    [
+        (Scale(0, 10), [0, 2, 4, 6, 8, 10]),
+        (Scale(0.93, 1.07), [0.95, 1.0, 1.05]),
+        (Scale(1.5, 4.2, log=True), [1.5, 2, 2.5, 3, 3.5, 4]),
+        (Scale(1, 100, log=True), [1, 2, 5, 10, 20, 50, 100]),
+        (Scale(1, 1e4, log=True), [1, 10, 100, 1000, 10000]),
+        (Scale(1e-9, 1e9, log=True), [1e-9, 1e-5, 1e-1, 1e3, 1e7]),
+    ],
+)
+def test_ticks_are_round(scale, ticks):
+    assert scale.ticks() == pytest.approx(ticks)
+
+
+def test_neither_first_steps_nor_a_spike_flatten_a_curve():
+    bulk = [3 + 0.001 * index for index in range(1000)]
+    for log in (False, True):
+        scale = fit_scale([11.0, 10.0, *bulk, 900.0], log=log)
+        assert scale.place(3.9) - scale.place(3.1) > 0.2
+        assert scale.place(900.0) > 1
+
+
+def test_a_scale_from_zero_and_one_of_equal_values():
+    assert fit_scale([5.0, 6.0], from_zero=True).low == 0
+    assert 0 < fit_scale([7.0, 7.0]).place(7.0) < 1
+    assert fit_scale([2.0, 0.0], log=True).log is False
+    assert Scale(1, 10, log=True).place(0.0) < 0
+
+
+# Points
+
+
+@given(CURVES, st.integers(4, 40))
+def test_thinned_points_keep_the_lowest_and_the_highest(points, limit):
+    thinned = thin(points, limit)
+    assert len(thinned) <= max(limit, 2) + 2
+    finite = [y for _, y in points if math.isfinite(y)]
+    kept = [y for _, y in thinned if math.isfinite(y)]
+    assert bool(kept) == bool(finite)
+    if finite:
+        assert (min(kept), max(kept)) == (min(finite), max(finite))
+    assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
+    assert set(map(repr, thinned)) <= set(map(repr, points))
+
+
+@given(CURVES, st.sampled_from([0.03, 0.2, 1.0]))
+def test_smoothing_is_a_running_median(points, share):
+    finite = [point for point in points if math.isfinite(point[1])]
+    half = max(1, round(share * len(finite) / 2))
+    result = smooth(points, share)
+    assert [x for x, _ in result] == [x for x, _ in finite]
+    for index, (_, y) in enumerate(result):
+        window = sorted(y for _, y in finite[max(0, index - half) : index + half + 1])
+        assert y == window[len(window) // 2] >= median(window)
+
+
+# Charts
+
+
+@settings(deadline=None)
+@given(CURVES, CURVES, st.booleans())
+def test_any_curves_make_a_whole_figure(one, two, log):
+    series = [Series("a", one, noisy=True), Series("b", two, color=7, dots=True)]
+    figure = chart("T", "u", series, log=log, resumed=[3, 1e9])
+    Whole(figure)
+    assert "nan" not in figure
+    assert "inf" not in figure
+
+
+def test_a_curve_is_drawn_where_its_points_are():
+    figure = chart("Loss", "nats", [Series("a", [(0, 0.0), (50, 100.0), (100, 50.0)])])
+    ((first, second, third),) = lines(figure)
+    assert (first[0], second[0], third[0]) == ("M", "L", "L")
+    assert [float(x) for _, x, _ in (first, second, third)] == [0, 500, 1000]
+    top, middle, bottom = float(second[2]), float(third[2]), float(first[2])
+    assert 0 <= top < middle < bottom <= 1000  # y points down
+    assert middle == pytest.approx((top + bottom) / 2, abs=0.2)
+
+
+def test_what_is_not_finite_is_a_gap():
+    points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0), (5, 2.0)]
+    ((*points,),) = lines(chart("Loss", "nats", [Series("a", points)]))
+    assert "".join(pen for pen, _, _ in points) == "MLML"
+
+
+def test_many_points_are_thinned_and_smoothed():
+    points = [(step, 3 + math.sin(step) / 9) for step in range(50_000)]
+    raw, smoothed = lines(chart("Loss", "nats", [Series("a", points, noisy=True)]))
+    assert 100 < len(raw) <= MAX_POINTS + 2
+    heights = [float(y) for _, _, y in smoothed]
+    assert max(heights) - min(heights) < 200
+
+
+def test_the_legend_names_curves_resumes_and_what_is_left_out():
+    points = [(step, 3.0 + 0.01 * step) for step in range(60)]
+    points[30] = (30, 1e6)
+    dotted = Series("<b>", [(1, 3.1), (50, 3.3)], color=COLORS + 1, dots=True)
+    figure = chart("Loss", "nats", [Series("a", points, noisy=True), dotted], log=True, resumed=[9])
+    text = Whole(figure).text
+    assert "1 far-out points are not shown" in text
+    assert "resumed" in text
+    assert "logarithmic" in text
+    assert "a, running median" in text
+    assert "<b>: 3.1 at 1" in text
+    assert 'class="dot c1"' in figure
+    assert "resumed" not in chart("Loss", "nats", [dotted], resumed=[99])
+
+
+def test_a_single_point_and_none():
+    text = Whole(chart("Loss", "nats", [Series("a", [(1, 3.0)], dots=True)])).text
+    assert "a: 3 at 1" in text
+    for points in ([], [(1, math.nan)]):
+        assert "nothing was logged" in chart("Loss", "nats", [Series("a", points)])
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1.25, "1.25"),
+        (2000, "2k"),
+        (1.2e6, "1.2M"),
+        (3e9, "3B"),
+        (0.00025, "2.5e-4"),
+        (-1e-5, "-1e-5"),
+    ],
+)
+def test_short_numbers(value, text):
+    assert short_number(value) == text
+
+
+@given(st.text(st.characters(), max_size=40))
+def test_escaped_text_is_text_alone(text):
+    found = Whole(f"<p>{escape(text)}</p>")
+    assert found.elements == [("p", {})]
+    assert escape(text).isprintable() or not escape(text).isascii() or set(text) & set("\t\n")
+    escape(text).encode("utf-8")
+
+
+def test_what_no_file_can_hold_becomes_visible():
+    assert escape("a\0b\x1b\x7f\ud800\n") == "a␀b␛␡?\n"
+
+
+def test_a_page_loads_nothing():
+    source = page("<i>", table(["a", "b"], [["1", "2"]], "kind"))
+    found = Whole(source)
+    tags = {tag for tag, _ in found.elements}
+    assert not tags & {"script", "link", "img", "iframe", "object"}
+    assert not re.search(r"url\(|@import|https?:", source)
+    assert "default-src 'none'" in source
+    assert "prefers-color-scheme: dark" in source
+    assert ("table", {"class": "kind"}) in found.elements
+
+
+def _luminance(color):
+    digits = color.lstrip("#")
+    digits = "".join(d * 2 for d in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_both_schemes_have_contrast():
+    """Text 4.5:1 and curves 3:1, as WCAG 2.2 asks."""
+    schemes = re.findall(r":root \{[^}]*--back[^}]*\}", page("", ""))
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colors = dict(re.findall(r"--(\w+): (#\w+)", scheme))
+        for back, front, least in [
+            *(("card", str(number), 3.0) for number in range(COLORS)),
+            *((back, front, 4.5) for back in ("card", "back") for front in ("text", "soft")),
+            ("mark", "text", 4.5),
+        ]:
+            low, high = sorted([_luminance(colors[back]), _luminance(colors[front])])
+            assert (high + 0.05) / (low + 0.05) >= least, (back, front, scheme)

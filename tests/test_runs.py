@@ -1,0 +1,149 @@
+"""Runs read back from their folders."""
+
+import json
+import math
+
+import pytest
+
+from src.errors import AGI2Error
+from src.metrics import read_metrics
+from src.runs import History, list_runs, read_run
+from src.training import train_from_config
+
+
+@pytest.fixture
+def run(tiny_run):
+    return train_from_config(tiny_run(eval_interval=4, checkpoint_interval=5, sample_tokens=3))
+
+
+def test_a_run_is_read_as_it_was(run):
+    record = read_run(run.folder)
+    history = record.history
+    assert record.name == "run"
+    assert record.config.model_layer == 1
+    assert history.steps == 12
+    assert history.start["parameters"] == run.model.num_parameters()
+    assert [step for step, _ in history.samples] == [4, 8, 12]
+    assert [each.loss for each in history.validations] == run.history["val_loss"]
+    assert history.best.loss == run.history["best_val_loss"]
+    assert history.last("seconds") == pytest.approx(run.history["seconds"])
+    assert history.last("nothing") is None
+    # Training and validation loss are in one unit.
+    ratio = history.best.bits_per_byte / history.best.loss
+    assert history.bits_per_nat == pytest.approx(ratio, rel=0.2)
+
+
+def test_an_empty_history_knows_nothing():
+    history = History([])
+    assert (history.start, history.steps, history.best) == ({}, 0, None)
+    assert (history.samples, history.speed, history.bits_per_nat) == ([], [], None)
+
+
+def test_losses_that_are_not_finite_are_never_the_best():
+    entries = [{"step": step, "val_loss": loss} for step, loss in enumerate([math.nan, 3.0, 2.0])]
+    assert History(entries[:1]).best is None
+    best = History(entries).best
+    assert (best.step, best.loss) == (2, 2.0)
+    assert math.isnan(best.bits_per_byte)
+
+
+def test_speed_is_that_since_the_line_before():
+    def line(step, tokens, seconds, mean):
+        keys = ("step", "tokens", "seconds", "tokens_per_second")
+        return dict(zip(keys, (step, tokens, seconds, mean), strict=True))
+
+    history = History(
+        [
+            {"step": 0, "start": {}},
+            line(1, 100, 1.0, 100.0),
+            {"step": 1, "val_loss": 3.0},
+            line(2, 200, 1.5, 133.3),
+            {"step": 2, "start": {}},
+            line(3, 300, 9.0, 50.0),
+            line(4, 400, 9.0, 70.0),
+        ]
+    )
+    assert history.speed == [(1, 100.0), (2, 200.0), (3, 50.0), (4, 70.0)]
+    assert [step for step, _ in history.starts] == [0, 2]
+
+
+def test_what_is_no_run_is_said_to_be_none(tmp_path, run):
+    with pytest.raises(AGI2Error, match=r"is no run's folder.*agi2 list"):
+        read_run(tmp_path / "nothing")
+    (run.folder / "config.toml").unlink()
+    with pytest.raises(AGI2Error, match=r"config\.toml: no such file"):
+        read_run(run.folder)
+
+
+def test_runs_are_listed_the_newest_last(tiny_run, tmp_path):
+    folder = tmp_path / "trained"
+    for name in ("b", "a"):
+        train_from_config(tiny_run(name, eval_interval=4, checkpoint_interval=5))
+    (folder / "other").mkdir()
+    (folder / "file.txt").write_text("no run")
+    first, second = list_runs(folder)
+    assert (first.name, second.name) == ("b", "a")
+    assert first.checkpoints == [10, 12]
+    assert (first.is_finished, first.problem) == (True, "")
+    assert first.history.best.loss == min(each.loss for each in first.history.validations)
+
+
+def test_a_file_with_two_names_counts_once(run):
+    (summary,) = list_runs(run.folder.parent)
+    files = [path for path in run.folder.rglob("*") if path.is_file()]
+    sizes = {path.stat().st_ino: path.stat().st_size for path in files}
+    folders = [path for path in run.folder.rglob("*") if path.is_dir()]
+    assert summary.size == sum(sizes.values()) + sum(path.stat().st_size for path in folders)
+    assert len(sizes) < len(files)
+
+
+def test_a_file_that_vanishes_meanwhile_does_not_stop_the_list(run, monkeypatch):
+    from src import runs
+
+    class Vanished(type(run.folder)):
+        def rglob(self, pattern):
+            return [self / "gone", *super().rglob(pattern)]
+
+    whole = runs._size_of(run.folder)
+    assert runs._size_of(Vanished(run.folder)) == whole > 0
+
+
+def cut_back(run, steps):
+    """The run's log, as it was after so many steps."""
+    path = run.folder / "metrics.jsonl"
+    kept = [entry for entry in read_metrics(path) if entry["step"] <= steps]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def test_a_run_that_was_stopped_is_unfinished(run):
+    cut_back(run, 7)
+    assert not list_runs(run.folder.parent)[0].is_finished
+
+
+def test_time_and_patience_finish_a_run(tiny_run):
+    options = {"max_steps": None, "checkpoint_interval": 3}
+    timed = train_from_config(tiny_run(max_minutes=0.002, **options))
+    assert timed.history["stopped"] == "time"
+    patient = tiny_run("patient", early_stopping_patience=1, eval_interval=1, learning_rate=9.0)
+    assert train_from_config(patient).history["stopped"] == "early"
+    assert all(run.is_finished for run in list_runs(timed.folder.parent))
+    # Without a checkpoint nobody knows.
+    for state in timed.folder.glob("checkpoints/*/state.json"):
+        state.write_text("[")
+    finished = {run.name: run.is_finished for run in list_runs(timed.folder.parent)}
+    assert finished == {"run": False, "patient": True}
+
+
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl"])
+def test_a_broken_run_is_listed_as_far_as_it_is_known(run, name):
+    (run.folder / name).write_bytes(b"\xff no such\n\nthing = =\n")
+    (summary,) = list_runs(run.folder.parent)
+    assert name in summary.problem
+    assert not summary.is_finished
+    assert summary.checkpoints == [10, 12]
+    assert summary.history.steps == (12 if name == "config.toml" else 0)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(AGI2Error, match="nothing cannot be read"):
+        list_runs(tmp_path / "nothing")
