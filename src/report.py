@@ -111,9 +111,7 @@ def _charts(history: History) -> list[str]:
         f'<div class="wide">{chart("Loss", unit, loss, log=True, resumed=resumed)}</div>',
         chart("Learning rate", "of AdamW", rate, from_zero=True, resumed=resumed),
         chart("Gradient norm", "before clipping", norm, log=True, resumed=resumed),
-        chart(
-            "Speed", "tokens per second", speed, from_zero=True, resumed=resumed
-        ),
+        chart("Speed", "tokens per second", speed, from_zero=True, resumed=resumed),
     ]
 
 
