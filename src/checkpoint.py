@@ -507,6 +507,15 @@ def forget_after(folder: Path, step: int) -> None:
                 shutil.rmtree(place)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half written in a run's folder."""
+    for partial in (folder / CHECKPOINTS).glob(".step-*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+    for beside in folder.iterdir():
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", beside.name):  # `atomic_path`'s
+            beside.unlink(missing_ok=True)
+
+
 def make_room(folder: Path) -> None:
     """Move what stands in a run folder's place to the first free NAME.1, NAME.2, ...
 

@@ -57,7 +57,9 @@ def select_precision(preference: str, device: torch.device) -> torch.dtype:
     if preference == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older devices emulate it, slowly.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     if preference == "fp16" and device.type != "cuda":
         log.warning("precision fp16 needs CUDA: using fp32")
         return torch.float32
@@ -165,15 +167,16 @@ _PEAKS = {
 }
 
 
-def peak_flops(device: torch.device) -> float | None:
+def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> float | None:
     """The most floating-point operations a second that matrix products reach on a device.
 
-    A GPU's is the maker's figure, `None` where it is not known; a CPU's is measured in fp32, in
-    about a tenth of a second.
+    A GPU's is the maker's figure for half precision, `None` where it is not known or the precision
+    is another; a CPU's is measured in fp32, in about a tenth of a second.
     """
     if device.type == "cuda":  # pragma: needs gpu
         name = torch.cuda.get_device_name(device)
-        return next((peak for known, peak in _PEAKS.items() if known in name), None)
+        known = (peak for model, peak in _PEAKS.items() if re.search(rf"\b{model}\b", name))
+        return None if precision == torch.float32 else next(known, None)
     if device.type != "cpu":
         return None
     a, b = torch.ones(512, 512), torch.ones(512, 2048)
@@ -203,10 +206,11 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways
-        log.warning("torch.compile does not work here (%s): running without it", _first_line(error))
+        log.warning("torch.compile does not work here (%s): running without it", first_line(error))
         return False
     return True
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or what it is."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

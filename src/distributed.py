@@ -179,7 +179,7 @@ def _join(device: torch.device) -> None:
     dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
 
 
-def is_lost_process(error: RuntimeError) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Whether PyTorch says that the connection to another process is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 

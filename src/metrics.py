@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from .config import Config
 from .errors import AGI2Error
-from .utils import human_time, log, write_text, writing
+from .utils import human_time, log, sync_file, write_text, writing
 
 # Everything but generated text goes to standard error.
 console = Console(stderr=True, highlight=False)
@@ -60,12 +60,19 @@ class MetricsFile:
         self.path = path
         with writing(path):
             path.touch()
-            os.truncate(path, min(size, path.stat().st_size))
+            # After a power cut the file may be shorter, and end within a line.
+            kept = path.read_bytes()[:size]
+            os.truncate(path, kept.rfind(b"\n") + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one line."""
         with writing(self.path), open(self.path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def sync(self) -> None:
+        """Ask the disk to keep what was written."""
+        with writing(self.path):
+            sync_file(self.path)
 
     @property
     def size(self) -> int:
@@ -112,9 +119,9 @@ class RunLog:
     def __init__(self, config: Config, folder: Path, size: int = 0, step: int = 0) -> None:
         check_log_to(config.log_to)
         self.file = MetricsFile(folder / "metrics.jsonl", size)
-        logged = read_metrics(self.file.path)
         self.sinks: list[Sink] = []
         if "tensorboard" in config.log_to:
+            logged = read_metrics(self.file.path)
             self.sinks.append(TensorBoardSink(config, folder, step, logged))
         if "wandb" in config.log_to:
             self.sinks.append(WandbSink(config, folder))
@@ -124,6 +131,10 @@ class RunLog:
         self.file.write(entry)
         for sink in self.sinks:
             sink.write(entry)
+
+    def sync(self) -> None:
+        """Ask the disk to keep `metrics.jsonl` as it is."""
+        self.file.sync()
 
     @property
     def size(self) -> int:
@@ -143,7 +154,8 @@ def check_log_to(names: Sequence[str]) -> None:
         AGI2Error: which says what to install.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name is no package
             raise AGI2Error(
                 f"log_to: {name} is not installed; install it with uv sync --extra {name} or "
                 f"pip install {name}, or take it out of log_to"

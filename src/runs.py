@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -226,10 +228,10 @@ def _step_of(checkpoint: Path) -> int:
 def _size_of(folder: Path) -> int:
     """Bytes of all files; one that has two names counts once."""
     sizes = {}
-    for path in folder.rglob("*"):
-        try:
-            status = path.lstat()
-        except OSError:  # a running training has just deleted it
-            continue
-        sizes[status.st_dev, status.st_ino] = status.st_size
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # A running training may just have deleted it.
+            with contextlib.suppress(OSError):
+                status = os.lstat(os.path.join(place, name))
+                sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())

@@ -60,6 +60,10 @@ class Tokenizer(ABC):
     def to_json(self) -> str:
         """The whole tokenizer as JSON text."""
 
+    def preprocess(self, text: str) -> str:
+        """The text that is really encoded."""
+        return text
+
     def encode_array(self, text: str) -> np.ndarray:
         """Text to token ids in the smallest unsigned type that holds the vocabulary."""
         return np.array(self.encode(text), dtype=self.dtype)

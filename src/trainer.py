@@ -19,6 +19,7 @@ from .cuda_utils import (
     can_compile,
     choose_micro_batch_size,
     describe_device,
+    first_line,
     memory_stats,
     peak_flops,
     select_precision,
@@ -64,13 +65,16 @@ FIXED_ON_RESUME = (
     "batch_size",
     "seed",
     "optimizer",
+    "lowercase",
+    "fold_whitespace",
 )
 
 # Of `state.json`, and of what stands beside it.
 FORMAT = 2
 
-# So many steps in a row whose gradients are no numbers end a run.
-_SKIPPED_AT_MOST = 5
+# So many steps in a row whose gradients are no numbers end a run. In fp16 the first ones overflow
+# until the scale is found, which is halved each time.
+_SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
 
 
 class Trainer:
@@ -119,22 +123,24 @@ class Trainer:
         """The model as a process can use it by itself: a copy, made anew, where it is sharded."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.optimizers = make_optimizers(model, config)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.precision == torch.float16
-        )
         self._rows = self._own_rows()
         self.micro_batch_size = min(self._rows, self._micro_batch_size())
         # Compiling measured no gain on a CPU.
-        self.compiled = self.device.type == "cuda" if config.compile == "auto" else config.compile
+        wanted = self.device.type == "cuda" and not self.sharded
+        self.compiled = wanted if config.compile == "auto" else config.compile
         self._saving = Background()
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
         self.total_steps = config.epochs * self.batches.steps_per_epoch
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
+        self.has_begun = False
+        """Whether the run has a folder with a log of its own."""
         # Everything below is saved in a checkpoint.
+        self.scaler = self._scaler()
         self.step = 0
         self.skipped_steps = 0
+        self.skipped_in_a_row = 0
         self.seconds = 0.0
         self.epoch_loss = RunningMean()
         self.recent_loss = RunningMean()
@@ -142,6 +148,9 @@ class Trainer:
         self.best_loss = float("inf")
         self.evaluations_without_gain = 0
         self.history: History = {"train_loss": [], "val_loss": [], "val_steps": []}
+
+    def _scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     def _own_rows(self) -> int:
         """How many sequences of each batch are this process's."""
@@ -169,13 +178,15 @@ class Trainer:
             "format": FORMAT,
             "step": self.step,
             "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
             "epoch_loss": self.epoch_loss.state(),
             "recent_loss": self.recent_loss.state(),
             "evaluated_at": self.evaluated_at,
             "best_loss": self.best_loss if self.best_loss < float("inf") else None,
             "evaluations_without_gain": self.evaluations_without_gain,
-            "history": self.history,
+            # A copy: it is written while training goes on.
+            "history": {key: list(values) for key, values in self.history.items()},
             "metrics_size": self.metrics.size,
             "micro_batch_size": self.micro_batch_size,
             "compiled": self.compiled,
@@ -235,6 +246,7 @@ class Trainer:
         checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
         self.step = state["step"]
         self.skipped_steps = state["skipped_steps"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
         self.seconds = state["seconds"]
         self.epoch_loss = RunningMean(*state["epoch_loss"])
         self.recent_loss = RunningMean(*state["recent_loss"])
@@ -243,25 +255,31 @@ class Trainer:
         self.evaluations_without_gain = state["evaluations_without_gain"]
         self.history = state["history"]
         # These change rounding: what the run chose by itself stays as it was.
-        self.micro_batch_size = min(self._rows, state["micro_batch_size"])
+        if self.config.micro_batch_size == "auto":
+            self.micro_batch_size = min(self._rows, state["micro_batch_size"])
         if state["processes"] == self.processes.count:
             torch.set_num_threads(state["threads"])
         if self.config.compile == "auto":
             self.compiled = state["compiled"]
         if self.config.precision == "auto":
-            self.precision = getattr(torch, state["precision"])
+            # As `select_precision`: fp16 is CUDA's alone.
+            half_elsewhere = state["precision"] == "float16" and self.device.type != "cuda"
+            self.precision = torch.float32 if half_elsewhere else getattr(torch, state["precision"])
+        self.scaler = self._scaler()
         for name, now in (
+            ("micro_batch_size", self.micro_batch_size),
             ("compiled", self.compiled),
             ("precision", _name_of(self.precision)),
             ("processes", self.processes.count),
         ):
             if state[name] != now:
                 log.warning("%s was %s in this run: the rounding changes", name, state[name])
-        self.scaler.load_state_dict(state["scaler"] or self.scaler.state_dict())
+        if self.scaler.is_enabled() and state["scaler"]:  # pragma: needs gpu
+            self.scaler.load_state_dict(state["scaler"])
         log.info("resuming %s at step %d", checkpoint.folder, self.step)
         for key, before in state["config"].items():
-            if key != "resume" and before != self.config[key]:
-                log.info("%s is now %r, it was %r", key, self.config[key], before)
+            if key != "resume" and before != self.config.get(key):
+                log.info("%s is now %r, it was %r", key, self.config.get(key), before)
         if state["total_steps"] != self.total_steps:
             log.info(
                 "the run is now %d steps long, not %d: the learning rate follows the new length",
@@ -292,27 +310,32 @@ class Trainer:
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
         self._prepare_loss()
-        self._peak_flops = peak_flops(self.device)
-        if self.processes.is_main:
-            self._prepare_folder(checkpoint)
+        self._peak_flops = peak_flops(self.device, self.precision)
         bounded = self.config.epochs < UNBOUNDED_EPOCHS or self.config.max_steps is not None
         display = TrainingDisplay(self.total_steps if bounded else None)
+        interrupt = Interrupt()
         try:
-            with Interrupt() as interrupt, display as self.display:
+            if self.processes.is_main:
+                self._prepare_folder(checkpoint)
+            with interrupt, display as self.display:
                 stopped = self._loop(interrupt)
+                # Before the last validation, so that whatever happens in there loses nothing.
+                self._save_whole()
             return self._finish(stopped)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             # Once a process is gone, torchrun asks the others to stop.
             if interrupt.asked and is_lost_process(error):
                 raise KeyboardInterrupt from error
+            if is_out_of_memory(error):
+                raise self._out_of_memory() from error
             if not is_device_failure(error):
                 raise
             raise AGI2Error(
-                f"{self.device} failed at step {self.step} ({str(error).splitlines()[0]}): when it "
-                "works again, or with another device, go on with --resume"
+                f"{self.device} failed at step {self.step} ({first_line(error)}): when it works "
+                "again, or with another device, go on with --resume"
             ) from error
         finally:
-            if self.processes.is_main:
+            if self.has_begun:
                 self.metrics.close()
 
     def _prepare_loss(self) -> None:
@@ -336,7 +359,9 @@ class Trainer:
         checkpoints.describe_model(self.model.config, self.tokenizer, self.config, self.folder)
         if checkpoint is not None:
             checkpoint.restore_best(self.weights)
+        checkpoints.clear_leftovers(self.folder)
         self.metrics = RunLog(self.config, self.folder, logged, self.step)
+        self.has_begun = True
         self._write({"step": self.step, "start": self._describe()})
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -370,7 +395,6 @@ class Trainer:
         self._first_step, self._first_second = self.step, self.seconds
         self._started = time.monotonic()
         self._busy_seconds, self._busy_steps = 0.0, 0
-        self._skipped_in_a_row = 0
         self._upcoming: torch.Tensor | None = None
         while True:
             # After this step's checkpoint, so that a crash in here loses nothing.
@@ -383,6 +407,7 @@ class Trainer:
             if self._time_is_over():
                 return "time"
             self._train_one_step()
+            self._stop_if_diverged()
             # The same on all, at the same step.
             asked, self.seconds = self.processes.agree(interrupt.asked, self.seconds)
             if asked:
@@ -406,9 +431,11 @@ class Trainer:
         if taken:
             self.epoch_loss.add(loss)
             self.recent_loss.add(loss)
-            self._skipped_in_a_row = 0
+            self.skipped_in_a_row = 0
         else:
-            self._skip()
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            log.warning("step %d left out: its loss or gradients are not finite", self.step)
         now = time.monotonic()
         self.seconds = self._first_second + now - self._started
         self._busy_seconds += now - started
@@ -458,18 +485,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":  # pragma: needs gpu
             torch.cuda.empty_cache()
-        if self.processes.count > 1:
-            raise AGI2Error(
-                f"out of memory at step {self.step} on process {self.processes.rank}, with "
-                f"{self.micro_batch_size} sequences at a time: lower micro_batch_size, or use "
-                'parallel = "fsdp" or gradient_checkpointing = true'
-            )
-        if self.micro_batch_size == 1:
-            raise AGI2Error(
-                f"out of memory at step {self.step}, with one sequence at a time: set "
-                "gradient_checkpointing = true, or lower seq_len, vocab_size, model_layer or "
-                "model_embd"
-            )
+        if self.processes.count > 1 or self.micro_batch_size == 1:
+            raise self._out_of_memory()
         whole, half = self.batches.batch_size, self.micro_batch_size // 2
         smaller = max(n for n in range(1, half + 1) if whole % n == 0)
         log.warning(
@@ -479,20 +496,27 @@ class Trainer:
         )
         self.micro_batch_size = smaller
 
-    def _skip(self) -> None:
-        """Count a step that was left out, as its gradients were not finite."""
-        if self.scaler.is_enabled():  # fp16 overflows now and then, until its scale is found
+    def _out_of_memory(self) -> AGI2Error:
+        """What to do where smaller micro-batches cannot help, or are not in one's own hand."""
+        who = f" on process {self.processes.rank}" if self.processes.count > 1 else ""
+        return AGI2Error(
+            f"out of memory at step {self.step}{who}, with {self.micro_batch_size} sequences at a "
+            "time: lower micro_batch_size, set gradient_checkpointing = true, or lower seq_len, "
+            "vocab_size, model_layer or model_embd"
+            + ('; or share the model: parallel = "fsdp"' if who else "")
+        )
+
+    def _stop_if_diverged(self) -> None:
+        """End the run where too many steps in a row were left out."""
+        limit = _SKIPPED_IN_FP16 if self.scaler.is_enabled() else _SKIPPED_AT_MOST
+        if self.skipped_in_a_row < limit:
             return
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        log.warning("step %d left out: its loss or gradients are not finite", self.step)
-        if self._skipped_in_a_row == _SKIPPED_AT_MOST:
-            place = self._save_whole()
-            raise AGI2Error(
-                f"{_SKIPPED_AT_MOST} steps in a row gave no finite loss: lower learning_rate (now "
-                f"{self.config.learning_rate:g}) and go on from a checkpoint: the last good "
-                f"weights are in {place}, earlier ones beside it"
-            )
+        place = self._save_whole()
+        raise AGI2Error(
+            f"{limit} steps in a row gave no finite loss: lower learning_rate (now "
+            f"{self.config.learning_rate:g}) and go on from a checkpoint: the last good weights "
+            f"are in {place}"
+        )
 
     def _progress(self) -> float:
         """The share of the run that is done, by steps or by the clock."""
@@ -587,6 +611,7 @@ class Trainer:
                 self.best_loss = result.loss
                 self.evaluations_without_gain = 0
                 if self.processes.is_main:
+                    self._saving.wait()  # a checkpoint may be writing, or linking, the same file
                     checkpoints.save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
             else:
                 self.evaluations_without_gain += 1
@@ -659,6 +684,8 @@ class Trainer:
         processes the main one writes.
         """
         place = checkpoints.checkpoint_folder(self.folder, self.step)
+        if self.processes.is_main:
+            self.metrics.sync()
         if self.sharded:
             self._save_shards()
             return place
@@ -718,8 +745,7 @@ class Trainer:
         return place
 
     def _finish(self, stopped: str) -> History:
-        """Save, validate a last time, and leave the best weights in the model."""
-        self.save()  # before the validation, so that a crash in there loses nothing
+        """Validate a last time, and leave the best weights in the model."""
         if self.evaluated_at != self.step:
             self._validate()
             self.save()  # with what it found: a longer run may go on from here

@@ -165,7 +165,9 @@ def prepare(
             tokenizer = _make_tokenizer(config, train, checkpoint)
     with busy("cutting the text into tokens"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
-    return Prepared(tokenizer, train_data, val_data, documents, train)
+    # As the model sees it: only so can a copy be found.
+    seen = [tokenizer.preprocess(document) for document in train]
+    return Prepared(tokenizer, train_data, val_data, documents, seen)
 
 
 def make_trainer(
@@ -234,10 +236,12 @@ def _train(
         "es" if processes.count > 1 else "",
         describe_device(trainer.device),
     )
-    history = trainer.fit(checkpoint)
     is_main = processes.is_main
-    if is_main:
-        _write_report(trainer.folder, text.training_text)
+    try:
+        history = trainer.fit(checkpoint)
+    finally:  # also of a run that was stopped, or failed
+        if is_main and trainer.has_begun:
+            _write_report(trainer.folder, text.training_text)
     return Run(trainer.whole, text.tokenizer, history, trainer.folder, text.training_text, is_main)
 
 

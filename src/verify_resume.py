@@ -80,6 +80,10 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     yield "exact"
 
 
+# Windows has SIGTERM alone, which there kills like SIGKILL.
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
 def _train(config: Config, killed_after: int = 0) -> None:
     """Train in a fresh process.
 
@@ -94,8 +98,10 @@ def _train(config: Config, killed_after: int = 0) -> None:
         f"from {__package__}.verify_resume import _train_here\n"
         f"_train_here({str(file)!r}, {killed_after})"
     )
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    if killed_after and process.returncode in (-signal.SIGKILL, signal.SIGTERM):
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", errors="replace"
+    )
+    if killed_after and process.returncode in (-_KILL, _KILL):
         return
     if process.returncode or killed_after:
         said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
@@ -110,8 +116,7 @@ class _Doomed(Trainer):
     def save(self) -> Path:
         """Save once, at step `killed_after`."""
         if self.step > self.killed_after:
-            # Windows has SIGTERM alone, which there kills like SIGKILL.
-            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+            os.kill(os.getpid(), _KILL)
         return super().save()
 
 

@@ -123,7 +123,7 @@ def test_auto_precision_is_full_without_cuda(warnings, device):
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_precision_on_cuda_is_bf16_where_it_is_there(monkeypatch, has_bf16, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     assert select_precision("auto", CUDA) == dtype
 
 
@@ -333,5 +333,5 @@ def test_the_peak_of_a_cpu_is_measured_and_that_of_an_unknown_device_is_not_know
 @pytest.mark.gpu
 @needs_cuda
 def test_the_peak_of_a_gpu_is_what_its_maker_says():
-    peak = peak_flops(CUDA)
+    peak = peak_flops(CUDA, torch.bfloat16)
     assert peak is None or 1e13 < peak < 1e16

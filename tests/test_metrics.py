@@ -437,3 +437,19 @@ def test_a_missing_package_is_named_before_a_run_begins(name, tiny_run, tmp_path
     with pytest.raises(AGI2Error, match=f"{name} is not installed.*--extra {name}.*log_to"):
         train_from_config(tiny_run(log_to=[name]))
     assert not (tmp_path / "trained").exists()
+
+
+def test_a_log_that_a_power_cut_left_within_a_line_goes_on_after_the_last_whole_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
+    file = MetricsFile(path, 500)
+    file.write({"step": 2})
+    file.sync()
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_folder_of_a_packages_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "nopackage").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AGI2Error, match="nopackage is not installed"):
+        metrics.check_log_to(["nopackage"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from src import trainer as trainer_module
 from src.checkpoint import list_checkpoints, load_model, newest_checkpoint
 from src.errors import AGI2Error
 from src.metrics import read_metrics
@@ -20,7 +21,7 @@ from src.optimization import learning_rate_factor
 from src.step import NextTokenLoss
 from src.tokenizer import BasicTokenizer
 from src.trainer import FIXED_ON_RESUME, Trainer
-from src.training import train_from_config, train_model
+from src.training import make_trainer, prepare, train_from_config, train_model
 
 # Checkpoints and validations at the same steps and at different ones; more than one epoch.
 EXACT = {
@@ -222,8 +223,16 @@ def test_the_micro_batch_of_the_first_run_is_used_again(tiny_run, monkeypatch):
     options = {key: value for key, value in EXACT.items() if key != "micro_batch_size"}
     whole = train_from_config(tiny_run("whole", micro_batch_size=2, **options))
     crash(monkeypatch, tiny_run("broken", micro_batch_size=2, **options), 14)
-    resumed = train_from_config(tiny_run("broken", micro_batch_size=8, resume="auto", **options))
+    # `auto` alone would choose 8.
+    resumed = train_from_config(tiny_run("broken", resume="auto", **options))
     assert_same_outcome(whole, resumed)
+
+
+def test_a_micro_batch_that_is_set_when_resuming_is_used(tiny_run, caplog):
+    train_from_config(tiny_run(max_steps=2, micro_batch_size=8))
+    run = train_from_config(tiny_run(max_steps=4, micro_batch_size=2, resume="auto"))
+    assert newest_checkpoint(run.folder).state["micro_batch_size"] == 2
+    assert "micro_batch_size was 8 in this run: the rounding changes" in caplog.text
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tiny_run, monkeypatch, caplog):
@@ -276,6 +285,8 @@ OTHERS = {
     "batch_size": 4,
     "seed": 5,
     "optimizer": "muon",
+    "lowercase": False,
+    "fold_whitespace": False,
     "model_embd": 32,
     "model_layer": 2,
     "model_head": 4,
@@ -545,6 +556,58 @@ def test_where_one_sequence_does_not_fit_a_line_names_the_keys(tiny_run, monkeyp
     monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.empty(2**60))
     with pytest.raises(AGI2Error, match="gradient_checkpointing = true, or lower seq_len"):
         train_from_config(tiny_run(max_steps=2))
+
+
+@pytest.mark.parametrize("where", ["apply_gradients", "evaluate", "generate_text"])
+def test_a_lack_of_memory_elsewhere_is_one_line_and_nothing_is_lost(tiny_run, monkeypatch, where):
+    whole = train_from_config(tiny_run("whole", **EXACT))
+    original = getattr(trainer_module, where)
+    calls = iter(range(100))
+
+    def cramped(*args, **kwargs):
+        if next(calls) == (9 if where == "apply_gradients" else 1):
+            raise MemoryError
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, where, cramped)
+        with pytest.raises(AGI2Error, match=r"out of memory at step (9|12), with 2 sequences"):
+            train_from_config(tiny_run("broken", **EXACT))
+    resumed = train_from_config(tiny_run("broken", resume="auto", **EXACT))
+    assert_same_outcome(whole, resumed)
+
+
+def test_an_interrupted_run_has_its_report(tiny_run, monkeypatch):
+    config = tiny_run(max_steps=9)
+    crash(monkeypatch, config, 5)
+    assert (Path(config.output_dir) / config.model_name / "report.html").is_file()
+
+
+def test_what_a_kill_left_half_written_is_gone_after_the_next_start(tiny_run):
+    run = train_from_config(tiny_run(max_steps=2))
+    (run.folder / ".model.safetensors.0123abcd").write_bytes(b"half")
+    partial = run.folder / "checkpoints" / ".step-00000009.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    kept = run.folder / ".notes"
+    kept.write_text("mine")
+    train_from_config(tiny_run(max_steps=3, resume="auto"))
+    assert kept.is_file()
+    assert not partial.exists()
+    assert not (run.folder / ".model.safetensors.0123abcd").exists()
+
+
+def test_a_checkpoint_that_is_written_while_training_goes_on_is_as_it_was_asked_for(tiny_run):
+    """The state holds nothing that changes later."""
+    config = tiny_run(max_steps=4, eval_interval=3)
+    text = prepare(config)
+    trainer = make_trainer(config, text)
+    states = []
+    original = trainer.state_dict
+    trainer.state_dict = lambda: states.append(original()) or states[-1]
+    trainer.fit()
+    assert [state["step"] for state in states] == [4, 4]
+    assert [len(state["history"]["val_loss"]) for state in states] == [1, 2]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_run, monkeypatch):
