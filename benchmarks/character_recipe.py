@@ -2,8 +2,9 @@
 
 python benchmarks/character_recipe.py NANOGPT_FOLDER TEXT [--steps 2000] [--json FILE]
 
-4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; the first 90 % of the text train,
-the last 10 % validate. Each loss is over all of the held-out text.
+4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; AGI2 with Muon and a rate that falls
+linearly to zero, once with the same tokens, once with 0.3 of them: how soon is nanoGPT's loss reached?
+The first 90 % of the text train, the last 10 % validate; each loss is over all of the held-out text.
 """
 
 import tempfile
@@ -14,9 +15,10 @@ from common import nanogpt_characters, parser, report
 from src.config_loader import make_config
 from src.training import train_from_config
 
+MUON = {"optimizer": "muon", "learning_rate": 6e-3, "muon_learning_rate": 0.02}
 RECIPES = {
-    "AGI2, AdamW": {"optimizer": "adamw", "learning_rate": 6e-3},
-    "AGI2, Muon": {"optimizer": "muon", "learning_rate": 6e-3, "muon_learning_rate": 0.02},
+    "AGI2, Muon": (1.0, MUON),
+    "AGI2, Muon, 0.3 of the steps": (0.3, MUON),
 }
 
 
@@ -33,7 +35,8 @@ def main() -> None:
         rows.append(
             {"what": "nanoGPT", "validation loss": peer["loss"], "seconds": peer["seconds"]}
         )
-        for name, recipe in RECIPES.items():
+        for name, (share, recipe) in RECIPES.items():
+            steps = round(share * given.steps)
             config = make_config(
                 {
                     "sources": [str(given.text)],
@@ -50,9 +53,10 @@ def main() -> None:
                     "bias": False,
                     "dropout": 0.0,
                     "batch_size": 12,
-                    "max_steps": given.steps,
-                    "eval_interval": given.steps,
-                    "checkpoint_interval": given.steps,
+                    "lr_schedule": "linear",
+                    "max_steps": steps,
+                    "eval_interval": steps,
+                    "checkpoint_interval": steps,
                     "sample_tokens": 0,
                     **recipe,
                 }

@@ -573,7 +573,7 @@ class Trainer:
 
     def _share_of_peak(self) -> float | None:
         """The share of the device's peak FLOP/s that the steps reach, where the peak is known."""
-        if self._peak_flops is None:
+        if self._peak_flops is None:  # pragma: needs gpu
             return None
         each = training_flops(
             self.model.config, self.model.num_parameters(), self.batches.dataset.seq_len - 1
