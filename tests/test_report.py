@@ -167,8 +167,9 @@ def test_a_span_that_stands_in_many_places_says_so(run):
 def test_the_prompt_is_not_held_against_a_sample(tiny_run):
     run = train_from_config(tiny_run(model_seed="the ship", eval_interval=4, sample_tokens=4))
     assert all(text.startswith("the ship") for _, text in read_run(run.folder).history.samples)
-    for copy in find_copies(read_run(run.folder), ["the ship"]):
-        assert not copy.written.startswith("the ship")
+    copies = find_copies(read_run(run.folder), ["the ship"])
+    assert len(copies) == len(read_run(run.folder).history.samples)
+    assert not any(copy.written.startswith("the ship") for copy in copies)
 
 
 def test_what_is_compared_is_bounded(run, monkeypatch):
