@@ -3,7 +3,7 @@
 python benchmarks/character_recipe.py NANOGPT_FOLDER TEXT [--steps 2000] [--json FILE]
 
 4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; AGI2 with Muon and a rate that falls
-linearly to zero, once with the same tokens, once with 0.24 of them: how soon is nanoGPT's loss reached?
+linearly to zero, once with the same tokens, once with a quarter of them: how soon is nanoGPT's loss reached?
 The first 90 % of the text train, the last 10 % validate; each loss is over all of the held-out text.
 """
 
@@ -18,7 +18,7 @@ from src.training import train_from_config
 MUON = {"optimizer": "muon", "learning_rate": 6e-3, "muon_learning_rate": 0.02}
 RECIPES = {
     "AGI2, Muon": (1.0, MUON),
-    "AGI2, Muon, 0.24 of the steps": (0.24, MUON),
+    "AGI2, Muon, a quarter of the steps": (0.25, MUON),
 }
 
 

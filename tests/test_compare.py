@@ -9,8 +9,10 @@ import pytest
 from src.compare import aligned_curves, compare_runs, differences, print_runs, print_table, results
 from src.errors import AGI2Error
 from src.generation import generate_text
+from src.metrics import read_metrics
 from src.runs import read_run
 from src.training import train_from_config
+from src.utils import human_time
 from tests.test_charts import Whole, lines
 
 
