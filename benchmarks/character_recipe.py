@@ -3,8 +3,9 @@
 python benchmarks/character_recipe.py NANOGPT_FOLDER TEXT [--steps 2000] [--json FILE]
 
 4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; AGI2 with Muon and a rate that falls
-linearly to zero, once with the same tokens, once with a quarter of them: how soon is nanoGPT's loss reached?
-The first 90 % of the text train, the last 10 % validate; each loss is over all of the held-out text.
+linearly to zero, with the same tokens, and with a quarter of them: how soon is nanoGPT's loss
+reached? The first 90 % of the text train, the last 10 % validate; each loss is over all of the
+held-out text.
 """
 
 import tempfile
