@@ -164,19 +164,15 @@ def plan(
     sources: Annotated[
         list[str], typer.Option("--sources", metavar="FILE...", help="What to learn from.")
     ],
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long the run may take.")],
+    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")],
     more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where it is written.")] = "my.toml",
     quiet: Quiet = False,
 ) -> None:
     """Propose a configuration for a text and a time, and say what to expect of it."""
-    import logging
-    from pathlib import Path
-
-    from .metrics import setup_logging
+    _set_up_log(quiet)
     from .planning import propose
 
-    setup_logging(logging.WARNING if quiet else logging.INFO)
     # `--sources A B C`: what follows the first stands by itself.
     for line in propose([*sources, *(more or [])], minutes, Path(out)):
         print(line, flush=True)
@@ -275,7 +271,7 @@ def list_(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs' folders.")],
     prompt: Annotated[str, typer.Option(help="The text that each goes on from.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Repeats the texts.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Repeats the texts.")] = 1,
     html: Annotated[
         Optional[Path],  # noqa: UP045 (typer reads this at run time)
         typer.Option(metavar="FILE", help="Also draw the curves into this file."),

@@ -173,6 +173,8 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     Raises:
         AGI2Error: where `out` exists, or a source cannot be read.
     """
+    if not math.isfinite(minutes):
+        raise AGI2Error(f"--minutes {minutes}: name a number of minutes")
     if out.exists():
         raise AGI2Error(f"{out} exists: name another file with --out")
     corpus = Corpus.read(sources)

@@ -47,7 +47,7 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
         )
     if select_device(config.device).type != "cpu":  # pragma: needs gpu
         yield "on a GPU sums may come in another order: exactness is promised on the CPU alone"
-    parent = config.output_dir if Path(config.output_dir).is_dir() else None
+    parent = config.output_dir if os.access(config.output_dir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".verify-resume-", dir=parent) as folder:
         short = config.changed(
             max_steps=steps,

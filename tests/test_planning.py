@@ -194,3 +194,9 @@ def test_the_table_names_no_place():
     assert {field.name for field in fields(Expectation)} == {
         *("floor", "size", "data", "data_exponent", "error")
     }
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf")])
+def test_a_time_that_is_no_number_is_one_line(tmp_path, minutes):
+    with pytest.raises(AGI2Error, match=r"--minutes (nan|inf): name a number"):
+        next(propose([], minutes, tmp_path / "my.toml"))
