@@ -29,12 +29,12 @@ _HOMES = {
     "train_epoch": "training",
     "train_model": "training",
     "Trainer": "training",
-    "save_model": "checkpoint",
-    "load_model": "checkpoint",
+    "save_model": "model_folder",
+    "load_model": "model_folder",
     "evaluate": "evaluation",
     "generate_text": "generation",
     "stream_text": "generation",
-    "beam_search": "generation",
+    "beam_search": "beam_search",
     "InteractivePrompt": "interactive",
 }
 

@@ -18,9 +18,9 @@ from . import __version__
 from .errors import AGI2Error
 
 if TYPE_CHECKING:
-    from .checkpoint import TrainedModel
     from .config import Config
     from .config_loader import Kind
+    from .model_folder import TrainedModel
 
 
 class _Commands(typer.core.TyperGroup):
@@ -314,8 +314,8 @@ def _start(
 
 
 def _load(config: Config, file: str) -> TrainedModel:
-    from .checkpoint import load_trained
     from .cuda_utils import select_device
+    from .model_folder import load_trained
 
     return load_trained(config, select_device(config.device), file)
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .charts import Point, Series, chart, escape, page, table
-from .checkpoint import load_model
 from .cuda_utils import select_device
 from .errors import AGI2Error
 from .generation import generate_text
+from .model_folder import load_model
 from .runs import History, RunRecord, RunSummary, list_runs, read_run
 from .utils import human_bytes, human_time, log, write_text
 

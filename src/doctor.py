@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import torch
 
-from .checkpoint import run_folder
 from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
 from .corpus import check_sources
 from .cuda_utils import (
@@ -29,6 +28,7 @@ from .cuda_utils import (
 from .dataset import EpochBatches
 from .errors import AGI2Error
 from .model import GPT2Model
+from .model_folder import run_folder
 from .optimization import make_optimizers
 from .step import NextTokenLoss, accumulate_gradients, apply_gradients
 from .trainer import Trainer

@@ -5,65 +5,21 @@ B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 
+from .beam_search import beam_search
 from .cuda_utils import select_device
+from .decoder import Decoder, check_options
 from .errors import AGI2Error
 from .model import GPT2Model
 from .sampling import apply_repetition_penalty, sample
 from .tokenizer import StreamDecoder, Tokenizer
-from .utils import evaluating
 
 StoppingCriterion = Callable[[str], bool]
 """Is given the continuation so far; true ends it."""
-
-
-class Decoder:
-    """Rows of text that grow by one token at a time, each step costing one token's work.
-
-    Past the model's positions the window slides: the older half is forgotten and the rest is
-    read again, so that the cost of sliding, spread over the tokens, stays small.
-
-    Args:
-        model: in evaluation mode.
-        prompt: token ids; only the last `max_seq_len` of them are seen.
-        vocab_size: V, the tokens to choose from: those the tokenizer has, where the model has more.
-    """
-
-    def __init__(self, model: GPT2Model, prompt: Sequence[int], vocab_size: int) -> None:
-        self.model = model
-        self._vocab_size = vocab_size
-        self.tokens = torch.tensor([list(prompt)], device=model.device)
-        self._positions = model.config.max_seq_len
-        self._cache = model.new_cache(1)
-
-    @torch.inference_mode()
-    def prefill(self) -> torch.Tensor:
-        """Read the prompt: logits (1, V) of the next token."""
-        return self._read(self.tokens[:, -self._positions :])
-
-    @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append a token to each row, (B,): logits (B, V) of the next."""
-        self.tokens = torch.cat([self.tokens, tokens.unsqueeze(1)], dim=1)
-        if self._cache.length < self._positions:
-            return self._read(tokens.unsqueeze(1))
-        self._cache.truncate(0)
-        return self._read(self.tokens[:, -max(1, self._positions // 2) :])
-
-    @torch.inference_mode()
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Make row i go on from what row `rows[i]` was."""
-        self.tokens = self.tokens[rows]
-        self._cache = self._cache.select(rows)
-
-    def _read(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens, cache=self._cache, last_only=True)[:, -1, : self._vocab_size]
 
 
 def generate_tokens(
@@ -97,7 +53,7 @@ def generate_tokens(
         AGI2Error: where an option is out of its range, or the prompt is not in the vocabulary.
     """
     vocab_size = vocab_size or model.config.vocab_size
-    _check_options(vocab_size, prompt, max_length, temperature, top_k, top_p, repetition_penalty)
+    check_options(vocab_size, prompt, max_length, temperature, top_k, top_p, repetition_penalty)
     generator = torch.Generator(device=model.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
     was_training = model.training
@@ -224,122 +180,6 @@ def generate_text(
     return prompt + continuation if return_full_text else continuation
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """A text that beam search found."""
-
-    tokens: list[int]
-    """The new tokens, without the one that ended them."""
-    score: float
-    """Log-probability divided by length ** length_penalty; the ending token counts."""
-
-
-def beam_search(
-    model: GPT2Model,
-    prompt: Sequence[int],
-    beam_size: int = 5,
-    max_length: int = 100,
-    length_penalty: float = 1.0,
-    *,
-    repetition_penalty: float = 1.0,
-    end_token: int | None = None,
-    vocab_size: int | None = None,
-    is_finished: Callable[[list[int]], bool] | None = None,
-) -> list[Hypothesis]:
-    """Search for the likeliest continuations, keeping `beam_size` of them at each step.
-
-    Hypotheses that end go to a pool of the best `beam_size`; the search is over once none that
-    still grows can beat the worst of a full pool.
-
-    Args:
-        model: put in evaluation mode, and back.
-        prompt: token ids, at least one.
-        beam_size: hypotheses kept; 1 is greedy.
-        max_length: new tokens at most.
-        length_penalty: scores are divided by length to this power; above 0 favours long texts.
-        repetition_penalty: as for sampling, on log-probabilities.
-        end_token: ends a hypothesis.
-        vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
-        is_finished: is given a hypothesis's new tokens; true ends it after them.
-
-    Returns:
-        At most `beam_size` hypotheses, the best first.
-
-    Raises:
-        AGI2Error: where an option is out of its range.
-    """
-    vocab_size = vocab_size or model.config.vocab_size
-    _check_options(vocab_size, prompt, max_length, repetition_penalty=repetition_penalty)
-    if beam_size < 1:
-        raise AGI2Error(f"beam_size must be at least 1, not {beam_size}")
-    if not -10 <= length_penalty <= 10:
-        raise AGI2Error(f"length_penalty must be between -10 and 10, not {length_penalty}")
-    pool = _Pool(beam_size, length_penalty)
-    start = len(prompt)
-    with evaluating(model):
-        decoder = Decoder(model, prompt, vocab_size)
-        logits = decoder.prefill()
-        scores = torch.zeros(1, device=model.device)
-        for length in range(1, max_length + 1):
-            log_probs = logits.float().log_softmax(dim=-1)
-            log_probs = apply_repetition_penalty(log_probs, decoder.tokens, repetition_penalty)
-            total = (scores.unsqueeze(1) + log_probs).flatten()
-            # Twice as many as needed: at most half of them end here.
-            best = total.topk(min(2 * beam_size, total.numel()))
-            histories = decoder.tokens[:, start:].tolist()
-            rows: list[int] = []
-            tokens: list[int] = []
-            kept: list[float] = []
-            for rank, (score, index) in enumerate(
-                zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ):
-                row, token = divmod(index, log_probs.size(1))
-                ended = token == end_token
-                grown = histories[row] if ended else [*histories[row], token]
-                if ended or (is_finished is not None and is_finished(grown)):
-                    if rank < beam_size:
-                        pool.add(grown, score, length)
-                elif len(kept) < beam_size:
-                    rows.append(row)
-                    tokens.append(token)
-                    kept.append(score)
-            if length == max_length:
-                for row, token, score in zip(rows, tokens, kept, strict=True):
-                    pool.add([*histories[row], token], score, length)
-            # One beam is greedy: it ends where the likeliest token ends it.
-            greedy_end = beam_size == 1 and pool.hypotheses
-            if greedy_end or not kept or length == max_length:
-                break
-            if pool.beats(kept[0], length, max_length):
-                break
-            decoder.reorder(torch.tensor(rows, device=model.device))
-            scores = torch.tensor(kept, device=model.device)
-            logits = decoder.step(torch.tensor(tokens, device=model.device))
-    return pool.hypotheses
-
-
-class _Pool:
-    """The best finished hypotheses."""
-
-    def __init__(self, size: int, length_penalty: float) -> None:
-        self._size = size
-        self._penalty = length_penalty
-        self.hypotheses: list[Hypothesis] = []
-
-    def add(self, tokens: list[int], log_probability: float, length: int) -> None:
-        self.hypotheses.append(Hypothesis(tokens, log_probability / length**self._penalty))
-        self.hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
-        del self.hypotheses[self._size :]
-
-    def beats(self, log_probability: float, length: int, max_length: int) -> bool:
-        """Whether nothing that grows from here can still get into a full pool."""
-        if len(self.hypotheses) < self._size:
-            return False
-        # A log-probability only falls; dividing by a greater length is the best it can hope for.
-        reach = max_length if self._penalty > 0 else length + 1
-        return log_probability / reach**self._penalty <= self.hypotheses[-1].score
-
-
 def generate_beam_text(
     model: GPT2Model,
     prompt: str,
@@ -427,32 +267,3 @@ def _fitting(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:
             f"{model.config.vocab_size}: they do not belong together"
         )
     return tokenizer
-
-
-def _check_options(
-    vocab_size: int,
-    prompt: Sequence[int],
-    max_length: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-) -> None:
-    checks = [
-        (max_length >= 1, f"max_length must be at least 1, not {max_length}"),
-        (0 <= temperature < math.inf, f"temperature must be a number from 0 on, not {temperature}"),
-        (top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}"),
-        (top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}"),
-        (
-            0 < repetition_penalty < math.inf,
-            f"repetition_penalty must be above 0, not {repetition_penalty}",
-        ),
-        (len(prompt) > 0, "the prompt has no tokens"),
-        (
-            all(0 <= token < vocab_size for token in prompt),
-            f"the prompt has a token above the vocabulary of {vocab_size}",
-        ),
-    ]
-    for is_right, message in checks:
-        if not is_right:
-            raise AGI2Error(message)

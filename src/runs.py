@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from .charts import Point
-from .checkpoint import CONFIG, STATE, list_checkpoints
+from .checkpoint import STATE, list_checkpoints
 from .config import Config
 from .config_loader import load_config
 from .errors import AGI2Error
 from .metrics import read_metrics
+from .model_folder import CONFIG
 
 METRICS = "metrics.jsonl"
 

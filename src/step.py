@@ -74,18 +74,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = weight.new_zeros(())
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
+        rows = weight.new_empty(min(len(hidden), LOGITS_AT_ONCE), _row_length(vocabulary))
         for x, y, grad in zip(
             hidden.split(LOGITS_AT_ONCE),
             targets.split(LOGITS_AT_ONCE),
             grad_hidden.split(LOGITS_AT_ONCE),
             strict=True,
         ):
-            logits = x @ matrix.T
-            scores = logits[:, :vocabulary].to(weight.dtype).log_softmax(-1)
+            rows = rows[: len(y)]
+            scores = rows[:, :vocabulary]
+            if dtype is None:
+                torch.mm(x, matrix.T, out=scores)
+            else:
+                logits = x @ matrix.T
+                scores.copy_(logits[:, :vocabulary])
+            # In place, and over whole rows: on a CPU that takes a quarter of the time.
+            rows[:, vocabulary:] = -torch.inf
+            torch.log_softmax(rows, -1, out=rows)
             at = (torch.arange(len(y), device=y.device), y)
             loss -= scores[at].sum()
             # d loss / d logits = probability - 1 at the target.
-            scores.exp_()[at] -= 1.0
+            rows.exp_()
+            scores[at] -= 1.0
             if dtype is None:
                 grad_weight.addmm_(scores.T, x)
             else:
@@ -103,6 +113,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad / len(grad_hidden)
         return grad_hidden.mul_(scale), grad_weight.mul_(scale), None, None
+
+
+def _row_length(vocabulary: int) -> int:
+    """Room for a row of logits: an odd number of cache lines.
+
+    A product whose rows begin anywhere, or all at the same places of the cache, takes up to half
+    as long again.
+    """
+    return 16 * (-(-vocabulary // 16) | 1)
 
 
 def split_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import checkpoint as checkpoints
-from .checkpoint import FREE_ARCHITECTURE_KEYS, Checkpoint
+from .checkpoint import Checkpoint
 from .config import UNBOUNDED_EPOCHS, Config
 from .cuda_utils import (
     can_compile,
@@ -32,6 +32,13 @@ from .evaluation import Evaluation, evaluate
 from .generation import generate_text
 from .metrics import RunLog, RunningMean, TrainingDisplay, busy
 from .model import GPT2Model
+from .model_folder import (
+    FREE_ARCHITECTURE_KEYS,
+    WEIGHTS,
+    describe_model,
+    load_weights,
+    save_weights,
+)
 from .optimization import learning_rate_factor, make_optimizers
 from .step import (
     LossFunction,
@@ -110,7 +117,7 @@ class Trainer:
         self.val_data = val_data
         self.config = config
         self.folder = folder
-        self.weights = folder / checkpoints.WEIGHTS
+        self.weights = folder / WEIGHTS
         self.device = self.processes.device
         self.precision = select_precision(config.precision, self.device)
         self.sharded = config.parallel == "fsdp" and self.processes.are_joined
@@ -356,7 +363,7 @@ class Trainer:
             checkpoints.make_room(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoints.describe_model(self.model.config, self.tokenizer, self.config, self.folder)
+        describe_model(self.model.config, self.tokenizer, self.config, self.folder)
         if checkpoint is not None:
             checkpoint.restore_best(self.weights)
         checkpoints.clear_leftovers(self.folder)
@@ -612,7 +619,7 @@ class Trainer:
                 self.evaluations_without_gain = 0
                 if self.processes.is_main:
                     self._saving.wait()  # a checkpoint may be writing, or linking, the same file
-                    checkpoints.save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
+                    save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
             else:
                 self.evaluations_without_gain += 1
         if self.config.sample_tokens and self.processes.is_main:
@@ -707,7 +714,7 @@ class Trainer:
                 best=self.weights if chosen else None,
             )
             if not chosen:
-                checkpoints.save_weights(weights, self.weights, self.tokenizer)
+                save_weights(weights, self.weights, self.tokenizer)
 
         self._saving.wait()
         if self.device.type == "cpu":
@@ -734,7 +741,7 @@ class Trainer:
         if not chosen:
             self._gather()
             if self.processes.is_main:
-                checkpoints.save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
+                save_weights(self.whole.state_dict(), self.weights, self.tokenizer)
             self.whole = self.model
 
     def _save_whole(self) -> Path:
@@ -780,11 +787,11 @@ class Trainer:
         """Leave the best weights in the model."""
         if self.sharded:
             self.processes.wait_for_all()  # until the main process has written them
-            checkpoints.load_weights(self.model, self.weights)
+            load_weights(self.model, self.weights)
             self._gather()
             return
         if self.processes.is_main:
-            checkpoints.load_weights(self.model, self.weights)
+            load_weights(self.model, self.weights)
         self.processes.copy_from_main(self.model.state_dict().values())
 
 

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .config import Config
 from .config_loader import make_config
 from .corpus import check_sources, read_documents
@@ -23,6 +22,7 @@ from .distributed import Processes, began_in_this_launch, launch_id, start_proce
 from .errors import AGI2Error
 from .metrics import busy, check_log_to
 from .model import GPT2Model
+from .model_folder import check_vocabulary, run_folder
 from .report import write_report
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
@@ -193,11 +193,11 @@ def make_trainer(
     if model is None:
         config = config.changed(vocab_size=text.tokenizer.vocab_size)
         model = GPT2Model(config)
-    checkpoints.check_vocabulary(text.tokenizer, model)
+    check_vocabulary(text.tokenizer, model)
     processes = processes or Processes(select_device(config.device))
     if not (config.parallel == "fsdp" and processes.are_joined):  # else it moves part by part
         model.to(processes.device)
-    folder = checkpoints.run_folder(config)
+    folder = run_folder(config)
     return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder, processes)
 
 
@@ -255,10 +255,10 @@ def _write_report(folder: Path, training_text: list[str]) -> None:
 def _find_checkpoint(config: Config) -> Checkpoint | None:
     """What `resume` names; this launch's own newest checkpoint where torchrun restarted it."""
     if launch_id() is not None:
-        newest = checkpoints.newest_checkpoint(checkpoints.run_folder(config))
+        newest = newest_checkpoint(run_folder(config))
         if newest is not None and began_in_this_launch(newest.state.get("launch")):
             return newest
-    return checkpoints.find_checkpoint(config)
+    return find_checkpoint(config)
 
 
 def _prepare_together(

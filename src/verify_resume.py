@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .checkpoint import TENSORS, WEIGHTS, checkpoint_folder, find_checkpoint, run_folder
+from .checkpoint import TENSORS, checkpoint_folder, find_checkpoint
 from .config import Config
 from .config_loader import load_config, save_config
 from .cuda_utils import select_device
 from .errors import AGI2Error
 from .metrics import read_metrics
+from .model_folder import WEIGHTS, run_folder
 from .trainer import Trainer
 from .training import make_trainer, prepare
 

@@ -2,12 +2,16 @@
 
 import logging
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from src.utils import log
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "crew", "wind", "and"]
 
 
@@ -16,6 +20,26 @@ def make_text(words: int = 300, seed: int = 0) -> str:
     draw = random.Random(seed)
     return " ".join(
         draw.choice(WORDS) + draw.choice(["", "", "", ",", ".\n"]) for _ in range(words)
+    )
+
+
+def raising(kind):
+    """A function that raises whatever it is given."""
+
+    def fail(*_, **__):
+        raise kind("stopped here")
+
+    return fail
+
+
+def run_python(code, *arguments):
+    """Run code in a process of its own, in the checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

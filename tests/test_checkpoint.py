@@ -1,76 +1,35 @@
-"""A model, and a run, to and from a folder: whole or not at all, and nothing unpickled."""
+"""A run, to and from a folder: whole or not at all, and nothing unpickled."""
 
-import contextlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
 from src.checkpoint import (
     find_checkpoint,
     forget_after,
     list_checkpoints,
-    load_model,
     load_optimizer_tensors,
-    load_trained,
-    load_weights,
     make_room,
     newest_checkpoint,
     open_checkpoint,
     optimizer_tensors,
-    run_folder,
     save_checkpoint,
-    save_model,
-    save_weights,
 )
 from src.config import Config
 from src.errors import AGI2Error
 from src.model import GPT2Model
+from src.model_folder import save_weights
 from src.optimization import make_optimizers
-from src.tokenizer import BasicTokenizer
+from tests.conftest import raising, run_python
+from tests.tiny_models import tiny_config, tiny_model
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-ARCHITECTURES = {
-    "sinusoidal": {"position_embedding": "sinusoidal"},
-    "learned": {"position_embedding": "learned"},
-    "untied": {"tie_weights": False, "bias": False},
-    "post": {"norm_position": "post", "activation": "relu"},
-}
-
-
-def tiny_config(**changes):
-    given = {
-        "vocab_size": 28,
-        "model_layer": 2,
-        "model_head": 2,
-        "model_embd": 16,
-        "model_positions": 12,
-    }
-    return Config(**{**given, **changes})
-
-
-def tiny_model(seed=0, **changes):
-    torch.manual_seed(seed)
-    return GPT2Model(tiny_config(**changes)).eval()
-
-
-def alphabet():
-    return BasicTokenizer("abcdefghijklmnopqrstuvwxyz")
-
-
-def saved_model(folder, seed=0, **changes):
-    model = tiny_model(seed, **changes)
-    save_model(model, alphabet(), tiny_config(**changes), folder)
-    return model
 
 
 def save_step(run, step, *, seed=None, keep=10, best=None):
@@ -78,194 +37,6 @@ def save_step(run, step, *, seed=None, keep=10, best=None):
     return save_checkpoint(
         run, step, model.state_dict(), {"random": torch.arange(3)}, {"step": step}, keep, best
     )
-
-
-# A model.
-
-
-@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_a_saved_model_loads_with_the_same_logits(tmp_path, changes):
-    model = saved_model(tmp_path / "m", **changes)
-    loaded = load_model(tmp_path / "m")
-    tokens = torch.randint(28, (3, 12))
-    assert torch.equal(loaded.model(tokens), model(tokens))
-    assert loaded.model.config == model.config
-    assert loaded.tokenizer.fingerprint == alphabet().fingerprint
-    assert not loaded.model.training
-
-
-@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_a_loaded_model_has_nothing_left_without_a_value(tmp_path, changes):
-    model = saved_model(tmp_path / "m", **changes)
-    loaded = load_model(tmp_path / "m").model
-    expected = dict(model.named_parameters()) | dict(model.named_buffers())
-    found = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        assert tensor.device.type == "cpu"
-        assert torch.equal(tensor, expected[name])
-    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in loaded.parameters())
-
-
-def test_loading_a_model_does_not_load_the_compiler(tmp_path):
-    # PyTorch would need seconds for it, each time that anything is generated.
-    saved_model(tmp_path / "m", position_embedding="learned")
-    code = (
-        "import sys; from src.checkpoint import load_model; load_model(sys.argv[1]);"
-        "print('torch._dynamo' in sys.modules)"
-    )
-    assert run_python(code, tmp_path / "m").stdout == "False\n"
-
-
-def test_a_model_folder_holds_no_pickle(tmp_path):
-    saved_model(tmp_path / "m")
-    assert {p.name for p in (tmp_path / "m").iterdir()} == {
-        *("config.toml", "model.safetensors", "tokenizer.json")
-    }
-
-
-def test_equal_weights_give_equal_files(tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        save_weights(tiny_model(seed).state_dict(), tmp_path / name)
-    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
-    assert a == b != c
-
-
-def test_interrupted_weights_leave_the_old_ones(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    save_weights(tiny_model(0).state_dict(), path)
-    before = path.read_bytes()
-    monkeypatch.setattr("src.utils.os.replace", _raise(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        save_weights(tiny_model(1).state_dict(), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_missing_model_is_one_clear_line(tmp_path):
-    saved_model(tmp_path / "m")
-    (tmp_path / "m" / "model.safetensors").unlink()
-    with pytest.raises(AGI2Error, match=r"model\.safetensors: no such file"):
-        load_model(tmp_path / "m")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_damaged_weights_are_one_clear_line(tmp_path, damage):
-    saved_model(tmp_path / "m")
-    path = tmp_path / "m" / "model.safetensors"
-    content = path.read_bytes()
-    path.write_bytes({"truncated": content[:-100], "garbage": b"\xff" * 500, "empty": b""}[damage])
-    with pytest.raises(AGI2Error, match=r"model\.safetensors is damaged") as error:
-        load_model(tmp_path / "m")
-    assert "\n" not in str(error.value)
-
-
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=40, deadline=None)
-def test_a_changed_bit_is_found_or_changes_nothing(tmp_path_factory, place, bit):
-    folder = tmp_path_factory.mktemp("m")
-    model = saved_model(folder)
-    path = folder / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    # Half of the changes hit the header, which says what the rest means.
-    header = 8 + int.from_bytes(content[:8], "little")
-    index = int(2 * place * header) if place < 0.5 else int(place * len(content))
-    content[index] ^= 1 << bit
-    path.write_bytes(content)
-    with contextlib.suppress(AGI2Error):
-        loaded = load_model(folder).model
-        assert all(map(torch.equal, loaded.parameters(), model.parameters()))
-
-
-def test_a_damaged_note_in_the_header_is_found(tmp_path):
-    saved_model(tmp_path / "m")
-    path = tmp_path / "m" / "model.safetensors"
-    path.write_bytes(path.read_bytes().replace(b"sha256", b'sh\\"56', 1))
-    with pytest.raises(AGI2Error, match=r"model\.safetensors is damaged"):
-        load_model(tmp_path / "m")
-
-
-def test_another_tokenizer_than_the_trained_one_is_refused(tmp_path):
-    saved_model(tmp_path / "m")
-    BasicTokenizer("bacdefghijklmnopqrstuvwxyz").save(tmp_path / "m")
-    with pytest.raises(AGI2Error, match="is another tokenizer"):
-        load_model(tmp_path / "m")
-
-
-def test_weights_of_another_shape_are_refused_untouched(tmp_path):
-    save_weights(tiny_model(model_embd=32).state_dict(), tmp_path / "w")
-    model = tiny_model()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(AGI2Error, match=r"another shape: .* is \(.*32.*\), not \("):
-        load_weights(model, tmp_path / "w")
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("layers", [1, 3])
-def test_weights_with_layers_too_few_or_too_many_are_refused(tmp_path, layers):
-    save_weights(tiny_model(model_layer=layers).state_dict(), tmp_path / "w")
-    with pytest.raises(AGI2Error, match="nothing"):
-        load_weights(tiny_model(), tmp_path / "w")
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
-    save_model(tiny_model(), alphabet(), tiny_config(), tmp_path / "m")
-    BasicTokenizer("abcdefghijklmnopqrstuvwxyz0123").save(tmp_path / "m")
-    with pytest.raises(AGI2Error, match="32 tokens, the model only 28"):
-        load_model(tmp_path / "m")
-
-
-# The model that a configuration names.
-
-
-def trained(tmp_path, **changes):
-    config = tiny_config(model_name="run", output_dir=str(tmp_path), **changes)
-    save_model(GPT2Model(config), alphabet(), config, run_folder(config))
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"model_embd": 16, "model_head": 2},
-        {"dropout": 0.3},
-        {"vocab_size": 5000},
-        {"gradient_checkpointing": True},
-        {"temperature": 0.1},
-        {"model_ff": 64},
-    ],
-)
-def test_a_configuration_finds_the_model_it_trained(tmp_path, given):
-    trained(tmp_path)
-    config = Config(model_name="run", output_dir=str(tmp_path), **given)
-    assert load_trained(config).model.config.d_model == 16
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "was"),
-    [
-        ("model_embd", 32, "16"),
-        ("model_layer", 3, "2"),
-        ("model_head", 4, "2"),
-        ("activation", "relu", "'gelu_tanh'"),
-        ("model_positions", 64, "12"),
-        ("model_ff", 80, "64"),
-        ("tie_weights", False, "True"),
-    ],
-)
-def test_a_configuration_of_another_architecture_is_refused(tmp_path, key, value, was):
-    trained(tmp_path)
-    given = {"model_head": 2, key: value}
-    config = Config(model_name="run", output_dir=str(tmp_path), **given)
-    with pytest.raises(AGI2Error, match=f"trained with {key} = {was}") as error:
-        load_trained(config)
-    assert repr(value) in str(error.value)
-
-
-def test_a_model_that_is_not_trained_yet_says_which_command_trains(tmp_path):
-    config = Config(model_name="later", output_dir=str(tmp_path))
-    with pytest.raises(AGI2Error, match=r"later: no trained model there.*agi2 train"):
-        load_trained(config)
 
 
 # Optimizer states.
@@ -360,7 +131,7 @@ def test_the_best_weights_are_kept_as_they_were(tmp_path):
 
 
 def test_the_best_weights_are_copied_where_there_are_no_links(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.checkpoint.os.link", _raise(OSError))
+    monkeypatch.setattr("src.checkpoint.os.link", raising(OSError))
     weights = tmp_path / "model.safetensors"
     save_weights(tiny_model(1).state_dict(), weights)
     place = save_step(tmp_path, 1, best=weights)
@@ -374,14 +145,7 @@ def test_without_best_weights_nothing_is_restored(tmp_path):
     assert not weights.exists()
 
 
-def _raise(kind):
-    def fail(*_, **__):
-        raise kind("stopped here")
-
-    return fail
-
-
-MOMENTS = ["save_file", "sha256_of", "sync_file", "sync_folder", "os.rename", "json.dumps"]
+MOMENTS = ["save_tensors", "sha256_of", "sync_file", "sync_folder", "os.rename", "json.dumps"]
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
@@ -389,7 +153,7 @@ MOMENTS = ["save_file", "sha256_of", "sync_file", "sync_folder", "os.rename", "j
 def test_an_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch, moment, kind):
     first = save_step(tmp_path, 1, keep=1)
     with monkeypatch.context() as patch:
-        patch.setattr(f"src.checkpoint.{moment}", _raise(kind))
+        patch.setattr(f"src.checkpoint.{moment}", raising(kind))
         with pytest.raises(AGI2Error if kind is OSError else kind):
             save_step(tmp_path, 2, keep=1)
     checkpoint = newest_checkpoint(tmp_path)
@@ -514,7 +278,7 @@ def test_an_empty_folder_is_used_as_it_is(tmp_path):
 
 
 def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.checkpoint.save_file", _raise(SafetensorError))
+    monkeypatch.setattr("src.model_folder.save_file", raising(SafetensorError))
     with pytest.raises(AGI2Error, match=r"cannot write .*model\.safetensors: stopped here"):
         save_weights(tiny_model().state_dict(), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
@@ -523,20 +287,11 @@ def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
 # Real processes.
 
 
-def run_python(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 PREPARE = """
 import os, sys, torch
 from pathlib import Path
 from src import checkpoint
+from src.model_folder import save_weights
 from src.config import GPT2Config
 from src.errors import AGI2Error
 from src.model import GPT2Model
@@ -545,7 +300,7 @@ def save(step):
     model = GPT2Model(GPT2Config(vocab_size=28, max_seq_len=8, d_model=64, n_layers=1, n_heads=2))
     weights = model.state_dict()
     checkpoint.save_checkpoint(run, step, weights, {"x": torch.zeros(9)}, {"step": step}, 1)
-    checkpoint.save_weights(weights, run / "model.safetensors")
+    save_weights(weights, run / "model.safetensors")
 save(1)
 """
 
@@ -567,7 +322,7 @@ for limit in (100_000, 1_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for attempt in (
         lambda: save(2),
-        lambda: checkpoint.save_weights(model.state_dict(), run / "model.safetensors"),
+        lambda: save_weights(model.state_dict(), run / "model.safetensors"),
     ):
         try:
             attempt()

@@ -142,8 +142,8 @@ def test_set_overrides_the_file(trained, capsys):
 
 
 def test_generated_text_is_what_the_python_interface_gives(trained, capsys):
-    from src.checkpoint import load_model
     from src.generation import beam_search, generate_text
+    from src.model_folder import load_model
 
     found = load_model(trained.parent / "trained" / "tiny")
     options = ["-s", "top_k=5", "-s", "sampling_seed=1", "-s", 'model_seed="so "']

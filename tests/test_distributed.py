@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from src import distributed
-from src.checkpoint import load_model, newest_checkpoint
+from src.checkpoint import newest_checkpoint
 from src.cli import main
 from src.config import GPT2Config
 from src.config_loader import save_config
@@ -24,6 +24,7 @@ from src.distributed import (
 from src.errors import AGI2Error
 from src.metrics import read_metrics, setup_logging
 from src.model import GPT2Model
+from src.model_folder import load_model
 from src.step import NextTokenLoss
 from src.trainer import Trainer
 from src.training import train_from_config

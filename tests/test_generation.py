@@ -13,10 +13,9 @@ from tiny_models import (
     transformers_twin,
 )
 
+from src.beam_search import Hypothesis, beam_search
 from src.errors import AGI2Error
 from src.generation import (
-    Hypothesis,
-    beam_search,
     generate_beam_text,
     generate_text,
     generate_tokens,

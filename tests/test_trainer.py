@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from src import trainer as trainer_module
-from src.checkpoint import list_checkpoints, load_model, newest_checkpoint
+from src.checkpoint import list_checkpoints, newest_checkpoint
 from src.errors import AGI2Error
 from src.metrics import read_metrics
+from src.model_folder import load_model
 from src.optimization import learning_rate_factor
 from src.step import NextTokenLoss
 from src.tokenizer import BasicTokenizer

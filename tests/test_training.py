@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from src.checkpoint import load_model
 from src.config import GPT2Config
 from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.evaluation import evaluate
 from src.model import GPT2Model
+from src.model_folder import load_model
 from src.tokenizer import BasicTokenizer, load_tokenizer
 from src.training import train_epoch, train_from_config, train_model
 

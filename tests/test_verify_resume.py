@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from src import verify_resume
-from src.checkpoint import list_checkpoints, run_folder
+from src.checkpoint import list_checkpoints
 from src.config_loader import save_config
 from src.errors import AGI2Error
+from src.model_folder import run_folder
 from src.training import train_from_config
 from src.verify_resume import verify
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from src.config import GPT2Config
+from src.config import Config, GPT2Config
 from src.model import GPT2Model
+from src.model_folder import save_model
+from src.tokenizer import BasicTokenizer
 
 
 def random_model(seed: int = 0, std: float = 0.3, **config) -> GPT2Model:
@@ -50,6 +52,32 @@ def scheduled_model(logits: torch.Tensor) -> GPT2Model:
 def reciting_model(vocab_size: int, script: list[int]) -> GPT2Model:
     """A model that writes `script[i]` after the token at position i."""
     return scheduled_model(100.0 * torch.nn.functional.one_hot(torch.tensor(script), vocab_size))
+
+
+def tiny_config(**changes):
+    given = {
+        "vocab_size": 28,
+        "model_layer": 2,
+        "model_head": 2,
+        "model_embd": 16,
+        "model_positions": 12,
+    }
+    return Config(**{**given, **changes})
+
+
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT2Model(tiny_config(**changes)).eval()
+
+
+def alphabet():
+    return BasicTokenizer("abcdefghijklmnopqrstuvwxyz")
+
+
+def saved_model(folder, seed=0, **changes):
+    model = tiny_model(seed, **changes)
+    save_model(model, alphabet(), tiny_config(**changes), folder)
+    return model
 
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}

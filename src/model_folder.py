@@ -1,0 +1,218 @@
+"""A trained model, to and from a folder. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from .config import Config, GPT2Config
+from .config_loader import load_config, save_config
+from .errors import AGI2Error
+from .model import GPT2Model
+from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
+from .utils import atomic_path, sha256_of, sharded_as, writing
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.toml"
+
+# What of an architecture may differ between a trained model and a configuration that names it: a
+# smaller text makes a smaller vocabulary, and the other two change no weight.
+FREE_ARCHITECTURE_KEYS = {"vocab_size", "dropout", "gradient_checkpointing"}
+
+
+def run_folder(config: Mapping[str, Any]) -> Path:
+    """The folder of the run that a configuration names."""
+    return Path(config["output_dir"]) / config["model_name"]
+
+
+def save_weights(
+    tensors: Mapping[str, torch.Tensor], path: Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a model's `state_dict`, whole or not at all. Equal weights give equal files.
+
+    The file notes the weights' hash, and the tokenizer's if given: `load_model` checks both.
+    """
+    notes = {"sha256": _hash_of(tensors)}
+    if tokenizer is not None:
+        notes["tokenizer"] = tokenizer.fingerprint
+    with atomic_path(path) as beside:
+        save_tensors(tensors, beside, notes)
+
+
+def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+    """Write all that `load_model` needs: weights, tokenizer and configuration."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    describe_model(model.config, tokenizer, config, folder)
+    save_weights(model.state_dict(), folder / WEIGHTS, tokenizer)
+
+
+def describe_model(
+    architecture: GPT2Config, tokenizer: Tokenizer, config: Config, folder: Path
+) -> None:
+    """Write a model's configuration and tokenizer into its folder."""
+    save_config(config.changed(**architecture.to_keys()), folder / CONFIG)
+    with writing(folder):
+        tokenizer.save(folder)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a folder holds."""
+
+    model: GPT2Model
+    tokenizer: Tokenizer
+    config: Config
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read a trained model, in evaluation mode.
+
+    Raises:
+        AGI2Error: where a file is missing or broken, or weights, tokenizer and configuration
+            disagree.
+    """
+    folder = Path(folder)
+    config = load_config(folder / CONFIG)
+    tokenizer = load_tokenizer(folder)
+    # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
+    with torch.device("meta"):
+        model = GPT2Model(config)
+    check_vocabulary(tokenizer, model)
+    load_weights(model, folder / WEIGHTS, assign=True)
+    expected = _notes(folder / WEIGHTS).get("tokenizer")
+    if expected is not None and sha256_of(folder / FILE_NAME) != expected:
+        raise AGI2Error(
+            f"{folder / FILE_NAME} is another tokenizer than the one that {folder / WEIGHTS} was "
+            "trained with: put that one back, or train again"
+        )
+    return TrainedModel(model.to(device).eval(), tokenizer, config)
+
+
+def load_trained(
+    config: Config, device: torch.device | str = "cpu", file: str = "FILE.toml"
+) -> TrainedModel:
+    """Read the model that a configuration names and has trained.
+
+    Args:
+        config: with the run's `output_dir` and `model_name`.
+        device: where the model goes.
+        file: what the configuration was read from, for messages.
+
+    Raises:
+        AGI2Error: where it is not trained yet, or was trained with another architecture than the
+            one written in this configuration.
+    """
+    folder = run_folder(config)
+    if not os.path.isfile(folder / WEIGHTS):
+        raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
+    trained = load_model(folder, device)
+    wanted, has = config.architecture.to_keys(), trained.config.architecture.to_keys()
+    for key in sorted(wanted.keys() & config.model_fields_set - FREE_ARCHITECTURE_KEYS):
+        if wanted[key] != has[key]:
+            raise AGI2Error(
+                f"{folder} was trained with {key} = {has[key]!r}, the configuration says "
+                f"{wanted[key]!r}: train again, or set it back"
+            )
+    return trained
+
+
+def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
+    """Raise where the tokenizer has ids that the model does not.
+
+    Raises:
+        AGI2Error: with both sizes.
+    """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise AGI2Error(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}: they do not belong together"
+        )
+
+
+def load_weights(model: GPT2Model, path: Path, *, assign: bool = False) -> None:
+    """Fill a model from a file.
+
+    Args:
+        model: of the same architecture.
+        path: a safetensors file.
+        assign: take the file's tensors instead of copying them.
+
+    Raises:
+        AGI2Error: where the file is missing, broken, or of another shape.
+    """
+    tensors = load_tensors(path)
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        ours = tuple(expected[name].shape) if name in expected else "nothing"
+        theirs = tuple(tensors[name].shape) if name in tensors else "nothing"
+        if ours != theirs:
+            raise AGI2Error(
+                f"{path} holds a model of another shape: {name} is {theirs}, not {ours}"
+            )
+    if _notes(path).get("sha256", "") not in ("", _hash_of(tensors)):
+        raise AGI2Error(f"{path} is damaged: its content does not match its hash")
+    if not assign:
+        tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, assign=assign)
+
+
+def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of named tensors' bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """What `save_weights` noted in a file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("agi2", "{}")))
+    except (ValueError, TypeError) as error:
+        raise AGI2Error(f"{path} is damaged: {error}") from error
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, notes: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: where there is no right or no room.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        # Under one key: the library would write several in an order that changes.
+        save_file(tensors, path, {"agi2": json.dumps(notes)} if notes else None)
+    except SafetensorError as error:
+        raise OSError(str(error).removeprefix("Error while serializing: ")) from error
+    path.chmod(mode)  # the library lets no other user read it
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        AGI2Error: where it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise AGI2Error(f"{path}: no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise AGI2Error(f"{path} is damaged: {error}") from error
