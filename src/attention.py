@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .dropout import Dropout, dropout
 from .errors import AGI2Error
 from .kv_cache import LayerCache
 
@@ -43,7 +44,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.proj = nn.Linear(d_model, d_model, bias=bias)
-        self.output_dropout = nn.Dropout(dropout)
+        self.output_dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -76,23 +77,25 @@ class MultiHeadAttention(nn.Module):
             k, v = cache.append(k, v)
         # One query is the newest token: it may see every key, and needs no mask.
         causal = causal and q.size(2) > 1
-        if causal and (mask is not None or need_weights or q.size(2) != k.size(2)):
+        rate = self.dropout if self.training else 0.0
+        # PyTorch has no fused kernel with dropout for a CPU, where this is faster than its own.
+        explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")
+        if causal and (mask is not None or explicit or q.size(2) != k.size(2)):
             mask = _both(mask, causal_mask(q.size(2), k.size(2), q.device))
             causal = False
         if mask is not None and mask.dim() == 3:
             mask = mask.unsqueeze(1)
-        dropout = self.dropout if self.training else 0.0
         weights = None
-        if need_weights:
+        if explicit:
             weights = attention_weights(q, k, mask)
-            heads = F.dropout(weights, dropout) @ v
+            heads = dropout(weights, rate) @ v
         else:
             heads = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+                q, k, v, attn_mask=mask, dropout_p=rate, is_causal=causal
             )
         joined = heads.transpose(1, 2).flatten(2)
         out = self.output_dropout(self.proj(joined))
-        return out if weights is None else (out, weights)
+        return out if weights is None or not need_weights else (out, weights)
 
     def _project(
         self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
@@ -118,14 +121,16 @@ def attention_weights(
     q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """softmax(Q K^T / sqrt(D)), masked: (B, H, T, D) and (B, H, S, D) to (B, H, T, S)."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)
     if mask is None:
         return scores.softmax(dim=-1)
-    is_boolean = mask.dtype == torch.bool
-    scores = scores.masked_fill(~mask, float("-inf")) if is_boolean else scores + mask
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
     # A row of nothing but -inf has no softmax: it attends to nothing.
-    hidden = (scores == float("-inf")).all(dim=-1, keepdim=True)
-    return scores.masked_fill(hidden, 0.0).softmax(dim=-1).masked_fill(hidden, 0.0)
+    hidden = (mask == float("-inf")).all(dim=-1, keepdim=True)
+    if not hidden.any():
+        return (scores + mask).softmax(dim=-1)
+    return (scores + mask).masked_fill(hidden, 0.0).softmax(dim=-1).masked_fill(hidden, 0.0)
 
 
 def _both(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from .dropout import Dropout
 from .errors import AGI2Error
 
 INIT_STD = 0.02
@@ -34,7 +35,7 @@ class TokenEmbeddings(nn.Module):
     def __init__(self, vocab_size: int, d_model: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         draw_normal(self.weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import causal_mask
 from .config import GPT2Config
+from .dropout import Dropout
 from .embeddings import (
     INIT_STD,
     LearnedPositionEmbeddings,
@@ -46,7 +47,7 @@ class GPT2Model(nn.Module):
         self.position_embeddings = positions(config.max_seq_len, config.d_model)
         # Tied weights of standard deviation 0.02 would drown beside sine waves of amplitude 1.
         self.embedding_scale = 1.0 if learned else math.sqrt(config.d_model)
-        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.embedding_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 config.d_model,

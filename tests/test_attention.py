@@ -232,3 +232,11 @@ def test_a_row_that_a_float_mask_hides_has_finite_gradients_beside_its_weights()
     out.sum().backward()
     assert torch.isfinite(x.grad).all()
     assert all(torch.isfinite(parameter.grad).all() for parameter in attention.parameters())
+
+
+def test_dropout_that_drops_nothing_attends_as_without_it():
+    # On a CPU the one computes its weights, the other is a fused kernel.
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(C, H, dropout=1e-9)
+    x = torch.randn(3, 11, C)
+    torch.testing.assert_close(attention(x, causal=True), attention.eval()(x, causal=True))

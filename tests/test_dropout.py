@@ -1,0 +1,81 @@
+"""Dropout: what is dropped, how often, and what it does to the mean and the gradient."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.dropout import Dropout, dropout
+
+LEVELS = 65_536
+
+
+def test_a_rate_of_zero_and_evaluation_change_nothing():
+    x = torch.randn(5, 7)
+    assert dropout(x, 0.0) is x
+    assert Dropout(0.5).eval()(x) is x
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    rate=st.floats(0.001, 0.999),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_element_is_dropped_or_scaled(shape, rate, seed):
+    torch.manual_seed(seed)
+    x = torch.rand(shape) + 1.0
+    out = dropout(x, rate)
+    scale = LEVELS / (LEVELS - round(rate * LEVELS))
+    assert out.shape == x.shape
+    assert bool(((out == 0) | (out == x * scale)).all())
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.1, 0.5, 0.9])
+def test_the_share_that_is_dropped_is_the_rate_at_every_place(rate):
+    torch.manual_seed(0)
+    # Four numbers come from one draw: each of the four places has the same share.
+    dropped = (dropout(torch.ones(100_000, 4), rate) == 0).float()
+    spread = math.sqrt(rate * (1 - rate) / 100_000)
+    assert (dropped.mean(dim=0) - rate).abs().max() < 5 * spread
+    # And no place knows of another.
+    together = torch.corrcoef(dropped.T) - torch.eye(4)
+    assert together.abs().max() < 5 / math.sqrt(100_000)
+
+
+def test_the_mean_stays():
+    torch.manual_seed(0)
+    assert dropout(torch.ones(1_000_000), 0.2).mean().item() == pytest.approx(1.0, abs=3e-3)
+
+
+def test_the_gradient_passes_where_the_value_did():
+    x = torch.randn(50, 50, requires_grad=True)
+    out = dropout(x, 0.3)
+    out.sum().backward()
+    kept = out.detach() != 0
+    torch.testing.assert_close(x.grad, kept * (LEVELS / (LEVELS - round(0.3 * LEVELS))))
+
+
+def test_a_seed_repeats_the_mask_and_each_call_draws_another():
+    x = torch.ones(1000)
+    torch.manual_seed(5)
+    first, second = dropout(x, 0.5), dropout(x, 0.5)
+    torch.manual_seed(5)
+    assert torch.equal(dropout(x, 0.5), first)
+    assert not torch.equal(first, second)
+
+
+def test_a_rate_close_to_one_leaves_numbers():
+    assert bool(dropout(torch.ones(1000), 1 - 1e-9).isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_type_stays(dtype):
+    assert dropout(torch.ones(9, dtype=dtype), 0.5).dtype == dtype
+
+
+def test_elsewhere_than_on_a_cpu_it_is_pytorchs_own(monkeypatch):
+    x = torch.empty(3, 4, device="meta")
+    assert dropout(x, 0.5).shape == x.shape
