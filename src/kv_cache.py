@@ -55,6 +55,8 @@ class KVCache:
             )
             for _ in range(n_layers)
         ]
+        # How many tokens every two rows are known to begin with alike, (B, B).
+        self._alike = torch.zeros(batch_size, batch_size, dtype=torch.long, device="cpu")
 
     @property
     def length(self) -> int:
@@ -64,20 +66,36 @@ class KVCache:
     def select(self, rows: torch.Tensor) -> KVCache:
         """A cache whose row i is this one's row `rows[i]`: beams go on from other beams.
 
-        Rows may be more or fewer than there were. Where the order is unchanged this is `self`.
+        This one is not to be used any more. Where the number of rows stays it is changed in place,
+        and only from the first token on in which a row differs from the one that it becomes:
+        beams have most of their text in common.
         """
-        old = self.layers[0].keys
-        if rows.tolist() == list(range(old.size(0))):
+        order = rows.tolist()
+        count = self.layers[0].keys.size(0)
+        if order == list(range(count)):
             return self
-        _, n_heads, capacity, head_dim = old.shape
-        new = KVCache(
-            len(self.layers), len(rows), n_heads, capacity, head_dim, old.device, old.dtype
+        length = self.length
+        chosen = torch.tensor(order)
+        alike = self._alike[chosen][:, chosen]
+        alike[chosen.unsqueeze(1) == chosen] = length
+        if len(order) == count:
+            cache = self
+            first = min(int(self._alike[i, row]) for i, row in enumerate(order) if i != row)
+        else:
+            cache, first = self._empty(len(order)), 0
+        for source, target in zip(self.layers, cache.layers, strict=True):
+            target.keys[:, :, first:length] = source.keys[rows, :, first:length]
+            target.values[:, :, first:length] = source.values[rows, :, first:length]
+            target.length = length
+        cache._alike = alike
+        return cache
+
+    def _empty(self, batch_size: int) -> KVCache:
+        """A cache like this one with another number of rows."""
+        _, n_heads, capacity, head_dim = (old := self.layers[0].keys).shape
+        return KVCache(
+            len(self.layers), batch_size, n_heads, capacity, head_dim, old.device, old.dtype
         )
-        for source, target in zip(self.layers, new.layers, strict=True):
-            target.append(
-                source.keys[rows, :, : source.length], source.values[rows, :, : source.length]
-            )
-        return new
 
     def truncate(self, length: int) -> None:
         """Forget every token from `length` on.
@@ -89,3 +107,4 @@ class KVCache:
             raise AGI2Error(f"cannot cut a cache of {self.length} tokens to {length}")
         for layer in self.layers:
             layer.length = length
+        self._alike.clamp_(max=length)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class GPT2Model(nn.Module):
         self.final_norm = (
             nn.LayerNorm(config.d_model, bias=config.bias) if pre_norm else nn.Identity()
         )
-        self.head = (
+        self.head: nn.Module | None = (
             None if config.tie_weights else nn.Linear(config.d_model, config.vocab_size, bias=False)
         )
         self.init_weights()
@@ -151,17 +151,21 @@ class GPT2Model(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., C) to logits (..., V)."""
-        return F.linear(hidden, self.output_weight)
+        if self.head is None:
+            return F.linear(hidden, self.token_embeddings.weight)
+        out: torch.Tensor = self.head(hidden)
+        return out
 
     @property
     def output_weight(self) -> torch.Tensor:
         """The head's matrix (V, C): the token embedding's own where tied."""
-        return self.token_embeddings.weight if self.head is None else self.head.weight
+        weight = self.token_embeddings.weight if self.head is None else self.head.weight
+        return cast(torch.Tensor, weight)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.output_weight.device
+        return self.token_embeddings.weight.device
 
     def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for this model, of `capacity` tokens (by default all positions)."""
@@ -173,7 +177,7 @@ class GPT2Model(nn.Module):
             capacity or config.max_seq_len,
             config.head_dim,
             self.device,
-            self.output_weight.dtype,
+            self.token_embeddings.weight.dtype,
         )
 
     def num_parameters(self) -> int:

@@ -48,19 +48,35 @@ def test_more_tokens_than_it_holds_are_an_error_and_change_nothing():
     assert torch.equal(cache.layers[0].keys[:, :, : S - 1], before)
 
 
-@pytest.mark.parametrize("rows", [[2, 0, 0], [1], [0, 1, 2, 2, 1], [0, 1]])
-def test_selected_rows_are_copies_that_grow_on_their_own(rows):
-    cache = KVCache(LAYERS, B, H, S, D)
-    held = fill(cache, 3)
-    chosen = cache.select(torch.tensor(rows))
-    assert chosen.length == 3
-    for layer, (keys, values) in zip(chosen.layers, held, strict=True):
-        assert torch.equal(layer.keys[:, :, :3], keys[rows])
-        assert torch.equal(layer.values[:, :, :3], values[rows])
-    fill(chosen, 2)
-    assert (chosen.length, cache.length) == (5, 3)
-    for layer, (keys, _) in zip(cache.layers, held, strict=True):
-        assert torch.equal(layer.keys[:, :, :3], keys)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.integers(1, 3),  # tokens to add
+            st.lists(st.integers(0, 5), min_size=1, max_size=4),  # rows to go on from
+            st.floats(0, 1),  # the share to keep
+        ),
+        max_size=12,
+    )
+)
+@settings(deadline=None, max_examples=150)
+def test_rows_hold_what_the_rows_they_go_on_from_held(steps):
+    cache, expected = KVCache(LAYERS, 1, H, 40, D), [torch.empty(1, H, 0, D)] * LAYERS
+    for step in steps:
+        if isinstance(step, int):
+            for index, layer in enumerate(cache.layers):
+                keys = torch.randn(layer.keys.size(0), H, step, D)
+                layer.append(keys, -keys)
+                expected[index] = torch.cat([expected[index], keys], dim=2)
+        elif isinstance(step, list):
+            rows = torch.tensor(step) % expected[0].size(0)
+            cache = cache.select(rows)
+            expected = [keys[rows] for keys in expected]
+        else:
+            cache.truncate(int(step * cache.length))
+            expected = [keys[:, :, : cache.length] for keys in expected]
+        for layer, keys in zip(cache.layers, expected, strict=True):
+            assert torch.equal(layer.keys[:, :, : layer.length], keys)
+            assert torch.equal(layer.values[:, :, : layer.length], -keys)
 
 
 def test_rows_in_their_own_order_cost_no_copy():
