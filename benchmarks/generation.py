@@ -1,94 +1,260 @@
-"""Tokens per second of greedy generation with GPT-2 124M, random weights, beside `transformers`.
+"""Writing with GPT-2 124M, random weights, beside `transformers`, CTranslate2 and llama.cpp.
 
-python benchmarks/generation.py [--rounds 3] [--json FILE]
+python benchmarks/generation.py GPT2_VOCABULARY [--rounds 3] [--json FILE] [--trained RUN --text FILE]
 
-A prompt of 60 tokens and 128 new ones, fp32, the same weights in both, in turn.
+Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere, each engine in
+processes of its own, in turn; the median run. GPT2_VOCABULARY is a folder with vocab.json and
+merges.txt, which the peers' formats need. With a trained model, the loss that rounded weights
+have on a held-out text.
 """
 
+import argparse
+import json
+import os
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-import torch
-from common import parser, report
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `agi2` sets it
 
-from src.config import GPT2Config
-from src.generation import generate_tokens
-from src.model import GPT2Model
+from common import parser, report, run_child
 
-PROMPT, NEW = 60, 128
+PROMPT, NEW, BEAMS, BATCH = 60, 128, 5, 8
+KINDS = {
+    "one text, fp32": ["AGI2", "transformers", "CTranslate2", "llama.cpp"],
+    "one text, int8": ["AGI2", "CTranslate2", "llama.cpp"],
+    "one text, int4": ["AGI2"],
+    f"{BEAMS} beams, fp32": ["AGI2", "transformers", "CTranslate2"],
+    f"{BATCH} texts, fp32": ["AGI2", "transformers", "CTranslate2"],
+    "every weight once, fp32": ["AGI2"],
+}
 
 
-def transformers_model(model: GPT2Model):
-    """The same weights as a `GPT2LMHeadModel`."""
-    from transformers import GPT2Config as TheirConfig
+def prepare(folder: Path, vocabulary: Path) -> None:
+    """The same random weights in every engine's format."""
+    import torch
+    from ctranslate2.converters import TransformersConverter
+
+    from src.config import Config
+    from src.interop.gguf import export_gguf
+    from src.interop.huggingface import export_huggingface
+    from src.model import GPT2Model
+    from src.model_folder import save_model
+    from src.tokenizer import load_tokenizer
+
+    torch.manual_seed(0)
+    config = Config(position_embedding="learned", vocab_size=50257)
+    model, tokenizer = GPT2Model(config), load_tokenizer(vocabulary)
+    save_model(model, tokenizer, config, folder / "agi2")
+    export_huggingface(model, tokenizer, folder / "hf")
+    export_gguf(model, tokenizer, folder / "fp32.gguf")
+    export_gguf(model, tokenizer, folder / "int8.gguf", "q8_0")
+    for kind in ("float32", "int8"):
+        converter = TransformersConverter(str(folder / "hf"))
+        converter.convert(str(folder / f"ct2-{kind}"), quantization=kind)
+
+
+def prompts() -> list[list[int]]:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    return draw.integers(0, 50256, (BATCH, PROMPT)).tolist()
+
+
+def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
+    import torch
+
+    from src.beam_search import beam_search
+    from src.generation import generate_batch_tokens, generate_tokens
+    from src.model_folder import load_model
+    from src.quantization import prepare_for_generation
+
+    precision = kind.split(", ")[1]
+    model = load_model(folder / "agi2").model
+    prepare_for_generation(model, "none" if precision == "fp32" else precision)
+    if kind.startswith("every weight"):
+        layers = [layer for b in model.blocks for layer in (b.attention.qkv, b.attention.proj)]
+        layers += [layer for block in model.blocks for layer in (block.ffn.expand,)]
+        narrow, wide = torch.randn(1, 1, 768), torch.randn(1, 1, 3072)
+
+        @torch.inference_mode()
+        def once() -> list[int]:
+            for _ in range(NEW):
+                for layer in (*layers, model.head):
+                    layer(narrow)
+                for block in model.blocks:
+                    block.ffn.contract(wide)
+            return []
+
+        return once
+    if "beams" in kind:
+        return lambda: beam_search(model, prompts()[0], BEAMS, NEW)[0].tokens
+    if "texts" in kind:
+        return lambda: generate_batch_tokens(model, prompts(), NEW, 0)[0]
+    return lambda: list(generate_tokens(model, prompts()[0], NEW, 0))
+
+
+def of_transformers(folder: Path, kind: str) -> Callable[[], list[int]]:
+    import torch
     from transformers import GPT2LMHeadModel
 
-    theirs = GPT2LMHeadModel(TheirConfig(attn_implementation="sdpa")).eval()
-    names = {
-        "token_embeddings.weight": "transformer.wte.weight",
-        "position_embeddings.weight": "transformer.wpe.weight",
-        "final_norm": "transformer.ln_f",
-        "blocks": "transformer.h",
-        "attention_norm": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.proj": "attn.c_proj",
-        "ffn_norm": "ln_2",
-        "ffn.expand": "mlp.c_fc",
-        "ffn.contract": "mlp.c_proj",
-    }
-    weights = {}
-    for name, weight in model.state_dict().items():
-        transposed = name.endswith(
-            ("qkv.weight", "proj.weight", "expand.weight", "contract.weight")
+    model = GPT2LMHeadModel.from_pretrained(folder / "hf", dtype=torch.float32).eval()
+    given = torch.tensor(prompts() if "texts" in kind else prompts()[:1])
+
+    @torch.inference_mode()
+    def run() -> list[int]:
+        out = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+            num_beams=BEAMS if "beams" in kind else 1,
+            pad_token_id=50256,
         )
-        for ours, their_name in names.items():
-            name = name.replace(ours, their_name)
-        weights[name] = weight.T if transposed else weight
-    theirs.load_state_dict(weights, strict=False)
-    theirs.tie_weights()
-    return theirs
+        return out[0, PROMPT:].tolist()
+
+    return run
+
+
+def of_ctranslate2(folder: Path, kind: str) -> Callable[[], list[int]]:
+    import ctranslate2
+
+    precision = "int8" if kind.endswith("int8") else "float32"
+    cores = len(os.sched_getaffinity(0))
+    generator = ctranslate2.Generator(
+        str(folder / f"ct2-{precision}"), compute_type=precision, intra_threads=cores
+    )
+    names = json.loads((folder / "hf" / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = {number: name for name, number in names.items()}
+    given = [[tokens[i] for i in prompt] for prompt in prompts()]
+
+    def run() -> list[int]:
+        found = generator.generate_batch(
+            given if "texts" in kind else given[:1],
+            max_length=NEW,
+            min_length=NEW,
+            beam_size=BEAMS if "beams" in kind else 1,
+            include_prompt_in_result=False,
+        )
+        return found[0].sequences_ids[0]
+
+    return run
+
+
+def of_llama_cpp(folder: Path, kind: str) -> Callable[[], list[int]]:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(folder / f"{kind.split(', ')[1]}.gguf")
+    params.n_ctx = 1024
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    server = xllamacpp.Server(params)
+
+    def run() -> list[int]:
+        found = server.handle_completions(
+            {
+                "prompt": prompts()[0],
+                "max_tokens": NEW,
+                "temperature": 0.0,
+                "ignore_eos": True,
+                "cache_prompt": False,
+            }
+        )
+        assert found["usage"]["completion_tokens"] == NEW, found
+        return []
+
+    return run
+
+
+ENGINES = {
+    "AGI2": of_agi2,
+    "transformers": of_transformers,
+    "CTranslate2": of_ctranslate2,
+    "llama.cpp": of_llama_cpp,
+}
+
+
+def measure(engine: str, kind: str, folder: Path) -> None:
+    run = ENGINES[engine](folder, kind)
+    run()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        tokens = run()
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": seconds, "tokens": tokens}))
+
+
+def losses(run: Path, text: Path) -> list[dict[str, object]]:
+    """A trained model's loss on a text, with every kind of weights."""
+    from src.evaluation import evaluate_text
+    from src.model_folder import load_model
+    from src.quantization import prepare_for_generation
+
+    rows: list[dict[str, object]] = []
+    for quantize in ("none", "int8", "int4"):
+        trained = load_model(run)
+        million = trained.model.num_parameters() / 1e6
+        prepare_for_generation(trained.model, quantize)
+        found = evaluate_text(trained.model, trained.tokenizer, text.read_text(encoding="utf-8"))
+        kind = "fp32" if quantize == "none" else quantize
+        rows.append({"what": f"loss of {million:.1f}M, {kind}", "loss": round(found.loss, 4)})
+    return rows
 
 
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
+    options.add_argument("vocabulary", type=Path)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--trained", type=Path, help="a run's folder")
+    options.add_argument("--text", type=Path, help="what that run has not seen")
+    options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = options.parse_args()
-    torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(position_embedding="learned", dropout=0.0)).eval()
-    theirs = transformers_model(model)
-    prompt = torch.randint(0, 50257, (PROMPT,)).tolist()
-
-    def ours_run() -> list[int]:
-        return list(generate_tokens(model, prompt, NEW, 0))
-
-    def their_run() -> list[int]:
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            out = theirs.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW,
-                min_new_tokens=NEW,
-                do_sample=False,
-                pad_token_id=50256,
-            )
-        return out[0, PROMPT:].tolist()
-
-    speeds: dict[str, list[float]] = {"AGI2": [], "transformers": []}
-    texts = {}
-    for _ in range(given.rounds):
-        for name, run in (("AGI2", ours_run), ("transformers", their_run)):
-            start = time.perf_counter()
-            texts[name] = run()
-            speeds[name].append(NEW / (time.perf_counter() - start))
-    assert len(texts["AGI2"]) == len(texts["transformers"]) == NEW
-    same = sum(a == b for a, b in zip(*texts.values(), strict=True))
-    rows = [
-        {"what": f"{name}, fp32, greedy", "tokens per second": statistics.median(values)}
-        for name, values in speeds.items()
-    ]
+    if given.child:
+        engine, kind, folder = given.child
+        measure(engine, kind, Path(folder))
+        return
+    found: dict[tuple[str, str], list[float]] = {}
+    memory: dict[tuple[str, str], float] = {}
+    texts: dict[tuple[str, str], list[int]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place), given.vocabulary)
+        for _ in range(given.rounds):
+            for kind, engines in KINDS.items():
+                for engine in engines:
+                    command = [sys.executable, __file__, str(given.vocabulary)]
+                    command += ["--child", engine, kind, place]
+                    _, memory[kind, engine], output = run_child(command)
+                    result = json.loads(output.splitlines()[-1])
+                    found.setdefault((kind, engine), []).extend(result["seconds"])
+                    texts[kind, engine] = result["tokens"]
+    rows: list[dict[str, object]] = []
+    for (kind, engine), seconds in found.items():
+        written = NEW * (BATCH if "texts" in kind else 1)
+        theirs = texts.get((kind, "transformers"))
+        ours = texts[kind, engine]
+        rows.append(
+            {
+                "what": kind,
+                "engine": engine,
+                "tokens per second": written / statistics.median(seconds),
+                "fastest": written / min(seconds),
+                "peak GB": memory[kind, engine],
+                "as transformers": (
+                    sum(a == b for a, b in zip(ours, theirs, strict=False))
+                    if theirs and ours
+                    else ""
+                ),
+            }
+        )
+    if given.trained:
+        rows += losses(given.trained, given.text)
     report(rows, given.json)
-    print(f"{same} of {NEW} tokens are the same")
 
 
 if __name__ == "__main__":
