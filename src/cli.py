@@ -168,9 +168,10 @@ def plan(
     more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where it is written.")] = "my.toml",
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Propose a configuration for a text and a time, and say what to expect of it."""
-    _set_up_log(quiet)
+    _set_up_log(quiet, verbose)
     from .planning import propose
 
     # `--sources A B C`: what follows the first stands by itself.
@@ -259,9 +260,11 @@ def list_(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")
     ] = Path("trained"),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show the runs in a folder, the newest last."""
-    _set_up_log()
+    _set_up_log(quiet, verbose)
     from .compare import print_runs
 
     print_runs(folder)
@@ -276,38 +279,40 @@ def compare(
         Optional[Path],  # noqa: UP045 (typer reads this at run time)
         typer.Option(metavar="FILE", help="Also draw the curves into this file."),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show what differs between runs: keys, losses, and what each writes."""
-    _set_up_log()
+    _set_up_log(quiet, verbose)
     from .compare import compare_runs
 
     compare_runs(runs, prompt, seed, html)
 
 
-def _set_up_log(quiet: bool = False, verbose: bool = False) -> None:
+def _set_up_log(quiet: bool, verbose: bool) -> None:
     import logging
+    import platform
+
+    import torch
 
     from .metrics import setup_logging
+    from .utils import log
 
     setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    log.debug(
+        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
+    )
 
 
 def _start(
     file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> Config:
     """Set up the log, then read the configuration."""
-    import platform
-
-    import torch
-
     from .config_loader import load_config
     from .utils import log
 
     _set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
-    log.debug(
-        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
-    )
     for key, value in config.items():
         log.debug("%s = %r", key, value)
     return config

@@ -406,6 +406,17 @@ def test_list_says_where_it_looked(tmp_path, capsys, monkeypatch):
     assert err.startswith("error: trained cannot be read")
 
 
+def test_list_and_compare_log_less_or_more_and_print_the_same(trained, capsys):
+    folder = trained.parent / "trained"
+    for command in (["list", folder], ["compare", folder / "tiny", folder / "tiny"]):
+        status, out, _ = run(capsys, *command)
+        assert run(capsys, *command, "--quiet") == (status, out, "")
+        assert logging.getLogger("agi2").level == logging.WARNING
+        _, same, err = run(capsys, *command, "-v")
+        assert same == out
+        assert f"agi2 {__version__}, Python" in err
+
+
 def test_compare_takes_prompt_seed_and_file(trained, tmp_path, capsys):
     folder, html = trained.parent / "trained" / "tiny", tmp_path / "both.html"
     options = ["--prompt", "the cat", "--seed", 3, "--html", html]
