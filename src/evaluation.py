@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,56 +123,113 @@ def _words(text: str) -> list[str]:
 def longest_common_span(written: str, learned: str) -> str:
     """The longest substring of `written` that occurs in `learned`.
 
-    A common span of 8 letters or more lies in a piece of `learned` in which every 8 letters in a
-    row occur in `written`, too. Such pieces are few and short: only they are searched, the longest
-    first. Where that finds nothing, the same with 4 letters, with 2, and letter by letter.
+    A common span of 8 letters or more lies where every 8 letters of `learned` in a row occur in
+    `written`, too. In a language such places are few and short: only they are searched. Where that
+    finds nothing, the same with 4 letters, with 2, and in all of the text.
     """
-    for width in (8, 4, 2):
-        best = ""
-        for start, end in _shared_pieces(written, learned, width):
-            if end - start <= len(best):
-                break
-            best = max(best, _search_span(learned[start:end], written), key=len)
-        # Fewer than `width` letters where a piece only seemed to be shared.
-        if len(best) >= width:
-            return best
-    return next((letter for letter in dict.fromkeys(written) if letter in learned), "")
-
-
-def _search_span(written: str, learned: str) -> str:
-    """The same, one start after the other: for short texts."""
     best = ""
-    for start in range(len(written)):
-        # Only a span that is longer than the best is of interest.
-        while (end := start + len(best)) < len(written) and written[start : end + 1] in learned:
-            best = written[start : end + 1]
+    if not written:
+        return best
+    # In stretches, so that memory is bounded; no span is cut, as none is longer than `written`.
+    size = max(_STRETCH, len(written))
+    for start in range(0, len(learned), size):
+        stretch = learned[start : start + size + len(written)]
+        for width in (8, 4, 2, 1):
+            best = max(best, _search_span(written, stretch, width), key=len)
+            if len(best) >= width:  # what is left is shorter
+                break
     return best
 
 
-def _shared_pieces(written: str, learned: str, width: int) -> Iterator[tuple[int, int]]:
-    """Where in `learned` every `width` letters in a row seem to occur in `written`.
+# Letters that are looked at together.
+_STRETCH = 1 << 20
+
+
+def _search_span(written: str, learned: str, least: int) -> str:
+    """The longest common substring where it has `least` letters or more; else perhaps another.
+
+    Equal windows of letters get equal names, the wider ones by the names of two narrower ones that
+    cover them (Karp, Miller and Rosenberg, 1972). Their width is doubled for as long as a window is
+    common, then increased by ever smaller powers of two: the time is that of a sort or a search
+    for each letter, times the logarithm of the span's length.
+    """
+    shared = _seem_shared(written, learned, least)
+    if not shared.any():
+        return ""
+    kept = shared.copy()
+    kept[1:] |= shared[:-1]  # with a letter that keeps the places apart
+    known, ours = np.unique(_letters(written), return_inverse=True)
+    theirs = np.where(shared[kept], _names(known, _letters(learned)[kept]), -1)
+    if not (theirs >= 0).any():
+        return ""
+    width = 1
+    while (wider := _widen(ours, theirs, width)) is not None:
+        (ours, theirs), width = wider, 2 * width
+    step = width // 2
+    while step:
+        if (wider := _widen(ours, theirs, step)) is not None:
+            (ours, theirs), width = wider, width + step
+        step //= 2
+    start = int(np.argmax(ours == theirs.max()))
+    return written[start : start + width]
+
+
+def _letters(text: str) -> np.ndarray:
+    """The letters' numbers, (letters,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _names(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The place of each value among the sorted known ones; -1 where it is not among them."""
+    places = np.searchsorted(known, values)
+    places[places == len(known)] = 0
+    places[known[places] != values] = -1
+    return places
+
+
+def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Name windows that are wider by `step`, at most twice as wide; `None` if none is shared.
+
+    Args:
+        ours: the name of the window that begins at each letter.
+        theirs: the same of another text; -1 where we have no such window.
+        step: letters.
+    """
+    if step >= min(len(ours), len(theirs)):
+        return None
+    count = len(ours)  # more than there are names
+    known, ours = np.unique(ours[:-step] * count + ours[step:], return_inverse=True)
+    first, second = theirs[:-step], theirs[step:]
+    pairs = np.where((first >= 0) & (second >= 0), first * count + second, -1)
+    theirs = _names(known, pairs)
+    return (ours, theirs) if (theirs >= 0).any() else None
+
+
+def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
+    """Which letters of `learned` (letters,) lie in `width` letters that seem to be in `written`.
 
     Letters count by their lowest byte, and windows by a hash: what seems equal may not be.
 
-    Yields:
-        start and end of each piece, the longest first.
+    Args:
+        written: a text.
+        learned: another.
+        width: 8, 4 or 2; with 1 all letters count.
     """
-    if min(len(written), len(learned)) < width:
-        return
+    if width == 1 or min(len(written), len(learned)) < width:
+        return np.full(len(learned), width == 1)
     known = np.zeros(2**_HASH_BITS, dtype=bool)
     text = _low_bytes(written)
     for offset in range(width):
         known[_window_hashes(text, offset, width)] = True
     text = _low_bytes(learned)
-    # With a false window at either end, so that each piece has a start and an end.
-    shared = np.zeros(len(learned) - width + 3, dtype=bool)
+    begins = np.zeros(len(learned), dtype=bool)
     for offset in range(width):
         hashes = _window_hashes(text, offset, width)
-        shared[1 + offset : -1][: len(hashes) * width : width] = known[hashes]
-    edges = np.flatnonzero(shared[1:] != shared[:-1])
-    starts, ends = edges[::2], edges[1::2] + width - 1
-    for piece in np.argsort(starts - ends, kind="stable"):
-        yield int(starts[piece]), int(ends[piece])
+        begins[offset:][: len(hashes) * width : width] = known[hashes]
+    shared = begins.copy()
+    for offset in range(1, width):
+        shared[offset:] |= begins[:-offset]
+    return shared
 
 
 _HASH_BITS = 18

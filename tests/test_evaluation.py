@@ -1,4 +1,7 @@
 import math
+import random
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -174,6 +177,32 @@ def test_long_spans_are_found_whatever_stands_around_them(data):
     assert span in written
     assert span in learned
     assert len(span) == brute_force(written, learned) >= len(planted)
+
+
+@quick
+@given(data=st.data(), stretch=st.integers(1, 30))
+def test_a_long_text_is_searched_in_stretches(data, stretch):
+    written, learned = data.draw(st.text("ab", max_size=12)), data.draw(st.text("ab", max_size=90))
+    with mock.patch("src.evaluation._STRETCH", stretch):
+        span = longest_common_span(written, learned)
+    assert span in written
+    assert span in learned
+    assert len(span) == brute_force(written, learned)
+
+
+def test_a_text_of_few_letters_is_searched_as_fast_as_any():
+    """Where every 8 letters are common; with a search from each letter this took minutes."""
+    draw = random.Random(0)
+    texts = {
+        "two letters": "".join(draw.choices("ab", k=500_000)),
+        "one letter": "a" * 500_000,
+        "one word": "abcdefghij" * 50_000,
+    }
+    started = time.perf_counter()
+    for learned in texts.values():
+        span = learned[1000:2500]
+        assert longest_common_span("c" + span + "c", learned) == span
+    assert time.perf_counter() - started < 5
 
 
 def test_equal_low_bytes_are_not_taken_for_equal_letters():
