@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from .cuda_utils import LOGITS_AT_ONCE, autocast
-from .dataset import TextDataset
+from .dataset import TextDataset, tokenize
+from .errors import AGI2Error
 from .model import GPT2Model
 from .tokenizer import Tokenizer
 from .utils import evaluating
@@ -52,7 +54,8 @@ def evaluate(
 
     Args:
         model: left in the mode it was in.
-        dataset: windows of T + 1 tokens with stride T: T predictions each.
+        dataset: windows of T + 1 tokens, T predictions each. Where the stride is less than T, a
+            token is predicted in the first window that has it.
         tokenizer: to count bytes.
         batch_size: windows at a time.
         max_tokens: look at about so many tokens, evenly spread; 0 for all.
@@ -69,33 +72,105 @@ def evaluate(
         for first in range(0, len(chosen), batch_size):
             indices = chosen[first : first + batch_size]
             windows = torch.stack([dataset[index] for index in indices])
-            targets = windows[:, 1:]
             fresh = torch.stack([_fresh_targets(dataset, index) for index in indices])
-            hidden = model.hidden_states(windows[:, :-1].to(model.device)).flatten(0, 1)
-            losses = torch.cat(
-                [
-                    F.cross_entropy(model.logits(x).float(), y, reduction="none")
-                    for x, y in zip(
-                        hidden.split(LOGITS_AT_ONCE),
-                        targets.flatten().to(model.device).split(LOGITS_AT_ONCE),
-                        strict=True,
-                    )
-                ]
-            )
-            total += losses.cpu()[fresh.flatten()].sum(dtype=torch.float64).item()
-            tokens += int(fresh.sum())
-            text_bytes += int(byte_counts[targets[fresh]].sum())
+            targets = windows[:, 1:][fresh]
+            hidden = model.hidden_states(windows[:, :-1].to(model.device))[fresh.to(model.device)]
+            for x, y in zip(
+                hidden.split(LOGITS_AT_ONCE),
+                targets.to(model.device).split(LOGITS_AT_ONCE),
+                strict=True,
+            ):
+                losses = F.cross_entropy(model.logits(x).float(), y, reduction="none")
+                total += losses.cpu().sum(dtype=torch.float64).item()
+            tokens += len(targets)
+            text_bytes += int(byte_counts[targets].sum())
     return Evaluation(total / tokens, tokens, text_bytes)
 
 
 def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
-    """Which of a window's targets no earlier window has predicted: all but in the last one."""
+    """Which of a window's targets no earlier window has predicted."""
     width = dataset.seq_len - 1
     fresh = torch.ones(width, dtype=torch.bool)
     if index:
         overlap = dataset.starts[index - 1] + width - dataset.starts[index]
         fresh[: max(overlap, 0)] = False
     return fresh
+
+
+def evaluate_tokens(
+    model: GPT2Model,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    stride: int,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> Evaluation:
+    """The model's loss on a text, with a sliding window as long as the model's positions.
+
+    Each window begins `stride` tokens after the one before it, the last one so that it ends with
+    the text, and predicts the tokens that none before has predicted. So every token but the very
+    first is predicted once; all but those of the first window after more than P - `stride` others.
+
+    Args:
+        model: of P positions; left in the mode it was in.
+        tokens: ids, (tokens,).
+        tokenizer: the model's.
+        stride: tokens, 1 to P. A small one gives each token more context, and takes more time.
+        precision: of matrix products.
+
+    Raises:
+        AGI2Error: where the stride is 0 or above P, there are fewer than two tokens, or the model's
+            weights are broken.
+    """
+    positions = model.config.max_seq_len
+    if not 1 <= stride <= positions:
+        raise AGI2Error(
+            f"stride must be between 1 and the model's {positions} positions, not {stride}"
+        )
+    if len(tokens) < 2:
+        raise AGI2Error(f"the text has {len(tokens)} tokens: at least 2 are needed")
+    width = min(positions, len(tokens) - 1)
+    windows = TextDataset.from_tokens(tokens, width + 1, stride=min(stride, width))
+    rows = max(1, TOKENS_AT_ONCE // width)
+    found = evaluate(model, windows, tokenizer, batch_size=rows, precision=precision)
+    if not math.isfinite(found.loss):
+        raise AGI2Error("the loss is not a finite number: the model's weights are broken")
+    return found
+
+
+# Tokens of all windows that are looked at together.
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class TextEvaluation(Evaluation):
+    """What a model makes of a text with words."""
+
+    words: int
+    """What stands between white space in the text that those tokens stand for."""
+
+    @property
+    def word_perplexity(self) -> float:
+        """exp(loss of all tokens / words): as bits per byte, comparable between tokenizers."""
+        return math.exp(min(self.loss * self.tokens / max(self.words, 1), 700.0))
+
+
+def evaluate_text(
+    model: GPT2Model,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    stride: int,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> TextEvaluation:
+    """As `evaluate_tokens`, of documents, which are joined with the end-of-text token."""
+    tokens = tokenize(documents, tokenizer)
+    found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision)
+    predicted = tokens[1:]
+    ends = np.flatnonzero(predicted == tokenizer.end_of_text)
+    parts = [tokenizer.decode(part.tolist()) for part in np.split(predicted, ends)]
+    words = sum(len(part.split()) for part in parts)
+    return TextEvaluation(found.loss, found.tokens, found.text_bytes, words)
 
 
 @dataclass(frozen=True)
