@@ -401,7 +401,7 @@ def test_a_stream_that_cannot_be_set_to_utf8_is_used_as_it_is(capsys, monkeypatc
 @pytest.fixture
 def held_out(tmp_path):
     path = tmp_path / "held_out.txt"
-    path.write_text("the dog sat on hills and rivers\nwhile a cat ran", encoding="utf-8")
+    path.write_text("the dog sat on hills and rivers\nwhile a cat ran. " * 9, encoding="utf-8")
     return path
 
 

@@ -237,6 +237,22 @@ def test_lm_eval_runs_tasks_of_every_kind(basic, tasks):
     assert found["bits_per_byte"] == pytest.approx(-total / math.log(2) / size, rel=1e-4)
 
 
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """lm-eval comes with a single task: reading the thousands that it has takes many seconds."""
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "manager.py"))
+    return tmp_path
+
+
+def test_tasks_of_one_s_own_stand_beside_those_of_lm_eval(basic, tasks, shipped):
+    text = (tasks / "own_choice.yaml").read_text().replace("own_choice", "shipped")
+    (shipped / "shipped.yaml").write_text(text)
+    results = run_tasks(basic, ["shipped", "own_choice"], tasks)
+    assert results["shipped"] == results["own_choice"]
+    assert run_tasks(basic, ["shipped"]) == {"shipped": results["shipped"]}
+
+
+@pytest.mark.usefixtures("shipped")
 def test_tasks_that_cannot_be_run_are_one_clear_line(basic, tasks):
     with pytest.raises(AGI2Error, match="lm-eval has no task 'own_chioce'; lm-eval ls tasks"):
         run_tasks(basic, ["own_choice", "own_chioce"], tasks)
