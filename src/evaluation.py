@@ -207,12 +207,12 @@ def longest_common_span(written: str, learned: str) -> str:
         return best
     # In stretches, so that memory is bounded; no span is cut, as none is longer than `written`.
     size = max(_STRETCH, len(written))
-    for start in range(0, len(learned), size):
-        stretch = learned[start : start + size + len(written)]
-        for width in (8, 4, 2, 1):
+    for width in (8, 4, 2, 1):
+        for start in range(0, len(learned), size):
+            stretch = learned[start : start + size + len(written)]
             best = max(best, _search_span(written, stretch, width), key=len)
-            if len(best) >= width:  # what is left is shorter
-                break
+        if len(best) >= width:  # what is left is shorter
+            break
     return best
 
 
@@ -234,7 +234,7 @@ def _search_span(written: str, learned: str, least: int) -> str:
     kept = shared.copy()
     kept[1:] |= shared[:-1]  # with a letter that keeps the places apart
     known, ours = np.unique(_letters(written), return_inverse=True)
-    theirs = np.where(shared[kept], _names(known, _letters(learned)[kept]), -1)
+    theirs = np.where(shared[kept], _names(known, _letters(learned)[kept], _LETTERS), -1)
     if not (theirs >= 0).any():
         return ""
     width = 1
@@ -254,8 +254,16 @@ def _letters(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-def _names(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The place of each value among the sorted known ones; -1 where it is not among them."""
+# There are no more in Unicode.
+_LETTERS = 0x110000
+
+
+def _names(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
+    """The place of each value, -1 or below `bound`, among the sorted known ones; or -1."""
+    if bound <= 4 * len(values):  # a table is worth its making
+        table = np.full(bound + 1, -1)  # at whose end -1 finds itself
+        table[known] = np.arange(len(known))
+        return table[values]
     places = np.searchsorted(known, values)
     places[places == len(known)] = 0
     places[known[places] != values] = -1
@@ -272,11 +280,11 @@ def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray,
     """
     if step >= min(len(ours), len(theirs)):
         return None
-    count = len(ours)  # more than there are names
+    count = int(ours.max()) + 1
     known, ours = np.unique(ours[:-step] * count + ours[step:], return_inverse=True)
     first, second = theirs[:-step], theirs[step:]
     pairs = np.where((first >= 0) & (second >= 0), first * count + second, -1)
-    theirs = _names(known, pairs)
+    theirs = _names(known, pairs, count * count)
     return (ours, theirs) if (theirs >= 0).any() else None
 
 
@@ -307,7 +315,7 @@ def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
     return shared
 
 
-_HASH_BITS = 18
+_HASH_BITS = 22
 
 
 def _low_bytes(text: str) -> bytes:
