@@ -33,6 +33,9 @@ TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 
+# Of `state.json`, and of what stands beside it: `find_checkpoint` gives no other.
+FORMAT = 2
+
 
 def optimizer_tensors(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
@@ -281,8 +284,19 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
     """The checkpoint that `resume` names: a checkpoint folder, a run folder, or `auto`.
 
     Raises:
-        AGI2Error: where it names one that is not there or not whole.
+        AGI2Error: where it names one that is not there, not whole, or of another format.
     """
+    checkpoint = _named_checkpoint(config)
+    if checkpoint is not None and checkpoint.state.get("format") != FORMAT:
+        raise AGI2Error(
+            f"{checkpoint.folder} has the format {checkpoint.state.get('format')}, this version of "
+            f"AGI2 reads {FORMAT}: go on with the version that wrote it, or start anew without "
+            "resume"
+        )
+    return checkpoint
+
+
+def _named_checkpoint(config: Config) -> Checkpoint | None:
     if config.resume is None:
         return None
     if config.resume == "auto":

@@ -18,6 +18,8 @@ from . import __version__
 from .errors import AGI2Error
 
 if TYPE_CHECKING:
+    import torch
+
     from .config import Config
     from .config_loader import Kind
     from .model_folder import TrainedModel
@@ -168,9 +170,10 @@ def plan(
     more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where it is written.")] = "my.toml",
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Propose a configuration for a text and a time, and say what to expect of it."""
-    _set_up_log(quiet)
+    _set_up_log(quiet, verbose)
     from .planning import propose
 
     # `--sources A B C`: what follows the first stands by itself.
@@ -254,14 +257,134 @@ def chat(
     talk(prompt)
 
 
+@app.command(name="eval")
+def eval_(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's folder, or its configuration.")
+    ],
+    text: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(metavar="FILE", help="The text, which the model has not learned from."),
+    ] = None,
+    stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="TOKENS", help="Of the sliding window; half of it by default."),
+    ] = None,
+    tasks: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME,NAME", help="Tasks of EleutherAI's lm-eval."),
+    ] = None,
+    task_path: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Where tasks of your own are (YAML files)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how good a model is: on a text, or in tasks of lm-eval.
+
+    A text is read through a sliding window as long as the model's positions. Each window begins
+    --stride tokens after the one before it, the last one so that it ends with the text, and
+    predicts the tokens that none before has predicted: all but the text's first token are
+    predicted, once. Bytes and words are those of the predicted tokens, as the tokenizer has them.
+
+    \b
+    loss                  mean of -ln(probability) of the predicted tokens, in nats
+    perplexity per token  exp(loss)
+    perplexity per word   exp(loss x tokens / words); words stand between white space
+    bits per byte         loss x tokens / ln(2) / bytes of UTF-8
+    """
+    if (text is None) == (tasks is None):
+        raise AGI2Error("eval needs --text FILE or --tasks NAME,NAME, one of them")
+    if stride is not None and text is None:
+        raise AGI2Error("--stride goes with --text")
+    if task_path is not None and tasks is None:
+        raise AGI2Error("--task-path goes with --tasks")
+    if tasks is not None:
+        _check_lm_eval()
+    config, trained = _open(run, overrides, quiet, verbose)
+    from .cuda_utils import select_precision
+
+    precision = select_precision(config.precision, trained.model.device)
+    if tasks is not None:
+        _evaluate_in_tasks(trained, precision, tasks.split(","), task_path, as_json)
+        return
+    from .corpus import read_documents
+    from .evaluation import evaluate_text
+    from .metrics import busy
+    from .utils import json_line
+
+    model = trained.model
+    positions = model.config.max_seq_len
+    stride = max(1, positions // 2) if stride is None else stride
+    documents = read_documents(str(text), config.text_field)
+    with busy("evaluating"):
+        found = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
+    figures = {
+        "loss": found.loss,
+        "perplexity_per_token": found.perplexity,
+        "perplexity_per_word": found.word_perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+        "words": found.words,
+        "bytes": found.text_bytes,
+        "window": positions,
+        "stride": stride,
+    }
+    if as_json:
+        print(json_line(figures))
+        return
+    for name, value in figures.items():
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name.replace('_', ' '):<21} {shown}")
+
+
+def _check_lm_eval() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("lm_eval") is None:
+        raise AGI2Error(
+            "--tasks: lm-eval is not installed; install it with uv sync --extra eval or "
+            "pip install lm-eval"
+        )
+
+
+def _evaluate_in_tasks(
+    trained: TrainedModel,
+    precision: torch.dtype,
+    names: Sequence[str],
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Run tasks of lm-eval, and print their results."""
+    from .compare import print_table
+    from .lm_eval_adapter import AGI2LM, run_tasks
+    from .utils import json_line
+
+    results = run_tasks(AGI2LM(trained, precision), names, folder)
+    if as_json:
+        print(json_line(results))
+        return
+    rows = [
+        [task, metric, f"{value:.4f}"]
+        for task, metrics in results.items()
+        for metric, value in metrics.items()
+    ]
+    print_table(["task", "metric", "value"], rows)
+
+
 @app.command(name="list")
 def list_(
     folder: Annotated[
         Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")
     ] = Path("trained"),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show the runs in a folder, the newest last."""
-    _set_up_log()
+    _set_up_log(quiet, verbose)
     from .compare import print_runs
 
     print_runs(folder)
@@ -276,41 +399,57 @@ def compare(
         Optional[Path],  # noqa: UP045 (typer reads this at run time)
         typer.Option(metavar="FILE", help="Also draw the curves into this file."),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show what differs between runs: keys, losses, and what each writes."""
-    _set_up_log()
+    _set_up_log(quiet, verbose)
     from .compare import compare_runs
 
     compare_runs(runs, prompt, seed, html)
 
 
-def _set_up_log(quiet: bool = False, verbose: bool = False) -> None:
+def _set_up_log(quiet: bool, verbose: bool) -> None:
     import logging
-
-    from .metrics import setup_logging
-
-    setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-
-
-def _start(
-    file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
-) -> Config:
-    """Set up the log, then read the configuration."""
     import platform
 
     import torch
 
+    from .metrics import setup_logging
+    from .utils import log
+
+    setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    log.debug(
+        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
+    )
+
+
+def _start(
+    file: str, kind: Kind | None, overrides: Sequence[str] | None, quiet: bool, verbose: bool
+) -> Config:
+    """Set up the log, then read the configuration."""
     from .config_loader import load_config
     from .utils import log
 
     _set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
-    log.debug(
-        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
-    )
     for key, value in config.items():
         log.debug("%s = %r", key, value)
     return config
+
+
+def _open(
+    run: str, overrides: Sequence[str] | None, quiet: bool, verbose: bool
+) -> tuple[Config, TrainedModel]:
+    """What a run's folder holds, or what a configuration has trained."""
+    from .cuda_utils import select_device
+    from .model_folder import CONFIG, load_model
+
+    if not os.path.isdir(run):
+        config = _start(run, "generation", overrides, quiet, verbose)
+        return config, _load(config, run)
+    config = _start(os.path.join(run, CONFIG), None, overrides, quiet, verbose)
+    return config, load_model(run, select_device(config.device))
 
 
 def _load(config: Config, file: str) -> TrainedModel:

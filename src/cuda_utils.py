@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
@@ -101,6 +102,35 @@ def memory_stats(device: torch.device | str = "cpu") -> MemoryStats:
         torch.cuda.max_memory_allocated(device),
         torch.cuda.get_device_properties(device).total_memory,
     )
+
+
+def container_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that control groups (Linux, version 1 or 2) let this process hold; `None` for any.
+
+    What a container may hold is not what its machine has. A group is bound by those above it.
+
+    Args:
+        root: where the system's files are.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # another system
+        return None
+    limits = []
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            place, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            place, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for above in (group, *group.parents):
+            # A group that is not seen from inside the container, or has no limit ("max").
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((place / above / name).read_text()))
+    return min(limits, default=None)
 
 
 def describe_device(device: torch.device) -> str:

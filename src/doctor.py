@@ -21,6 +21,7 @@ from .cuda_utils import (
     LOGITS_AT_ONCE,
     activation_bytes,
     choose_micro_batch_size,
+    container_memory,
     describe_device,
     memory_stats,
     select_device,
@@ -138,7 +139,8 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":  # pragma: needs gpu
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    return psutil.virtual_memory().available + memory_stats().process
+    machine = psutil.virtual_memory().available + memory_stats().process
+    return min(machine, container_memory() or machine)
 
 
 def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from .cuda_utils import LOGITS_AT_ONCE, autocast
-from .dataset import TextDataset
+from .dataset import TextDataset, tokenize
+from .errors import AGI2Error
 from .model import GPT2Model
 from .tokenizer import Tokenizer
 from .utils import evaluating
@@ -53,7 +54,8 @@ def evaluate(
 
     Args:
         model: left in the mode it was in.
-        dataset: windows of T + 1 tokens with stride T: T predictions each.
+        dataset: windows of T + 1 tokens, T predictions each. Where the stride is less than T, a
+            token is predicted in the first window that has it.
         tokenizer: to count bytes.
         batch_size: windows at a time.
         max_tokens: look at about so many tokens, evenly spread; 0 for all.
@@ -70,33 +72,105 @@ def evaluate(
         for first in range(0, len(chosen), batch_size):
             indices = chosen[first : first + batch_size]
             windows = torch.stack([dataset[index] for index in indices])
-            targets = windows[:, 1:]
             fresh = torch.stack([_fresh_targets(dataset, index) for index in indices])
-            hidden = model.hidden_states(windows[:, :-1].to(model.device)).flatten(0, 1)
-            losses = torch.cat(
-                [
-                    F.cross_entropy(model.logits(x).float(), y, reduction="none")
-                    for x, y in zip(
-                        hidden.split(LOGITS_AT_ONCE),
-                        targets.flatten().to(model.device).split(LOGITS_AT_ONCE),
-                        strict=True,
-                    )
-                ]
-            )
-            total += losses.cpu()[fresh.flatten()].sum(dtype=torch.float64).item()
-            tokens += int(fresh.sum())
-            text_bytes += int(byte_counts[targets[fresh]].sum())
+            targets = windows[:, 1:][fresh]
+            hidden = model.hidden_states(windows[:, :-1].to(model.device))[fresh.to(model.device)]
+            for x, y in zip(
+                hidden.split(LOGITS_AT_ONCE),
+                targets.to(model.device).split(LOGITS_AT_ONCE),
+                strict=True,
+            ):
+                losses = F.cross_entropy(model.logits(x).float(), y, reduction="none")
+                total += losses.cpu().sum(dtype=torch.float64).item()
+            tokens += len(targets)
+            text_bytes += int(byte_counts[targets].sum())
     return Evaluation(total / tokens, tokens, text_bytes)
 
 
 def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
-    """Which of a window's targets no earlier window has predicted: all but in the last one."""
+    """Which of a window's targets no earlier window has predicted."""
     width = dataset.seq_len - 1
     fresh = torch.ones(width, dtype=torch.bool)
     if index:
         overlap = dataset.starts[index - 1] + width - dataset.starts[index]
         fresh[: max(overlap, 0)] = False
     return fresh
+
+
+def evaluate_tokens(
+    model: GPT2Model,
+    tokens: np.ndarray,
+    tokenizer: Tokenizer,
+    stride: int,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> Evaluation:
+    """The model's loss on a text, with a sliding window as long as the model's positions.
+
+    Each window begins `stride` tokens after the one before it, the last one so that it ends with
+    the text, and predicts the tokens that none before has predicted. So every token but the very
+    first is predicted once; all but those of the first window after more than P - `stride` others.
+
+    Args:
+        model: of P positions; left in the mode it was in.
+        tokens: ids, (tokens,).
+        tokenizer: the model's.
+        stride: tokens, 1 to P. A small one gives each token more context, and takes more time.
+        precision: of matrix products.
+
+    Raises:
+        AGI2Error: where the stride is 0 or above P, there are fewer than two tokens, or the model's
+            weights are broken.
+    """
+    positions = model.config.max_seq_len
+    if not 1 <= stride <= positions:
+        raise AGI2Error(
+            f"stride must be between 1 and the model's {positions} positions, not {stride}"
+        )
+    if len(tokens) < 2:
+        raise AGI2Error(f"the text has {len(tokens)} tokens: at least 2 are needed")
+    width = min(positions, len(tokens) - 1)
+    windows = TextDataset.from_tokens(tokens, width + 1, stride=min(stride, width))
+    rows = max(1, TOKENS_AT_ONCE // width)
+    found = evaluate(model, windows, tokenizer, batch_size=rows, precision=precision)
+    if not math.isfinite(found.loss):
+        raise AGI2Error("the loss is not a finite number: the model's weights are broken")
+    return found
+
+
+# Tokens of all windows that are looked at together.
+TOKENS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class TextEvaluation(Evaluation):
+    """What a model makes of a text with words."""
+
+    words: int
+    """What stands between white space in the text that those tokens stand for."""
+
+    @property
+    def word_perplexity(self) -> float:
+        """exp(loss of all tokens / words): as bits per byte, comparable between tokenizers."""
+        return math.exp(min(self.loss * self.tokens / max(self.words, 1), 700.0))
+
+
+def evaluate_text(
+    model: GPT2Model,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    stride: int,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> TextEvaluation:
+    """As `evaluate_tokens`, of documents, which are joined with the end-of-text token."""
+    tokens = tokenize(documents, tokenizer)
+    found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision)
+    predicted = tokens[1:]
+    ends = np.flatnonzero(predicted == tokenizer.end_of_text)
+    parts = [tokenizer.decode(part.tolist()) for part in np.split(predicted, ends)]
+    words = sum(len(part.split()) for part in parts)
+    return TextEvaluation(found.loss, found.tokens, found.text_bytes, words)
 
 
 @dataclass(frozen=True)
@@ -124,59 +198,124 @@ def _words(text: str) -> list[str]:
 def longest_common_span(written: str, learned: str) -> str:
     """The longest substring of `written` that occurs in `learned`.
 
-    A common span of 8 letters or more lies in a piece of `learned` in which every 8 letters in a
-    row occur in `written`, too. Such pieces are few and short: only they are searched, the longest
-    first. Where that finds nothing, the same with 4 letters, with 2, and letter by letter.
+    A common span of 8 letters or more lies where every 8 letters of `learned` in a row occur in
+    `written`, too. In a language such places are few and short: only they are searched. Where that
+    finds nothing, the same with 4 letters, with 2, and in all of the text.
     """
-    for width in (8, 4, 2):
-        best = ""
-        for start, end in _shared_pieces(written, learned, width):
-            if end - start <= len(best):
-                break
-            best = max(best, _search_span(learned[start:end], written), key=len)
-        # Fewer than `width` letters where a piece only seemed to be shared.
-        if len(best) >= width:
-            return best
-    return next((letter for letter in dict.fromkeys(written) if letter in learned), "")
-
-
-def _search_span(written: str, learned: str) -> str:
-    """The same, one start after the other: for short texts."""
     best = ""
-    for start in range(len(written)):
-        # Only a span that is longer than the best is of interest.
-        while (end := start + len(best)) < len(written) and written[start : end + 1] in learned:
-            best = written[start : end + 1]
+    if not written:
+        return best
+    # In stretches, so that memory is bounded; no span is cut, as none is longer than `written`.
+    size = max(_STRETCH, len(written))
+    for width in (8, 4, 2, 1):
+        for start in range(0, len(learned), size):
+            stretch = learned[start : start + size + len(written)]
+            best = max(best, _search_span(written, stretch, width), key=len)
+        if len(best) >= width:  # what is left is shorter
+            break
     return best
 
 
-def _shared_pieces(written: str, learned: str, width: int) -> Iterator[tuple[int, int]]:
-    """Where in `learned` every `width` letters in a row seem to occur in `written`.
+# Letters that are looked at together.
+_STRETCH = 1 << 20
+
+
+def _search_span(written: str, learned: str, least: int) -> str:
+    """The longest common substring where it has `least` letters or more; else perhaps another.
+
+    Equal windows of letters get equal names, the wider ones by the names of two narrower ones that
+    cover them (Karp, Miller and Rosenberg, 1972). Their width is doubled for as long as a window is
+    common, then increased by ever smaller powers of two: the time is that of a sort or a search
+    for each letter, times the logarithm of the span's length.
+    """
+    shared = _seem_shared(written, learned, least)
+    if not shared.any():
+        return ""
+    kept = shared.copy()
+    kept[1:] |= shared[:-1]  # with a letter that keeps the places apart
+    known, ours = np.unique(_letters(written), return_inverse=True)
+    theirs = np.where(shared[kept], _names(known, _letters(learned)[kept], _LETTERS), -1)
+    if not (theirs >= 0).any():
+        return ""
+    width = 1
+    while (wider := _widen(ours, theirs, width)) is not None:
+        (ours, theirs), width = wider, 2 * width
+    step = width // 2
+    while step:
+        if (wider := _widen(ours, theirs, step)) is not None:
+            (ours, theirs), width = wider, width + step
+        step //= 2
+    start = int(np.argmax(ours == theirs.max()))
+    return written[start : start + width]
+
+
+def _letters(text: str) -> np.ndarray:
+    """The letters' numbers, (letters,)."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+# There are no more in Unicode.
+_LETTERS = 0x110000
+
+
+def _names(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
+    """The place of each value, -1 or below `bound`, among the sorted known ones; or -1."""
+    if bound <= 4 * len(values):  # a table is worth its making
+        table = np.full(bound + 1, -1)  # at whose end -1 finds itself
+        table[known] = np.arange(len(known))
+        return table[values]
+    places = np.searchsorted(known, values)
+    places[places == len(known)] = 0
+    places[known[places] != values] = -1
+    return places
+
+
+def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Name windows that are wider by `step`, at most twice as wide; `None` if none is shared.
+
+    Args:
+        ours: the name of the window that begins at each letter.
+        theirs: the same of another text; -1 where we have no such window.
+        step: letters.
+    """
+    if step >= min(len(ours), len(theirs)):
+        return None
+    count = int(ours.max()) + 1
+    known, ours = np.unique(ours[:-step] * count + ours[step:], return_inverse=True)
+    first, second = theirs[:-step], theirs[step:]
+    pairs = np.where((first >= 0) & (second >= 0), first * count + second, -1)
+    theirs = _names(known, pairs, count * count)
+    return (ours, theirs) if (theirs >= 0).any() else None
+
+
+def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
+    """Which letters of `learned` (letters,) lie in `width` letters that seem to be in `written`.
 
     Letters count by their lowest byte, and windows by a hash: what seems equal may not be.
 
-    Yields:
-        start and end of each piece, the longest first.
+    Args:
+        written: a text.
+        learned: another.
+        width: 8, 4 or 2; with 1 all letters count.
     """
-    if min(len(written), len(learned)) < width:
-        return
+    if width == 1 or min(len(written), len(learned)) < width:
+        return np.full(len(learned), width == 1)
     known = np.zeros(2**_HASH_BITS, dtype=bool)
     text = _low_bytes(written)
     for offset in range(width):
         known[_window_hashes(text, offset, width)] = True
     text = _low_bytes(learned)
-    # With a false window at either end, so that each piece has a start and an end.
-    shared = np.zeros(len(learned) - width + 3, dtype=bool)
+    begins = np.zeros(len(learned), dtype=bool)
     for offset in range(width):
         hashes = _window_hashes(text, offset, width)
-        shared[1 + offset : -1][: len(hashes) * width : width] = known[hashes]
-    edges = np.flatnonzero(shared[1:] != shared[:-1])
-    starts, ends = edges[::2], edges[1::2] + width - 1
-    for piece in np.argsort(starts - ends, kind="stable"):
-        yield int(starts[piece]), int(ends[piece])
+        begins[offset:][: len(hashes) * width : width] = known[hashes]
+    shared = begins.copy()
+    for offset in range(1, width):
+        shared[offset:] |= begins[:-offset]
+    return shared
 
 
-_HASH_BITS = 18
+_HASH_BITS = 22
 
 
 def _low_bytes(text: str) -> bytes:

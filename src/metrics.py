@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from .config import Config
 from .errors import AGI2Error
-from .utils import human_time, log, sync_file, write_text, writing
+from .utils import human_time, json_line, log, sync_file, write_text, writing
 
 # Everything but generated text goes to standard error.
 console = Console(stderr=True, highlight=False)
@@ -65,9 +65,9 @@ class MetricsFile:
             os.truncate(path, kept.rfind(b"\n") + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; JSON has no word for a number that is not finite but `null`."""
         with writing(self.path), open(self.path, "a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json_line(entry) + "\n")
 
     def sync(self) -> None:
         """Ask the disk to keep what was written."""

@@ -44,11 +44,11 @@ class History:
         self.entries = entries
 
     def curve(self, key: str) -> list[Point]:
-        """Step and value wherever a number of this name was logged; it may not be finite."""
+        """Step and value wherever a number of this name was logged; NaN where it was not finite."""
         return [
-            (entry["step"], float(entry[key]))
+            (entry["step"], math.nan if entry[key] is None else float(entry[key]))
             for entry in self.entries
-            if "step" in entry and isinstance(entry.get(key), int | float)
+            if "step" in entry and key in entry and isinstance(entry[key], int | float | None)
         ]
 
     def last(self, key: str) -> float | None:

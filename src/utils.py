@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -128,6 +130,19 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with atomic_path(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON in one line, in which numbers that are not finite become `null`."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from src.checkpoint import (
+    FORMAT,
     find_checkpoint,
     forget_after,
     list_checkpoints,
@@ -32,11 +33,10 @@ from tests.tiny_models import tiny_config, tiny_model
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def save_step(run, step, *, seed=None, keep=10, best=None):
+def save_step(run, step, *, seed=None, keep=10, best=None, form=FORMAT):
     model = tiny_model(step if seed is None else seed)
-    return save_checkpoint(
-        run, step, model.state_dict(), {"random": torch.arange(3)}, {"step": step}, keep, best
-    )
+    tensors, state = {"random": torch.arange(3)}, {"format": form, "step": step}
+    return save_checkpoint(run, step, model.state_dict(), tensors, state, keep, best)
 
 
 # Optimizer states.
@@ -81,7 +81,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
     place = save_step(tmp_path, 7)
     assert place == tmp_path / "checkpoints" / "step-00000007"
     checkpoint = open_checkpoint(place)
-    assert checkpoint.state == {"step": 7}
+    assert checkpoint.state == {"format": FORMAT, "step": 7}
     assert checkpoint.run == tmp_path
     model = tiny_model(1)
     tensors = checkpoint.load_into(model)
@@ -160,7 +160,7 @@ def test_an_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path, monkeypa
     assert checkpoint.folder == first
     assert [p.name for p in first.parent.iterdir()] == [first.name]
     save_step(tmp_path, 2, keep=1)
-    assert newest_checkpoint(tmp_path).state == {"step": 2}
+    assert newest_checkpoint(tmp_path).state["step"] == 2
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
@@ -183,7 +183,7 @@ def test_saving_a_step_again_never_leaves_a_moment_without_a_checkpoint(
                 save_step(tmp_path, 1, seed=5, keep=1)
         else:
             save_step(tmp_path, 1, seed=5, keep=1)
-    assert newest_checkpoint(tmp_path).state == {"step": 1}
+    assert newest_checkpoint(tmp_path).state["step"] == 1
     # And once more: what a kill left behind is no obstacle.
     save_step(tmp_path, 1, seed=6, keep=1)
     save_step(tmp_path, 1, seed=7, keep=1)
@@ -250,6 +250,16 @@ def test_resume_names_a_checkpoint_a_run_or_the_newest(tmp_path):
     assert find_checkpoint(other.changed(resume=str(run))).folder == second
 
 
+def test_a_checkpoint_of_another_format_is_refused_and_not_passed_over(tmp_path):
+    config = Config(output_dir=str(tmp_path), model_name="run")
+    run = tmp_path / "run"
+    save_step(run, 1)
+    place = save_step(run, 2, form=1)
+    for resume in ("auto", str(run), str(place)):
+        with pytest.raises(AGI2Error, match="step-00000002 has the format 1, this version of AGI2"):
+            find_checkpoint(config.changed(resume=resume))
+
+
 def test_resume_from_nowhere_is_one_clear_line(tmp_path):
     with pytest.raises(AGI2Error, match="nowhere does not exist; name a checkpoint folder"):
         find_checkpoint(Config(resume=str(tmp_path / "nowhere")))
@@ -309,7 +319,7 @@ def test_a_process_killed_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp
     code = PREPARE + "checkpoint.os.rename = lambda *_: os._exit(9)\nsave(2)"
     assert run_python(code, tmp_path).returncode == 9
     assert (tmp_path / "checkpoints" / ".step-00000002.partial").is_dir()
-    assert newest_checkpoint(tmp_path).state == {"step": 1}
+    assert newest_checkpoint(tmp_path).state["step"] == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file-size limit there")
@@ -335,7 +345,7 @@ assert (run / "model.safetensors").read_bytes() == before
     lines = done.stdout.splitlines()
     assert len(lines) == 4
     assert all("cannot write" in line and "free some room" in line for line in lines)
-    assert newest_checkpoint(tmp_path).state == {"step": 1}
+    assert newest_checkpoint(tmp_path).state["step"] == 1
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
 

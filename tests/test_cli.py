@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -304,6 +305,7 @@ def test_help_names_the_commands(option, capsys):
         "generate",
         "beam",
         "chat",
+        "eval",
         "--version",
         "--show-completion",
     ):
@@ -393,6 +395,122 @@ def test_a_stream_that_cannot_be_set_to_utf8_is_used_as_it_is(capsys, monkeypatc
     assert plain.text == f"agi2 {__version__}\n"
 
 
+# agi2 eval
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    path = tmp_path / "held_out.txt"
+    path.write_text("the dog sat on hills and rivers\nwhile a cat ran. " * 9, encoding="utf-8")
+    return path
+
+
+def test_eval_takes_a_folder_or_a_configuration(trained, held_out, capsys):
+    from src.evaluation import evaluate_text
+    from src.model_folder import load_model
+
+    folder = trained.parent / "trained" / "tiny"
+    found = load_model(folder)
+    text = held_out.read_text()
+    expected = evaluate_text(found.model, [text], found.tokenizer, 16)
+    for place in (folder, trained):
+        status, out, err = run(capsys, "eval", place, "--text", held_out, "--json")
+        assert (status, err) == (0, "")
+        assert json.loads(out) == {
+            "loss": expected.loss,
+            "perplexity_per_token": expected.perplexity,
+            "perplexity_per_word": expected.word_perplexity,
+            "bits_per_byte": expected.bits_per_byte,
+            "tokens": len(found.tokenizer.encode(text)) - 1,
+            "words": expected.words,
+            "bytes": expected.text_bytes,
+            "window": 32,
+            "stride": 16,
+        }
+
+
+def test_eval_prints_a_figure_a_line_and_the_stride_changes_them(trained, held_out, capsys):
+    status, out, err = run(capsys, "eval", trained, "--text", held_out)
+    assert (status, err) == (0, "")
+    lines = dict(line.rsplit(None, 1) for line in out.splitlines())
+    assert list(lines)[:4] == [
+        "loss",
+        "perplexity per token",
+        "perplexity per word",
+        "bits per byte",
+    ]
+    assert lines["stride"] == "16"
+    _, closer, _ = run(capsys, "eval", trained, "--text", held_out, "--stride", 1)
+    assert closer.splitlines()[0] != out.splitlines()[0]
+    assert closer.splitlines()[-1].split() == ["stride", "1"]
+
+
+def test_eval_defines_what_it_prints(capsys):
+    status, out, _ = run(capsys, "eval", "--help")
+    assert status == 0
+    for words in ("exp(loss)", "tokens / words", "ln(2) / bytes", "-ln(probability)", "window"):
+        assert words in out
+
+
+def test_eval_tells_what_is_wrong_in_a_line(trained, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    (tmp_path / "one.txt").write_text("t")
+    (tmp_path / "fine.txt").write_text("the cat sat")
+    (tmp_path / "no_run").mkdir()
+    for arguments, said in [
+        (["--text", tmp_path / "none.txt"], "none.txt: no such file"),
+        (["--text", tmp_path / "empty.txt"], "empty.txt: the file is empty"),
+        (["--text", tmp_path / "latin.txt"], "latin.txt:1: not UTF-8 (byte 3)"),
+        (["--text", tmp_path / "one.txt"], "the text has 1 tokens: at least 2 are needed"),
+        (["--text", tmp_path / "fine.txt", "--stride", 0], "stride must be between 1 and the mod"),
+        (["--text", tmp_path / "fine.txt", "--stride", 33], "the model's 32 positions, not 33"),
+        ([], "eval needs --text FILE or --tasks NAME,NAME"),
+        (["--text", tmp_path / "fine.txt", "--tasks", "a"], "eval needs --text FILE or --tasks"),
+        (["--tasks", "a", "--stride", 3], "--stride goes with --text"),
+        (["--text", tmp_path / "fine.txt", "--task-path", "."], "--task-path goes with --tasks"),
+    ]:
+        status, out, err = run(capsys, "eval", trained, *arguments)
+        assert (status, out) == (2, "")
+        assert said in err
+        assert len(err.splitlines()) == 1
+    status, _, err = run(capsys, "eval", tmp_path / "no_run", "--text", tmp_path / "fine.txt")
+    assert status == 2
+    assert "config.toml: no such file" in err
+
+
+def test_eval_in_tasks_prints_a_table_or_json(trained, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def run_tasks(model, names, folder):
+        asked.append((model.tokenizer.vocab_size, names, folder))
+        return {"one": {"acc": 0.5, "acc_stderr": math.nan}, "two": {"acc": 1.0}}
+
+    monkeypatch.setattr("src.lm_eval_adapter.run_tasks", run_tasks)
+    options = ["--tasks", "one,two", "--task-path", tmp_path]
+    status, out, err = run(capsys, "eval", trained, *options)
+    assert (status, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["task", "metric", "value"],
+        ["one", "acc", "0.5000"],
+        ["one", "acc_stderr", "nan"],
+        ["two", "acc", "1.0000"],
+    ]
+    _, out, _ = run(capsys, "eval", trained, *options, "--json")
+    assert json.loads(out) == {"one": {"acc": 0.5, "acc_stderr": None}, "two": {"acc": 1.0}}
+    assert asked == [(270, ["one", "two"], tmp_path)] * 2
+
+
+def test_eval_says_how_to_install_what_it_needs(trained, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, out, err = run(capsys, "eval", trained, "--tasks", "one")
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: --tasks: lm-eval is not installed; install it with uv sync --extra eval or "
+        "pip install lm-eval\n"
+    )
+
+
 def test_list_shows_runs_on_standard_output(trained, capsys):
     status, out, err = run(capsys, "list", trained.parent / "trained")
     assert (status, err) == (0, "")
@@ -404,6 +522,17 @@ def test_list_says_where_it_looked(tmp_path, capsys, monkeypatch):
     status, out, err = run(capsys, "list")
     assert (status, out) == (2, "")
     assert err.startswith("error: trained cannot be read")
+
+
+def test_list_and_compare_log_less_or_more_and_print_the_same(trained, capsys):
+    folder = trained.parent / "trained"
+    for command in (["list", folder], ["compare", folder / "tiny", folder / "tiny"]):
+        status, out, _ = run(capsys, *command)
+        assert run(capsys, *command, "--quiet") == (status, out, "")
+        assert logging.getLogger("agi2").level == logging.WARNING
+        _, same, err = run(capsys, *command, "-v")
+        assert same == out
+        assert f"agi2 {__version__}, Python" in err
 
 
 def test_compare_takes_prompt_seed_and_file(trained, tmp_path, capsys):

@@ -18,6 +18,7 @@ from src.cuda_utils import (
     autocast,
     can_compile,
     choose_micro_batch_size,
+    container_memory,
     cuda_available,
     describe_device,
     memory_stats,
@@ -158,6 +159,39 @@ def test_process_memory_is_the_process_s():
     assert stats.process == pytest.approx(psutil.Process().memory_info().rss, rel=0.05)
     assert stats.process > held.numel() * 4
     assert (stats.device_allocated, stats.device_peak, stats.device_total) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        # Version 2: as a container sees itself, as a machine sees it, and without a limit.
+        ("0::/\n", {"memory.max": 1000}, 1000),
+        ("0::/a/b\n", {"a/memory.max": 1000, "a/b/memory.max": "max"}, 1000),
+        ("0::/a/b\n", {"a/memory.max": 1000, "a/b/memory.max": 700}, 700),
+        ("0::/not/seen/from/inside\n", {"memory.max": 1000}, 1000),
+        ("0::/\n", {"memory.max": "max"}, None),
+        ("0::/\n", {}, None),
+        # Version 1, beside an empty version 2.
+        (
+            "9:cpu:/\n4:cpuset,memory:/box/c4\n0::/\n",
+            {"memory/box/c4/memory.limit_in_bytes": 500, "memory/memory.limit_in_bytes": 2**63},
+            500,
+        ),
+        ("9:name=systemd:/\n8:pids:/\n", {"memory/memory.limit_in_bytes": 500}, None),
+    ],
+)
+def test_the_limit_of_a_container_is_that_of_its_narrowest_group(tmp_path, groups, files, expected):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for place, limit in files.items():
+        file = tmp_path / "sys/fs/cgroup" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{limit}\n")
+    assert container_memory(tmp_path) == expected
+
+
+def test_where_there_are_no_control_groups_nothing_is_limited(tmp_path):
+    assert container_memory(tmp_path) is None
 
 
 def test_memory_in_words():

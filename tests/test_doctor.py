@@ -265,6 +265,13 @@ def test_there_is_room_for_what_the_process_holds():
     assert parts.total == 15
 
 
+def test_a_container_has_no_more_room_than_its_limit(monkeypatch):
+    monkeypatch.setattr(doctor, "container_memory", lambda: 12345)
+    assert available_memory(CPU) == 12345
+    monkeypatch.setattr(doctor, "container_memory", lambda: 2**62)
+    assert doctor.memory_stats().process < available_memory(CPU) < 2**62
+
+
 def test_auto_takes_the_micro_batch_that_the_run_takes(tiny_run):
     for size in ("auto", 2, 8):
         config = tiny_run(micro_batch_size=size)

@@ -1,4 +1,7 @@
 import math
+import random
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,9 +12,18 @@ from hypothesis import strategies as st
 
 from src.config import GPT2Config
 from src.dataset import TextDataset, tokenize
-from src.evaluation import Evaluation, evaluate, longest_common_span, originality
+from src.errors import AGI2Error
+from src.evaluation import (
+    Evaluation,
+    TextEvaluation,
+    evaluate,
+    evaluate_text,
+    longest_common_span,
+    originality,
+)
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer
+from tests.tiny_models import in_their_layout, random_model, transformers_twin
 
 quick = settings(deadline=None, max_examples=60)
 TEXT = "call me ishmael. some years ago, never mind how long precisely, naïve 🐳 whales swam."
@@ -144,6 +156,83 @@ def test_the_gpu_agrees_with_the_cpu(model, tokenizer):
 def test_figures_of_extreme_losses_are_finite():
     assert Evaluation(2000.0, 5, 10).perplexity == math.exp(700)
     assert Evaluation(1.0, 5, 0).bits_per_byte == pytest.approx(5 / math.log(2))
+    assert TextEvaluation(2000.0, 5, 10, 0).word_perplexity == math.exp(700)
+
+
+# A sliding window
+
+
+def positioned_model(tokenizer, positions):
+    sizes = {"vocab_size": tokenizer.vocab_size, "max_seq_len": positions}
+    return random_model(1, std=0.15, position_embedding="learned", **sizes)
+
+
+def sliding_losses(model, ids, stride):
+    """`transformers`' losses of all tokens but the first, one window after the other."""
+    twin = transformers_twin(model.config)
+    twin.load_state_dict(in_their_layout(model.state_dict()))
+    positions, ids = model.config.max_seq_len, torch.tensor(ids)
+    losses, begin = [], 0
+    while len(losses) < len(ids) - 1:
+        end = min(begin + positions, len(ids) - 1)
+        start = max(0, end - positions)
+        with torch.no_grad():
+            logits = twin(ids[None, start:end]).logits[0]
+        each = F.cross_entropy(logits, ids[start + 1 : end + 1], reduction="none")
+        losses += each[len(losses) - start :].tolist()
+        begin += stride
+    return losses
+
+
+@pytest.mark.parametrize("positions", [2, 13, 200])
+@pytest.mark.parametrize("stride", [1, 2, 7, 13])
+def test_a_sliding_window_equals_one_over_transformers_model(tokenizer, positions, stride):
+    model = positioned_model(tokenizer, positions)
+    if stride > positions:
+        with pytest.raises(AGI2Error, match=f"the model's {positions} positions, not {stride}"):
+            evaluate_text(model, [TEXT], tokenizer, stride)
+        return
+    ids = tokenizer.encode(TEXT)
+    losses = sliding_losses(model, ids, stride)
+    result = evaluate_text(model, [TEXT], tokenizer, stride)
+    assert result.tokens == len(losses) == len(ids) - 1
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+    words = len(tokenizer.decode(ids[1:]).split())
+    assert result.words == words == len(TEXT.split())
+    assert result.word_perplexity == pytest.approx(math.exp(sum(losses) / words), rel=1e-4)
+    size = len(tokenizer.decode(ids[1:]).encode())
+    assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / size, rel=1e-5)
+
+
+def test_windows_are_shared_out_to_batches(model, tokenizer, monkeypatch):
+    expected = evaluate_text(model, [TEXT], tokenizer, 3)
+    monkeypatch.setattr("src.evaluation.TOKENS_AT_ONCE", 40)
+    assert evaluate_text(model, [TEXT], tokenizer, 3).loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_words_end_where_documents_do(model, tokenizer):
+    result = evaluate_text(model, ["some whale", "whale", " swam "], tokenizer, 5)
+    assert result.words == len(["ome", "whale", "whale", "swam"])
+
+
+@pytest.mark.parametrize("stride", [0, -1, 17])
+def test_a_stride_is_from_one_to_the_positions(model, tokenizer, stride):
+    with pytest.raises(AGI2Error, match=f"between 1 and the model's 16 positions, not {stride}"):
+        evaluate_text(model, [TEXT], tokenizer, stride)
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("q", 1)])
+def test_one_token_predicts_nothing(model, tokenizer, text, count):
+    with pytest.raises(AGI2Error, match=f"the text has {count} tokens: at least 2 are needed"):
+        evaluate_text(model, [text], tokenizer, 5)
+
+
+def test_weights_that_are_no_numbers_are_told(tokenizer):
+    model = positioned_model(tokenizer, 8)
+    torch.nn.init.constant_(model.final_norm.weight, math.nan)
+    with pytest.raises(AGI2Error, match="the model's weights are broken"):
+        evaluate_text(model, [TEXT], tokenizer, 5)
 
 
 # What was copied
@@ -174,6 +263,32 @@ def test_long_spans_are_found_whatever_stands_around_them(data):
     assert span in written
     assert span in learned
     assert len(span) == brute_force(written, learned) >= len(planted)
+
+
+@quick
+@given(data=st.data(), stretch=st.integers(1, 30))
+def test_a_long_text_is_searched_in_stretches(data, stretch):
+    written, learned = data.draw(st.text("ab", max_size=12)), data.draw(st.text("ab", max_size=90))
+    with mock.patch("src.evaluation._STRETCH", stretch):
+        span = longest_common_span(written, learned)
+    assert span in written
+    assert span in learned
+    assert len(span) == brute_force(written, learned)
+
+
+def test_a_text_of_few_letters_is_searched_as_fast_as_any():
+    """Where every 8 letters are common; with a search from each letter this took minutes."""
+    draw = random.Random(0)
+    texts = {
+        "two letters": "".join(draw.choices("ab", k=500_000)),
+        "one letter": "a" * 500_000,
+        "one word": "abcdefghij" * 50_000,
+    }
+    started = time.perf_counter()
+    for learned in texts.values():
+        span = learned[1000:2500]
+        assert longest_common_span("c" + span + "c", learned) == span
+    assert time.perf_counter() - started < 5
 
 
 def test_equal_low_bytes_are_not_taken_for_equal_letters():

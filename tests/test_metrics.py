@@ -88,7 +88,10 @@ def test_in_a_terminal_the_log_goes_there_too(screen):
 ENTRIES = st.lists(
     st.dictionaries(
         st.text(max_size=5),
-        st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.none(),
+        st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=5)
+        | st.none(),
         max_size=3,
     ),
     max_size=5,
@@ -103,6 +106,17 @@ def test_entries_are_read_as_they_were_written(tmp_path_factory, entries):
     for entry in entries:
         file.write(entry)
     assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == entries
+
+
+def test_what_is_not_finite_is_null_for_strict_readers(tmp_path):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path).write({"loss": math.nan, "start": {"speeds": [1.5, math.inf]}, "norm": 2})
+    line = json.loads(path.read_text(), parse_constant=refuse)
+    assert line == {"loss": None, "start": {"speeds": [1.5, None]}, "norm": 2}
+    assert read_metrics(path) == [line]
 
 
 def test_each_entry_is_on_disk_at_once(tmp_path):

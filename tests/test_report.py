@@ -100,6 +100,7 @@ def test_hostile_texts_stay_text(run):
         [{"step": 0, "start": {}}],
         [{"step": 1, "loss": 3.0, "tokens": 5, "tokens_per_second": 9, "seconds": 0.1}],
         [{"step": 1, "loss": math.nan, "grad_norm": math.inf}, {"step": 2, "val_loss": math.nan}],
+        [{"step": 1, "loss": None, "grad_norm": None}, {"step": 2, "val_loss": None}],
         [{"step": 1, "loss": -math.inf}, {"step": 2, "loss": 1e300}, {"step": 2, "loss": 1e-300}],
         [{"step": 0, "start": {"train_tokens": 5, "train_bytes": 0, "compiled": True}}],
         [{"step": 5, "start": {"a": None}}, {"step": 6, "start": {"b": False}}],

@@ -48,6 +48,16 @@ def test_losses_that_are_not_finite_are_never_the_best():
     assert math.isnan(best.bits_per_byte)
 
 
+def test_null_is_a_number_that_was_not_finite():
+    entries = [{"step": 1, "val_loss": 2.0}, {"step": 2, "val_loss": None}, {"step": 3}]
+    history = History([*entries, {"step": 4, "val_loss": "lost"}])
+    first, second = history.curve("val_loss")
+    assert first == (1, 2.0)
+    assert second[0] == 2
+    assert math.isnan(second[1])
+    assert history.best.step == 1
+
+
 def test_speed_is_that_since_the_line_before():
     def line(step, tokens, seconds, mean):
         keys = ("step", "tokens", "seconds", "tokens_per_second")

@@ -18,6 +18,7 @@ from src.model import GPT2Model
 from src.model_folder import load_model
 from src.tokenizer import BasicTokenizer, load_tokenizer
 from src.training import train_epoch, train_from_config, train_model
+from tests.conftest import raising
 
 TINY = GPT2Config(
     vocab_size=20, max_seq_len=8, d_model=16, n_layers=1, n_heads=2, dropout=0.0, bias=True
@@ -297,3 +298,11 @@ def test_training_on_cuda_lowers_the_loss(tiny_run, precision, optimizer):
     assert run.model.device.type == "cuda"
     assert run.history["val_loss"][-1] < run.history["val_loss"][0]
     assert run.history["val_loss"][-1] < 0.95 * character_entropy(run.training_text[0])
+
+
+def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny_run, monkeypatch):
+    train_from_config(tiny_run(max_steps=2))
+    monkeypatch.setattr("src.checkpoint.FORMAT", 99)
+    monkeypatch.setattr("src.training.prepare", raising(AssertionError))
+    with pytest.raises(AGI2Error, match="has the format 2, this version of AGI2 reads 99: go on"):
+        train_from_config(tiny_run(max_steps=3, resume="auto"))

@@ -1,0 +1,199 @@
+"""A trained model for EleutherAI's `lm-eval`, whose tasks ask for likelihoods and for texts.
+
+Needs the package `lm-eval` (the extra `eval`). B rows, T tokens, P the model's positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+from .cuda_utils import autocast, first_line
+from .errors import AGI2Error
+from .evaluation import TOKENS_AT_ONCE, evaluate_tokens
+from .generation import generate_text
+from .model_folder import TrainedModel
+from .utils import evaluating, log
+
+# As in lm-eval: new tokens of a text whose task does not say how many.
+_MAX_LENGTH = 256
+_GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+
+
+class AGI2LM(LM):
+    """What `lm_eval.simple_evaluate(model=AGI2LM(load_model("trained/my_model")), ...)` takes.
+
+    Args:
+        trained: model and tokenizer.
+        precision: of matrix products, where likelihoods are asked for.
+    """
+
+    def __init__(self, trained: TrainedModel, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.tokenizer = trained.model, trained.tokenizer
+        self.precision = precision
+        self._has_cut = False
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """How likely each continuation of a context is.
+
+        An empty context is the end of text. Of a context that is too long the end is seen.
+
+        Returns:
+            For each, its log-likelihood in nats, and whether greedy decoding would give it.
+
+        Raises:
+            AGI2Error: where a continuation has more tokens than the model has positions.
+        """
+        pairs = [self._encode_pair(*request.args) for request in requests]
+        # Rows of like length together: little is padded.
+        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
+        scores: dict[int, tuple[float, bool]] = {}
+        while order:
+            longest = len(pairs[order[-1]][0])
+            rows = max(1, TOKENS_AT_ONCE // longest)
+            chosen, order = order[-rows:], order[:-rows]
+            scores.update(zip(chosen, self._score([pairs[i] for i in chosen]), strict=True))
+        return [scores[index] for index in range(len(pairs))]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], int]:
+        """The last P + 1 tokens of context and continuation, and how many are the continuation's.
+
+        As everywhere in lm-eval, both are encoded together, and white space between them is the
+        continuation's, as it is in the vocabulary. A token that goes across is the continuation's.
+        """
+        ids = self.tokenizer.encode(context + continuation)
+        before = self.tokenizer.encode(context.rstrip())
+        shared = 0
+        while shared < min(len(ids), len(before)) and ids[shared] == before[shared]:
+            shared += 1
+        count = len(ids) - shared
+        if shared == 0:
+            ids = [self.tokenizer.end_of_text, *ids]
+        positions = self.model.config.max_seq_len
+        if count > positions:
+            raise AGI2Error(
+                f"a continuation has {count} tokens, the model {positions} positions: "
+                f"{continuation[:40]!r} ..."
+            )
+        if len(ids) > positions + 1 and not self._has_cut:
+            log.warning("a context is longer than the model's positions: its end is seen")
+            self._has_cut = True
+        return ids[-(positions + 1) :], count
+
+    def _score(self, pairs: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        """Log-likelihoods of the last tokens of each row, and whether each was the likeliest."""
+        width = max(len(ids) for ids, _ in pairs)
+        # Padded on the right, which no token before it sees.
+        rows = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in pairs])
+        device = self.model.device
+        with evaluating(self.model), autocast(device, self.precision):
+            hidden = self.model.hidden_states(rows[:, :-1].to(device))
+            found = []
+            for row, state, (ids, count) in zip(rows, hidden, pairs, strict=True):
+                asked = slice(len(ids) - count - 1, len(ids) - 1)
+                log_probs = self.model.logits(state[asked]).float().log_softmax(-1).cpu()
+                targets = row[1:][asked]
+                total = log_probs.gather(1, targets[:, None]).double().sum().item()
+                if not math.isfinite(total):
+                    raise AGI2Error("a likelihood is not finite: the model's weights are broken")
+                found.append((total, bool((log_probs.argmax(-1) == targets).all())))
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """The log-likelihood of each text in nats, in windows of P tokens: see `evaluate_tokens`.
+
+        The first token is predicted from the end of text.
+        """
+        return [self._text_score(*request.args) for request in requests]
+
+    def _text_score(self, text: str) -> float:
+        if not text:
+            return 0.0
+        tokens = np.insert(self.tokenizer.encode_array(text), 0, self.tokenizer.end_of_text)
+        stride = self.model.config.max_seq_len
+        found = evaluate_tokens(
+            self.model, tokens, self.tokenizer, stride, precision=self.precision
+        )
+        return -found.loss * found.tokens
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """The continuation of each context, greedy unless its task asks for sampling.
+
+        Raises:
+            AGI2Error: where a task asks for what is not known here.
+        """
+        return [self._continue(request, seed) for seed, request in enumerate(requests)]
+
+    def _continue(self, request: Instance, seed: int) -> str:
+        context, options = request.args
+        unknown = options.keys() - _GENERATION_KEYS
+        if unknown:
+            raise AGI2Error(
+                f"generation_kwargs: {min(unknown)} is not known here; there are "
+                + ", ".join(sorted(_GENERATION_KEYS))
+            )
+        return generate_text(
+            self.model,
+            context,
+            options.get("max_gen_toks", _MAX_LENGTH),
+            options.get("temperature", 1.0) if options.get("do_sample") else 0.0,
+            options.get("top_k"),
+            options.get("top_p"),
+            self.tokenizer,
+            stop=options.get("until", ()),
+            seed=seed,
+            return_full_text=False,
+        )
+
+
+def run_tasks(
+    model: AGI2LM, names: Sequence[str], folder: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """Let lm-eval run tasks.
+
+    Args:
+        model: whose answers are wanted.
+        names: of tasks or groups of tasks.
+        folder: where tasks of one's own are, as YAML files.
+
+    Returns:
+        For each task, its metrics by name, and their standard errors where they are known.
+
+    Raises:
+        AGI2Error: where a task is not known, or its data cannot be had.
+    """
+    if folder is not None and not folder.is_dir():
+        raise AGI2Error(f"{folder}: no such folder with tasks")
+    # Without lm-eval's own thousands of files, which take many seconds, where these do.
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=folder)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise AGI2Error(
+                f"lm-eval has no task {name!r}; lm-eval ls tasks shows its own, --task-path names "
+                "a folder with yours"
+            )
+    try:
+        manager.load(list(names))
+    except Exception as error:  # a broken file, or any kind of network trouble
+        raise AGI2Error(f"{', '.join(names)}: cannot be loaded: {first_line(error)}") from error
+    found = simple_evaluate(model, tasks=list(names), task_manager=manager, log_samples=False)
+    return {
+        task: {
+            # A metric's name, and that of a filter.
+            key.removesuffix(",none"): float(value)
+            for key, value in metrics.items()
+            if isinstance(value, int | float)
+        }
+        for task, metrics in found["results"].items()
+    }
