@@ -1,12 +1,15 @@
-"""Beam search: the likeliest continuations of a prompt, in tokens. B rows, V vocabulary."""
+"""Beam search: the likeliest continuations of a prompt, in tokens. R rows, V vocabulary."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from .config import EarlyStopping
 from .decoder import Decoder, check_options
 from .errors import AGI2Error
 from .model import GPT2Model
@@ -32,99 +35,218 @@ def beam_search(
     length_penalty: float = 1.0,
     *,
     repetition_penalty: float = 1.0,
+    early_stopping: EarlyStopping = "never",
+    groups: int = 1,
+    diversity_penalty: float = 0.5,
     end_token: int | None = None,
     vocab_size: int | None = None,
     is_finished: Callable[[list[int]], bool] | None = None,
 ) -> list[Hypothesis]:
     """Search for the likeliest continuations, keeping `beam_size` of them at each step.
 
-    Hypotheses that end go to a pool of the best `beam_size`; the search is over once none that
-    still grows can beat the worst of a full pool.
+    Hypotheses that end go to a pool of the best. The search is over at `max_length`, or with a
+    full pool, as `early_stopping` says.
+
+    Several groups of beams are searched side by side (diverse beam search, Vijayakumar et al.,
+    2016): at each step a group takes `diversity_penalty` off a token's log-probability for each
+    beam of the groups before it that went on with this token (the Hamming distance).
 
     Args:
         model: put in evaluation mode, and back.
         prompt: token ids, at least one.
-        beam_size: hypotheses kept; 1 is greedy.
+        beam_size: hypotheses kept, in all groups together.
         max_length: new tokens at most.
         length_penalty: scores are divided by length to this power; above 0 favours long texts.
         repetition_penalty: as for sampling, on log-probabilities.
+        early_stopping: what a full pool means, as in `transformers`. True: the end. False: the end
+            once none that grows would get into it at its present length. "never": the end once
+            none can get into it any more, so that none of the best is lost.
+        groups: divides `beam_size`; each has a pool of its own. A group of one beam is greedy.
+        diversity_penalty: nats, 0 or more. It guides the search, and is no part of a score.
         end_token: ends a hypothesis.
         vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         is_finished: is given a hypothesis's new tokens; true ends it after them.
 
     Returns:
-        At most `beam_size` hypotheses, the best first.
+        At most `beam_size` hypotheses that differ, the best first.
 
     Raises:
-        AGI2Error: where an option is out of its range.
+        AGI2Error: where an option is out of its range, or the model's logits are not numbers.
     """
     vocab_size = vocab_size or model.config.vocab_size
     check_options(vocab_size, prompt, max_length, repetition_penalty=repetition_penalty)
-    if beam_size < 1:
-        raise AGI2Error(f"beam_size must be at least 1, not {beam_size}")
-    if not -10 <= length_penalty <= 10:
-        raise AGI2Error(f"length_penalty must be between -10 and 10, not {length_penalty}")
-    pool = _Pool(beam_size, length_penalty)
-    start = len(prompt)
+    rules = _Rules(
+        max_length, length_penalty, early_stopping, diversity_penalty, end_token, is_finished
+    )
+    _check_beams(vocab_size, beam_size, groups, rules)
+    groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
     with evaluating(model):
         decoder = Decoder(model, prompt, vocab_size)
         logits = decoder.prefill()
-        scores = torch.zeros(1, device=model.device)
-        for length in range(1, max_length + 1):
+        while True:
             log_probs = logits.float().log_softmax(dim=-1)
             log_probs = apply_repetition_penalty(log_probs, decoder.tokens, repetition_penalty)
-            total = (scores.unsqueeze(1) + log_probs).flatten()
-            # Twice as many as needed: at most half of them end here.
-            best = total.topk(min(2 * beam_size, total.numel()))
-            histories = decoder.tokens[:, start:].tolist()
-            rows: list[int] = []
-            tokens: list[int] = []
-            kept: list[float] = []
-            for rank, (score, index) in enumerate(
-                zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ):
-                row, token = divmod(index, log_probs.size(1))
-                ended = token == end_token
-                grown = histories[row] if ended else [*histories[row], token]
-                if ended or (is_finished is not None and is_finished(grown)):
-                    if rank < beam_size:
-                        pool.add(grown, score, length)
-                elif len(kept) < beam_size:
-                    rows.append(row)
-                    tokens.append(token)
-                    kept.append(score)
-            if length == max_length:
-                for row, token, score in zip(rows, tokens, kept, strict=True):
-                    pool.add([*histories[row], token], score, length)
-            # One beam is greedy: it ends where the likeliest token ends it.
-            greedy_end = beam_size == 1 and pool.hypotheses
-            if greedy_end or not kept or length == max_length:
+            beams: list[_Beam] = []
+            taken: list[int] = []
+            for group in groups_of_beams:
+                if not group.is_over:
+                    kept = group.step(log_probs, decoder.tokens[:, len(prompt) :], taken)
+                    taken += [beam.token for beam in kept]
+                    if not group.is_over:
+                        group.rows = slice(len(beams), len(beams) + len(kept))
+                        beams += kept
+            if not beams:
                 break
-            if pool.beats(kept[0], length, max_length):
-                break
-            decoder.reorder(torch.tensor(rows, device=model.device))
-            scores = torch.tensor(kept, device=model.device)
-            logits = decoder.step(torch.tensor(tokens, device=model.device))
-    return pool.hypotheses
+            decoder.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
+            logits = decoder.step(torch.tensor([beam.token for beam in beams], device=model.device))
+    # Two groups may find the same text.
+    found = {tuple(each.tokens): each for group in groups_of_beams for each in group.pool}
+    return sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
 
 
-class _Pool:
-    """The best finished hypotheses."""
+class _Rules(NamedTuple):
+    """The options of a search that every group follows; see `beam_search`."""
 
-    def __init__(self, size: int, length_penalty: float) -> None:
+    max_length: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+    diversity_penalty: float
+    end_token: int | None
+    is_finished: Callable[[list[int]], bool] | None
+
+
+class _Beam(NamedTuple):
+    """A row of the decoder, and the token that it goes on with."""
+
+    row: int
+    token: int
+    total: float
+    """What it is chosen by: its log-probability less the penalties for lack of diversity."""
+    log_probability: float
+
+
+class _Group:
+    """Beams that compete with each other, and a pool of the best that have ended.
+
+    `rows` are its rows among the decoder's: at first the prompt, which all groups share.
+    """
+
+    def __init__(self, size: int, rules: _Rules, device: torch.device) -> None:
+        self.pool: list[Hypothesis] = []
+        self.rows = slice(0, 1)
+        self.is_over = False
         self._size = size
-        self._penalty = length_penalty
-        self.hypotheses: list[Hypothesis] = []
+        self._rules = rules
+        self._totals = self._log_probabilities = torch.zeros(1, device=device)
 
-    def add(self, tokens: list[int], log_probability: float, length: int) -> None:
-        self.hypotheses.append(Hypothesis(tokens, log_probability / length**self._penalty))
-        self.hypotheses.sort(key=lambda hypothesis: -hypothesis.score)
-        del self.hypotheses[self._size :]
+    def step(
+        self, log_probs: torch.Tensor, texts: torch.Tensor, taken: Sequence[int]
+    ) -> list[_Beam]:
+        """Choose how to go on, and whether to.
 
-    def beats(self, log_probability: float, length: int, max_length: int) -> bool:
-        """Whether nothing that grows from here can still get into a full pool."""
-        if len(self.hypotheses) < self._size:
+        Args:
+            log_probs: of the next token, (R, V), for all rows of the decoder.
+            texts: the new tokens so far, (R, length).
+            taken: the tokens that the beams of the groups before this one go on with.
+
+        Returns:
+            The beams that go on, or would if this were not the end; the likeliest first.
+        """
+        length = texts.size(1) + 1
+        beams: list[_Beam] = []
+        is_last = length == self._rules.max_length
+        for rank, beam in enumerate(self._candidates(log_probs, taken)):
+            is_end = beam.token == self._rules.end_token
+            has_ended = is_end or self._is_finished(texts, beam)
+            if rank < self._size and (has_ended or is_last):
+                new = [] if is_end else [beam.token]
+                self._add([*texts[beam.row].tolist(), *new], beam.log_probability, length)
+            if not has_ended:
+                beams.append(beam)
+            if len(beams) == self._size:
+                break
+        self.is_over = is_last or self._cannot_gain(beams, length)
+        device = log_probs.device
+        self._totals = torch.tensor([beam.total for beam in beams], device=device)
+        self._log_probabilities = torch.tensor(
+            [beam.log_probability for beam in beams], device=device
+        )
+        return beams
+
+    def _candidates(self, log_probs: torch.Tensor, taken: Sequence[int]) -> list[_Beam]:
+        """The best ways to go on, ended or not: twice as many as needed, for half may end."""
+        log_probs = log_probs[self.rows]
+        wanted = log_probs
+        if taken:
+            ids = torch.tensor(taken, device=log_probs.device)
+            counts = ids.bincount(minlength=log_probs.size(1))
+            wanted = log_probs - self._rules.diversity_penalty * counts
+        # First within each row: to order the whole would take longer than a small model's step.
+        values, tokens = wanted.topk(min(2 * self._size, wanted.size(1)), dim=1)
+        totals = (self._totals.unsqueeze(1) + values).flatten()
+        best = totals.topk(min(2 * self._size, len(totals)))
+        rows, tokens = best.indices // tokens.size(1), tokens.flatten()[best.indices]
+        sums = self._log_probabilities[rows] + log_probs[rows, tokens]
+        columns = (rows + self.rows.start, tokens, best.values, sums)
+        beams = [_Beam(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+        if math.isnan(beams[0].total):  # which counts as the greatest
+            raise AGI2Error("the model's logits are not numbers: are its weights whole?")
+        return beams
+
+    def _is_finished(self, texts: torch.Tensor, beam: _Beam) -> bool:
+        is_finished = self._rules.is_finished
+        return is_finished is not None and is_finished([*texts[beam.row].tolist(), beam.token])
+
+    def _add(self, tokens: list[int], log_probability: float, length: int) -> None:
+        """Put a hypothesis into the pool, where it is good enough."""
+        score = log_probability / length**self._rules.length_penalty
+        self.pool.append(Hypothesis(tokens, score))
+        self.pool.sort(key=lambda hypothesis: -hypothesis.score)
+        del self.pool[self._size :]
+
+    def _cannot_gain(self, beams: Sequence[_Beam], length: int) -> bool:
+        """Whether to stop, rather than let these beams grow."""
+        if not beams:
+            return True
+        if len(self.pool) < self._size:
             return False
-        # A log-probability only falls; dividing by a greater length is the best it can hope for.
-        reach = max_length if self._penalty > 0 else length + 1
-        return log_probability / reach**self._penalty <= self.hypotheses[-1].score
+        # One beam is greedy: it ends where the likeliest token ends it.
+        if self._size == 1 or self._rules.early_stopping is True:
+            return True
+        best = max(beam.log_probability for beam in beams)
+        # A log-probability only falls; divided by the greatest length, it falls least.
+        penalty = self._rules.length_penalty
+        to_the_end = self._rules.early_stopping == "never" and penalty > 0
+        reach = self._rules.max_length if to_the_end else length
+        return best / reach**penalty <= self.pool[-1].score
+
+
+def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _Rules) -> None:
+    """Raise where an option of the search cannot be used."""
+    checks = [
+        (beam_size >= 1, f"beam_size must be at least 1, not {beam_size}"),
+        (
+            beam_size <= vocab_size,
+            f"beam_size {beam_size} is above the vocabulary of {vocab_size} tokens: lower it",
+        ),
+        (groups >= 1, f"beam_groups must be at least 1, not {groups}"),
+        (
+            groups >= 1 and beam_size % groups == 0,
+            f"beam_groups {groups} does not divide beam_size {beam_size}",
+        ),
+        (
+            -10 <= rules.length_penalty <= 10,
+            f"length_penalty must be between -10 and 10, not {rules.length_penalty}",
+        ),
+        (
+            rules.early_stopping in (True, False, "never"),
+            f'beam_early_stopping must be true, false or "never", not {rules.early_stopping!r}',
+        ),
+        (
+            0 <= rules.diversity_penalty < math.inf,
+            f"diversity_penalty must be a number from 0 on, not {rules.diversity_penalty}",
+        ),
+    ]
+    for is_right, message in checks:
+        if not is_right:
+            raise AGI2Error(message)

@@ -211,26 +211,38 @@ def beam(
     file: ConfigFile,
     prompt: Prompt,
     overrides: Overrides = None,
+    results: Annotated[
+        Optional[int],  # noqa: UP045 (typer reads this at run time)
+        typer.Option("--results", "-n", help="Show so many texts; above 1, each with its score."),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Search for the likeliest text with beams; nothing is drawn at random."""
-    config = _start(file, "generation", overrides, quiet, verbose)
+    shown = [] if results is None else [f"beam_results={results}"]
+    config = _start(file, "generation", [*(overrides or []), *shown], quiet, verbose)
     trained = _load(config, file)
-    from .generation import generate_beam_text
+    from .generation import generate_beam_texts
 
-    text = generate_beam_text(
+    texts = generate_beam_texts(
         trained.model,
         config.model_seed + prompt,
         config.beam_size,
         config.max_length,
         config.length_penalty,
         trained.tokenizer,
+        results=config.beam_results,
         repetition_penalty=config.repetition_penalty,
+        early_stopping=config.beam_early_stopping,
+        groups=config.beam_groups,
+        diversity_penalty=config.diversity_penalty,
         stop=config.stop,
-        return_full_text=False,
     )
-    print(prompt + text)
+    if config.beam_results == 1:
+        print(prompt + texts[0].text)
+        return
+    for number, each in enumerate(texts, 1):
+        print(f"--- text {number}, score {each.score:.4f} ---\n{prompt}{each.text}\n")
 
 
 @app.command()

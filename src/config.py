@@ -21,6 +21,7 @@ Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
 PositionKind = Literal["sinusoidal", "learned"]
 Preset = Literal["small", "medium", "large", "xl"]
+EarlyStopping = bool | Literal["never"]
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]+)?"
 
 # The published sizes (Radford et al., 2019), in the configuration's own keys.
@@ -261,10 +262,20 @@ class Config(BaseModel, Mapping):
     """Text put before every prompt."""
     sampling_seed: int | None = Field(None, ge=0, le=2**62)
     """Repeats a text; without it each is new."""
+    speculative: Literal["none", "ngram"] = "none"
+    """`ngram`: greedy text, faster where it repeats itself (prompt-lookup decoding)."""
     beam_size: int = Field(5, ge=1)
     """Hypotheses that beam search keeps."""
     length_penalty: float = Field(1.0, ge=-10, le=10)
     """Beam scores are divided by length to this power."""
+    beam_results: int = Field(1, ge=1)
+    """Texts that `agi2 beam` shows; above 1, each with its score."""
+    beam_early_stopping: EarlyStopping = "never"
+    """With `beam_size` texts ended: stop, or once a better one is unlikely (false), impossible."""
+    beam_groups: int = Field(1, ge=1)
+    """Groups of beams that keep away from each other's tokens; divides `beam_size`."""
+    diversity_penalty: float = Field(0.5, ge=0)
+    """How far: nats taken off a token for each beam of another group that takes it."""
     max_context_length: int = Field(1024, ge=1)
     """Tokens of conversation kept in a chat."""
 
@@ -313,6 +324,17 @@ class Config(BaseModel, Mapping):
             problems.append(
                 f"micro_batch_size {micro} does not divide batch_size {self.batch_size}"
             )
+        if self.beam_size % self.beam_groups:
+            problems.append(
+                f"beam_groups {self.beam_groups} does not divide beam_size {self.beam_size}"
+            )
+        if self.beam_results > self.beam_size:
+            problems.append(
+                f"beam_results {self.beam_results} is above beam_size {self.beam_size}: "
+                "lower the one or raise the other"
+            )
+        if self.speculative != "none":
+            problems += not_greedy(self)
         if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
         if not re.fullmatch(DEVICES, self.device):
@@ -343,6 +365,20 @@ class Config(BaseModel, Mapping):
     def architecture(self) -> GPT2Config:
         """The model's part, in the components' language."""
         return GPT2Config.from_mapping(self)
+
+
+# Prompt-lookup decoding writes plain greedy text: other values of these keys contradict it.
+PLAIN_GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
+
+
+def not_greedy(options: Mapping[str, Any]) -> list[str]:
+    """A line for each option that `speculative = "ngram"` does not go with."""
+    return [
+        f'{key} {options[key]:g} does not go with speculative = "ngram", which writes greedy text: '
+        f"set {key} = {plain:g}"
+        for key, plain in PLAIN_GREEDY.items()
+        if options[key] != plain
+    ]
 
 
 # With `max_steps` or `max_minutes` alone, passes over the text do not end a run.

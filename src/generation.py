@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 
 from .beam_search import beam_search
+from .config import EarlyStopping
 from .cuda_utils import select_device
 from .decoder import Decoder, check_options
 from .errors import AGI2Error
@@ -193,27 +195,86 @@ def generate_beam_text(
     return_full_text: bool = True,
 ) -> str:
     """The best continuation that beam search finds; arguments as in `beam_search`."""
+    best = generate_beam_texts(
+        model,
+        prompt,
+        beam_size,
+        max_length,
+        length_penalty,
+        tokenizer,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+    )[0]
+    return prompt + best.text if return_full_text else best.text
+
+
+@dataclass(frozen=True)
+class BeamText:
+    """A continuation that beam search found."""
+
+    text: str
+    score: float
+    """As in `Hypothesis`; of the tokens searched, a stop string's among them."""
+
+
+def generate_beam_texts(
+    model: GPT2Model,
+    prompt: str,
+    beam_size: int = 5,
+    max_length: int = 100,
+    length_penalty: float = 1.0,
+    tokenizer: Tokenizer | None = None,
+    *,
+    results: int = 1,
+    repetition_penalty: float = 1.0,
+    early_stopping: EarlyStopping = "never",
+    groups: int = 1,
+    diversity_penalty: float = 0.5,
+    stop: str | Sequence[str] = (),
+) -> list[BeamText]:
+    """The best continuations that beam search finds, at most `results`, the best first.
+
+    Args:
+        model: put in evaluation mode, and back.
+        prompt: an empty one starts at the end-of-text token.
+        results: at most `beam_size`.
+        tokenizer: the model's.
+        stop: a text ends before any of these strings.
+        beam_size, max_length, length_penalty, repetition_penalty, early_stopping, groups,
+            diversity_penalty: as in `beam_search`.
+
+    Raises:
+        AGI2Error: where an option is out of its range, or tokenizer and model do not fit.
+    """
     tokenizer = _fitting(tokenizer, model)
+    if not 1 <= results <= max(1, beam_size):
+        raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
     stop = stop_strings(stop)
 
     def finished(tokens: list[int]) -> bool:
         text = tokenizer.decode(tokens)
         return any(string in text for string in stop)
 
-    best = beam_search(
+    found = beam_search(
         model,
         tokenizer.encode(prompt) or [tokenizer.end_of_text],
         beam_size,
         max_length,
         length_penalty,
         repetition_penalty=repetition_penalty,
+        early_stopping=early_stopping,
+        groups=groups,
+        diversity_penalty=diversity_penalty,
         end_token=tokenizer.end_of_text,
         vocab_size=tokenizer.vocab_size,
         is_finished=finished if stop else None,
-    )[0]
-    output = _StopFilter(stop)
-    continuation = output.push(tokenizer.decode(best.tokens)) + output.flush()
-    return prompt + continuation if return_full_text else continuation
+    )
+    texts = []
+    for hypothesis in found[:results]:
+        output = _StopFilter(stop)
+        text = output.push(tokenizer.decode(hypothesis.tokens)) + output.flush()
+        texts.append(BeamText(text, hypothesis.score))
+    return texts
 
 
 class _StopFilter:

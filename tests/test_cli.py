@@ -164,6 +164,44 @@ def test_generated_text_is_what_the_python_interface_gives(trained, capsys):
     assert (status, out, err) == (0, expected + "\n", "")
 
 
+def test_beam_shows_several_results_each_with_its_score(trained, capsys):
+    from src.generation import generate_beam_texts
+    from src.model_folder import load_model
+
+    found = load_model(trained.parent / "trained" / "tiny")
+    expected = generate_beam_texts(
+        found.model, "the", 4, 12, 0.5, found.tokenizer, results=3, groups=2, diversity_penalty=2.0
+    )
+    options = [
+        f"--set={key}"
+        for key in ("beam_size=4", "length_penalty=0.5", "beam_groups=2", "diversity_penalty=2")
+    ]
+    shown = "".join(
+        f"--- text {number}, score {each.score:.4f} ---\nthe{each.text}\n\n"
+        for number, each in enumerate(expected, 1)
+    )
+    for asked in (["--results", "3"], ["--set", "beam_results=3"]):
+        assert run(capsys, "beam", trained, "the", *options, *asked) == (0, shown, "")
+    one = run(capsys, "beam", trained, "the", *options)
+    assert one == (0, f"the{expected[0].text}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-n", "6"], "--set beam_results: beam_results 6 is above beam_size 5: lower the one"),
+        (["-s", "beam_groups=2"], "--set beam_groups: beam_groups 2 does not divide beam_size 5"),
+        (["-s", "beam_size=0"], "--set beam_size: beam_size = 0: input should be greater"),
+        (["-s", "beam_size=9999"], "beam_size 9999 is above the vocabulary of"),
+    ],
+)
+def test_beams_that_cannot_be_are_one_clear_line(options, message, trained, capsys):
+    status, out, err = run(capsys, "beam", trained, "the", *options)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
 def test_chat_answers_each_line_of_a_pipe(trained, capsys, monkeypatch):
     read, write = os.pipe()
     with os.fdopen(write, "w", encoding="utf-8") as pipe:

@@ -207,6 +207,16 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"micro_batch_size": 0}, "micro_batch_size 0 does not divide batch_size 12"),
         ({"micro_batch_size": -4}, "micro_batch_size -4 does not divide batch_size 12"),
         ({"micro_batch_size": 24}, "micro_batch_size 24 does not divide batch_size 12"),
+        ({"beam_size": 6, "beam_groups": 4}, "beam_groups 4 does not divide beam_size 6"),
+        ({"beam_results": 6}, "beam_results 6 is above beam_size 5"),
+        ({"beam_early_stopping": "always"}, "beam_early_stopping"),
+        ({"diversity_penalty": -0.1}, "diversity_penalty"),
+        ({"speculative": "ngram"}, "temperature 0.8 does not go with speculative"),
+        (
+            {"speculative": "ngram", "temperature": 0.0, "repetition_penalty": 1.2},
+            'repetition_penalty 1.2 does not go with speculative = "ngram", which writes greedy '
+            "text: set repetition_penalty = 1",
+        ),
         ({"model_name": ".."}, "model_name '..' is not a folder's name"),
         ({"model_name": "a/b"}, "model_name 'a/b' is not a folder's name"),
         ({"model_name": "a\\b"}, "is not a folder's name"),
@@ -229,6 +239,11 @@ def test_wrong_values_and_contradictions_are_errors(keys, problem):
     with pytest.raises(ValidationError) as error:
         Config(**keys)
     assert problem in str(error.value)
+
+
+def test_greedy_text_may_be_speculated():
+    config = Config(speculative="ngram", temperature=0.0)
+    assert (config.speculative, Config().speculative) == ("ngram", "none")
 
 
 @pytest.mark.parametrize("micro", ["auto", 1, 3, 12])

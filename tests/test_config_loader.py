@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.config import REQUIRED_KEYS, Activation, Config, Preset
+from src.config import PLAIN_GREEDY, REQUIRED_KEYS, Activation, Config, Preset
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error
 
@@ -232,6 +232,11 @@ def test_an_ill_typed_or_wrong_value_is_one_line_with_its_place(write, line, fou
             "batch_size = 10\nmicro_batch_size = 4",
             "run.toml:2: micro_batch_size 4 does not divide batch_size 10",
         ),
+        (
+            '\nspeculative = "ngram"',
+            'run.toml:2: temperature 0.8 does not go with speculative = "ngram", which writes '
+            "greedy text: set temperature = 0",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_an_error(write, text, found):
@@ -415,8 +420,13 @@ VALUES = {
     "stop": st.lists(TEXT, max_size=3),
     "model_seed": st.text(max_size=20),
     "sampling_seed": st.none() | FROM_0,
-    "beam_size": COUNT,
+    "speculative": st.sampled_from(["none", "ngram"]),
+    "beam_size": st.integers(1, 50),  # times beam_groups
     "length_penalty": st.floats(-10, 10),
+    "beam_results": COUNT,  # at most beam_size
+    "beam_early_stopping": st.booleans() | st.just("never"),
+    "beam_groups": st.integers(1, 50),
+    "diversity_penalty": ABOVE_0,
     "max_context_length": COUNT,
 }
 
@@ -425,6 +435,10 @@ def consistent(values):
     micro = values["micro_batch_size"]
     values["model_embd"] *= values["model_head"]
     values["batch_size"] *= 1 if micro == "auto" else micro
+    values["beam_size"] *= values["beam_groups"]
+    values["beam_results"] = min(values["beam_results"], values["beam_size"])
+    if values["speculative"] == "ngram":
+        values.update(PLAIN_GREEDY)
     return values
 
 

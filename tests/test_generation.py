@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -9,11 +8,10 @@ from tiny_models import (
     in_their_layout,
     random_model,
     reciting_model,
-    scheduled_model,
     transformers_twin,
 )
 
-from src.beam_search import Hypothesis, beam_search
+from src.beam_search import beam_search
 from src.errors import AGI2Error
 from src.generation import (
     generate_beam_text,
@@ -25,7 +23,6 @@ from src.tokenizer import BasicTokenizer, BPETokenizer
 
 SCRIPTS = "The cat sat. Ο γάτος κάθισε. 猫は座った。القط جلس. 😀👩‍👩‍👧 नमस्ते"
 VOCABULARY = 290
-EXHAUSTIVE = 200
 
 
 @pytest.fixture(scope="module")
@@ -376,26 +373,6 @@ def test_an_option_out_of_its_range_is_one_clear_line(options, message, tokenize
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"beam_size": 0}, "beam_size must be at least 1, not 0"),
-        ({"max_length": -1}, "max_length must be at least 1, not -1"),
-        ({"length_penalty": 1e4}, "length_penalty must be between -10 and 10, not 10000.0"),
-        ({"length_penalty": math.nan}, "length_penalty must be between -10 and 10, not nan"),
-        ({"repetition_penalty": -2}, "repetition_penalty must be above 0, not -2"),
-        (
-            {"tokenizer": None},
-            "a tokenizer is needed: pass the one the model was trained with",
-        ),
-    ],
-)
-def test_a_beam_option_out_of_its_range_is_one_clear_line(options, message, tokenizer, writer):
-    with pytest.raises(AGI2Error) as caught:
-        generate_beam_text(writer, "a", **{"tokenizer": tokenizer, **options})
-    assert str(caught.value) == message
-
-
 def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():
     model = random_model()
     for prompt, message in (
@@ -414,199 +391,6 @@ def test_a_tokenizer_larger_than_its_model_is_an_error(tokenizer):
     for write in (generate_text, generate_beam_text):
         with pytest.raises(AGI2Error, match=r"^the tokenizer has 290 tokens, the model only 289"):
             write(model, "a", tokenizer=tokenizer)
-
-
-# --- beams ----------------------------------------------------------------------------------
-
-
-def close(scores):
-    return pytest.approx(scores, abs=1e-5, rel=1e-5)
-
-
-def log_probability(model, prompt, tokens) -> float:
-    """From one reading of the whole text, without a cache."""
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *tokens]]))[0].double().log_softmax(-1)
-    return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
-
-
-def every_hypothesis(model, prompt, length, penalty, end_token):
-    """All texts that end with the end token or at the full length, the best first."""
-    found = []
-    vocabulary = range(model.config.vocab_size)
-    for size in range(1, length + 1):
-        for tokens in itertools.product(vocabulary, repeat=size):
-            ended = tokens[-1] == end_token
-            if end_token in tokens[:-1] or (size < length and not ended):
-                continue
-            score = log_probability(model, prompt, tokens) / size**penalty
-            found.append(Hypothesis(list(tokens[:-1] if ended else tokens), score))
-    return sorted(found, key=lambda hypothesis: -hypothesis.score)
-
-
-@pytest.mark.parametrize("penalty", [0.0, 0.5, 1.0, 3.0, -1.0])
-@pytest.mark.parametrize("end_token", [None, 0])
-def test_wide_beams_find_what_a_search_over_all_texts_finds(penalty, end_token):
-    model = random_model(11, vocab_size=3, std=0.5)
-    expected = every_hypothesis(model, [1, 2], 4, penalty, end_token)
-    found = beam_search(model, [1, 2], EXHAUSTIVE, 4, penalty, end_token=end_token)
-    assert len(found) == len(expected) == (81 if end_token is None else 31)
-    assert [each.score for each in found] == close([each.score for each in expected])
-    assert found[0].tokens == expected[0].tokens
-    assert sorted(each.tokens for each in found) == sorted(each.tokens for each in expected)
-
-
-@given(
-    seed=st.integers(0, 999),
-    penalty=st.sampled_from([-2.0, -0.5, 0.0, 0.7, 1.0, 2.0]),
-    size=st.integers(24, 30),
-)
-@settings(deadline=None, max_examples=15)
-def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
-    """24 beams cannot lose a text of four tokens out of three; the pool is full before the end."""
-    model = random_model(seed, vocab_size=3, std=0.7)
-    expected = every_hypothesis(model, [1], 4, penalty, 0)[:size]
-    found = beam_search(model, [1], size, 4, penalty, end_token=0)
-    assert [each.score for each in found] == close([each.score for each in expected])
-
-
-@given(
-    seed=st.integers(0, 999),
-    penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
-    size=st.integers(2, 4),  # one beam is greedy, and ends as greedy ends
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
-)
-@settings(deadline=None, max_examples=25)
-def test_narrow_beams_equal_a_plain_search_without_cache_or_early_end(
-    seed, penalty, size, repetition_penalty
-):
-    model = random_model(seed, vocab_size=6, std=0.5)
-    prompt, length, end = [1, 2], 7, 0
-    beams, pool = [([], 0.0)], []
-    for step in range(1, length + 1):
-        grown = []
-        for tokens, total in beams:
-            scores = logits_after(model, prompt + tokens).double().log_softmax(-1)
-            scores[list({*prompt, *tokens})] *= repetition_penalty
-            grown += [([*tokens, t], total + float(score)) for t, score in enumerate(scores)]
-        grown.sort(key=lambda beam: -beam[1])
-        pool += [(t[:-1], s / step**penalty) for t, s in grown[:size] if t[-1] == end]
-        beams = [beam for beam in grown if beam[0][-1] != end][:size]
-    pool += [(tokens, total / length**penalty) for tokens, total in beams]
-    expected = sorted(pool, key=lambda entry: -entry[1])[:size]
-    found = beam_search(
-        model,
-        prompt,
-        size,
-        length,
-        penalty,
-        end_token=end,
-        repetition_penalty=repetition_penalty,
-    )
-    assert [each.score for each in found] == close([s for _, s in expected])
-    assert [each.tokens for each in found] == [tokens for tokens, _ in expected]
-
-
-@pytest.mark.parametrize(
-    ("penalty", "size", "length", "ending"),
-    [
-        # Here length is a gain: one more token is not yet worth it, five more are.
-        (1.7, 2, 6, [0.7] * 6),
-        # Here length is a burden: one more token is worth it, twenty would not be.
-        (-1.0, 2, 20, [0.1, 0.15, 0.95] + [0.5] * 17),
-    ],
-)
-def test_the_search_goes_on_while_a_longer_text_may_score_better(penalty, size, length, ending):
-    model = scheduled_model(torch.tensor([[p, 1 - p] for p in ending]).log())
-    growing = [math.log(1 - p) for p in ending]
-    scores = {
-        n: (sum(growing[:n]) + math.log(ending[n])) / (n + 1) ** penalty for n in range(length)
-    }
-    best = max(scores, key=scores.get)
-    assert best > 0
-    found = beam_search(model, [1], size, length, penalty, end_token=0)[0]
-    assert found.tokens == [1] * best
-    assert found.score == close(scores[best])
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_one_beam_is_greedy(seed, tokenizer):
-    model = random_model(seed)
-    greedy = list(generate_tokens(model, [1, 2], 25, temperature=0, end_token=0))
-    assert beam_search(model, [1, 2], 1, 25, end_token=0)[0].tokens == greedy
-    writer = random_model(seed, vocab_size=VOCABULARY)
-    assert generate_beam_text(writer, "The", 1, 12, tokenizer=tokenizer) == generate_text(
-        writer, "The", 12, 0, tokenizer=tokenizer
-    )
-
-
-def test_one_beam_ends_where_the_likeliest_token_ends_it():
-    """Though a longer text would score higher: its other tokens are certain."""
-    logits = torch.full((8, 2), -50.0)
-    logits[:, 1] = 50.0
-    logits[0] = torch.tensor([1.0, 0.9])
-    model = scheduled_model(logits)
-    assert list(generate_tokens(model, [1], 6, temperature=0, end_token=0)) == []
-    assert beam_search(model, [1], 1, 6, end_token=0)[0].tokens == []
-    assert beam_search(model, [1], 2, 6, end_token=0)[0].tokens == [1] * 6
-
-
-def test_scores_are_the_models_log_probabilities_by_length():
-    model = random_model(3, std=0.2)
-    for hypothesis in beam_search(model, [1, 2], 5, 8, 0.6):
-        assert len(hypothesis.tokens) == 8
-        expected = log_probability(model, [1, 2], hypothesis.tokens) / 8**0.6
-        assert hypothesis.score == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_transformers_finds_the_same_texts_and_scores(seed, penalty):
-    model = random_model(seed, vocab_size=12, position_embedding="learned", std=0.25)
-    twin = transformers_twin(model.config)
-    twin.load_state_dict(in_their_layout(model.state_dict()))
-    theirs = twin.generate(
-        torch.tensor([[5, 6]]),
-        attention_mask=torch.ones(1, 2),
-        max_new_tokens=9,
-        num_beams=4,
-        num_return_sequences=4,
-        do_sample=False,
-        length_penalty=penalty,
-        early_stopping="never",
-        eos_token_id=0,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    found = beam_search(model, [5, 6], 4, 9, penalty, end_token=0)
-    scores = theirs.sequences_scores.tolist()
-    assert [each.score for each in found] == pytest.approx(scores, abs=1e-4)
-    texts = [row[2:].tolist() for row in theirs.sequences]
-    texts = [row[: row.index(0)] if 0 in row else row for row in texts]
-    assert [each.tokens for each in found] == texts
-
-
-def test_beams_go_on_past_the_models_positions():
-    """With one window for all beams, the beams slide as sampling does."""
-    model = random_model(9, max_seq_len=6)
-    greedy = list(generate_tokens(model, [1, 2], 20, temperature=0))
-    assert beam_search(model, [1, 2], 1, 20)[0].tokens == greedy
-    hypotheses = beam_search(model, [1, 2], 3, 20)
-    assert [len(each.tokens) for each in hypotheses] == [20] * 3
-    assert hypotheses[0].score >= hypotheses[1].score >= hypotheses[2].score
-
-
-def test_a_hypothesis_may_be_ended_by_its_own_tokens():
-    model = random_model(10, vocab_size=5, std=0.4)
-    found = beam_search(model, [1], 4, 6, is_finished=lambda tokens: tokens[-1] in (2, 3))
-    for each in found:
-        assert not {2, 3} & set(each.tokens[:-1])
-        assert each.tokens[-1] in (2, 3) or len(each.tokens) == 6
-        expected = log_probability(model, [1], each.tokens) / len(each.tokens)
-        assert each.score == pytest.approx(expected, abs=1e-5)
-    everything_ends = beam_search(model, [1], 3, 6, is_finished=lambda tokens: True)
-    assert [len(each.tokens) for each in everything_ends] == [1, 1, 1]
 
 
 @pytest.mark.gpu
