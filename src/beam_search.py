@@ -67,8 +67,8 @@ def beam_search(
     pool = _Pool(beam_size, length_penalty)
     start = len(prompt)
     with evaluating(model):
-        decoder = Decoder(model, prompt, vocab_size)
-        logits = decoder.prefill()
+        decoder = Decoder(model, vocab_size)
+        logits = decoder.read([prompt])
         scores = torch.zeros(1, device=model.device)
         for length in range(1, max_length + 1):
             log_probs = logits.float().log_softmax(dim=-1)
