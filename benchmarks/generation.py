@@ -1,6 +1,7 @@
 """Writing with GPT-2 124M, random weights, beside `transformers`, CTranslate2 and llama.cpp.
 
-python benchmarks/generation.py GPT2_VOCABULARY [--rounds 3] [--json FILE] [--trained RUN --text FILE]
+python benchmarks/generation.py GPT2_VOCABULARY [--rounds 3] [--json FILE]
+    [--trained RUN --text FILE]
 
 Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere, each engine in
 processes of its own, in turn; the median run. GPT2_VOCABULARY is a folder with vocab.json and
@@ -68,12 +69,13 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
     import torch
 
     from src.beam_search import beam_search
-    from src.generation import generate_batch_tokens, generate_tokens
+    from src.generation import generate_batch, generate_tokens
     from src.model_folder import load_model
     from src.quantization import prepare_for_generation
 
     precision = kind.split(", ")[1]
-    model = load_model(folder / "agi2").model
+    trained = load_model(folder / "agi2")
+    model, tokenizer = trained.model, trained.tokenizer
     prepare_for_generation(model, "none" if precision == "fp32" else precision)
     if kind.startswith("every weight"):
         layers = [layer for b in model.blocks for layer in (b.attention.qkv, b.attention.proj)]
@@ -93,7 +95,12 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
     if "beams" in kind:
         return lambda: beam_search(model, prompts()[0], BEAMS, NEW)[0].tokens
     if "texts" in kind:
-        return lambda: generate_batch_tokens(model, prompts(), NEW, 0)[0]
+
+        def together() -> list[int]:
+            generate_batch(model, prompts(), NEW, 0, tokenizer=tokenizer, return_full_text=False)
+            return []
+
+        return together
     return lambda: list(generate_tokens(model, prompts()[0], NEW, 0))
 
 

@@ -33,6 +33,7 @@ _HOMES = {
     "load_model": "model_folder",
     "evaluate": "evaluation",
     "generate_text": "generation",
+    "generate_batch": "generation",
     "stream_text": "generation",
     "beam_search": "beam_search",
     "InteractivePrompt": "interactive",

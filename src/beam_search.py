@@ -81,8 +81,8 @@ def beam_search(
     _check_beams(vocab_size, beam_size, groups, rules)
     groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
     with evaluating(model):
-        decoder = Decoder(model, prompt, vocab_size)
-        logits = decoder.prefill()
+        decoder = Decoder(model, vocab_size)
+        logits = decoder.read([prompt])
         while True:
             log_probs = logits.float().log_softmax(dim=-1)
             log_probs = apply_repetition_penalty(log_probs, decoder.tokens, repetition_penalty)

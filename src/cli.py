@@ -96,6 +96,7 @@ def train(
     )
     from .evaluation import originality
     from .generation import generate_text
+    from .sampling import sampling_keys
     from .training import train_from_config
     from .utils import log
 
@@ -109,7 +110,7 @@ def train(
             config.model_seed,
             tokenizer=run.tokenizer,
             seed=config.seed + number,
-            **_sampling(config),
+            **sampling_keys(config),
         )
         samples.append(text)
         print(f"--- sample {number} ---\n{text}\n", flush=True)
@@ -186,24 +187,42 @@ def generate(
     file: ConfigFile,
     prompt: Prompt,
     overrides: Overrides = None,
+    show_probs: Annotated[
+        bool,
+        typer.Option("--show-probs", help="Show how likely each token was, and the runners-up."),
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Go on from a prompt, word by word."""
     config = _start(file, "generation", overrides, quiet, verbose)
+    if show_probs and config.samples > 1:
+        raise AGI2Error(f"--show-probs shows one text, not {config.samples}: leave samples at 1")
     trained = _load(config, file)
-    from .generation import stream_text
+    from .generation import generate_batch, generate_choices, stream_text
+    from .sampling import sampling_keys
 
-    print(prompt, end="", flush=True)
-    for piece in stream_text(
-        trained.model,
-        config.model_seed + prompt,
-        tokenizer=trained.tokenizer,
-        seed=_sampling_seed(config),
-        **_sampling(config),
-    ):
-        print(piece, end="", flush=True)
-    print()
+    given = {
+        "tokenizer": trained.tokenizer,
+        "seed": _sampling_seed(config),
+        **sampling_keys(config),
+    }
+    start = config.model_seed + prompt
+    if show_probs:
+        from .token_view import print_choices
+
+        print_choices(prompt, generate_choices(trained.model, start, **given), trained.tokenizer)
+    elif config.samples > 1:
+        texts = generate_batch(
+            trained.model, [start], n=config.samples, return_full_text=False, **given
+        )[0]
+        for number, text in enumerate(texts, 1):
+            print(f"--- sample {number} ---\n{prompt}{text}\n")
+    else:
+        print(prompt, end="", flush=True)
+        for piece in stream_text(trained.model, start, **given):
+            print(piece, end="", flush=True)
+        print()
 
 
 @app.command()
@@ -257,6 +276,7 @@ def chat(
     trained = _load(config, file)
     from .interactive import InteractivePrompt
     from .interactive import chat as talk
+    from .sampling import sampling_keys
 
     prompt = InteractivePrompt(
         trained.model,
@@ -264,7 +284,7 @@ def chat(
         trained.tokenizer,
         model_seed=config.model_seed,
         seed=_sampling_seed(config),
-        **_sampling(config),
+        **sampling_keys(config),
     )
     talk(prompt)
 
@@ -469,12 +489,6 @@ def _load(config: Config, file: str) -> TrainedModel:
     from .model_folder import load_trained
 
     return load_trained(config, select_device(config.device), file)
-
-
-def _sampling(config: Config) -> dict:
-    """The configuration's keys that sampling takes as they are."""
-    keys = ("max_length", "temperature", "top_k", "top_p", "repetition_penalty", "stop")
-    return {key: config[key] for key in keys}
 
 
 def _sampling_seed(config: Config) -> int:

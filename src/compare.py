@@ -19,6 +19,7 @@ from .errors import AGI2Error
 from .generation import generate_text
 from .model_folder import load_model
 from .runs import History, RunRecord, RunSummary, list_runs, read_run
+from .sampling import sampling_keys
 from .utils import human_bytes, human_time, log, write_text
 
 Rows = list[list[str]]
@@ -214,14 +215,9 @@ def _written(run: RunRecord, prompt: str, seed: int) -> str:
         return generate_text(
             trained.model,
             config.model_seed + prompt,
-            config.max_length,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            trained.tokenizer,
-            repetition_penalty=config.repetition_penalty,
-            stop=config.stop,
+            tokenizer=trained.tokenizer,
             seed=seed,
+            **sampling_keys(config),
         )
     except AGI2Error as error:
         return f"({error})"

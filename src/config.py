@@ -248,16 +248,34 @@ class Config(BaseModel, Mapping):
     # Text out.
     max_length: int = Field(100, ge=1)
     """New tokens to write at most."""
+    min_length: int = Field(0, ge=0)
+    """New tokens before the end of text or of a sentence may end it; stop strings always do."""
+    samples: int = Field(1, ge=1)
+    """Texts to write for a prompt."""
     temperature: float = Field(0.8, ge=0)
     """0 is greedy; higher is more surprising."""
     top_k: int | None = Field(None, ge=1)
     """Sample from the k likeliest tokens."""
     top_p: float | None = Field(None, gt=0, le=1)
     """Sample from the likeliest tokens that make up this share."""
+    min_p: float | None = Field(None, gt=0, le=1)
+    """Sample from tokens at least this share as likely as the likeliest."""
+    typical_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the tokens of most typical surprise that make up this share."""
     repetition_penalty: float = Field(1.0, gt=0)
     """Above 1 discourages tokens that are already there."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that stands in the new text."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of each token, times as often as it stands in the new text."""
+    no_repeat_ngram: int | None = Field(None, ge=1)
+    """No run of so many tokens comes twice."""
+    logit_bias: dict[str, float] = Field(default_factory=dict)
+    """Added to the logits of tokens, each named by its text."""
     stop: list[str] = Field(default_factory=list)
     """Writing ends before any of these strings."""
+    stop_at_sentence_end: bool = False
+    """Writing ends at the end of a sentence."""
     model_seed: str = ""
     """Text put before every prompt."""
     sampling_seed: int | None = Field(None, ge=0, le=2**62)
@@ -337,6 +355,10 @@ class Config(BaseModel, Mapping):
             problems += not_greedy(self)
         if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
+        if self.min_length > self.max_length:
+            problems.append(f"min_length {self.min_length} is above max_length {self.max_length}")
+        if self.samples > 1 and self.temperature == 0:
+            problems.append(f"samples {self.samples} would all be equal at temperature 0")
         if not re.fullmatch(DEVICES, self.device):
             problems.append(f"device {self.device!r} is none of auto, cpu, cuda, cuda:1, mps")
         if problems:
@@ -368,14 +390,22 @@ class Config(BaseModel, Mapping):
 
 
 # Prompt-lookup decoding writes plain greedy text: other values of these keys contradict it.
-PLAIN_GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0}
+PLAIN_GREEDY: dict[str, Any] = {
+    "temperature": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram": None,
+    "logit_bias": {},
+    "min_length": 0,
+}
 
 
 def not_greedy(options: Mapping[str, Any]) -> list[str]:
     """A line for each option that `speculative = "ngram"` does not go with."""
     return [
-        f'{key} {options[key]:g} does not go with speculative = "ngram", which writes greedy text: '
-        f"set {key} = {plain:g}"
+        f'{key} {options[key]} does not go with speculative = "ngram", which writes plain greedy '
+        "text: " + (f"set {key} = {plain}" if isinstance(plain, float) else f"leave {key} out")
         for key, plain in PLAIN_GREEDY.items()
         if options[key] != plain
     ]

@@ -177,7 +177,7 @@ def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) 
 
 def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]) -> str:
     """What pydantic found about one value."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and key != "logit_bias":
         return f"keys stand at the top level: remove the header [{key}]"
     if found[0]["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggestion(key)}"

@@ -5,87 +5,161 @@ B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from .errors import AGI2Error
+from .kv_cache import KVCache
 from .model import GPT2Model
+from .sampling import SamplingOptions
+from .utils import log
 
 
 class Decoder:
     """Rows of text that grow by one token at a time, each step costing one token's work.
 
-    Past the model's positions the window slides: the older half is forgotten and the rest is
-    read again, so that the cost of sliding, spread over the tokens, stays small.
+    Past the model's positions a row's window slides: its older half is forgotten and the rest is
+    read again, so that the cost of sliding, spread over the tokens, stays small. Each row sees
+    what it would see alone, whatever the others' lengths.
 
     Args:
-        model: in evaluation mode.
-        prompt: token ids; only the last `max_seq_len` of them are seen.
+        model: in evaluation mode; its weights stay as they are while the decoder is in use.
         vocab_size: V, the tokens to choose from: those the tokenizer has, where the model has more.
     """
 
-    def __init__(self, model: GPT2Model, prompt: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, model: GPT2Model, vocab_size: int) -> None:
         self.model = model
-        self._vocab_size = vocab_size
-        self.tokens = torch.tensor([list(prompt)], device=model.device)
+        self.vocab_size = vocab_size
         self._positions = model.config.max_seq_len
-        self._cache = model.new_cache(1)
+        self._cache: KVCache | None = None
+        # The tokens, with room for more to come: (B, capacity), of which `_length` columns are
+        # filled. All rows end in the same column; row i begins in column `_starts[i]`.
+        self._buffer = torch.empty(0, 0, dtype=torch.long)
+        self._length = 0
+        self._starts: list[int] = []
+        # The last tokens of each row that the model sees, and the cache holds.
+        self._windows: list[int] = []
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Prompts and new tokens, (B, T); rows of different lengths have padding on the left."""
+        return self._buffer[:, : self._length]
+
+    def row(self, index: int) -> torch.Tensor:
+        """One row's tokens (1, its own length)."""
+        return self._buffer[index : index + 1, self._starts[index] : self._length]
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether rows have different lengths."""
+        return any(self._starts)
 
     @torch.inference_mode()
-    def prefill(self) -> torch.Tensor:
-        """Read the prompt: logits (1, V) of the next token."""
-        return self._read(self.tokens[:, -self._positions :])
+    def read(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Begin with these prompts, of any lengths: logits (B, V) of the next tokens.
+
+        What a single prompt shares with the text of before is not read again. Of a prompt longer
+        than the model's positions only the end is read, with a warning.
+        """
+        longest = max(map(len, prompts))
+        if longest > self._positions:
+            log.warning(
+                "the prompt has %d tokens, the model sees %d at a time: only the last are read",
+                longest,
+                self._positions,
+            )
+        shared = self._shared_tokens(prompts)
+        self._starts = [longest - len(prompt) for prompt in prompts]
+        self._length = longest
+        rows = [[0] * start + list(row) for start, row in zip(self._starts, prompts, strict=True)]
+        self._buffer = F.pad(torch.tensor(rows, device=self.model.device), (0, longest))
+        self._windows = [min(len(prompt), self._positions) for prompt in prompts]
+        if shared:
+            self._held.truncate(shared)
+        else:
+            self._cache = self.model.new_cache(len(prompts))
+        return self._forward(self.tokens[:, shared - max(self._windows) :])
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append a token to each row, (B,): logits (B, V) of the next."""
-        self.tokens = torch.cat([self.tokens, tokens.unsqueeze(1)], dim=1)
-        if self._cache.length < self._positions:
-            return self._read(tokens.unsqueeze(1))
-        self._cache.truncate(0)
-        return self._read(self.tokens[:, -max(1, self._positions // 2) :])
+        if self._length == self._buffer.size(1):
+            self._buffer = F.pad(self._buffer, (0, self._length))
+        self._buffer[:, self._length] = tokens
+        self._length += 1
+        if self._held.length < self._positions:
+            self._windows = [window + 1 for window in self._windows]
+            return self._forward(tokens.unsqueeze(1))
+        half = max(1, self._positions // 2)
+        self._windows = [
+            half if window == self._positions else window + 1 for window in self._windows
+        ]
+        self._held.truncate(0)
+        return self._forward(self.tokens[:, -max(self._windows) :])
 
     @torch.inference_mode()
     def reorder(self, rows: torch.Tensor) -> None:
-        """Make row i go on from what row `rows[i]` was."""
-        self.tokens = self.tokens[rows]
-        self._cache = self._cache.select(rows)
+        """Make row i go on from what row `rows[i]` was; rows may become more or fewer."""
+        self._buffer = self._buffer[rows]
+        self._cache = self._held.select(rows)
+        order = rows.tolist()
+        self._starts = [self._starts[row] for row in order]
+        self._windows = [self._windows[row] for row in order]
 
-    def _read(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens, cache=self._cache, last_only=True)[:, -1, : self._vocab_size]
+    @property
+    def _held(self) -> KVCache:
+        assert self._cache is not None, "read comes first"
+        return self._cache
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read the last columns of the windows, those that the cache does not hold yet."""
+        width = self._held.length + tokens.size(1)
+        is_text = None
+        if min(self._windows) < width:
+            padding = torch.tensor([[width - window] for window in self._windows])
+            is_text = (torch.arange(width) >= padding).to(tokens.device)
+        try:
+            logits = self.model(tokens, is_text, cache=self._held, last_only=True)
+        except BaseException:
+            self._held.truncate(0)  # its layers may no longer agree on what they hold
+            raise
+        return logits[:, -1, : self.vocab_size]
+
+    def _shared_tokens(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many tokens at the beginning of a single prompt's window the cache holds already."""
+        if len(prompts) > 1 or len(self._windows) != 1 or self._buffer.device != self.model.device:
+            return 0
+        held = self._held.length
+        if held > self._windows[0]:  # padding that rows which are gone have left
+            return 0
+        read = self._buffer[0, self._length - held : self._length].tolist()
+        window = prompts[0][-self._positions :]
+        pairs = enumerate(zip(read, window, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(held, len(window)))
+        return min(shared, len(window) - 1)  # the last token's logits are wanted
+
+
+def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
+    """Raise where a prompt cannot be read.
+
+    Raises:
+        AGI2Error: where it is empty, or has a token that is not in the vocabulary.
+    """
+    if len(prompt) == 0:
+        raise AGI2Error("the prompt has no tokens")
+    if not all(0 <= token < vocab_size for token in prompt):
+        raise AGI2Error(f"the prompt has a token above the vocabulary of {vocab_size}")
 
 
 def check_options(
-    vocab_size: int,
-    prompt: Sequence[int],
-    max_length: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
+    vocab_size: int, prompt: Sequence[int], max_length: int, repetition_penalty: float = 1.0
 ) -> None:
-    """Raise where a prompt or an option cannot be used.
+    """Raise where a prompt or an option of a search cannot be used.
 
     Raises:
         AGI2Error: which names it and its bounds.
     """
-    checks = [
-        (max_length >= 1, f"max_length must be at least 1, not {max_length}"),
-        (0 <= temperature < math.inf, f"temperature must be a number from 0 on, not {temperature}"),
-        (top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}"),
-        (top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}"),
-        (
-            0 < repetition_penalty < math.inf,
-            f"repetition_penalty must be above 0, not {repetition_penalty}",
-        ),
-        (len(prompt) > 0, "the prompt has no tokens"),
-        (
-            all(0 <= token < vocab_size for token in prompt),
-            f"the prompt has a token above the vocabulary of {vocab_size}",
-        ),
-    ]
-    for is_right, message in checks:
-        if not is_right:
-            raise AGI2Error(message)
+    SamplingOptions(max_length=max_length, repetition_penalty=repetition_penalty)
+    check_prompt(prompt, vocab_size)

@@ -1,24 +1,28 @@
-"""Text from a model: sampled token by token, streamed, or searched with beams.
+"""Text from a model: sampled token by token, streamed, in batches, or searched with beams.
 
 B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from .beam_search import beam_search
 from .config import EarlyStopping
 from .cuda_utils import select_device
-from .decoder import Decoder, check_options
+from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
-from .sampling import apply_repetition_penalty, sample
+from .sampling import NOTHING, SamplingOptions, draw, process_logits
+from .speculation import speculate_tokens
 from .tokenizer import StreamDecoder, Tokenizer
+from .utils import evaluating
 
 StoppingCriterion = Callable[[str], bool]
 """Is given the continuation so far; true ends it."""
@@ -32,10 +36,10 @@ def generate_tokens(
     top_k: int | None = None,
     top_p: float | None = None,
     *,
-    repetition_penalty: float = 1.0,
     end_token: int | None = None,
     vocab_size: int | None = None,
     seed: int | None = None,
+    **options: Any,
 ) -> Generator[int, None, None]:
     """Yield new token ids one by one, up to `max_length` or before `end_token`.
 
@@ -46,33 +50,97 @@ def generate_tokens(
         temperature: divides the logits; 0 takes the likeliest token each time.
         top_k: draw from the k likeliest tokens.
         top_p: draw from the likeliest tokens that make up this share.
-        repetition_penalty: above 1 discourages tokens that already stand in the text.
         end_token: ends the text.
         vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         seed: repeats a text whatever else runs; without it each is new.
+        **options: others of `SamplingOptions`, `logit_bias` by token id; those about text (`stop`,
+            `stop_at_sentence_end`) say nothing here.
 
     Raises:
-        AGI2Error: where an option is out of its range, or the prompt is not in the vocabulary.
+        AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, or the
+            model's logits are not finite.
     """
-    vocab_size = vocab_size or model.config.vocab_size
-    check_options(vocab_size, prompt, max_length, temperature, top_k, top_p, repetition_penalty)
-    generator = torch.Generator(device=model.device)
-    generator.seed() if seed is None else generator.manual_seed(seed)
+    given = SamplingOptions(
+        max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
+    )
+    decoder = Decoder(model, vocab_size or model.config.vocab_size)
+    _check_bias(given, decoder.vocab_size)
+    with closing(_write(decoder, prompt, given, end_token, seed)) as tokens:
+        yield from tokens
+
+
+def _write(
+    decoder: Decoder,
+    prompt: Sequence[int],
+    options: SamplingOptions,
+    end_token: int | None,
+    seed: int | None,
+) -> Generator[int, None, None]:
+    """Yield new tokens."""
+    if options.speculative == "ngram":
+        yield from speculate_tokens(
+            decoder.model,
+            prompt,
+            options.max_length,
+            end_token=end_token,
+            vocab_size=decoder.vocab_size,
+        )
+        return
+    with closing(_choose(decoder, prompt, options, end_token, seed)) as choices:
+        for token, _ in choices:
+            yield token
+
+
+def _choose(
+    decoder: Decoder,
+    prompt: Sequence[int],
+    options: SamplingOptions,
+    end_token: int | None,
+    seed: int | None,
+) -> Generator[tuple[int, torch.Tensor], None, None]:
+    """Yield new tokens, each with the model's logits (1, V) that it was chosen by."""
+    model = decoder.model
+    check_prompt(prompt, decoder.vocab_size)
+    numbers = random.Random(seed)
     was_training = model.training
     model.eval()
     try:
-        decoder = Decoder(model, prompt, vocab_size)
-        logits = decoder.prefill()
-        for index in range(max_length):
-            logits = apply_repetition_penalty(logits, decoder.tokens, repetition_penalty)
-            token = sample(logits, temperature, top_k, top_p, generator)
-            if int(token) == end_token:
+        logits = decoder.read([prompt])
+        for index in range(options.max_length):
+            tokens = _next_tokens(decoder, logits, options, len(prompt), end_token, [numbers])
+            token = int(tokens)
+            if token in (end_token, NOTHING):
                 return
-            yield int(token)
-            if index + 1 < max_length:
-                logits = decoder.step(token)
+            yield token, logits
+            if index + 1 < options.max_length:
+                logits = decoder.step(tokens)
     finally:  # also when the caller closes the iterator half-way
         model.train(was_training)
+
+
+def _next_tokens(
+    decoder: Decoder,
+    logits: torch.Tensor,
+    options: SamplingOptions,
+    prompt_length: int,
+    end_token: int | None,
+    numbers: Sequence[random.Random],
+) -> torch.Tensor:
+    """A token for each row (B,), each row drawing from numbers of its own."""
+    if decoder.is_padded and options.looks_at_prompt:  # and must not see padding
+        rows = [decoder.row(index) for index in range(len(numbers))]
+        written = decoder.tokens.size(1) - prompt_length
+        logits = torch.cat(
+            [
+                process_logits(part, row, options, row.size(1) - written, end_token)
+                for part, row in zip(logits.split(1), rows, strict=True)
+            ]
+        )
+    else:
+        logits = process_logits(logits, decoder.tokens, options, prompt_length, end_token)
+    if options.is_greedy:
+        return draw(logits, None)
+    return draw(logits, [each.random() for each in numbers])
 
 
 def stream_text(
@@ -84,44 +152,32 @@ def stream_text(
     top_p: float | None = None,
     tokenizer: Tokenizer | None = None,
     *,
-    repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     skip_leading_space: bool = False,
     seed: int | None = None,
+    decoder: Decoder | None = None,
+    **options: Any,
 ) -> Generator[str, None, None]:
     """Yield the continuation of a prompt (text, or token ids) in pieces of whole characters.
 
     The pieces joined are what `generate_text` gives with `return_full_text=False`; see there for
     the arguments. With `skip_leading_space`, text begins, and stop strings count, from the first
-    visible character on.
+    visible character on. A `decoder` that wrote an earlier text need not read again what the
+    prompt shares with it.
     """
     tokenizer = _fitting(tokenizer, model)
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    tokens = generate_tokens(
-        model,
-        ids or [tokenizer.end_of_text],
-        max_length,
-        temperature,
-        top_k,
-        top_p,
-        repetition_penalty=repetition_penalty,
-        end_token=tokenizer.end_of_text,
-        vocab_size=tokenizer.vocab_size,
-        seed=seed,
-    )
-    decoder = StreamDecoder(tokenizer)
-    output = _StopFilter(stop, skip_leading_space)
-    so_far = ""
-    with closing(tokens):
+    given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
+    decoder = decoder or Decoder(model, tokenizer.vocab_size)
+    writer = _Writer(tokenizer, given, stopping_criteria, skip_leading_space)
+    ids = _encode(prompt, tokenizer)
+    with closing(_write(decoder, ids, given, tokenizer.end_of_text, seed)) as tokens:
         for token in tokens:
-            piece = output.push(decoder.push(token))
-            so_far += piece
+            piece = writer.push(token)
             if piece:
                 yield piece
-            if output.stopped or any(stops(so_far) for stops in stopping_criteria):
+            if writer.ended:
                 return
-    rest = output.push(decoder.flush()) + output.flush()
+    rest = writer.finish()
     if rest:
         yield rest
 
@@ -136,11 +192,11 @@ def generate_text(
     tokenizer: Tokenizer | None = None,
     device: torch.device | str | None = None,
     *,
-    repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] = (),
     stopping_criteria: Sequence[StoppingCriterion] = (),
     seed: int | None = None,
     return_full_text: bool = True,
+    on_text: Callable[[str], object] | None = None,
+    **options: Any,
 ) -> str:
     """Continue a prompt.
 
@@ -153,33 +209,216 @@ def generate_text(
         top_p: draw from the likeliest tokens that make up this share.
         tokenizer: the model's.
         device: moves the model there first, if given: `auto`, `cpu`, `cuda`, ...
-        repetition_penalty: above 1 discourages tokens that already stand in the text.
-        stop: the text ends before any of these strings (the one that is complete first).
         stopping_criteria: each is given the continuation so far; true ends it.
         seed: repeats a text; without it each is new.
         return_full_text: prompt and continuation, or the continuation alone.
+        on_text: is given each piece of the continuation as soon as it is written.
+        **options: others of `SamplingOptions`.
 
     Raises:
-        AGI2Error: where an option is out of its range, or tokenizer and model do not fit.
+        AGI2Error: where an option is out of its range, tokenizer and model do not fit, or the
+            model's logits are not finite.
     """
     if device is not None:
         model.to(select_device(str(device)))
-    continuation = "".join(
-        stream_text(
-            model,
-            prompt,
-            max_length,
-            temperature,
-            top_k,
-            top_p,
-            tokenizer,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            stopping_criteria=stopping_criteria,
-            seed=seed,
-        )
-    )
+    pieces = []
+    for piece in stream_text(
+        model,
+        prompt,
+        max_length,
+        temperature,
+        top_k,
+        top_p,
+        tokenizer,
+        stopping_criteria=stopping_criteria,
+        seed=seed,
+        **options,
+    ):
+        pieces.append(piece)
+        if on_text is not None:
+            on_text(piece)
+    continuation = "".join(pieces)
     return prompt + continuation if return_full_text else continuation
+
+
+def generate_batch(
+    model: GPT2Model,
+    prompts: Sequence[str],
+    max_length: int = 100,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    n: int = 1,
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    seed: int | None = None,
+    return_full_text: bool = True,
+    **options: Any,
+) -> list[list[str]]:
+    """Continue several prompts at once, each `n` times.
+
+    A text depends on its prompt, the seed and its number alone, not on what stands beside it: text
+    `i` of a prompt is what `generate_text` gives for that prompt with the seed `seed + i`.
+
+    Args:
+        model: put in evaluation mode, and back.
+        prompts: of any lengths.
+        max_length: new tokens at most, and so on: as in `generate_text`.
+        temperature: above 0 where `n` is above 1.
+        top_k: as in `generate_text`.
+        top_p: as in `generate_text`.
+        tokenizer: the model's.
+        n: texts for each prompt.
+        stopping_criteria: as in `generate_text`.
+        seed: repeats the texts; without it each is new.
+        return_full_text: prompt and continuation, or the continuation alone.
+        **options: others of `SamplingOptions`.
+
+    Returns:
+        For each prompt its `n` texts.
+
+    Raises:
+        AGI2Error: as `generate_text`; and where greedy texts would all be equal.
+    """
+    tokenizer = _fitting(tokenizer, model)
+    given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
+    if n < 1:
+        raise AGI2Error(f"n must be at least 1, not {n}")
+    if n > 1 and given.is_greedy:
+        raise AGI2Error(f"at temperature 0 all {n} texts would be equal: raise it, or ask for one")
+    if given.speculative != "none":
+        raise AGI2Error('speculative = "ngram" writes one text at a time: leave it out')
+    if not prompts:
+        return []
+    ids = [_encode(prompt, tokenizer) for prompt in prompts]
+    for each in ids:
+        check_prompt(each, tokenizer.vocab_size)
+    writers = [_Writer(tokenizer, given, stopping_criteria) for _ in prompts for _ in range(n)]
+    numbers = [random.Random(None if seed is None else seed + i) for _ in prompts for i in range(n)]
+    with evaluating(model):
+        _write_rows(Decoder(model, tokenizer.vocab_size), ids, given, tokenizer, writers, numbers)
+    texts = [writer.text for writer in writers]
+    return [
+        [(prompt if return_full_text else "") + text for text in texts[n * i : n * (i + 1)]]
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def _write_rows(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    options: SamplingOptions,
+    tokenizer: Tokenizer,
+    writers: Sequence[_Writer],
+    numbers: Sequence[random.Random],
+) -> None:
+    """Write several texts for each prompt, a row for each; rows that end leave the batch."""
+    logits = decoder.read(prompts)
+    prompt_length = decoder.tokens.size(1)
+    each = len(writers) // len(prompts)
+    if each > 1:  # a prompt is read once for all its texts
+        rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(each)
+        decoder.reorder(rows)
+        logits = logits[rows]
+    active = list(range(len(writers)))
+    for index in range(options.max_length):
+        tokens = _next_tokens(
+            decoder,
+            logits,
+            options,
+            prompt_length,
+            tokenizer.end_of_text,
+            [numbers[row] for row in active],
+        )
+        staying = []
+        for place, token in enumerate(tokens.tolist()):
+            writer = writers[active[place]]
+            if token not in (tokenizer.end_of_text, NOTHING):
+                writer.push(token)
+                if not writer.ended:
+                    staying.append(place)
+        if not staying or index + 1 == options.max_length:
+            break
+        if len(staying) < len(active):
+            places = torch.tensor(staying, device=tokens.device)
+            decoder.reorder(places)
+            tokens = tokens[places]
+            active = [active[place] for place in staying]
+        logits = decoder.step(tokens)
+    for writer in writers:
+        writer.finish()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token that was written, beside those that might have been."""
+
+    token: int
+    text: str
+    """The characters that it completes; none where a character takes more tokens."""
+    probability: float
+    """What the model gave it, before any option."""
+    runners_up: list[tuple[int, float]]
+    """The likeliest other tokens with their probabilities, the likeliest first."""
+
+
+def generate_choices(
+    model: GPT2Model,
+    prompt: str,
+    max_length: int = 100,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    runners_up: int = 4,
+    seed: int | None = None,
+    **options: Any,
+) -> list[Choice]:
+    """Continue a prompt, and say how likely each token was.
+
+    Arguments as in `generate_text`, whose continuation the choices' texts joined are, and:
+
+    Args:
+        runners_up: how many other tokens to name for each.
+    """
+    tokenizer = _fitting(tokenizer, model)
+    given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
+    writer = _Writer(tokenizer, given)
+    characters = StreamDecoder(tokenizer)
+    written: list[Choice] = []
+    decoder = Decoder(model, tokenizer.vocab_size)
+    ids = _encode(prompt, tokenizer)
+    with closing(_choose(decoder, ids, given, tokenizer.end_of_text, seed)) as choices:
+        for token, logits in choices:
+            probabilities = logits[0].float().softmax(dim=-1)
+            best = probabilities.topk(min(runners_up + 1, probabilities.numel()))
+            others = [
+                (other, share)
+                for other, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                if other != token
+            ]
+            text, probability = characters.push(token), float(probabilities[token])
+            written.append(Choice(token, text, probability, others[:runners_up]))
+            writer.push(token)
+            if writer.ended:
+                break
+    writer.finish()
+    return _cut(written, writer.text)
+
+
+def _cut(choices: Sequence[Choice], text: str) -> list[Choice]:
+    """The choices of the tokens that `text` shows, which begins like theirs."""
+    shown = []
+    for choice in choices:
+        if not text:
+            break
+        shown.append(replace(choice, text=text[: len(choice.text)]))
+        text = text[len(choice.text) :]
+    if text:  # what marks a character that was not finished
+        shown[-1] = replace(shown[-1], text=shown[-1].text + text)
+    return shown
 
 
 def generate_beam_text(
@@ -277,6 +516,79 @@ def generate_beam_texts(
     return texts
 
 
+class _Writer:
+    """One text: takes tokens, gives whole characters, and knows where the text ends."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        options: SamplingOptions,
+        criteria: Sequence[StoppingCriterion] = (),
+        skip_leading_space: bool = False,
+    ) -> None:
+        self._characters = StreamDecoder(tokenizer)
+        self._sentence = _SentenceEnd() if options.stop_at_sentence_end else None
+        self._filter = _StopFilter(options.stop, skip_leading_space)
+        self._criteria = criteria
+        self._missing = options.min_length
+        self.text = ""
+        """What is to be shown so far."""
+        self.ended = False
+
+    def push(self, token: int) -> str:
+        """The text that is sure to be shown now that this token is there."""
+        self._missing -= 1
+        piece = self._show(self._characters.push(token))
+        self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
+        return piece
+
+    def finish(self) -> str:
+        """What is left to be shown once no more tokens come."""
+        if self.ended:
+            return ""
+        piece = self._show(self._characters.flush())
+        rest = self._filter.flush()
+        self.text += rest
+        self.ended = True
+        return piece + rest
+
+    def _show(self, text: str) -> str:
+        sentence_ended = False
+        if self._sentence is not None:
+            text, sentence_ended = self._sentence.push(text, may_end=self._missing <= 0)
+        piece = self._filter.push(text)
+        if sentence_ended:
+            piece += self._filter.flush()
+        self.text += piece
+        self.ended = sentence_ended or self._filter.stopped
+        return piece
+
+
+class _SentenceEnd:
+    """Finds where a sentence ends: a character later, for `3.14` ends none."""
+
+    _MARKS = ".!?…"
+    _FULL_WIDTH_MARKS = "。！？"
+    _CLOSING = "\"'”’»)]}」』）"
+
+    def __init__(self) -> None:
+        self._last_mark = ""
+
+    def push(self, text: str, may_end: bool) -> tuple[str, bool]:
+        """The part of the text that belongs to the sentence, and whether the sentence ends there.
+
+        With `may_end` false, marks in this text end no sentence.
+        """
+        for place, character in enumerate(text):
+            if character in self._MARKS + self._FULL_WIDTH_MARKS:
+                self._last_mark = character if may_end else ""
+            elif self._last_mark and character not in self._CLOSING:
+                if character.isspace() or self._last_mark in self._FULL_WIDTH_MARKS:
+                    return text[:place], True
+                self._last_mark = ""
+        return text, False
+
+
 class _StopFilter:
     """Lets text through up to the first stop string, holding back what may become one."""
 
@@ -305,7 +617,8 @@ class _StopFilter:
         return text[: len(text) - hold]
 
     def flush(self) -> str:
-        return self._held
+        text, self._held = self._held, ""
+        return text
 
 
 def _overlap(text: str, string: str) -> int:
@@ -317,6 +630,40 @@ def _overlap(text: str, string: str) -> int:
 def stop_strings(stop: str | Sequence[str]) -> list[str]:
     """One string or several as a list, without empty ones."""
     return [string for string in ([stop] if isinstance(stop, str) else stop) if string]
+
+
+def _options(
+    tokenizer: Tokenizer,
+    max_length: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    others: dict[str, Any],
+) -> SamplingOptions:
+    """All options in one, tokens in `logit_bias` named by their ids."""
+    given = SamplingOptions(max_length, temperature=temperature, top_k=top_k, top_p=top_p, **others)
+    bias: dict[int, float] = {}
+    for name, value in given.logit_bias.items():
+        ids = tokenizer.encode(name) if isinstance(name, str) else [name]
+        if len(ids) != 1:
+            pieces = " + ".join(repr(tokenizer.decode([id])) for id in ids) or "no token"
+            raise AGI2Error(f"logit_bias: {name!r} is not one token but {pieces}: name tokens")
+        bias[ids[0]] = value
+    given = replace(given, logit_bias=bias)
+    _check_bias(given, tokenizer.vocab_size)
+    return given
+
+
+def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
+    for token in options.logit_bias:
+        if not (isinstance(token, int) and 0 <= token < vocab_size):
+            raise AGI2Error(f"logit_bias: {token!r} is no token id below {vocab_size}")
+
+
+def _encode(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
+    """Token ids of a prompt; nothing starts at the end of text."""
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    return ids or [tokenizer.end_of_text]
 
 
 def _fitting(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:

@@ -11,6 +11,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from .corpus import cache_folder
+from .decoder import Decoder
 from .errors import AGI2Error
 from .generation import stop_strings, stream_text
 from .metrics import console
@@ -25,8 +26,11 @@ TURN_END = "\n\n"
 class InteractivePrompt:
     """A conversation that the model sees as text, as much of it as the context holds.
 
+    What the model has read it need not read again: a reply costs its own tokens and the message's,
+    however long the conversation is.
+
     Args:
-        model: a trained model.
+        model: a trained model. Where its weights change, `clear_context` begins anew.
         max_context_length: tokens of conversation before each reply; at most so many that the
             model's positions have room for the reply, or half of them.
         tokenizer: the model's.
@@ -63,8 +67,12 @@ class InteractivePrompt:
         self.options["stop"] = [TURN_END, *stop_strings(self.options.get("stop", ()))]
         self.history: list[str] = []
         """What was said: messages and replies in turn, those still in the context."""
-        # A tokenizer that folds white space cannot write the turn's end: it ends with the text's.
-        self._writes_turn_end = tokenizer.decode(tokenizer.encode(TURN_END)) == TURN_END
+        # A turn's tokens are the same whatever turn follows, so that they are read once; two line
+        # ends that text follows are two tokens for GPT-2's rules. A tokenizer that folds white
+        # space cannot write the turn's end: it ends with the text's.
+        turn_end = [token for character in TURN_END for token in tokenizer.encode(character)]
+        writes_it = tokenizer.decode(turn_end) == TURN_END
+        self._turn_end = turn_end if writes_it else [tokenizer.end_of_text]
         self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
         if len(self._seed_tokens) >= self.max_context_length:
             raise AGI2Error(
@@ -72,6 +80,7 @@ class InteractivePrompt:
                 f"{self.max_context_length} has no room for a message"
             )
         self._turns = 0
+        self._decoder = Decoder(model, tokenizer.vocab_size)
 
     def send_message(self, text: str) -> str:
         """Say something; return the reply alone."""
@@ -91,6 +100,7 @@ class InteractivePrompt:
             tokenizer=self.tokenizer,
             skip_leading_space=True,
             seed=seed,
+            decoder=self._decoder,
             **self.options,
         )
         try:
@@ -105,25 +115,25 @@ class InteractivePrompt:
         """Forget the conversation; `model_seed` stays."""
         self.history.clear()
         self._turns = 0
+        self._decoder = Decoder(self.model, self.tokenizer.vocab_size)
 
     def context_tokens(self) -> list[int]:
         """The conversation as tokens, at most `max_context_length`.
 
-        Whole turns are forgotten from the oldest on. A single message that is still too long
-        keeps its last tokens, with a warning.
+        Where it grows too long, whole turns are forgotten from the oldest on, until a quarter of
+        the context is free: what stays must be read again, which is not to happen at each message.
+        A single message that is still too long keeps its last tokens, with a warning.
         """
         room = self.max_context_length - len(self._seed_tokens)
-        while len(said := self._encode(self.history)) > room and len(self.history) > 1:
-            del self.history[0]
-        if len(said) > room:
+        turns = [self.tokenizer.encode(turn) + self._turn_end for turn in self.history]
+        length = sum(map(len, turns))
+        if length > room:
+            while len(turns) > 1 and length > room - room // 4:
+                length -= len(turns.pop(0))
+            del self.history[: len(self.history) - len(turns)]
+        if length > room:
             log.warning("the message is longer than the context: only its end is seen")
-        return self._seed_tokens + said[-room:]
-
-    def _encode(self, turns: list[str]) -> list[int]:
-        encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
-        if self._writes_turn_end:
-            return encode("".join(turn + TURN_END for turn in turns))
-        return [token for turn in turns for token in (*encode(turn), end)]
+        return self._seed_tokens + [token for turn in turns for token in turn][-room:]
 
 
 HELP = """/clear  forget the conversation

@@ -1,12 +1,164 @@
-"""From logits to a token, in small pure functions. B batch, V vocabulary, T time."""
+"""From logits to a token, in small pure functions. B batch, V vocabulary, T time.
+
+The order is that of `transformers`: bias, penalties and bans first, which greedy decoding follows,
+too; then temperature, top-k, top-p, min-p, typical-p; then the draw.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
 import torch
+
+from .config import PLAIN_GREEDY, not_greedy
+from .errors import AGI2Error
 
 NEVER = float("-inf")
 COLDEST = 1e-5
 """Temperatures below this are greedy: they would overflow the logits."""
+NOTHING = -1
+"""In place of a token id: every token is excluded."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How text is drawn, and where it ends. The fields are named like the configuration's keys.
+
+    Raises:
+        AGI2Error: where an option is out of its range, or two contradict each other.
+    """
+
+    max_length: int = 100
+    """New tokens at most."""
+    min_length: int = 0
+    """The end of text or of a sentence ends nothing before so many new tokens. Stop strings do:
+    they are never shown."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token each time."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens; above the vocabulary means no limit."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that make up this share."""
+    min_p: float | None = None
+    """Draw from tokens at least this share as likely as the likeliest."""
+    typical_p: float | None = None
+    """Draw from the tokens of most typical surprise that make up this share."""
+    repetition_penalty: float = 1.0
+    """Above 1 discourages tokens that stand in the prompt or in the text."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that stands in the new text."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of each token, times as often as it stands in the new text."""
+    no_repeat_ngram: int | None = None
+    """No run of so many tokens comes twice, in prompt and text together."""
+    logit_bias: Mapping[str, float] | Mapping[int, float] = field(default_factory=dict)
+    """Added to tokens' logits; -100 all but bans one, 100 all but forces it. A token is named by
+    its text, as a user knows it and as TOML's keys are text, or in Python by its id."""
+    stop: str | Sequence[str] = ()
+    """The text ends before any of these strings (the one that is complete first)."""
+    stop_at_sentence_end: bool = False
+    """The text ends after `.`, `!`, `?` or `…` and closing quotes, where white space follows (an
+    abbreviation counts), or after `。`, `！`, `？`."""
+
+    speculative: str = "none"
+    """`ngram`: the same greedy text, faster where it repeats itself (`speculation.py`)."""
+
+    def __post_init__(self) -> None:
+        def share(value: float | None) -> bool:
+            return value is None or 0 < value <= 1
+
+        checks = [
+            (self.max_length >= 1, "max_length must be at least 1"),
+            (self.min_length >= 0, "min_length must be at least 0"),
+            (0 <= self.temperature < math.inf, "temperature must be a number from 0 on"),
+            (self.top_k is None or self.top_k >= 1, "top_k must be at least 1"),
+            (share(self.top_p), "top_p must be above 0 and at most 1"),
+            (share(self.min_p), "min_p must be above 0 and at most 1"),
+            (share(self.typical_p), "typical_p must be above 0 and at most 1"),
+            (0 < self.repetition_penalty < math.inf, "repetition_penalty must be above 0"),
+            (math.isfinite(self.presence_penalty), "presence_penalty must be a number"),
+            (math.isfinite(self.frequency_penalty), "frequency_penalty must be a number"),
+            (
+                self.no_repeat_ngram is None or self.no_repeat_ngram >= 1,
+                "no_repeat_ngram must be at least 1",
+            ),
+            (
+                all(map(math.isfinite, self.logit_bias.values())),
+                "logit_bias must be made of numbers",
+            ),
+        ]
+        for is_right, message in checks:
+            if not is_right:
+                raise AGI2Error(f"{message}, not {getattr(self, message.split()[0])}")
+        if self.speculative not in ("none", "ngram"):
+            raise AGI2Error(f'speculative must be "none" or "ngram", not {self.speculative!r}')
+        if self.speculative == "ngram":
+            for problem in not_greedy({key: getattr(self, key) for key in PLAIN_GREEDY}):
+                raise AGI2Error(problem)
+        if self.min_length > self.max_length:
+            raise AGI2Error(
+                f"min_length {self.min_length} is above max_length {self.max_length}: lower the "
+                "one or raise the other"
+            )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature < COLDEST
+
+    @property
+    def looks_at_prompt(self) -> bool:
+        """Whether what may be drawn depends on the tokens of the prompt."""
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
+
+
+def sampling_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a run's configuration that `generate_text` takes as they are."""
+    return {each.name: config[each.name] for each in fields(SamplingOptions)}
+
+
+def process_logits(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    options: SamplingOptions,
+    prompt_length: int,
+    end_token: int | None = None,
+) -> torch.Tensor:
+    """The model's logits (B, V) to those to draw from, -inf for tokens that are excluded.
+
+    Args:
+        logits: left as they are. Where no option asks for more, they are what is returned.
+        tokens: prompt and text so far, (B, T).
+        options: with `logit_bias` by token id.
+        prompt_length: how many of the T are the prompt's.
+        end_token: excluded as long as the text is shorter than `min_length`.
+    """
+    if options.logit_bias:
+        logits = apply_logit_bias(logits, options.logit_bias)  # type: ignore[arg-type]
+    logits = apply_repetition_penalty(logits, tokens, options.repetition_penalty)
+    if options.presence_penalty or options.frequency_penalty:
+        written = tokens[:, prompt_length:]
+        logits = apply_count_penalties(
+            logits, written, options.presence_penalty, options.frequency_penalty
+        )
+    logits = apply_no_repeat_ngram(logits, tokens, options.no_repeat_ngram)
+    if end_token is not None and tokens.size(1) - prompt_length < options.min_length:
+        logits = logits.index_fill(1, torch.tensor([end_token], device=logits.device), NEVER)
+    if options.is_greedy:
+        return logits
+    logits = logits.float() / options.temperature
+    logits = apply_top_p(apply_top_k(logits, options.top_k), options.top_p)
+    return apply_typical_p(apply_min_p(logits, options.min_p), options.typical_p)
+
+
+def apply_logit_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
+    """Add a number to some tokens' logits (B, V)."""
+    places = torch.tensor(list(bias), device=logits.device)
+    values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
+    return logits.index_add(1, places, values.expand(logits.size(0), -1))
 
 
 def apply_repetition_penalty(
@@ -26,6 +178,44 @@ def apply_repetition_penalty(
     return logits.scatter(1, seen, score)
 
 
+def apply_count_penalties(
+    logits: torch.Tensor, written: torch.Tensor, presence: float, frequency: float
+) -> torch.Tensor:
+    """Take `presence` off each token that was written, and `frequency` for each time it was.
+
+    As OpenAI's API defines both: `logit - frequency * count - presence * (count > 0)`.
+
+    Args:
+        logits: (B, V).
+        written: token ids of each row's new text, (B, N).
+        presence: below 0 encourages tokens that are there.
+        frequency: below 0, too.
+    """
+    ones = torch.ones_like(written, dtype=torch.float)
+    counts = torch.zeros_like(logits, dtype=torch.float).scatter_add_(1, written, ones)
+    return logits - frequency * counts - presence * (counts > 0)
+
+
+def apply_no_repeat_ngram(
+    logits: torch.Tensor, tokens: torch.Tensor, size: int | None
+) -> torch.Tensor:
+    """Exclude tokens that would complete a run of tokens a second time (Paulus et al., 2018).
+
+    Args:
+        logits: (B, V).
+        tokens: token ids of each row so far, (B, T).
+        size: tokens of a run; none excludes nothing.
+    """
+    if size is None or tokens.size(1) < size:
+        return logits
+    runs = tokens.unfold(1, size, 1)
+    begun = tokens[:, tokens.size(1) - (size - 1) :]
+    rows, places = (runs[..., :-1] == begun.unsqueeze(1)).all(dim=-1).nonzero(as_tuple=True)
+    banned = torch.zeros_like(logits, dtype=torch.bool)
+    banned[rows, runs[rows, places, -1]] = True
+    return logits.masked_fill(banned, NEVER)
+
+
 def apply_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
     """Keep the k likeliest tokens of each row (Fan et al., 2018); ties with the k-th stay."""
     if k is None or k >= logits.size(-1):
@@ -39,21 +229,67 @@ def apply_top_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
     if p is None or p >= 1.0:
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
+    return _keep_share(ordered, order, p)
+
+
+def apply_min_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
+    """Keep tokens at least p times as likely as the likeliest (Nguyen et al., 2024)."""
+    if p is None:
+        return logits
+    threshold = logits.amax(dim=-1, keepdim=True) + math.log(p)
+    return logits.masked_fill(logits < threshold, NEVER)
+
+
+def apply_typical_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
+    """Keep the smallest set whose share reaches p, of tokens whose surprise is nearest to the
+    expected surprise, the entropy (Meister et al., 2023)."""
+    if p is None or p >= 1.0:
+        return logits
+    surprise = -logits.log_softmax(dim=-1)
+    entropy = (logits.softmax(dim=-1) * surprise).nansum(dim=-1, keepdim=True)  # not 0 * inf
+    order = (surprise - entropy).abs().argsort(dim=-1)
+    return _keep_share(logits.gather(-1, order), order, p)
+
+
+def _keep_share(ordered: torch.Tensor, order: torch.Tensor, p: float) -> torch.Tensor:
+    """Logits in some order (B, V): those from the first on whose share reaches p, put back."""
     shares = ordered.softmax(dim=-1)
-    # A token goes when those before it already reach p: the likeliest always stays.
+    # A token goes when those before it already reach p: the first always stays.
     ordered = ordered.masked_fill(shares.cumsum(dim=-1) - shares >= p, NEVER)
-    return torch.empty_like(logits).scatter_(-1, order, ordered)
+    return torch.empty_like(ordered).scatter_(-1, order, ordered)
 
 
-def sample(
-    logits: torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """Draw a token for each row: logits (B, V) to ids (B,). Temperature 0 takes the likeliest."""
-    if temperature < COLDEST:
-        return logits.argmax(dim=-1)
-    logits = apply_top_p(apply_top_k(logits.float() / temperature, top_k), top_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
+    """A token for each row of processed logits: (B, V) to ids (B,).
+
+    Args:
+        logits: from `process_logits`.
+        uniform: B numbers in [0, 1), each of which decides what its row draws whatever other rows
+            there are: the token at which the cumulated probability passes it. Without them the
+            likeliest is taken.
+
+    Returns:
+        Token ids, `NOTHING` for a row in which every token is excluded.
+
+    Raises:
+        AGI2Error: where the model's logits are not finite.
+    """
+    if uniform is None:
+        largest, tokens = logits.max(dim=-1)
+    else:
+        # In double precision, or tokens of a tiny probability would get none; MPS has no doubles.
+        device = "cpu" if logits.device.type == "mps" else logits.device
+        cumulated = logits.softmax(dim=-1).to(device).cumsum(dim=-1, dtype=torch.float64)
+        largest = cumulated[:, -1]
+        places = torch.tensor(uniform, dtype=torch.float64, device=device) * largest
+        tokens = torch.searchsorted(cumulated, places.unsqueeze(1), right=True).squeeze(1)
+        tokens = tokens.to(logits.device)
+    if all(map(math.isfinite, largest.tolist())):
+        return tokens
+    excluded = (logits == NEVER).all(dim=-1)
+    if not (largest.to(logits.device).isfinite() | excluded).all():
+        raise AGI2Error(
+            "the model's logits are not finite: its weights hold NaN or infinity; go back to an "
+            "earlier checkpoint, or train again with a lower learning_rate"
+        )
+    return tokens.masked_fill(excluded, NOTHING)

@@ -40,6 +40,7 @@ from .model_folder import (
     save_weights,
 )
 from .optimization import learning_rate_factor, make_optimizers
+from .sampling import sampling_keys
 from .step import (
     LossFunction,
     NextTokenLoss,
@@ -670,18 +671,9 @@ class Trainer:
 
     def sample(self, tokens: int, seed: int) -> str:
         """Text as the model writes it now."""
-        config = self.config
+        keys = {**sampling_keys(self.config), "max_length": tokens, "min_length": 0}
         return generate_text(
-            self.whole,
-            config.model_seed,
-            tokens,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            self.tokenizer,
-            repetition_penalty=config.repetition_penalty,
-            stop=config.stop,
-            seed=seed,
+            self.whole, self.config.model_seed, tokenizer=self.tokenizer, seed=seed, **keys
         )
 
     def save(self) -> Path:

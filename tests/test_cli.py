@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -200,6 +201,30 @@ def test_beams_that_cannot_be_are_one_clear_line(options, message, trained, caps
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
+
+
+def test_samples_are_printed_one_after_the_other(trained, capsys):
+    given = ["-s", "sampling_seed=4", "-s", 'model_seed="so "']
+    status, out, err = run(capsys, "generate", trained, "the", *given, "-s", "samples=3")
+    assert (status, err) == (0, "")
+    texts = [
+        run(capsys, "generate", trained, "the", *given, "-s", f"sampling_seed={seed}")[1]
+        for seed in (4, 5, 6)
+    ]
+    assert out == "".join(f"--- sample {i} ---\n{text}\n" for i, text in enumerate(texts, 1))
+
+
+def test_show_probs_prints_the_text_and_a_line_for_each_token(trained, capsys):
+    given = ["-s", "sampling_seed=4", "-s", "max_length=6"]
+    text = run(capsys, "generate", trained, "the", *given)[1]
+    status, out, err = run(capsys, "generate", trained, "the", *given, "--show-probs")
+    assert (status, err) == (0, "")
+    assert out.startswith(text)
+    lines = out[len(text) :].splitlines()
+    assert len([line for line in lines if re.match(r" *\d+\.\d%", line)]) == 6
+    status, out, err = run(capsys, "generate", trained, "a", "--show-probs", "-s", "samples=2")
+    assert (status, out) == (2, "")
+    assert err == "error: --show-probs shows one text, not 2: leave samples at 1\n"
 
 
 def test_chat_answers_each_line_of_a_pipe(trained, capsys, monkeypatch):

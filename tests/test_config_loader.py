@@ -209,6 +209,9 @@ def test_keys_stand_at_the_top_level(write, text, line, header):
         ),
         ('device = "gpu"', "device 'gpu' is none of auto, cpu, cuda, cuda:1, mps"),
         ('model_name = "a/b"', "model_name 'a/b' is not a folder's name"),
+        ("logit_bias = 3", "logit_bias = 3: input should be a valid dictionary"),
+        ('logit_bias = { the = "x" }', "logit_bias = 'x': input should be a valid number"),
+        ("min_length = 101", "min_length 101 is above max_length 100"),
     ],
 )
 def test_an_ill_typed_or_wrong_value_is_one_line_with_its_place(write, line, found):
@@ -413,11 +416,20 @@ VALUES = {
     "compile": st.booleans() | st.just("auto"),
     "resume": st.none() | TEXT,
     "max_length": COUNT,
+    "min_length": FROM_0,  # at most max_length
+    "samples": COUNT,
     "temperature": ABOVE_0,
     "top_k": st.none() | COUNT,
     "top_p": st.none() | INSIDE,
+    "min_p": st.none() | INSIDE,
+    "typical_p": st.none() | INSIDE,
     "repetition_penalty": ABOVE_0,
+    "presence_penalty": st.floats(-10, 10),
+    "frequency_penalty": st.floats(-10, 10),
+    "no_repeat_ngram": st.none() | COUNT,
+    "logit_bias": st.dictionaries(TEXT, st.floats(-100, 100), max_size=3),
     "stop": st.lists(TEXT, max_size=3),
+    "stop_at_sentence_end": st.booleans(),
     "model_seed": st.text(max_size=20),
     "sampling_seed": st.none() | FROM_0,
     "speculative": st.sampled_from(["none", "ngram"]),
@@ -434,6 +446,7 @@ VALUES = {
 def consistent(values):
     micro = values["micro_batch_size"]
     values["model_embd"] *= values["model_head"]
+    values["min_length"] = min(values["min_length"], values["max_length"])
     values["batch_size"] *= 1 if micro == "auto" else micro
     values["beam_size"] *= values["beam_groups"]
     values["beam_results"] = min(values["beam_results"], values["beam_size"])

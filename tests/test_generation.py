@@ -1,4 +1,6 @@
 import math
+import re
+from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from tiny_models import (
 from src.beam_search import beam_search
 from src.errors import AGI2Error
 from src.generation import (
+    generate_batch,
     generate_beam_text,
+    generate_choices,
     generate_text,
     generate_tokens,
     stream_text,
@@ -164,6 +168,66 @@ def test_the_repetition_penalty_counts_prompt_and_text():
     assert found != list(generate_tokens(model, [3, 4], 12, temperature=0))
 
 
+@given(
+    seed=st.integers(0, 99),
+    presence=st.sampled_from([0.0, 0.7, -0.5]),
+    frequency=st.sampled_from([0.0, 0.4, -0.3]),
+    ngram=st.none() | st.integers(1, 3),
+    bias=st.dictionaries(st.integers(0, 8), st.floats(-2, 2), max_size=3),
+    min_length=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=25)
+def test_greedy_with_penalties_equals_a_plain_loop(
+    seed, presence, frequency, ngram, bias, min_length
+):
+    """One reading of the whole text for each token, and each rule word for word."""
+    model, prompt, length = random_model(seed, vocab_size=9), [3, 4, 3], 12
+    text = list(prompt)
+    while len(text) < len(prompt) + length:
+        scores = logits_after(model, text).tolist()
+        counts = Counter(text[len(prompt) :])
+        for token in range(9):
+            scores[token] += bias.get(token, 0.0) - frequency * counts[token]
+            scores[token] -= presence * (token in counts)
+            if ngram is not None:
+                runs = [text[i : i + ngram] for i in range(len(text) - ngram + 1)]
+                if [*text, token][-ngram:] in runs:
+                    scores[token] = -math.inf
+        if len(text) - len(prompt) < min_length:
+            scores[0] = -math.inf
+        best = max(range(9), key=scores.__getitem__)
+        if best == 0 or scores[best] == -math.inf:
+            break
+        text.append(best)
+    found = generate_tokens(
+        model,
+        prompt,
+        length,
+        temperature=0,
+        end_token=0,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        no_repeat_ngram=ngram,
+        logit_bias=bias,
+        min_length=min_length,
+    )
+    assert list(found) == text[len(prompt) :]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_the_text_ends_where_no_token_is_left(temperature):
+    model = random_model(vocab_size=5)
+    found = list(generate_tokens(model, [1], 20, temperature, no_repeat_ngram=1))
+    assert sorted(found) == [0, 2, 3, 4]
+
+
+def test_the_end_token_may_not_come_before_the_minimum_length():
+    model = reciting_model(9, [0] * 9)
+    for shortest in (0, 1, 4):
+        found = generate_tokens(model, [1], 8, 0, end_token=0, min_length=shortest)
+        assert len(list(found)) == shortest
+
+
 def test_the_end_token_ends_the_text_and_is_not_part_of_it():
     model = reciting_model(9, [4, 5, 6, 0, 7])
     assert list(generate_tokens(model, [1], 5, temperature=0, end_token=0)) == [4, 5, 6]
@@ -176,6 +240,36 @@ def test_the_model_is_read_no_more_often_than_needed():
     model.register_forward_pre_hook(lambda _, args: reads.append(args[0].shape[1]))
     list(generate_tokens(model, [1, 2, 3], 5))
     assert reads == [3, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+def test_a_closed_iterator_stops_the_work_at_once(kind, tokenizer, writer):
+    reads = []
+    handle = writer.register_forward_pre_hook(lambda *_: reads.append(1))
+    if kind == "tokens":
+        stream = generate_tokens(writer, [1], 50, seed=0)
+    else:
+        stream = stream_text(writer, "The", 50, tokenizer=tokenizer, seed=0)
+    next(stream)
+    before = len(reads)
+    stream.close()
+    assert list(stream) == []
+    handle.remove()
+    assert len(reads) == before < 10
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_weights_that_are_not_finite_are_one_clear_line(temperature, tokenizer):
+    model = random_model(vocab_size=VOCABULARY).train()
+    with torch.no_grad():
+        model.blocks[0].ffn.expand.weight[0, 0] = math.nan
+    for write in (
+        lambda: generate_text(model, "a", 5, temperature, tokenizer=tokenizer),
+        lambda: generate_batch(model, ["a", "The cat"], 5, temperature, tokenizer=tokenizer),
+    ):
+        with pytest.raises(AGI2Error, match=r"^the model's logits are not finite: [^\n]*$"):
+            write()
+        assert model.training
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -224,6 +318,10 @@ def test_a_character_cut_off_at_the_end_is_marked(tokenizer):
     model = reciting_model(VOCABULARY, tokens)
     text = generate_text(model, "", len(tokens) - 1, 0, tokenizer=tokenizer)
     assert text == "a\ufffd"
+    assert generate_batch(model, [""], len(tokens) - 1, 0, tokenizer=tokenizer) == [[text]]
+    choices = generate_choices(model, "", len(tokens) - 1, 0, tokenizer=tokenizer)
+    assert "".join(choice.text for choice in choices) == text
+    assert len(choices) == len(tokens) - 1
 
 
 def test_an_empty_prompt_starts_at_the_end_of_text(tokenizer, writer):
@@ -244,6 +342,14 @@ def test_a_stream_joined_is_the_text(tokenizer, writer):
     assert (
         list(stream_text(writer, tokenizer.encode("The"), tokenizer=tokenizer, **options)) == pieces
     )
+
+
+def test_the_callback_is_given_the_same_pieces(tokenizer, writer):
+    options = {"max_length": 40, "temperature": 1.2, "seed": 3, "tokenizer": tokenizer}
+    pieces = []
+    text = generate_text(writer, "The", on_text=pieces.append, **options)
+    assert pieces == list(stream_text(writer, "The", **options))
+    assert text == "The" + "".join(pieces)
 
 
 def test_max_length_counts_new_tokens(tokenizer):
@@ -324,6 +430,95 @@ def test_leading_space_is_skipped_also_where_it_would_stop_the_text(tokenizer):
     assert "".join(pieces) == "Hi"
 
 
+PUNCTUATED = "ab1 \n.!?…。！？\"')」"
+MARKS, FULL_WIDTH, CLOSING = ".!?…。！？", "。！？", "\"')」"
+
+
+def first_sentence(text: str, min_length: int) -> str:
+    """Marks and what closes behind them, then white space, or after a full-width mark anything."""
+    early = re.sub(f"[{MARKS}]", "x", text[: max(0, min_length - 1)])
+    masked = early + text[len(early) :]
+    for run in re.finditer(f"[{MARKS}][{MARKS}{CLOSING}]*", masked):
+        after = text[run.end() : run.end() + 1]
+        last_mark = run[0].rstrip(CLOSING)[-1]
+        if after and (after.isspace() or last_mark in FULL_WIDTH):
+            return text[: run.end()]
+    return text
+
+
+@given(
+    text=st.text(PUNCTUATED, max_size=25),
+    min_length=st.integers(0, 12),
+    stop=st.lists(st.text(PUNCTUATED, min_size=1, max_size=3), max_size=2),
+)
+@settings(deadline=None, max_examples=100)
+def test_text_may_end_where_a_sentence_ends(text, min_length, stop):
+    tokenizer = BasicTokenizer(PUNCTUATED, lowercase=False, fold_whitespace=False)
+    # Past the end, the end of text is forbidden as long as the text is too short.
+    text += "a" * (min_length - len(text))
+    model = reciting_model(len(PUNCTUATED) + 2, [*tokenizer.encode(text), tokenizer.end_of_text])
+    expected = first_sentence(text, min_length)
+    ends = [(at + len(each), at) for each in stop if (at := expected.find(each)) >= 0]
+    expected = expected[: min(ends)[1]] if ends else expected
+    pieces = stream_text(
+        model,
+        "a",
+        40,
+        0,
+        tokenizer=tokenizer,
+        stop_at_sentence_end=True,
+        min_length=min_length,
+        stop=stop,
+    )
+    assert "".join(pieces) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Pi is 3.14. No", "Pi is 3.14."),
+        ('He said "Go!" And', 'He said "Go!"'),
+        ("Wait... what", "Wait..."),
+        ("猫は座った。犬", "猫は座った。"),
+        ("「行け。」と", "「行け。」"),
+        ("no end", "no end"),
+        ("the end.", "the end."),
+    ],
+)
+def test_sentences_of_several_scripts(text, shown, tokenizer):
+    model = reciter(tokenizer, text, "go")
+    options = {"tokenizer": tokenizer, "stop_at_sentence_end": True, "return_full_text": False}
+    assert generate_text(model, "go", 60, 0, **options) == shown
+    assert generate_batch(model, ["go"], 60, 0, **options) == [[shown]]
+
+
+def test_a_logit_bias_names_tokens_by_their_text_or_id(tokenizer):
+    (the,) = tokenizer.encode(" the")
+    model = reciter(tokenizer, "a the", "go")
+    for name in (" the", the):
+        text = generate_text(
+            model, "go", 2, 0, tokenizer=tokenizer, logit_bias={name: -200.0}, seed=0
+        )
+        assert text.startswith("goa")
+        assert " the" not in text
+    forced = generate_text(model, "go", 3, 1.0, tokenizer=tokenizer, logit_bias={" the": 300.0})
+    assert forced == "go" + 3 * " the"
+
+
+def test_a_logit_bias_that_names_no_token_is_one_clear_line(tokenizer, writer):
+    for bias, message in (
+        ({"xyz": 1.0}, "logit_bias: 'xyz' is not one token but 'x' + 'y' + 'z': name tokens"),
+        ({"": 1.0}, "logit_bias: '' is not one token but no token: name tokens"),
+        ({290: 1.0}, "logit_bias: 290 is no token id below 290"),
+        ({-1: 1.0}, "logit_bias: -1 is no token id below 290"),
+    ):
+        with pytest.raises(AGI2Error) as caught:
+            generate_text(writer, "a", tokenizer=tokenizer, logit_bias=bias)
+        assert str(caught.value) == message
+    with pytest.raises(AGI2Error, match=r"^logit_bias: 'a' is no token id below 290$"):
+        next(generate_tokens(writer, [1], logit_bias={"a": 1.0}))
+
+
 def test_a_stopping_criterion_ends_the_text_that_it_accepts(tokenizer):
     model = reciter(tokenizer, "one. two. three", "go")
     seen = []
@@ -370,6 +565,163 @@ def test_the_device_is_chosen_as_everywhere_else(tokenizer, writer, caplog):
 def test_an_option_out_of_its_range_is_one_clear_line(options, message, tokenizer, writer):
     with pytest.raises(AGI2Error) as caught:
         generate_text(writer, "a", **{"tokenizer": tokenizer, **options})
+    assert str(caught.value) == message
+
+
+# --- batches --------------------------------------------------------------------------------
+
+MANNERS = [
+    {},
+    {"temperature": 0},
+    {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95},
+    {"repetition_penalty": 1.5},
+    {"temperature": 0, "no_repeat_ngram": 2},
+    {"presence_penalty": 0.5, "frequency_penalty": 0.5, "min_length": 6},
+    {"stop": ["e", "the"], "logit_bias": {"e": 2.0}},
+    {"stop_at_sentence_end": True, "logit_bias": {".": 2.0, " ": 2.0}},
+    {"stopping_criteria": [lambda text: len(text) > 7]},
+]
+
+
+@given(
+    prompts=st.lists(
+        st.sampled_from(["", "a", "The cat", "sat." * 9, "猫は座った。", SCRIPTS]),
+        min_size=1,
+        max_size=4,
+    ),
+    n=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    manner=st.sampled_from(MANNERS),
+)
+@settings(deadline=None, max_examples=20)
+def test_a_text_of_a_batch_is_what_its_prompt_and_seed_give_alone(
+    tokenizer, writer, prompts, n, seed, manner
+):
+    """Prompts of unequal lengths, one of them longer than the model's positions."""
+    n = 1 if manner.get("temperature") == 0 else n
+    found = generate_batch(writer, prompts, 30, tokenizer=tokenizer, n=n, seed=seed, **manner)
+    for prompt, texts in zip(prompts, found, strict=True):
+        assert texts == [
+            generate_text(writer, prompt, 30, tokenizer=tokenizer, seed=seed + i, **manner)
+            for i in range(n)
+        ]
+
+
+def test_a_batch_may_give_the_continuations_alone(tokenizer, writer):
+    options = {"tokenizer": tokenizer, "seed": 1, "n": 2}
+    whole = generate_batch(writer, ["a", "The"], 9, **options)
+    alone = generate_batch(writer, ["a", "The"], 9, return_full_text=False, **options)
+    assert whole == [["a" + text for text in alone[0]], ["The" + text for text in alone[1]]]
+    assert generate_batch(writer, [], tokenizer=tokenizer) == []
+
+
+def test_without_a_seed_every_text_of_a_batch_is_new(tokenizer, writer):
+    texts = generate_batch(writer, ["a", "a"], 20, tokenizer=tokenizer, n=3)
+    assert len({*texts[0], *texts[1]}) == 6
+
+
+def test_samples_are_drawn_as_often_as_the_model_says():
+    tokenizer = BasicTokenizer("ab")
+    model = random_model(2, vocab_size=4, std=0.4)
+    many = 4000
+    (texts,) = generate_batch(
+        model, ["ab"], 2, 1.3, tokenizer=tokenizer, n=many, seed=0, logit_bias={0: -100, 1: -100}
+    )
+    expected = {}
+    for first in (2, 3):
+        before = (logits_after(model, [2, 3])[2:] / 1.3).softmax(-1)[first - 2]
+        after = (logits_after(model, [2, 3, first])[2:] / 1.3).softmax(-1)
+        for second in (2, 3):
+            text = "ab" + tokenizer.decode([first, second])
+            expected[text] = many * float(before * after[second - 2])
+    found = Counter(texts)
+    assert found.keys() == expected.keys()
+    # Pearson's statistic: above 16.3 once in a thousand for three degrees of freedom.
+    assert sum((found[text] - count) ** 2 / count for text, count in expected.items()) < 16.3
+
+
+def test_a_prompt_is_read_once_and_rows_that_end_leave_the_batch():
+    tokenizer = BasicTokenizer("abc")
+    model = random_model(1, vocab_size=5, std=0.1)
+    reads = []
+    handle = model.register_forward_pre_hook(lambda _, args: reads.append(tuple(args[0].shape)))
+    generate_batch(model, ["abc", "b"], 12, tokenizer=tokenizer, n=4, seed=0)
+    handle.remove()
+    assert reads[0] == (2, 3)
+    assert reads[1][0] <= 8
+    rows = [shape[0] for shape in reads[1:]]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < rows[0]
+    assert all(shape[1] == 1 for shape in reads[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n must be at least 1, not 0"),
+        (
+            {"n": 2, "temperature": 0},
+            "at temperature 0 all 2 texts would be equal: raise it, or ask for one",
+        ),
+        (
+            {"min_length": 9, "max_length": 8},
+            "min_length 9 is above max_length 8: lower the one or raise the other",
+        ),
+        ({"tokenizer": None}, "a tokenizer is needed: pass the one the model was trained with"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_one_clear_line(options, message, tokenizer, writer):
+    with pytest.raises(AGI2Error) as caught:
+        generate_batch(writer, ["a"], **{"tokenizer": tokenizer, **options})
+    assert str(caught.value) == message
+
+
+# --- probabilities --------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 99),
+    manner=st.sampled_from([*MANNERS[:-1], {"max_length": 1}]),
+    runners_up=st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=15)
+def test_choices_tell_the_models_probabilities_and_the_text(
+    tokenizer, writer, seed, manner, runners_up
+):
+    options = {"max_length": 30, "tokenizer": tokenizer, "seed": seed, **manner}
+    text = generate_text(writer, "The", return_full_text=False, **options)
+    choices = generate_choices(writer, "The", runners_up=runners_up, **options)
+    assert "".join(choice.text for choice in choices) == text
+    tokens = tokenizer.encode("The")
+    for choice in choices:
+        expected = logits_after(writer, tokens).softmax(-1)
+        assert choice.probability == pytest.approx(float(expected[choice.token]), abs=1e-5)
+        assert len(choice.runners_up) == runners_up
+        others = [p for i, p in enumerate(expected.tolist()) if i != choice.token]
+        named = [share for _, share in choice.runners_up]
+        assert named == pytest.approx(sorted(others, reverse=True)[:runners_up], abs=1e-5)
+        for token, share in choice.runners_up:
+            assert share == pytest.approx(float(expected[token]), abs=1e-5)
+        tokens.append(choice.token)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam_size": 0}, "beam_size must be at least 1, not 0"),
+        ({"max_length": -1}, "max_length must be at least 1, not -1"),
+        ({"length_penalty": 1e4}, "length_penalty must be between -10 and 10, not 10000.0"),
+        ({"length_penalty": math.nan}, "length_penalty must be between -10 and 10, not nan"),
+        ({"repetition_penalty": -2}, "repetition_penalty must be above 0, not -2"),
+        (
+            {"tokenizer": None},
+            "a tokenizer is needed: pass the one the model was trained with",
+        ),
+    ],
+)
+def test_a_beam_option_out_of_its_range_is_one_clear_line(options, message, tokenizer, writer):
+    with pytest.raises(AGI2Error) as caught:
+        generate_beam_text(writer, "a", **{"tokenizer": tokenizer, **options})
     assert str(caught.value) == message
 
 

@@ -3,9 +3,11 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
@@ -13,6 +15,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from tiny_models import random_model, reciting_model
 
+from src.decoder import Decoder
 from src.errors import AGI2Error
 from src.generation import stream_text
 from src.interactive import HELP, TURN_END, InteractivePrompt, chat
@@ -35,18 +38,22 @@ def model():
     return random_model(vocab_size=VOCABULARY, max_seq_len=64, std=0.2)
 
 
-@pytest.fixture
-def hears(model):
-    """What the model is given to read before each reply, as tokens."""
+@contextmanager
+def listening():
+    """What stands before each reply, as tokens, whether it is read then or was read before."""
     heard = []
+    read = Decoder.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Decoder, "read", lambda self, prompts: heard.append(*prompts) or read(self, prompts)
+        )
+        yield heard
 
-    def listen(_, args):
-        if args[0].size(1) > 1:
-            heard.append(args[0][0].tolist())
 
-    handle = model.register_forward_pre_hook(listen)
-    yield heard
-    handle.remove()
+@pytest.fixture
+def hears():
+    with listening() as heard:
+        yield heard
 
 
 def says(tokenizer, reply: str, after: str, options=None) -> InteractivePrompt:
@@ -110,25 +117,86 @@ def test_the_context_never_exceeds_its_length(tokenizer, model, messages, limit,
     prompt = InteractivePrompt(model, limit, tokenizer, model_seed=seed_text, max_length=5, seed=1)
     limit = min(limit, 64 - 5)  # the model's positions, less the reply
     first = tokenizer.encode(seed_text)
-    heard = []
-    handle = model.register_forward_pre_hook(lambda _, args: heard.append(args[0][0].tolist()))
-    said = []
+    room = limit - len(first)
+
+    def size(turns):
+        return sum(len(tokenizer.encode(turn + TURN_END)) for turn in turns)
+
+    expected = []
     for message in messages:
-        heard.clear()
-        said.append(message)
-        said.append(prompt.send_message(message))
-        context = heard[0]
+        expected.append(message)
+        if size(expected) > room:  # whole turns go, the oldest first, till a quarter is free
+            while len(expected) > 1 and size(expected) > room - room // 4:
+                del expected[0]
+        with listening() as heard:
+            reply = prompt.send_message(message)
+        (context,) = heard
         assert len(context) <= limit
         assert context[: len(first)] == first
-        # Whole turns from the oldest on are gone, and no more of them than needed.
-        kept = len(prompt.history)
-        assert prompt.history == said[-kept:]
-        seen = "".join(turn + TURN_END for turn in prompt.history[:-1])
-        assert context[len(first) :] == tokenizer.encode(seen)[-(limit - len(first)) :]
-        if kept < len(said):
-            one_more = said[-kept - 1] + TURN_END + seen
-            assert len(tokenizer.encode(one_more)) > limit - len(first)
-    handle.remove()
+        seen = "".join(turn + TURN_END for turn in expected)
+        assert context[len(first) :] == tokenizer.encode(seen)[-room:]
+        expected.append(reply)
+        assert prompt.history == expected
+
+
+ALPHABET = BasicTokenizer("abcdefg\n", lowercase=False, fold_whitespace=False)
+
+
+def test_a_reply_costs_its_own_tokens_and_the_messages_whatever_was_said_before():
+    """Over twenty turns every token is read once."""
+    talk = "ab\n\ncdefg\n\n" * 20
+    script = ALPHABET.encode(talk)
+    model = reciting_model(10, [*script[1:], 0])
+    reads = []
+    model.register_forward_pre_hook(lambda _, args: reads.append(args[0].size(1)))
+    prompt = InteractivePrompt(model, 10_000, ALPHABET, temperature=0, max_length=7)
+    costs = []
+    for _ in range(20):
+        before = sum(reads)
+        assert prompt.send_message("ab") == "cdefg"
+        costs.append(sum(reads) - before)
+    # A reply's last token ends it, and is read with the next message.
+    assert costs == [10] + [11] * 19
+    assert sum(reads) == len(script) - 1
+
+
+def test_replies_are_the_same_as_without_what_was_read_before():
+    model = random_model(vocab_size=10, max_seq_len=64, std=0.2)
+    options = {"max_length": 8, "seed": 5, "temperature": 1.0}
+    prompt = InteractivePrompt(model, 56, ALPHABET, **options)
+    for turn in range(20):
+        fresh = InteractivePrompt(model, 56, ALPHABET, **{**options, "seed": 5 + turn})
+        fresh.history = list(prompt.history)
+        message = "abcdefg"[turn % 7 :]
+        assert prompt.send_message(message) == fresh.send_message(message)
+        assert prompt.history == fresh.history
+
+
+def test_a_full_context_is_read_again_only_now_and_then(tokenizer):
+    model = random_model(vocab_size=VOCABULARY, max_seq_len=128, std=0.2)
+    reads = []
+    model.register_forward_pre_hook(lambda _, args: reads.append(args[0].size(1)))
+    prompt = InteractivePrompt(model, 120, tokenizer, temperature=0, max_length=1)
+    again = 0
+    for turn in range(60):
+        reads.clear()
+        prompt.send_message(f"Hello {turn}")
+        again += sum(reads) > 60
+    assert 0 < again < 30
+
+
+def test_after_a_change_of_weights_a_cleared_context_reads_anew(tokenizer):
+    model = random_model(vocab_size=VOCABULARY, max_seq_len=64, std=0.2)
+    prompt = InteractivePrompt(model, 60, tokenizer, temperature=0, max_length=4)
+    prompt.send_message("Hello")
+    reads = []
+    model.register_forward_pre_hook(lambda _, args: reads.append(args[0].size(1)))
+    with torch.no_grad():
+        model.token_embeddings.weight.neg_()
+    prompt.clear_context()
+    expected = InteractivePrompt(model, 60, tokenizer, temperature=0, max_length=4)
+    assert prompt.send_message("Hello") == expected.send_message("Hello")
+    assert reads[0] == len("Hello" + TURN_END)
 
 
 def test_the_models_positions_are_a_limit_of_the_context_too(tokenizer, model, hears):

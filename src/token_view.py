@@ -1,0 +1,56 @@
+"""How likely each token was, in the terminal: the text in colours, and the runners-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from .generation import Choice
+from .tokenizer import Tokenizer
+
+# From which probability on a token has which colour.
+COLOURS = ((0.5, "green"), (0.2, "cyan"), (0.05, "yellow"), (0.01, "magenta"), (0.0, "red"))
+
+
+def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) -> None:
+    """Print a prompt and its continuation, then a line for each token.
+
+    In a terminal a token's colour tells its probability; elsewhere there are the numbers alone.
+
+    Args:
+        prompt: stands first, without a colour.
+        choices: the continuation, from `generate_choices`.
+        tokenizer: names the runners-up.
+    """
+    text, lines = Text(prompt), Text()
+    for choice in choices:
+        colour = _colour(choice.probability)
+        shown = repr(choice.text) if choice.text else _name(choice.token, tokenizer)
+        text.append(choice.text, colour)
+        lines.append(f"{choice.probability:7.1%}  {shown:<14}", colour)
+        for token, probability in choice.runners_up:
+            lines.append(f"  {_name(token, tokenizer)} {probability:.1%}")
+        lines.append("\n")
+    legend = Text("probability  token  runners-up   ")
+    for bound, colour in COLOURS:
+        legend.append(f"  from {bound:.0%}", colour)
+    console = Console(highlight=False)
+    for part in (text, Text(), legend, lines):
+        console.print(part, soft_wrap=True)
+
+
+def _colour(probability: float) -> str:
+    return next(colour for bound, colour in COLOURS if probability >= bound)
+
+
+def _name(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text in quotes; its bytes where they are no whole characters."""
+    if token == tokenizer.end_of_text:
+        return "end of text"
+    content = tokenizer.token_bytes(token)
+    try:
+        return repr(content.decode())
+    except UnicodeDecodeError:
+        return repr(content)

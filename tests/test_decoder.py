@@ -1,0 +1,184 @@
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import random_model
+
+from src.decoder import Decoder, check_options, check_prompt
+from src.errors import AGI2Error
+
+POSITIONS = 8
+WIDTH = 29
+PROMPTS = st.lists(
+    st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=12), min_size=1, max_size=4
+)
+
+
+@pytest.fixture(scope="module", params=["sinusoidal", "learned"])
+def model(request):
+    return random_model(max_seq_len=POSITIONS, position_embedding=request.param)
+
+
+def new_tokens(seed: int, rows: int, steps: int) -> torch.Tensor:
+    """(steps, rows)"""
+    return torch.randint(WIDTH, (steps, rows), generator=torch.Generator().manual_seed(seed))
+
+
+def in_one_reading(model, window) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([window]))[:, -1]
+
+
+def alone(model, prompt, tokens):
+    """Logits after a prompt and after each further token, each from one reading of the window."""
+    window = list(prompt)[-POSITIONS:]
+    found = [in_one_reading(model, window)]
+    text = list(prompt)
+    for token in tokens:
+        text.append(token)
+        slides = len(window) == POSITIONS
+        window = text[-(POSITIONS // 2) :] if slides else [*window, token]
+        found.append(in_one_reading(model, window))
+    return torch.cat(found)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@given(prompts=PROMPTS, seed=st.integers(0, 999))
+@settings(deadline=None, max_examples=30)
+def test_rows_of_unequal_prompts_get_the_logits_that_each_gets_alone(model, prompts, seed):
+    """Past the model's positions, too, where each window slides when it is full."""
+    steps = 14
+    tokens = new_tokens(seed, len(prompts), steps)
+    decoder = Decoder(model, WIDTH)
+    found = [decoder.read(prompts), *(decoder.step(column) for column in tokens)]
+    for row, prompt in enumerate(prompts):
+        expected = alone(model, prompt, tokens[:, row].tolist())
+        close(torch.stack([logits[row] for logits in found]), expected)
+        assert decoder.row(row).tolist() == [[*prompt, *tokens[:, row].tolist()]]
+    assert decoder.tokens.size(1) == max(map(len, prompts)) + steps
+    assert decoder.is_padded == (len({len(prompt) for prompt in prompts}) > 1)
+
+
+@given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_rows_may_be_repeated_reordered_and_dropped(model, prompts, seed, data):
+    decoder = Decoder(model, WIDTH)
+    decoder.read(prompts)
+    texts = [list(prompt) for prompt in prompts]
+    windows = [text[-POSITIONS:] for text in texts]
+    for round_ in range(4):
+        rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=4))
+        decoder.reorder(torch.tensor(rows))
+        texts, windows = ([list(each[row]) for row in rows] for each in (texts, windows))
+        for column in new_tokens(seed + round_, len(rows), 3):
+            logits = decoder.step(column)
+            for row, token in enumerate(column.tolist()):
+                texts[row].append(token)
+                slides = len(windows[row]) == POSITIONS
+                windows[row] = texts[row][-(POSITIONS // 2) :] if slides else [*windows[row], token]
+                close(logits[row : row + 1], in_one_reading(model, windows[row]))
+        assert [decoder.row(row).tolist() for row in range(len(rows))] == [[t] for t in texts]
+
+
+def counted(model, reads):
+    """Note how many tokens the model reads each time."""
+    return model.register_forward_pre_hook(lambda _, args: reads.append(args[0].shape[1]))
+
+
+@given(
+    first=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    written=st.lists(st.integers(0, 3), max_size=9),
+    second=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    goes_on=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_second_prompt_is_read_from_where_it_differs(model, first, written, second, goes_on):
+    decoder = Decoder(model, WIDTH)
+    decoder.read([first])
+    window = first[-POSITIONS:]
+    text = list(first)
+    for token in written:
+        decoder.step(torch.tensor([token]))
+        text.append(token)
+        slides = len(window) == POSITIONS
+        window = text[-(POSITIONS // 2) :] if slides else [*window, token]
+    if goes_on:
+        second = window + second
+    wanted = second[-POSITIONS:]
+    shared = 0
+    while shared < min(len(window), len(wanted) - 1) and window[shared] == wanted[shared]:
+        shared += 1
+    reads = []
+    handle = counted(model, reads)
+    logits = decoder.read([second])
+    handle.remove()
+    close(logits, in_one_reading(model, wanted))
+    assert reads == [len(wanted) - shared]
+    assert decoder.tokens.tolist() == [second]
+
+
+def test_a_reading_that_was_broken_off_leaves_nothing_to_share():
+    model = random_model(n_layers=2)
+    decoder = Decoder(model, WIDTH)
+    decoder.read([[1, 2, 3]])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    # In the second layer: the first one holds the token by then.
+    handle = model.blocks[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.step(torch.tensor([4]))
+    handle.remove()
+    close(decoder.read([[1, 2, 3, 4, 5]]), in_one_reading(model, [1, 2, 3, 4, 5]))
+
+
+def test_what_rows_that_are_gone_left_is_not_shared(model):
+    decoder = Decoder(model, WIDTH)
+    decoder.read([[1], [2, 3, 4]])
+    decoder.reorder(torch.tensor([0]))
+    decoder.step(torch.tensor([5]))
+    close(decoder.read([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
+    decoder.read([[1, 5], [1, 5, 6]])
+    close(decoder.read([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
+
+
+def test_a_prompt_longer_than_the_positions_is_told_once(model, caplog):
+    caplog.set_level(logging.WARNING, "agi2")
+    decoder = Decoder(model, WIDTH)
+    decoder.read([list(range(POSITIONS))])
+    for token in range(20):
+        decoder.step(torch.tensor([token]))
+    assert caplog.messages == []
+    prompt = list(range(20))
+    close(Decoder(model, WIDTH).read([prompt, [1]])[:1], in_one_reading(model, prompt[-8:]))
+    assert caplog.messages == [
+        "the prompt has 20 tokens, the model sees 8 at a time: only the last are read"
+    ]
+
+
+def test_only_the_vocabulary_asked_for_is_offered(model):
+    decoder = Decoder(model, 7)
+    assert decoder.read([[1]]).shape == decoder.step(torch.tensor([2])).shape == (1, 7)
+
+
+def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():
+    for prompt, message in (
+        ([], "^the prompt has no tokens$"),
+        ([1, 29], "^the prompt has a token above the vocabulary of 29$"),
+        ([-1], "^the prompt has a token above the vocabulary of 29$"),
+    ):
+        with pytest.raises(AGI2Error, match=message):
+            check_prompt(prompt, 29)
+        with pytest.raises(AGI2Error, match=message):
+            check_options(29, prompt, 5)
+    with pytest.raises(AGI2Error, match=r"^max_length must be at least 1, not 0$"):
+        check_options(29, [1], 0)
+    with pytest.raises(AGI2Error, match=r"^repetition_penalty must be above 0, not 0$"):
+        check_options(29, [1], 1, repetition_penalty=0)
+    check_options(29, [1, 28], 1, repetition_penalty=1.5)
