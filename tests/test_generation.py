@@ -705,6 +705,13 @@ def test_choices_tell_the_models_probabilities_and_the_text(
         tokens.append(choice.token)
 
 
+def test_choices_show_nothing_of_a_stop_string(tokenizer):
+    model = reciter(tokenizer, "one two\n\nYou", "go")
+    choices = generate_choices(model, "go", 60, 0, tokenizer=tokenizer, stop=["wo\n"])
+    assert "".join(choice.text for choice in choices) == "one t"
+    assert [choice for choice in choices if not choice.text] == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
