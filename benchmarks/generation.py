@@ -13,6 +13,7 @@ from common import parser, report
 
 from src.config import GPT2Config
 from src.generation import generate_tokens
+from src.interop.huggingface import their_config, to_their_layout
 from src.model import GPT2Model
 
 PROMPT, NEW = 60, 128
@@ -23,28 +24,9 @@ def transformers_model(model: GPT2Model):
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
-    theirs = GPT2LMHeadModel(TheirConfig(attn_implementation="sdpa")).eval()
-    names = {
-        "token_embeddings.weight": "transformer.wte.weight",
-        "position_embeddings.weight": "transformer.wpe.weight",
-        "final_norm": "transformer.ln_f",
-        "blocks": "transformer.h",
-        "attention_norm": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.proj": "attn.c_proj",
-        "ffn_norm": "ln_2",
-        "ffn.expand": "mlp.c_fc",
-        "ffn.contract": "mlp.c_proj",
-    }
-    weights = {}
-    for name, weight in model.state_dict().items():
-        transposed = name.endswith(
-            ("qkv.weight", "proj.weight", "expand.weight", "contract.weight")
-        )
-        for ours, their_name in names.items():
-            name = name.replace(ours, their_name)
-        weights[name] = weight.T if transposed else weight
-    theirs.load_state_dict(weights, strict=False)
+    shape = TheirConfig(**their_config(model.config), attn_implementation="sdpa")
+    theirs = GPT2LMHeadModel(shape).eval()
+    theirs.load_state_dict(to_their_layout(model.state_dict()), strict=False)
     theirs.tie_weights()
     return theirs
 

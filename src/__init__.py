@@ -31,6 +31,8 @@ _HOMES = {
     "Trainer": "training",
     "save_model": "model_folder",
     "load_model": "model_folder",
+    "import_huggingface": "interop.huggingface",
+    "export_model": "interop.export",
     "evaluate": "evaluation",
     "generate_text": "generation",
     "stream_text": "generation",

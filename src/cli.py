@@ -284,6 +284,49 @@ def compare(
     compare_runs(runs, prompt, seed, html)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_NAME",
+            help="A Hugging Face GPT-2: a folder, or a name such as openai-community/gpt2.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that it becomes.")],
+) -> None:
+    """Make a Hugging Face GPT-2 a model to generate with, or to train on from (init_from)."""
+    _set_up_log()
+    from .interop.export import check_free
+    from .interop.huggingface import import_huggingface
+    from .utils import log
+
+    check_free(out)
+    import_huggingface(source, out)
+    log.info('%s is there; try it: agi2 generate %s/config.toml "..."', out, out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A trained model's folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What is written.")],
+    format: Annotated[
+        str, typer.Option(help="hf (for transformers), gguf (for llama.cpp) or onnx.")
+    ] = "hf",
+    quantize: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(help="For gguf: q8_0, matrices of 8 bits."),
+    ] = None,
+) -> None:
+    """Write a trained model in another project's format."""
+    _set_up_log()
+    from .interop.export import export_model
+    from .utils import log
+
+    export_model(run, out, format, quantize)
+    log.info("%s is there", out)
+
+
 def _set_up_log(quiet: bool = False, verbose: bool = False) -> None:
     import logging
 
