@@ -75,7 +75,7 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         # One query is the newest token: it may see every key, and needs no mask.
-        causal = causal and q.size(2) > 1
+        causal = causal and bool(q.size(2) > 1)  # a symbol's truth, where a graph is exported
         if causal and (mask is not None or need_weights or q.size(2) != k.size(2)):
             mask = _both(mask, causal_mask(q.size(2), k.size(2), q.device))
             causal = False

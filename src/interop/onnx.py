@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,8 +37,7 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
             f"{human_bytes(size)}: export it with --format hf or gguf"
         )
     example = torch.zeros(2, min(8, model.config.max_seq_len), dtype=torch.long)
-    with atomic_path(path) as beside, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own parts
+    with atomic_path(path) as beside, _silence():
         program = torch.onnx.export(
             model,
             (example,),
@@ -47,3 +49,16 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
         )
         assert program is not None
         program.save(beside, external_data=False)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back what the exporter says about its own parts; what it raises comes through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -9,12 +9,10 @@ from src.interop.onnx import export_onnx
 runtime = pytest.importorskip("onnxruntime")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"n_layers": 1}, {"position_embedding": "learned", "norm_position": "post"}]
-)
-def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, changes):
-    model, _ = saved(**changes)
+def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
+    model, _ = saved(n_layers=1)
     export_onnx(model, tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.glob("*.onnx*")] == ["model.onnx"]
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for shape in ((1, 1), (1, 24), (3, 5)):
