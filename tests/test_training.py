@@ -18,7 +18,7 @@ from src.errors import AGI2Error
 from src.evaluation import evaluate
 from src.metrics import read_metrics
 from src.model import GPT2Model
-from src.model_folder import load_model, run_folder, save_weights
+from src.model_folder import load_model, run_folder, save_model, save_weights
 from src.tokenizer import BasicTokenizer, load_tokenizer
 from src.training import train_epoch, train_from_config, train_model
 from tests.conftest import raising
@@ -394,6 +394,15 @@ def test_a_lora_run_is_not_resumed_without_lora(tiny_run, base):
     train_from_config(make_tuned(tiny_run, base, lora_rank=2, max_steps=4))
     with pytest.raises(AGI2Error, match="lora"):
         train_from_config(make_tuned(tiny_run, base, resume="auto"))
+
+
+def test_a_model_with_more_tokens_than_its_tokenizer_keeps_them(tiny_run, base):
+    trained = load_model(base)
+    wide = GPT2Model(replace(trained.model.config, vocab_size=300))
+    save_model(wide, trained.tokenizer, trained.config, base)
+    config = make_tuned(tiny_run, base, max_steps=1)
+    assert config.vocab_size == 300 > trained.tokenizer.vocab_size
+    assert load_model(train_from_config(config).folder).model.config.vocab_size == 300
 
 
 def test_a_given_model_starts_from_a_trained_one_too(tiny_run, base):

@@ -8,6 +8,7 @@ import torch
 
 from src.errors import AGI2Error
 from src.generation import generate_text
+from src.interop.export import export_model
 from src.interop.gguf import export_gguf, gguf_name
 from src.tokenizer import load_tokenizer
 from tests.tiny_models import alphabet, random_model
@@ -106,9 +107,9 @@ def test_eight_bits_keep_every_matrix_close_and_the_rest_as_it_was(saved, byte_p
             assert (groups.abs() <= 0.57 * step).all()  # half a step, and the scale is fp16
 
 
-def test_llama_cpp_runs_eight_bits(saved, byte_pairs, tmp_path):
-    model, _ = saved(max_seq_len=64)
-    export_gguf(model, byte_pairs, tmp_path / "model.gguf", "q8_0")
+def test_llama_cpp_runs_eight_bits(saved, tmp_path):
+    _, folder = saved(max_seq_len=64)
+    export_model(folder, tmp_path / "model.gguf", "gguf", "q8_0")
     assert LlamaCpp(tmp_path / "model.gguf", 64).greedy(PROMPTS[0], 8)
 
 

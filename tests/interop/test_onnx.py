@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from src.errors import AGI2Error
+from src.interop.export import export_model
 from src.interop.onnx import export_onnx
 
 runtime = pytest.importorskip("onnxruntime")
 
 
 def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
-    model, _ = saved(n_layers=1)
-    export_onnx(model, tmp_path / "model.onnx")
+    model, folder = saved(n_layers=1)
+    export_model(folder, tmp_path / "model.onnx", "onnx")
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.glob("*.onnx*")] == ["model.onnx"]
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
