@@ -76,7 +76,7 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         # One query is the newest token: it may see every key, and needs no mask.
-        causal = causal and q.size(2) > 1
+        causal = causal and bool(q.size(2) > 1)  # a symbol's truth, where a graph is exported
         rate = self.dropout if self.training else 0.0
         # PyTorch has no fused kernel with dropout for a CPU, where this is faster than its own.
         explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")

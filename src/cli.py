@@ -441,6 +441,53 @@ def compare(
     compare_runs(runs, prompt, seed, html)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_NAME",
+            help="A Hugging Face GPT-2: a folder, or a name such as openai-community/gpt2.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that it becomes.")],
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a Hugging Face GPT-2 a model to generate with, or to train on from (init_from)."""
+    _set_up_log(quiet, verbose)
+    from .interop.export import check_free
+    from .interop.huggingface import import_huggingface
+    from .utils import log
+
+    check_free(out)
+    import_huggingface(source, out)
+    log.info('%s is there; try it: agi2 generate %s/config.toml "..."', out, out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A trained model's folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What is written.")],
+    format: Annotated[
+        str, typer.Option(help="hf (for transformers), gguf (for llama.cpp) or onnx.")
+    ] = "hf",
+    quantize: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(help="For gguf: q8_0, matrices of 8 bits."),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trained model in another project's format."""
+    _set_up_log(quiet, verbose)
+    from .interop.export import export_model
+    from .utils import log
+
+    export_model(run, out, format, quantize)
+    log.info("%s is there", out)
+
+
 def _set_up_log(quiet: bool, verbose: bool) -> None:
     import logging
     import platform
@@ -485,10 +532,14 @@ def _open(
 
 
 def _load(config: Config, file: str) -> TrainedModel:
+    """The model that a configuration has trained, ready to write."""
     from .cuda_utils import select_device
     from .model_folder import load_trained
+    from .quantization import prepare_for_generation
 
-    return load_trained(config, select_device(config.device), file)
+    trained = load_trained(config, select_device(config.device), file)
+    prepare_for_generation(trained.model, config.quantize)
+    return trained
 
 
 def _sampling_seed(config: Config) -> int:
@@ -509,6 +560,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     # By default PyTorch's threads wait for each other at full speed for so long that beside other
     # work a step takes many times as long; alone, this costs nothing that could be measured.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Weights in large pages of memory: the processor looks fewer addresses up.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

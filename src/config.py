@@ -118,6 +118,10 @@ ARCHITECTURE_KEYS: dict[str, str] = {
     _RENAMED.get(field.name, field.name): field.name for field in fields(GPT2Config)
 }
 
+# What of an architecture may differ between a trained model and a configuration that names it: a
+# smaller text makes a smaller vocabulary, and the other two change no weight.
+FREE_ARCHITECTURE_KEYS = {"vocab_size", "dropout", "gradient_checkpointing"}
+
 # Keys that each kind of use cannot do without. Everything else has a default.
 REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
     "training": ("sources", "model_name"),
@@ -154,6 +158,12 @@ class Config(BaseModel, Mapping):
     """Whether the basic tokenizer lower-cases."""
     fold_whitespace: bool = True
     """Whether the basic tokenizer turns every run of white space into one space."""
+
+    # What training starts from.
+    init_from: str | None = None
+    """The folder of a trained or imported model, which brings its architecture and tokenizer."""
+    lora_rank: int | None = Field(None, ge=1)
+    """Train LoRA matrices of this rank beside the weights of `init_from`, which stay."""
 
     # The architecture.
     preset: Preset | None = None
@@ -280,6 +290,8 @@ class Config(BaseModel, Mapping):
     """Text put before every prompt."""
     sampling_seed: int | None = Field(None, ge=0, le=2**62)
     """Repeats a text; without it each is new."""
+    quantize: Literal["none", "int8", "int4"] = "none"
+    """Bits of the weights that write, on a CPU: fewer are faster and a little less exact."""
     speculative: Literal["none", "ngram"] = "none"
     """`ngram`: greedy text, faster where it repeats itself (prompt-lookup decoding)."""
     beam_size: int = Field(5, ge=1)
@@ -353,6 +365,13 @@ class Config(BaseModel, Mapping):
             )
         if self.speculative != "none":
             problems += not_greedy(self)
+        if self.lora_rank is not None:
+            if self.init_from is None:
+                problems.append("lora_rank goes with a trained model: set init_from")
+            if self.optimizer != "adamw":
+                problems.append('lora_rank is trained by AdamW: set optimizer = "adamw"')
+            if self.parallel != "ddp":
+                problems.append('lora_rank is not for sharded models: set parallel = "ddp"')
         if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
         if self.min_length > self.max_length:

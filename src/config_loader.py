@@ -13,11 +13,14 @@ import tomli_w
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from .config import REQUIRED_KEYS, Config
+from .config import FREE_ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config
 from .errors import AGI2Error
 from .utils import write_text
 
 Kind = Literal["training", "generation", "interactive"]
+
+# The configuration in a run's folder.
+CONFIG = "config.toml"
 
 # What other projects call these keys.
 _SYNONYMS = {
@@ -53,7 +56,8 @@ def load_config(
 
     Args:
         path: the TOML file. `key = null` and `key = ""` mean "not set".
-        kind: also demand the keys that this use cannot do without.
+        kind: also demand the keys that this use cannot do without; for training, also take over
+            what the model of `init_from` sets.
         overrides: `KEY=VALUE` texts that win over the file; VALUE is TOML, or bare text.
 
     Raises:
@@ -89,9 +93,43 @@ def make_config(
     missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not given.get(key)]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
     problems += _find_problems(dict(given), places or {}, name)
+    if not problems and kind == "training" and given.get("init_from"):
+        given = _with_trained(given, name, places or {})
+        problems = _find_problems(dict(given), places or {}, name)
     if problems:
         raise AGI2Error("\n".join(problems))
     return Config.model_validate(dict(given))
+
+
+def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]) -> dict[str, Any]:
+    """The keys with the architecture and the tokenizer of the model that `init_from` names.
+
+    Raises:
+        AGI2Error: where there is none, or a key says otherwise.
+    """
+    folder = given["init_from"]
+    if not (Path(folder) / CONFIG).is_file():
+        foreign = (Path(folder) / "config.json").is_file()
+        raise AGI2Error(
+            f"{places.get('init_from', name)}: init_from: no trained model in {folder}"
+            + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
+        )
+    theirs = load_config(Path(folder) / CONFIG).architecture.to_keys()
+    fixed = {k: v for k, v in theirs.items() if k not in FREE_ARCHITECTURE_KEYS}
+    fixed["tokenizer"] = folder
+    wanted = {**PRESETS.get(str(given.get("preset")), {}), **given}
+    if not wanted.get("model_ff"):  # 0: it follows
+        wanted["model_ff"] = None
+    problems = [
+        f"{places.get(key, name)}: {key} = {wanted[key]!r}, but the model of init_from has "
+        f"{value!r}: leave {key} out"
+        for key, value in fixed.items()
+        if wanted.get(key) not in (None, "", value)
+    ]
+    if problems:
+        raise AGI2Error("\n".join(problems))
+    dropout = {"dropout": theirs["dropout"]}
+    return {**dropout, **given, **fixed, "vocab_size": theirs["vocab_size"]}
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -254,7 +254,8 @@ def examine(config: Config) -> Iterator[str]:
     keep_freed_memory()  # as a run does
     device = select_device(config.device)
     text = prepare(config)
-    config = config.changed(vocab_size=text.tokenizer.vocab_size)
+    if config.init_from is None:  # else the vocabulary is that model's
+        config = config.changed(vocab_size=text.tokenizer.vocab_size)
     yield from _describe_text(text, config)
 
     batches = EpochBatches(text.train_data, config.batch_size, config.seed)

@@ -14,19 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .config import Config, GPT2Config
-from .config_loader import load_config, save_config
+from .config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
+from .config_loader import CONFIG, load_config, save_config
 from .errors import AGI2Error
+from .lora import merged
 from .model import GPT2Model
 from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from .utils import atomic_path, sha256_of, sharded_as, writing
 
 WEIGHTS = "model.safetensors"
-CONFIG = "config.toml"
-
-# What of an architecture may differ between a trained model and a configuration that names it: a
-# smaller text makes a smaller vocabulary, and the other two change no weight.
-FREE_ARCHITECTURE_KEYS = {"vocab_size", "dropout", "gradient_checkpointing"}
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -45,7 +41,8 @@ def save_weights(
     if tokenizer is not None:
         notes["tokenizer"] = tokenizer.fingerprint
     with atomic_path(path) as beside:
-        save_tensors(tensors, beside, notes)
+        # Under one key: the library would write several in an order that changes.
+        save_tensors(tensors, beside, {"agi2": json.dumps(notes)})
 
 
 def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
@@ -88,7 +85,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     with torch.device("meta"):
         model = GPT2Model(config)
     check_vocabulary(tokenizer, model)
-    load_weights(model, folder / WEIGHTS, assign=True)
+    load_weights(model, folder / WEIGHTS, assign=True, merge=True)
     expected = _notes(folder / WEIGHTS).get("tokenizer")
     if expected is not None and sha256_of(folder / FILE_NAME) != expected:
         raise AGI2Error(
@@ -139,18 +136,22 @@ def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
         )
 
 
-def load_weights(model: GPT2Model, path: Path, *, assign: bool = False) -> None:
+def load_weights(
+    model: GPT2Model, path: Path, *, assign: bool = False, merge: bool = False
+) -> None:
     """Fill a model from a file.
 
     Args:
         model: of the same architecture.
         path: a safetensors file.
         assign: take the file's tensors instead of copying them.
+        merge: add the matrices of LoRA, where the file has any, to the weights they belong to.
 
     Raises:
         AGI2Error: where the file is missing, broken, or of another shape.
     """
-    tensors = load_tensors(path)
+    saved = load_tensors(path)
+    tensors = merged(saved) if merge else saved
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         ours = tuple(expected[name].shape) if name in expected else "nothing"
@@ -159,7 +160,7 @@ def load_weights(model: GPT2Model, path: Path, *, assign: bool = False) -> None:
             raise AGI2Error(
                 f"{path} holds a model of another shape: {name} is {theirs}, not {ours}"
             )
-    if _notes(path).get("sha256", "") not in ("", _hash_of(tensors)):
+    if _notes(path).get("sha256", "") not in ("", _hash_of(saved)):
         raise AGI2Error(f"{path} is damaged: its content does not match its hash")
     if not assign:
         tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
@@ -186,9 +187,14 @@ def _notes(path: Path) -> dict[str, str]:
 
 
 def save_tensors(
-    tensors: Mapping[str, torch.Tensor], path: Path, notes: dict[str, str] | None = None
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file.
+
+    Args:
+        tensors: what it holds.
+        path: the file.
+        metadata: what it notes; one key at most, or equal tensors do not give equal files.
 
     Raises:
         OSError: where there is no right or no room.
@@ -197,8 +203,7 @@ def save_tensors(
     mode = path.stat().st_mode
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        # Under one key: the library would write several in an order that changes.
-        save_file(tensors, path, {"agi2": json.dumps(notes)} if notes else None)
+        save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(str(error).removeprefix("Error while serializing: ")) from error
     path.chmod(mode)  # the library lets no other user read it

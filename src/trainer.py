@@ -75,6 +75,7 @@ FIXED_ON_RESUME = (
     "optimizer",
     "lowercase",
     "fold_whitespace",
+    "lora_rank",
 )
 
 # Of `state.json`, and of what stands beside it.
@@ -240,9 +241,9 @@ class Trainer:
         if state["tokenizer"] != self.tokenizer.fingerprint:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
         for key, now in self._fixed().items():
-            if state["fixed"][key] != now:
+            if state["fixed"].get(key) != now:
                 raise AGI2Error(
-                    f"{checkpoint.folder} was trained with {key} = {state['fixed'][key]!r}, now "
+                    f"{checkpoint.folder} was trained with {key} = {state['fixed'].get(key)!r}, now "
                     f"it is {now!r}: set it back, or start anew without resume"
                 )
         if state["text"] != self._text_hash():

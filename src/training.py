@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
-from .config import Config
+from .config import FREE_ARCHITECTURE_KEYS, Config
 from .config_loader import make_config
 from .corpus import check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .distributed import Processes, began_in_this_launch, launch_id, start_processes
 from .errors import AGI2Error
+from .lora import add_lora, merge_lora
 from .metrics import busy, check_log_to
 from .model import GPT2Model
-from .model_folder import check_vocabulary, run_folder
+from .model_folder import check_vocabulary, load_model, run_folder, save_weights
 from .report import write_report
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
@@ -176,6 +177,7 @@ def make_trainer(
     model: GPT2Model | None = None,
     kind: type[Trainer] = Trainer,
     processes: Processes | None = None,
+    is_resumed: bool = False,
 ) -> Trainer:
     """A run that has not begun, and has written nothing.
 
@@ -185,20 +187,46 @@ def make_trainer(
         model: trained in place of a new one.
         kind: the class of the run.
         processes: those that train together; by default this one alone.
+        is_resumed: whether a checkpoint's weights follow, so that none of `init_from` are needed.
 
     Raises:
-        AGI2Error: where the model has fewer tokens than the tokenizer.
+        AGI2Error: where the model has fewer tokens than the tokenizer, or does not fit the one of
+            `init_from`.
     """
     seed_everything(config.seed)
     if model is None:
-        config = config.changed(vocab_size=text.tokenizer.vocab_size)
+        if config.init_from is None:
+            config = config.changed(vocab_size=text.tokenizer.vocab_size)
         model = GPT2Model(config)
     check_vocabulary(text.tokenizer, model)
+    if config.init_from is not None and not is_resumed:
+        _start_from(Path(config.init_from), model, text.tokenizer)
+    if config.lora_rank is not None:
+        add_lora(model, config.lora_rank)
     processes = processes or Processes(select_device(config.device))
     if not (config.parallel == "fsdp" and processes.are_joined):  # else it moves part by part
         model.to(processes.device)
     folder = run_folder(config)
     return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder, processes)
+
+
+def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
+    """Give a model the weights of a trained one.
+
+    Raises:
+        AGI2Error: where it has another architecture or tokenizer.
+    """
+    trained = load_model(folder)
+    if trained.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise AGI2Error(f"init_from: {folder} has another tokenizer than this run: use its own")
+    ours, theirs = model.config.to_keys(), trained.model.config.to_keys()
+    for key in sorted(ours.keys() - (FREE_ARCHITECTURE_KEYS - {"vocab_size"})):
+        if ours[key] != theirs[key]:
+            raise AGI2Error(
+                f"init_from: {folder} has {key} = {theirs[key]!r}, this run {ours[key]!r}: "
+                "both must be the same"
+            )
+    model.load_state_dict(trained.model.state_dict())
 
 
 def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
@@ -216,7 +244,9 @@ def _train(
         check_sources(config.sources)
     checkpoint = processes.from_main(lambda: _find_checkpoint(config))
     text = _prepare_together(config, checkpoint, tokenizer, processes)
-    trainer = make_trainer(config, text, model, processes=processes)
+    trainer = make_trainer(
+        config, text, model, processes=processes, is_resumed=checkpoint is not None
+    )
     model = trainer.model
     log.info(
         "%s: %s characters, %s tokens to train on, %s to validate; vocabulary %d",
@@ -239,6 +269,10 @@ def _train(
     is_main = processes.is_main
     try:
         history = trainer.fit(checkpoint)
+        if config.lora_rank is not None:
+            merge_lora(trainer.whole)
+            if is_main:
+                save_weights(trainer.whole.state_dict(), trainer.weights, text.tokenizer)
     finally:  # also of a run that was stopped, or failed
         if is_main and trainer.has_begun:
             _write_report(trainer.folder, text.training_text)

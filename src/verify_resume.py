@@ -126,7 +126,9 @@ def _train_here(file: str, killed_after: int) -> None:
     config = load_config(file)
     _Doomed.killed_after = killed_after or sys.maxsize
     checkpoint = find_checkpoint(config)
-    make_trainer(config, prepare(config, checkpoint), kind=_Doomed).fit(checkpoint)
+    text = prepare(config, checkpoint)
+    resumed = checkpoint is not None
+    make_trainer(config, text, kind=_Doomed, is_resumed=resumed).fit(checkpoint)
 
 
 def _compare(whole: Path, broken: Path, steps: int) -> Iterator[tuple[str, str | None]]:

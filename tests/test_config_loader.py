@@ -373,6 +373,8 @@ VALUES = {
     "vocab_size": COUNT,
     "lowercase": st.booleans(),
     "fold_whitespace": st.booleans(),
+    "init_from": st.none() | TEXT,
+    "lora_rank": st.none() | COUNT,
     "preset": st.none() | st.sampled_from(get_args(Preset)),
     "model_layer": COUNT,
     "model_head": st.integers(1, 50),
@@ -432,6 +434,7 @@ VALUES = {
     "stop_at_sentence_end": st.booleans(),
     "model_seed": st.text(max_size=20),
     "sampling_seed": st.none() | FROM_0,
+    "quantize": st.sampled_from(["none", "int8", "int4"]),
     "speculative": st.sampled_from(["none", "ngram"]),
     "beam_size": st.integers(1, 50),  # times beam_groups
     "length_penalty": st.floats(-10, 10),
@@ -452,6 +455,8 @@ def consistent(values):
     values["beam_results"] = min(values["beam_results"], values["beam_size"])
     if values["speculative"] == "ngram":
         values.update(PLAIN_GREEDY)
+    if values["lora_rank"] is not None:
+        values.update(optimizer="adamw", parallel="ddp", init_from=values["init_from"] or "base")
     return values
 
 
@@ -475,6 +480,75 @@ def test_a_saved_file_sets_every_key_that_has_a_value(tmp_path):
     saved = tomllib.loads((tmp_path / "config.toml").read_text(encoding="utf-8"))
     assert set(saved) == {key for key, value in Config().items() if value is not None}
     assert saved["epochs"] == 3
+
+
+# init_from
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A trained model's folder, as far as a configuration reads it."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    small = {"model_layer": 3, "model_head": 2, "model_embd": 32, "model_positions": 48}
+    config = Config(**small, vocab_size=300, dropout=0.25, bias=False, gradient_checkpointing=True)
+    save_config(config, folder / "config.toml")
+    return folder
+
+
+def start_from(base, kind="training", **given):
+    return make_config({"sources": ["a"], "model_name": "b", "init_from": str(base), **given}, kind)
+
+
+def test_a_run_takes_over_the_model_that_it_starts_from(base):
+    config = start_from(base)
+    assert (config.model_layer, config.model_head, config.model_embd) == (3, 2, 32)
+    assert (config.model_ff, config.bias, config.vocab_size) == (128, False, 300)
+    assert (config.seq_len, config.max_context_length) == (48, 48)
+    assert (config.tokenizer, config.dropout) == (str(base), 0.25)
+    assert not config.gradient_checkpointing
+    same = {"model_layer": 3, "model_ff": 0, "bias": False, "tokenizer": None, "preset": None}
+    changed = start_from(base, **same, dropout=0.0, vocab_size=50257, seq_len=20)
+    assert (changed.dropout, changed.seq_len, changed.vocab_size) == (0.0, 20, 300)
+
+
+def test_what_a_run_took_over_is_written_and_read_again(base, tmp_path):
+    config = start_from(base)
+    save_config(config, tmp_path / "again.toml")
+    assert dict(load_config(tmp_path / "again.toml", "training")) == dict(config)
+    assert dict(config.changed(epochs=2)) == {**config, "epochs": 2}
+
+
+@pytest.mark.parametrize("kind", [None, "generation"])
+def test_only_training_reads_what_a_run_started_from(tmp_path, kind):
+    assert start_from(tmp_path / "gone", kind).model_layer == Config().model_layer
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"model_layer": 4}, "b.toml: model_layer = 4, but the model of init_from has 3: leave"),
+        ({"bias": True}, "b.toml: bias = True, but the model of init_from has False"),
+        ({"preset": "small"}, "model_embd = 768, but the model of init_from has 32"),
+        ({"tokenizer": "gpt2"}, "b.toml: tokenizer = 'gpt2', but the model of init_from has"),
+        ({"seq_len": 100}, "seq_len 100 is above model_positions 48"),
+        ({"init_from": "nowhere"}, "b.toml: init_from: no trained model in nowhere"),
+        ({"lora_rank": 2, "optimizer": "muon"}, "lora_rank is trained by AdamW: set optimizer"),
+        ({"lora_rank": 2, "parallel": "fsdp"}, "lora_rank is not for sharded models"),
+        ({"lora_rank": 2, "init_from": None}, "lora_rank goes with a trained model: set init_from"),
+        ({"lora_rank": 0}, "lora_rank = 0: input should be greater than or equal to 1"),
+    ],
+)
+def test_what_contradicts_the_model_that_a_run_starts_from_is_named(base, given, found):
+    keys = {"sources": ["a"], "model_name": "b", "init_from": str(base), **given}
+    with pytest.raises(AGI2Error, match=re.escape(found)):
+        make_config(keys, "training", "b.toml", dict.fromkeys(keys, "b.toml"))
+
+
+def test_a_foreign_model_is_to_be_imported_first(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(AGI2Error, match=f"agi2 import {re.escape(str(tmp_path))} NEW_FOLDER"):
+        start_from(tmp_path)
 
 
 # resources/default.toml

@@ -6,12 +6,14 @@ import random
 import string
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from src import doctor
+from src.config_loader import make_config
 from src.doctor import (
     Duration,
     Memory,
@@ -26,6 +28,7 @@ from src.doctor import (
 )
 from src.errors import AGI2Error
 from src.model import GPT2Model
+from src.model_folder import load_model, save_model
 from src.optimization import make_optimizers
 from src.training import make_trainer, prepare, train_from_config
 
@@ -40,6 +43,18 @@ def collect(config, lines):
 
 def trainer_of(config):
     return make_trainer(config, prepare(config))
+
+
+def test_a_run_from_a_model_has_that_model_s_vocabulary(tiny_run):
+    base = train_from_config(tiny_run("base", tokenizer="bpe", vocab_size=280, max_steps=1)).folder
+    trained = load_model(base)
+    wide = GPT2Model(replace(trained.model.config, vocab_size=300))
+    save_model(wide, trained.tokenizer, trained.config, base)
+    plain = tiny_run("tuned", max_steps=2)
+    keys = ("sources", "model_name", "output_dir", "batch_size", "max_steps", "device")
+    given = {**{key: plain[key] for key in keys}, "init_from": str(base)}
+    lines = list(examine(make_config(given, "training")))
+    assert any(f"model: {wide.num_parameters():,} parameters" in line for line in lines)
 
 
 PREDICT_AND_TRAIN = """

@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from src.config import GPT2Config
+from src.config_loader import make_config
 from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.evaluation import evaluate
+from src.metrics import read_metrics
 from src.model import GPT2Model
-from src.model_folder import load_model
+from src.model_folder import load_model, run_folder, save_model, save_weights
 from src.tokenizer import BasicTokenizer, load_tokenizer
 from src.training import train_epoch, train_from_config, train_model
 from tests.conftest import raising
@@ -287,6 +290,134 @@ def test_the_log_tells_the_training_loss_of_every_epoch(tiny_run, caplog):
         run = train_from_config(tiny_run(max_steps=None, epochs=2))
     for number, loss in enumerate(run.history["train_loss"], 1):
         assert f"epoch {number}  training loss {loss:.4f}" in caplog.text
+
+
+# What a run starts from
+
+
+@pytest.fixture
+def base(tiny_run):
+    """The folder of a trained model."""
+    return train_from_config(tiny_run("base", tokenizer="bpe", vocab_size=280)).folder
+
+
+def make_tuned(tiny_run, base, **changes):
+    """The configuration of a run that starts from a trained model: read as the command does it."""
+    keys = {
+        key: value
+        for key, value in tiny_run("tuned").items()
+        if key in tiny_run("tuned").model_fields_set
+        and not key.startswith("model_")
+        and key != "tokenizer"
+    }
+    given = {**keys, "model_name": "tuned", "init_from": str(base), **changes}
+    return make_config(given, "training")
+
+
+def test_a_run_starts_from_the_weights_and_the_tokenizer_of_a_trained_model(tiny_run, base):
+    config = make_tuned(tiny_run, base, learning_rate=1e-12, weight_decay=0.0)
+    assert (config.model_embd, config.model_layer, config.model_positions) == (16, 1, 16)
+    run = train_from_config(config)
+    start = load_model(base)
+    assert run.tokenizer.fingerprint == start.tokenizer.fingerprint
+    for key, weight in start.model.state_dict().items():
+        torch.testing.assert_close(run.model.state_dict()[key], weight, atol=1e-9, rtol=0)
+
+
+def test_a_run_goes_on_from_the_loss_of_the_model_it_starts_from(tiny_run, base):
+    history = train_from_config(make_tuned(tiny_run, base)).history
+    assert history["best_val_loss"] < loss_of(base) - 0.1
+
+
+def loss_of(folder):
+    """The last validation loss of a run."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [line["val_loss"] for line in lines if "val_loss" in line][-1]
+
+
+def test_a_resumed_run_does_not_read_the_weights_it_started_from(tiny_run, base):
+    constant = {"lr_schedule": "constant", "warmup_steps": 0}
+    whole = train_from_config(make_tuned(tiny_run, base, model_name="whole", **constant))
+    train_from_config(make_tuned(tiny_run, base, max_steps=4, **constant))
+    (base / "model.safetensors").unlink()
+    resumed = train_from_config(make_tuned(tiny_run, base, resume="auto", **constant))
+    assert same_weights(resumed.model, whole.model)
+
+
+def test_lora_learns_beside_weights_that_stay(tiny_run, base):
+    # Large weights: beside those that are hardly trained nothing can be learned.
+    trained = load_model(base)
+    for weight in trained.model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    save_weights(trained.model.state_dict(), base / "model.safetensors", trained.tokenizer)
+    still = train_from_config(make_tuned(tiny_run, base, lora_rank=2, learning_rate=1e-9))
+    run = train_from_config(make_tuned(tiny_run, base, lora_rank=2, learning_rate=0.1))
+    assert run.history["best_val_loss"] < still.history["best_val_loss"] - 0.1
+    start, found = load_model(base).model, load_model(run.folder).model
+    assert same_weights(found, run.model)
+    changed = {
+        key
+        for key, weight in start.state_dict().items()
+        if not torch.equal(weight, found.state_dict()[key])
+    }
+    layers = ("attention.qkv", "attention.proj", "ffn.expand", "ffn.contract")
+    assert changed == {f"blocks.0.{layer}.weight" for layer in layers}
+    difference = found.blocks[0].ffn.expand.weight - start.blocks[0].ffn.expand.weight
+    assert torch.linalg.matrix_rank(difference.detach(), rtol=1e-4) == 2
+    assert found.state_dict().keys() == load_file(run.folder / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.0])
+def test_lora_resumes_exactly(tiny_run, base, val_fraction):
+    options = {"lora_rank": 2, "val_fraction": val_fraction}
+    options |= {"lr_schedule": "constant", "warmup_steps": 0}
+    whole = train_from_config(make_tuned(tiny_run, base, model_name="whole", **options))
+    train_from_config(make_tuned(tiny_run, base, max_steps=5, **options))
+    resumed = train_from_config(make_tuned(tiny_run, base, resume="auto", **options))
+    assert same_weights(resumed.model, whole.model)
+    again = train_from_config(make_tuned(tiny_run, base, resume="auto", **options))
+    assert same_weights(again.model, whole.model)
+
+
+def test_a_lora_run_that_was_stopped_is_a_model_all_the_same(tiny_run, base, monkeypatch):
+    monkeypatch.setattr("src.trainer.Trainer._finish", raising(KeyboardInterrupt))
+    config = make_tuned(tiny_run, base, lora_rank=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_from_config(config)
+    names = load_file(run_folder(config) / "model.safetensors").keys()
+    assert any("lora_up" in name for name in names)
+    loaded = load_model(run_folder(config)).model
+    assert loaded.state_dict().keys() == load_model(base).model.state_dict().keys()
+
+
+def test_a_lora_run_is_not_resumed_without_lora(tiny_run, base):
+    train_from_config(make_tuned(tiny_run, base, lora_rank=2, max_steps=4))
+    with pytest.raises(AGI2Error, match="lora"):
+        train_from_config(make_tuned(tiny_run, base, resume="auto"))
+
+
+def test_a_model_with_more_tokens_than_its_tokenizer_keeps_them(tiny_run, base):
+    trained = load_model(base)
+    wide = GPT2Model(replace(trained.model.config, vocab_size=300))
+    save_model(wide, trained.tokenizer, trained.config, base)
+    config = make_tuned(tiny_run, base, max_steps=1)
+    assert config.vocab_size == 300 > trained.tokenizer.vocab_size
+    assert load_model(train_from_config(config).folder).model.config.vocab_size == 300
+
+
+def test_a_given_model_starts_from_a_trained_one_too(tiny_run, base):
+    config = make_tuned(tiny_run, base, max_steps=1, learning_rate=1e-12, weight_decay=0.0)
+    start = load_model(base)
+    model = GPT2Model(start.model.config)
+    train_model(model, start.tokenizer, **config)
+    for ours, theirs in zip(model.parameters(), start.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+    small = GPT2Model(replace(start.model.config, n_layers=2))
+    with pytest.raises(AGI2Error, match="has model_layer = 1, this run 2"):
+        train_model(small, start.tokenizer, **config)
+    other = BasicTokenizer("abc")
+    with pytest.raises(AGI2Error, match="another tokenizer than this run"):
+        train_model(model, other, **config)
 
 
 @pytest.mark.gpu

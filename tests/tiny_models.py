@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from src.config import Config, GPT2Config
+from src.interop.huggingface import their_config, to_their_layout
 from src.model import GPT2Model
 from src.model_folder import save_model
 from src.tokenizer import BasicTokenizer
@@ -80,54 +81,18 @@ def saved_model(folder, seed=0, **changes):
     return model
 
 
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
-
-
 def transformers_twin(config: GPT2Config):
     """`transformers`' model of the same shape."""
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
     return GPT2LMHeadModel(
-        TheirConfig(
-            vocab_size=config.vocab_size,
-            n_positions=config.max_seq_len,
-            n_embd=config.d_model,
-            n_layer=config.n_layers,
-            n_head=config.n_heads,
-            n_inner=config.d_ff,
-            activation_function=ACTIVATIONS[config.activation],
-            tie_word_embeddings=config.tie_weights,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+        TheirConfig(**their_config(config), bos_token_id=0, eos_token_id=0)
     ).eval()
 
 
 def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights under `transformers`' names: its linear layers are the other way round."""
-    names = {
-        "token_embeddings": "transformer.wte",
-        "position_embeddings": "transformer.wpe",
-        "final_norm": "transformer.ln_f",
-        "head": "lm_head",
-        "attention_norm": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.proj": "attn.c_proj",
-        "ffn_norm": "ln_2",
-        "ffn.expand": "mlp.c_fc",
-        "ffn.contract": "mlp.c_proj",
-    }
-    theirs = {}
-    for key, value in weights.items():
-        name, kind = key.rsplit(".", 1)
-        prefix = ""
-        if name.startswith("blocks."):
-            _, index, name = name.split(".", 2)
-            prefix = f"transformer.h.{index}."
-        is_linear = bool(prefix) and "norm" not in name
-        theirs[f"{prefix}{names[name]}.{kind}"] = (
-            value.t() if is_linear and kind == "weight" else value
-        )
+    """Our weights as the twin loads them: with a tied head, too."""
+    theirs = to_their_layout(weights)
     theirs.setdefault("lm_head.weight", theirs["transformer.wte.weight"])
     return theirs

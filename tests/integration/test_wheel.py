@@ -67,7 +67,11 @@ def programs(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {f"agi2/{path.name}" for path in (ROOT / "src").iterdir() if path.is_file()}
+    modules = {
+        f"agi2/{path.relative_to(ROOT / 'src').as_posix()}"
+        for path in (ROOT / "src").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert {name for name in names if ".dist-info/" not in name} == modules
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -1,0 +1,1 @@
+"""Models in and out: from and to the formats of other projects."""

@@ -1,0 +1,67 @@
+"""A trained model to another project's format."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from ..errors import AGI2Error
+from ..model_folder import WEIGHTS, load_model
+from .gguf import QUANTIZATIONS, export_gguf
+from .huggingface import check_finite, export_huggingface
+from .onnx import export_onnx
+
+# Each format with the packages that it needs beside those of AGI2.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "hf": (),
+    "gguf": ("gguf",),
+    "onnx": ("onnx", "onnxscript"),
+}
+
+
+def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
+    """Write a trained model to a place that is free.
+
+    Args:
+        run: its folder.
+        out: a folder for `hf`, a file for the others.
+        format: `hf` (`transformers`), `gguf` (llama.cpp) or `onnx`.
+        quantize: for `gguf`, `q8_0`: 8-bit matrices.
+
+    Raises:
+        AGI2Error: where the model cannot be read or is broken, the format cannot express it, a
+            package is missing, or `out` exists.
+    """
+    if format not in FORMATS:
+        raise AGI2Error(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
+    if quantize is not None and (format != "gguf" or quantize not in QUANTIZATIONS):
+        known = ", ".join(QUANTIZATIONS)
+        raise AGI2Error(f"quantize is for format gguf alone, and one of {known}: not {quantize!r}")
+    for package in FORMATS[format]:
+        if importlib.util.find_spec(package) is None:
+            raise AGI2Error(
+                f"format {format} needs the package {package}, which is not installed: install it "
+                f"with uv sync --extra interop or pip install {package}"
+            )
+    check_free(out)
+    if not os.path.isfile(run / WEIGHTS):
+        raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
+    trained = load_model(run)
+    check_finite(trained.model.state_dict(), str(run))
+    if format == "hf":
+        export_huggingface(trained.model, trained.tokenizer, out)
+    elif format == "gguf":
+        export_gguf(trained.model, trained.tokenizer, out, quantize)
+    else:
+        export_onnx(trained.model, out)
+
+
+def check_free(out: Path) -> None:
+    """Raise where something stands at a place: nothing is ever overwritten.
+
+    Raises:
+        AGI2Error: which names it.
+    """
+    if os.path.lexists(out):
+        raise AGI2Error(f"{out} exists: name another place, or move it away")

@@ -1,0 +1,148 @@
+"""GGUF out: the file that llama.cpp reads, as its architecture `gpt2`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..config import GPT2Config
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from ..tokenizer import BPETokenizer, Tokenizer
+from ..utils import atomic_path
+from .huggingface import as_gpt2
+
+# GGUF's name of each of our modules; those inside a block below.
+_NAMES = {
+    "token_embeddings": "token_embd",
+    "position_embeddings": "position_embd",
+    "final_norm": "output_norm",
+    "head": "output",
+}
+_NAMES_IN_A_BLOCK = {
+    "attention_norm": "attn_norm",
+    "attention.qkv": "attn_qkv",
+    "attention.proj": "attn_output",
+    "ffn_norm": "ffn_norm",
+    "ffn.expand": "ffn_up",
+    "ffn.contract": "ffn_down",
+}
+QUANTIZATIONS = ("q8_0",)
+
+# Q8_0 keeps so many numbers of a row under one scale.
+_GROUP = 32
+
+
+def gguf_name(ours: str) -> str:
+    """GGUF's name for one of our weights."""
+    module, _, kind = ours.rpartition(".")
+    if not module.startswith("blocks."):
+        return f"{_NAMES[module]}.{kind}"
+    _, index, inside = module.split(".", 2)
+    return f"blk.{index}.{_NAMES_IN_A_BLOCK[inside]}.{kind}"
+
+
+def export_gguf(
+    model: GPT2Model, tokenizer: Tokenizer, path: Path, quantize: str | None = None
+) -> None:
+    """Write a GGUF file: fp32, or 8-bit matrices of the blocks, embedding and head.
+
+    Args:
+        model: pre-norm, with GPT-2's activation.
+        tokenizer: byte pairs of words cut as GPT-2 cuts them.
+        path: the file.
+        quantize: `q8_0`: 8 bits and a scale for every 32 numbers of a row; a matrix whose rows
+            cannot be cut so stays fp32.
+
+    Raises:
+        AGI2Error: where llama.cpp cannot express the model or the tokenizer, or the file cannot
+            be written.
+    """
+    import gguf
+
+    if model.config.activation != "gelu_tanh":
+        raise AGI2Error(
+            f'llama.cpp\'s GPT-2 computes "gelu_tanh" alone: a model with activation = "'
+            f'{model.config.activation}" has no form in this format'
+        )
+    config, weights = as_gpt2(model)
+    vocabulary = _vocabulary(tokenizer, config.vocab_size)
+    with atomic_path(path) as beside:
+        writer = gguf.GGUFWriter(beside, "gpt2")
+        try:
+            _write_architecture(writer, config, path.stem)
+            _write_tokenizer(writer, vocabulary, tokenizer.end_of_text)
+            for name, weight in weights.items():
+                data = weight.detach().cpu().float().contiguous().numpy()
+                kind = gguf.GGMLQuantizationType.F32
+                is_matrix = data.ndim == 2 and not name.startswith("position_embeddings")
+                if quantize == "q8_0" and is_matrix and data.shape[1] % _GROUP == 0:
+                    kind = gguf.GGMLQuantizationType.Q8_0
+                    data = gguf.quants.quantize(data, kind)
+                writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def _write_architecture(writer: Any, config: GPT2Config, name: str) -> None:
+    writer.add_name(name)
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.d_model)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.n_heads)
+    writer.add_layer_norm_eps(1e-5)
+
+
+def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+    """Tokens, their types and the merges, as GGUF keeps them.
+
+    Args:
+        tokenizer: which must cut and merge as llama.cpp's `gpt-2` does.
+        size: rows of the model's embedding: as many tokens must be there.
+    """
+    from gguf import TokenType
+
+    if not isinstance(tokenizer, BPETokenizer):
+        raise AGI2Error('a character tokenizer has no form in GGUF: train with tokenizer = "bpe"')
+    content = json.loads(tokenizer.to_json())
+    model, cut, added = content["model"], content["pre_tokenizer"] or {}, content["added_tokens"]
+    if not (
+        model["type"] == "BPE"
+        and not model.get("ignore_merges")
+        and not model.get("byte_fallback")
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and content["normalizer"] is None
+        and cut.get("type") == "ByteLevel"
+        and cut.get("use_regex", True)
+        and not cut.get("add_prefix_space")
+        and all(token["special"] for token in added)
+    ):
+        raise AGI2Error(
+            "this tokenizer cuts text otherwise than GPT-2's: llama.cpp would read other tokens"
+        )
+    # Ids that no token has are there, too, and never used.
+    tokens = [f"[PAD{id}]" for id in range(size)]
+    types = [TokenType.UNUSED] * size
+    for token, id in model["vocab"].items():
+        tokens[id], types[id] = token, TokenType.NORMAL
+    for token in added:
+        tokens[token["id"]], types[token["id"]] = token["content"], TokenType.CONTROL
+    merges = [" ".join(pair) for pair in model["merges"]]
+    return {"tokens": tokens, "types": types, "merges": merges}
+
+
+def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], end_of_text: int) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(vocabulary["tokens"])
+    writer.add_token_types(vocabulary["types"])
+    writer.add_token_merges(vocabulary["merges"])
+    writer.add_bos_token_id(end_of_text)
+    writer.add_eos_token_id(end_of_text)
+    writer.add_add_bos_token(False)

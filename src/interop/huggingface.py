@@ -1,0 +1,355 @@
+"""Hugging Face's GPT-2, in and out: the layout that `transformers` reads and writes.
+
+V vocabulary, C channels (`d_model`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import GPT2Config
+from ..config_loader import make_config
+from ..cuda_utils import first_line
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from ..model_folder import CONFIG, WEIGHTS, check_vocabulary, load_tensors, save_model, save_tensors
+from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer, load_tokenizer
+from ..utils import atomic_path, write_text, writing
+
+# `transformers`' name of each of our modules; those inside a block below.
+_NAMES = {
+    "token_embeddings": "transformer.wte",
+    "position_embeddings": "transformer.wpe",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+}
+_NAMES_IN_A_BLOCK = {
+    "attention_norm": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.proj": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn.expand": "mlp.c_fc",
+    "ffn.contract": "mlp.c_proj",
+}
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+_OUR_ACTIVATIONS = {
+    **{theirs: ours for ours, theirs in ACTIVATIONS.items()},
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
+}
+
+# What a GPT-2's config.json may only say in one way, as GPT2Config has no field for it.
+_FIXED = {
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+
+# What is fetched of a model on the hub. Nothing that is pickled.
+_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def their_name(ours: str) -> str:
+    """`transformers`' name for one of our weights."""
+    module, _, kind = ours.rpartition(".")
+    if not module.startswith("blocks."):
+        return f"{_NAMES[module]}.{kind}"
+    _, index, inside = module.split(".", 2)
+    return f"transformer.h.{index}.{_NAMES_IN_A_BLOCK[inside]}.{kind}"
+
+
+def is_transposed(ours: str) -> bool:
+    """Whether `transformers` keeps this weight as (inputs, outputs): its linear layers' are."""
+    return ours.startswith("blocks.") and ours.endswith(".weight") and "norm" not in ours
+
+
+def to_their_layout(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our weights as `transformers` names and lays them out; no number changes."""
+    return {
+        their_name(name): weight.t() if is_transposed(name) else weight
+        for name, weight in weights.items()
+    }
+
+
+def their_config(config: GPT2Config) -> dict[str, Any]:
+    """The fields of `transformers`' `GPT2Config` for a model of this architecture."""
+    return {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_seq_len,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": config.d_ff,
+        "activation_function": ACTIVATIONS[config.activation],
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "tie_word_embeddings": config.tie_weights,
+        **_FIXED,
+    }
+
+
+def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
+    """A model of the same logits with what GPT-2 has: learned positions, biases.
+
+    Sinusoidal positions become the table that they are, the token embeddings are multiplied by
+    sqrt(`d_model`) as the model does it, and the head, which is not, is a matrix of its own.
+    Biases that are not there are zeros.
+
+    Returns:
+        Its architecture, and its weights under our names.
+
+    Raises:
+        AGI2Error: where GPT-2 cannot express the model.
+    """
+    config, weights = model.config, dict(model.state_dict())
+    if config.norm_position != "pre":
+        raise AGI2Error(
+            f'GPT-2 normalises before each layer: a model with norm_position = "'
+            f'{config.norm_position}" has no form in this format'
+        )
+    if config.position_embedding != "learned":
+        weights["head.weight"] = model.output_weight.detach()
+        weights["token_embeddings.weight"] = (
+            weights["token_embeddings.weight"] * model.embedding_scale
+        )
+        weights["position_embeddings.weight"] = model.position_embeddings.weight
+        config = replace(config, position_embedding="learned", tie_weights=False)
+    if not config.bias:
+        for name in list(weights):
+            if name.startswith(("blocks.", "final_norm.")):
+                bias = name.removesuffix("weight") + "bias"
+                weights[bias] = weights[name].new_zeros(len(weights[name]))
+        config = replace(config, bias=True)
+    return config, weights
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise where a weight is no number.
+
+    Raises:
+        AGI2Error: which names `name`, where the weights are, and the weight.
+    """
+    for key, weight in weights.items():
+        if not weight.isfinite().all():
+            count = int((~weight.isfinite()).sum())
+            raise AGI2Error(
+                f"{name}: {key} has {count} values that are NaN or infinite: the model is broken, "
+                "take an earlier checkpoint or another copy"
+            )
+
+
+# Out
+
+
+def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder that `transformers` loads: the same logits, the same ids.
+
+    `AutoTokenizer` gives the same ids for every text but one that names a special token, which
+    `transformers` reads as that token and AGI2 as text.
+
+    Args:
+        model: pre-norm.
+        tokenizer: byte-level.
+        folder: made where it is not there.
+
+    Raises:
+        AGI2Error: where `transformers` cannot express the model or the tokenizer, or the folder
+            cannot be written.
+    """
+    if not isinstance(tokenizer, BPETokenizer):
+        raise AGI2Error(
+            'a character tokenizer has no form in this format: train with tokenizer = "bpe"'
+        )
+    config, weights = as_gpt2(model)
+    end = tokenizer.end_of_text
+    model_notes = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **their_config(config),
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
+    end_text = end_of_text_of(tokenizer)
+    tokenizer_notes = {
+        # Takes tokenizer.json as it is, whatever is in it.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_text,
+        "eos_token": end_text,
+        "unk_token": end_text,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.max_seq_len,
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.json", json.dumps(model_notes, indent=2) + "\n")
+    write_text(folder / "tokenizer_config.json", json.dumps(tokenizer_notes, indent=2) + "\n")
+    tokenizer.save(folder)
+    with atomic_path(folder / WEIGHTS) as beside:
+        save_tensors(to_their_layout(weights), beside, {"format": "pt"})
+
+
+def end_of_text_of(tokenizer: BPETokenizer) -> str:
+    """How the end of text is written in a tokenizer's file."""
+    added = json.loads(tokenizer.to_json())["added_tokens"]
+    return next(str(t["content"]) for t in added if t["id"] == tokenizer.end_of_text)
+
+
+# In
+
+
+def import_huggingface(source: str, folder: Path) -> None:
+    """Make a Hugging Face GPT-2 a model of AGI2's, which `load_model` reads.
+
+    Args:
+        source: a folder, or a name on the hub such as `openai-community/gpt2`.
+        folder: where it goes.
+
+    Raises:
+        AGI2Error: where it cannot be had, is not a GPT-2, or does not fit together.
+    """
+    place = _find(source)
+    theirs = _read_json(place / "config.json", source)
+    architecture = our_config(theirs, source)
+    tokenizer = load_tokenizer(place)
+    with torch.device("meta"):
+        model = GPT2Model(architecture)
+    check_vocabulary(tokenizer, model)
+    weights = _our_weights(_read_weights(place, source), model, source)
+    check_finite(weights, source)
+    model.load_state_dict(weights, assign=True)
+    given = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
+    save_model(model, tokenizer, make_config(given, name=str(folder)), folder)
+
+
+def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
+    """The architecture that a config.json describes.
+
+    Args:
+        theirs: its content.
+        name: whose it is, for messages.
+
+    Raises:
+        AGI2Error: where it is not a GPT-2, or one with something that AGI2 does not have.
+    """
+    if theirs.get("model_type") != "gpt2":
+        raise AGI2Error(f"{name} is a {theirs.get('model_type')!r}, not a gpt2: it has other parts")
+    for key, value in _FIXED.items():
+        if theirs.get(key, value) != value:
+            raise AGI2Error(f"{name}: {key} = {theirs[key]!r}; AGI2 has only {value!r}")
+    activation = theirs.get("activation_function", "gelu_new")
+    if activation not in _OUR_ACTIVATIONS:
+        known = ", ".join(_OUR_ACTIVATIONS)
+        raise AGI2Error(f"{name}: activation_function {activation!r} is none of {known}")
+    try:
+        return GPT2Config(
+            vocab_size=int(theirs["vocab_size"]),
+            max_seq_len=int(theirs.get("n_positions", 1024)),
+            d_model=int(theirs["n_embd"]),
+            n_layers=int(theirs["n_layer"]),
+            n_heads=int(theirs["n_head"]),
+            d_ff=int(theirs.get("n_inner") or 0),
+            dropout=float(theirs.get("resid_pdrop", 0.1)),
+            activation=_OUR_ACTIVATIONS[activation],  # type: ignore[arg-type]
+            position_embedding="learned",
+            tie_weights=bool(theirs.get("tie_word_embeddings", True)),
+        )
+    except KeyError as error:
+        raise AGI2Error(f"{name}: {error.args[0]} is missing in config.json") from error
+    except (TypeError, ValueError) as error:
+        raise AGI2Error(f"{name}: config.json: {error}") from error
+
+
+def _find(source: str) -> Path:
+    """A folder as it is; a name on the hub as the folder that it is fetched to."""
+    folder = Path(source)
+    if folder.is_dir():
+        if (folder / CONFIG).is_file():
+            raise AGI2Error(f"{source} is a model of AGI2's already: use it as it is")
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+        raise AGI2Error(f"{source}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_FILES)))
+    except Exception as error:  # any kind of network or cache trouble
+        raise AGI2Error(
+            f"{source} is no folder, and could not be fetched from the Hugging Face hub "
+            f"({first_line(error)}): check the name and the network, or give a folder that holds "
+            f"config.json, {WEIGHTS} and {FILE_NAME}"
+        ) from error
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise AGI2Error(f"{name} is no Hugging Face model: it has no {path.name}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise AGI2Error(f"{name}: {path.name} is damaged: {error}") from error
+
+
+def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file, or of those that an index names."""
+    index = place / f"{WEIGHTS}.index.json"
+    if (place / WEIGHTS).is_file():
+        files = {WEIGHTS}
+    elif index.is_file():
+        files = set(_read_json(index, name).get("weight_map", {}).values())
+    else:
+        raise AGI2Error(
+            f"{name} has no {WEIGHTS}; pytorch_model.bin is not read, as a pickle can run any "
+            "code: open it with transformers where you trust it, and save_pretrained() writes "
+            "safetensors"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(files):
+        tensors.update(load_tensors(place / Path(file).name))
+    return tensors
+
+
+def _our_weights(
+    tensors: Mapping[str, torch.Tensor], model: GPT2Model, name: str
+) -> dict[str, torch.Tensor]:
+    """Their tensors as our `state_dict`, in fp32.
+
+    Raises:
+        AGI2Error: where one is missing, has another shape, or has no place.
+    """
+    # A GPT-2 without its head has no prefix.
+    found = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
+    weights = {}
+    for ours, expected in model.state_dict().items():
+        theirs = their_name(ours).removeprefix("transformer.")
+        if theirs not in found:
+            raise AGI2Error(f"{name}: {theirs} is missing in its weights")
+        weight = found.pop(theirs)
+        weight = weight.t() if is_transposed(ours) and weight.dim() == 2 else weight
+        if weight.shape != expected.shape:
+            raise AGI2Error(
+                f"{name}: its weights and its config.json disagree: {theirs} is "
+                f"{tuple(weight.shape)}, not {tuple(expected.shape)}"
+            )
+        weights[ours] = weight.float().contiguous()
+    # Old files hold each layer's causal mask; a tied head is the token embedding.
+    strangers = [key for key in found if not key.endswith((".attn.bias", ".attn.masked_bias"))]
+    strangers = [key for key in strangers if not (key == "lm_head.weight" and model.head is None)]
+    if strangers:
+        raise AGI2Error(f"{name}: {sorted(strangers)[0]} has no place in a GPT-2")
+    return weights

@@ -1,0 +1,31 @@
+"""ONNX, as ONNX Runtime computes it."""
+
+import pytest
+import torch
+
+from src.errors import AGI2Error
+from src.interop.export import export_model
+from src.interop.onnx import export_onnx
+
+runtime = pytest.importorskip("onnxruntime")
+
+
+def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
+    model, folder = saved(n_layers=1)
+    export_model(folder, tmp_path / "model.onnx", "onnx")
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.glob("*.onnx*")] == ["model.onnx"]
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for shape in ((1, 1), (1, 24), (3, 5)):
+        tokens = torch.randint(model.config.vocab_size, shape)
+        (found,) = session.run(["logits"], {"input_ids": tokens.numpy()})
+        with torch.no_grad():
+            expected = model(tokens)
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch):
+    model, _ = saved()
+    monkeypatch.setattr("src.interop.onnx.LARGEST", 4 * model.num_parameters() - 1)
+    with pytest.raises(AGI2Error, match="export it with --format hf or gguf"):
+        export_onnx(model, tmp_path / "model.onnx")
