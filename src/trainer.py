@@ -241,10 +241,11 @@ class Trainer:
         if state["tokenizer"] != self.tokenizer.fingerprint:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
         for key, now in self._fixed().items():
-            if state["fixed"].get(key) != now:
+            before = state["fixed"].get(key)
+            if before != now:
                 raise AGI2Error(
-                    f"{checkpoint.folder} was trained with {key} = {state['fixed'].get(key)!r}, now "
-                    f"it is {now!r}: set it back, or start anew without resume"
+                    f"{checkpoint.folder} was trained with {key} = {before!r}, now it is {now!r}: "
+                    "set it back, or start anew without resume"
                 )
         if state["text"] != self._text_hash():
             raise AGI2Error(
