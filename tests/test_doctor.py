@@ -83,12 +83,12 @@ print(json.dumps([process, memory.total, peak]))
 @pytest.mark.parametrize(
     "shape",
     [
-        {"model_layer": 4, "model_embd": 128, "dropout": 0.0, "batch_size": 48},
+        {"model_layer": 4, "model_embd": 128, "dropout": 0.0, "batch_size": 24},
         {
             "model_layer": 4,
             "model_embd": 128,
             "dropout": 0.1,
-            "batch_size": 48,
+            "batch_size": 24,
             "gradient_checkpointing": True,
             "optimizer": "muon",
         },
@@ -106,7 +106,7 @@ def test_a_run_takes_the_memory_that_was_predicted(shape, tmp_path):
         "model_head": 4,
         "model_positions": 128,
         "micro_batch_size": shape["batch_size"],
-        "max_steps": 3,
+        "max_steps": 2,
         "checkpoint_interval": 2,
         "sample_tokens": 0,
         "eval_tokens": 4096,

@@ -1,7 +1,8 @@
 """What torchrun starts for `test_many_processes.py`: one run after another, and notes on each.
 
 `train_in_processes.py JOBS.json`: a list of {"config": {...}, "hazard": NAME}. Each process notes
-the outcome of job N in JOBS.json.N.RANK.
+the outcome of job N in JOBS.json.N.RANK. After a restart, jobs that the
+main process has noted are passed over.
 """
 
 import contextlib
@@ -75,5 +76,6 @@ def outcome(config, hazard):
 if __name__ == "__main__":
     setup_logging()
     for number, job in enumerate(json.loads(Path(sys.argv[1]).read_text())):
-        note = outcome(job["config"], job.get("hazard"))
-        Path(f"{sys.argv[1]}.{number}.{RANK}").write_text(json.dumps(note))
+        if not Path(f"{sys.argv[1]}.{number}.0").exists():
+            note = outcome(job["config"], job.get("hazard"))
+            Path(f"{sys.argv[1]}.{number}.{RANK}").write_text(json.dumps(note))
