@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
+from .checkpoint import FORMAT, Checkpoint
 from .config import UNBOUNDED_EPOCHS, Config
 from .cuda_utils import (
     can_compile,
@@ -77,9 +77,6 @@ FIXED_ON_RESUME = (
     "fold_whitespace",
     "lora_rank",
 )
-
-# Of `state.json`, and of what stands beside it.
-FORMAT = 2
 
 # So many steps in a row whose gradients are no numbers end a run. In fp16 the first ones overflow
 # until the scale is found, which is halved each time.
@@ -233,11 +230,6 @@ class Trainer:
             AGI2Error: where model, tokenizer or configuration do not belong to it.
         """
         state = checkpoint.state
-        if state["format"] != FORMAT:
-            raise AGI2Error(
-                f"{checkpoint.folder} has the format {state['format']}, this version of AGI2 reads "
-                f"{FORMAT}: go on with the version that wrote it, or start anew without resume"
-            )
         if state["tokenizer"] != self.tokenizer.fingerprint:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
         for key, now in self._fixed().items():

@@ -520,14 +520,6 @@ def test_a_resumed_run_says_which_keys_have_changed(tiny_run, caplog):
     assert said == ["max_steps is now 3, it was 2", "learning_rate is now 0.002, it was 0.01"]
 
 
-def test_a_checkpoint_of_another_version_is_refused(tiny_run, monkeypatch):
-    monkeypatch.setattr("src.trainer.FORMAT", 1)
-    train_from_config(tiny_run(max_steps=2))
-    monkeypatch.undo()
-    with pytest.raises(AGI2Error, match="has the format 1, this version of AGI2 reads 2: go on"):
-        train_from_config(tiny_run(max_steps=3, resume="auto"))
-
-
 # Out of memory.
 
 
