@@ -13,9 +13,10 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from .corpus import cache_folder
 from .decoder import Decoder
 from .errors import AGI2Error
-from .generation import stop_strings, stream_text
+from .generation import stream_text
 from .metrics import console
 from .model import GPT2Model
+from .stopping import stop_strings
 from .tokenizer import Tokenizer
 from .utils import log
 

@@ -1,0 +1,129 @@
+"""From tokens to the text that is shown, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .sampling import SamplingOptions
+from .tokenizer import StreamDecoder, Tokenizer
+
+StoppingCriterion = Callable[[str], bool]
+"""Is given the continuation so far; true ends it."""
+
+
+class Writer:
+    """One text: takes tokens, gives whole characters, and knows where the text ends."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        options: SamplingOptions,
+        criteria: Sequence[StoppingCriterion] = (),
+        skip_leading_space: bool = False,
+    ) -> None:
+        self._characters = StreamDecoder(tokenizer)
+        self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
+        self._filter = StopFilter(options.stop, skip_leading_space)
+        self._criteria = criteria
+        self._missing = options.min_length
+        self.text = ""
+        """What is to be shown so far."""
+        self.ended = False
+
+    def push(self, token: int) -> str:
+        """The text that is sure to be shown now that this token is there."""
+        self._missing -= 1
+        piece = self._show(self._characters.push(token))
+        self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
+        return piece
+
+    def finish(self) -> str:
+        """What is left to be shown once no more tokens come."""
+        if self.ended:
+            return ""
+        piece = self._show(self._characters.flush())
+        rest = self._filter.flush()
+        self.text += rest
+        self.ended = True
+        return piece + rest
+
+    def _show(self, text: str) -> str:
+        sentence_ended = False
+        if self._sentence is not None:
+            text, sentence_ended = self._sentence.push(text, may_end=self._missing <= 0)
+        piece = self._filter.push(text)
+        if sentence_ended:
+            piece += self._filter.flush()
+        self.text += piece
+        self.ended = sentence_ended or self._filter.stopped
+        return piece
+
+
+class SentenceEnd:
+    """Finds where a sentence ends: a character later, for `3.14` ends none."""
+
+    _MARKS = ".!?…"
+    _FULL_WIDTH_MARKS = "。！？"
+    _CLOSING = "\"'”’»)]}」』）"
+
+    def __init__(self) -> None:
+        self._last_mark = ""
+
+    def push(self, text: str, may_end: bool) -> tuple[str, bool]:
+        """The part of the text that belongs to the sentence, and whether the sentence ends there.
+
+        With `may_end` false, marks in this text end no sentence.
+        """
+        for place, character in enumerate(text):
+            if character in self._MARKS + self._FULL_WIDTH_MARKS:
+                self._last_mark = character if may_end else ""
+            elif self._last_mark and character not in self._CLOSING:
+                if character.isspace() or self._last_mark in self._FULL_WIDTH_MARKS:
+                    return text[:place], True
+                self._last_mark = ""
+        return text, False
+
+
+class StopFilter:
+    """Lets text through up to the first stop string, holding back what may become one."""
+
+    def __init__(self, stop: str | Sequence[str], skip_leading_space: bool = False) -> None:
+        self._stop = stop_strings(stop)
+        self._skipping = skip_leading_space
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The part of the text so far, and not yet given, that is sure to be shown."""
+        if self._skipping:
+            text = text.lstrip()
+            self._skipping = not text
+        text, self._held = self._held + text, ""
+        found = [
+            (place + len(string), place)
+            for string in self._stop
+            if (place := text.find(string)) >= 0
+        ]
+        if found:
+            self.stopped = True
+            # The one that is complete first, however the text was cut into pieces.
+            return text[: min(found)[1]]
+        hold = max((_overlap(text, string) for string in self._stop), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def flush(self) -> str:
+        """What was held back."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many of the text's last characters begin the string."""
+    longest = min(len(text), len(string) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
+
+
+def stop_strings(stop: str | Sequence[str]) -> list[str]:
+    """One string or several as a list, without empty ones."""
+    return [string for string in ([stop] if isinstance(stop, str) else stop) if string]
