@@ -208,7 +208,9 @@ def losses(run: Path, text: Path) -> list[dict[str, object]]:
         trained = load_model(run)
         million = trained.model.num_parameters() / 1e6
         prepare_for_generation(trained.model, quantize)
-        found = evaluate_text(trained.model, trained.tokenizer, text.read_text(encoding="utf-8"))
+        held_out = [text.read_text(encoding="utf-8")]
+        positions = trained.model.config.max_seq_len
+        found = evaluate_text(trained.model, held_out, trained.tokenizer, positions)
         kind = "fp32" if quantize == "none" else quantize
         rows.append({"what": f"loss of {million:.1f}M, {kind}", "loss": round(found.loss, 4)})
     return rows

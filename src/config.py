@@ -423,8 +423,8 @@ PLAIN_GREEDY: dict[str, Any] = {
 def not_greedy(options: Mapping[str, Any]) -> list[str]:
     """A line for each option that `speculative = "ngram"` does not go with."""
     return [
-        f'{key} {options[key]} does not go with speculative = "ngram", which writes plain greedy '
-        "text: " + (f"set {key} = {plain}" if isinstance(plain, float) else f"leave {key} out")
+        f'{key} {options[key]} does not go with speculative = "ngram", which writes greedy text: '
+        + (f"set {key} = {plain:g}" if isinstance(plain, float) else f"leave {key} out")
         for key, plain in PLAIN_GREEDY.items()
         if options[key] != plain
     ]

@@ -1,12 +1,17 @@
 """Fixtures that several test files share."""
 
 import logging
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# Several processes run tests beside each other: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from src.utils import log

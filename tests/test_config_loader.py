@@ -455,6 +455,8 @@ def consistent(values):
     values["beam_results"] = min(values["beam_results"], values["beam_size"])
     if values["speculative"] == "ngram":
         values.update(PLAIN_GREEDY)
+    if values["temperature"] == 0:
+        values["samples"] = 1
     if values["lora_rank"] is not None:
         values.update(optimizer="adamw", parallel="ddp", init_from=values["init_from"] or "base")
     return values

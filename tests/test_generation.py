@@ -568,6 +568,40 @@ def test_an_option_out_of_its_range_is_one_clear_line(options, message, tokenize
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("prompt", ["The cat sat. The cat", "", "a"])
+def test_speculation_writes_the_greedy_text(prompt, tokenizer, writer):
+    options = {"tokenizer": tokenizer, "temperature": 0.0, "stop": ["zz"]}
+    plain = generate_text(writer, prompt, 50, **options)
+    assert generate_text(writer, prompt, 50, speculative="ngram", **options) == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speculative": "tree"}, 'speculative must be "none" or "ngram", not \'tree\''),
+        (
+            {"speculative": "ngram", "temperature": 0.5},
+            'temperature 0.5 does not go with speculative = "ngram", which writes greedy text: '
+            "set temperature = 0",
+        ),
+        (
+            {"speculative": "ngram", "temperature": 0, "no_repeat_ngram": 2},
+            'no_repeat_ngram 2 does not go with speculative = "ngram", which writes greedy text: '
+            "leave no_repeat_ngram out",
+        ),
+    ],
+)
+def test_speculation_that_cannot_be_is_one_clear_line(options, message, tokenizer, writer):
+    with pytest.raises(AGI2Error) as caught:
+        generate_text(writer, "a", tokenizer=tokenizer, **options)
+    assert str(caught.value) == message
+
+
+def test_speculation_writes_one_text_at_a_time(tokenizer, writer):
+    with pytest.raises(AGI2Error, match="writes one text at a time"):
+        generate_batch(writer, ["a"], 9, 0, tokenizer=tokenizer, speculative="ngram")
+
+
 # --- batches --------------------------------------------------------------------------------
 
 MANNERS = [

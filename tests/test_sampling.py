@@ -406,6 +406,7 @@ def test_every_option_is_a_key_of_the_configuration_and_means_the_same():
         "logit_bias": {"a": 1.0},
         "stop": ["x"],
         "stop_at_sentence_end": True,
+        "speculative": "none",
     }
     assert sampling_keys(Config(**given)) == given
     assert dataclasses.asdict(SamplingOptions(**given)) == given

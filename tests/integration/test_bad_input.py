@@ -557,7 +557,7 @@ SCRIPTS = "Ελληνικά кириллица 漢字かな 한국어 العرب
 @pytest.mark.parametrize("tokenizer", ["bpe", "basic"])
 def test_any_script_and_emoji_in_texts_and_prompts(tokenizer, folder, capsys):
     (folder / "corpus.txt").write_text(SCRIPTS * 40, encoding="utf-8")
-    configure(folder, tokenizer=tokenizer)
+    configure(folder, tokenizer=tokenizer, model_positions=128)
     output(capsys, "train", "tiny.toml")
     for prompt in (SCRIPTS.strip(), "🦆", "ẞ\u0000\u202e"):
         for command in ("generate", "beam"):
@@ -568,7 +568,7 @@ def test_any_script_and_emoji_in_texts_and_prompts(tokenizer, folder, capsys):
 
 def test_an_empty_prompt(trained, capsys):
     assert output(capsys, "generate", "tiny.toml", "", "-s", "sampling_seed=1").strip()
-    assert output(capsys, "beam", "tiny.toml", "").strip()
+    assert output(capsys, "beam", "tiny.toml", "") != "\n"
 
 
 def test_top_k_above_the_vocabulary_means_no_limit(trained, capsys):
