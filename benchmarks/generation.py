@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command `agi2` sets it
-
 from common import parser, report, run_child
 
 PROMPT, NEW, BEAMS, BATCH = 60, 128, 5, 8
@@ -226,13 +224,19 @@ def main() -> None:
     given = options.parse_args()
     if given.child:
         engine, kind, folder = given.child
+        if engine == "prepare":
+            prepare(Path(folder), given.vocabulary)
+            return
         measure(engine, kind, Path(folder))
         return
     found: dict[tuple[str, str], list[float]] = {}
     memory: dict[tuple[str, str], float] = {}
     texts: dict[tuple[str, str], list[int]] = {}
     with tempfile.TemporaryDirectory() as place:
-        prepare(Path(place), given.vocabulary)
+        # In a process of its own: the memory of this one would count as that of all it starts.
+        run_child(
+            [sys.executable, __file__, str(given.vocabulary), "--child", "prepare", "", place]
+        )
         for _ in range(given.rounds):
             for kind, engines in KINDS.items():
                 for engine in engines:

@@ -1,6 +1,6 @@
 """A training step on this machine: tokens per second and peak memory.
 
-python benchmarks/train_step.py NANOGPT_FOLDER [--steps 4] [--rounds 3] [--json FILE]
+python benchmarks/train_step.py NANOGPT_FOLDER [--steps 4] [--rounds 3] [--only ROWS] [--json FILE]
 
 GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, beside
 nanoGPT's model and optimizer, each in processes of its own, in turn; then one step and one
@@ -114,6 +114,7 @@ def main() -> None:
     options.add_argument("nanogpt")
     options.add_argument("--steps", type=int, default=4)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--only", default="", help="rows whose name has this in it")
     options.add_argument("--child", nargs=2, help="internal")
     given = options.parse_args()
     if given.child:
@@ -128,6 +129,8 @@ def main() -> None:
     command = [sys.executable, __file__]
     rows = []
     for shape, (batch, context, *_) in SHAPES.items():
+        if given.only not in shape:
+            continue
         seconds: dict[str, list[float]] = {"nanoGPT": [], "AGI2": []}
         memory: dict[str, float] = {}
         for _ in range(given.rounds):
@@ -144,11 +147,10 @@ def main() -> None:
             }
             for name in seconds
         ]
-    with tempfile.TemporaryDirectory() as folder:
-        whole, peak, _ = run_child([*command, folder, "--child", "default", ""])
-    rows.append(
-        {"what": "AGI2, default.toml: a step and a checkpoint", "seconds": whole, "peak GB": peak}
-    )
+    if given.only in (what := "AGI2, default.toml: a step and a checkpoint"):
+        with tempfile.TemporaryDirectory() as folder:
+            whole, peak, _ = run_child([*command, folder, "--child", "default", ""])
+        rows.append({"what": what, "seconds": whole, "peak GB": peak})
     report(rows, given.json)
 
 

@@ -91,6 +91,10 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a model, and print what it writes."""
+    # By default PyTorch's threads wait for each other at full speed for so long that beside other
+    # work a step takes many times as long; alone, this costs a step nothing that could be measured
+    # (but the many small products of writing a token a fifth of their time).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     config = _start(
         file, "training", [*(overrides or []), *(["resume=auto"] if resume else [])], quiet, verbose
     )
@@ -557,11 +561,6 @@ def _sampling_seed(config: Config) -> int:
 
 def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     """Run a command and exit: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
-    # By default PyTorch's threads wait for each other at full speed for so long that beside other
-    # work a step takes many times as long; alone, this costs nothing that could be measured.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Weights in large pages of memory: the processor looks fewer addresses up.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
