@@ -344,6 +344,13 @@ def eval_(
     from .cuda_utils import select_precision
 
     precision = select_precision(config.precision, trained.model.device)
+    if config.quantize != "none":
+        import torch
+
+        from .quantization import prepare_for_generation
+
+        prepare_for_generation(trained.model, config.quantize)
+        precision = torch.float32  # of what goes into products that have their own
     if tasks is not None:
         _evaluate_in_tasks(trained, precision, tasks.split(","), task_path, as_json)
         return
@@ -526,11 +533,11 @@ def _open(
 ) -> tuple[Config, TrainedModel]:
     """What a run's folder holds, or what a configuration has trained."""
     from .cuda_utils import select_device
-    from .model_folder import CONFIG, load_model
+    from .model_folder import CONFIG, load_model, load_trained
 
     if not os.path.isdir(run):
         config = _start(run, "generation", overrides, quiet, verbose)
-        return config, _load(config, run)
+        return config, load_trained(config, select_device(config.device), run)
     config = _start(os.path.join(run, CONFIG), None, overrides, quiet, verbose)
     return config, load_model(run, select_device(config.device))
 

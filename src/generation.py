@@ -19,6 +19,7 @@ from .cuda_utils import select_device
 from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
+from .model_folder import check_vocabulary
 from .sampling import NOTHING, SamplingOptions, draw, process_logits
 from .speculation import speculate_tokens
 from .stopping import StopFilter, StoppingCriterion, Writer, stop_strings
@@ -161,7 +162,7 @@ def stream_text(
     The pieces joined are what `generate_text` gives with `return_full_text=False`; see there for
     the arguments. With `skip_leading_space`, text begins, and stop strings count, from the first
     visible character on. A `decoder` that wrote an earlier text need not read again what the
-    prompt shares with it.
+    prompt shares with it; `speculative` has a cache of its own and reads the whole prompt.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
@@ -383,6 +384,8 @@ def generate_choices(
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
+    if given.speculative != "none":
+        raise AGI2Error('speculative = "ngram" tells no probabilities: leave it out')
     writer = Writer(tokenizer, given)
     characters = StreamDecoder(tokenizer)
     written: list[Choice] = []
@@ -427,21 +430,12 @@ def generate_beam_text(
     length_penalty: float = 1.0,
     tokenizer: Tokenizer | None = None,
     *,
-    repetition_penalty: float = 1.0,
-    stop: str | Sequence[str] = (),
     return_full_text: bool = True,
+    **options: Any,
 ) -> str:
-    """The best continuation that beam search finds; arguments as in `beam_search`."""
-    best = generate_beam_texts(
-        model,
-        prompt,
-        beam_size,
-        max_length,
-        length_penalty,
-        tokenizer,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-    )[0]
+    """The best continuation that beam search finds; arguments as in `generate_beam_texts`."""
+    sizes = (beam_size, max_length, length_penalty)
+    best = generate_beam_texts(model, prompt, *sizes, tokenizer, **options)[0]
     return prompt + best.text if return_full_text else best.text
 
 
@@ -551,9 +545,5 @@ def _encode(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
 def _fitting(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:
     if tokenizer is None:
         raise AGI2Error("a tokenizer is needed: pass the one the model was trained with")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise AGI2Error(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}: they do not belong together"
-        )
+    check_vocabulary(tokenizer, model)
     return tokenizer

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from .cuda_utils import first_line
 from .errors import AGI2Error
 from .model import GPT2Model
 
@@ -87,7 +88,13 @@ class FixedLinear(nn.Module):
         super().__init__()
         if not bool(weight.isfinite().all()):
             raise AGI2Error("the model has weights that are no finite numbers: train it again")
-        self._product = arrange(weight, bias)
+        try:
+            self._product = arrange(weight, bias)
+        except RuntimeError as error:
+            raise AGI2Error(
+                f"quantize: PyTorch has no such products on this machine ({first_line(error)}): "
+                "leave it out"
+            ) from error
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., I) to (..., O)."""

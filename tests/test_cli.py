@@ -492,6 +492,22 @@ def test_eval_takes_a_folder_or_a_configuration(trained, held_out, capsys):
         }
 
 
+def test_eval_measures_rounded_weights_by_either_name(trained, held_out, capsys):
+    folder = trained.parent / "trained" / "tiny"
+    given = ["--text", held_out, "--json"]
+
+    def loss(place, *options):
+        status, out, err = run(capsys, "eval", place, *given, *options)
+        assert (status, err) == (0, "")
+        return json.loads(out)["loss"]
+
+    whole, half = loss(folder), loss(trained, "-s", "precision=bf16")
+    rounded = {loss(place, "-s", "quantize=int8") for place in (folder, trained)}
+    assert rounded == {loss(folder, "-s", "quantize=int8", "-s", "precision=bf16")}
+    assert whole not in rounded
+    assert half == pytest.approx(whole, rel=0.05)
+
+
 def test_eval_prints_a_figure_a_line_and_the_stride_changes_them(trained, held_out, capsys):
     status, out, err = run(capsys, "eval", trained, "--text", held_out)
     assert (status, err) == (0, "")

@@ -602,6 +602,11 @@ def test_speculation_writes_one_text_at_a_time(tokenizer, writer):
         generate_batch(writer, ["a"], 9, 0, tokenizer=tokenizer, speculative="ngram")
 
 
+def test_speculation_tells_no_probabilities(tokenizer, writer):
+    with pytest.raises(AGI2Error, match="tells no probabilities"):
+        generate_choices(writer, "a", 9, 0, tokenizer=tokenizer, speculative="ngram")
+
+
 # --- batches --------------------------------------------------------------------------------
 
 MANNERS = [

@@ -120,3 +120,12 @@ def test_another_device_keeps_its_weights():
     assert prepare_for_generation(model) is model
     with pytest.raises(AGI2Error, match=r'^quantize = "int8" is for a CPU'):
         prepare_for_generation(model, "int8")
+
+
+def test_a_machine_without_such_products_is_one_clear_line(monkeypatch):
+    def missing(*_):
+        raise RuntimeError("no engine\nfound")
+
+    monkeypatch.setattr("src.quantization.torch.quantize_per_channel", missing)
+    with pytest.raises(AGI2Error, match=r"^quantize: PyTorch has no such products .*no engine"):
+        prepare_for_generation(make(), "int8")

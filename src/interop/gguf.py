@@ -11,7 +11,7 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path
-from .huggingface import as_gpt2
+from .huggingface import as_gpt2, renamed
 
 # GGUF's name of each of our modules; those inside a block below.
 _NAMES = {
@@ -36,11 +36,7 @@ _GROUP = 32
 
 def gguf_name(ours: str) -> str:
     """GGUF's name for one of our weights."""
-    module, _, kind = ours.rpartition(".")
-    if not module.startswith("blocks."):
-        return f"{_NAMES[module]}.{kind}"
-    _, index, inside = module.split(".", 2)
-    return f"blk.{index}.{_NAMES_IN_A_BLOCK[inside]}.{kind}"
+    return renamed(ours, _NAMES, "blk", _NAMES_IN_A_BLOCK)
 
 
 def export_gguf(

@@ -64,13 +64,25 @@ _FILES = (
 )
 
 
-def their_name(ours: str) -> str:
-    """`transformers`' name for one of our weights."""
+def renamed(ours: str, names: Mapping[str, str], block: str, inside: Mapping[str, str]) -> str:
+    """Another project's name for one of our weights.
+
+    Args:
+        ours: its name in our `state_dict`.
+        names: of modules outside the blocks.
+        block: what the blocks are called, before their number.
+        inside: names of modules inside a block.
+    """
     module, _, kind = ours.rpartition(".")
     if not module.startswith("blocks."):
-        return f"{_NAMES[module]}.{kind}"
-    _, index, inside = module.split(".", 2)
-    return f"transformer.h.{index}.{_NAMES_IN_A_BLOCK[inside]}.{kind}"
+        return f"{names[module]}.{kind}"
+    _, index, part = module.split(".", 2)
+    return f"{block}.{index}.{inside[part]}.{kind}"
+
+
+def their_name(ours: str) -> str:
+    """`transformers`' name for one of our weights."""
+    return renamed(ours, _NAMES, "transformer.h", _NAMES_IN_A_BLOCK)
 
 
 def is_transposed(ours: str) -> bool:
