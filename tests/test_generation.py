@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import (
     in_their_layout,
@@ -622,6 +622,7 @@ MANNERS = [
 ]
 
 
+@example(prompts=["a", "The cat"], n=2, seed=0, manner={"repetition_penalty": 1.5})
 @given(
     prompts=st.lists(
         st.sampled_from(["", "a", "The cat", "sat." * 9, "猫は座った。", SCRIPTS]),
