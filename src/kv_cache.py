@@ -24,13 +24,22 @@ class LayerCache:
         Raises:
             AGI2Error: where they do not fit.
         """
-        end = self.length + key.size(2)
+        start, end = self.length, self.extend(key.size(2))
+        self.keys[:, :, start:end] = key
+        self.values[:, :, start:end] = value
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def extend(self, count: int) -> int:
+        """Let `count` tokens more be held, for the caller to write; return how many now are.
+
+        Raises:
+            AGI2Error: where they do not fit.
+        """
+        end = self.length + count
         if end > self.keys.size(2):
             raise AGI2Error(f"the cache holds {self.keys.size(2)} tokens, not {end}")
-        self.keys[:, :, self.length : end] = key
-        self.values[:, :, self.length : end] = value
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return end
 
 
 class KVCache:

@@ -6,7 +6,7 @@ B batch, T new tokens, S tokens seen with those in the cache, C channels, V voca
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,8 @@ from .embeddings import (
 from .errors import AGI2Error
 from .kv_cache import KVCache
 from .transformer import TransformerBlock
+
+FewTokens = Callable[[torch.Tensor, torch.Tensor | None, KVCache], torch.Tensor | None]
 
 
 class GPT2Model(nn.Module):
@@ -67,6 +69,9 @@ class GPT2Model(nn.Module):
         self.head: nn.Module | None = (
             None if config.tie_weights else nn.Linear(config.d_model, config.vocab_size, bias=False)
         )
+        # A faster way through the blocks for a few tokens, where there is one: their embeddings,
+        # the attention mask and the cache to what the blocks make of them, or to None.
+        self.few_tokens: FewTokens | None = None
         self.init_weights()
 
     @torch.no_grad()
@@ -129,12 +134,18 @@ class GPT2Model(nn.Module):
             x = x * self.embedding_scale
         mask = None
         if attention_mask is not None:
-            mask = _narrowed_causal_mask(attention_mask, input_ids, seen)
+            _check_shape(attention_mask, input_ids, seen)
         if attention_mask is not None and attention_mask.dim() == 2:
             x = x + self._positions_of_text(attention_mask, seen)
         else:
             x = x + self.position_embeddings(input_ids.size(1), offset=seen)
         x = self.embedding_dropout(x)
+        if self.few_tokens is not None and cache is not None:
+            read = self.few_tokens(x, attention_mask, cache)
+            if read is not None:
+                return cast(torch.Tensor, self.final_norm(read))
+        if attention_mask is not None:
+            mask = _narrowed_causal_mask(attention_mask, seen)
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache is not None else None
             if self.config.gradient_checkpointing and self.training and layer is None:
@@ -185,20 +196,23 @@ class GPT2Model(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _narrowed_causal_mask(
-    attention_mask: torch.Tensor, input_ids: torch.Tensor, seen: int
-) -> torch.Tensor:
-    """The causal order, narrowed by a model's `attention_mask`: boolean (B or 1, T, S)."""
+def _check_shape(attention_mask: torch.Tensor, input_ids: torch.Tensor, seen: int) -> None:
+    """Raise where a model's `attention_mask` does not fit its tokens."""
     batch, length = input_ids.shape
     shape = tuple(attention_mask.shape)
     tokens = (batch, seen + length) if len(shape) == 2 else (batch, length, seen + length)
     if shape not in (tokens, (1, *tokens[1:])):
         raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {tokens}")
-    if len(shape) == 2:
-        attention_mask = attention_mask.unsqueeze(1)
-    elif attention_mask.is_floating_point():
+    if len(shape) == 3 and attention_mask.is_floating_point():
         raise AGI2Error("an attention_mask of three dimensions is boolean: true may attend")
-    mask = attention_mask.bool() & causal_mask(length, seen + length, attention_mask.device)
+
+
+def _narrowed_causal_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
+    """The causal order, narrowed by a model's `attention_mask`: boolean (B or 1, T, S)."""
+    if attention_mask.dim() == 2:
+        attention_mask = attention_mask.unsqueeze(1)
+    keys = attention_mask.size(-1)
+    mask = attention_mask.bool() & causal_mask(keys - seen, keys, attention_mask.device)
     # Padding that may see nothing sees itself: nothing has no softmax.
     itself = torch.ones_like(mask).triu(seen).tril(seen)
     return mask | (itself & ~mask.any(dim=-1, keepdim=True))

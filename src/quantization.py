@@ -1,46 +1,45 @@
-"""A model's matrices as a processor reads them fastest, a few rows at a time.
+"""A model made fast at writing: weights of 32, 8 or 4 bits, read by the compiled part.
 
-Writing a token reads every weight once, so its time is that of bringing them from memory: in the
-layout of oneDNN, whose products of few rows read faster than those of PyTorch's own library, or in
-8 or 4 bits instead of 32. N rows, I inputs, O outputs of a matrix.
+To write a token reads every weight once, so its time is that of bringing them from memory. Only
+weights are rounded; what they are multiplied with stays whole (to 16 bits in `native.c`), so that a
+text of a batch is what it is alone. O outputs and I inputs of a matrix.
 """
 
 from __future__ import annotations
 
-import platform
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from .cuda_utils import first_line
 from .errors import AGI2Error
 from .model import GPT2Model
-
-Product = Callable[[torch.Tensor], torch.Tensor]
-"""From (..., I) to (..., O)."""
+from .native import FEW, LayerWeights, NativeLayers, NativeLinear, Weights
+from .transformer import TransformerBlock
+from .utils import log
 
 GROUP = 32
-"""Weights of 4 bits, neighbours in a row of a matrix, that share a scale and a zero."""
+"""Weights of 4 bits, neighbours in a row of a matrix, that share a step and a lowest value."""
+_WHOLE = 2 * GROUP
+"""Weights of 4 bits that are kept together."""
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Model:
     """Make a model fast at writing, in place; it can no longer be trained, moved or saved.
 
-    On an x86 processor; elsewhere `none` changes nothing. The token embeddings stay as they are,
-    and what is tied to them becomes a matrix of its own.
+    The token embeddings stay as they are; where the head is tied to them and rounded, it becomes a
+    matrix of its own.
 
     Args:
         model: on the CPU for `int8` and `int4`.
-        quantize: `none` keeps every weight; `int8` rounds each row of each matrix to 255 levels
-            (and its inputs, as they come, to 128: together, so that in a batch a text's rounding
-            depends on the others); `int4` rounds groups of 32 weights to 16 levels, but the head
-            as `int8`.
+        quantize: `none` keeps every weight; `int8` rounds each row of each matrix to 255 levels;
+            `int4` rounds groups of 32 weights to 16 levels, but the head as `int8`.
 
     Raises:
-        AGI2Error: where the device or the model's width has no such products, or a weight is not a
+        AGI2Error: where the device or the model's width has no such weights, or a weight is not a
             finite number.
     """
     if model.device.type != "cpu":
@@ -49,110 +48,130 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         raise AGI2Error(
             f'quantize = "{quantize}" is for a CPU: set device = "cpu", or leave it out'
         )
-    if quantize == "none" and not _has_onednn():
-        return model
     config = model.config
-    if quantize == "int4" and (config.d_model % GROUP or config.d_ff % GROUP):
-        raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {GROUP}')
-    inside = {"none": _packed, "int8": _int8, "int4": _int4}[quantize]
-    at_the_end = _packed if quantize == "none" else _int8
-    head = model.output_weight.detach()
-    for block in model.blocks:
-        for part, names in (
-            (block.attention, ("qkv", "proj")),
-            (block.ffn, ("expand", "contract")),
-        ):
-            for name in names:
-                linear = getattr(part, name)
-                bias = None if linear.bias is None else linear.bias.detach()
-                setattr(part, name, FixedLinear(linear.weight.detach(), bias, inside))
-    model.head = FixedLinear(head, None, at_the_end)
+    if quantize == "int4" and (config.d_model % _WHOLE or config.d_ff % _WHOLE):
+        raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {_WHOLE}')
+    bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
+    head = arrange(model.output_weight.detach(), None, max(bits, 8))
+    layers = [
+        LayerWeights(
+            qkv=_fixed(block.attention, "qkv", bits),
+            proj=_fixed(block.attention, "proj", bits),
+            expand=_fixed(block.ffn, "expand", bits),
+            contract=_fixed(block.ffn, "contract", bits),
+            attention_norm=block.attention_norm,
+            ffn_norm=block.ffn_norm,
+        )
+        for block in cast(Iterable[TransformerBlock], model.blocks)
+    ]
+    model.head = FixedLinear(head)
+    if all(part.is_native for layer in layers for part in layer[:4]):
+        model.few_tokens = NativeLayers(
+            layers, config.n_heads, config.activation, config.norm_position == "pre"
+        )
+    elif bits < 32:
+        log.warning(
+            "quantize saves memory here, and no time: the compiled part is not there, or the "
+            "model's widths are not divisible by %d",
+            16 if bits == 8 else _WHOLE,
+        )
     return model.eval()
 
 
+def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:
+    """The weights of a linear layer of `owner`, which is replaced where they are rounded."""
+    linear = getattr(owner, name)
+    bias = None if linear.bias is None else linear.bias.detach()
+    weights = arrange(linear.weight.detach(), bias, bits)
+    if bits < 32:
+        setattr(owner, name, FixedLinear(weights))
+    return weights
+
+
 class FixedLinear(nn.Module):
-    """A linear layer of weights that do not change any more, in a layout of their own.
+    """A linear layer of weights that do not change any more."""
 
-    Args:
-        weight: (O, I).
-        bias: (O,), if any.
-        arrange: makes the product of weight and bias.
-    """
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        arrange: Callable[[torch.Tensor, torch.Tensor | None], Product],
-    ) -> None:
+    def __init__(self, weights: Weights) -> None:
         super().__init__()
-        if not bool(weight.isfinite().all()):
-            raise AGI2Error("the model has weights that are no finite numbers: train it again")
-        try:
-            self._product = arrange(weight, bias)
-        except RuntimeError as error:
-            raise AGI2Error(
-                f"quantize: PyTorch has no such products on this machine ({first_line(error)}): "
-                "leave it out"
-            ) from error
+        self._weights = weights
+        self._few = NativeLinear(weights) if weights.is_native else None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix (O, I) as it is multiplied with."""
+        return restore(self._weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., I) to (..., O)."""
-        return self._product(x)
+        few = self._weights.bits < 32 or x.numel() <= FEW * self._weights.inputs
+        if self._few is not None and few:
+            return self._few(x)
+        return F.linear(x, self.weight, self._weights.bias)
 
 
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
+    """A matrix (O, I) rounded to 8 or 4 bits, or as it is for 32.
+
+    Raises:
+        AGI2Error: where a weight is not a finite number.
+    """
+    # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
+    if not bool(torch.stack(weight.aminmax()).isfinite().all()):
+        raise AGI2Error("the model has weights that are no finite numbers: train it again")
+    values, scale = {32: _as_it_is, 8: _in_8_bits, 4: _in_4_bits}[bits](weight)
+    outputs, inputs = weight.shape
+    return Weights(values, scale, bias, inputs, outputs, bits)
 
 
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    """The weights as they are, in blocks that oneDNN chooses."""
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight)
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
-
-    return product
-
-
-def _int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    """Rows of weights, and whole inputs, in 8 bits: integer products."""
-    scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that these functions will have others
-        rounded = torch.quantize_per_channel(
-            weight, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8
-        )
-        packed = torch.ops.quantized.linear_prepack(rounded, bias)
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        # Inputs of 7 bits: without special instructions sums of 8 bits would overflow.
-        return torch.ops.quantized.linear_dynamic(x, packed, True)
-
-    return product
+def restore(weights: Weights) -> torch.Tensor:
+    """The matrix (O, I) in 32 bits: what rounding has left of it."""
+    if weights.bits == 32:
+        return weights.values
+    assert weights.scale is not None
+    if weights.bits == 8:
+        return weights.values * weights.scale.unsqueeze(1)
+    places = torch.arange(0, 16, 4, dtype=torch.int16).unsqueeze(1)
+    levels = (weights.values.unflatten(1, (-1, 1, _WHOLE // 4)) >> places & 15).flatten(1)
+    step, lowest = (part.float().unsqueeze(-1) for part in _halves(weights.scale))
+    return (levels.unflatten(1, (-1, GROUP)) * step + lowest).flatten(1)
 
 
-def _int4(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
-    """Groups of weights in 4 bits with a scale and a zero each; inputs in bf16."""
-    outputs = len(weight)
+def _as_it_is(weight: torch.Tensor) -> tuple[torch.Tensor, None]:
+    return weight.contiguous(), None
+
+
+def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels of -127 to 127, and the size of a level in each row."""
+    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight / scale.unsqueeze(1)).round().to(torch.int8), scale
+
+
+def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels of 0 to 15, and each group's step and lowest value."""
     groups = weight.unflatten(1, (-1, GROUP))
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     middle = (low + high) / 2
     # The outermost weights may be cut, where that brings the others nearer.
-    steps = torch.stack([(high - low).clamp(min=1e-12) * share / 15 for share in _SHARES])
-    levels = ((groups - middle) / steps + 7.5).round().clamp(0, 15)
-    errors = ((levels - 7.5) * steps + middle - groups).square().sum(dim=-1, keepdim=True)
-    best = errors.argmin(dim=0, keepdim=True)
-    step = steps.gather(0, best)[0]
-    levels = levels.gather(0, best.expand(-1, -1, -1, GROUP))[0]
-    zero = middle + 0.5 * step  # of level 8, which the product takes from each
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.flatten(1).int(), 1)
-    scales = torch.cat([step, zero], dim=-1).transpose(0, 1).contiguous().bfloat16()
+    best = torch.full_like(low, float("inf"))
+    levels, step, lowest = torch.zeros_like(groups), low, low
+    for share in _SHARES:
+        a_step = ((high - low).clamp(min=1e-12) * share / 15).bfloat16().float()
+        a_lowest = (middle - 7.5 * a_step).bfloat16().float()
+        a_level = ((groups - a_lowest) / a_step).round().clamp(0, 15)
+        error = (a_level * a_step + a_lowest - groups).square().sum(dim=-1, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        levels = torch.where(better, a_level, levels)
+        step, lowest = torch.where(better, a_step, step), torch.where(better, a_lowest, lowest)
+    # 64 neighbours in 16 numbers of 16 bits, each with one of every 16th.
+    parts = levels.flatten(1).int().unflatten(1, (-1, 4, _WHOLE // 4)).unbind(2)
+    together = sum(part << 4 * place for place, part in enumerate(parts))
+    assert isinstance(together, torch.Tensor)
+    upper_and_lower = torch.cat([lowest, step], dim=-1).bfloat16()
+    return together.to(torch.int16).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        rows = x.flatten(0, -2).bfloat16()
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, GROUP, scales)
-        out = out.to(x.dtype).view(*x.shape[:-1], outputs)
-        return out if bias is None else out + bias
 
-    return product
+def _halves(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps and lowest values (O, I / 32), bfloat16, that `_in_4_bits` has put together."""
+    lowest, step = scale.unsqueeze(-1).view(torch.bfloat16).unbind(-1)
+    return step, lowest

@@ -1,0 +1,389 @@
+/* A pass of the model over a few tokens, on a processor.
+
+   To write a token reads every weight once, and little is done with each: the time is that of
+   bringing the weights from memory, which this file is made to do without pause. One parallel
+   region holds the whole pass; each processor reads whole rows of a matrix in the order in which
+   they lie in memory; weights may have 8 or 4 bits. Larger passes are PyTorch's.
+
+   N new tokens of all texts together, C channels, H heads, D head size, S tokens seen, I inputs
+   and O outputs of a matrix. Matrices and vectors are in the order of C, the last index fastest. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+enum {
+    TOKENS = 6, ROWS = 2, /* at once: their sums, and what is added to them, fit into 16 registers */
+    CHUNK = 16,   /* rows that a processor takes at a time: a cache line of outputs */
+    AHEAD = 4096, /* bytes, from what is read to what is asked for: a page, where hardware stops */
+    GROUP = 32,   /* weights of 4 bits that share a step and a lowest value */
+};
+
+/* Vectors of the compiler's, in as many registers as the processor needs for them. */
+typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int8_t bytes __attribute__((vector_size(16), aligned(1), may_alias));
+
+/* A matrix (O, I), and what follows its product.
+
+   32 bits: float. 8 bits: int8, and a scale for each row (O,). 4 bits: 64 neighbours in 16 numbers
+   of 16 bits, of which the k-th 4 bits hold the neighbours 16 k to 16 k + 15; and for each group of
+   32 a step and a lowest value, bfloat16, as the upper and lower half of a number (O, I / 32). */
+typedef struct {
+    const void *weight;
+    const void *scale;
+    const float *bias; /* (O,) or none */
+    int64_t inputs, outputs;
+    int32_t bits;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, proj, expand, contract;
+    const float *attention_norm[2], *ffn_norm[2]; /* weight (C,), and bias (C,) or none */
+} Layer;
+
+enum { NONE, GELU_TANH, GELU, RELU, SILU };
+
+typedef struct {
+    const Layer *layers;
+    int64_t n_layers, channels, heads;
+    int32_t activation, pre_norm;
+    float epsilon; /* of the layer norms */
+} Model;
+
+/* What a product reads: N rows of I numbers, rounded to 16 bits where the weights are rounded. */
+typedef struct {
+    float *x;
+    int16_t *levels; /* (N, I) */
+    float *scale;    /* (N,) of the levels */
+    float *sums;     /* (N, I / 32) of the levels of each group */
+} Inputs;
+
+INLINE float as_float(uint32_t bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+INLINE float total(floats x) {
+    x += __builtin_shuffle(x, (ints){4, 5, 6, 7, 0, 1, 2, 3});
+    x += __builtin_shuffle(x, (ints){2, 3, 0, 1, 6, 7, 4, 5});
+    return x[0] + x[1];
+}
+
+/* e^x to 2e-7 of it: 2^n e^r with |r| at most ln 2 / 2, and e^r from its series. */
+INLINE float exponential(float x) {
+    x = x < -87 ? -87 : x > 88 ? 88 : x;
+    float n = x * 1.44269504f + 12582912.0f; /* so great that no fraction is left */
+    n -= 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float series = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720)))));
+    return series * as_float((uint32_t)((int32_t)n + 127) << 23);
+}
+
+/* Sums of products of neighbours: 16 numbers to 8. */
+INLINE ints pairs(shorts a, shorts b) {
+#ifdef __AVX2__
+    return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    ints sums;
+    for (int i = 0; i < 8; i++) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+    return sums;
+#endif
+}
+
+/* The three products: `rows` rows of a matrix from `row` on by `tokens` rows of inputs from `first`
+   on, to sums (rows, tokens). Both numbers are known when this is compiled: all sums are registers. */
+
+INLINE void multiply_32(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
+    const long I = m->inputs;
+    const float *w = (const float *)m->weight + row * I, *x = in->x + first * I;
+    floats sums[ROWS][TOKENS] = {0};
+    for (long i = 0; i < I; i += 8)
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __builtin_prefetch((const char *)(w + r * I + i) + AHEAD);
+            floats weights = *(const floats *)(w + r * I + i);
+#pragma GCC unroll 6
+            for (int t = 0; t < tokens; t++) sums[r][t] += weights * *(const floats *)(x + t * I + i);
+        }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
+}
+
+INLINE void multiply_8(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
+    const long I = m->inputs;
+    const int8_t *w = (const int8_t *)m->weight + row * I;
+    const int16_t *x = in->levels + first * I;
+    const float *scale = (const float *)m->scale + row;
+    ints sums[ROWS][TOKENS] = {0};
+    for (long i = 0; i < I; i += 16)
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __builtin_prefetch(w + r * I + i + AHEAD);
+            shorts weights = __builtin_convertvector(*(const bytes *)(w + r * I + i), shorts);
+#pragma GCC unroll 6
+            for (int t = 0; t < tokens; t++) sums[r][t] += pairs(weights, *(const shorts *)(x + t * I + i));
+        }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < tokens; t++)
+            out[r * tokens + t] = total(__builtin_convertvector(sums[r][t], floats)) * scale[r] * in->scale[first + t];
+}
+
+INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
+    const long I = m->inputs, groups = I / GROUP;
+    const int16_t *w = (const int16_t *)m->weight + row * (I / 4), *x = in->levels + first * I;
+    const uint32_t *scale = (const uint32_t *)m->scale + row * groups;
+    floats sums[ROWS][TOKENS] = {0};
+    for (long i = 0; i < I; i += 2 * GROUP)
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __builtin_prefetch((const char *)(w + (r * I + i) / 4) + AHEAD);
+            shorts all = *(const shorts *)(w + (r * I + i) / 4);
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                shorts low = all >> 8 * half & 15, high = all >> (8 * half + 4) & 15;
+                float step = as_float(scale[r * groups + i / GROUP + half] & 0xffff0000u);
+#pragma GCC unroll 6
+                for (int t = 0; t < tokens; t++) {
+                    const int16_t *of = x + t * I + i + half * GROUP;
+                    ints sum = pairs(low, *(const shorts *)of) + pairs(high, *(const shorts *)(of + 16));
+                    sums[r][t] += __builtin_convertvector(sum, floats) * step;
+                }
+            }
+        }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < tokens; t++) {
+            const float *of = in->sums + (first + t) * groups;
+            float lowest = 0;
+#pragma omp simd reduction(+ : lowest)
+            for (long group = 0; group < groups; group++)
+                lowest += as_float(scale[r * groups + group] << 16) * of[group];
+            out[r * tokens + t] = (total(sums[r][t]) + lowest) * in->scale[first + t];
+        }
+}
+
+static void multiply(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
+#define CASE(T, R)                                                       \
+    case 10 * T + R:                                                     \
+        if (m->bits == 32) multiply_32(m, in, first, T, row, R, out);    \
+        else if (m->bits == 8) multiply_8(m, in, first, T, row, R, out); \
+        else multiply_4(m, in, first, T, row, R, out);                   \
+        break;
+    switch (10 * tokens + rows) {
+        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
+        CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
+    }
+}
+
+static void activate(int activation, float *x, long count) {
+    if (activation == GELU_TANH) {
+#pragma omp simd
+        for (long i = 0; i < count; i++)
+            x[i] /= 1 + exponential(-1.59576912f * (x[i] + 0.044715f * x[i] * x[i] * x[i]));
+    } else if (activation == GELU) {
+        for (long i = 0; i < count; i++) x[i] *= 0.5f * (1 + erff(x[i] * 0.70710678f));
+    } else if (activation == RELU) {
+        for (long i = 0; i < count; i++) x[i] = x[i] < 0 ? 0 : x[i];
+    } else if (activation == SILU) {
+#pragma omp simd
+        for (long i = 0; i < count; i++) x[i] /= 1 + exponential(-x[i]);
+    }
+}
+
+/* out (N, O) = activation(inputs (N, I) times the matrix, + bias), or `add` that to what is there.
+   All threads of a region call this, and wait for each other at its end. */
+static void product(const Matrix *m, const Inputs *in, long tokens, float *out, int activation, int add) {
+    const long O = m->outputs, parts = (tokens + TOKENS - 1) / TOKENS;
+#pragma omp for schedule(dynamic)
+    for (long begin = 0; begin < O; begin += CHUNK) {
+        const long end = MIN(begin + CHUNK, O);
+        for (long row = begin, rows; row < end; row += rows) {
+            /* A single token is fastest along the rows; several are read once for two. */
+            rows = tokens > 1 ? MIN(ROWS, end - row) : 1;
+            for (long part = 0; part < parts; part++) {
+                const long first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
+                float sums[ROWS * TOKENS];
+                multiply(m, in, first, (int)count, row, (int)rows, sums);
+                for (long r = 0; r < rows; r++)
+                    for (long t = 0; t < count; t++) {
+                        float *of = out + (first + t) * O + row + r;
+                        *of = (add ? *of : 0) + sums[r * count + t] + (m->bias ? m->bias[row + r] : 0);
+                    }
+            }
+        }
+        if (activation != NONE)
+            for (long t = 0; t < tokens; t++) activate(activation, out + t * O + begin, end - begin);
+    }
+}
+
+/* Round row `token` of the inputs of a matrix, where its weights are rounded, to as many levels as
+   have a sum of products that 32 bits hold. */
+static void round_inputs(const Matrix *m, const Inputs *in, long token) {
+    if (m->bits == 32) return;
+    const long I = m->inputs;
+    const float *x = in->x + token * I;
+    int16_t *levels = in->levels + token * I;
+    float greatest = 1e-30f, nothing = 0; /* but NaN where an input is no finite number */
+#pragma omp simd reduction(max : greatest) reduction(+ : nothing)
+    for (long i = 0; i < I; i++) {
+        greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
+        nothing += 0 * x[i];
+    }
+    const float top = fminf(32767, 1.35e8f / (float)I), scale = top / greatest;
+#pragma omp simd
+    for (long i = 0; i < I; i++) levels[i] = (int16_t)(int32_t)(x[i] * scale + (x[i] < 0 ? -0.5f : 0.5f));
+    in->scale[token] = greatest / top + nothing;
+    if (m->bits == 4)
+        for (long group = 0; group < I / GROUP; group++) {
+            int32_t sum = 0;
+            for (int i = 0; i < GROUP; i++) sum += levels[group * GROUP + i];
+            in->sums[token * (I / GROUP) + group] = (float)sum;
+        }
+}
+
+/* Layer norm of x (C,) to out (C,), which may be x. */
+static void normalise(const float *const norm[2], float epsilon, const float *x, float *out, long C) {
+    float mean = 0, variance = 0;
+#pragma omp simd reduction(+ : mean)
+    for (long i = 0; i < C; i++) mean += x[i];
+    mean /= C;
+#pragma omp simd reduction(+ : variance)
+    for (long i = 0; i < C; i++) variance += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1 / sqrtf(variance / C + epsilon);
+#pragma omp simd
+    for (long i = 0; i < C; i++) out[i] = (x[i] - mean) * scale * norm[0][i] + (norm[1] ? norm[1][i] : 0);
+}
+
+/* One head of one text: keep the new keys and values, then attend from each new token to those from
+   `start` to itself. q, k, v and out are D numbers at distances of `stride` and `C` a token. */
+static void attend(const float *q, long stride, float *keys, float *values, float *out, long C, long D,
+                   long start, long held, long tokens, float *scores) {
+    const float scale = 1 / sqrtf((float)D);
+    for (long t = 0; t < tokens; t++, q += stride, out += C) {
+        const long length = held + t + 1;
+        memcpy(keys + (held + t) * D, q + C, D * sizeof *q);
+        memcpy(values + (held + t) * D, q + 2 * C, D * sizeof *q);
+        float greatest = -INFINITY, sum = 0;
+        for (long s = start; s < length; s++) {
+            float score = 0;
+#pragma omp simd reduction(+ : score)
+            for (long d = 0; d < D; d++) score += q[d] * keys[s * D + d];
+            scores[s] = score * scale;
+            greatest = scores[s] > greatest ? scores[s] : greatest;
+        }
+#pragma omp simd reduction(+ : sum)
+        for (long s = start; s < length; s++) sum += scores[s] = exponential(scores[s] - greatest);
+        memset(out, 0, D * sizeof *out);
+        for (long s = start; s < length; s++) {
+            const float share = scores[s] / sum;
+#pragma omp simd
+            for (long d = 0; d < D; d++) out[d] += share * values[s * D + d];
+        }
+    }
+}
+
+/* Memory for the inputs of a product in `x`, which moves on. */
+static Inputs inputs_at(char **place, long tokens, long count) {
+    Inputs in;
+    in.x = (float *)*place, *place += tokens * count * sizeof(float);
+    in.levels = (int16_t *)*place, *place += tokens * count * sizeof(int16_t);
+    in.scale = (float *)*place, *place += tokens * sizeof(float);
+    in.sums = (float *)*place, *place += tokens * (count / GROUP + 1) * sizeof(float);
+    return in;
+}
+
+static long bytes_of_inputs(long tokens, long count) {
+    return tokens * (count * 6 + 4 + (count / GROUP + 1) * 4);
+}
+
+/* x (N, I) to out (N, O). Returns 0, or 1 where there is no memory. */
+int agi2_linear(const Matrix *m, long tokens, const float *x, float *out, int threads) {
+    char *memory = malloc(bytes_of_inputs(tokens, m->inputs)), *place = memory;
+    if (!memory) return 1;
+    Inputs in = inputs_at(&place, tokens, m->inputs);
+    in.x = (float *)x; /* only read */
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (long token = 0; token < tokens; token++) round_inputs(m, &in, token);
+        product(m, &in, tokens, out, NONE, 0);
+    }
+    free(memory);
+    return 0;
+}
+
+/* Every layer of the model, from embeddings to the last residual sum.
+
+   x: (texts * tokens, C), in place. keys, values: of each layer (texts, H, capacity, D), which hold
+   `held` tokens and get the new ones. starts: (texts,) tokens of padding before each text.
+   Returns 0, or 1 where there is no memory. */
+int agi2_layers(const Model *model, float *x, float *const *keys, float *const *values, const int64_t *starts,
+                long texts, long tokens, long held, long capacity, int threads) {
+    const long C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
+    const long F = model->n_layers ? model->layers[0].expand.outputs : 0;
+    char *memory = malloc(2 * bytes_of_inputs(N, C) + bytes_of_inputs(N, F) +
+                          (3 * N * C + threads * capacity) * sizeof(float)), *place = memory;
+    if (!memory) return 1;
+    const Inputs normed = inputs_at(&place, N, C), heads = inputs_at(&place, N, C), hidden = inputs_at(&place, N, F);
+    float *qkv = (float *)place, *scores = qkv + 3 * N * C;
+#pragma omp parallel num_threads(threads)
+    for (long l = 0; l < model->n_layers; l++) {
+        const Layer *layer = model->layers + l;
+#pragma omp for
+        for (long n = 0; n < N; n++) {
+            if (model->pre_norm) normalise(layer->attention_norm, model->epsilon, x + n * C, normed.x + n * C, C);
+            else memcpy(normed.x + n * C, x + n * C, C * sizeof *x);
+            round_inputs(&layer->qkv, &normed, n);
+        }
+        product(&layer->qkv, &normed, N, qkv, NONE, 0);
+#pragma omp for
+        for (long task = 0; task < texts * H; task++) {
+            const long text = task / H, head = task % H, at = (text * H + head) * capacity * D;
+            attend(qkv + text * tokens * 3 * C + head * D, 3 * C, keys[l] + at, values[l] + at,
+                   heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens,
+                   scores + omp_get_thread_num() * capacity);
+        }
+        if (layer->proj.bits < 32) {
+#pragma omp for
+            for (long n = 0; n < N; n++) round_inputs(&layer->proj, &heads, n);
+        }
+        product(&layer->proj, &heads, N, x, NONE, 1);
+#pragma omp for
+        for (long n = 0; n < N; n++) {
+            if (model->pre_norm) normalise(layer->ffn_norm, model->epsilon, x + n * C, normed.x + n * C, C);
+            else {
+                normalise(layer->attention_norm, model->epsilon, x + n * C, x + n * C, C);
+                memcpy(normed.x + n * C, x + n * C, C * sizeof *x);
+            }
+            round_inputs(&layer->expand, &normed, n);
+        }
+        product(&layer->expand, &normed, N, hidden.x, model->activation, 0);
+        if (layer->contract.bits < 32) {
+#pragma omp for
+            for (long n = 0; n < N; n++) round_inputs(&layer->contract, &hidden, n);
+        }
+        product(&layer->contract, &hidden, N, x, NONE, 1);
+        if (!model->pre_norm) {
+#pragma omp for
+            for (long n = 0; n < N; n++) normalise(layer->ffn_norm, model->epsilon, x + n * C, x + n * C, C);
+        }
+    }
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,175 @@
+"""The compiled part beside PyTorch: the same products, the same layers."""
+
+import ctypes
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.native import FEW, LIBRARY, NativeLinear, load
+from src.quantization import arrange, prepare_for_generation, restore
+from tests.tiny_models import random_model
+
+needs_library = pytest.mark.skipif(LIBRARY is None, reason="no C compiler at installation")
+WIDTHS = {"d_model": 64, "d_ff": 192, "n_heads": 4, "n_layers": 3, "max_seq_len": 40}
+
+
+def random(*shape, seed=0, std=1.0):
+    return torch.empty(*shape).normal_(std=std, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_library
+@given(
+    rows=st.integers(1, 20),
+    outputs=st.integers(1, 70),
+    inputs=st.integers(1, 9).map(lambda n: 64 * n),
+    bits=st.sampled_from([32, 8, 4]),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+@torch.inference_mode()
+def test_a_product_is_pytorchs_of_the_same_weights(rows, outputs, inputs, bits, bias, seed):
+    given_bias = random(outputs, seed=seed + 1) if bias else None
+    weights = arrange(random(outputs, inputs, seed=seed), given_bias, bits)
+    x = random(2, rows, inputs, seed=seed + 2)[1:]
+    double_bias = None if given_bias is None else given_bias.double()
+    expected = F.linear(x.double(), restore(weights).double(), double_bias)
+    found = NativeLinear(weights)(x)
+    assert found.shape == expected.shape
+    # Inputs have 16 bits where weights are rounded.
+    slack = (1e-6 if bits == 32 else 1.5e-4) * math.sqrt(inputs)
+    assert (found - expected).abs().max() < slack
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@torch.inference_mode()
+def test_a_row_among_others_is_what_it_is_alone(bits):
+    """Bit for bit: so a text does not depend on its batch."""
+    linear = NativeLinear(arrange(random(37, 128), None, bits))
+    x = random(19, 128, seed=1)
+    for count in range(1, 20):
+        torch.testing.assert_close(linear(x)[:count], linear(x[:count]), atol=0, rtol=0)
+
+
+@needs_library
+@torch.inference_mode()
+def test_the_widest_sums_of_8_bits_fit():
+    inputs = 20_000
+    weights = arrange(torch.ones(3, inputs), None, 8)
+    x = torch.ones(2, inputs)
+    torch.testing.assert_close(NativeLinear(weights)(x), torch.full((2, 3), float(inputs)))
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@torch.inference_mode()
+def test_what_is_no_number_stays_none(bits, wrong):
+    x = random(3, 64)
+    x[1, 7] = wrong
+    found = NativeLinear(arrange(random(5, 64, seed=1), None, bits))(x)
+    assert not found[1].isfinite().any()
+    assert found[[0, 2]].isfinite().all()
+
+
+MODELS = [
+    {},
+    {"position_embedding": "learned", "tie_weights": False},
+    {"norm_position": "post", "bias": False},
+    {"activation": "gelu"},
+    {"activation": "relu", "n_heads": 1},
+    {"activation": "silu", "n_layers": 1},
+]
+
+
+def twins(changes, quantize):
+    """A model with the compiled pass, and the same weights without."""
+    prepared = prepare_for_generation(random_model(std=0.1, **{**WIDTHS, **changes}), quantize)
+    plain = prepare_for_generation(random_model(std=0.1, **{**WIDTHS, **changes}), quantize)
+    plain.few_tokens = None
+    for module in plain.modules():
+        if hasattr(module, "_few"):
+            module._few = None
+    return prepared, plain
+
+
+@needs_library
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("changes", MODELS, ids=str)
+@torch.inference_mode()
+def test_a_pass_over_a_few_tokens_is_the_models_own(changes, quantize):
+    """Prompt, single tokens, several, and with more rows than the compiled pass takes."""
+    prepared, plain = twins(changes, quantize)
+    ids = torch.randint(0, 29, (3, 40), generator=torch.Generator().manual_seed(1))
+    caches = [model.new_cache(3) for model in (prepared, plain)]
+    for part in ids.split([4, 1, 1, 5, 17, 3, 1, 8], dim=1):
+        found, expected = (
+            model(part, cache=cache) for model, cache in zip((prepared, plain), caches, strict=True)
+        )
+        slack = 2e-6 if quantize == "none" else 1e-4
+        assert (found - expected).abs().max() < slack * (1 + expected.abs().max())
+
+
+@needs_library
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@torch.inference_mode()
+def test_padding_before_a_text_is_not_seen(quantize):
+    prepared, plain = twins({"position_embedding": "learned"}, quantize)
+    ids = torch.randint(0, 29, (3, 6), generator=torch.Generator().manual_seed(2))
+    is_text = torch.arange(6) >= torch.tensor([[3], [0], [5]])
+    caches = [model.new_cache(3) for model in (prepared, plain)]
+    for start, end in ((0, 4), (4, 5), (5, 6)):
+        found, expected = (
+            model(ids[:, start:end], is_text[:, :end], cache=cache)
+            for model, cache in zip((prepared, plain), caches, strict=True)
+        )
+        seen = is_text[:, start:end]
+        torch.testing.assert_close(found[seen], expected[seen], atol=2e-4, rtol=2e-4)
+
+
+@needs_library
+@torch.inference_mode()
+def test_what_the_compiled_pass_does_not_do_it_leaves_to_pytorch():
+    model = prepare_for_generation(random_model(**WIDTHS))
+    few = model.few_tokens
+    x = random(1, 3, 64)
+    cache = model.new_cache(1)
+    assert few(random(FEW + 1, 1, 64), None, model.new_cache(FEW + 1)) is None
+    assert few(x.double(), None, cache) is None
+    assert few(x.to("meta"), None, cache) is None
+    assert few(x, torch.ones(1, 3, 3, dtype=torch.bool), cache) is None
+    for mask in ([[True, False, True]], [[True, True, False]]):
+        assert few(x, torch.tensor(mask), cache) is None
+    with torch.inference_mode(False), torch.enable_grad():
+        assert few(random(1, 3, 64), None, cache) is None
+    assert cache.length == 0
+    assert few(x, None, cache) is not None
+    assert cache.length == 3
+
+
+@needs_library
+@torch.inference_mode()
+def test_without_memory_there_is_an_error(monkeypatch):
+    model = prepare_for_generation(random_model(**WIDTHS))
+    full = SimpleNamespace(agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1)
+    monkeypatch.setattr("src.native.LIBRARY", full)
+    with pytest.raises(MemoryError):
+        model.head(random(1, 64))
+    with pytest.raises(MemoryError):
+        model(torch.tensor([[1, 2]]), cache=model.new_cache(1))
+
+
+def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monkeypatch):
+    assert load(tmp_path) is None
+    monkeypatch.setattr("src.native.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("src.native.torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    loaded = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    assert load(tmp_path) is None
+    assert loaded == []
