@@ -28,6 +28,7 @@ from .cuda_utils import (
 )
 from .dataset import EpochBatches
 from .errors import AGI2Error
+from .lora import add_lora
 from .model import GPT2Model
 from .model_folder import run_folder
 from .optimization import make_optimizers
@@ -70,8 +71,10 @@ class Sizes:
     """What a model and its optimizer hold, in bytes."""
 
     weights: int
+    trained: int
+    """Those of the weights that are trained: with LoRA, only its own."""
     head: int
-    """The head's part of the weights."""
+    """The head's part of the trained ones."""
     optimizer: int
     """State that is kept from step to step."""
     muon_work: int
@@ -84,23 +87,28 @@ def model_sizes(config: Config) -> Sizes:
     Args:
         config: a run's, with the vocabulary that its text reached.
     """
-    return _sizes(config.architecture, config.optimizer)
+    return _sizes(config.architecture, config.optimizer, config.lora_rank)
 
 
 @functools.cache
-def _sizes(architecture: GPT2Config, optimizer: str) -> Sizes:
+def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> Sizes:
     with torch.device("meta"):
         model = GPT2Model(architecture)
-    weights, head = 4 * model.num_parameters(), 4 * model.output_weight.numel()
+        if lora_rank is not None:
+            add_lora(model, lora_rank)
+    weights = 4 * model.num_parameters()
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    head = 4 * model.output_weight.numel() if model.output_weight.requires_grad else 0
     if optimizer == "adamw":
-        return Sizes(weights, head, 2 * weights, 0)
+        return Sizes(weights, trained, head, 2 * trained, 0)
     groups: dict[tuple[int, ...], int] = defaultdict(int)
     for matrix in (p for p in model.blocks.parameters() if p.dim() == 2):
         rows, columns = sorted(matrix.shape)
         # Query, key and value are three matrices of the smaller size.
         groups[rows, rows if columns == 3 * rows else columns] += 4 * matrix.numel()
     matrices = sum(groups.values())
-    return Sizes(weights, head, 2 * weights - matrices, matrices + 7 * max(groups.values()) // 2)
+    work = matrices + 7 * max(groups.values()) // 2
+    return Sizes(weights, trained, head, 2 * trained - matrices, work)
 
 
 def predict_memory(
@@ -120,10 +128,10 @@ def predict_memory(
     if micro_batch_size < config.batch_size:
         # The sum so far, and the embeddings' gradients of this part as head and as table. The sum
         # came to lie among the first part's activations: less of what those leave fits the next.
-        activations = int(1.4 * activations) + sizes.weights + 2 * sizes.head
+        activations = int(1.4 * activations) + sizes.trained + 2 * sizes.head
     else:
         # Each layer's gradients take the place of its activations, behind the head's.
-        activations = max(activations + sizes.head, sizes.weights)
+        activations = max(activations + sizes.head, sizes.trained)
     together = min(micro_batch_size * seq_len, LOGITS_AT_ONCE)
     return Memory(
         process=process if device.type == "cpu" else 0,
@@ -265,8 +273,9 @@ def examine(config: Config) -> Iterator[str]:
     memory = predict_memory(config, micro, seq_len, device, memory_stats().process)
     sizes = model_sizes(config)
     room = available_memory(device)
+    few = f" ({sizes.trained // 4:,} of them trained)" if sizes.trained < sizes.weights else ""
     yield (
-        f"model: {sizes.weights // 4:,} parameters, {config.model_layer} layers, "
+        f"model: {sizes.weights // 4:,} parameters{few}, {config.model_layer} layers, "
         f"{config.model_embd} wide; {describe_device(device)}"
     )
     yield (
@@ -389,6 +398,8 @@ def _savings(
     if seq_len > 1:
         half = seq_len // 2
         yield f"seq_len = {half}", "a shorter context", {"seq_len": half}, micro, half
+    if config.init_from is not None:
+        return  # its vocabulary, layers and width are those of the model it starts from
     if config.vocab_size > 8192:
         fewer = {"vocab_size": 8192}
         yield "vocab_size = 8192", "more tokens for the same text", fewer, micro, seq_len

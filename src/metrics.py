@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import sys
 import uuid
@@ -14,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
@@ -318,28 +316,3 @@ def busy(what: str) -> contextlib.AbstractContextManager[object]:
     if console.is_terminal and log.isEnabledFor(logging.INFO):
         return console.status(what)
     return contextlib.nullcontext()
-
-
-class RunningMean:
-    """A mean that is summed on the device and read only when it is asked for."""
-
-    def __init__(self, total: float = 0.0, count: int = 0) -> None:
-        self._total: torch.Tensor | float = total
-        self.count = count
-
-    def add(self, value: torch.Tensor) -> None:
-        """Count one more value."""
-        # MPS has no float64.
-        wide = torch.float32 if value.device.type == "mps" else torch.float64
-        self._total = self._total + value.detach().to(wide)
-        self.count += 1
-
-    def take(self) -> float:
-        """The mean, which then starts anew; not a number where there was none."""
-        mean = float(self._total) / self.count if self.count else math.nan
-        self._total, self.count = 0.0, 0
-        return mean
-
-    def state(self) -> tuple[float, int]:
-        """Sum and count: what the constructor takes."""
-        return float(self._total), self.count

@@ -73,7 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden.to(dtype)
         loss = weight.new_zeros(())
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        # Of a head that is not trained, as with LoRA, nobody asks for it.
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         rows = weight.new_empty(min(len(hidden), LOGITS_AT_ONCE), _row_length(vocabulary))
         for x, y, grad in zip(
             hidden.split(LOGITS_AT_ONCE),
@@ -97,22 +98,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows.exp_()
             scores[at] -= 1.0
             if dtype is None:
-                grad_weight.addmm_(scores.T, x)
+                if grad_weight is not None:
+                    grad_weight.addmm_(scores.T, x)
             else:
                 logits[:, :vocabulary].copy_(scores)
                 scores = logits
                 scores[:, vocabulary:] = 0.0
-                grad_weight += (scores.T @ x)[:vocabulary]
+                if grad_weight is not None:
+                    grad_weight += (scores.T @ x)[:vocabulary]
             grad.copy_(scores @ matrix)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss / len(targets)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         """Both gradients, scaled in place: nobody else holds them."""
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad / len(grad_hidden)
-        return grad_hidden.mul_(scale), grad_weight.mul_(scale), None, None
+        if grad_weight is not None:
+            grad_weight.mul_(scale)
+        return grad_hidden.mul_(scale), grad_weight, None, None
 
 
 def _row_length(vocabulary: int) -> int:

@@ -23,11 +23,12 @@ from .errors import AGI2Error
 from .lora import add_lora, merge_lora
 from .metrics import busy, check_log_to
 from .model import GPT2Model
-from .model_folder import check_vocabulary, load_model, run_folder, save_weights
+from .model_folder import check_vocabulary, load_model, run_folder
 from .report import write_report
+from .run_state import History
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
-from .trainer import History, Trainer
+from .trainer import Trainer
 from .utils import log, seed_everything
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
@@ -271,8 +272,7 @@ def _train(
         history = trainer.fit(checkpoint)
         if config.lora_rank is not None:
             merge_lora(trainer.whole)
-            if is_main:
-                save_weights(trainer.whole.state_dict(), trainer.weights, text.tokenizer)
+            trainer.kept.save_best(trainer.whole)
     finally:  # also of a run that was stopped, or failed
         if is_main and trainer.has_begun:
             _write_report(trainer.folder, text.training_text)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from src import doctor
+from src.checkpoint import BEST, TENSORS, newest_checkpoint
 from src.config_loader import make_config
 from src.doctor import (
     Duration,
@@ -27,8 +28,9 @@ from src.doctor import (
     predict_memory,
 )
 from src.errors import AGI2Error
+from src.lora import add_lora
 from src.model import GPT2Model
-from src.model_folder import load_model, save_model
+from src.model_folder import WEIGHTS, load_model, save_model
 from src.optimization import make_optimizers
 from src.training import make_trainer, prepare, train_from_config
 
@@ -45,16 +47,26 @@ def trainer_of(config):
     return make_trainer(config, prepare(config))
 
 
+def make_tuned(tiny_run, base, **changes):
+    """The configuration of a run that starts from a trained model."""
+    plain = tiny_run("tuned", max_steps=2)
+    keys = ("sources", "model_name", "output_dir", "batch_size", "max_steps", "device")
+    given = {**{key: plain[key] for key in keys}, "init_from": str(base), **changes}
+    return make_config(given, "training")
+
+
 def test_a_run_from_a_model_has_that_model_s_vocabulary(tiny_run):
     base = train_from_config(tiny_run("base", tokenizer="bpe", vocab_size=280, max_steps=1)).folder
     trained = load_model(base)
     wide = GPT2Model(replace(trained.model.config, vocab_size=300))
     save_model(wide, trained.tokenizer, trained.config, base)
-    plain = tiny_run("tuned", max_steps=2)
-    keys = ("sources", "model_name", "output_dir", "batch_size", "max_steps", "device")
-    given = {**{key: plain[key] for key in keys}, "init_from": str(base)}
-    lines = list(examine(make_config(given, "training")))
-    assert any(f"model: {wide.num_parameters():,} parameters" in line for line in lines)
+    lines = list(examine(make_tuned(tiny_run, base)))
+    assert any(f"model: {wide.num_parameters():,} parameters, " in line for line in lines)
+    add_lora(wide, 3)
+    few = sum(p.numel() for p in wide.parameters() if p.requires_grad)
+    lines = list(examine(make_tuned(tiny_run, base, lora_rank=3)))
+    said = f"model: {wide.num_parameters():,} parameters ({few:,} of them trained), "
+    assert any(said in line for line in lines)
 
 
 PREDICT_AND_TRAIN = """
@@ -66,9 +78,9 @@ from src import doctor
 from src.config_loader import make_config
 from src.training import prepare, train_from_config
 
-config = make_config(json.loads(sys.argv[1]))
+config = make_config(json.loads(sys.argv[1]), "training")
 text = prepare(config)
-known = config.changed(vocab_size=text.tokenizer.vocab_size)
+known = config if config.init_from else config.changed(vocab_size=text.tokenizer.vocab_size)
 doctor._warm_up(known)
 process = psutil.Process().memory_info().rss
 rows, length = known.micro_batch_size, text.train_data.seq_len - 1
@@ -106,6 +118,7 @@ def test_a_run_takes_the_memory_that_was_predicted(shape, tmp_path):
     text.write_text(" ".join(words), encoding="utf-8")
     given = {
         "sources": [str(text)],
+        "model_name": "run",
         "output_dir": str(tmp_path),
         "vocab_size": 4096,
         "model_head": 4,
@@ -118,6 +131,40 @@ def test_a_run_takes_the_memory_that_was_predicted(shape, tmp_path):
         "device": "cpu",
         **shape,
     }
+    assert_memory_is_predicted(given)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+@pytest.mark.parametrize("micro_batch_size", [2, 4])
+def test_a_run_with_lora_takes_the_memory_that_was_predicted(tmp_path, micro_batch_size):
+    """So wide a model that gradients and states of all of it would be far more."""
+    text = tmp_path / "text.txt"
+    draw = random.Random(0)
+    words = ["".join(draw.choices(string.ascii_lowercase, k=5)) for _ in range(5_000)]
+    text.write_text(" ".join(words), encoding="utf-8")
+    run = {"sources": [str(text)], "output_dir": str(tmp_path), "device": "cpu"}
+    shape = {"model_layer": 4, "model_head": 4, "model_embd": 512, "model_positions": 128}
+    config = make_config({**run, **shape, "model_name": "base", "vocab_size": 1024})
+    tokenizer = prepare(config).tokenizer
+    config = config.changed(vocab_size=tokenizer.vocab_size)
+    save_model(GPT2Model(config), tokenizer, config, tmp_path / "base")
+    assert_memory_is_predicted(
+        {
+            **run,
+            "model_name": "tuned",
+            "init_from": str(tmp_path / "base"),
+            "lora_rank": 4,
+            "batch_size": 4,
+            "micro_batch_size": micro_batch_size,
+            "max_steps": 2,
+            "sample_tokens": 0,
+            "eval_tokens": 4096,
+        }
+    )
+
+
+def assert_memory_is_predicted(given):
+    """Reckon what a run takes, then make it, both in a process of its own."""
     child = subprocess.run(
         [sys.executable, "-c", PREDICT_AND_TRAIN, json.dumps(given)],
         cwd=ROOT,
@@ -146,8 +193,20 @@ def test_the_sizes_are_those_of_the_tensors(tiny_run):
         sizes = model_sizes(config)
         assert sizes.optimizer == held
         assert sizes.weights == 4 * model.num_parameters()
+        assert sizes.trained == sizes.weights
         assert sizes.head == 4 * model.output_weight.numel()
         assert (sizes.muon_work > 0) == (optimizer == "muon")
+
+
+def test_with_lora_only_its_own_weights_have_states(tiny_run, tmp_path):
+    config = tiny_run().changed(init_from=str(tmp_path), lora_rank=3)
+    model = GPT2Model(config)
+    add_lora(model, 3)
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = model_sizes(config)
+    assert 0 < trained < sizes.weights
+    assert sizes.weights == 4 * model.num_parameters()
+    assert (sizes.trained, sizes.optimizer, sizes.head) == (trained, 2 * trained, 0)
 
 
 def test_predicted_memory_follows_what_is_asked_for(tiny_run):
@@ -170,6 +229,16 @@ def test_the_disk_holds_what_a_run_leaves_there(tiny_run):
     assert sum(files.values()) < 1.2 * needed  # the states and logs of a tiny run are not small
     one_less = disk_needed(config.changed(keep_checkpoints=1, vocab_size=30))
     assert one_less < needed
+
+
+def test_the_disk_of_a_run_with_lora_holds_no_states_of_the_weights_that_stay(tiny_run):
+    base = train_from_config(tiny_run("base", model_embd=64, max_steps=1))
+    config = make_tuned(tiny_run, base.folder, lora_rank=2, checkpoint_interval=1, max_steps=4)
+    run = train_from_config(config)
+    newest = newest_checkpoint(run.folder).folder
+    size = sum((newest / name).stat().st_size for name in (WEIGHTS, TENSORS, BEST))
+    sizes = model_sizes(config)
+    assert size == pytest.approx(2 * sizes.weights + sizes.optimizer, rel=0.1)
 
 
 def test_the_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path):
@@ -269,6 +338,16 @@ def test_advice_that_is_enough_says_so(tiny_run):
     lines = list(doctor._advise(config, 8, 512, CPU, memory, memory.total - 1))
     assert any("vocab_size = 8192" in line for line in lines)
     assert all(line.endswith("(fits)") for line in lines)
+
+
+def test_a_run_from_a_model_is_not_advised_to_have_another(tiny_run, tmp_path):
+    config = tiny_run(micro_batch_size=8, model_layer=4, model_embd=128, vocab_size=20_000)
+    config = config.changed(init_from=str(tmp_path), lora_rank=4)
+    memory = predict_memory(config, 8, 16, CPU)
+    advice = " ".join(doctor._advise(config, 8, 16, CPU, memory, memory.total // 2))
+    assert "gradient_checkpointing" in advice
+    assert "seq_len" in advice
+    assert not any(key in advice for key in ("vocab_size", "model_layer", "model_embd"))
 
 
 def test_a_full_disk_is_told(tiny_run, monkeypatch):

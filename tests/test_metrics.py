@@ -9,7 +9,6 @@ import re
 import struct
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -20,7 +19,6 @@ from src.errors import AGI2Error
 from src.metrics import (
     MetricsFile,
     RunLog,
-    RunningMean,
     TrainingDisplay,
     check_log_to,
     read_metrics,
@@ -202,48 +200,6 @@ def test_a_quiet_display_logs_nothing(capsys):
     with TrainingDisplay(10) as display:
         show(display, 5, 0.5, 1.0, 1.0, 1.0)
     assert capsys.readouterr() == ("", "")
-
-
-# Means
-
-
-@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
-def test_a_running_mean_is_the_mean_of_what_was_added(values):
-    mean = RunningMean()
-    for value in values:
-        mean.add(torch.tensor(value, dtype=torch.float32))
-    expected = torch.tensor(values, dtype=torch.float64).mean().item()
-    assert mean.take() == pytest.approx(expected, rel=1e-12, abs=1e-12)
-
-
-def test_a_mean_that_was_taken_starts_anew():
-    mean = RunningMean()
-    mean.add(torch.tensor(4.0))
-    assert mean.take() == 4.0
-    mean.add(torch.tensor(1.0))
-    assert mean.take() == 1.0
-    assert math.isnan(mean.take())
-
-
-def test_a_mean_goes_on_exactly_from_its_state():
-    values = torch.rand(9)
-    whole, half = RunningMean(), RunningMean()
-    for value in values[:5]:
-        whole.add(value)
-        half.add(value)
-    resumed = RunningMean(*json.loads(json.dumps(half.state())))
-    for value in values[5:]:
-        whole.add(value)
-        resumed.add(value)
-    assert resumed.take() == whole.take()
-
-
-def test_a_mean_keeps_no_graph():
-    mean = RunningMean()
-    mean.add(torch.ones((), requires_grad=True) * 2)
-    assert mean.state() == (2.0, 1)
-    assert not mean._total.requires_grad
 
 
 def test_what_takes_long_is_said_in_a_terminal_alone(monkeypatch):

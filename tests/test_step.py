@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from src import step as step_module
 from src.config import GPT2Config
+from src.cuda_utils import autocast
 from src.model import GPT2Model
 from src.optimization import make_optimizers
 from src.step import (
@@ -63,6 +64,22 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk,
         results.append({"loss": loss.detach(), **gradients(model)})
     for name, expected in results[0].items():
         torch.testing.assert_close(results[1][name], expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_not_trained_has_no_gradient_and_changes_no_other(dtype):
+    inputs, targets = split_batch(tokens(4))
+    results = []
+    for trained in (True, False):
+        model = tiny_model()
+        model.output_weight.requires_grad_(trained)
+        with autocast(CPU, dtype):
+            NextTokenLoss(model)(inputs, targets).backward()
+        results.append(gradients(model))
+    different = [name for name in results[0] if results[1][name] is None]
+    assert different == ["token_embeddings.weight"]
+    for name, expected in results[1].items():
+        assert expected is None or torch.equal(results[0][name], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

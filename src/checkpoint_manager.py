@@ -1,0 +1,224 @@
+"""What a run keeps on disk while it trains, and whether it may go on from what it finds there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint as checkpoints
+from .checkpoint import Checkpoint
+from .config import FREE_ARCHITECTURE_KEYS, Config
+from .dataset import TextDataset
+from .distributed import Processes
+from .errors import AGI2Error
+from .model import GPT2Model
+from .model_folder import WEIGHTS, describe_model, load_weights, save_weights
+from .optimization import Optimizer
+from .tokenizer import Tokenizer
+from .utils import Background, log, whole, writing
+
+# A change of these would make another run: the data's order, or what the steps are.
+FIXED_ON_RESUME = (
+    "sources",
+    "text_field",
+    "val_fraction",
+    "tokenizer",
+    "seq_len",
+    "batch_size",
+    "seed",
+    "optimizer",
+    "lowercase",
+    "fold_whitespace",
+    "lora_rank",
+)
+
+
+@dataclass
+class CheckpointManager:
+    """A run's checkpoints and best weights.
+
+    All processes call its methods alike; the main one writes, or each its own parts.
+    """
+
+    folder: Path
+    """The run's."""
+    config: Config
+    model: GPT2Model
+    optimizers: Sequence[Optimizer]
+    tokenizer: Tokenizer
+    data: Sequence[TextDataset]
+    """What is learned from, and what is validated on."""
+    processes: Processes
+    sharded: bool
+    """Whether each process has a part of every parameter."""
+    _saving: Background = field(default_factory=Background)
+
+    @property
+    def best_weights(self) -> Path:
+        """The file of the best weights, or of the last ones while no validation chose any."""
+        return self.folder / WEIGHTS
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes the run this one, as a checkpoint holds it: tokenizer, text, fixed keys."""
+        digest = hashlib.sha256()
+        for dataset in self.data:
+            digest.update(dataset.tokens.data)
+        keys = self.model.config.to_keys()
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "text": digest.hexdigest(),
+            "fixed": {
+                **{key: self.config[key] for key in FIXED_ON_RESUME},
+                **{key: v for key, v in keys.items() if key not in FREE_ARCHITECTURE_KEYS},
+            },
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Fill the model and the optimizers.
+
+        Raises:
+            AGI2Error: where the checkpoint is another run's: its tokenizer, text or keys differ.
+        """
+        before, now = checkpoint.state, self.identity
+        if before["tokenizer"] != now["tokenizer"]:
+            raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
+        for key, value in now["fixed"].items():
+            was = before["fixed"].get(key)
+            if was != value:
+                raise AGI2Error(
+                    f"{checkpoint.folder} was trained with {key} = {was!r}, now it is {value!r}: "
+                    "set it back, or start anew without resume"
+                )
+        if before["text"] != now["text"]:
+            raise AGI2Error(
+                f"the text has changed since {checkpoint.folder}: put it back as it was, or start "
+                "anew without resume"
+            )
+        tensors = checkpoint.load_into(self.model)
+        checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
+
+    def prepare_folder(self, checkpoint: Checkpoint | None) -> int:
+        """Go on in the run's folder as it was at the checkpoint, or begin a new one.
+
+        Returns:
+            How many bytes of the log there are the run's: 0 where it begins.
+        """
+        logged = 0
+        if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
+            logged = checkpoint.state["metrics_size"]
+            checkpoints.forget_after(self.folder, checkpoint.state["step"])
+        else:
+            checkpoints.make_room(self.folder)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        describe_model(self.model.config, self.tokenizer, self.config, self.folder)
+        if checkpoint is not None:
+            checkpoint.restore_best(self.best_weights)
+        checkpoints.clear_leftovers(self.folder)
+        return logged
+
+    def save(self, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint; the run's weights too, while no validation has chosen any.
+
+        From a GPU the tensors are copied first and written while training goes on: `wait` for it.
+
+        Args:
+            state: all that is not a tensor, as JSON, with the `step` and the `best_loss` so far.
+        """
+        step, keep = state["step"], self.config.keep_checkpoints
+        place = checkpoints.checkpoint_folder(self.folder, step)
+        if not (self.sharded or self.processes.is_main):
+            return place
+        best = None if state["best_loss"] is None else self.best_weights
+        weights = self.model.state_dict()
+        tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
+        if self.sharded:
+            folder, processes = self.folder, self.processes
+            checkpoints.save_shards(folder, step, weights, tensors, state, keep, best, processes)
+            if best is None:
+                self.save_best(self.gather())
+            return place
+
+        def write() -> None:
+            checkpoints.save_checkpoint(self.folder, step, weights, tensors, state, keep, best)
+            if best is None:
+                save_weights(weights, self.best_weights, self.tokenizer)
+
+        self._saving.wait()
+        if self.processes.device.type == "cpu":
+            write()
+        else:  # pragma: needs gpu
+            weights = {name: tensor.cpu() for name, tensor in weights.items()}
+            tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+            self._saving.start(write)
+        return place
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole: no process goes on before."""
+        self._saving.wait()
+        self.processes.wait_for_all()
+
+    def save_best(self, model: GPT2Model) -> None:
+        """Make the weights of the main process's model the run's."""
+        if self.processes.is_main:
+            self._saving.wait()  # a checkpoint may be writing, or linking, the same file
+            save_weights(model.state_dict(), self.best_weights, self.tokenizer)
+
+    def load_best(self) -> GPT2Model:
+        """Give the model the best weights; return what `gather` does."""
+        self._saving.wait()
+        if self.sharded:
+            self.processes.wait_for_all()  # until the main process has written them
+            load_weights(self.model, self.best_weights)
+            return self.gather()
+        if self.processes.is_main:
+            load_weights(self.model, self.best_weights)
+        self.processes.copy_from_main(self.model.state_dict().values())
+        return self.model
+
+    def gather(self) -> GPT2Model:
+        """The model as a process can use it by itself: a copy, on the main one, of a sharded one.
+
+        All processes take part.
+        """
+        if not self.sharded:
+            return self.model
+        weights = {}
+        for name, tensor in self.model.state_dict().items():
+            gathered = whole(tensor)  # one at a time: the others keep none
+            if self.processes.is_main:
+                weights[name] = gathered
+        model = self.model
+        if self.processes.is_main:
+            with torch.device("meta"):
+                model = GPT2Model(self.model.config)
+            model.load_state_dict(weights, assign=True)
+            model.to(self.processes.device)
+        return model
+
+
+def log_changes(
+    checkpoint: Checkpoint, choices: Mapping[str, Any], config: Config, total_steps: int
+) -> None:
+    """Say where a run goes on, and what is no longer as it was; `choices` decide on rounding."""
+    before = checkpoint.state
+    for name, now in choices.items():
+        if before[name] != now:
+            log.warning("%s was %s in this run: the rounding changes", name, before[name])
+    log.info("resuming %s at step %d", checkpoint.folder, before["step"])
+    for key, was in before["config"].items():
+        if key != "resume" and was != config.get(key):
+            log.info("%s is now %r, it was %r", key, config.get(key), was)
+    if before["total_steps"] != total_steps:
+        log.info(
+            "the run is now %d steps long, not %d: the learning rate follows the new length",
+            total_steps,
+            before["total_steps"],
+        )

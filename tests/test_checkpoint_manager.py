@@ -1,0 +1,109 @@
+"""What a run keeps on disk, and which checkpoints it goes on from."""
+
+import logging
+import shutil
+
+import pytest
+
+from src.checkpoint import list_checkpoints, newest_checkpoint
+from src.checkpoint_manager import FIXED_ON_RESUME
+from src.errors import AGI2Error
+from src.tokenizer import BasicTokenizer
+from src.training import train_from_config, train_model
+
+OTHERS = {
+    "val_fraction": 0.2,
+    "text_field": "body",
+    "tokenizer": "bpe",
+    "seq_len": 8,
+    "batch_size": 4,
+    "seed": 5,
+    "optimizer": "muon",
+    "lowercase": False,
+    "fold_whitespace": False,
+    "model_embd": 32,
+    "model_layer": 2,
+    "model_head": 4,
+    "activation": "relu",
+    "position_embedding": "learned",
+}
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def finished(tiny_run):
+    return train_from_config(tiny_run(max_steps=2))
+
+
+def test_a_resumed_run_may_not_become_another(tiny_run, finished, tmp_path):
+    others = {**OTHERS, "sources": [str(shutil.copy(tmp_path / "corpus.txt", tmp_path / "b.txt"))]}
+    # LoRA is refused in `test_training.py`: it needs a model to begin from.
+    assert set(FIXED_ON_RESUME) - {"lora_rank"} <= others.keys()
+    before = contents(finished.folder)
+    for key, value in others.items():
+        with pytest.raises(AGI2Error, match=f"trained with {key} = ") as error:
+            train_from_config(tiny_run(max_steps=2, resume="auto", **{key: value}))
+        assert "\n" not in str(error.value)
+        assert "set it back, or start anew" in str(error.value)
+    assert contents(finished.folder) == before
+
+
+def test_a_resumed_run_may_not_change_its_tokenizer(tiny_run, finished):
+    other = BasicTokenizer([chr(200 + i) for i in range(finished.tokenizer.vocab_size - 2)])
+    config = tiny_run(max_steps=4, resume="auto")
+    with pytest.raises(AGI2Error, match="trained with another tokenizer"):
+        train_model(finished.model, other, **config)
+    assert newest_checkpoint(finished.folder).state["step"] == 2
+
+
+def test_a_text_that_changed_is_not_gone_on_with(tiny_run, corpus):
+    train_from_config(tiny_run())
+    corpus.write_text("Another text. " + corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(AGI2Error, match=r"the text has changed since .*step-00000012"):
+        train_from_config(tiny_run(max_steps=20, resume="auto"))
+
+
+def test_a_resumed_run_says_which_keys_have_changed(tiny_run, caplog):
+    caplog.set_level(logging.INFO, "agi2")
+    train_from_config(tiny_run(max_steps=2))
+    train_from_config(tiny_run(max_steps=3, learning_rate=0.002, resume="auto"))
+    said = [line for line in caplog.messages if " is now " in line and "steps long" not in line]
+    assert said == ["max_steps is now 3, it was 2", "learning_rate is now 0.002, it was 0.01"]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_only_so_many_checkpoints_stay_on_disk(tiny_run, keep):
+    run = train_from_config(tiny_run(checkpoint_interval=2, keep_checkpoints=keep))
+    steps = [int(place.name[-8:]) for place in list_checkpoints(run.folder)]
+    assert steps == [12, 10, 8][:keep][::-1]
+
+
+def test_a_fresh_run_moves_the_old_folder_aside(tiny_run, caplog):
+    first = train_from_config(tiny_run(max_steps=2))
+    files = {p.name: p.read_bytes() for p in first.folder.iterdir() if p.is_file()}
+    with caplog.at_level(logging.INFO, logger="agi2"):
+        second = train_from_config(tiny_run(max_steps=3, seed=2))
+    aside = first.folder.with_name("run.1")
+    assert f"moved to {aside}" in caplog.text
+    assert {p.name: p.read_bytes() for p in aside.iterdir() if p.is_file()} == files
+    assert newest_checkpoint(aside).state["step"] == 2
+    assert newest_checkpoint(second.folder).state["step"] == 3
+    train_from_config(tiny_run(max_steps=4))
+    assert newest_checkpoint(first.folder.with_name("run.2")).state["step"] == 3
+
+
+def test_what_a_kill_left_half_written_is_gone_after_the_next_start(tiny_run):
+    run = train_from_config(tiny_run(max_steps=2))
+    (run.folder / ".model.safetensors.0123abcd").write_bytes(b"half")
+    partial = run.folder / "checkpoints" / ".step-00000009.partial"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    kept = run.folder / ".notes"
+    kept.write_text("mine")
+    train_from_config(tiny_run(max_steps=3, resume="auto"))
+    assert kept.is_file()
+    assert not partial.exists()
+    assert not (run.folder / ".model.safetensors.0123abcd").exists()
