@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from src.model import GPT2Model
+    from src.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -95,6 +99,23 @@ def run_child(command: list[str], cwd: Path | None = None) -> tuple[float, float
         raise SystemExit(f"{' '.join(command)} failed:\n{output}")
     scale = 1e9 if sys.platform == "darwin" else 1e6
     return time.perf_counter() - start, usage.ru_maxrss / scale, output
+
+
+def save_random_gpt2(vocabulary: Path, folder: Path, **keys: Any) -> tuple[GPT2Model, Tokenizer]:
+    """GPT-2 124M with random weights, always the same, as a trained model in a folder.
+
+    `vocabulary` holds vocab.json and merges.txt; `keys` go into its configuration.
+    """
+    from src.config import Config
+    from src.model import GPT2Model
+    from src.model_folder import save_model
+    from src.tokenizer import load_tokenizer
+
+    torch.manual_seed(0)
+    config = Config(position_embedding="learned", vocab_size=50257, **keys)
+    model, tokenizer = GPT2Model(config), load_tokenizer(vocabulary)
+    save_model(model, tokenizer, config, folder)
+    return model, tokenizer
 
 
 def nanogpt_characters(

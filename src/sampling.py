@@ -228,8 +228,7 @@ def apply_top_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
     """Keep the smallest set of likeliest tokens whose share reaches p (Holtzman et al., 2020)."""
     if p is None or p >= 1.0:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
-    return _keep_share(ordered, order, p)
+    return _keep_share(logits, logits, p)
 
 
 def apply_min_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
@@ -247,16 +246,31 @@ def apply_typical_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
         return logits
     surprise = -logits.log_softmax(dim=-1)
     entropy = (logits.softmax(dim=-1) * surprise).nansum(dim=-1, keepdim=True)  # not 0 * inf
-    order = (surprise - entropy).abs().argsort(dim=-1)
-    return _keep_share(logits.gather(-1, order), order, p)
+    return _keep_share(logits, -(surprise - entropy).abs(), p)
 
 
-def _keep_share(ordered: torch.Tensor, order: torch.Tensor, p: float) -> torch.Tensor:
-    """Logits in some order (B, V): those from the first on whose share reaches p, put back."""
-    shares = ordered.softmax(dim=-1)
-    # A token goes when those before it already reach p: the first always stays.
-    ordered = ordered.masked_fill(shares.cumsum(dim=-1) - shares >= p, NEVER)
-    return torch.empty_like(ordered).scatter_(-1, order, ordered)
+# Nearly always so few tokens make up the share: to order all takes many times as long.
+_FEW = 512
+
+
+def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Tensor:
+    """Keep the smallest set of tokens of the highest rank (B, V) whose share reaches p."""
+    shares = logits.softmax(dim=-1)
+    if logits.size(-1) > _FEW:
+        best, order = rank.topk(_FEW, dim=-1)
+        kept = _before(shares.gather(-1, order)).lt(p).sum(dim=-1, keepdim=True).clamp(min=1)
+        excluded = rank < best.gather(-1, kept - 1)
+        # Not where more are needed, or where the last to stay is one of several of equal rank.
+        if (kept < _FEW).all() and torch.equal((~excluded).sum(dim=-1, keepdim=True), kept):
+            return logits.masked_fill(excluded, NEVER)
+    order = rank.argsort(dim=-1, descending=True, stable=True)
+    excluded = _before(shares.gather(-1, order)) >= p
+    return logits.masked_fill(excluded.scatter(-1, order, excluded), NEVER)
+
+
+def _before(shares: torch.Tensor) -> torch.Tensor:
+    """What those before each reach together: 0 for the first, which always stays."""
+    return shares.cumsum(dim=-1) - shares
 
 
 def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:

@@ -204,15 +204,14 @@ class BPETokenizer(Tokenizer):
             (id for id, t in added.items() if t.special and t.content in KNOWN_END_TOKENS), None
         )
         # Ids may have gaps.
-        ids = range(1 + max(tokenizer.get_vocab().values(), default=-1))
-        self._bytes = [_bytes_of(tokenizer.id_to_token(id) or "") for id in ids]
-        for id, token in added.items():
-            self._bytes[id] = b"" if token.special else token.content.encode()
-        pre = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+        self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        # Other tokens' are found when they are asked for: most of a large vocabulary never are.
+        self._bytes = {id: b"" if t.special else t.content.encode() for id, t in added.items()}
+        pre = tokenizer.pre_tokenizer
         # Where words are cut as GPT-2 cuts them, a text may be cut before any space.
         self._may_cut = (
-            pre.get("type") == "ByteLevel"
-            and pre.get("use_regex", True)
+            isinstance(pre, pre_tokenizers.ByteLevel)
+            and pre.use_regex
             and tokenizer.normalizer is None
             and all(token.special for token in added.values())
         )
@@ -250,7 +249,7 @@ class BPETokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         """The size reached by training (0 before)."""
-        return len(self._bytes)
+        return self._size
 
     @property
     def end_of_text(self) -> int:
@@ -294,8 +293,10 @@ class BPETokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         """A token's bytes; nothing for special tokens."""
-        if not 0 <= token < len(self._bytes):
+        if not 0 <= token < self._size:
             raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
+        if token not in self._bytes:
+            self._bytes[token] = _bytes_of(self._tokenizer.id_to_token(token) or "")
         return self._bytes[token]
 
     def to_json(self) -> str:
@@ -303,7 +304,7 @@ class BPETokenizer(Tokenizer):
         return self._tokenizer.to_str(pretty=True)
 
     def _trained(self) -> BPETokenizer:
-        if not self._bytes:
+        if not self._size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
         return self
 
@@ -327,6 +328,10 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+# What stands in a `BasicTokenizer`'s file; a token of such characters has escaped quotes.
+_BASIC = re.compile(rb'"type"\s*:\s*"basic"')
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer: its file, or a folder with `tokenizer.json` or GPT-2's two files.
 
@@ -345,15 +350,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             "vocab.json and merges.txt"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        data = path.read_bytes()
+        # Others may be large, and are parsed by the library alone.
+        content = json.loads(data) if _BASIC.search(data) else {}
         if content.get("type") == "basic":
             return BasicTokenizer(
                 content["vocabulary"],
                 lowercase=content["lowercase"],
                 fold_whitespace=content["fold_whitespace"],
             )
-        library = tokenizers.Tokenizer.from_str(text)
+        library = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # a broken file can break either reader in many ways
         raise AGI2Error(f"{path} is not a tokenizer: {error}") from error
     return BPETokenizer.from_library(library, str(path))

@@ -24,6 +24,7 @@ from transformers.generation.logits_process import (
 from src.config import Config
 from src.errors import AGI2Error
 from src.sampling import (
+    _FEW,
     NEVER,
     NOTHING,
     SamplingOptions,
@@ -39,6 +40,7 @@ from src.sampling import (
     process_logits,
     sampling_keys,
 )
+from tests.conftest import raising
 
 SEEDS = st.integers(0, 9999)
 INSIDE = st.floats(0.01, 0.99)
@@ -161,16 +163,36 @@ def test_typical_p_is_transformers_also_where_tokens_are_excluded(seed, p, k):
     assert torch.equal(apply_typical_p(logits, p), TypicalLogitsWarper(p)(None, logits.clone()))
 
 
-@given(seed=SEEDS, p=INSIDE)
-@settings(deadline=None, max_examples=30)
-def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p):
-    logits = random_logits(seed)
+@given(seed=SEEDS, p=INSIDE, width=st.sampled_from([WIDTH, 4 * _FEW]))
+@settings(deadline=None, max_examples=60)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p, width):
+    logits = random_logits(seed, width=width)
     shares = logits.double().softmax(-1)
     for row, kept in zip(shares, apply_top_p(logits, p).isfinite(), strict=True):
         inside = row[kept]
         assert float(inside.sum()) >= p - 1e-6
         assert float(inside.sum() - inside.min()) < p + 1e-6
         assert (~kept).sum() == 0 or float(row[~kept].max()) <= float(inside.min())
+
+
+@given(seed=SEEDS, p=INSIDE, few=st.integers(1, WIDTH - 1), step=st.sampled_from([0, 1, 4]))
+@settings(deadline=None, max_examples=150)
+def test_however_few_tokens_are_looked_at_first_the_same_stay(seed, p, few, step):
+    logits = random_logits(seed)
+    if step:  # many of equal rank
+        logits = (logits / step).round() * step
+    expected = [apply_top_p(logits, p), apply_typical_p(logits, p)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.sampling._FEW", few)
+        found = [apply_top_p(logits, p), apply_typical_p(logits, p)]
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_large_vocabulary_is_not_ordered_whole_where_few_tokens_make_up_the_share(monkeypatch):
+    logits = random_logits(0, width=4 * _FEW)
+    expected = apply_top_p(logits, 0.5)
+    monkeypatch.setattr(torch.Tensor, "argsort", raising(AssertionError))
+    assert torch.equal(apply_top_p(logits, 0.5), expected)
 
 
 def test_no_limit_keeps_every_token():
