@@ -16,6 +16,7 @@ from src.beam_search import beam_search
 from src.config import GPT2Config
 from src.decoder import Decoder
 from src.model import GPT2Model
+from src.quantization import prepare_for_generation
 
 PROMPT, NEW = 16, 64
 
@@ -25,13 +26,14 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()
     torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(d_model=64, n_layers=1, n_heads=4, dropout=0.0)).eval()
+    model = GPT2Model(GPT2Config(d_model=64, n_layers=1, n_heads=4, dropout=0.0))
+    prepare_for_generation(model)
     prompt = torch.randint(0, 50257, (PROMPT,)).tolist()
 
     def alone(beams: int) -> None:
         """The same passes and the same reordering as a search's, with tokens that are given."""
-        decoder = Decoder(model, prompt, 50257)
-        decoder.prefill()
+        decoder = Decoder(model, 50257)
+        decoder.read([prompt])
         rows = torch.arange(beams)
         for step in range(NEW - 1):
             decoder.reorder(torch.zeros(beams, dtype=torch.long) if step == 0 else rows.flip(0))

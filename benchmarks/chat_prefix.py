@@ -18,6 +18,7 @@ from src.config import GPT2Config
 from src.decoder import Decoder
 from src.interactive import InteractivePrompt
 from src.model import GPT2Model
+from src.quantization import prepare_for_generation
 from src.tokenizer import BPETokenizer
 
 MESSAGE, REPLY = 18, 20
@@ -31,7 +32,8 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = BPETokenizer(257)
     tokenizer.fit([""])
-    model = GPT2Model(GPT2Config(n_layers=given.layers, position_embedding="learned")).eval()
+    model = GPT2Model(GPT2Config(n_layers=given.layers, position_embedding="learned"))
+    prepare_for_generation(model)
     # Letters alone, so that what was written is what is read.
     letters = tokenizer.encode(string.ascii_letters)
     bias = {token: -100.0 for token in range(257) if token not in letters}

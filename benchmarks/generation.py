@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import parser, report, run_child
+from common import parser, report, run_child, save_random_gpt2
 
 PROMPT, NEW, BEAMS, BATCH = 60, 128, 5, 8
 KINDS = {
@@ -34,20 +34,12 @@ KINDS = {
 
 def prepare(folder: Path, vocabulary: Path) -> None:
     """The same random weights in every engine's format."""
-    import torch
     from ctranslate2.converters import TransformersConverter
 
-    from src.config import Config
     from src.interop.gguf import export_gguf
     from src.interop.huggingface import export_huggingface
-    from src.model import GPT2Model
-    from src.model_folder import save_model
-    from src.tokenizer import load_tokenizer
 
-    torch.manual_seed(0)
-    config = Config(position_embedding="learned", vocab_size=50257)
-    model, tokenizer = GPT2Model(config), load_tokenizer(vocabulary)
-    save_model(model, tokenizer, config, folder / "agi2")
+    model, tokenizer = save_random_gpt2(vocabulary, folder / "agi2")
     export_huggingface(model, tokenizer, folder / "hf")
     export_gguf(model, tokenizer, folder / "fp32.gguf")
     export_gguf(model, tokenizer, folder / "int8.gguf", "q8_0")
@@ -69,24 +61,24 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
     from src.beam_search import beam_search
     from src.generation import generate_batch, generate_tokens
     from src.model_folder import load_model
-    from src.quantization import prepare_for_generation
+    from src.native import NativeLinear
+    from src.quantization import arrange, prepare_for_generation
 
     precision = kind.split(", ")[1]
     trained = load_model(folder / "agi2")
     model, tokenizer = trained.model, trained.tokenizer
     prepare_for_generation(model, "none" if precision == "fp32" else precision)
     if kind.startswith("every weight"):
-        layers = [layer for b in model.blocks for layer in (b.attention.qkv, b.attention.proj)]
-        layers += [layer for block in model.blocks for layer in (block.ffn.expand,)]
-        narrow, wide = torch.randn(1, 1, 768), torch.randn(1, 1, 3072)
+        matrices = [weight for weight in model.parameters() if weight.dim() == 2]
+        matrices = [weight for weight in matrices if weight.size(0) != model.config.max_seq_len]
+        products = [NativeLinear(arrange(weight.detach(), None, 32)) for weight in matrices]
+        inputs = [torch.randn(1, weight.size(1)) for weight in matrices]
 
         @torch.inference_mode()
         def once() -> list[int]:
             for _ in range(NEW):
-                for layer in (*layers, model.head):
-                    layer(narrow)
-                for block in model.blocks:
-                    block.ffn.contract(wide)
+                for product, x in zip(products, inputs, strict=True):
+                    product(x)
             return []
 
         return once

@@ -16,6 +16,7 @@ from common import parser, report
 from src.config import GPT2Config
 from src.generation import generate_tokens
 from src.model import GPT2Model
+from src.quantization import prepare_for_generation
 from src.speculation import speculate_tokens
 
 PROMPT, NEW = 60, 128
@@ -33,7 +34,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(position_embedding="learned", dropout=0.0)).eval()
+    model = GPT2Model(GPT2Config(position_embedding="learned", dropout=0.0))
+    prepare_for_generation(model)
     passes: list[int] = []
     model.final_norm.register_forward_hook(lambda *_: passes.append(1))
     ways = {

@@ -118,7 +118,15 @@ def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weigh
     # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
     if not bool(torch.stack(weight.aminmax()).isfinite().all()):
         raise AGI2Error("the model has weights that are no finite numbers: train it again")
-    values, scale = {32: _as_it_is, 8: _in_8_bits, 4: _in_4_bits}[bits](weight)
+    values: torch.Tensor
+    scale: torch.Tensor | None
+    if bits == 32:
+        values, scale = weight.contiguous(), None
+    else:
+        in_bits = _in_8_bits if bits == 8 else _in_4_bits
+        # In parts that a processor's cache holds.
+        parts = [in_bits(rows) for rows in weight.split(256)]
+        values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     outputs, inputs = weight.shape
     return Weights(values, scale, bias, inputs, outputs, bits)
 
@@ -136,10 +144,6 @@ def restore(weights: Weights) -> torch.Tensor:
     return (levels.unflatten(1, (-1, GROUP)) * step + lowest).flatten(1)
 
 
-def _as_it_is(weight: torch.Tensor) -> tuple[torch.Tensor, None]:
-    return weight.contiguous(), None
-
-
 def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels of -127 to 127, and the size of a level in each row."""
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
@@ -152,23 +156,25 @@ def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     middle = (low + high) / 2
     # The outermost weights may be cut, where that brings the others nearer.
-    best = torch.full_like(low, float("inf"))
-    levels, step, lowest = torch.zeros_like(groups), low, low
-    for share in _SHARES:
-        a_step = ((high - low).clamp(min=1e-12) * share / 15).bfloat16().float()
-        a_lowest = (middle - 7.5 * a_step).bfloat16().float()
-        a_level = ((groups - a_lowest) / a_step).round().clamp(0, 15)
-        error = (a_level * a_step + a_lowest - groups).square().sum(dim=-1, keepdim=True)
-        better = error < best
-        best = torch.where(better, error, best)
-        levels = torch.where(better, a_level, levels)
-        step, lowest = torch.where(better, a_step, step), torch.where(better, a_lowest, lowest)
+    steps = [((high - low).clamp(min=1e-12) * share / 15).bfloat16().float() for share in _SHARES]
+    lowests = [(middle - 7.5 * step).bfloat16().float() for step in steps]
+    errors = [
+        (_levels(groups, *pair) * pair[0]).add_(pair[1]).sub_(groups).square_().sum(-1, True)
+        for pair in zip(steps, lowests, strict=True)
+    ]
+    best = torch.cat(errors, dim=-1).argmin(dim=-1, keepdim=True)
+    step, lowest = (torch.cat(each, dim=-1).gather(-1, best) for each in (steps, lowests))
+    levels = _levels(groups, step, lowest)
     # 64 neighbours in 16 numbers of 16 bits, each with one of every 16th.
     parts = levels.flatten(1).int().unflatten(1, (-1, 4, _WHOLE // 4)).unbind(2)
     together = sum(part << 4 * place for place, part in enumerate(parts))
     assert isinstance(together, torch.Tensor)
     upper_and_lower = torch.cat([lowest, step], dim=-1).bfloat16()
     return together.to(torch.int16).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
+
+
+def _levels(groups: torch.Tensor, step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
+    return (groups - lowest).div_(step).round_().clamp_(0, 15)
 
 
 def _halves(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from src import __version__
+from src.native import LIBRARY
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,9 +38,11 @@ def run(folder, *command):
 def wheel(tmp_path_factory):
     """A wheel built from a copy of the checkout, without a network."""
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.so")
+    )
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
     name = run(copy, sys.executable, "-c", build).splitlines()[-1]
     return copy / "dist" / name
@@ -70,9 +73,11 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     modules = {
         f"agi2/{path.relative_to(ROOT / 'src').as_posix()}"
         for path in (ROOT / "src").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".c", ".typed")
     }
-    assert {name for name in names if ".dist-info/" not in name} == modules
+    compiled = {name for name in names if Path(name).name.startswith("_native.")}
+    assert {name for name in names if ".dist-info/" not in name} - compiled == modules
+    assert len(compiled) == (LIBRARY is not None)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -1,0 +1,63 @@
+"""Time and memory of one more token after texts of different lengths.
+
+python benchmarks/token_time.py [--json FILE]
+
+GPT-2 124M, random weights, greedy, one text. A token reads every weight, and the keys and values of
+the tokens before it: so much more time may a token take as it reads more.
+"""
+
+import random
+import statistics
+import time
+
+import psutil
+import torch
+from common import parser, report
+
+from src.config import GPT2Config
+from src.decoder import Decoder
+from src.model import GPT2Model
+from src.quantization import prepare_for_generation
+
+LENGTHS, TOKENS = (16, 128, 256, 512, 992), 16
+BYTES = {"none": 4, "int8": 1}
+
+
+def main() -> None:
+    given = parser(__doc__.splitlines()[0]).parse_args()
+    rows = []
+    for quantize, size in BYTES.items():
+        torch.manual_seed(0)
+        model = GPT2Model(GPT2Config(position_embedding="learned"))
+        weights = sum(each.numel() for each in model.parameters() if each.dim() == 2) * size
+        prepare_for_generation(model, quantize)
+        decoder = Decoder(model, model.config.vocab_size)
+        draw = random.Random(0)
+        found: dict[int, list[float]] = {length: [] for length in LENGTHS}
+        memory: dict[int, float] = {}
+        for _ in range(5):
+            for length in LENGTHS:
+                logits = decoder.read([[draw.randrange(50257) for _ in range(length)]])
+                start = time.perf_counter()
+                for _ in range(TOKENS):
+                    logits = decoder.step(logits.argmax(dim=-1))
+                found[length].append((time.perf_counter() - start) / TOKENS)
+                memory[length] = psutil.Process().memory_info().rss / 1e9
+        shortest = statistics.median(found[LENGTHS[0]])
+        for length, seconds in found.items():
+            cache = 2 * 4 * model.config.n_layers * model.config.d_model * (length + TOKENS / 2)
+            rows.append(
+                {
+                    "weights": quantize,
+                    "tokens before": length,
+                    "ms a token": 1e3 * statistics.median(seconds),
+                    "time, of the shortest": statistics.median(seconds) / shortest,
+                    "bytes, of the weights": 1 + cache / weights,
+                    "memory GB": memory[length],
+                }
+            )
+    report(rows, given.json)
+
+
+if __name__ == "__main__":
+    main()
