@@ -22,7 +22,7 @@
 
 enum {
     TOKENS = 6, ROWS = 2, /* at once: their sums, and what is added to them, fit into 16 registers */
-    CHUNK = 16,   /* rows that a processor takes at a time: a cache line of outputs */
+    LINE = 16,    /* numbers: a cache line, of which no two processors write a part */
     AHEAD = 4096, /* bytes, from what is read to what is asked for: a page, where hardware stops */
     GROUP = 32,   /* weights of 4 bits that share a step and a lowest value */
 };
@@ -75,9 +75,7 @@ INLINE float as_float(uint32_t bits) {
 }
 
 INLINE float total(floats x) {
-    x += __builtin_shuffle(x, (ints){4, 5, 6, 7, 0, 1, 2, 3});
-    x += __builtin_shuffle(x, (ints){2, 3, 0, 1, 6, 7, 4, 5});
-    return x[0] + x[1];
+    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
 /* e^x to 2e-7 of it: 2^n e^r with |r| at most ln 2 / 2, and e^r from its series. */
@@ -210,9 +208,11 @@ static void activate(int activation, float *x, long count) {
    All threads of a region call this, and wait for each other at its end. */
 static void product(const Matrix *m, const Inputs *in, long tokens, float *out, int activation, int add) {
     const long O = m->outputs, parts = (tokens + TOKENS - 1) / TOKENS;
+    /* Long ways without a turn, and yet several for each thread: one may be held up. */
+    const long chunk = (O / (4 * omp_get_num_threads()) / LINE + 1) * LINE;
 #pragma omp for schedule(dynamic)
-    for (long begin = 0; begin < O; begin += CHUNK) {
-        const long end = MIN(begin + CHUNK, O);
+    for (long begin = 0; begin < O; begin += chunk) {
+        const long end = MIN(begin + chunk, O);
         for (long row = begin, rows; row < end; row += rows) {
             /* A single token is fastest along the rows; several are read once for two. */
             rows = tokens > 1 ? MIN(ROWS, end - row) : 1;
