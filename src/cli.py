@@ -91,10 +91,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a model, and print what it writes."""
-    # By default PyTorch's threads wait for each other at full speed for so long that beside other
-    # work a step takes many times as long; alone, this costs a step nothing that could be measured
-    # (but the many small products of writing a token a fifth of their time).
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    _wait_gently(10_000)
     config = _start(
         file, "training", [*(overrides or []), *(["resume=auto"] if resume else [])], quiet, verbose
     )
@@ -199,6 +196,7 @@ def generate(
     verbose: Verbose = False,
 ) -> None:
     """Go on from a prompt, word by word."""
+    _wait_gently(1_000)
     config = _start(file, "generation", overrides, quiet, verbose)
     if show_probs and config.samples > 1:
         raise AGI2Error(f"--show-probs shows one text, not {config.samples}: leave samples at 1")
@@ -242,6 +240,7 @@ def beam(
     verbose: Verbose = False,
 ) -> None:
     """Search for the likeliest text with beams; nothing is drawn at random."""
+    _wait_gently(1_000)
     shown = [] if results is None else [f"beam_results={results}"]
     config = _start(file, "generation", [*(overrides or []), *shown], quiet, verbose)
     trained = _load(config, file)
@@ -276,6 +275,7 @@ def chat(
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model."""
+    _wait_gently(1_000)
     config = _start(file, "interactive", overrides, quiet, verbose)
     trained = _load(config, file)
     from .interactive import InteractivePrompt
@@ -512,6 +512,15 @@ def _set_up_log(quiet: bool, verbose: bool) -> None:
     log.debug(
         "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
     )
+
+
+def _wait_gently(spins: int) -> None:
+    """Let PyTorch's threads, which are not there yet, soon stop waiting at full speed.
+
+    By default they go on for so long that beside other work a step takes several times as long;
+    alone, this costs nothing that could be measured. A pass in C (`native.c`) needs still less.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", str(spins))
 
 
 def _start(
