@@ -1,7 +1,7 @@
 """Writing with GPT-2 124M, random weights, beside `transformers`, CTranslate2 and llama.cpp.
 
 python benchmarks/generation.py GPT2_VOCABULARY [--rounds 3] [--json FILE]
-    [--trained RUN --text FILE]
+    [--only WORDS] [--trained RUN --text FILE]
 
 Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere, each engine in
 processes of its own, in turn; the median run. GPT2_VOCABULARY is a folder with vocab.json and
@@ -210,6 +210,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("vocabulary", type=Path)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--only", default="", help="the rows whose names have these words")
     options.add_argument("--trained", type=Path, help="a run's folder")
     options.add_argument("--text", type=Path, help="what that run has not seen")
     options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -231,7 +232,7 @@ def main() -> None:
         )
         for _ in range(given.rounds):
             for kind, engines in KINDS.items():
-                for engine in engines:
+                for engine in engines if given.only in kind else ():
                     command = [sys.executable, __file__, str(given.vocabulary)]
                     command += ["--child", engine, kind, place]
                     _, memory[kind, engine], output = run_child(command)

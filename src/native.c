@@ -146,6 +146,24 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens
     const int16_t *w = (const int16_t *)m->weight + row * (I / 4), *x = in->levels + first * I;
     const uint32_t *scale = (const uint32_t *)m->scale + row * groups;
     floats sums[ROWS][TOKENS] = {0};
+    float steps[rows * groups];
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++) {
+        long group = 0;
+        for (; group + 8 <= groups; group += 8) {
+            ints both = *(const ints *)(scale + r * groups + group);
+            *(floats *)(steps + r * groups + group) = (floats)(both & (int32_t)0xffff0000);
+#pragma GCC unroll 6
+            for (int t = 0; t < tokens; t++)
+                sums[r][t] += (floats)(both << 16) * *(const floats *)(in->sums + (first + t) * groups + group);
+        }
+        for (; group < groups; group++) {
+            steps[r * groups + group] = as_float(scale[r * groups + group] & 0xffff0000u);
+#pragma GCC unroll 6
+            for (int t = 0; t < tokens; t++)
+                sums[r][t][0] += as_float(scale[r * groups + group] << 16) * in->sums[(first + t) * groups + group];
+        }
+    }
     for (long i = 0; i < I; i += 2 * GROUP)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
@@ -154,7 +172,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens
 #pragma GCC unroll 2
             for (int half = 0; half < 2; half++) {
                 shorts low = all >> 8 * half & 15, high = all >> (8 * half + 4) & 15;
-                float step = as_float(scale[r * groups + i / GROUP + half] & 0xffff0000u);
+                float step = steps[r * groups + i / GROUP + half];
 #pragma GCC unroll 6
                 for (int t = 0; t < tokens; t++) {
                     const int16_t *of = x + t * I + i + half * GROUP;
@@ -166,14 +184,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < tokens; t++) {
-            const float *of = in->sums + (first + t) * groups;
-            float lowest = 0;
-#pragma omp simd reduction(+ : lowest)
-            for (long group = 0; group < groups; group++)
-                lowest += as_float(scale[r * groups + group] << 16) * of[group];
-            out[r * tokens + t] = (total(sums[r][t]) + lowest) * in->scale[first + t];
-        }
+        for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]) * in->scale[first + t];
 }
 
 static void multiply(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
@@ -185,7 +196,7 @@ static void multiply(const Matrix *m, const Inputs *in, long first, int tokens, 
         break;
     switch (10 * tokens + rows) {
         CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
-        CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
+        CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
     }
 }
 
@@ -214,8 +225,8 @@ static void product(const Matrix *m, const Inputs *in, long tokens, float *out, 
     for (long begin = 0; begin < O; begin += chunk) {
         const long end = MIN(begin + chunk, O);
         for (long row = begin, rows; row < end; row += rows) {
-            /* A single token is fastest along the rows; several are read once for two. */
-            rows = tokens > 1 ? MIN(ROWS, end - row) : 1;
+            /* Whole weights come fastest row by row; others need more work than way. */
+            rows = tokens > 1 || m->bits < 32 ? MIN(ROWS, end - row) : 1;
             for (long part = 0; part < parts; part++) {
                 const long first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
                 float sums[ROWS * TOKENS];

@@ -36,7 +36,7 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
     Args:
         model: on the CPU for `int8` and `int4`.
         quantize: `none` keeps every weight; `int8` rounds each row of each matrix to 255 levels;
-            `int4` rounds groups of 32 weights to 16 levels, but the head as `int8`.
+            `int4` rounds groups of 32 weights to 16 levels.
 
     Raises:
         AGI2Error: where the device or the model's width has no such weights, or a weight is not a
@@ -52,7 +52,7 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
     if quantize == "int4" and (config.d_model % _WHOLE or config.d_ff % _WHOLE):
         raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {_WHOLE}')
     bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
-    head = arrange(model.output_weight.detach(), None, max(bits, 8))
+    head = arrange(model.output_weight.detach(), None, bits)
     layers = [
         LayerWeights(
             qkv=_fixed(block.attention, "qkv", bits),
