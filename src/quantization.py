@@ -104,7 +104,9 @@ class FixedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., I) to (..., O)."""
         few = self._weights.bits < 32 or x.numel() <= FEW * self._weights.inputs
-        if self._few is not None and few:
+        # Autocasting gives other types, and `to` another device: those are PyTorch's.
+        is_float = x.dtype == torch.float32 and x.device.type == "cpu"
+        if self._few is not None and few and is_float:
             return self._few(x)
         return F.linear(x, self.weight, self._weights.bias)
 

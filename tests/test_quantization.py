@@ -119,3 +119,12 @@ def test_another_device_keeps_its_weights():
     assert prepare_for_generation(model) is model
     with pytest.raises(AGI2Error, match=r'^quantize = "int8" is for a CPU'):
         prepare_for_generation(model, "int8")
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_a_prepared_model_reads_in_bfloat16_as_another_does(quantize):
+    model = prepare_for_generation(make(), quantize)
+    expected = log_probs(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = log_probs(model)
+    assert (found - expected).abs().max() < 0.05 * (expected.max() - expected.min())
