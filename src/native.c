@@ -31,13 +31,14 @@ enum {
 typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t bytes __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int8_t bytes __attribute__((vector_size(32), aligned(1), may_alias));
+typedef int8_t half_bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
 /* A matrix (O, I), and what follows its product.
 
-   32 bits: float. 8 bits: int8, and a scale for each row (O,). 4 bits: 64 neighbours in 16 numbers
-   of 16 bits, of which the k-th 4 bits hold the neighbours 16 k to 16 k + 15; and for each group of
-   32 a step and a lowest value, bfloat16, as the upper and lower half of a number (O, I / 32). */
+   32 bits: float. 8 bits: int8, and a scale for each row (O,). 4 bits: 64 neighbours in 32 bytes, of
+   which the lower halves hold the first 32 and the upper halves the others; and for each group of 32
+   a step and a lowest value, bfloat16, as the upper and lower half of a number (O, I / 32). */
 typedef struct {
     const void *weight;
     const void *scale;
@@ -60,12 +61,13 @@ typedef struct {
     float epsilon; /* of the layer norms */
 } Model;
 
-/* What a product reads: N rows of I numbers, rounded to 16 bits where the weights are rounded. */
+/* What a product reads: N rows of I numbers. Beside weights of 8 bits they are rounded to 16 bits,
+   with a scale for each row; beside weights of 4 bits to 8 bits, with a scale for each group. */
 typedef struct {
     float *x;
-    int16_t *levels; /* (N, I) */
-    float *scale;    /* (N,) of the levels */
-    float *sums;     /* (N, I / 32) of the levels of each group */
+    void *levels; /* (N, I) */
+    float *scale; /* (N, 1 or I / 32) of the levels */
+    float *sums;  /* (N, I / 32) of each group's levels times their scale */
 } Inputs;
 
 INLINE float as_float(uint32_t bits) {
@@ -99,6 +101,17 @@ INLINE ints pairs(shorts a, shorts b) {
 #endif
 }
 
+/* Sums of products of four neighbours, of which a's are from 0 to 15: 32 numbers to 8. */
+INLINE ints fours(bytes a, bytes b) {
+#ifdef __AVX2__
+    return (ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
+#else
+    ints sums = {0};
+    for (int i = 0; i < 32; i++) sums[i / 4] += a[i] * b[i];
+    return sums;
+#endif
+}
+
 /* The three products: `rows` rows of a matrix from `row` on by `tokens` rows of inputs from `first`
    on, to sums (rows, tokens). Both numbers are known when this is compiled: all sums are registers. */
 
@@ -123,14 +136,14 @@ INLINE void multiply_32(const Matrix *m, const Inputs *in, long first, int token
 INLINE void multiply_8(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
     const long I = m->inputs;
     const int8_t *w = (const int8_t *)m->weight + row * I;
-    const int16_t *x = in->levels + first * I;
+    const int16_t *x = (const int16_t *)in->levels + first * I;
     const float *scale = (const float *)m->scale + row;
     ints sums[ROWS][TOKENS] = {0};
     for (long i = 0; i < I; i += 16)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch(w + r * I + i + AHEAD);
-            shorts weights = __builtin_convertvector(*(const bytes *)(w + r * I + i), shorts);
+            shorts weights = __builtin_convertvector(*(const half_bytes *)(w + r * I + i), shorts);
 #pragma GCC unroll 6
             for (int t = 0; t < tokens; t++) sums[r][t] += pairs(weights, *(const shorts *)(x + t * I + i));
         }
@@ -143,48 +156,51 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, long first, int tokens
 
 INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
     const long I = m->inputs, groups = I / GROUP;
-    const int16_t *w = (const int16_t *)m->weight + row * (I / 4), *x = in->levels + first * I;
+    const int8_t *w = (const int8_t *)m->weight + row * (I / 2), *x = (const int8_t *)in->levels + first * I;
     const uint32_t *scale = (const uint32_t *)m->scale + row * groups;
     floats sums[ROWS][TOKENS] = {0};
-    float steps[rows * groups];
+    float steps[rows * tokens * groups]; /* of a group's products: that of its weights times that of its inputs */
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++) {
         long group = 0;
         for (; group + 8 <= groups; group += 8) {
             ints both = *(const ints *)(scale + r * groups + group);
-            *(floats *)(steps + r * groups + group) = (floats)(both & (int32_t)0xffff0000);
 #pragma GCC unroll 6
-            for (int t = 0; t < tokens; t++)
-                sums[r][t] += (floats)(both << 16) * *(const floats *)(in->sums + (first + t) * groups + group);
+            for (int t = 0; t < tokens; t++) {
+                const long of = (first + t) * groups + group;
+                *(floats *)(steps + (r * tokens + t) * groups + group) =
+                    (floats)(both & (int32_t)0xffff0000) * *(const floats *)(in->scale + of);
+                sums[r][t] += (floats)(both << 16) * *(const floats *)(in->sums + of);
+            }
         }
         for (; group < groups; group++) {
-            steps[r * groups + group] = as_float(scale[r * groups + group] & 0xffff0000u);
+            const uint32_t both = scale[r * groups + group];
 #pragma GCC unroll 6
-            for (int t = 0; t < tokens; t++)
-                sums[r][t][0] += as_float(scale[r * groups + group] << 16) * in->sums[(first + t) * groups + group];
+            for (int t = 0; t < tokens; t++) {
+                const long of = (first + t) * groups + group;
+                steps[(r * tokens + t) * groups + group] = as_float(both & 0xffff0000u) * in->scale[of];
+                sums[r][t][0] += as_float(both << 16) * in->sums[of];
+            }
         }
     }
     for (long i = 0; i < I; i += 2 * GROUP)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __builtin_prefetch((const char *)(w + (r * I + i) / 4) + AHEAD);
-            shorts all = *(const shorts *)(w + (r * I + i) / 4);
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                shorts low = all >> 8 * half & 15, high = all >> (8 * half + 4) & 15;
-                float step = steps[r * groups + i / GROUP + half];
+            __builtin_prefetch(w + (r * I + i) / 2 + AHEAD);
+            bytes all = *(const bytes *)(w + (r * I + i) / 2);
+            bytes low = all & 15, high = (bytes)((shorts)all >> 4) & 15;
 #pragma GCC unroll 6
-                for (int t = 0; t < tokens; t++) {
-                    const int16_t *of = x + t * I + i + half * GROUP;
-                    ints sum = pairs(low, *(const shorts *)of) + pairs(high, *(const shorts *)(of + 16));
-                    sums[r][t] += __builtin_convertvector(sum, floats) * step;
-                }
+            for (int t = 0; t < tokens; t++) {
+                const int8_t *of = x + t * I + i;
+                const float *step = steps + (r * tokens + t) * groups + i / GROUP;
+                sums[r][t] += __builtin_convertvector(fours(low, *(const bytes *)of), floats) * step[0];
+                sums[r][t] += __builtin_convertvector(fours(high, *(const bytes *)(of + GROUP)), floats) * step[1];
             }
         }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]) * in->scale[first + t];
+        for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
 }
 
 static void multiply(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
@@ -243,28 +259,45 @@ static void product(const Matrix *m, const Inputs *in, long tokens, float *out, 
     }
 }
 
-/* Round row `token` of the inputs of a matrix, where its weights are rounded, to as many levels as
-   have a sum of products that 32 bits hold. */
-static void round_inputs(const Matrix *m, const Inputs *in, long token) {
-    if (m->bits == 32) return;
-    const long I = m->inputs;
-    const float *x = in->x + token * I;
-    int16_t *levels = in->levels + token * I;
-    float greatest = 1e-30f, nothing = 0; /* but NaN where an input is no finite number */
+/* What a level is worth, so that the greatest of some numbers has `top` of them; NaN where one of the
+   numbers is no finite one. */
+INLINE float level_of(const float *x, long count, float top) {
+    float greatest = 1e-30f, nothing = 0;
 #pragma omp simd reduction(max : greatest) reduction(+ : nothing)
-    for (long i = 0; i < I; i++) {
+    for (long i = 0; i < count; i++) {
         greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
         nothing += 0 * x[i];
     }
-    const float top = fminf(32767, 1.35e8f / (float)I), scale = top / greatest;
+    return greatest / top + nothing;
+}
+
+INLINE int32_t nearest(float x) {
+    return (int32_t)(x + (x < 0 ? -0.5f : 0.5f));
+}
+
+/* Round row `token` of the inputs of a matrix, where its weights are rounded. */
+static void round_inputs(const Matrix *m, const Inputs *in, long token) {
+    const long I = m->inputs, groups = I / GROUP;
+    const float *x = in->x + token * I;
+    if (m->bits == 8) {
+        /* As many levels as have a sum of products that 32 bits hold. */
+        const float level = level_of(x, I, fminf(32767, 1.35e8f / (float)I)), scale = 1 / level;
+        int16_t *levels = (int16_t *)in->levels + token * I;
 #pragma omp simd
-    for (long i = 0; i < I; i++) levels[i] = (int16_t)(int32_t)(x[i] * scale + (x[i] < 0 ? -0.5f : 0.5f));
-    in->scale[token] = greatest / top + nothing;
-    if (m->bits == 4)
-        for (long group = 0; group < I / GROUP; group++) {
+        for (long i = 0; i < I; i++) levels[i] = (int16_t)nearest(x[i] * scale);
+        in->scale[token] = level;
+    } else if (m->bits == 4)
+        for (long group = 0; group < groups; group++, x += GROUP) {
+            const float level = level_of(x, GROUP, 127), scale = 1 / level;
+            int8_t *levels = (int8_t *)in->levels + token * I + group * GROUP;
             int32_t sum = 0;
-            for (int i = 0; i < GROUP; i++) sum += levels[group * GROUP + i];
-            in->sums[token * (I / GROUP) + group] = (float)sum;
+#pragma omp simd reduction(+ : sum)
+            for (int i = 0; i < GROUP; i++) {
+                levels[i] = (int8_t)nearest(x[i] * scale);
+                sum += levels[i];
+            }
+            in->scale[token * groups + group] = level;
+            in->sums[token * groups + group] = level * (float)sum;
         }
 }
 
@@ -313,14 +346,14 @@ static void attend(const float *q, long stride, float *keys, float *values, floa
 static Inputs inputs_at(char **place, long tokens, long count) {
     Inputs in;
     in.x = (float *)*place, *place += tokens * count * sizeof(float);
-    in.levels = (int16_t *)*place, *place += tokens * count * sizeof(int16_t);
-    in.scale = (float *)*place, *place += tokens * sizeof(float);
+    in.levels = *place, *place += tokens * count * sizeof(int16_t);
+    in.scale = (float *)*place, *place += tokens * (count / GROUP + 1) * sizeof(float);
     in.sums = (float *)*place, *place += tokens * (count / GROUP + 1) * sizeof(float);
     return in;
 }
 
 static long bytes_of_inputs(long tokens, long count) {
-    return tokens * (count * 6 + 4 + (count / GROUP + 1) * 4);
+    return tokens * (count * 6 + (count / GROUP + 1) * 8);
 }
 
 /* x (N, I) to out (N, O). Returns 0, or 1 where there is no memory. */

@@ -19,7 +19,7 @@ from torch import nn
 
 from .kv_cache import KVCache
 
-FEW = 16
+FEW = 64
 """Rows of inputs up to which this is faster than PyTorch's products of whole weights."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 """In the order of `native.c`."""

@@ -1,8 +1,8 @@
 """A model made fast at writing: weights of 32, 8 or 4 bits, read by the compiled part.
 
 To write a token reads every weight once, so its time is that of bringing them from memory. Only
-weights are rounded; what they are multiplied with stays whole (to 16 bits in `native.c`), so that a
-text of a batch is what it is alone. O outputs and I inputs of a matrix.
+weights are rounded to be kept; what they are multiplied with has 16 bits in `native.c` (8 beside
+weights of 4), by rows and groups of its own, so that a text of a batch is what it is alone. O outputs and I inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def restore(weights: Weights) -> torch.Tensor:
     assert weights.scale is not None
     if weights.bits == 8:
         return weights.values * weights.scale.unsqueeze(1)
-    places = torch.arange(0, 16, 4, dtype=torch.int16).unsqueeze(1)
-    levels = (weights.values.unflatten(1, (-1, 1, _WHOLE // 4)) >> places & 15).flatten(1)
+    halves = weights.values.unflatten(1, (-1, GROUP))
+    levels = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1)
     step, lowest = (part.float().unsqueeze(-1) for part in _halves(weights.scale))
     return (levels.unflatten(1, (-1, GROUP)) * step + lowest).flatten(1)
 
@@ -167,12 +167,10 @@ def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     best = torch.cat(errors, dim=-1).argmin(dim=-1, keepdim=True)
     step, lowest = (torch.cat(each, dim=-1).gather(-1, best) for each in (steps, lowests))
     levels = _levels(groups, step, lowest)
-    # 64 neighbours in 16 numbers of 16 bits, each with one of every 16th.
-    parts = levels.flatten(1).int().unflatten(1, (-1, 4, _WHOLE // 4)).unbind(2)
-    together = sum(part << 4 * place for place, part in enumerate(parts))
-    assert isinstance(together, torch.Tensor)
+    # 64 neighbours in 32 bytes: 32 in the lower halves, 32 in the upper ones.
+    low, high = levels.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
     upper_and_lower = torch.cat([lowest, step], dim=-1).bfloat16()
-    return together.to(torch.int16).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
+    return (low | high << 4).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
 
 
 def _levels(groups: torch.Tensor, step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,9 @@ def test_without_the_compiled_part_the_logits_are_the_same(quantize, monkeypatch
     assert plain.few_tokens is None
     assert ("saves memory here, and no time" in caplog.text) == (quantize != "none")
     monkeypatch.undo()
-    torch.testing.assert_close(log_probs(compiled), log_probs(plain), atol=2e-4, rtol=2e-4)
+    # The compiled part rounds what it multiplies with weights of 4 bits.
+    slack = 2e-2 if quantize == "int4" else 2e-4
+    torch.testing.assert_close(log_probs(compiled), log_probs(plain), atol=slack, rtol=slack)
 
 
 def test_a_width_that_groups_do_not_divide_is_one_clear_line():
