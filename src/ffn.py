@@ -10,10 +10,11 @@ from torch import nn
 
 from .dropout import Dropout
 from .errors import AGI2Error
+from .native import Gelu
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
+    return Gelu.apply(x) if Gelu.suits(x) else F.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

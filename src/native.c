@@ -1,4 +1,4 @@
-/* A pass of the model over a few tokens, on a processor.
+/* A pass of the model over a few tokens, on a processor; and GELU for the training of one.
 
    To write a token reads every weight once, and little is done with each: the time is that of
    bringing the weights from memory, which this file is made to do without pause. One parallel
@@ -80,13 +80,14 @@ INLINE float total(floats x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
-/* e^x to 2e-7 of it: 2^n e^r with |r| at most ln 2 / 2, and e^r from its series. */
+/* e^x to 2e-7 of it, and e^40 above: 2^n e^r with |r| at most ln 2 / 2, and e^r from its series.
+   What is divided by e^40 is still no subnormal number, with which a processor is slow. */
 INLINE float exponential(float x) {
-    x = x < -87 ? -87 : x > 88 ? 88 : x;
+    x = x < -87 ? -87 : x > 40 ? 40 : x;
     float n = x * 1.44269504f + 12582912.0f; /* so great that no fraction is left */
     n -= 12582912.0f;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720)))));
+    float series = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
     return series * as_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
@@ -216,11 +217,15 @@ static void multiply(const Matrix *m, const Inputs *in, long first, int tokens, 
     }
 }
 
+/* Of GELU as GPT-2 has it, x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the share of x. */
+INLINE float gelu_share(float x) {
+    return 1 / (1 + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+}
+
 static void activate(int activation, float *x, long count) {
     if (activation == GELU_TANH) {
 #pragma omp simd
-        for (long i = 0; i < count; i++)
-            x[i] /= 1 + exponential(-1.59576912f * (x[i] + 0.044715f * x[i] * x[i] * x[i]));
+        for (long i = 0; i < count; i++) x[i] *= gelu_share(x[i]);
     } else if (activation == GELU) {
         for (long i = 0; i < count; i++) x[i] *= 0.5f * (1 + erff(x[i] * 0.70710678f));
     } else if (activation == RELU) {
@@ -354,6 +359,21 @@ static Inputs inputs_at(char **place, long tokens, long count) {
 
 static long bytes_of_inputs(long tokens, long count) {
     return tokens * (count * 6 + (count / GROUP + 1) * 8);
+}
+
+/* GELU of each number. */
+void agi2_gelu(long count, const float *x, float *out, int threads) {
+#pragma omp parallel for simd num_threads(threads)
+    for (long i = 0; i < count; i++) out[i] = x[i] * gelu_share(x[i]);
+}
+
+/* The gradients of its inputs, from those of its outputs. */
+void agi2_gelu_backward(long count, const float *x, const float *grad, float *out, int threads) {
+#pragma omp parallel for simd num_threads(threads)
+    for (long i = 0; i < count; i++) {
+        const float share = gelu_share(x[i]), slope = 1.59576912f * (1 + 0.134145f * x[i] * x[i]);
+        out[i] = grad[i] * share * (1 + x[i] * (1 - share) * slope);
+    }
 }
 
 /* x (N, I) to out (N, O). Returns 0, or 1 where there is no memory. */

@@ -2,7 +2,8 @@
 
 To write a token reads every weight once, so its time is that of bringing them from memory. Only
 weights are rounded to be kept; what they are multiplied with has 16 bits in `native.c` (8 beside
-weights of 4), by rows and groups of its own, so that a text of a batch is what it is alone. O outputs and I inputs of a matrix.
+weights of 4), by rows and groups of its own, so that a text of a batch is what it is alone. O
+outputs and I inputs of a matrix.
 """
 
 from __future__ import annotations

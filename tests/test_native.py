@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.native import FEW, LIBRARY, NativeLinear, load
+from src.native import FEW, LIBRARY, Gelu, NativeLinear, load
 from src.quantization import arrange, prepare_for_generation, restore
 from tests.tiny_models import random_model
 
@@ -23,7 +23,7 @@ def random(*shape, seed=0, std=1.0):
 
 
 def rounded(x):
-    """Inputs as weights of 4 bits meet them, in 255 levels for each 32; and what a level is worth."""
+    """Inputs as weights of 4 bits meet them, in 255 levels for each 32; and a level's worth."""
     groups = x.unflatten(-1, (-1, 32))
     level = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / level).round() * level).flatten(-2), level.expand_as(groups).flatten(-2)
@@ -96,6 +96,35 @@ def test_what_is_no_number_stays_none(bits, wrong):
     found = NativeLinear(arrange(random(5, 64, seed=1), None, bits))(x)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
+
+
+@needs_library
+@given(st.integers(0, 5000), st.floats(1e-3, 1e3), st.integers(0, 99))
+@settings(deadline=None)
+def test_gelu_and_its_gradient_are_pytorchs(count, std, seed):
+    x = random(2, count, seed=seed, std=std).T.requires_grad_()  # not in one piece
+    grad = random(count, 2, seed=seed + 1)
+    doubled = x.detach().double().requires_grad_()
+    expected = F.gelu(doubled, approximate="tanh")
+    expected.backward(grad.double())
+    found = Gelu.apply(x)
+    found.backward(grad)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(x.grad.double(), doubled.grad, atol=1e-5, rtol=1e-5)
+
+
+@needs_library
+def test_gelu_far_from_zero():
+    found = Gelu.apply(torch.tensor([math.nan, math.inf, 1e30, 0.0, -1e4]))
+    assert found[0].isnan()
+    assert found[1:4].tolist() == [math.inf, pytest.approx(1e30), 0]
+    assert abs(float(found[4])) < 1e-12
+
+
+def test_gelu_of_other_types_and_devices_is_pytorchs():
+    assert Gelu.suits(random(3)) == (LIBRARY is not None)
+    assert not Gelu.suits(random(3).double())
+    assert not Gelu.suits(random(3).to("meta"))
 
 
 MODELS = [
