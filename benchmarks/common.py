@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,63 @@ def run_child(command: list[str], cwd: Path | None = None) -> tuple[float, float
         raise SystemExit(f"{' '.join(command)} failed:\n{output}")
     scale = 1e9 if sys.platform == "darwin" else 1e6
     return time.perf_counter() - start, usage.ru_maxrss / scale, output
+
+
+class InTurn:
+    """A process that does a piece of work whenever it is told to; see `work_in_turn`.
+
+    Two of them, told in turn, meet the same moods of the machine.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.seconds: list[float] = []
+        self._next()  # it is ready
+
+    def _next(self) -> str:
+        assert self._child.stdout is not None
+        while line := self._child.stdout.readline():
+            if line.startswith(_TURN):
+                return line.removeprefix(_TURN)
+        raise SystemExit(f"{self._child.args} failed")
+
+    def turn(self) -> None:
+        """Have the work done a few times."""
+        assert self._child.stdin is not None
+        self._child.stdin.write("\n")
+        self._child.stdin.flush()
+        self.seconds += json.loads(self._next())
+
+    def end(self) -> float:
+        """End it: its peak memory in GB."""
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        _, _, usage = os.wait4(self._child.pid, 0)
+        return usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+_TURN = "seconds: "
+
+
+def work_in_turn(work: Callable[[], None], times: int = 3) -> None:
+    """In the process: at every line of input do the work once unseen, then tell its times.
+
+    Unseen, because another's turn has cost it what it had in caches and in the system's hands.
+    """
+    print(_TURN, flush=True)
+    for _ in sys.stdin:
+        seconds = []
+        for _ in range(1 + times):
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        print(f"{_TURN}{seconds[1:]}", flush=True)
 
 
 def save_random_gpt2(vocabulary: Path, folder: Path, **keys: Any) -> tuple[GPT2Model, Tokenizer]:

@@ -1,21 +1,19 @@
 """A training step on this machine: tokens per second and peak memory.
 
-python benchmarks/train_step.py NANOGPT_FOLDER [--steps 4] [--rounds 3] [--only ROWS] [--json FILE]
+python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--json FILE]
 
 GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, beside
-nanoGPT's model and optimizer, each in processes of its own, in turn; then one step and one
-checkpoint of `resources/default.toml` (batch 12 x 1024).
+nanoGPT's model and optimizer, each in a process of its own, three steps of one after three of
+the other; then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024).
 """
 
 import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from common import ROOT, parser, report, run_child
+from common import ROOT, InTurn, parser, report, run_child, work_in_turn
 
 # Rows, context, vocabulary, nanoGPT's padded vocabulary, layers, heads, width.
 SHAPES = {
@@ -24,7 +22,7 @@ SHAPES = {
 }
 
 
-def measure_ours(shape: str, steps: int) -> None:
+def measure_ours(shape: str) -> None:
     import torch
 
     from src.config import Config
@@ -53,10 +51,10 @@ def measure_ours(shape: str, steps: int) -> None:
         accumulate_gradients(loss, batch, torch.device("cpu"))
         apply_gradients(optimizers, 1.0)
 
-    _time(step, steps)
+    work_in_turn(step)
 
 
-def measure_nanogpt(shape: str, steps: int, folder: str) -> None:
+def measure_nanogpt(shape: str, folder: str) -> None:
     sys.path.insert(0, folder)
     import torch
 
@@ -75,17 +73,7 @@ def measure_nanogpt(shape: str, steps: int, folder: str) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    _time(step, steps)
-
-
-def _time(step: Callable[[], None], steps: int) -> None:
-    step()
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps(seconds))
+    work_in_turn(step)
 
 
 def default_step(folder: str) -> None:
@@ -112,17 +100,16 @@ def default_step(folder: str) -> None:
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("nanogpt")
-    options.add_argument("--steps", type=int, default=4)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=6)
     options.add_argument("--only", default="", help="rows whose name has this in it")
     options.add_argument("--child", nargs=2, help="internal")
     given = options.parse_args()
     if given.child:
         kind, shape = given.child
         if kind == "nanoGPT":
-            measure_nanogpt(shape, given.steps, given.nanogpt)
+            measure_nanogpt(shape, given.nanogpt)
         elif kind == "AGI2":
-            measure_ours(shape, given.steps)
+            measure_ours(shape)
         else:
             default_step(given.nanogpt)
         return
@@ -131,21 +118,21 @@ def main() -> None:
     for shape, (batch, context, *_) in SHAPES.items():
         if given.only not in shape:
             continue
-        seconds: dict[str, list[float]] = {"nanoGPT": [], "AGI2": []}
-        memory: dict[str, float] = {}
+        children = {
+            name: InTurn([*command, given.nanogpt, "--child", name, shape])
+            for name in ("nanoGPT", "AGI2")
+        }
         for _ in range(given.rounds):
-            for name in seconds:
-                child = [*command, given.nanogpt, "--steps", str(given.steps)]
-                _, memory[name], output = run_child([*child, "--child", name, shape])
-                seconds[name] += json.loads(output.splitlines()[-1])
+            for child in children.values():
+                child.turn()
         rows += [
             {
                 "what": f"{name}, {shape}",
-                "tokens per second": batch * context / statistics.median(seconds[name]),
-                "fastest step": batch * context / min(seconds[name]),
-                "peak GB": memory[name],
+                "tokens per second": batch * context / statistics.median(child.seconds),
+                "fastest step": batch * context / min(child.seconds),
+                "peak GB": child.end(),
             }
-            for name in seconds
+            for name, child in children.items()
         ]
     if given.only in (what := "AGI2, default.toml: a step and a checkpoint"):
         with tempfile.TemporaryDirectory() as folder:
