@@ -5,7 +5,9 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -580,4 +582,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    app(args=arguments, prog_name=program)
+    try:
+        app(args=arguments, prog_name=program)
+    finally:
+        # While libraries clean up, one more Ctrl-C would only show their tracebacks.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

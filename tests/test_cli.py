@@ -403,6 +403,18 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"agi2 {__version__}\n", "")
 
 
+def test_a_late_ctrl_c_says_nothing():
+    """One that comes while the process is ending: what was to be saved is saved."""
+    program = (
+        "import atexit, os, signal\n"
+        "from src.cli import main\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"agi2 {__version__}\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
