@@ -14,6 +14,7 @@ import torch
 from common import parser, report
 
 from src.config import GPT2Config
+from src.decoder import Decoder
 from src.generation import generate_tokens
 from src.model import GPT2Model
 from src.quantization import prepare_for_generation
@@ -38,9 +39,13 @@ def main() -> None:
     prepare_for_generation(model)
     passes: list[int] = []
     model.final_norm.register_forward_hook(lambda *_: passes.append(1))
+
+    def speculated(prompt: list[int]) -> list[int]:
+        return list(speculate_tokens(Decoder(model, model.config.vocab_size), prompt, NEW))
+
     ways = {
         "plain": lambda prompt: list(generate_tokens(model, prompt, NEW, 0)),
-        'speculative = "ngram"': lambda prompt: list(speculate_tokens(model, prompt, NEW)),
+        'speculative = "ngram"': speculated,
     }
     some = torch.randperm(50257)[:PROMPT].tolist()
     prompts = {"20 tokens, three times": some[:20] * 3, "60 different tokens": some}

@@ -18,7 +18,7 @@ from .utils import log
 
 
 class Decoder:
-    """Rows of text that grow by one token at a time, each step costing one token's work.
+    """Rows of text that grow by a token or a few at a time, each step costing its own tokens' work.
 
     Past the model's positions a row's window slides: its older half is forgotten and the rest is
     read again, so that the cost of sliding, spread over the tokens, stays small. Each row sees
@@ -80,24 +80,44 @@ class Decoder:
             self._held.truncate(shared)
         else:
             self._cache = self.model.new_cache(len(prompts))
-        return self._forward(self.tokens[:, shared - max(self._windows) :])
+        return self._forward(self.tokens[:, shared - max(self._windows) :], last_only=True)[:, -1]
 
-    @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append a token to each row, (B,): logits (B, V) of the next."""
-        if self._length == self._buffer.size(1):
-            self._buffer = F.pad(self._buffer, (0, self._length))
-        self._buffer[:, self._length] = tokens
-        self._length += 1
-        if self._held.length < self._positions:
-            self._windows = [window + 1 for window in self._windows]
-            return self._forward(tokens.unsqueeze(1))
+        return self.extend(tokens.unsqueeze(1))[:, -1]
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit before a window slides."""
+        return self._positions - self._held.length
+
+    @torch.inference_mode()
+    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append T tokens to each row, (B, T): logits (B, T, V) of what follows each of them.
+
+        One slides the windows that are full; there must be `room` for more.
+        """
+        count = tokens.size(1)
+        if self._length + count > self._buffer.size(1):
+            self._buffer = F.pad(self._buffer, (0, self._length + count))
+        self._buffer[:, self._length : self._length + count] = tokens
+        self._length += count
+        if count <= self.room:
+            self._windows = [window + count for window in self._windows]
+            return self._forward(tokens, last_only=False)
         half = max(1, self._positions // 2)
         self._windows = [
             half if window == self._positions else window + 1 for window in self._windows
         ]
         self._held.truncate(0)
-        return self._forward(self.tokens[:, -max(self._windows) :])
+        return self._forward(self.tokens[:, -max(self._windows) :], last_only=True)
+
+    @torch.inference_mode()
+    def take_back(self, count: int) -> None:
+        """Remove the last of the tokens that `extend` has just appended, from each row."""
+        self._length -= count
+        self._windows = [window - count for window in self._windows]
+        self._held.truncate(self._held.length - count)
 
     @torch.inference_mode()
     def reorder(self, rows: torch.Tensor) -> None:
@@ -113,19 +133,23 @@ class Decoder:
         assert self._cache is not None, "read comes first"
         return self._cache
 
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read the last columns of the windows, those that the cache does not hold yet."""
+    def _forward(self, tokens: torch.Tensor, *, last_only: bool) -> torch.Tensor:
+        """Read the last columns of the windows, those that the cache does not hold yet.
+
+        Returns:
+            Logits (B, T, V), or of the last column alone (B, 1, V).
+        """
         width = self._held.length + tokens.size(1)
         is_text = None
         if min(self._windows) < width:
             padding = torch.tensor([[width - window] for window in self._windows])
             is_text = (torch.arange(width) >= padding).to(tokens.device)
         try:
-            logits = self.model(tokens, is_text, cache=self._held, last_only=True)
+            logits = self.model(tokens, is_text, cache=self._held, last_only=last_only)
         except BaseException:
             self._held.truncate(0)  # its layers may no longer agree on what they hold
             raise
-        return logits[:, -1, : self.vocab_size]
+        return logits[..., : self.vocab_size]
 
     def _shared_tokens(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many tokens at the beginning of a single prompt's window the cache holds already."""

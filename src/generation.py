@@ -77,13 +77,7 @@ def _write(
 ) -> Generator[int, None, None]:
     """Yield new tokens."""
     if options.speculative == "ngram":
-        yield from speculate_tokens(
-            decoder.model,
-            prompt,
-            options.max_length,
-            end_token=end_token,
-            vocab_size=decoder.vocab_size,
-        )
+        yield from speculate_tokens(decoder, prompt, options.max_length, end_token=end_token)
         return
     with closing(_choose(decoder, prompt, options, end_token, seed)) as choices:
         for token, _ in choices:
@@ -162,7 +156,7 @@ def stream_text(
     The pieces joined are what `generate_text` gives with `return_full_text=False`; see there for
     the arguments. With `skip_leading_space`, text begins, and stop strings count, from the first
     visible character on. A `decoder` that wrote an earlier text need not read again what the
-    prompt shares with it; `speculative` has a cache of its own and reads the whole prompt.
+    prompt shares with it.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)

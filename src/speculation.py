@@ -1,7 +1,4 @@
-"""Greedy text, several tokens for one pass of the model, where the text repeats itself.
-
-T tokens, V vocabulary.
-"""
+"""Greedy text, several tokens for one pass of the model, where the text repeats itself."""
 
 from __future__ import annotations
 
@@ -9,10 +6,9 @@ from collections.abc import Generator, Sequence
 
 import torch
 
-from .decoder import check_options
+from .decoder import Decoder, check_options
 from .errors import AGI2Error
-from .kv_cache import KVCache
-from .model import GPT2Model
+from .sampling import draw
 
 
 class NgramIndex:
@@ -50,12 +46,11 @@ class NgramIndex:
 
 
 def speculate_tokens(
-    model: GPT2Model,
+    decoder: Decoder,
     prompt: Sequence[int],
     max_length: int = 100,
     *,
     end_token: int | None = None,
-    vocab_size: int | None = None,
     ngram: int = 3,
     proposals: int = 5,
 ) -> Generator[int, None, None]:
@@ -70,11 +65,10 @@ def speculate_tokens(
     again: so 5 are guessed, and after a bad guess as many tokens are written plainly.
 
     Args:
-        model: put in evaluation mode while this runs.
+        decoder: its model is put in evaluation mode while this runs.
         prompt: token ids, at least one.
         max_length: new tokens at most.
         end_token: ends the text.
-        vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         ngram: tokens that must have stood in the text before.
         proposals: tokens guessed at once, at most.
 
@@ -82,28 +76,24 @@ def speculate_tokens(
         AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, or the
             model's logits are not numbers.
     """
-    vocab_size = vocab_size or model.config.vocab_size
-    check_options(vocab_size, prompt, max_length)
+    check_options(decoder.vocab_size, prompt, max_length)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:
             raise AGI2Error(f"{name} must be at least 1, not {value}")
-    positions = model.config.max_seq_len
+    model = decoder.model
     text = NgramIndex(prompt, ngram)
     was_training = model.training
     model.eval()
     try:
-        cache = model.new_cache(1)
-        unread = text.tokens[-positions:]
+        logits = decoder.read([prompt])
+        guess: list[int] = []
         left, wait = max_length, 0
-        while left > 0:
-            # Where the window is full, plain decoding slides it: no guess may reach beyond.
-            room = positions - cache.length - len(unread)
-            guess = text.propose(min(proposals, room, left - 1)) if wait <= 0 else []
-            written = _likeliest(model, cache, [*unread, *guess], len(guess) + 1, vocab_size)
+        while True:
+            written = draw(logits, None).tolist()
             agreed = 0
             while agreed < len(guess) and guess[agreed] == written[agreed]:
                 agreed += 1
-            cache.truncate(cache.length - len(guess) + agreed)
+            decoder.take_back(len(guess) - agreed)
             # What is agreed upon, and the token that the model writes after it.
             for token in written[: agreed + 1]:
                 if token == end_token:
@@ -111,22 +101,13 @@ def speculate_tokens(
                 yield token
                 text.append(token)
             left -= agreed + 1
+            if left == 0:
+                return
             wait = proposals if 4 * agreed < len(guess) else wait - agreed - 1
-            unread = text.tokens[-1:]
-            if cache.length == positions:  # as `Decoder` slides
-                cache.truncate(0)
-                unread = text.tokens[-max(1, positions // 2) :]
+            # Where the window is full it slides: no guess may reach beyond.
+            most = min(proposals, decoder.room - 1, left - 1)
+            guess = text.propose(most) if wait <= 0 else []
+            unread = torch.tensor([[text.tokens[-1], *guess]], device=logits.device)
+            logits = decoder.extend(unread)[0]
     finally:  # also when the caller closes the iterator half-way
         model.train(was_training)
-
-
-@torch.inference_mode()
-def _likeliest(
-    model: GPT2Model, cache: KVCache, tokens: Sequence[int], count: int, vocab_size: int
-) -> list[int]:
-    """Read tokens into the cache: the likeliest token after each of the last `count` of them."""
-    hidden = model.hidden_states(torch.tensor([tokens], device=model.device), cache=cache)
-    best = model.logits(hidden[:, -count:])[0, :, :vocab_size].max(dim=-1)
-    if bool(best.values.isnan().any()):  # which counts as the greatest
-        raise AGI2Error("the model's logits are not numbers: are its weights whole?")
-    return best.indices.tolist()

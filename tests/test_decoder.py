@@ -85,6 +85,32 @@ def test_rows_may_be_repeated_reordered_and_dropped(model, prompts, seed, data):
         assert [decoder.row(row).tolist() for row in range(len(rows))] == [[t] for t in texts]
 
 
+@given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_tokens_may_be_appended_together_and_taken_back(model, prompts, seed, data):
+    decoder = Decoder(model, WIDTH)
+    decoder.read(prompts)
+    texts = [list(prompt) for prompt in prompts]
+    windows = [text[-POSITIONS:] for text in texts]
+    for round_ in range(6):
+        slides = decoder.room == 0
+        count = 1 if slides else data.draw(st.integers(1, decoder.room))
+        tokens = new_tokens(seed + round_, len(prompts), count).T
+        logits = decoder.extend(tokens)
+        assert logits.shape == (len(prompts), count, WIDTH)
+        kept = count if slides else data.draw(st.integers(0, count))
+        decoder.take_back(count - kept)
+        for row, new in enumerate(tokens.tolist()):
+            full = len(windows[row]) == POSITIONS
+            before = (texts[row] + new)[-(POSITIONS // 2) :][:-1] if full else windows[row]
+            for place in range(count):
+                expected = in_one_reading(model, [*before, *new[: place + 1]])
+                close(logits[row, place : place + 1], expected)
+            texts[row] += new[:kept]
+            windows[row] = [*before, *new[:kept]]
+        assert [decoder.row(row).tolist() for row in range(len(texts))] == [[t] for t in texts]
+
+
 def counted(model, reads):
     """Note how many tokens the model reads each time."""
     return model.register_forward_pre_hook(lambda _, args: reads.append(args[0].shape[1]))

@@ -160,6 +160,21 @@ def test_a_reply_costs_its_own_tokens_and_the_messages_whatever_was_said_before(
     assert sum(reads) == len(script) - 1
 
 
+def test_speculation_in_a_chat_does_not_read_what_was_said_again():
+    talk = "ab\n\ncdefg\n\n" * 20
+    script = ALPHABET.encode(talk)
+    model = reciting_model(10, [*script[1:], 0])
+    reads = []
+    model.register_forward_pre_hook(lambda _, args: reads.append(args[0].size(1)))
+    options = {"temperature": 0, "max_length": 7, "speculative": "ngram"}
+    prompt = InteractivePrompt(model, 10_000, ALPHABET, **options)
+    for _ in range(20):
+        assert prompt.send_message("ab") == "cdefg"
+    # A message with what ended the reply before it, or a token and five guessed ones.
+    assert max(reads) <= 6
+    assert len(reads) < 20 * 4
+
+
 def test_replies_are_the_same_as_without_what_was_read_before():
     model = random_model(vocab_size=10, max_seq_len=64, std=0.2)
     options = {"max_length": 8, "seed": 5, "temperature": 1.0}

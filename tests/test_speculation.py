@@ -6,9 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_model, reciting_model
 
+from src.decoder import Decoder
 from src.errors import AGI2Error
 from src.generation import generate_tokens
 from src.speculation import NgramIndex, speculate_tokens
+
+
+def speculated(model, prompt, max_length=100, vocab_size=None, **options):
+    decoder = Decoder(model, vocab_size or model.config.vocab_size)
+    return speculate_tokens(decoder, prompt, max_length, **options)
 
 
 def greedy(model, prompt, length, **options):
@@ -60,14 +66,14 @@ def test_the_tokens_are_those_of_greedy_decoding(
 ):
     model = random_model(seed, vocab_size=8, max_seq_len=positions)
     options = {"end_token": end_token, "vocab_size": vocab_size}
-    found = speculate_tokens(model, prompt, length, ngram=ngram, proposals=proposals, **options)
+    found = speculated(model, prompt, length, ngram=ngram, proposals=proposals, **options)
     assert list(found) == greedy(model, prompt, length, **options)
 
 
 def test_a_text_that_repeats_takes_few_passes():
     model = reciting_model(9, [0] * 5 + [1, 2, 3, 4, 5, 6] * 6)
     counts = reads(model)
-    found = list(speculate_tokens(model, [1, 2, 3, 4, 5, 6], 30, ngram=2, proposals=8))
+    found = list(speculated(model, [1, 2, 3, 4, 5, 6], 30, ngram=2, proposals=8))
     assert found == [1, 2, 3, 4, 5, 6] * 5
     # The prompt, and one token more, until two of them stand in it; then what followed, in a loop.
     assert counts == [6, 1, 9, 9, 9, 1]
@@ -75,14 +81,14 @@ def test_a_text_that_repeats_takes_few_passes():
 
 def test_an_end_token_among_the_right_guesses_ends_the_text():
     model = reciting_model(9, [0] * 4 + [1, 2, 3, 4, 5])
-    found = list(speculate_tokens(model, [1, 2, 3, 4, 5], 30, ngram=2, end_token=4))
+    found = list(speculated(model, [1, 2, 3, 4, 5], 30, ngram=2, end_token=4))
     assert found == [1, 2, 3]
 
 
 def test_a_text_that_never_repeats_is_read_as_plain_decoding_reads_it():
     model = reciting_model(20, [0, 0, *range(4, 14)])
     counts = reads(model)
-    assert list(speculate_tokens(model, [1, 2, 3], 10)) == list(range(4, 14))
+    assert list(speculated(model, [1, 2, 3], 10)) == list(range(4, 14))
     assert counts == [3] + [1] * 9
 
 
@@ -90,7 +96,7 @@ def test_a_wrong_guess_costs_one_pass_and_leaves_no_trace():
     # 1 2 is followed by 3 4 in the prompt, and by 3 7 in the text.
     model = reciting_model(9, [0, 0, 0, 0, 1, 2, 3, 7, 8, 5])
     counts = reads(model)
-    found = list(speculate_tokens(model, [1, 2, 3, 4, 6], 6, ngram=2, proposals=2))
+    found = list(speculated(model, [1, 2, 3, 4, 6], 6, ngram=2, proposals=2))
     assert found == [1, 2, 3, 7, 8, 5]
     assert counts == [5, 1, 3, 1, 1]
 
@@ -99,22 +105,31 @@ def test_after_a_bad_guess_as_many_tokens_are_written_plainly():
     # Each 1 was followed by another token than this time.
     model = reciting_model(20, [0, 1, 2, 1, 3, 1, 4, 1, 5, 1, 6, 1, 7])
     counts = reads(model)
-    found = list(speculate_tokens(model, [9, 8], 12, ngram=1, proposals=4))
+    found = list(speculated(model, [9, 8], 12, ngram=1, proposals=4))
     assert found == [1, 2, 1, 3, 1, 4, 1, 5, 1, 6, 1, 7]
     # A guess at what follows the second 1, four tokens plainly, a 5 that is new, the next guess.
     assert counts == [2, 1, 1, 5, 1, 1, 1, 1, 1, 3, 1, 1]
 
 
+def test_what_was_read_for_an_earlier_text_is_not_read_again():
+    model = reciting_model(20, [0, 0, *range(4, 14)])
+    decoder = Decoder(model, 20)
+    first = list(speculate_tokens(decoder, [1, 2, 3], 5))
+    counts = reads(model)
+    assert list(speculate_tokens(decoder, [1, 2, 3, *first], 5)) == list(range(9, 14))
+    assert counts == [1] * 5
+
+
 def test_no_more_is_written_than_asked_for():
     model = reciting_model(5, [0, *[1, 2] * 10])
     for length in range(1, 8):
-        assert len(list(speculate_tokens(model, [1, 2], length, ngram=1))) == length
+        assert len(list(speculated(model, [1, 2], length, ngram=1))) == length
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_models_mode_is_restored(training):
     model = random_model(dropout=0.5).train(training)
-    stream = speculate_tokens(model, [1, 2], 9)
+    stream = speculated(model, [1, 2], 9)
     next(stream)
     assert not model.training
     stream.close()
@@ -133,7 +148,7 @@ def test_the_models_mode_is_restored(training):
 )
 def test_an_option_out_of_its_range_is_one_clear_line(options, message):
     with pytest.raises(AGI2Error) as caught:
-        next(speculate_tokens(random_model(), **{"prompt": [1], **options}))
+        next(speculated(random_model(), **{"prompt": [1], **options}))
     assert str(caught.value) == message
 
 
@@ -141,5 +156,7 @@ def test_weights_that_are_not_numbers_are_one_clear_line():
     model = random_model()
     with torch.no_grad():
         model.token_embeddings.weight[5] = math.nan
-    with pytest.raises(AGI2Error, match=r"^the model's logits are not numbers: are its weights"):
-        next(speculate_tokens(model, [1], 5))
+    with pytest.raises(
+        AGI2Error, match=r"^the model's logits are not finite: its weights hold NaN"
+    ):
+        next(speculated(model, [1], 5))
