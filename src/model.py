@@ -176,7 +176,7 @@ class GPT2Model(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.token_embeddings.weight.device
+        return next(self.parameters()).device
 
     def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for this model, of `capacity` tokens (by default all positions)."""
@@ -188,7 +188,7 @@ class GPT2Model(nn.Module):
             capacity or config.max_seq_len,
             config.head_dim,
             self.device,
-            self.token_embeddings.weight.dtype,
+            next(self.parameters()).dtype,
         )
 
     def num_parameters(self) -> int:

@@ -32,13 +32,11 @@ _SHARES = (1.0, 0.95)
 def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Model:
     """Make a model fast at writing, in place; it can no longer be trained, moved or saved.
 
-    The token embeddings stay as they are; where the head is tied to them and rounded, it becomes a
-    matrix of its own.
-
     Args:
         model: on the CPU for `int8` and `int4`.
         quantize: `none` keeps every weight; `int8` rounds each row of each matrix to 255 levels;
-            `int4` rounds groups of 32 weights to 16 levels.
+            `int4` rounds groups of 32 weights to 16 levels. Token embeddings are rounded as the
+            head is, which may be tied to them.
 
     Raises:
         AGI2Error: where the device or the model's width has no such weights, or a weight is not a
@@ -55,6 +53,11 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {_WHOLE}')
     bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
     head = arrange(model.output_weight.detach(), None, bits)
+    if bits < 32:
+        embeddings = head
+        if model.head is not None:
+            embeddings = arrange(model.token_embeddings.weight.detach(), None, bits)
+        model.token_embeddings = RoundedEmbeddings(embeddings)
     layers = [
         LayerWeights(
             qkv=_fixed(block.attention, "qkv", bits),
@@ -67,6 +70,10 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         for block in cast(Iterable[TransformerBlock], model.blocks)
     ]
     model.head = FixedLinear(head)
+    if bits < 32:
+        # All that was read from a file is mapped as long as a piece of it is in use.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     if all(part.is_native for layer in layers for part in layer[:4]):
         model.few_tokens = NativeLayers(
             layers, config.n_heads, config.activation, config.norm_position == "pre"
@@ -83,11 +90,27 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
 def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:
     """The weights of a linear layer of `owner`, which is replaced where they are rounded."""
     linear = getattr(owner, name)
-    bias = None if linear.bias is None else linear.bias.detach()
+    bias = None if linear.bias is None else linear.bias.detach().clone()
     weights = arrange(linear.weight.detach(), bias, bits)
     if bits < 32:
         setattr(owner, name, FixedLinear(weights))
     return weights
+
+
+class RoundedEmbeddings(nn.Module):
+    """Token embeddings, each of which is a row of a rounded matrix."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, T) to embeddings (B, T, C)."""
+        assert self._weights.scale is not None
+        values, scale = (part[tokens.flatten()] for part in self._weights[:2])
+        return restore(self._weights._replace(values=values, scale=scale)).unflatten(
+            0, tokens.shape
+        )
 
 
 class FixedLinear(nn.Module):

@@ -1,12 +1,15 @@
 """Weights for generation: the same model to rounding, or to the levels that were asked for."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from src.errors import AGI2Error
 from src.generation import generate_tokens
+from src.model_folder import load_weights, save_weights
 from src.quantization import GROUP, prepare_for_generation
 from tests.tiny_models import random_model
 
@@ -34,12 +37,33 @@ def test_weights_in_another_layout_give_the_same_logits(changes):
     torch.testing.assert_close(log_probs(prepared), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("quantize", "worst"), [("int8", 0.1), ("int4", 0.7)])
-def test_rounded_weights_change_the_probabilities_little(quantize, worst):
-    model = make()
+def test_rounded_weights_change_the_probabilities_little(quantize, worst, tied):
+    model = make(tie_weights=tied)
     expected = log_probs(model)
     difference = (log_probs(prepare_for_generation(model, quantize)) - expected).abs()
     assert 0 < float(difference.mean()) < worst * float(expected.std())
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_tied_embeddings_are_the_heads_rows(quantize):
+    model = prepare_for_generation(make(), quantize)
+    assert torch.equal(model.token_embeddings(tokens()), model.head.weight[tokens()])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is mapped")
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_rounded_weights_keep_nothing_of_the_file(quantize, tmp_path):
+    """A tensor that was read from it, however small, would keep all of it in memory."""
+    model = make(n_layers=2)
+    path = tmp_path / "model.safetensors"
+    save_weights(model.state_dict(), path)
+    load_weights(model, path, assign=True)
+    maps = Path("/proc/self/maps")
+    assert str(path) in maps.read_text()
+    prepare_for_generation(model, quantize)
+    assert str(path) not in maps.read_text()
 
 
 def expanding(model):
