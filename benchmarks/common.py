@@ -86,20 +86,25 @@ def _show(value: Any) -> str:
 def run_child(command: list[str], cwd: Path | None = None) -> tuple[float, float, str]:
     """Run a command: its wall seconds, its peak memory in GB, and its standard output."""
     start = time.perf_counter()
-    child = subprocess.Popen(
-        command,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    child = _start(command, cwd=cwd)
     assert child.stdout is not None
     output = child.stdout.read()
+    peak = _end(child, output)
+    return time.perf_counter() - start, peak, output
+
+
+def _start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """A process that finds this project wherever it runs, and whose output is read."""
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path, **options)
+
+
+def _end(child: subprocess.Popen[str], output: str = "") -> float:
+    """Wait for a process: its peak memory in GB."""
     _, status, usage = os.wait4(child.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{output}")
-    scale = 1e9 if sys.platform == "darwin" else 1e6
-    return time.perf_counter() - start, usage.ru_maxrss / scale, output
+        raise SystemExit(f"{child.args} failed:\n{output}")
+    return usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 class InTurn:
@@ -109,13 +114,7 @@ class InTurn:
     """
 
     def __init__(self, command: list[str]) -> None:
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        self._child = _start(command, stdin=subprocess.PIPE)
         self.seconds: list[float] = []
         self._next()  # it is ready
 
@@ -137,8 +136,7 @@ class InTurn:
         """End it: its peak memory in GB."""
         assert self._child.stdin is not None
         self._child.stdin.close()
-        _, _, usage = os.wait4(self._child.pid, 0)
-        return usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+        return _end(self._child)
 
 
 _TURN = "seconds: "
