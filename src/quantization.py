@@ -57,7 +57,7 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         embeddings = head
         if model.head is not None:
             embeddings = arrange(model.token_embeddings.weight.detach(), None, bits)
-        model.token_embeddings = RoundedEmbeddings(embeddings)
+        model.add_module("token_embeddings", RoundedEmbeddings(embeddings))
     layers = [
         LayerWeights(
             qkv=_fixed(block.attention, "qkv", bits),
@@ -106,11 +106,10 @@ class RoundedEmbeddings(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to embeddings (B, T, C)."""
-        assert self._weights.scale is not None
-        values, scale = (part[tokens.flatten()] for part in self._weights[:2])
-        return restore(self._weights._replace(values=values, scale=scale)).unflatten(
-            0, tokens.shape
-        )
+        all_rows, rows = self._weights, tokens.flatten()
+        assert all_rows.scale is not None
+        named = all_rows._replace(values=all_rows.values[rows], scale=all_rows.scale[rows])
+        return restore(named).unflatten(0, tokens.shape)
 
 
 class FixedLinear(nn.Module):
