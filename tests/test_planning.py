@@ -24,6 +24,7 @@ from src.planning import (
     Expectation,
     Speed,
     choose,
+    dropout_for,
     effective_bytes,
     hardness_of,
     propose,
@@ -200,3 +201,18 @@ def test_the_table_names_no_place():
 def test_a_time_that_is_no_number_is_one_line(tmp_path, minutes):
     with pytest.raises(AGI2Error, match=r"--minutes (nan|inf): name a number"):
         next(propose([], minutes, tmp_path / "my.toml"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text_tokens", "passes", "rate"),
+    [
+        (370_432, 203_558, 9.8, 0.0),  # the runs in benchmarks/README.md
+        (1_334_016, 324_266, 6.1, 0.1),
+        (1_334_016, 324_266, 9.4, 0.1),
+        (940_000, 93_000, 18.0, 0.1),
+        (124_000_000, 1_000_000, 4.0, 0.0),  # hardly repeated
+        (124_000_000, 1_000_000, 4.1, 0.2),
+    ],
+)
+def test_dropout_is_for_text_that_can_be_learned_by_heart(parameters, text_tokens, passes, rate):
+    assert dropout_for(parameters, text_tokens, passes) == rate
