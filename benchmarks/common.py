@@ -142,7 +142,7 @@ class InTurn:
 _TURN = "seconds: "
 
 
-def work_in_turn(work: Callable[[], None], times: int = 3) -> None:
+def work_in_turn(work: Callable[[], object], times: int = 3) -> None:
     """In the process: at every line of input do the work once unseen, then tell its times.
 
     Unseen, because another's turn has cost it what it had in caches and in the system's hands.

@@ -1,12 +1,12 @@
 """Writing with GPT-2 124M, random weights, beside `transformers`, CTranslate2 and llama.cpp.
 
-python benchmarks/generation.py GPT2_VOCABULARY [--rounds 3] [--json FILE]
+python benchmarks/generation.py GPT2_VOCABULARY [--rounds 2] [--json FILE]
     [--only WORDS] [--trained RUN --text FILE]
 
-Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere, each engine in
-processes of its own, in turn; the median run. GPT2_VOCABULARY is a folder with vocab.json and
-merges.txt, which the peers' formats need. With a trained model, the loss that rounded weights
-have on a held-out text.
+Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere. In each round every
+engine has a process of its own, and they write in turn, four times; the median. GPT2_VOCABULARY
+is a folder with vocab.json and merges.txt, which the peers' formats need. With a trained model,
+the loss that rounded weights have on a held-out text.
 """
 
 import argparse
@@ -15,13 +15,12 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import parser, report, run_child, save_random_gpt2
+from common import InTurn, parser, report, run_child, save_random_gpt2, work_in_turn
 
-PROMPT, NEW, BEAMS, BATCH = 60, 128, 5, 8
+PROMPT, NEW, BEAMS, BATCH, TURNS = 60, 128, 5, 8, 4
 KINDS = {
     "one text, fp32": ["AGI2", "transformers", "CTranslate2", "llama.cpp"],
     "one text, int8": ["AGI2", "CTranslate2", "llama.cpp"],
@@ -61,18 +60,18 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
     from src.beam_search import beam_search
     from src.generation import generate_batch, generate_tokens
     from src.model_folder import load_model
-    from src.native import NativeLinear
-    from src.quantization import arrange, prepare_for_generation
+    from src.native import NativeLinear, Weights
+    from src.quantization import prepare_for_generation
 
     precision = kind.split(", ")[1]
     trained = load_model(folder / "agi2")
     model, tokenizer = trained.model, trained.tokenizer
-    prepare_for_generation(model, "none" if precision == "fp32" else precision)
     if kind.startswith("every weight"):
         matrices = [weight for weight in model.parameters() if weight.dim() == 2]
         matrices = [weight for weight in matrices if weight.size(0) != model.config.max_seq_len]
-        products = [NativeLinear(arrange(weight.detach(), None, 32)) for weight in matrices]
-        inputs = [torch.randn(1, weight.size(1)) for weight in matrices]
+        whole = [Weights(each.detach(), None, None, *reversed(each.shape), 32) for each in matrices]
+        products = [NativeLinear(weights) for weights in whole]
+        inputs = [torch.randn(1, weights.inputs) for weights in whole]
 
         @torch.inference_mode()
         def once() -> list[int]:
@@ -82,6 +81,7 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
             return []
 
         return once
+    prepare_for_generation(model, "none" if precision == "fp32" else precision)
     if "beams" in kind:
         return lambda: beam_search(model, prompts()[0], BEAMS, NEW)[0].tokens
     if "texts" in kind:
@@ -178,13 +178,8 @@ ENGINES = {
 
 def measure(engine: str, kind: str, folder: Path) -> None:
     run = ENGINES[engine](folder, kind)
-    run()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        tokens = run()
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds, "tokens": tokens}))
+    (folder / f"{engine}, {kind}.json").write_text(json.dumps(run()))
+    work_in_turn(run, 1)
 
 
 def losses(run: Path, text: Path) -> list[dict[str, object]]:
@@ -209,7 +204,7 @@ def losses(run: Path, text: Path) -> list[dict[str, object]]:
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("vocabulary", type=Path)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--only", default="", help="the rows whose names have these words")
     options.add_argument("--trained", type=Path, help="a run's folder")
     options.add_argument("--text", type=Path, help="what that run has not seen")
@@ -232,13 +227,19 @@ def main() -> None:
         )
         for _ in range(given.rounds):
             for kind, engines in KINDS.items():
-                for engine in engines if given.only in kind else ():
-                    command = [sys.executable, __file__, str(given.vocabulary)]
-                    command += ["--child", engine, kind, place]
-                    _, memory[kind, engine], output = run_child(command)
-                    result = json.loads(output.splitlines()[-1])
-                    found.setdefault((kind, engine), []).extend(result["seconds"])
-                    texts[kind, engine] = result["tokens"]
+                if given.only not in kind:
+                    continue
+                command = [sys.executable, __file__, str(given.vocabulary), "--child"]
+                children = {each: InTurn([*command, each, kind, place]) for each in engines}
+                for _ in range(TURNS):
+                    for child in children.values():
+                        child.turn()
+                for engine, child in children.items():
+                    memory[kind, engine] = child.end()
+                    found.setdefault((kind, engine), []).extend(child.seconds)
+                    texts[kind, engine] = json.loads(
+                        Path(place, f"{engine}, {kind}.json").read_text()
+                    )
     rows: list[dict[str, object]] = []
     for (kind, engine), seconds in found.items():
         written = NEW * (BATCH if "texts" in kind else 1)

@@ -150,6 +150,7 @@ def load_weights(
     Raises:
         AGI2Error: where the file is missing, broken, or of another shape.
     """
+    file = os.stat(path) if path.is_file() else None
     saved = load_tensors(path)
     tensors = merged(saved) if merge else saved
     expected = model.state_dict()
@@ -164,7 +165,31 @@ def load_weights(
         raise AGI2Error(f"{path} is damaged: its content does not match its hash")
     if not assign:
         tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
+    elif file is not None and tensors.keys() == saved.keys():
+        tensors = _mapped_apart(path, file, tensors)
     model.load_state_dict(tensors, assign=assign)
+
+
+def _mapped_apart(
+    path: Path, file: os.stat_result, tensors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a file so that each leaves memory when it is let go of.
+
+    As they are read at once, all of the file stays mapped as long as one of them is in use.
+    """
+    apart = {}
+    try:
+        for name, tensor in tensors.items():
+            if tensor.dim() < 2:
+                apart[name] = tensor.clone()
+            else:
+                with safe_open(path, "pt") as again:
+                    apart[name] = again.get_tensor(name)
+        is_same = os.path.samestat(os.stat(path), file)
+    except (OSError, SafetensorError):
+        is_same = False
+    # Written anew in between, it may hold other weights than those that were checked.
+    return apart if is_same else tensors
 
 
 def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -3,7 +3,8 @@
    To write a token reads every weight once, and little is done with each: the time is that of
    bringing the weights from memory, which this file is made to do without pause. One parallel
    region holds the whole pass; each processor reads whole rows of a matrix in the order in which
-   they lie in memory; weights may have 8 or 4 bits. Larger passes are PyTorch's.
+   they lie in memory; weights of 32 bits are packed in 28 of them, exactly, or rounded to 8 or 4.
+   Larger passes are PyTorch's.
 
    N new tokens of all texts together, C channels, H heads, D head size, S tokens seen, I inputs
    and O outputs of a matrix. Matrices and vectors are in the order of C, the last index fastest. */
@@ -19,16 +20,24 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 enum {
     TOKENS = 6, ROWS = 2, /* at once: their sums, and what is added to them, fit into 16 registers */
+    MOST = 8,     /* tokens at once beside a single row */
     LINE = 16,    /* numbers: a cache line, of which no two processors write a part */
-    AHEAD = 4096, /* bytes, from what is read to what is asked for: a page, where hardware stops */
+    AHEAD = 3072, /* bytes, from what is read to what is asked for: near a page, where hardware stops */
     GROUP = 32,   /* weights of 4 bits that share a step and a lowest value */
+    BLOCK = 32768, /* weights that stay in a processor's cache while all inputs pass by */
 };
+
+/* Of a number's 32 bits, packed to 28: its sign, its mantissa and the lower end of its exponent stay in
+   place; the four bits between hold a share of another number. */
+static const uint32_t SIGN = 1u << 31, SPARE = 15u << 27, EXPONENT = 255u << 23, KEPT = (1u << 27) - 1;
 
 /* Vectors of the compiler's, in as many registers as the processor needs for them. */
 typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint32_t uints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int8_t bytes __attribute__((vector_size(32), aligned(1), may_alias));
@@ -36,9 +45,11 @@ typedef int8_t half_bytes __attribute__((vector_size(16), aligned(1), may_alias)
 
 /* A matrix (O, I), and what follows its product.
 
-   32 bits: float. 8 bits: int8, and a scale for each row (O,). 4 bits: 64 neighbours in 32 bytes, of
-   which the lower halves hold the first 32 and the upper halves the others; and for each group of 32
-   a step and a lowest value, bfloat16, as the upper and lower half of a number (O, I / 32). */
+   32 bits: float. 28 bits: rows that are packed (see `piece`), or whole where their exponents differ
+   too much, and a `Row` for each (O,). 8 bits: int8, and a scale for each row (O,). 4 bits: 64
+   neighbours in 32 bytes, of which the lower halves hold the first 32 and the upper halves the others;
+   and for each group of 32 a step and a lowest value, bfloat16, as the upper and lower half of a
+   number (O, I / 32). */
 typedef struct {
     const void *weight;
     const void *scale;
@@ -46,6 +57,13 @@ typedef struct {
     int64_t inputs, outputs;
     int32_t bits;
 } Matrix;
+
+/* Where a row begins, in vectors, and what is added to the exponents of all its numbers; or WHOLE. */
+typedef struct {
+    uint32_t start, lowest;
+} Row;
+
+enum { WHOLE = 1 };
 
 typedef struct {
     Matrix qkv, proj, expand, contract;
@@ -113,25 +131,84 @@ INLINE ints fours(bytes a, bytes b) {
 #endif
 }
 
-/* The three products: `rows` rows of a matrix from `row` on by `tokens` rows of inputs from `first`
-   on, to sums (rows, tokens). Both numbers are known when this is compiled: all sums are registers. */
+/* Vector k of 8 that lie in 7: 64 neighbours of a packed row. Each of the 7 brings four bits of the last. */
+INLINE floats piece(const uint32_t *words, int k, uints lowest, uints *last) {
+    if (k == 7) return (floats)(((*last << 1 & SIGN) | (*last >> 3 & KEPT)) + lowest);
+    uints word = *(const uints *)(words + 8 * k);
+    *last = *last >> 4 | (word & SPARE);
+    return (floats)((word & ~SPARE) + lowest);
+}
 
-INLINE void multiply_32(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
-    const long I = m->inputs;
-    const float *w = (const float *)m->weight + row * I, *x = in->x + first * I;
-    floats sums[ROWS][TOKENS] = {0};
+static void pack(const float *row, long I, uint32_t lowest, uint32_t *words) {
+    for (const float *end = row + I; row < end; row += 64, words += 56) {
+        uints last = *(const uints *)(row + 56) - lowest;
+        last = (last & SIGN) >> 4 | (last & KEPT);
+        for (int k = 0; k < 7; k++)
+            *(uints *)(words + 8 * k) = (*(const uints *)(row + 8 * k) - lowest) | (last >> 4 * k & 15) << 27;
+    }
+}
+
+static void unpack(const Matrix *m, long row, float *out) {
+    const Row of = ((const Row *)m->scale)[row];
+    const uint32_t *words = (const uint32_t *)m->weight + 8l * of.start;
+    if (of.lowest == WHOLE) {
+        memcpy(out, words, m->inputs * sizeof *out);
+        return;
+    }
+    for (const float *end = out + m->inputs; out < end; out += 64, words += 56) {
+        uints last = {0};
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) {
+            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + AHEAD);
+            *(floats *)(out + 8 * k) = piece(words, k, (uints){0} + of.lowest, &last);
+        }
+    }
+}
+
+/* The products: `rows` rows of a matrix from `row` on by `tokens` rows of inputs from `first` on, to
+   sums (rows, tokens). Both numbers are known when this is compiled: all sums are registers. */
+
+INLINE void multiply_32(const float *w, long I, const Inputs *in, long first, int tokens, int rows, int ahead,
+                        float *out) {
+    const float *x = in->x + first * I;
+    floats sums[ROWS][MOST] = {0};
     for (long i = 0; i < I; i += 8)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __builtin_prefetch((const char *)(w + r * I + i) + AHEAD);
+            if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + AHEAD);
             floats weights = *(const floats *)(w + r * I + i);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) sums[r][t] += weights * *(const floats *)(x + t * I + i);
         }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
+}
+
+/* A row, in the order of `multiply_32`: the same sums, bit for bit. */
+INLINE void multiply_28(const Matrix *m, const Inputs *in, long first, int tokens, long row, float *out) {
+    const long I = m->inputs;
+    const Row of = ((const Row *)m->scale)[row];
+    const uint32_t *words = (const uint32_t *)m->weight + 8l * of.start;
+    const float *x = in->x + first * I;
+    if (of.lowest == WHOLE) {
+        multiply_32((const float *)words, I, in, first, tokens, 1, 1, out);
+        return;
+    }
+    floats sums[MOST] = {0};
+    for (long i = 0; i < I; i += 64, words += 56) {
+        uints last = {0};
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; k++) {
+            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + AHEAD);
+            floats weights = piece(words, k, (uints){0} + of.lowest, &last);
+#pragma GCC unroll 8
+            for (int t = 0; t < tokens; t++) sums[t] += weights * *(const floats *)(x + t * I + i + 8 * k);
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; t++) out[t] = total(sums[t]);
 }
 
 INLINE void multiply_8(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
@@ -204,17 +281,29 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
 }
 
-static void multiply(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
-#define CASE(T, R)                                                       \
-    case 10 * T + R:                                                     \
-        if (m->bits == 32) multiply_32(m, in, first, T, row, R, out);    \
-        else if (m->bits == 8) multiply_8(m, in, first, T, row, R, out); \
-        else multiply_4(m, in, first, T, row, R, out);                   \
+/* One of them. unpacked: the rows of a packed matrix, where that was done. */
+static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, long first, int tokens, long row,
+                     int rows, float *out) {
+    const long I = m->inputs;
+    const float *w = (const float *)m->weight + row * I;
+#define ONE(T)                                  \
+    case T:                                     \
+        multiply_28(m, in, first, T, row, out); \
         break;
-    switch (10 * tokens + rows) {
-        CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
-        CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
-    }
+#define CASE(T, R)                                                          \
+    case 10 * T + R:                                                        \
+        if (unpacked) multiply_32(unpacked, I, in, first, T, R, 0, out);    \
+        else if (m->bits == 32) multiply_32(w, I, in, first, T, R, 1, out); \
+        else if (m->bits == 8) multiply_8(m, in, first, T, row, R, out);    \
+        else multiply_4(m, in, first, T, row, R, out);                      \
+        break;
+    if (m->bits == 28 && !unpacked)
+        switch (tokens) { ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7) ONE(8) }
+    else
+        switch (10 * tokens + rows) {
+            CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
+            CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
+        }
 }
 
 /* Of GELU as GPT-2 has it, x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the share of x. */
@@ -239,24 +328,33 @@ static void activate(int activation, float *x, long count) {
 /* out (N, O) = activation(inputs (N, I) times the matrix, + bias), or `add` that to what is there.
    All threads of a region call this, and wait for each other at its end. */
 static void product(const Matrix *m, const Inputs *in, long tokens, float *out, int activation, int add) {
-    const long O = m->outputs, parts = (tokens + TOKENS - 1) / TOKENS;
+    const long I = m->inputs, O = m->outputs;
+    const int packed = m->bits == 28, unpacking = packed && tokens > 2 * MOST, alone = packed && !unpacking;
+    const long most = alone ? MOST : TOKENS, parts = (tokens + most - 1) / most;
+    const long block = MAX(BLOCK / I / ROWS, 1) * ROWS;
+    float room[unpacking ? block * I : 1];
     /* Long ways without a turn, and yet several for each thread: one may be held up. */
     const long chunk = (O / (4 * omp_get_num_threads()) / LINE + 1) * LINE;
 #pragma omp for schedule(dynamic)
     for (long begin = 0; begin < O; begin += chunk) {
         const long end = MIN(begin + chunk, O);
-        for (long row = begin, rows; row < end; row += rows) {
-            /* Whole weights come fastest row by row; others need more work than way. */
-            rows = tokens > 1 || m->bits < 32 ? MIN(ROWS, end - row) : 1;
+        for (long from = begin, to; from < end; from = to) {
+            to = MIN(from + block, end);
+            for (long row = from; unpacking && row < to; row++) unpack(m, row, room + (row - from) * I);
             for (long part = 0; part < parts; part++) {
                 const long first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
-                float sums[ROWS * TOKENS];
-                multiply(m, in, first, (int)count, row, (int)rows, sums);
-                for (long r = 0; r < rows; r++)
-                    for (long t = 0; t < count; t++) {
-                        float *of = out + (first + t) * O + row + r;
-                        *of = (add ? *of : 0) + sums[r * count + t] + (m->bias ? m->bias[row + r] : 0);
-                    }
+                for (long row = from, rows; row < to; row += rows) {
+                    /* Whole weights come fastest row by row; others need more work than way. */
+                    rows = alone || (m->bits == 32 && tokens == 1) ? 1 : MIN(ROWS, to - row);
+                    float sums[ROWS * MOST];
+                    const float *unpacked = unpacking ? room + (row - from) * I : NULL;
+                    multiply(m, unpacked, in, first, (int)count, row, (int)rows, sums);
+                    for (long r = 0; r < rows; r++)
+                        for (long t = 0; t < count; t++) {
+                            float *of = out + (first + t) * O + row + r;
+                            *of = (add ? *of : 0) + sums[r * count + t] + (m->bias ? m->bias[row + r] : 0);
+                        }
+                }
             }
         }
         if (activation != NONE)
@@ -376,6 +474,45 @@ void agi2_gelu_backward(long count, const float *x, const float *grad, float *ou
     }
 }
 
+/* How to pack a matrix (O, I) of finite numbers in 28 bits, to `rows`; the vectors that it takes. */
+long agi2_pack_rows(const uint32_t *weight, long I, long O, Row *rows, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long r = 0; r < O; r++) {
+        uint32_t least = EXPONENT, greatest = 0;
+#pragma omp simd reduction(min : least) reduction(max : greatest)
+        for (long i = 0; i < I; i++) {
+            uint32_t exponent = weight[r * I + i] & EXPONENT;
+            least = MIN(least, exponent);
+            greatest = MAX(greatest, exponent);
+        }
+        rows[r].lowest = greatest - least <= KEPT ? least : WHOLE;
+    }
+    long vectors = 0;
+    for (long r = 0; r < O; r++) {
+        rows[r].start = (uint32_t)vectors;
+        vectors += rows[r].lowest == WHOLE ? I / 8 : I / 64 * 7;
+    }
+    return vectors;
+}
+
+/* To the words of a matrix, whose rows are known. */
+void agi2_pack(const float *weight, const Matrix *m, int threads) {
+    const Row *rows = m->scale;
+#pragma omp parallel for num_threads(threads)
+    for (long r = 0; r < m->outputs; r++) {
+        const float *row = weight + r * m->inputs;
+        uint32_t *words = (uint32_t *)m->weight + 8l * rows[r].start;
+        if (rows[r].lowest == WHOLE) memcpy(words, row, m->inputs * sizeof *row);
+        else pack(row, m->inputs, rows[r].lowest, words);
+    }
+}
+
+/* Some rows of a packed matrix, or the first where `which` is none, to out (count, I). */
+void agi2_unpack(const Matrix *m, const int64_t *which, long count, float *out, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long n = 0; n < count; n++) unpack(m, which ? which[n] : n, out + n * m->inputs);
+}
+
 /* x (N, I) to out (N, O). Returns 0, or 1 where there is no memory. */
 int agi2_linear(const Matrix *m, long tokens, const float *x, float *out, int threads) {
     char *memory = malloc(bytes_of_inputs(tokens, m->inputs)), *place = memory;
@@ -423,7 +560,7 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
                    heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens,
                    scores + omp_get_thread_num() * capacity);
         }
-        if (layer->proj.bits < 32) {
+        if (layer->proj.bits < 28) {
 #pragma omp for
             for (long n = 0; n < N; n++) round_inputs(&layer->proj, &heads, n);
         }
@@ -438,7 +575,7 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
             round_inputs(&layer->expand, &normed, n);
         }
         product(&layer->expand, &normed, N, hidden.x, model->activation, 0);
-        if (layer->contract.bits < 32) {
+        if (layer->contract.bits < 28) {
 #pragma omp for
             for (long n = 0; n < N; n++) round_inputs(&layer->contract, &hidden, n);
         }

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from .kv_cache import KVCache
 
-FEW = 64
+FEW = 128
 """Rows of inputs up to which this is faster than PyTorch's products of whole weights."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 """In the order of `native.c`."""
@@ -74,6 +74,10 @@ def load(folder: Path) -> ctypes.CDLL | None:
         *(POINTER(_Model), c_void_p, c_void_p, c_void_p, c_void_p),
         *(c_long, c_long, c_long, c_long, c_int),
     )
+    library.agi2_pack_rows.argtypes = (c_void_p, c_long, c_long, c_void_p, c_int)
+    library.agi2_pack_rows.restype = c_long
+    library.agi2_pack.argtypes = (c_void_p, POINTER(_Matrix), c_int)
+    library.agi2_unpack.argtypes = (POINTER(_Matrix), c_void_p, c_long, c_void_p, c_int)
     library.agi2_gelu.argtypes = (c_long, c_void_p, c_void_p, c_int)
     library.agi2_gelu_backward.argtypes = (c_long, c_void_p, c_void_p, c_void_p, c_int)
     return library
@@ -127,7 +131,7 @@ class Weights(NamedTuple):
     @property
     def is_native(self) -> bool:
         """Whether the library is there and can read the matrix."""
-        whole = {32: 8, 8: 16, 4: 64}[self.bits]  # numbers that are read at once
+        whole = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # numbers that are read at once
         is_float = self.bits < 32 or self.values.dtype == torch.float32
         return LIBRARY is not None and self.inputs % whole == 0 and is_float
 
@@ -135,6 +139,32 @@ class Weights(NamedTuple):
         """For the library: valid as long as the tensors live."""
         addresses = (_address(part) for part in (self.values, self.scale, self.bias))
         return _Matrix(*addresses, self.inputs, self.outputs, self.bits)
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
+    """Finite weights (O, I) in 28 bits each, exactly, or None where that is not to be had."""
+    outputs, inputs = weight.shape
+    if not Weights(weight, None, None, inputs, outputs, 32).is_native or inputs % 64:
+        return None
+    assert LIBRARY is not None
+    weight, threads = weight.contiguous(), torch.get_num_threads()
+    rows = torch.empty(outputs, 2, dtype=torch.int32)
+    vectors = LIBRARY.agi2_pack_rows(weight.data_ptr(), inputs, outputs, rows.data_ptr(), threads)
+    packed = Weights(torch.empty(vectors, 8, dtype=torch.int32), rows, bias, inputs, outputs, 28)
+    LIBRARY.agi2_pack(weight.data_ptr(), byref(packed.struct()), threads)
+    return packed
+
+
+def unpack(packed: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """Those of the rows (N,) of a matrix, or all of them, in 32 bits: (N or O, I)."""
+    assert LIBRARY is not None
+    count = packed.outputs if rows is None else len(rows)
+    out = torch.empty(count, packed.inputs)
+    rows = None if rows is None else rows.contiguous()
+    LIBRARY.agi2_unpack(
+        *(byref(packed.struct()), _address(rows), count, out.data_ptr(), torch.get_num_threads())
+    )
+    return out
 
 
 class NativeLinear:

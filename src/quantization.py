@@ -1,7 +1,8 @@
-"""A model made fast at writing: weights of 32, 8 or 4 bits, read by the compiled part.
+"""A model made fast at writing: weights packed, or rounded to 8 or 4 bits, for the compiled part.
 
-To write a token reads every weight once, so its time is that of bringing them from memory. Only
-weights are rounded to be kept; what they are multiplied with has 16 bits in `native.c` (8 beside
+To write a token reads every weight once, so its time is that of bringing them from memory. The
+exponents of a matrix's row hardly differ: so 28 bits hold a weight of 32 exactly. Only weights are
+rounded to be kept; what they are multiplied with has 16 bits in `native.c` (8 beside
 weights of 4), by rows and groups of its own, so that a text of a batch is what it is alone. O
 outputs and I inputs of a matrix.
 """
@@ -17,7 +18,7 @@ from torch import nn
 
 from .errors import AGI2Error
 from .model import GPT2Model
-from .native import FEW, LayerWeights, NativeLayers, NativeLinear, Weights
+from .native import FEW, LayerWeights, NativeLayers, NativeLinear, Weights, pack, unpack
 from .transformer import TransformerBlock
 from .utils import log
 
@@ -34,9 +35,9 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
 
     Args:
         model: on the CPU for `int8` and `int4`.
-        quantize: `none` keeps every weight; `int8` rounds each row of each matrix to 255 levels;
-            `int4` rounds groups of 32 weights to 16 levels. Token embeddings are rounded as the
-            head is, which may be tied to them.
+        quantize: `none` changes no weight; `int8` rounds each row of each matrix to 255 levels;
+            `int4` rounds groups of 32 weights to 16 levels. Token embeddings are kept as the head
+            is, which may be tied to them.
 
     Raises:
         AGI2Error: where the device or the model's width has no such weights, or a weight is not a
@@ -53,11 +54,11 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {_WHOLE}')
     bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
     head = arrange(model.output_weight.detach(), None, bits)
-    if bits < 32:
+    if head.bits < 32:
         embeddings = head
         if model.head is not None:
             embeddings = arrange(model.token_embeddings.weight.detach(), None, bits)
-        model.add_module("token_embeddings", RoundedEmbeddings(embeddings))
+        model.add_module("token_embeddings", FixedEmbeddings(embeddings))
     layers = [
         LayerWeights(
             qkv=_fixed(block.attention, "qkv", bits),
@@ -70,10 +71,6 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         for block in cast(Iterable[TransformerBlock], model.blocks)
     ]
     model.head = FixedLinear(head)
-    if bits < 32:
-        # All that was read from a file is mapped as long as a piece of it is in use.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
     if all(part.is_native for layer in layers for part in layer[:4]):
         model.few_tokens = NativeLayers(
             layers, config.n_heads, config.activation, config.norm_position == "pre"
@@ -90,15 +87,15 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
 def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:
     """The weights of a linear layer of `owner`, which is replaced where they are rounded."""
     linear = getattr(owner, name)
-    bias = None if linear.bias is None else linear.bias.detach().clone()
+    bias = None if linear.bias is None else linear.bias.detach()
     weights = arrange(linear.weight.detach(), bias, bits)
-    if bits < 32:
+    if weights.bits < 32:
         setattr(owner, name, FixedLinear(weights))
     return weights
 
 
-class RoundedEmbeddings(nn.Module):
-    """Token embeddings, each of which is a row of a rounded matrix."""
+class FixedEmbeddings(nn.Module):
+    """Token embeddings, each of which is a row of a packed or rounded matrix."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -106,10 +103,7 @@ class RoundedEmbeddings(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T) to embeddings (B, T, C)."""
-        all_rows, rows = self._weights, tokens.flatten()
-        assert all_rows.scale is not None
-        named = all_rows._replace(values=all_rows.values[rows], scale=all_rows.scale[rows])
-        return restore(named).unflatten(0, tokens.shape)
+        return restore(self._weights, tokens.flatten()).unflatten(0, tokens.shape)
 
 
 class FixedLinear(nn.Module):
@@ -127,7 +121,7 @@ class FixedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., I) to (..., O)."""
-        few = self._weights.bits < 32 or x.numel() <= FEW * self._weights.inputs
+        few = self._weights.bits < 28 or x.numel() <= FEW * self._weights.inputs
         # Autocasting gives other types, and `to` another device: those are PyTorch's.
         is_float = x.dtype == torch.float32 and x.device.type == "cpu"
         if self._few is not None and few and is_float:
@@ -136,7 +130,7 @@ class FixedLinear(nn.Module):
 
 
 def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
-    """A matrix (O, I) rounded to 8 or 4 bits, or as it is for 32.
+    """A matrix (O, I) rounded to 8 or 4 bits; for 32 packed in 28, or as it is.
 
     Raises:
         AGI2Error: where a weight is not a finite number.
@@ -144,21 +138,24 @@ def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weigh
     # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
     if not bool(torch.stack(weight.aminmax()).isfinite().all()):
         raise AGI2Error("the model has weights that are no finite numbers: train it again")
-    values: torch.Tensor
-    scale: torch.Tensor | None
-    if bits == 32:
-        values, scale = weight.contiguous(), None
-    else:
-        in_bits = _in_8_bits if bits == 8 else _in_4_bits
-        # In parts that a processor's cache holds.
-        parts = [in_bits(rows) for rows in weight.split(256)]
-        values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     outputs, inputs = weight.shape
+    if bits == 32:
+        whole = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)
+        return pack(weight, bias) or whole
+    in_bits = _in_8_bits if bits == 8 else _in_4_bits
+    # In parts that a processor's cache holds.
+    parts = [in_bits(rows) for rows in weight.split(256)]
+    values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     return Weights(values, scale, bias, inputs, outputs, bits)
 
 
-def restore(weights: Weights) -> torch.Tensor:
-    """The matrix (O, I) in 32 bits: what rounding has left of it."""
+def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """The matrix (O, I), or those of its rows (N,), in 32 bits: what rounding has left of it."""
+    if weights.bits == 28:
+        return unpack(weights, rows)
+    if rows is not None:
+        scale = None if weights.scale is None else weights.scale[rows]
+        weights = weights._replace(values=weights.values[rows], scale=scale)
     if weights.bits == 32:
         return weights.values
     assert weights.scale is not None

@@ -151,6 +151,26 @@ def test_weights_of_another_shape_are_refused_untouched(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "written anew", "removed"])
+def test_weights_are_those_that_were_checked(tmp_path, monkeypatch, meanwhile):
+    """Also where a training writes its file while it is read."""
+    path, saved, other = tmp_path / "w", tiny_model(1), tiny_model(2)
+    save_weights(saved.state_dict(), path)
+
+    def check(tensors):
+        if meanwhile == "written anew":
+            save_weights(other.state_dict(), path)
+        elif meanwhile == "removed":
+            path.unlink()
+        return {}
+
+    monkeypatch.setattr("src.model_folder._notes", check)
+    model = tiny_model()
+    load_weights(model, path, assign=True)
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_weights_with_layers_too_few_or_too_many_are_refused(tmp_path, layers):
     save_weights(tiny_model(model_layer=layers).state_dict(), tmp_path / "w")

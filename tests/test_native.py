@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.native import FEW, LIBRARY, Gelu, NativeLinear, load
+from src.native import FEW, LIBRARY, Gelu, NativeLinear, Weights, load, pack, unpack
 from src.quantization import arrange, prepare_for_generation, restore
 from tests.tiny_models import random_model
 
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="no C compiler at installation")
-WIDTHS = {"d_model": 64, "d_ff": 192, "n_heads": 4, "n_layers": 3, "max_seq_len": 40}
+WIDTHS = {"d_model": 64, "d_ff": 192, "n_heads": 4, "n_layers": 3, "max_seq_len": 60}
 
 
 def random(*shape, seed=0, std=1.0):
@@ -53,6 +53,50 @@ def test_a_product_is_pytorchs_of_the_same_weights(rows, outputs, inputs, bits, 
     # Inputs have 16 bits beside weights of 8.
     slack = {32: 1e-6, 8: 1.5e-4, 4: 4e-6}[bits] * math.sqrt(inputs)
     assert (found - expected).abs().max() < slack
+
+
+def whole(weight):
+    """A matrix in 32 bits."""
+    return Weights(weight, None, None, *reversed(weight.shape), 32)
+
+
+@needs_library
+@given(
+    outputs=st.integers(1, 40),
+    inputs=st.integers(1, 5).map(lambda n: 64 * n),
+    spread=st.sampled_from([0.0, 1.0, 4.0, 12.0]),
+    zeros=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+@torch.inference_mode()
+def test_packed_weights_are_the_same_bit_for_bit(outputs, inputs, spread, zeros, seed):
+    """Rows of any size, with zeros of both signs and subnormal numbers; and their products."""
+    weight = (
+        random(outputs, inputs, seed=seed)
+        * random(outputs, inputs, seed=seed + 1).mul(spread).exp2()
+    )
+    weight *= random(outputs, 1, seed=seed + 2, std=20).exp2()
+    weight[:: max(1, outputs // 3)] *= random(inputs, seed=seed + 3) > torch.tensor(zeros * 4 - 2)
+    weight[outputs // 2] *= 2.0**-120
+    packed = pack(weight, None)
+    assert packed is not None
+    assert torch.equal(unpack(packed).view(torch.int32), weight.view(torch.int32))
+    rows = torch.randint(outputs, (3, 2), generator=torch.Generator().manual_seed(seed)).T[0]
+    assert torch.equal(unpack(packed, rows), weight[rows])
+    for count in (1, 6, 8, 16, 17):
+        x = random(count, inputs, seed=seed + 4)
+        assert torch.equal(NativeLinear(packed)(x), NativeLinear(whole(weight))(x))
+
+
+@needs_library
+def test_ordinary_weights_take_28_bits_and_little_more():
+    weight = random(3000, 768, std=0.02)
+    packed = pack(weight, None)
+    assert packed is not None
+    assert 28 <= packed.values.nbytes * 8 / weight.numel() < 28.5
+    assert pack(random(5, 72), None) is None  # no multiple of 64
+    assert pack(random(5, 64).bfloat16(), None) is None
 
 
 @needs_library
@@ -152,13 +196,13 @@ def twins(changes, quantize):
 def test_a_pass_over_a_few_tokens_is_the_models_own(changes, quantize):
     """Prompt, single tokens, several, and with more rows than the compiled pass takes."""
     prepared, plain = twins(changes, quantize)
-    ids = torch.randint(0, 29, (3, 40), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 29, (3, 60), generator=torch.Generator().manual_seed(1))
     caches = [model.new_cache(3) for model in (prepared, plain)]
-    for part in ids.split([4, 1, 1, 5, 25, 2, 1, 1], dim=1):
+    for part in ids.split([4, 1, 1, 5, 45, 2, 1, 1], dim=1):
         found, expected = (
             model(part, cache=cache) for model, cache in zip((prepared, plain), caches, strict=True)
         )
-        slack = {"none": 2e-6, "int8": 1e-4, "int4": 1e-3}[quantize]
+        slack = {"none": 2e-6, "int8": 1e-4, "int4": 2e-3}[quantize]
         assert (found - expected).abs().max() < slack * (1 + expected.abs().max())
 
 
@@ -203,7 +247,9 @@ def test_what_the_compiled_pass_does_not_do_it_leaves_to_pytorch():
 @torch.inference_mode()
 def test_without_memory_there_is_an_error(monkeypatch):
     model = prepare_for_generation(random_model(**WIDTHS))
-    full = SimpleNamespace(agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1)
+    full = SimpleNamespace(
+        agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1, agi2_unpack=LIBRARY.agi2_unpack
+    )
     monkeypatch.setattr("src.native.LIBRARY", full)
     with pytest.raises(MemoryError):
         model.head(random(1, 64))

@@ -353,6 +353,7 @@ def test_temperature_0_and_what_is_next_to_it_take_the_likeliest(seed, temperatu
     logits = random_logits(seed)
     assert SamplingOptions(temperature=temperature).is_greedy
     assert torch.equal(draw(logits, None), logits.argmax(-1))
+    assert torch.equal(draw(logits.bfloat16(), None), logits.bfloat16().argmax(-1))
 
 
 def test_one_candidate_is_always_drawn():
