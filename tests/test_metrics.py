@@ -326,11 +326,11 @@ def test_a_run_that_is_watched_only_after_a_resume_is_written_from_its_beginning
 
 @pytest.fixture
 def fresh_wandb():
-    """The library reads the environment once in a process, unless it is told to forget."""
+    """The library, which reads the environment once in a process, unless it is told to forget."""
     import wandb
 
     wandb.teardown()
-    yield
+    yield wandb
     wandb.teardown()
 
 
@@ -357,8 +357,9 @@ def records(folder):
                 yield record
 
 
-@pytest.mark.usefixtures("fresh_wandb")
-def test_wandb_offline_has_curves_samples_and_the_configuration_in_one_run(tmp_path, monkeypatch):
+def test_wandb_offline_has_curves_samples_and_the_configuration_in_one_run(
+    tmp_path, monkeypatch, fresh_wandb
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = config_of("wandb", seed=42)
     first = RunLog(config, tmp_path)
@@ -368,6 +369,7 @@ def test_wandb_offline_has_curves_samples_and_the_configuration_in_one_run(tmp_p
     second = RunLog(config, tmp_path, first.size, 1)
     second.write(line(2))
     second.close()
+    fresh_wandb.teardown()  # as at a program's end: only then is all of the last file on disk
     runs, rows = [], []
     for record in records(tmp_path):
         if record.HasField("run"):
