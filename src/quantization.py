@@ -1,4 +1,4 @@
-"""A model made fast at writing: weights packed, or rounded to 8 or 4 bits, for the compiled part.
+"""A model made fast at writing: weights packed or rounded for a CPU, steps recorded for a GPU.
 
 To write a token reads every weight once, so its time is that of bringing them from memory. The
 exponents of a matrix's row hardly differ: so 28 bits hold a weight of 32 exactly. Only weights are
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cuda_graph import GraphedLayers
 from .errors import AGI2Error
 from .model import GPT2Model
 from .native import FEW, LayerWeights, NativeLayers, NativeLinear, Weights, pack, unpack
@@ -45,7 +46,9 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
     """
     if model.device.type != "cpu":
         if quantize == "none":
-            return model
+            if model.device.type == "cuda":
+                model.few_tokens = GraphedLayers(model.blocks)
+            return model.eval()
         raise AGI2Error(
             f'quantize = "{quantize}" is for a CPU: set device = "cpu", or leave it out'
         )

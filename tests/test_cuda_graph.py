@@ -1,0 +1,147 @@
+"""A step in fixed tensors gives what a step in growing ones gives; on a GPU, as a graph."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.beam_search import beam_search
+from src.cuda_graph import FixedStep, GraphedLayers
+from src.decoder import Decoder
+from src.generation import generate_batch, generate_text, generate_tokens
+from src.model import GPT2Model
+from src.quantization import prepare_for_generation
+from src.tokenizer import BasicTokenizer
+from tests.tiny_models import random_model
+
+WIDTH = 29
+PROMPTS = st.lists(
+    st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=10), min_size=1, max_size=4
+)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def pair(**changes) -> tuple[GPT2Model, GPT2Model]:
+    """A model as it is, and one that takes its single tokens in fixed steps."""
+    plain = random_model(max_seq_len=8, **changes)
+    fixed = copy.deepcopy(plain)
+    fixed.few_tokens = GraphedLayers(fixed.blocks)
+    return plain, fixed
+
+
+PAIRS = [pair(), pair(position_embedding="learned", norm_position="post", bias=False)]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("models", PAIRS)
+@given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_rows_get_the_same_logits_in_fixed_steps(models, prompts, seed, data):
+    """Of unequal prompts, past the model's positions, in another order, fewer or more."""
+    plain, fixed = (Decoder(model, WIDTH) for model in models)
+    close(fixed.read(prompts), plain.read(prompts))
+    rows = len(prompts)
+    for tokens in torch.randint(WIDTH, (6, 12), generator=torch.Generator().manual_seed(seed)):
+        for _ in range(3):
+            close(fixed.step(tokens[:rows]), plain.step(tokens[:rows]))
+        order = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=4))
+        rows = len(order)
+        for decoder in (plain, fixed):
+            decoder.reorder(torch.tensor(order))
+
+
+@pytest.mark.parametrize("models", PAIRS)
+def test_a_text_that_begins_anew_in_the_same_cache_is_read_as_it_is(models):
+    plain, fixed = (Decoder(model, WIDTH) for model in models)
+    for prompt in ([1, 2, 3], [1, 2, 4, 5], [1]):
+        close(fixed.read([prompt]), plain.read([prompt]))
+        for token in (7, 9):
+            close(fixed.step(torch.tensor([token])), plain.step(torch.tensor([token])))
+
+
+@pytest.mark.parametrize("models", PAIRS)
+def test_padding_on_the_right_and_masks_of_one_row_are_seen(models):
+    plain, fixed = models
+    tokens = torch.randint(WIDTH, (2, 6), generator=torch.Generator().manual_seed(0))
+    masks = torch.tensor([[1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 1, 1]]), torch.ones(1, 6)
+    for mask in masks:
+        caches = [model.new_cache(2) for model in models]
+        with torch.inference_mode():
+            for end in range(1, 7):
+                found, expected = (
+                    model(tokens[:, end - 1 : end], mask[:, :end], cache=cache)
+                    for model, cache in zip((fixed, plain), caches, strict=True)
+                )
+                shown = mask[:, end - 1].bool().expand(2)
+                close(found[shown], expected[shown])
+
+
+def test_what_a_buffer_held_before_does_not_matter():
+    plain, fixed = PAIRS[0]
+    cache = fixed.new_cache()
+    for layer in cache.layers:
+        layer.keys.fill_(float("nan"))
+        layer.values.fill_(float("inf"))
+    with torch.inference_mode():
+        close(fixed(torch.tensor([[3]]), cache=cache), plain(torch.tensor([[3]])))
+
+
+def test_what_is_no_single_token_is_left_to_others():
+    _, model = PAIRS[0]
+    one, cache = torch.zeros(1, 1, 16), model.new_cache()
+    with torch.inference_mode():
+        assert model.few_tokens(torch.zeros(1, 2, 16), None, cache) is None
+        assert model.few_tokens(one, torch.ones(1, 1, 1, dtype=torch.bool), cache) is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model.few_tokens(one, None, cache) is None
+        for _ in range(8):
+            assert model.few_tokens(one, None, cache) is not None
+        assert model.few_tokens(one, None, cache) is None  # full: the cache says so itself
+    assert model.few_tokens(one, None, model.new_cache()) is None  # a gradient may be wanted
+
+
+def test_a_step_goes_with_its_cache():
+    _, model = pair()
+    cache = model.new_cache()
+    with torch.inference_mode():
+        model(torch.tensor([[3]]), cache=cache)
+    buffer = weakref.ref(cache.layers[0].keys)
+    del cache
+    assert buffer() is None
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_gpu_replays_what_it_computes():
+    tokenizer = BasicTokenizer("abcdefghijklmnopqrstuvwxyz")
+    model = random_model(vocab_size=tokenizer.vocab_size, max_seq_len=32).cuda()
+    prompts = ["abc", "defghi", "z"]
+    greedy = {"temperature": 0, "tokenizer": tokenizer}
+
+    def written():
+        return (
+            generate_text(model, "abc", 60, **greedy),
+            generate_batch(model, prompts, 60, **greedy),
+            [each.tokens for each in beam_search(model, [3, 4, 5], 4, 20)],
+        )
+
+    expected = written()
+    prepare_for_generation(model)
+    assert isinstance(model.few_tokens, GraphedLayers)
+    assert written() == expected
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_graph_is_recorded_and_not_only_tried(caplog):
+    model = prepare_for_generation(random_model().cuda())
+    list(generate_tokens(model, [1], 8, 0))
+    with torch.inference_mode():
+        assert FixedStep(list(model.blocks), model.new_cache(1)).replay is not None
+    assert not caplog.messages
