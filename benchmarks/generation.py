@@ -1,12 +1,12 @@
 """Writing with GPT-2 124M, random weights, beside `transformers`, CTranslate2 and llama.cpp.
 
 python benchmarks/generation.py GPT2_VOCABULARY [--rounds 2] [--json FILE]
-    [--only WORDS] [--trained RUN --text FILE]
+    [--only WORDS] [--device cuda] [--trained RUN --text FILE]
 
 Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere. In each round every
 engine has a process of its own, and they write in turn, four times; the median. GPT2_VOCABULARY
-is a folder with vocab.json and merges.txt, which the peers' formats need. With a trained model,
-the loss that rounded weights have on a held-out text.
+is a folder with vocab.json and merges.txt, which the peers' formats need. On a GPU in fp32 alone,
+beside `transformers`. With a trained model, the loss that rounded weights have on a held-out text.
 """
 
 import argparse
@@ -29,17 +29,31 @@ KINDS = {
     f"{BATCH} texts, fp32": ["AGI2", "transformers", "CTranslate2"],
     "every weight once, fp32": ["AGI2"],
 }
+ON_A_GPU = {"AGI2", "transformers"}
 
 
-def prepare(folder: Path, vocabulary: Path) -> None:
+def kinds(device: str, words: str) -> dict[str, list[str]]:
+    """What is measured on a device, of the rows whose names have these words."""
+    wanted = {kind: engines for kind, engines in KINDS.items() if words in kind}
+    if device == "cpu":
+        return wanted
+    both = {
+        kind: [each for each in engines if each in ON_A_GPU] for kind, engines in wanted.items()
+    }
+    return {kind: engines for kind, engines in both.items() if len(engines) == len(ON_A_GPU)}
+
+
+def prepare(folder: Path, vocabulary: Path, device: str) -> None:
     """The same random weights in every engine's format."""
-    from ctranslate2.converters import TransformersConverter
-
     from src.interop.gguf import export_gguf
     from src.interop.huggingface import export_huggingface
 
     model, tokenizer = save_random_gpt2(vocabulary, folder / "agi2")
     export_huggingface(model, tokenizer, folder / "hf")
+    if device != "cpu":
+        return
+    from ctranslate2.converters import TransformersConverter
+
     export_gguf(model, tokenizer, folder / "fp32.gguf")
     export_gguf(model, tokenizer, folder / "int8.gguf", "q8_0")
     for kind in ("float32", "int8"):
@@ -54,7 +68,7 @@ def prompts() -> list[list[int]]:
     return draw.integers(0, 50256, (BATCH, PROMPT)).tolist()
 
 
-def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
+def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import torch
 
     from src.beam_search import beam_search
@@ -64,7 +78,7 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
     from src.quantization import prepare_for_generation
 
     precision = kind.split(", ")[1]
-    trained = load_model(folder / "agi2")
+    trained = load_model(folder / "agi2", device)
     model, tokenizer = trained.model, trained.tokenizer
     if kind.startswith("every weight"):
         matrices = [weight for weight in model.parameters() if weight.dim() == 2]
@@ -94,12 +108,13 @@ def of_agi2(folder: Path, kind: str) -> Callable[[], list[int]]:
     return lambda: list(generate_tokens(model, prompts()[0], NEW, 0))
 
 
-def of_transformers(folder: Path, kind: str) -> Callable[[], list[int]]:
+def of_transformers(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import torch
     from transformers import GPT2LMHeadModel
 
-    model = GPT2LMHeadModel.from_pretrained(folder / "hf", dtype=torch.float32).eval()
-    given = torch.tensor(prompts() if "texts" in kind else prompts()[:1])
+    model = GPT2LMHeadModel.from_pretrained(folder / "hf", dtype=torch.float32)
+    model.eval().to(device)
+    given = torch.tensor(prompts() if "texts" in kind else prompts()[:1], device=device)
 
     @torch.inference_mode()
     def run() -> list[int]:
@@ -117,7 +132,7 @@ def of_transformers(folder: Path, kind: str) -> Callable[[], list[int]]:
     return run
 
 
-def of_ctranslate2(folder: Path, kind: str) -> Callable[[], list[int]]:
+def of_ctranslate2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import ctranslate2
 
     precision = "int8" if kind.endswith("int8") else "float32"
@@ -142,7 +157,7 @@ def of_ctranslate2(folder: Path, kind: str) -> Callable[[], list[int]]:
     return run
 
 
-def of_llama_cpp(folder: Path, kind: str) -> Callable[[], list[int]]:
+def of_llama_cpp(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -176,8 +191,8 @@ ENGINES = {
 }
 
 
-def measure(engine: str, kind: str, folder: Path) -> None:
-    run = ENGINES[engine](folder, kind)
+def measure(engine: str, kind: str, folder: Path, device: str) -> None:
+    run = ENGINES[engine](folder, kind, device)
     (folder / f"{engine}, {kind}.json").write_text(json.dumps(run()))
     work_in_turn(run, 1)
 
@@ -206,6 +221,7 @@ def main() -> None:
     options.add_argument("vocabulary", type=Path)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--only", default="", help="the rows whose names have these words")
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--trained", type=Path, help="a run's folder")
     options.add_argument("--text", type=Path, help="what that run has not seen")
     options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -213,23 +229,19 @@ def main() -> None:
     if given.child:
         engine, kind, folder = given.child
         if engine == "prepare":
-            prepare(Path(folder), given.vocabulary)
+            prepare(Path(folder), given.vocabulary, given.device)
             return
-        measure(engine, kind, Path(folder))
+        measure(engine, kind, Path(folder), given.device)
         return
     found: dict[tuple[str, str], list[float]] = {}
     memory: dict[tuple[str, str], float] = {}
     texts: dict[tuple[str, str], list[int]] = {}
+    command = [sys.executable, __file__, str(given.vocabulary), "--device", given.device, "--child"]
     with tempfile.TemporaryDirectory() as place:
         # In a process of its own: the memory of this one would count as that of all it starts.
-        run_child(
-            [sys.executable, __file__, str(given.vocabulary), "--child", "prepare", "", place]
-        )
+        run_child([*command, "prepare", "", place])
         for _ in range(given.rounds):
-            for kind, engines in KINDS.items():
-                if given.only not in kind:
-                    continue
-                command = [sys.executable, __file__, str(given.vocabulary), "--child"]
+            for kind, engines in kinds(given.device, given.only).items():
                 children = {each: InTurn([*command, each, kind, place]) for each in engines}
                 for _ in range(TURNS):
                     for child in children.values():
