@@ -221,7 +221,7 @@ def main() -> None:
     options.add_argument("vocabulary", type=Path)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--only", default="", help="the rows whose names have these words")
-    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options.add_argument("--trained", type=Path, help="a run's folder")
     options.add_argument("--text", type=Path, help="what that run has not seen")
     options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)

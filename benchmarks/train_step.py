@@ -1,12 +1,15 @@
 """A training step on this machine: tokens per second and peak memory.
 
-python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--json FILE]
+python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--device cuda]
+    [--json FILE]
 
 GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, beside
 nanoGPT's model and optimizer, each in a process of its own, three steps of one after three of
-the other; then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024).
+the other; then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024). On a GPU,
+124M at 16 x 1024 in bf16, both compiled, and the share of the GPU's peak.
 """
 
+import contextlib
 import json
 import statistics
 import sys
@@ -17,21 +20,25 @@ from common import ROOT, InTurn, parser, report, run_child, work_in_turn
 
 # Rows, context, vocabulary, nanoGPT's padded vocabulary, layers, heads, width.
 SHAPES = {
-    "124M, 1 x 1024": (1, 1024, 50257, 50304, 12, 12, 768),
-    "6 x 384, 16 x 256": (16, 256, 4096, 4096, 6, 6, 384),
+    "cpu": {
+        "124M, 1 x 1024": (1, 1024, 50257, 50304, 12, 12, 768),
+        "6 x 384, 16 x 256": (16, 256, 4096, 4096, 6, 6, 384),
+    },
+    "cuda": {"124M, 16 x 1024": (16, 1024, 50257, 50304, 12, 12, 768)},
 }
 
 
-def measure_ours(shape: str) -> None:
+def measure_ours(shape: str, device: str) -> None:
     import torch
 
     from src.config import Config
+    from src.cuda_utils import select_precision
     from src.model import GPT2Model
     from src.optimization import make_optimizers
     from src.step import NextTokenLoss, accumulate_gradients, apply_gradients
     from src.utils import keep_freed_memory
 
-    rows, context, vocabulary, _, layers, heads, width = SHAPES[shape]
+    rows, context, vocabulary, _, layers, heads, width = SHAPES[device][shape]
     keep_freed_memory()  # as a run does
     config = Config(
         position_embedding="learned",
@@ -42,38 +49,65 @@ def measure_ours(shape: str) -> None:
         model_head=heads,
         model_embd=width,
     )
-    model = GPT2Model(config)
+    place = torch.device(device)
+    precision = select_precision("auto", place)
+    model = GPT2Model(config).to(place)
     optimizers = make_optimizers(model, config)
     loss = NextTokenLoss(model)
+    if device != "cpu":  # as a run does
+        loss = torch.compile(loss)
 
     def step() -> None:
         batch = torch.randint(0, vocabulary, (rows, context + 1))
-        accumulate_gradients(loss, batch, torch.device("cpu"))
+        found = accumulate_gradients(loss, batch, place, precision=precision)
         apply_gradients(optimizers, 1.0)
+        found.item()  # until a GPU is done
 
     work_in_turn(step)
 
 
-def measure_nanogpt(shape: str, folder: str) -> None:
+def measure_nanogpt(shape: str, device: str, folder: str) -> None:
     sys.path.insert(0, folder)
     import torch
 
     from model import GPT, GPTConfig
 
-    rows, context, vocabulary, padded, layers, heads, width = SHAPES[shape]
+    rows, context, vocabulary, padded, layers, heads, width = SHAPES[device][shape]
     sizes = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": context}
-    model = GPT(GPTConfig(vocab_size=padded, dropout=0.0, **sizes))
-    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+    model = GPT(GPTConfig(vocab_size=padded, dropout=0.0, **sizes)).to(device)
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device)
+    precision: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if device != "cpu":  # as its train.py does
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        precision = torch.autocast(device, torch.bfloat16)
+        model = torch.compile(model)
 
     def step() -> None:
-        batch = torch.randint(0, vocabulary, (rows, context + 1))
-        _, loss = model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+        batch = torch.randint(0, vocabulary, (rows, context + 1)).to(device)
+        with precision:
+            _, loss = model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        loss.item()  # until a GPU is done
 
     work_in_turn(step)
+
+
+def share_of_peak(device: str, tokens_per_second: float) -> dict[str, float]:
+    """Of the operations per second that a GPU makes in bf16, with GPT-2 124M."""
+    if device == "cpu":
+        return {}
+    import torch
+
+    from src.config import GPT2Config
+    from src.cuda_utils import peak_flops, training_flops
+
+    architecture = GPT2Config(position_embedding="learned")
+    flops = training_flops(architecture, 124_439_808, architecture.max_seq_len)
+    peak = peak_flops(torch.device(device), torch.bfloat16)
+    return {} if peak is None else {"share of peak": tokens_per_second * flops / peak}
 
 
 def default_step(folder: str) -> None:
@@ -102,24 +136,27 @@ def main() -> None:
     options.add_argument("nanogpt")
     options.add_argument("--rounds", type=int, default=6)
     options.add_argument("--only", default="", help="rows whose name has this in it")
+    options.add_argument("--device", default="cpu", choices=SHAPES)
     options.add_argument("--child", nargs=2, help="internal")
     given = options.parse_args()
     if given.child:
         kind, shape = given.child
         if kind == "nanoGPT":
-            measure_nanogpt(shape, given.nanogpt)
+            measure_nanogpt(shape, given.device, given.nanogpt)
         elif kind == "AGI2":
-            measure_ours(shape)
+            measure_ours(shape, given.device)
         else:
             default_step(given.nanogpt)
         return
     command = [sys.executable, __file__]
     rows = []
-    for shape, (batch, context, *_) in SHAPES.items():
+    for shape, (batch, context, *_) in SHAPES[given.device].items():
         if given.only not in shape:
             continue
         children = {
-            name: InTurn([*command, given.nanogpt, "--child", name, shape])
+            name: InTurn(
+                [*command, given.nanogpt, "--device", given.device, "--child", name, shape]
+            )
             for name in ("nanoGPT", "AGI2")
         }
         for _ in range(given.rounds):
@@ -130,11 +167,13 @@ def main() -> None:
                 "what": f"{name}, {shape}",
                 "tokens per second": batch * context / statistics.median(child.seconds),
                 "fastest step": batch * context / min(child.seconds),
+                **share_of_peak(given.device, batch * context / statistics.median(child.seconds)),
                 "peak GB": child.end(),
             }
             for name, child in children.items()
         ]
-    if given.only in (what := "AGI2, default.toml: a step and a checkpoint"):
+    what = "AGI2, default.toml: a step and a checkpoint"
+    if given.device == "cpu" and given.only in what:
         with tempfile.TemporaryDirectory() as folder:
             whole, peak, _ = run_child([*command, folder, "--child", "default", ""])
         rows.append({"what": what, "seconds": whole, "peak GB": peak})
