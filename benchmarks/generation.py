@@ -263,7 +263,7 @@ def main() -> None:
                 "engine": engine,
                 "tokens per second": written / statistics.median(seconds),
                 "fastest": written / min(seconds),
-                "peak GB": memory[kind, engine],
+                "peak GB" if given.device == "cpu" else "host's peak GB": memory[kind, engine],
                 "as transformers": (
                     sum(a == b for a, b in zip(ours, theirs, strict=False))
                     if theirs and ours

@@ -168,7 +168,7 @@ def main() -> None:
                 "tokens per second": batch * context / statistics.median(child.seconds),
                 "fastest step": batch * context / min(child.seconds),
                 **share_of_peak(given.device, batch * context / statistics.median(child.seconds)),
-                "peak GB": child.end(),
+                "peak GB" if given.device == "cpu" else "host's peak GB": child.end(),
             }
             for name, child in children.items()
         ]

@@ -19,6 +19,9 @@ from .cuda_utils import first_line
 from .kv_cache import KVCache, LayerCache
 from .utils import log
 
+RECORDED_AFTER = 8
+"""Single tokens in a cache before its step is recorded, which takes the time of some of them."""
+
 
 class FixedLayerCache(LayerCache):
     """A layer's buffers, written in the column that a tensor names and always shown whole.
@@ -47,7 +50,7 @@ class FixedStep:
 
     Args:
         blocks: of the model.
-        cache: whose buffers are read and written; those who use it keep its length.
+        cache: whose buffers are read and written; those who use it keep its length. Not full.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], cache: KVCache) -> None:
@@ -55,7 +58,8 @@ class FixedStep:
         like = cache.layers[0].keys
         self._blocks = blocks
         self._x = like.new_zeros(batch, 1, heads * width)
-        self._column = torch.zeros(1, dtype=torch.long, device=like.device)
+        # From the start one that is free: to record a step it is taken once for its own sake.
+        self._column = torch.tensor([cache.length], device=like.device)
         self._columns = torch.arange(capacity, device=like.device)
         self._is_text = torch.ones(batch, 1, 1, capacity, dtype=torch.bool, device=like.device)
         self._layers = [FixedLayerCache(layer, self._column) for layer in cache.layers]
@@ -76,8 +80,9 @@ class FixedStep:
 
     def _compute(self) -> torch.Tensor:
         # A token sees itself, be it padding: nothing has no softmax.
-        earlier = self._is_text & (self._columns < self._column)
-        mask = earlier | (self._columns == self._column)
+        is_seen = self._is_text & (self._columns < self._column) | (self._columns == self._column)
+        # As what is added to the scores: each layer would make that anew of a boolean one.
+        mask = torch.zeros_like(is_seen, dtype=self._x.dtype).masked_fill_(~is_seen, -torch.inf)
         x = self._x
         for block, layer in zip(self._blocks, self._layers, strict=True):
             x = block(x, mask, causal=False, cache=layer)
@@ -85,25 +90,37 @@ class FixedStep:
 
     def _recorded(self) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
         """`_compute` as a graph, or nothing, with one line of warning, where that fails."""
-        # Libraries make their preparations at the first use, which cannot be recorded.
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            self._compute()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                out = self._compute()
-        except RuntimeError as error:
-            log.warning("CUDA graphs do not work here (%s): writing without", first_line(error))
-            return None
+        device = self._x.device
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream()
+            # One for all: libraries keep memory for each stream that they have worked in.
+            if device not in _STREAMS:
+                _STREAMS[device] = torch.cuda.Stream()
+            beside = _STREAMS[device]
+            # Libraries make their preparations at the first use, which cannot be recorded.
+            beside.wait_stream(before)
+            with torch.cuda.stream(beside):
+                self._compute()
+            before.wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Another thread may go on using the GPU.
+                with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                    out = self._compute()
+            except RuntimeError as error:
+                torch.cuda.set_stream(before)
+                log.warning("CUDA graphs do not work here (%s): writing without", first_line(error))
+                return None
 
         def replay() -> torch.Tensor:
             graph.replay()
             return out
 
         return replay
+
+
+_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+"""What steps are recorded in, for each device."""
 
 
 class GraphedLayers:
@@ -113,11 +130,14 @@ class GraphedLayers:
 
     Args:
         blocks: of the model.
+        after: single tokens that a cache gets before its step is recorded.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], after: int = RECORDED_AFTER) -> None:
         self._blocks = list(blocks)
-        self._steps: WeakKeyDictionary[KVCache, FixedStep] = WeakKeyDictionary()
+        self._after = after
+        self._steps: WeakKeyDictionary[KVCache, FixedStep | int] = WeakKeyDictionary()
+        self._works = True
 
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
@@ -130,13 +150,20 @@ class GraphedLayers:
             cache: gets the new keys and values.
         """
         is_own = attention_mask is not None and attention_mask.dim() > 2
-        if x.size(1) > 1 or is_own or torch.is_grad_enabled():
+        if x.size(1) > 1 or is_own or cache.length == cache.capacity or not self._works:
             return None
-        if torch.is_autocast_enabled(x.device.type) or cache.length == cache.capacity:
+        # Tensors that were made in the one mode cannot be written in another.
+        if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled(x.device.type):
             return None
-        step = self._steps.get(cache)
-        if step is None:
+        step = self._steps.get(cache, 0)
+        if isinstance(step, int):
+            if step < self._after:
+                self._steps[cache] = step + 1
+                return None
             step = self._steps[cache] = FixedStep(self._blocks, cache)
+            if x.device.type == "cuda" and step.replay is None:  # pragma: needs gpu
+                self._works = False
+                return None
         out = step(x, attention_mask, cache.length)
         for layer in cache.layers:
             layer.extend(1)

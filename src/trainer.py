@@ -145,6 +145,7 @@ class Trainer:
             **self.state.to_json(),
             "metrics_size": self.telemetry.log_size,
             **self._choices(),
+            "device": self.device.type,
             "threads": torch.get_num_threads(),
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
@@ -171,17 +172,16 @@ class Trainer:
         self.kept.load(checkpoint)
         state = checkpoint.state
         self.state = RunState.from_json(state)
-        # These change rounding: what the run chose by itself stays as it was.
-        if self.config.micro_batch_size == "auto":
+        # These change rounding: what the run chose by itself stays as it was, on such a device.
+        is_alike = state.get("device", self.device.type) == self.device.type
+        if is_alike and self.config.micro_batch_size == "auto":
             self.micro_batch_size = min(self._rows, state["micro_batch_size"])
         if state["processes"] == self.processes.count:
             torch.set_num_threads(state["threads"])
-        if self.config.compile == "auto":
+        if is_alike and self.config.compile == "auto":
             self.compiled = state["compiled"]
-        if self.config.precision == "auto":
-            # As `select_precision`: fp16 is CUDA's alone.
-            half_elsewhere = state["precision"] == "float16" and self.device.type != "cuda"
-            self.precision = torch.float32 if half_elsewhere else getattr(torch, state["precision"])
+        if is_alike and self.config.precision == "auto":
+            self.precision = getattr(torch, state["precision"])
         self.scaler = self._scaler()
         if self.scaler.is_enabled() and state["scaler"]:  # pragma: needs gpu
             self.scaler.load_state_dict(state["scaler"])

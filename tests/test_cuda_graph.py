@@ -28,7 +28,7 @@ def pair(**changes) -> tuple[GPT2Model, GPT2Model]:
     """A model as it is, and one that takes its single tokens in fixed steps."""
     plain = random_model(max_seq_len=8, **changes)
     fixed = copy.deepcopy(plain)
-    fixed.few_tokens = GraphedLayers(fixed.blocks)
+    fixed.few_tokens = GraphedLayers(fixed.blocks, after=0)
     return plain, fixed
 
 
@@ -92,6 +92,28 @@ def test_what_a_buffer_held_before_does_not_matter():
         close(fixed(torch.tensor([[3]]), cache=cache), plain(torch.tensor([[3]])))
 
 
+def test_a_step_that_is_taken_for_its_own_sake_changes_nothing_that_is_held():
+    """As it is to be recorded."""
+    plain, fixed = PAIRS[0]
+    caches = [model.new_cache() for model in (plain, fixed)]
+    tokens = torch.tensor([[3, 1, 4]])
+    with torch.inference_mode():
+        for cache in caches:
+            plain(tokens, cache=cache)
+        FixedStep(list(fixed.blocks), caches[1])._compute()
+        found, expected = (plain(tokens[:, :1], cache=cache) for cache in caches)
+    assert torch.equal(found, expected)
+
+
+def test_a_step_is_made_once_a_cache_has_had_some_tokens():
+    layers = GraphedLayers(PAIRS[0][0].blocks, after=3)
+    one = torch.zeros(1, 1, 16)
+    with torch.inference_mode():
+        for _ in range(2):
+            cache = PAIRS[0][0].new_cache()
+            assert [layers(one, None, cache) is None for _ in range(4)] == [True] * 3 + [False]
+
+
 def test_what_is_no_single_token_is_left_to_others():
     _, model = PAIRS[0]
     one, cache = torch.zeros(1, 1, 16), model.new_cache()
@@ -103,7 +125,8 @@ def test_what_is_no_single_token_is_left_to_others():
         for _ in range(8):
             assert model.few_tokens(one, None, cache) is not None
         assert model.few_tokens(one, None, cache) is None  # full: the cache says so itself
-    assert model.few_tokens(one, None, model.new_cache()) is None  # a gradient may be wanted
+    with torch.no_grad():  # in which nothing of inference mode may be written
+        assert model.few_tokens(one, None, model.new_cache()) is None
 
 
 def test_a_step_goes_with_its_cache():
@@ -139,9 +162,20 @@ def test_a_gpu_replays_what_it_computes():
 
 @pytest.mark.gpu
 @needs_cuda
+def test_a_gpu_s_graph_gives_the_logits_of_the_step():
+    plain, fixed = pair()
+    decoders = [Decoder(model.cuda(), WIDTH) for model in (plain, fixed)]
+    prompts = [[3, 1, 4, 1], [5], [9, 2]]
+    close(*(decoder.read(prompts) for decoder in decoders))
+    for tokens in torch.randint(WIDTH, (14, 3), device="cuda"):  # past the model's positions
+        close(*(decoder.step(tokens) for decoder in decoders))
+
+
+@pytest.mark.gpu
+@needs_cuda
 def test_a_graph_is_recorded_and_not_only_tried(caplog):
     model = prepare_for_generation(random_model().cuda())
-    list(generate_tokens(model, [1], 8, 0))
+    list(generate_tokens(model, [1], 14, 0))
     with torch.inference_mode():
         assert FixedStep(list(model.blocks), model.new_cache(1)).replay is not None
     assert not caplog.messages

@@ -540,6 +540,26 @@ def test_a_compiled_model_gives_the_same_loss(tiny_run, caplog):
     assert "compiled was True in this run: the rounding changes" in caplog.text
 
 
+@pytest.mark.parametrize(("device", "is_kept"), [("cpu", True), ("cuda", False)])
+def test_what_another_kind_of_device_had_chosen_is_chosen_anew(tiny_run, device, is_kept):
+    config = tiny_run(max_steps=2)
+    checkpoint = newest_checkpoint(train_from_config(config).folder)
+    assert checkpoint.state["device"] == "cpu"
+    chosen = {"precision": "bfloat16", "compiled": True, "micro_batch_size": 1}
+    checkpoint.state.update(chosen, device=device)
+    text = prepare(config, checkpoint)
+    resumed = make_trainer(config, text)
+    fresh = make_trainer(config, text)
+    resumed.load_checkpoint(checkpoint)
+    assert fresh.micro_batch_size > 1
+    if is_kept:
+        assert (resumed.precision, resumed.compiled) == (torch.bfloat16, True)
+        assert resumed.micro_batch_size == 1
+    else:
+        for name in ("precision", "compiled", "micro_batch_size"):
+            assert getattr(resumed, name) == getattr(fresh, name)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_on_cuda_resumes(tiny_run, monkeypatch, precision):
