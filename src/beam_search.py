@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .config import EarlyStopping
-from .decoder import Decoder, check_options
+from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
-from .sampling import apply_repetition_penalty
+from .sampling import SamplingOptions, process_logits
 from .utils import evaluating
 
 
@@ -34,13 +34,13 @@ def beam_search(
     max_length: int = 100,
     length_penalty: float = 1.0,
     *,
-    repetition_penalty: float = 1.0,
     early_stopping: EarlyStopping = "never",
     groups: int = 1,
     diversity_penalty: float = 0.5,
     end_token: int | None = None,
     vocab_size: int | None = None,
     is_finished: Callable[[list[int]], bool] | None = None,
+    **options: Any,
 ) -> list[Hypothesis]:
     """Search for the likeliest continuations, keeping `beam_size` of them at each step.
 
@@ -57,7 +57,6 @@ def beam_search(
         beam_size: hypotheses kept, in all groups together.
         max_length: new tokens at most.
         length_penalty: scores are divided by length to this power; above 0 favours long texts.
-        repetition_penalty: as for sampling, on log-probabilities.
         early_stopping: what a full pool means, as in `transformers`. True: the end. False: the end
             once none that grows would get into it at its present length. "never": the end once
             none can get into it any more, so that none of the best is lost.
@@ -66,6 +65,8 @@ def beam_search(
         end_token: ends a hypothesis.
         vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         is_finished: is given a hypothesis's new tokens; true ends it after them.
+        **options: those of `SamplingOptions` that bear on tokens however they are chosen (see
+            `sampling.undrawn`), on log-probabilities; `logit_bias` by token id.
 
     Returns:
         At most `beam_size` hypotheses that differ, the best first.
@@ -74,7 +75,8 @@ def beam_search(
         AGI2Error: where an option is out of its range, or the model's logits are not numbers.
     """
     vocab_size = vocab_size or model.config.vocab_size
-    check_options(vocab_size, prompt, max_length, repetition_penalty=repetition_penalty)
+    given = SamplingOptions(max_length, temperature=0.0, **options)
+    check_prompt(prompt, vocab_size)
     rules = _Rules(
         max_length, length_penalty, early_stopping, diversity_penalty, end_token, is_finished
     )
@@ -85,7 +87,7 @@ def beam_search(
         logits = decoder.read([prompt])
         while True:
             log_probs = logits.float().log_softmax(dim=-1)
-            log_probs = apply_repetition_penalty(log_probs, decoder.tokens, repetition_penalty)
+            log_probs = process_logits(log_probs, decoder.tokens, given, len(prompt), end_token)
             beams: list[_Beam] = []
             taken: list[int] = []
             for group in groups_of_beams:
@@ -155,7 +157,11 @@ class _Group:
         length = texts.size(1) + 1
         beams: list[_Beam] = []
         is_last = length == self._rules.max_length
-        for rank, beam in enumerate(self._candidates(log_probs, taken)):
+        candidates = self._candidates(log_probs, taken)
+        if not candidates:  # every token is excluded: the texts end as they are
+            for row, total in enumerate(self._log_probabilities.tolist(), self.rows.start):
+                self._add(texts[row].tolist(), total, max(1, length - 1))
+        for rank, beam in enumerate(candidates):
             is_end = beam.token == self._rules.end_token
             has_ended = is_end or self._is_finished(texts, beam)
             if rank < self._size and (has_ended or is_last):
@@ -191,7 +197,7 @@ class _Group:
         beams = [_Beam(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         if math.isnan(beams[0].total):  # which counts as the greatest
             raise AGI2Error("the model's logits are not numbers: are its weights whole?")
-        return beams
+        return [beam for beam in beams if beam.total > -math.inf]
 
     def _is_finished(self, texts: torch.Tensor, beam: _Beam) -> bool:
         is_finished = self._rules.is_finished
@@ -243,8 +249,8 @@ def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _Rules) ->
             f'beam_early_stopping must be true, false or "never", not {rules.early_stopping!r}',
         ),
         (
-            0 <= rules.diversity_penalty < math.inf,
-            f"diversity_penalty must be a number from 0 on, not {rules.diversity_penalty}",
+            0 <= rules.diversity_penalty <= 1e6,
+            f"diversity_penalty must be from 0 to 1000000, not {rules.diversity_penalty}",
         ),
     ]
     for is_right, message in checks:

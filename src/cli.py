@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -43,6 +44,11 @@ class _Commands(typer.core.TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads has had enough
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(
@@ -55,6 +61,9 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[str, typer.Argument(metavar="FILE.toml", help="The configuration.")]
+RunOrFile = Annotated[
+    str, typer.Argument(metavar="FILE.toml", help="The configuration, or a run's folder.")
+]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
@@ -187,7 +196,7 @@ def plan(
 
 @app.command()
 def generate(
-    file: ConfigFile,
+    file: RunOrFile,
     prompt: Prompt,
     overrides: Overrides = None,
     show_probs: Annotated[
@@ -199,6 +208,7 @@ def generate(
 ) -> None:
     """Go on from a prompt, word by word."""
     _wait_gently(1_000)
+    file = _file_of(file)
     config = _start(file, "generation", overrides, quiet, verbose)
     if show_probs and config.samples > 1:
         raise AGI2Error(f"--show-probs shows one text, not {config.samples}: leave samples at 1")
@@ -223,15 +233,17 @@ def generate(
         for number, text in enumerate(texts, 1):
             print(f"--- sample {number} ---\n{prompt}{text}\n")
     else:
-        print(prompt, end="", flush=True)
+        # The prompt with the first piece: by then every option is known to be right.
+        shown = prompt
         for piece in stream_text(trained.model, start, **given):
-            print(piece, end="", flush=True)
-        print()
+            print(shown + piece, end="", flush=True)
+            shown = ""
+        print(shown)
 
 
 @app.command()
 def beam(
-    file: ConfigFile,
+    file: RunOrFile,
     prompt: Prompt,
     overrides: Overrides = None,
     results: Annotated[
@@ -244,9 +256,11 @@ def beam(
     """Search for the likeliest text with beams; nothing is drawn at random."""
     _wait_gently(1_000)
     shown = [] if results is None else [f"beam_results={results}"]
+    file = _file_of(file)
     config = _start(file, "generation", [*(overrides or []), *shown], quiet, verbose)
     trained = _load(config, file)
     from .generation import generate_beam_texts
+    from .sampling import beam_keys
 
     texts = generate_beam_texts(
         trained.model,
@@ -256,11 +270,10 @@ def beam(
         config.length_penalty,
         trained.tokenizer,
         results=config.beam_results,
-        repetition_penalty=config.repetition_penalty,
         early_stopping=config.beam_early_stopping,
         groups=config.beam_groups,
         diversity_penalty=config.diversity_penalty,
-        stop=config.stop,
+        **beam_keys(config),
     )
     if config.beam_results == 1:
         print(prompt + texts[0].text)
@@ -271,13 +284,14 @@ def beam(
 
 @app.command()
 def chat(
-    file: ConfigFile,
+    file: RunOrFile,
     overrides: Overrides = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model."""
     _wait_gently(1_000)
+    file = _file_of(file)
     config = _start(file, "interactive", overrides, quiet, verbose)
     trained = _load(config, file)
     from .interactive import InteractivePrompt
@@ -539,18 +553,21 @@ def _start(
     return config
 
 
+def _file_of(run: str) -> str:
+    """A configuration's file: a run's folder has its own."""
+    return os.path.join(run, "config.toml") if os.path.isdir(run) else run
+
+
 def _open(
     run: str, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> tuple[Config, TrainedModel]:
     """What a run's folder holds, or what a configuration has trained."""
     from .cuda_utils import select_device
-    from .model_folder import CONFIG, load_model, load_trained
+    from .model_folder import load_trained
 
-    if not os.path.isdir(run):
-        config = _start(run, "generation", overrides, quiet, verbose)
-        return config, load_trained(config, select_device(config.device), run)
-    config = _start(os.path.join(run, CONFIG), None, overrides, quiet, verbose)
-    return config, load_model(run, select_device(config.device))
+    file = _file_of(run)
+    config = _start(file, "generation", overrides, quiet, verbose)
+    return config, load_trained(config, select_device(config.device), file)
 
 
 def _load(config: Config, file: str) -> TrainedModel:

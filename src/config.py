@@ -260,7 +260,7 @@ class Config(BaseModel, Mapping):
     """New tokens to write at most."""
     min_length: int = Field(0, ge=0)
     """New tokens before the end of text or of a sentence may end it; stop strings always do."""
-    samples: int = Field(1, ge=1)
+    samples: int = Field(1, ge=1, le=10_000)
     """Texts to write for a prompt."""
     temperature: float = Field(0.8, ge=0)
     """0 is greedy; higher is more surprising."""
@@ -272,11 +272,11 @@ class Config(BaseModel, Mapping):
     """Sample from tokens at least this share as likely as the likeliest."""
     typical_p: float | None = Field(None, gt=0, le=1)
     """Sample from the tokens of most typical surprise that make up this share."""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=1e-4, le=1e4)
     """Above 1 discourages tokens that are already there."""
-    presence_penalty: float = 0.0
+    presence_penalty: float = Field(0.0, ge=-1e4, le=1e4)
     """Taken off the logit of each token that stands in the new text."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: float = Field(0.0, ge=-1e4, le=1e4)
     """Taken off the logit of each token, times as often as it stands in the new text."""
     no_repeat_ngram: int | None = Field(None, ge=1)
     """No run of so many tokens comes twice."""
@@ -304,7 +304,7 @@ class Config(BaseModel, Mapping):
     """With `beam_size` texts ended: stop, or once a better one is unlikely (false), impossible."""
     beam_groups: int = Field(1, ge=1)
     """Groups of beams that keep away from each other's tokens; divides `beam_size`."""
-    diversity_penalty: float = Field(0.5, ge=0)
+    diversity_penalty: float = Field(0.5, ge=0, le=1e6)
     """How far: nats taken off a token for each beam of another group that takes it."""
     max_context_length: int = Field(1024, ge=1)
     """Tokens of conversation kept in a chat."""

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from .errors import AGI2Error
 from .kv_cache import KVCache
 from .model import GPT2Model
-from .sampling import SamplingOptions
 from .utils import log
 
 
@@ -175,15 +174,3 @@ def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
         raise AGI2Error("the prompt has no tokens")
     if not all(0 <= token < vocab_size for token in prompt):
         raise AGI2Error(f"the prompt has a token above the vocabulary of {vocab_size}")
-
-
-def check_options(
-    vocab_size: int, prompt: Sequence[int], max_length: int, repetition_penalty: float = 1.0
-) -> None:
-    """Raise where a prompt or an option of a search cannot be used.
-
-    Raises:
-        AGI2Error: which names it and its bounds.
-    """
-    SamplingOptions(max_length=max_length, repetition_penalty=repetition_penalty)
-    check_prompt(prompt, vocab_size)

@@ -20,9 +20,9 @@ from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
 from .model_folder import check_vocabulary
-from .sampling import NOTHING, SamplingOptions, draw, process_logits
+from .sampling import NOTHING, SamplingOptions, draw, process_logits, undrawn
 from .speculation import speculate_tokens
-from .stopping import StopFilter, StoppingCriterion, Writer, stop_strings
+from .stopping import StoppingCriterion, Writer, stop_strings
 from .tokenizer import StreamDecoder, Tokenizer
 from .utils import evaluating
 
@@ -451,11 +451,10 @@ def generate_beam_texts(
     tokenizer: Tokenizer | None = None,
     *,
     results: int = 1,
-    repetition_penalty: float = 1.0,
     early_stopping: EarlyStopping = "never",
     groups: int = 1,
     diversity_penalty: float = 0.5,
-    stop: str | Sequence[str] = (),
+    **options: Any,
 ) -> list[BeamText]:
     """The best continuations that beam search finds, at most `results`, the best first.
 
@@ -464,9 +463,9 @@ def generate_beam_texts(
         prompt: an empty one starts at the end-of-text token.
         results: at most `beam_size`.
         tokenizer: the model's.
-        stop: a text ends before any of these strings.
-        beam_size, max_length, length_penalty, repetition_penalty, early_stopping, groups,
-            diversity_penalty: as in `beam_search`.
+        beam_size, max_length, length_penalty, early_stopping, groups, diversity_penalty: as in
+            `beam_search`.
+        **options: those of `SamplingOptions` that `sampling.beam_keys` names.
 
     Raises:
         AGI2Error: where an option is out of its range, or tokenizer and model do not fit.
@@ -474,32 +473,39 @@ def generate_beam_texts(
     tokenizer = _fitting(tokenizer, model)
     if not 1 <= results <= max(1, beam_size):
         raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
-    stop = stop_strings(stop)
+    given = _options(tokenizer, max_length, 0.0, None, None, options)
 
-    def finished(tokens: list[int]) -> bool:
-        text = tokenizer.decode(tokens)
-        return any(string in text for string in stop)
+    def written(tokens: Sequence[int]) -> Writer:
+        writer = Writer(tokenizer, given)
+        for token in tokens:
+            writer.push(token)
+        return writer
 
     found = beam_search(
         model,
-        tokenizer.encode(prompt) or [tokenizer.end_of_text],
+        _encode(prompt, tokenizer),
         beam_size,
         max_length,
         length_penalty,
-        repetition_penalty=repetition_penalty,
         early_stopping=early_stopping,
         groups=groups,
         diversity_penalty=diversity_penalty,
         end_token=tokenizer.end_of_text,
         vocab_size=tokenizer.vocab_size,
-        is_finished=finished if stop else None,
+        is_finished=(
+            (lambda tokens: written(tokens).ended)
+            if stop_strings(given.stop) or given.stop_at_sentence_end
+            else None
+        ),
+        **undrawn(given),
     )
-    texts = []
-    for hypothesis in found[:results]:
-        output = StopFilter(stop)
-        text = output.push(tokenizer.decode(hypothesis.tokens)) + output.flush()
-        texts.append(BeamText(text, hypothesis.score))
-    return texts
+    texts: dict[str, float] = {}
+    for hypothesis in found:
+        writer = written(hypothesis.tokens)
+        writer.finish()
+        # Texts that differ only in what is not shown are one, of the best score.
+        texts.setdefault(writer.text, hypothesis.score)
+    return [BeamText(text, score) for text, score in texts.items()][:results]
 
 
 def _options(

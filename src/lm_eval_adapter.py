@@ -149,7 +149,7 @@ class AGI2LM(LM):
             options.get("top_k"),
             options.get("top_p"),
             self.tokenizer,
-            stop=options.get("until", ()),
+            stop=options.get("until") or (),
             seed=seed,
             return_full_text=False,
         )

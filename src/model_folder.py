@@ -75,8 +75,8 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     """Read a trained model, in evaluation mode.
 
     Raises:
-        AGI2Error: where a file is missing or broken, or weights, tokenizer and configuration
-            disagree.
+        AGI2Error: where a file is missing or broken, a weight is no number, or weights, tokenizer
+            and configuration disagree.
     """
     folder = Path(folder)
     config = load_config(folder / CONFIG)
@@ -86,6 +86,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
         model = GPT2Model(config)
     check_vocabulary(tokenizer, model)
     load_weights(model, folder / WEIGHTS, assign=True, merge=True)
+    check_finite(model.state_dict(), str(folder))
     expected = _notes(folder / WEIGHTS).get("tokenizer")
     if expected is not None and sha256_of(folder / FILE_NAME) != expected:
         raise AGI2Error(
@@ -109,7 +110,10 @@ def load_trained(
         AGI2Error: where it is not trained yet, or was trained with another architecture than the
             one written in this configuration.
     """
-    folder = run_folder(config)
+    beside = Path(file).parent
+    # A run's own configuration is of the run in whose folder it stands, wherever that was moved.
+    is_own = Path(file).name == CONFIG and os.path.isfile(beside / WEIGHTS)
+    folder = beside if is_own else run_folder(config)
     if not os.path.isfile(folder / WEIGHTS):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
     trained = load_model(folder, device)
@@ -134,6 +138,22 @@ def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
             f"{model.config.vocab_size}: they do not belong together"
         )
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
+    """Raise where a weight is no number.
+
+    Raises:
+        AGI2Error: which names `name`, where the weights are, and the weight.
+    """
+    for key, weight in weights.items():
+        # The least and the greatest are NaN where any is: twenty times as fast as to ask each.
+        if not bool(torch.stack(weight.aminmax()).isfinite().all()):
+            count = int((~weight.isfinite()).sum())
+            raise AGI2Error(
+                f"{name}: {key} has {count} values that are NaN or infinite: the model is broken, "
+                "take an earlier checkpoint or another copy"
+            )
 
 
 def load_weights(

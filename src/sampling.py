@@ -19,6 +19,8 @@ from .errors import AGI2Error
 NEVER = float("-inf")
 COLDEST = 1e-5
 """Temperatures below this are greedy: they would overflow the logits."""
+MOST = 1e4
+"""Of what a penalty or a bias does to a logit: beyond, and all are alike already, sums overflow."""
 NOTHING = -1
 """In place of a token id: every token is excluded."""
 
@@ -78,16 +80,25 @@ class SamplingOptions:
             (share(self.top_p), "top_p must be above 0 and at most 1"),
             (share(self.min_p), "min_p must be above 0 and at most 1"),
             (share(self.typical_p), "typical_p must be above 0 and at most 1"),
-            (0 < self.repetition_penalty < math.inf, "repetition_penalty must be above 0"),
-            (math.isfinite(self.presence_penalty), "presence_penalty must be a number"),
-            (math.isfinite(self.frequency_penalty), "frequency_penalty must be a number"),
+            (
+                1 / MOST <= self.repetition_penalty <= MOST,
+                f"repetition_penalty must be from {1 / MOST:g} to {MOST:g}",
+            ),
+            (
+                -MOST <= self.presence_penalty <= MOST,
+                f"presence_penalty must be from {-MOST:g} to {MOST:g}",
+            ),
+            (
+                -MOST <= self.frequency_penalty <= MOST,
+                f"frequency_penalty must be from {-MOST:g} to {MOST:g}",
+            ),
             (
                 self.no_repeat_ngram is None or self.no_repeat_ngram >= 1,
                 "no_repeat_ngram must be at least 1",
             ),
             (
-                all(map(math.isfinite, self.logit_bias.values())),
-                "logit_bias must be made of numbers",
+                all(-MOST <= bias <= MOST for bias in self.logit_bias.values()),
+                f"logit_bias must be made of numbers from {-MOST:g} to {MOST:g}",
             ),
         ]
         for is_right, message in checks:
@@ -118,6 +129,27 @@ class SamplingOptions:
 def sampling_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a run's configuration that `generate_text` takes as they are."""
     return {each.name: config[each.name] for each in fields(SamplingOptions)}
+
+
+# Those that bear on every token, however it is chosen: beam search follows them, too.
+_CHOSEN_ANYHOW = (
+    "min_length",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram",
+    "logit_bias",
+)
+
+
+def beam_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a run's configuration that `generate_beam_texts` takes as they are."""
+    return {name: config[name] for name in (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")}
+
+
+def undrawn(options: SamplingOptions) -> dict[str, Any]:
+    """The options that `beam_search` takes: none of those that say how a token is drawn."""
+    return {name: getattr(options, name) for name in _CHOSEN_ANYHOW}
 
 
 def process_logits(

@@ -6,9 +6,9 @@ from collections.abc import Generator, Sequence
 
 import torch
 
-from .decoder import Decoder, check_options
+from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
-from .sampling import draw
+from .sampling import SamplingOptions, draw
 
 
 class NgramIndex:
@@ -76,7 +76,8 @@ def speculate_tokens(
         AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, or the
             model's logits are not numbers.
     """
-    check_options(decoder.vocab_size, prompt, max_length)
+    SamplingOptions(max_length)  # which checks it
+    check_prompt(prompt, decoder.vocab_size)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:
             raise AGI2Error(f"{name} must be at least 1, not {value}")

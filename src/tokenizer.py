@@ -236,10 +236,16 @@ class BPETokenizer(Tokenizer):
         """Take over a tokenizer of the `tokenizers` library; `name` is for messages.
 
         Raises:
-            AGI2Error: where it is not byte-level or has no token for the end of text.
+            AGI2Error: where it is not byte-level, or lacks a byte or an end of text.
         """
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
             raise AGI2Error(f"{name} is not a byte-level tokenizer")
+        lacking = sum(tokenizer.token_to_id(character) is None for character in _BYTE_OF)
+        if lacking:
+            raise AGI2Error(
+                f"{name} has no token for {lacking} of the 256 bytes, so that text would lose "
+                "characters: take the whole vocabulary"
+            )
         self = cls(max(257, tokenizer.get_vocab_size()))
         self._set_tokenizer(tokenizer)
         if self._end_of_text is None:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import uuid
@@ -124,6 +125,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `path` only once all is written.
+
+    Raises:
+        AGI2Error: where it cannot be written, or something stands there; nothing is left then.
+    """
+    with writing(path):
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            os.rename(beside, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

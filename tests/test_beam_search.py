@@ -90,6 +90,11 @@ def plain_search(
     *,
     end_token,
     repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    no_repeat_ngram=None,
+    logit_bias=None,
+    min_length=0,
     early_stopping="never",
     groups=1,
     diversity_penalty=0.5,
@@ -107,10 +112,22 @@ def plain_search(
             grown = []
             for tokens, total, sure in beams[group]:
                 scores = logits_after(model, prompt + tokens).double().log_softmax(-1)
+                for token, bias in (logit_bias or {}).items():
+                    scores[token] += bias
                 scores[list({*prompt, *tokens})] *= repetition_penalty
+                for token in set(tokens):
+                    scores[token] -= presence_penalty + frequency_penalty * tokens.count(token)
+                for token in range(len(scores)):
+                    text, n = [*prompt, *tokens, token], no_repeat_ngram or 99
+                    runs = [text[i : i + n] for i in range(len(text) - n + 1)]
+                    if runs and runs[-1] in runs[:-1]:
+                        scores[token] = -math.inf
+                if end_token is not None and len(tokens) < min_length:
+                    scores[end_token] = -math.inf
                 for token, score in enumerate(scores.tolist()):
                     less = diversity_penalty * said.count(token)
                     grown.append(([*tokens, token], total + score - less, sure + score))
+            grown = [beam for beam in grown if beam[1] > -math.inf]
             grown.sort(key=lambda beam: -beam[1])
             for tokens, _, sure in grown[:size]:
                 if tokens[-1] == end_token or step == length:
@@ -171,17 +188,21 @@ def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
     seed=st.integers(0, 999),
     penalty=st.sampled_from([-1.0, 0.0, 1.0, 2.0]),
     size=st.integers(2, 4),  # one beam is greedy, and ends as greedy ends
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
     early_stopping=st.sampled_from([True, False, "never"]),
+    manner=st.sampled_from(
+        [
+            {},
+            {"repetition_penalty": 1.3},
+            {"presence_penalty": 0.7, "frequency_penalty": -0.4},
+            {"no_repeat_ngram": 2},
+            {"logit_bias": {0: 2.0, 3: -1.5}, "min_length": 3},
+        ]
+    ),
 )
-@settings(deadline=None, max_examples=40)
-def test_narrow_beams_equal_a_plain_search(seed, penalty, size, repetition_penalty, early_stopping):
+@settings(deadline=None, max_examples=60)
+def test_narrow_beams_equal_a_plain_search(seed, penalty, size, early_stopping, manner):
     model = random_model(seed, vocab_size=6, std=0.5)
-    options = {
-        "end_token": 0,
-        "repetition_penalty": repetition_penalty,
-        "early_stopping": early_stopping,
-    }
+    options = {"end_token": 0, "early_stopping": early_stopping, **manner}
     found = beam_search(model, [1, 2], size, 7, penalty, **options)
     assert_same(found, plain_search(model, [1, 2], size, 7, penalty, **options))
 
@@ -208,6 +229,17 @@ def test_groups_of_beams_equal_a_plain_search(
     }
     found = beam_search(model, [1, 2], size, 6, penalty, **options)
     assert_same(found, plain_search(model, [1, 2], size, 6, penalty, **options))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_texts_end_where_every_token_is_excluded(groups):
+    """Three tokens, each once: the fourth has no place."""
+    model = random_model(5, vocab_size=4)
+    found = beam_search(model, [3], 2, 9, groups=groups, no_repeat_ngram=1)
+    assert len(found) == 2
+    for each in found:
+        assert sorted(each.tokens) == [0, 1, 2]
+        assert each.score == close(log_probability(model, [3], each.tokens) / 3)
 
 
 def test_groups_that_may_share_no_token_write_texts_that_share_none():
@@ -419,11 +451,11 @@ def test_no_result_shows_a_stop_string(tokenizer, writer):
         ({"max_length": -1}, "max_length must be at least 1, not -1"),
         ({"length_penalty": 1e4}, "length_penalty must be between -10 and 10, not 10000.0"),
         ({"length_penalty": math.nan}, "length_penalty must be between -10 and 10, not nan"),
-        ({"repetition_penalty": -2}, "repetition_penalty must be above 0, not -2"),
+        ({"repetition_penalty": -2}, "repetition_penalty must be from 0.0001 to 10000, not -2"),
         ({"groups": 0}, "beam_groups must be at least 1, not 0"),
         ({"groups": 3}, "beam_groups 3 does not divide beam_size 5"),
-        ({"diversity_penalty": -1}, "diversity_penalty must be a number from 0 on, not -1"),
-        ({"diversity_penalty": math.nan}, "diversity_penalty must be a number from 0 on, not nan"),
+        ({"diversity_penalty": -1}, "diversity_penalty must be from 0 to 1000000, not -1"),
+        ({"diversity_penalty": math.nan}, "diversity_penalty must be from 0 to 1000000, not nan"),
         (
             {"early_stopping": "always"},
             "beam_early_stopping must be true, false or \"never\", not 'always'",

@@ -419,13 +419,13 @@ VALUES = {
     "resume": st.none() | TEXT,
     "max_length": COUNT,
     "min_length": FROM_0,  # at most max_length
-    "samples": COUNT,
+    "samples": st.integers(1, 10_000),
     "temperature": ABOVE_0,
     "top_k": st.none() | COUNT,
     "top_p": st.none() | INSIDE,
     "min_p": st.none() | INSIDE,
     "typical_p": st.none() | INSIDE,
-    "repetition_penalty": ABOVE_0,
+    "repetition_penalty": st.floats(1e-3, 1e3),
     "presence_penalty": st.floats(-10, 10),
     "frequency_penalty": st.floats(-10, 10),
     "no_repeat_ngram": st.none() | COUNT,
@@ -441,7 +441,7 @@ VALUES = {
     "beam_results": COUNT,  # at most beam_size
     "beam_early_stopping": st.booleans() | st.just("never"),
     "beam_groups": st.integers(1, 50),
-    "diversity_penalty": ABOVE_0,
+    "diversity_penalty": st.floats(0, 1e6),
     "max_context_length": COUNT,
 }
 

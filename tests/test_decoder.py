@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_model
 
-from src.decoder import Decoder, check_options, check_prompt
+from src.decoder import Decoder, check_prompt
 from src.errors import AGI2Error
 
 POSITIONS = 8
@@ -201,10 +201,4 @@ def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():
     ):
         with pytest.raises(AGI2Error, match=message):
             check_prompt(prompt, 29)
-        with pytest.raises(AGI2Error, match=message):
-            check_options(29, prompt, 5)
-    with pytest.raises(AGI2Error, match=r"^max_length must be at least 1, not 0$"):
-        check_options(29, [1], 0)
-    with pytest.raises(AGI2Error, match=r"^repetition_penalty must be above 0, not 0$"):
-        check_options(29, [1], 1, repetition_penalty=0)
-    check_options(29, [1, 28], 1, repetition_penalty=1.5)
+    check_prompt([1, 28], 29)

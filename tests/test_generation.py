@@ -18,6 +18,7 @@ from src.errors import AGI2Error
 from src.generation import (
     generate_batch,
     generate_beam_text,
+    generate_beam_texts,
     generate_choices,
     generate_text,
     generate_tokens,
@@ -554,8 +555,11 @@ def test_the_device_is_chosen_as_everywhere_else(tokenizer, writer, caplog):
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
         ({"top_p": math.nan}, "top_p must be above 0 and at most 1, not nan"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, not 0"),
-        ({"repetition_penalty": math.nan}, "repetition_penalty must be above 0, not nan"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be from 0.0001 to 10000, not 0"),
+        (
+            {"repetition_penalty": math.nan},
+            "repetition_penalty must be from 0.0001 to 10000, not nan",
+        ),
         (
             {"tokenizer": None},
             "a tokenizer is needed: pass the one the model was trained with",
@@ -759,7 +763,7 @@ def test_choices_show_nothing_of_a_stop_string(tokenizer):
         ({"max_length": -1}, "max_length must be at least 1, not -1"),
         ({"length_penalty": 1e4}, "length_penalty must be between -10 and 10, not 10000.0"),
         ({"length_penalty": math.nan}, "length_penalty must be between -10 and 10, not nan"),
-        ({"repetition_penalty": -2}, "repetition_penalty must be above 0, not -2"),
+        ({"repetition_penalty": -2}, "repetition_penalty must be from 0.0001 to 10000, not -2"),
         (
             {"tokenizer": None},
             "a tokenizer is needed: pass the one the model was trained with",
@@ -790,6 +794,31 @@ def test_a_tokenizer_larger_than_its_model_is_an_error(tokenizer):
     for write in (generate_text, generate_beam_text):
         with pytest.raises(AGI2Error, match=r"^the tokenizer has 290 tokens, the model only 289"):
             write(model, "a", tokenizer=tokenizer)
+
+
+def test_texts_that_differ_only_behind_a_stop_string_are_one(tokenizer, writer):
+    found = beam_search(writer, tokenizer.encode("the"), 20, 3, vocab_size=tokenizer.vocab_size)
+    stop = tokenizer.decode(found[0].tokens)[0]
+    texts = generate_beam_texts(writer, "the", 20, 3, tokenizer=tokenizer, results=20, stop=stop)
+    assert len({each.text for each in texts}) == len(texts) < 20
+
+
+def test_beams_follow_what_bears_on_every_token():
+    letters = BasicTokenizer("abcde .")
+    model = random_model(5, vocab_size=letters.vocab_size, max_seq_len=32)
+
+    def found(**options):
+        options = {"tokenizer": letters, "results": 4, **options}
+        return [each.text for each in generate_beam_texts(model, "ab", 4, 9, **options)]
+
+    assert all("a" in text for text in found())
+    assert not any("a" in text for text in found(logit_bias={"a": -1e4}))
+    for text in found(no_repeat_ngram=1):
+        assert len(set(text)) == len(text)
+    sentences = found(stop_at_sentence_end=True, logit_bias={".": 9.0, " ": 9.0})
+    assert all(text.endswith(".") and len(text) < 9 for text in sentences)
+    with pytest.raises(AGI2Error, match=r"^logit_bias: 'abc' is not one token"):
+        found(logit_bias={"abc": 1.0})
 
 
 @pytest.mark.gpu

@@ -224,6 +224,23 @@ def test_padding_before_a_text_is_not_seen(quantize):
 
 
 @needs_library
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@torch.inference_mode()
+def test_with_rounded_weights_a_text_of_any_batch_is_what_it_is_alone(quantize):
+    """Bit for bit, however many rows are read at once and however a text is cut to be read."""
+    model = prepare_for_generation(random_model(**{**WIDTHS, "max_seq_len": 64}), quantize)
+    ids = torch.randint(0, 29, (5, 60), generator=torch.Generator().manual_seed(3))
+    padding = torch.tensor([0, 7, 23, 40, 59])
+    together = model(ids, torch.arange(60) >= padding.unsqueeze(1), cache=model.new_cache(5))
+    for row, start in enumerate(padding.tolist()):
+        alone = model(ids[row : row + 1, start:], cache=model.new_cache(1))
+        cache = model.new_cache(1)
+        cut = [model(part, cache=cache) for part in ids[row : row + 1, start:].split(11, dim=1)]
+        assert torch.equal(together[row, start:], alone[0])
+        assert torch.equal(torch.cat(cut, dim=1), alone)
+
+
+@needs_library
 @torch.inference_mode()
 def test_what_the_compiled_pass_does_not_do_it_leaves_to_pytorch():
     model = prepare_for_generation(random_model(**WIDTHS))

@@ -413,11 +413,16 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(bpe, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_without_end_of_text_is_refused():
-    library = tokenizers.Tokenizer(models.BPE())
-    library.decoder = decoders.ByteLevel()
-    with pytest.raises(AGI2Error, match=r"other has no end-of-text token \(<\|endoftext\|>, "):
-        BPETokenizer.from_library(library, "other")
+def test_a_tokenizer_that_lacks_what_text_needs_is_refused():
+    bytes_alone = {name: i for i, name in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    for vocabulary, message in (
+        (bytes_alone, r"other has no end-of-text token \(<\|endoftext\|>, "),
+        ({"a": 0, "b": 1}, "other has no token for 254 of the 256 bytes"),
+    ):
+        library = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+        library.decoder = decoders.ByteLevel()
+        with pytest.raises(AGI2Error, match=message):
+            BPETokenizer.from_library(library, "other")
 
 
 def test_another_end_token_is_found(bpe):

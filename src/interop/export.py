@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..errors import AGI2Error
 from ..model_folder import WEIGHTS, load_model
+from ..utils import atomic_folder
 from .gguf import QUANTIZATIONS, export_gguf
-from .huggingface import check_finite, export_huggingface
+from .huggingface import export_huggingface
 from .onnx import export_onnx
 
 # Each format with the packages that it needs beside those of AGI2.
@@ -48,9 +49,9 @@ def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None 
     if not os.path.isfile(run / WEIGHTS):
         raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
     trained = load_model(run)
-    check_finite(trained.model.state_dict(), str(run))
     if format == "hf":
-        export_huggingface(trained.model, trained.tokenizer, out)
+        with atomic_folder(out) as beside:
+            export_huggingface(trained.model, trained.tokenizer, beside)
     elif format == "gguf":
         export_gguf(trained.model, trained.tokenizer, out, quantize)
     else:

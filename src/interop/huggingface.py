@@ -19,9 +19,17 @@ from ..config_loader import make_config
 from ..cuda_utils import first_line
 from ..errors import AGI2Error
 from ..model import GPT2Model
-from ..model_folder import CONFIG, WEIGHTS, check_vocabulary, load_tensors, save_model, save_tensors
+from ..model_folder import (
+    CONFIG,
+    WEIGHTS,
+    check_finite,
+    check_vocabulary,
+    load_tensors,
+    save_model,
+    save_tensors,
+)
 from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer, load_tokenizer
-from ..utils import atomic_path, write_text, writing
+from ..utils import atomic_folder, atomic_path, write_text, writing
 
 # `transformers`' name of each of our modules; those inside a block below.
 _NAMES = {
@@ -151,21 +159,6 @@ def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
     return config, weights
 
 
-def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise where a weight is no number.
-
-    Raises:
-        AGI2Error: which names `name`, where the weights are, and the weight.
-    """
-    for key, weight in weights.items():
-        if not weight.isfinite().all():
-            count = int((~weight.isfinite()).sum())
-            raise AGI2Error(
-                f"{name}: {key} has {count} values that are NaN or infinite: the model is broken, "
-                "take an earlier checkpoint or another copy"
-            )
-
-
 # Out
 
 
@@ -246,7 +239,8 @@ def import_huggingface(source: str, folder: Path) -> None:
     check_finite(weights, source)
     model.load_state_dict(weights, assign=True)
     given = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
-    save_model(model, tokenizer, make_config(given, name=str(folder)), folder)
+    with atomic_folder(folder) as beside:
+        save_model(model, tokenizer, make_config(given, name=str(folder)), beside)
 
 
 def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
@@ -264,18 +258,18 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
     for key, value in _FIXED.items():
         if theirs.get(key, value) != value:
             raise AGI2Error(f"{name}: {key} = {theirs[key]!r}; AGI2 has only {value!r}")
-    activation = theirs.get("activation_function", "gelu_new")
+    activation = str(theirs.get("activation_function", "gelu_new"))
     if activation not in _OUR_ACTIVATIONS:
         known = ", ".join(_OUR_ACTIVATIONS)
         raise AGI2Error(f"{name}: activation_function {activation!r} is none of {known}")
     try:
         return GPT2Config(
-            vocab_size=int(theirs["vocab_size"]),
-            max_seq_len=int(theirs.get("n_positions", 1024)),
-            d_model=int(theirs["n_embd"]),
-            n_layers=int(theirs["n_layer"]),
-            n_heads=int(theirs["n_head"]),
-            d_ff=int(theirs.get("n_inner") or 0),
+            vocab_size=_whole_number(theirs["vocab_size"]),
+            max_seq_len=_whole_number(theirs.get("n_positions", 1024)),
+            d_model=_whole_number(theirs["n_embd"]),
+            n_layers=_whole_number(theirs["n_layer"]),
+            n_heads=_whole_number(theirs["n_head"]),
+            d_ff=_whole_number(theirs.get("n_inner") or 0),
             dropout=float(theirs.get("resid_pdrop", 0.1)),
             activation=_OUR_ACTIVATIONS[activation],  # type: ignore[arg-type]
             position_embedding="learned",
@@ -285,6 +279,13 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
         raise AGI2Error(f"{name}: {error.args[0]} is missing in config.json") from error
     except (TypeError, ValueError) as error:
         raise AGI2Error(f"{name}: config.json: {error}") from error
+
+
+def _whole_number(value: Any) -> int:
+    """One that a model can have: PyTorch counts all elements of a matrix in 64 bits."""
+    if not isinstance(value, int) or abs(value) > 2**31:
+        raise ValueError(f"{value!r} is no whole number that a model can have")
+    return value
 
 
 def _find(source: str) -> Path:
@@ -323,7 +324,10 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     if (place / WEIGHTS).is_file():
         files = {WEIGHTS}
     elif index.is_file():
-        files = set(_read_json(index, name).get("weight_map", {}).values())
+        places = _read_json(index, name).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+            raise AGI2Error(f"{name}: {index.name} is damaged: it has no weight_map of file names")
+        files = set(places.values())
     else:
         raise AGI2Error(
             f"{name} has no {WEIGHTS}; pytorch_model.bin is not read, as a pickle can run any "

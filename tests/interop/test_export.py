@@ -1,5 +1,6 @@
 """`agi2 import` and `agi2 export`: from the command line, and what they refuse."""
 
+import errno
 import importlib.util
 
 import pytest
@@ -43,6 +44,38 @@ def test_nothing_that_exists_is_overwritten(saved, tmp_path, capsys):
     assert err == f"error: {tmp_path / 'model.gguf'} exists: name another place, or move it away\n"
     assert (tmp_path / "model.gguf").read_text() == "mine"
     assert run(capsys, "import", tmp_path / "hf", folder)[0] == 2
+
+
+def test_what_fails_half_way_leaves_nothing_in_the_way(saved, tmp_path, monkeypatch, capsys):
+    _, folder = saved()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("src.interop.huggingface.save_tensors", full)
+        status, _, err = run(capsys, "export", folder, tmp_path / "hf")
+    assert status == 2
+    assert "No space left on device" in err
+    assert run(capsys, "export", folder, tmp_path / "hf")[0] == 0
+    with monkeypatch.context() as broken:
+        broken.setattr("src.interop.huggingface.save_model", full)
+        assert run(capsys, "import", tmp_path / "hf", tmp_path / "in")[0] == 2
+    assert run(capsys, "import", tmp_path / "hf", tmp_path / "in")[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"hf", "in"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_s_own_configuration_goes_where_its_folder_goes(saved, tmp_path, capsys):
+    _, folder = saved(position_embedding="learned")
+    expected = run(capsys, "generate", folder, "the", "-q", "-s", "temperature=0")
+    assert expected[0] == 0
+    moved = folder.rename(tmp_path / "elsewhere")
+    for place in (moved, moved / "config.toml"):
+        assert run(capsys, "generate", place, "the", "-q", "-s", "temperature=0") == expected
+        status, _, err = run(capsys, "generate", place, "the", "-q", "-s", "model_layer=9")
+        assert status == 2
+        assert "was trained with model_layer" in err
 
 
 @pytest.mark.parametrize(

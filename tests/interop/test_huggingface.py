@@ -262,6 +262,15 @@ def cut_short(name):
     return cut
 
 
+def break_index(weight_map):
+    def write(folder):
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+        index = {"weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return write
+
+
 WRONG = {
     "another architecture": (break_config(model_type="llama"), "is a 'llama', not a gpt2"),
     "another norm": (break_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
@@ -269,6 +278,10 @@ WRONG = {
     "an unknown activation": (break_config(activation_function="gelu_fast"), "'gelu_fast' is none"),
     "a key that is missing": (break_config(n_embd=...), "n_embd is missing in config.json"),
     "a key of another type": (break_config(n_head=[2]), "theirs: config.json: "),
+    "an activation of another type": (break_config(activation_function=["gelu"]), "is none of"),
+    "a size beyond all": (break_config(n_embd=2 * 10**12), "is no whole number that a model"),
+    "a size that is not whole": (break_config(n_head=2.7), "2.7 is no whole number"),
+    "an endless vocabulary": (break_config(vocab_size=float("inf")), "inf is no whole number"),
     "heads that do not divide": (break_config(n_head=5), "not divisible by n_heads 5"),
     "a broken config": (cut_short("config.json"), "config.json is damaged"),
     "no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
@@ -295,6 +308,8 @@ WRONG = {
         break_weights(lambda w: w["transformer.wpe.weight"][3].fill_(torch.nan)),
         "position_embeddings.weight has 32 values that are NaN or infinite",
     ),
+    "an index that names no files": (break_index(["model.safetensors"]), "no weight_map of file"),
+    "an index of other things": (break_index({"a": 5}), "no weight_map of file names"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer at"),
 }
 
