@@ -21,12 +21,11 @@ from .model import GPT2Model
 from .model_folder import WEIGHTS, describe_model, load_weights, save_weights
 from .optimization import Optimizer
 from .tokenizer import Tokenizer
-from .utils import Background, log, whole, writing
+from .utils import Background, FolderLock, log, whole, writing
 
-# A change of these would make another run: the data's order, or what the steps are.
+# A change of these would make another run: the data's order, or what the steps are. The text itself
+# is known by its hash, wherever it lies.
 FIXED_ON_RESUME = (
-    "sources",
-    "text_field",
     "val_fraction",
     "tokenizer",
     "seq_len",
@@ -58,6 +57,7 @@ class CheckpointManager:
     sharded: bool
     """Whether each process has a part of every parameter."""
     _saving: Background = field(default_factory=Background)
+    _lock: FolderLock | None = None
 
     @property
     def best_weights(self) -> Path:
@@ -107,10 +107,16 @@ class CheckpointManager:
     def prepare_folder(self, checkpoint: Checkpoint | None) -> int:
         """Go on in the run's folder as it was at the checkpoint, or begin a new one.
 
+        Until `release`, it is this process's alone.
+
         Returns:
             How many bytes of the log there are the run's: 0 where it begins.
+
+        Raises:
+            AGI2Error: where another process trains there, or nothing can be written.
         """
         logged = 0
+        FolderLock(self.folder).release()  # what stands there may be moved away
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
             logged = checkpoint.state["metrics_size"]
             checkpoints.forget_after(self.folder, checkpoint.state["step"])
@@ -118,6 +124,7 @@ class CheckpointManager:
             checkpoints.make_room(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.folder)
         describe_model(self.model.config, self.tokenizer, self.config, self.folder)
         if checkpoint is not None:
             checkpoint.restore_best(self.best_weights)
@@ -159,6 +166,16 @@ class CheckpointManager:
             tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
             self._saving.start(write)
         return place
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint's folder, if there is any."""
+        return next(reversed(checkpoints.list_checkpoints(self.folder)), None)
 
     def wait(self) -> None:
         """Until the last checkpoint is whole: no process goes on before."""

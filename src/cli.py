@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .model_folder import TrainedModel
 
 
+# What to do where a model does not even fit; a run says more.
+_SMALLER = "lower model_embd, model_layer, model_positions, vocab_size, lora_rank or batch_size"
+
+
 class _Commands(typer.core.TyperGroup):
     """The subcommands, where an error that the user can mend ends with 2 and Ctrl-C with 130."""
 
@@ -44,6 +48,13 @@ class _Commands(typer.core.TyperGroup):
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt
+        except (RuntimeError, MemoryError) as error:
+            from .step import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            print(f"error: out of memory: {_SMALLER}", file=sys.stderr)
+            raise typer.Exit(2) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads has had enough
                 raise

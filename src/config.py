@@ -152,7 +152,7 @@ class Config(BaseModel, Mapping):
     # The tokenizer.
     tokenizer: str = "bpe"
     """`bpe`, `basic`, `gpt2`, or the path of a trained tokenizer."""
-    vocab_size: int = Field(50257, ge=1)
+    vocab_size: int = Field(50257, ge=1, le=2**31)
     """A ceiling: a small text makes a smaller vocabulary."""
     lowercase: bool = True
     """Whether the basic tokenizer lower-cases."""
@@ -208,9 +208,9 @@ class Config(BaseModel, Mapping):
     """Tokens per training sequence."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon on the blocks' matrices, AdamW on the rest."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, le=1e30)
     """The highest learning rate of AdamW, reached after warm-up."""
-    muon_learning_rate: float = Field(0.02, gt=0)
+    muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
     """The highest learning rate of Muon."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the learning rate falls after warm-up, to zero at the end; `wsd` holds it first."""
@@ -374,6 +374,8 @@ class Config(BaseModel, Mapping):
                 problems.append('lora_rank is not for sharded models: set parallel = "ddp"')
         if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
+        if "\0" in self.output_dir:
+            problems.append(f"output_dir {self.output_dir!r} is not a folder's name")
         if self.min_length > self.max_length:
             problems.append(f"min_length {self.min_length} is above max_length {self.max_length}")
         if self.samples > 1 and self.temperature == 0:

@@ -152,7 +152,7 @@ def _jsonl(path: Path, text: str, field: str) -> Iterator[str]:
         document = entry.get(field) if isinstance(entry, dict) else entry
         if not isinstance(document, str):
             raise AGI2Error(f"{path}:{number}: no text in the field {field!r}; set text_field")
-        yield document
+        yield document.encode("utf-8", "replace").decode()  # JSON may hold half a character
 
 
 def _csv(path: Path, text: str, field: str) -> Iterator[str]:

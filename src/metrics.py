@@ -86,9 +86,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
-        return [dict(json.loads(line)) for line in lines]
+        entries = [dict(json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise AGI2Error(f"{path} cannot be read: {error}") from error
+    for number, entry in enumerate(entries, 1):
+        if problem := _problem_of(entry):
+            raise AGI2Error(f"{path}:{number}: {problem}: not a line that a run has written")
+    return entries
+
+
+# Of a step's line, what is read together.
+_SPEED = ("tokens_per_second", "tokens", "seconds")
+# Of a start's description, what is reckoned with.
+_COUNTS = ("parameters", "total_steps", "train_tokens", "train_bytes")
+
+
+def _problem_of(entry: dict[str, Any]) -> str:
+    """What those who read the log could not read of a line; empty where there is nothing."""
+    start = entry.get("start", {})
+    if not isinstance(entry.get("step", 0), int) or not isinstance(start, dict):
+        return "its step is no whole number, or its start no description"
+    counts = [start.get(key, 0) for key in _COUNTS]
+    speeds = [entry[key] for key in _SPEED if key in entry]
+    if not all(isinstance(value, int | float | None) for value in [*counts, *speeds]):
+        return "a number is none"
+    if "tokens_per_second" in entry and (len(speeds) < len(_SPEED) or None in speeds):
+        return "it has no tokens or seconds"
+    return ""
 
 
 class Sink(Protocol):

@@ -26,6 +26,7 @@ class Telemetry:
         tokens_per_step: targets of one batch.
         flops_per_token: floating-point operations for each of them.
         total_steps: where the run is bounded by steps.
+        processes: that train together, each on such a device.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Telemetry:
         tokens_per_step: int,
         flops_per_token: float,
         total_steps: int | None,
+        processes: int = 1,
     ) -> None:
         self.display = TrainingDisplay(total_steps)
         self._device = device
         self.tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops(device, precision)
+        self._processes = processes
         self._log: RunLog | None = None
         # Of the steps since the last line of the log.
         self._seconds, self._steps = 0.0, 0
@@ -90,10 +93,10 @@ class Telemetry:
 
     @property
     def _share_of_peak(self) -> float | None:
-        """The share of the device's peak FLOP/s that the steps reach, where the peak is known."""
+        """The share of all devices' peak FLOP/s that the steps reach, where the peak is known."""
         if self._peak_flops is None:  # pragma: needs gpu
             return None
-        return self._speed * self._flops_per_token / self._peak_flops
+        return self._speed * self._flops_per_token / (self._processes * self._peak_flops)
 
     def show(self, state: RunState, progress: float, loss: float) -> None:
         """Show where the run is: the share of it that is done, and its loss in nats per token."""

@@ -234,6 +234,7 @@ class Trainer:
             ) from error
         finally:
             self.telemetry.close()
+            self.kept.release()
 
     def _prepare_loss(self) -> None:
         """The model with its loss, shared with the other processes, compiled if it can be."""
@@ -252,6 +253,7 @@ class Trainer:
             tokens_per_step=self.batches.batch_size * targets,
             flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
             total_steps=self.total_steps if bounded else None,
+            processes=self.processes.count,
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
@@ -280,7 +282,6 @@ class Trainer:
         self._started = time.monotonic()
         self._upcoming: torch.Tensor | None = None
         while True:
-            # After this step's checkpoint, so that a crash in here loses nothing.
             if self.step % self.config.eval_interval == 0 and self.state.evaluated_at != self.step:
                 self._validate()
             if self._patience_is_over():
@@ -297,7 +298,8 @@ class Trainer:
                 place = self._save_and_wait()
                 log.info("interrupted: saved %s; go on with --resume", place)
                 raise KeyboardInterrupt
-            if self.step % self.config.checkpoint_interval == 0:
+            # Weights that have just given no finite loss are not to take a good checkpoint's place.
+            if self.step % self.config.checkpoint_interval == 0 and not self.state.skipped_in_a_row:
                 self.save()
 
     def _train_one_step(self) -> None:
@@ -388,11 +390,17 @@ class Trainer:
         limit = _SKIPPED_IN_FP16 if self.scaler.is_enabled() else _SKIPPED_AT_MOST
         if self.state.skipped_in_a_row < limit:
             return
-        place = self._save_and_wait()
+        self.kept.wait()
+        newest = self.kept.newest
         raise AGI2Error(
             f"{limit} steps in a row gave no finite loss: lower learning_rate (now "
-            f"{self.config.learning_rate:g}) and go on from a checkpoint: the last good weights "
-            f"are in {place}"
+            f"{self.config.learning_rate:g}) and "
+            + (
+                f"go on with --resume: the newest checkpoint from before is {newest}; where that "
+                'spoils the loss, too, name an older one with resume = "FOLDER"'
+                if newest
+                else "start anew: there is no checkpoint from before"
+            )
         )
 
     def _progress(self) -> float:
@@ -424,7 +432,20 @@ class Trainer:
         self.telemetry.log_step(self.state, epoch, loss, rate, norm.item())
 
     def _validate(self) -> None:
-        """Evaluate, keep the weights if they are the best, and write a sample."""
+        """Evaluate, keep the weights if they are the best, and write a sample.
+
+        Whatever fails in there, nothing is lost: the run is saved as it was before.
+        """
+        before = self.state_dict()
+        try:
+            self._look()
+        except Exception:
+            if self.processes.count == 1:  # else the others wait elsewhere
+                self.kept.save(before)
+                self.kept.wait()
+            raise
+
+    def _look(self) -> None:
         self.state.evaluated_at = self.step
         self.whole = self.kept.gather()
         if self.val_data is not None:
@@ -434,8 +455,11 @@ class Trainer:
             if is_best:
                 self.kept.save_best(self.whole)
         if self.config.sample_tokens and self.processes.is_main:
-            text = self.sample(self.config.sample_tokens, seed=self.config.seed + self.step)
-            self.telemetry.log_sample(self.step, text)
+            try:
+                text = self.sample(self.config.sample_tokens, seed=self.config.seed + self.step)
+                self.telemetry.log_sample(self.step, text)
+            except AGI2Error as error:  # weights that are spoiled end a run elsewhere
+                log.warning("no sample: %s", error)
         self.whole = self.model  # a copy is not kept
 
     def evaluate(self, max_tokens: int = 0) -> Evaluation:

@@ -23,6 +23,11 @@ from torch import nn
 
 from .errors import AGI2Error
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 log = logging.getLogger("agi2")
 
 
@@ -186,6 +191,43 @@ def human_time(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class FolderLock:
+    """Keeps a folder for one process, as long as that lives, where the system can.
+
+    Args:
+        folder: where there is none, nothing is kept.
+
+    Raises:
+        AGI2Error: where another process has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".lock"
+        self._descriptor: int | None = None
+        if fcntl is None or not folder.is_dir():
+            return
+        with writing(folder):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise AGI2Error(
+                f"{folder}: another process is training there: wait for it, or set another "
+                "model_name"
+            ) from error
+        except OSError:  # a file system without locks
+            log.debug("%s cannot be kept for one process", folder)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class Background:

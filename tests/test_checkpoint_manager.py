@@ -4,16 +4,17 @@ import logging
 import shutil
 
 import pytest
+import torch
 
 from src.checkpoint import list_checkpoints, newest_checkpoint
 from src.checkpoint_manager import FIXED_ON_RESUME
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
 from src.training import train_from_config, train_model
+from src.utils import FolderLock
 
 OTHERS = {
     "val_fraction": 0.2,
-    "text_field": "body",
     "tokenizer": "bpe",
     "seq_len": 8,
     "batch_size": 4,
@@ -38,17 +39,38 @@ def finished(tiny_run):
     return train_from_config(tiny_run(max_steps=2))
 
 
-def test_a_resumed_run_may_not_become_another(tiny_run, finished, tmp_path):
-    others = {**OTHERS, "sources": [str(shutil.copy(tmp_path / "corpus.txt", tmp_path / "b.txt"))]}
+def test_a_resumed_run_may_not_become_another(tiny_run, finished):
     # LoRA is refused in `test_training.py`: it needs a model to begin from.
-    assert set(FIXED_ON_RESUME) - {"lora_rank"} <= others.keys()
+    assert set(FIXED_ON_RESUME) - {"lora_rank"} <= OTHERS.keys()
     before = contents(finished.folder)
-    for key, value in others.items():
+    for key, value in OTHERS.items():
         with pytest.raises(AGI2Error, match=f"trained with {key} = ") as error:
             train_from_config(tiny_run(max_steps=2, resume="auto", **{key: value}))
         assert "\n" not in str(error.value)
         assert "set it back, or start anew" in str(error.value)
     assert contents(finished.folder) == before
+
+
+def test_a_text_that_was_moved_is_gone_on_with(tiny_run, tmp_path):
+    options = {"max_steps": 4, "lr_schedule": "constant", "warmup_steps": 0}
+    train_from_config(tiny_run("other", **{**options, "max_steps": 2}))
+    options["sources"] = [str(shutil.move(tmp_path / "corpus.txt", tmp_path / "moved.md"))]
+    resumed = train_from_config(tiny_run("other", resume="auto", **options))
+    whole = train_from_config(tiny_run("whole", **options))
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_run, finished):
+    lock = FolderLock(finished.folder)
+    before = contents(finished.folder)
+    for resume in (None, "auto"):
+        with pytest.raises(AGI2Error, match="another process is training there"):
+            train_from_config(tiny_run(max_steps=3, resume=resume))
+    assert contents(finished.folder) == before
+    lock.release()
+    assert train_from_config(tiny_run(max_steps=3, resume="auto")).history["steps"] == 3
+    assert not (finished.folder / ".lock").exists()
 
 
 def test_a_resumed_run_may_not_change_its_tokenizer(tiny_run, finished):

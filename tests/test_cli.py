@@ -1,5 +1,6 @@
 """The command line, run inside this process: `main([...])` ends with a status."""
 
+import errno
 import json
 import logging
 import math
@@ -634,3 +635,53 @@ def test_compare_takes_prompt_seed_and_file(trained, tmp_path, capsys):
     assert out.count("\nthe cat") == 2
     assert html.is_file()
     assert run(capsys, "compare", folder)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "error: [Errno 28] No space left"),
+        (MemoryError(), "error: out of memory: lower model_embd, "),
+        (
+            RuntimeError("can't allocate memory: you tried"),
+            "error: out of memory: lower model_embd",
+        ),
+    ],
+)
+def test_what_a_machine_lacks_is_one_line(capsys, monkeypatch, trained, error, line):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr("src.generation.stream_text", lacking)
+    status, out, err = run(capsys, "generate", trained, "the", "-q")
+    assert (status, out) == (2, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), BrokenPipeError(errno.EPIPE, "gone")])
+def test_other_errors_stay_as_they_are(monkeypatch, trained, error):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr("src.generation.stream_text", failing)
+    with pytest.raises((RuntimeError, SystemExit)) as caught:
+        main(["generate", str(trained), "the", "-q"])
+    assert caught.value is error or caught.value.code == 1
+
+
+def test_a_model_that_no_machine_holds_is_one_line(tmp_path, capsys):
+    file = write_run(tmp_path, model_positions=10**12, seq_len=32)
+    for command in ("train", "doctor"):
+        status, _, err = run(capsys, command, file, "-q")
+        assert status == 2
+        assert err.splitlines()[-1].startswith(
+            "error: out of memory: lower model_embd, model_layer"
+        )
+
+
+def test_a_prompt_is_not_shown_before_the_options_are_right(trained, capsys):
+    biased = 'logit_bias={"the cat"=1}'
+    status, out, err = run(capsys, "generate", trained, "the", "-q", "-s", biased)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: logit_bias: 'the cat' is not one token")

@@ -221,6 +221,7 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"model_name": "a/b"}, "model_name 'a/b' is not a folder's name"),
         ({"model_name": "a\\b"}, "is not a folder's name"),
         ({"model_name": "a\0b"}, "is not a folder's name"),
+        ({"output_dir": "a\0b"}, "is not a folder's name"),
         ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
         ({"device": "cpu:1"}, "device 'cpu:1' is none of"),
         ({"temperature": -0.1}, "temperature"),

@@ -188,6 +188,10 @@ def test_sources_are_checked_without_reading_or_downloading(tmp_path):
 # Lines and rows
 
 
+def test_half_a_character_in_json_is_a_question_mark(tmp_path):
+    assert read(write(tmp_path / "a.jsonl", r'{"text": "a\ud800b"}')) == ["a?b"]
+
+
 def test_jsonl_gives_a_document_a_line(tmp_path):
     rows = [{"text": "one\ntwo", "n": 1}, {"text": "鯨"}, "bare string", {"text": " "}]
     content = "\n\n".join(map(json.dumps, rows)) + "\r\n"

@@ -314,6 +314,26 @@ def test_a_resumed_tensorboard_has_no_point_twice(tmp_path):
     assert len(texts["config"]) == 1
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"step": None, "loss": 1},
+        {"step": "x", "loss": 1},
+        {"step": math.nan},
+        {"step": 1, "start": {"parameters": "x"}},
+        {"step": 1, "start": "x"},
+        {"step": 1, "start": {"total_steps": "x"}},
+        {"step": 9, "tokens_per_second": 3},
+        {"step": 9, "tokens_per_second": 3, "tokens": None, "seconds": 1},
+    ],
+)
+def test_a_line_that_no_run_has_written_is_named(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": null}}\n{json.dumps(bad)}\n')
+    with pytest.raises(AGI2Error, match=r"metrics\.jsonl:2: .*: not a line that a run has written"):
+        read_metrics(path)
+
+
 def test_a_run_that_is_watched_only_after_a_resume_is_written_from_its_beginning(tmp_path):
     before = RunLog(config_of(), tmp_path)
     for step in (1, 2):

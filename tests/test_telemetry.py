@@ -53,6 +53,15 @@ def test_speed_is_that_of_the_steps_since_the_last_line(telemetry, tiny_run, tmp
     assert slow["tokens"] == 20
 
 
+def test_processes_share_the_peak_of_all_their_devices(telemetry, monkeypatch, tiny_run, tmp_path):
+    several = Telemetry(torch.device("cpu"), torch.float32, 10, 5.0, total_steps=4, processes=4)
+    several.open(tiny_run(), tmp_path, 0, 0, {})
+    several.count_step(0.5)
+    several.log_step(RunState(step=1, seconds=1.0), 0.5, 2.0, 0.1, 1.0)
+    several.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["share_of_peak"] == 0.1 / 4
+
+
 def test_the_display_says_what_is_left_at_the_pace_so_far(telemetry):
     shown = []
     telemetry.display = SimpleNamespace(update=lambda *given, **named: shown.append((given, named)))

@@ -380,9 +380,10 @@ def test_a_run_without_a_patience_is_never_stopped_early(tiny_run):
 def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
     tiny_run, monkeypatch, caplog, in_a_row
 ):
-    """Four in a row are passed over; the fifth ends the run, with good weights and a diagnosis."""
+    """Four in a row are passed over; the fifth ends the run, which goes on from before them."""
     original = Trainer._fetch
-    config = tiny_run(max_steps=12, eval_interval=100, checkpoint_interval=100)
+    options = {"max_steps": 12, "eval_interval": 100, "checkpoint_interval": 3}
+    config = tiny_run(**options)
 
     def spoiled(self, step):
         if step == 6:
@@ -400,15 +401,46 @@ def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
         assert caplog.text.count("left out: its loss or gradients are not finite") == 4
         assert all(p.isfinite().all() for p in run.model.parameters())
         return
-    with pytest.raises(AGI2Error, match=r"5 steps in a row .* lower learning_rate \(now 0\.01\)"):
+    with pytest.raises(
+        AGI2Error, match=r"5 steps in a row .* lower learning_rate \(now 0\.01\)"
+    ) as e:
         train_from_config(config)
-    folder = Path(config.output_dir) / config.model_name
-    checkpoint = newest_checkpoint(folder)
-    assert checkpoint.state["skipped_steps"] == 5
-    assert all(t.isfinite().all() for t in load_model(folder).model.state_dict().values())
-    assert all(
-        t.isfinite().all() for t in load_file(checkpoint.folder / "model.safetensors").values()
+    checkpoint = newest_checkpoint(Path(config.output_dir) / config.model_name)
+    assert (checkpoint.state["step"], checkpoint.state["skipped_steps"]) == (6, 0)
+    assert f"go on with --resume: the newest checkpoint from before is {checkpoint.folder};" in str(
+        e.value
     )
+    monkeypatch.undo()
+    resumed = train_from_config(tiny_run(resume="auto", **options))
+    assert_same_outcome(resumed, train_from_config(tiny_run("whole", **options)))
+
+
+def test_a_rate_that_spoils_the_weights_ends_the_run_by_its_steps(tiny_run, caplog):
+    """Not by the sample that such weights cannot write."""
+    options = {"learning_rate": 1e30, "eval_interval": 2, "sample_tokens": 4}
+    with pytest.raises(AGI2Error, match=r"5 steps in a row gave no finite loss.*start anew"):
+        train_from_config(tiny_run(max_steps=40, checkpoint_interval=100, **options))
+    assert "no sample: the model's logits are not finite" in caplog.text
+
+
+def test_a_validation_that_fails_loses_no_step(tiny_run, monkeypatch):
+    options = {"max_steps": 12, "eval_interval": 5, "checkpoint_interval": 100, "dropout": 0.1}
+    config = tiny_run("broken", **options)
+    original = Trainer.evaluate
+
+    def failing(self, *given):
+        if self.step == 10:
+            raise MemoryError
+        return original(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", failing)
+        with pytest.raises(AGI2Error, match="out of memory at step 10"):
+            train_from_config(config)
+    saved = newest_checkpoint(Path(config.output_dir) / "broken").state
+    assert (saved["step"], saved["evaluated_at"]) == (10, 5)
+    resumed = train_from_config(tiny_run("broken", resume="auto", **options))
+    assert_same_outcome(resumed, train_from_config(tiny_run("whole", **options)))
 
 
 def test_a_device_that_fails_is_one_line_and_the_run_goes_on_later(tiny_run, monkeypatch):
@@ -492,8 +524,8 @@ def test_a_checkpoint_that_is_written_while_training_goes_on_is_as_it_was_asked_
     text = prepare(config)
     trainer = make_trainer(config, text)
     states = []
-    original = trainer.state_dict
-    trainer.state_dict = lambda: states.append(original()) or states[-1]
+    original = trainer.kept.save
+    trainer.kept.save = lambda state: states.append(state) or original(state)
     trainer.fit()
     assert [state["step"] for state in states] == [4, 4]
     assert [len(state["history"]["val_loss"]) for state in states] == [1, 2]

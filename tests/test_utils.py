@@ -1,5 +1,6 @@
 """Seeding, files that are whole or not there, words for numbers, interruption."""
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -20,7 +21,9 @@ from torch import nn
 from src.errors import AGI2Error
 from src.utils import (
     Background,
+    FolderLock,
     Interrupt,
+    atomic_folder,
     atomic_path,
     evaluating,
     human_bytes,
@@ -35,6 +38,32 @@ from src.utils import (
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+
+
+def test_a_folder_is_kept_for_one(tmp_path, monkeypatch):
+    first = FolderLock(tmp_path)
+    with pytest.raises(AGI2Error, match="another process is training there: wait for it"):
+        FolderLock(tmp_path)
+    first.release()
+    first.release()  # as often as one likes
+    assert not list(tmp_path.iterdir())
+    FolderLock(tmp_path / "nowhere").release()
+
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("src.utils.fcntl.flock", without_locks)
+    FolderLock(tmp_path).release()
+    monkeypatch.setattr("src.utils.fcntl", None)
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_written_half_leaves_nothing(tmp_path):
+    with contextlib.suppress(KeyboardInterrupt), atomic_folder(tmp_path / "a") as beside:
+        (beside / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_seed_repeats_what_is_drawn():
