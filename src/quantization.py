@@ -46,7 +46,7 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
     """
     if model.device.type != "cpu":
         if quantize == "none":
-            if model.device.type == "cuda":
+            if model.device.type == "cuda":  # pragma: needs gpu
                 model.few_tokens = GraphedLayers(model.blocks)
             return model.eval()
         raise AGI2Error(
