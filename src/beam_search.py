@@ -13,7 +13,7 @@ from .config import EarlyStopping
 from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
-from .sampling import SamplingOptions, process_logits
+from .sampling import SamplingOptions, check_of_beams, process_logits
 from .utils import evaluating
 
 
@@ -75,10 +75,14 @@ def beam_search(
         AGI2Error: where an option is out of its range, or the model's logits are not numbers.
     """
     vocab_size = vocab_size or model.config.vocab_size
+    check_of_beams(options)
     given = SamplingOptions(max_length, temperature=0.0, **options)
     check_prompt(prompt, vocab_size)
+    may_rise = min(given.presence_penalty, given.frequency_penalty) < 0
+    may_rise = may_rise or any(bias > 0 for bias in given.logit_bias.values())
     rules = _Rules(
-        max_length, length_penalty, early_stopping, diversity_penalty, end_token, is_finished
+        *(max_length, length_penalty, early_stopping, diversity_penalty),
+        *(end_token, is_finished, may_rise),
     )
     _check_beams(vocab_size, beam_size, groups, rules)
     groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
@@ -115,6 +119,8 @@ class _Rules(NamedTuple):
     diversity_penalty: float
     end_token: int | None
     is_finished: Callable[[list[int]], bool] | None
+    may_rise: bool
+    """Whether a token may add to a hypothesis's log-probability: a bias does, above 0."""
 
 
 class _Beam(NamedTuple):
@@ -219,6 +225,8 @@ class _Group:
         # One beam is greedy: it ends where the likeliest token ends it.
         if self._size == 1 or self._rules.early_stopping is True:
             return True
+        if self._rules.may_rise and self._rules.early_stopping == "never":
+            return False
         best = max(beam.log_probability for beam in beams)
         # A log-probability only falls; divided by the greatest length, it falls least.
         penalty = self._rules.length_penalty

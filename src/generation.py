@@ -20,7 +20,14 @@ from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
 from .model_folder import check_vocabulary
-from .sampling import NOTHING, SamplingOptions, draw, process_logits, undrawn
+from .sampling import (
+    NOTHING,
+    SamplingOptions,
+    check_of_beams,
+    draw,
+    process_logits,
+    undrawn,
+)
 from .speculation import speculate_tokens
 from .stopping import StoppingCriterion, Writer, stop_strings
 from .tokenizer import StreamDecoder, Tokenizer
@@ -473,6 +480,7 @@ def generate_beam_texts(
     tokenizer = _fitting(tokenizer, model)
     if not 1 <= results <= max(1, beam_size):
         raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
+    check_of_beams(options)
     given = _options(tokenizer, max_length, 0.0, None, None, options)
 
     def written(tokens: Sequence[int]) -> Writer:

@@ -142,9 +142,22 @@ _CHOSEN_ANYHOW = (
 )
 
 
+_OF_BEAMS = (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")
+
+
 def beam_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a run's configuration that `generate_beam_texts` takes as they are."""
-    return {name: config[name] for name in (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")}
+    return {name: config[name] for name in _OF_BEAMS}
+
+
+def check_of_beams(options: Mapping[str, Any]) -> None:
+    """Raise for an option that beam search would ignore.
+
+    Raises:
+        AGI2Error: which names it.
+    """
+    for name in options.keys() - set(_OF_BEAMS):
+        raise AGI2Error(f"{name} does not go with beam search, which draws nothing: leave it out")
 
 
 def undrawn(options: SamplingOptions) -> dict[str, Any]:

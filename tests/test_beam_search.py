@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import (
     in_their_layout,
@@ -198,6 +198,13 @@ def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
             {"logit_bias": {0: 2.0, 3: -1.5}, "min_length": 3},
         ]
     ),
+)
+@example(
+    seed=388,  # a bias that adds to a log-probability: a full pool is no reason to end
+    penalty=1.0,
+    size=2,
+    early_stopping="never",
+    manner={"logit_bias": {0: 2.0, 3: -1.5}, "min_length": 3},
 )
 @settings(deadline=None, max_examples=60)
 def test_narrow_beams_equal_a_plain_search(seed, penalty, size, early_stopping, manner):

@@ -819,6 +819,10 @@ def test_beams_follow_what_bears_on_every_token():
     assert all(text.endswith(".") and len(text) < 9 for text in sentences)
     with pytest.raises(AGI2Error, match=r"^logit_bias: 'abc' is not one token"):
         found(logit_bias={"abc": 1.0})
+    with pytest.raises(AGI2Error, match=r"^min_p does not go with beam search"):
+        found(min_p=0.1)
+    with pytest.raises(AGI2Error, match=r"^temperature does not go with beam search"):
+        beam_search(model, [1], temperature=0.5)
 
 
 @pytest.mark.gpu
