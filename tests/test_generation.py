@@ -815,8 +815,11 @@ def test_beams_follow_what_bears_on_every_token():
     assert not any("a" in text for text in found(logit_bias={"a": -1e4}))
     for text in found(no_repeat_ngram=1):
         assert len(set(text)) == len(text)
-    sentences = found(stop_at_sentence_end=True, logit_bias={".": 9.0, " ": 9.0})
-    assert all(text.endswith(".") and len(text) < 9 for text in sentences)
+    marks = {"logit_bias": {".": 9.0, " ": 9.0}, "early_stopping": True}
+    best, sentence = found(**marks)[0], found(**marks, stop_at_sentence_end=True)[0]
+    assert len(best) == 9
+    assert sentence.endswith(".")
+    assert len(sentence) < 9
     with pytest.raises(AGI2Error, match=r"^logit_bias: 'abc' is not one token"):
         found(logit_bias={"abc": 1.0})
     with pytest.raises(AGI2Error, match=r"^min_p does not go with beam search"):
