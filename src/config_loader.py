@@ -97,7 +97,7 @@ def make_config(
         given = _with_trained(given, name, places or {})
         problems = _find_problems(dict(given), places or {}, name)
     if problems:
-        raise AGI2Error("\n".join(problems))
+        raise AGI2Error(*problems)
     return Config.model_validate(dict(given))
 
 
@@ -127,7 +127,7 @@ def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]
         if wanted.get(key) not in (None, "", value)
     ]
     if problems:
-        raise AGI2Error("\n".join(problems))
+        raise AGI2Error(*problems)
     dropout = {"dropout": theirs["dropout"]}
     return {**dropout, **given, **fixed, "vocab_size": theirs["vocab_size"]}
 

@@ -1,4 +1,7 @@
-"""Small things that several rooms need: seeding, atomic writes, words for numbers."""
+"""Seeding, atomic files, hashes, JSON, formatting.
+
+PyTorch is imported by the functions that need it: commands that do not, answer at once.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import AGI2Error
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Windows has none.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
@@ -32,6 +36,8 @@ log = logging.getLogger("agi2")
 
 def seed_everything(seed: int) -> None:
     """Seed PyTorch's generators, on every device. Nothing else in the project draws at random."""
+    import torch
+
     torch.manual_seed(seed)
 
 
@@ -70,6 +76,8 @@ def sharded_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode without gradients, and its mode back afterwards."""
+    import torch
+
     was_training = model.training
     model.eval()
     try:
@@ -165,6 +173,39 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def parse_json(data: str | bytes, name: str) -> Any:
+    """Parse JSON that somebody else may have written.
+
+    Args:
+        data: UTF-8.
+        name: of the file, for messages.
+
+    Raises:
+        AGI2Error: where it is not JSON, is nested too deeply, or has a number of too many digits.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)
+        raise AGI2Error(f"{name} is not JSON: {reason}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        AGI2Error: where the file cannot be read or holds anything else.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AGI2Error(f"{path} cannot be read: {error.strerror}") from error
+    found = parse_json(data, str(path))
+    if not isinstance(found, dict):
+        raise AGI2Error(f"{path} holds no JSON object")
+    return found
 
 
 def sha256_of(path: Path) -> str:

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import signal
 import stat
 import sys
@@ -29,6 +30,7 @@ from src.utils import (
     human_bytes,
     human_time,
     keep_freed_memory,
+    read_json_object,
     seed_everything,
     sha256_of,
     sync_file,
@@ -36,6 +38,7 @@ from src.utils import (
     write_text,
     writing,
 )
+from tests.conftest import run_python
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 
@@ -318,3 +321,38 @@ def test_what_background_work_raises_is_raised_by_whoever_waits():
     with pytest.raises(ZeroDivisionError):
         background.wait()
     background.wait()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        '{"a": 1',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        f'{{"a": {"9" * 5000}}}',
+        b"\xff{}",
+        "[]",
+    ],
+    ids=lambda content: repr(content[:12]),
+)
+def test_json_that_is_none_deep_or_huge_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "some.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AGI2Error, match=re.escape(str(path))) as refused:
+        read_json_object(path)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_json_object_is_read(tmp_path):
+    path = tmp_path / "some.json"
+    with pytest.raises(AGI2Error, match="cannot be read: No such file"):
+        read_json_object(path)
+    path.write_text('{"a": [1, null]}')
+    assert read_json_object(path) == {"a": [1, None]}
+
+
+def test_the_module_does_not_import_pytorch():
+    code = "import sys; import src.utils; sys.exit('torch' in sys.modules)"
+    assert run_python(code).returncode == 0
