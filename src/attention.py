@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .dropout import Dropout, dropout
+from .dropout import Dropout, dropout, is_training
 from .errors import AGI2Error
 from .kv_cache import LayerCache
 
@@ -77,7 +77,7 @@ class MultiHeadAttention(nn.Module):
             k, v = cache.append(k, v)
         # One query is the newest token: it may see every key, and needs no mask.
         causal = causal and bool(q.size(2) > 1)  # a symbol's truth, where a graph is exported
-        rate = self.dropout if self.training else 0.0
+        rate = self.dropout if is_training(self) else 0.0
         # PyTorch has no fused kernel with dropout for a CPU, where this is faster than its own.
         explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")
         if causal and (mask is not None or explicit or q.size(2) != k.size(2)):

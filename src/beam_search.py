@@ -14,7 +14,6 @@ from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
 from .sampling import SamplingOptions, check_of_beams, process_logits
-from .utils import evaluating
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def beam_search(
     beam of the groups before it that went on with this token (the Hamming distance).
 
     Args:
-        model: put in evaluation mode, and back.
+        model: evaluated without dropout; its mode is not changed.
         prompt: token ids, at least one.
         beam_size: hypotheses kept, in all groups together.
         max_length: new tokens at most.
@@ -86,25 +85,24 @@ def beam_search(
     )
     _check_beams(vocab_size, beam_size, groups, rules)
     groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
-    with evaluating(model):
-        decoder = Decoder(model, vocab_size)
-        logits = decoder.read([prompt])
-        while True:
-            log_probs = logits.float().log_softmax(dim=-1)
-            log_probs = process_logits(log_probs, decoder.tokens, given, len(prompt), end_token)
-            beams: list[_Beam] = []
-            taken: list[int] = []
-            for group in groups_of_beams:
+    decoder = Decoder(model, vocab_size)
+    logits = decoder.read([prompt])
+    while True:
+        log_probs = logits.float().log_softmax(dim=-1)
+        log_probs = process_logits(log_probs, decoder.tokens, given, len(prompt), end_token)
+        beams: list[_Beam] = []
+        taken: list[int] = []
+        for group in groups_of_beams:
+            if not group.is_over:
+                kept = group.step(log_probs, decoder.tokens[:, len(prompt) :], taken)
+                taken += [beam.token for beam in kept]
                 if not group.is_over:
-                    kept = group.step(log_probs, decoder.tokens[:, len(prompt) :], taken)
-                    taken += [beam.token for beam in kept]
-                    if not group.is_over:
-                        group.rows = slice(len(beams), len(beams) + len(kept))
-                        beams += kept
-            if not beams:
-                break
-            decoder.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
-            logits = decoder.step(torch.tensor([beam.token for beam in beams], device=model.device))
+                    group.rows = slice(len(beams), len(beams) + len(kept))
+                    beams += kept
+        if not beams:
+            break
+        decoder.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
+        logits = decoder.step(torch.tensor([beam.token for beam in beams], device=model.device))
     # Two groups may find the same text.
     found = {tuple(each.tokens): each for group in groups_of_beams for each in group.pool}
     return sorted(found.values(), key=lambda hypothesis: -hypothesis.score)

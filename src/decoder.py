@@ -5,11 +5,14 @@ B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from .dropout import evaluating
 from .errors import AGI2Error
 from .kv_cache import KVCache
 from .model import GPT2Model
@@ -24,7 +27,8 @@ class Decoder:
     what it would see alone, whatever the others' lengths.
 
     Args:
-        model: in evaluation mode; its weights stay as they are while the decoder is in use.
+        model: evaluated without dropout, whatever mode it is in. Its weights must not change while
+            a text is decoded: the cache would hold keys and values of the old ones.
         vocab_size: V, the tokens to choose from: those the tokenizer has, where the model has more.
     """
 
@@ -40,6 +44,24 @@ class Decoder:
         self._starts: list[int] = []
         # The last tokens of each row that the model sees, and the cache holds.
         self._windows: list[int] = []
+        self._in_use = threading.Lock()
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep the decoder for one text, also while its generator is suspended.
+
+        Raises:
+            AGI2Error: where it is decoding another text.
+        """
+        if not self._in_use.acquire(blocking=False):
+            raise AGI2Error(
+                "this decoder is decoding another text: exhaust or close that generator first, "
+                "or take another decoder"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -144,7 +166,8 @@ class Decoder:
             padding = torch.tensor([[width - window] for window in self._windows])
             is_text = (torch.arange(width) >= padding).to(tokens.device)
         try:
-            logits = self.model(tokens, is_text, cache=self._held, last_only=last_only)
+            with evaluating():
+                logits = self.model(tokens, is_text, cache=self._held, last_only=last_only)
         except BaseException:
             self._held.truncate(0)  # its layers may no longer agree on what they hold
             raise

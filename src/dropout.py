@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 _LEVELS = 2**16
+
+# Of this thread alone. Compiled code guards on it, as it does on a module's mode.
+_evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Compute without dropout and gradients in this thread, whatever mode the model is in.
+
+    The model's mode is not changed, so that a training step, another thread, or a generator that
+    is resumed in between finds it as the user set it. Must not be held across a `yield`: what
+    runs there would be evaluated, too.
+    """
+    before = _evaluating.set(True)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _evaluating.reset(before)
+
+
+def is_training(module: nn.Module) -> bool:
+    """Whether a module is in training mode, and not within `evaluating`."""
+    return module.training and not _evaluating.get()
 
 
 def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
@@ -40,4 +68,8 @@ class Dropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """A tensor of any shape to one of the same shape."""
-        return dropout(x, self.rate) if self.training else x
+        return dropout(x, self.rate) if is_training(self) else x
+
+    def extra_repr(self) -> str:
+        """The rate."""
+        return f"rate={self.rate}"

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 
 from .cuda_utils import LOGITS_AT_ONCE, autocast
 from .dataset import TextDataset, tokenize
+from .dropout import evaluating
 from .errors import AGI2Error
 from .model import GPT2Model
 from .tokenizer import Tokenizer
-from .utils import evaluating
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def evaluate(
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     byte_counts = torch.from_numpy(tokenizer.byte_lengths())
     total, tokens, text_bytes = 0.0, 0, 0
-    with evaluating(model), autocast(model.device, precision):
+    with evaluating(), autocast(model.device, precision):
         for first in range(0, len(chosen), batch_size):
             indices = chosen[first : first + batch_size]
             windows = torch.stack([dataset[index] for index in indices])

@@ -31,7 +31,6 @@ from .sampling import (
 from .speculation import speculate_tokens
 from .stopping import StoppingCriterion, Writer, stop_strings
 from .tokenizer import StreamDecoder, Tokenizer
-from .utils import evaluating
 
 
 def generate_tokens(
@@ -50,7 +49,7 @@ def generate_tokens(
     """Yield new token ids one by one, up to `max_length` or before `end_token`.
 
     Args:
-        model: put in evaluation mode while this runs.
+        model: evaluated without dropout; its mode is not changed.
         prompt: token ids, at least one.
         max_length: new tokens at most.
         temperature: divides the logits; 0 takes the likeliest token each time.
@@ -99,12 +98,9 @@ def _choose(
     seed: int | None,
 ) -> Generator[tuple[int, torch.Tensor], None, None]:
     """Yield new tokens, each with the model's logits (1, V) that it was chosen by."""
-    model = decoder.model
     check_prompt(prompt, decoder.vocab_size)
     numbers = random.Random(seed)
-    was_training = model.training
-    model.eval()
-    try:
+    with decoder.reserved():
         logits = decoder.read([prompt])
         for index in range(options.max_length):
             tokens = _next_tokens(decoder, logits, options, len(prompt), end_token, [numbers])
@@ -114,8 +110,6 @@ def _choose(
             yield token, logits
             if index + 1 < options.max_length:
                 logits = decoder.step(tokens)
-    finally:  # also when the caller closes the iterator half-way
-        model.train(was_training)
 
 
 def _next_tokens(
@@ -201,7 +195,7 @@ def generate_text(
     """Continue a prompt.
 
     Args:
-        model: put in evaluation mode, and back.
+        model: evaluated without dropout; its mode is not changed.
         prompt: an empty one starts at the end-of-text token.
         max_length: new tokens at most.
         temperature: 0 is greedy.
@@ -262,7 +256,7 @@ def generate_batch(
     `i` of a prompt is what `generate_text` gives for that prompt with the seed `seed + i`.
 
     Args:
-        model: put in evaluation mode, and back.
+        model: evaluated without dropout; its mode is not changed.
         prompts: of any lengths.
         max_length: new tokens at most, and so on: as in `generate_text`.
         temperature: above 0 where `n` is above 1.
@@ -296,8 +290,7 @@ def generate_batch(
         check_prompt(each, tokenizer.vocab_size)
     writers = [Writer(tokenizer, given, stopping_criteria) for _ in prompts for _ in range(n)]
     numbers = [random.Random(None if seed is None else seed + i) for _ in prompts for i in range(n)]
-    with evaluating(model):
-        _write_rows(Decoder(model, tokenizer.vocab_size), ids, given, tokenizer, writers, numbers)
+    _write_rows(Decoder(model, tokenizer.vocab_size), ids, given, tokenizer, writers, numbers)
     texts = [writer.text for writer in writers]
     return [
         [(prompt if return_full_text else "") + text for text in texts[n * i : n * (i + 1)]]
@@ -466,7 +459,7 @@ def generate_beam_texts(
     """The best continuations that beam search finds, at most `results`, the best first.
 
     Args:
-        model: put in evaluation mode, and back.
+        model: evaluated without dropout; its mode is not changed.
         prompt: an empty one starts at the end-of-text token.
         results: at most `beam_size`.
         tokenizer: the model's.

@@ -17,11 +17,12 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from .cuda_utils import autocast, first_line
+from .dropout import evaluating
 from .errors import AGI2Error
 from .evaluation import TOKENS_AT_ONCE, evaluate_tokens
 from .generation import generate_text
 from .model_folder import TrainedModel
-from .utils import evaluating, log
+from .utils import log
 
 # As in lm-eval: new tokens of a text whose task does not say how many.
 _MAX_LENGTH = 256
@@ -95,7 +96,7 @@ class AGI2LM(LM):
         # Padded on the right, which no token before it sees.
         rows = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in pairs])
         device = self.model.device
-        with evaluating(self.model), autocast(device, self.precision):
+        with evaluating(), autocast(device, self.precision):
             hidden = self.model.hidden_states(rows[:, :-1].to(device))
             found = []
             for row, state, (ids, count) in zip(rows, hidden, pairs, strict=True):

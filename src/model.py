@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import causal_mask
 from .config import GPT2Config
-from .dropout import Dropout
+from .dropout import Dropout, is_training
 from .embeddings import (
     INIT_STD,
     LearnedPositionEmbeddings,
@@ -148,7 +148,7 @@ class GPT2Model(nn.Module):
             mask = _narrowed_causal_mask(attention_mask, seen)
         for index, block in enumerate(self.blocks):
             layer = cache.layers[index] if cache is not None else None
-            if self.config.gradient_checkpointing and self.training and layer is None:
+            if self.config.gradient_checkpointing and is_training(self) and layer is None:
                 x = checkpoint(block, x, mask, causal=mask is None, use_reentrant=False)
             else:
                 x = block(x, mask, causal=mask is None, cache=layer)

@@ -65,7 +65,7 @@ def speculate_tokens(
     again: so 5 are guessed, and after a bad guess as many tokens are written plainly.
 
     Args:
-        decoder: its model is put in evaluation mode while this runs.
+        decoder: of one text at a time.
         prompt: token ids, at least one.
         max_length: new tokens at most.
         end_token: ends the text.
@@ -73,19 +73,16 @@ def speculate_tokens(
         proposals: tokens guessed at once, at most.
 
     Raises:
-        AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, or the
-            model's logits are not numbers.
+        AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, the
+            decoder is in use, or the model's logits are not numbers.
     """
     SamplingOptions(max_length)  # which checks it
     check_prompt(prompt, decoder.vocab_size)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:
             raise AGI2Error(f"{name} must be at least 1, not {value}")
-    model = decoder.model
     text = NgramIndex(prompt, ngram)
-    was_training = model.training
-    model.eval()
-    try:
+    with decoder.reserved():
         logits = decoder.read([prompt])
         guess: list[int] = []
         left, wait = max_length, 0
@@ -110,5 +107,3 @@ def speculate_tokens(
             guess = text.propose(most) if wait <= 0 else []
             unread = torch.tensor([[text.tokens[-1], *guess]], device=logits.device)
             logits = decoder.extend(unread)[0]
-    finally:  # also when the caller closes the iterator half-way
-        model.train(was_training)

@@ -26,7 +26,6 @@ from .errors import AGI2Error
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 # Windows has none.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
@@ -71,20 +70,6 @@ def sharded_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     other = cast(DTensor, other)
     # Each process has the whole tensor: nothing is sent.
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode without gradients, and its mode back afterwards."""
-    import torch
-
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 @contextlib.contextmanager

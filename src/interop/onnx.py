@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from ..utils import atomic_path, human_bytes
 
 # What one ONNX file can hold, in bytes.
 LARGEST = 2 * 1000**3
+
+_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+_EXPORTING = threading.Lock()
 
 
 def export_onnx(model: GPT2Model, path: Path) -> None:
@@ -53,12 +57,18 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep back what the exporter says about its own parts; what it raises comes through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """Keep back what the exporter logs about its own parts; what it raises comes through.
+
+    Others' log lines are not touched, and one export at a time changes the exporter's levels: two
+    that overlap would each take the other's level for the one to restore.
+    """
+    with _EXPORTING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+        try:
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.ERROR)
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

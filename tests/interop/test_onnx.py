@@ -1,11 +1,15 @@
 """ONNX, as ONNX Runtime computes it."""
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from tiny_models import random_model
 
 from src.errors import AGI2Error
 from src.interop.export import export_model
-from src.interop.onnx import export_onnx
+from src.interop.onnx import _LOGGERS, _silence, export_onnx
 
 runtime = pytest.importorskip("onnxruntime")
 
@@ -29,3 +33,27 @@ def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch)
     monkeypatch.setattr("src.interop.onnx.LARGEST", 4 * model.num_parameters() - 1)
     with pytest.raises(AGI2Error, match="export it with --format hf or gguf"):
         export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_exports_that_overlap_leave_every_log_as_it_was(saved, tmp_path):
+    def state():
+        names = ("", "agi2", *_LOGGERS)
+        return logging.root.manager.disable, [logging.getLogger(name).level for name in names]
+
+    before = state()
+    with ThreadPoolExecutor(2) as threads:
+        list(
+            threads.map(
+                lambda seed: export_onnx(random_model(seed, n_layers=1), tmp_path / f"{seed}.onnx"),
+                range(3),
+            )
+        )
+    assert state() == before
+    assert len(list(tmp_path.glob("*.onnx"))) == 3
+
+
+def test_only_the_exporter_is_silent_during_an_export(caplog):
+    with _silence(), caplog.at_level(logging.INFO):
+        logging.getLogger("agi2").info("step 1")
+        logging.getLogger("torch.onnx").warning("torchvision is not installed")
+    assert caplog.messages == ["step 1"]
