@@ -42,8 +42,8 @@ class MultiHeadAttention(nn.Module):
             raise AGI2Error(f"d_model {d_model} is not divisible by n_heads {n_heads}")
         self.n_heads = n_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
-        self.proj = nn.Linear(d_model, d_model, bias=bias)
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias, dtype=torch.float32)
+        self.proj = nn.Linear(d_model, d_model, bias=bias, dtype=torch.float32)
         self.output_dropout = Dropout(dropout)
 
     def forward(

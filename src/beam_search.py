@@ -143,7 +143,9 @@ class _Group:
         self.is_over = False
         self._size = size
         self._rules = rules
-        self._totals = self._log_probabilities = torch.zeros(1, device=device)
+        self._totals = self._log_probabilities = torch.zeros(
+            1, dtype=torch.float32, device=device
+        )
 
     def step(
         self, log_probs: torch.Tensor, texts: torch.Tensor, taken: Sequence[int]
@@ -177,9 +179,11 @@ class _Group:
                 break
         self.is_over = is_last or self._cannot_gain(beams, length)
         device = log_probs.device
-        self._totals = torch.tensor([beam.total for beam in beams], device=device)
+        self._totals = torch.tensor(
+            [beam.total for beam in beams], dtype=torch.float32, device=device
+        )
         self._log_probabilities = torch.tensor(
-            [beam.log_probability for beam in beams], device=device
+            [beam.log_probability for beam in beams], dtype=torch.float32, device=device
         )
         return beams
 

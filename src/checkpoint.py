@@ -42,7 +42,7 @@ def optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """The optimizers' states as named tensors; together they cover each parameter once."""
     return {
-        f"optimizer.{name}.{key}": torch.as_tensor(value)
+        f"optimizer.{name}.{key}": torch.as_tensor(value, device=getattr(value, "device", "cpu"))
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         if parameter in optimizer.state
@@ -241,7 +241,7 @@ def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
             tensors[name] = (
                 torch.zeros_like(parameter.detach())
                 if alike
-                else torch.zeros(saved.size, dtype=saved.properties.dtype)
+                else torch.zeros(saved.size, dtype=saved.properties.dtype, device="cpu")
             )
     is_sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())
     with warnings.catch_warnings():

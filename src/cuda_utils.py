@@ -209,7 +209,8 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
         return None if precision == torch.float32 else next(known, None)
     if device.type != "cpu":
         return None
-    a, b = torch.ones(512, 512), torch.ones(512, 2048)
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    a, b = torch.ones(512, 512, **kind), torch.ones(512, 2048, **kind)
     best = float("inf")
     for _ in range(8):
         start = time.perf_counter()

@@ -43,7 +43,8 @@ def split_documents(
     wanted = val_fraction * lengths.total()
     texts = list(lengths)
     chosen: set[str] = set()
-    for index in torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist():
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for index in torch.randperm(len(texts), generator=generator, device="cpu").tolist():
         length = lengths[texts[index]]
         # A document that would overshoot by more than half its length stays in training.
         if length <= 2 * wanted:
@@ -172,7 +173,7 @@ class EpochBatches:
         self._slack = room - (self._windows - 1) * dataset.stride
         self.batch_size = min(batch_size, self._windows)
         self._epoch = -1
-        self._starts = torch.empty(0, dtype=torch.long)
+        self._starts = torch.empty(0, dtype=torch.long, device="cpu")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -190,9 +191,9 @@ class EpochBatches:
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             seed = (self.seed * 1_000_003 + epoch) % 2**63
-            generator = torch.Generator().manual_seed(seed)
-            offset = torch.randint(self._slack + 1, (), generator=generator)
-            order = torch.randperm(self._windows, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(seed)
+            offset = torch.randint(self._slack + 1, (), generator=generator, device="cpu")
+            order = torch.randperm(self._windows, generator=generator, device="cpu")
             self._epoch, self._starts = epoch, order * self.dataset.stride + offset
         rows = self.batch_size // parts
         first = index * self.batch_size + part * rows

@@ -39,7 +39,7 @@ class Decoder:
         self._cache: KVCache | None = None
         # The tokens, with room for more to come: (B, capacity), of which `_length` columns are
         # filled. All rows end in the same column; row i begins in column `_starts[i]`.
-        self._buffer = torch.empty(0, 0, dtype=torch.long)
+        self._buffer = torch.empty(0, 0, dtype=torch.long, device="cpu")
         self._length = 0
         self._starts: list[int] = []
         # The last tokens of each row that the model sees, and the cache holds.
@@ -163,8 +163,9 @@ class Decoder:
         width = self._held.length + tokens.size(1)
         is_text = None
         if min(self._windows) < width:
-            padding = torch.tensor([[width - window] for window in self._windows])
-            is_text = (torch.arange(width) >= padding).to(tokens.device)
+            starts = [[width - window] for window in self._windows]
+            padding = torch.tensor(starts, device=tokens.device)
+            is_text = torch.arange(width, device=tokens.device) >= padding
         try:
             with evaluating():
                 logits = self.model(tokens, is_text, cache=self._held, last_only=last_only)

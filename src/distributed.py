@@ -70,7 +70,7 @@ class Processes:
         """Whether any process was asked to stop, and the main process's clock."""
         if not dist.is_initialized():
             return asked, seconds
-        votes = torch.tensor([asked, seconds if self.is_main else 0.0], dtype=torch.float64)
+        votes = torch.tensor([asked, seconds if self.is_main else 0.0], dtype=torch.float64, device="cpu")
         dist.all_reduce(votes)  # on the CPU: a GPU goes on working
         return votes[0].item() > 0, votes[1].item()
 
@@ -83,7 +83,7 @@ class Processes:
     def wait_for_all(self) -> None:
         """Until every process has come here."""
         if dist.is_initialized():
-            dist.all_reduce(torch.zeros(1))
+            dist.all_reduce(torch.zeros(1, device="cpu"))
 
     @property
     def are_joined(self) -> bool:

@@ -329,9 +329,10 @@ def _warm_up(config: Config) -> None:
     tiny = config.changed(
         preset=None, vocab_size=8, model_layer=1, model_head=1, model_embd=8, model_ff=8
     )
-    model = GPT2Model(tiny).train()
+    with torch.device("cpu"):
+        model = GPT2Model(tiny).train()
     accumulate_gradients(
-        NextTokenLoss(model), torch.zeros(1, 2, dtype=torch.long), torch.device("cpu")
+        NextTokenLoss(model), torch.zeros(1, 2, dtype=torch.long, device="cpu"), torch.device("cpu")
     )
     apply_gradients(make_optimizers(model, tiny), 1.0)
 

@@ -34,7 +34,7 @@ class TokenEmbeddings(nn.Module):
 
     def __init__(self, vocab_size: int, d_model: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model, dtype=torch.float32))
         self.dropout = Dropout(dropout)
         draw_normal(self.weight)
 
@@ -77,9 +77,11 @@ class PositionEmbeddings(_Positions):
         position = torch.arange(max_seq_len, dtype=torch.float64, device="cpu").unsqueeze(1)
         even = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu")
         angle = position * torch.exp(even * (-math.log(10000.0) / d_model))
-        table = torch.empty(max_seq_len, d_model, device="cpu")
+        table = torch.empty(max_seq_len, d_model, dtype=torch.float32, device="cpu")
         table[:, 0::2] = angle.sin()
         table[:, 1::2] = angle.cos()[:, : d_model // 2]
+        if (place := torch.get_default_device()).type != "meta":
+            table = table.to(place)
         self.register_buffer("weight", table, persistent=False)
 
 
@@ -88,5 +90,5 @@ class LearnedPositionEmbeddings(_Positions):
 
     def __init__(self, max_seq_len: int, d_model: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(max_seq_len, d_model))
+        self.weight = nn.Parameter(torch.empty(max_seq_len, d_model, dtype=torch.float32))
         draw_normal(self.weight)

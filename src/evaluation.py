@@ -90,7 +90,7 @@ def evaluate(
 def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
     """Which of a window's targets no earlier window has predicted."""
     width = dataset.seq_len - 1
-    fresh = torch.ones(width, dtype=torch.bool)
+    fresh = torch.ones(width, dtype=torch.bool, device="cpu")
     if index:
         overlap = dataset.starts[index - 1] + width - dataset.starts[index]
         fresh[: max(overlap, 0)] = False

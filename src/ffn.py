@@ -53,8 +53,8 @@ class FeedForward(nn.Module):
         if activation not in ACTIVATIONS:
             raise AGI2Error(f"activation must be one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
-        self.expand = nn.Linear(d_model, d_ff, bias=bias)
-        self.contract = nn.Linear(d_ff, d_model, bias=bias)
+        self.expand = nn.Linear(d_model, d_ff, bias=bias, dtype=torch.float32)
+        self.contract = nn.Linear(d_ff, d_model, bias=bias, dtype=torch.float32)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -84,7 +84,7 @@ class KVCache:
         if order == list(range(count)):
             return self
         length = self.length
-        chosen = torch.tensor(order)
+        chosen = torch.tensor(order, device="cpu")
         alike = self._alike[chosen][:, chosen]
         alike[chosen.unsqueeze(1) == chosen] = length
         if len(order) == count:

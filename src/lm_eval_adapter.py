@@ -94,7 +94,8 @@ class AGI2LM(LM):
         """Log-likelihoods of the last tokens of each row, and whether each was the likeliest."""
         width = max(len(ids) for ids, _ in pairs)
         # Padded on the right, which no token before it sees.
-        rows = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in pairs])
+        padded = [ids + [0] * (width - len(ids)) for ids, _ in pairs]
+        rows = torch.tensor(padded, device="cpu")
         device = self.model.device
         with evaluating(), autocast(device, self.precision):
             hidden = self.model.hidden_states(rows[:, :-1].to(device))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -64,14 +65,22 @@ class GPT2Model(nn.Module):
         )
         pre_norm = config.norm_position == "pre"
         self.final_norm = (
-            nn.LayerNorm(config.d_model, bias=config.bias) if pre_norm else nn.Identity()
+            nn.LayerNorm(config.d_model, bias=config.bias, dtype=torch.float32)
+            if pre_norm
+            else nn.Identity()
         )
         self.head: nn.Module | None = (
-            None if config.tie_weights else nn.Linear(config.d_model, config.vocab_size, bias=False)
+            None
+            if config.tie_weights
+            else nn.Linear(config.d_model, config.vocab_size, bias=False, dtype=torch.float32)
         )
         # A faster way through the blocks for a few tokens, where there is one: their embeddings,
         # the attention mask and the cache to what the blocks make of them, or to None.
         self.few_tokens: FewTokens | None = None
+        # What `prepare_for_generation` has made of the weights, where they are no longer what they
+        # were; and how many there were.
+        self.prepared: str | None = None
+        self._prepared_parameters = 0
         self.init_weights()
 
     @torch.no_grad()
@@ -86,6 +95,7 @@ class GPT2Model(nn.Module):
         layer norms                                 weight 1, bias 0
         ==========================================  =================================
         """
+        self._needs_weights("given other weights")
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
@@ -173,10 +183,68 @@ class GPT2Model(nn.Module):
         weight = self.token_embeddings.weight if self.head is None else self.head.weight
         return cast(torch.Tensor, weight)
 
+    def mark_prepared(self, quantize: str, parameters: int) -> None:
+        """Note that weights have been packed or rounded, in place: what needs them refuses.
+
+        Args:
+            quantize: as `prepare_for_generation` was told.
+            parameters: how many there were.
+        """
+        super().requires_grad_(False)
+        self.eval()
+        self.prepared, self._prepared_parameters = quantize, parameters
+
+    @property
+    def prepared_line(self) -> str:
+        """What a prepared model is, for messages."""
+        return f'the model was prepared for generation (quantize = "{self.prepared}")'
+
+    def _needs_weights(self, use: str) -> None:
+        """Raise where the weights that a use of the model needs are no longer there."""
+        if self.prepared is not None:
+            raise AGI2Error(f"{self.prepared_line}: it cannot be {use}; load it again for that")
+
+    # All that saves, exports, copies, trains or moves a model comes through one of these.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As of any module; a prepared model has none."""
+        self._needs_weights("saved or exported")
+        out: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return out
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a prepared model takes none."""
+        self._needs_weights("given other weights")
+        return super().load_state_dict(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self._needs_weights("copied or pickled")
+        return super().__reduce_ex__(protocol)
+
+    def train(self, mode: bool = True) -> GPT2Model:
+        """As of any module; a prepared model stays in evaluation mode."""
+        if mode:
+            self._needs_weights("trained")
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> GPT2Model:
+        """As of any module; of a prepared model nothing is trained, nor by LoRA."""
+        self._needs_weights("trained")
+        return super().requires_grad_(requires_grad)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GPT2Model:
+        """`to`, `cuda`, `half` and the like; a prepared model stays where and what it is."""
+        if self.prepared is not None:
+            for tensor in (*self.parameters(), *self.buffers()):
+                if fn(tensor.detach()).data_ptr() != tensor.data_ptr():
+                    self._needs_weights("moved, or turned into other numbers")
+            return self
+        return super()._apply(fn, recurse)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
         """An empty cache for this model, of `capacity` tokens (by default all positions)."""
@@ -188,11 +256,13 @@ class GPT2Model(nn.Module):
             capacity or config.max_seq_len,
             config.head_dim,
             self.device,
-            next(self.parameters()).dtype,
+            next(chain(self.parameters(), self.buffers())).dtype,
         )
 
     def num_parameters(self) -> int:
-        """Weights, tied ones counted once."""
+        """Weights, tied ones counted once; of a prepared model those that it was made of."""
+        if self.prepared is not None:
+            return self._prepared_parameters
         return sum(parameter.numel() for parameter in self.parameters())
 
 

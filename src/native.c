@@ -67,7 +67,7 @@ enum { WHOLE = 1 };
 
 typedef struct {
     Matrix qkv, proj, expand, contract;
-    const float *attention_norm[2], *ffn_norm[2]; /* weight (C,), and bias (C,) or none */
+    const float *attention_norm[2], *ffn_norm[2]; /* weight (C,) or none, and bias (C,) or none */
 } Layer;
 
 enum { NONE, GELU_TANH, GELU, RELU, SILU };
@@ -94,6 +94,12 @@ INLINE float as_float(uint32_t bits) {
     return number;
 }
 
+INLINE uint32_t as_bits(float number) {
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
+}
+
 INLINE float total(floats x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
@@ -102,11 +108,12 @@ INLINE float total(floats x) {
    What is divided by e^40 is still no subnormal number, with which a processor is slow. */
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 40 ? 40 : x;
-    float n = x * 1.44269504f + 12582912.0f; /* so great that no fraction is left */
-    n -= 12582912.0f;
+    const float biased = x * 1.44269504f + 12582912.0f; /* so great that no fraction is left */
+    const float n = biased - 12582912.0f;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float series = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
-    return series * as_float((uint32_t)((int32_t)n + 127) << 23);
+    /* n stands in the lowest bits of `biased`: a cast of NaN would be undefined. */
+    return series * as_float((as_bits(biased) - as_bits(12582912.0f) + 127) << 23);
 }
 
 /* Sums of products of neighbours: 16 numbers to 8. */
@@ -139,7 +146,7 @@ INLINE floats piece(const uint32_t *words, int k, uints lowest, uints *last) {
     return (floats)((word & ~SPARE) + lowest);
 }
 
-static void pack(const float *row, long I, uint32_t lowest, uint32_t *words) {
+static void pack(const float *row, int64_t I, uint32_t lowest, uint32_t *words) {
     for (const float *end = row + I; row < end; row += 64, words += 56) {
         uints last = *(const uints *)(row + 56) - lowest;
         last = (last & SIGN) >> 4 | (last & KEPT);
@@ -148,9 +155,9 @@ static void pack(const float *row, long I, uint32_t lowest, uint32_t *words) {
     }
 }
 
-static void unpack(const Matrix *m, long row, float *out) {
+static void unpack(const Matrix *m, int64_t row, float *out) {
     const Row of = ((const Row *)m->scale)[row];
-    const uint32_t *words = (const uint32_t *)m->weight + 8l * of.start;
+    const uint32_t *words = (const uint32_t *)m->weight + 8 * (int64_t)of.start;
     if (of.lowest == WHOLE) {
         memcpy(out, words, m->inputs * sizeof *out);
         return;
@@ -168,11 +175,11 @@ static void unpack(const Matrix *m, long row, float *out) {
 /* The products: `rows` rows of a matrix from `row` on by `tokens` rows of inputs from `first` on, to
    sums (rows, tokens). Both numbers are known when this is compiled: all sums are registers. */
 
-INLINE void multiply_32(const float *w, long I, const Inputs *in, long first, int tokens, int rows, int ahead,
+INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t first, int tokens, int rows, int ahead,
                         float *out) {
     const float *x = in->x + first * I;
     floats sums[ROWS][MOST] = {0};
-    for (long i = 0; i < I; i += 8)
+    for (int64_t i = 0; i < I; i += 8)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
             if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + AHEAD);
@@ -187,17 +194,17 @@ INLINE void multiply_32(const float *w, long I, const Inputs *in, long first, in
 }
 
 /* A row, in the order of `multiply_32`: the same sums, bit for bit. */
-INLINE void multiply_28(const Matrix *m, const Inputs *in, long first, int tokens, long row, float *out) {
-    const long I = m->inputs;
+INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, float *out) {
+    const int64_t I = m->inputs;
     const Row of = ((const Row *)m->scale)[row];
-    const uint32_t *words = (const uint32_t *)m->weight + 8l * of.start;
+    const uint32_t *words = (const uint32_t *)m->weight + 8 * (int64_t)of.start;
     const float *x = in->x + first * I;
     if (of.lowest == WHOLE) {
         multiply_32((const float *)words, I, in, first, tokens, 1, 1, out);
         return;
     }
     floats sums[MOST] = {0};
-    for (long i = 0; i < I; i += 64, words += 56) {
+    for (int64_t i = 0; i < I; i += 64, words += 56) {
         uints last = {0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
@@ -211,13 +218,14 @@ INLINE void multiply_28(const Matrix *m, const Inputs *in, long first, int token
     for (int t = 0; t < tokens; t++) out[t] = total(sums[t]);
 }
 
-INLINE void multiply_8(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
-    const long I = m->inputs;
+INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, int rows,
+                       float *out) {
+    const int64_t I = m->inputs;
     const int8_t *w = (const int8_t *)m->weight + row * I;
     const int16_t *x = (const int16_t *)in->levels + first * I;
     const float *scale = (const float *)m->scale + row;
     ints sums[ROWS][TOKENS] = {0};
-    for (long i = 0; i < I; i += 16)
+    for (int64_t i = 0; i < I; i += 16)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch(w + r * I + i + AHEAD);
@@ -232,20 +240,22 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, long first, int tokens
             out[r * tokens + t] = total(__builtin_convertvector(sums[r][t], floats)) * scale[r] * in->scale[first + t];
 }
 
-INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens, long row, int rows, float *out) {
-    const long I = m->inputs, groups = I / GROUP;
+/* steps: room for (rows, tokens, I / 32), what a group's products are worth: the step of its weights times
+   that of its inputs. */
+INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, int rows,
+                       float *steps, float *out) {
+    const int64_t I = m->inputs, groups = I / GROUP;
     const int8_t *w = (const int8_t *)m->weight + row * (I / 2), *x = (const int8_t *)in->levels + first * I;
     const uint32_t *scale = (const uint32_t *)m->scale + row * groups;
     floats sums[ROWS][TOKENS] = {0};
-    float steps[rows * tokens * groups]; /* of a group's products: that of its weights times that of its inputs */
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++) {
-        long group = 0;
+        int64_t group = 0;
         for (; group + 8 <= groups; group += 8) {
             ints both = *(const ints *)(scale + r * groups + group);
 #pragma GCC unroll 6
             for (int t = 0; t < tokens; t++) {
-                const long of = (first + t) * groups + group;
+                const int64_t of = (first + t) * groups + group;
                 *(floats *)(steps + (r * tokens + t) * groups + group) =
                     (floats)(both & (int32_t)0xffff0000) * *(const floats *)(in->scale + of);
                 sums[r][t] += (floats)(both << 16) * *(const floats *)(in->sums + of);
@@ -255,13 +265,13 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens
             const uint32_t both = scale[r * groups + group];
 #pragma GCC unroll 6
             for (int t = 0; t < tokens; t++) {
-                const long of = (first + t) * groups + group;
+                const int64_t of = (first + t) * groups + group;
                 steps[(r * tokens + t) * groups + group] = as_float(both & 0xffff0000u) * in->scale[of];
                 sums[r][t][0] += as_float(both << 16) * in->sums[of];
             }
         }
     }
-    for (long i = 0; i < I; i += 2 * GROUP)
+    for (int64_t i = 0; i < I; i += 2 * GROUP)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch(w + (r * I + i) / 2 + AHEAD);
@@ -281,10 +291,10 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, long first, int tokens
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
 }
 
-/* One of them. unpacked: the rows of a packed matrix, where that was done. */
-static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, long first, int tokens, long row,
-                     int rows, float *out) {
-    const long I = m->inputs;
+/* One of them. unpacked: the rows of a packed matrix, where that was done. room: see `room_of`. */
+static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, int64_t first, int tokens, int64_t row,
+                     int rows, float *room, float *out) {
+    const int64_t I = m->inputs;
     const float *w = (const float *)m->weight + row * I;
 #define ONE(T)                                  \
     case T:                                     \
@@ -295,7 +305,7 @@ static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, l
         if (unpacked) multiply_32(unpacked, I, in, first, T, R, 0, out);    \
         else if (m->bits == 32) multiply_32(w, I, in, first, T, R, 1, out); \
         else if (m->bits == 8) multiply_8(m, in, first, T, row, R, out);    \
-        else multiply_4(m, in, first, T, row, R, out);                      \
+        else multiply_4(m, in, first, T, row, R, room, out);                \
         break;
     if (m->bits == 28 && !unpacked)
         switch (tokens) { ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7) ONE(8) }
@@ -311,46 +321,76 @@ INLINE float gelu_share(float x) {
     return 1 / (1 + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
 }
 
-static void activate(int activation, float *x, long count) {
+static void activate(int activation, float *x, int64_t count) {
     if (activation == GELU_TANH) {
 #pragma omp simd
-        for (long i = 0; i < count; i++) x[i] *= gelu_share(x[i]);
+        for (int64_t i = 0; i < count; i++) x[i] *= gelu_share(x[i]);
     } else if (activation == GELU) {
-        for (long i = 0; i < count; i++) x[i] *= 0.5f * (1 + erff(x[i] * 0.70710678f));
+        for (int64_t i = 0; i < count; i++) x[i] *= 0.5f * (1 + erff(x[i] * 0.70710678f));
     } else if (activation == RELU) {
-        for (long i = 0; i < count; i++) x[i] = x[i] < 0 ? 0 : x[i];
+        for (int64_t i = 0; i < count; i++) x[i] = x[i] < 0 ? 0 : x[i];
     } else if (activation == SILU) {
 #pragma omp simd
-        for (long i = 0; i < count; i++) x[i] /= 1 + exponential(-x[i]);
+        for (int64_t i = 0; i < count; i++) x[i] /= 1 + exponential(-x[i]);
     }
 }
 
+/* Sizes from a file may be of any kind: the sum and the product of two, or -1 where one is too large. */
+static int64_t sum(int64_t a, int64_t b) {
+    int64_t out;
+    return a < 0 || b < 0 || __builtin_add_overflow(a, b, &out) ? -1 : out;
+}
+
+static int64_t times(int64_t a, int64_t b) {
+    int64_t out;
+    return a < 0 || b < 0 || __builtin_mul_overflow(a, b, &out) ? -1 : out;
+}
+
+static void *memory_of(int64_t bytes) {
+    return bytes < 0 || (uint64_t)bytes > SIZE_MAX ? NULL : malloc((size_t)bytes);
+}
+
+static int is_unpacking(const Matrix *m, int64_t tokens) {
+    return m->bits == 28 && tokens > 2 * MOST;
+}
+
+static int64_t block_of(int64_t I) {
+    return MAX(BLOCK / I / ROWS, 1) * ROWS;
+}
+
+/* Numbers that each thread needs room for in a product. They grow with the matrix: a stack may not hold them. */
+static int64_t room_of(const Matrix *m, int64_t tokens) {
+    const int64_t I = m->inputs, steps = m->bits == 4 ? times(ROWS * TOKENS, I / GROUP) : 0;
+    const int64_t count = is_unpacking(m, tokens) ? times(block_of(I), I) : steps;
+    return count < 0 ? -1 : sum(count, LINE - count % LINE);
+}
+
 /* out (N, O) = activation(inputs (N, I) times the matrix, + bias), or `add` that to what is there.
-   All threads of a region call this, and wait for each other at its end. */
-static void product(const Matrix *m, const Inputs *in, long tokens, float *out, int activation, int add) {
-    const long I = m->inputs, O = m->outputs;
-    const int packed = m->bits == 28, unpacking = packed && tokens > 2 * MOST, alone = packed && !unpacking;
-    const long most = alone ? MOST : TOKENS, parts = (tokens + most - 1) / most;
-    const long block = MAX(BLOCK / I / ROWS, 1) * ROWS;
-    float room[unpacking ? block * I : 1];
+   All threads of a region call this, each with `room` of its own, and wait for each other at its end. */
+static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *room, float *out, int activation,
+                    int add) {
+    const int64_t I = m->inputs, O = m->outputs;
+    const int unpacking = is_unpacking(m, tokens), alone = m->bits == 28 && !unpacking;
+    const int64_t most = alone ? MOST : TOKENS, parts = (tokens + most - 1) / most;
+    const int64_t block = block_of(I);
     /* Long ways without a turn, and yet several for each thread: one may be held up. */
-    const long chunk = (O / (4 * omp_get_num_threads()) / LINE + 1) * LINE;
+    const int64_t chunk = (O / (4 * omp_get_num_threads()) / LINE + 1) * LINE;
 #pragma omp for schedule(dynamic)
-    for (long begin = 0; begin < O; begin += chunk) {
-        const long end = MIN(begin + chunk, O);
-        for (long from = begin, to; from < end; from = to) {
+    for (int64_t begin = 0; begin < O; begin += chunk) {
+        const int64_t end = MIN(begin + chunk, O);
+        for (int64_t from = begin, to; from < end; from = to) {
             to = MIN(from + block, end);
-            for (long row = from; unpacking && row < to; row++) unpack(m, row, room + (row - from) * I);
-            for (long part = 0; part < parts; part++) {
-                const long first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
-                for (long row = from, rows; row < to; row += rows) {
+            for (int64_t row = from; unpacking && row < to; row++) unpack(m, row, room + (row - from) * I);
+            for (int64_t part = 0; part < parts; part++) {
+                const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
+                for (int64_t row = from, rows; row < to; row += rows) {
                     /* Whole weights come fastest row by row; others need more work than way. */
                     rows = alone || (m->bits == 32 && tokens == 1) ? 1 : MIN(ROWS, to - row);
                     float sums[ROWS * MOST];
                     const float *unpacked = unpacking ? room + (row - from) * I : NULL;
-                    multiply(m, unpacked, in, first, (int)count, row, (int)rows, sums);
-                    for (long r = 0; r < rows; r++)
-                        for (long t = 0; t < count; t++) {
+                    multiply(m, unpacked, in, first, (int)count, row, (int)rows, room, sums);
+                    for (int64_t r = 0; r < rows; r++)
+                        for (int64_t t = 0; t < count; t++) {
                             float *of = out + (first + t) * O + row + r;
                             *of = (add ? *of : 0) + sums[r * count + t] + (m->bias ? m->bias[row + r] : 0);
                         }
@@ -358,16 +398,16 @@ static void product(const Matrix *m, const Inputs *in, long tokens, float *out, 
             }
         }
         if (activation != NONE)
-            for (long t = 0; t < tokens; t++) activate(activation, out + t * O + begin, end - begin);
+            for (int64_t t = 0; t < tokens; t++) activate(activation, out + t * O + begin, end - begin);
     }
 }
 
 /* What a level is worth, so that the greatest of some numbers has `top` of them; NaN where one of the
    numbers is no finite one. */
-INLINE float level_of(const float *x, long count, float top) {
+INLINE float level_of(const float *x, int64_t count, float top) {
     float greatest = 1e-30f, nothing = 0;
 #pragma omp simd reduction(max : greatest) reduction(+ : nothing)
-    for (long i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; i++) {
         greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
         nothing += 0 * x[i];
     }
@@ -379,74 +419,81 @@ INLINE int32_t nearest(float x) {
 }
 
 /* Round row `token` of the inputs of a matrix, where its weights are rounded. */
-static void round_inputs(const Matrix *m, const Inputs *in, long token) {
-    const long I = m->inputs, groups = I / GROUP;
+static void round_inputs(const Matrix *m, const Inputs *in, int64_t token) {
+    const int64_t I = m->inputs, groups = I / GROUP;
     const float *x = in->x + token * I;
     if (m->bits == 8) {
         /* As many levels as have a sum of products that 32 bits hold. */
         const float level = level_of(x, I, fminf(32767, 1.35e8f / (float)I)), scale = 1 / level;
         int16_t *levels = (int16_t *)in->levels + token * I;
-#pragma omp simd
-        for (long i = 0; i < I; i++) levels[i] = (int16_t)nearest(x[i] * scale);
         in->scale[token] = level;
+        if (isnan(level)) memset(levels, 0, I * sizeof *levels); /* no integer is NaN, but the scale is */
+        else {
+#pragma omp simd
+            for (int64_t i = 0; i < I; i++) levels[i] = (int16_t)nearest(x[i] * scale);
+        }
     } else if (m->bits == 4)
-        for (long group = 0; group < groups; group++, x += GROUP) {
+        for (int64_t group = 0; group < groups; group++, x += GROUP) {
             const float level = level_of(x, GROUP, 127), scale = 1 / level;
             int8_t *levels = (int8_t *)in->levels + token * I + group * GROUP;
-            int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int i = 0; i < GROUP; i++) {
-                levels[i] = (int8_t)nearest(x[i] * scale);
-                sum += levels[i];
+            int32_t total = 0;
+            if (isnan(level)) memset(levels, 0, GROUP);
+            else {
+#pragma omp simd reduction(+ : total)
+                for (int i = 0; i < GROUP; i++) {
+                    levels[i] = (int8_t)nearest(x[i] * scale);
+                    total += levels[i];
+                }
             }
             in->scale[token * groups + group] = level;
-            in->sums[token * groups + group] = level * (float)sum;
+            in->sums[token * groups + group] = level * (float)total;
         }
 }
 
 /* Layer norm of x (C,) to out (C,), which may be x. */
-static void normalise(const float *const norm[2], float epsilon, const float *x, float *out, long C) {
+static void normalise(const float *const norm[2], float epsilon, const float *x, float *out, int64_t C) {
     float mean = 0, variance = 0;
 #pragma omp simd reduction(+ : mean)
-    for (long i = 0; i < C; i++) mean += x[i];
+    for (int64_t i = 0; i < C; i++) mean += x[i];
     mean /= C;
 #pragma omp simd reduction(+ : variance)
-    for (long i = 0; i < C; i++) variance += (x[i] - mean) * (x[i] - mean);
+    for (int64_t i = 0; i < C; i++) variance += (x[i] - mean) * (x[i] - mean);
     const float scale = 1 / sqrtf(variance / C + epsilon);
 #pragma omp simd
-    for (long i = 0; i < C; i++) out[i] = (x[i] - mean) * scale * norm[0][i] + (norm[1] ? norm[1][i] : 0);
+    for (int64_t i = 0; i < C; i++)
+        out[i] = (x[i] - mean) * scale * (norm[0] ? norm[0][i] : 1) + (norm[1] ? norm[1][i] : 0);
 }
 
 /* One head of one text: keep the new keys and values, then attend from each new token to those from
    `start` to itself. q, k, v and out are D numbers at distances of `stride` and `C` a token. */
-static void attend(const float *q, long stride, float *keys, float *values, float *out, long C, long D,
-                   long start, long held, long tokens, float *scores) {
+static void attend(const float *q, int64_t stride, float *keys, float *values, float *out, int64_t C, int64_t D,
+                   int64_t start, int64_t held, int64_t tokens, float *scores) {
     const float scale = 1 / sqrtf((float)D);
-    for (long t = 0; t < tokens; t++, q += stride, out += C) {
-        const long length = held + t + 1;
+    for (int64_t t = 0; t < tokens; t++, q += stride, out += C) {
+        const int64_t length = held + t + 1;
         memcpy(keys + (held + t) * D, q + C, D * sizeof *q);
         memcpy(values + (held + t) * D, q + 2 * C, D * sizeof *q);
         float greatest = -INFINITY, sum = 0;
-        for (long s = start; s < length; s++) {
+        for (int64_t s = start; s < length; s++) {
             float score = 0;
 #pragma omp simd reduction(+ : score)
-            for (long d = 0; d < D; d++) score += q[d] * keys[s * D + d];
+            for (int64_t d = 0; d < D; d++) score += q[d] * keys[s * D + d];
             scores[s] = score * scale;
             greatest = scores[s] > greatest ? scores[s] : greatest;
         }
 #pragma omp simd reduction(+ : sum)
-        for (long s = start; s < length; s++) sum += scores[s] = exponential(scores[s] - greatest);
+        for (int64_t s = start; s < length; s++) sum += scores[s] = exponential(scores[s] - greatest);
         memset(out, 0, D * sizeof *out);
-        for (long s = start; s < length; s++) {
+        for (int64_t s = start; s < length; s++) {
             const float share = scores[s] / sum;
 #pragma omp simd
-            for (long d = 0; d < D; d++) out[d] += share * values[s * D + d];
+            for (int64_t d = 0; d < D; d++) out[d] += share * values[s * D + d];
         }
     }
 }
 
 /* Memory for the inputs of a product in `x`, which moves on. */
-static Inputs inputs_at(char **place, long tokens, long count) {
+static Inputs inputs_at(char **place, int64_t tokens, int64_t count) {
     Inputs in;
     in.x = (float *)*place, *place += tokens * count * sizeof(float);
     in.levels = *place, *place += tokens * count * sizeof(int16_t);
@@ -455,75 +502,78 @@ static Inputs inputs_at(char **place, long tokens, long count) {
     return in;
 }
 
-static long bytes_of_inputs(long tokens, long count) {
-    return tokens * (count * 6 + (count / GROUP + 1) * 8);
+static int64_t bytes_of_inputs(int64_t tokens, int64_t count) {
+    return times(tokens, sum(times(count, 6), (count / GROUP + 1) * 8));
 }
 
 /* GELU of each number. */
-void agi2_gelu(long count, const float *x, float *out, int threads) {
+void agi2_gelu(int64_t count, const float *x, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
-    for (long i = 0; i < count; i++) out[i] = x[i] * gelu_share(x[i]);
+    for (int64_t i = 0; i < count; i++) out[i] = x[i] * gelu_share(x[i]);
 }
 
 /* The gradients of its inputs, from those of its outputs. */
-void agi2_gelu_backward(long count, const float *x, const float *grad, float *out, int threads) {
+void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
-    for (long i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; i++) {
         const float share = gelu_share(x[i]), slope = 1.59576912f * (1 + 0.134145f * x[i] * x[i]);
         out[i] = grad[i] * share * (1 + x[i] * (1 - share) * slope);
     }
 }
 
-/* How to pack a matrix (O, I) of finite numbers in 28 bits, to `rows`; the vectors that it takes. */
-long agi2_pack_rows(const uint32_t *weight, long I, long O, Row *rows, int threads) {
+/* How to pack a matrix (O, I) of finite numbers in 28 bits, to `rows`; the vectors that it takes, or -1
+   where they are more than a row's start can count. */
+int64_t agi2_pack_rows(const uint32_t *weight, int64_t I, int64_t O, Row *rows, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (long r = 0; r < O; r++) {
+    for (int64_t r = 0; r < O; r++) {
         uint32_t least = EXPONENT, greatest = 0;
 #pragma omp simd reduction(min : least) reduction(max : greatest)
-        for (long i = 0; i < I; i++) {
+        for (int64_t i = 0; i < I; i++) {
             uint32_t exponent = weight[r * I + i] & EXPONENT;
             least = MIN(least, exponent);
             greatest = MAX(greatest, exponent);
         }
         rows[r].lowest = greatest - least <= KEPT ? least : WHOLE;
     }
-    long vectors = 0;
-    for (long r = 0; r < O; r++) {
+    int64_t vectors = 0;
+    for (int64_t r = 0; r < O; r++) {
         rows[r].start = (uint32_t)vectors;
         vectors += rows[r].lowest == WHOLE ? I / 8 : I / 64 * 7;
     }
-    return vectors;
+    return vectors > UINT32_MAX ? -1 : vectors;
 }
 
 /* To the words of a matrix, whose rows are known. */
 void agi2_pack(const float *weight, const Matrix *m, int threads) {
     const Row *rows = m->scale;
 #pragma omp parallel for num_threads(threads)
-    for (long r = 0; r < m->outputs; r++) {
+    for (int64_t r = 0; r < m->outputs; r++) {
         const float *row = weight + r * m->inputs;
-        uint32_t *words = (uint32_t *)m->weight + 8l * rows[r].start;
+        uint32_t *words = (uint32_t *)m->weight + 8 * (int64_t)rows[r].start;
         if (rows[r].lowest == WHOLE) memcpy(words, row, m->inputs * sizeof *row);
         else pack(row, m->inputs, rows[r].lowest, words);
     }
 }
 
 /* Some rows of a packed matrix, or the first where `which` is none, to out (count, I). */
-void agi2_unpack(const Matrix *m, const int64_t *which, long count, float *out, int threads) {
+void agi2_unpack(const Matrix *m, const int64_t *which, int64_t count, float *out, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (long n = 0; n < count; n++) unpack(m, which ? which[n] : n, out + n * m->inputs);
+    for (int64_t n = 0; n < count; n++) unpack(m, which ? which[n] : n, out + n * m->inputs);
 }
 
 /* x (N, I) to out (N, O). Returns 0, or 1 where there is no memory. */
-int agi2_linear(const Matrix *m, long tokens, const float *x, float *out, int threads) {
-    char *memory = malloc(bytes_of_inputs(tokens, m->inputs)), *place = memory;
+int agi2_linear(const Matrix *m, int64_t tokens, const float *x, float *out, int threads) {
+    const int64_t room = room_of(m, tokens), rooms = times(threads, times(room, sizeof(float)));
+    char *memory = memory_of(sum(bytes_of_inputs(tokens, m->inputs), rooms)), *place = memory;
     if (!memory) return 1;
     Inputs in = inputs_at(&place, tokens, m->inputs);
+    float *own = (float *)place;
     in.x = (float *)x; /* only read */
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-        for (long token = 0; token < tokens; token++) round_inputs(m, &in, token);
-        product(m, &in, tokens, out, NONE, 0);
+        for (int64_t token = 0; token < tokens; token++) round_inputs(m, &in, token);
+        product(m, &in, tokens, own + omp_get_thread_num() * room, out, NONE, 0);
     }
     free(memory);
     return 0;
@@ -535,38 +585,48 @@ int agi2_linear(const Matrix *m, long tokens, const float *x, float *out, int th
    `held` tokens and get the new ones. starts: (texts,) tokens of padding before each text.
    Returns 0, or 1 where there is no memory. */
 int agi2_layers(const Model *model, float *x, float *const *keys, float *const *values, const int64_t *starts,
-                long texts, long tokens, long held, long capacity, int threads) {
-    const long C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
-    const long F = model->n_layers ? model->layers[0].expand.outputs : 0;
-    char *memory = malloc(2 * bytes_of_inputs(N, C) + bytes_of_inputs(N, F) +
-                          (3 * N * C + threads * capacity) * sizeof(float)), *place = memory;
+                int64_t texts, int64_t tokens, int64_t held, int64_t capacity, int threads) {
+    const int64_t C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
+    const int64_t F = model->n_layers ? model->layers[0].expand.outputs : 0;
+    int64_t room = capacity; /* for the scores of attention, or what a product needs */
+    for (int64_t l = 0; l < model->n_layers; l++) {
+        const Matrix *of[] = {&model->layers[l].qkv, &model->layers[l].proj, &model->layers[l].expand,
+                              &model->layers[l].contract};
+        for (int i = 0; i < 4; i++) {
+            const int64_t needed = room_of(of[i], N);
+            room = room < 0 || needed < 0 ? -1 : MAX(room, needed);
+        }
+    }
+    const int64_t numbers = sum(times(N, times(3, C)), times(threads, room));
+    const int64_t inputs = sum(times(2, bytes_of_inputs(N, C)), bytes_of_inputs(N, F));
+    char *memory = memory_of(sum(inputs, times(numbers, sizeof(float)))), *place = memory;
     if (!memory) return 1;
     const Inputs normed = inputs_at(&place, N, C), heads = inputs_at(&place, N, C), hidden = inputs_at(&place, N, F);
-    float *qkv = (float *)place, *scores = qkv + 3 * N * C;
+    float *qkv = (float *)place, *rooms = qkv + 3 * N * C;
 #pragma omp parallel num_threads(threads)
-    for (long l = 0; l < model->n_layers; l++) {
+    for (int64_t l = 0; l < model->n_layers; l++) {
+        float *own = rooms + omp_get_thread_num() * room;
         const Layer *layer = model->layers + l;
 #pragma omp for
-        for (long n = 0; n < N; n++) {
+        for (int64_t n = 0; n < N; n++) {
             if (model->pre_norm) normalise(layer->attention_norm, model->epsilon, x + n * C, normed.x + n * C, C);
             else memcpy(normed.x + n * C, x + n * C, C * sizeof *x);
             round_inputs(&layer->qkv, &normed, n);
         }
-        product(&layer->qkv, &normed, N, qkv, NONE, 0);
+        product(&layer->qkv, &normed, N, own, qkv, NONE, 0);
 #pragma omp for
-        for (long task = 0; task < texts * H; task++) {
-            const long text = task / H, head = task % H, at = (text * H + head) * capacity * D;
+        for (int64_t task = 0; task < texts * H; task++) {
+            const int64_t text = task / H, head = task % H, at = (text * H + head) * capacity * D;
             attend(qkv + text * tokens * 3 * C + head * D, 3 * C, keys[l] + at, values[l] + at,
-                   heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens,
-                   scores + omp_get_thread_num() * capacity);
+                   heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens, own);
         }
         if (layer->proj.bits < 28) {
 #pragma omp for
-            for (long n = 0; n < N; n++) round_inputs(&layer->proj, &heads, n);
+            for (int64_t n = 0; n < N; n++) round_inputs(&layer->proj, &heads, n);
         }
-        product(&layer->proj, &heads, N, x, NONE, 1);
+        product(&layer->proj, &heads, N, own, x, NONE, 1);
 #pragma omp for
-        for (long n = 0; n < N; n++) {
+        for (int64_t n = 0; n < N; n++) {
             if (model->pre_norm) normalise(layer->ffn_norm, model->epsilon, x + n * C, normed.x + n * C, C);
             else {
                 normalise(layer->attention_norm, model->epsilon, x + n * C, x + n * C, C);
@@ -574,15 +634,15 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
             }
             round_inputs(&layer->expand, &normed, n);
         }
-        product(&layer->expand, &normed, N, hidden.x, model->activation, 0);
+        product(&layer->expand, &normed, N, own, hidden.x, model->activation, 0);
         if (layer->contract.bits < 28) {
 #pragma omp for
-            for (long n = 0; n < N; n++) round_inputs(&layer->contract, &hidden, n);
+            for (int64_t n = 0; n < N; n++) round_inputs(&layer->contract, &hidden, n);
         }
-        product(&layer->contract, &hidden, N, x, NONE, 1);
+        product(&layer->contract, &hidden, N, own, x, NONE, 1);
         if (!model->pre_norm) {
 #pragma omp for
-            for (long n = 0; n < N; n++) normalise(layer->ffn_norm, model->epsilon, x + n * C, x + n * C, C);
+            for (int64_t n = 0; n < N; n++) normalise(layer->ffn_norm, model->epsilon, x + n * C, x + n * C, C);
         }
     }
     free(memory);

@@ -7,10 +7,12 @@ the same, more slowly. N rows, I inputs and O outputs of a matrix.
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import platform
 import sysconfig
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_long, c_void_p
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ FEW = 128
 Of rounded weights as many are read at a time, but never by PyTorch: what its attention makes is the
 same to the last bit but one, and that moves a rounded input to the next level.
 """
+GROUP = 32
+"""Weights of 4 bits, neighbours in a row of a matrix, that share a step and a lowest value."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 """In the order of `native.c`."""
 
@@ -65,29 +69,62 @@ class _Model(ctypes.Structure):
 
 
 def load(folder: Path) -> ctypes.CDLL | None:
-    """The library in a folder, where there is one that this processor and system can run."""
+    """The library in a folder, where there is one that this processor and system can run.
+
+    The environment variable `AGI2_NATIVE` names another folder: that of a build with checks.
+    """
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     if is_x86 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
     try:
+        folder = Path(os.environ.get("AGI2_NATIVE") or folder)
         library = ctypes.CDLL(str(folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"))
     except OSError:  # not built, or without the OpenMP that PyTorch brings elsewhere
         return None
-    library.agi2_linear.argtypes = (POINTER(_Matrix), c_long, c_void_p, c_void_p, c_int)
-    library.agi2_layers.argtypes = (
-        *(POINTER(_Model), c_void_p, c_void_p, c_void_p, c_void_p),
-        *(c_long, c_long, c_long, c_long, c_int),
-    )
-    library.agi2_pack_rows.argtypes = (c_void_p, c_long, c_long, c_void_p, c_int)
-    library.agi2_pack_rows.restype = c_long
-    library.agi2_pack.argtypes = (c_void_p, POINTER(_Matrix), c_int)
-    library.agi2_unpack.argtypes = (POINTER(_Matrix), c_void_p, c_long, c_void_p, c_int)
-    library.agi2_gelu.argtypes = (c_long, c_void_p, c_void_p, c_int)
-    library.agi2_gelu_backward.argtypes = (c_long, c_void_p, c_void_p, c_void_p, c_int)
+    matrix, address, size = POINTER(_Matrix), c_void_p, c_int64
+    for name, result, arguments in (
+        ("agi2_linear", c_int, (matrix, size, address, address)),
+        ("agi2_layers", c_int, (POINTER(_Model), *[address] * 4, *[size] * 4)),
+        ("agi2_pack_rows", c_int64, (address, size, size, address)),
+        ("agi2_pack", None, (address, matrix)),
+        ("agi2_unpack", None, (matrix, address, size, address)),
+        ("agi2_gelu", None, (size, address, address)),
+        ("agi2_gelu_backward", None, (size, address, address, address)),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, (*arguments, c_int)  # and the threads
     return library
 
 
 LIBRARY = load(Path(__file__).parent)
+
+
+def _is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor's numbers lie in this machine's memory as the library reads them."""
+    return (
+        tensor.dtype == dtype
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not hasattr(tensor, "full_tensor")  # a part of a sharded one
+    )
+
+
+def _address(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> int | None:
+    """Where a tensor's `count` numbers are; nothing else tells the library where to read or write.
+
+    Raises:
+        TypeError: where there are others there, or they are not in one piece: the caller is wrong.
+    """
+    if tensor is None:
+        return None
+    address = tensor.data_ptr() if _is_plain(tensor, dtype) and tensor.is_contiguous() else 0
+    if tensor.numel() != count or (count and not address) or address % tensor.element_size():
+        raise TypeError(
+            f"the library needs {count} numbers of {dtype} in one piece on the CPU, not "
+            f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device} with strides "
+            f"{tensor.stride() if tensor.layout == torch.strided else None}"
+        )
+    return address
 
 
 class Gelu(torch.autograd.Function):
@@ -99,8 +136,9 @@ class Gelu(torch.autograd.Function):
         assert LIBRARY is not None
         x = x.contiguous()
         ctx.save_for_backward(x)
-        out = torch.empty_like(x)
-        LIBRARY.agi2_gelu(x.numel(), x.data_ptr(), out.data_ptr(), torch.get_num_threads())
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        addresses = (_address(part, torch.float32, x.numel()) for part in (x, out))
+        LIBRARY.agi2_gelu(x.numel(), *addresses, torch.get_num_threads())
         return out
 
     @staticmethod
@@ -110,16 +148,16 @@ class Gelu(torch.autograd.Function):
         assert LIBRARY is not None
         (x,) = ctx.saved_tensors
         grad = grad.contiguous()
-        out = torch.empty_like(x)
-        addresses = x.data_ptr(), grad.data_ptr(), out.data_ptr()
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        addresses = (_address(part, torch.float32, x.numel()) for part in (x, grad, out))
         LIBRARY.agi2_gelu_backward(x.numel(), *addresses, torch.get_num_threads())
         return out
 
     @staticmethod
     def suits(x: torch.Tensor) -> bool:
         """Whether the library is there and can read this."""
-        is_plain = x.dtype == torch.float32 and x.device.type == "cpu"
-        return LIBRARY is not None and is_plain and not torch.compiler.is_compiling()
+        is_compiling = torch.compiler.is_compiling()
+        return LIBRARY is not None and not is_compiling and _is_plain(x, torch.float32)
 
 
 class Weights(NamedTuple):
@@ -135,38 +173,75 @@ class Weights(NamedTuple):
     @property
     def is_native(self) -> bool:
         """Whether the library is there and can read the matrix."""
-        whole = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # numbers that are read at once
-        is_float = self.bits < 32 or self.values.dtype == torch.float32
-        return LIBRARY is not None and self.inputs % whole == 0 and is_float
+        together = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # numbers that are read at once
+        has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % together == 0
+        parts = (_is_plain(part, of) for part, of, _ in self._parts if part is not None)
+        is_complete = (self.scale is None) == (self.bits == 32)
+        return LIBRARY is not None and has_size and is_complete and all(parts)
+
+    @property
+    def _parts(self) -> tuple[tuple[torch.Tensor | None, torch.dtype, int], ...]:
+        """Each tensor, and the kind and count of the numbers that the library reads there."""
+        numbers, rows = self.outputs * self.inputs, self.outputs
+        values, count, scale, scales = {
+            32: (torch.float32, numbers, torch.float32, 0),
+            # `pack` alone knows how many there are.
+            28: (torch.int32, self.values.numel(), torch.int32, 2 * rows),
+            8: (torch.int8, numbers, torch.float32, rows),
+            4: (torch.uint8, numbers // 2, torch.int32, numbers // GROUP),
+        }[self.bits]
+        bias = (self.bias, torch.float32, rows)
+        return (self.values, values, count), (self.scale, scale, scales), bias
 
     def struct(self) -> _Matrix:
-        """For the library: valid as long as the tensors live."""
-        addresses = (_address(part) for part in (self.values, self.scale, self.bias))
+        """For the library: valid as long as the tensors live, and keep their memory.
+
+        Raises:
+            TypeError: where the tensors are not what the sizes say.
+        """
+        addresses = (_address(*part) for part in self._parts)
         return _Matrix(*addresses, self.inputs, self.outputs, self.bits)
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
     """Finite weights (O, I) in 28 bits each, exactly, or None where that is not to be had."""
     outputs, inputs = weight.shape
-    if not Weights(weight, None, None, inputs, outputs, 32).is_native or inputs % 64:
+    weight = weight.contiguous()
+    if not Weights(weight, None, bias, inputs, outputs, 32).is_native or inputs % 64:
         return None
     assert LIBRARY is not None
-    weight, threads = weight.contiguous(), torch.get_num_threads()
-    rows = torch.empty(outputs, 2, dtype=torch.int32)
-    vectors = LIBRARY.agi2_pack_rows(weight.data_ptr(), inputs, outputs, rows.data_ptr(), threads)
-    packed = Weights(torch.empty(vectors, 8, dtype=torch.int32), rows, bias, inputs, outputs, 28)
-    LIBRARY.agi2_pack(weight.data_ptr(), byref(packed.struct()), threads)
+    threads = torch.get_num_threads()
+    start = _address(weight, torch.float32, outputs * inputs)
+    rows = torch.empty(outputs, 2, dtype=torch.int32, device="cpu")
+    place = _address(rows, torch.int32, 2 * outputs)
+    vectors = LIBRARY.agi2_pack_rows(start, inputs, outputs, place, threads)
+    if vectors < 0:  # more than its rows can count, of 128 GB
+        return None
+    values = torch.empty(vectors, 8, dtype=torch.int32, device="cpu")
+    packed = Weights(values, rows, bias, inputs, outputs, 28)
+    LIBRARY.agi2_pack(start, byref(packed.struct()), threads)
     return packed
 
 
 def unpack(packed: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """Those of the rows (N,) of a matrix, or all of them, in 32 bits: (N or O, I)."""
+    """Those of the rows (N,) of a matrix, or all of them, in 32 bits: (N or O, I).
+
+    Raises:
+        IndexError: where the matrix has no such row.
+    """
     assert LIBRARY is not None
-    count = packed.outputs if rows is None else len(rows)
-    out = torch.empty(count, packed.inputs)
-    rows = None if rows is None else rows.contiguous()
+    count = packed.outputs
+    if rows is not None:
+        rows, count = rows.to("cpu", torch.int64).contiguous(), rows.numel()
+        if count and not 0 <= int(rows.min()) <= int(rows.max()) < packed.outputs:
+            raise IndexError(f"a row is not below {packed.outputs}, the rows of the matrix")
+    out = torch.empty(count, packed.inputs, dtype=torch.float32, device="cpu")
     LIBRARY.agi2_unpack(
-        *(byref(packed.struct()), _address(rows), count, out.data_ptr(), torch.get_num_threads())
+        byref(packed.struct()),
+        _address(rows, torch.int64, count),
+        count,
+        _address(out, torch.float32, count * packed.inputs),
+        torch.get_num_threads(),
     )
     return out
 
@@ -182,18 +257,54 @@ class NativeLinear:
         self._weights = weights
         self._matrix = weights.struct()
 
+    def suits(self, x: torch.Tensor) -> bool:
+        """Whether the library can read this, and nobody asks for its gradient."""
+        has_gradient = x.requires_grad and torch.is_grad_enabled()
+        return not has_gradient and _is_plain(x, torch.float32)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 on the CPU, without a gradient."""
+        """Of inputs that `suits` allows.
+
+        Raises:
+            TypeError: of others, or where they are not I numbers wide.
+            MemoryError: where there is no memory for it.
+        """
         assert LIBRARY is not None
+        inputs, outputs = self._weights.inputs, self._weights.outputs
+        rows = math.prod(x.shape[:-1])
         x = x.contiguous()
-        out = x.new_empty(*x.shape[:-1], self._weights.outputs)
-        rows = x.numel() // self._weights.inputs
+        out = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32, device="cpu")
         failed = LIBRARY.agi2_linear(
-            byref(self._matrix), rows, x.data_ptr(), out.data_ptr(), torch.get_num_threads()
+            byref(self._matrix),
+            rows,
+            _address(x, torch.float32, rows * inputs),
+            _address(out, torch.float32, rows * outputs),
+            torch.get_num_threads(),
         )
         if failed:
             raise MemoryError("no memory for a product")
         return out
+
+
+class Norm(NamedTuple):
+    """A layer norm's weight (C,) and bias (C,), as far as it has them."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: nn.Module, width: int) -> Norm | None:
+        """A module's, or None where it is not a layer norm that the library knows.
+
+        Its memory is held: a module that is given other weights leaves these as they are.
+        """
+        if type(module) is not nn.LayerNorm or module.normalized_shape != (width,):
+            return None
+        parts = [None if part is None else part.detach() for part in (module.weight, module.bias)]
+        is_plain = all(part is None or _is_plain(part, torch.float32) for part in parts)
+        parts = [None if part is None else part.contiguous() for part in parts]
+        return cls(*parts, module.eps) if is_plain else None
 
 
 class LayerWeights(NamedTuple):
@@ -203,16 +314,24 @@ class LayerWeights(NamedTuple):
     proj: Weights
     expand: Weights
     contract: Weights
-    attention_norm: nn.LayerNorm
-    ffn_norm: nn.LayerNorm
+    attention_norm: Norm
+    ffn_norm: Norm
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the library can read every part, and they fit together."""
+        width, hidden = self.proj.inputs, self.expand.outputs
+        shapes = [(part.inputs, part.outputs) for part in self[:4]]
+        fit = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+        return shapes == fit and all(part.is_native for part in self[:4])
 
 
 class NativeLayers:
     """All layers of a model, for a few tokens at a time; see `GPT2Model.few_tokens`.
 
     Args:
-        layers: of native weights.
-        n_heads: of each layer.
+        layers: native ones, of one kind.
+        n_heads: of each layer; divides the width.
         activation: of `ACTIVATIONS`.
         pre_norm: where the norms stand.
     """
@@ -221,18 +340,20 @@ class NativeLayers:
         self, layers: Sequence[LayerWeights], n_heads: int, activation: str, pre_norm: bool
     ) -> None:
         self._held = list(layers)  # what the addresses below point to
+        first = layers[0]
+        width = first.proj.inputs
         array = (_Layer * len(layers))()
         for place, layer in zip(array, layers, strict=True):
             for name in ("qkv", "proj", "expand", "contract"):
                 setattr(place, name, getattr(layer, name).struct())
             for name in ("attention_norm", "ffn_norm"):
                 norm = getattr(layer, name)
-                setattr(place, name, (c_void_p * 2)(_address(norm.weight), _address(norm.bias)))
-        first = layers[0]
+                parts = (_address(part, torch.float32, width) for part in norm[:2])
+                setattr(place, name, (c_void_p * 2)(*parts))
         self._rounded = first.qkv.bits < 28
         self._model = _Model(
-            *(array, len(layers), first.proj.inputs, n_heads),
-            *(ACTIVATIONS.index(activation), pre_norm, first.ffn_norm.eps),
+            *(array, len(layers), width, n_heads),
+            *(ACTIVATIONS.index(activation), pre_norm, first.ffn_norm.epsilon),
         )
 
     def __call__(
@@ -246,7 +367,9 @@ class NativeLayers:
             cache: gets the new keys and values.
         """
         texts, tokens, _ = x.shape
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        if not _is_plain(x, torch.float32) or torch.is_grad_enabled():
+            return None
+        if not _is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
             return None
         starts = _starts(attention_mask, texts)
         if starts is None or (texts * tokens > FEW and not self._rounded):
@@ -258,15 +381,22 @@ class NativeLayers:
         """Some new tokens (B, T, C), written over, of texts that begin at `starts` (B,)."""
         assert LIBRARY is not None
         texts, tokens, _ = x.shape
-        held = cache.length
-        addresses = c_void_p * len(cache.layers)
+        held, width = cache.length, self._model.channels
+        held_numbers = texts * cache.capacity * width
+        addresses = c_void_p * len(self._held)
+        keys, values = (
+            addresses(*(_address(part, torch.float32, held_numbers) for part in parts))
+            for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
+        )
+        if len(keys) != len(cache.layers):
+            raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(keys)}")
         for layer in cache.layers:
             layer.extend(tokens)
         failed = LIBRARY.agi2_layers(
-            *(byref(self._model), x.data_ptr()),
-            addresses(*(layer.keys.data_ptr() for layer in cache.layers)),
-            addresses(*(layer.values.data_ptr() for layer in cache.layers)),
-            *(starts.data_ptr(), texts, tokens, held, cache.capacity, torch.get_num_threads()),
+            byref(self._model),
+            _address(x, torch.float32, texts * tokens * width),
+            *(keys, values, _address(starts, torch.int64, texts)),
+            *(texts, tokens, held, cache.capacity, torch.get_num_threads()),
         )
         if failed:
             raise MemoryError("no memory for a pass of the model")
@@ -276,14 +406,10 @@ class NativeLayers:
 def _starts(attention_mask: torch.Tensor | None, texts: int) -> torch.Tensor | None:
     """Where each text begins (B,), or None where what is masked is not padding before it."""
     if attention_mask is None:
-        return torch.zeros(texts, dtype=torch.long)
+        return torch.zeros(texts, dtype=torch.int64, device="cpu")
     if attention_mask.dim() != 2:
         return None
     is_text = attention_mask.bool()
     if bool((is_text[:, :-1] & ~is_text[:, 1:]).any()) or not bool(is_text[:, -1].all()):
         return None
     return (~is_text).sum(dim=1).expand(texts).contiguous()
-
-
-def _address(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -19,12 +19,20 @@ from torch import nn
 from .cuda_graph import GraphedLayers
 from .errors import AGI2Error
 from .model import GPT2Model
-from .native import FEW, LayerWeights, NativeLayers, NativeLinear, Weights, pack, unpack
+from .native import (
+    FEW,
+    GROUP,
+    LayerWeights,
+    NativeLayers,
+    NativeLinear,
+    Norm,
+    Weights,
+    pack,
+    unpack,
+)
 from .transformer import TransformerBlock
 from .utils import log
 
-GROUP = 32
-"""Weights of 4 bits, neighbours in a row of a matrix, that share a step and a lowest value."""
 _WHOLE = 2 * GROUP
 """Weights of 4 bits that are kept together."""
 _SHARES = (1.0, 0.95)
@@ -32,18 +40,26 @@ _SHARES = (1.0, 0.95)
 
 
 def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Model:
-    """Make a model fast at writing, in place; it can no longer be trained, moved or saved.
+    """Make a model fast at writing, in place; on a CPU it can no longer be trained, moved or saved.
+
+    A model on another device, or of other numbers than float32, is left as it is by `none`.
 
     Args:
-        model: on the CPU for `int8` and `int4`.
+        model: on the CPU, in float32, for `int8` and `int4`.
         quantize: `none` changes no weight; `int8` rounds each row of each matrix to 255 levels;
             `int4` rounds groups of 32 weights to 16 levels. Token embeddings are kept as the head
             is, which may be tied to them.
 
     Raises:
-        AGI2Error: where the device or the model's width has no such weights, or a weight is not a
-            finite number.
+        AGI2Error: where the device, the numbers or the model's width have no such weights, a
+            weight is not a finite number, or the model was prepared in another way.
     """
+    if quantize not in _BITS:
+        raise AGI2Error(f"quantize must be one of {', '.join(_BITS)}, not {quantize!r}")
+    if model.prepared is not None:
+        if model.prepared != quantize:
+            raise AGI2Error(f"{model.prepared_line}: load it again to quantize it otherwise")
+        return model.eval()
     if model.device.type != "cpu":
         if quantize == "none":
             if model.device.type == "cuda":  # pragma: needs gpu
@@ -52,45 +68,74 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         raise AGI2Error(
             f'quantize = "{quantize}" is for a CPU: set device = "cpu", or leave it out'
         )
-    config = model.config
+    others = {str(p.dtype) for p in model.parameters()} - {"torch.float32"}
+    if others:
+        if quantize == "none":
+            return model.eval()
+        raise AGI2Error(
+            f'quantize = "{quantize}" needs a model in float32, not {", ".join(sorted(others))}: '
+            "call model.float() first"
+        )
+    config, bits = model.config, _BITS[quantize]
     if quantize == "int4" and (config.d_model % _WHOLE or config.d_ff % _WHOLE):
         raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {_WHOLE}')
-    bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
+    for name, weight in model.named_parameters():  # before anything is changed
+        if weight.dim() == 2:
+            _check_finite(name, weight.detach())
+    parameters = model.num_parameters()
+    _fix_weights(model, bits)
+    model.mark_prepared(quantize, parameters)
+    if model.few_tokens is None and bits < 32:
+        log.warning(
+            "quantize saves memory here, and no time: the compiled part is not there, or the "
+            "model's widths are not divisible by %d",
+            16 if bits == 8 else _WHOLE,
+        )
+    return model
+
+
+_BITS = {"none": 32, "int8": 8, "int4": 4}
+
+
+def _fix_weights(model: GPT2Model, bits: int) -> None:
+    """Set packed or rounded matrices in place of the model's, as far as there are such."""
     head = arrange(model.output_weight.detach(), None, bits)
     if head.bits < 32:
         embeddings = head
         if model.head is not None:
             embeddings = arrange(model.token_embeddings.weight.detach(), None, bits)
         model.add_module("token_embeddings", FixedEmbeddings(embeddings))
-    layers = [
-        LayerWeights(
-            qkv=_fixed(block.attention, "qkv", bits),
-            proj=_fixed(block.attention, "proj", bits),
-            expand=_fixed(block.ffn, "expand", bits),
-            contract=_fixed(block.ffn, "contract", bits),
-            attention_norm=block.attention_norm,
-            ffn_norm=block.ffn_norm,
-        )
-        for block in cast(Iterable[TransformerBlock], model.blocks)
-    ]
+    blocks = list(cast(Iterable[TransformerBlock], model.blocks))
+    layers = [_fixed_layer(block, bits) for block in blocks]
     model.head = FixedLinear(head)
-    if all(part.is_native for layer in layers for part in layer[:4]):
+    config, epsilons = model.config, {norm.eps for block in blocks for norm in block.norms}
+    complete = [layer for layer in layers if layer is not None and layer.is_native]
+    if len(complete) == len(layers) and len(epsilons) == 1:
         model.few_tokens = NativeLayers(
-            layers, config.n_heads, config.activation, config.norm_position == "pre"
+            complete, config.n_heads, config.activation, config.norm_position == "pre"
         )
-    elif bits < 32:
-        log.warning(
-            "quantize saves memory here, and no time: the compiled part is not there, or the "
-            "model's widths are not divisible by %d",
-            16 if bits == 8 else _WHOLE,
+
+
+def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
+    """What a layer consists of, or None where its norms are not those of the compiled part."""
+    matrices = [
+        _fixed(owner, name, bits)
+        for owner, name in (
+            (block.attention, "qkv"),
+            (block.attention, "proj"),
+            (block.ffn, "expand"),
+            (block.ffn, "contract"),
         )
-    return model.eval()
+    ]
+    width = matrices[1].inputs
+    first, second = (Norm.of(norm, width) for norm in block.norms)
+    return LayerWeights(*matrices, first, second) if first and second else None
 
 
 def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:
     """The weights of a linear layer of `owner`, which is replaced where they are rounded."""
     linear = getattr(owner, name)
-    bias = None if linear.bias is None else linear.bias.detach()
+    bias = None if linear.bias is None else linear.bias.detach().contiguous()
     weights = arrange(linear.weight.detach(), bias, bits)
     if weights.bits < 32:
         setattr(owner, name, FixedLinear(weights))
@@ -125,22 +170,14 @@ class FixedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., I) to (..., O)."""
         few = self._weights.bits < 28 or x.numel() <= FEW * self._weights.inputs
-        # Autocasting gives other types, and `to` another device: those are PyTorch's.
-        is_float = x.dtype == torch.float32 and x.device.type == "cpu"
-        if self._few is not None and few and is_float:
+        # Autocasting gives other types: those are PyTorch's, and so are gradients.
+        if self._few is not None and few and self._few.suits(x):
             return self._few(x)
         return F.linear(x, self.weight, self._weights.bias)
 
 
 def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
-    """A matrix (O, I) rounded to 8 or 4 bits; for 32 packed in 28, or as it is.
-
-    Raises:
-        AGI2Error: where a weight is not a finite number.
-    """
-    # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
-    if not bool(torch.stack(weight.aminmax()).isfinite().all()):
-        raise AGI2Error("the model has weights that are no finite numbers: train it again")
+    """A matrix (O, I) of finite numbers rounded to 8 or 4 bits; for 32 packed in 28, or as it is."""
     outputs, inputs = weight.shape
     if bits == 32:
         whole = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)
@@ -157,8 +194,9 @@ def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
     if weights.bits == 28:
         return unpack(weights, rows)
     if rows is not None:
-        scale = None if weights.scale is None else weights.scale[rows]
-        weights = weights._replace(values=weights.values[rows], scale=scale)
+        # `index_select` refuses rows that are not there, the negative ones among them.
+        scale = None if weights.scale is None else weights.scale.index_select(0, rows)
+        weights = weights._replace(values=weights.values.index_select(0, rows), scale=scale)
     if weights.bits == 32:
         return weights.values
     assert weights.scale is not None
@@ -168,6 +206,14 @@ def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
     levels = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1)
     step, lowest = (part.float().unsqueeze(-1) for part in _halves(weights.scale))
     return (levels.unflatten(1, (-1, GROUP)) * step + lowest).flatten(1)
+
+
+def _check_finite(name: str, weight: torch.Tensor) -> None:
+    # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
+    if not bool(torch.stack(weight.aminmax()).isfinite().all()):
+        raise AGI2Error(
+            f"{name} of the model has weights that are no finite numbers: train it again"
+        )
 
 
 def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

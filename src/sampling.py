@@ -336,7 +336,7 @@ def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
     if uniform is None:
         # NumPy takes a twentieth of PyTorch's time.
         numbers = logits.float().numpy() if logits.device.type == "cpu" else logits
-        tokens = torch.as_tensor(numbers.argmax(-1))
+        tokens = torch.as_tensor(numbers.argmax(-1), device=logits.device)
         largest = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     else:
         # In double precision, or tokens of a tiny probability would get none; MPS has no doubles.

@@ -169,7 +169,7 @@ def accumulate_gradients(
     inputs, targets = split_batch(batch)
     rows = inputs.size(0)
     size = micro_batch_size or rows
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), dtype=torch.float32, device=device)
     for first in range(0, rows, size):
         x = inputs[first : first + size].to(device, non_blocking=True)
         y = targets[first : first + size].to(device, non_blocking=True)
@@ -201,7 +201,7 @@ def apply_gradients(
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    norm, finite = torch.zeros(()), True
+    norm, finite = torch.zeros((), dtype=torch.float32, device="cpu"), True
     if clip_grad_norm is not None:
         norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad_norm))
         finite = bool(norm.isfinite())  # the one place where the host waits for the device

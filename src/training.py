@@ -66,7 +66,7 @@ def train_epoch(
         return criterion(model(inputs).flatten(0, 1), targets.flatten())
 
     model.train()
-    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    total, tokens = torch.zeros((), dtype=torch.float64, device="cpu"), 0
     for batch in dataloader:
         loss = accumulate_gradients(loss_function, batch, torch.device(device))
         apply_gradients([optimizer], clip_grad_norm)
@@ -198,7 +198,8 @@ def make_trainer(
     if model is None:
         if config.init_from is None:
             config = config.changed(vocab_size=text.tokenizer.vocab_size)
-        model = GPT2Model(config)
+        with torch.device("cpu"):  # whatever the default device: it moves below
+            model = GPT2Model(config)
     check_vocabulary(text.tokenizer, model)
     if config.init_from is not None and not is_resumed:
         _start_from(Path(config.init_from), model, text.tokenizer)

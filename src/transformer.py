@@ -44,9 +44,9 @@ class TransformerBlock(nn.Module):
         if norm_position not in ("pre", "post"):
             raise AGI2Error(f"norm_position must be pre or post, not {norm_position!r}")
         self.pre_norm = norm_position == "pre"
-        self.attention_norm = nn.LayerNorm(d_model, bias=bias)
+        self.attention_norm = nn.LayerNorm(d_model, bias=bias, dtype=torch.float32)
         self.attention = MultiHeadAttention(d_model, n_heads, dropout, bias=bias)
-        self.ffn_norm = nn.LayerNorm(d_model, bias=bias)
+        self.ffn_norm = nn.LayerNorm(d_model, bias=bias, dtype=torch.float32)
         self.ffn = FeedForward(d_model, d_ff, dropout, activation=activation, bias=bias)
 
     def forward(
@@ -63,6 +63,11 @@ class TransformerBlock(nn.Module):
             return x + self.ffn(self.ffn_norm(x))
         x = self.attention_norm(x + self._attend(x, mask, causal, cache))
         return self.ffn_norm(x + self.ffn(x))
+
+    @property
+    def norms(self) -> tuple[nn.LayerNorm, nn.LayerNorm]:
+        """Attention's and the feed-forward's."""
+        return self.attention_norm, self.ffn_norm
 
     def _attend(
         self, x: torch.Tensor, mask: torch.Tensor | None, causal: bool, cache: LayerCache | None

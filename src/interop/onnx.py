@@ -40,7 +40,7 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
             f"an ONNX file holds {human_bytes(LARGEST)} at most, this model has "
             f"{human_bytes(size)}: export it with --format hf or gguf"
         )
-    example = torch.zeros(2, min(8, model.config.max_seq_len), dtype=torch.long)
+    example = torch.zeros(2, min(8, model.config.max_seq_len), dtype=torch.long, device="cpu")
     with atomic_path(path) as beside, _silence():
         program = torch.onnx.export(
             model,
