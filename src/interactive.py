@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.keys import Keys
 
 from .corpus import cache_folder
 from .decoder import Decoder
@@ -143,36 +147,71 @@ HELP = """/clear  forget the conversation
 Ctrl-C  stop a reply"""
 
 
+class _CtrlC:
+    """What Ctrl-C does in a chat: it ends a reply, or a chat that is read from a pipe.
+
+    It is noted as well as raised. An exception alone may be lost: Python drops those that are
+    raised in a `__del__` or in a weak reference's callback. And where a shell started the process
+    in the background, the signal was ignored; as a chat asks for it, it is not.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self.raises = True
+        self._before: Any = None
+
+    def __enter__(self) -> _CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self.pressed = True
+        if self.raises:
+            raise KeyboardInterrupt
+
+
 def chat(prompt: InteractivePrompt) -> None:
     """Talk in the terminal, or read messages line by line from a pipe, until it ends."""
-    for line in _messages():
-        command = line.strip()
-        if command == "/quit":
-            return
-        if command == "/help":
-            console.print(HELP)
-        elif command == "/clear":
-            prompt.clear_context()
-            console.print("the conversation is forgotten")
-        elif command.startswith("/"):
-            console.print(f"unknown command {command}; /help lists them", markup=False)
-        elif command:
-            _reply(prompt, line)
+    with _CtrlC() as ctrl_c:
+        for line in _messages(ctrl_c):
+            command = line.strip()
+            if command == "/quit":
+                return
+            if command == "/help":
+                console.print(HELP)
+            elif command == "/clear":
+                prompt.clear_context()
+                console.print("the conversation is forgotten")
+            elif command.startswith("/"):
+                console.print(f"unknown command {command}; /help lists them", markup=False)
+            elif command:
+                _reply(prompt, line, ctrl_c)
 
 
-def _reply(prompt: InteractivePrompt, message: str) -> None:
+def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _CtrlC) -> None:
     """Print a reply as it is written; Ctrl-C ends it and keeps what is there."""
-    pieces = prompt.stream_message(message)
+    raised, ctrl_c.raises = ctrl_c.raises, True
     try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        try:
+            with closing(prompt.stream_message(message)) as pieces:
+                for piece in pieces:
+                    if ctrl_c.pressed:  # before the reply began, or where an exception was lost
+                        break
+                    print(piece, end="", flush=True)
+        finally:
+            ctrl_c.raises = False  # pressed again, it may not disturb what ends the reply
     except KeyboardInterrupt:
-        pieces.close()
-        print(" [stopped]", end="")
-    print(flush=True)
+        ctrl_c.pressed = True
+    print(" [stopped]" if ctrl_c.pressed else "", flush=True)
+    ctrl_c.pressed, ctrl_c.raises = False, raised
 
 
-def _messages() -> Iterator[str]:
+def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
     """Lines that the user writes; with history and editing in a terminal."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
@@ -180,13 +219,25 @@ def _messages() -> Iterator[str]:
         return
     session: PromptSession[str] = PromptSession(history=_input_history())
     console.print("Write a message, or /help.")
+    ctrl_c.raises = False  # the prompt has its own way
     while True:
+        ctrl_c.pressed = False
         try:
-            yield session.prompt("> ")
+            line = session.prompt("> ")
         except KeyboardInterrupt:
             continue
         except EOFError:
             return
+        ctrl_c.pressed |= _is_taken_back(session)
+        yield line
+
+
+def _is_taken_back(session: PromptSession[str]) -> bool:
+    """Whether Ctrl-C came right after the line's end, while the prompt was still being left."""
+    keys = session.app.key_processor.empty_queue() + get_typeahead(session.app.input)
+    is_taken_back = bool(keys) and keys[0].key in (Keys.ControlC, Keys.SIGINT)
+    store_typeahead(session.app.input, keys[is_taken_back:])
+    return is_taken_back
 
 
 def _input_history() -> History:

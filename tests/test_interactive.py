@@ -1,8 +1,10 @@
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -450,7 +452,7 @@ def test_the_chat_works_in_a_pipe_and_ends_with_its_input(tmp_path):
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert [set(line) for line in done.stdout.splitlines()] == [{"h", "a"}] * 2
@@ -459,11 +461,20 @@ def test_the_chat_works_in_a_pipe_and_ends_with_its_input(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_the_chat_works_in_a_real_terminal(tmp_path):
+@pytest.mark.parametrize("ignored", [False, True], ids=["usual", "started-in-the-background"])
+def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
+    """Also where a shell has set Ctrl-C to be ignored, as it does for what ends in `&`."""
     pexpect = pytest.importorskip("pexpect")
     arguments, environment = chat_process(tmp_path, 10**9)
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
     terminal = pexpect.spawn(
-        sys.executable, arguments, env=environment, encoding="utf-8", timeout=120, echo=False
+        sys.executable,
+        arguments,
+        env=environment,
+        encoding="utf-8",
+        timeout=600,  # of a machine with nothing to spare; else it takes seconds
+        echo=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )
     ready = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
     try:
@@ -491,6 +502,88 @@ def test_the_chat_works_in_a_real_terminal(tmp_path):
     finally:
         terminal.close(force=True)
     assert terminal.exitstatus == 0
+
+
+def test_ctrl_c_ends_a_reply_also_where_its_exception_is_lost(tokenizer, monkeypatch, capsys):
+    """Python drops an exception that is raised in a `__del__`."""
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    prompt = greeter(tokenizer)
+    reads = []
+
+    def press(*_):
+        reads.append(1)
+        if len(reads) == 3:
+            Dropped()
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    handle = prompt.model.register_forward_pre_hook(press)
+    chat(prompt)
+    handle.remove()
+    assert [each.exc_type for each in lost] == [KeyboardInterrupt]
+    assert capsys.readouterr().out == "He [stopped]\n"
+    assert len(reads) == 3
+
+
+def test_ctrl_c_pressed_again_and_again_leaves_the_chat_as_it_is(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    handle = prompt.model.register_forward_pre_hook(
+        lambda *_: signal.raise_signal(signal.SIGINT)
+    )
+    stop = prompt.stream_message
+
+    def pressed_at_the_end(message):
+        try:
+            yield from stop(message)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(prompt, "stream_message", pressed_at_the_end)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nYo\n"))
+    chat(prompt)
+    handle.remove()
+    assert capsys.readouterr().out == " [stopped]\n [stopped]\n"
+
+
+@pytest.mark.parametrize("then", ["", "/help\r"])
+def test_ctrl_c_right_after_a_line_stops_its_reply(then, tokenizer, monkeypatch, capsys):
+    """It comes while the prompt is being left, and not to the reply."""
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"Hi{ENTER}{CTRL_C}{then}{CTRL_D}", monkeypatch)
+    out, err = capsys.readouterr()
+    assert out == " [stopped]\n"
+    assert (HELP in err) == bool(then)
+
+
+def test_ctrl_c_between_the_lines_of_a_pipe_ends_the_chat(tokenizer, monkeypatch):
+    def lines():
+        yield "/help\n"
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    class Pipe:
+        isatty = staticmethod(lambda: False)
+        __iter__ = staticmethod(lines)
+
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    with pytest.raises(KeyboardInterrupt):
+        chat(greeter(tokenizer))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_chat_in_another_thread_leaves_the_signals_alone(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=chat, args=(greeter(tokenizer),))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out == "Hello.\n"
 
 
 def test_turns_stay_apart_where_the_tokenizer_folds_their_end():
