@@ -217,7 +217,7 @@ class Config(BaseModel, Mapping):
     lr_decay_fraction: float = Field(0.2, gt=0, le=1)
     """The share of the run, at its end, in which `wsd` falls."""
     warmup_steps: int = Field(100, ge=0)
-    """Steps in which the learning rate rises: at most a tenth of the run's steps."""
+    """Steps in which the learning rate rises: at most a tenth of the run."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled weight decay, on matrices alone."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)

@@ -126,25 +126,51 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x
 
 
+# Warm-up is over when this share of the run is done, however few steps that was; but it has so many
+# steps where the run is slow or begins with a pause, such as that of compiling.
+WARMUP_SHARE, SHORTEST_WARMUP = 0.1, 5
+
+
 def learning_rate_factor(
-    schedule: str, progress: float, step: int, warmup_steps: int, decay_fraction: float = 0.2
+    schedule: str,
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    decay_fraction: float = 0.2,
+    clock: float = 0.0,
 ) -> float:
-    """What the learning rate is multiplied by: a pure function of where the run is.
+    """Compute what the learning rate is multiplied by: a pure function of where the run is.
+
+    The share of the run that is done is that of its steps or that of its time, whichever is
+    larger. Warm-up and decay both follow it, and meet where warm-up ends: the factor is
+    continuous in the steps and in the time. Without a clock, it depends on the steps alone.
 
     Args:
         schedule: `constant`, or one that falls from 1 after warm-up to 0 at the end: `linear`,
             `cosine` (Loshchilov and Hutter, 2017), or `wsd`, which is constant until its linear
             fall (warm-up, stable, decay: Hu et al., 2024).
-        progress: the share of the run that is done after warm-up, 0 to 1.
         step: steps done, counted from 0.
-        warmup_steps: steps in which the rate rises linearly; the first has 1 / (warmup + 1).
+        total_steps: steps at most, at least 1.
+        warmup_steps: steps in which the rate rises linearly, the first with 1 / (warmup + 1);
+            fewer where they would be more than a tenth of the run.
         decay_fraction: the share of the run after warm-up in which `wsd` falls.
+        clock: the share of the run's time that is over; 0 where no time limits it.
     """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
+    progress = min(max(step / total_steps, clock), 1.0)
+    warmup = min(warmup_steps, total_steps // 10)
+    # Of a run that its clock ends, the length in steps is estimated: step / progress.
+    by_clock = min(warmup * progress / max(step, 1), WARMUP_SHARE)
+    start = warmup / total_steps if clock <= step / total_steps else by_clock
+    fastest = step / max(min(warmup, SHORTEST_WARMUP), 1)
+    rise = max((step + 1) / (warmup + 1), min(progress / WARMUP_SHARE, fastest))
+    return min(rise, 1.0) * _decay(schedule, (progress - start) / (1 - start), decay_fraction)
+
+
+def _decay(schedule: str, progress: float, decay_fraction: float) -> float:
+    """The factor after warm-up, from 1 to 0 as `progress` goes from 0 to 1."""
+    progress = max(progress, 0.0)
     if schedule == "constant":
         return 1.0
-    progress = min(max(progress, 0.0), 1.0)
     if schedule == "linear":
         return 1.0 - progress
     if schedule == "wsd":

@@ -403,24 +403,29 @@ class Trainer:
             )
         )
 
+    @property
+    def _clock(self) -> float:
+        """The share of the run's time that is over; 0 without `max_minutes`."""
+        limit = self.config.max_minutes
+        return 0.0 if limit is None else self.state.seconds / (60 * limit)
+
     def _progress(self) -> float:
         """The share of the run that is done, by steps or by the clock."""
-        done = self.step / self.total_steps
-        if self.config.max_minutes is not None:
-            done = max(done, self.state.seconds / (60 * self.config.max_minutes))
-        return min(done, 1.0)
+        return min(max(self.step / self.total_steps, self._clock), 1.0)
 
     def _learning_rate_factor(self) -> float:
-        warmup = min(self.config.warmup_steps, self.total_steps // 10)
-        start = warmup / self.total_steps
-        progress = (self._progress() - start) / (1 - start)
+        config = self.config
         return learning_rate_factor(
-            self.config.lr_schedule, progress, self.step, warmup, self.config.lr_decay_fraction
+            config.lr_schedule,
+            self.step,
+            self.total_steps,
+            config.warmup_steps,
+            config.lr_decay_fraction,
+            self._clock,
         )
 
     def _time_is_over(self) -> bool:
-        limit = self.config.max_minutes
-        return limit is not None and self.state.seconds >= 60 * limit
+        return self._clock >= 1.0
 
     def _patience_is_over(self) -> bool:
         patience = self.config.early_stopping_patience

@@ -1,12 +1,17 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from src.config import Config, GPT2Config
 from src.model import GPT2Model
 from src.optimization import (
+    SHORTEST_WARMUP,
+    WARMUP_SHARE,
     Muon,
     learning_rate_factor,
     make_optimizers,
@@ -93,6 +98,9 @@ def test_the_configuration_sets_the_rates():
 
 # Schedules
 
+SCHEDULES = ["constant", "linear", "cosine", "wsd"]
+DATA = st.data()
+
 
 @pytest.mark.parametrize(
     ("schedule", "table"),
@@ -103,23 +111,118 @@ def test_the_configuration_sets_the_rates():
         ("cosine", [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0]),
     ],
 )
-def test_schedule_after_warm_up(schedule, table):
-    factors = [learning_rate_factor(schedule, i / 4, 10, 10) for i in range(5)]
-    assert factors == pytest.approx(table, abs=1e-12)
-    assert learning_rate_factor(schedule, 1.5, 99, 10) == pytest.approx(table[-1], abs=1e-12)
-    assert learning_rate_factor(schedule, -0.5, 99, 10) == 1
+@pytest.mark.parametrize("warmup", [0, 10, 1000])
+def test_schedule_after_warm_up(schedule, table, warmup):
+    start = min(warmup, 40)
+    steps = [start + i * (400 - start) // 4 for i in range(5)]
+    factors = [learning_rate_factor(schedule, step, 400, warmup) for step in steps]
+    assert factors == pytest.approx(table, abs=1e-2 if warmup == 10 else 1e-12)
+    assert learning_rate_factor(schedule, 999, 400, warmup) == pytest.approx(table[-1], abs=1e-12)
 
 
 def test_wsd_falls_in_the_last_part_alone():
-    factors = [learning_rate_factor("wsd", i / 10, 10, 0, 0.4) for i in range(11)]
+    factors = [learning_rate_factor("wsd", i, 10, 0, 0.4) for i in range(11)]
     assert factors == pytest.approx([1] * 7 + [0.75, 0.5, 0.25, 0], abs=1e-12)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "wsd"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_warm_up_rises_linearly_and_never_begins_at_zero(schedule):
-    factors = [learning_rate_factor(schedule, 0.0, step, 3) for step in range(5)]
-    assert factors == [1 / 4, 2 / 4, 3 / 4, 1, 1]
-    assert learning_rate_factor(schedule, 0.0, 0, 0) == 1
+    factors = [learning_rate_factor(schedule, step, 1000, 3) for step in range(4)]
+    assert factors == [1 / 4, 2 / 4, 3 / 4, 1]
+    assert learning_rate_factor(schedule, 0, 1000, 0) == 1
+
+
+@given(
+    st.sampled_from(SCHEDULES), st.integers(1, 5000), st.integers(0, 600), st.floats(0.01, 1), DATA
+)
+def test_without_a_clock_the_factor_is_the_textbooks_to_the_last_bit(
+    schedule, total, asked, fraction, data
+):
+    step = data.draw(st.integers(0, total))
+    warmup = min(asked, total // 10)
+    done = (step / total - warmup / total) / (1 - warmup / total)
+    expected = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "wsd": min(1.0, (1.0 - done) / fraction),
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }[schedule]
+    if step < warmup:
+        expected = (step + 1) / (warmup + 1)
+    assert learning_rate_factor(schedule, step, total, asked, fraction) == expected
+
+
+PACES = {
+    "slow": lambda step: 2.0,
+    "very slow": lambda step: 10.0,
+    "fast": lambda step: 0.01,
+    "faster with time": lambda step: 3.0 if step < 8 else 0.02,
+    "slower with time": lambda step: 0.05 if step < 150 else 3.0,
+    "every tenth validates": lambda step: 2.0 if step % 10 == 9 else 0.1,
+    "a pause at the start": lambda step: 20.0 if step == 0 else 0.1,
+    "a pause in warm-up": lambda step: 15.0 if step == 20 else 0.1,
+    "a pause in the middle": lambda step: 25.0 if step == 250 else 0.1,
+}
+ENDS = {
+    "minutes": (10**12, 1.0),
+    "both, by the clock": (10**4, 1.0),
+    "both, by the steps": (300, 60.0),
+    "both, by either": (500, 1.0),
+    "steps": (300, None),
+}
+
+
+def simulate(schedule, pace, total_steps, minutes, warmup=100):
+    """Shares of the run done, and learning-rate factors, step by step."""
+    seconds, step, found = 0.0, 0, []
+    while step < total_steps and (minutes is None or seconds < 60 * minutes):
+        clock = 0.0 if minutes is None else seconds / (60 * minutes)
+        factor = learning_rate_factor(schedule, step, total_steps, warmup, clock=clock)
+        found.append((max(step / total_steps, clock), factor))
+        seconds += pace(step)
+        step += 1
+    return found
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("pace", PACES)
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("warmup", [100, 20, 10**6])
+def test_the_factor_is_continuous_however_fast_a_machine_is(schedule, pace, end, warmup):
+    found = simulate(schedule, PACES[pace], *ENDS[end], warmup)
+    factors = [factor for _, factor in found]
+    assert factors[0] <= 1 / SHORTEST_WARMUP
+    # How far the factor falls while a share of the run passes, and where warm-up ends later.
+    slope = {"constant": 0.0, "linear": 1.0, "wsd": 5.0, "cosine": math.pi / 2}[schedule]
+    slope /= 1 - WARMUP_SHARE
+    first = 1 / (min(warmup, ENDS[end][0] // 10) + 1)
+    for number, ((before, old), (after, new)) in enumerate(pairwise(found)):
+        passed = after - before
+        assert old - new <= slope * (passed + WARMUP_SHARE / (number + 1))
+        assert new - old <= max(passed / WARMUP_SHARE, 1 / SHORTEST_WARMUP) + first
+    # It rises to its peak within a tenth of the run, or its first steps, and then only falls.
+    peak = factors.index(max(factors))
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert peak <= SHORTEST_WARMUP or found[peak - 1][0] <= WARMUP_SHARE
+    if len(found) > 2 * SHORTEST_WARMUP:
+        assert factors[peak] >= 1 - slope * max(found[peak][0] - WARMUP_SHARE, 0) - 1e-12
+    # Its last step is about as far from 0 as from the end of the run.
+    if schedule != "constant":
+        assert factors[-1] <= slope * (1 - found[-1][0]) + 1e-12
+
+
+def test_a_short_run_by_the_clock_falls_off_no_cliff():
+    """About seven steps a second, in one minute: warm-up ends after 42 of 420 steps, not 100."""
+    factors = [factor for _, factor in simulate("cosine", lambda step: 1 / 7, 10**12, 1.0)]
+    assert len(factors) == 420
+    assert factors[42] == 1.0
+    assert max(abs(a - b) for a, b in pairwise(factors)) < 0.03
+
+
+def test_a_clock_that_never_ends_the_run_changes_nothing():
+    by_steps = simulate("cosine", lambda step: 0.01, 300, None)
+    assert simulate("cosine", lambda step: 0.01, 300, 60.0) == by_steps
 
 
 # Muon
@@ -134,8 +237,8 @@ def matrix(rows, columns, seed=0):
 def test_orthogonalize_keeps_directions_and_brings_singular_values_near_one(shape, scale):
     batch = torch.stack([matrix(*shape, seed=seed) * scale for seed in range(3)])
     results = orthogonalize(batch)
-    for given, result in zip(batch, results, strict=True):
-        u, s, vt = torch.linalg.svd(given, full_matrices=False)
+    for before, result in zip(batch, results, strict=True):
+        u, s, vt = torch.linalg.svd(before, full_matrices=False)
         values = (u.T @ result @ vt.T).diagonal()
         # The smallest singular values take more steps than five.
         kept = s > 0.03 * s.norm()

@@ -215,7 +215,7 @@ def test_more_epochs_recompute_the_schedule(tiny_run, caplog):
     assert len(longer.history["train_loss"]) == 3
     rates = {e["step"]: e["learning_rate"] for e in entries(longer.folder) if "learning_rate" in e}
     for total, step in ((steps, steps), (3 * steps, steps + 1), (3 * steps, 2 * steps)):
-        expected = 0.01 * learning_rate_factor("cosine", (step - 1) / total, step - 1, 0)
+        expected = 0.01 * learning_rate_factor("cosine", step - 1, total, 0)
         assert rates[step] == pytest.approx(expected)
 
 
