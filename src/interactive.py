@@ -233,10 +233,15 @@ def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
 
 
 def _is_taken_back(session: PromptSession[str]) -> bool:
-    """Whether Ctrl-C came right after the line's end, while the prompt was still being left."""
-    keys = session.app.key_processor.empty_queue() + get_typeahead(session.app.input)
+    """Whether Ctrl-C came right after the line's end, while the prompt was still being left.
+
+    Till then the terminal makes a key of it, which a signal never follows.
+    """
+    keyboard = session.app.input
+    keys = session.app.key_processor.empty_queue() + get_typeahead(keyboard)
+    keys += keyboard.read_keys()  # what the prompt did not wait for
     is_taken_back = bool(keys) and keys[0].key in (Keys.ControlC, Keys.SIGINT)
-    store_typeahead(session.app.input, keys[is_taken_back:])
+    store_typeahead(keyboard, keys[is_taken_back:])
     return is_taken_back
 
 
