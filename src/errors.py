@@ -26,11 +26,35 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+_URL = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
+
+
+def mask_urls(text: str) -> str:
+    """Hide what may be secret in every web address: its login, and the values in its query."""
+    return _URL.sub(lambda found: _mask_url(found[0]), text)
+
+
+def _mask_url(url: str) -> str:
+    address = url.rstrip(":,;.)")
+    scheme, rest = address.split("://", 1)
+    place, mark, query = rest.partition("?")
+    authority = place.split("/", 1)[0]
+    port = authority.rpartition(":")[2]
+    # A password may hold a slash that ought to have been quoted.
+    part = authority if "@" in authority or port == authority or port.isdecimal() else place
+    if "@" in part:
+        place = "***@" + place[part.rindex("@") + 1 :]
+    query = re.sub(r"=[^&#]*", "=***", query)
+    return f"{scheme}://{place}{mark}{query}{url[len(address) :]}"
+
+
 def one_line(text: str, limit: int = MAX_LINE) -> str:
     """Make any text one printable line of at most `limit` characters, cut in its middle.
 
+    Logins and queries of web addresses are masked.
     A message names what is wrong at its beginning and what to do at its end: both are kept.
     """
+    text = mask_urls(text)
     # Escaping makes a text longer, never shorter: nothing beyond this is ever shown.
     if len(text) > 4 * limit:
         text = text[: 2 * limit] + text[-2 * limit :]

@@ -1,0 +1,72 @@
+"""The built-in corpus: English that every CPython carries."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+BUILTIN = "builtin:python-docs"
+
+
+def python_docs() -> Iterator[str]:
+    """English that every CPython carries: its language reference and its library's docstrings.
+
+    `pydoc_data.topics` is what `help("if")` shows. The docstrings are read by parsing the
+    standard library's source; nothing of it is imported or run. Only paragraphs of prose are
+    kept: no tables, code or markup.
+    """
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        if text := prose(topics[name]):
+            yield text
+    for path in _library_files():
+        if text := prose("\n\n".join(_docstrings(path))):
+            yield text
+
+
+def _library_files() -> list[Path]:
+    """The standard library's public modules, sorted; neither its tests nor what is installed."""
+    files = []
+    for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
+        subfolders[:] = set(subfolders) - _SKIPPED_FOLDERS
+        modules = [name for name in names if name.endswith(".py") and not name.startswith("_")]
+        files += [Path(folder, name) for name in modules]
+    return sorted(files)
+
+
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
+_SKIPPED_FOLDERS |= {"pydoc_data", "encodings", "turtledemo", "idle_test", "__pycache__"}
+
+
+def prose(text: str) -> str:
+    """The paragraphs of plain sentences in a text, one a line, without markup."""
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        words = " ".join(re.sub(r"[`*]|\s+", lambda m: " " * m[0].isspace(), paragraph).split())
+        plain = len(re.findall(r"[A-Za-z ,.']", words))
+        is_sentence = re.match(r"[A-Z][a-z]*\b", words) and words.endswith((".", ":", "!", "?"))
+        if is_sentence and words.count(" ") >= 6 and plain >= 0.95 * len(words):
+            paragraphs.append(words)
+    return "\n\n".join(paragraphs) + "\n" * bool(paragraphs)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):  # a library may ship templates that are no code
+        return
+    yield from _docstrings_below(tree)
+
+
+def _docstrings_below(node: ast.AST) -> Iterator[str]:
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
+        yield docstring
+    # Expressions are most of a tree, and hold no docstrings.
+    for statement in getattr(node, "body", ()):
+        yield from _docstrings_below(statement)

@@ -1,0 +1,245 @@
+"""Text from the web: fetched once, within a time and a size, and kept in a cache."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import os
+import re
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from .errors import AGI2Error, one_line
+from .text_files import check_head
+from .utils import atomic_path, human_bytes, human_time, log, writing
+
+DEADLINE = 1800.0
+"""Seconds that a download may take in all."""
+MOST_BYTES = 4 * 10**9
+"""The largest download."""
+_SILENCE = 30.0  # seconds without a byte
+_CHUNK = 2**16
+_HTML = re.compile(rb"\s*(<!doctype\s+html|<html)", re.IGNORECASE)
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is to be downloaded."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$AGI2_CACHE`, or the platform's folder for caches.
+
+    Raises:
+        AGI2Error: where there is no home folder.
+    """
+    if chosen := os.environ.get("AGI2_CACHE"):
+        return Path(chosen)
+    platform_default = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+    if base := os.environ.get(platform_default):
+        return Path(base) / "agi2"
+    try:
+        return Path.home() / ".cache" / "agi2"
+    except RuntimeError as error:  # neither HOME nor an entry for the user
+        raise AGI2Error(
+            "there is no home folder to keep a cache in: set AGI2_CACHE to a folder"
+        ) from error
+
+
+def cached_path(url: str) -> Path:
+    """Where the copy of a URL's text is, or will be.
+
+    Raises:
+        AGI2Error: as `cache_folder`.
+    """
+    # The name ends as the address does, since the ending says how to read the file.
+    path = re.split("[?#]", _without_password(url)[0].split("://", 1)[1], maxsplit=1)[0]
+    name = re.sub(r"[^\w.-]", "_", path.rsplit("/", 1)[-1], flags=re.ASCII)[-80:] or "text.txt"
+    return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+
+
+def download(
+    url: str, *, deadline: float | None = None, most_bytes: int | None = None
+) -> Path:
+    """The cached copy of a URL's text, fetched the first time.
+
+    Args:
+        url: `http://` or `https://`, perhaps with `user:password@`.
+        deadline: seconds for all of it, `DEADLINE` by default.
+        most_bytes: its largest size, `MOST_BYTES` by default.
+
+    Raises:
+        AGI2Error: where it cannot be fetched; the message says where to put the file by hand.
+            Nothing is then left in the cache.
+    """
+    cached = cached_path(url)
+    if cached.exists():
+        check_head(cached)
+        return cached
+    log.info("%s", one_line(f"downloading {url}"))
+    with writing(cached):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(cached) as beside:
+        try:
+            with open(beside, "wb") as file:
+                _Transfer(url, file, most_bytes or MOST_BYTES).run(deadline or DEADLINE)
+            _check_content(url, beside)
+        except (_Refused, OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, AGI2Error):
+                raise
+            raise AGI2Error(
+                f"{url}: cannot be downloaded ({_reason(error)}); fetch it by other means and save "
+                f"it as {cached}"
+            ) from error
+    return cached
+
+
+class _Refused(Exception):
+    """An answer that is not taken; the text says why."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{error.code} {error.reason}"
+    return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+class _Transfer:
+    """One request, answered into a file.
+
+    It runs in a thread of its own: whatever it waits for (a name server, a handshake, a server
+    that sends a byte a second), the caller waits for it no longer than the deadline.
+    """
+
+    def __init__(self, url: str, file: BinaryIO, most_bytes: int) -> None:
+        self._url = url
+        self._file = file
+        self._most_bytes = most_bytes
+        self._problem: BaseException | None = None
+        self._is_over = threading.Event()
+
+    def run(self, deadline: float) -> None:
+        """Wait for the end, `deadline` seconds at most; raise what went wrong."""
+        thread = threading.Thread(target=self._try, daemon=True)
+        thread.start()
+        try:
+            thread.join(deadline)
+        finally:
+            self._is_over.set()
+        if thread.is_alive():
+            raise _Refused(f"it takes longer than {human_time(deadline)}")
+        if self._problem is not None:
+            raise self._problem
+
+    def _try(self) -> None:
+        try:
+            self._copy()
+        except BaseException as error:
+            self._problem = error
+
+    def _copy(self) -> None:
+        with _opener().open(_request(self._url), timeout=_SILENCE) as response:
+            length = _check_answer(response, self._url, self._most_bytes)
+            count = 0
+            # One receive at a time, so that the end of the time is seen.
+            while not self._is_over.is_set() and count != length:
+                rest = _CHUNK if length is None else min(_CHUNK, length - count)
+                chunk = response.read1(rest)
+                if not chunk:
+                    break
+                count += len(chunk)
+                if count > self._most_bytes:
+                    raise _Refused(f"it is larger than {human_bytes(self._most_bytes)}")
+                with writing(cached_path(self._url)):
+                    self._file.write(chunk)
+        if length is not None and count < length:
+            raise _Refused(f"it broke off after {count:,} of {length:,} bytes")
+
+
+def _check_answer(response: Any, url: str, most_bytes: int) -> int | None:
+    """Refuse an answer by its head; return its length where it is known."""
+    if response.status != 200:
+        raise _Refused(f"{response.status} {response.reason}")
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise _Refused(f"it comes compressed ({encoding})")
+    if "html" in response.headers.get_content_type() and not _asks_for_html(url):
+        raise _Refused("the answer is a web page, not a text")
+    length: int | None = response.length
+    if length is not None and length > most_bytes:
+        raise _Refused(f"it is {human_bytes(length)}, more than {human_bytes(most_bytes)}")
+    return length
+
+
+def _check_content(url: str, path: Path) -> None:
+    """Refuse what is no text, before it is kept."""
+    with open(path, "rb") as file:
+        head = file.read(_CHUNK)
+    if not head.strip():
+        raise _Refused("the answer is empty")
+    if _HTML.match(head) and not _asks_for_html(url):
+        raise _Refused("the answer is a web page, not a text")
+    check_head(path, url)
+
+
+def _asks_for_html(url: str) -> bool:
+    return re.split("[?#]", url, maxsplit=1)[0].lower().endswith((".html", ".htm", ".xhtml"))
+
+
+def _without_password(url: str) -> tuple[str, str]:
+    """A URL without what stands before an `@` in its authority, and that."""
+    scheme, rest = url.split("://", 1)
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    login, _, host = authority.rpartition("@")
+    return f"{scheme}://{host}{rest[len(authority):]}", login
+
+
+def _request(url: str) -> urllib.request.Request:
+    url, login = _without_password(url)
+    # Spaces and characters beyond ASCII; what is quoted already stays so.
+    url = urllib.parse.quote(url, safe="".join(map(chr, range(33, 127))))
+    headers = {"User-Agent": "agi2", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers)
+    if login:
+        user = urllib.parse.unquote(login).encode()
+        # Not sent on to wherever a redirect leads.
+        request.add_unredirected_header(
+            "Authorization", "Basic " + base64.b64encode(user).decode("ascii")
+        )
+    return request
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A few redirects, never from HTTPS to anything else, never away from the web."""
+
+    max_redirections = 5
+    max_repeats = 2
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: Message,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """The request that follows `req`, with its login where the server stays the same."""
+        scheme = urllib.parse.urlsplit(newurl).scheme
+        if scheme != "https" and (scheme != "http" or req.type == "https"):
+            raise _Refused(f"it leads from {req.type}: to {scheme}:")
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        login = req.unredirected_hdrs.get("Authorization")
+        if following is not None and login and following.host == req.host:
+            following.add_unredirected_header("Authorization", login)
+        return following
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)

@@ -1,0 +1,133 @@
+"""From a file to its documents, with an account of what of it is in none."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import AGI2Error
+from .gutenberg import strip_gutenberg
+from .text_files import Skipped, Unreadable, decode, read_content
+from .utils import parse_json
+
+_SEPARATORS = (",", ";", "\t", "|")
+
+
+@dataclass
+class Reading:
+    """What one file holds."""
+
+    documents: list[str]
+    size: int
+    """Bytes of the file."""
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def read_file(path: Path, text_field: str) -> Reading:
+    """Read a file's documents: all of them, or none where anything in it is wrong.
+
+    Args:
+        path: `.jsonl` holds one document a line, `.csv` one a row, any other file is one.
+        text_field: where those two hold the text.
+
+    Raises:
+        Unreadable: where it is no text, is broken, or holds no text; the message names the line.
+    """
+    content = read_content(path)
+    reading = Reading([], len(content))
+    text = decode(content, str(path))
+    del content
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        rows = _jsonl(path, text, text_field)
+    elif suffix == ".csv":
+        rows = _csv(path, text, text_field)
+    else:
+        stripped = strip_gutenberg(text)
+        if removed := len(text) - len(stripped):
+            reading.skipped.add(
+                "header and licence of Project Gutenberg",
+                str(path),
+                size=removed,
+                unit="characters",
+            )
+        rows = iter([stripped])
+    empty = 0
+    for document in rows:
+        if document.strip():
+            reading.documents.append(document)
+        else:
+            empty += 1
+    if empty:
+        reading.skipped.add("empty documents", str(path), count=empty)
+    if not reading.documents:
+        raise Unreadable("without text", f"{path}: holds no text")
+    return reading
+
+
+def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(line, f"{path}:{number}")
+        except AGI2Error as error:
+            raise Unreadable("broken JSON", str(error)) from error
+        document = entry.get(text_field) if isinstance(entry, dict) else entry
+        if not isinstance(document, str):
+            raise Unreadable(
+                "without the field", f"{path}:{number}: no text in the field {text_field!r}; "
+                "set text_field",
+            )
+        yield document.encode("utf-8", "replace").decode()  # JSON may hold half a character
+
+
+def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
+    """The rows' text. Every row must have the columns of the first one."""
+    csv.field_size_limit(2**31 - 1)  # the most that every platform takes
+    separator, columns = _columns(path, text, text_field)
+    column = columns.index(text_field)
+    rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    begins = 1  # the line on which the next row begins
+    try:
+        for number, row in enumerate(rows):
+            line, begins = begins, rows.line_num + 1
+            if number == 0 or not row:
+                continue
+            if len(row) != len(columns):
+                raise Unreadable(
+                    "broken CSV",
+                    f"{path}:{line}: the row has {len(row)} fields, the first row "
+                    f"{len(columns)}: put fields with {separator!r} or line ends in quotes",
+                )
+            yield row[column]
+    except csv.Error as error:
+        raise Unreadable(
+            "broken CSV", f"{path}:{begins}: not CSV: {error}; is a quote not closed?"
+        ) from error
+
+
+def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
+    """The separator that finds the text's column in the first row, and that row."""
+    found: dict[str, list[str]] = {}
+    for separator in _SEPARATORS:
+        try:
+            row = next(csv.reader(io.StringIO(text), delimiter=separator, strict=True))
+        except (csv.Error, StopIteration):
+            continue
+        found[separator] = [name.strip() for name in row]
+    matching = [separator for separator, columns in found.items() if text_field in columns]
+    columns = max(found.values(), key=len, default=[])
+    if not matching:
+        raise Unreadable(
+            "without the column",
+            f"{path}: no column {text_field!r} among {', '.join(columns)}; set text_field",
+        )
+    if found[matching[0]].count(text_field) > 1:
+        raise Unreadable(
+            "broken CSV", f"{path}: the column {text_field!r} is there more than once"
+        )
+    return matching[0], found[matching[0]]

@@ -1,0 +1,310 @@
+"""From sources (files, folders, patterns, pipes, URLs) to the files that hold their text."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from .builtin import BUILTIN
+from .downloads import download, is_url
+from .errors import AGI2Error
+from .text_files import STDIN, Skipped, Unreadable, check_head, check_kind
+from .utils import human_bytes
+
+Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
+_CACHES = {"node_modules", "__pycache__", "site-packages"}
+# What a run writes beside its `config.toml`.
+_RUN_FILES = ("metrics.jsonl", "model.safetensors", "checkpoints")
+
+
+@dataclass
+class Source:
+    """One source and what it holds."""
+
+    name: str
+    """As the user gave it."""
+    is_named: bool = True
+    """Whether its one file was named itself, so that it is refused where others are left out."""
+    files: list[Path] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def list_sources(sources: Sources) -> list[str]:
+    """Sources as the strings that a configuration holds.
+
+    Raises:
+        AGI2Error: where there is none, or one is no path.
+    """
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not given:
+        raise AGI2Error("no sources: name a text file, a folder, or builtin:python-docs")
+    for source in given:
+        if not isinstance(source, str | os.PathLike):
+            raise AGI2Error(f"sources: {source!r} is not a path")
+    return [os.fsdecode(source) for source in given]
+
+
+def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
+    """Find every file of every source, each file once, without reading more than its beginning.
+
+    Args:
+        sources: one or several.
+        fetch: whether to download; else URLs have no files.
+
+    Raises:
+        AGI2Error: where a source has no file, or one that was named itself is no text.
+    """
+    found, seen = [], {}
+    for name in list_sources(sources):
+        source = _find(name, fetch)
+        own, source.files = source.files, []
+        for path in own:
+            first = seen.setdefault(_identity(path), path)
+            if first is path:
+                source.files.append(path)
+            else:
+                source.skipped.add("read already", f"{path}, which is {first}", size=_size(path))
+        found.append(source)
+    _check_memory(path for source in found for path in source.files)
+    return found
+
+
+def check_rereadable(sources: Sources, why: str) -> None:
+    """Refuse pipes, which give their text only once.
+
+    Args:
+        sources: as `find_sources` takes them.
+        why: what reads the text again.
+
+    Raises:
+        AGI2Error: for each pipe.
+    """
+    for source in find_sources(sources, fetch=False):
+        for path in source.files:
+            if path == STDIN or not path.is_file():
+                raise AGI2Error(
+                    f"{source.name}: a pipe can be read only once, and {why}: save it to a file"
+                )
+
+
+def _identity(path: Path) -> object:
+    """The same for all names of a file."""
+    if str(path) == BUILTIN:
+        return BUILTIN
+    try:
+        about = os.fstat(0) if path == STDIN else path.stat()
+    except OSError:  # closed, or gone since it was found: reading it says so
+        return str(path)
+    return (about.st_dev, about.st_ino) if about.st_ino else path.resolve()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _check_memory(files: Iterable[Path]) -> None:
+    size, room = sum(map(_size, files)), psutil.virtual_memory().total
+    if size > room:
+        raise AGI2Error(
+            f"the sources hold {human_bytes(size)}, more than this machine's memory "
+            f"({human_bytes(room)}): name fewer files"
+        )
+
+
+def _find(name: str, fetch: bool) -> Source:
+    if name == BUILTIN:
+        return Source(name, files=[Path(BUILTIN)])
+    if name.startswith("builtin:"):
+        raise AGI2Error(f"{name}: the only built-in source is {BUILTIN}")
+    if is_url(name):
+        return Source(name, files=[download(name)] if fetch else [])
+    if not name.strip():
+        raise AGI2Error("a source is an empty text: name a file, a folder, or " + BUILTIN)
+    place = os.path.expanduser(name)
+    if os.path.isdir(place):
+        return _find_in_folder(name, Path(place))
+    if os.path.exists(place):
+        return Source(name, files=[_named_file(Path(place))])
+    if os.path.lexists(place):
+        raise AGI2Error(f"{name}: a link to a file that is not there")
+    if name == str(STDIN):
+        return Source(name, files=[STDIN])
+    return _find_by_pattern(name, place)
+
+
+def _named_file(path: Path) -> Path:
+    # Not opened where it is a pipe: what is read of that is gone.
+    mode = path.stat().st_mode
+    check_kind(mode, str(path))
+    if stat.S_ISREG(mode):
+        check_head(path)
+    return path
+
+
+def _find_in_folder(name: str, folder: Path) -> Source:
+    source = Source(name, is_named=False)
+    inside = [path for path in _walk(folder, source.skipped) if _has_text_suffix(path, source)]
+    if not inside:
+        raise AGI2Error(f"{name}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
+    return _check_found(source, inside)
+
+
+def _has_text_suffix(path: Path, source: Source) -> bool:
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        return True
+    source.skipped.add(f"not {', '.join(TEXT_SUFFIXES)}", str(path), size=_size(path))
+    return False
+
+
+def _find_by_pattern(name: str, pattern: str) -> Source:
+    source = Source(name, is_named=False)
+    matches = sorted(Path(match) for match in _matches(pattern, source.skipped))
+    files = [path for path in matches if not os.path.isdir(path)]
+    folders = [path for path in matches if os.path.isdir(path)]
+    if folders and "**" not in pattern:
+        source.skipped.add("folders (name them, or use **)", str(folders[0]), count=len(folders))
+    if not files:
+        raise AGI2Error(f"{name}: no such file; paths are relative to {_working_folder()}")
+    return _check_found(source, files)
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "a folder that is gone"
+
+
+def _check_found(source: Source, paths: Iterable[Path]) -> Source:
+    """Keep the files that begin like text, sorted; count the others."""
+    first_problem = ""
+    for path in sorted(paths):
+        try:
+            if not path.is_file():
+                check_kind(path.stat().st_mode, str(path))
+                raise Unreadable("pipes", f"{path}: a pipe: name it itself")
+            check_head(path)
+        except (Unreadable, OSError) as error:
+            reason = getattr(error, "reason", "that cannot be read")
+            source.skipped.add(reason, str(path), size=_size(path))
+            first_problem = first_problem or str(error)
+        else:
+            source.files.append(path)
+    if not source.files:
+        raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
+    return source
+
+
+def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
+    """Every file below a folder that may be the user's text, in any order.
+
+    Links are followed; each folder is visited once, by its own name where it has one inside.
+    """
+    folders, links, seen = [root], [], set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            identity = _identity(folder)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.add("that cannot be read", f"{folder}: {error.strerror}")
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            is_folder = os.path.isdir(path)
+            if reason := _not_the_users(path, is_folder):
+                skipped.add(reason, str(path), size=0 if is_folder else _size(path))
+            elif not is_folder:
+                yield path
+            elif entry.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
+
+
+def _not_the_users(path: Path, is_folder: bool) -> str:
+    """Why a file or folder inside a source is not the user's text; empty where it may be."""
+    if path.name.startswith("."):
+        return "hidden"
+    if is_folder and (path.name in _CACHES or os.path.exists(path / "pyvenv.cfg")):
+        return "installed packages or caches"
+    if is_folder and _is_run(path):
+        return "output of runs"
+    return ""
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.exists(folder / "config.toml") and any(
+        os.path.exists(folder / name) for name in _RUN_FILES
+    )
+
+
+def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
+    """What a pattern matches; the part of it that exists is taken literally, brackets and all."""
+    prefix, parts = _existing_prefix(pattern)
+    if "**" not in parts:
+        for match in glob.glob(os.path.join(glob.escape(prefix), *parts)):
+            inside = Path(match).relative_to(prefix).parents
+            if any(_is_run(Path(prefix, folder)) for folder in inside if folder.name):
+                skipped.add("output of runs", match, size=_size(Path(match)))
+            else:
+                yield match
+        return
+    depth = parts.index("**")
+    beginning = os.path.join(glob.escape(prefix), *parts[:depth])
+    for folder in glob.glob(os.path.join(beginning, "")) if beginning else ["."]:
+        # `glob` itself would follow links that lead back for ever.
+        for path in _walk(Path(folder), skipped):
+            if _match_parts(path.relative_to(folder).parts, parts[depth:]):
+                yield str(path)
+
+
+def _existing_prefix(pattern: str) -> tuple[str, list[str]]:
+    parts = list(Path(pattern).parts)
+    prefix = ""
+    while parts and os.path.lexists(os.path.join(prefix, parts[0])):
+        prefix = os.path.join(prefix, parts.pop(0))
+    return prefix, parts
+
+
+def _match_parts(names: tuple[str, ...], pattern: list[str]) -> bool:
+    """Whether a path's parts match a pattern's, where `**` stands for any number of them.
+
+    In time proportional to the product of their numbers.
+    """
+    # At each step, those numbers of pattern parts that the names so far can have used up.
+    reached = _skip_stars({0}, pattern)
+    for name in names:
+        after = set()
+        for place in reached:
+            if place < len(pattern):
+                if pattern[place] == "**":
+                    after.add(place)
+                elif fnmatch.fnmatch(name, pattern[place]):
+                    after.add(place + 1)
+        reached = _skip_stars(after, pattern)
+    return len(pattern) in reached
+
+
+def _skip_stars(places: set[int], pattern: list[str]) -> set[int]:
+    """With each place before a `**`, the place after it."""
+    for place, part in enumerate(pattern):
+        if part == "**" and place in places:
+            places = places | {place + 1}
+    return places

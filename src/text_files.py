@@ -1,0 +1,190 @@
+"""Bytes of a file as text, what cannot be read as text, and a tally of what was left out."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+from .errors import AGI2Error, one_line
+from .utils import human_bytes
+
+STDIN = Path("-")
+"""Standard input as a source."""
+HEAD = 8192
+"""Bytes of a file that are looked at before anything is read."""
+_CHUNK = 2**20
+
+
+class Unreadable(AGI2Error):
+    """One file cannot be read as text; where it was found in a folder, the others still can.
+
+    Args:
+        reason: a few words that files of the same problem have in common.
+        message: the line for a user, which names the file.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class _Entry:
+    count: int
+    size: int
+    unit: str
+    example: str
+
+
+class Skipped:
+    """What was left out of a source, by reason: how often, how much, and the first example."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+
+    def add(
+        self, reason: str, example: str, *, count: int = 1, size: int = 0, unit: str = "B"
+    ) -> None:
+        """Count `count` more; `size` is in bytes (unit `B`) or in what `unit` names."""
+        entry = self._entries.setdefault(reason, _Entry(0, 0, unit, example))
+        entry.count += count
+        entry.size += size
+
+    def merge(self, other: Skipped) -> None:
+        """Count what another tally has."""
+        for reason, entry in other._entries.items():
+            self.add(reason, entry.example, count=entry.count, size=entry.size, unit=entry.unit)
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def lines(self) -> Iterator[str]:
+        """One printable line for each reason."""
+        for reason, entry in self._entries.items():
+            amount = f"{entry.size:,} {entry.unit}"
+            if entry.unit == "B":
+                amount = human_bytes(entry.size)
+            size = f" ({amount})" if entry.size else ""
+            yield one_line(f"{entry.count:,} {reason}{size}, such as {entry.example}")
+
+
+def check_kind(mode: int, name: str) -> None:
+    """Refuse what is neither a file nor a pipe.
+
+    Args:
+        mode: `st_mode` of what is opened.
+        name: for the message.
+
+    Raises:
+        Unreadable: for devices (a terminal among them), sockets and folders.
+    """
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or (stat.S_ISSOCK(mode) and name == "-")):
+        raise Unreadable(
+            "neither a file nor a pipe",
+            f"{name}: neither a file nor a pipe: name a text file, or pipe a text into it",
+        )
+
+
+def check_head(path: Path, name: str | None = None) -> None:
+    """Refuse a regular file whose beginning shows that it is no text. Reads `HEAD` bytes.
+
+    Raises:
+        Unreadable: where it is empty, binary, or cannot be read.
+    """
+    name = name or str(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise _refused(error, name) from error
+    if len(head) < HEAD:
+        _check_not_empty(head, name)
+    if b"\0" in head and not _is_utf16(head):
+        raise _binary(name)
+
+
+def _check_not_empty(content: bytes, name: str) -> None:
+    if not content.strip():
+        raise Unreadable("empty", f"{name}: the file is empty")
+
+
+def _binary(name: str) -> Unreadable:
+    return Unreadable("not text", f"{name}: not a text file (it holds NUL bytes)")
+
+
+def _refused(error: OSError, name: str) -> Unreadable:
+    reason = error.strerror or str(error)
+    return Unreadable("that cannot be read", f"{name}: cannot be read: {reason}")
+
+
+def _is_utf16(content: bytes) -> bool:
+    # UTF-32's mark begins with UTF-16's.
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return marked and not content.startswith(codecs.BOM_UTF32_LE)
+
+
+def read_content(path: Path) -> bytes:
+    """All bytes of a file or a pipe, which is opened once and read once.
+
+    Raises:
+        Unreadable: where it cannot be read, ends early, or is more than memory takes.
+    """
+    name = str(path)
+    try:
+        with open(0, "rb", closefd=False) if path == STDIN else open(path, "rb") as file:
+            about = os.fstat(file.fileno())
+            check_kind(about.st_mode, name)
+            if not stat.S_ISREG(about.st_mode):
+                return _read_stream(file, name)
+            content = file.read()
+    except OSError as error:
+        raise _refused(error, name) from error
+    # Of a file that begins at its beginning, as standard input may not.
+    if len(content) < about.st_size and path != STDIN:
+        raise Unreadable(
+            "that change", f"{name}: only {len(content):,} of {about.st_size:,} bytes came: retry"
+        )
+    return content
+
+
+def _read_stream(file: BinaryIO, name: str) -> bytes:
+    """Read a stream of unknown length to its end, as long as memory lasts."""
+    most = psutil.virtual_memory().available // 4
+    content = bytearray()
+    while chunk := file.read(_CHUNK):
+        content += chunk
+        if len(content) > most:
+            raise Unreadable(
+                "too large", f"{name}: more than {human_bytes(most)} came, too much for the memory"
+            )
+    return bytes(content)
+
+
+def decode(content: bytes, name: str) -> str:
+    """A file's text: UTF-8, or UTF-16 where its first bytes say so; line ends become `\\n`.
+
+    Raises:
+        Unreadable: where it is empty, binary, or in another encoding.
+    """
+    _check_not_empty(content, name)
+    try:
+        text = content.decode("utf-16" if _is_utf16(content) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if b"\0" in content[:HEAD] and not _is_utf16(content):
+            raise _binary(name) from error
+        line = content[: error.start].count(b"\n") + 1
+        raise Unreadable(
+            "not UTF-8",
+            f"{name}:{line}: not UTF-8 (byte {error.start}); save it as UTF-8, for example "
+            f"with iconv -f latin1 -t utf-8",
+        ) from error
+    if "\0" in text:
+        raise _binary(name)
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,111 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src import builtin as builtin_text
+from src.builtin import BUILTIN, prose, python_docs
+from src.corpus import read_documents
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    """The corpus, and the modules that were imported meanwhile (it takes seconds: read once)."""
+    before = set(sys.modules)
+    documents = list(read_documents(BUILTIN))
+    return documents, set(sys.modules) - before
+
+
+def test_the_builtin_corpus_is_long_and_is_prose(builtin):
+    documents, _ = builtin
+    text = "".join(documents)
+    assert len(text) > 500_000
+    assert len(documents) > 100
+    plain = sum(c.isascii() and (c.isalpha() or c in " ,.'\n") for c in text)
+    assert plain / len(text) > 0.97
+    words = re.findall(r"[a-z]+", text.lower())
+    assert words.count("the") / len(words) > 0.04
+
+
+def test_reading_the_builtin_corpus_imports_and_runs_nothing_of_the_library(builtin):
+    _, imported = builtin
+    assert imported <= {"pydoc_data", "pydoc_data.topics"}
+    assert not {"antigravity", "this", "turtle", "idlelib"} & set(sys.modules)
+
+
+def test_the_librarys_public_modules_are_read_in_order(tmp_path, monkeypatch):
+    sentence = "This is the sentence that the module {} begins with."
+    names = ["b.py", "a.py", "c/d.py", "_private.py", "c/__init__.py", "c/test/e.py", "a.txt"]
+    for name in [*names, "site-packages/f.py"]:
+        write(tmp_path / name, f'"""{sentence.format(Path(name).stem)}"""\nraise SystemExit')
+    write(tmp_path / "empty.py", "x = 1")
+    monkeypatch.setattr(builtin_text.sysconfig, "get_path", {"stdlib": tmp_path}.get)
+    library = [text for text in python_docs() if "the sentence that" in text]
+    assert library == [sentence.format(name) + "\n" for name in "abd"]
+
+
+def test_docstrings_are_those_of_modules_classes_and_functions(tmp_path):
+    path = write(
+        tmp_path / "a.py",
+        '''"""Module."""
+x = """not a docstring"""
+class A:
+    """Class."""
+    async def f(self):
+        """Method."""
+        def g():
+            """Inside."""
+if x:
+    def h():
+        """Conditional."""
+        return lambda: 1
+raise SystemExit("must not run")
+''',
+    )
+    names = ["Module.", "Class.", "Method.", "Inside.", "Conditional."]
+    assert list(builtin_text._docstrings(path)) == names
+
+
+@pytest.mark.parametrize("content", ["def broken(:", b"\0", b"# coding: nonsense\n"])
+def test_a_file_that_is_no_python_has_no_docstrings(tmp_path, content):
+    assert list(builtin_text._docstrings(write(tmp_path / "a.py", content))) == []
+
+
+def test_prose_keeps_sentences_and_drops_the_rest():
+    text = """
+    The *first* paragraph is
+    ``plain`` English, in two lines.
+
+    >>> code = "is not a sentence of any kind at all."
+
+    too small a letter to begin a sentence with here.
+
+    Short one.
+
+    Table | of | things | and | {symbols} = [x] + (y) / 2, which <is> no %prose.
+
+    Does it keep this one, which ends with a question?
+    """
+    assert prose(text) == (
+        "The first paragraph is plain English, in two lines.\n\n"
+        "Does it keep this one, which ends with a question?\n"
+    )
+    assert prose("nothing") == ""
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text("Ab .`*\n", max_size=200))
+def test_prose_has_one_paragraph_a_line_without_markup(text):
+    for line in prose(text).splitlines():
+        assert line == "" or line.count(" ") >= 6
+        assert "`" not in line
+        assert "*" not in line

@@ -1,0 +1,270 @@
+import contextlib
+import gzip
+import os
+import re
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from src import downloads
+from src.corpus import read_documents
+from src.downloads import cache_folder, download
+from src.errors import AGI2Error
+from tests.test_gutenberg import framed
+
+BOOK = framed("Call me Ishmael.")
+
+
+def read(source):
+    return list(read_documents(str(source)))
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+class Library(BaseHTTPRequestHandler):
+    """Lends one book, notes who asks, and answers badly where the path says so."""
+
+    content = b""
+    asked = ()
+    logins = ()
+    headers_to_send: dict = {}
+    redirect = ""
+
+    def do_GET(self):
+        cls = type(self)
+        cls.asked += (self.path,)
+        cls.logins += (self.headers.get("Authorization"),)
+        if "redirect" in self.path:
+            self.send_response(302)
+            self.send_header("Location", cls.redirect)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        status = {"/missing.txt": 404, "/nothing.txt": 204, "/part.txt": 206}
+        self.send_response(status.get(self.path.split("?")[0], 200))
+        headers = {"Content-Length": str(len(self.content) + 50 * ("broken" in self.path))}
+        for name, value in {**headers, **self.headers_to_send}.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        if "slow" in self.path:
+            with contextlib.suppress(OSError):
+                for _ in range(600):
+                    self.wfile.write(b"a")
+                    time.sleep(0.1)
+            return
+        self.wfile.write(self.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """The address of a server on this machine; downloads go to `cache`, which is not there yet."""
+    monkeypatch.setenv("AGI2_CACHE", str(tmp_path / "cache" / "deep"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    Library.content, Library.asked, Library.logins = BOOK.encode(), (), ()
+    Library.headers_to_send, Library.redirect = {}, ""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Library) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def cached_files(tmp_path):
+    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_url_is_downloaded_once_stripped_and_kept_in_the_cache(library, tmp_path):
+    url = f"{library}/files/2701-0.txt"
+    assert read(url) == ["Call me Ishmael.\n"]
+    Library.content = b"something else"
+    assert read(url) == ["Call me Ishmael.\n"]
+    assert Library.asked == ("/files/2701-0.txt",)
+    (cached,) = (tmp_path / "cache" / "deep").iterdir()
+    assert cached.name.endswith("-2701-0.txt")
+    assert cached.read_bytes() == BOOK.encode()
+
+
+def test_urls_that_differ_have_their_own_copies(library):
+    urls = [f"{library}/a/book.txt", f"{library}/b/book.txt", f"{library}/b/book.txt?v=2", library]
+    assert len({download(url) for url in urls}) == 4
+
+
+def test_the_name_in_a_url_says_what_the_file_is(library):
+    Library.content = b'{"text": "line"}'
+    assert read(f"{library}/data.jsonl?download=true") == ["line"]
+
+
+def test_a_strange_or_long_name_is_made_fit_for_a_file(library, tmp_path):
+    path = download(f"{library}/{'long' * 100}%20a:b*c.csv")
+    assert path.parent == tmp_path / "cache" / "deep"
+    assert re.fullmatch(r"[\w.-]{,100}_20a_b_c\.csv", path.name)
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "broken.txt"])
+def test_a_failed_download_says_where_to_put_the_file_and_leaves_nothing(library, tmp_path, name):
+    url = f"{library}/{name}"
+    with pytest.raises(AGI2Error, match=f"{name}: cannot be downloaded .* save it as ") as caught:
+        read(url)
+    assert not cached_files(tmp_path)
+    # Who follows the advice is heard.
+    write(Path(str(caught.value).split("save it as ")[1]), BOOK)
+    assert read(url) == ["Call me Ishmael.\n"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/a.txt", "http://", "https://[bad/a.txt"])
+def test_an_address_that_cannot_be_reached_says_where_to_put_the_file(library, tmp_path, url):
+    folder = re.escape(str(tmp_path / "cache"))
+    with pytest.raises(AGI2Error, match=rf"cannot be downloaded .* save it as {folder}"):
+        read(url)
+
+
+def test_a_download_that_is_not_text_is_an_error(library):
+    Library.content = b"PK\0\0"
+    with pytest.raises(AGI2Error, match="not a text file"):
+        read(f"{library}/book.txt")
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(library, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGI2_CACHE", str(write(tmp_path / "file", "in the way") / "cache"))
+    with pytest.raises(AGI2Error, match="cannot write"):
+        read(f"{library}/book.txt")
+
+
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("AGI2_CACHE", "chosen")
+    assert cache_folder() == Path("chosen")
+    monkeypatch.delenv("AGI2_CACHE")
+    key = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+    monkeypatch.setenv(key, str(tmp_path))
+    assert cache_folder() == tmp_path / "agi2"
+    monkeypatch.delenv(key)
+    assert cache_folder() == Path.home() / ".cache" / "agi2"
+
+
+def test_without_a_home_a_cache_must_be_named(monkeypatch):
+    for name in ("AGI2_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(AGI2Error, match="no home folder .* set AGI2_CACHE"):
+        cache_folder()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "content", "problem"),
+    [
+        ("nothing.txt", {}, b"text", "204 No Content"),
+        ("part.txt", {}, b"text", "206 Partial Content"),
+        ("a.txt", {}, b" \n", "the answer is empty"),
+        ("a.txt", {"Content-Length": "0"}, b"", "the answer is empty"),
+        ("a.txt", {"Content-Type": "text/html"}, b"Sorry!", "a web page, not a text"),
+        ("a.txt", {}, b"\n<!DOCTYPE  HTML><title>Not found", "a web page, not a text"),
+        ("a", {}, b"<html>Sign in", "a web page, not a text"),
+        ("a.txt", {"Content-Encoding": "gzip"}, gzip.compress(b"text"), r"compressed \(gzip\)"),
+        ("a.txt", {"Content-Length": "2000000000000"}, b"text", "it is 2.0 TB, more than 4.0 GB"),
+        ("broken.txt", {}, b"text", "broke off after 4 of 54 bytes"),
+        ("a.txt", {"Transfer-Encoding": "chunked", "Content-Length": None}, b"5\r\nte", "cannot"),
+    ],
+)
+def test_a_bad_answer_is_refused_and_not_kept(library, tmp_path, path, headers, content, problem):
+    Library.content, Library.headers_to_send = content, headers
+    with pytest.raises(AGI2Error, match=f"cannot be downloaded.*{problem}|{problem}"):
+        download(f"{library}/{path}")
+    assert not cached_files(tmp_path)
+
+
+def test_a_web_page_that_is_asked_for_by_name_is_text(library):
+    Library.content, Library.headers_to_send = b"<html>", {"Content-Type": "text/html"}
+    assert read(f"{library}/page.html") == ["<html>"]
+
+
+@pytest.mark.parametrize("length", [None, "3"])
+def test_a_size_is_bounded_whatever_the_header_says(library, tmp_path, length):
+    Library.content, Library.headers_to_send = b"a" * 300_000, {"Content-Length": length}
+    if length is None:
+        with pytest.raises(AGI2Error, match=r"it is larger than 100\.0 KB"):
+            download(f"{library}/a.txt", most_bytes=100_000)
+        assert not cached_files(tmp_path)
+    else:
+        assert download(f"{library}/a.txt", most_bytes=100_000).read_bytes() == b"aaa"
+
+
+def test_a_server_that_drips_is_given_up_at_the_deadline(library, tmp_path):
+    Library.headers_to_send = {"Content-Length": None}
+    with pytest.raises(AGI2Error, match=r"it takes longer than 1 s\); fetch it by"):
+        download(f"{library}/slow.txt", deadline=0.7)
+    assert not cached_files(tmp_path)
+    assert not any(path.name.startswith(".") for path in (tmp_path / "cache").rglob("*"))
+
+
+def test_redirects_are_followed_a_few_times(library):
+    Library.redirect = "/book.txt"
+    assert read(f"{library}/redirect.txt") == ["Call me Ishmael.\n"]
+    Library.redirect = "/redirect-again.txt"
+    with pytest.raises(AGI2Error, match="cannot be downloaded"):
+        download(f"{library}/redirect-again.txt")
+    assert len(Library.asked) < 12
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:,text"])
+def test_redirects_away_from_the_web_are_refused(library, tmp_path, target):
+    Library.redirect = target
+    scheme = target.split(":")[0]
+    with pytest.raises(AGI2Error, match=f"it leads from http: to {scheme}:|'{scheme}:.*not allowed"):
+        download(f"{library}/redirect.txt")
+    assert not cached_files(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["http://b/", "file:///b", "ftp://b/"])
+def test_https_is_left_for_nothing_else(target):
+    request = urllib.request.Request("https://a/")
+    with pytest.raises(downloads._Refused, match="it leads from https:"):
+        downloads._Redirects().redirect_request(request, None, 302, "", {}, target)
+    followed = downloads._Redirects().redirect_request(request, None, 302, "", {}, "https://b/")
+    assert followed.full_url == "https://b/"
+
+
+def test_a_login_is_sent_to_its_server_alone_and_never_shown(library, tmp_path, caplog):
+    url = library.replace("://", "://me:s%65cret@")
+    Library.redirect = "/book.txt"
+    with caplog.at_level("INFO", "agi2"):
+        download(f"{url}/redirect.txt?token=hidden")
+    assert Library.logins == ("Basic bWU6c2VjcmV0",) * 2
+    Library.redirect = library.replace("127.0.0.1", "localhost") + "/book.txt"
+    download(f"{url}/redirect.txt?again")
+    assert Library.logins[-1] is None
+    with pytest.raises(AGI2Error) as caught:
+        download(f"{url}/missing.txt?token=hidden")
+    names = " ".join(path.name for path in cached_files(tmp_path))
+    for said in (caplog.text, str(caught.value), names, download(url).name):
+        assert not re.search("cret|hidden|me:", said)
+    assert "://***@127.0.0.1" in caplog.text
+    assert "?token=***" in caplog.text
+
+
+def test_an_address_beyond_ascii_is_quoted(library):
+    assert read(f"{library}/B\u00e4r 1%20.txt") == ["Call me Ishmael.\n"]
+    assert Library.asked == ("/B%C3%A4r%201%20.txt",)
+
+
+def test_a_full_disk_is_said(library, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    class Full:
+        write = fail
+
+    transfer = downloads._Transfer(f"{library}/a.txt", Full(), 10**6)
+    with pytest.raises(AGI2Error, match="cannot write .*: No space left"):
+        transfer.run(10)
