@@ -6,11 +6,13 @@ B batch, T queries, S keys, C channels (`d_model`), H heads, D head size (C = H 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .arguments import PositiveInt, Rate, check_vectors, checked
 from .dropout import Dropout, dropout, is_training
 from .errors import AGI2Error
 from .kv_cache import LayerCache
@@ -31,15 +33,23 @@ class MultiHeadAttention(nn.Module):
         bias: whether the projections have biases.
 
     Raises:
-        AGI2Error: where `d_model` is not divisible by `n_heads`.
+        AGI2Error: where `d_model` is not divisible by `n_heads`, a size is below 1, or the rate is
+            not in [0, 1).
     """
 
+    @checked
     def __init__(
-        self, d_model: int, n_heads: int, dropout: float = 0.1, *, bias: bool = True
+        self,
+        d_model: PositiveInt,
+        n_heads: PositiveInt,
+        dropout: Rate = 0.1,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if d_model % n_heads:
             raise AGI2Error(f"d_model {d_model} is not divisible by n_heads {n_heads}")
+        self.d_model = d_model
         self.n_heads = n_heads
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias, dtype=torch.float32)
@@ -63,18 +73,26 @@ class MultiHeadAttention(nn.Module):
             query: what asks.
             key: what is compared with; `query` where absent.
             value: what is fetched; `key` where absent.
-            mask: (T, S), (B, T, S) or (B, H or 1, T, S). Boolean: True may attend. Float: added
-                to the scores. A query that may attend to nothing gets zeros.
+            mask: (T, S), (B, T, S) or (B, H, T, S), where B, H and T may be 1: for all. Boolean
+                or integers of 0 and 1: True may attend. Float: added to the scores. A query that
+                may attend to nothing gets zeros. Two dimensions are always queries and keys: a
+                padding mask (B, S) is passed as `mask[:, None]`.
             causal: whether a query sees only keys up to its own place, counted from the end.
             cache: keys and values of earlier tokens, to which these are added.
             need_weights: also return the attention weights (B, H, T, S).
 
         Returns:
             (B, T, C), or that and the weights.
+
+        Raises:
+            AGI2Error: where a shape or a type is wrong, integers in a mask are not 0 and 1, or a
+                float mask has only 0 and 1.
         """
         q, k, v = self._project(query, key, value)
         if cache is not None:
             k, v = cache.append(k, v)
+        if mask is not None:
+            mask = _checked_mask(mask, q, k)
         # One query is the newest token: it may see every key, and needs no mask.
         causal = causal and bool(q.size(2) > 1)  # a symbol's truth, where a graph is exported
         rate = self.dropout if is_training(self) else 0.0
@@ -83,8 +101,6 @@ class MultiHeadAttention(nn.Module):
         if causal and (mask is not None or explicit or q.size(2) != k.size(2)):
             mask = _both(mask, causal_mask(q.size(2), k.size(2), q.device))
             causal = False
-        if mask is not None and mask.dim() == 3:
-            mask = mask.unsqueeze(1)
         weights = None
         if explicit:
             weights = attention_weights(q, k, mask)
@@ -103,6 +119,7 @@ class MultiHeadAttention(nn.Module):
         """Q, K and V, each (B, H, T or S, D)."""
         key = query if key is None else key
         value = key if value is None else value
+        self._check_inputs(query, key, value)
         if query is key and key is value:
             parts = self.qkv(query).chunk(3, dim=-1)
         else:
@@ -115,6 +132,94 @@ class MultiHeadAttention(nn.Module):
             )
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v
+
+
+    def _check_inputs(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        check_vectors("query", query, self.d_model, dims=3)
+        if key is not query:
+            check_vectors("key", key, self.d_model, dims=3)
+        if value is not key:
+            check_vectors("value", value, self.d_model, dims=3)
+            if value.shape != key.shape:
+                raise AGI2Error(
+                    f"key has the shape {tuple(key.shape)} and value {tuple(value.shape)}: both "
+                    "must be (B, S, C)"
+                )
+        if key is not query and key.size(0) != query.size(0):
+            raise AGI2Error(
+                f"query has a batch of {query.size(0)} and key of {key.size(0)}: they must be equal"
+            )
+
+    def extra_repr(self) -> str:
+        """The sizes and the rate."""
+        return f"d_model={self.d_model}, n_heads={self.n_heads}, dropout={self.dropout}"
+
+
+def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """A mask as (B or 1, H or 1, T or 1, S), boolean or added to the scores, or a clear error."""
+    mask = as_mask("mask", mask, q.device)
+    sizes = (*q.shape[:3], k.size(2))
+    if mask.dim() == 3:
+        mask = mask.unsqueeze(1)
+    # A graph that is exported has symbols as sizes: these comparisons guard them.
+    given = (1,) * (4 - mask.dim()) + tuple(mask.shape)
+    fits = 2 <= mask.dim() <= 4 and given[3] == sizes[3]
+    if not fits or any(a not in (1, b) for a, b in zip(given, sizes, strict=True)):
+        batch, heads, queries, keys = sizes
+        raise AGI2Error(
+            f"mask has the shape {tuple(mask.shape)}; it must be (T, S), (B, T, S) or (B, H, T, S) "
+            f"with B = {batch}, H = {heads}, T = {queries} and S = {keys}, or 1 for B, H and T"
+        )
+    return mask.to(q.dtype) if mask.is_floating_point() else mask
+
+
+def as_mask(name: str, mask: Any, device: torch.device) -> torch.Tensor:
+    """A mask as a tensor that is boolean, True may attend, or floating, added to the scores.
+
+    Args:
+        name: of the argument, for messages.
+        mask: a tensor or an array: boolean, integers of 0 and 1, or floating.
+        device: where it goes.
+
+    Raises:
+        AGI2Error: where integers are not 0 and 1; where a floating mask is of 0 and 1 alone, which
+            would mask nothing when added, or has NaN or positive infinity.
+    """
+    if not isinstance(mask, torch.Tensor):
+        try:
+            mask = torch.as_tensor(mask)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise AGI2Error(f"{name} must be a tensor, not {type(mask).__name__}") from error
+    if mask.is_complex():
+        raise AGI2Error(f"{name} must be boolean, 0 and 1, or floating, not {mask.dtype}")
+    if mask.device != device:
+        mask = mask.to(device)
+    if mask.dtype == torch.bool:
+        return mask
+    if not _is_recorded(device):
+        _check_values(name, mask)
+    return mask if mask.is_floating_point() else mask.bool()
+
+
+def _is_recorded(device: torch.device) -> bool:
+    """Whether operations are compiled or captured, so that no value can be looked at."""
+    if torch.compiler.is_compiling():
+        return True
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _check_values(name: str, mask: torch.Tensor) -> None:
+    is_binary = bool(((mask == 0) | (mask == 1)).all())
+    if not mask.is_floating_point():
+        if not is_binary:
+            raise AGI2Error(f"{name} has integers other than 0 and 1: 1 may attend, 0 may not")
+    elif is_binary and bool((mask == 1).any()):
+        raise AGI2Error(
+            f"{name} is of a floating type, which is added to the scores, and holds only 0 and 1, "
+            f"which would mask nothing: pass {name}.bool() if 1 may attend"
+        )
+    elif not bool((mask < math.inf).all()):
+        raise AGI2Error(f"{name} has NaN or positive infinity: only -inf forbids to attend")
 
 
 def attention_weights(

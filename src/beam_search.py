@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .arguments import PositiveInt, checked
 from .config import EarlyStopping
 from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
@@ -26,6 +27,7 @@ class Hypothesis:
     """Log-probability divided by length ** length_penalty; the ending token counts."""
 
 
+@checked
 def beam_search(
     model: GPT2Model,
     prompt: Sequence[int],
@@ -37,7 +39,7 @@ def beam_search(
     groups: int = 1,
     diversity_penalty: float = 0.5,
     end_token: int | None = None,
-    vocab_size: int | None = None,
+    vocab_size: PositiveInt | None = None,
     is_finished: Callable[[list[int]], bool] | None = None,
     **options: Any,
 ) -> list[Hypothesis]:
@@ -76,7 +78,7 @@ def beam_search(
     vocab_size = vocab_size or model.config.vocab_size
     check_of_beams(options)
     given = SamplingOptions(max_length, temperature=0.0, **options)
-    check_prompt(prompt, vocab_size)
+    check_prompt(prompt, vocab_size, end_token)
     may_rise = min(given.presence_penalty, given.frequency_penalty) < 0
     may_rise = may_rise or any(bias > 0 for bias in given.logit_bias.values())
     rules = _Rules(

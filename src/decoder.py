@@ -30,9 +30,16 @@ class Decoder:
         model: evaluated without dropout, whatever mode it is in. Its weights must not change while
             a text is decoded: the cache would hold keys and values of the old ones.
         vocab_size: V, the tokens to choose from: those the tokenizer has, where the model has more.
+
+    Raises:
+        AGI2Error: where the model has fewer tokens.
     """
 
     def __init__(self, model: GPT2Model, vocab_size: int) -> None:
+        if vocab_size > model.config.vocab_size:
+            raise AGI2Error(
+                f"vocab_size {vocab_size} is above the model's {model.config.vocab_size} tokens"
+            )
         self.model = model
         self.vocab_size = vocab_size
         self._positions = model.config.max_seq_len
@@ -188,12 +195,14 @@ class Decoder:
         return min(shared, len(window) - 1)  # the last token's logits are wanted
 
 
-def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
-    """Raise where a prompt cannot be read.
+def check_prompt(prompt: Sequence[int], vocab_size: int, end_token: int | None = None) -> None:
+    """Raise where a prompt cannot be read, or the token that is to end the text does not exist.
 
     Raises:
-        AGI2Error: where it is empty, or has a token that is not in the vocabulary.
+        AGI2Error: where it is empty, or a token is not in the vocabulary.
     """
+    if end_token is not None and not 0 <= end_token < vocab_size:
+        raise AGI2Error(f"end_token {end_token} is not in the vocabulary of {vocab_size} tokens")
     if len(prompt) == 0:
         raise AGI2Error("the prompt has no tokens")
     if not all(0 <= token < vocab_size for token in prompt):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .arguments import Rate, checked
+
 _LEVELS = 2**16
 
 # Of this thread alone. Compiled code guards on it, as it does on a module's mode.
@@ -60,9 +62,13 @@ class Dropout(nn.Module):
 
     Args:
         rate: from 0 to below 1.
+
+    Raises:
+        AGI2Error: where it is not.
     """
 
-    def __init__(self, rate: float) -> None:
+    @checked
+    def __init__(self, rate: Rate) -> None:
         super().__init__()
         self.rate = rate
 

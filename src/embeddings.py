@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from .arguments import NonNegativeInt, PositiveInt, Rate, checked, convert
 from .dropout import Dropout
 from .errors import AGI2Error
 
@@ -30,17 +32,74 @@ class TokenEmbeddings(nn.Module):
         vocab_size: number of tokens.
         d_model: width of a vector.
         dropout: rate on the embeddings in training.
+
+    Raises:
+        AGI2Error: for a size below 1, or a rate that is not in [0, 1).
     """
 
-    def __init__(self, vocab_size: int, d_model: int, dropout: float = 0.0) -> None:
+    @checked
+    def __init__(self, vocab_size: PositiveInt, d_model: PositiveInt, dropout: Rate = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model, dtype=torch.float32))
         self.dropout = Dropout(dropout)
         draw_normal(self.weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (B, T) to embeddings (B, T, C)."""
-        return self.dropout(nn.functional.embedding(tokens, self.weight))
+        """Token ids (B, T), or of any other shape, to embeddings (B, T, C).
+
+        Raises:
+            AGI2Error: where they are not integers, or on a CPU not in the vocabulary.
+        """
+        tokens = as_token_ids("tokens", tokens, self.weight.device)
+        return self.dropout(embedded(tokens, self.weight))
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"vocab_size={self.weight.size(0)}, d_model={self.weight.size(1)}"
+
+
+def as_token_ids(name: str, tokens: Any, device: torch.device | None = None) -> torch.Tensor:
+    """Token ids as a tensor of a type that is looked up by, on the device of the weights.
+
+    Args:
+        name: of the argument, for messages.
+        tokens: a tensor, or an array or nested lists of integers.
+        device: stays where absent.
+
+    Raises:
+        AGI2Error: where they are not integers.
+    """
+    if not isinstance(tokens, torch.Tensor):
+        try:
+            tokens = torch.as_tensor(tokens)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise AGI2Error(
+                f"{name} must be a tensor of token ids, not {type(tokens).__name__}"
+            ) from error
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise AGI2Error(f"{name} must be integers, the ids of tokens, not {tokens.dtype}")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        tokens = tokens.long()
+    if device is not None and tokens.device != device:
+        tokens = tokens.to(device)
+    return tokens
+
+
+def embedded(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix (V, C) by their ids (...): (..., C).
+
+    Raises:
+        AGI2Error: where there is no such row. A GPU reports that later, as an error of its own.
+    """
+    if torch.compiler.is_compiling():
+        return nn.functional.embedding(tokens, weight)
+    try:
+        return nn.functional.embedding(tokens, weight)
+    except IndexError as error:
+        raise AGI2Error(
+            f"a token id is not in the vocabulary of {weight.size(0)} tokens: the ids reach from "
+            f"{int(tokens.min())} to {int(tokens.max())}"
+        ) from error
 
 
 class _Positions(nn.Module):
@@ -54,6 +113,11 @@ class _Positions(nn.Module):
         Raises:
             AGI2Error: where they reach beyond `max_seq_len`.
         """
+        # A graph that is exported has symbols here.
+        if not isinstance(seq_len, torch.SymInt):
+            seq_len = convert(NonNegativeInt, "seq_len", seq_len)
+        if not isinstance(offset, torch.SymInt):
+            offset = convert(NonNegativeInt, "offset", offset)
         if offset + seq_len > self.weight.size(0):
             raise AGI2Error(
                 f"{offset + seq_len} positions asked for, the model has {self.weight.size(0)}"
@@ -64,6 +128,10 @@ class _Positions(nn.Module):
         """The embeddings (..., d_model) of given positions (...)."""
         return nn.functional.embedding(positions, self.weight)
 
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return f"max_seq_len={self.weight.size(0)}, d_model={self.weight.size(1)}"
+
 
 class PositionEmbeddings(_Positions):
     """Fixed sine waves (Vaswani et al., 2017, section 3.5): sine in the even columns.
@@ -71,7 +139,8 @@ class PositionEmbeddings(_Positions):
     Column pair i has the wavelength 2 pi 10000^(2i / d_model).
     """
 
-    def __init__(self, max_seq_len: int, d_model: int) -> None:
+    @checked
+    def __init__(self, max_seq_len: PositiveInt, d_model: PositiveInt) -> None:
         super().__init__()
         # On the CPU whatever the default device: a model built without memory still has its table.
         position = torch.arange(max_seq_len, dtype=torch.float64, device="cpu").unsqueeze(1)
@@ -88,7 +157,8 @@ class PositionEmbeddings(_Positions):
 class LearnedPositionEmbeddings(_Positions):
     """A learned vector for each position, as GPT-2 has them."""
 
-    def __init__(self, max_seq_len: int, d_model: int) -> None:
+    @checked
+    def __init__(self, max_seq_len: PositiveInt, d_model: PositiveInt) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_seq_len, d_model, dtype=torch.float32))
         draw_normal(self.weight)

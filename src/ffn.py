@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .arguments import PositiveInt, Rate, check_vectors, checked
 from .dropout import Dropout
 from .errors import AGI2Error
 from .native import Gelu
@@ -37,27 +38,35 @@ class FeedForward(nn.Module):
         bias: whether the linear layers have biases.
 
     Raises:
-        AGI2Error: where the activation is unknown.
+        AGI2Error: where the activation is unknown, a size is below 1, or the rate is not in [0, 1).
     """
 
+    @checked
     def __init__(
         self,
-        d_model: int,
-        d_ff: int,
-        dropout: float = 0.1,
+        d_model: PositiveInt,
+        d_ff: PositiveInt,
+        dropout: Rate = 0.1,
         *,
         activation: str = "gelu_tanh",
         bias: bool = True,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise AGI2Error(f"activation must be one of {', '.join(ACTIVATIONS)}")
+            known = ", ".join(ACTIVATIONS)
+            raise AGI2Error(f"activation must be one of {known}, not {activation!r}")
+        self.d_model, self.d_ff, self.activation_name = d_model, d_ff, activation
         self.activation = ACTIVATIONS[activation]
         self.expand = nn.Linear(d_model, d_ff, bias=bias, dtype=torch.float32)
         self.contract = nn.Linear(d_ff, d_model, bias=bias, dtype=torch.float32)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) to (B, T, C)."""
+        """(B, T, C), or of any other number of dimensions, to the same shape."""
+        check_vectors("x", x, self.d_model)
         hidden = self.dropout(self.activation(self.expand(x)))
         return self.dropout(self.contract(hidden))
+
+    def extra_repr(self) -> str:
+        """The sizes and the activation."""
+        return f"d_model={self.d_model}, d_ff={self.d_ff}, activation={self.activation_name}"

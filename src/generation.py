@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .arguments import NonNegativeInt, PositiveInt, checked, convert
 from .beam_search import beam_search
 from .config import EarlyStopping
 from .cuda_utils import select_device
@@ -33,6 +34,7 @@ from .stopping import StoppingCriterion, Writer, stop_strings
 from .tokenizer import StreamDecoder, Tokenizer
 
 
+@checked
 def generate_tokens(
     model: GPT2Model,
     prompt: Sequence[int],
@@ -42,15 +44,16 @@ def generate_tokens(
     top_p: float | None = None,
     *,
     end_token: int | None = None,
-    vocab_size: int | None = None,
-    seed: int | None = None,
+    vocab_size: PositiveInt | None = None,
+    seed: NonNegativeInt | None = None,
     **options: Any,
 ) -> Generator[int, None, None]:
     """Yield new token ids one by one, up to `max_length` or before `end_token`.
 
     Args:
-        model: evaluated without dropout; its mode is not changed.
-        prompt: token ids, at least one.
+        model: evaluated without dropout; its mode is not changed. Its weights must not change
+            until the generator ends: keys and values of earlier tokens are not computed again.
+        prompt: token ids, at least one: a sequence, or an array or tensor of one row.
         max_length: new tokens at most.
         temperature: divides the logits; 0 takes the likeliest token each time.
         top_k: draw from the k likeliest tokens.
@@ -70,8 +73,8 @@ def generate_tokens(
     )
     decoder = Decoder(model, vocab_size or model.config.vocab_size)
     _check_bias(given, decoder.vocab_size)
-    with closing(_write(decoder, prompt, given, end_token, seed)) as tokens:
-        yield from tokens
+    check_prompt(prompt, decoder.vocab_size, end_token)
+    return _write(decoder, prompt, given, end_token, seed)
 
 
 def _write(
@@ -137,6 +140,7 @@ def _next_tokens(
     return draw(logits, [each.random() for each in numbers])
 
 
+@checked
 def stream_text(
     model: GPT2Model,
     prompt: str | Sequence[int],
@@ -148,7 +152,7 @@ def stream_text(
     *,
     stopping_criteria: Sequence[StoppingCriterion] = (),
     skip_leading_space: bool = False,
-    seed: int | None = None,
+    seed: NonNegativeInt | None = None,
     decoder: Decoder | None = None,
     **options: Any,
 ) -> Generator[str, None, None]:
@@ -157,14 +161,34 @@ def stream_text(
     The pieces joined are what `generate_text` gives with `return_full_text=False`; see there for
     the arguments. With `skip_leading_space`, text begins, and stop strings count, from the first
     visible character on. A `decoder` that wrote an earlier text need not read again what the
-    prompt shares with it.
+    prompt shares with it; it decodes one text at a time.
+
+    Arguments are checked when this is called. Any number of streams of one model may be open at
+    once, in any threads, each with a decoder of its own; the model may be in either mode, and
+    change it. Its weights must not change while a stream is open: keys and values of earlier
+    tokens are not computed again.
+
+    Raises:
+        AGI2Error: as `generate_text`; and from the iterator where `decoder` is decoding another
+            text.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
-    decoder = decoder or Decoder(model, tokenizer.vocab_size)
-    writer = Writer(tokenizer, given, stopping_criteria, skip_leading_space)
+    if decoder is None:
+        decoder = Decoder(model, tokenizer.vocab_size)
+    elif decoder.model is not model or decoder.vocab_size != tokenizer.vocab_size:
+        raise AGI2Error("decoder is of another model or tokenizer: make one for these, or none")
     ids = _encode(prompt, tokenizer)
-    with closing(_write(decoder, ids, given, tokenizer.end_of_text, seed)) as tokens:
+    check_prompt(ids, tokenizer.vocab_size)
+    writer = Writer(tokenizer, given, stopping_criteria, skip_leading_space)
+    return _stream(_write(decoder, ids, given, tokenizer.end_of_text, seed), writer)
+
+
+def _stream(
+    tokens: Generator[int, None, None], writer: Writer
+) -> Generator[str, None, None]:
+    """Yield what is sure to be shown, as soon as it is."""
+    with closing(tokens):
         for token in tokens:
             piece = writer.push(token)
             if piece:
@@ -176,9 +200,10 @@ def stream_text(
         yield rest
 
 
+@checked
 def generate_text(
     model: GPT2Model,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_length: int = 100,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -187,7 +212,7 @@ def generate_text(
     device: torch.device | str | None = None,
     *,
     stopping_criteria: Sequence[StoppingCriterion] = (),
-    seed: int | None = None,
+    seed: NonNegativeInt | None = None,
     return_full_text: bool = True,
     on_text: Callable[[str], object] | None = None,
     **options: Any,
@@ -196,10 +221,10 @@ def generate_text(
 
     Args:
         model: evaluated without dropout; its mode is not changed.
-        prompt: an empty one starts at the end-of-text token.
+        prompt: text, or its token ids; an empty one starts at the end-of-text token.
         max_length: new tokens at most.
         temperature: 0 is greedy.
-        top_k: draw from the k likeliest tokens; above the vocabulary means no limit.
+        top_k: draw from the k likeliest tokens; 0, or above the vocabulary, means no limit.
         top_p: draw from the likeliest tokens that make up this share.
         tokenizer: the model's.
         device: moves the model there first, if given: `auto`, `cpu`, `cuda`, ...
@@ -215,6 +240,7 @@ def generate_text(
     """
     if device is not None:
         model.to(select_device(str(device)))
+    tokenizer = _fitting(tokenizer, model)
     pieces = []
     for piece in stream_text(
         model,
@@ -232,12 +258,13 @@ def generate_text(
         if on_text is not None:
             on_text(piece)
     continuation = "".join(pieces)
-    return prompt + continuation if return_full_text else continuation
+    return _text_of(prompt, tokenizer) + continuation if return_full_text else continuation
 
 
+@checked
 def generate_batch(
     model: GPT2Model,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[Sequence[int]],
     max_length: int = 100,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -246,7 +273,7 @@ def generate_batch(
     *,
     n: int = 1,
     stopping_criteria: Sequence[StoppingCriterion] = (),
-    seed: int | None = None,
+    seed: NonNegativeInt | None = None,
     return_full_text: bool = True,
     **options: Any,
 ) -> list[list[str]]:
@@ -257,7 +284,7 @@ def generate_batch(
 
     Args:
         model: evaluated without dropout; its mode is not changed.
-        prompts: of any lengths.
+        prompts: texts or their token ids, of any lengths.
         max_length: new tokens at most, and so on: as in `generate_text`.
         temperature: above 0 where `n` is above 1.
         top_k: as in `generate_text`.
@@ -283,6 +310,9 @@ def generate_batch(
         raise AGI2Error(f"at temperature 0 all {n} texts would be equal: raise it, or ask for one")
     if given.speculative != "none":
         raise AGI2Error('speculative = "ngram" writes one text at a time: leave it out')
+    if isinstance(prompts, str):
+        raise AGI2Error(f"prompts must be a list of texts, not one text: [{prompts!r}]")
+    prompts = [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]
     if not prompts:
         return []
     ids = [_encode(prompt, tokenizer) for prompt in prompts]
@@ -293,7 +323,10 @@ def generate_batch(
     _write_rows(Decoder(model, tokenizer.vocab_size), ids, given, tokenizer, writers, numbers)
     texts = [writer.text for writer in writers]
     return [
-        [(prompt if return_full_text else "") + text for text in texts[n * i : n * (i + 1)]]
+        [
+            (_text_of(prompt, tokenizer) if return_full_text else "") + text
+            for text in texts[n * i : n * (i + 1)]
+        ]
         for i, prompt in enumerate(prompts)
     ]
 
@@ -356,17 +389,18 @@ class Choice:
     """The likeliest other tokens with their probabilities, the likeliest first."""
 
 
+@checked
 def generate_choices(
     model: GPT2Model,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_length: int = 100,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     tokenizer: Tokenizer | None = None,
     *,
-    runners_up: int = 4,
-    seed: int | None = None,
+    runners_up: NonNegativeInt = 4,
+    seed: NonNegativeInt | None = None,
     **options: Any,
 ) -> list[Choice]:
     """Continue a prompt, and say how likely each token was.
@@ -416,9 +450,10 @@ def _cut(choices: Sequence[Choice], text: str) -> list[Choice]:
     return shown
 
 
+@checked
 def generate_beam_text(
     model: GPT2Model,
-    prompt: str,
+    prompt: str | Sequence[int],
     beam_size: int = 5,
     max_length: int = 100,
     length_penalty: float = 1.0,
@@ -428,9 +463,10 @@ def generate_beam_text(
     **options: Any,
 ) -> str:
     """The best continuation that beam search finds; arguments as in `generate_beam_texts`."""
+    tokenizer = _fitting(tokenizer, model)
     sizes = (beam_size, max_length, length_penalty)
     best = generate_beam_texts(model, prompt, *sizes, tokenizer, **options)[0]
-    return prompt + best.text if return_full_text else best.text
+    return _text_of(prompt, tokenizer) + best.text if return_full_text else best.text
 
 
 @dataclass(frozen=True)
@@ -442,9 +478,10 @@ class BeamText:
     """As in `Hypothesis`; of the tokens searched, a stop string's among them."""
 
 
+@checked
 def generate_beam_texts(
     model: GPT2Model,
-    prompt: str,
+    prompt: str | Sequence[int],
     beam_size: int = 5,
     max_length: int = 100,
     length_penalty: float = 1.0,
@@ -460,7 +497,7 @@ def generate_beam_texts(
 
     Args:
         model: evaluated without dropout; its mode is not changed.
-        prompt: an empty one starts at the end-of-text token.
+        prompt: text, or its token ids; an empty one starts at the end-of-text token.
         results: at most `beam_size`.
         tokenizer: the model's.
         beam_size, max_length, length_penalty, early_stopping, groups, diversity_penalty: as in
@@ -533,7 +570,7 @@ def _options(
 
 def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
     for token in options.logit_bias:
-        if not (isinstance(token, int) and 0 <= token < vocab_size):
+        if isinstance(token, str) or not 0 <= token < vocab_size:
             raise AGI2Error(f"logit_bias: {token!r} is no token id below {vocab_size}")
 
 
@@ -541,6 +578,10 @@ def _encode(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
     """Token ids of a prompt; nothing starts at the end of text."""
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     return ids or [tokenizer.end_of_text]
+
+
+def _text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(list(prompt))
 
 
 def _fitting(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import causal_mask
+from .attention import as_mask, causal_mask
 from .config import GPT2Config
 from .dropout import Dropout, is_training
 from .embeddings import (
@@ -23,6 +23,7 @@ from .embeddings import (
     LearnedPositionEmbeddings,
     PositionEmbeddings,
     TokenEmbeddings,
+    as_token_ids,
     draw_normal,
 )
 from .errors import AGI2Error
@@ -118,14 +119,16 @@ class GPT2Model(nn.Module):
 
         Args:
             input_ids: the tokens, or with a cache the tokens after those in it.
-            attention_mask: (B or 1, S), true for text and false for padding, on either side; or
-                (B or 1, T, S), true where a token may attend. Both narrow the causal order.
+            attention_mask: boolean, or integers of 0 and 1. (B or 1, S), true for text and false
+                for padding, on either side; or (B or 1, T, S) or (B or 1, H or 1, T, S), true where
+                a token may attend. All narrow the causal order. Two dimensions are always a batch
+                and its tokens, whatever their sizes.
             cache: makes this a partial pass: earlier tokens are read from it, these are added.
             last_only: logits of the last token alone, (B, 1, V): all that generation needs.
 
         Raises:
-            AGI2Error: where the text is longer than the model's positions, or masks and tokens
-                disagree in shape.
+            AGI2Error: where the text is longer than the model's positions, token ids are not
+                integers (B, T) of the vocabulary, or the mask is of another type or shape.
         """
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
         return self.logits(hidden[:, -1:] if last_only else hidden)
@@ -139,12 +142,18 @@ class GPT2Model(nn.Module):
     ) -> torch.Tensor:
         """As `forward`, without the head: (B, T, C)."""
         seen = cache.length if cache is not None else 0
+        input_ids = as_token_ids("input_ids", input_ids)
+        if input_ids.dim() != 2:
+            raise AGI2Error(
+                f"input_ids has the shape {tuple(input_ids.shape)}: it must be (B, T), a row of "
+                "token ids for each text"
+            )
         x = self.token_embeddings(input_ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         mask = None
         if attention_mask is not None:
-            _check_shape(attention_mask, input_ids, seen)
+            attention_mask = self._checked_mask(attention_mask, x, seen)
         if attention_mask is not None and attention_mask.dim() == 2:
             x = x + self._positions_of_text(attention_mask, seen)
         else:
@@ -163,6 +172,29 @@ class GPT2Model(nn.Module):
             else:
                 x = block(x, mask, causal=mask is None, cache=layer)
         return self.final_norm(x)
+
+    def _checked_mask(self, attention_mask: Any, x: torch.Tensor, seen: int) -> torch.Tensor:
+        """A mask for embeddings (B, T, C), boolean, or a clear error."""
+        mask = as_mask("attention_mask", attention_mask, x.device)
+        if mask.is_floating_point():
+            raise AGI2Error(
+                "attention_mask is of a floating type: it must be boolean or of integers 0 and 1, "
+                "true may attend"
+            )
+        batch, length, _ = x.shape
+        wanted = {
+            2: (batch, seen + length),
+            3: (batch, length, seen + length),
+            4: (batch, self.config.n_heads, length, seen + length),
+        }.get(mask.dim(), (batch, seen + length))
+        shape = tuple(mask.shape)
+        free = {0} if len(shape) < 4 else {0, 1}  # which may be 1
+        if len(shape) != len(wanted) or any(
+            a != b and not (a == 1 and i in free)
+            for i, (a, b) in enumerate(zip(shape, wanted, strict=True))
+        ):
+            raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {wanted}")
+        return mask
 
     def _positions_of_text(self, is_text: torch.Tensor, seen: int) -> torch.Tensor:
         """Position embeddings of the new tokens, (B, T, C): padding takes none."""
@@ -265,24 +297,17 @@ class GPT2Model(nn.Module):
             return self._prepared_parameters
         return sum(parameter.numel() for parameter in self.parameters())
 
-
-def _check_shape(attention_mask: torch.Tensor, input_ids: torch.Tensor, seen: int) -> None:
-    """Raise where a model's `attention_mask` does not fit its tokens."""
-    batch, length = input_ids.shape
-    shape = tuple(attention_mask.shape)
-    tokens = (batch, seen + length) if len(shape) == 2 else (batch, length, seen + length)
-    if shape not in (tokens, (1, *tokens[1:])):
-        raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {tokens}")
-    if len(shape) == 3 and attention_mask.is_floating_point():
-        raise AGI2Error("an attention_mask of three dimensions is boolean: true may attend")
+    def extra_repr(self) -> str:
+        """The number of parameters."""
+        return f"parameters={self.num_parameters():,}"
 
 
 def _narrowed_causal_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
-    """The causal order, narrowed by a model's `attention_mask`: boolean (B or 1, T, S)."""
+    """The causal order, narrowed by a model's `attention_mask`: (B or 1, T, S), or with heads."""
     if attention_mask.dim() == 2:
         attention_mask = attention_mask.unsqueeze(1)
     keys = attention_mask.size(-1)
-    mask = attention_mask.bool() & causal_mask(keys - seen, keys, attention_mask.device)
+    mask = attention_mask & causal_mask(keys - seen, keys, attention_mask.device)
     # Padding that may see nothing sees itself: nothing has no softmax.
     itself = torch.ones_like(mask).triu(seen).tril(seen)
     return mask | (itself & ~mask.any(dim=-1, keepdim=True))

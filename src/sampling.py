@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .arguments import convert, convert_fields
 from .config import PLAIN_GREEDY, not_greedy
 from .errors import AGI2Error
 
@@ -30,7 +31,8 @@ class SamplingOptions:
     """How text is drawn, and where it ends. The fields are named like the configuration's keys.
 
     Raises:
-        AGI2Error: where an option is out of its range, or two contradict each other.
+        AGI2Error: where an option is of another type or out of its range, or two contradict each
+            other.
     """
 
     max_length: int = 100
@@ -41,7 +43,7 @@ class SamplingOptions:
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token each time."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens; above the vocabulary means no limit."""
+    """Draw from the k likeliest tokens; 0, or above the vocabulary, means no limit."""
     top_p: float | None = None
     """Draw from the likeliest tokens that make up this share."""
     min_p: float | None = None
@@ -56,10 +58,10 @@ class SamplingOptions:
     """Taken off the logit of each token, times as often as it stands in the new text."""
     no_repeat_ngram: int | None = None
     """No run of so many tokens comes twice, in prompt and text together."""
-    logit_bias: Mapping[str, float] | Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[Any, float] = field(default_factory=dict)
     """Added to tokens' logits; -100 all but bans one, 100 all but forces it. A token is named by
     its text, as a user knows it and as TOML's keys are text, or in Python by its id."""
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     """The text ends before any of these strings (the one that is complete first)."""
     stop_at_sentence_end: bool = False
     """The text ends after `.`, `!`, `?` or `…` and closing quotes, where white space follows (an
@@ -69,6 +71,10 @@ class SamplingOptions:
     """`ngram`: the same greedy text, faster where it repeats itself (`speculation.py`)."""
 
     def __post_init__(self) -> None:
+        convert_fields(self)
+        object.__setattr__(self, "top_k", self.top_k or None)
+        object.__setattr__(self, "logit_bias", _bias_of(self.logit_bias))
+
         def share(value: float | None) -> bool:
             return value is None or 0 < value <= 1
 
@@ -76,7 +82,7 @@ class SamplingOptions:
             (self.max_length >= 1, "max_length must be at least 1"),
             (self.min_length >= 0, "min_length must be at least 0"),
             (0 <= self.temperature < math.inf, "temperature must be a number from 0 on"),
-            (self.top_k is None or self.top_k >= 1, "top_k must be at least 1"),
+            (self.top_k is None or self.top_k >= 1, "top_k must be at least 0"),
             (share(self.top_p), "top_p must be above 0 and at most 1"),
             (share(self.min_p), "min_p must be above 0 and at most 1"),
             (share(self.typical_p), "typical_p must be above 0 and at most 1"),
@@ -124,6 +130,20 @@ class SamplingOptions:
     def looks_at_prompt(self) -> bool:
         """Whether what may be drawn depends on the tokens of the prompt."""
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
+
+
+def _bias_of(given: Any) -> dict[str | int, float]:
+    """A `logit_bias` with keys and values of plain types."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise AGI2Error(f"logit_bias must be a mapping from tokens to numbers, not {given!r}")
+    return {
+        convert(str | int, "a token of logit_bias", token): convert(
+            float, f"logit_bias of {token!r}", bias
+        )
+        for token, bias in given.items()
+    }
 
 
 def sampling_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +202,7 @@ def process_logits(
         end_token: excluded as long as the text is shorter than `min_length`.
     """
     if options.logit_bias:
-        logits = apply_logit_bias(logits, options.logit_bias)  # type: ignore[arg-type]
+        logits = apply_logit_bias(logits, options.logit_bias)
     logits = apply_repetition_penalty(logits, tokens, options.repetition_penalty)
     if options.presence_penalty or options.frequency_penalty:
         written = tokens[:, prompt_length:]

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 
 import torch
 
+from .arguments import checked
 from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .sampling import SamplingOptions, draw
@@ -45,6 +46,7 @@ class NgramIndex:
         return [self.tokens[place + index % period] for index in range(count)]
 
 
+@checked
 def speculate_tokens(
     decoder: Decoder,
     prompt: Sequence[int],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .errors import AGI2Error
 from .sampling import SamplingOptions
 from .tokenizer import StreamDecoder, Tokenizer
 
@@ -18,13 +19,16 @@ class Writer:
         self,
         tokenizer: Tokenizer,
         options: SamplingOptions,
-        criteria: Sequence[StoppingCriterion] = (),
+        criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = (),
         skip_leading_space: bool = False,
     ) -> None:
         self._characters = StreamDecoder(tokenizer)
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
         self._filter = StopFilter(options.stop, skip_leading_space)
-        self._criteria = criteria
+        self._criteria = [criteria] if callable(criteria) else list(criteria or ())
+        for each in self._criteria:
+            if not callable(each):
+                raise AGI2Error(f"stopping_criteria must be functions of the text, not {each!r}")
         self._missing = options.min_length
         self.text = ""
         """What is to be shown so far."""
@@ -87,7 +91,7 @@ class SentenceEnd:
 class StopFilter:
     """Lets text through up to the first stop string, holding back what may become one."""
 
-    def __init__(self, stop: str | Sequence[str], skip_leading_space: bool = False) -> None:
+    def __init__(self, stop: str | Sequence[str] | None, skip_leading_space: bool = False) -> None:
         self._stop = stop_strings(stop)
         self._skipping = skip_leading_space
         self._held = ""
@@ -124,6 +128,6 @@ def _overlap(text: str, string: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
 
 
-def stop_strings(stop: str | Sequence[str]) -> list[str]:
-    """One string or several as a list, without empty ones."""
-    return [string for string in ([stop] if isinstance(stop, str) else stop) if string]
+def stop_strings(stop: str | Sequence[str] | None) -> list[str]:
+    """One string, several or none as a list, without empty ones."""
+    return [string for string in ([stop] if isinstance(stop, str) else stop or ()) if string]

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from .arguments import PositiveInt, Rate, check_vectors, checked
 from .attention import MultiHeadAttention
 from .errors import AGI2Error
 from .ffn import FeedForward
@@ -26,15 +27,17 @@ class TransformerBlock(nn.Module):
         norm_position: `pre`, x + f(norm(x)), as GPT-2; `post`, norm(x + f(x)), as the original.
 
     Raises:
-        AGI2Error: where `norm_position` is neither.
+        AGI2Error: where `norm_position` is neither, a size is below 1, `n_heads` does not divide
+            `d_model`, or the rate is not in [0, 1).
     """
 
+    @checked
     def __init__(
         self,
-        d_model: int,
-        n_heads: int,
-        d_ff: int,
-        dropout: float = 0.1,
+        d_model: PositiveInt,
+        n_heads: PositiveInt,
+        d_ff: PositiveInt,
+        dropout: Rate = 0.1,
         *,
         activation: str = "gelu_tanh",
         bias: bool = True,
@@ -57,7 +60,18 @@ class TransformerBlock(nn.Module):
         causal: bool = True,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) to (B, T, C); `mask` narrows what a causal token may see."""
+        """(B, T, C) to (B, T, C).
+
+        Args:
+            x: the residual stream.
+            mask: narrows what a causal token may attend to; as in `MultiHeadAttention.forward`.
+            causal: whether a token attends only to those up to its own place.
+            cache: keys and values of earlier tokens, to which these are added.
+
+        Raises:
+            AGI2Error: where a shape or a type is wrong.
+        """
+        check_vectors("x", x, self.attention.d_model, dims=3)
         if self.pre_norm:
             x = x + self._attend(self.attention_norm(x), mask, causal, cache)
             return x + self.ffn(self.ffn_norm(x))
@@ -74,3 +88,7 @@ class TransformerBlock(nn.Module):
     ) -> torch.Tensor:
         out = self.attention(x, mask=mask, causal=causal, cache=cache)
         return cast(torch.Tensor, out)
+
+    def extra_repr(self) -> str:
+        """Where the layer norms are."""
+        return f"norm_position={'pre' if self.pre_norm else 'post'}"
