@@ -158,6 +158,7 @@ class _CtrlC:
     def __init__(self) -> None:
         self.pressed = False
         self.raises = True
+        self.session: PromptSession[str] | None = None
         self._before: Any = None
 
     def __enter__(self) -> _CtrlC:
@@ -173,6 +174,11 @@ class _CtrlC:
         self.pressed = True
         if self.raises:
             raise KeyboardInterrupt
+        # The prompt's own handler would keep a signal that comes as the prompt is being left.
+        if self.session is not None and self.session.app.is_running:
+            app = self.session.app
+            assert app.loop is not None
+            app.loop.call_soon_threadsafe(app.key_processor.send_sigint)
 
 
 def chat(prompt: InteractivePrompt) -> None:
@@ -219,11 +225,11 @@ def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
         return
     session: PromptSession[str] = PromptSession(history=_input_history())
     console.print("Write a message, or /help.")
-    ctrl_c.raises = False  # the prompt has its own way
+    ctrl_c.raises, ctrl_c.session = False, session
     while True:
         ctrl_c.pressed = False
         try:
-            line = session.prompt("> ")
+            line = session.prompt("> ", handle_sigint=False)
         except KeyboardInterrupt:
             continue
         except EOFError:

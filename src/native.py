@@ -69,15 +69,11 @@ class _Model(ctypes.Structure):
 
 
 def load(folder: Path) -> ctypes.CDLL | None:
-    """The library in a folder, where there is one that this processor and system can run.
-
-    The environment variable `AGI2_NATIVE` names another folder: that of a build with checks.
-    """
+    """The library in a folder, where there is one that this processor and system can run."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     if is_x86 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
     try:
-        folder = Path(os.environ.get("AGI2_NATIVE") or folder)
         library = ctypes.CDLL(str(folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"))
     except OSError:  # not built, or without the OpenMP that PyTorch brings elsewhere
         return None
@@ -96,7 +92,8 @@ def load(folder: Path) -> ctypes.CDLL | None:
     return library
 
 
-LIBRARY = load(Path(__file__).parent)
+# The variable names the folder of another build: `tests/sanitize.py` makes one with checks.
+LIBRARY = load(Path(os.environ.get("AGI2_NATIVE") or Path(__file__).parent))
 
 
 def _is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:

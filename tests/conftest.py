@@ -13,8 +13,17 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import HealthCheck, settings
 
 from src.utils import log
+
+# A busy machine is slow, which says nothing about a test: no example has a deadline.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time. New ones are drawn by `tests/fuzz.py`, with the profile `fuzz`.
+settings.register_profile("repeatable", _PATIENT, derandomize=True)
+settings.register_profile("fuzz", _PATIENT, max_examples=500, print_blob=True)
+settings.register_profile("few", _PATIENT, max_examples=10, derandomize=True)
+settings.load_profile("repeatable")
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "crew", "wind", "and"]
@@ -44,7 +53,7 @@ def run_python(code, *arguments):
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -576,6 +576,28 @@ def test_ctrl_c_between_the_lines_of_a_pipe_ends_the_chat(tokenizer, monkeypatch
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_at_the_prompt_drops_the_line(tokenizer, monkeypatch, capsys):
+    """As another process sends it: no key."""
+    prompt = greeter(tokenizer)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with create_pipe_input() as keyboard:
+        read = keyboard.read_keys
+
+        def read_keys():
+            keys = read()
+            if [each.data for each in keys] == list("dropped"):
+                signal.raise_signal(signal.SIGINT)
+                keyboard.send_text(f"Hi{ENTER}{CTRL_D}")
+            return keys
+
+        monkeypatch.setattr(keyboard, "read_keys", read_keys)
+        keyboard.send_text("dropped")
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            chat(prompt)
+    assert prompt.history == ["Hi", "Hello."]
+    assert capsys.readouterr().out == "Hello.\n"
+
+
 def test_a_chat_in_another_thread_leaves_the_signals_alone(tokenizer, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
     before = signal.getsignal(signal.SIGINT)

@@ -1,0 +1,95 @@
+"""Run the tests of `src/native.c` under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+    uv run python tests/sanitize.py [arguments for pytest]
+
+Builds the library with checks into a folder of its own, makes sure that a read beyond the end of a
+buffer is caught, then runs the tests that call the library. Ends with 3 and one line where the
+machine has no compiler with sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+FLAGS = (
+    *("-O1", "-g", "-fno-omit-frame-pointer", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"),
+    *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
+    *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
+)
+TESTS = ("tests/test_native.py", "tests/test_quantization.py", "tests/test_ffn.py")
+NONE_HERE = 3
+BEYOND_THE_END = """
+import torch
+from src.native import LIBRARY
+assert LIBRARY is not None, "the library with checks does not load"
+x, out = torch.ones(8), torch.ones(4096)
+LIBRARY.agi2_gelu({count}, x.data_ptr(), out.data_ptr(), 1)
+"""
+
+
+def compiler() -> str:
+    """What compiles C here."""
+    return os.environ.get("CC") or "gcc"
+
+
+def preloaded() -> list[str]:
+    """The sanitizers' libraries, which must be in a process before all others; none where absent."""
+    found = []
+    for name in ("libasan.so", "libubsan.so"):
+        asked = [compiler(), f"-print-file-name={name}"]
+        try:
+            path = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return []
+        if not os.path.isfile(path):  # the compiler says the bare name of what it has not
+            return []
+        found.append(os.path.realpath(path))
+    return found
+
+
+def build(folder: Path) -> bool:
+    """Compile the library with checks into a folder; whether that works."""
+    target = folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    command = [compiler(), *FLAGS, "src/native.c", "-o", str(target), "-lm"]
+    return subprocess.run(command, cwd=CHECKOUT, check=False).returncode == 0
+
+
+def main() -> int:
+    """The exit status: 0 where every test passes and no check fails."""
+    libraries = preloaded()
+    with tempfile.TemporaryDirectory() as folder:
+        if not libraries or not build(Path(folder)):
+            print(f"{compiler()} has no AddressSanitizer and UBSan here", file=sys.stderr)
+            return NONE_HERE
+        environment = {
+            **os.environ,
+            "AGI2_NATIVE": folder,
+            "LD_PRELOAD": " ".join(libraries),
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python frees little at its end
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "OMP_NUM_THREADS": "2",
+        }
+        for count, is_caught in ((8, False), (4096, True)):
+            code = BEYOND_THE_END.format(count=count)
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(
+                command, cwd=CHECKOUT, env=environment, capture_output=True, text=True
+            )
+            if ("AddressSanitizer" in done.stderr) != is_caught or bool(done.returncode) != is_caught:
+                print(done.stderr, "the checks do not work", sep="\n", file=sys.stderr)
+                return 1
+        tests = sys.argv[1:] or [*TESTS, "-k", "not default_device and not stack"]
+        command = [sys.executable, "-m", "pytest", *tests, "--hypothesis-profile=few"]
+        command += ["-n", "0", "--no-cov", "-x", "-q"]
+        return subprocess.run(command, cwd=CHECKOUT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
