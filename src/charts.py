@@ -1,14 +1,21 @@
-"""Pages and line charts in HTML and SVG: one file each, without a script, that opens offline."""
+"""Line charts in HTML and SVG, complete without the script that makes them interactive."""
 
 from __future__ import annotations
 
 import bisect
-import html
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .html_page import COLORS, escape, page, visible
 
 Point = tuple[float, float]
+Axes = dict[str, list[float]]
+"""Ascending values of `step`, and where they are known of `tokens` and `time` (seconds), at the
+same moments of a run: two or more."""
 
 # More points than a screen has pixels would only make a file larger.
 MAX_POINTS = 800
@@ -29,6 +36,8 @@ class Series:
     """Where there are many points, they are pale, with their running median before them."""
     dots: bool = False
     """Each point is marked, and tells its value when pointed at."""
+    run: int = 0
+    """Which of the page's runs it is of, from 0."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,34 @@ def smooth(points: Sequence[Point], share: float = 0.03) -> list[Point]:
     return medians
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of a chart: a curve, or what is drawn for it."""
+
+    name: str
+    color: int
+    run: int
+    kind: str
+    """`plain`, `dots`, `faint` (noisy values) or `median` (of these)."""
+    points: Sequence[Point]
+
+
+def _lines(series: Sequence[Series]) -> list[_Line]:
+    """What is drawn for each curve that has points."""
+    lines = []
+    for each in series:
+        points = sorted((x, y) for x, y in each.points if math.isfinite(x))
+        name, color = visible(each.name), each.color % COLORS
+        if each.noisy and len(points) >= 40:
+            lines += [
+                _Line(name, color, each.run, "faint", points),
+                _Line(f"{name}, running median", color, each.run, "median", smooth(points)),
+            ]
+        elif points:
+            lines.append(_Line(name, color, each.run, "dots" if each.dots else "plain", points))
+    return lines
+
+
 def chart(
     title: str,
     unit: str,
@@ -145,14 +182,19 @@ def chart(
         title: what is shown.
         unit: of y.
         series: the curves.
-        x_name: what x is.
+        x_name: what x is: `step` or `tokens`.
         log: a logarithmic y-axis, where all values allow it.
         from_zero: a y-axis that begins at 0.
         resumed: where the run was resumed: x values with a vertical line.
     """
     head = f"<h3>{escape(title)} <small>{escape(unit)}</small></h3>"
+    lines = _lines(series)
     finite = [
-        (x, y) for each in series for x, y in each.points if math.isfinite(x) and math.isfinite(y)
+        (x, y)
+        for line in lines
+        if line.kind != "median"
+        for x, y in line.points
+        if math.isfinite(y)
     ]
     if not finite:
         return f'<figure class="chart">{head}<p class="none">nothing was logged</p></figure>'
@@ -161,82 +203,122 @@ def chart(
     x_scale = Scale(first, last) if last > first else Scale(first - 0.5, first + 0.5)
     y_scale = fit_scale((y for _, y in finite), log=log, from_zero=from_zero)
     outside = sum(not 0 <= y_scale.place(y) <= 1 for _, y in finite)
-    y_ticks = [(y_scale.place(value), short_number(value)) for value in y_scale.ticks()]
-    x_ticks = [
-        (x_scale.place(value), f"{value:,.0f}")
+    marks = [mark for mark in resumed if 0 <= x_scale.place(mark) <= 1]
+    data = {"axis": x_name, "log": log, "zero": from_zero, "resumed": marks}
+    data["curves"] = [_data(line, len(lines)) for line in lines]
+    return (
+        f'<figure class="chart" data-chart="{escape(json.dumps(data, allow_nan=False))}">{head}'
+        f'<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)} by {escape(x_name)}">{_grid(x_scale, y_scale, marks)}'
+        f"{''.join(_draw(line, x_scale, y_scale) for line in lines)}</svg>"
+        f'{_labels(x_scale, y_scale)}</div><p class="x-name">{escape(x_name)}</p>'
+        f'<figcaption class="legend">{_legend(lines, bool(marks), outside, y_scale.log)}'
+        "</figcaption></figure>"
+    )
+
+
+# Points of all lines of a chart together that its script can show.
+_DATA = 4_000
+
+
+def _data(line: _Line, lines: int) -> dict[str, Any]:
+    """What the script reads of a line; a value that is not finite becomes `null`."""
+    points = thin(line.points, max(100, min(2 * MAX_POINTS, _DATA // lines)))
+    values = [float(f"{y:.5g}") if math.isfinite(y) else None for _, y in points]
+    fields = {"name": line.name, "color": line.color, "run": line.run, "kind": line.kind}
+    return {**fields, "x": [x for x, _ in points], "y": values}
+
+
+def _grid(x_scale: Scale, y_scale: Scale, marks: Sequence[float]) -> str:
+    heights = [1000 * (1 - y_scale.place(value)) for value in y_scale.ticks()]
+    return "".join(
+        [f'<path class="grid" d="M0 {y:.1f}H1000"/>' for y in heights]
+        + [f'<path class="mark" d="M{1000 * x_scale.place(x):.1f} 0V1000"/>' for x in marks]
+    )
+
+
+def _labels(x_scale: Scale, y_scale: Scale) -> str:
+    rows = [(100 * y_scale.place(value), short_number(value)) for value in y_scale.ticks()]
+    columns = [
+        (100 * x_scale.place(value), f"{value:,.0f}")
         for value in x_scale.ticks(5)
         if abs(value - round(value)) < 1e-9
     ]
-    shown = [mark for mark in resumed if 0 <= x_scale.place(mark) <= 1]
-    lines = "".join(
-        [f'<path class="grid" d="M0 {1000 * (1 - y):.1f}H1000"/>' for y, _ in y_ticks]
-        + [f'<path class="mark" d="M{1000 * x_scale.place(x):.1f} 0V1000"/>' for x in shown]
-        + [_draw(each, x_scale, y_scale) for each in series]
+    return "".join(
+        [f'<span class="y" style="bottom:{y:.2f}%">{label}</span>' for y, label in rows]
+        + [f'<span class="x" style="left:{x:.2f}%">{label}</span>' for x, label in columns]
     )
-    labels = "".join(
-        [f'<span class="y" style="bottom:{100 * y:.2f}%">{label}</span>' for y, label in y_ticks]
-        + [f'<span class="x" style="left:{100 * x:.2f}%">{label}</span>' for x, label in x_ticks]
-    )
-    keys = [key for each in series if each.points for key in _keys(each)]
-    if shown:
+
+
+def _legend(lines: Sequence[_Line], is_resumed: bool, outside: int, log: bool) -> str:
+    """What each line looks like; `note` is what the script keeps up to date."""
+    keys = [
+        f'<span><i class="c{line.color}{" faint" * (line.kind == "faint")}"></i>'
+        f"{escape(line.name)}</span>"
+        for line in lines
+    ]
+    if is_resumed:
         keys.append('<span><i class="mark"></i>resumed</span>')
     if outside:
-        keys.append(f"<span>{outside:,} far-out points are not shown</span>")
-    if y_scale.log:
-        keys.append("<span>logarithmic</span>")
+        keys.append(f'<span class="note">{far_out(outside)}</span>')
+    if log:
+        keys.append('<span class="note">logarithmic</span>')
+    return "".join(keys)
+
+
+def far_out(count: int) -> str:
+    """1 as `1 far-out point is not shown`."""
+    return f"{count:,} far-out point{' is' if count == 1 else 's are'} not shown"
+
+
+def _draw(line: _Line, x_scale: Scale, y_scale: Scale) -> str:
+    """A line in a box of 1000 x 1000, whose y points down."""
+    path, dots, pen, color = "", "", "M", f"c{line.color}"
+    for x, y in thin(line.points):
+        if not math.isfinite(y):
+            pen = "M"
+            continue
+        # What is far outside is cut off in any case; huge numbers are not for every browser.
+        height = max(-1.0, min(2.0, y_scale.place(y)))
+        place = f"{1000 * x_scale.place(x):.1f} {1000 * (1 - height):.1f}"
+        path += pen + place
+        pen = "L"
+        if line.kind == "dots":
+            # A line of no length with round ends is a dot, whatever the picture's proportions.
+            dots += (
+                f'<path class="dot {color}" d="M{place}h0"><title>{escape(line.name)}: {y:.4g} at '
+                f"{x:,.0f}</title></path>"
+            )
+    faint = " faint" * (line.kind == "faint")
+    return f'<path class="line {color}{faint}" d="{path}"/>{dots}'
+
+
+def charts_page(title: str, body: str) -> str:
+    """Make a page whose charts can be read with a pointer or the keyboard, and zoomed.
+
+    Args:
+        title: plain text.
+        body: HTML, with charts in `chart_group`.
+    """
+    return page(title, body, _SCRIPT.read_text(encoding="utf-8"))
+
+
+_SCRIPT = Path(__file__).with_name("charts.js")
+
+
+def chart_group(figures: Iterable[str], axes: Sequence[Axes], x_name: str = "step") -> str:
+    """Charts with the same x-axis, as HTML.
+
+    Args:
+        figures: made by `chart`.
+        axes: of each run.
+        x_name: what x is in these charts.
+    """
+    data = escape(json.dumps(axes, allow_nan=False))
     return (
-        f'<figure class="chart">{head}<div class="plot">'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(title)} by {escape(x_name)}">{lines}</svg>{labels}</div>'
-        f'<p class="x-name">{escape(x_name)}</p>'
-        f'<figcaption class="legend">{"".join(keys)}</figcaption></figure>'
+        f'<div class="charts" data-axis="{escape(x_name)}" data-axes="{data}">'
+        f"{''.join(figures)}</div>"
     )
-
-
-def _keys(series: Series) -> list[str]:
-    """What a curve looks like, for the legend."""
-    color, name = f"c{series.color % COLORS}", escape(series.name)
-    if _is_smoothed(series):
-        return [
-            f'<span><i class="{color} faint"></i>{name}</span>',
-            f'<span><i class="{color}"></i>{name}, running median</span>',
-        ]
-    return [f'<span><i class="{color}"></i>{name}</span>']
-
-
-def _is_smoothed(series: Series) -> bool:
-    return series.noisy and len(series.points) >= 40
-
-
-def _draw(series: Series, x_scale: Scale, y_scale: Scale) -> str:
-    """A curve in a box of 1000 x 1000, whose y points down."""
-
-    def placed(points: Sequence[Point]) -> Iterator[tuple[str, Point]]:
-        for x, y in thin(points):
-            # What is far outside is cut off in any case; huge numbers are not for every browser.
-            height = max(-1.0, min(2.0, y_scale.place(y)))
-            yield f"{1000 * x_scale.place(x):.1f} {1000 * (1 - height):.1f}", (x, y)
-
-    def line(points: Sequence[Point], style: str) -> str:
-        path, pen = "", "M"
-        for place, (_, y) in placed(points):
-            path += f"{pen}{place}" if math.isfinite(y) else ""
-            pen = "L" if math.isfinite(y) else "M"
-        return f'<path class="line {style}" d="{path}"/>'
-
-    color = f"c{series.color % COLORS}"
-    if _is_smoothed(series):
-        return line(series.points, f"{color} faint") + line(smooth(series.points), color)
-    drawn = line(series.points, color)
-    if series.dots:
-        # A line of no length with round ends is a dot, whatever the picture's proportions.
-        drawn += "".join(
-            f'<path class="dot {color}" d="M{place}h0"><title>{escape(series.name)}: {y:.4g} at '
-            f"{x:,.0f}</title></path>"
-            for place, (x, y) in placed(series.points)
-            if math.isfinite(y)
-        )
-    return drawn
 
 
 def short_number(value: float) -> str:
@@ -248,120 +330,3 @@ def short_number(value: float) -> str:
         digits, exponent = f"{value:.3e}".split("e")
         return f"{float(digits):g}e{int(exponent)}"
     return f"{value:.4g}"
-
-
-def escape(text: object) -> str:
-    """Text as HTML, whatever it holds: control characters become visible, halves of pairs `?`."""
-    shown = str(text).translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
-    return html.escape(shown)
-
-
-# Control characters have no place in HTML; Unicode has a picture of each.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table of cells that are HTML already, which scrolls sideways where it must."""
-    return "".join(_table(head, rows, kind))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> Iterator[str]:
-    yield f'<div class="scroll"><table class="{kind}"><thead><tr>'
-    yield from (f"<th>{cell}</th>" for cell in head)
-    yield "</tr></thead><tbody>"
-    for row in rows:
-        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
-    yield "</tbody></table></div>"
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML file.
-
-    Args:
-        title: plain text.
-        body: HTML.
-    """
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        # Nothing may be loaded or run, whatever a text in here looks like.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-COLORS = 6
-# The colours of both schemes have a contrast of at least 3:1 on the cards, and text of 4.5:1.
-_STYLE = """
-:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1b1f24; --soft: #59636e;
-  --line: #d8dce1; --grid: #e8eaed; --mark: #fff1b8; --0: #1f6feb; --1: #d4491c; --2: #1a7f4b;
-  --3: #8250df; --4: #9a6700; --5: #bf3989 }
-@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --card: #161b22; --text: #e6edf3;
-  --soft: #9aa4af; --line: #30363d; --grid: #262c34; --mark: #5c4a00; --0: #58a6ff; --1: #ff8f6b;
-  --2: #4cc38a; --3: #b694ff; --4: #e0b341; --5: #f287c0 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--back); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif }
-main { max-width: 68rem; margin: 0 auto; padding: 1.75rem 1rem 3rem }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere }
-h2 { font-size: 1.15rem; margin: 2.25rem 0 .75rem }
-h3 { font-size: .95rem; margin: 0 0 .6rem }
-small, .soft { color: var(--soft); font-weight: 400; font-size: .85rem }
-p { margin: .35rem 0 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem;
-  margin: 1.25rem 0 .75rem }
-.tiles div, .card, .chart { background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px }
-.tiles div { padding: .7rem .9rem }
-.tiles b { display: block; font-size: 1.3rem; font-weight: 600; line-height: 1.3;
-  font-variant-numeric: tabular-nums }
-.tiles span { color: var(--soft); font-size: .85rem }
-.charts { display: grid; gap: .75rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)) }
-.chart { margin: 0; padding: .9rem 1rem .7rem; min-width: 0 }
-.wide { grid-column: 1 / -1; min-width: 0 }
-.plot { position: relative; height: 13rem; margin: .2rem .6rem 1.4rem 2.9rem;
-  border-bottom: 1px solid var(--soft) }
-.wide .plot { height: 20rem }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden }
-.plot path { fill: none; vector-effect: non-scaling-stroke }
-.plot .grid { stroke: var(--grid); stroke-width: 1 }
-.plot .mark { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3 }
-.plot .line { stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
-.plot .line.faint { stroke-width: 1; opacity: .4 }
-.plot .dot { stroke-width: 7; stroke-linecap: round }
-.plot span { position: absolute; color: var(--soft); font-size: .75rem; white-space: nowrap;
-  font-variant-numeric: tabular-nums }
-.plot .y { right: 100%; transform: translateY(50%); padding-right: .45rem }
-.plot .x { top: 100%; transform: translateX(-50%); padding-top: .2rem }
-.x-name { text-align: center; font-size: .75rem; color: var(--soft); margin: 0 0 .25rem 2.9rem }
-.none { color: var(--soft); padding: 3rem 0; text-align: center }
-.legend { display: flex; flex-wrap: wrap; gap: .15rem 1.1rem; font-size: .8rem;
-  color: var(--soft) }
-.legend i { display: inline-block; width: 1.1rem; border-top: 3px solid; margin-right: .4rem;
-  vertical-align: middle }
-.legend i.faint { border-top-width: 1px; opacity: .6 }
-.legend i.mark { border-top: 1px dashed var(--soft) }
-.card { padding: .9rem 1rem; margin-bottom: .75rem; min-width: 0 }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .35rem 0 0; unicode-bidi: isolate;
-  font: .85rem/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; tab-size: 4 }
-mark { background: var(--mark); color: inherit; border-radius: 3px; padding: .05em 0 }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: 10px; margin-bottom: .75rem }
-table { border-collapse: collapse; width: 100%; font-size: .85rem }
-th, td { text-align: left; padding: .35rem .9rem; border-bottom: 1px solid var(--grid);
-  vertical-align: top; font-variant-numeric: tabular-nums }
-tbody tr:last-child td { border-bottom: 0 }
-th { color: var(--soft); font-weight: 500; white-space: nowrap }
-td { overflow-wrap: anywhere; min-width: 4rem }
-td pre { margin: 0; min-width: 14rem }
-summary { cursor: pointer; margin: .5rem 0; color: var(--soft) }
-code { font: .95em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
-"""
-_STYLE += "".join(
-    f".plot .c{n} {{ stroke: var(--{n}) }} .legend .c{n} {{ border-color: var(--{n}) }}\n"
-    for n in range(COLORS)
-)

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .charts import Point, Series, chart, escape, page, table
+from .charts import Point, Series, chart, chart_group, charts_page
 from .cuda_utils import select_device
 from .errors import AGI2Error
 from .generation import generate_text
+from .html_page import escape, table
 from .model_folder import load_model
+from .report import axes
 from .runs import History, RunRecord, RunSummary, list_runs, read_run
 from .sampling import sampling_keys
 from .utils import human_bytes, human_time, log, write_text
@@ -108,7 +110,7 @@ def compare_runs(
         folders: of two runs or more.
         prompt: what each goes on from, after its own `model_seed`.
         seed: of these texts.
-        html: also draw the curves into this file.
+        html: also write all of this, and the curves drawn, into this file.
 
     Raises:
         AGI2Error: where there are fewer than two folders, or one is not a run's.
@@ -130,10 +132,13 @@ def compare_runs(
         else:
             print("nothing to compare" if head[0] == unit else "no difference")
         print()
-    if html is not None:
-        write_text(html, page("Comparison", _drawing(runs, names, unit, sections)))
+    texts = []
     for name, run in zip(names, runs, strict=True):
-        print(f"--- {name} ---\n{_written(run, prompt, seed)}\n", flush=True)
+        texts.append(_written(run, prompt, seed))
+        print(f"--- {name} ---\n{texts[-1]}\n", flush=True)
+    if html is not None:
+        drawing = _drawing(runs, names, unit, sections)
+        write_text(html, charts_page("Comparison", drawing + _texts(names, texts, prompt)))
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
@@ -233,7 +238,7 @@ def _drawing(
 
     def drawn(title: str, what: str, curves: list[list[Point]], dots: bool = False) -> str:
         series = [
-            Series(name, _placed(run, curve, unit), color, noisy=not dots, dots=dots)
+            Series(name, _placed(run, curve, unit), color, noisy=not dots, dots=dots, run=color)
             for color, (name, run, curve) in enumerate(zip(names, runs, curves, strict=True))
         ]
         return chart(title, what, series, x_name=unit, log="loss" in title)
@@ -244,15 +249,29 @@ def _drawing(
         [(step, loss * (each.bits_per_nat or math.nan)) for step, loss in each.curve("loss")]
         for each in histories
     ]
+    figures = [
+        f"<div class=\"wide\">{drawn('Val loss', 'bits per byte', validation, dots=True)}</div>",
+        drawn("Train loss", "bits per byte", training),
+        drawn("Speed", "tokens per second", [each.speed for each in histories]),
+    ]
     tables = "".join(
         f"<h2>{escape(title)}</h2>"
-        + table(list(map(escape, head)), [list(map(escape, row)) for row in rows])
+        + (
+            table(list(map(escape, head)), [list(map(escape, row)) for row in rows])
+            if rows
+            else '<p class="soft">no difference</p>'
+        )
         for title, head, rows in sections
     )
-    return (
-        f"<h1>{escape(' · '.join(names))}</h1><br>"
-        f'<div class="charts"><div class="wide">'
-        f"{drawn('Validation loss', 'bits per byte', validation, dots=True)}</div>"
-        f"{drawn('Training loss', 'bits per byte', training)}"
-        f"{drawn('Speed', 'tokens per second', [each.speed for each in histories])}</div>{tables}"
+    charts = chart_group(figures, [axes(each) for each in histories], unit)
+    return f"<h1>{escape(' · '.join(names))}</h1><br>{charts}{tables}"
+
+
+def _texts(names: Sequence[str], texts: Sequence[str], prompt: str) -> str:
+    """What each run generated, as HTML."""
+    asked = f'<p class="soft">of the prompt: {escape(prompt)}</p>' if prompt else ""
+    cards = "".join(
+        f'<div class="card"><b>{escape(name)}</b><pre>{escape(text)}</pre></div>'
+        for name, text in zip(names, texts, strict=True)
     )
+    return f"<h2>Generated continuations</h2>{asked}{cards}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     model_validator,
 )
 
@@ -309,6 +310,9 @@ class Config(BaseModel, Mapping):
     max_context_length: int = Field(1024, ge=1)
     """Tokens of conversation kept in a chat."""
 
+    # Keys that the model of `init_from` set, not the user.
+    _adopted: frozenset[str] = PrivateAttr(frozenset())
+
     @model_validator(mode="wrap")
     @classmethod
     def _fill_dependent_defaults(
@@ -328,11 +332,7 @@ class Config(BaseModel, Mapping):
             if isinstance(given.get(key), str):
                 given[key] = [given[key]]
         given = {**PRESETS.get(str(given.get("preset")), {}), **given}
-        positions = given.get("model_positions", 1024)
-        follows = {"seq_len": positions, "max_context_length": positions}
-        if given.keys() & {"max_steps", "max_minutes"}:
-            follows["epochs"] = UNBOUNDED_EPOCHS
-        config = validate({**follows, **given})
+        config = validate({**_dependent_defaults(given), **given})
         object.__setattr__(config, "__pydantic_fields_set__", set(given))
         return config
 
@@ -402,7 +402,29 @@ class Config(BaseModel, Mapping):
         """A validated copy with some keys set; those that follow from others follow anew."""
         sizes = PRESETS.get(str(self.preset), {})
         given = {key: self[key] for key in self.model_fields_set if self[key] != sizes.get(key)}
-        return Config(**{**given, **changes})
+        changed = Config(**{**given, **changes})
+        changed._adopted = self._adopted - changes.keys()
+        return changed
+
+    def adopting(self, keys: Iterable[str]) -> Config:
+        """This configuration, in which a trained model has set some keys: nobody chose them."""
+        self._adopted = frozenset(keys)
+        return self
+
+    def chosen(self) -> dict[str, Any]:
+        """The keys and values that somebody set, and that change something.
+
+        Left out are those that only say what would follow without them (a default, a preset's
+        size, a length that is the model's), and what was adopted from a trained model.
+        """
+        defaults = {
+            **Config(),
+            **PRESETS.get(str(self.preset), {}),
+            **_dependent_defaults(self),
+            "model_ff": 4 * self.model_embd,
+        }
+        given = {key: self[key] for key in self if key in self.model_fields_set - self._adopted}
+        return {k: v for k, v in given.items() if v != defaults[k] and (k, v) != ("model_ff", 0)}
 
     @property
     def architecture(self) -> GPT2Config:
@@ -430,6 +452,15 @@ def not_greedy(options: Mapping[str, Any]) -> list[str]:
         for key, plain in PLAIN_GREEDY.items()
         if options[key] != plain
     ]
+
+
+def _dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of keys that follow from others."""
+    positions = given.get("model_positions", 1024)
+    follows = {"seq_len": positions, "max_context_length": positions}
+    if given.get("max_steps") is not None or given.get("max_minutes") is not None:
+        follows["epochs"] = UNBOUNDED_EPOCHS
+    return follows
 
 
 # With `max_steps` or `max_minutes` alone, passes over the text do not end a run.

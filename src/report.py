@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import bisect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
-from .charts import Point, Series, chart, escape, page, table
-from .config import Config
+from .charts import Axes, Point, Series, chart, chart_group, charts_page
+from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
 from .evaluation import longest_common_span
+from .html_page import escape, table
 from .runs import History, RunRecord, read_run
 from .utils import human_time, write_text
 
@@ -20,7 +23,7 @@ FILE_NAME = "report.html"
 # Bounds, so that a report takes seconds and a megabyte at most; it says where they cut something.
 MAX_SAMPLES = 20
 COMPARED_SAMPLES = 10
-COMPARED_LETTERS = 2_000
+COMPARED_CHARACTERS = 2_000
 COMPARED_TEXT = 20_000_000
 MAX_STARTS = 20
 _CONTEXT = 60
@@ -43,13 +46,13 @@ def write_report(folder: Path, training_text: Sequence[str] | None = None) -> Pa
     copies = None if training_text is None else find_copies(run, training_text)
     sections = [
         _summary(run),
-        f'<div class="charts">{"".join(_charts(run.history))}</div>',
+        chart_group(_charts(run.history), [axes(run.history)]),
         _samples(run.history),
-        _memorisation(copies, training_text),
-        _configuration(run.config),
+        _memorization(run, copies, training_text),
+        _configuration(run),
         _machine(run.history),
     ]
-    write_text(folder / FILE_NAME, page(run.config.model_name, "".join(sections)))
+    write_text(folder / FILE_NAME, charts_page(run.config.model_name, "".join(sections)))
     return folder / FILE_NAME
 
 
@@ -67,14 +70,15 @@ def _summary(run: RunRecord) -> str:
         ("tokens seen", _count(tokens)),
     ]
     if best is None:
-        tiles.append(("validation loss", "none"))
+        tiles.append(("val loss", "none"))
     else:
-        tiles.append((f"best validation loss, at step {best.step:,}", f"{best.loss:.4f}"))
+        tiles.append((f"best val loss (nats per token), step {best.step:,}", f"{best.loss:.4f}"))
         tiles.append(("bits per byte, there", f"{best.bits_per_byte:.3f}"))
     resumed = len(history.starts) - 1
     facts = [
         str(history.starts[0][1].get("time", "")) if history.starts else "",
         str(history.start.get("device", "")),
+        f"trains for {bounds(run.config)}",
         f"resumed {resumed} time{'s' * (resumed > 1)}" if resumed > 0 else "",
     ]
     return (
@@ -84,6 +88,27 @@ def _summary(run: RunRecord) -> str:
         + "".join(f"<div><b>{escape(value)}</b><span>{name}</span></div>" for name, value in tiles)
         + "</div>"
     )
+
+
+def bounds(config: Config) -> str:
+    """What ends a run: `2.5 minutes`, `at most 10 epochs, 1,000 steps`."""
+    ends = []
+    if config.epochs < UNBOUNDED_EPOCHS:
+        ends.append(_counted(config.epochs, "epoch"))
+    if config.max_steps is not None:
+        ends.append(_counted(config.max_steps, "step"))
+    if config.max_minutes is not None:
+        ends.append(_counted(config.max_minutes, "minute"))
+    patience = config.early_stopping_patience
+    if patience is not None:
+        ends.append(f"{_counted(patience, 'validation')} without a better loss")
+    if not ends:
+        return _counted(config.epochs, "epoch")
+    return ends[0] if len(ends) == 1 else f"{' or '.join(ends)}, whichever comes first"
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:,g} {noun}{'s' * (number != 1)}" if number < 1e6 else f"{number:,} {noun}s"
 
 
 def _count(number: float | None) -> str:
@@ -100,11 +125,11 @@ def _count(number: float | None) -> str:
 def _charts(history: History) -> list[str]:
     unit, training, validation = losses(history)
     loss = [
-        Series("training", training, noisy=True),
-        Series("validation", validation, color=1, dots=True),
+        Series("train loss", training, noisy=True),
+        Series("val loss", validation, color=1, dots=True),
     ]
     rate = [Series("learning rate", history.curve("learning_rate"))]
-    norm = [Series("norm", history.curve("grad_norm"), noisy=True)]
+    norm = [Series("grad norm", history.curve("grad_norm"), noisy=True)]
     speed = [Series("speed", history.speed, noisy=True)]
     resumed = [step for step, _ in history.starts[1:]]
     return [
@@ -113,6 +138,31 @@ def _charts(history: History) -> list[str]:
         chart("Gradient norm", "before clipping", norm, log=True, resumed=resumed),
         chart("Speed", "tokens per second", speed, from_zero=True, resumed=resumed),
     ]
+
+
+# Lines of a log that place steps in time: between them, steps are taken to be equally long.
+_MAX_MOMENTS = 500
+
+
+def axes(history: History) -> Axes:
+    """How far a run was at each step: in tokens where their number is known, and in seconds."""
+    steps, seconds = [0.0], [0.0]
+    for step, second in history.curve("seconds"):
+        if step > steps[-1] and seconds[-1] < second < math.inf:
+            steps.append(step)
+            seconds.append(second)
+    every = math.ceil(len(steps) / _MAX_MOMENTS)
+    found = {}
+    if len(steps) > 1:
+        steps, seconds = ([*each[:-1:every], each[-1]] for each in (steps, seconds))
+        found["time"] = seconds
+    else:
+        steps.append(max(history.steps, 1))
+    found["step"] = steps
+    size = history.start.get("tokens_per_step")
+    if isinstance(size, int) and size > 0:
+        found["tokens"] = [step * size for step in steps]
+    return found
 
 
 def losses(history: History) -> tuple[str, list[Point], list[Point]]:
@@ -133,26 +183,26 @@ class Copy:
 
     step: int
     written: str
-    """The sample, without what it was asked to go on from; cut where it is long."""
+    """The sample without its prompt; cut if it is long."""
     span: str
     document: int
     """From 1."""
     offset: int
-    """Letters of the document before the span."""
+    """Characters of the document before the span."""
     places: int
-    """How often the span stands in the text."""
+    """How often the span occurs in the text."""
     before: str
     after: str
-    """What stands around it in the text."""
+    """What is around it in the text."""
 
 
 def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
-    """Look for each of the last samples in the text; one that shares no letter is left out."""
-    text = _BETWEEN.join(_first_letters(documents))
+    """Look for each of the last samples in the text; one that shares no character is left out."""
+    text = _BETWEEN.join(_first_characters(documents))
     starts = [0, *accumulate(len(document) + 1 for document in documents)]
     copies = []
     for step, sample in run.history.samples[-COMPARED_SAMPLES:]:
-        written = sample.removeprefix(run.config.model_seed)[:COMPARED_LETTERS]
+        written = sample.removeprefix(run.config.model_seed)[:COMPARED_CHARACTERS]
         span = longest_common_span(written, text)
         if not span:
             continue
@@ -166,7 +216,7 @@ def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
                 span,
                 document,
                 at - starts[document - 1],
-                text.count(span),
+                _occurrences(span, text),
                 text[max(0, at - _CONTEXT) : at].rpartition(_BETWEEN)[2],
                 text[end : end + _CONTEXT].partition(_BETWEEN)[0],
             )
@@ -174,12 +224,22 @@ def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
     return copies
 
 
+def _occurrences(span: str, text: str) -> int:
+    """How often a span occurs in a text, also where its occurrences overlap."""
+    if not any(span.startswith(span[start:]) for start in range(1, len(span))):
+        return text.count(span)  # they cannot
+    count, at = 0, text.find(span)
+    while at >= 0:
+        count, at = count + 1, text.find(span, at + 1)
+    return count
+
+
 # Half of a pair: no text that was read as UTF-8 holds it, so that no span crosses documents.
 _BETWEEN = "\udfff"
 
 
-def _first_letters(documents: Sequence[str]) -> list[str]:
-    """The documents, up to `COMPARED_TEXT` letters in all."""
+def _first_characters(documents: Sequence[str]) -> list[str]:
+    """The documents, up to `COMPARED_TEXT` characters in all."""
     kept, left = [], COMPARED_TEXT
     for document in documents:
         kept.append(document[:left])
@@ -209,15 +269,17 @@ def _samples(history: History) -> str:
     return f"<h2>Samples as they changed</h2>{note}{''.join(cards)}"
 
 
-def _memorisation(copies: Sequence[Copy] | None, documents: Sequence[str] | None) -> str:
+def _memorization(
+    run: RunRecord, copies: Sequence[Copy] | None, documents: Sequence[str] | None
+) -> str:
     if copies is None or documents is None:
         return ""
-    letters = sum(map(len, documents))
-    compared = min(letters, COMPARED_TEXT)
+    characters = sum(map(len, documents))
+    compared = min(characters, COMPARED_TEXT)
     rows = []
     for copy in reversed(copies):
         share = len(copy.span) / len(copy.written)
-        place = f"document {copy.document:,}, at letter {copy.offset:,}"
+        place = f"document {copy.document:,}, at character {copy.offset:,}"
         if copy.places > 1:
             place += f", and {copy.places - 1:,} more"
         rows.append(
@@ -228,15 +290,18 @@ def _memorisation(copies: Sequence[Copy] | None, documents: Sequence[str] | None
                 f"<pre>{_around(copy)}</pre><small>{place}</small>",
             ]
         )
-    cut = f"the first {compared:,} of {letters:,}" if compared < letters else f"{letters:,}"
+    cut = f"the first {compared:,} of {characters:,}"
+    samples = min(len(run.history.samples), COMPARED_SAMPLES)
     note = (
-        f"The longest span that each of the last {COMPARED_SAMPLES} samples (its first "
-        f"{COMPARED_LETTERS:,} letters) has in common, letter for letter, with the training text "
-        f"({cut} letters in {len(documents):,} document{'s' * (len(documents) != 1)})."
+        "The longest span that "
+        + (f"each of the last {samples} samples" if samples > 1 else "the last sample")
+        + f" (its first {COMPARED_CHARACTERS:,} characters) has in common, character for "
+        f"character, with the training text ({cut if compared < characters else f'{characters:,}'} "
+        f"characters in {len(documents):,} document{'s' * (len(documents) != 1)})."
     )
-    head = ["step", "letters", "sample", "training text"]
+    head = ["step", "characters", "sample", "training text"]
     body = table(head, rows, "copies") if rows else '<p class="soft">nothing in common</p>'
-    return f'<h2>Memorisation</h2><p class="soft">{note}</p>{body}'
+    return f'<h2>Memorization</h2><p class="soft">{note}</p>{body}'
 
 
 def _marked(text: str, span: str) -> str:
@@ -253,42 +318,74 @@ def _around(copy: Copy) -> str:
 # Settings and machine
 
 
-def _configuration(config: Config) -> str:
-    rows, changed = [], []
-    for key, field in Config.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        row = [f"<code>{cell}</code>" for cell in (key, _value(config[key]), _value(default))]
-        rows.append(row[:2])
-        if config[key] != default:
-            changed.append(row)
+def _configuration(run: RunRecord) -> str:
+    config, chosen = run.config, _chosen(run)
+    defaults = Config()
+    changed = [[key, _value(value), _value(defaults[key])] for key, value in chosen.items()]
+    rows = [[f"<code>{key}</code>", f"<code>{_value(config[key])}</code>"] for key in config]
+    note = "What was set to something else than its default:" if changed else "All by default."
     return (
-        '<h2>Configuration</h2><p class="soft">What differs from the defaults:</p>'
-        + table(["key", "value", "default"], changed)
+        f'<h2>Configuration</h2><p class="soft">{note}</p>'
+        + table(["key", "value", "default"], [[f"<code>{c}</code>" for c in r] for r in changed])
+        * bool(changed)
         + f"<details><summary>All {len(rows)} keys</summary>"
         + table(["key", "value"], rows)
         + "</details>"
     )
 
 
+def _chosen(run: RunRecord) -> dict[str, Any]:
+    """What the user set.
+
+    A run that did not note it down has only its effective configuration, in which the tokenizer
+    has set the vocabulary's size, and the model of `init_from` the architecture.
+    """
+    noted = run.history.start.get("chosen")
+    if isinstance(noted, dict):
+        return {key: value for key, value in noted.items() if key in run.config}
+    followed = {"vocab_size"}
+    if run.config.init_from is not None:
+        followed |= {"tokenizer", *GPT2Config().to_keys()}
+    return {k: v for k, v in run.config.chosen().items() if k not in followed}
+
+
 def _value(value: object) -> str:
     return escape("not set" if value is None else json.dumps(value, ensure_ascii=False))
+
+
+# What a start notes, in a user's words.
+_FACTS = {
+    "time": "time",
+    "parameters": "parameters",
+    "tokens_per_step": "tokens per step",
+    "train_tokens": "training tokens",
+    "train_bytes": "bytes of these tokens' text",
+    "val_tokens": "validation tokens",
+    "processes": "processes",
+    "micro_batch_size": "sequences at a time, in each process",
+    "precision": "precision",
+    "compiled": "compiled",
+    "device": "device",
+    "python": "Python",
+    "torch": "PyTorch",
+}
 
 
 def _machine(history: History) -> str:
     starts = history.starts[-MAX_STARTS:]
     if not starts:
         return ""
-    keys = list(dict.fromkeys(key for _, start in starts for key in start))
     rows = [
-        [f"<code>{escape(key)}</code>", *(_fact(start.get(key)) for _, start in starts)]
-        for key in keys
+        [name, *(_fact(start.get(key)) for _, start in starts)]
+        for key, name in _FACTS.items()
+        if any(key in start for _, start in starts)
     ]
     head = ["", *(f"{'resumed at' if step else 'from'} step {step:,}" for step, _ in starts)]
     cut = len(history.starts) - len(starts)
     note = f'<p class="soft">The last {len(starts)} starts of {len(history.starts):,}.</p>' * (
         cut > 0
     )
-    return f"<h2>Machine and versions</h2>{note}{table(head, rows)}"
+    return f"<h2>Data, machine and versions</h2>{note}{table(head, rows)}"
 
 
 def _fact(value: object) -> str:

@@ -105,6 +105,8 @@ class Trainer:
         self.total_steps = config.epochs * self.batches.steps_per_epoch
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
+        self.chosen = config.chosen()
+        """What the user set, as the log notes it."""
         self.has_begun = False
         """Whether the run has a folder with a log of its own."""
         self.scaler = self._scaler()
@@ -261,6 +263,7 @@ class Trainer:
         logged = self.kept.prepare_folder(checkpoint)
         tokens = self.batches.dataset.tokens
         about = {
+            "chosen": self.chosen,
             "parameters": self.model.num_parameters(),
             "total_steps": self.total_steps,
             "tokens_per_step": self.telemetry.tokens_per_step,

@@ -195,6 +195,7 @@ def make_trainer(
             `init_from`.
     """
     seed_everything(config.seed)
+    chosen = config.chosen()
     if model is None:
         if config.init_from is None:
             config = config.changed(vocab_size=text.tokenizer.vocab_size)
@@ -209,7 +210,10 @@ def make_trainer(
     if not (config.parallel == "fsdp" and processes.are_joined):  # else it moves part by part
         model.to(processes.device)
     folder = run_folder(config)
-    return kind(model, text.tokenizer, text.train_data, text.val_data, config, folder, processes)
+    data = text.train_data, text.val_data
+    trainer = kind(model, text.tokenizer, *data, config, folder, processes)
+    trainer.chosen = chosen  # a small text has made a smaller vocabulary than this says
+    return trainer
 
 
 def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:

@@ -1,8 +1,8 @@
-"""Charts and pages: HTML that is whole, whatever is drawn or written in it."""
+"""Charts: where curves are drawn, and what their script reads."""
 
+import json
 import math
 import re
-from html.parser import HTMLParser
 from statistics import median
 
 import pytest
@@ -10,48 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.charts import (
-    COLORS,
     MAX_POINTS,
     Scale,
     Series,
     chart,
-    escape,
+    chart_group,
+    charts_page,
     fit_scale,
-    page,
     short_number,
     smooth,
-    table,
     thin,
 )
+from src.html_page import COLORS
+from tests.test_html_page import Whole
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=32)
 CURVES = st.lists(FLOATS, max_size=80).map(lambda ys: list(enumerate(ys)))
-VOID = {"meta", "br", "img"}
-
-
-class Whole(HTMLParser):
-    """Every element is closed in its turn; `elements` and `text` are what was found."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.elements, self.open, self.text = [], [], ""
-        self.feed(source)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def lines(source):
@@ -177,13 +151,13 @@ def test_the_legend_names_curves_resumes_and_what_is_left_out():
     dotted = Series("<b>", [(1, 3.1), (50, 3.3)], color=COLORS + 1, dots=True)
     figure = chart("Loss", "nats", [Series("a", points, noisy=True), dotted], log=True, resumed=[9])
     text = Whole(figure).text
-    assert "1 far-out points are not shown" in text
+    assert "1 far-out point is not shown" in text
     assert "resumed" in text
     assert "logarithmic" in text
     assert "a, running median" in text
     assert "<b>: 3.1 at 1" in text
     assert 'class="dot c1"' in figure
-    assert "resumed" not in chart("Loss", "nats", [dotted], resumed=[99])
+    assert "resumed" not in Whole(chart("Loss", "nats", [dotted], resumed=[99])).text
 
 
 def test_a_single_point_and_none():
@@ -191,6 +165,81 @@ def test_a_single_point_and_none():
     assert "a: 3 at 1" in text
     for points in ([], [(1, math.nan)]):
         assert "nothing was logged" in chart("Loss", "nats", [Series("a", points)])
+
+
+# The script
+
+
+def data_of(figure):
+    """What the script reads of a chart."""
+    (element,) = [keys for _, keys in Whole(figure).elements if "data-chart" in keys]
+    return json.loads(element["data-chart"])
+
+
+@given(CURVES, CURVES, st.text(st.characters(), max_size=20))
+def test_the_script_reads_the_points_to_five_digits(one, two, name):
+    series = [Series(name, one, dots=True), Series("two", two, color=COLORS, run=1)]
+    figure = chart("T", "u", series, x_name="tokens", log=True, resumed=[3])
+    if "data-chart" not in figure:
+        assert not any(math.isfinite(y) for _, y in [*one, *two])
+        return
+    data = data_of(figure)
+    assert (data["axis"], data["log"], data["zero"]) == ("tokens", True, False)
+    drawn = [(points, run) for points, run in ((one, 0), (two, 1)) if points]
+    assert [curve["run"] for curve in data["curves"]] == [run for _, run in drawn]
+    for (points, _), curve in zip(drawn, data["curves"], strict=True):
+        assert curve["x"] == [x for x, _ in points]
+        for (_, y), shown in zip(points, curve["y"], strict=True):
+            if math.isfinite(y):
+                assert shown == pytest.approx(y, rel=1e-4)
+            else:
+                assert shown is None
+
+
+def test_the_script_is_sent_no_more_points_than_it_can_show():
+    points = [(step, math.sin(step)) for step in range(30_000)]
+    curves = [Series(str(number), points, noisy=True, run=number) for number in range(20)]
+    data = data_of(chart("T", "u", curves))["curves"]
+    assert [curve["kind"] for curve in data] == ["faint", "median"] * 20
+    assert sum(len(curve["x"]) for curve in data) <= 4500
+    assert len(data_of(chart("T", "u", curves[:1]))["curves"][0]["x"]) > MAX_POINTS
+
+
+def test_points_that_are_out_of_order_are_drawn_in_order():
+    points = [(5, 1.0), (3, 2.0), (4, 3.0)]
+    assert data_of(chart("T", "u", [Series("a", points)]))["curves"][0]["x"] == [3, 4, 5]
+
+
+def test_the_script_finds_what_it_looks_for():
+    axes = [{"step": [0.0, 9.0], "time": [0.0, 4.5]}]
+    series = [Series("a", [(x, 1.0 + x) for x in range(9)], dots=True)]
+    figure = chart("T", "u", series, resumed=[4])
+    source = charts_page("title", chart_group([figure], axes))
+    found = Whole(source)
+    (script,) = [text for tag, text in found.texts if tag == "script"]
+    classes = {word for _, keys in found.elements for word in keys.get("class", "").split()}
+    tags = {tag for tag, _ in found.elements}
+    for wanted in re.findall(r'figure\.querySelector\("(.*?)"\)', script):
+        assert wanted.removeprefix(".") in (classes if wanted.startswith(".") else tags), wanted
+    attributes = {key for _, keys in found.elements for key in keys}
+    for name in re.findall(r"\.dataset\.(\w+)", script):
+        assert f"data-{name}" in attributes, name
+    data = data_of(figure)
+    for key in (*data, *data["curves"][0]):
+        assert re.search(rf"\b{key}\b", script), key
+    # What the script draws is styled.
+    (style,) = [text for tag, text in found.texts if tag == "style"]
+    for kind in re.findall(r'make\("(?:path|div)", "(\w+)"', script):
+        assert f".{kind} " in style, kind
+
+
+def test_the_script_makes_no_html_of_text_and_reaches_nothing():
+    script = charts_page("", "").partition("<script>")[2].partition("</script>")[0]
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|import|fetch|XMLHttp"
+        r"|https?:(?!//www\.w3\.org/2000/svg)",
+        script,
+    )
 
 
 # Words
@@ -210,49 +259,3 @@ def test_a_single_point_and_none():
 )
 def test_short_numbers(value, text):
     assert short_number(value) == text
-
-
-@given(st.text(st.characters(), max_size=40))
-def test_escaped_text_is_text_alone(text):
-    found = Whole(f"<p>{escape(text)}</p>")
-    assert found.elements == [("p", {})]
-    assert not any(ord(each) < 32 and each not in "\t\n\r" for each in escape(text))
-    escape(text).encode("utf-8")
-
-
-def test_what_no_file_can_hold_becomes_visible():
-    assert escape("a\0b\x1b\x7f\ud800\n") == "a␀b␛␡?\n"
-
-
-def test_a_page_loads_nothing():
-    source = page("<i>", table(["a", "b"], [["1", "2"]], "kind"))
-    found = Whole(source)
-    tags = {tag for tag, _ in found.elements}
-    assert not tags & {"script", "link", "img", "iframe", "object"}
-    assert not re.search(r"url\(|@import|https?:", source)
-    assert "default-src 'none'" in source
-    assert "prefers-color-scheme: dark" in source
-    assert ("table", {"class": "kind"}) in found.elements
-
-
-def _luminance(color):
-    digits = color.lstrip("#")
-    digits = "".join(d * 2 for d in digits) if len(digits) == 3 else digits
-    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_both_schemes_have_contrast():
-    """Text 4.5:1 and curves 3:1, as WCAG 2.2 asks."""
-    schemes = re.findall(r":root \{[^}]*--back[^}]*\}", page("", ""))
-    assert len(schemes) == 2
-    for scheme in schemes:
-        colors = dict(re.findall(r"--(\w+): (#\w+)", scheme))
-        for back, front, least in [
-            *(("card", str(number), 3.0) for number in range(COLORS)),
-            *((back, front, 4.5) for back in ("card", "back") for front in ("text", "soft")),
-            ("mark", "text", 4.5),
-        ]:
-            low, high = sorted([_luminance(colors[back]), _luminance(colors[front])])
-            assert (high + 0.05) / (low + 0.05) >= least, (back, front, scheme)

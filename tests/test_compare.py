@@ -13,7 +13,8 @@ from src.metrics import read_metrics
 from src.runs import read_run
 from src.training import train_from_config
 from src.utils import human_time
-from tests.test_charts import Whole, lines
+from tests.test_charts import lines
+from tests.test_html_page import HOSTILE, Whole
 
 
 @pytest.fixture
@@ -179,13 +180,34 @@ def test_runs_of_one_name_go_by_their_paths(pair, capsys):
     assert f"--- {pair[0].folder} ---" in capsys.readouterr().out
 
 
-def test_curves_are_drawn_over_each_other(pair, tmp_path):
-    compare_runs(folders(pair), html=tmp_path / "both.html")
+def test_curves_are_drawn_over_each_other_and_texts_shown(pair, tmp_path, capsys):
+    compare_runs(folders(pair), prompt="the", seed=3, html=tmp_path / "both.html")
     source = (tmp_path / "both.html").read_text(encoding="utf-8")
     page = Whole(source)
     assert [len(line) for line in lines(source)[:4]] == [3, 3, 12, 12]
     assert "one · two" in page.text
     assert "model_ff" in page.text
+    # With the texts that were printed, and the axes of both runs for the script.
+    printed = capsys.readouterr().out.partition("--- one ---\n")[2].removesuffix("\n\n")
+    one, _, two = printed.partition("\n\n--- two ---\n")
+    assert f"one{one}two{two}" in page.text
+    axes = next(keys["data-axes"] for _, keys in page.elements if "data-axes" in keys)
+    assert [run["step"][-1] for run in json.loads(axes)] == [12, 12]
+    curves = [json.loads(keys["data-chart"]) for _, keys in page.elements if "data-chart" in keys]
+    assert [curve["run"] for curve in curves[0]["curves"]] == [0, 1]
+
+
+def test_no_text_of_a_run_becomes_html_in_a_comparison(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.compare._written", lambda *_: HOSTILE)
+    (pair[0].folder).rename(pair[0].folder.with_name("<script>"))
+    compared = [pair[0].folder.with_name("<script>"), pair[1].folder]
+    compare_runs(compared, prompt=HOSTILE, html=tmp_path / "both.html")
+    page = Whole((tmp_path / "both.html").read_text(encoding="utf-8"))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == 1
+    assert "img" not in tags
+    assert page.text.count(HOSTILE) == 3
+    assert "<script>" in page.text
 
 
 @pytest.mark.parametrize("count", [0, 1])
