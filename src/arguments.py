@@ -16,9 +16,22 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from .errors import AGI2Error
+
+if TYPE_CHECKING:
+    import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -232,6 +245,22 @@ def _describe(hint: Any) -> str:
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][0]
     return f"a {hint.__name__}"
+
+
+def as_tensor(name: str, value: Any) -> torch.Tensor:
+    """A tensor as it is, or what an array or nested lists hold as one.
+
+    Raises:
+        AGI2Error: where it is neither.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AGI2Error(f"{name} must be a tensor, not {type(value).__name__}") from error
 
 
 def check_vectors(name: str, x: Any, width: int, dims: int | None = None) -> None:

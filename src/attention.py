@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .arguments import PositiveInt, Rate, check_vectors, checked
+from .arguments import PositiveInt, Rate, as_tensor, check_vectors, checked
 from .dropout import Dropout, dropout, is_training
 from .errors import AGI2Error
 from .kv_cache import LayerCache
@@ -133,7 +133,6 @@ class MultiHeadAttention(nn.Module):
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v
 
-
     def _check_inputs(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         check_vectors("query", query, self.d_model, dims=3)
         if key is not query:
@@ -173,32 +172,31 @@ def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return mask.to(q.dtype) if mask.is_floating_point() else mask
 
 
-def as_mask(name: str, mask: Any, device: torch.device) -> torch.Tensor:
+def as_mask(name: str, mask: Any, device: torch.device, *, is_added: bool = True) -> torch.Tensor:
     """A mask as a tensor that is boolean, True may attend, or floating, added to the scores.
 
     Args:
         name: of the argument, for messages.
         mask: a tensor or an array: boolean, integers of 0 and 1, or floating.
         device: where it goes.
+        is_added: whether a floating mask would be added to scores. Else 0 and 1 mean what they
+            mean as integers, and no other number means anything.
 
     Raises:
         AGI2Error: where integers are not 0 and 1; where a floating mask is of 0 and 1 alone, which
             would mask nothing when added, or has NaN or positive infinity.
     """
-    if not isinstance(mask, torch.Tensor):
-        try:
-            mask = torch.as_tensor(mask)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise AGI2Error(f"{name} must be a tensor, not {type(mask).__name__}") from error
+    mask = as_tensor(name, mask)
     if mask.is_complex():
         raise AGI2Error(f"{name} must be boolean, 0 and 1, or floating, not {mask.dtype}")
     if mask.device != device:
         mask = mask.to(device)
     if mask.dtype == torch.bool:
         return mask
+    is_added = is_added and mask.is_floating_point()
     if not _is_recorded(device):
-        _check_values(name, mask)
-    return mask if mask.is_floating_point() else mask.bool()
+        _check_values(name, mask, is_added)
+    return mask if is_added else mask.bool()
 
 
 def _is_recorded(device: torch.device) -> bool:
@@ -208,11 +206,11 @@ def _is_recorded(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _check_values(name: str, mask: torch.Tensor) -> None:
+def _check_values(name: str, mask: torch.Tensor, is_added: bool) -> None:
     is_binary = bool(((mask == 0) | (mask == 1)).all())
-    if not mask.is_floating_point():
+    if not is_added:
         if not is_binary:
-            raise AGI2Error(f"{name} has integers other than 0 and 1: 1 may attend, 0 may not")
+            raise AGI2Error(f"{name} has numbers other than 0 and 1: 1 may attend, 0 may not")
     elif is_binary and bool((mask == 1).any()):
         raise AGI2Error(
             f"{name} is of a floating type, which is added to the scores, and holds only 0 and 1, "

@@ -257,10 +257,6 @@ def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _Rules) ->
             f"length_penalty must be between -10 and 10, not {rules.length_penalty}",
         ),
         (
-            rules.early_stopping in (True, False, "never"),
-            f'beam_early_stopping must be true, false or "never", not {rules.early_stopping!r}',
-        ),
-        (
             0 <= rules.diversity_penalty <= 1e6,
             f"diversity_penalty must be from 0 to 1000000, not {rules.diversity_penalty}",
         ),

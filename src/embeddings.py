@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments import NonNegativeInt, PositiveInt, Rate, checked, convert
+from .arguments import NonNegativeInt, PositiveInt, Rate, as_tensor, checked, convert
 from .dropout import Dropout
 from .errors import AGI2Error
 
@@ -69,13 +69,7 @@ def as_token_ids(name: str, tokens: Any, device: torch.device | None = None) -> 
     Raises:
         AGI2Error: where they are not integers.
     """
-    if not isinstance(tokens, torch.Tensor):
-        try:
-            tokens = torch.as_tensor(tokens)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise AGI2Error(
-                f"{name} must be a tensor of token ids, not {type(tokens).__name__}"
-            ) from error
+    tokens = as_tensor(name, tokens)
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise AGI2Error(f"{name} must be integers, the ids of tokens, not {tokens.dtype}")
     if tokens.dtype not in (torch.int64, torch.int32):

@@ -6,7 +6,7 @@ B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,16 +16,18 @@ import torch
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
 from .beam_search import beam_search
 from .config import EarlyStopping
+from .config_loader import make_config
 from .cuda_utils import select_device
 from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
 from .model import GPT2Model
-from .model_folder import check_vocabulary
+from .model_folder import TrainedModel, check_vocabulary
 from .sampling import (
     NOTHING,
     SamplingOptions,
     check_of_beams,
     draw,
+    generation_options,
     process_logits,
     undrawn,
 )
@@ -152,6 +154,7 @@ def stream_text(
     *,
     stopping_criteria: Sequence[StoppingCriterion] = (),
     skip_leading_space: bool = False,
+    model_seed: str = "",
     seed: NonNegativeInt | None = None,
     decoder: Decoder | None = None,
     **options: Any,
@@ -178,15 +181,13 @@ def stream_text(
         decoder = Decoder(model, tokenizer.vocab_size)
     elif decoder.model is not model or decoder.vocab_size != tokenizer.vocab_size:
         raise AGI2Error("decoder is of another model or tokenizer: make one for these, or none")
-    ids = _encode(prompt, tokenizer)
+    ids = _encode(prompt, tokenizer, model_seed)
     check_prompt(ids, tokenizer.vocab_size)
     writer = Writer(tokenizer, given, stopping_criteria, skip_leading_space)
     return _stream(_write(decoder, ids, given, tokenizer.end_of_text, seed), writer)
 
 
-def _stream(
-    tokens: Generator[int, None, None], writer: Writer
-) -> Generator[str, None, None]:
+def _stream(tokens: Generator[int, None, None], writer: Writer) -> Generator[str, None, None]:
     """Yield what is sure to be shown, as soon as it is."""
     with closing(tokens):
         for token in tokens:
@@ -212,6 +213,7 @@ def generate_text(
     device: torch.device | str | None = None,
     *,
     stopping_criteria: Sequence[StoppingCriterion] = (),
+    model_seed: str = "",
     seed: NonNegativeInt | None = None,
     return_full_text: bool = True,
     on_text: Callable[[str], object] | None = None,
@@ -229,6 +231,7 @@ def generate_text(
         tokenizer: the model's.
         device: moves the model there first, if given: `auto`, `cpu`, `cuda`, ...
         stopping_criteria: each is given the continuation so far; true ends it.
+        model_seed: text before the prompt, which is not returned.
         seed: repeats a text; without it each is new.
         return_full_text: prompt and continuation, or the continuation alone.
         on_text: is given each piece of the continuation as soon as it is written.
@@ -251,6 +254,7 @@ def generate_text(
         top_p,
         tokenizer,
         stopping_criteria=stopping_criteria,
+        model_seed=model_seed,
         seed=seed,
         **options,
     ):
@@ -273,6 +277,7 @@ def generate_batch(
     *,
     n: int = 1,
     stopping_criteria: Sequence[StoppingCriterion] = (),
+    model_seed: str = "",
     seed: NonNegativeInt | None = None,
     return_full_text: bool = True,
     **options: Any,
@@ -292,6 +297,7 @@ def generate_batch(
         tokenizer: the model's.
         n: texts for each prompt.
         stopping_criteria: as in `generate_text`.
+        model_seed: as in `generate_text`.
         seed: repeats the texts; without it each is new.
         return_full_text: prompt and continuation, or the continuation alone.
         **options: others of `SamplingOptions`.
@@ -315,7 +321,7 @@ def generate_batch(
     prompts = [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]
     if not prompts:
         return []
-    ids = [_encode(prompt, tokenizer) for prompt in prompts]
+    ids = [_encode(prompt, tokenizer, model_seed) for prompt in prompts]
     for each in ids:
         check_prompt(each, tokenizer.vocab_size)
     writers = [Writer(tokenizer, given, stopping_criteria) for _ in prompts for _ in range(n)]
@@ -400,6 +406,7 @@ def generate_choices(
     tokenizer: Tokenizer | None = None,
     *,
     runners_up: NonNegativeInt = 4,
+    model_seed: str = "",
     seed: NonNegativeInt | None = None,
     **options: Any,
 ) -> list[Choice]:
@@ -418,7 +425,7 @@ def generate_choices(
     characters = StreamDecoder(tokenizer)
     written: list[Choice] = []
     decoder = Decoder(model, tokenizer.vocab_size)
-    ids = _encode(prompt, tokenizer)
+    ids = _encode(prompt, tokenizer, model_seed)
     with closing(_choose(decoder, ids, given, tokenizer.end_of_text, seed)) as choices:
         for token, logits in choices:
             probabilities = logits[0].float().softmax(dim=-1)
@@ -546,6 +553,26 @@ def generate_beam_texts(
     return [BeamText(text, score) for text, score in texts.items()][:results]
 
 
+def stream_as_configured(
+    trained: TrainedModel, prompt: str | Sequence[int], changes: Mapping[str, Any]
+) -> Generator[str, None, None]:
+    """Yield the continuation that a trained model's configuration asks for, with some keys changed.
+
+    Raises:
+        AGI2Error: where a key is wrong, or asks for quantized weights and the model has none.
+    """
+    given = {key: trained.config[key] for key in trained.config.model_fields_set}
+    config = make_config({**given, **changes}, "generation", "generate")
+    if config.quantize != "none" and trained.model.few_tokens is None:
+        raise AGI2Error(
+            f'quantize = "{config.quantize}": call prepare_for_generation(trained.model, '
+            f'"{config.quantize}") first, or pass quantize="none"'
+        )
+    return stream_text(
+        trained.model, prompt, tokenizer=trained.tokenizer, **generation_options(config)
+    )
+
+
 def _options(
     tokenizer: Tokenizer,
     max_length: int,
@@ -574,9 +601,14 @@ def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
             raise AGI2Error(f"logit_bias: {token!r} is no token id below {vocab_size}")
 
 
-def _encode(prompt: str | Sequence[int], tokenizer: Tokenizer) -> Sequence[int]:
-    """Token ids of a prompt; nothing starts at the end of text."""
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+def _encode(
+    prompt: str | Sequence[int], tokenizer: Tokenizer, model_seed: str = ""
+) -> Sequence[int]:
+    """Token ids of a prompt after the text of `model_seed`; nothing starts at the end of text."""
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(model_seed + prompt)
+    else:
+        ids = [*tokenizer.encode(model_seed), *prompt]
     return ids or [tokenizer.end_of_text]
 
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -14,12 +14,14 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.keys import Keys
 
+from .arguments import NonNegativeInt, PositiveInt, checked, convert
 from .corpus import cache_folder
 from .decoder import Decoder
 from .errors import AGI2Error
 from .generation import stream_text
 from .metrics import console
 from .model import GPT2Model
+from .sampling import SamplingOptions
 from .stopping import stop_strings
 from .tokenizer import Tokenizer
 from .utils import log
@@ -36,18 +38,22 @@ class InteractivePrompt:
 
     Args:
         model: a trained model. Where its weights change, `clear_context` begins anew.
-        max_context_length: tokens of conversation before each reply; at most so many that the
-            model's positions have room for the reply, or half of them.
+        max_context_length: tokens of conversation before each reply. Where the model's positions
+            have no room for so many and the reply, fewer are used: see `context_limit`.
         tokenizer: the model's.
         model_seed: text that always stands first.
         max_length: new tokens of a reply at most.
         seed: makes the whole conversation repeatable.
         **options: what `generation.stream_text` takes (temperature, top_k, ...).
 
+    One reply at a time: a message, or `clear_context`, while another reply is generated is
+    refused. Any number of conversations may share a model.
+
     Raises:
-        AGI2Error: where `model_seed` leaves no room in the context.
+        AGI2Error: where `model_seed` leaves no room in the context, or an option is wrong.
     """
 
+    @checked
     def __init__(
         self,
         model: GPT2Model,
@@ -55,21 +61,21 @@ class InteractivePrompt:
         tokenizer: Tokenizer,
         *,
         model_seed: str = "",
-        max_length: int = 100,
-        seed: int | None = None,
+        max_length: PositiveInt = 100,
+        seed: NonNegativeInt | None = None,
         **options: Any,
     ) -> None:
         if max_context_length < 1:
             raise AGI2Error(f"max_context_length must be at least 1, not {max_context_length}")
         self.model = model
         self.tokenizer = tokenizer
-        positions = model.config.max_seq_len
-        room = max(positions - max_length, (positions + 1) // 2)
-        self.max_context_length = min(max_context_length, room)
+        self.max_context_length = max_context_length
+        """As it was given; `context_limit` is what is used."""
         self.max_length = max_length
         self.seed = seed
         self.options = {"temperature": 0.8, **options}
-        self.options["stop"] = [TURN_END, *stop_strings(self.options.get("stop", ()))]
+        given = SamplingOptions(max_length, **self.options)  # which checks them
+        self.options["stop"] = [TURN_END, *stop_strings(given.stop)]
         self.history: list[str] = []
         """What was said: messages and replies in turn, those still in the context."""
         # A turn's tokens are the same whatever turn follows, so that they are read once; two line
@@ -79,13 +85,37 @@ class InteractivePrompt:
         writes_it = tokenizer.decode(turn_end) == TURN_END
         self._turn_end = turn_end if writes_it else [tokenizer.end_of_text]
         self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
-        if len(self._seed_tokens) >= self.max_context_length:
-            raise AGI2Error(
-                f"model_seed has {len(self._seed_tokens)} tokens: a context of "
-                f"{self.max_context_length} has no room for a message"
+        self._room()
+        if self.context_limit < max_context_length:
+            log.info(
+                "max_context_length %d: the model's %d positions have room for %d beside a reply",
+                max_context_length,
+                model.config.max_seq_len,
+                self.context_limit,
             )
         self._turns = 0
         self._decoder = Decoder(model, tokenizer.vocab_size)
+        self._replying = threading.Lock()
+
+    @property
+    def context_limit(self) -> int:
+        """The tokens of conversation before each reply, at most.
+
+        `max_context_length`, but no more than leave room in the model's positions for a reply of
+        `max_length`, or half the positions where that is more.
+        """
+        positions = self.model.config.max_seq_len
+        return min(self.max_context_length, max(positions - self.max_length, (positions + 1) // 2))
+
+    def _room(self) -> int:
+        """Tokens of the context that `model_seed` leaves."""
+        room = self.context_limit - len(self._seed_tokens)
+        if room < 1:
+            raise AGI2Error(
+                f"model_seed has {len(self._seed_tokens)} tokens: a context of "
+                f"{self.context_limit} has no room for a message"
+            )
+        return room
 
     def send_message(self, text: str) -> str:
         """Say something; return the reply alone."""
@@ -93,7 +123,28 @@ class InteractivePrompt:
 
     def stream_message(self, text: str) -> Generator[str, None, None]:
         """Say something; yield the reply in pieces. What was yielded is remembered, even when
-        the caller stops half-way."""
+        the caller stops half-way.
+
+        Raises:
+            AGI2Error: where another reply is being generated: exhaust or close its generator first.
+        """
+        text = convert(str, "text", text)
+        with self._one_at_a_time():
+            yield from self._reply_to(text)
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        if not self._replying.acquire(blocking=False):
+            raise AGI2Error(
+                "a reply of this conversation is still being generated: finish it, or close its "
+                "generator, first"
+            )
+        try:
+            yield
+        finally:
+            self._replying.release()
+
+    def _reply_to(self, text: str) -> Generator[str, None, None]:
         self.history.append(text)
         reply = ""
         seed = None if self.seed is None else self.seed + self._turns
@@ -117,19 +168,24 @@ class InteractivePrompt:
             self.history.append(reply.rstrip())
 
     def clear_context(self) -> None:
-        """Forget the conversation; `model_seed` stays."""
-        self.history.clear()
-        self._turns = 0
-        self._decoder = Decoder(self.model, self.tokenizer.vocab_size)
+        """Forget the conversation; `model_seed` stays.
+
+        Raises:
+            AGI2Error: where a reply is being generated.
+        """
+        with self._one_at_a_time():
+            self.history.clear()
+            self._turns = 0
+            self._decoder = Decoder(self.model, self.tokenizer.vocab_size)
 
     def context_tokens(self) -> list[int]:
-        """The conversation as tokens, at most `max_context_length`.
+        """The conversation as tokens, at most `context_limit`.
 
         Where it grows too long, whole turns are forgotten from the oldest on, until a quarter of
         the context is free: what stays must be read again, which is not to happen at each message.
         A single message that is still too long keeps its last tokens, with a warning.
         """
-        room = self.max_context_length - len(self._seed_tokens)
+        room = self._room()
         turns = [self.tokenizer.encode(turn) + self._turn_end for turn in self.history]
         length = sum(map(len, turns))
         if length > room:

@@ -40,6 +40,10 @@ class LoRALinear(nn.Linear):
         """(..., inputs) to (..., outputs)."""
         return super().forward(x) + F.linear(F.linear(x, self.lora_down), self.lora_up)
 
+    def extra_repr(self) -> str:
+        """The sizes and the rank."""
+        return f"{super().extra_repr()}, rank={self.lora_down.size(0)}"
+
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """One linear layer that does the same."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .arguments import as_tensor
 from .attention import as_mask, causal_mask
-from .config import GPT2Config
+from .config import Config, GPT2Config
 from .dropout import Dropout, is_training
 from .embeddings import (
     INIT_STD,
@@ -29,6 +31,9 @@ from .embeddings import (
 from .errors import AGI2Error
 from .kv_cache import KVCache
 from .transformer import TransformerBlock
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 FewTokens = Callable[[torch.Tensor, torch.Tensor | None, KVCache], torch.Tensor | None]
 
@@ -119,7 +124,7 @@ class GPT2Model(nn.Module):
 
         Args:
             input_ids: the tokens, or with a cache the tokens after those in it.
-            attention_mask: boolean, or integers of 0 and 1. (B or 1, S), true for text and false
+            attention_mask: boolean, or of 0 and 1. (B or 1, S), true for text and false
                 for padding, on either side; or (B or 1, T, S) or (B or 1, H or 1, T, S), true where
                 a token may attend. All narrow the causal order. Two dimensions are always a batch
                 and its tokens, whatever their sizes.
@@ -175,12 +180,14 @@ class GPT2Model(nn.Module):
 
     def _checked_mask(self, attention_mask: Any, x: torch.Tensor, seen: int) -> torch.Tensor:
         """A mask for embeddings (B, T, C), boolean, or a clear error."""
-        mask = as_mask("attention_mask", attention_mask, x.device)
-        if mask.is_floating_point():
+        mask = as_tensor("attention_mask", attention_mask)
+        if mask.dim() > 2 and mask.is_floating_point():
             raise AGI2Error(
-                "attention_mask is of a floating type: it must be boolean or of integers 0 and 1, "
-                "true may attend"
+                f"attention_mask of {mask.dim()} dimensions is boolean, or of integers 0 and 1, "
+                f"true may attend; not {mask.dtype}"
             )
+        # What marks text and padding is never added to a score: ones and zeros of any type do.
+        mask = as_mask("attention_mask", mask, x.device, is_added=False)
         batch, length, _ = x.shape
         wanted = {
             2: (batch, seen + length),
@@ -290,6 +297,40 @@ class GPT2Model(nn.Module):
             self.device,
             next(chain(self.parameters(), self.buffers())).dtype,
         )
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer | None = None,
+        config: Config | None = None,
+    ) -> None:
+        """Write the model into a folder that `from_pretrained` reads, and with it its tokenizer.
+
+        Args:
+            folder: made where there is none.
+            tokenizer: with it, the folder is one that `load_model` and every command take, too.
+            config: keys to keep beside the architecture, such as how text is generated.
+
+        Raises:
+            AGI2Error: where the folder cannot be written or has another model's tokenizer.
+        """
+        from .model_folder import save_model
+
+        save_model(self, tokenizer, config or Config(), folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> GPT2Model:
+        """Read the model of a folder that training or `save_pretrained` wrote, ready to evaluate.
+
+        `load_model` reads its tokenizer and configuration as well; `import_huggingface` makes such
+        a folder of one in Hugging Face's format.
+
+        Raises:
+            AGI2Error: where there is no such model, or a file is broken.
+        """
+        from .model_folder import load_architecture
+
+        return load_architecture(folder, device)
 
     def num_parameters(self) -> int:
         """Weights, tied ones counted once; of a prepared model those that it was made of."""

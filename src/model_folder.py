@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
 from .config_loader import CONFIG, load_config, save_config
+from .cuda_utils import select_device
 from .errors import AGI2Error
 from .lora import merged
 from .model import GPT2Model
@@ -45,8 +47,24 @@ def save_weights(
         save_tensors(tensors, beside, {"agi2": json.dumps(notes)})
 
 
-def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
-    """Write all that `load_model` needs: weights, tokenizer and configuration."""
+@checked
+def save_model(
+    model: GPT2Model, tokenizer: Tokenizer | None, config: Config, folder: str | Path
+) -> None:
+    """Write all that `load_model` needs: weights, tokenizer and configuration.
+
+    Args:
+        model: of any mode and device.
+        tokenizer: the model's. Without one the folder is for `GPT2Model.from_pretrained` alone.
+        config: whose keys are kept beside the architecture, which is the model's own.
+        folder: made where there is none.
+
+    Raises:
+        AGI2Error: where it cannot be written, or would keep the tokenizer of another model.
+    """
+    folder = Path(folder)
+    if tokenizer is None and os.path.lexists(folder / FILE_NAME):
+        raise AGI2Error(f"{folder} has a tokenizer: pass the model's own, or name a new folder")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     describe_model(model.config, tokenizer, config, folder)
@@ -54,12 +72,13 @@ def save_model(model: GPT2Model, tokenizer: Tokenizer, config: Config, folder: P
 
 
 def describe_model(
-    architecture: GPT2Config, tokenizer: Tokenizer, config: Config, folder: Path
+    architecture: GPT2Config, tokenizer: Tokenizer | None, config: Config, folder: Path
 ) -> None:
     """Write a model's configuration and tokenizer into its folder."""
     save_config(config.changed(**architecture.to_keys()), folder / CONFIG)
-    with writing(folder):
-        tokenizer.save(folder)
+    if tokenizer is not None:
+        with writing(folder):
+            tokenizer.save(folder)
 
 
 @dataclass(frozen=True)
@@ -70,9 +89,40 @@ class TrainedModel:
     tokenizer: Tokenizer
     config: Config
 
+    def generate(self, prompt: str | Sequence[int] = "", **changes: Any) -> str:
+        """Continue a prompt as the configuration says; return both.
 
+        `load_model("trained/moby_dick").generate("Call me", temperature=0.5, sampling_seed=1)` is
+        what `agi2 generate` prints for that folder with those keys set.
+
+        Args:
+            prompt: text, or its token ids.
+            **changes: keys of the configuration to use in place of the folder's.
+
+        Raises:
+            AGI2Error: where a key is wrong, or asks for quantized weights and the model has none.
+        """
+        from .generation import stream_as_configured
+
+        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
+        return text + "".join(stream_as_configured(self, prompt, changes))
+
+    def stream(
+        self, prompt: str | Sequence[int] = "", **changes: Any
+    ) -> Generator[str, None, None]:
+        """As `generate`, but yield the continuation alone, in pieces of whole characters."""
+        from .generation import stream_as_configured
+
+        return stream_as_configured(self, prompt, changes)
+
+
+@checked
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
     """Read a trained model, in evaluation mode.
+
+    Args:
+        folder: as training or `save_model` writes it.
+        device: `cpu`, `cuda`, `auto`, ...
 
     Raises:
         AGI2Error: where a file is missing or broken, a weight is no number, or weights, tokenizer
@@ -81,19 +131,42 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     folder = Path(folder)
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
-    # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
-    with torch.device("meta"):
-        model = GPT2Model(config)
+    model = _load_weights_of(folder, config)
     check_vocabulary(tokenizer, model)
-    load_weights(model, folder / WEIGHTS, assign=True, merge=True)
-    check_finite(model.state_dict(), str(folder))
     expected = _notes(folder / WEIGHTS).get("tokenizer")
     if expected is not None and sha256_of(folder / FILE_NAME) != expected:
         raise AGI2Error(
             f"{folder / FILE_NAME} is another tokenizer than the one that {folder / WEIGHTS} was "
             "trained with: put that one back, or train again"
         )
-    return TrainedModel(model.to(device).eval(), tokenizer, config)
+    return TrainedModel(model.to(select_device(str(device))), tokenizer, config)
+
+
+@checked
+def load_architecture(folder: str | Path, device: torch.device | str = "cpu") -> GPT2Model:
+    """Read a model alone, in evaluation mode, from a folder that may have no tokenizer.
+
+    Raises:
+        AGI2Error: where the folder has no model, or a file is broken.
+    """
+    folder = Path(folder)
+    if not os.path.isfile(folder / CONFIG):
+        foreign = os.path.isfile(folder / "config.json")
+        hint = f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else ""
+        raise AGI2Error(f"{folder}: no model there that save_pretrained or training wrote{hint}")
+    if os.path.lexists(folder / FILE_NAME):
+        return load_model(folder, device).model
+    return _load_weights_of(folder, load_config(folder / CONFIG)).to(select_device(str(device)))
+
+
+def _load_weights_of(folder: Path, config: Config) -> GPT2Model:
+    """The model of a folder, in evaluation mode."""
+    # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
+    with torch.device("meta"):
+        model = GPT2Model(config)
+    load_weights(model, folder / WEIGHTS, assign=True, merge=True)
+    check_finite(model.state_dict(), str(folder))
+    return model.eval()
 
 
 def load_trained(

@@ -153,6 +153,10 @@ class FixedEmbeddings(nn.Module):
         """Token ids (B, T) to embeddings (B, T, C)."""
         return restore(self._weights, tokens.flatten()).unflatten(0, tokens.shape)
 
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return _sizes(self._weights)
+
 
 class FixedLinear(nn.Module):
     """A linear layer of weights that do not change any more."""
@@ -174,6 +178,14 @@ class FixedLinear(nn.Module):
         if self._few is not None and few and self._few.suits(x):
             return self._few(x)
         return F.linear(x, self.weight, self._weights.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return _sizes(self._weights)
+
+
+def _sizes(weights: Weights) -> str:
+    return f"inputs={weights.inputs}, outputs={weights.outputs}, bits={weights.bits}"
 
 
 def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:

@@ -151,6 +151,23 @@ def sampling_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {each.name: config[each.name] for each in fields(SamplingOptions)}
 
 
+def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords with which `generate_text` does what a run's configuration says.
+
+    `generate_text(model, "Call me", tokenizer=tokenizer, **generation_options(config))` returns
+    what `agi2 generate` prints. `stream_text`, `generate_batch`, `generate_choices` and, for a
+    conversation, `InteractivePrompt` take them, too.
+
+    Args:
+        config: what `load_config` returns.
+    """
+    return {
+        "model_seed": config["model_seed"],
+        "seed": config["sampling_seed"],
+        **sampling_keys(config),
+    }
+
+
 # Those that bear on every token, however it is chosen: beam search follows them, too.
 _CHOSEN_ANYHOW = (
     "min_length",

@@ -465,7 +465,7 @@ def test_no_result_shows_a_stop_string(tokenizer, writer):
         ({"diversity_penalty": math.nan}, "diversity_penalty must be from 0 to 1000000, not nan"),
         (
             {"early_stopping": "always"},
-            "beam_early_stopping must be true, false or \"never\", not 'always'",
+            "early_stopping must be True or False or 'never', not 'always'",
         ),
         ({"results": 0}, "beam_results must be from 1 to beam_size 5, not 0"),
         ({"results": 6}, "beam_results must be from 1 to beam_size 5, not 6"),

@@ -1,13 +1,15 @@
 """Dropout: what is dropped, how often, and what it does to the mean and the gradient."""
 
 import math
+import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.dropout import Dropout, dropout
+from src.dropout import Dropout, dropout, evaluating, is_training
+from src.errors import AGI2Error
 
 LEVELS = 65_536
 
@@ -82,3 +84,58 @@ def test_elsewhere_than_on_a_cpu_it_is_pytorchs_own(monkeypatch):
     dropout(torch.empty(3, 4, device="meta"), 0.5)
     dropout(torch.empty(3, 4), 0.5)
     assert asked == [0.5]
+
+
+# --- without dropout, whatever the mode ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_leaves_the_mode_alone_and_takes_no_gradient(training):
+    layer = Dropout(0.9).train(training)
+    x = torch.ones(100, requires_grad=True)
+    with evaluating():
+        assert layer.training is training
+        assert not is_training(layer)
+        assert layer(x) is x
+        assert not torch.is_grad_enabled()
+    assert layer.training is is_training(layer) is training
+    assert torch.is_grad_enabled()
+
+
+def test_evaluating_ends_with_an_error_and_may_be_nested():
+    layer = Dropout(0.9).train()
+    with pytest.raises(RuntimeError, match="stop"), evaluating(), evaluating():
+        raise RuntimeError("stop")
+    with evaluating():
+        with evaluating():
+            pass
+        assert not is_training(layer)
+    assert is_training(layer)
+
+
+def test_evaluating_is_of_its_own_thread():
+    layer = Dropout(0.5).train()
+    found = []
+    with evaluating():
+        thread = threading.Thread(target=lambda: found.append(is_training(layer)))
+        thread.start()
+        thread.join()
+    assert found == [True]
+
+
+def test_compiled_dropout_follows_the_mode_and_evaluating():
+    layer = Dropout(0.5).train()
+    layer.compile(backend="eager", fullgraph=True)
+    x = torch.ones(1000)
+    for _ in range(2):
+        assert bool((layer(x) == 0).any())
+        with evaluating():
+            assert torch.equal(layer(x), x)
+    layer.eval()
+    assert torch.equal(layer(x), x)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, math.nan, "0.1", None, True])
+def test_a_rate_that_is_none_is_one_clear_line(rate):
+    with pytest.raises(AGI2Error, match=r"^rate must be a number in \[0, 1\), not "):
+        Dropout(rate)

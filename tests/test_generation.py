@@ -274,14 +274,14 @@ def test_weights_that_are_not_finite_are_one_clear_line(temperature, tokenizer):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_models_mode_is_restored(training, tokenizer):
+def test_the_models_mode_is_never_changed(training, tokenizer):
     model = random_model(vocab_size=VOCABULARY, dropout=0.5).train(training)
     whole = generate_text(model, "a", 5, tokenizer=tokenizer, seed=0)
     assert model.training is training
     assert generate_text(model, "a", 5, tokenizer=tokenizer, seed=0) == whole
     for stream in (generate_tokens(model, [1], 9), stream_text(model, "a", 9, tokenizer=tokenizer)):
         next(stream)
-        assert not model.training
+        assert model.training is training
         stream.close()
         assert model.training is training
     beam_search(model, [1], 2, 3)
@@ -551,7 +551,7 @@ def test_the_device_is_chosen_as_everywhere_else(tokenizer, writer, caplog):
         ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
         ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
         ({"temperature": math.inf}, "temperature must be a number from 0 on, not inf"),
-        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"top_k": -1}, "top_k must be at least 0, not -1"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
         ({"top_p": math.nan}, "top_p must be above 0 and at most 1, not nan"),

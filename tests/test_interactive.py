@@ -1,3 +1,4 @@
+import gc
 import io
 import logging
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
@@ -303,12 +305,12 @@ def test_an_interrupted_reply_keeps_what_was_written(tokenizer):
     assert prompt.history == ["Hi", "Hell"]
 
 
-def test_the_models_mode_is_restored_after_an_interrupted_reply(tokenizer):
+def test_the_models_mode_is_not_changed_by_a_reply(tokenizer):
     prompt = says(tokenizer, "Hello there.\n\n", "Hi")
     prompt.model.train()
     pieces = prompt.stream_message("Hi")
     next(pieces)
-    assert not prompt.model.training
+    assert prompt.model.training
     pieces.close()
     assert prompt.model.training
 
@@ -618,9 +620,113 @@ def test_turns_stay_apart_where_the_tokenizer_folds_their_end():
     assert prompt.context_tokens() == [a, b, end, c, end]
 
 
+@pytest.mark.parametrize("given", [8, 64, 1024])
 @pytest.mark.parametrize(("max_length", "limit"), [(10, 54), (32, 32), (500, 32)])
-def test_the_context_leaves_room_for_the_reply(model, tokenizer, max_length, limit):
-    assert (
-        InteractivePrompt(model, 64, tokenizer, max_length=max_length).max_context_length == limit
+def test_the_context_length_is_what_was_given_and_the_log_says_what_fits(
+    model, tokenizer, max_length, limit, given, caplog
+):
+    with caplog.at_level(logging.INFO, "agi2"):
+        prompt = InteractivePrompt(
+            model, max_context_length=given, tokenizer=tokenizer, max_length=max_length
+        )
+    assert prompt.max_context_length == given
+    assert prompt.context_limit == min(given, limit)
+    expected = (
+        f"max_context_length {given}: the model's 64 positions have room for {limit} beside a reply"
     )
-    assert InteractivePrompt(model, 8, tokenizer, max_length=max_length).max_context_length == 8
+    assert caplog.messages == ([expected] if limit < given else [])
+
+
+def test_a_context_length_that_is_changed_later_counts(model, tokenizer):
+    prompt = InteractivePrompt(model, 30, tokenizer, max_length=4, model_seed="Be kind.")
+    prompt.history[:] = ["one two three", "four five six"]
+    assert len(prompt.context_tokens()) > 20
+    prompt.max_context_length = 20
+    assert len(prompt.context_tokens()) == 20
+    prompt.max_context_length = 8
+    with pytest.raises(AGI2Error, match=r"^model_seed has 8 tokens: a context of 8 has no room"):
+        prompt.send_message("Hi")
+    prompt.max_context_length = 20
+    assert prompt.history == ["four five six"]
+    prompt.send_message("Hi")
+
+
+# --- one reply at a time ------------------------------------------------------------------------
+
+BUSY = r"^a reply of this conversation is still being generated: finish it, or close"
+
+
+def test_a_message_during_a_reply_is_refused_and_changes_nothing(model, tokenizer):
+    def conversation():
+        return InteractivePrompt(model, 40, tokenizer, max_length=8, seed=3)
+
+    alone = conversation()
+    expected = [alone.send_message("Hi"), alone.send_message("So")]
+    prompt = conversation()
+    pieces = prompt.stream_message("Hi")
+    text = next(pieces)
+    for other in (prompt.send_message, lambda text: next(prompt.stream_message(text))):
+        with pytest.raises(AGI2Error, match=BUSY):
+            other("What?")
+    with pytest.raises(AGI2Error, match=BUSY):
+        prompt.clear_context()
+    text += "".join(pieces)
+    assert [text.rstrip(), prompt.send_message("So")] == expected
+    assert prompt.history == alone.history
+
+
+@pytest.mark.parametrize("end", ["close", "delete", "not begun"])
+def test_a_reply_that_is_left_frees_the_conversation(model, tokenizer, end):
+    prompt = InteractivePrompt(model, 40, tokenizer, max_length=8, seed=3)
+    pieces = prompt.stream_message("Hi")
+    said = [] if end == "not begun" else ["Hi", next(pieces).rstrip()]
+    if end == "close":
+        pieces.close()
+    del pieces
+    gc.collect()
+    assert prompt.history == said
+    prompt.send_message("So")
+    assert prompt.history[len(said)] == "So"
+    prompt.clear_context()
+    assert prompt.history == []
+
+
+def test_an_error_in_a_reply_frees_the_conversation(model, tokenizer, monkeypatch):
+    prompt = InteractivePrompt(model, 40, tokenizer, max_length=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "read", raising(RuntimeError))
+        with pytest.raises(RuntimeError, match="stopped here"):
+            prompt.send_message("Hi")
+    prompt.clear_context()
+    prompt.send_message("Hi")
+    assert prompt.history[0] == "Hi"
+
+
+def test_one_of_two_threads_is_refused(model, tokenizer):
+    prompt = InteractivePrompt(model, 40, tokenizer, max_length=8, seed=3)
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        assert go.wait(60)
+
+    handle = model.register_forward_pre_hook(wait)
+    replies = []
+    thread = threading.Thread(target=lambda: replies.append(prompt.send_message("Hi")))
+    thread.start()
+    assert inside.wait(60)
+    with pytest.raises(AGI2Error, match=BUSY):
+        prompt.send_message("What?")
+    go.set()
+    thread.join()
+    handle.remove()
+    assert prompt.history == ["Hi", *replies]
+
+
+def test_a_wrong_option_is_refused_before_the_first_message(model, tokenizer):
+    with pytest.raises(AGI2Error, match=r"^top_p must be above 0 and at most 1, not 3$"):
+        InteractivePrompt(model, 40, tokenizer, top_p=3)
+    prompt = InteractivePrompt(model, 40, tokenizer)
+    with pytest.raises(AGI2Error, match=r"^text must be a string, not 5$"):
+        prompt.send_message(5)
+    assert prompt.history == []

@@ -301,7 +301,9 @@ def test_a_custom_mask_may_hide_a_token_from_itself():
     assert not torch.allclose(wide[:, 1], wide[:, 0])
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (2, 4, 5), (3, 4), (2, 3, 4), (4,), (2, 1, 4, 4)])
+@pytest.mark.parametrize(
+    "shape", [(1, 5), (2, 4, 5), (3, 4), (2, 3, 4), (4,), (2, 3, 4, 4), (1, 1, 1, 2, 4)]
+)
 def test_a_mask_of_another_shape_is_an_error(shape):
     model = random_model()
     with pytest.raises(AGI2Error, match=r"^attention_mask has the shape \(.*\), the tokens need"):
@@ -364,7 +366,7 @@ def test_a_gpu_gives_the_same_logits():
 
 def test_a_mask_of_three_dimensions_that_is_not_boolean_is_refused():
     model = random_model()
-    with pytest.raises(AGI2Error, match="is boolean"):
+    with pytest.raises(AGI2Error, match=r"^attention_mask of 3 dimensions is boolean"):
         model(torch.tensor([[1, 2]]), torch.zeros(1, 2, 2))
 
 

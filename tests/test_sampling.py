@@ -392,7 +392,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(broken, numbers):
         ({"min_length": -1}, "min_length must be at least 0, not -1"),
         ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
         ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
-        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"top_k": -1}, "top_k must be at least 0, not -1"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
         ({"min_p": 0.0}, "min_p must be above 0 and at most 1, not 0.0"),
         ({"typical_p": math.nan}, "typical_p must be above 0 and at most 1, not nan"),
@@ -439,5 +439,5 @@ def test_every_option_is_a_key_of_the_configuration_and_means_the_same():
     }
     assert sampling_keys(Config(**given)) == given
     assert dataclasses.asdict(SamplingOptions(**given)) == given
-    defaults = {**sampling_keys(Config()), "temperature": 1.0, "stop": ()}
+    defaults = {**sampling_keys(Config()), "temperature": 1.0}
     assert dataclasses.asdict(SamplingOptions()) == defaults

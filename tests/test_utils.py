@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from src.errors import AGI2Error
 from src.utils import (
@@ -26,7 +25,6 @@ from src.utils import (
     Interrupt,
     atomic_folder,
     atomic_path,
-    evaluating,
     human_bytes,
     human_time,
     keep_freed_memory,
@@ -76,24 +74,6 @@ def test_a_seed_repeats_what_is_drawn():
     seed_everything(3)
     assert torch.equal(torch.rand(4), first)
     assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluating_leaves_the_mode_as_it_was(training):
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9)).train(training)
-    with evaluating(model):
-        assert not model[1].training
-        assert not model(torch.ones(1, 2)).requires_grad
-    assert model.training == model[1].training == training
-    assert model(torch.ones(1, 2)).requires_grad
-
-
-def test_evaluating_restores_the_mode_after_an_error():
-    model = nn.Dropout().train()
-    with pytest.raises(RuntimeError, match="stop"), evaluating(model):
-        raise RuntimeError("stop")
-    assert model.training
-    assert torch.is_grad_enabled()
 
 
 # Files
