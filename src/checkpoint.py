@@ -34,7 +34,7 @@ MANIFEST = "manifest.json"
 SHARDS = "shards"
 
 # Of `state.json`, and of what stands beside it: `find_checkpoint` gives no other.
-FORMAT = 2
+FORMAT = 3
 
 
 def optimizer_tensors(

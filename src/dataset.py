@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -11,56 +10,11 @@ from torch.utils.data import Dataset
 
 from .corpus import read_documents
 from .errors import AGI2Error
+from .splits import split_documents
 from .tokenizer import Tokenizer
 from .utils import log
 
-# From so many documents on, whole ones are held out; with fewer, the end of each.
-_MANY_DOCUMENTS = 20
-
-
-def split_documents(
-    documents: Sequence[str], val_fraction: float, seed: int = 0
-) -> tuple[list[str], list[str]]:
-    """Hold out text for validation: none of it stays in training.
-
-    Args:
-        documents: the corpus.
-        val_fraction: the share of the characters to hold out.
-        seed: chooses the documents, where whole ones are held out.
-
-    Returns:
-        Training documents and validation documents. With 20 different documents or more, whole
-        ones are held out until the share is reached; with fewer, the last part of each.
-    """
-    if val_fraction == 0:
-        return list(documents), []
-    # Documents of the same text stay together.
-    lengths: Counter[str] = Counter()
-    for document in documents:
-        lengths[document] += len(document)
-    if len(lengths) < _MANY_DOCUMENTS:
-        return _split_each(documents, val_fraction)
-    wanted = val_fraction * lengths.total()
-    texts = list(lengths)
-    chosen: set[str] = set()
-    generator = torch.Generator("cpu").manual_seed(seed)
-    for index in torch.randperm(len(texts), generator=generator, device="cpu").tolist():
-        length = lengths[texts[index]]
-        # A document that would overshoot by more than half its length stays in training.
-        if length <= 2 * wanted:
-            chosen.add(texts[index])
-            wanted -= length
-    if not chosen:  # every document is longer than what is wanted
-        return _split_each(documents, val_fraction)
-    return [d for d in documents if d not in chosen], [d for d in documents if d in chosen]
-
-
-def _split_each(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
-    """Hold out the end of each document."""
-    cuts = [int(len(document) * (1 - val_fraction)) for document in documents]
-    train = [document[:cut] for document, cut in zip(documents, cuts, strict=True)]
-    held_out = [document[cut:] for document, cut in zip(documents, cuts, strict=True)]
-    return [d for d in train if d], [d for d in held_out if d]
+__all__ = ["EpochBatches", "TextDataset", "split_documents", "tokenize"]
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -154,48 +108,75 @@ class TextDataset(Dataset[torch.Tensor]):
 class EpochBatches:
     """Which windows make up each batch of each epoch: a pure function of the seed.
 
-    Every epoch lays the grid of windows at another offset and visits it in another order.
-    Nothing here is stateful, so that a run can be resumed at any batch.
+    An epoch has as many windows as the dataset. Together they hold every token of the text, and
+    each of them is in one batch. Every epoch lays them at another offset, as far as their number
+    allows, and visits them in another order. Nothing here is stateful, so that a run can be
+    resumed at any batch.
 
     Args:
         dataset: the windows.
-        batch_size: windows of a batch; fewer where the text has fewer.
+        batch_size: windows of a batch, at most. Where an epoch has no whole number of such batches,
+            each has fewer, so that all are of the same size, or differ by one.
         seed: of the order.
     """
+
+    batch_size: int
+    """Windows of the largest batch, the first one of each epoch."""
 
     def __init__(self, dataset: TextDataset, batch_size: int, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
-        room = len(dataset.tokens) - dataset.seq_len
-        grid = room // dataset.stride + 1
-        # One window fewer than would fit, so that the grid has room to move.
-        self._windows = grid if grid <= batch_size else grid - 1
-        self._slack = room - (self._windows - 1) * dataset.stride
-        self.batch_size = min(batch_size, self._windows)
+        self.windows = len(dataset)
+        """Windows of an epoch."""
+        self.steps_per_epoch = -(-self.windows // batch_size)
+        """Batches of an epoch."""
+        self.batch_size = -(-self.windows // self.steps_per_epoch)
+        self._room = len(dataset.tokens) - dataset.seq_len
         self._epoch = -1
         self._starts = torch.empty(0, dtype=torch.long, device="cpu")
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch; what is left over has its turn in another."""
-        return self._windows // self.batch_size
+    def windows_before(self, step: int) -> int:
+        """The number of windows in all batches before the one of a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return epoch * self.windows + -(-index * self.windows // self.steps_per_epoch)
+
+    def rows(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """Which windows of all epochs' in a row are a batch's, or one part's of it.
+
+        Parts differ by one window at most; the later ones of a small batch may have none.
+        """
+        first, last = self.windows_before(step), self.windows_before(step + 1)
+        size = last - first
+        return range(first - (-size * part // parts), first - (-size * (part + 1) // parts))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> torch.Tensor:
-        """The batch (B, T) of the run's step `step`, counted from 0; or one of its equal parts.
+        """The batch (B, T) of the run's step `step`, counted from 0; or one of its parts.
 
         Args:
             step: the step.
             part: which of them, counted from 0.
-            parts: how many; divides the batch.
+            parts: how many.
         """
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            seed = (self.seed * 1_000_003 + epoch) % 2**63
-            generator = torch.Generator("cpu").manual_seed(seed)
-            offset = torch.randint(self._slack + 1, (), generator=generator, device="cpu")
-            order = torch.randperm(self._windows, generator=generator, device="cpu")
-            self._epoch, self._starts = epoch, order * self.dataset.stride + offset
-        rows = self.batch_size // parts
-        first = index * self.batch_size + part * rows
-        starts = self._starts[first : first + rows].tolist()
+        self._lay(step // self.steps_per_epoch)
+        rows = self.rows(step, part, parts)
+        first = rows.start - self._epoch * self.windows
+        starts = self._starts[first : first + len(rows)].tolist()
+        if not starts:
+            return torch.empty(0, self.dataset.seq_len, dtype=torch.long, device="cpu")
         return torch.stack([self.dataset.window(start) for start in starts])
+
+    def _lay(self, epoch: int) -> None:
+        """Lay the windows of an epoch, in their order."""
+        if epoch == self._epoch:
+            return
+        generator = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        stride = self.dataset.stride
+        # The first window is at the text's start and the last at its end. Those between begin a
+        # stride apart, at an offset with which neither end is more than a stride away.
+        least = self._room - (self.windows - 2) * stride if self.windows > 2 else stride
+        offset = torch.randint(least, stride + 1, (), generator=generator, device="cpu")
+        order = torch.randperm(self.windows, generator=generator, device="cpu")
+        starts = (order - 1) * stride + offset
+        starts[order == 0] = 0
+        starts[order == self.windows - 1] = self._room
+        self._epoch, self._starts = epoch, starts

@@ -19,12 +19,12 @@ class RunningMean:
         self._total: torch.Tensor | float = total
         self.count = count
 
-    def add(self, value: torch.Tensor) -> None:
-        """Count one more value."""
+    def add(self, value: torch.Tensor, weight: int = 1) -> None:
+        """Count one more value, as often as `weight` says."""
         # MPS has no float64.
         wide = torch.float32 if value.device.type == "mps" else torch.float64
-        self._total = self._total + value.detach().to(wide)
-        self.count += 1
+        self._total = self._total + weight * value.detach().to(wide)
+        self.count += weight
 
     def take(self) -> float:
         """The mean, which then starts anew; not a number where there was none."""
@@ -65,12 +65,12 @@ class RunState:
         """The last validation's."""
         return self.history["val_loss"][-1] if self.history["val_loss"] else None
 
-    def count_step(self, loss: torch.Tensor, taken: bool) -> None:
-        """Count a step that was taken, or left out."""
+    def count_step(self, loss: torch.Tensor, taken: bool, rows: int = 1) -> None:
+        """Count a step that was taken, or left out; `rows` sequences have this mean loss."""
         self.step += 1
         if taken:
-            self.epoch_loss.add(loss)
-            self.recent_loss.add(loss)
+            self.epoch_loss.add(loss, rows)
+            self.recent_loss.add(loss, rows)
             self.skipped_in_a_row = 0
         else:
             self.skipped_steps += 1

@@ -148,6 +148,8 @@ def accumulate_gradients(
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler = _NO_SCALING,
     keep_local: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    weight: float = 1.0,
+    rounds: int = 1,
 ) -> torch.Tensor:
     """Add a batch's gradients to the parameters', a micro-batch at a time.
 
@@ -162,20 +164,28 @@ def accumulate_gradients(
         scaler: for fp16, whose small gradients would vanish.
         keep_local: entered for every micro-batch but the last, whose backward pass is the one
             that shares the gradients among processes.
+        weight: of the loss and its gradients: of several processes, each has the part of the rows
+            that its batch is, times their number.
+        rounds: micro-batches at least. Processes that share gradients need equally many: a process
+            that has fewer adds one that counts nothing.
 
     Returns:
-        The mean loss, a scalar that stays on the device.
+        The mean loss times `weight`, a scalar that stays on the device.
     """
     inputs, targets = split_batch(batch)
     rows = inputs.size(0)
-    size = micro_batch_size or rows
+    size = micro_batch_size or rows or 1
     total = torch.zeros((), dtype=torch.float32, device=device)
-    for first in range(0, rows, size):
+    ends = max(rows, rounds * size)
+    for first in range(0, ends, size):
         x = inputs[first : first + size].to(device, non_blocking=True)
         y = targets[first : first + size].to(device, non_blocking=True)
-        with contextlib.nullcontext() if first + size >= rows else keep_local():
+        share = weight * len(x) / rows if len(x) else 0.0
+        if not len(x):
+            x = y = inputs.new_zeros(1, inputs.size(1)).to(device)
+        with contextlib.nullcontext() if first + size >= ends else keep_local():
             with autocast(device, precision):
-                loss = loss_function(x, y) * (len(x) / rows)
+                loss = loss_function(x, y) * share
             scaler.scale(loss).backward()
         total += loss.detach()
     return total

@@ -23,7 +23,7 @@ class Telemetry:
     Args:
         device: what it trains on.
         precision: of matrix products.
-        tokens_per_step: targets of one batch.
+        tokens_per_step: targets of a batch, on the average of an epoch.
         flops_per_token: floating-point operations for each of them.
         total_steps: where the run is bounded by steps.
         processes: that train together, each on such a device.
@@ -33,7 +33,7 @@ class Telemetry:
         self,
         device: torch.device,
         precision: torch.dtype,
-        tokens_per_step: int,
+        tokens_per_step: float,
         flops_per_token: float,
         total_steps: int | None,
         processes: int = 1,
@@ -124,7 +124,7 @@ class Telemetry:
                 "learning_rate": rate,
                 "grad_norm": grad_norm,
                 "skipped_steps": state.skipped_steps,
-                "tokens": state.step * self.tokens_per_step,
+                "tokens": round(state.step * self.tokens_per_step),
                 "tokens_per_second": self._speed,
                 "share_of_peak": self._share_of_peak,
                 "seconds": state.seconds,

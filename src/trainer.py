@@ -121,20 +121,22 @@ class Trainer:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     def _own_rows(self) -> int:
-        """How many sequences of each batch are this process's."""
-        batch, count = self.batches.batch_size, self.processes.count
+        """How many sequences of each batch are this process's, at most."""
+        batch, count = self.config.batch_size, self.processes.count
         if batch % count:
             raise AGI2Error(
                 f"batch_size: {batch} sequences cannot be shared equally by {count} processes"
-                + (", and the text has no more" if batch < self.config.batch_size else "")
             )
-        return batch // count
+        return -(-self.batches.batch_size // count)
 
     def _micro_batch_size(self) -> int:
         size = self.config.micro_batch_size
         if size == "auto":
             return choose_micro_batch_size(
-                self.model.config, self.batches.dataset.seq_len, self._rows, self.device
+                self.model.config,
+                self.batches.dataset.seq_len,
+                self.config.batch_size // self.processes.count,
+                self.device,
             )
         return size
 
@@ -252,7 +254,7 @@ class Trainer:
         return Telemetry(
             self.device,
             self.precision,
-            tokens_per_step=self.batches.batch_size * targets,
+            tokens_per_step=self.batches.windows * targets / self.batches.steps_per_epoch,
             flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
             total_steps=self.total_steps if bounded else None,
             processes=self.processes.count,
@@ -315,7 +317,7 @@ class Trainer:
         loss = self._accumulate()
         self._upcoming = self._fetch(self.step + 1)  # while a GPU works
         norm, taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
-        self.state.count_step(loss, taken)
+        self.state.count_step(loss, taken, len(self.batches.rows(self.step)))
         if not taken:
             log.warning("step %d left out: its loss or gradients are not finite", self.step)
         now = time.monotonic()
@@ -339,6 +341,7 @@ class Trainer:
     def _accumulate(self) -> torch.Tensor:
         """The batch's gradients and its mean loss; in smaller parts where memory runs out."""
         batch = self._upcoming if self._upcoming is not None else self._fetch(self.step)
+        rows, count = len(self.batches.rows(self.step)), self.processes.count
         while True:
             # Dropout is a function of the step, so that one that is repeated or resumed is equal;
             # and of the process, so that no two draw the same.
@@ -353,6 +356,8 @@ class Trainer:
                     precision=self.precision,
                     scaler=self.scaler,
                     keep_local=self._keep_local,
+                    weight=len(batch) * count / rows,
+                    rounds=-(-rows // (count * self.micro_batch_size)),
                 )
                 return self.processes.mean(loss)
             except Exception as error:
@@ -369,7 +374,7 @@ class Trainer:
             torch.cuda.empty_cache()
         if self.processes.count > 1 or self.micro_batch_size == 1:
             raise self._out_of_memory()
-        whole, half = self.batches.batch_size, self.micro_batch_size // 2
+        whole, half = self.config.batch_size, self.micro_batch_size // 2
         smaller = max(n for n in range(1, half + 1) if whole % n == 0)
         log.warning(
             "out of memory with %d sequences at a time: going on with %d (the same gradients)",

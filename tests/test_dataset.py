@@ -1,14 +1,13 @@
 import logging
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from src.dataset import EpochBatches, TextDataset, split_documents, tokenize
+from src.dataset import EpochBatches, TextDataset, tokenize
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
 
@@ -126,68 +125,6 @@ def test_a_data_loader_shuffles_and_batches_it():
     assert first != sorted(first)
 
 
-# Held-out text
-
-documents_of_all_kinds = st.lists(st.text("abc ", min_size=1, max_size=12), max_size=60)
-fractions = st.floats(0, 0.99)
-
-
-@quick
-@given(documents=documents_of_all_kinds, fraction=fractions, seed=st.integers(0, 9))
-def test_no_text_is_lost_and_none_is_on_both_sides(documents, fraction, seed):
-    train, held_out = split_documents(documents, fraction, seed)
-    if len(set(documents)) >= 20 or fraction == 0:
-        assert Counter(train) + Counter(held_out) == Counter(documents)
-        assert not set(train) & set(held_out)
-    else:
-        # Each document is cut once: what was before the cut is trained on, the rest is not.
-        assert sum(map(len, train + held_out)) == sum(map(len, documents))
-        cuts = [int(len(document) * (1 - fraction)) for document in documents]
-        pairs = list(zip(documents, cuts, strict=True))
-        assert train == [document[:cut] for document, cut in pairs if cut]
-        assert held_out == [document[cut:] for document, cut in pairs if cut < len(document)]
-
-
-@quick
-@given(
-    lengths=st.lists(st.integers(1, 30), min_size=20, max_size=80),
-    fraction=st.floats(0.05, 0.5),
-    seed=st.integers(0, 99),
-)
-def test_the_share_held_out_is_about_the_one_asked_for(lengths, fraction, seed):
-    # Documents that differ, since they begin with their own character.
-    documents = [chr(0x4E00 + i) * length for i, length in enumerate(lengths)]
-    wanted = fraction * sum(lengths)
-    assume(wanted >= max(lengths))
-    _, held_out = split_documents(documents, fraction, seed)
-    assert abs(sum(map(len, held_out)) - wanted) <= max(lengths) / 2
-
-
-def test_one_document_is_split_at_its_end():
-    text = "".join(chr(0x4E00 + i) for i in range(1000))
-    assert split_documents([text], 0.1) == ([text[:900]], [text[900:]])
-
-
-def test_nothing_is_held_out_of_nothing_or_when_not_asked_for():
-    assert split_documents(["a", "b"], 0) == (["a", "b"], [])
-    assert split_documents([], 0.5) == ([], [])
-
-
-def test_the_seed_chooses_the_documents_held_out():
-    documents = [f"document {i}" for i in range(100)]
-    splits = [split_documents(documents, 0.2, seed) for seed in (1, 1, 2)]
-    assert splits[0] == splits[1] != splits[2]
-    assert splits[0][0] == [d for d in documents if d in splits[0][0]]
-
-
-def test_copies_of_a_document_stay_on_one_side():
-    documents = [f"document {i % 25}" for i in range(100)]
-    train, held_out = split_documents(documents, 0.2)
-    assert set(Counter(train + held_out).values()) == {4}
-    assert len(held_out) == 20
-    assert not set(train) & set(held_out)
-
-
 # Batches of a run
 
 
@@ -269,14 +206,6 @@ def test_a_short_text_makes_a_smaller_batch():
     assert {starts_of(batches, epoch)[0] for epoch in range(50)} == {0, 1, 2}
     shortest = EpochBatches(TextDataset.from_tokens(counting(2), 8), 12, seed=0)
     assert shortest.batch(7).tolist() == [[0, 1]]
-
-
-def test_many_long_documents_are_each_cut_when_none_is_small_enough_to_hold_out():
-    documents = [f"{number:02d}" * 500 for number in range(21)]
-    train, held_out = split_documents(documents, 0.02)
-    assert len(train) == len(held_out) == 21
-    assert [a + b for a, b in zip(train, held_out, strict=True)] == documents
-    assert sum(map(len, held_out)) == 21 * 20
 
 
 def test_a_seed_shuffles_the_windows(tmp_path, tokenizer):
