@@ -101,7 +101,7 @@ class GPT2Model(nn.Module):
         layer norms                                 weight 1, bias 0
         ==========================================  =================================
         """
-        self._needs_weights("given other weights")
+        self.needs_weights("given other weights")
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
@@ -238,7 +238,7 @@ class GPT2Model(nn.Module):
         """What a prepared model is, for messages."""
         return f'the model was prepared for generation (quantize = "{self.prepared}")'
 
-    def _needs_weights(self, use: str) -> None:
+    def needs_weights(self, use: str) -> None:
         """Raise where the weights that a use of the model needs are no longer there."""
         if self.prepared is not None:
             raise AGI2Error(f"{self.prepared_line}: it cannot be {use}; load it again for that")
@@ -247,28 +247,28 @@ class GPT2Model(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As of any module; a prepared model has none."""
-        self._needs_weights("saved or exported")
+        self.needs_weights("saved or exported")
         out: dict[str, Any] = super().state_dict(*args, **kwargs)
         return out
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; a prepared model takes none."""
-        self._needs_weights("given other weights")
+        self.needs_weights("given other weights")
         return super().load_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        self._needs_weights("copied or pickled")
+        self.needs_weights("copied or pickled")
         return super().__reduce_ex__(protocol)
 
     def train(self, mode: bool = True) -> GPT2Model:
         """As of any module; a prepared model stays in evaluation mode."""
         if mode:
-            self._needs_weights("trained")
+            self.needs_weights("trained")
         return super().train(mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> GPT2Model:
         """As of any module; of a prepared model nothing is trained, nor by LoRA."""
-        self._needs_weights("trained")
+        self.needs_weights("trained")
         return super().requires_grad_(requires_grad)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT2Model:
@@ -276,7 +276,7 @@ class GPT2Model(nn.Module):
         if self.prepared is not None:
             for tensor in (*self.parameters(), *self.buffers()):
                 if fn(tensor.detach()).data_ptr() != tensor.data_ptr():
-                    self._needs_weights("moved, or turned into other numbers")
+                    self.needs_weights("moved, or turned into other numbers")
             return self
         return super()._apply(fn, recurse)
 

@@ -65,10 +65,11 @@ def save_model(
     folder = Path(folder)
     if tokenizer is None and os.path.lexists(folder / FILE_NAME):
         raise AGI2Error(f"{folder} has a tokenizer: pass the model's own, or name a new folder")
+    weights = model.state_dict()  # refused, where it is, before anything is written
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     describe_model(model.config, tokenizer, config, folder)
-    save_weights(model.state_dict(), folder / WEIGHTS, tokenizer)
+    save_weights(weights, folder / WEIGHTS, tokenizer)
 
 
 def describe_model(
@@ -241,11 +242,12 @@ def load_weights(
         merge: add the matrices of LoRA, where the file has any, to the weights they belong to.
 
     Raises:
-        AGI2Error: where the file is missing, broken, or of another shape.
+        AGI2Error: where the file is missing, broken, or of another shape or kind of numbers.
     """
     file = os.stat(path) if path.is_file() else None
     saved = load_tensors(path)
-    tensors = merged(saved) if merge else saved
+    tensors = {name: _in_float32(tensor, name, path) for name, tensor in saved.items()}
+    tensors = merged(tensors) if merge else tensors
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         ours = tuple(expected[name].shape) if name in expected else "nothing"
@@ -259,8 +261,19 @@ def load_weights(
     if not assign:
         tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
     elif file is not None and tensors.keys() == saved.keys():
-        tensors = _mapped_apart(path, file, tensors)
+        tensors = {
+            name: _in_float32(tensor, name, path)
+            for name, tensor in _mapped_apart(path, file, tensors).items()
+        }
     model.load_state_dict(tensors, assign=assign)
+
+
+def _in_float32(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+    """A file's tensor in the numbers that a model computes with: itself, where it has them."""
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise AGI2Error(f"{path}: {name} holds {kind}, not floating-point numbers")
+    return tensor.to(torch.float32)
 
 
 def _mapped_apart(

@@ -380,13 +380,13 @@ class NativeLayers:
         texts, tokens, _ = x.shape
         held, width = cache.length, self._model.channels
         held_numbers = texts * cache.capacity * width
+        if len(cache.layers) != len(self._held):
+            raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._held)}")
         addresses = c_void_p * len(self._held)
         keys, values = (
             addresses(*(_address(part, torch.float32, held_numbers) for part in parts))
             for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
         )
-        if len(keys) != len(cache.layers):
-            raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(keys)}")
         for layer in cache.layers:
             layer.extend(tokens)
         failed = LIBRARY.agi2_layers(

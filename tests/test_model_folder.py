@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from src.config import Config
 from src.errors import AGI2Error
 from src.model import GPT2Model
 from src.model_folder import (
+    WEIGHTS,
     load_model,
     load_trained,
     load_weights,
@@ -236,3 +238,30 @@ def test_a_model_that_is_not_trained_yet_says_which_command_trains(tmp_path):
     config = Config(model_name="later", output_dir=str(tmp_path))
     with pytest.raises(AGI2Error, match=r"later: no trained model there.*agi2 train"):
         load_trained(config)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("names", ["all", "norm", "bias"])
+def test_a_file_of_other_numbers_is_read_in_float32(kind, names, tmp_path):
+    """All of them, or some: each is what the file says, exactly."""
+    saved_model(tmp_path)
+    path = tmp_path / WEIGHTS
+    tensors = {
+        name: tensor.to(kind) if names == "all" or names in name else tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path)
+    weights = load_model(tmp_path).model.state_dict()
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    for name, weight in weights.items():
+        assert torch.equal(weight, tensors[name].float())
+
+
+def test_a_file_of_integers_is_refused_in_one_line(tmp_path):
+    saved_model(tmp_path)
+    path = tmp_path / WEIGHTS
+    tensors = load_file(path)
+    tensors["final_norm.weight"] = tensors["final_norm.weight"].to(torch.int8)
+    save_file(tensors, path)
+    with pytest.raises(AGI2Error, match=r": final_norm.weight holds int8, not floating-point numbers$"):
+        load_model(tmp_path)

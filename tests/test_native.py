@@ -1,17 +1,33 @@
 """The compiled part beside PyTorch: the same products, the same layers."""
 
+import copy
 import ctypes
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.native import FEW, LIBRARY, Gelu, NativeLinear, Weights, load, pack, unpack
-from src.quantization import arrange, prepare_for_generation, restore
+from src import native
+from src.ffn import ACTIVATIONS
+from src.kv_cache import KVCache
+from src.native import FEW, LIBRARY, Gelu, NativeLayers, NativeLinear, Weights, load, pack, unpack
+from src.quantization import _halves, arrange, prepare_for_generation, restore
+from tests.bounds import (
+    TINY,
+    Bounded,
+    assert_within,
+    bounded_block,
+    gamma,
+    level_error,
+    product_bound,
+    unit,
+)
+from tests.conftest import run_python
 from tests.tiny_models import random_model
 
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="no C compiler at installation")
@@ -23,10 +39,23 @@ def random(*shape, seed=0, std=1.0):
 
 
 def rounded(x):
-    """Inputs as weights of 4 bits meet them, in 255 levels for each 32; and a level's worth."""
+    """Inputs as weights of 4 bits meet them, in 255 levels for each 32."""
     groups = x.unflatten(-1, (-1, 32))
     level = groups.abs().amax(-1, keepdim=True) / 127
-    return ((groups / level).round() * level).flatten(-2), level.expand_as(groups).flatten(-2)
+    return ((groups / level).round() * level).flatten(-2)
+
+
+def bound_of(weights, x, inputs_error):
+    """Of a product with fixed weights, of inputs that are off by so much when it is taken."""
+    matrix = restore(weights).double()
+    bound = F.linear(inputs_error, matrix.abs())
+    # A level, a step and a bias are a few roundings more than those of the sums.
+    bound += product_bound(x.double().abs() + inputs_error, matrix, weights.bias, more=12)
+    if weights.bits == 4:
+        # Steps and lowest weights are multiplied apart, and may cancel: step q = w - lowest.
+        lowest = _halves(weights.scale)[1].double().abs().repeat_interleave(32, dim=1)
+        bound += product_bound(x, 2 * lowest, more=12)
+    return bound
 
 
 @needs_library
@@ -38,21 +67,22 @@ def rounded(x):
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
+@example(rows=5, outputs=1, inputs=576, bits=8, bias=False, seed=18)
+@example(rows=5, outputs=1, inputs=576, bits=8, bias=True, seed=18)
 @torch.inference_mode()
 def test_a_product_is_pytorchs_of_the_same_weights(rows, outputs, inputs, bits, bias, seed):
     given_bias = random(outputs, seed=seed + 1) if bias else None
     weights = arrange(random(outputs, inputs, seed=seed), given_bias, bits)
     x = random(2, rows, inputs, seed=seed + 2)[1:]
+    # Beside weights of 8 and 4 bits, inputs are rounded by half a level at most.
+    wrong = level_error(x.double().abs(), bits)
     if bits == 4:
-        x, _ = rounded(x)  # which leaves the product nothing to round
+        x = rounded(x)  # which leaves the product nothing to round
+        wrong = wrong * 0
     double_bias = None if given_bias is None else given_bias.double()
     expected = F.linear(x.double(), restore(weights).double(), double_bias)
     found = NativeLinear(weights)(x)
-    assert found.shape == expected.shape
-    # Inputs have 16 bits beside weights of 8.
-    slack = {32: 1e-6, 8: 1.5e-4, 4: 4e-6}[bits] * math.sqrt(inputs)
-    assert (found - expected).abs().max() < slack
+    assert_within(found, expected, bound_of(weights, x, wrong))
 
 
 def whole(weight):
@@ -68,7 +98,6 @@ def whole(weight):
     zeros=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None)
 @torch.inference_mode()
 def test_packed_weights_are_the_same_bit_for_bit(outputs, inputs, spread, zeros, seed):
     """Rows of any size, with zeros of both signs and subnormal numbers; and their products."""
@@ -104,10 +133,9 @@ def test_ordinary_weights_take_28_bits_and_little_more():
 def test_inputs_of_weights_of_4_bits_are_off_by_half_a_level_at_most():
     weights = arrange(random(37, 320), None, 4)
     x = random(9, 320, seed=1) * torch.logspace(-2, 2, 320)
-    found = NativeLinear(weights)(x)
-    _, level = rounded(x)
-    error = (found - F.linear(x.double(), restore(weights).double())).abs()
-    assert (error <= 0.501 * F.linear(level, restore(weights).abs())).all()
+    expected = F.linear(x.double(), restore(weights).double())
+    wrong = level_error(x.double().abs(), 4)
+    assert_within(NativeLinear(weights)(x), expected, bound_of(weights, x, wrong))
 
 
 @needs_library
@@ -118,7 +146,7 @@ def test_a_row_among_others_is_what_it_is_alone(bits):
     linear = NativeLinear(arrange(random(37, 128), None, bits))
     x = random(19, 128, seed=1)
     for count in range(1, 20):
-        torch.testing.assert_close(linear(x)[:count], linear(x[:count]), atol=0, rtol=0)
+        assert torch.equal(linear(x)[:count], linear(x[:count]))
 
 
 @needs_library
@@ -127,7 +155,8 @@ def test_the_widest_sums_of_8_bits_fit():
     inputs = 20_000
     weights = arrange(torch.ones(3, inputs), None, 8)
     x = torch.ones(2, inputs)
-    torch.testing.assert_close(NativeLinear(weights)(x), torch.full((2, 3), float(inputs)))
+    expected = torch.full((2, 3), float(inputs))
+    assert_within(NativeLinear(weights)(x), expected, bound_of(weights, x, level_error(x.double(), 8)))
 
 
 @needs_library
@@ -144,25 +173,46 @@ def test_what_is_no_number_stays_none(bits, wrong):
 
 @needs_library
 @given(st.integers(0, 5000), st.floats(1e-3, 1e3), st.integers(0, 99))
-@settings(deadline=None)
 def test_gelu_and_its_gradient_are_pytorchs(count, std, seed):
     x = random(2, count, seed=seed, std=std).T.requires_grad_()  # not in one piece
     grad = random(count, 2, seed=seed + 1)
     doubled = x.detach().double().requires_grad_()
-    expected = F.gelu(doubled, approximate="tanh")
+    # PyTorch's own form, 0.5 x (1 + tanh), loses all of a small share even in float64.
+    expected = doubled * torch.sigmoid(1.5957691216057308 * (doubled + 0.044715 * doubled**3))
     expected.backward(grad.double())
     found = Gelu.apply(x)
     found.backward(grad)
-    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(x.grad.double(), doubled.grad, atol=1e-5, rtol=1e-5)
+    value, slope = gelu_bounds(x.detach().double())
+    assert_within(found.detach(), expected.detach(), value)
+    assert_within(x.grad, doubled.grad, slope * grad.double().abs() + 2 * TINY)
+
+
+def gelu_bounds(x):
+    """Of GELU at x, and of its slope there.
+
+    GELU is x s with s = 1 / (1 + e^-a), a = 2 sqrt(2 / pi) (x + 0.044715 x^3). Six roundings lie
+    before e, whose series ends at r^6 with |r| <= ln 2 / 2: its rest is r^7 / 5040 < 1.2e-7, its
+    roundings six more. e^-a is held between e^-87 and e^40.
+    """
+    a = 1.5957691216057308 * (x + 0.044715 * x**3)
+    share, power = torch.sigmoid(a), torch.exp(-a)
+    relative = torch.expm1(a.abs().clamp(max=90) * gamma(6)) + 1.2e-7 + gamma(6)
+    of_share = share * (1 - share) * relative + gamma(2) * share + math.exp(-40) * (a < -39)
+    # Where 1 + e^-a is rounded to 1, what is lost is e^-a.
+    of_share = torch.where(power < unit() / 2, torch.minimum(of_share, power), of_share)
+    steep = 1.5957691216057308 * (1 + 0.134145 * x**2) * x.abs()
+    rest = (1 - share) * steep
+    slope = of_share * (1 + rest) + (share + of_share) * (of_share * steep + gamma(8) * rest)
+    slope = slope + gamma(4) * (share + of_share) * (1 + rest + of_share * steep)
+    return x.abs() * of_share + gamma(1) * x.abs() * (share + of_share) + TINY, slope
 
 
 @needs_library
 def test_gelu_far_from_zero():
     found = Gelu.apply(torch.tensor([math.nan, math.inf, 1e30, 0.0, -1e4]))
     assert found[0].isnan()
-    assert found[1:4].tolist() == [math.inf, pytest.approx(1e30), 0]
-    assert abs(float(found[4])) < 1e-12
+    assert found[1:4].tolist() == [math.inf, float(torch.tensor(1e30)), 0]
+    assert abs(float(found[4])) <= 1e4 * math.exp(-40) * (1 + gamma(16))  # e^40 is the greatest
 
 
 def test_gelu_of_other_types_and_devices_is_pytorchs():
@@ -181,46 +231,79 @@ MODELS = [
 ]
 
 
-def twins(changes, quantize):
-    """A model with the compiled pass, and the same products without."""
-    prepared = prepare_for_generation(random_model(std=0.1, **{**WIDTHS, **changes}), quantize)
-    plain = prepare_for_generation(random_model(std=0.1, **{**WIDTHS, **changes}), quantize)
-    plain.few_tokens = None
-    return prepared, plain
+def prepared_model(changes, quantize):
+    return prepare_for_generation(random_model(std=0.1, **{**WIDTHS, **changes}), quantize)
+
+
+PARTS = [4, 1, 1, 5, 45, 2, 1, 1]  # prompt, single tokens, several, more rows than are read at once
 
 
 @needs_library
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 @pytest.mark.parametrize("changes", MODELS, ids=str)
 @torch.inference_mode()
-def test_a_pass_over_a_few_tokens_is_the_models_own(changes, quantize):
-    """Prompt, single tokens, several, and with more rows than the compiled pass takes."""
-    prepared, plain = twins(changes, quantize)
-    ids = torch.randint(0, 29, (3, 60), generator=torch.Generator().manual_seed(1))
-    caches = [model.new_cache(3) for model in (prepared, plain)]
-    for part in ids.split([4, 1, 1, 5, 45, 2, 1, 1], dim=1):
-        found, expected = (
-            model(part, cache=cache) for model, cache in zip((prepared, plain), caches, strict=True)
-        )
-        slack = {"none": 2e-6, "int8": 1e-4, "int4": 2e-3}[quantize]
-        assert (found - expected).abs().max() < slack * (1 + expected.abs().max())
+def test_a_layer_over_a_few_tokens_is_the_models_own(changes, quantize):
+    """To what rounding allows: see `bounds`."""
+    model = prepared_model({**changes, "n_layers": 1}, quantize)
+    x = random(3, 60, 64, seed=1)
+    activation = ACTIVATIONS[model.config.activation]
+    bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
+    expected = bounded_block(model.blocks[0], Bounded(x), activation, bits)
+    cache, found = model.new_cache(3), []
+    for part in x.split(PARTS, dim=1):
+        read = model.few_tokens(part.clone(), None, cache)
+        if read is None:  # too many rows: PyTorch's, with the same cache
+            read = model.blocks[0](part, causal=True, cache=cache.layers[0])
+        found.append(read)
+    assert_within(torch.cat(found, dim=1), expected.exact, expected.error)
+    if quantize != "int4" and model.config.norm_position == "pre":  # else it may hide a fault
+        assert expected.error.mean() < 0.05 * expected.exact.std()
+
+
+@needs_library
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("changes", MODELS, ids=str)
+@torch.inference_mode()
+def test_layers_are_one_after_another(changes, quantize):
+    """Bit for bit."""
+    model = prepared_model(changes, quantize)
+    held = model.few_tokens._held
+    alone = [
+        NativeLayers([layer], model.config.n_heads, model.config.activation, model.blocks[0].pre_norm)
+        for layer in held
+    ]
+    together = model.new_cache(3)
+    apart = [KVCache(1, 3, model.config.n_heads, 60, model.config.head_dim) for _ in held]
+    for part in random(3, 20, 64, seed=1).split([4, 1, 1, 5, 9], dim=1):
+        expected = part.clone()
+        for layer, cache in zip(alone, apart, strict=True):
+            expected = layer(expected, None, cache)
+        assert torch.equal(model.few_tokens(part.clone(), None, together), expected)
+    for layer, cache in zip(together.layers, apart, strict=True):
+        assert torch.equal(layer.keys[:, :, :20], cache.layers[0].keys[:, :, :20])
 
 
 @needs_library
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @torch.inference_mode()
 def test_padding_before_a_text_is_not_seen(quantize):
-    prepared, plain = twins({"position_embedding": "learned"}, quantize)
+    """Bit for bit."""
+    model = prepared_model({"position_embedding": "learned"}, quantize)
     ids = torch.randint(0, 29, (3, 6), generator=torch.Generator().manual_seed(2))
-    is_text = torch.arange(6) >= torch.tensor([[3], [0], [5]])
-    caches = [model.new_cache(3) for model in (prepared, plain)]
-    for start, end in ((0, 4), (4, 5), (5, 6)):
-        found, expected = (
-            model(ids[:, start:end], is_text[:, :end], cache=cache)
-            for model, cache in zip((prepared, plain), caches, strict=True)
-        )
-        seen = is_text[:, start:end]
-        torch.testing.assert_close(found[seen], expected[seen], atol=2e-4, rtol=2e-4)
+    starts = [3, 0, 2]
+    is_text = torch.arange(6) >= torch.tensor(starts).unsqueeze(1)
+    cache = model.new_cache(3)
+    found = torch.cat(
+        [
+            model(ids[:, first:end], is_text[:, :end], cache=cache)
+            for first, end in ((0, 4), (4, 5), (5, 6))
+        ],
+        dim=1,
+    )
+    # All of a text is read by few tokens at a time, as in the batch.
+    for row, start in enumerate(starts):
+        alone = model(ids[row : row + 1, start:], cache=model.new_cache(1))
+        assert torch.equal(found[row, start:], alone[0])
 
 
 @needs_library
@@ -282,3 +365,140 @@ def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monk
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
     assert load(tmp_path) is None
     assert loaded == []
+
+
+# What the library is given.
+
+
+BAD = {
+    "other numbers": lambda x: x.double(),
+    "half as wide": lambda x: x.bfloat16(),
+    "integers": lambda x: x.int(),
+    "another device": lambda x: x.to("meta"),
+    "not in one piece": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    "too few": lambda x: x[:-1],
+    "too many": lambda x: torch.cat([x, x]),
+    "not laid out": lambda x: x.to_sparse(),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_no_buffer_of_another_kind_gets_an_address(bad):
+    x = random(6, 64)
+    assert native._address(x, torch.float32, 384) == x.data_ptr()
+    with pytest.raises(TypeError, match=r"^the library needs 384 numbers of torch.float32 in one"):
+        native._address(BAD[bad](x), torch.float32, 384)
+
+
+def test_what_is_not_there_has_no_address_and_what_is_empty_is_as_good():
+    assert native._address(None, torch.float32, 384) is None
+    native._address(torch.empty(0, 7, dtype=torch.float32), torch.float32, 0)
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [28, 32, 8, 4])
+@pytest.mark.parametrize("part", ["values", "scale", "bias"])
+@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t.double(), lambda t: t.to("meta")])
+def test_a_matrix_whose_parts_do_not_fit_is_not_given_away(bits, part, change):
+    inputs = 72 if bits == 32 else 64
+    weights = arrange(random(5, inputs), random(5), 32 if bits == 28 else bits)
+    assert weights.bits == bits
+    if getattr(weights, part) is None or (bits == 28 and part == "values"):
+        return
+    with pytest.raises(TypeError):
+        weights._replace(**{part: change(getattr(weights, part))}).struct()
+
+
+@needs_library
+@torch.inference_mode()
+def test_inputs_that_do_not_fit_are_refused():
+    model = prepare_for_generation(random_model(**WIDTHS))
+    linear = NativeLinear(arrange(random(5, 64), None, 8))
+    for x in (random(3, 48), random(64, 3), random(3, 64).double()):
+        with pytest.raises(TypeError):
+            linear(x)
+    for cache in (
+        model.new_cache(2),
+        KVCache(3, 1, 4, 60, 8),
+        KVCache(2, 1, 4, 60, 16),
+        KVCache(4, 1, 4, 60, 16),
+    ):
+        with pytest.raises(TypeError):
+            model.few_tokens(random(1, 3, 64), None, cache)
+    with pytest.raises(TypeError):
+        model.few_tokens(random(1, 3, 32), None, model.new_cache(1))
+    halves = KVCache(3, 1, 4, 60, 16, dtype=torch.bfloat16)
+    assert model.few_tokens(random(1, 3, 64), None, halves) is None
+    assert model.few_tokens(random(0, 3, 64), None, model.new_cache(0)) is None
+
+
+@needs_library
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("token", [-1, 29, 2**40])
+def test_a_token_that_the_vocabulary_has_not_is_refused(quantize, token):
+    model = prepare_for_generation(random_model(**WIDTHS), quantize)
+    with pytest.raises(IndexError):
+        model(torch.tensor([[1, token]]))
+    few = model.token_embeddings(torch.tensor([[1, 2]]))
+    assert torch.equal(model.token_embeddings(torch.tensor([[1, 2]], dtype=torch.int32)), few)
+
+
+@needs_library
+def test_a_gradient_goes_through_fixed_weights_by_pytorch():
+    model = prepare_for_generation(random_model(**WIDTHS), "int8")
+    x = random(2, 64).requires_grad_()
+    model.head(x).sum().backward()
+    expected = model.head.weight.double().sum(0)
+    bound = product_bound(torch.ones(1, 29), model.head.weight.T)
+    assert_within(x.grad, expected.expand(2, -1), bound)
+
+
+@needs_library
+def test_a_matrix_too_large_for_its_rows_to_count_is_not_packed(monkeypatch):
+    monkeypatch.setattr(native, "LIBRARY", SimpleNamespace(agi2_pack_rows=lambda *_: -1))
+    assert pack(random(5, 64), None) is None
+
+
+STACK = """
+import resource, torch
+from src.native import NativeLinear
+from src.quantization import arrange
+weights = torch.ones(2, 600_064)
+kinds = [NativeLinear(arrange(weights, None, bits)) for bits in (32, 8, 4)]
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_STACK, (2**19, 2**19))
+for linear in kinds:
+    for rows in (1, 17):
+        assert (linear(weights[:1].expand(rows, -1)) > 0).all()
+"""
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_the_widest_matrix_needs_no_more_of_the_stack_than_another():
+    done = run_python(STACK)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "is_native"),
+    [
+        ("attention_norm", torch.nn.LayerNorm(64, elementwise_affine=False), True),
+        ("attention_norm", torch.nn.LayerNorm(64, eps=0.5), False),
+        ("ffn_norm", torch.nn.RMSNorm(64, eps=1e-5), False),
+    ],
+)
+@needs_library
+@torch.inference_mode()
+def test_a_norm_without_weight_or_of_another_kind_is_right_all_the_same(name, norm, is_native):
+    model = random_model(**{**WIDTHS, "n_layers": 2})
+    setattr(model.blocks[1], name, norm)
+    plain = copy.deepcopy(model)
+    prepare_for_generation(model)
+    assert (model.few_tokens is not None) == is_native
+    if is_native:
+        norm.weight = torch.nn.Parameter(torch.ones(64))  # what none stands for
+        named = prepare_for_generation(copy.deepcopy(plain))
+        ids = torch.tensor([[1, 2, 3]])
+        found, expected = (each(ids, cache=each.new_cache()) for each in (model, named))
+        assert torch.equal(found, expected)

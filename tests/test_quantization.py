@@ -1,17 +1,30 @@
 """Weights for generation: the same model to rounding, or to the levels that were asked for."""
 
 import copy
+import pickle
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from src.beam_search import beam_search
+from src.config import Config
 from src.errors import AGI2Error
-from src.generation import generate_tokens
-from src.model_folder import load_weights, save_weights
+from src.generation import generate_text, generate_tokens
+from src.interop.gguf import export_gguf
+from src.interop.huggingface import export_huggingface
+from src.interop.onnx import export_onnx
+from src.lora import add_lora, merge_lora
+from src.model_folder import load_weights, save_model, save_weights
 from src.native import LIBRARY
 from src.quantization import GROUP, prepare_for_generation
+from src.step import NextTokenLoss
+from src.tokenizer import BPETokenizer
+from src.training import train_epoch
+from tests.bounds import assert_within, gamma, product_bound
+from tests.tiny_models import alphabet as tokenizer
 from tests.tiny_models import random_model
 
 SIZES = {"d_model": 64, "d_ff": 192, "n_heads": 4, "vocab_size": 83, "max_seq_len": 32}
@@ -156,3 +169,123 @@ def test_a_prepared_model_reads_in_bfloat16_as_another_does(quantize):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = log_probs(model)
     assert (found - expected).abs().max() < 0.05 * (expected.max() - expected.min())
+
+
+# A prepared model is not what it was: each use of it works right, or is refused at once.
+
+
+SAVED = 'the model was prepared for generation (quantize = "{}"): it cannot be {}; load it again for that'
+
+
+def optimised(model, _):
+    batches = [tokens(2, 9)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return train_epoch(model, batches, optimizer)
+
+
+REFUSED = {
+    "state_dict": (lambda model, _: model.state_dict(), "saved or exported"),
+    "save_weights": (lambda m, path: save_weights(m.state_dict(), path / "w"), "saved or exported"),
+    "save_model": (
+        lambda model, path: save_model(model, tokenizer(), Config(), path / "model"),
+        "saved or exported",
+    ),
+    "export_huggingface": (
+        lambda model, path: export_huggingface(model, BPETokenizer(257), path / "hf"),
+        "saved or exported",
+    ),
+    "export_gguf": (
+        lambda model, path: export_gguf(model, BPETokenizer(257), path / "gguf"),
+        "saved or exported",
+    ),
+    "export_onnx": (lambda model, path: export_onnx(model, path / "onnx"), "saved or exported"),
+    "torch.save": (lambda model, path: torch.save(model, path / "m"), "copied or pickled"),
+    "pickle": (lambda model, _: pickle.dumps(model), "copied or pickled"),
+    "copy": (lambda model, _: copy.copy(model), "copied or pickled"),
+    "deepcopy": (lambda model, _: copy.deepcopy(model), "copied or pickled"),
+    "load_state_dict": (lambda m, _: m.load_state_dict(make().state_dict()), "given other weights"),
+    "init_weights": (lambda model, _: model.init_weights(), "given other weights"),
+    "train": (lambda model, _: model.train(), "trained"),
+    "train_epoch": (optimised, "trained"),
+    "requires_grad": (lambda model, _: model.requires_grad_(), "trained"),
+    "add_lora": (lambda model, _: add_lora(model, 2), "trained"),
+    "merge_lora": (lambda model, _: merge_lora(model), "trained"),
+    "to a device": (lambda model, _: model.to("meta"), "moved, or turned into other numbers"),
+    "to_empty": (lambda m, _: m.to_empty(device="cpu"), "moved, or turned into other numbers"),
+    "bfloat16": (lambda model, _: model.bfloat16(), "moved, or turned into other numbers"),
+    "double": (lambda model, _: model.double(), "moved, or turned into other numbers"),
+    "half": (lambda model, _: model.half(), "moved, or turned into other numbers"),
+}
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("use", REFUSED)
+def test_what_a_prepared_model_no_longer_is_is_refused_in_one_line(use, quantize, tmp_path):
+    model = prepare_for_generation(make(tie_weights=quantize == "int8"), quantize)
+    expected = log_probs(model)
+    act, what = REFUSED[use]
+    with pytest.raises(AGI2Error) as caught:
+        act(model, tmp_path)
+    assert str(caught.value) == SAVED.format(quantize, what)
+    assert torch.equal(log_probs(model), expected)  # and changes nothing
+    assert [path.name for path in tmp_path.iterdir() if path.name != "m"] == []
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+def test_what_a_prepared_model_still_does_is_right(quantize):
+    plain = make()
+    model = prepare_for_generation(copy.deepcopy(plain), quantize)
+    assert model.num_parameters() == plain.num_parameters()
+    assert prepare_for_generation(model, quantize) is model
+    assert model.to("cpu") is model.float() is model.eval() is model.cpu() is model
+    assert generate_text(model, "abc", 5, tokenizer=tokenizer(), device="cpu", temperature=0)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    # The loss is that of the logits.
+    ids = tokens(2, 9)
+    with torch.inference_mode():
+        hidden = model.hidden_states(ids[:, :-1])
+        logits = hidden.double() @ model.output_weight.double().T
+        loss = NextTokenLoss(model)(ids[:, :-1], ids[:, 1:])
+        expected = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    # A loss is off by what two logits are, and by a sum of 83 powers and its logarithm.
+    of_logits = product_bound(hidden, model.output_weight).max()
+    assert_within(loss, expected, 2 * of_logits + gamma(128) * (1 + logits.abs().max()))
+
+
+@pytest.mark.parametrize("other", ["none", "int4"])
+def test_a_model_is_prepared_in_one_way(other):
+    model = prepare_for_generation(make(), "int8")
+    with pytest.raises(AGI2Error, match=r'^the model was prepared .*"int8"\): load it again to quan'):
+        prepare_for_generation(model, other)
+    with pytest.raises(AGI2Error, match=r"^quantize must be one of none, int8, int4, not 'fp8'$"):
+        prepare_for_generation(model, "fp8")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+def test_a_model_of_other_numbers_stays_as_it_is_or_is_refused(kind, some):
+    def other():
+        model = make()
+        (model.blocks[0].ffn_norm if some else model).to(kind)
+        return model
+
+    model = prepare_for_generation(other())
+    assert (model.prepared, model.few_tokens) == (None, None)
+    if not some:  # PyTorch does not multiply numbers of different kinds
+        assert torch.equal(log_probs(model), log_probs(other()))
+        assert len(generate_text(model, "abc", 5, tokenizer=tokenizer(), temperature=0)) >= 3
+        assert beam_search(model, [1, 2], 2, 4)
+    for quantize in ("int8", "int4"):
+        with pytest.raises(AGI2Error, match=rf'^quantize = "{quantize}" needs a model in float32'):
+            prepare_for_generation(other(), quantize)
+
+
+def test_a_weight_that_is_refused_leaves_the_model_as_it_was():
+    model = make()
+    with torch.no_grad():
+        model.blocks[-1].ffn.contract.weight[3, 4] = float("nan")
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(AGI2Error, match=r"^blocks.1.ffn.contract.weight of the model"):
+        prepare_for_generation(model, "int8")
+    assert [type(module) for module in model.modules()] == before

@@ -34,6 +34,7 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
     Raises:
         AGI2Error: where the model is too large for one file, or it cannot be written.
     """
+    model.needs_weights("saved or exported")
     size = 4 * model.num_parameters()
     if size > LARGEST:
         raise AGI2Error(

@@ -1,0 +1,178 @@
+"""How far floating-point results may be from the exact ones: tolerances that follow from arithmetic.
+
+u is the unit roundoff of a type: half the distance from 1 to the next number. n roundings one after
+another are off by at most gamma(n) = n u / (1 - n u) (Higham, 2002, lemma 3.1), in whatever order a
+sum is taken and on whatever processor; a fused multiplication and addition rounds less.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from src.quantization import FixedLinear
+
+# Numbers below the smallest normal one are off by half the smallest of all, each.
+TINY = 2.0**-149
+
+
+def unit(dtype: torch.dtype = torch.float32) -> float:
+    """u."""
+    return torch.finfo(dtype).eps / 2
+
+
+def gamma(roundings: int, dtype: torch.dtype = torch.float32) -> float:
+    """The largest relative error of so many roundings one after another."""
+    n = roundings * unit(dtype)
+    assert n < 1
+    return n / (1 - n)
+
+
+def product_bound(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    more: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Of x (..., I) times weight (O, I), plus a bias: I products, I sums, and `more` roundings.
+
+    |error| <= gamma(I + 1 + more) (|x| |W|^T + |bias|).
+    """
+    size = F.linear(x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs())
+    inputs = weight.size(1)
+    return gamma(inputs + 1 + more, dtype) * size + (inputs + 1) * TINY
+
+
+def assert_within(found: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | float) -> None:
+    """Every number is as near to the exact one as its bound says."""
+    assert found.shape == expected.shape
+    excess = (found.double() - expected.double()).abs() - bound
+    worst = float(excess.max()) if excess.numel() else 0.0
+    assert worst <= 0, f"{worst:.3g} more than the bound allows"
+
+
+class Bounded:
+    """Exact numbers (in float64), and how far a computation in float32 may be from each of them.
+
+    The operations follow from |fl(a op b) - (a op b)| <= u |a op b| and from what their inputs may
+    be off by; a sum of n terms takes any order.
+    """
+
+    def __init__(self, exact: torch.Tensor, error: torch.Tensor | float = 0.0) -> None:
+        self.exact = exact.double()
+        self.error = torch.zeros_like(self.exact) + error
+
+    @property
+    def most(self) -> torch.Tensor:
+        """What a computed number's size is at most."""
+        return self.exact.abs() + self.error
+
+    def __add__(self, other: Bounded) -> Bounded:
+        total = Bounded(self.exact + other.exact, self.error + other.error)
+        return Bounded(total.exact, total.error + unit() * total.most)
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int = 32) -> Bounded:
+        """x W^T + b. Beside weights of 8 and 4 bits, inputs are rounded: see `level_error`."""
+        weight = weight.double()
+        bias = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
+        wrong = self.error + level_error(self.most, bits)
+        size = F.linear(self.most + wrong, weight.abs(), bias.abs())
+        # Beside 4 bits, a group's lowest weight and its steps are added apart: each is larger than
+        # their sum, by no more than the group's widest weight, twice.
+        widest = weight.abs().amax(dim=1) if bits == 4 else torch.zeros(len(weight)).double()
+        size = size + 3 * (self.most + wrong).sum(-1, keepdim=True) * widest
+        error = F.linear(wrong, weight.abs()) + gamma(weight.size(1) + 12) * size
+        return Bounded(F.linear(self.exact, weight, bias), error)
+
+    def norm(self, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> Bounded:
+        """Layer norm over the last dimension."""
+        width = self.exact.size(-1)
+        mean = self.exact.mean(-1, keepdim=True)
+        away = self.exact - mean
+        of_mean = self.error.mean(-1, keepdim=True) + gamma(width + 1) * self.most.mean(-1, keepdim=True)
+        wrong = self.error + of_mean + unit() * (away.abs() + self.error + of_mean)
+        variance = away.square().mean(-1, keepdim=True)
+        of_variance = (2 * away.abs() * wrong + wrong.square()).mean(-1, keepdim=True)
+        of_variance += gamma(width + 3) * (variance + of_variance)
+        scale = (variance + epsilon).rsqrt()
+        largest = ((variance - of_variance).clamp(min=0) + epsilon).rsqrt() * (1 + gamma(4))
+        of_scale = largest - scale + gamma(4) * scale
+        error = (wrong * largest + away.abs() * of_scale) * weight.double().abs()
+        exact = away * scale * weight.double() + (0.0 if bias is None else bias.double())
+        return Bounded(exact, error + gamma(4) * (exact.abs() + error + away.abs() * largest))
+
+    def activation(self, function, steepest: float) -> Bounded:
+        """One whose slope is at most so steep; processors' own are a few roundings off."""
+        return Bounded(function(self.exact), steepest * self.error + gamma(32) * self.most)
+
+    def attention(self, heads: int) -> Bounded:
+        """From queries, keys and values (B, T, 3 C), each token to those up to it: (B, T, C)."""
+        parts = [
+            Bounded(exact.unflatten(-1, (heads, -1)).transpose(1, 2), error.unflatten(-1, (heads, -1)).transpose(1, 2))
+            for exact, error in zip(self.exact.chunk(3, -1), self.error.chunk(3, -1), strict=True)
+        ]
+        q, k, v = parts
+        size, tokens = q.exact.size(-1), q.exact.size(-2)
+        scores = q.exact @ k.exact.mT / size**0.5
+        largest = q.most @ k.most.mT / size**0.5
+        wrong = largest - q.exact.abs() @ k.exact.abs().mT / size**0.5 + gamma(size + 4) * largest
+        later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+        share = scores.masked_fill(later, -torch.inf).softmax(-1)
+        # Each power of e by the error of its score and of the greatest one, and so their sum.
+        worst = wrong.masked_fill(later, 0).amax(-1, keepdim=True)
+        spread = (scores.abs() + wrong).masked_fill(later, 0).amax(-1, keepdim=True)
+        relative = torch.expm1(2 * worst + unit() * 4 * spread) + gamma(tokens + 32)
+        exact = share @ v.exact
+        error = (share * relative) @ v.most + share @ v.error + gamma(tokens + 2) * (share @ v.most)
+        return Bounded(*(part.transpose(1, 2).flatten(2) for part in (exact, error)))
+
+
+def level_error(most: torch.Tensor, bits: int) -> torch.Tensor:
+    """How far inputs (..., I) are from what is multiplied with weights of so many bits.
+
+    Beside 8 bits they are rounded to 65,535 levels a row, or as many as a sum of 32 bits holds;
+    beside 4 to 255 levels for every 32. The nearest level is at most half a level away; to find it
+    takes five roundings of a number of levels.
+    """
+    if bits not in (8, 4):
+        return torch.zeros_like(most)
+    if bits == 8:
+        top = min(32767.0, 1.35e8 / most.size(-1))
+        return most.amax(-1, keepdim=True).expand_as(most) / top * (0.5 + top * gamma(6))
+    groups = most.unflatten(-1, (-1, 32))
+    level = groups.amax(-1, keepdim=True).expand_as(groups) / 127
+    return (level * (0.5 + 127 * gamma(6))).flatten(-2)
+
+
+def bounded_block(block, x: Bounded, activation, bits: int = 32) -> Bounded:
+    """What a `TransformerBlock` makes of (B, T, C), causally.
+
+    Args:
+        block: with the weights as they are multiplied with.
+        x: its input.
+        activation: its activation, of float64.
+        bits: of its weights.
+    """
+
+    def linear(layer, inputs):
+        bias = layer._weights.bias if isinstance(layer, FixedLinear) else layer.bias
+        return inputs.linear(layer.weight.detach(), None if bias is None else bias.detach(), bits)
+
+    def norm(layer, inputs):
+        bias = None if layer.bias is None else layer.bias.detach()
+        return inputs.norm(layer.weight.detach(), bias, layer.eps)
+
+    def attended(inputs):
+        qkv = linear(block.attention.qkv, inputs)
+        return linear(block.attention.proj, qkv.attention(block.attention.n_heads))
+
+    def fed(inputs):
+        hidden = linear(block.ffn.expand, inputs).activation(activation, 1.13)
+        return linear(block.ffn.contract, hidden)
+
+    if block.pre_norm:
+        x = x + attended(norm(block.attention_norm, x))
+        return x + fed(norm(block.ffn_norm, x))
+    x = norm(block.attention_norm, x + attended(x))
+    return norm(block.ffn_norm, x + fed(x))

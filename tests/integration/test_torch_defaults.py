@@ -1,0 +1,69 @@
+"""PyTorch's global defaults are the user's own: they change no result, and break nothing."""
+
+import json
+
+import pytest
+from conftest import run_python
+from tiny_models import saved_model
+
+PROGRAM = """
+import json, sys
+import torch
+folder, output, corpus, kind, place = sys.argv[1:]
+torch.set_default_dtype(getattr(torch, kind))
+torch.set_default_device(None if place == "none" else place)
+
+from src.config_loader import make_config
+from src.evaluation import evaluate_text
+from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
+from src.model_folder import load_model
+from src.quantization import prepare_for_generation
+from src.training import train_from_config
+
+found = {}
+for quantize in ("unprepared", "none", "int8", "int4"):
+    trained = load_model(folder)
+    model, tokenizer = trained.model, trained.tokenizer
+    if quantize != "unprepared":
+        prepare_for_generation(model, quantize)
+    options = {"tokenizer": tokenizer, "seed": 3}
+    found[quantize] = [
+        generate_text(model, "abc", 20, temperature=0, tokenizer=tokenizer),
+        generate_text(model, "abc", 20, 0.9, 20, 0.9, repetition_penalty=1.2, **options),
+        generate_batch(model, ["a", "bcdef"], 14, n=2, **options),
+        generate_beam_text(model, "abc", 3, 9, tokenizer=tokenizer),
+        [choice.probability for choice in generate_choices(model, "abc", 3, **options)],
+        evaluate_text(model, ["abc def abc"], tokenizer, 8).loss,
+        {str(tensor.dtype) for tensor in (*model.parameters(), *model.buffers())} == {"torch.float32"},
+    ]
+config = make_config({
+    "sources": [corpus], "model_name": "run", "output_dir": output, "tokenizer": "basic",
+    "model_layer": 1, "model_head": 2, "model_embd": 16, "model_positions": 16, "batch_size": 8,
+    "max_steps": 6, "eval_interval": 3, "checkpoint_interval": 3, "sample_tokens": 4, "device": "cpu",
+    "optimizer": "muon",
+})
+run = train_from_config(config)
+found["train"] = [run.history["train_loss"], run.history["val_loss"]]
+found["weights"] = {name: w.double().sum().item() for name, w in run.model.state_dict().items()}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    saved_model(path, model_embd=64, model_ff=192, model_positions=24, model_head=4)
+    return path
+
+
+def results(folder, tmp_path, corpus, kind, place):
+    done = run_python(PROGRAM, folder, tmp_path / f"{kind}-{place}", corpus, kind, place)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_no_default_of_pytorch_changes_a_result(folder, tmp_path, corpus):
+    usual = results(folder, tmp_path, corpus, "float32", "none")
+    for kind, place in [("bfloat16", "none"), ("float16", "cpu"), ("float64", "none"), ("float32", "meta")]:
+        found = results(folder, tmp_path, corpus, kind, place)
+        assert found == usual, (kind, place)
