@@ -145,9 +145,7 @@ class _Group:
         self.is_over = False
         self._size = size
         self._rules = rules
-        self._totals = self._log_probabilities = torch.zeros(
-            1, dtype=torch.float32, device=device
-        )
+        self._totals = self._log_probabilities = torch.zeros(1, dtype=torch.float32, device=device)
 
     def step(
         self, log_probs: torch.Tensor, texts: torch.Tensor, taken: Sequence[int]

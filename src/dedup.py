@@ -77,7 +77,11 @@ def _hash(codes: np.ndarray) -> np.ndarray:
         return np.empty(0, np.uint64)
     hashes = codes * np.uint64(0x9E3779B97F4A7C15)
     hashes ^= hashes >> np.uint64(29)
-    for width, factor in ((1, 0xBF58476D1CE4E5B9), (2, 0x94D049BB133111EB), (4, 0xD6E8FEB86659FD93)):
+    for width, factor in (
+        (1, 0xBF58476D1CE4E5B9),
+        (2, 0x94D049BB133111EB),
+        (4, 0xD6E8FEB86659FD93),
+    ):
         hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
     factor = np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes[:-16] * factor + hashes[8:-8]) * factor + hashes[16:]

@@ -70,7 +70,9 @@ class Processes:
         """Whether any process was asked to stop, and the main process's clock."""
         if not dist.is_initialized():
             return asked, seconds
-        votes = torch.tensor([asked, seconds if self.is_main else 0.0], dtype=torch.float64, device="cpu")
+        votes = torch.tensor(
+            [asked, seconds if self.is_main else 0.0], dtype=torch.float64, device="cpu"
+        )
         dist.all_reduce(votes)  # on the CPU: a GPU goes on working
         return votes[0].item() > 0, votes[1].item()
 

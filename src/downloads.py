@@ -64,9 +64,7 @@ def cached_path(url: str) -> Path:
     return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
 
 
-def download(
-    url: str, *, deadline: float | None = None, most_bytes: int | None = None
-) -> Path:
+def download(url: str, *, deadline: float | None = None, most_bytes: int | None = None) -> Path:
     """The cached copy of a URL's text, fetched the first time.
 
     Args:

@@ -79,8 +79,8 @@ def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:
         document = entry.get(text_field) if isinstance(entry, dict) else entry
         if not isinstance(document, str):
             raise Unreadable(
-                "without the field", f"{path}:{number}: no text in the field {text_field!r}; "
-                "set text_field",
+                "without the field",
+                f"{path}:{number}: no text in the field {text_field!r}; " "set text_field",
             )
         yield document.encode("utf-8", "replace").decode()  # JSON may hold half a character
 
@@ -127,7 +127,5 @@ def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
             f"{path}: no column {text_field!r} among {', '.join(columns)}; set text_field",
         )
     if found[matching[0]].count(text_field) > 1:
-        raise Unreadable(
-            "broken CSV", f"{path}: the column {text_field!r} is there more than once"
-        )
+        raise Unreadable("broken CSV", f"{path}: the column {text_field!r} is there more than once")
     return matching[0], found[matching[0]]

@@ -129,6 +129,11 @@ class Trainer:
             )
         return -(-self.batches.batch_size // count)
 
+    def _rows_per_step(self) -> float:
+        """Sequences of a batch, on the average of an epoch: an integer where all are equal."""
+        mean = self.batches.windows / self.batches.steps_per_epoch
+        return int(mean) if mean.is_integer() else mean
+
     def _micro_batch_size(self) -> int:
         size = self.config.micro_batch_size
         if size == "auto":
@@ -254,7 +259,7 @@ class Trainer:
         return Telemetry(
             self.device,
             self.precision,
-            tokens_per_step=self.batches.windows * targets / self.batches.steps_per_epoch,
+            tokens_per_step=self._rows_per_step() * targets,
             flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
             total_steps=self.total_steps if bounded else None,
             processes=self.processes.count,

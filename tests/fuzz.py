@@ -37,7 +37,9 @@ def main() -> int:
             print("these arguments select no property test", file=sys.stderr)
             return 2
         if status:
-            print(f"round {rounds + 1} found the example above: add it as @example", file=sys.stderr)
+            print(
+                f"round {rounds + 1} found the example above: add it as @example", file=sys.stderr
+            )
             return 1
         rounds += 1
     print(f"{rounds} rounds without a failing example", file=sys.stderr)

@@ -82,7 +82,9 @@ def main() -> int:
             done = subprocess.run(
                 command, cwd=CHECKOUT, env=environment, capture_output=True, text=True
             )
-            if ("AddressSanitizer" in done.stderr) != is_caught or bool(done.returncode) != is_caught:
+            if ("AddressSanitizer" in done.stderr) != is_caught or bool(
+                done.returncode
+            ) != is_caught:
                 print(done.stderr, "the checks do not work", sep="\n", file=sys.stderr)
                 return 1
         tests = sys.argv[1:] or [*TESTS, "-k", "not default_device and not stack"]

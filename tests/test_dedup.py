@@ -23,7 +23,8 @@ def plain(text):
 
 @settings(deadline=None)
 @given(
-    text=st.text(st.sampled_from("aB \n.é鯨🐳7"), max_size=120), block=st.sampled_from([7, 30, 2**20])
+    text=st.text(st.sampled_from("aB \n.é鯨🐳7"), max_size=120),
+    block=st.sampled_from([7, 30, 2**20]),
 )
 def test_shingles_are_all_runs_of_letters_wherever_the_blocks_end(text, block):
     before, dedup._BLOCK = dedup._BLOCK, block

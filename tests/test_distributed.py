@@ -261,8 +261,8 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch)
     monkeypatch.setattr(Trainer, "__init__", first)
     with pytest.raises(AGI2Error, match=r"8 sequences cannot be shared equally by 3 processes$"):
         train_from_config(tiny_run())
-    with pytest.raises(AGI2Error, match=r"by 3 processes, and the text has no more$"):
-        train_from_config(tiny_run(batch_size=3000))
+    # A text of fewer windows than a batch is shared as far as it goes.
+    assert train_from_config(tiny_run(batch_size=3000, max_steps=2)).history["steps"] == 2
 
 
 def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):

@@ -221,7 +221,9 @@ def test_redirects_are_followed_a_few_times(library):
 def test_redirects_away_from_the_web_are_refused(library, tmp_path, target):
     Library.redirect = target
     scheme = target.split(":")[0]
-    with pytest.raises(AGI2Error, match=f"it leads from http: to {scheme}:|'{scheme}:.*not allowed"):
+    with pytest.raises(
+        AGI2Error, match=f"it leads from http: to {scheme}:|'{scheme}:.*not allowed"
+    ):
         download(f"{library}/redirect.txt")
     assert not cached_files(tmp_path)
 

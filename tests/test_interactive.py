@@ -534,9 +534,7 @@ def test_ctrl_c_ends_a_reply_also_where_its_exception_is_lost(tokenizer, monkeyp
 
 def test_ctrl_c_pressed_again_and_again_leaves_the_chat_as_it_is(tokenizer, monkeypatch, capsys):
     prompt = greeter(tokenizer)
-    handle = prompt.model.register_forward_pre_hook(
-        lambda *_: signal.raise_signal(signal.SIGINT)
-    )
+    handle = prompt.model.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
     stop = prompt.stream_message
 
     def pressed_at_the_end(message):
@@ -568,6 +566,7 @@ def test_ctrl_c_between_the_lines_of_a_pipe_ends_the_chat(tokenizer, monkeypatch
         signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
+
     class Pipe:
         isatty = staticmethod(lambda: False)
         __iter__ = staticmethod(lines)

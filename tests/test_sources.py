@@ -25,7 +25,9 @@ def write(path, content="text"):
 
 
 def names(*sources):
-    return [path.name for source in find_sources([str(s) for s in sources]) for path in source.files]
+    return [
+        path.name for source in find_sources([str(s) for s in sources]) for path in source.files
+    ]
 
 
 def left_out(*sources):
@@ -311,7 +313,10 @@ def test_standard_input_is_a_source(tmp_path, stdin, name):
     done = subprocess.run(
         command, cwd=Path(__file__).parents[1], capture_output=True, text=True, **options
     )
-    problems = {"nothing": "neither a file nor a pipe", "closed": "cannot be read|a link to a file that is not there"}
+    problems = {
+        "nothing": "neither a file nor a pipe",
+        "closed": "cannot be read|a link to a file that is not there",
+    }
     expected = problems.get(stdin, rf"^\[{len(text)}\]$")
     assert re.search(expected, done.stdout), done
     assert not done.stderr

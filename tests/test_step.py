@@ -115,6 +115,38 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro):
         torch.testing.assert_close(results[1][name], expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("micro", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 4, 7])
+def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, processes):
+    """Parts of unequal size, or of none: what DDP and FSDP take the mean of."""
+    batch = tokens(rows, seed=rows)
+    whole = tiny_model()
+    expected_loss = accumulate_gradients(NextTokenLoss(whole), batch, CPU)
+    loss, calls = 0.0, []
+    shared = {name: torch.zeros_like(p) for name, p in whole.named_parameters()}
+    for rank in range(processes):
+        part = batch[-(-rows * rank // processes) : -(-rows * (rank + 1) // processes)]
+        model = tiny_model()
+        loss_of = NextTokenLoss(model)
+        loss_of.register_forward_hook(lambda *_, rank=rank: calls.append(rank))
+        loss += accumulate_gradients(
+            loss_of,
+            part,
+            CPU,
+            micro_batch_size=micro,
+            weight=len(part) * processes / rows,
+            rounds=-(-rows // (processes * micro)),
+        )
+        for name, gradient in gradients(model).items():
+            shared[name] += gradient / processes
+    # Each process takes part in as many products as any other.
+    assert len({calls.count(rank) for rank in range(processes)}) == 1
+    torch.testing.assert_close(loss / processes, expected_loss, atol=1e-6, rtol=1e-5)
+    for name, expected in gradients(whole).items():
+        torch.testing.assert_close(shared[name], expected, atol=1e-6, rtol=1e-4)
+
+
 def test_windows_and_pairs_are_the_same_batch():
     windows = tokens(3)
     losses = [

@@ -442,5 +442,5 @@ def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny
     train_from_config(tiny_run(max_steps=2))
     monkeypatch.setattr("src.checkpoint.FORMAT", 99)
     monkeypatch.setattr("src.training.prepare", raising(AssertionError))
-    with pytest.raises(AGI2Error, match="has the format 2, this version of AGI2 reads 99: go on"):
+    with pytest.raises(AGI2Error, match="has the format 3, this version of AGI2 reads 99: go on"):
         train_from_config(tiny_run(max_steps=3, resume="auto"))
