@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from common import ROOT, InTurn, parser, report, run_child, work_in_turn
@@ -28,7 +29,8 @@ SHAPES = {
 }
 
 
-def measure_ours(shape: str, device: str) -> None:
+def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) -> Callable[[], None]:
+    """A training step of AGI2, compiled where a backend of `torch.compile` is named."""
     import torch
 
     from src.config import Config
@@ -38,7 +40,7 @@ def measure_ours(shape: str, device: str) -> None:
     from src.step import NextTokenLoss, accumulate_gradients, apply_gradients
     from src.utils import keep_freed_memory
 
-    rows, context, vocabulary, _, layers, heads, width = SHAPES[device][shape]
+    rows, context, vocabulary, _, layers, heads, width = shape
     keep_freed_memory()  # as a run does
     config = Config(
         position_embedding="learned",
@@ -54,8 +56,8 @@ def measure_ours(shape: str, device: str) -> None:
     model = GPT2Model(config).to(place)
     optimizers = make_optimizers(model, config)
     loss = NextTokenLoss(model)
-    if device != "cpu":  # as a run does
-        loss = torch.compile(loss)
+    if backend is not None:
+        loss = torch.compile(loss, backend=backend)
 
     def step() -> None:
         batch = torch.randint(0, vocabulary, (rows, context + 1))
@@ -63,16 +65,19 @@ def measure_ours(shape: str, device: str) -> None:
         apply_gradients(optimizers, 1.0)
         found.item()  # until a GPU is done
 
-    work_in_turn(step)
+    return step
 
 
-def measure_nanogpt(shape: str, device: str, folder: str) -> None:
-    sys.path.insert(0, folder)
+def nanogpt_step(
+    shape: tuple[int, ...], device: str, folder: Path, backend: str | None = None
+) -> Callable[[], None]:
+    """A training step of nanoGPT, compiled where a backend of `torch.compile` is named."""
+    sys.path.insert(0, str(folder))
     import torch
 
     from model import GPT, GPTConfig
 
-    rows, context, vocabulary, padded, layers, heads, width = SHAPES[device][shape]
+    rows, context, vocabulary, padded, layers, heads, width = shape
     sizes = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": context}
     model = GPT(GPTConfig(vocab_size=padded, dropout=0.0, **sizes)).to(device)
     optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device)
@@ -80,7 +85,8 @@ def measure_nanogpt(shape: str, device: str, folder: str) -> None:
     if device != "cpu":  # as its train.py does
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         precision = torch.autocast(device, torch.bfloat16)
-        model = torch.compile(model)
+    if backend is not None:
+        model = torch.compile(model, backend=backend)
 
     def step() -> None:
         batch = torch.randint(0, vocabulary, (rows, context + 1)).to(device)
@@ -92,7 +98,7 @@ def measure_nanogpt(shape: str, device: str, folder: str) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.item()  # until a GPU is done
 
-    work_in_turn(step)
+    return step
 
 
 def share_of_peak(device: str, tokens_per_second: float) -> dict[str, float]:
@@ -140,11 +146,14 @@ def main() -> None:
     options.add_argument("--child", nargs=2, help="internal")
     given = options.parse_args()
     if given.child:
-        kind, shape = given.child
+        kind, name = given.child
+        # As the runs of both do it.
+        backend = "inductor" if given.device != "cpu" else None
         if kind == "nanoGPT":
-            measure_nanogpt(shape, given.device, given.nanogpt)
+            shape = SHAPES[given.device][name]
+            work_in_turn(nanogpt_step(shape, given.device, given.nanogpt, backend))
         elif kind == "AGI2":
-            measure_ours(shape, given.device)
+            work_in_turn(our_step(SHAPES[given.device][name], given.device, backend))
         else:
             default_step(given.nanogpt)
         return

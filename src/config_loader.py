@@ -93,13 +93,15 @@ def make_config(
     missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not given.get(key)]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
     problems += _find_problems(dict(given), places or {}, name)
-    chosen = {key for key, value in given.items() if value not in (None, "")}
+    adopted: set[str] = set()
     if not problems and kind == "training" and given.get("init_from"):
+        chosen = {key for key, value in given.items() if value not in (None, "")}
         given = _with_trained(given, name, places or {})
+        adopted = given.keys() - chosen
         problems = _find_problems(dict(given), places or {}, name)
     if problems:
         raise AGI2Error(*problems)
-    return Config.model_validate(dict(given)).adopting(given.keys() - chosen)
+    return Config.model_validate(dict(given)).adopting(adopted)
 
 
 def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]) -> dict[str, Any]:
