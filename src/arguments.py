@@ -132,7 +132,7 @@ def _convert(hint: Any, value: Any) -> Any:
         return _fitting(value, isinstance(value, str) and value in inside)
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][1](value)
-    if isinstance(hint, type) and origin is None:
+    if isinstance(hint, type) and origin is None and hint is not Any:
         original = getattr(value, "_orig_mod", value)  # of a compiled module
         return _fitting(value, isinstance(original, hint))
     return value

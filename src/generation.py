@@ -563,7 +563,7 @@ def stream_as_configured(
     """
     given = {key: trained.config[key] for key in trained.config.model_fields_set}
     config = make_config({**given, **changes}, "generation", "generate")
-    if config.quantize != "none" and trained.model.few_tokens is None:
+    if config.quantize not in ("none", trained.model.prepared):
         raise AGI2Error(
             f'quantize = "{config.quantize}": call prepare_for_generation(trained.model, '
             f'"{config.quantize}") first, or pass quantize="none"'

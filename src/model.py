@@ -316,7 +316,7 @@ class GPT2Model(nn.Module):
         """
         from .model_folder import save_model
 
-        save_model(self, tokenizer, config or Config(), folder)
+        save_model(self, tokenizer, config or Config.model_validate({}), folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> GPT2Model:

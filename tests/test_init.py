@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from conftest import run_python
 
 import src
 from src.errors import AGI2Error
@@ -31,6 +32,51 @@ def test_a_star_import_gives_the_public_names():
     names = {}
     exec("from src import *", names)
     assert set(src.__all__) <= set(names)
+
+
+# Each way to import a module of the package; after each, every public name is checked.
+ORDERS = [
+    "from src import *",
+    "import src.beam_search",
+    "import src.beam_search as module",
+    "from src.beam_search import beam_search",
+    "import src.generation",
+    "import importlib; importlib.reload(importlib.import_module('src.beam_search'))",
+    "[import_module(f'src.{each}') for each in MODULES]",
+    "[import_module(f'src.{each}') for each in reversed(MODULES)]",
+]
+CHECK = """
+import pkgutil, sys, types
+from importlib import import_module
+
+import src
+
+OTHERS = {"_native", "lm_eval_adapter"}  # no module of Python's, and one that takes seconds
+MODULES = sorted({each.name for each in pkgutil.iter_modules(src.__path__)} - OTHERS)
+EXPECTED = {}
+
+
+def check():
+    for name, home in src._HOMES.items():
+        found = getattr(src, name)
+        assert not isinstance(found, types.ModuleType), name
+        assert found is getattr(sys.modules[f"src.{home}"], name), name
+        assert EXPECTED.setdefault(name, found.__qualname__) == found.__qualname__ == name
+    for name in MODULES:
+        if name not in src._HOMES and f"src.{name}" in sys.modules:
+            assert getattr(src, name) is sys.modules[f"src.{name}"]
+
+
+for line in sys.argv[1:]:
+    exec(line)
+    check()
+"""
+
+
+@pytest.mark.parametrize("first", range(0, len(ORDERS), 3))
+def test_every_public_name_is_what_it_says_in_every_order_of_imports(first):
+    result = run_python(CHECK, *ORDERS[first:], *ORDERS[:first], "from src import beam_search")
+    assert result.returncode == 0, result.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error():
