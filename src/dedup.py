@@ -83,8 +83,8 @@ def _hash(codes: np.ndarray) -> np.ndarray:
         (4, 0xD6E8FEB86659FD93),
     ):
         hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
-    factor = np.uint64(0xFF51AFD7ED558CCD)
-    hashes = (hashes[:-16] * factor + hashes[8:-8]) * factor + hashes[16:]
+    eights = np.uint64(0xFF51AFD7ED558CCD)
+    hashes = (hashes[:-16] * eights + hashes[8:-8]) * eights + hashes[16:]
     hashes ^= hashes >> np.uint64(32)
     hashes *= np.uint64(0xC4CEB9FE1A85EC53)
     hashes ^= hashes >> np.uint64(29)

@@ -15,7 +15,7 @@ import tomli_w
 import torch
 
 from .config_loader import make_config
-from .corpus import read_documents
+from .corpus import check_rereadable, check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device, training_flops
 from .doctor import available_memory, measure_step, model_sizes, predict_memory
 from .errors import AGI2Error
@@ -180,6 +180,8 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
         raise AGI2Error(f"--minutes {minutes}: name a number of minutes")
     if out.exists():
         raise AGI2Error(f"{out} exists: name another file with --out")
+    check_sources(sources)
+    check_rereadable(sources, "the planned run reads it again")
     corpus = Corpus.read(sources)
     device = select_device("auto")
     yield (

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from .checkpoint import TENSORS, checkpoint_folder, find_checkpoint
 from .config import Config
 from .config_loader import load_config, save_config
+from .corpus import check_rereadable, check_sources
 from .cuda_utils import select_device
 from .errors import AGI2Error
 from .metrics import read_metrics
@@ -41,6 +42,8 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     Raises:
         AGI2Error: at the end, where anything differs; before, where a run does not succeed.
     """
+    check_sources(config.sources)
+    check_rereadable(config.sources, "three runs read it here")
     if config.max_minutes is not None:
         yield (
             f"max_minutes is left out for {steps} steps: by the clock no two runs are the same, "
