@@ -418,7 +418,7 @@ class Config(BaseModel, Mapping):
         size, a length that is the model's), and what was adopted from a trained model.
         """
         defaults = {
-            **Config(),
+            **Config.model_validate({}),
             **PRESETS.get(str(self.preset), {}),
             **_dependent_defaults(self),
             "model_ff": 4 * self.model_embd,

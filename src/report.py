@@ -320,7 +320,7 @@ def _around(copy: Copy) -> str:
 
 def _configuration(run: RunRecord) -> str:
     config, chosen = run.config, _chosen(run)
-    defaults = Config()
+    defaults = Config.model_validate({})
     changed = [[key, _value(value), _value(defaults[key])] for key, value in chosen.items()]
     rows = [[f"<code>{key}</code>", f"<code>{_value(config[key])}</code>"] for key in config]
     note = "What was set to something else than its default:" if changed else "All by default."
