@@ -19,7 +19,7 @@ from .errors import AGI2Error
 from .generation import generate_text
 from .html_page import escape, table
 from .model_folder import load_model
-from .report import axes
+from .report import axes, tokens_per_step
 from .runs import History, RunRecord, RunSummary, list_runs, read_run
 from .sampling import sampling_keys
 from .utils import human_bytes, human_time, log, write_text
@@ -202,13 +202,13 @@ def aligned_curves(runs: Sequence[RunRecord]) -> tuple[str, Rows]:
 
 
 def _unit(runs: Sequence[RunRecord]) -> str:
-    sizes = {run.history.start.get("tokens_per_step") for run in runs}
+    sizes = {tokens_per_step(run.history) for run in runs}
     return "step" if len(sizes) == 1 or None in sizes else "tokens"
 
 
 def _placed(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
     """A curve by step or by tokens."""
-    size = run.history.start["tokens_per_step"] if unit == "tokens" else 1
+    size = (tokens_per_step(run.history) if unit == "tokens" else None) or 1
     return [(step * size, value) for step, value in curve]
 
 

@@ -159,10 +159,16 @@ def axes(history: History) -> Axes:
     else:
         steps.append(max(history.steps, 1))
     found["step"] = steps
-    size = history.start.get("tokens_per_step")
-    if isinstance(size, int) and size > 0:
+    size = tokens_per_step(history)
+    if size is not None:
         found["tokens"] = [step * size for step in steps]
     return found
+
+
+def tokens_per_step(history: History) -> float | None:
+    """How many tokens a step trained on, where the run's log says so."""
+    size = history.start.get("tokens_per_step")
+    return size if isinstance(size, int | float) and 0 < size < math.inf else None
 
 
 def losses(history: History) -> tuple[str, list[Point], list[Point]]:
@@ -357,7 +363,7 @@ def _value(value: object) -> str:
 _FACTS = {
     "time": "time",
     "parameters": "parameters",
-    "tokens_per_step": "tokens per step",
+    "tokens_per_step": "tokens per step, on average",
     "train_tokens": "training tokens",
     "train_bytes": "bytes of these tokens' text",
     "val_tokens": "validation tokens",
@@ -395,4 +401,6 @@ def _fact(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
     return escape(value)

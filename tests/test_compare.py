@@ -136,6 +136,15 @@ def test_other_batches_are_aligned_by_tokens_and_nothing_is_made_up(pair):
     ]
 
 
+@pytest.mark.parametrize("size", [None, 0, -3, "<b>", [1], {"a": 1}])
+def test_runs_without_a_number_of_tokens_are_aligned_by_steps(pair, size):
+    one, two = folders(pair)
+    write_log(one, log_of(size, [(1, 5.0), (2, 4.0)]))
+    write_log(two, log_of(5, [(1, 5.5), (2, 4.5)]))
+    unit, rows = aligned_curves([read_run(one), read_run(two)])
+    assert (unit, len(rows)) == ("step", 2)
+
+
 def test_long_curves_are_thinned_and_missing_ones_are_none(pair):
     one, two = folders(pair)
     for folder in (one, two):

@@ -109,7 +109,17 @@ def test_hostile_texts_stay_text(run):
         [{"step": 1, "loss": math.nan, "grad_norm": math.inf}, {"step": 2, "val_loss": math.nan}],
         [{"step": 1, "loss": None, "grad_norm": None}, {"step": 2, "val_loss": None}],
         [{"step": 1, "loss": -math.inf}, {"step": 2, "loss": 1e300}, {"step": 2, "loss": 1e-300}],
-        [{"step": 0, "start": {"train_tokens": 5, "train_bytes": 0, "compiled": True}}],
+        [
+            {
+                "step": 0,
+                "start": {
+                    "tokens_per_step": 5.25,
+                    "train_tokens": 5,
+                    "train_bytes": 0,
+                    "compiled": True,
+                },
+            }
+        ],
         [{"step": 5, "start": {"a": None}}, {"step": 6, "start": {"b": False}}],
     ],
 )
@@ -271,7 +281,7 @@ def test_the_axes_are_those_of_the_log(run):
 
 @given(
     st.lists(st.tuples(st.integers(-5, 50), st.floats(allow_nan=True) | st.none()), max_size=20),
-    st.none() | st.integers(-3, 3) | st.text(max_size=3),
+    st.none() | st.integers(-3, 3) | st.floats(min_value=-1) | st.text(max_size=3),
 )
 def test_axes_ascend_whatever_was_logged(moments, size):
     entries = [{"step": 0, "start": {"tokens_per_step": size}}]
