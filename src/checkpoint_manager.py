@@ -21,7 +21,7 @@ from .model import GPT2Model
 from .model_folder import WEIGHTS, describe_model, load_weights, save_weights
 from .optimization import Optimizer
 from .tokenizer import Tokenizer
-from .utils import Background, FolderLock, log, whole, writing
+from .utils import Background, FolderLock, log, plural, whole, writing
 
 # A change of these would make another run: the data's order, or what the steps are. The text itself
 # is known by its hash, wherever it lies.
@@ -235,7 +235,7 @@ def log_changes(
             log.info("%s is now %r, it was %r", key, config.get(key), was)
     if before["total_steps"] != total_steps:
         log.info(
-            "the run is now %d steps long, not %d: the learning rate follows the new length",
-            total_steps,
+            "the run is now %s long, not %d: the learning rate follows the new length",
+            plural(total_steps, "step"),
             before["total_steps"],
         )

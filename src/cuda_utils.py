@@ -13,7 +13,7 @@ import torch
 
 from .config import DEVICES, GPT2Config
 from .errors import AGI2Error
-from .utils import human_bytes, log
+from .utils import human_bytes, log, plural
 
 
 def cuda_available() -> bool:
@@ -139,7 +139,7 @@ def describe_device(device: torch.device) -> str:
         total = torch.cuda.get_device_properties(device).total_memory
         return f"{torch.cuda.get_device_name(device)} ({human_bytes(total)})"
     if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads"
+        return f"CPU, {plural(torch.get_num_threads(), 'thread')}"
     return device.type
 
 

@@ -12,7 +12,7 @@ from .corpus import read_documents
 from .errors import AGI2Error
 from .splits import split_documents
 from .tokenizer import Tokenizer
-from .utils import log
+from .utils import log, plural
 
 __all__ = ["EpochBatches", "TextDataset", "split_documents", "tokenize"]
 
@@ -82,9 +82,11 @@ class TextDataset(Dataset[torch.Tensor]):
         if seq_len < 1 or (stride is not None and stride < 1):
             raise AGI2Error(f"seq_len {seq_len} and stride {stride}: both must be at least 1")
         if len(tokens) < 2:
-            raise AGI2Error(f"the text has {len(tokens)} tokens: at least 2 are needed")
+            raise AGI2Error(f"the text has {plural(len(tokens), 'token')}: at least 2 are needed")
         if len(tokens) < seq_len:
-            log.warning("the text has only %d tokens: windows are that short", len(tokens))
+            log.warning(
+                "the text has only %s: windows are that short", plural(len(tokens), "token")
+            )
             seq_len = len(tokens)
         self.tokens = tokens
         self.seq_len = seq_len

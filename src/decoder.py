@@ -16,7 +16,7 @@ from .dropout import evaluating
 from .errors import AGI2Error
 from .kv_cache import KVCache
 from .model import GPT2Model
-from .utils import log
+from .utils import log, plural
 
 
 class Decoder:
@@ -94,8 +94,8 @@ class Decoder:
         longest = max(map(len, prompts))
         if longest > self._positions:
             log.warning(
-                "the prompt has %d tokens, the model sees %d at a time: only the last are read",
-                longest,
+                "the prompt has %s, the model sees %d at a time: only the last are read",
+                plural(longest, "token"),
                 self._positions,
             )
         shared = self._shared_tokens(prompts)

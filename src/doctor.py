@@ -35,7 +35,7 @@ from .optimization import make_optimizers
 from .step import NextTokenLoss, accumulate_gradients, apply_gradients
 from .trainer import Trainer
 from .training import Prepared, make_trainer, prepare
-from .utils import human_bytes, human_time, keep_freed_memory
+from .utils import human_bytes, human_time, keep_freed_memory, plural
 
 # What a disk takes with hashing and syncing, in bytes a second: only for the share of saving.
 _DISK_SPEED = 200e6
@@ -275,12 +275,12 @@ def examine(config: Config) -> Iterator[str]:
     room = available_memory(device)
     few = f" ({sizes.trained // 4:,} of them trained)" if sizes.trained < sizes.weights else ""
     yield (
-        f"model: {sizes.weights // 4:,} parameters{few}, {config.model_layer} layers, "
+        f"model: {sizes.weights // 4:,} parameters{few}, {plural(config.model_layer, 'layer')}, "
         f"{config.model_embd} wide; {describe_device(device)}"
     )
     yield (
-        f"batch: {batches.batch_size} sequences of {seq_len} tokens, {micro} at a time; "
-        f"{batches.steps_per_epoch:,} steps for a pass over the text"
+        f"batch: {plural(batches.batch_size, 'sequence')} of {plural(seq_len, 'token')}, {micro} "
+        f"at a time; {plural(batches.steps_per_epoch, 'step')} for a pass over the text"
     )
     yield f"memory: about {human_bytes(memory.total)} of {human_bytes(room)} ({_parts(memory)})"
     disk, free = disk_needed(config), free_disk(run_folder(config))
@@ -303,10 +303,13 @@ def examine(config: Config) -> Iterator[str]:
 def _describe_text(text: Prepared, config: Config) -> Iterator[str]:
     characters = sum(map(len, text.documents))
     size = sum(len(document.encode()) for document in text.documents)
-    yield f"text: {len(text.documents):,} documents, {characters:,} characters, {human_bytes(size)}"
+    yield (
+        f"text: {plural(len(text.documents), 'document')}, {plural(characters, 'character')}, "
+        f"{human_bytes(size)}"
+    )
     held_out = len(text.val_data.tokens) if text.val_data is not None else 0
     yield f"tokens: {len(text.train_data.tokens):,} to train on, {held_out:,} to validate"
-    yield f"vocabulary: {text.tokenizer.vocab_size:,} tokens"
+    yield f"vocabulary: {plural(text.tokenizer.vocab_size, 'token')}"
 
 
 def _micro_batch_size(config: Config, batches: EpochBatches, device: torch.device) -> int:
@@ -347,8 +350,8 @@ def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
     yield f"speed: {step:.3g} s a step, {tokens / step:,.0f} tokens/s ({precision}{uncompiled})"
     found = predict_duration(trainer, step, update, sizes.weights + sizes.optimizer)
     yield (
-        f"time: {human_time(found.seconds)} for {found.steps:,} steps: {found.passes:.1f} passes "
-        f"over the text, {human_time(found.per_pass)} each"
+        f"time: {human_time(found.seconds)} for {plural(found.steps, 'step')}: "
+        f"{found.passes:.1f} passes over the text, {human_time(found.per_pass)} each"
     )
     if found.passes < 1 and config.max_minutes is not None:
         yield (

@@ -17,6 +17,7 @@ from .dropout import evaluating
 from .errors import AGI2Error
 from .model import GPT2Model
 from .tokenizer import Tokenizer
+from .utils import plural
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,11 @@ def evaluate_tokens(
     positions = model.config.max_seq_len
     if not 1 <= stride <= positions:
         raise AGI2Error(
-            f"stride must be between 1 and the model's {positions} positions, not {stride}"
+            f"stride must be between 1 and the model's {plural(positions, 'position')}, "
+            f"not {stride}"
         )
     if len(tokens) < 2:
-        raise AGI2Error(f"the text has {len(tokens)} tokens: at least 2 are needed")
+        raise AGI2Error(f"the text has {plural(len(tokens), 'token')}: at least 2 are needed")
     width = min(positions, len(tokens) - 1)
     windows = TextDataset.from_tokens(tokens, width + 1, stride=min(stride, width))
     rows = max(1, TOKENS_AT_ONCE // width)

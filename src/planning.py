@@ -20,7 +20,7 @@ from .cuda_utils import describe_device, memory_stats, select_device, training_f
 from .doctor import available_memory, measure_step, model_sizes, predict_memory
 from .errors import AGI2Error
 from .training import make_trainer, prepare
-from .utils import human_bytes, write_text
+from .utils import human_bytes, plural, write_text
 
 # Repeated text teaches less and less: after so many passes more of them add next to nothing.
 _PASSES_WORTH = 15.0
@@ -194,8 +194,9 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     yield text
     error = 2 * EXPECTATION.error
     yield (
-        f"# expected: {plan.steps:,} steps of {plan.tokens // plan.steps:,} tokens, "
-        f"{plan.tokens:,} tokens in all, {plan.passes:.1f} passes over the text"
+        f"# expected: {plural(plan.steps, 'step')} of "
+        f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
+        f"{plan.passes:.1f} passes over the text"
     )
     yield (
         f"# expected: {plan.bits_per_byte:.2f} bits per byte on held-out text, give or take "

@@ -39,7 +39,7 @@ from .step import (
 )
 from .telemetry import Telemetry
 from .tokenizer import Tokenizer
-from .utils import Interrupt, human_time, keep_freed_memory, log, seed_everything
+from .utils import Interrupt, human_time, keep_freed_memory, log, plural, seed_everything
 
 # So many steps in a row whose gradients are no numbers end a run. In fp16 the first ones overflow
 # until the scale is found, which is halved each time.
@@ -125,7 +125,8 @@ class Trainer:
         batch, count = self.config.batch_size, self.processes.count
         if batch % count:
             raise AGI2Error(
-                f"batch_size: {batch} sequences cannot be shared equally by {count} processes"
+                f"batch_size: {plural(batch, 'sequence')} cannot be shared equally by {count} "
+                "processes"
             )
         return -(-self.batches.batch_size // count)
 
@@ -382,8 +383,8 @@ class Trainer:
         whole, half = self.config.batch_size, self.micro_batch_size // 2
         smaller = max(n for n in range(1, half + 1) if whole % n == 0)
         log.warning(
-            "out of memory with %d sequences at a time: going on with %d (the same gradients)",
-            self.micro_batch_size,
+            "out of memory with %s at a time: going on with %d (the same gradients)",
+            plural(self.micro_batch_size, "sequence"),
             smaller,
         )
         self.micro_batch_size = smaller
@@ -392,9 +393,9 @@ class Trainer:
         """What to do where smaller micro-batches cannot help, or are not in one's own hand."""
         who = f" on process {self.processes.rank}" if self.processes.count > 1 else ""
         return AGI2Error(
-            f"out of memory at step {self.step}{who}, with {self.micro_batch_size} sequences at a "
-            "time: lower micro_batch_size, set gradient_checkpointing = true, or lower seq_len, "
-            "vocab_size, model_layer or model_embd"
+            f"out of memory at step {self.step}{who}, with "
+            f"{plural(self.micro_batch_size, 'sequence')} at a time: lower micro_batch_size, set "
+            "gradient_checkpointing = true, or lower seq_len, vocab_size, model_layer or model_embd"
             + ('; or share the model: parallel = "fsdp"' if who else "")
         )
 
@@ -513,7 +514,8 @@ class Trainer:
     def _finish(self, stopped: str) -> History:
         """Validate a last time, and leave the best weights in the model."""
         if self.state.evaluated_at != self.step:
-            self._validate()
+            with busy("validating", is_logged=True):
+                self._validate()
             self.save()  # with what it found: a longer run may go on from here
         self.whole = self.kept.load_best()
         history = {
@@ -526,7 +528,7 @@ class Trainer:
             history["train_loss"] = [*history["train_loss"], self.state.epoch_loss.take()]
             log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
-            with busy("validating on all held-out text"):
+            with busy("validating on all held-out text", is_logged=True):
                 final = self.processes.from_main(self.evaluate)
             history["best_val_loss"] = self.state.best_loss
             history["final_val_loss"] = final.loss
@@ -538,9 +540,9 @@ class Trainer:
                 final.bits_per_byte,
             )
         log.info(
-            "%s after %d steps, %s: %s",
+            "%s after %s, %s: %s",
             {"early": "stopped early", "time": "time is over"}.get(stopped, stopped),
-            self.step,
+            plural(self.step, "step"),
             human_time(self.state.seconds),
             self.folder,
         )

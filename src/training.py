@@ -29,7 +29,7 @@ from .run_state import History
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import Trainer
-from .utils import log, seed_everything
+from .utils import log, plural, seed_everything
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
 
@@ -255,21 +255,20 @@ def _train(
     )
     model = trainer.model
     log.info(
-        "%s: %s characters, %s tokens to train on, %s to validate; vocabulary %d",
+        "%s: %s, %s to train on, %s to validate; vocabulary %d",
         config.model_name,
-        f"{sum(map(len, text.documents)):,}",
-        f"{len(text.train_data.tokens):,}",
+        plural(sum(map(len, text.documents)), "character"),
+        plural(len(text.train_data.tokens), "token"),
         f"{len(text.val_data.tokens) if text.val_data else 0:,}",
         text.tokenizer.vocab_size,
     )
     log.info(
-        "%s parameters; %d steps an epoch of %d sequences (%d at a time); %d process%s, each: %s",
-        f"{model.num_parameters():,}",
-        trainer.batches.steps_per_epoch,
-        trainer.batches.batch_size,
+        "%s; %s an epoch of %s (%d at a time); %s, each: %s",
+        plural(model.num_parameters(), "parameter"),
+        plural(trainer.batches.steps_per_epoch, "step"),
+        plural(trainer.batches.batch_size, "sequence"),
         trainer.micro_batch_size,
-        processes.count,
-        "es" if processes.count > 1 else "",
+        plural(processes.count, "process", "processes"),
         describe_device(trainer.device),
     )
     is_main = processes.is_main

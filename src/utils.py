@@ -209,13 +209,27 @@ def human_bytes(count: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """4,000 seconds as `1 h 07 min`."""
-    if round(seconds) < 60:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
+    """90 seconds as `1 min 30 s`, 4,000 as `1 h 07 min`."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """1 as `1 step`, 1,234 as `1,234 steps`.
+
+    Args:
+        count: how many.
+        noun: for one.
+        many: for any other number, if that is not `noun` with an s.
+    """
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 class FolderLock:

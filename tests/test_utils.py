@@ -28,6 +28,7 @@ from src.utils import (
     human_bytes,
     human_time,
     keep_freed_memory,
+    plural,
     read_json_object,
     seed_everything,
     sha256_of,
@@ -213,15 +214,26 @@ def test_bytes_in_words(count, words):
         (0, "0 s"),
         (59.4, "59 s"),
         (59.7, "1 min"),
-        (90, "2 min"),
-        (3500, "58 min"),
-        (3599, "1 h 00 min"),
+        (65.2, "1 min 05 s"),
+        (90, "1 min 30 s"),
+        (3500, "58 min 20 s"),
+        (3599.6, "1 h 00 min"),
+        (float("inf"), "unknown time"),
+        (float("nan"), "unknown time"),
         (4000, "1 h 07 min"),
         (100_000, "27 h 47 min"),
     ],
 )
 def test_time_in_words(seconds, words):
     assert human_time(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")]
+)
+def test_a_number_agrees_with_its_noun(count, words):
+    assert plural(count, "step") == words
+    assert plural(count, "step", "steps") == words
 
 
 # Interruption
