@@ -10,21 +10,21 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.keys import Keys
 
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
-from .corpus import cache_folder
+from .chat_history import open_history
+from .console import print_text
 from .decoder import Decoder
-from .errors import AGI2Error
+from .errors import AGI2Error, printable
 from .generation import stream_text
 from .metrics import console
 from .model import GPT2Model
 from .sampling import SamplingOptions
 from .stopping import stop_strings
 from .tokenizer import Tokenizer
-from .utils import log
+from .utils import log, plural
 
 TURN_END = "\n\n"
 """What separates the turns of a conversation; a reply ends there."""
@@ -112,7 +112,7 @@ class InteractivePrompt:
         room = self.context_limit - len(self._seed_tokens)
         if room < 1:
             raise AGI2Error(
-                f"model_seed has {len(self._seed_tokens)} tokens: a context of "
+                f"model_seed has {plural(len(self._seed_tokens), 'token')}: a context of "
                 f"{self.context_limit} has no room for a message"
             )
         return room
@@ -250,7 +250,8 @@ def chat(prompt: InteractivePrompt) -> None:
                 prompt.clear_context()
                 console.print("the conversation is forgotten")
             elif command.startswith("/"):
-                console.print(f"unknown command {command}; /help lists them", markup=False)
+                shown = printable(command)
+                console.print(f"unknown command {shown}; /help lists them", markup=False)
             elif command:
                 _reply(prompt, line, ctrl_c)
 
@@ -264,7 +265,7 @@ def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _CtrlC) -> None:
                 for piece in pieces:
                     if ctrl_c.pressed:  # before the reply began, or where an exception was lost
                         break
-                    print(piece, end="", flush=True)
+                    print_text(piece, end="")
         finally:
             ctrl_c.raises = False  # pressed again, it may not disturb what ends the reply
     except KeyboardInterrupt:
@@ -279,7 +280,7 @@ def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
         for line in sys.stdin:
             yield line.rstrip("\n")
         return
-    session: PromptSession[str] = PromptSession(history=_input_history())
+    session: PromptSession[str] = PromptSession(history=open_history())
     console.print("Write a message, or /help.")
     ctrl_c.raises, ctrl_c.session = False, session
     while True:
@@ -305,14 +306,3 @@ def _is_taken_back(session: PromptSession[str]) -> bool:
     is_taken_back = bool(keys) and keys[0].key in (Keys.ControlC, Keys.SIGINT)
     store_typeahead(keyboard, keys[is_taken_back:])
     return is_taken_back
-
-
-def _input_history() -> History:
-    """What was typed before: kept between sessions where there is a place to write."""
-    path = cache_folder() / "chat_history"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))

@@ -9,20 +9,38 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from .config import Config
-from .errors import AGI2Error
+from .errors import AGI2Error, printable
 from .utils import human_time, json_line, log, sync_file, write_text, writing
 
 # Everything but generated text goes to standard error.
 console = Console(stderr=True, highlight=False)
+
+
+class PrintableFormatter(logging.Formatter):
+    """The bare message as one line that a terminal shows as it is, whatever its arguments hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Escape the message."""
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Escape what is added to the message, too: a traceback, in lines of its own."""
+        return printable(super().format(record), keep="\n")
+
+
+def has_live_display() -> bool:
+    """Whether standard error is a terminal that can redraw a line."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -33,13 +51,13 @@ def setup_logging(level: int = logging.INFO) -> None:
     if int(os.environ.get("RANK", 0)):
         level = logging.CRITICAL
     handler: logging.Handler
-    if console.is_terminal:
+    if has_live_display():
         handler = RichHandler(
             console=console, show_time=False, show_level=False, show_path=False, markup=False
         )
     else:
         handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False
@@ -294,11 +312,13 @@ class TrainingDisplay:
 
     def __init__(self, total_steps: int | None) -> None:
         self._of = f"/{total_steps}" if total_steps else ""
+        self._is_live = has_live_display()
+        self._bar = BarColumn(bar_width=24)
         self._progress = Progress(
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            self._bar,
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
-            disable=not (console.is_terminal and log.isEnabledFor(logging.INFO)),
+            disable=not (self._is_live and log.isEnabledFor(logging.INFO)),
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=1.0)
@@ -323,20 +343,49 @@ class TrainingDisplay:
         memory: object,
     ) -> None:
         """Show where the run is: losses in nats per token, speed in tokens per second."""
-        parts = [f"step {step}{self._of}", f"loss {loss:.4f}"]
+        # In the order of the line, each with a rank: the highest goes first if there is no room.
+        parts = [(0, f"step {step}{self._of}"), (2, f"  loss {loss:.4f}")]
         if val_loss is not None:
-            parts.append(f"val {val_loss:.4f}")
-        share = "" if share_of_peak is None else f" ({100 * share_of_peak:.0f} % of peak)"
-        parts += [f"{speed:,.0f} tok/s{share}", str(memory), f"{human_time(seconds_left)} left"]
-        text = "  ".join(parts)
-        if console.is_terminal:
+            parts.append((3, f"  val {val_loss:.4f}"))
+        parts.append((4, f"  {speed:,.0f} tok/s"))
+        if share_of_peak is not None:
+            parts.append((6, f" ({100 * share_of_peak:.0f} % of peak)"))
+        parts += [(5, f"  {memory}"), (1, f"  {human_time(seconds_left)} left")]
+        if self._is_live:
+            self._bar.bar_width = max(8, min(24, console.width // 6))
+            text = _fit(parts, console.width - self._bar.bar_width - 1)
             self._progress.update(self._task, completed=progress, description=text)
         else:
-            log.info("%3.0f %%  %s", 100 * progress, text)
+            log.info("%3.0f %%  %s", 100 * progress, "".join(part for _, part in parts))
 
 
-def busy(what: str) -> contextlib.AbstractContextManager[object]:
-    """Say in a terminal what is being done, for as long as it takes."""
-    if console.is_terminal and log.isEnabledFor(logging.INFO):
-        return console.status(what)
-    return contextlib.nullcontext()
+def _fit(parts: Sequence[tuple[int, str]], width: int) -> str:
+    """Join as many parts as fit, those of the lowest ranks; the first rank always stays."""
+    kept = list(parts)
+    while len(kept) > 1 and sum(len(part) for _, part in kept) > width:
+        kept.remove(max(kept))
+    return "".join(part for _, part in kept)
+
+
+@contextlib.contextmanager
+def busy(what: str, is_logged: bool = False) -> Iterator[None]:
+    """Say in a terminal what is being done, with a clock, for as long as it takes.
+
+    Args:
+        what: such as `reading the text`.
+        is_logged: say it once elsewhere than in a terminal, too.
+    """
+    if not has_live_display():
+        if is_logged or console.is_terminal:
+            log.info("%s", what)
+        yield
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(),
+    )
+    is_hidden = not log.isEnabledFor(logging.INFO)
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
+        progress.add_task(printable(what), total=None)
+        yield

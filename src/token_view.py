@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from .console import print_text
+from .errors import printable
 from .generation import Choice
 from .tokenizer import Tokenizer
 
@@ -24,11 +26,12 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
         choices: the continuation, from `generate_choices`.
         tokenizer: names the runners-up.
     """
-    text, lines = Text(prompt), Text()
+    console = Console(highlight=False)
+    text, lines = Text(_shown(prompt)), Text()
     for choice in choices:
         colour = _colour(choice.probability)
         shown = repr(choice.text) if choice.text else _name(choice.token, tokenizer)
-        text.append(choice.text, colour)
+        text.append(_shown(choice.text), colour)
         lines.append(f"{choice.probability:7.1%}  {shown:<14}", colour)
         for token, probability in choice.runners_up:
             lines.append(f"  {_name(token, tokenizer)} {probability:.1%}")
@@ -36,9 +39,16 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
     legend = Text("probability  token  runners-up   ")
     for bound, colour in COLOURS:
         legend.append(f"  from {bound:.0%}", colour)
-    console = Console(highlight=False)
-    for part in (text, Text(), legend, lines):
+    if console.is_terminal:
+        console.print(text, soft_wrap=True)
+    else:
+        print_text(prompt + "".join(choice.text for choice in choices))
+    for part in (Text(), legend, lines):
         console.print(part, soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    return printable(text, keep="\n\t")
 
 
 def _colour(probability: float) -> str:

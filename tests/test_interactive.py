@@ -609,6 +609,48 @@ def test_a_chat_in_another_thread_leaves_the_signals_alone(tokenizer, monkeypatc
     assert capsys.readouterr().out == "Hello.\n"
 
 
+RECITER = """
+import sys
+from tiny_models import reciting_model
+from src.interactive import InteractivePrompt, chat
+from src.tokenizer import BPETokenizer
+
+tokenizer = BPETokenizer(257)
+tokenizer.fit([""])
+script = tokenizer.encode("\\x1b]0;owned\\x07\\x9b2J")
+model = reciting_model(257, [0, 0, 0, *script, *[tokenizer.end_of_text] * 20])
+chat(InteractivePrompt(model, 20, tokenizer, temperature=0, max_length=len(script)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_they_are(tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    _, environment = chat_process(tmp_path, 4)
+    program = tmp_path / "reciter.py"
+    program.write_text(RECITER)
+    piped = subprocess.run(
+        [sys.executable, str(program)],
+        input=b"Hi\n/x\x1b[2J\n",
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert "\x1b]0;owned\x07\x9b2J".encode() in piped.stdout, piped
+    assert piped.stderr.startswith(rb"unknown command /x\x1b[2J")
+    terminal = pexpect.spawn(
+        sys.executable, [str(program)], env=environment, encoding="utf-8", timeout=120, echo=False
+    )
+    try:
+        terminal.expect(r"\x1b\[\?2004h[^>]*>")
+        terminal.send(f"Hi{ENTER}")
+        terminal.expect_exact(r"\x1b]0;owned\x07\x9b2J")
+        terminal.send(CTRL_D)
+        terminal.expect(pexpect.EOF)
+    finally:
+        terminal.close(force=True)
+
+
 def test_turns_stay_apart_where_the_tokenizer_folds_their_end():
     tokenizer = BasicTokenizer()
     tokenizer.fit(["abc "])

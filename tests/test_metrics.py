@@ -1,6 +1,5 @@
 """The console, `metrics.jsonl`, and running means."""
 
-import contextlib
 import io
 import json
 import logging
@@ -40,10 +39,22 @@ def _restored_log():
 @pytest.fixture
 def screen(monkeypatch):
     """What a terminal would show."""
+    return make_screen(monkeypatch, 140)
+
+
+def make_screen(monkeypatch, width, **environment):
+    """A terminal of a width."""
     screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=100, highlight=False)
+    environment = {"TERM": "xterm", **environment}
+    terminal = Console(
+        file=screen, force_terminal=True, width=width, highlight=False, _environ=environment
+    )
     monkeypatch.setattr(metrics, "console", terminal)
     return screen
+
+
+def without_colours(text):
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 @pytest.fixture
@@ -174,6 +185,64 @@ def test_in_a_terminal_there_is_a_progress_bar(screen):
     assert "━" in screen.getvalue()
 
 
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize("width", [50, 60, 80, 100, 200])
+def test_bar_and_time_left_are_shown_in_a_terminal_of_any_width(width, environment, monkeypatch):
+    screen = make_screen(monkeypatch, width, **environment)
+    setup_logging()
+    with TrainingDisplay(211_000) as display:
+        given = {"val_loss": 4.0, "share_of_peak": 0.456, "memory": "12.3 GB, GPU 70 of 80 GB"}
+        show(display, 150_000, 0.7, 3.14159, 1_234_567.8, 5430, **given)
+    lines = re.split(r"[\r\n]+", without_colours(screen.getvalue()))
+    shown = next(line for line in lines if "left" in line)
+    assert "━" in shown
+    assert "step 150000/211000" in shown or width < 60
+    assert "1 h 30 min left" in shown or width < 60
+    assert max(map(len, lines)) <= width
+    for width_for_it, part in [(80, "loss 3.1416"), (100, "val 4.0000"), (200, "46 % of peak")]:
+        assert part in shown or width < width_for_it
+
+
+def test_a_terminal_that_cannot_redraw_a_line_has_lines(monkeypatch, capsys):
+    make_screen(monkeypatch, 80, TERM="dumb")
+    setup_logging()
+    with TrainingDisplay(10) as display:
+        show(display, 5, 0.5, 1.0, 1.0, 90)
+    with metrics.busy("reading"):
+        pass
+    expected = " 50 %  step 5/10  loss 1.0000  1 tok/s  1.0 GB  1 min 30 s left"
+    assert capsys.readouterr().err.splitlines() == [expected, "reading"]
+
+
+@pytest.mark.usefixtures("_no_terminal")
+def test_what_takes_long_is_logged_elsewhere_if_asked(capsys):
+    setup_logging()
+    with metrics.busy("validating", is_logged=True), metrics.busy("reading"):
+        pass
+    assert capsys.readouterr().err == "validating\n"
+
+
+HOSTILE = "\x1b]0;title\x07 \x9b31m\r[red]\u202e\n\u2028\x08 tail"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_control_character_of_a_log_line_reaches_a_terminal(is_terminal, monkeypatch, capsys):
+    screen = make_screen(monkeypatch, 200)
+    if not is_terminal:
+        monkeypatch.setattr(metrics, "console", Console(file=screen, force_terminal=False))
+    setup_logging()
+    log.info("sample: %s", HOSTILE)
+    log.warning(HOSTILE)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        log.exception("failed")
+    shown = without_colours(screen.getvalue()) + capsys.readouterr().err
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", shown)
+    assert r"\x1b]0;title\x07 \x9b31m\r[red]\u202e" in shown
+    assert len([line for line in shown.splitlines() if "sample" in line or "tail" in line]) >= 3
+
+
 @pytest.mark.usefixtures("_no_terminal")
 @pytest.mark.parametrize(("total", "step"), [(200, "50/200"), (None, "50")])
 def test_elsewhere_there_is_a_line_a_step(capsys, total, step):
@@ -182,7 +251,7 @@ def test_elsewhere_there_is_a_line_a_step(capsys, total, step):
         show(display, 50, 0.25, 3.14159, 12345.6, 90)
         show(display, 51, 0.5, 3.0, 10.0, 5)
     assert capsys.readouterr().err.splitlines() == [
-        f" 25 %  step {step}  loss 3.1416  12,346 tok/s  1.0 GB  2 min left",
+        f" 25 %  step {step}  loss 3.1416  12,346 tok/s  1.0 GB  1 min 30 s left",
         f" 50 %  step {step.replace('50', '51')}  loss 3.0000  10 tok/s  1.0 GB  5 s left",
     ]
 
@@ -204,14 +273,15 @@ def test_a_quiet_display_logs_nothing(capsys):
 
 def test_what_takes_long_is_said_in_a_terminal_alone(monkeypatch):
     log.setLevel(logging.INFO)
-    assert isinstance(metrics.busy("waiting"), contextlib.nullcontext)
-    out = io.StringIO()
-    monkeypatch.setattr(metrics, "console", Console(file=out, force_terminal=True))
+    out = make_screen(monkeypatch, 80)
+    with metrics.busy("waiting [red]\x1b"):
+        pass
+    assert r"waiting [red]\x1b" in out.getvalue()
+    log.setLevel(logging.WARNING)
+    quiet = make_screen(monkeypatch, 80)
     with metrics.busy("waiting"):
         pass
-    assert "waiting" in out.getvalue()
-    log.setLevel(logging.WARNING)
-    assert isinstance(metrics.busy("waiting"), contextlib.nullcontext)
+    assert quiet.getvalue() == ""
 
 
 # Reading the log back
