@@ -23,12 +23,20 @@ from .config import Config
 from .distributed import Processes
 from .errors import AGI2Error
 from .model import GPT2Model
-from .model_folder import WEIGHTS, load_tensors, load_weights, run_folder, save_tensors
+from .model_folder import load_tensors, load_weights, save_tensors
+from .run_folder import (
+    CHECKPOINTS,
+    STATE,
+    WEIGHTS,
+    check_resume,
+    checkpoint_folder,
+    list_checkpoints,
+    run_folder,
+    step_of,
+)
 from .utils import atomic_path, log, sha256_of, sharded_as, sync_file, sync_folder, writing
 
 BEST = "best.safetensors"
-CHECKPOINTS = "checkpoints"
-STATE = "state.json"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
 SHARDS = "shards"
@@ -69,11 +77,6 @@ def load_optimizer_tensors(
                 for key, value in tensors.items()
                 if key.startswith(prefix)
             }
-
-
-def checkpoint_folder(folder: Path, step: int) -> Path:
-    """Where a run's checkpoint of a step stands."""
-    return folder / CHECKPOINTS / f"step-{step:08d}"
 
 
 def save_checkpoint(
@@ -186,17 +189,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, the newest last."""
-    places = (folder / CHECKPOINTS).glob("step-*")
-    whole = [place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name)]
-    return sorted(whole, key=lambda place: (_step_of(place), not place.name.endswith(".old")))
-
-
-def _step_of(place: Path) -> int:
-    return int(place.name.removeprefix("step-").removesuffix(".old"))
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that is whole."""
@@ -301,11 +293,8 @@ def _named_checkpoint(config: Config) -> Checkpoint | None:
         return None
     if config.resume == "auto":
         return newest_checkpoint(run_folder(config))
+    check_resume(config)
     folder = Path(config.resume)
-    if not folder.is_dir():
-        raise AGI2Error(
-            f"resume: {folder} does not exist; name a checkpoint folder, a run folder, or auto"
-        )
     if re.fullmatch(r"step-\d+", folder.name):
         return open_checkpoint(folder)
     checkpoint = newest_checkpoint(folder)
@@ -321,7 +310,7 @@ def forget_after(folder: Path, step: int) -> None:
         AGI2Error: where they cannot be deleted.
     """
     for place in list_checkpoints(folder):
-        if _step_of(place) > step:
+        if step_of(place) > step:
             log.warning("%s is of a later step: deleted", place)
             with writing(place):
                 shutil.rmtree(place)

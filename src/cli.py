@@ -6,19 +6,22 @@ Everything heavy is imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
 import typer
 import typer.core
 
-from . import __version__
-from .errors import AGI2Error
+from . import __version__, completion
+from .errors import AGI2Error, one_line
+from .startup import limit_spinning, loading
 
 if TYPE_CHECKING:
     import torch
@@ -32,34 +35,63 @@ if TYPE_CHECKING:
 _SMALLER = "lower model_embd, model_layer, model_positions, vocab_size, lora_rank or batch_size"
 
 
+_UsageError: Any = typer.BadParameter.__mro__[1]  # typer has no name of its own for it
+
+
+@contextlib.contextmanager
+def _printable_usage_errors() -> Iterator[None]:
+    """Escape what a wrong argument brings into typer's messages."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the help
+            error.message = one_line(error.message or "")
+        raise
+
+
 class _Commands(typer.core.TyperGroup):
-    """The subcommands, where an error that the user can mend ends with 2 and Ctrl-C with 130."""
+    """The subcommands, where an error that the user can fix ends with 2 and Ctrl-C with 130."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _printable_usage_errors():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _printable_usage_errors():
+                return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # RuntimeErrors, too
+            raise
         except AGI2Error as error:
             if "RANK" in os.environ:
                 from .distributed import let_the_first_speak
 
                 let_the_first_speak(error)
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
-            raise typer.Exit(2) from error
+            _fail(error, *error.args)
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt
         except (RuntimeError, MemoryError) as error:
-            from .step import is_out_of_memory
-
-            if not is_out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
-            print(f"error: out of memory: {_SMALLER}", file=sys.stderr)
-            raise typer.Exit(2) from error
+            _fail(error, f"out of memory: {_SMALLER}")
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads has had enough
                 raise
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from error
+            _fail(error, str(error))
+
+
+def _fail(error: BaseException, *lines: str) -> NoReturn:
+    for line in lines:
+        print(f"error: {one_line(line)}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from .step import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 app = typer.Typer(
@@ -71,16 +103,44 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[str, typer.Argument(metavar="FILE.toml", help="The configuration.")]
-RunOrFile = Annotated[
-    str, typer.Argument(metavar="FILE.toml", help="The configuration, or a run's folder.")
+ConfigFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE.toml",
+        help="A configuration, or a run's folder.",
+        autocompletion=completion.complete_model,
+    ),
 ]
-Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")]
+_MODEL = "A run's folder, its TOML file, or a model's folder."
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help=_MODEL, autocompletion=completion.complete_model)
+]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Override a key of the file; repeatable."
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a key of the file; repeatable.",
+        autocompletion=completion.complete_override,
     ),
+]
+Temperature = Annotated[
+    Optional[float],  # noqa: UP045 (typer reads this at run time)
+    typer.Option(min=0, help="0 is greedy; higher is more surprising."),
+]
+TopK = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, help="Sample from so many likeliest tokens; 0 for all."),
+]
+MaxLength = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="New tokens at most."),
+]
+Seed = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=0, max=2**62, help="Repeats a text."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
@@ -112,16 +172,17 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a model, and print what it writes."""
-    _wait_gently(10_000)
-    config = _start(
-        file, "training", [*(overrides or []), *(["resume=auto"] if resume else [])], quiet, verbose
-    )
-    from .evaluation import originality
-    from .generation import generate_text
-    from .sampling import sampling_keys
-    from .training import train_from_config
-    from .utils import log
+    """Train a model, and print what it generates."""
+    limit_spinning(10_000)
+    overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
+    with loading(not quiet):
+        config = _start_run(file, overrides, quiet, verbose)
+        from .console import print_text
+        from .evaluation import originality
+        from .generation import generate_text
+        from .sampling import sampling_keys
+        from .training import train_from_config
+        from .utils import log, plural
 
     run = train_from_config(config)
     if not run.is_main:
@@ -136,16 +197,18 @@ def train(
             **sampling_keys(config),
         )
         samples.append(text)
-        print(f"--- sample {number} ---\n{text}\n", flush=True)
+        print_text(f"--- sample {number} ---\n{text}\n")
     if quiet:
         return
     learned = "\n".join(run.training_text)[:_COMPARED]
     found = [originality(text, learned) for text in samples]
     copied = max((each.longest_copy for each in found), key=len)
     known = sum(each.known_words for each in found) / len(found)
-    log.info("%.0f %% of the words it wrote occur in the text it learned from", 100 * known)
-    log.info("the longest span copied from it has %d characters: %r", len(copied), copied)
-    log.info('write more with: agi2 generate %s "..."', file)
+    log.info("%.0f %% of the words of the samples occur in the training text", 100 * known)
+    length = plural(len(copied), "character")
+    log.info("the longest span copied from it has %s: %r", length, copied)
+    # The folder: a file may have been overridden by --set.
+    log.info('generate more with: agi2 generate %s "..."', shlex.quote(str(run.folder)))
 
 
 # Samples printed after training, and how much of the text they are compared with.
@@ -161,12 +224,14 @@ def doctor(
     verbose: Verbose = False,
 ) -> None:
     """Say before a run how long it takes, what it needs, and whether it fits."""
-    config = _start(file, "training", overrides, quiet, verbose)
-    from .doctor import examine
+    with loading(not quiet):
+        config = _start_run(file, overrides, quiet, verbose)
+        from .console import print_line
+        from .doctor import examine
 
-    print(f"keys: every key of {file} is right")
+    print_line(f"keys: every key of {file} is right")
     for line in examine(config):
-        print(line, flush=True)
+        print_line(line)
 
 
 @app.command("verify-resume")
@@ -178,17 +243,19 @@ def verify_resume(
     verbose: Verbose = False,
 ) -> None:
     """Prove that a run that is killed and resumed ends as one that never stopped."""
-    config = _start(file, "training", overrides, quiet, verbose)
-    from .verify_resume import verify
+    with loading(not quiet):
+        config = _start_run(file, overrides, quiet, verbose)
+        from .console import print_line
+        from .verify_resume import verify
 
     for line in verify(config, steps):
-        print(line, flush=True)
+        print_line(line)
 
 
 @app.command()
 def plan(
     sources: Annotated[
-        list[str], typer.Option("--sources", metavar="FILE...", help="What to learn from.")
+        list[str], typer.Option("--sources", metavar="FILE...", help="The text to train on.")
     ],
     minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")],
     more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
@@ -197,19 +264,30 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Propose a configuration for a text and a time, and say what to expect of it."""
-    _set_up_log(quiet, verbose)
-    from .planning import propose
+    sources = [*sources, *(more or [])]  # `--sources A B C`: what follows the first stands alone
+    with loading(not quiet):
+        _set_up_log(quiet, verbose)
+        from .console import print_line
+        from .corpus import check_sources
 
-    # `--sources A B C`: what follows the first stands by itself.
-    for line in propose([*sources, *(more or [])], minutes, Path(out)):
-        print(line, flush=True)
+        if os.path.lexists(out):
+            raise AGI2Error(f"{out} exists: name another file with --out")
+        check_sources(sources)
+        from .planning import propose
+
+    for line in propose(sources, minutes, Path(out)):
+        print_line(line)
 
 
 @app.command()
 def generate(
-    file: RunOrFile,
+    model: Model,
     prompt: Prompt,
     overrides: Overrides = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    max_length: MaxLength = None,
+    seed: Seed = None,
     show_probs: Annotated[
         bool,
         typer.Option("--show-probs", help="Show how likely each token was, and the runners-up."),
@@ -217,16 +295,21 @@ def generate(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Go on from a prompt, word by word."""
-    _wait_gently(1_000)
-    file = _file_of(file)
-    config = _start(file, "generation", overrides, quiet, verbose)
-    if show_probs and config.samples > 1:
-        raise AGI2Error(f"--show-probs shows one text, not {config.samples}: leave samples at 1")
-    trained = _load(config, file)
-    from .generation import generate_batch, generate_choices, stream_text
-    from .sampling import sampling_keys
+    """Continue a prompt, token by token."""
+    limit_spinning(1_000)
+    flags = _as_overrides(temperature, top_k, max_length, seed)
+    with loading(not quiet):
+        config, file = _open(model, "generation", [*(overrides or []), *flags], quiet, verbose)
+        if show_probs and config.samples > 1:
+            raise AGI2Error(
+                f"--show-probs shows one text, not {config.samples}: leave samples at 1"
+            )
+        from .console import print_text
+        from .generation import generate_batch, generate_choices, stream_text
+        from .sampling import sampling_keys
+        from .token_view import print_choices
 
+        trained = _load(config, file)
     given = {
         "tokenizer": trained.tokenizer,
         "seed": _sampling_seed(config),
@@ -234,29 +317,28 @@ def generate(
     }
     start = config.model_seed + prompt
     if show_probs:
-        from .token_view import print_choices
-
         print_choices(prompt, generate_choices(trained.model, start, **given), trained.tokenizer)
     elif config.samples > 1:
         texts = generate_batch(
             trained.model, [start], n=config.samples, return_full_text=False, **given
         )[0]
         for number, text in enumerate(texts, 1):
-            print(f"--- sample {number} ---\n{prompt}{text}\n")
+            print_text(f"--- sample {number} ---\n{prompt}{text}\n")
     else:
         # The prompt with the first piece: by then every option is known to be right.
         shown = prompt
         for piece in stream_text(trained.model, start, **given):
-            print(shown + piece, end="", flush=True)
+            print_text(shown + piece, end="")
             shown = ""
-        print(shown)
+        print_text(shown)
 
 
 @app.command()
 def beam(
-    file: RunOrFile,
+    model: Model,
     prompt: Prompt,
     overrides: Overrides = None,
+    max_length: MaxLength = None,
     results: Annotated[
         Optional[int],  # noqa: UP045 (typer reads this at run time)
         typer.Option("--results", "-n", help="Show so many texts; above 1, each with its score."),
@@ -265,14 +347,16 @@ def beam(
     verbose: Verbose = False,
 ) -> None:
     """Search for the likeliest text with beams; nothing is drawn at random."""
-    _wait_gently(1_000)
-    shown = [] if results is None else [f"beam_results={results}"]
-    file = _file_of(file)
-    config = _start(file, "generation", [*(overrides or []), *shown], quiet, verbose)
-    trained = _load(config, file)
-    from .generation import generate_beam_texts
-    from .sampling import beam_keys
+    limit_spinning(1_000)
+    flags = [] if results is None else [f"beam_results={results}"]
+    flags += _as_overrides(max_length=max_length)
+    with loading(not quiet):
+        config, file = _open(model, "generation", [*(overrides or []), *flags], quiet, verbose)
+        from .console import print_text
+        from .generation import generate_beam_texts
+        from .sampling import beam_keys
 
+        trained = _load(config, file)
     texts = generate_beam_texts(
         trained.model,
         config.model_seed + prompt,
@@ -287,28 +371,33 @@ def beam(
         **beam_keys(config),
     )
     if config.beam_results == 1:
-        print(prompt + texts[0].text)
+        print_text(prompt + texts[0].text)
         return
     for number, each in enumerate(texts, 1):
-        print(f"--- text {number}, score {each.score:.4f} ---\n{prompt}{each.text}\n")
+        print_text(f"--- text {number}, score {each.score:.4f} ---\n{prompt}{each.text}\n")
 
 
 @app.command()
 def chat(
-    file: RunOrFile,
+    model: Model,
     overrides: Overrides = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    max_length: MaxLength = None,
+    seed: Seed = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model."""
-    _wait_gently(1_000)
-    file = _file_of(file)
-    config = _start(file, "interactive", overrides, quiet, verbose)
-    trained = _load(config, file)
-    from .interactive import InteractivePrompt
-    from .interactive import chat as talk
-    from .sampling import sampling_keys
+    limit_spinning(1_000)
+    flags = _as_overrides(temperature, top_k, max_length, seed)
+    with loading(not quiet):
+        config, file = _open(model, "interactive", [*(overrides or []), *flags], quiet, verbose)
+        from .interactive import InteractivePrompt
+        from .interactive import chat as talk
+        from .sampling import sampling_keys
 
+        trained = _load(config, file)
     prompt = InteractivePrompt(
         trained.model,
         config.max_context_length,
@@ -322,9 +411,7 @@ def chat(
 
 @app.command(name="eval")
 def eval_(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's folder, or its configuration.")
-    ],
+    model: Model,
     text: Annotated[
         Optional[str],  # noqa: UP045 (typer reads this at run time)
         typer.Option(metavar="FILE", help="The text, which the model has not learned from."),
@@ -367,21 +454,34 @@ def eval_(
         raise AGI2Error("--task-path goes with --tasks")
     if tasks is not None:
         _check_lm_eval()
-    config, trained = _open(run, overrides, quiet, verbose)
-    from .cuda_utils import select_precision
+    with loading(not quiet):
+        config, file = _open(model, "generation", overrides, quiet, verbose)
+        from .corpus import read_documents
+
+        # Before PyTorch is imported: what cannot be read is said at once.
+        documents = [] if text is None else list(read_documents(text, config.text_field))
+        trained = _load(config, file)
+        from .cuda_utils import select_precision
 
     precision = select_precision(config.precision, trained.model.device)
     if config.quantize != "none":
         import torch
 
-        from .quantization import prepare_for_generation
-
-        prepare_for_generation(trained.model, config.quantize)
         precision = torch.float32  # of what goes into products that have their own
     if tasks is not None:
         _evaluate_in_tasks(trained, precision, tasks.split(","), task_path, as_json)
-        return
-    from .corpus import read_documents
+    else:
+        _evaluate_on_text(trained, precision, documents, stride, as_json)
+
+
+def _evaluate_on_text(
+    trained: TrainedModel,
+    precision: torch.dtype,
+    documents: Sequence[str],
+    stride: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a model on a text, and print figures."""
     from .evaluation import evaluate_text
     from .metrics import busy
     from .utils import json_line
@@ -389,7 +489,6 @@ def eval_(
     model = trained.model
     positions = model.config.max_seq_len
     stride = max(1, positions // 2) if stride is None else stride
-    documents = read_documents(str(text), config.text_field)
     with busy("evaluating"):
         found = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
     figures = {
@@ -429,7 +528,7 @@ def _evaluate_in_tasks(
     as_json: bool,
 ) -> None:
     """Run tasks of lm-eval, and print their results."""
-    from .compare import print_table
+    from .console import print_table
     from .lm_eval_adapter import AGI2LM, run_tasks
     from .utils import json_line
 
@@ -462,8 +561,13 @@ def list_(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Runs' folders.")],
-    prompt: Annotated[str, typer.Option(help="The text that each goes on from.")] = "",
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL MODEL...", help=_MODEL, autocompletion=completion.complete_model
+        ),
+    ],
+    prompt: Annotated[str, typer.Option(help="The text that each continues.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Repeats the texts.")] = 1,
     html: Annotated[
         Optional[Path],  # noqa: UP045 (typer reads this at run time)
@@ -472,11 +576,13 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what differs between runs: keys, losses, and what each writes."""
-    _set_up_log(quiet, verbose)
-    from .compare import compare_runs
+    """Show what differs between runs: keys, losses, and what each generates."""
+    with loading(not quiet):
+        _set_up_log(quiet, verbose)
+        from .compare import compare_runs
 
-    compare_runs(runs, prompt, seed, html)
+        folders = [_folder_of(model) for model in models]
+    compare_runs(folders, prompt, seed, html)
 
 
 @app.command("import")
@@ -493,65 +599,69 @@ def import_(
     verbose: Verbose = False,
 ) -> None:
     """Make a Hugging Face GPT-2 a model to generate with, or to train on from (init_from)."""
-    _set_up_log(quiet, verbose)
-    from .interop.export import check_free
-    from .interop.huggingface import import_huggingface
-    from .utils import log
+    with loading(not quiet):
+        _set_up_log(quiet, verbose)
+        from .interop.export import check_free
 
-    check_free(out)
+        check_free(out)
+        from .interop.huggingface import import_huggingface
+        from .utils import log
+
     import_huggingface(source, out)
-    log.info('%s is there; try it: agi2 generate %s/config.toml "..."', out, out)
+    log.info('%s is there; try it: agi2 generate %s "..."', out, shlex.quote(str(out)))
 
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A trained model's folder.")],
+    model: Model,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="What is written.")],
     format: Annotated[
-        str, typer.Option(help="hf (for transformers), gguf (for llama.cpp) or onnx.")
+        str,
+        typer.Option(
+            help="hf (for transformers), gguf (for llama.cpp) or onnx.",
+            autocompletion=completion.complete_format,
+        ),
     ] = "hf",
     quantize: Annotated[
         Optional[str],  # noqa: UP045 (typer reads this at run time)
-        typer.Option(help="For gguf: q8_0, matrices of 8 bits."),
+        typer.Option(
+            help="For gguf: q8_0, matrices of 8 bits.",
+            autocompletion=completion.complete_quantization,
+        ),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write a trained model in another project's format."""
-    _set_up_log(quiet, verbose)
-    from .interop.export import export_model
-    from .utils import log
+    with loading(not quiet):
+        _set_up_log(quiet, verbose)
+        from .interop.export import check_export, export_model
+        from .utils import log
 
-    export_model(run, out, format, quantize)
+        folder = _folder_of(model)
+        check_export(folder, out, format, quantize)
+        import torch  # noqa: F401
+
+    export_model(folder, out, format, quantize)
     log.info("%s is there", out)
 
 
 def _set_up_log(quiet: bool, verbose: bool) -> None:
     import logging
     import platform
-
-    import torch
+    from importlib.metadata import version
 
     from .metrics import setup_logging
     from .utils import log
 
     setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     log.debug(
-        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), torch.__version__
+        "agi2 %s, Python %s, PyTorch %s", __version__, platform.python_version(), version("torch")
     )
 
 
-def _wait_gently(spins: int) -> None:
-    """Let PyTorch's threads, which are not there yet, soon stop waiting at full speed.
-
-    By default they go on for so long that beside other work a step takes several times as long;
-    alone, this costs nothing that could be measured. A pass in C (`native.c`) needs still less.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", str(spins))
-
-
 def _start(
-    file: str, kind: Kind | None, overrides: Sequence[str] | None, quiet: bool, verbose: bool
+    file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> Config:
     """Set up the log, then read the configuration."""
     from .config_loader import load_config
@@ -564,25 +674,60 @@ def _start(
     return config
 
 
-def _file_of(run: str) -> str:
-    """A configuration's file: a run's folder has its own."""
-    return os.path.join(run, "config.toml") if os.path.isdir(run) else run
+def _start_run(
+    argument: str, overrides: Sequence[str] | None, quiet: bool, verbose: bool
+) -> Config:
+    """The configuration of a run, with everything checked that needs no PyTorch."""
+    from .corpus import check_sources
+    from .metrics import check_log_to
+    from .run_folder import check_resume, config_file, naming
+
+    place = naming(argument)  # a folder that is named is that run's, wherever it was moved
+    config = _start(config_file(argument), "training", [*place, *(overrides or [])], quiet, verbose)
+    if not int(os.environ.get("RANK", 0)):  # of several processes only the first reads the text
+        check_log_to(config.log_to)
+        check_sources(config.sources)
+        check_resume(config)
+    return config
 
 
 def _open(
-    run: str, overrides: Sequence[str] | None, quiet: bool, verbose: bool
-) -> tuple[Config, TrainedModel]:
-    """What a run's folder holds, or what a configuration has trained."""
-    from .cuda_utils import select_device
-    from .model_folder import load_trained
+    argument: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
+) -> tuple[Config, str]:
+    """The configuration of a trained model, and the file that it stands in."""
+    from .run_folder import check_weights, config_file, folder_of
 
-    file = _file_of(run)
-    config = _start(file, "generation", overrides, quiet, verbose)
-    return config, load_trained(config, select_device(config.device), file)
+    file = config_file(argument)
+    config = _start(file, kind, overrides, quiet, verbose)
+    check_weights(folder_of(config, file), file)
+    return config, file
+
+
+def _folder_of(argument: str) -> Path:
+    """The folder of a run or a model, by any of its names."""
+    from .config_loader import load_config
+    from .run_folder import config_file, folder_of
+
+    if os.path.isdir(argument):
+        config_file(argument)  # raises if it is another kind of folder
+        return Path(argument)
+    return folder_of(load_config(argument, "generation"), argument)
+
+
+def _as_overrides(
+    temperature: float | None = None,
+    top_k: int | None = None,
+    max_length: int | None = None,
+    seed: int | None = None,
+) -> list[str]:
+    """The flags for keys that are often set, as `--set` has them."""
+    given = {"temperature": temperature, "max_length": max_length, "sampling_seed": seed}
+    flags = [f"{key}={value}" for key, value in given.items() if value is not None]
+    return flags + ([] if top_k is None else [f"top_k={top_k or 'null'}"])
 
 
 def _load(config: Config, file: str) -> TrainedModel:
-    """The model that a configuration has trained, ready to write."""
+    """The model that a configuration has trained, ready to generate."""
     from .cuda_utils import select_device
     from .model_folder import load_trained
     from .quantization import prepare_for_generation
@@ -610,6 +755,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    if os.environ.get("_AGI2_COMPLETE") == "complete_bash":
+        completion.join_words(os.environ)
     try:
         app(args=arguments, prog_name=program)
     finally:

@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from .charts import Point, Series, chart, chart_group, charts_page
-from .cuda_utils import select_device
+from .console import Rows, print_line, print_table, print_text
 from .errors import AGI2Error
-from .generation import generate_text
 from .html_page import escape, table
-from .model_folder import load_model
 from .report import axes, tokens_per_step
 from .runs import History, RunRecord, RunSummary, list_runs, read_run
-from .sampling import sampling_keys
 from .utils import human_bytes, human_time, log, write_text
-
-Rows = list[list[str]]
 
 NOTHING = "–"
 # Where a run lies; the columns' names say it.
 _PLACES = ("model_name", "output_dir", "resume")
 _MAX_ROWS = 20
-
-
-def print_table(head: Sequence[str], rows: Rows) -> None:
-    """Print a table: drawn in a terminal, columns of plain text elsewhere."""
-    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in head:
-            drawn.add_column(Text(name), overflow="fold")
-        for row in rows:
-            drawn.add_row(*map(Text, row))
-        Console().print(drawn)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in [list(head), *rows]:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
 
 
 # agi2 list
@@ -62,7 +34,10 @@ def print_runs(folder: Path) -> None:
     if not runs:
         raise AGI2Error(f"{folder} holds no runs; name the folder that holds them (output_dir)")
     head = ["run", "parameters", "steps", "val loss", "bits/byte", "checkpoints", "size"]
-    print_table([*head, "date", "state"], [_line(run) for run in runs])
+    optional = ["checkpoints", "parameters", "size", "date", "steps", "val loss"]
+    rows = [_line(run) for run in runs]
+    if left_out := print_table([*head, "date", "state"], rows, optional):
+        log.info("not shown in a narrow terminal: %s", ", ".join(left_out))
     for run in runs:
         if run.problem:
             log.warning("%s is broken: %s", run.name, run.problem)
@@ -126,16 +101,17 @@ def compare_runs(
         ("Validation, bits per byte", [unit, *names], curves),
     ]
     for title, head, rows in sections:
-        print(f"{title}:")
+        print_line(f"{title}:")
         if rows:
             print_table(head, rows)
         else:
-            print("nothing to compare" if head[0] == unit else "no difference")
-        print()
+            print_line("nothing to compare" if head[0] == unit else "no difference")
+        print_line("")
     texts = []
     for name, run in zip(names, runs, strict=True):
         texts.append(_written(run, prompt, seed))
-        print(f"--- {name} ---\n{texts[-1]}\n", flush=True)
+        print_line(f"--- {name} ---")
+        print_text(f"{texts[-1]}\n")
     if html is not None:
         drawing = _drawing(runs, names, unit, sections)
         write_text(html, charts_page("Comparison", drawing + _texts(names, texts, prompt)))
@@ -214,6 +190,12 @@ def _placed(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
 
 def _written(run: RunRecord, prompt: str, seed: int) -> str:
     """What a run goes on with from a prompt, as its own configuration says; or why it cannot."""
+    # These import PyTorch, which the tables do without.
+    from .cuda_utils import select_device
+    from .generation import generate_text
+    from .model_folder import load_model
+    from .sampling import sampling_keys
+
     config = run.config
     try:
         trained = load_model(run.folder, select_device(config.device))

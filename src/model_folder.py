@@ -21,15 +21,9 @@ from .cuda_utils import select_device
 from .errors import AGI2Error
 from .lora import merged
 from .model import GPT2Model
+from .run_folder import WEIGHTS, run_folder
 from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from .utils import atomic_path, sha256_of, sharded_as, writing
-
-WEIGHTS = "model.safetensors"
-
-
-def run_folder(config: Mapping[str, Any]) -> Path:
-    """The folder of the run that a configuration names."""
-    return Path(config["output_dir"]) / config["model_name"]
+from .utils import atomic_path, plural, sha256_of, sharded_as, writing
 
 
 def save_weights(
@@ -209,7 +203,7 @@ def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
     """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise AGI2Error(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"the tokenizer has {plural(tokenizer.vocab_size, 'token')}, the model only "
             f"{model.config.vocab_size}: they do not belong together"
         )
 
@@ -225,8 +219,8 @@ def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
         if not bool(torch.stack(weight.aminmax()).isfinite().all()):
             count = int((~weight.isfinite()).sum())
             raise AGI2Error(
-                f"{name}: {key} has {count} values that are NaN or infinite: the model is broken, "
-                "take an earlier checkpoint or another copy"
+                f"{name}: {key} has {plural(count, 'value that is', 'values that are')} NaN or "
+                "infinite: the model is broken, take an earlier checkpoint or another copy"
             )
 
 

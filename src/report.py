@@ -13,7 +13,6 @@ from typing import Any
 
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
-from .evaluation import longest_common_span
 from .html_page import escape, table
 from .runs import History, RunRecord, read_run
 from .utils import human_time, write_text
@@ -204,6 +203,9 @@ class Copy:
 
 def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
     """Look for each of the last samples in the text; one that shares no character is left out."""
+    # It imports PyTorch, which `agi2 list` does without.
+    from .evaluation import longest_common_span
+
     text = _BETWEEN.join(_first_characters(documents))
     starts = [0, *accumulate(len(document) + 1 for document in documents)]
     copies = []

@@ -6,21 +6,17 @@ import contextlib
 import json
 import math
 import os
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .charts import Point
-from .checkpoint import STATE, list_checkpoints
 from .config import Config
-from .config_loader import load_config
+from .config_loader import CONFIG, load_config
 from .errors import AGI2Error
 from .metrics import read_metrics
-from .model_folder import CONFIG
-
-METRICS = "metrics.jsonl"
+from .run_folder import METRICS, STATE, WEIGHTS, list_checkpoints, step_of
 
 
 @dataclass(frozen=True)
@@ -135,14 +131,16 @@ def read_run(folder: str | Path) -> RunRecord:
     """Read a run's folder.
 
     Raises:
-        AGI2Error: where it is not a run's folder, or a file in it is broken.
+        AGI2Error: where it is not a run's folder, or a file in it is broken. A model without a
+            log, such as an imported one, has an empty history.
     """
     folder = Path(folder)
-    if not is_run(folder):
+    if not is_run(folder) and not (folder / WEIGHTS).is_file():
         raise AGI2Error(
             f"{folder} is no run's folder: there is no {METRICS} in it; agi2 list shows the runs"
         )
-    return RunRecord(folder, load_config(folder / CONFIG), History(read_metrics(folder / METRICS)))
+    entries = read_metrics(folder / METRICS) if is_run(folder) else []
+    return RunRecord(folder, load_config(folder / CONFIG), History(entries))
 
 
 def is_run(folder: Path) -> bool:
@@ -193,7 +191,7 @@ def summarize(folder: Path) -> RunSummary:
     return RunSummary(
         name=folder.name,
         history=history,
-        checkpoints=[_step_of(place) for place in list_checkpoints(folder)],
+        checkpoints=[step_of(place) for place in list_checkpoints(folder)],
         size=_size_of(folder),
         changed=(folder / METRICS).stat().st_mtime,
         is_finished=is_finished,
@@ -220,10 +218,6 @@ def _newest_state(folder: Path) -> dict[str, Any]:
         except (OSError, ValueError, TypeError):
             continue
     return {}
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(re.sub(r"\D", "", checkpoint.name))
 
 
 def _size_of(folder: Path) -> int:

@@ -1,12 +1,15 @@
 """The command line, run inside this process: `main([...])` ends with a status."""
 
 import errno
+import io
 import json
 import logging
 import math
 import os
 import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,7 +98,7 @@ def test_training_prints_only_samples_on_standard_output(tmp_path, capsys):
     assert "loss" not in out
     assert "step 6/6  loss" in err
     assert "the longest span copied from it has" in err
-    assert f"write more with: agi2 generate {file}" in err
+    assert f"generate more with: agi2 generate {tmp_path / 'trained' / 'tiny'} " in err
     assert (tmp_path / "trained" / "tiny" / "model.safetensors").is_file()
 
 
@@ -322,6 +325,9 @@ def test_verify_resume_prints_what_it_compared(tmp_path, capsys, monkeypatch):
 
 
 def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("some text")
     monkeypatch.setattr(
         "src.planning.propose",
         lambda sources, minutes, out: [f"{sources} {minutes} {out}"],
@@ -382,7 +388,7 @@ def test_help_names_the_commands(option, capsys):
 def test_each_command_has_help(command, capsys):
     status, out, _ = run(capsys, command, "-h")
     assert status == 0
-    assert "FILE.toml" in out
+    assert ("MODEL" if command in ("generate", "beam", "chat") else "FILE.toml") in out
     assert "--set" in out
 
 
@@ -554,7 +560,7 @@ def test_eval_tells_what_is_wrong_in_a_line(trained, tmp_path, capsys):
         (["--text", tmp_path / "none.txt"], "none.txt: no such file"),
         (["--text", tmp_path / "empty.txt"], "empty.txt: the file is empty"),
         (["--text", tmp_path / "latin.txt"], "latin.txt:1: not UTF-8 (byte 3)"),
-        (["--text", tmp_path / "one.txt"], "the text has 1 tokens: at least 2 are needed"),
+        (["--text", tmp_path / "one.txt"], "the text has 1 token: at least 2 are needed"),
         (["--text", tmp_path / "fine.txt", "--stride", 0], "stride must be between 1 and the mod"),
         (["--text", tmp_path / "fine.txt", "--stride", 33], "the model's 32 positions, not 33"),
         ([], "eval needs --text FILE or --tasks NAME,NAME"),
@@ -568,7 +574,7 @@ def test_eval_tells_what_is_wrong_in_a_line(trained, tmp_path, capsys):
         assert len(err.splitlines()) == 1
     status, _, err = run(capsys, "eval", tmp_path / "no_run", "--text", tmp_path / "fine.txt")
     assert status == 2
-    assert "config.toml: no such file" in err
+    assert "no_run is no run's or model's folder: it has no config.toml" in err
 
 
 def test_eval_in_tasks_prints_a_table_or_json(trained, tmp_path, capsys, monkeypatch):
@@ -685,3 +691,160 @@ def test_a_prompt_is_not_shown_before_the_options_are_right(trained, capsys):
     status, out, err = run(capsys, "generate", trained, "the", "-q", "-s", biased)
     assert (status, out) == (2, "")
     assert err.startswith("error: logit_bias: 'the cat' is not one token")
+
+
+# One kind of argument, and nothing that it holds reaches a terminal raw
+
+
+@pytest.fixture(scope="module")
+def named(trained, tmp_path_factory):
+    """The same model by all of its names: configuration, run, moved run, model without a log."""
+    run_ = trained.parent / "trained" / "tiny"
+    folder = tmp_path_factory.mktemp("named")
+    moved = shutil.copytree(run_, folder / "moved run")
+    model = shutil.copytree(run_, folder / "model", ignore=lambda *_: ["metrics.jsonl"])
+    return [trained, run_, moved, model]
+
+
+def test_every_command_takes_a_model_by_any_of_its_names(named, held_out, tmp_path, capsys):
+    greedy = ["--set", "temperature=0", "--quiet"]
+    for command in (
+        ["generate", "MODEL", "the", *greedy],
+        ["beam", "MODEL", "the", "--quiet"],
+        ["eval", "MODEL", "--text", held_out, "--quiet"],
+    ):
+        found = {
+            run(capsys, *(place if word == "MODEL" else word for word in command))
+            for place in named
+        }
+        assert len(found) == 1
+        assert found.pop()[0] == 0
+    exported = set()
+    for number, place in enumerate(named):
+        assert run(capsys, "export", place, tmp_path / str(number), "--quiet")[0] == 0
+        exported.add((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert len(exported) == 1
+    status, out, _ = run(capsys, "compare", *named, "--prompt", "the", "--quiet")
+    assert status == 0
+    assert out.count("\nthe") >= 4
+    for place in named:
+        assert run(capsys, "doctor", place, "-s", "max_steps=2")[0] == 0
+
+
+def test_a_folder_that_is_named_is_the_run_that_goes_on(named, tmp_path, capsys):
+    moved = shutil.copytree(named[2], tmp_path / "elsewhere")
+    before = (named[1] / "metrics.jsonl").read_bytes()
+    status, _, err = run(capsys, "train", moved, "--resume", "-s", "max_steps=8")
+    assert status == 0
+    assert f"agi2 generate {moved} " in err
+    assert max(line["step"] for line in read_metrics(moved / "metrics.jsonl")) == 8
+    assert (named[1] / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_command_that_training_prints_works(tmp_path, capsys):
+    file = write_run(tmp_path, max_steps=2)
+    name = "it's a [red] name"
+    status, _, err = run(capsys, "train", file, "-s", f"model_name={name}")
+    assert status == 0
+    line = next(line for line in err.splitlines() if line.startswith("generate more with: "))
+    _, *command = shlex.split(line.partition(": ")[2])
+    assert command == ["generate", str(tmp_path / "trained" / name), "..."]
+    assert run(capsys, *command)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "keys"),
+    [
+        (["--temperature", "0.5", "--top-k", "3"], ["temperature=0.5", "top_k=3"]),
+        (["--max-length", "4", "--top-k", "0"], ["max_length=4", "top_k=null"]),
+        (["--temperature", "1e-3"], ["temperature=0.001"]),
+    ],
+)
+def test_flags_are_keys(flags, keys, trained, capsys):
+    given = [word for key in keys for word in ("--set", key)]
+    expected = run(capsys, "generate", trained, "the", "-s", "sampling_seed=3", *given)
+    assert expected[0] == 0
+    assert run(capsys, "generate", trained, "the", "--seed", "3", *flags) == expected
+    # A flag wins over --set.
+    both = ["-s", "sampling_seed=9", "-s", "temperature=0.8", "--seed", "3", *flags]
+    assert run(capsys, "generate", trained, "the", *given, *both) == expected
+
+
+def test_beam_and_chat_have_flags_that_mean_something_there(trained, capsys, monkeypatch):
+    short = run(capsys, "beam", trained, "the", "--max-length", "2")
+    assert short == run(capsys, "beam", trained, "the", "-s", "max_length=2")
+    assert run(capsys, "beam", trained, "the", "--temperature", "1")[0] == 2
+    answers = []
+    for options in (["--seed", "2", "--top-k", "4"], ["-s", "sampling_seed=2", "-s", "top_k=4"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
+        answers.append(run(capsys, "chat", trained, *options))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 0
+
+
+HOSTILE = "\x1b]0;t\x07\x9b2J\r\u202e\u2028[red]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [HOSTILE],
+        ["generate", f"--{HOSTILE}"],
+        ["generate", "a", "b", HOSTILE],
+        ["generate", "a", "b", "--temperature", HOSTILE],
+        ["generate", HOSTILE, "b"],
+        ["generate", "TRAINED", "b", "-s", HOSTILE],
+        ["generate", "TRAINED", "b", "-s", f"{HOSTILE}=1"],
+        ["generate", "TRAINED", "b", "-s", f"device={HOSTILE}"],
+        ["list", HOSTILE],
+        ["compare", HOSTILE, HOSTILE],
+        ["export", HOSTILE, HOSTILE],
+        ["export", "TRAINED", "b", "--format", HOSTILE],
+        ["plan", "--sources", HOSTILE, "--minutes", "1"],
+        ["train", HOSTILE * 500],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:30].encode("ascii", "backslashreplace").decode(),
+)
+def test_a_hostile_argument_is_escaped_in_the_message(arguments, trained, capsys):
+    given = [trained if word == "TRAINED" else word for word in arguments]
+    status, out, err = run(capsys, *given)
+    assert (status, out) == (2, "")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", err)
+    assert max(map(len, err.splitlines())) <= 310
+
+
+def test_names_of_runs_are_escaped_and_no_markup(trained, tmp_path, capsys):
+    name = HOSTILE.replace("\u2028", "")
+    shutil.copytree(trained.parent / "trained" / "tiny", tmp_path / name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "metrics.jsonl").write_text(HOSTILE)
+    for command in (
+        ["list", tmp_path],
+        ["compare", tmp_path / name, trained],
+        ["doctor", tmp_path / name],
+    ):
+        status, out, err = run(capsys, *command)
+        assert status == 0
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out + err)
+        assert r"\x1b]0;t\x07\x9b2J\r\u202e[red]" in out
+
+
+def test_a_failing_system_call_is_an_escaped_line(trained, capsys, monkeypatch):
+    def failing(*_, **__):
+        raise OSError(errno.ENOSPC, f"full {HOSTILE}")
+
+    monkeypatch.setattr("src.generation.stream_text", failing)
+    status, _, err = run(capsys, "generate", trained, "the", "-q")
+    assert status == 2
+    assert err == r"error: [Errno 28] full \x1b]0;t\x07\x9b2J\r\u202e\u2028[red]" + "\n"
+
+
+def test_memory_that_runs_out_before_pytorch_is_loaded_is_one_line(monkeypatch, capsys):
+    def lacking(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("src.config_loader.load_config", lacking)
+    monkeypatch.delitem(sys.modules, "torch")
+    status, _, err = run(capsys, "train", "any.toml")
+    assert status == 2
+    assert err.startswith("error: out of memory: lower model_embd")

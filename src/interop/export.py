@@ -7,11 +7,8 @@ import os
 from pathlib import Path
 
 from ..errors import AGI2Error
-from ..model_folder import WEIGHTS, load_model
+from ..run_folder import WEIGHTS
 from ..utils import atomic_folder
-from .gguf import QUANTIZATIONS, export_gguf
-from .huggingface import export_huggingface
-from .onnx import export_onnx
 
 # Each format with the packages that it needs beside those of AGI2.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -19,20 +16,20 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "gguf": ("gguf",),
     "onnx": ("onnx", "onnxscript"),
 }
+QUANTIZATIONS = ("q8_0",)
 
 
-def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
-    """Write a trained model to a place that is free.
+def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
+    """Check what can be checked without PyTorch.
 
     Args:
-        run: its folder.
-        out: a folder for `hf`, a file for the others.
-        format: `hf` (`transformers`), `gguf` (llama.cpp) or `onnx`.
-        quantize: for `gguf`, `q8_0`: 8-bit matrices.
+        run: as for `export_model`, like the others.
+        out: a place.
+        format: its name.
+        quantize: its name.
 
     Raises:
-        AGI2Error: where the model cannot be read or is broken, the format cannot express it, a
-            package is missing, or `out` exists.
+        AGI2Error: if there is no model, a name is unknown, a package is missing, or `out` exists.
     """
     if format not in FORMATS:
         raise AGI2Error(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -48,6 +45,28 @@ def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None 
     check_free(out)
     if not os.path.isfile(run / WEIGHTS):
         raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
+
+
+def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
+    """Write a trained model to a place that is free.
+
+    Args:
+        run: its folder.
+        out: a folder for `hf`, a file for the others.
+        format: `hf` (`transformers`), `gguf` (llama.cpp) or `onnx`.
+        quantize: for `gguf`, `q8_0`: 8-bit matrices.
+
+    Raises:
+        AGI2Error: where the model cannot be read or is broken, the format cannot express it, a
+            package is missing, or `out` exists.
+    """
+    check_export(run, out, format, quantize)
+    # These import PyTorch, which what is refused does without.
+    from ..model_folder import load_model
+    from .gguf import export_gguf
+    from .huggingface import export_huggingface
+    from .onnx import export_onnx
+
     trained = load_model(run)
     if format == "hf":
         with atomic_folder(out) as beside:

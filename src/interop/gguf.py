@@ -28,7 +28,6 @@ _NAMES_IN_A_BLOCK = {
     "ffn.expand": "ffn_up",
     "ffn.contract": "ffn_down",
 }
-QUANTIZATIONS = ("q8_0",)
 
 # Q8_0 keeps so many numbers of a row under one scale.
 _GROUP = 32

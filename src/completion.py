@@ -1,0 +1,129 @@
+"""Completion in the shell: keys and values of `--set`, runs and configurations, enumerations.
+
+What it needs is imported inside the functions, because every command imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+# Values of keys whose type is any text.
+_VALUES = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "tokenizer": ("bpe", "basic", "gpt2"),
+    "sources": ("builtin:python-docs",),
+    "resume": ("auto",),
+}
+# The key before a `=` that bash has taken for a word of its own.
+_KEY = "_AGI2_COMPLETE_KEY"
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """Complete `KEY=VALUE`: the key, then the values that it can have if they can be listed."""
+    from .config import Config
+
+    if key := os.environ.get(_KEY):
+        return [value for value in _values(key) if value.startswith(incomplete)]
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        return [f"{name}=" for name in Config.model_fields if name.startswith(key)]
+    return [f"{key}={each}" for each in _values(key) if each.startswith(value)]
+
+
+def _values(key: str) -> list[str]:
+    """The values of a key of the configuration, if they can be listed."""
+    from .config import Config
+
+    field = Config.model_fields.get(key)
+    return [] if field is None else list(_VALUES.get(key) or _listed(field.annotation))
+
+
+def _listed(kind: Any) -> Iterator[str]:
+    """What a type can be, in TOML."""
+    if kind is bool:
+        yield from ("true", "false")
+    elif get_origin(kind) is Literal:
+        yield from map(str, get_args(kind))
+    elif get_origin(kind) in (Union, UnionType, list):
+        for part in get_args(kind):
+            yield from _listed(part)
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Complete the folder of a run or a model, or a TOML file: what a command takes as a model."""
+    from .config_loader import CONFIG
+
+    base, start = os.path.split(incomplete)
+    found = []
+    for place in _entries(Path(base or ".")):
+        name = os.path.join(base, place.name)
+        if not place.name.startswith(start) or (place.name.startswith(".") and not start):
+            continue
+        if place.is_dir():
+            found.append(name if (place / CONFIG).is_file() else name + "/")
+        elif place.suffix == ".toml":
+            found.append(name)
+    if not base:
+        runs = (place for place in _entries(Path("trained")) if (place / CONFIG).is_file())
+        found += [str(place) for place in runs if str(place).startswith(start)]
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """Complete a format of `agi2 export`."""
+    from .interop.export import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+def complete_quantization(incomplete: str) -> list[str]:
+    """Complete a quantization of `agi2 export`."""
+    from .interop.export import QUANTIZATIONS
+
+    return [name for name in QUANTIZATIONS if name.startswith(incomplete)]
+
+
+def join_words(environment: MutableMapping[str, str]) -> None:
+    """Undo how bash splits `KEY=VALUE` into three words, in what it hands to a completion.
+
+    What is completed is VALUE alone, because that is the word that bash puts the result in place
+    of: the key before it goes to `complete_override` beside the words.
+
+    Args:
+        environment: has the words in `COMP_WORDS`, the place of the incomplete one in `COMP_CWORD`.
+    """
+    words = environment.get("COMP_WORDS", "").split("\n")
+    at = int(environment.get("COMP_CWORD", 0))
+    before, incomplete = words[:at], words[at] if at < len(words) else ""
+    joined: list[str] = []
+    for word in before:
+        if word == "=" and joined:
+            joined[-1] += "="
+        elif joined and joined[-1].endswith("="):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    if incomplete == "=" and joined:
+        joined[-1] += "="
+        incomplete = ""
+    if joined and joined[-1].endswith("="):
+        given = joined.pop()[:-1]
+        option, equals, key = given.partition("=")
+        if given.startswith("--"):  # --set=KEY= or --format=
+            joined.append(option)
+            given = key if equals else ""
+        if given:
+            environment[_KEY] = given
+    environment["COMP_WORDS"] = "\n".join([*joined, incomplete])
+    environment["COMP_CWORD"] = str(len(joined))

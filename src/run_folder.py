@@ -1,0 +1,132 @@
+"""A run's folder: the names of what it holds, and which folder an argument of a command means.
+
+Nothing here needs PyTorch, so that what only reads names and logs answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from .config_loader import CONFIG
+from .errors import AGI2Error
+
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+# In a checkpoint: all that is not a tensor.
+STATE = "state.json"
+
+
+def run_folder(config: Mapping[str, Any]) -> Path:
+    """The folder of the run that a configuration names."""
+    return Path(config["output_dir"]) / config["model_name"]
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """The folder of a run's checkpoint at a step."""
+    return folder / CHECKPOINTS / f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, the newest last."""
+    places = (folder / CHECKPOINTS).glob("step-*")
+    whole = [place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name)]
+    return sorted(whole, key=lambda place: (step_of(place), not place.name.endswith(".old")))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-").removesuffix(".old"))
+
+
+def config_file(argument: str) -> str:
+    """Resolve an argument of a command to a configuration file.
+
+    Args:
+        argument: a TOML file, or the folder of a run or a model, which has its own.
+
+    Raises:
+        AGI2Error: if it is a folder of another kind, or a file in a model's folder.
+    """
+    place = Path(argument)
+    if place.is_dir():
+        if not (place / CONFIG).is_file():
+            raise AGI2Error(_describe_folder(place))
+        return str(place / CONFIG)
+    if place.is_file() and place.name in (WEIGHTS, TOKENIZER, METRICS):
+        raise AGI2Error(f"{argument} is part of a model: name its folder, {place.parent}")
+    return argument
+
+
+def naming(argument: str) -> list[str]:
+    """The overrides that make a configuration one of the folder that was named.
+
+    A run's folder may have been moved: its configuration still has the name of before.
+
+    Args:
+        argument: as for `config_file`; a file needs no overrides.
+    """
+    place = Path(argument)
+    if not place.is_dir():
+        return []
+    if place.name in ("", ".."):
+        place = place.resolve()
+    keys = {"output_dir": str(place.parent), "model_name": place.name}
+    return [
+        tomli_w.dumps({key: value}).replace(" = ", "=", 1).strip() for key, value in keys.items()
+    ]
+
+
+def _describe_folder(place: Path) -> str:
+    """What a folder without a configuration is, and what to name instead."""
+    if re.fullmatch(r"step-\d+(\.old)?", place.name) and (place / STATE).is_file():
+        run = place.absolute().parents[1]
+        return f"{place} is a checkpoint: name the run's folder, {run}"
+    if (place / "config.json").is_file():
+        return f"{place} is a model of another project: make it one: agi2 import {place} NEW_FOLDER"
+    if next(place.glob(f"*/{CONFIG}"), None) is not None:
+        return f"{place} holds runs: name one of them; agi2 list {place} shows them"
+    return f"{place} is no run's or model's folder: it has no {CONFIG}; agi2 list shows the runs"
+
+
+def folder_of(config: Mapping[str, Any], file: str) -> Path:
+    """The folder of the model that a configuration names.
+
+    Args:
+        config: what `file` holds.
+        file: a run's own configuration is of the folder that it lies in, wherever that was moved;
+            any other file is of the run that it names.
+    """
+    beside = Path(file).parent
+    parts = (WEIGHTS, TOKENIZER, METRICS, CHECKPOINTS)
+    is_own = Path(file).name == CONFIG and any((beside / part).exists() for part in parts)
+    return beside if is_own else run_folder(config)
+
+
+def check_weights(folder: Path, file: str) -> None:
+    """Raise if a folder has no weights.
+
+    Raises:
+        AGI2Error: says how to train them.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
+
+
+def check_resume(config: Mapping[str, Any]) -> None:
+    """Raise if `resume` names a folder that does not exist.
+
+    Raises:
+        AGI2Error: says what can be named.
+    """
+    folder = config["resume"]
+    if folder not in (None, "auto") and not Path(folder).is_dir():
+        raise AGI2Error(
+            f"resume: {folder} does not exist; name a checkpoint folder, a run folder, or auto"
+        )

@@ -1,0 +1,116 @@
+"""Completion, driven through the environment as the shells do it, in a process without PyTorch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from src.completion import complete_model, complete_override
+from src.config import Config
+from tests.conftest import CHECKOUT
+from tests.test_startup import WITHOUT_PYTORCH
+
+
+def complete(shell, words, folder):
+    """What a shell is offered after these words, the last of which is incomplete."""
+    environment = {**os.environ, "_AGI2_COMPLETE": f"complete_{shell}"}
+    if shell == "bash":
+        # As bash has it in COMP_WORDS: `=` is a word of its own.
+        split = [part for word in words for part in word.replace("=", "\n=\n").split("\n") if part]
+        split += [""] * (words[-1] == "")
+        environment |= {"COMP_WORDS": "\n".join(split), "COMP_CWORD": str(len(split) - 1)}
+    else:
+        environment["_TYPER_COMPLETE_ARGS"] = " ".join(words)
+    program = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{WITHOUT_PYTORCH}\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("trained/one", "trained/two", "models/gpt2", "notes", ".hidden"):
+        (folder / name).mkdir(parents=True)
+    for name in ("trained/one", "trained/two", "models/gpt2"):
+        (folder / name / "config.toml").write_text("")
+    for name in ("my.toml", "text.txt", "models/big.toml"):
+        (folder / name).write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["agi2", "train", "my.toml", "--set", "optimizer="], ["adamw", "muon"]),
+        (["agi2", "train", "my.toml", "--set", "optimizer=m"], ["muon"]),
+        (["agi2", "train", "my.toml", "--set=optimizer=m"], ["muon"]),
+        (["agi2", "train", "my.toml", "-s", "a=1", "-s", "bias=f"], ["false"]),
+        (["agi2", "train", "my.toml", "--set", "seq_l"], ["seq_len="]),
+        (["agi2", "train", "my.toml", "--set=lora_"], ["lora_rank="]),
+        (["agi2", "export", "trained/one", "out", "--format", "g"], ["gguf"]),
+        (["agi2", "export", "trained/one", "out", "--format=o"], ["onnx"]),
+        (["agi2", "export", "trained/one", "out", "--quantize", ""], ["q8_0"]),
+        (["agi2", "generate", "trained/o"], ["trained/one"]),
+        (["agi2", "generate", "m"], ["models/", "my.toml"]),
+        (["agi2", "compare", "trained/one", "trained/t"], ["trained/two"]),
+        (["agi2", "verify"], ["verify-resume"]),
+        (["agi2", "chat", "my.toml", "--temp"], ["--temperature"]),
+    ],
+    ids=lambda case: " ".join(case),
+)
+def test_bash_is_offered_the_word_that_it_completes(words, offered, place):
+    assert complete("bash", words, place).split() == offered
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (
+            ["agi2", "train", "my.toml", "--set", "optimizer="],
+            ["optimizer=adamw", "optimizer=muon"],
+        ),
+        (["agi2", "generate", "trained/o"], ["trained/one"]),
+    ],
+    ids=lambda case: " ".join(case),
+)
+def test_zsh_is_offered_the_whole_word(words, offered, place):
+    found = complete("zsh", words, place)
+    assert found.startswith("_arguments")
+    assert [word for word in found.split('"') if word in offered] == offered
+
+
+def test_every_key_is_offered_and_its_values_are_right():
+    keys = [offered.rstrip("=") for offered in complete_override("")]
+    assert keys == list(Config.model_fields)
+    for key in keys:
+        for offered in complete_override(f"{key}="):
+            name, _, value = offered.partition("=")
+            plain = {"true": True, "false": False}.get(value, value)
+            assert name == key
+            changes = {"log_to": [value], "sources": [value]}.get(key, plain)
+            more = {"temperature": 0.0} if value == "ngram" else {}
+            Config(**{key: changes, **more})
+    assert complete_override("epochs=") == complete_override("unknown=") == []
+
+
+def test_an_empty_word_is_offered_runs_and_configurations(place, monkeypatch):
+    monkeypatch.chdir(place)
+    assert complete_model("") == [
+        "models/",
+        "my.toml",
+        "notes/",
+        "trained/",
+        "trained/one",
+        "trained/two",
+    ]
+    assert complete_model("nowhere/") == []
+    assert complete_model(".h") == [".hidden/"]

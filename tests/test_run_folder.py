@@ -1,0 +1,86 @@
+"""Which file and folder an argument of a command means."""
+
+import pytest
+
+from src.config_loader import load_config
+from src.errors import AGI2Error
+from src.run_folder import check_weights, config_file, folder_of, naming, run_folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that was moved: its configuration has the name of before."""
+    folder = tmp_path / "trained" / "m.1"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text('model_name = "m"\noutput_dir = "elsewhere"\n')
+    (folder / "metrics.jsonl").write_text("")
+    return folder
+
+
+def test_a_folder_is_its_own_configuration_and_model(run):
+    for argument in (str(run), f"{run}/"):
+        file = config_file(argument)
+        assert file == str(run / "config.toml")
+        assert folder_of(load_config(file), file) == run
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "tokenizer.json", "checkpoints"])
+def test_a_model_without_a_log_is_its_own_folder(part, run):
+    (run / "metrics.jsonl").rename(run / part)
+    file = config_file(str(run))
+    assert folder_of(load_config(file), file) == run
+
+
+def test_a_file_is_of_the_run_that_it_names(tmp_path):
+    # Even if it is called as a run's own is: nothing of a run lies beside it.
+    for name in ("my.toml", "config.toml"):
+        file = tmp_path / name
+        file.write_text('model_name = "m"\n')
+        assert config_file(str(file)) == str(file)
+        config = load_config(file)
+        assert folder_of(config, str(file)) == run_folder(config)
+        assert naming(str(file)) == []
+
+
+def test_a_configuration_is_made_one_of_the_folder_that_was_named(run, monkeypatch):
+    config = load_config(run / "config.toml", overrides=naming(str(run)))
+    assert run_folder(config) == run
+    monkeypatch.chdir(run)
+    assert run_folder(load_config("config.toml", overrides=naming("."))) == run
+
+
+@pytest.mark.parametrize("name", ["123", 'a"b', "käse = 1", "1.5", "true"])
+def test_a_folder_of_any_name_can_be_named(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.toml").write_text("")
+    assert run_folder(load_config(folder / "config.toml", None, naming(str(folder)))) == folder
+
+
+def test_other_folders_and_files_are_refused_by_what_they_are(run, tmp_path):
+    foreign, empty = tmp_path / "foreign", tmp_path / "empty"
+    checkpoint = run / "checkpoints" / "step-00000003"
+    for folder in (foreign, empty, checkpoint):
+        folder.mkdir(parents=True)
+    (foreign / "config.json").write_text("{}")
+    (checkpoint / "state.json").write_text("{}")
+    for argument, said in [
+        (foreign, f"another project: make it one: agi2 import {foreign} NEW_FOLDER"),
+        (checkpoint, f"is a checkpoint: name the run's folder, {run}"),
+        (run.parent, f"holds runs: name one of them; agi2 list {run.parent}"),
+        (empty, "is no run's or model's folder: it has no config.toml"),
+        (run / "metrics.jsonl", f"is part of a model: name its folder, {run}"),
+    ]:
+        with pytest.raises(AGI2Error) as caught:
+            config_file(str(argument))
+        assert said in str(caught.value)
+
+
+def test_a_folder_without_weights_says_how_to_train_them(run):
+    file = str(run / "config.toml")
+    with pytest.raises(
+        AGI2Error, match=r"no trained model there; train it first: agi2 train .*m\.1"
+    ):
+        check_weights(run, file)
+    (run / "model.safetensors").write_text("")
+    check_weights(run, file)
