@@ -186,7 +186,8 @@ def as_mask(name: str, mask: Any, device: torch.device, *, is_added: bool = True
         AGI2Error: where integers are not 0 and 1; where a floating mask is of 0 and 1 alone, which
             would mask nothing when added, or has NaN or positive infinity.
     """
-    mask = as_tensor(name, mask)
+    if not isinstance(mask, torch.Tensor):
+        mask = as_tensor(name, mask)
     if mask.is_complex():
         raise AGI2Error(f"{name} must be boolean, 0 and 1, or floating, not {mask.dtype}")
     if mask.device != device:

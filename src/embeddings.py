@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments import NonNegativeInt, PositiveInt, Rate, as_tensor, checked, convert
+from .arguments import PositiveInt, Rate, as_tensor, checked, convert
 from .dropout import Dropout
 from .errors import AGI2Error
 
@@ -69,7 +69,8 @@ def as_token_ids(name: str, tokens: Any, device: torch.device | None = None) -> 
     Raises:
         AGI2Error: where they are not integers.
     """
-    tokens = as_tensor(name, tokens)
+    if not isinstance(tokens, torch.Tensor):
+        tokens = as_tensor(name, tokens)
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise AGI2Error(f"{name} must be integers, the ids of tokens, not {tokens.dtype}")
     if tokens.dtype not in (torch.int64, torch.int32):
@@ -107,11 +108,13 @@ class _Positions(nn.Module):
         Raises:
             AGI2Error: where they reach beyond `max_seq_len`.
         """
-        # A graph that is exported has symbols here.
-        if not isinstance(seq_len, torch.SymInt):
-            seq_len = convert(NonNegativeInt, "seq_len", seq_len)
-        if not isinstance(offset, torch.SymInt):
-            offset = convert(NonNegativeInt, "offset", offset)
+        # A graph that is exported has symbols here; what is compiled sees plain integers.
+        if type(seq_len) is not int and not isinstance(seq_len, torch.SymInt):
+            seq_len = convert(int, "seq_len", seq_len)
+        if type(offset) is not int and not isinstance(offset, torch.SymInt):
+            offset = convert(int, "offset", offset)
+        if seq_len < 0 or offset < 0:
+            raise AGI2Error(f"seq_len {seq_len} and offset {offset} must be at least 0")
         if offset + seq_len > self.weight.size(0):
             raise AGI2Error(
                 f"{offset + seq_len} positions asked for, the model has {self.weight.size(0)}"

@@ -125,7 +125,7 @@ def test_evaluating_is_of_its_own_thread():
 
 def test_compiled_dropout_follows_the_mode_and_evaluating():
     layer = Dropout(0.5).train()
-    layer.compile(backend="eager", fullgraph=True)
+    layer.compile(backend="eager")
     x = torch.ones(1000)
     for _ in range(2):
         assert bool((layer(x) == 0).any())
