@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -328,6 +329,9 @@ class Config(BaseModel, Mapping):
             for key, value in given.items()
             if key not in cls.model_fields or (value is not None and value != "")
         }
+        given = {key: _plain(key, value) for key, value in given.items()}
+        # `None` again: a `resume` of false, a `top_k` of 0.
+        given = {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
         for key in ("sources", "stop", "log_to"):
             if isinstance(given.get(key), str):
                 given[key] = [given[key]]
@@ -430,6 +434,30 @@ class Config(BaseModel, Mapping):
     def architecture(self) -> GPT2Config:
         """The model's part, in the components' language."""
         return GPT2Config.from_mapping(self)
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value of a key in the type that a TOML file would have given it.
+
+    From Python come paths, tuples, devices and NumPy's numbers; and three values mean a plain one.
+    """
+    if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, list):
+        value = [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if key == "device" and type(value).__name__ == "device":
+        value = str(value)
+    if key == "preset" and isinstance(value, str):
+        value = value.lower()
+    if key == "resume" and isinstance(value, bool):
+        value = "auto" if value else None
+    if key == "top_k" and value == 0 and not isinstance(value, bool):
+        value = None
+    return value
 
 
 # Prompt-lookup decoding writes plain greedy text: other values of these keys contradict it.

@@ -39,7 +39,9 @@ def product_bound(
 
     |error| <= gamma(I + 1 + more) (|x| |W|^T + |bias|).
     """
-    size = F.linear(x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs())
+    size = F.linear(
+        x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs()
+    )
     inputs = weight.size(1)
     return gamma(inputs + 1 + more, dtype) * size + (inputs + 1) * TINY
 
@@ -90,7 +92,9 @@ class Bounded:
         width = self.exact.size(-1)
         mean = self.exact.mean(-1, keepdim=True)
         away = self.exact - mean
-        of_mean = self.error.mean(-1, keepdim=True) + gamma(width + 1) * self.most.mean(-1, keepdim=True)
+        of_mean = self.error.mean(-1, keepdim=True) + gamma(width + 1) * self.most.mean(
+            -1, keepdim=True
+        )
         wrong = self.error + of_mean + unit() * (away.abs() + self.error + of_mean)
         variance = away.square().mean(-1, keepdim=True)
         of_variance = (2 * away.abs() * wrong + wrong.square()).mean(-1, keepdim=True)
@@ -109,7 +113,10 @@ class Bounded:
     def attention(self, heads: int) -> Bounded:
         """From queries, keys and values (B, T, 3 C), each token to those up to it: (B, T, C)."""
         parts = [
-            Bounded(exact.unflatten(-1, (heads, -1)).transpose(1, 2), error.unflatten(-1, (heads, -1)).transpose(1, 2))
+            Bounded(
+                exact.unflatten(-1, (heads, -1)).transpose(1, 2),
+                error.unflatten(-1, (heads, -1)).transpose(1, 2),
+            )
             for exact, error in zip(self.exact.chunk(3, -1), self.error.chunk(3, -1), strict=True)
         ]
         q, k, v = parts

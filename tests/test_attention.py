@@ -240,3 +240,80 @@ def test_dropout_that_drops_nothing_attends_as_without_it():
     attention = MultiHeadAttention(C, H, dropout=1e-9)
     x = torch.randn(3, 11, C)
     torch.testing.assert_close(attention(x, causal=True), attention.eval()(x, causal=True))
+
+
+# --- one convention of masks --------------------------------------------------------------------
+
+
+@given(
+    shape=st.sampled_from(
+        [(T, S), (1, S), (B, T, S), (B, 1, S), (1, T, S), (B, 1, T, S), (B, H, T, S), (B, 1, 1, S)]
+    ),
+    kind=st.sampled_from([torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, "numpy"]),
+    density=st.floats(0, 1),
+    causal=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_integers_of_0_and_1_mean_what_booleans_mean(shape, kind, density, causal, seed):
+    torch.manual_seed(seed)
+    attention = make()
+    query, key, value = torch.randn(B, T, C), torch.randn(B, S, C), torch.randn(B, S, C)
+    allowed = torch.rand(shape) < density
+    mask = allowed.numpy() if kind == "numpy" else allowed.to(kind)
+    expected = attention(query, key, value, allowed, causal=causal)
+    assert torch.equal(attention(query, key, value, mask, causal=causal), expected)
+    added = torch.zeros(shape, dtype=torch.float16).masked_fill(~allowed, -torch.inf)
+    found = attention(query, key, value, added, causal=causal)
+    torch.testing.assert_close(found, expected)
+    assert bool(found.isfinite().all())
+    allowed = allowed.unsqueeze(1) if allowed.dim() == 3 else allowed
+    if causal:
+        allowed = allowed & causal_mask(T, S)
+    np.testing.assert_allclose(
+        found.detach().numpy(), reference(attention, query, key, value, allowed)[0], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(T, S), r"^mask is of a floating type, .* holds only 0 and 1, .* mask.bool\(\)"),
+        (torch.eye(S)[:T].half(), r"^mask is of a floating type"),
+        (torch.full((T, S), 2), r"^mask has numbers other than 0 and 1"),
+        (torch.full((T, S), -1, dtype=torch.int8), r"^mask has numbers other than 0 and 1"),
+        (torch.full((T, S), torch.nan), r"^mask has NaN or positive infinity"),
+        (torch.full((T, S), torch.inf), r"^mask has NaN or positive infinity"),
+        (torch.ones(T, S, dtype=torch.complex64), r"^mask must be boolean, 0 and 1, or floating"),
+        ("causal", r"^mask must be a tensor, not str$"),
+        *[
+            (torch.ones(shape, dtype=torch.bool), r"^mask has the shape .* it must be \(T, S\), ")
+            for shape in [
+                (S,),
+                (B, S),
+                (T, S + 1),
+                (T, 1),
+                (H, T, S),
+                (B, T, T, S),
+                (1, B, H, T, S),
+            ]
+        ],
+    ],
+)
+def test_a_mask_of_another_meaning_or_shape_is_one_line(mask, message):
+    query, key = torch.randn(B, T, C), torch.randn(B, S, C)
+    with pytest.raises(AGI2Error, match=message):
+        make()(query, key, mask=mask)
+
+
+def test_inputs_of_other_shapes_are_one_line():
+    attention, x = make(), torch.randn(B, T, C)
+    for inputs, message in [
+        ((x[0],), r"^query must be a floating-point tensor \(B, T, C\) with C = 12"),
+        ((x, x[..., :5]), r"^key must be a floating-point tensor"),
+        ((x, x.clone(), x.long()), r"^value must be a floating-point tensor"),
+        ((x, x.clone(), x[:, 1:]), r"^key has the shape \(2, 5, 12\) and value \(2, 4, 12\)"),
+        ((x, x[:1]), r"^query has a batch of 2 and key of 1: they must be equal$"),
+    ]:
+        with pytest.raises(AGI2Error, match=message):
+            attention(*inputs)

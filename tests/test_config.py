@@ -1,7 +1,9 @@
 """The architecture and the whole run, as objects."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -296,3 +298,34 @@ def test_only_what_was_given_or_preset_counts_as_set():
     assert Config(epochs=3, max_steps=None).model_fields_set == {"epochs"}
     preset = Config(preset="small", max_steps=2)
     assert preset.model_fields_set == {"preset", "max_steps", *PRESETS["small"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "plain"),
+    [
+        ("sources", Path("a.txt"), ["a.txt"]),
+        ("sources", (Path("a.txt"), "b.txt"), ["a.txt", "b.txt"]),
+        ("output_dir", Path("runs"), "runs"),
+        ("init_from", Path("runs/a"), "runs/a"),
+        ("stop", ("x",), ["x"]),
+        ("device", torch.device("cpu"), "cpu"),
+        ("preset", "Small", "small"),
+        ("resume", True, "auto"),
+        ("resume", False, None),
+        ("resume", Path("runs/a"), "runs/a"),
+        ("top_k", 0, None),
+        ("epochs", np.int64(3), 3),
+        ("temperature", np.float32(0.5), 0.5),
+        ("max_length", torch.tensor(7), 7),
+        ("bias", np.True_, True),
+    ],
+)
+def test_a_value_of_python_is_what_a_file_would_have_given(key, given, plain):
+    assert Config(**{key: given})[key] == plain
+    assert type(Config(**{key: given})[key]) is type(plain)
+
+
+@pytest.mark.parametrize("key_and_value", [("top_k", False), ("epochs", True), ("epochs", "3")])
+def test_a_value_of_another_meaning_is_refused(key_and_value):
+    with pytest.raises(ValidationError):
+        Config(**dict([key_and_value]))

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from src.cli import main
 from src.config import Config
 from src.errors import AGI2Error
+from src.generation import generate_text
 from src.model import GPT2Model
 from src.model_folder import (
     WEIGHTS,
@@ -22,6 +24,7 @@ from src.model_folder import (
     save_model,
     save_weights,
 )
+from src.sampling import generation_options
 from src.tokenizer import BasicTokenizer
 from tests.conftest import raising, run_python
 from tests.tiny_models import alphabet, saved_model, tiny_config, tiny_model
@@ -263,5 +266,63 @@ def test_a_file_of_integers_is_refused_in_one_line(tmp_path):
     tensors = load_file(path)
     tensors["final_norm.weight"] = tensors["final_norm.weight"].to(torch.int8)
     save_file(tensors, path)
-    with pytest.raises(AGI2Error, match=r": final_norm.weight holds int8, not floating-point numbers$"):
+    with pytest.raises(
+        AGI2Error, match=r": final_norm.weight holds int8, not floating-point numbers$"
+    ):
         load_model(tmp_path)
+
+
+# --- the model's own methods ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_a_model_saved_by_its_own_method_is_the_same(tmp_path, tied, with_tokenizer):
+    model = tiny_model(tie_weights=tied, dropout=0.3, activation="relu")
+    tokens = torch.arange(10).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(tokens)
+    model.save_pretrained(str(tmp_path / "m"), alphabet() if with_tokenizer else None)
+    again = GPT2Model.from_pretrained(tmp_path / "m", device="cpu")
+    assert not again.training
+    assert again.config == model.config
+    assert (again.head is None) is tied
+    with torch.no_grad():
+        assert torch.equal(again(tokens), expected)
+    if with_tokenizer:
+        assert load_model(tmp_path / "m").tokenizer.encode("ab") == alphabet().encode("ab")
+
+
+def test_a_tokenizer_of_another_model_is_not_left_in_a_folder(tmp_path):
+    tiny_model().save_pretrained(tmp_path, alphabet())
+    with pytest.raises(AGI2Error, match=r"has a tokenizer: pass the model's own, or name a new"):
+        tiny_model().save_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    with pytest.raises(AGI2Error, match=r"^\S*: no model there that save_pretrained or training"):
+        GPT2Model.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(AGI2Error, match=r"; make it one: agi2 import \S* NEW_FOLDER$"):
+        GPT2Model.from_pretrained(tmp_path)
+
+
+def test_a_trained_model_generates_as_its_configuration_says(tmp_path, capsys):
+    folder = tmp_path / "run"
+    keys = {"max_length": 9, "temperature": 0.7, "top_k": 5, "sampling_seed": 3, "model_seed": "xy"}
+    saved_model(folder, **keys)
+    trained = load_model(folder)
+    text = trained.generate("abc")
+    assert text == "abc" + "".join(trained.stream("abc"))
+    options = generation_options(trained.config)
+    assert text == generate_text(trained.model, "abc", tokenizer=trained.tokenizer, **options)
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(folder), "abc", "--quiet"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == text + "\n"
+    assert trained.generate("abc", sampling_seed=4, max_length=30) != text
+    assert trained.generate(trained.tokenizer.encode("abc")) == text
+    with pytest.raises(AGI2Error, match=r"temperatur; did you mean temperature\?"):
+        trained.generate("abc", temperatur=1.0)
+    with pytest.raises(AGI2Error, match=r'^quantize = "int8": call prepare_for_generation'):
+        trained.generate("abc", quantize="int8")

@@ -156,7 +156,9 @@ def test_the_widest_sums_of_8_bits_fit():
     weights = arrange(torch.ones(3, inputs), None, 8)
     x = torch.ones(2, inputs)
     expected = torch.full((2, 3), float(inputs))
-    assert_within(NativeLinear(weights)(x), expected, bound_of(weights, x, level_error(x.double(), 8)))
+    assert_within(
+        NativeLinear(weights)(x), expected, bound_of(weights, x, level_error(x.double(), 8))
+    )
 
 
 @needs_library
@@ -269,7 +271,9 @@ def test_layers_are_one_after_another(changes, quantize):
     model = prepared_model(changes, quantize)
     held = model.few_tokens._held
     alone = [
-        NativeLayers([layer], model.config.n_heads, model.config.activation, model.blocks[0].pre_norm)
+        NativeLayers(
+            [layer], model.config.n_heads, model.config.activation, model.blocks[0].pre_norm
+        )
         for layer in held
     ]
     together = model.new_cache(3)

@@ -256,7 +256,9 @@ def test_what_a_prepared_model_still_does_is_right(quantize):
 @pytest.mark.parametrize("other", ["none", "int4"])
 def test_a_model_is_prepared_in_one_way(other):
     model = prepare_for_generation(make(), "int8")
-    with pytest.raises(AGI2Error, match=r'^the model was prepared .*"int8"\): load it again to quan'):
+    with pytest.raises(
+        AGI2Error, match=r'^the model was prepared .*"int8"\): load it again to quan'
+    ):
         prepare_for_generation(model, other)
     with pytest.raises(AGI2Error, match=r"^quantize must be one of none, int8, int4, not 'fp8'$"):
         prepare_for_generation(model, "fp8")
