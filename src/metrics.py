@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +65,85 @@ def setup_logging(level: int = logging.INFO) -> None:
     log.propagate = False
 
 
+# Whether this call, alone among those of all threads, was asked to log warnings only.
+_is_quiet: ContextVar[bool] = ContextVar("agi2_is_quiet", default=False)
+log.addFilter(lambda record: record.levelno >= logging.WARNING or not _is_quiet.get())
+
+
+class _Visibility:
+    """Shows the log while any call wants it, and then leaves the logger as it was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._before: tuple[list[logging.Handler], int, bool] | None = None
+
+    def begin(self) -> None:
+        """Set the logger up for the first of the calls, unless the host has done so."""
+        with self._lock:
+            self._calls += 1
+            is_configured = log.handlers or log.disabled or not log.propagate
+            if self._calls > 1 or is_configured:
+                return
+            self._before = log.handlers[:], log.level, log.propagate
+            level = log.level or logging.INFO
+            if log.hasHandlers():  # the host's, for all loggers
+                log.setLevel(level)
+            else:
+                setup_logging(level)
+
+    def end(self) -> None:
+        """Undo `begin` after the last of the calls."""
+        with self._lock:
+            self._calls -= 1
+            if self._calls or self._before is None:
+                return
+            log.handlers[:], level, log.propagate = self._before
+            log.setLevel(level)
+            self._before = None
+
+
+_visibility = _Visibility()
+
+
+@contextlib.contextmanager
+def visible(verbose: bool = True) -> Iterator[None]:
+    """Show what a call from Python does, for as long as it takes.
+
+    Where the host has configured no logging, the log goes to standard error, with a progress bar
+    in a terminal. Where it has given the root logger handlers, the records go to these, once. Where
+    it has given the logger `agi2` a handler, nothing is changed; a level that it has set stays,
+    otherwise INFO is the level. Afterwards the logger is as it was. Calls may be
+    nested, and made in several threads.
+
+    Args:
+        verbose: whether to show it; warnings are logged all the same.
+    """
+    if not verbose:
+        token = _is_quiet.set(True)
+        try:
+            yield
+        finally:
+            _is_quiet.reset(token)
+        return
+    _visibility.begin()
+    try:
+        yield
+    finally:
+        _visibility.end()
+
+
+def is_drawn() -> bool:
+    """Whether bars are drawn: in a terminal that the log shares with them."""
+    is_shared = any(isinstance(handler, RichHandler) for handler in log.handlers)
+    return has_live_display() and is_logged() and is_shared
+
+
+def is_logged() -> bool:
+    """Whether lines of level INFO are logged for this call."""
+    return log.isEnabledFor(logging.INFO) and not _is_quiet.get()
+
+
 class MetricsFile:
     """`metrics.jsonl`: appended line by line, each one flushed.
 
@@ -93,7 +174,8 @@ class MetricsFile:
     @property
     def size(self) -> int:
         """Bytes written so far."""
-        return self.path.stat().st_size
+        with writing(self.path):
+            return self.path.stat().st_size
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -282,7 +364,7 @@ class WandbSink:
                 dir=folder,
                 config=dict(config.items()),
                 # The terminal is ours.
-                settings=wandb.Settings(console="off", silent=not log.isEnabledFor(logging.INFO)),
+                settings=wandb.Settings(console="off", silent=not is_logged()),
             )
         except (wandb.Error, ValueError) as error:  # the latter for settings in the environment
             raise AGI2Error(
@@ -312,13 +394,13 @@ class TrainingDisplay:
 
     def __init__(self, total_steps: int | None) -> None:
         self._of = f"/{total_steps}" if total_steps else ""
-        self._is_live = has_live_display()
+        self._is_live = is_drawn()
         self._bar = BarColumn(bar_width=24)
         self._progress = Progress(
             self._bar,
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
-            disable=not (self._is_live and log.isEnabledFor(logging.INFO)),
+            disable=not self._is_live,
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=1.0)
@@ -368,15 +450,15 @@ def _fit(parts: Sequence[tuple[int, str]], width: int) -> str:
 
 
 @contextlib.contextmanager
-def busy(what: str, is_logged: bool = False) -> Iterator[None]:
+def busy(what: str, everywhere: bool = False) -> Iterator[None]:
     """Say in a terminal what is being done, with a clock, for as long as it takes.
 
     Args:
         what: such as `reading the text`.
-        is_logged: say it once elsewhere than in a terminal, too.
+        everywhere: log it once where no bar can be drawn, too.
     """
-    if not has_live_display():
-        if is_logged or console.is_terminal:
+    if not is_drawn():
+        if everywhere or console.is_terminal:
             log.info("%s", what)
         yield
         return
@@ -385,7 +467,6 @@ def busy(what: str, is_logged: bool = False) -> Iterator[None]:
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
     )
-    is_hidden = not log.isEnabledFor(logging.INFO)
-    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task(printable(what), total=None)
         yield

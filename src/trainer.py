@@ -514,7 +514,7 @@ class Trainer:
     def _finish(self, stopped: str) -> History:
         """Validate a last time, and leave the best weights in the model."""
         if self.state.evaluated_at != self.step:
-            with busy("validating", is_logged=True):
+            with busy("validating", everywhere=True):
                 self._validate()
             self.save()  # with what it found: a longer run may go on from here
         self.whole = self.kept.load_best()
@@ -528,7 +528,7 @@ class Trainer:
             history["train_loss"] = [*history["train_loss"], self.state.epoch_loss.take()]
             log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
-            with busy("validating on all held-out text", is_logged=True):
+            with busy("validating on all held-out text", everywhere=True):
                 final = self.processes.from_main(self.evaluate)
             history["best_val_loss"] = self.state.best_loss
             history["final_val_loss"] = final.loss

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import struct
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from src.metrics import (
     check_log_to,
     read_metrics,
     setup_logging,
+    visible,
 )
 from src.training import train_from_config
 from src.utils import log
@@ -50,6 +52,7 @@ def make_screen(monkeypatch, width, **environment):
         file=screen, force_terminal=True, width=width, highlight=False, _environ=environment
     )
     monkeypatch.setattr(metrics, "console", terminal)
+    setup_logging()
     return screen
 
 
@@ -90,6 +93,108 @@ def test_in_a_terminal_the_log_goes_there_too(screen):
     log.info("sample: [bold] text")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())  # without the colours
     assert shown.strip() == "sample: [bold] text"
+
+
+# Calls from Python
+
+
+@pytest.fixture
+def bare_host(monkeypatch):
+    """A function that makes this process a host that has configured no logging, but for some
+    handlers of the root logger: pytest adds its own when a test begins."""
+
+    def make(*handlers):
+        monkeypatch.setattr(logging.root, "handlers", [*handlers])
+        log.handlers[:] = []
+        log.setLevel(logging.NOTSET)
+        log.propagate = True
+
+    return make
+
+
+def state_of_the_log():
+    return log.handlers[:], log.level, log.propagate
+
+
+@pytest.mark.usefixtures("_no_terminal")
+def test_a_call_shows_the_log_and_leaves_it_as_it_was(capsys, bare_host):
+    bare_host()
+    before = state_of_the_log()
+    with visible():
+        log.info("shown")
+        with visible(verbose=False):
+            log.info("not shown")
+            assert not metrics.is_logged()
+            with visible():
+                log.info("not shown either: the outer call is quiet")
+            log.warning("careful")
+        with visible():
+            log.info("shown once")
+        assert metrics.is_logged()
+    assert capsys.readouterr().err == "shown\ncareful\nshown once\n"
+    assert state_of_the_log() == before
+
+
+@pytest.mark.usefixtures("_no_terminal")
+def test_calls_in_several_threads_end_in_any_order(capsys, bare_host):
+    bare_host()
+    before = state_of_the_log()
+    first, second = visible(), visible()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    log.info("of the second")
+    quiet = threading.Thread(target=_log_quietly)
+    quiet.start()
+    quiet.join()
+    second.__exit__(None, None, None)
+    assert capsys.readouterr().err == "of the second\n"
+    assert state_of_the_log() == before
+
+
+def _log_quietly():
+    with visible(verbose=False):
+        log.info("of a quiet thread")
+
+
+@pytest.mark.parametrize("root_level", [logging.INFO, logging.WARNING])
+@pytest.mark.parametrize("own_level", [logging.NOTSET, logging.WARNING])
+def test_the_handlers_of_a_host_get_each_record_once(monkeypatch, bare_host, root_level, own_level):
+    out = io.StringIO()
+    bare_host(logging.StreamHandler(out))
+    monkeypatch.setattr(logging.root, "level", root_level)
+    log.setLevel(own_level)
+    before = state_of_the_log()
+    with visible():
+        log.info("progress")
+    assert out.getvalue() == ("" if own_level else "progress\n")
+    assert state_of_the_log() == before
+
+
+@pytest.mark.parametrize("change", ["handler", "disabled", "propagate"])
+def test_a_logger_that_the_host_has_set_up_is_left_alone(monkeypatch, capsys, bare_host, change):
+    bare_host()
+    if change == "handler":
+        log.addHandler(logging.NullHandler())
+    else:
+        monkeypatch.setattr(log, change, change == "disabled")
+    before = state_of_the_log()
+    with visible():
+        log.info("progress")
+        assert state_of_the_log() == before
+    assert capsys.readouterr().err == ""
+
+
+def test_bars_are_drawn_where_the_log_goes_to_the_same_terminal(screen, bare_host):
+    bare_host()
+    with visible():
+        assert metrics.is_drawn()
+        with visible(verbose=False):
+            assert not metrics.is_drawn()
+    log.addHandler(logging.StreamHandler(screen))
+    log.setLevel(logging.INFO)
+    assert metrics.is_logged()
+    assert not metrics.is_drawn()
 
 
 # metrics.jsonl
@@ -217,7 +322,7 @@ def test_a_terminal_that_cannot_redraw_a_line_has_lines(monkeypatch, capsys):
 @pytest.mark.usefixtures("_no_terminal")
 def test_what_takes_long_is_logged_elsewhere_if_asked(capsys):
     setup_logging()
-    with metrics.busy("validating", is_logged=True), metrics.busy("reading"):
+    with metrics.busy("validating", everywhere=True), metrics.busy("reading"):
         pass
     assert capsys.readouterr().err == "validating\n"
 
@@ -277,8 +382,8 @@ def test_what_takes_long_is_said_in_a_terminal_alone(monkeypatch):
     with metrics.busy("waiting [red]\x1b"):
         pass
     assert r"waiting [red]\x1b" in out.getvalue()
-    log.setLevel(logging.WARNING)
     quiet = make_screen(monkeypatch, 80)
+    log.setLevel(logging.WARNING)
     with metrics.busy("waiting"):
         pass
     assert quiet.getvalue() == ""
