@@ -1,4 +1,15 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped.
+
+A checkpoint is a folder that is complete by itself. It may be copied and resumed anywhere, and, but
+for one of shards, used as the folder of a trained model:
+
+    model.safetensors      the weights; with `parallel = "fsdp"`, `shards/` has them and the next
+    training.safetensors   the optimizers' state
+    best.safetensors       the best weights so far, once a validation has chosen any
+    tokenizer.json         the tokenizer (checkpoints of earlier versions lack it and the next:
+    config.toml            they are resumed where they are, in their run's folder)
+    state.json             everything else
+    manifest.json          the SHA-256 of each of these files
 
 Nothing is ever unpickled.
 """
@@ -11,7 +22,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +45,16 @@ from .run_folder import (
     run_folder,
     step_of,
 )
-from .utils import atomic_path, log, sha256_of, sharded_as, sync_file, sync_folder, writing
+from .tokenizer import FILE_NAME
+from .utils import atomic_path, finite, log, sha256_of, sharded_as, sync_file, sync_folder, writing
 
 BEST = "best.safetensors"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
 SHARDS = "shards"
+
+Describe = Callable[[Path], None]
+"""Writes what describes a model, its tokenizer and configuration, into a folder."""
 
 # Of `state.json`, and of what stands beside it: `find_checkpoint` gives no other.
 FORMAT = 3
@@ -87,6 +102,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int,
     best: Path | None = None,
+    describe: Describe = lambda folder: None,
 ) -> Path:
     """Write a checkpoint beside its place, sync it, and rename it into place.
 
@@ -99,11 +115,12 @@ def save_checkpoint(
         keep: older checkpoints beyond so many are deleted, once this one is whole.
         best: the run's best weights so far, which become part of the checkpoint (as a hard link
             where the file system has them, so that they take no room).
+        describe: writes tokenizer and configuration, which become part of it, too.
 
     Raises:
         AGI2Error: where it cannot be written; older checkpoints are then as they were.
     """
-    with _placing(folder, step, state, keep, best) as beside:
+    with _placing(folder, step, state, keep, best, describe) as beside:
         save_tensors(weights, beside / WEIGHTS)
         save_tensors(tensors, beside / TENSORS)
     return checkpoint_folder(folder, step)
@@ -117,6 +134,7 @@ def save_shards(
     state: Mapping[str, Any],
     keep: int,
     best: Path | None,
+    describe: Describe,
     processes: Processes,
 ) -> None:
     """As `save_checkpoint`, of sharded tensors: each process writes a file of its own parts.
@@ -130,7 +148,7 @@ def save_shards(
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    placing = _placing(folder, step, state, keep, best)
+    placing = _placing(folder, step, state, keep, best, describe)
     with placing if processes.is_main else contextlib.nullcontext(_beside(folder, step)) as beside:
         processes.wait_for_all()  # until the folder is there
         writer = dcp.HuggingFaceStorageWriter(str(beside / SHARDS), save_distributed=True)
@@ -149,7 +167,12 @@ def _beside(folder: Path, step: int) -> Path:
 
 @contextlib.contextmanager
 def _placing(
-    folder: Path, step: int, state: Mapping[str, Any], keep: int, best: Path | None
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    keep: int,
+    best: Path | None,
+    describe: Describe,
 ) -> Iterator[Path]:
     """A folder to write a checkpoint's tensors to, which then takes its place."""
     place, beside = checkpoint_folder(folder, step), _beside(folder, step)
@@ -158,7 +181,9 @@ def _placing(
         beside.mkdir(parents=True)
         try:
             yield beside
-            (beside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            describe(beside)
+            content = json.dumps(finite(dict(state)), indent=1, allow_nan=False)
+            (beside / STATE).write_text(content, encoding="utf-8")
             if best is not None:
                 _link(best, beside / BEST)
             files = sorted(file for file in beside.rglob("*") if file.is_file())
@@ -198,8 +223,13 @@ class Checkpoint:
 
     @property
     def run(self) -> Path:
-        """The folder of the run that wrote it."""
-        return self.folder.parent.parent
+        """The folder of the run that wrote it, unless it was copied elsewhere."""
+        return self.folder.absolute().parent.parent
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder that has its tokenizer: its own, or, of an earlier version's, its run's."""
+        return self.folder if (self.folder / FILE_NAME).is_file() else self.run
 
     def load_into(self, model: GPT2Model) -> dict[str, torch.Tensor]:
         """Fill the model; return the other tensors."""
@@ -295,7 +325,7 @@ def _named_checkpoint(config: Config) -> Checkpoint | None:
         return newest_checkpoint(run_folder(config))
     check_resume(config)
     folder = Path(config.resume)
-    if re.fullmatch(r"step-\d+", folder.name):
+    if re.fullmatch(r"step-\d+", folder.name) or (folder / MANIFEST).is_file():
         return open_checkpoint(folder)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
@@ -325,17 +355,21 @@ def clear_leftovers(folder: Path) -> None:
             beside.unlink(missing_ok=True)
 
 
-def make_room(folder: Path) -> None:
+def make_room(folder: Path) -> Path | None:
     """Move what stands in a run folder's place to the first free NAME.1, NAME.2, ...
+
+    Returns:
+        Where it is now; `None` if there was nothing.
 
     Raises:
         AGI2Error: where it cannot be moved.
     """
     with writing(folder):
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return
+            return None
         number = 1
         while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
             number += 1
         os.rename(folder, aside)
     log.info("%s exists: moved to %s", folder, aside)
+    return aside

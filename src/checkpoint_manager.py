@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,16 @@ import torch
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .config import FREE_ARCHITECTURE_KEYS, Config
+from .config_loader import CONFIG
 from .dataset import TextDataset
 from .distributed import Processes
 from .errors import AGI2Error
 from .model import GPT2Model
 from .model_folder import WEIGHTS, describe_model, load_weights, save_weights
 from .optimization import Optimizer
+from .tokenizer import FILE_NAME as TOKENIZER
 from .tokenizer import Tokenizer
-from .utils import Background, FolderLock, log, plural, whole, writing
+from .utils import Background, FolderLock, finite, log, plural, whole, writing
 
 # A change of these would make another run: the data's order, or what the steps are. The text itself
 # is known by its hash, wherever it lies.
@@ -58,6 +61,9 @@ class CheckpointManager:
     """Whether each process has a part of every parameter."""
     _saving: Background = field(default_factory=Background)
     _lock: FolderLock | None = None
+    _place: os.stat_result | None = None
+    _moved: Path | None = None
+    """Where the run is now whose folder this one took."""
 
     @property
     def best_weights(self) -> Path:
@@ -121,15 +127,64 @@ class CheckpointManager:
             logged = checkpoint.state["metrics_size"]
             checkpoints.forget_after(self.folder, checkpoint.state["step"])
         else:
-            checkpoints.make_room(self.folder)
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self.folder)
-        describe_model(self.model.config, self.tokenizer, self.config, self.folder)
+            self._moved = checkpoints.make_room(self.folder)
+        self.make_folder()
         if checkpoint is not None:
             checkpoint.restore_best(self.best_weights)
-        checkpoints.clear_leftovers(self.folder)
+        with writing(self.folder):
+            checkpoints.clear_leftovers(self.folder)
         return logged
+
+    def make_folder(self) -> None:
+        """Make the run's folder, keep it for this process, and describe the model in it.
+
+        Raises:
+            AGI2Error: if another process trains there, or nothing can be written.
+        """
+        self.release()
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._place = self.folder.stat()
+        self._lock = FolderLock(self.folder)
+        self._describe(self.folder)
+
+    def _describe(self, folder: Path) -> None:
+        describe_model(self.model.config, self.tokenizer, self.config, folder)
+
+    def is_lost(self, has_best: bool) -> bool:
+        """Whether the run's folder was deleted, emptied or moved away while training.
+
+        Args:
+            has_best: whether there should be best weights.
+
+        Raises:
+            AGI2Error: if something else is in its place.
+        """
+        assert self._place is not None
+        assert self._lock is not None
+        with writing(self.folder):
+            if not self.folder.is_dir():
+                return True
+            content = {path.name for path in self.folder.iterdir()}
+            is_ours = os.path.samestat(self.folder.stat(), self._place)
+        if not is_ours and content:
+            raise AGI2Error(
+                f"{self.folder} is not the folder any more in which this run began, which was "
+                "moved away: continue there with --resume and its model_name"
+            )
+        if is_ours and not self._lock.is_held and content >= {CONFIG, TOKENIZER}:
+            self._lock = FolderLock(self.folder)  # raises if it is another process's by now
+        needed = {CONFIG, TOKENIZER, *({WEIGHTS} if has_best else ())}
+        return not is_ours or not needed <= content
+
+    def warn_if_nothing_is_saved(self) -> None:
+        """Say where the earlier run is if this one ends without a model in its place."""
+        if self._moved is not None and not self.best_weights.is_file():
+            log.warning(
+                "nothing was saved: %s holds no model; the run that was there is %s",
+                self.folder,
+                self._moved,
+            )
 
     def save(self, state: Mapping[str, Any]) -> Path:
         """Write a checkpoint; the run's weights too, while no validation has chosen any.
@@ -148,13 +203,17 @@ class CheckpointManager:
         tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
         if self.sharded:
             folder, processes = self.folder, self.processes
-            checkpoints.save_shards(folder, step, weights, tensors, state, keep, best, processes)
+            checkpoints.save_shards(
+                folder, step, weights, tensors, state, keep, best, self._describe, processes
+            )
             if best is None:
                 self.save_best(self.gather())
             return place
 
         def write() -> None:
-            checkpoints.save_checkpoint(self.folder, step, weights, tensors, state, keep, best)
+            checkpoints.save_checkpoint(
+                self.folder, step, weights, tensors, state, keep, best, self._describe
+            )
             if best is None:
                 save_weights(weights, self.best_weights, self.tokenizer)
 
@@ -231,7 +290,7 @@ def log_changes(
             log.warning("%s was %s in this run: the rounding changes", name, before[name])
     log.info("resuming %s at step %d", checkpoint.folder, before["step"])
     for key, was in before["config"].items():
-        if key != "resume" and was != config.get(key):
+        if key != "resume" and was != finite(config.get(key)):
             log.info("%s is now %r, it was %r", key, config.get(key), was)
     if before["total_steps"] != total_steps:
         log.info(

@@ -24,6 +24,7 @@ NormPosition = Literal["pre", "post"]
 PositionKind = Literal["sinusoidal", "learned"]
 Preset = Literal["small", "medium", "large", "xl"]
 EarlyStopping = bool | Literal["never"]
+MAX_THREADS = 1024
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]+)?"
 
 # The published sizes (Radford et al., 2019), in the configuration's own keys.
@@ -248,6 +249,8 @@ class Config(BaseModel, Mapping):
     # The machine.
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    threads: int | Literal["auto"] = Field("auto")
+    """PyTorch's CPU threads in training; `auto`: a thread a core, on resume as many as before."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 or fp16 on CUDA, fp32 elsewhere."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -358,6 +361,8 @@ class Config(BaseModel, Mapping):
             problems.append(
                 f"micro_batch_size {micro} does not divide batch_size {self.batch_size}"
             )
+        if self.threads != "auto" and not 1 <= self.threads <= MAX_THREADS:
+            problems.append(f"threads {self.threads} is not in the range 1 to {MAX_THREADS}")
         if self.beam_size % self.beam_groups:
             problems.append(
                 f"beam_groups {self.beam_groups} does not divide beam_size {self.beam_size}"

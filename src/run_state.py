@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .utils import finite
+
 History = dict[str, Any]
 
 
@@ -92,21 +94,30 @@ class RunState:
         return is_best
 
     def to_json(self) -> dict[str, Any]:
-        """A copy that JSON can hold, which stays as it is while training goes on."""
-        return {
+        """A copy that JSON can hold, which stays as it is while training goes on.
+
+        What is not a finite number is `None`.
+        """
+        copy = {
             **vars(self),
             "epoch_loss": self.epoch_loss.state(),
             "recent_loss": self.recent_loss.state(),
             "best_loss": self.best_loss if self.best_loss < math.inf else None,
             "history": {key: list(values) for key, values in self.history.items()},
         }
+        return dict(finite(copy))
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RunState:
         """What `to_json` gave, in which there may be more."""
         found = {field.name: saved[field.name] for field in fields(cls)}
         for name in ("epoch_loss", "recent_loss"):
-            found[name] = RunningMean(*found[name])
+            total, count = found[name]
+            found[name] = RunningMean(math.nan if total is None else total, count)
+        found["history"] = {
+            key: [math.nan if value is None else value for value in values]
+            for key, values in found["history"].items()
+        }
         if found["best_loss"] is None:
             found["best_loss"] = math.inf
         return cls(**found)

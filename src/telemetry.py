@@ -77,6 +77,11 @@ class Telemetry:
         """Bytes of the log."""
         return 0 if self._log is None else self._log.size
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file of the log is gone."""
+        return self._log is not None and not self._log.file.path.is_file()
+
     def _write(self, entry: dict[str, Any]) -> None:
         if self._log is not None:
             self._log.write(entry)

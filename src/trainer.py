@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -109,6 +110,8 @@ class Trainer:
         """What the user set, as the log notes it."""
         self.has_begun = False
         """Whether the run has a folder with a log of its own."""
+        self._must_save = False
+        """Whether the next step ends with a checkpoint, as there is none any more."""
         self.scaler = self._scaler()
         self.state = RunState()
 
@@ -156,7 +159,6 @@ class Trainer:
             "metrics_size": self.telemetry.log_size,
             **self._choices(),
             "device": self.device.type,
-            "threads": torch.get_num_threads(),
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
             **self.kept.identity,
@@ -171,6 +173,7 @@ class Trainer:
             "compiled": self.compiled,
             "precision": _name_of(self.precision),
             "processes": self.processes.count,
+            "threads": torch.get_num_threads(),
         }
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -186,8 +189,8 @@ class Trainer:
         is_alike = state.get("device", self.device.type) == self.device.type
         if is_alike and self.config.micro_batch_size == "auto":
             self.micro_batch_size = min(self._rows, state["micro_batch_size"])
-        if state["processes"] == self.processes.count:
-            torch.set_num_threads(state["threads"])
+        if state["processes"] == self.processes.count and self.config.threads == "auto":
+            self._use_threads(state["threads"])
         if is_alike and self.config.compile == "auto":
             self.compiled = state["compiled"]
         if is_alike and self.config.precision == "auto":
@@ -196,14 +199,47 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:  # pragma: needs gpu
             self.scaler.load_state_dict(state["scaler"])
         log_changes(checkpoint, self._choices(), self.config, self.total_steps)
+        if why := self._why_over():
+            log.warning("nothing is left to train: %s", why)
+
+    def _use_threads(self, count: int) -> None:
+        """Use as many threads as before, so that sums are rounded as before."""
+        here = torch.get_num_threads()
+        if count != here and self.device.type == "cpu":
+            log.info(
+                "training with %d CPU threads as before, which keeps the run exact; this machine "
+                "would use %d: set threads = %d for these",
+                count,
+                here,
+                here,
+            )
+        torch.set_num_threads(count)
+
+    def _why_over(self) -> str:
+        """What to change so that a run that is over continues; empty if it is not over."""
+        if self._patience_is_over():
+            found, patience = (
+                self.state.evaluations_without_gain,
+                self.config.early_stopping_patience,
+            )
+            return (
+                f"the run stopped early, after {found} validations without a better loss; set "
+                f"early_stopping_patience above {found} (now {patience}), or leave it out"
+            )
+        if self.step >= self.total_steps:
+            return f"the run has its {self.total_steps} steps; raise epochs or max_steps"
+        if self._time_is_over():
+            return f"the run has its {self.config.max_minutes:g} minutes; raise max_minutes"
+        return ""
 
     # The run.
 
     def fit(self, checkpoint: Checkpoint | None = None) -> History:
         """Train to the end, from a checkpoint or from the start.
 
-        Ctrl-C or SIGTERM saves a checkpoint and leaves with `KeyboardInterrupt`; a second one
-        leaves at once. The model ends with its best weights.
+        Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and leaves with `KeyboardInterrupt`; a second
+        Ctrl-C or SIGTERM leaves at once. The model ends with its best weights. If the folder is
+        deleted or moved away, it is made anew.
 
         Returns:
             `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and
@@ -223,13 +259,17 @@ class Trainer:
         self.telemetry = self._telemetry()
         interrupt = Interrupt()
         try:
-            if self.processes.is_main:
-                self._begin(checkpoint)
-            with interrupt, self.telemetry.display:
-                stopped = self._loop(interrupt)
-                # Before the last validation, so that whatever happens in there loses nothing.
-                self._save_and_wait()
-            return self._finish(stopped)
+            with interrupt:
+                # A signal that comes once the old folder has moved waits for a model in its place.
+                if self.processes.is_main:
+                    self._begin(checkpoint)
+                with self.telemetry.display:
+                    stopped = self._loop(interrupt)
+                    # Before the last validation, so that whatever happens in there loses nothing.
+                    place = self._save_and_wait()
+                self._leave_if_asked(interrupt, place)
+                interrupt.at_once = True
+                return self._finish(stopped)
         except (RuntimeError, MemoryError) as error:
             # Once a process is gone, torchrun asks the others to stop.
             if interrupt.asked and is_lost_process(error):
@@ -267,8 +307,12 @@ class Trainer:
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
-        """Open the run's folder and its log, and note what begins here for whoever reads it."""
-        logged = self.kept.prepare_folder(checkpoint)
+        """Open the run's folder and its log."""
+        self._open_log(self.kept.prepare_folder(checkpoint))
+        self.has_begun = True
+
+    def _open_log(self, logged: int) -> None:
+        """Keep so many bytes of the log, and note what begins here for whoever reads it."""
         tokens = self.batches.dataset.tokens
         about = {
             "chosen": self.chosen,
@@ -284,7 +328,28 @@ class Trainer:
             "compiled": self.compiled,
         }
         self.telemetry.open(self.config, self.folder, logged, self.step, about)
-        self.has_begun = True
+
+    def _keep_folder(self) -> bool:
+        """Make the run's folder anew if it was deleted or moved away; say whether it was.
+
+        The best weights are gone with it: the next ones that are saved take their place.
+        """
+        has_best = self.state.best_loss < math.inf
+        if not self.processes.from_main(lambda: self._is_folder_lost(has_best)):
+            return False
+        log.warning("%s was deleted or moved away while training: making it anew", self.folder)
+        self.state.best_loss, self.state.evaluations_without_gain = math.inf, 0
+        self._must_save = True
+        if self.processes.is_main:
+            self.telemetry.close()
+            self.kept.make_folder()
+            self._open_log(0)
+        return True
+
+    def _is_folder_lost(self, has_best: bool) -> bool:
+        if not self.has_begun:  # a trainer whose parts are used by themselves
+            return False
+        return self.kept.is_lost(has_best) or self.telemetry.is_lost
 
     def _loop(self, interrupt: Interrupt) -> str:
         """Step until something ends the run; say what."""
@@ -306,12 +371,21 @@ class Trainer:
             # The same on all, at the same step.
             asked, self.state.seconds = self.processes.agree(interrupt.asked, self.state.seconds)
             if asked:
-                place = self._save_and_wait()
-                log.info("interrupted: saved %s; go on with --resume", place)
-                raise KeyboardInterrupt
+                self._leave(self._save_and_wait())
             # Weights that have just given no finite loss are not to take a good checkpoint's place.
-            if self.step % self.config.checkpoint_interval == 0 and not self.state.skipped_in_a_row:
+            is_due = self.step % self.config.checkpoint_interval == 0 or self._must_save
+            if is_due and not self.state.skipped_in_a_row:
                 self.save()
+
+    def _leave_if_asked(self, interrupt: Interrupt, place: Path) -> None:
+        """Leave if a signal came while the last checkpoint was written."""
+        asked, _ = self.processes.agree(interrupt.asked, self.state.seconds)
+        if asked:
+            self._leave(place)
+
+    def _leave(self, place: Path) -> NoReturn:
+        log.info("interrupted: saved %s; continue with --resume", place)
+        raise KeyboardInterrupt
 
     def _train_one_step(self) -> None:
         config = self.config
@@ -410,8 +484,7 @@ class Trainer:
             f"{limit} steps in a row gave no finite loss: lower learning_rate (now "
             f"{self.config.learning_rate:g}) and "
             + (
-                f"go on with --resume: the newest checkpoint from before is {newest}; where that "
-                'spoils the loss, too, name an older one with resume = "FOLDER"'
+                f"continue with --resume from {newest}, or name an older checkpoint with resume"
                 if newest
                 else "start anew: there is no checkpoint from before"
             )
@@ -446,6 +519,7 @@ class Trainer:
         return patience is not None and self.state.evaluations_without_gain >= patience
 
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
+        self._keep_folder()
         epoch, loss = self.step / self.batches.steps_per_epoch, self.state.recent_loss.take()
         self.telemetry.show(self.state, self._progress(), loss)
         self.telemetry.log_step(self.state, epoch, loss, rate, norm.item())
@@ -455,6 +529,7 @@ class Trainer:
 
         Whatever fails in there, nothing is lost: the run is saved as it was before.
         """
+        self._keep_folder()
         before = self.state_dict()
         try:
             self._look()
@@ -469,6 +544,7 @@ class Trainer:
         self.whole = self.kept.gather()
         if self.val_data is not None:
             result = self.processes.from_main(lambda: self.evaluate(self.config.eval_tokens))
+            self._keep_folder()
             is_best = self.state.count_validation(result.loss)
             self.telemetry.log_validation(self.step, result)
             if is_best:
@@ -502,6 +578,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint; from a GPU it is written while training goes on."""
+        self._keep_folder()
+        self._must_save = False
         self.telemetry.sync()
         return self.kept.save(self.state_dict())
 
@@ -517,6 +595,8 @@ class Trainer:
             with busy("validating", everywhere=True):
                 self._validate()
             self.save()  # with what it found: a longer run may go on from here
+        elif self._keep_folder():
+            self.save()
         self.whole = self.kept.load_best()
         history = {
             **self.state.history,
@@ -530,7 +610,9 @@ class Trainer:
         if self.val_data is not None:
             with busy("validating on all held-out text", everywhere=True):
                 final = self.processes.from_main(self.evaluate)
-            history["best_val_loss"] = self.state.best_loss
+            # Of a folder that was lost after the last validation, only these weights are left.
+            best = self.state.best_loss
+            history["best_val_loss"] = best if best < math.inf else final.loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte
             log.info(
@@ -539,6 +621,8 @@ class Trainer:
                 final.perplexity,
                 final.bits_per_byte,
             )
+        if self._keep_folder():
+            self.kept.save_best(self.whole)  # of which no other copy is left
         log.info(
             "%s after %s, %s: %s",
             {"early": "stopped early", "time": "time is over"}.get(stopped, stopped),

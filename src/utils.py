@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,14 +150,15 @@ def write_text(path: Path, text: str) -> None:
 
 def json_line(value: Any) -> str:
     """A value as JSON in one line, in which numbers that are not finite become `null`."""
-    return json.dumps(_finite(value), allow_nan=False)
+    return json.dumps(finite(value), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A copy of a value that JSON can hold: numbers that are not finite become `None`."""
     if isinstance(value, dict):
-        return {key: _finite(inside) for key, inside in value.items()}
-    if isinstance(value, list):
-        return [_finite(inside) for inside in value]
+        return {key: finite(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -261,12 +263,44 @@ class FolderLock:
             log.debug("%s cannot be kept for one process", folder)
         self._descriptor = descriptor
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the folder is still there with this lock in it, where the system can tell."""
+        if self._descriptor is None:
+            return fcntl is None
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Let others have it."""
         if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)
+            if self.is_held:  # not what another process has put in its place
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def end_with(parent: int, folder: str) -> None:
+    """End this process soon after its parent has, however that ended, and delete a folder.
+
+    Args:
+        parent: the id of the process that started this one.
+        folder: a temporary one, of which the parent cannot take care any more.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_WATCH_SECONDS = 0.2
 
 
 class Background:
@@ -289,19 +323,31 @@ class Background:
 
 
 class Interrupt:
-    """Turns the first SIGINT or SIGTERM into a question, and lets a second one through."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a question, and lets a second one through.
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. SIGHUP is only ever the
+    first: when a terminal is closed, it comes from the kernel and once more from the shell.
+    """
+
+    # Windows has no SIGHUP.
+    _HANG_UP = getattr(signal, "SIGHUP", None)
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANG_UP] if _HANG_UP else []))
 
     def __init__(self) -> None:
         self.asked = False
+        """Whether a signal has come."""
+        self.at_once = False
+        """Whether the first one is let through, too: there is nothing left to save."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
         # Only the main thread may set handlers.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in self._SIGNALS}
-            for number in self._SIGNALS:
+            found = {number: signal.getsignal(number) for number in self._SIGNALS}
+            # `None`: set by a library in C, whose handler could not be put back.
+            kept = (signal.SIG_IGN, None)
+            self._before = {number: was for number, was in found.items() if was not in kept}
+            for number in self._before:
                 signal.signal(number, self._ask)
         return self
 
@@ -310,7 +356,9 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.asked and number == self._HANG_UP:
+            return
+        was_asked, self.asked = self.asked, True
+        if was_asked or self.at_once:
             raise KeyboardInterrupt
-        self.asked = True
         log.info("stopping after this step; once more to stop at once, without saving")

@@ -49,6 +49,8 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
             f"max_minutes is left out for {steps} steps: by the clock no two runs are the same, "
             "and only by steps is resuming exact"
         )
+    if config.early_stopping_patience is not None:
+        yield "early_stopping_patience is left out, so that all runs reach the last step"
     if select_device(config.device).type != "cpu":  # pragma: needs gpu
         yield "on a GPU sums may come in another order: exactness is promised on the CPU alone"
     parent = config.output_dir if os.access(config.output_dir, os.W_OK) else None
@@ -99,6 +101,8 @@ def _train(config: Config, killed_after: int = 0) -> None:
     package = Path(__file__).parent
     program = (
         f"import sys\nsys.path.insert(0, {str(package.parent)!r})\n"
+        f"from {__package__}.utils import end_with\n"
+        f"end_with({os.getpid()}, {str(file.parent)!r})\n"
         f"from {__package__}.verify_resume import _train_here\n"
         f"_train_here({str(file)!r}, {killed_after})"
     )

@@ -33,9 +33,9 @@ from tests.tiny_models import tiny_config, tiny_model
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def save_step(run, step, *, seed=None, keep=10, best=None, form=FORMAT):
+def save_step(run, step, *, seed=None, keep=10, best=None, form=FORMAT, **more):
     model = tiny_model(step if seed is None else seed)
-    tensors, state = {"random": torch.arange(3)}, {"format": form, "step": step}
+    tensors, state = {"random": torch.arange(3)}, {"format": form, "step": step, **more}
     return save_checkpoint(run, step, model.state_dict(), tensors, state, keep, best)
 
 
@@ -87,6 +87,16 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
     tensors = checkpoint.load_into(model)
     assert torch.equal(tensors["random"], torch.arange(3))
     assert all(map(torch.equal, model.parameters(), tiny_model(7).parameters()))
+
+
+def test_a_state_is_strict_json_whatever_it_holds(tmp_path):
+    place = save_step(tmp_path, 7, norm=(float("nan"), float("-inf")))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads((place / "state.json").read_text(), parse_constant=refuse)
+    assert content["norm"] == [None, None]
 
 
 def test_a_checkpoint_holds_nothing_that_could_be_unpickled(tmp_path):

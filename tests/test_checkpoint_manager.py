@@ -1,5 +1,6 @@
 """What a run keeps on disk, and which checkpoints it goes on from."""
 
+import json
 import logging
 import shutil
 
@@ -9,6 +10,7 @@ import torch
 from src.checkpoint import list_checkpoints, newest_checkpoint
 from src.checkpoint_manager import FIXED_ON_RESUME
 from src.errors import AGI2Error
+from src.model_folder import load_model
 from src.tokenizer import BasicTokenizer
 from src.training import train_from_config, train_model
 from src.utils import FolderLock
@@ -94,6 +96,53 @@ def test_a_resumed_run_says_which_keys_have_changed(tiny_run, caplog):
     train_from_config(tiny_run(max_steps=3, learning_rate=0.002, resume="auto"))
     said = [line for line in caplog.messages if " is now " in line and "steps long" not in line]
     assert said == ["max_steps is now 3, it was 2", "learning_rate is now 0.002, it was 0.01"]
+
+
+# A checkpoint by itself.
+
+SMALL = {"max_steps": 4, "checkpoint_interval": 2, "eval_interval": 2}
+
+
+def without(place, *names):
+    """Make a checkpoint one that has never had some files."""
+    manifest = json.loads((place / "manifest.json").read_text())
+    for name in names:
+        del manifest[name]
+        (place / name).unlink()
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["step-00000002", "backup"])
+def test_a_checkpoint_that_was_copied_is_resumed_and_loaded_by_itself(tiny_run, tmp_path, name):
+    whole = train_from_config(tiny_run("whole", **SMALL))
+    copy = tmp_path / "elsewhere" / name
+    shutil.copytree(whole.folder / "checkpoints" / "step-00000002", copy)
+    middle = load_model(copy)
+    assert middle.tokenizer.fingerprint == whole.tokenizer.fingerprint
+    assert middle.model.config == whole.model.config
+    shutil.rmtree(whole.folder)
+    resumed = train_from_config(tiny_run("whole", resume=str(copy), **SMALL))
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    files = json.loads((copy / "manifest.json").read_text()).keys()
+    assert {"tokenizer.json", "config.toml"} <= files
+
+
+def test_a_checkpoints_tokenizer_is_held_to_its_hash(tiny_run):
+    place = train_from_config(tiny_run(**SMALL)).folder / "checkpoints" / "step-00000002"
+    (place / "tokenizer.json").write_text("{}")
+    with pytest.raises(AGI2Error, match=r"tokenizer\.json is damaged"):
+        train_from_config(tiny_run(resume=str(place), **SMALL))
+
+
+def test_a_checkpoint_of_an_earlier_version_has_its_runs_tokenizer(tiny_run):
+    whole = train_from_config(tiny_run("whole", **SMALL))
+    broken = train_from_config(tiny_run("broken", **SMALL))
+    place = broken.folder / "checkpoints" / "step-00000002"
+    without(place, "tokenizer.json", "config.toml")
+    resumed = train_from_config(tiny_run("broken", resume=str(place), **SMALL))
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("keep", [1, 3])

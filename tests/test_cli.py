@@ -290,7 +290,7 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
         patch.setattr("src.trainer.accumulate_gradients", stopped_in_the_third)
         status, out, err = run(capsys, "train", file)
     assert (status, out) == (130, "")
-    assert "step-00000003; go on with --resume" in err
+    assert "step-00000003; continue with --resume" in err
     assert "Traceback" not in err
     assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0
     weights, expected = (

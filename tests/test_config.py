@@ -208,6 +208,8 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"batch_size": 12, "micro_batch_size": 5}, "micro_batch_size 5 does not divide batch_siz"),
         ({"micro_batch_size": 0}, "micro_batch_size 0 does not divide batch_size 12"),
         ({"micro_batch_size": -4}, "micro_batch_size -4 does not divide batch_size 12"),
+        ({"threads": 0}, "threads 0 is not in the range 1 to 1024"),
+        ({"threads": 1025}, "threads 1025 is not in the range 1 to 1024"),
         ({"micro_batch_size": 24}, "micro_batch_size 24 does not divide batch_size 12"),
         ({"beam_size": 6, "beam_groups": 4}, "beam_groups 4 does not divide beam_size 6"),
         ({"beam_results": 6}, "beam_results 6 is above beam_size 5"),

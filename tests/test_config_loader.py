@@ -414,6 +414,7 @@ VALUES = {
     "log_interval": COUNT,
     "sample_tokens": FROM_0,
     "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:3"]),
+    "threads": st.just("auto") | st.integers(1, 1024),
     "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
     "compile": st.booleans() | st.just("auto"),
     "resume": st.none() | TEXT,

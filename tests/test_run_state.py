@@ -76,6 +76,20 @@ def test_a_state_goes_on_exactly_from_its_json(before, after):
     assert json.dumps(resumed.to_json()) == json.dumps(whole.to_json())
 
 
+def test_what_is_not_a_number_is_null_and_comes_back():
+    state = RunState()
+    state.count_validation(math.nan)
+    state.count_epoch()
+    state.recent_loss.add(torch.tensor(math.inf))
+    saved = json.loads(json.dumps(state.to_json(), allow_nan=False))
+    assert saved["history"] == {"train_loss": [None], "val_loss": [None], "val_steps": [0]}
+    assert saved["best_loss"] is None
+    back = RunState.from_json(saved)
+    assert math.isnan(back.history["train_loss"][0])
+    assert math.isnan(back.recent_loss.take())
+    assert back.best_loss == math.inf
+
+
 def test_what_was_saved_stays_as_it_is_while_training_goes_on():
     state = RunState()
     advance(state, [(2.0, True)] * 4)

@@ -253,7 +253,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_run, monkeypatch, caplo
 # Ctrl-C.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_saves_and_leaves_and_the_run_goes_on(tiny_run, monkeypatch, number):
     whole = train_from_config(tiny_run("whole", **EXACT))
     original = Trainer._train_one_step
@@ -273,6 +273,210 @@ def test_an_interrupt_saves_and_leaves_and_the_run_goes_on(tiny_run, monkeypatch
     assert newest_checkpoint(folder).state["step"] == 10
     assert load_model(folder).model.config == whole.model.config
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
+
+
+def signalled(monkeypatch, config, method, *numbers):
+    """Train, with signals sent the first time that this method is called."""
+    original, sent = getattr(Trainer, method), []
+
+    def signalling(self, *given, **named):
+        if not sent:
+            sent.append(method)
+            for number in numbers:
+                signal.raise_signal(number)
+        return original(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, method, signalling)
+        with pytest.raises(KeyboardInterrupt):
+            train_from_config(config)
+    return Path(config.output_dir) / config.model_name
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [
+        ("_open_log", 1),  # after an old folder has moved, before there is a model
+        ("evaluate", 7),
+        ("sample", 7),
+        ("_save_and_wait", 21),  # while the last checkpoint is written
+        ("_finish", 21),
+    ],
+)
+def test_a_signal_at_any_time_leaves_a_model_and_a_run_that_continues(
+    tiny_run, monkeypatch, method, step
+):
+    whole = train_from_config(tiny_run("whole", **EXACT))
+    folder = signalled(monkeypatch, tiny_run("broken", **EXACT), method, signal.SIGTERM)
+    assert newest_checkpoint(folder).state["step"] == step
+    assert load_model(folder).model.config == whole.model.config
+    assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
+
+
+def test_a_second_signal_before_anything_is_saved_says_where_the_old_run_is(
+    tiny_run, monkeypatch, caplog
+):
+    first = train_from_config(tiny_run(max_steps=1))
+    signalled(monkeypatch, tiny_run(), "_train_one_step", signal.SIGINT, signal.SIGINT)
+    aside = first.folder.with_name("run.1")
+    assert (
+        f"nothing was saved: {first.folder} holds no model; the run that was there is {aside}"
+        in (caplog.text)
+    )
+    assert load_model(aside).model.config == first.model.config
+
+
+# A folder that is deleted while training.
+
+
+def delete(folder):
+    shutil.rmtree(folder)
+
+
+def move(folder):
+    folder.rename(folder.with_name("moved"))
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def lose_weights(folder):
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "metrics.jsonl").unlink()
+
+
+def replace_by_an_empty_one(folder):
+    shutil.rmtree(folder)
+    folder.with_name("other").mkdir()
+    folder.with_name("other").rename(folder)
+
+
+def lose(monkeypatch, config, method, step, how):
+    """Train, with the folder lost when this method is called at this step."""
+    folder, done = Path(config.output_dir) / config.model_name, []
+    original = getattr(Trainer, method)
+
+    def losing(self, *given, **named):
+        if self.step == step:
+            done.append(method)
+            # The second evaluation of the last step is of the best weights.
+            if len(done) == 1 + (method == "evaluate"):
+                how(folder)
+        return original(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, method, losing)
+        return train_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "how"),
+    [
+        ("_train_one_step", 0, delete),
+        ("_train_one_step", 7, delete),
+        ("_train_one_step", 7, move),
+        ("_train_one_step", 8, empty),
+        ("_train_one_step", 13, lose_weights),
+        ("_train_one_step", 13, replace_by_an_empty_one),
+        ("_validate", 12, delete),
+        ("sample", 12, delete),
+        ("save", 16, delete),
+        ("_finish", 21, delete),
+        ("evaluate", 21, delete),  # when all is done
+    ],
+)
+def test_a_run_whose_folder_is_lost_ends_with_a_model_all_the_same(
+    tiny_run, monkeypatch, caplog, method, step, how
+):
+    options = {**EXACT, "val_fraction": 0.0} if step == 0 else EXACT
+    whole = train_from_config(tiny_run("whole", **options))
+    run = lose(monkeypatch, tiny_run("lost", **options), method, step, how)
+    assert caplog.text.count("was deleted or moved away while training: making it anew") == 1
+    loaded = load_model(run.folder)
+    assert all(map(torch.equal, loaded.model.parameters(), run.model.parameters()))
+    assert loaded.tokenizer.fingerprint == run.tokenizer.fingerprint
+    assert read_metrics(run.folder / "metrics.jsonl")[0]["start"]
+    assert not (run.folder / ".lock").exists()
+    if method != "evaluate":
+        checkpoint = newest_checkpoint(run.folder)
+        assert checkpoint.state["step"] == 21
+        ends = [
+            load_file(newest_checkpoint(folder).folder / "model.safetensors")
+            for folder in (run.folder, whole.folder)
+        ]
+        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run, monkeypatch):
+    other = train_from_config(tiny_run("other", **EXACT))
+    before = {path: path.read_bytes() for path in other.folder.rglob("*") if path.is_file()}
+
+    def replace(folder):
+        move(folder)
+        other.folder.rename(folder)
+
+    with pytest.raises(AGI2Error, match="is not the folder any more in which this run began"):
+        lose(monkeypatch, tiny_run("lost", **EXACT), "_train_one_step", 7, replace)
+    folder = other.folder.with_name("lost")
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    after.pop(folder / "report.html")
+    before.pop(other.folder / "report.html")
+    assert [*after.values()] == [*before.values()]
+
+
+def test_a_lock_that_was_deleted_is_taken_again(tiny_run, monkeypatch, caplog):
+    def unlock(folder):
+        (folder / ".lock").unlink()
+
+    run = lose(monkeypatch, tiny_run(**EXACT), "_train_one_step", 7, unlock)
+    assert "making it anew" not in caplog.text
+    assert not (run.folder / ".lock").exists()
+
+
+# A run that is over, and another machine.
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        (
+            {"early_stopping_patience": 1, "eval_interval": 2, "learning_rate": 0.5},
+            "early_stopping_patience above 1 (now 1), or leave it out",
+        ),
+        ({"max_steps": 3}, "the run has its 3 steps; raise epochs or max_steps"),
+        (
+            {"max_steps": None, "max_minutes": 1e-9},
+            "the run has its 1e-09 minutes; raise max_minutes",
+        ),
+    ],
+)
+def test_resuming_a_run_that_is_over_says_what_to_change(tiny_run, caplog, changes, advice):
+    options = {"max_steps": 40, "clip_grad_norm": 1e9, **changes}
+    first = train_from_config(tiny_run(**options))
+    assert "nothing is left to train" not in caplog.text
+    again = train_from_config(tiny_run(resume="auto", **options))
+    assert again.history["steps"] == first.history["steps"]
+    assert "nothing is left to train: the run" in caplog.text
+    assert advice in caplog.text
+
+
+def test_threads_stay_those_of_the_run_unless_others_are_asked_for(tiny_run, caplog):
+    caplog.set_level(logging.INFO, "agi2")
+    here = torch.get_num_threads()
+    train_from_config(tiny_run(max_steps=1, threads=here + 1))
+    assert torch.get_num_threads() == here
+    folder = Path(tiny_run().output_dir) / "run"
+    assert newest_checkpoint(folder).state["threads"] == here + 1
+    train_from_config(tiny_run(max_steps=2, resume="auto"))
+    assert newest_checkpoint(folder).state["threads"] == here + 1
+    assert f"with {here + 1} CPU threads as before" in caplog.text
+    assert f"this machine would use {here}: set threads = {here} for these" in caplog.text
+    assert "rounding changes" not in caplog.text
+    train_from_config(tiny_run(max_steps=3, resume="auto", threads=here))
+    assert newest_checkpoint(folder).state["threads"] == here
+    assert f"threads was {here + 1} in this run: the rounding changes" in caplog.text
 
 
 # What does not belong together.
@@ -413,9 +617,7 @@ def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
         train_from_config(config)
     checkpoint = newest_checkpoint(Path(config.output_dir) / config.model_name)
     assert (checkpoint.state["step"], checkpoint.state["skipped_steps"]) == (6, 0)
-    assert f"go on with --resume: the newest checkpoint from before is {checkpoint.folder};" in str(
-        e.value
-    )
+    assert f"continue with --resume from {checkpoint.folder}, or name an older" in str(e.value)
     monkeypatch.undo()
     resumed = train_from_config(tiny_run(resume="auto", **options))
     assert_same_outcome(resumed, train_from_config(tiny_run("whole", **options)))

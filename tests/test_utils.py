@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -37,7 +38,7 @@ from src.utils import (
     write_text,
     writing,
 )
-from tests.conftest import run_python
+from tests.conftest import CHECKOUT, run_python
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 
@@ -259,6 +260,88 @@ def test_handlers_are_put_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), Interrupt():
         raise RuntimeError("stop")
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_a_terminal_that_is_closed_asks_and_never_stops(first):
+    """SIGHUP comes twice then: from the kernel, and from the shell."""
+    with Interrupt() as interrupt:
+        signal.raise_signal(first)
+        assert interrupt.asked
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGHUP)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(first)
+
+
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    """As SIGHUP is under nohup, and SIGINT in the background of a script."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(number)
+            assert not interrupt.asked
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
+def test_once_all_is_saved_the_first_signal_stops(number):
+    with Interrupt() as interrupt:
+        interrupt.at_once = True
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        signal.raise_signal(signal.SIGHUP)  # while it ends
+
+
+CHILD = """
+import os, sys, time
+sys.path.insert(0, sys.argv[3])
+from src.utils import end_with
+end_with(int(sys.argv[1]), sys.argv[2])
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid()), *sys.argv[2:]])
+child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes there have no new parents")
+def test_a_process_ends_with_its_parent_and_takes_its_folder_along(tmp_path):
+    folder = tmp_path / "temporary"
+    (folder / "inside").mkdir(parents=True)
+    command = [sys.executable, "-c", PARENT, CHILD, str(folder), str(CHECKOUT)]
+    # The child has the pipe open as long as it lives.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert int(parent.stdout.readline()) != parent.pid
+        assert folder.is_dir()
+        parent.kill()
+        assert parent.stdout.read() == ""
+    assert not folder.exists()
+
+
+def test_a_lock_knows_whether_it_is_still_there(tmp_path):
+    lock = FolderLock(tmp_path)
+    assert lock.is_held
+    (tmp_path / ".lock").unlink()
+    assert not lock.is_held
+    other = FolderLock(tmp_path)
+    assert other.is_held
+    assert not lock.is_held
+    lock.release()  # leaves the other's alone
+    assert other.is_held
+    other.release()
+    assert not other.is_held
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_thread_leaves_the_handlers_alone():
