@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,30 +12,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .config import FREE_ARCHITECTURE_KEYS, Config
-from .config_loader import make_config
 from .corpus import check_sources, read_documents
-from .cuda_utils import describe_device, memory_stats, select_device
+from .cuda_utils import describe_device, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .distributed import Processes, began_in_this_launch, launch_id, start_processes
+from .epoch import Criterion, Epoch
 from .errors import AGI2Error
 from .lora import add_lora, merge_lora
-from .metrics import busy, check_log_to
+from .metrics import busy, check_log_to, visible
 from .model import GPT2Model
 from .model_folder import check_vocabulary, load_model, run_folder
 from .report import write_report
 from .run_state import History
-from .step import Batch, accumulate_gradients, apply_gradients, split_batch
+from .step import Batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import Trainer
+from .training_arguments import (
+    Sources,
+    become,
+    beside_its_key,
+    configuration_of,
+    fit_to,
+    is_fitted,
+)
 from .utils import log, plural, seed_everything
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
-
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits (N, V) and targets (N,) to the mean loss."""
 
 
 def train_epoch(
@@ -42,41 +49,35 @@ def train_epoch(
     dataloader: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     criterion: Criterion = F.cross_entropy,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     clip_grad_norm: float | None = 1.0,
+    *,
+    scheduler: LRScheduler | None = None,
+    verbose: bool = True,
 ) -> float:
-    """Train on every batch once.
+    """Train on every batch once, and log progress, the mean loss and the memory.
 
     Args:
-        model: on `device`; left in training mode.
+        model: left in training mode.
         dataloader: batches (B, T), which are shifted, or (inputs, targets) pairs.
         optimizer: over the model's parameters.
         criterion: mean loss from logits (N, V) and targets (N,).
-        device: where to compute.
-        clip_grad_norm: the largest gradient norm, `None` for no limit.
+        device: where the model is, and the batches go; by default, the model's.
+        clip_grad_norm: the largest gradient norm, `None` for no limit. With a limit, a step whose
+            gradients are not finite is skipped, with a warning.
+        scheduler: stepped after each optimizer step; a `ReduceLROnPlateau` is given the mean loss
+            at the end.
+        verbose: whether to log (see `metrics.visible`).
 
     Returns:
         The mean loss per token, in nats.
 
     Raises:
-        AGI2Error: where there is no batch.
+        AGI2Error: if there is no batch, or an argument is not of its kind.
     """
-
-    def loss_function(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return criterion(model(inputs).flatten(0, 1), targets.flatten())
-
-    model.train()
-    total, tokens = torch.zeros((), dtype=torch.float64, device="cpu"), 0
-    for batch in dataloader:
-        loss = accumulate_gradients(loss_function, batch, torch.device(device))
-        apply_gradients([optimizer], clip_grad_norm)
-        count = split_batch(batch)[1].numel()
-        total += loss.cpu().double() * count
-        tokens += count
-    if not tokens:
-        raise AGI2Error("the dataloader is empty: there is nothing to train on")
-    log.debug("epoch done, memory %s", memory_stats(device))
-    return total.item() / tokens
+    epoch = Epoch(model, optimizer, criterion, device, clip_grad_norm, scheduler)
+    with visible(verbose):
+        return epoch.run(dataloader)
 
 
 @dataclass(frozen=True)
@@ -93,44 +94,62 @@ class Run:
     """Whether this is the only process, or the one that writes and prints."""
 
 
+@beside_its_key
 def train_model(
     model: GPT2Model,
-    tokenizer: Tokenizer,
-    /,  # by position, as the configuration has a key `tokenizer` of its own
-    sources: str | list[str],
-    epochs: int = 10,
+    tokenizer: Tokenizer | str,
+    sources: Sources,
+    epochs: int | None = None,
+    *,
+    verbose: bool = True,
     **kwargs: Any,
 ) -> History:
     """Train a model from start to finish, in the folder `output_dir`/`model_name`.
 
+    Every argument works by position and by keyword. A configuration, which has a key `tokenizer` of
+    its own, may follow by keyword: `train_model(model, tokenizer, **config)`.
+
     Args:
         model: trained in place, on the device that `device` names; ends with its best weights.
-        tokenizer: fitted, and not larger than the model.
-        sources: what to learn from (see `corpus.read_documents`).
-        epochs: passes over the text.
+        tokenizer: not larger than the model. One that is not fitted yet is fitted on the text to
+            train on, to at most the model's `vocab_size`. A text is read as the key `tokenizer`.
+        sources: one file, folder or pattern to train on, or several (see `corpus.read_documents`).
+        epochs: epochs over the text; 10 by default, without a limit if `max_steps` or
+            `max_minutes` is given.
+        verbose: whether to log (see `metrics.visible`).
         **kwargs: any other key of the configuration. Keys that describe the architecture are
-            the model's own.
+            the model's own; the log names those that say otherwise.
 
     Returns:
         The training history: see `Trainer.fit`.
 
     Raises:
-        AGI2Error: where a source, a key or the resumed checkpoint is wrong.
+        AGI2Error: if a source, a key or the resumed checkpoint is wrong.
     """
-    given = {**kwargs, "sources": sources, "epochs": epochs}
-    # A model has the positions it has: a shorter one trains on shorter windows.
-    given = {**given, **model.config.to_keys(), "preset": None}
-    given["seq_len"] = min(given.get("seq_len") or 1024, model.config.max_seq_len)
-    return _run(make_config(given), model, tokenizer).history
+    with visible(verbose):
+        given = {**kwargs, "sources": sources, "epochs": epochs}
+        if isinstance(tokenizer, str | os.PathLike):
+            return _run(configuration_of(model, {**given, "tokenizer": tokenizer}), model).history
+        if not isinstance(tokenizer, Tokenizer):
+            raise AGI2Error(
+                f"tokenizer: {type(tokenizer).__name__} is not a tokenizer: make a BPETokenizer or "
+                "a BasicTokenizer"
+            )
+        return _run(configuration_of(model, given), model, tokenizer).history
 
 
-def train_from_config(config: Config) -> Run:
+def train_from_config(config: Config, *, verbose: bool = True) -> Run:
     """Do all that a configuration says: tokenizer, model, training.
+
+    Args:
+        config: the run's.
+        verbose: whether to log (see `metrics.visible`).
 
     Raises:
         AGI2Error: as `train_model`.
     """
-    return _run(config)
+    with visible(verbose):
+        return _run(config)
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ def prepare(
     Args:
         config: the run's.
         checkpoint: what the run goes on from: it has its tokenizer.
-        tokenizer: fitted, in place of the configured one.
+        tokenizer: in place of the configured one; fitted here if it is not yet.
 
     Raises:
         AGI2Error: where the text or the tokenizer cannot be had.
@@ -162,9 +181,9 @@ def prepare(
     with busy("reading the text"):
         documents = list(read_documents(config.sources, config.text_field))
     train, held_out = split_documents(documents, config.val_fraction, config.seed)
-    if tokenizer is None:
+    if tokenizer is None or not is_fitted(tokenizer):
         with busy("making the tokenizer"):
-            tokenizer = _make_tokenizer(config, train, checkpoint)
+            tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
     with busy("cutting the text into tokens"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
     # As the model sees it: only so can a copy be found.
@@ -195,6 +214,8 @@ def make_trainer(
             `init_from`.
     """
     seed_everything(config.seed)
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
     chosen = config.chosen()
     if model is None:
         if config.init_from is None:
@@ -237,8 +258,12 @@ def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
 
 def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
     """Train, alone or as one of several processes."""
-    with start_processes(config.device) as processes:
-        return _train(config, processes, model, tokenizer)
+    threads = torch.get_num_threads()
+    try:
+        with start_processes(config.device) as processes:
+            return _train(config, processes, model, tokenizer)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train(
@@ -277,6 +302,10 @@ def _train(
         if config.lora_rank is not None:
             merge_lora(trainer.whole)
             trainer.kept.save_best(trainer.whole)
+    except BaseException:
+        if is_main:
+            trainer.kept.warn_if_nothing_is_saved()
+        raise
     finally:  # also of a run that was stopped, or failed
         if is_main and trainer.has_begun:
             _write_report(trainer.folder, text.training_text)
@@ -313,15 +342,23 @@ def _prepare_together(
         return replace(text, documents=[], training_text=[])
 
     sent = processes.from_main(made)
+    if tokenizer is not None:
+        become(tokenizer, sent.tokenizer)
     return text or sent
 
 
 def _make_tokenizer(
-    config: Config, documents: list[str], checkpoint: Checkpoint | None
+    config: Config,
+    documents: list[str],
+    checkpoint: Checkpoint | None,
+    unfitted: Tokenizer | None = None,
 ) -> Tokenizer:
-    """The run's own tokenizer where it goes on; else the one configured, fitted if need be."""
+    """The run's own tokenizer if it is resumed; else the one given or configured, fitted."""
     if checkpoint is not None:
-        return load_tokenizer(checkpoint.run)
+        saved = load_tokenizer(checkpoint.tokenizer)
+        return saved if unfitted is None else become(unfitted, saved)
+    if unfitted is not None:
+        return fit_to(unfitted, documents, config.vocab_size)
     tokenizer, is_new = new_tokenizer(
         config.tokenizer,
         config.vocab_size,

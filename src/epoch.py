@@ -1,0 +1,177 @@
+"""One epoch over any batches, with any optimizer: what `train_epoch` does. B batch, T time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cuda_utils import memory_stats
+from .errors import AGI2Error
+from .metrics import TrainingDisplay
+from .step import Batch, accumulate_gradients, apply_gradients, split_batch
+from .utils import human_time, log
+
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits (N, V) and targets (N,) to the mean loss."""
+
+# An epoch is shown about so often, but not more often than every so many batches; without a known
+# length, at each of so many.
+_SHOWN, _SHOWN_AT_MOST, _SHOWN_WITHOUT_END = 20, 10, 100
+
+
+@dataclass
+class Epoch:
+    """What an epoch trains, and how; see `training.train_epoch` for the arguments.
+
+    Raises:
+        AGI2Error: if an argument is not of its kind.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    criterion: Criterion
+    device: torch.device | str | None
+    clip_grad_norm: float | None
+    scheduler: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise AGI2Error(f"model: {_kind(self.model)} is not a torch.nn.Module")
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise AGI2Error(f"optimizer: {_kind(self.optimizer)} is not a torch.optim.Optimizer")
+        if not callable(self.criterion):
+            raise AGI2Error(f"criterion: {_kind(self.criterion)} cannot be called: give a function")
+        if self.scheduler is not None and not callable(getattr(self.scheduler, "step", None)):
+            raise AGI2Error(f"scheduler: {_kind(self.scheduler)} has no method step")
+        clip = self.clip_grad_norm
+        if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+            raise AGI2Error(f"clip_grad_norm = {clip!r}: give a number above 0, None for no limit")
+        self.device = self._own_device()
+
+    def _own_device(self) -> torch.device:
+        """The model's device, which a device that was given must be."""
+        place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        if self.device in (None, "auto"):
+            return place
+        try:
+            wanted = torch.device(self.device)
+        except (RuntimeError, TypeError) as error:
+            raise AGI2Error(f"device = {self.device!r}: give cpu, cuda, cuda:1 or mps") from error
+        if wanted.type != place.type or wanted.index not in (None, place.index):
+            raise AGI2Error(f"device = {str(wanted)!r}, but the model is on {place}: move it first")
+        return place
+
+    def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Inputs and targets (B, T) to the mean loss."""
+        return self.criterion(self.model(inputs).flatten(0, 1), targets.flatten())
+
+    def run(self, dataloader: Iterable[Batch]) -> float:
+        """Train on every batch once; return the mean loss per token, in nats.
+
+        Raises:
+            AGI2Error: if there is no batch.
+        """
+        self.model.train()
+        total, tokens, started = (
+            torch.zeros((), dtype=torch.float64, device="cpu"),
+            0,
+            time.monotonic(),
+        )
+        count = len(dataloader) if isinstance(dataloader, Sized) else None
+        with TrainingDisplay(count) as display:
+            for number, batch in enumerate(_checked(dataloader), 1):
+                loss = self._step(batch, number)
+                targets = split_batch(batch)[1].numel()
+                total += loss.cpu().double() * targets
+                tokens += targets
+                if number % _interval(count) == 0:
+                    seconds = time.monotonic() - started
+                    self._show(display, number, count, loss.item(), tokens, seconds)
+        if not tokens:
+            raise AGI2Error("the dataloader is empty: there is nothing to train on")
+        mean = total.item() / tokens
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(mean)
+        log.info(
+            "epoch  training loss %.4f  lr %.3g  %s tokens in %s  memory %s",
+            mean,
+            self.optimizer.param_groups[0]["lr"],
+            f"{tokens:,}",
+            human_time(time.monotonic() - started),
+            memory_stats(torch.device(self.device or "cpu")),
+        )
+        return mean
+
+    def _step(self, batch: Batch, number: int) -> torch.Tensor:
+        """Train on one batch; return its mean loss."""
+        device = torch.device(self.device or "cpu")
+        loss = accumulate_gradients(self.loss, batch, device)
+        _, is_taken = apply_gradients([self.optimizer], self.clip_grad_norm)
+        if not is_taken:
+            log.warning("batch %d skipped: its loss or gradients are not finite", number)
+        elif self.scheduler is not None and not isinstance(
+            self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau
+        ):
+            self.scheduler.step()
+        return loss
+
+    def _show(
+        self,
+        display: TrainingDisplay,
+        number: int,
+        count: int | None,
+        loss: float,
+        tokens: int,
+        seconds: float,
+    ) -> None:
+        speed = tokens / max(seconds, 1e-9)
+        memory = memory_stats(torch.device(self.device or "cpu"))
+        if count is None:
+            log.info("step %d  loss %.4f  %s tok/s  %s", number, loss, f"{speed:,.0f}", memory)
+            return
+        display.update(
+            number,
+            number / count,
+            loss,
+            speed=speed,
+            seconds_left=seconds * (count / number - 1),
+            val_loss=None,
+            share_of_peak=None,
+            memory=memory,
+        )
+
+
+def _interval(count: int | None) -> int:
+    return _SHOWN_WITHOUT_END if count is None else max(_SHOWN_AT_MOST, count // _SHOWN)
+
+
+def _checked(dataloader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, if they are some.
+
+    Raises:
+        AGI2Error: if they are anything else than windows or pairs.
+    """
+    if not isinstance(dataloader, Iterable):
+        raise AGI2Error(f"dataloader: {_kind(dataloader)} gives no batches")
+    for batch in dataloader:
+        is_window = isinstance(batch, torch.Tensor)
+        if is_window and (batch.dim() != 2 or batch.size(1) < 2):  # type: ignore[union-attr]
+            raise AGI2Error(
+                f"dataloader: a batch has the shape {tuple(batch.shape)}, "  # type: ignore[union-attr]
+                "not (batch, at least 2 tokens): wrap a dataset in a DataLoader"
+            )
+        if not is_window and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise AGI2Error(
+                f"dataloader: a batch is a {_kind(batch)}: it must be a tensor (batch, tokens), or "
+                "a pair of inputs and targets"
+            )
+        yield batch
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

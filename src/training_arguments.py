@@ -1,0 +1,190 @@
+"""The arguments of `train_model`: what callers pass from Python, as a configuration."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from .config import ARCHITECTURE_KEYS, PRESETS, Config
+from .config_loader import make_config
+from .errors import AGI2Error
+from .metrics import visible
+from .model import GPT2Model
+from .tokenizer import BasicTokenizer, BPETokenizer, Tokenizer
+from .utils import log
+
+Source = str | os.PathLike[str]
+Sources = Source | Sequence[Source]
+"""A file, a folder, a pattern or a built-in text; or several."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What only generation, beam search and chat read; `sample_tokens` is the length of samples.
+UNUSED_IN_TRAINING = (
+    *("max_length", "min_length", "samples", "sampling_seed", "quantize", "speculative"),
+    *("beam_size", "length_penalty", "beam_results", "beam_early_stopping", "beam_groups"),
+    *("diversity_penalty", "max_context_length"),
+)
+
+
+def beside_its_key(function: F) -> F:
+    """Let a function take its tokenizer by position and, beside it, the key `tokenizer`.
+
+    Python itself would call the second one a double of the first. The key is not followed: the
+    log says so if it names another tokenizer.
+
+    Args:
+        function: whose second argument is the tokenizer.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > 1 and "tokenizer" in kwargs:
+            with visible(kwargs.get("verbose", True)):
+                _say_if_other(args[1], kwargs.pop("tokenizer"))
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def _say_if_other(tokenizer: Any, key: Any) -> None:
+    kinds = {"bpe": BPETokenizer, "gpt2": BPETokenizer, "basic": BasicTokenizer}
+    kind = kinds.get(key) if isinstance(key, str) else None
+    if key not in (None, "", tokenizer) and (kind is None or not isinstance(tokenizer, kind)):
+        log.warning("tokenizer = %r is not followed: the tokenizer that was given is used", key)
+
+
+def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
+    """Make the configuration of a run from a model and keywords.
+
+    Args:
+        model: whose architecture it is.
+        given: keys; a path, a device, a tuple and a number of NumPy or PyTorch stand for the
+            string, the list or the number of the configuration.
+
+    Raises:
+        AGI2Error: if the model or a key is wrong.
+    """
+    if not isinstance(model, GPT2Model):
+        raise AGI2Error(f"model: {type(model).__name__} is not a GPT2Model")
+    keys = {key: _plain(value) for key, value in given.items()}
+    keys["sources"] = _sources(given["sources"])
+    if isinstance(keys.get("resume"), bool):
+        keys["resume"] = "auto" if keys["resume"] else None
+    # A model has the positions it has: a shorter one trains on shorter windows.
+    positions, length = model.config.max_seq_len, keys.get("seq_len")
+    if length is None:
+        keys["seq_len"] = min(1024, positions)
+    elif isinstance(length, int) and length > positions:
+        log.warning("seq_len = %d is not followed: the model has %d positions", length, positions)
+        keys["seq_len"] = positions
+    followed = {**keys, **model.config.to_keys(), "preset": None}
+    config = make_config(followed, name="train_model")
+    _say_what_is_not_followed(keys, model)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML would give it."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.dim() == 0):
+        return value.item()
+    if isinstance(value, tuple | list):
+        return [_plain(inside) for inside in value]
+    return value
+
+
+def _sources(sources: Any) -> list[str]:
+    """One source or several as a list of strings.
+
+    Raises:
+        AGI2Error: if they are anything else.
+    """
+    listed = list(sources) if isinstance(sources, tuple | list) else [sources]
+    for source in listed:
+        if not isinstance(source, str | os.PathLike):
+            raise AGI2Error(
+                f"sources: {type(source).__name__} is not a path: give a string, a Path, or a list "
+                "of these"
+            )
+    return [str(_plain(source)) for source in listed]
+
+
+def _say_what_is_not_followed(keys: Mapping[str, Any], model: GPT2Model) -> None:
+    """Log the keywords that do nothing here, or say otherwise than the model."""
+    ours = model.config.to_keys()
+    wanted = {**PRESETS.get(str(keys.get("preset")).lower(), {}), **keys}
+    for key in ARCHITECTURE_KEYS:
+        value = wanted.get(key)
+        if value in (None, "", ours[key]) or (key == "model_ff" and value == 0):
+            continue
+        log.warning("%s = %r is not followed: the model has %r", key, value, ours[key])
+    fields = Config.model_fields
+    unused = [
+        key
+        for key in UNUSED_IN_TRAINING
+        if keys.get(key) not in (None, "", fields[key].get_default(call_default_factory=True))
+    ]
+    if "max_context_length" in unused and keys["max_context_length"] == ours["model_positions"]:
+        unused.remove("max_context_length")  # it follows the positions by itself
+    if unused:
+        log.info("not used in training, written to the run's config.toml: %s", ", ".join(unused))
+
+
+def is_fitted(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has a vocabulary."""
+    try:
+        tokenizer.encode("a")
+    except AGI2Error:
+        return False
+    return True
+
+
+def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Fit a tokenizer on documents, to at most a model's vocabulary.
+
+    Args:
+        tokenizer: fitted in place, and returned.
+        documents: the text to train on.
+        vocab_size: the model's.
+
+    Raises:
+        AGI2Error: if the model has too few tokens for it.
+    """
+    if isinstance(tokenizer, BPETokenizer):
+        least = BPETokenizer(vocab_size=257).max_vocab_size
+        if vocab_size < least:
+            raise AGI2Error(
+                f"the model has {vocab_size} tokens, byte pairs are at least {least}: make it with "
+                f"vocab_size = {least} or more, or take a BasicTokenizer"
+            )
+        tokenizer.max_vocab_size = min(tokenizer.max_vocab_size, vocab_size)
+    tokenizer.fit(documents)
+    log.info("the tokenizer was not fitted: now it is, %d tokens", tokenizer.vocab_size)
+    return tokenizer
+
+
+def become(tokenizer: Tokenizer, other: Tokenizer) -> Tokenizer:
+    """Give a tokenizer the vocabulary of another one of its class; return it.
+
+    Raises:
+        AGI2Error: if they are not of the same class.
+    """
+    if tokenizer is not other:
+        if type(tokenizer) is not type(other):
+            raise AGI2Error(
+                f"the run was trained with a {type(other).__name__}, not a "
+                f"{type(tokenizer).__name__}: load its own tokenizer.json"
+            )
+        vars(tokenizer).update(vars(other))
+    return tokenizer
