@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,16 @@ class Telemetry:
         """Finish writing."""
         if self._log is not None:
             self._log.close()
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw the display meanwhile; that its terminal is closed ends nothing."""
+        self.display.__enter__()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.display.__exit__(None, None, None)
 
     def sync(self) -> None:
         """Ask the disk to keep the log as it is."""

@@ -263,7 +263,7 @@ class Trainer:
                 # A signal that comes once the old folder has moved waits for a model in its place.
                 if self.processes.is_main:
                     self._begin(checkpoint)
-                with self.telemetry.display:
+                with self.telemetry.shown():
                     stopped = self._loop(interrupt)
                     # Before the last validation, so that whatever happens in there loses nothing.
                     place = self._save_and_wait()

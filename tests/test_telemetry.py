@@ -75,6 +75,21 @@ def test_the_display_says_what_is_left_at_the_pace_so_far(telemetry):
     assert (named["speed"], named["val_loss"], named["share_of_peak"]) == (5.0, 1.5, 0.025)
 
 
+def test_a_terminal_that_was_closed_changes_nothing(telemetry):
+    class Closed:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            raise OSError(5, "Input/output error")
+
+    telemetry.display = Closed()
+    with pytest.raises(KeyboardInterrupt), telemetry.shown():
+        raise KeyboardInterrupt
+    with telemetry.shown():
+        pass
+
+
 def test_without_a_log_everything_is_said_and_nothing_written(telemetry, tmp_path, caplog):
     caplog.set_level("INFO", "agi2")
     telemetry.log_validation(3, Evaluation(loss=math.log(4), tokens=10, text_bytes=8))
