@@ -85,7 +85,7 @@ def convert_fields(instance: Any) -> None:
     Raises:
         AGI2Error: which names the field.
     """
-    hints = _hints_of(type(instance))
+    hints = _hints_of(instance.__class__)
     for field in fields(instance):
         value = convert(hints[field.name], field.name, getattr(instance, field.name))
         object.__setattr__(instance, field.name, value)
