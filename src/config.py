@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from pydantic import (
@@ -17,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import AGI2Error
+from .errors import AGI2Error, shown
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
@@ -34,6 +36,46 @@ PRESETS: dict[str, dict[str, int]] = {
     "large": {"model_layer": 36, "model_head": 20, "model_embd": 1280},
     "xl": {"model_layer": 48, "model_head": 25, "model_embd": 1600},
 }
+
+
+# The largest sizes of a model: far beyond any GPT-2, so that a slip is found before it is built.
+LARGEST = {
+    "vocab_size": 2**20,
+    "max_seq_len": 2**20,
+    "d_model": 2**16,
+    "n_layers": 2**10,
+    "n_heads": 2**16,
+    "d_ff": 2**20,
+}
+# The largest counts of steps, tokens and the like, which stay exact as floating-point numbers.
+_COUNT = 10**12
+
+
+def _whole_number(name: str, value: Any, largest: int) -> int:
+    """A whole number of any type as an `int`; a truth value is none."""
+    try:
+        number = int(operator.index(value))
+    except (TypeError, ValueError, RuntimeError):  # the last for a tensor that holds no whole one
+        number = None
+    if number is None or type(value).__name__ in ("bool", "bool_"):
+        raise AGI2Error(f"{name} must be a whole number, not {shown(value)}")
+    if number > largest:
+        raise AGI2Error(f"{name} must be at most {largest:,}, not {shown(number)}")
+    return number
+
+
+def _rate(name: str, value: Any) -> float:
+    """A number in [0, 1) as a `float`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are, too
+    if not is_number or not 0 <= value < 1:
+        raise AGI2Error(f"{name} must be a number in [0, 1), not {shown(value)}")
+    return float(value)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's has a type of its own
+        raise AGI2Error(f"{name} must be true or false, not {shown(value)}")
+    return bool(value)
 
 
 @dataclass(frozen=True)
@@ -66,23 +108,40 @@ class GPT2Config:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
+        for name, largest in LARGEST.items():
+            self._set(name, _whole_number(name, getattr(self, name), largest))
         if self.d_ff == 0:
-            object.__setattr__(self, "d_ff", 4 * self.d_model)
-        for name in ("vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff"):
+            self._set("d_ff", 4 * self.d_model)
+        for name in LARGEST:
             if getattr(self, name) < 1:
                 raise AGI2Error(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.d_model % self.n_heads:
             raise AGI2Error(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
-        if not 0 <= self.dropout < 1:
-            raise AGI2Error(f"dropout must be in [0, 1), not {self.dropout}")
+        self._set("dropout", _rate("dropout", self.dropout))
+        for name in ("bias", "tie_weights", "gradient_checkpointing"):
+            self._set(name, _truth(name, getattr(self, name)))
         for name, kind in (
             ("activation", Activation),
             ("norm_position", NormPosition),
             ("position_embedding", PositionKind),
         ):
-            if getattr(self, name) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                raise AGI2Error(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
+            value, choices = getattr(self, name), ", ".join(get_args(kind))
+            if not isinstance(value, str) or value not in get_args(kind):
+                raise AGI2Error(f"{name} must be one of {choices}, not {shown(value)}")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def num_parameters(self) -> int:
+        """The weights of a model of this architecture, tied ones counted once."""
+        c, f, b = self.d_model, self.d_ff, int(self.bias)
+        norm = c + b * c
+        block = 2 * norm + 4 * c * c + 2 * c * f + b * (5 * c + f)
+        outside = self.vocab_size * c * (1 if self.tie_weights else 2)
+        outside += norm if self.norm_position == "pre" else 0
+        outside += self.max_seq_len * c if self.position_embedding == "learned" else 0
+        return outside + self.n_layers * block
 
     @property
     def head_dim(self) -> int:
@@ -92,8 +151,8 @@ class GPT2Config:
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> GPT2Config:
         """A published size (`small`, `medium`, `large`, `xl`), with changes."""
-        if name not in PRESETS:
-            raise AGI2Error(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise AGI2Error(f"preset must be one of {', '.join(PRESETS)}, not {shown(name)}")
         sizes = {ARCHITECTURE_KEYS[key]: value for key, value in PRESETS[name].items()}
         return cls(**{**sizes, **changes})
 
@@ -155,7 +214,7 @@ class Config(BaseModel, Mapping):
     # The tokenizer.
     tokenizer: str = "bpe"
     """`bpe`, `basic`, `gpt2`, or the path of a trained tokenizer."""
-    vocab_size: int = Field(50257, ge=1, le=2**31)
+    vocab_size: int = Field(50257, ge=1, le=LARGEST["vocab_size"])
     """A ceiling: a small text makes a smaller vocabulary."""
     lowercase: bool = True
     """Whether the basic tokenizer lower-cases."""
@@ -165,21 +224,21 @@ class Config(BaseModel, Mapping):
     # What training starts from.
     init_from: str | None = None
     """The folder of a trained or imported model, which brings its architecture and tokenizer."""
-    lora_rank: int | None = Field(None, ge=1)
+    lora_rank: int | None = Field(None, ge=1, le=4096)
     """Train LoRA matrices of this rank beside the weights of `init_from`, which stay."""
 
     # The architecture.
     preset: Preset | None = None
     """A published size; explicit `model_*` keys override it."""
-    model_layer: int = Field(12, ge=1)
+    model_layer: int = Field(12, ge=1, le=LARGEST["n_layers"])
     """Number of transformer blocks."""
-    model_head: int = Field(12, ge=1)
+    model_head: int = Field(12, ge=1, le=LARGEST["n_heads"])
     """Attention heads of each block."""
-    model_embd: int = Field(768, ge=1)
+    model_embd: int = Field(768, ge=1, le=LARGEST["d_model"])
     """Width of the model."""
-    model_ff: int = Field(0, ge=0)
+    model_ff: int = Field(0, ge=0, le=LARGEST["d_ff"])
     """Width of the feed-forward's hidden layer; 0 means 4 x `model_embd`."""
-    model_positions: int = Field(1024, ge=1)
+    model_positions: int = Field(1024, ge=1, le=LARGEST["max_seq_len"])
     """The longest context, in tokens."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout rate in training."""
@@ -197,17 +256,17 @@ class Config(BaseModel, Mapping):
     """Recompute activations in the backward pass: less memory, more time."""
 
     # Training.
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=1, le=_COUNT)
     """Passes over the text."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=_COUNT)
     """Optimizer steps at most."""
-    max_minutes: float | None = Field(None, gt=0)
+    max_minutes: float | None = Field(None, gt=0, le=1e9)
     """Minutes at most; the learning rate then falls with the clock, so that two runs differ."""
-    batch_size: int = Field(12, ge=1)
+    batch_size: int = Field(12, ge=1, le=2**20)
     """Sequences per optimizer step."""
     micro_batch_size: int | Literal["auto"] = Field("auto")
     """Sequences at a time: divides `batch_size`; gradients accumulate. `auto` fits the memory."""
-    seq_len: int = Field(1024, ge=1)
+    seq_len: int = Field(1024, ge=1, le=_COUNT)
     """Tokens per training sequence."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon on the blocks' matrices, AdamW on the rest."""
@@ -219,9 +278,9 @@ class Config(BaseModel, Mapping):
     """How the learning rate falls after warm-up, to zero at the end; `wsd` holds it first."""
     lr_decay_fraction: float = Field(0.2, gt=0, le=1)
     """The share of the run, at its end, in which `wsd` falls."""
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(100, ge=0, le=_COUNT)
     """Steps in which the learning rate rises: at most a tenth of the run."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, le=1e30)
     """Decoupled weight decay, on matrices alone."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)
     """Decay of AdamW's second moment."""
@@ -229,19 +288,19 @@ class Config(BaseModel, Mapping):
     """The largest gradient norm; a huge number sets no limit."""
     seed: int = Field(1337, ge=0, le=2**62)
     """The seed of everything random in training."""
-    eval_interval: int = Field(250, ge=1)
+    eval_interval: int = Field(250, ge=1, le=_COUNT)
     """Steps between validations."""
-    eval_tokens: int = Field(65536, ge=0)
+    eval_tokens: int = Field(65536, ge=0, le=_COUNT)
     """Validation tokens looked at while training, 0 for all; the last validation sees all."""
-    early_stopping_patience: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(None, ge=1, le=_COUNT)
     """Stop after so many validations without a better loss."""
-    checkpoint_interval: int = Field(500, ge=1)
+    checkpoint_interval: int = Field(500, ge=1, le=_COUNT)
     """Steps between checkpoints."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=_COUNT)
     """Checkpoints kept on disk."""
-    log_interval: int = Field(10, ge=1)
+    log_interval: int = Field(10, ge=1, le=_COUNT)
     """Steps between lines of the log."""
-    sample_tokens: int = Field(64, ge=0)
+    sample_tokens: int = Field(64, ge=0, le=_COUNT)
     """Tokens of sample text at each validation, 0 for none."""
     log_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Where else the log goes; `metrics.jsonl` is always written."""
@@ -261,15 +320,15 @@ class Config(BaseModel, Mapping):
     """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
 
     # Text out.
-    max_length: int = Field(100, ge=1)
+    max_length: int = Field(100, ge=1, le=2**30)
     """New tokens to write at most."""
-    min_length: int = Field(0, ge=0)
+    min_length: int = Field(0, ge=0, le=_COUNT)
     """New tokens before the end of text or of a sentence may end it; stop strings always do."""
     samples: int = Field(1, ge=1, le=10_000)
     """Texts to write for a prompt."""
     temperature: float = Field(0.8, ge=0)
     """0 is greedy; higher is more surprising."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1, le=_COUNT)
     """Sample from the k likeliest tokens."""
     top_p: float | None = Field(None, gt=0, le=1)
     """Sample from the likeliest tokens that make up this share."""
@@ -283,7 +342,7 @@ class Config(BaseModel, Mapping):
     """Taken off the logit of each token that stands in the new text."""
     frequency_penalty: float = Field(0.0, ge=-1e4, le=1e4)
     """Taken off the logit of each token, times as often as it stands in the new text."""
-    no_repeat_ngram: int | None = Field(None, ge=1)
+    no_repeat_ngram: int | None = Field(None, ge=1, le=_COUNT)
     """No run of so many tokens comes twice."""
     logit_bias: dict[str, float] = Field(default_factory=dict)
     """Added to the logits of tokens, each named by its text."""
@@ -299,19 +358,19 @@ class Config(BaseModel, Mapping):
     """Bits of the weights that write, on a CPU: fewer are faster and a little less exact."""
     speculative: Literal["none", "ngram"] = "none"
     """`ngram`: greedy text, faster where it repeats itself (prompt-lookup decoding)."""
-    beam_size: int = Field(5, ge=1)
+    beam_size: int = Field(5, ge=1, le=2**10)
     """Hypotheses that beam search keeps."""
     length_penalty: float = Field(1.0, ge=-10, le=10)
     """Beam scores are divided by length to this power."""
-    beam_results: int = Field(1, ge=1)
+    beam_results: int = Field(1, ge=1, le=_COUNT)
     """Texts that `agi2 beam` shows; above 1, each with its score."""
     beam_early_stopping: EarlyStopping = "never"
     """With `beam_size` texts ended: stop, or once a better one is unlikely (false), impossible."""
-    beam_groups: int = Field(1, ge=1)
+    beam_groups: int = Field(1, ge=1, le=_COUNT)
     """Groups of beams that keep away from each other's tokens; divides `beam_size`."""
     diversity_penalty: float = Field(0.5, ge=0, le=1e6)
     """How far: nats taken off a token for each beam of another group that takes it."""
-    max_context_length: int = Field(1024, ge=1)
+    max_context_length: int = Field(1024, ge=1, le=_COUNT)
     """Tokens of conversation kept in a chat."""
 
     # Keys that the model of `init_from` set, not the user.
@@ -383,6 +442,11 @@ class Config(BaseModel, Mapping):
                 problems.append('lora_rank is not for sharded models: set parallel = "ddp"')
         if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
             problems.append(f"model_name {self.model_name!r} is not a folder's name")
+        if len(self.model_name.encode("utf-8", "replace")) > _LONGEST_NAME:
+            problems.append(
+                f"model_name {self.model_name!r} is too long for a folder's name: at most "
+                f"{_LONGEST_NAME} bytes"
+            )
         if "\0" in self.output_dir:
             problems.append(f"output_dir {self.output_dir!r} is not a folder's name")
         if self.min_length > self.max_length:
@@ -494,6 +558,10 @@ def _dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("max_steps") is not None or given.get("max_minutes") is not None:
         follows["epochs"] = UNBOUNDED_EPOCHS
     return follows
+
+
+# File systems take 255 bytes; a run that is moved away gets a number behind its name.
+_LONGEST_NAME = 240
 
 
 # With `max_steps` or `max_minutes` alone, passes over the text do not end a run.

@@ -7,20 +7,25 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import tomli_w
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .config import FREE_ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config
-from .errors import AGI2Error
-from .utils import write_text
+from .errors import AGI2Error, shown
+from .utils import human_bytes, is_deep, write_text
 
 Kind = Literal["training", "generation", "interactive"]
 
 # The configuration in a run's folder.
 CONFIG = "config.toml"
+
+# In bytes: a configuration is written by hand, or lists sources.
+_LARGEST_FILE = 2**20
+# So many problems are told; the rest are counted.
+_MOST_PROBLEMS = 20
 
 # What other projects call these keys.
 _SYNONYMS = {
@@ -65,7 +70,8 @@ def load_config(
     """
     text = _read(Path(path))
     given = _parse(text, str(path))
-    places = {key: f"{path}:{_line_of(key, text)}" for key in given}
+    lines = _lines_of_keys(text)
+    places = {key: f"{path}:{lines.get(key, 1)}" for key in given}
     for override in overrides:
         key, value = _parse_override(override)
         given[key] = value
@@ -100,8 +106,16 @@ def make_config(
         adopted = given.keys() - chosen
         problems = _find_problems(dict(given), places or {}, name)
     if problems:
-        raise AGI2Error(*problems)
+        _refuse(problems)
     return Config.model_validate(dict(given)).adopting(adopted)
+
+
+def _refuse(problems: list[str]) -> NoReturn:
+    """Raise with a line for each problem, as far as anybody reads them."""
+    more = len(problems) - _MOST_PROBLEMS
+    if more > 0:
+        problems = [*problems[:_MOST_PROBLEMS], f"and {more:,} more problem{'s' * (more > 1)}"]
+    raise AGI2Error(*problems)
 
 
 def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]) -> dict[str, Any]:
@@ -124,13 +138,13 @@ def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]
     if not wanted.get("model_ff"):  # 0: it follows
         wanted["model_ff"] = None
     problems = [
-        f"{places.get(key, name)}: {key} = {wanted[key]!r}, but the model of init_from has "
+        f"{places.get(key, name)}: {key} = {shown(wanted[key])}, but the model of init_from has "
         f"{value!r}: leave {key} out"
         for key, value in fixed.items()
         if wanted.get(key) not in (None, "", value)
     ]
     if problems:
-        raise AGI2Error(*problems)
+        _refuse(problems)
     dropout = {"dropout": theirs["dropout"]}
     return {**dropout, **given, **fixed, "vocab_size": theirs["vocab_size"]}
 
@@ -143,27 +157,53 @@ def save_config(config: Config, path: Path) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open(path, "rb") as file:  # a device has no end
+            data = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError as error:
         raise AGI2Error(f"{path}: no such file; resources/ holds examples to start from") from error
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise AGI2Error(f"{path}: cannot be read: {reason}") from error
+    if len(data) > _LARGEST_FILE:
+        raise AGI2Error(f"{path}: no configuration: it is larger than {human_bytes(_LARGEST_FILE)}")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{path}: not UTF-8 text") from error
-    except OSError as error:
-        raise AGI2Error(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return _parse_toml(text, name)
     except tomllib.TOMLDecodeError:
         # TOML has no null; a file that says `resume = null` means "not set".
         without_null = re.sub(
             r"^([ \t]*[\w-]+[ \t]*=[ \t]*)null(?=[ \t]*(#.*)?$)", r'\1""', text, flags=re.MULTILINE
         )
         try:
-            return tomllib.loads(without_null)
+            return _parse_toml(without_null, name)
         except tomllib.TOMLDecodeError as error:
             raise AGI2Error(f"{name}: not TOML: {error}") from error
+
+
+def _parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Parse TOML that somebody else may have written.
+
+    Raises:
+        TOMLDecodeError: where it is not TOML.
+        AGI2Error: where it is, but is nested too deeply, or a number has too many digits.
+    """
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        is_deeply_nested = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if is_deeply_nested else "a number has too many digits"
+        raise AGI2Error(f"{name}: {reason}") from error
+    if is_deep(found):
+        raise AGI2Error(f"{name}: it is nested too deeply")
+    return found
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -173,16 +213,23 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if value == "null":
         return key, None
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
+        found = _parse_toml(f"value = {value}", f"--set {key}")
     except tomllib.TOMLDecodeError:
         return key, value
+    return key, found["value"] if found.keys() == {"value"} else value
 
 
-def _line_of(key: str, text: str) -> int:
-    # `key = ...`, `"key" = ...`, `key.part = ...` or `[key]`
-    start = rf"^[ \t]*(\[+[ \t]*)?[\"']?{re.escape(key)}[\"']?[ \t]*[=.\]]"
-    found = re.search(start, text, flags=re.MULTILINE)
-    return text.count("\n", 0, found.start()) + 1 if found else 1
+# `key = ...`, `"key" = ...`, `key.part = ...` or `[key]`
+_KEY = re.compile(r"^[ \t]*(?:\[+[ \t]*)?[\"']?([\w-]+)[\"']?[ \t]*[=.\]]")
+
+
+def _lines_of_keys(text: str) -> dict[str, int]:
+    """The line in which each key is first set."""
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if found := _KEY.match(line):
+            lines.setdefault(found[1], number)
+    return lines
 
 
 def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) -> list[str]:
@@ -223,11 +270,11 @@ def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]
     if found[0]["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggestion(key)}"
     what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in found)
-    return f"{key}{''.join(f'[{index}]' for index in indices)} = {found[0]['input']!r}: {what}"
+    return f"{key}{''.join(f'[{index}]' for index in indices)} = {shown(found[0]['input'])}: {what}"
 
 
 def _suggestion(key: str) -> str:
-    close = difflib.get_close_matches(key.lower(), Config.model_fields, n=1)
+    close = difflib.get_close_matches(key[:50].lower(), Config.model_fields, n=1)
     nearest = _SYNONYMS.get(key.lower()) or (close[0] if close else None)
     if nearest:
         return f"; did you mean {nearest}?"

@@ -15,6 +15,8 @@ from .config import DEVICES, GPT2Config
 from .errors import AGI2Error
 from .utils import human_bytes, log, plural
 
+CPU = torch.device("cpu")
+
 
 def cuda_available() -> bool:
     """Whether there is a CUDA device that PyTorch can use."""
@@ -131,6 +133,42 @@ def container_memory(root: Path = Path("/")) -> int | None:
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((place / above / name).read_text()))
     return min(limits, default=None)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process may hold on a device, those that it holds already included."""
+    if device.type == "cuda":  # pragma: needs gpu
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    machine = psutil.virtual_memory().available + memory_stats().process
+    return min(machine, container_memory() or machine)
+
+
+def check_memory(
+    architecture: GPT2Config, what: str, bytes_per_parameter: int = 4, device: torch.device = CPU
+) -> None:
+    """Raise where a model alone takes more memory than there is. Nothing is allocated.
+
+    Args:
+        architecture: the model's.
+        what: stands first in the message.
+        bytes_per_parameter: 4 for fp32 weights, 16 with their gradients and AdamW's state.
+        device: where they go.
+
+    Raises:
+        AGI2Error: with both sizes, and the keys to lower.
+    """
+    table = 0
+    if architecture.position_embedding == "sinusoidal":
+        table = 3 * 8 * architecture.max_seq_len * architecture.d_model  # while it is computed
+    needed = bytes_per_parameter * architecture.num_parameters + table
+    room = available_memory(device)
+    if needed > room:
+        raise AGI2Error(
+            f"{what} of {architecture.num_parameters:,} parameters takes {human_bytes(needed)}, "
+            f"this machine has {human_bytes(room)}: lower model_layer, model_embd, model_ff, "
+            "model_positions or vocab_size"
+        )
 
 
 def describe_device(device: torch.device) -> str:

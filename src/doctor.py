@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
@@ -20,8 +19,9 @@ from .corpus import check_sources
 from .cuda_utils import (
     LOGITS_AT_ONCE,
     activation_bytes,
+    available_memory,
+    check_memory,
     choose_micro_batch_size,
-    container_memory,
     describe_device,
     memory_stats,
     select_device,
@@ -142,15 +142,6 @@ def predict_memory(
     )
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that this process may hold on a device, those that it holds already included."""
-    if device.type == "cuda":  # pragma: needs gpu
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    machine = psutil.virtual_memory().available + memory_stats().process
-    return min(machine, container_memory() or machine)
-
-
 def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
     """Take real steps, without writing anything, and time them.
 
@@ -264,6 +255,7 @@ def examine(config: Config) -> Iterator[str]:
     text = prepare(config)
     if config.init_from is None:  # else the vocabulary is that model's
         config = config.changed(vocab_size=text.tokenizer.vocab_size)
+    check_memory(config.architecture, "the table of positions", 0)  # which is made at once
     yield from _describe_text(text, config)
 
     batches = EpochBatches(text.train_data, config.batch_size, config.seed)

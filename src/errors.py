@@ -65,6 +65,14 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     return f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
+def shown(value: object) -> str:
+    """A value for a message, also where Python cannot say it: too many digits, too many levels."""
+    try:
+        return one_line(repr(value))
+    except (ValueError, RecursionError):
+        return f"a value of type {type(value).__name__} that is too large to show"
+
+
 class AGI2Error(ValueError):
     """A mistake in the input: a clear line for each problem that says what, where and what to do.
 

@@ -162,6 +162,25 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# Levels of lists and objects inside each other, in files that people write or read.
+MAX_DEPTH = 100
+
+
+def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
+    """Whether lists and mappings are nested more than `limit` levels deep; found level by level."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inside
+            for each in level
+            for inside in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inside, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def parse_json(data: str | bytes, name: str) -> Any:
     """Parse JSON that somebody else may have written.
 
@@ -173,10 +192,13 @@ def parse_json(data: str | bytes, name: str) -> Any:
         AGI2Error: where it is not JSON, is nested too deeply, or has a number of too many digits.
     """
     try:
-        return json.loads(data)
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", error)
         raise AGI2Error(f"{name} is not JSON: {reason}") from error
+    if isinstance(found, dict | list) and is_deep(found):
+        raise AGI2Error(f"{name} is nested more than {MAX_DEPTH} levels deep")
+    return found
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -185,6 +207,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         AGI2Error: where the file cannot be read or holds anything else.
     """
+    if path.exists() and not path.is_file():  # a pipe has no end
+        raise AGI2Error(f"{path} cannot be read: it is not a file")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from src.config import ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config, GPT2Config
+from src.config import ARCHITECTURE_KEYS, LARGEST, PRESETS, REQUIRED_KEYS, Config, GPT2Config
 from src.errors import AGI2Error
 from src.model import GPT2Model
 
@@ -224,6 +226,7 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"model_name": ".."}, "model_name '..' is not a folder's name"),
         ({"model_name": "a/b"}, "model_name 'a/b' is not a folder's name"),
         ({"model_name": "a\\b"}, "is not a folder's name"),
+        ({"model_name": "é" * 121}, "is too long for a folder's name: at most 240 bytes"),
         ({"model_name": "a\0b"}, "is not a folder's name"),
         ({"output_dir": "a\0b"}, "is not a folder's name"),
         ({"device": "gpu"}, "device 'gpu' is none of auto, cpu, cuda"),
@@ -331,3 +334,94 @@ def test_a_value_of_python_is_what_a_file_would_have_given(key, given, plain):
 def test_a_value_of_another_meaning_is_refused(key_and_value):
     with pytest.raises(ValidationError):
         Config(**dict([key_and_value]))
+
+
+# Types and sizes of an architecture
+
+SIZES = ["vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("number", [np.int64(24), np.uint16(24), np.array(24), torch.tensor(24)])
+def test_a_whole_number_of_any_type_is_a_size(name, number):
+    config = GPT2Config(**{"d_model": 24, "n_heads": 2, name: number})
+    assert getattr(config, name) == 24
+    assert type(getattr(config, name)) is int
+
+
+WRONG_SIZES = [2.5, 2.0, "12", True, np.True_, None, [3], torch.tensor([1, 2]), 10**5000, "x" * 999]
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("value", WRONG_SIZES, ids=range(len(WRONG_SIZES)))
+def test_what_is_no_size_is_one_line_that_names_the_argument(name, value):
+    with pytest.raises(AGI2Error, match=f"^{name} must be") as error:
+        GPT2Config(**{name: value})
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_beyond_any_model_is_refused(name):
+    with pytest.raises(AGI2Error, match=f"{name} must be at most {LARGEST[name]:,}, not"):
+        GPT2Config(**{name: LARGEST[name] + 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dropout", "0.1"),
+        ("dropout", True),
+        ("dropout", None),
+        ("bias", 1),
+        ("tie_weights", "no"),
+        ("gradient_checkpointing", None),
+        ("activation", ["gelu"]),
+        ("activation", 3),
+        ("norm_position", None),
+    ],
+)
+def test_what_is_no_option_is_one_line_that_names_the_argument(name, value):
+    with pytest.raises(AGI2Error, match=f"^{name} must be"):
+        GPT2Config(**{name: value})
+
+
+def test_numbers_of_numpy_are_options():
+    config = GPT2Config(dropout=np.float32(0.25), bias=np.False_)
+    assert (config.dropout, config.bias) == (0.25, False)
+    assert (type(config.dropout), type(config.bias)) == (float, bool)
+
+
+@pytest.mark.parametrize("name", ["Small", None, ["small"]])
+def test_a_preset_is_one_of_the_names(name):
+    with pytest.raises(AGI2Error, match="preset must be one of"):
+        GPT2Config.preset(name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "vocab_size": st.integers(1, 40),
+            "max_seq_len": st.integers(1, 20),
+            "d_model": st.sampled_from([4, 8, 12]),
+            "n_layers": st.integers(1, 3),
+            "n_heads": st.sampled_from([1, 2, 4]),
+            "d_ff": st.integers(1, 30),
+            "bias": st.booleans(),
+            "tie_weights": st.booleans(),
+            "norm_position": st.sampled_from(["pre", "post"]),
+            "position_embedding": st.sampled_from(["learned", "sinusoidal"]),
+        }
+    )
+)
+def test_an_architecture_knows_its_number_of_parameters(given):
+    config = GPT2Config(**given)
+    assert config.num_parameters == GPT2Model(config).num_parameters()
+
+
+def test_every_number_of_a_run_has_a_bound():
+    for name, field in Config.model_fields.items():
+        for kind, value in ((int, 10**15), (int, 10**300), (float, 10**400)):
+            if field.annotation in (kind, kind | None) and not name.endswith("seed"):
+                with pytest.raises(ValidationError, match=name):
+                    Config(**{name: value})

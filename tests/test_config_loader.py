@@ -360,26 +360,28 @@ SHARE = st.floats(0, 1, exclude_max=True)
 INSIDE = st.floats(0, 1, exclude_min=True, exclude_max=True)
 ABOVE_0 = st.floats(0, exclude_min=True, allow_infinity=False)
 COUNT = st.integers(1, 10**12)
-FROM_0 = st.integers(0, 2**62)
-NAME = st.text(st.characters(exclude_categories=["C"], exclude_characters="/\\"), min_size=1)
+FROM_0 = st.integers(0, 10**12)
+NAME = st.text(
+    st.characters(exclude_categories=["C"], exclude_characters="/\\"), min_size=1, max_size=50
+)
 
 VALUES = {
     "sources": st.lists(TEXT, max_size=3),
     "model_name": NAME.filter(lambda name: name not in (".", "..")),
-    "output_dir": TEXT,
+    "output_dir": NAME,
     "text_field": TEXT,
     "val_fraction": SHARE,
     "tokenizer": TEXT,
-    "vocab_size": st.integers(1, 2**31),
+    "vocab_size": st.integers(1, 2**20),
     "lowercase": st.booleans(),
     "fold_whitespace": st.booleans(),
     "init_from": st.none() | TEXT,
-    "lora_rank": st.none() | COUNT,
+    "lora_rank": st.none() | st.integers(1, 4096),
     "preset": st.none() | st.sampled_from(get_args(Preset)),
-    "model_layer": COUNT,
+    "model_layer": st.integers(1, 1024),
     "model_head": st.integers(1, 50),
     "model_embd": st.integers(1, 50),  # times model_head
-    "model_ff": FROM_0,
+    "model_ff": st.integers(0, 2**20),
     "model_positions": st.integers(500, 10**6),
     "dropout": SHARE,
     "activation": st.sampled_from(get_args(Activation)),
@@ -390,7 +392,7 @@ VALUES = {
     "gradient_checkpointing": st.booleans(),
     "epochs": COUNT,
     "max_steps": st.none() | COUNT,
-    "max_minutes": st.none() | ABOVE_0,
+    "max_minutes": st.none() | st.floats(1e-9, 1e9),
     "batch_size": st.integers(1, 50),  # times micro_batch_size
     "micro_batch_size": st.just("auto") | st.integers(1, 50),
     "seq_len": st.integers(1, 500),
@@ -402,7 +404,7 @@ VALUES = {
     "log_to": st.lists(st.sampled_from(["tensorboard", "wandb"])),
     "parallel": st.sampled_from(["ddp", "fsdp"]),
     "warmup_steps": FROM_0,
-    "weight_decay": ABOVE_0,
+    "weight_decay": st.floats(0, 1e30),
     "adam_beta2": INSIDE,
     "clip_grad_norm": ABOVE_0,
     "seed": FROM_0,
@@ -418,7 +420,7 @@ VALUES = {
     "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
     "compile": st.booleans() | st.just("auto"),
     "resume": st.none() | TEXT,
-    "max_length": COUNT,
+    "max_length": st.integers(1, 2**30),
     "min_length": FROM_0,  # at most max_length
     "samples": st.integers(1, 10_000),
     "temperature": ABOVE_0,
@@ -437,7 +439,7 @@ VALUES = {
     "sampling_seed": st.none() | FROM_0,
     "quantize": st.sampled_from(["none", "int8", "int4"]),
     "speculative": st.sampled_from(["none", "ngram"]),
-    "beam_size": st.integers(1, 50),  # times beam_groups
+    "beam_size": st.integers(1, 20),  # times beam_groups
     "length_penalty": st.floats(-10, 10),
     "beam_results": COUNT,  # at most beam_size
     "beam_early_stopping": st.booleans() | st.just("never"),
@@ -611,3 +613,65 @@ def test_every_shipped_configuration_says_first_what_it_needs_and_reached(path):
     top = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert "# Needs: " in top
     assert "# Reached: " in top
+
+
+# Files of strangers
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("a = " + "[" * 3000 + "]" * 3000, "t.toml: it is nested too deeply"),
+        (".".join(["a"] * 3000) + " = 1", "t.toml: it is nested too deeply"),
+        ("logit_bias." + ".".join(["a"] * 99) + " = 1", "t.toml:1: logit_bias = "),
+        ("epochs = " + "9" * 5000, "t.toml: a number has too many digits"),
+        ("seed = 0x" + "f" * 5000, "t.toml:1: seed = a value of type int that is too large"),
+        ("temperature = 1e999", "t.toml:1: temperature = inf"),
+        ("temperature = " + "9" * 400, "t.toml:1: temperature = "),
+        ("x" * 10**5 + " = 1", "unknown key x"),
+        ("#" * (2**20 + 1), "no configuration: it is larger than 1.0 MB"),
+    ],
+    ids=range(9),
+)
+def test_deep_and_huge_content_is_one_line(tmp_path, content, found):
+    path = tmp_path / "t.toml"
+    path.write_text(content)
+    with pytest.raises(AGI2Error, match=re.escape(found)) as error:
+        load_config(path)
+    assert all(len(line) <= 300 for line in error.value.args)
+
+
+def test_what_has_no_end_is_not_read_to_its_end():
+    with pytest.raises(AGI2Error, match="/dev/zero: no configuration"):
+        load_config("/dev/zero")
+    with pytest.raises(AGI2Error, match="cannot be read"):
+        load_config("a\0b")
+
+
+def test_the_first_twenty_problems_are_told_and_the_others_counted(tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text("".join(f"unknown{i} = {i}\n" for i in range(20_000)))
+    with pytest.raises(AGI2Error) as error:
+        load_config(path)
+    *told, more = error.value.args
+    assert [line.split(" ")[0] for line in told] == [f"{path}:{n}:" for n in range(1, 21)]
+    assert more == "and 19,980 more problems"
+
+
+TREE = st.recursive(
+    st.integers() | st.floats() | st.booleans() | st.text(max_size=5) | st.just(10**4000),
+    lambda inside: st.lists(inside, max_size=3)
+    | st.dictionaries(st.text(max_size=3), inside, max_size=3),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(Config.model_fields)) | st.text(max_size=9), TREE))
+def test_any_content_is_a_configuration_or_short_lines(content):
+    problems: tuple[str, ...] = ()
+    try:
+        make_config(content, name="t")
+    except AGI2Error as error:
+        problems = error.args
+    assert len(problems) <= 21
+    assert all(0 < len(line) <= 300 and line.isprintable() for line in problems)

@@ -365,9 +365,9 @@ def test_there_is_room_for_what_the_process_holds():
 
 
 def test_a_container_has_no_more_room_than_its_limit(monkeypatch):
-    monkeypatch.setattr(doctor, "container_memory", lambda: 12345)
+    monkeypatch.setattr("src.cuda_utils.container_memory", lambda: 12345)
     assert available_memory(CPU) == 12345
-    monkeypatch.setattr(doctor, "container_memory", lambda: 2**62)
+    monkeypatch.setattr("src.cuda_utils.container_memory", lambda: 2**62)
     assert doctor.memory_stats().process < available_memory(CPU) < 2**62
 
 

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.errors import MAX_LINE, AGI2Error, one_line, printable
+from src.errors import MAX_LINE, AGI2Error, one_line, printable, shown
 
 # Surrogates, too: Python makes them of file names that are not UTF-8.
 ANY_TEXT = st.text(st.characters())
@@ -48,3 +48,13 @@ def test_an_error_has_a_line_for_each_problem_and_survives_pickling():
     error = AGI2Error("first\nsecond", "third\x1b[31m")
     assert str(error) == "first\\nsecond\nthird\\x1b[31m"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_value_is_shown_in_one_line_even_where_python_cannot():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown({"a": 1}) == "{'a': 1}"
+    assert shown(10**5000) == "a value of type int that is too large to show"
+    assert shown(deep) == "a value of type list that is too large to show"
+    assert len(shown("x" * 10**6)) == 300

@@ -29,6 +29,7 @@ from src.utils import (
     human_bytes,
     human_time,
     keep_freed_memory,
+    parse_json,
     plural,
     read_json_object,
     seed_everything,
@@ -431,3 +432,18 @@ def test_a_json_object_is_read(tmp_path):
 def test_the_module_does_not_import_pytorch():
     code = "import sys; import src.utils; sys.exit('torch' in sys.modules)"
     assert run_python(code).returncode == 0
+
+
+def test_json_that_is_nested_too_deeply_is_one_line():
+    assert parse_json("[" * 100 + "]" * 100, "a.json")
+    for depth in (102, 900, 5000, 100_000):
+        for start, end in ("[]", ('{"a":', "}")):
+            with pytest.raises(AGI2Error, match=r"^a\.json is n") as error:
+                parse_json(start * depth + "1" * (start != "[") + end * depth, "a.json")
+            assert len(error.value.args) == 1
+
+
+def test_a_pipe_is_no_json_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes to
+    with pytest.raises(AGI2Error, match="pipe cannot be read: it is not a file"):
+        read_json_object(tmp_path / "pipe")
