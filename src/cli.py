@@ -680,7 +680,7 @@ def _start_run(
     """The configuration of a run, with everything checked that needs no PyTorch."""
     from .corpus import check_sources
     from .metrics import check_log_to
-    from .run_folder import check_resume, config_file, naming
+    from .run_folder import check_resume, check_resumed, config_file, naming
 
     place = naming(argument)  # a folder that is named is that run's, wherever it was moved
     config = _start(config_file(argument), "training", [*place, *(overrides or [])], quiet, verbose)
@@ -688,6 +688,7 @@ def _start_run(
         check_log_to(config.log_to)
         check_sources(config.sources)
         check_resume(config)
+        check_resumed(config, argument)
     return config
 
 
@@ -699,8 +700,8 @@ def _open(
 
     file = config_file(argument)
     config = _start(file, kind, overrides, quiet, verbose)
-    check_weights(folder_of(config, file), file)
-    return config, file
+    check_weights(folder_of(config, argument), argument)
+    return config, argument
 
 
 def _folder_of(argument: str) -> Path:

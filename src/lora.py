@@ -86,3 +86,22 @@ def merged(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 plain[f"{layer}.weight"], weights[f"{layer}.{_UP}"], down
             )
     return plain
+
+
+def lora_shapes(
+    found: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that LoRA's matrices must have beside the weights of their layers.
+
+    Args:
+        found: the shapes of a file's tensors, which give each layer's rank.
+        layers: the shapes of a model's weights without LoRA.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in found.items():
+        layer, _, kind = name.rpartition(".")
+        weight = layers.get(f"{layer}.weight", ())
+        if kind == _DOWN and len(shape) == len(weight) == 2:
+            shapes[name] = (shape[0], weight[1])
+            shapes[f"{layer}.{_UP}"] = (weight[0], shape[0])
+    return shapes

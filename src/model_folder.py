@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
 from .config_loader import CONFIG, load_config, save_config
-from .cuda_utils import select_device
+from .cuda_utils import check_memory, select_device
 from .errors import AGI2Error
-from .lora import merged
+from .lora import lora_shapes, merged
 from .model import GPT2Model
-from .run_folder import WEIGHTS, run_folder
+from .run_folder import WEIGHTS, check_weights, folder_of, run_folder
+from .safetensors_file import SafetensorsFile, load_tensors, save_tensors
 from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from .utils import atomic_path, plural, sha256_of, sharded_as, writing
+from .utils import atomic_path, parse_json, plural, sha256_of, sharded_as, writing
+
+__all__ = ["load_tensors", "run_folder", "save_tensors"]  # as other modules import them
 
 
 def save_weights(
@@ -126,9 +127,10 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
     folder = Path(folder)
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
-    model = _load_weights_of(folder, config)
+    with SafetensorsFile(folder / WEIGHTS) as file:
+        model = _read_model(file, config)
+        expected = _notes(file).get("tokenizer")
     check_vocabulary(tokenizer, model)
-    expected = _notes(folder / WEIGHTS).get("tokenizer")
     if expected is not None and sha256_of(folder / FILE_NAME) != expected:
         raise AGI2Error(
             f"{folder / FILE_NAME} is another tokenizer than the one that {folder / WEIGHTS} was "
@@ -151,40 +153,60 @@ def load_architecture(folder: str | Path, device: torch.device | str = "cpu") ->
         raise AGI2Error(f"{folder}: no model there that save_pretrained or training wrote{hint}")
     if os.path.lexists(folder / FILE_NAME):
         return load_model(folder, device).model
-    return _load_weights_of(folder, load_config(folder / CONFIG)).to(select_device(str(device)))
+    with SafetensorsFile(folder / WEIGHTS) as file:
+        model = _read_model(file, load_config(folder / CONFIG))
+    return model.to(select_device(str(device)))
 
 
-def _load_weights_of(folder: Path, config: Config) -> GPT2Model:
-    """The model of a folder, in evaluation mode."""
+def _read_model(file: SafetensorsFile, config: Config) -> GPT2Model:
+    """The model of an open file, in evaluation mode."""
+    _check_layers(file, config)
+    check_memory(config.architecture, f"{file.path}: this model")
     # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
     with torch.device("meta"):
         model = GPT2Model(config)
-    load_weights(model, folder / WEIGHTS, assign=True, merge=True)
-    check_finite(model.state_dict(), str(folder))
+    _fill(model, file, assign=True, merge=True)
+    check_finite(model.state_dict(), str(file.path.parent))
     return model.eval()
 
 
+def _check_layers(file: SafetensorsFile, config: Config) -> None:
+    """Raise where a configuration names more or fewer layers than the weights have.
+
+    A model of as many layers as a stranger's configuration says is not even described in vain.
+    """
+    layers = {name.split(".")[1] for name in file.entries if name.startswith("blocks.")}
+    if len(layers) != config.model_layer:
+        raise AGI2Error(
+            f"{file.path} holds a model of another shape: it has {len(layers)} layers, "
+            f"{CONFIG} says model_layer = {config.model_layer}"
+        )
+
+
 def load_trained(
-    config: Config, device: torch.device | str = "cpu", file: str = "FILE.toml"
+    config: Config, device: torch.device | str = "cpu", file: str | Path = "FILE.toml"
 ) -> TrainedModel:
-    """Read the model that a configuration names and has trained.
+    """Read the model of a folder, or the one that a configuration names and has trained.
 
     Args:
         config: with the run's `output_dir` and `model_name`.
         device: where the model goes.
-        file: what the configuration was read from, for messages.
+        file: what the configuration was read from: a folder, or a TOML file. See `folder_of`.
 
     Raises:
-        AGI2Error: where it is not trained yet, or was trained with another architecture than the
-            one written in this configuration.
+        AGI2Error: where it is not trained yet, another model than the folder's is configured, or
+            it was trained with another architecture than the one written in this configuration.
     """
-    beside = Path(file).parent
-    # A run's own configuration is of the run in whose folder it stands, wherever that was moved.
-    is_own = Path(file).name == CONFIG and os.path.isfile(beside / WEIGHTS)
-    folder = beside if is_own else run_folder(config)
-    if not os.path.isfile(folder / WEIGHTS):
-        raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
+    folder = folder_of(config, file)
+    is_named = folder in (Path(file), Path(file).parent)
+    check_weights(folder, file)
     trained = load_model(folder, device)
+    for key in ("model_name", "output_dir") if is_named else ():
+        if config[key] != trained.config[key]:
+            raise AGI2Error(
+                f"{key} = {config[key]!r}, but {folder} is the model that was named: leave {key} "
+                "out, or name a configuration that is in no run's folder"
+            )
     wanted, has = config.architecture.to_keys(), trained.config.architecture.to_keys()
     for key in sorted(wanted.keys() & config.model_fields_set - FREE_ARCHITECTURE_KEYS):
         if wanted[key] != has[key]:
@@ -238,58 +260,46 @@ def load_weights(
     Raises:
         AGI2Error: where the file is missing, broken, or of another shape or kind of numbers.
     """
-    file = os.stat(path) if path.is_file() else None
-    saved = load_tensors(path)
-    tensors = {name: _in_float32(tensor, name, path) for name, tensor in saved.items()}
-    tensors = merged(tensors) if merge else tensors
+    with SafetensorsFile(path) as file:
+        _fill(model, file, assign=assign, merge=merge)
+
+
+def _fill(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool) -> None:
+    """Fill a model from an open file, whose header is compared with the model first."""
     expected = model.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        ours = tuple(expected[name].shape) if name in expected else "nothing"
-        theirs = tuple(tensors[name].shape) if name in tensors else "nothing"
-        if ours != theirs:
-            raise AGI2Error(
-                f"{path} holds a model of another shape: {name} is {theirs}, not {ours}"
-            )
-    if _notes(path).get("sha256", "") not in ("", _hash_of(saved)):
-        raise AGI2Error(f"{path} is damaged: its content does not match its hash")
-    if not assign:
+    _check_shapes(file, {name: tuple(weight.shape) for name, weight in expected.items()}, merge)
+    saved = file.tensors()
+    if _notes(file).get("sha256", "") not in ("", _hash_of(saved)):
+        raise AGI2Error(f"{file.path} is damaged: its content does not match its hash")
+    tensors = merged(saved) if merge else saved
+    if assign:
+        # The model computes in fp32, whatever the file holds.
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    else:
         tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
-    elif file is not None and tensors.keys() == saved.keys():
-        tensors = {
-            name: _in_float32(tensor, name, path)
-            for name, tensor in _mapped_apart(path, file, tensors).items()
-        }
     model.load_state_dict(tensors, assign=assign)
 
 
-def _in_float32(tensor: torch.Tensor, name: str, path: Path) -> torch.Tensor:
-    """A file's tensor in the numbers that a model computes with: itself, where it has them."""
-    if not tensor.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise AGI2Error(f"{path}: {name} holds {kind}, not floating-point numbers")
-    return tensor.to(torch.float32)
+def _check_shapes(
+    file: SafetensorsFile, expected: Mapping[str, tuple[int, ...]], merge: bool
+) -> None:
+    """Raise where a file's tensors, with LoRA's matrices merged, are not the expected ones."""
+    expected = dict(expected)
+    if merge:
+        expected.update(lora_shapes({name: e.shape for name, e in file.entries.items()}, expected))
+    for name in sorted(expected.keys() | file.entries.keys()):
+        ours = expected.get(name, "nothing")
+        theirs = file.entries[name].shape if name in file.entries else "nothing"
+        if ours != theirs:
+            raise AGI2Error(
+                f"{file.path} holds a model of another shape: {name} is {theirs}, not {ours}"
+            )
+        if file.entries[name].dtype not in _WEIGHT_DTYPES:
+            kind = str(file.entries[name].dtype).removeprefix("torch.")
+            raise AGI2Error(f"{file.path}: {name} holds {kind}, not floating-point numbers")
 
 
-def _mapped_apart(
-    path: Path, file: os.stat_result, tensors: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The tensors of a file so that each leaves memory when it is let go of.
-
-    As they are read at once, all of the file stays mapped as long as one of them is in use.
-    """
-    apart = {}
-    try:
-        for name, tensor in tensors.items():
-            if tensor.dim() < 2:
-                apart[name] = tensor.clone()
-            else:
-                with safe_open(path, "pt") as again:
-                    apart[name] = again.get_tensor(name)
-        is_same = os.path.samestat(os.stat(path), file)
-    except (OSError, SafetensorError):
-        is_same = False
-    # Written anew in between, it may hold other weights than those that were checked.
-    return apart if is_same else tensors
+_WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -302,47 +312,9 @@ def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _notes(path: Path) -> dict[str, str]:
+def _notes(file: SafetensorsFile) -> dict[str, str]:
     """What `save_weights` noted in a file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(json.loads((file.metadata() or {}).get("agi2", "{}")))
-    except (ValueError, TypeError) as error:
-        raise AGI2Error(f"{path} is damaged: {error}") from error
-
-
-def save_tensors(
-    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file.
-
-    Args:
-        tensors: what it holds.
-        path: the file.
-        metadata: what it notes; one key at most, or equal tensors do not give equal files.
-
-    Raises:
-        OSError: where there is no right or no room.
-    """
-    path.touch()
-    mode = path.stat().st_mode
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        raise OSError(str(error).removeprefix("Error while serializing: ")) from error
-    path.chmod(mode)  # the library lets no other user read it
-
-
-def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        AGI2Error: where it is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise AGI2Error(f"{path}: no such file") from error
-    except (SafetensorError, OSError) as error:
-        raise AGI2Error(f"{path} is damaged: {error}") from error
+    notes = parse_json(file.metadata.get("agi2", "{}"), f"{file.path} is damaged: its note")
+    if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
+        raise AGI2Error(f"{file.path} is damaged: its note is not made of texts")
+    return notes

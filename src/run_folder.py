@@ -5,6 +5,7 @@ Nothing here needs PyTorch, so that what only reads names and logs answers at on
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,28 +96,59 @@ def _describe_folder(place: Path) -> str:
     return f"{place} is no run's or model's folder: it has no {CONFIG}; agi2 list shows the runs"
 
 
-def folder_of(config: Mapping[str, Any], file: str) -> Path:
+def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
     """The folder of the model that a configuration names.
+
+    A folder that is named is that folder, whatever its configuration calls it: a run that was
+    moved away keeps its old name in there. A configuration of one's own, which is in no run's
+    folder, names the model that it trains.
 
     Args:
         config: what `file` holds.
-        file: a run's own configuration is of the folder that it lies in, wherever that was moved;
-            any other file is of the run that it names.
+        file: a folder, or a TOML file.
     """
-    beside = Path(file).parent
+    path = Path(file)
+    if path.is_dir():
+        return path
+    beside = path.absolute().parent
+    # Of a run that was killed at once there may be nothing but its configuration.
+    is_among_runs = beside.parent == Path(config["output_dir"]).absolute()
     parts = (WEIGHTS, TOKENIZER, METRICS, CHECKPOINTS)
-    is_own = Path(file).name == CONFIG and any((beside / part).exists() for part in parts)
-    return beside if is_own else run_folder(config)
+    is_own = is_among_runs or any(os.path.lexists(beside / part) for part in parts)
+    return path.parent if path.name == CONFIG and is_own else run_folder(config)
 
 
-def check_weights(folder: Path, file: str) -> None:
+def check_weights(folder: Path, file: str | Path) -> None:
     """Raise if a folder has no weights.
 
     Raises:
         AGI2Error: says how to train them.
     """
-    if not (folder / WEIGHTS).is_file():
+    if os.path.isfile(folder / WEIGHTS):
+        return
+    if folder not in (Path(file), Path(file).parent):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
+    if list_checkpoints(folder):
+        end = f"go on with the run: agi2 train {folder} --resume"
+    else:
+        end = "its run ended before it saved one; train it again, or name another folder"
+    raise AGI2Error(f"{folder} holds no trained model (no {WEIGHTS}): {end}")
+
+
+def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
+    """Raise if a run's own configuration would go on with another run.
+
+    Raises:
+        AGI2Error: says what to name.
+    """
+    if config["resume"] != "auto":
+        return
+    own, resumed = folder_of(config, file), run_folder(config)
+    if own.resolve() != resumed.resolve():
+        raise AGI2Error(
+            f"resume: {file} is of the run in {own}, but its keys name {resumed}: to go on with "
+            f"the former, name its folder: agi2 train {own} --resume"
+        )
 
 
 def check_resume(config: Mapping[str, Any]) -> None:

@@ -1,6 +1,10 @@
 """A trained model, to and from a folder: whole or not at all, and nothing unpickled."""
 
 import contextlib
+import os
+import re
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,8 +26,10 @@ from src.model_folder import (
     load_weights,
     run_folder,
     save_model,
+    save_tensors,
     save_weights,
 )
+from src.run_folder import check_resumed, folder_of
 from src.sampling import generation_options
 from src.tokenizer import BasicTokenizer
 from tests.conftest import raising, run_python
@@ -156,24 +162,80 @@ def test_weights_of_another_shape_are_refused_untouched(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("meanwhile", ["nothing", "written anew", "removed"])
-def test_weights_are_those_that_were_checked(tmp_path, monkeypatch, meanwhile):
-    """Also where a training writes its file while it is read."""
-    path, saved, other = tmp_path / "w", tiny_model(1), tiny_model(2)
-    save_weights(saved.state_dict(), path)
+def test_a_model_that_is_replaced_all_the_time_is_one_or_the_other(tmp_path):
+    """As where a training saves better weights while a text is generated with the old ones."""
+    folder = tmp_path / "m"
+    models = [saved_model(folder, seed) for seed in (1, 2)]
+    files = [tmp_path / "0", tmp_path / "1"]
+    for file, model in zip(files, models, strict=True):
+        save_weights(model.state_dict(), file, alphabet())
+    over = threading.Event()
 
-    def check(tensors):
-        if meanwhile == "written anew":
-            save_weights(other.state_dict(), path)
-        elif meanwhile == "removed":
-            path.unlink()
-        return {}
+    def replace():
+        while not over.is_set():
+            for file in files:
+                os.link(file, tmp_path / "next")
+                os.replace(tmp_path / "next", folder / "model.safetensors")
 
-    monkeypatch.setattr("src.model_folder._notes", check)
-    model = tiny_model()
-    load_weights(model, path, assign=True)
-    for name, tensor in saved.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor)
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(200):
+            found = load_model(folder).model.state_dict()
+            assert any(
+                all(torch.equal(found[name], weight) for name, weight in model.state_dict().items())
+                for model in models
+            )
+    finally:
+        over.set()
+        thread.join()
+
+
+# Sizes are compared with the file before anything is built.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("model_layer", 1024, r"has 2 layers, config.toml says model_layer = 1024"),
+        ("model_layer", 1, r"has 2 layers, config.toml says model_layer = 1"),
+        ("model_layer", 10**9, r"config.toml:\d+: model_layer = 1000000000: input should be less"),
+        ("vocab_size", 2**20, r"another shape: token_embeddings.weight is \(28, 16\), not"),
+        ("model_ff", 2**20, r"another shape: blocks.0.ffn.contract"),
+        ("model_embd", 2**16, r"this model of .* parameters takes .*, this machine has"),
+        (
+            "model_positions",
+            2**20,
+            r"model.safetensors: this model of .* parameters takes .*, this",
+        ),
+    ],
+)
+def test_sizes_beyond_the_file_are_refused_before_anything_is_built(
+    tmp_path, monkeypatch, key, value, found
+):
+    saved_model(tmp_path / "m")
+    path = tmp_path / "m" / "config.toml"
+    path.write_text(re.sub(rf"^{key} = .*$", f"{key} = {value}", path.read_text(), flags=re.M))
+    # 24 B for each number of the position table, while it is computed.
+    monkeypatch.setattr("src.cuda_utils.available_memory", lambda device: 24 * 2**20 * 16)
+    with pytest.raises(AGI2Error, match=found):
+        load_model(tmp_path / "m")
+
+
+def test_lora_matrices_of_other_shapes_are_refused(tmp_path):
+    saved_model(tmp_path / "m")
+    weights = tiny_model().state_dict()
+    name = "blocks.0.ffn.expand"  # (64, 16)
+    for down, up in (((2, 16), (64, 3)), ((2, 17), (64, 2)), ((2, 16), (65, 2)), ((2,), (64, 2))):
+        lora = {f"{name}.lora_down": torch.ones(down), f"{name}.lora_up": torch.ones(up)}
+        save_weights({**weights, **lora}, tmp_path / "m" / "model.safetensors")
+        with pytest.raises(AGI2Error, match=rf"another shape: {name}.lora_"):
+            load_model(tmp_path / "m")
+    save_weights(
+        {**weights, f"{name}.lora_down": torch.ones(2, 16)}, tmp_path / "m" / "model.safetensors"
+    )
+    with pytest.raises(AGI2Error, match=rf"{name}.lora_up is nothing"):
+        load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -326,3 +388,78 @@ def test_a_trained_model_generates_as_its_configuration_says(tmp_path, capsys):
         trained.generate("abc", temperatur=1.0)
     with pytest.raises(AGI2Error, match=r'^quantize = "int8": call prepare_for_generation'):
         trained.generate("abc", quantize="int8")
+
+
+# A folder that is named is that folder, or an error.
+
+
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """The run `m` is trained; `m.1` is an earlier one of that name, killed before it saved."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(model_name="m")
+    save_model(tiny_model(1), alphabet(), config, Path("trained/m"))
+    shutil.copytree("trained/m", "trained/m.1")
+    Path("trained/m.1/model.safetensors").unlink()
+    Path("trained/m.1/metrics.jsonl").touch()
+    return tmp_path
+
+
+def test_a_folder_without_weights_is_never_another_run(two_runs):
+    for inside in ("tokenizer.json", "metrics.jsonl", "config.toml"):
+        for named in ("trained/m.1", "trained/m.1/config.toml", Path("trained/m.1").absolute()):
+            with pytest.raises(AGI2Error, match=r"m\.1 holds no trained model") as error:
+                load_trained(Config(model_name="m"), file=named)
+            assert "train it again" in str(error.value)
+        # As early as a run may be killed, the less there is in its folder.
+        (Path("trained/m.1") / inside).unlink()
+
+
+def test_a_folder_with_checkpoints_but_no_weights_says_how_to_go_on(two_runs):
+    Path("trained/m.1/checkpoints/step-00000002").mkdir(parents=True)
+    with pytest.raises(AGI2Error, match=r"agi2 train trained/m\.1 --resume"):
+        load_trained(Config(model_name="m"), file="trained/m.1")
+
+
+@pytest.mark.parametrize(
+    "named", ["copy", "copy/config.toml", "trained/m", "trained/m/config.toml"]
+)
+def test_a_folder_is_itself_wherever_it_lies(two_runs, named):
+    shutil.copytree("trained/m", "copy")
+    save_weights(tiny_model(2).state_dict(), Path("copy/model.safetensors"), alphabet())
+    found = load_trained(Config(model_name="m"), file=named).model
+    expected = tiny_model(2 if named.startswith("copy") else 1)
+    assert all(map(torch.equal, found.parameters(), expected.parameters()))
+
+
+@pytest.mark.parametrize("key", ["model_name", "output_dir"])
+def test_another_model_than_the_named_folder_is_refused(two_runs, key):
+    config = Config(**{"model_name": "m", key: "other"})
+    for named in ("trained/m", "trained/m/config.toml"):
+        if (key, named) == ("output_dir", "trained/m/config.toml"):
+            Path("trained/m/metrics.jsonl").touch()
+        with pytest.raises(AGI2Error, match=f"{key} = 'other', but trained/m is the model that wa"):
+            load_trained(config, file=named)
+
+
+def test_a_configuration_of_ones_own_names_the_model_that_it_trains(two_runs):
+    Path("config.toml").touch()
+    for named in ("config.toml", "mine.toml"):
+        assert folder_of(Config(model_name="m"), named) == Path("trained/m")
+        assert load_trained(Config(model_name="m"), file=named).config.model_name == "m"
+
+
+def test_a_moved_run_s_own_configuration_does_not_resume_another(two_runs):
+    config = Config(model_name="m", resume="auto")
+    with pytest.raises(AGI2Error, match=r"of the run in trained/m\.1, but its keys name trained/m"):
+        check_resumed(config, "trained/m.1/config.toml")
+    check_resumed(config, "trained/m/config.toml")
+    check_resumed(config, "mine.toml")
+    check_resumed(Config(model_name="m", resume="trained/m.1"), "trained/m.1/config.toml")
+
+
+@pytest.mark.parametrize("note", ["[1]", '{"sha256": 5}', "{", "[" * 9999])
+def test_a_note_that_is_none_is_one_line(tmp_path, note):
+    save_tensors(tiny_model().state_dict(), tmp_path / "w", {"agi2": note})
+    with pytest.raises(AGI2Error, match="w is damaged: its note is n"):
+        load_weights(tiny_model(), tmp_path / "w")

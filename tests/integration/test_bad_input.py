@@ -581,3 +581,109 @@ def test_top_k_above_the_vocabulary_means_no_limit(trained, capsys):
 def test_temperature_0_takes_the_likeliest_token_as_one_beam_does(trained, capsys):
     greedy = output(capsys, "generate", "tiny.toml", "a", "-s", "temperature=0")
     assert output(capsys, "beam", "tiny.toml", "a", "-s", "beam_size=1") == greedy
+
+
+# A folder that is named is that folder.
+
+NAMED = {
+    "generate": ("a",),
+    "beam": ("a",),
+    "chat": (),
+    "eval": ("--text", "corpus.txt"),
+    "export": ("out",),
+}
+
+
+@pytest.mark.parametrize("command", NAMED)
+@pytest.mark.parametrize("own", [["config.toml", "metrics.jsonl"], ["config.toml"]])
+def test_an_earlier_run_without_weights_is_not_the_later_one(command, own, trained, mistakes):
+    for name in own:
+        (trained / "trained/tiny.1").mkdir(exist_ok=True)
+        shutil.copy(trained / "trained/tiny" / name, trained / "trained/tiny.1" / name)
+    files = (
+        ["trained/tiny.1"]
+        if command == "export"
+        else ["trained/tiny.1", "trained/tiny.1/config.toml"]
+    )
+    for file in files:
+        (line,) = mistakes(command, file, *NAMED[command])
+        assert line.startswith(
+            ("trained/tiny.1 holds no trained model", "trained/tiny.1: no train")
+        )
+
+
+@pytest.mark.parametrize("command", ["generate", "beam"])
+def test_a_run_that_was_moved_is_named_by_its_folder(command, trained, capsys):
+    shutil.copytree("trained/tiny", "elsewhere")
+    greedy = ("a", "--set", "sampling_seed=1")
+    expected = output(capsys, command, "tiny.toml", *greedy)
+    shutil.rmtree("trained")
+    for file in ("elsewhere", "elsewhere/config.toml"):
+        assert output(capsys, command, file, *greedy) == expected
+
+
+def test_a_named_folder_and_another_model_name_contradict_each_other(trained, mistakes):
+    (line,) = mistakes("generate", "trained/tiny", "a", "--set", "model_name=other")
+    assert line.startswith("model_name = 'other', but trained/tiny is the model that was named")
+
+
+def test_an_earlier_run_s_configuration_does_not_resume_the_later_one(trained, mistakes):
+    shutil.copytree("trained/tiny", "trained/tiny.1")
+    (line,) = mistakes("train", "trained/tiny.1/config.toml", "--resume")
+    assert line.startswith(
+        "resume: trained/tiny.1/config.toml is of the run in trained/tiny.1, but"
+    )
+
+
+# What only the tokenizer knows is checked before the training.
+
+
+def test_a_bias_on_what_is_no_token_is_told_before_the_training(folder, mistakes):
+    (line,) = mistakes("train", "tiny.toml", "--set", 'logit_bias={"the cat sat" = 1.0}')
+    assert line.startswith("logit_bias: 'the cat sat' is not one token but ")
+
+
+# Deep and huge values.
+
+VALUES = {
+    "[" * 5000 + "]" * 5000: "--set epochs: it is nested too deeply",
+    "[" * 150 + "]" * 150: "--set epochs: it is nested too deeply",
+    "9" * 5000: "--set epochs: a number has too many digits",
+    "0x" + "f" * 5000: "--set epochs: epochs = a value of type int that is too large to show",
+    "1e999": "--set epochs: epochs = inf",
+    "x" * 5000: "--set epochs: epochs = 'xxx",
+    "3\nseed = 4": "--set epochs: epochs = '3\\nseed = 4'",
+}
+
+
+@pytest.mark.parametrize(("value", "said"), VALUES.items(), ids=range(len(VALUES)))
+def test_deep_and_huge_values_are_one_short_line(value, said, folder, mistakes):
+    (line,) = mistakes("train", "tiny.toml", "--set", f"epochs={value}")
+    assert line.startswith(said)
+    assert len(line) <= 300
+
+
+def test_many_mistakes_are_counted(folder, mistakes):
+    (folder / "tiny.toml").write_text("".join(f"key{i} = 1\n" for i in range(1000)))
+    lines = mistakes("train", "tiny.toml")
+    assert len(lines) == 21
+    assert lines[-1] == "and 982 more problems"  # the two that are missing among them
+
+
+def test_a_list_shows_whole_runs_beside_any_broken_one(trained, capsys):
+    for number, (name, content) in enumerate(
+        [
+            ("metrics.jsonl", '{"step":' + "[" * 5000 + "]" * 5000 + "}\n"),
+            ("metrics.jsonl", '{"step": ' + "9" * 5000 + "}\n"),
+            ("config.toml", "a = " + "[" * 5000 + "]" * 5000),
+            ("config.toml", "epochs = " + "9" * 5000),
+        ]
+    ):
+        copy = Path(f"trained/broken{number}")
+        shutil.copytree("trained/tiny", copy)
+        (copy / name).write_text(content)
+    assert status_of("list", "--quiet") == 0
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 4
+    assert [line.split()[-1] for line in out.splitlines()[1:]].count("broken") == 4
+    assert "finished" in out

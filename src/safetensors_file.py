@@ -1,0 +1,217 @@
+"""A safetensors file, read once through one open descriptor, and written.
+
+What is read is one file's content, also where another process puts a new file into its place
+meanwhile. The header is checked against the size of the file before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from .errors import AGI2Error
+from .utils import parse_json
+
+# The library's own limit for a header, in bytes.
+_LARGEST_HEADER = 100_000_000
+# From this size on, in bytes, a tensor has a memory mapping of its own.
+_MAPPED = 1 << 16
+
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """Its first byte in the file."""
+    size: int
+    """In bytes."""
+
+
+class SafetensorsFile:
+    """An open safetensors file; a context manager.
+
+    Args:
+        path: the file.
+
+    Raises:
+        AGI2Error: where it is missing, is no regular file, or its header does not describe it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        """What the file notes about itself."""
+        self.entries: dict[str, TensorEntry] = {}
+        """Its tensors by name."""
+        try:
+            # Neither a device nor a pipe may keep this waiting.
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError as error:
+            raise AGI2Error(f"{path}: no such file") from error
+        except OSError as error:
+            raise self._damage(error.strerror) from error
+        try:
+            self._read_header()
+        except OSError as error:
+            self.close()
+            raise self._damage(error.strerror) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; tensors that were read stay."""
+        os.close(self._descriptor)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Read all tensors. Each leaves memory when it is let go of."""
+        try:
+            return {name: self._tensor(entry) for name, entry in self.entries.items()}
+        except OSError as error:
+            raise self._damage(error.strerror) from error
+
+    def _damage(self, reason: object) -> AGI2Error:
+        return AGI2Error(f"{self.path} is damaged: {reason}")
+
+    def _read_header(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        length = int.from_bytes(self._bytes(0, 8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise self._damage("its header is longer than the file")
+        header = parse_json(bytes(self._bytes(8, length)), f"{self.path} is damaged: its header")
+        if not isinstance(header, dict):
+            raise self._damage("its header is no JSON object")
+        notes = header.pop("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
+            raise self._damage("its metadata is not made of texts")
+        self.metadata = notes
+        self.entries = {name: self._entry(name, each, 8 + length) for name, each in header.items()}
+        end = 8 + length
+        for entry in sorted(self.entries.values(), key=lambda entry: (entry.start, entry.size)):
+            if entry.start != end:
+                raise self._damage("its tensors overlap, or leave gaps")
+            end += entry.size
+        if end != size:
+            raise self._damage(f"it has {size:,} bytes, its header describes {end:,}")
+
+    def _entry(self, name: str, given: Any, offset: int) -> TensorEntry:
+        """What the header says of a tensor, checked."""
+        given = given if isinstance(given, dict) else {}
+        dtype, shape, place = (given.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise self._damage(f"{name} is of the unknown type {dtype!r}")
+        if not (_are_sizes(shape) and _are_sizes(place) and len(place) == 2):
+            raise self._damage(f"{name} has no shape, or no place in the file")
+        size = math.prod(shape) * _DTYPES[dtype].itemsize
+        if place[1] - place[0] != size:
+            raise self._damage(f"{name} has another size than its shape")
+        return TensorEntry(_DTYPES[dtype], tuple(shape), offset + place[0], size)
+
+    def _bytes(self, start: int, count: int) -> bytearray:
+        """Bytes of the file; fewer where it ends."""
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        found = bytearray()
+        while len(found) < count and (part := os.read(self._descriptor, count - len(found))):
+            found += part
+        return found
+
+    def _tensor(self, entry: TensorEntry) -> torch.Tensor:
+        if not math.prod(entry.shape):
+            return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+        buffer: bytearray | mmap.mmap
+        offset = 0
+        # The kernels in C read numbers at multiples of their size.
+        if entry.size < _MAPPED or entry.start % entry.dtype.itemsize:
+            buffer = self._bytes(entry.start, entry.size)
+            if len(buffer) < entry.size:
+                raise self._damage("it was cut short while it was read")
+        else:
+            offset = entry.start % mmap.ALLOCATIONGRANULARITY
+            buffer = mmap.mmap(
+                self._descriptor,
+                offset + entry.size,
+                access=mmap.ACCESS_COPY,  # private: what is written to it stays in memory
+                offset=entry.start - offset,
+            )
+        count = math.prod(entry.shape)
+        flat = torch.frombuffer(buffer, dtype=entry.dtype, count=count, offset=offset)
+        return flat.view(entry.shape)
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether this is a list of whole numbers from 0 on, few and small enough for PyTorch."""
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(type(size) is int and 0 <= size < 2**48 for size in value)
+        and math.prod(value) < 2**60
+    )
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        AGI2Error: where it is missing or damaged.
+    """
+    with SafetensorsFile(path) as file:
+        return file.tensors()
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Args:
+        tensors: what it holds.
+        path: the file.
+        metadata: what it notes; one key at most, or equal tensors do not give equal files.
+
+    Raises:
+        OSError: where there is no right or no room.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(str(error).removeprefix("Error while serializing: ")) from error
+    path.chmod(mode)  # the library lets no other user read it
