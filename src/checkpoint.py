@@ -46,7 +46,17 @@ from .run_folder import (
     step_of,
 )
 from .tokenizer import FILE_NAME
-from .utils import atomic_path, finite, log, sha256_of, sharded_as, sync_file, sync_folder, writing
+from .utils import (
+    atomic_path,
+    finite,
+    log,
+    read_json_object,
+    sha256_of,
+    sharded_as,
+    sync_file,
+    sync_folder,
+    writing,
+)
 
 BEST = "best.safetensors"
 TENSORS = "training.safetensors"
@@ -279,10 +289,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         AGI2Error: where it is incomplete or damaged.
     """
     try:
-        manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
-        damaged = [name for name in manifest if sha256_of(folder / name) != manifest[name]]
-        state = json.loads((folder / STATE).read_bytes())
-    except (OSError, ValueError, TypeError) as error:
+        manifest = read_json_object(folder / MANIFEST)
+        damaged = [name for name in manifest if not _is_whole(folder, name, manifest[name])]
+        state = read_json_object(folder / STATE)
+    except (AGI2Error, OSError, ValueError) as error:  # the last for a NUL in a name
         raise AGI2Error(f"{folder} is not a whole checkpoint: {error}") from error
     sharded = any(name.startswith(f"{SHARDS}/") for name in manifest)
     needed = (STATE,) if sharded else (WEIGHTS, TENSORS, STATE)
@@ -290,6 +300,55 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if damaged:
         raise AGI2Error(f"{folder / damaged[0]} is damaged: its content does not match its hash")
     return Checkpoint(folder, state)
+
+
+def _is_whole(folder: Path, name: str, digest: Any) -> bool:
+    """Whether a file of a checkpoint has the content that its manifest says."""
+    path = folder / name
+    is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return is_inside and path.is_file() and sha256_of(path) == digest
+
+
+# What a state must hold, and of which types: a run goes on from these alone.
+_NUMBER, _NUMBER_OR_NONE = (int, float), (int, float, type(None))
+_STATE_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "skipped_steps", "skipped_in_a_row", "evaluated_at"), (int,)),
+    **dict.fromkeys(("evaluations_without_gain", "metrics_size", "total_steps"), (int,)),
+    **dict.fromkeys(("micro_batch_size", "processes", "threads"), (int,)),
+    **dict.fromkeys(("tokenizer", "text", "precision"), (str,)),
+    **dict.fromkeys(("fixed", "config", "history", "scaler"), (dict,)),
+    **dict.fromkeys(("epoch_loss", "recent_loss"), (list,)),
+    "seconds": _NUMBER,
+    "best_loss": _NUMBER_OR_NONE,
+    "compiled": (bool,),
+}
+
+
+def check_state(checkpoint: Checkpoint) -> None:
+    """Raise where a state does not hold what a run goes on from.
+
+    Raises:
+        AGI2Error: which names the key.
+    """
+    state, path = checkpoint.state, checkpoint.folder / STATE
+    for key, types in _STATE_TYPES.items():
+        if type(state.get(key)) not in types:
+            raise AGI2Error(f"{path}: {key} is missing, or of another type than a run writes")
+    counts = [state[key] for key, types in _STATE_TYPES.items() if types == (int,)]
+    curves = [state["history"].get(key) for key in ("train_loss", "val_loss", "val_steps")]
+    losses = [state["epoch_loss"], state["recent_loss"]]
+    are_numbers = all(
+        isinstance(curve, list) and all(type(each) in _NUMBER_OR_NONE for each in curve)
+        for curve in [*curves, *losses]
+    )
+    if (
+        not are_numbers
+        or [len(loss) for loss in losses] != [2, 2]
+        or not all(0 <= count < 2**62 for count in counts)
+        or not (state["threads"] and state["micro_batch_size"] and state["total_steps"])
+        or state["precision"] not in ("float32", "bfloat16", "float16")
+    ):
+        raise AGI2Error(f"{path}: a number or a name in it is none that a run writes")
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:

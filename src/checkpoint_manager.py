@@ -92,6 +92,7 @@ class CheckpointManager:
         Raises:
             AGI2Error: where the checkpoint is another run's: its tokenizer, text or keys differ.
         """
+        checkpoints.check_state(checkpoint)
         before, now = checkpoint.state, self.identity
         if before["tokenizer"] != now["tokenizer"]:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")

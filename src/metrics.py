@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
+import re
 import sys
 import threading
 import uuid
@@ -22,7 +22,7 @@ from rich.table import Column
 
 from .config import Config
 from .errors import AGI2Error, printable
-from .utils import human_time, json_line, log, sync_file, write_text, writing
+from .utils import human_time, json_line, log, parse_json, sync_file, write_text, writing
 
 # Everything but generated text goes to standard error.
 console = Console(stderr=True, highlight=False)
@@ -184,11 +184,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         AGI2Error: where the file is missing or not what it should be.
     """
+    if path.exists() and not path.is_file():  # a pipe has no end
+        raise AGI2Error(f"{path} cannot be read: it is not a file")
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
-        entries = [dict(json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
-        raise AGI2Error(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise AGI2Error(f"{path} cannot be read: {error.strerror}") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        name = f"{path} cannot be read: line {number:,}"
+        entry = parse_json(line, name)
+        if not isinstance(entry, dict):
+            raise AGI2Error(f"{name} is no JSON object")
+        entries.append(entry)
     for number, entry in enumerate(entries, 1):
         if problem := _problem_of(entry):
             raise AGI2Error(f"{path}:{number}: {problem}: not a line that a run has written")
@@ -198,14 +206,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 # Of a step's line, what is read together.
 _SPEED = ("tokens_per_second", "tokens", "seconds")
 # Of a start's description, what is reckoned with.
-_COUNTS = ("parameters", "total_steps", "train_tokens", "train_bytes")
+_COUNTS = ("parameters", "total_steps", "train_tokens", "train_bytes", "tokens_per_step")
+# No count or figure of a run is larger; products of two are still numbers of a chart.
+_LARGEST_NUMBER = 1e100
 
 
 def _problem_of(entry: dict[str, Any]) -> str:
     """What those who read the log could not read of a line; empty where there is nothing."""
     start = entry.get("start", {})
-    if not isinstance(entry.get("step", 0), int) or not isinstance(start, dict):
+    if type(entry.get("step", 0)) is not int or not isinstance(start, dict):
         return "its step is no whole number, or its start no description"
+    numbers = [value for value in [*entry.values(), *start.values()] if type(value) in (int, float)]
+    # NaN is not, either: a run writes null in its place.
+    if not all(abs(number) <= _LARGEST_NUMBER for number in numbers) or entry.get("step", 0) < 0:
+        return "a number is negative, or too large"
     counts = [start.get(key, 0) for key in _COUNTS]
     speeds = [entry[key] for key in _SPEED if key in entry]
     if not all(isinstance(value, int | float | None) for value in [*counts, *speeds]):
@@ -316,21 +330,37 @@ class TensorBoardSink:
             rows = "".join(f"    {key} = {value!r}\n" for key, value in config.items())
             self._writer.add_text("config", rows, 0)
         for entry in logged:
-            if is_new or entry["step"] >= step:
+            if is_new or entry.get("step", 0) >= step:
                 self.write(entry)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line's numbers as points, and its sample as text."""
         for key, value in _numbers(entry).items():
-            self._writer.add_scalar(key, value, entry["step"])
+            self._writer.add_scalar(key, value, entry.get("step", 0))
         if "sample" in entry:
             # It is shown as Markdown, in which indented lines are taken as they are.
             lines = "\n".join("    " + line for line in entry["sample"].split("\n"))
-            self._writer.add_text("sample", lines, entry["step"])
+            self._writer.add_text("sample", lines, entry.get("step", 0))
 
     def close(self) -> None:
         """Write what is held back."""
         self._writer.close()
+
+
+def _read_run_id(note: Path) -> str:
+    """The id under which an earlier part of the run is known.
+
+    Raises:
+        AGI2Error: where the file holds something else.
+    """
+    try:
+        with open(note, "rb") as file:
+            found = file.read(100).decode("ascii").strip()
+    except (OSError, ValueError):
+        found = ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found):
+        raise AGI2Error(f"{note} holds no run's id: delete it, and a new run begins there")
+    return found
 
 
 class WandbSink:
@@ -351,7 +381,7 @@ class WandbSink:
         import wandb
 
         note = folder / "wandb" / "run_id"
-        run_id = note.read_text(encoding="utf-8") if note.exists() else uuid.uuid4().hex[:12]
+        run_id = _read_run_id(note) if note.exists() else uuid.uuid4().hex[:12]
         with writing(note):
             note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, run_id)

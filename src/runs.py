@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from .config_loader import CONFIG, load_config
 from .errors import AGI2Error
 from .metrics import read_metrics
 from .run_folder import METRICS, STATE, WEIGHTS, list_checkpoints, step_of
+from .utils import read_json_object
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,13 @@ def read_run(folder: str | Path) -> RunRecord:
             f"{folder} is no run's folder: there is no {METRICS} in it; agi2 list shows the runs"
         )
     entries = read_metrics(folder / METRICS) if is_run(folder) else []
-    return RunRecord(folder, load_config(folder / CONFIG), History(entries))
+    return RunRecord(folder, _read_config(folder), History(entries))
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run has written here."""
-    return (folder / METRICS).is_file()
+    # Whatever else may stand in the log's place, it is a run, and broken.
+    return os.path.lexists(folder / METRICS)
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def summarize(folder: Path) -> RunSummary:
     history, is_finished, problem = History([]), False, ""
     try:
         history = History(read_metrics(folder / METRICS))
-        config = load_config(folder / CONFIG)
+        config = _read_config(folder)
         is_finished = _is_finished(folder, config, history)
     except AGI2Error as error:
         problem = str(error).splitlines()[0]
@@ -193,7 +194,7 @@ def summarize(folder: Path) -> RunSummary:
         history=history,
         checkpoints=[step_of(place) for place in list_checkpoints(folder)],
         size=_size_of(folder),
-        changed=(folder / METRICS).stat().st_mtime,
+        changed=_time_of(folder / METRICS),
         is_finished=is_finished,
         problem=problem,
     )
@@ -204,19 +205,38 @@ def _is_finished(folder: Path, config: Config, history: History) -> bool:
     total = history.start.get("total_steps")
     if total is not None and history.steps >= total:
         return True
-    if config.max_minutes is not None and state.get("seconds", 0) >= 60 * config.max_minutes:
+    seconds, without_gain = state.get("seconds"), state.get("evaluations_without_gain")
+    if not (isinstance(seconds, int | float) and isinstance(without_gain, int)):
+        return False
+    if config.max_minutes is not None and seconds >= 60 * config.max_minutes:
         return True
     patience = config.early_stopping_patience
-    return patience is not None and state.get("evaluations_without_gain", 0) >= patience
+    return patience is not None and without_gain >= patience
+
+
+def _read_config(folder: Path) -> Config:
+    if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():  # a pipe has no end
+        raise AGI2Error(f"{folder / CONFIG} cannot be read: it is not a file")
+    return load_config(folder / CONFIG)
+
+
+# Of the years that a date can have.
+_LATEST = 250_000_000_000.0
+
+
+def _time_of(path: Path) -> float:
+    """When a file was changed, in seconds since 1970; 0 where it is gone by now."""
+    try:
+        return max(0.0, min(os.lstat(path).st_mtime, _LATEST))
+    except OSError:
+        return 0.0
 
 
 def _newest_state(folder: Path) -> dict[str, Any]:
     """What the newest checkpoint notes; empty where there is none that can be read."""
     for place in reversed(list_checkpoints(folder)):
-        try:
-            return dict(json.loads((place / STATE).read_bytes()))
-        except (OSError, ValueError, TypeError):
-            continue
+        with contextlib.suppress(AGI2Error):
+            return read_json_object(place / STATE)
     return {}
 
 

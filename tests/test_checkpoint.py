@@ -298,7 +298,7 @@ def test_an_empty_folder_is_used_as_it_is(tmp_path):
 
 
 def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.model_folder.save_file", raising(SafetensorError))
+    monkeypatch.setattr("src.safetensors_file.save_file", raising(SafetensorError))
     with pytest.raises(AGI2Error, match=r"cannot write .*model\.safetensors: stopped here"):
         save_weights(tiny_model().state_dict(), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())

@@ -403,7 +403,9 @@ def test_what_was_written_is_read_but_for_a_line_that_was_cut_off(tmp_path):
     assert read_metrics(path) == entries
 
 
-@pytest.mark.parametrize("content", [b"not json\n", b"[1]\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "content", [b"not json\n", b"[1]\n", b"\xff\n", b"[" * 9999 + b"\n", b"9" * 9999 + b"\n"]
+)
 def test_a_log_that_is_none_is_one_clear_line(tmp_path, content):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
@@ -500,6 +502,12 @@ def test_a_resumed_tensorboard_has_no_point_twice(tmp_path):
         {"step": 1, "start": {"total_steps": "x"}},
         {"step": 9, "tokens_per_second": 3},
         {"step": 9, "tokens_per_second": 3, "tokens": None, "seconds": 1},
+        {"step": True},
+        {"step": -1},
+        {"step": 10**400},
+        {"step": 1, "val_loss": math.inf},
+        {"step": 1, "start": {"tokens_per_step": [8]}},
+        {"step": 1, "start": {"parameters": 10**400}},
     ],
 )
 def test_a_line_that_no_run_has_written_is_named(tmp_path, bad):
@@ -620,3 +628,21 @@ def test_a_folder_of_a_packages_name_is_no_package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AGI2Error, match="nopackage is not installed"):
         metrics.check_log_to(["nopackage"])
+
+
+@pytest.mark.parametrize("content", [b"", b"../x", b"a" * 65, b"\xff", b"a\nb", b"9" * 10**6])
+def test_a_run_id_of_somebody_else_is_one_line(tmp_path, content):
+    note = tmp_path / "wandb" / "run_id"
+    note.parent.mkdir()
+    note.write_bytes(content)
+    with pytest.raises(AGI2Error, match=r"run_id holds no run's id: delete it"):
+        metrics.WandbSink(config_of("wandb"), tmp_path)
+    note.unlink()
+    note.mkdir()
+    with pytest.raises(AGI2Error, match=r"run_id holds no run's id: delete it"):
+        metrics.WandbSink(config_of("wandb"), tmp_path)
+
+
+def test_a_folder_in_a_log_s_place_is_one_line(tmp_path):
+    with pytest.raises(AGI2Error, match="cannot be read: it is not a file"):
+        read_metrics(tmp_path)

@@ -1,15 +1,27 @@
 """Runs read back from their folders."""
 
+import contextlib
+import io
 import json
 import math
 import os
+import re
+import shutil
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from src import runs
+from src.checkpoint import check_state, find_checkpoint, open_checkpoint
+from src.compare import compare_runs, print_runs
+from src.config_loader import load_config
 from src.errors import AGI2Error
 from src.metrics import read_metrics
+from src.report import write_report
 from src.runs import History, list_runs, read_run
 from src.training import train_from_config
+from src.utils import sha256_of
 
 
 @pytest.fixture
@@ -108,8 +120,6 @@ def test_a_file_with_two_names_counts_once(run):
 
 
 def test_a_file_that_vanishes_meanwhile_does_not_stop_the_list(run, monkeypatch):
-    from src import runs
-
     whole = runs._size_of(run.folder)
     walk = os.walk
 
@@ -160,3 +170,145 @@ def test_a_broken_run_is_listed_as_far_as_it_is_known(run, name):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(AGI2Error, match="nothing cannot be read"):
         list_runs(tmp_path / "nothing")
+
+
+# Any damage to a run's folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The folder of a run of a few steps; copied, never changed."""
+    from src.config_loader import make_config
+    from tests.conftest import make_text
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "a.txt").write_text(make_text(60))
+    keys = {"model_layer": 1, "model_head": 1, "model_embd": 8, "model_positions": 8}
+    steps = {"max_steps": 4, "eval_interval": 2, "checkpoint_interval": 2, "log_interval": 1}
+    given = {"sources": [str(folder / "a.txt")], "output_dir": str(folder), "model_name": "whole"}
+    text = {"tokenizer": "basic", "sample_tokens": 2, "batch_size": 2, "device": "cpu"}
+    text["max_length"] = 2
+    return train_from_config(make_config({**keys, **steps, **given, **text})).folder
+
+
+STEP = "checkpoints/step-00000004"
+FILES = ["metrics.jsonl", "config.toml", "tokenizer.json", "model.safetensors"]
+FILES += [f"{STEP}/{name}" for name in ("state.json", "manifest.json", "model.safetensors")]
+VALUES = [
+    *("1e999", "NaN", "null", "-1", "true", "[]", "{}", '"x"', "9" * 400, "9" * 5000),
+    *("[" * 300 + "]" * 300, "[" * 99999 + "]" * 99999, '"' + "x" * 9999 + '"', "1.5", "0"),
+]
+
+
+def replace_a_value(content, place, value):
+    """One of the values in JSON or TOML becomes another."""
+    values = list(re.finditer(r'(?<=[:=\[,] )("[^"\n]*"|-?[\d.]+|true|false|null)', content))
+    if not values:
+        return content
+    found = values[place % len(values)]
+    return content[: found.start()] + value + content[found.end() :]
+
+
+def damage(path, kind, place, value):
+    data = path.read_bytes()
+    if kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "gone":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(data[: place % len(data)])
+    elif kind == "byte":
+        path.write_bytes(data[: place % len(data)] + b"\xff" + data[place % len(data) + 1 :])
+    else:
+        path.write_text(replace_a_value(data.decode("latin-1"), place, value), "latin-1")
+
+
+KINDS = ["folder", "pipe", "gone", "cut", "byte", *["value"] * 6]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(FILES),
+    kind=st.sampled_from(KINDS),
+    place=st.integers(0, 4000),
+    value=st.sampled_from(VALUES),
+)
+def test_a_damaged_run_is_a_row_or_one_line_and_hides_no_other(
+    whole_run, tmp_path_factory, name, kind, place, value
+):
+    folder = tmp_path_factory.mktemp("runs")
+    for copy in ("one", "two"):
+        shutil.copytree(whole_run, folder / copy)
+    damage(folder / "one" / name, kind, place, value)
+    rows = {run.name: run for run in list_runs(folder)}
+    assert rows["two"].problem == ""
+    assert rows["two"].is_finished
+    assert set(rows) >= {"two"} | ({"one"} if (name, kind) != ("metrics.jsonl", "gone") else set())
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AGI2Error):
+        print_runs(folder)
+    config = load_config(whole_run / "config.toml")
+    for use in (
+        lambda: compare_runs([folder / "one", folder / "two"], html=folder / "c.html"),
+        lambda: write_report(folder / "one"),
+        lambda: find_checkpoint(config.changed(resume=str(folder / "one"))),
+        lambda: find_checkpoint(config.changed(resume=str(folder / "one" / STEP))),
+    ):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AGI2Error):
+            use()
+
+
+STATE_CHANGES = [
+    *(("step", "x"), ("step", -1), ("threads", 0), ("seconds", None), ("best_loss", "x")),
+    *(("history", {}), ("history", {"train_loss": [{}], "val_loss": [], "val_steps": []})),
+    *(("epoch_loss", [1.0]), ("precision", "bool"), ("total_steps", 10**30), ("fixed", [])),
+    ("compiled", 1),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), STATE_CHANGES)
+def test_a_state_of_other_types_is_not_resumed(whole_run, tmp_path, key, value):
+    """Also where the manifest is right, as a stranger may have written both."""
+    shutil.copytree(whole_run, tmp_path / "one")
+    place = tmp_path / "one" / STEP
+    state = {**json.loads((place / "state.json").read_text()), key: value}
+    (place / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((place / "manifest.json").read_text())
+    manifest["state.json"] = sha256_of(place / "state.json")
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AGI2Error, match=r"state\.json: "):
+        check_state(open_checkpoint(place))
+    check_state(open_checkpoint(whole_run / STEP))
+
+
+@pytest.mark.parametrize("name", ["../../config.toml", "/dev/zero", "nothing", "a\0b"])
+def test_a_manifest_names_files_of_its_checkpoint_alone(whole_run, tmp_path, name):
+    shutil.copytree(whole_run, tmp_path / "one")
+    place = tmp_path / "one" / STEP
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps({**manifest, name: "0" * 64}))
+    config = load_config(whole_run / "config.toml").changed(resume=str(place))
+    with pytest.raises(AGI2Error, match=r"is damaged|is not a whole checkpoint"):
+        find_checkpoint(config)
+
+
+def test_a_run_from_the_far_future_is_listed(whole_run, tmp_path, capsys):
+    shutil.copytree(whole_run, tmp_path / "one")
+    os.utime(tmp_path / "one" / "metrics.jsonl", (10**12, 10**12))
+    print_runs(tmp_path)
+    assert "one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml"])
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(whole_run, tmp_path, name):
+    shutil.copytree(whole_run, tmp_path / "one")
+    damage(tmp_path / "one" / name, "pipe", 0, "")
+    (row,) = list_runs(tmp_path)
+    assert row.problem.endswith("cannot be read: it is not a file")
+
+
+def test_a_log_that_is_gone_by_now_has_no_time(tmp_path):
+    assert runs._time_of(tmp_path / "gone") == 0.0
