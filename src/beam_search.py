@@ -11,10 +11,10 @@ import torch
 
 from .arguments import PositiveInt, checked
 from .config import EarlyStopping
-from .decoder import Decoder, check_prompt
+from .decoder import Decoder, check_prompt, check_rows
 from .errors import AGI2Error
 from .model import GPT2Model
-from .sampling import SamplingOptions, check_of_beams, process_logits
+from .sampling import EndToken, SamplingOptions, check_of_beams, end_ids, process_logits
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def beam_search(
     early_stopping: EarlyStopping = "never",
     groups: int = 1,
     diversity_penalty: float = 0.5,
-    end_token: int | None = None,
+    end_token: EndToken = None,
     vocab_size: PositiveInt | None = None,
     is_finished: Callable[[list[int]], bool] | None = None,
     **options: Any,
@@ -63,7 +63,7 @@ def beam_search(
             none can get into it any more, so that none of the best is lost.
         groups: divides `beam_size`; each has a pool of its own. A group of one beam is greedy.
         diversity_penalty: nats, 0 or more. It guides the search, and is no part of a score.
-        end_token: ends a hypothesis.
+        end_token: ends a hypothesis; one or several.
         vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         is_finished: is given a hypothesis's new tokens; true ends it after them.
         **options: those of `SamplingOptions` that bear on tokens however they are chosen (see
@@ -83,9 +83,10 @@ def beam_search(
     may_rise = may_rise or any(bias > 0 for bias in given.logit_bias.values())
     rules = _Rules(
         *(max_length, length_penalty, early_stopping, diversity_penalty),
-        *(end_token, is_finished, may_rise),
+        *(end_ids(end_token), is_finished, may_rise),
     )
     _check_beams(vocab_size, beam_size, groups, rules)
+    check_rows(model, beam_size, len(prompt) + max_length, "beam_size")
     groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
     decoder = Decoder(model, vocab_size)
     logits = decoder.read([prompt])
@@ -117,7 +118,7 @@ class _Rules(NamedTuple):
     length_penalty: float
     early_stopping: EarlyStopping
     diversity_penalty: float
-    end_token: int | None
+    end_tokens: tuple[int, ...]
     is_finished: Callable[[list[int]], bool] | None
     may_rise: bool
     """Whether a token may add to a hypothesis's log-probability: a bias does, above 0."""
@@ -168,7 +169,7 @@ class _Group:
             for row, total in enumerate(self._log_probabilities.tolist(), self.rows.start):
                 self._add(texts[row].tolist(), total, max(1, length - 1))
         for rank, beam in enumerate(candidates):
-            is_end = beam.token == self._rules.end_token
+            is_end = beam.token in self._rules.end_tokens
             has_ended = is_end or self._is_finished(texts, beam)
             if rank < self._size and (has_ended or is_last):
                 new = [] if is_end else [beam.token]

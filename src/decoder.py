@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
+from .cuda_utils import available_memory
 from .dropout import evaluating
 from .errors import AGI2Error
 from .kv_cache import KVCache
 from .model import GPT2Model
-from .utils import log, plural
+from .sampling import EndToken, end_ids
+from .utils import human_bytes, log, plural
 
 
 class Decoder:
@@ -195,14 +197,51 @@ class Decoder:
         return min(shared, len(window) - 1)  # the last token's logits are wanted
 
 
-def check_prompt(prompt: Sequence[int], vocab_size: int, end_token: int | None = None) -> None:
+# Rows that are decoded together at most: more gain nothing, and some work grows with their square.
+_MOST_ROWS = 256
+
+
+def _cache_bytes(model: GPT2Model, tokens: int) -> int:
+    """Bytes of keys and values that a row of so many tokens has at most."""
+    config, size = model.config, next(model.parameters()).element_size()
+    return 2 * size * config.n_layers * config.d_model * min(tokens, config.max_seq_len)
+
+
+def rows_at_once(model: GPT2Model) -> int:
+    """How many rows are decoded together: their caches take a quarter of the memory at hand."""
+    room = available_memory(model.device) // 4
+    return max(1, min(_MOST_ROWS, room // _cache_bytes(model, model.config.max_seq_len)))
+
+
+def check_rows(model: GPT2Model, rows: int, tokens: int, key: str) -> None:
+    """Raise where so many rows that must be decoded together do not fit the memory.
+
+    Args:
+        model: which decodes.
+        rows: of text.
+        tokens: of each row, at most.
+        key: what sets the number of rows, for the message.
+
+    Raises:
+        AGI2Error: with both sizes.
+    """
+    needed, room = rows * _cache_bytes(model, tokens), available_memory(model.device)
+    if needed > room:
+        raise AGI2Error(
+            f"{key} = {rows}: their keys and values take {human_bytes(needed)}, this machine has "
+            f"{human_bytes(room)}: lower {key} or max_length"
+        )
+
+
+def check_prompt(prompt: Sequence[int], vocab_size: int, end_token: EndToken = None) -> None:
     """Raise where a prompt cannot be read, or the token that is to end the text does not exist.
 
     Raises:
         AGI2Error: where it is empty, or a token is not in the vocabulary.
     """
-    if end_token is not None and not 0 <= end_token < vocab_size:
-        raise AGI2Error(f"end_token {end_token} is not in the vocabulary of {vocab_size} tokens")
+    for end in end_ids(end_token):
+        if not 0 <= end < vocab_size:
+            raise AGI2Error(f"end_token {end} is not in the vocabulary of {vocab_size} tokens")
     if len(prompt) == 0:
         raise AGI2Error("the prompt has no tokens")
     if not all(0 <= token < vocab_size for token in prompt):

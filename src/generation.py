@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ from .beam_search import beam_search
 from .config import EarlyStopping
 from .config_loader import make_config
 from .cuda_utils import select_device
-from .decoder import Decoder, check_prompt
+from .decoder import Decoder, check_prompt, rows_at_once
 from .errors import AGI2Error
 from .model import GPT2Model
 from .model_folder import TrainedModel, check_vocabulary
 from .sampling import (
     NOTHING,
+    EndToken,
     SamplingOptions,
     check_of_beams,
     draw,
+    end_ids,
     generation_options,
     process_logits,
     undrawn,
@@ -45,7 +48,7 @@ def generate_tokens(
     top_k: int | None = None,
     top_p: float | None = None,
     *,
-    end_token: int | None = None,
+    end_token: EndToken = None,
     vocab_size: PositiveInt | None = None,
     seed: NonNegativeInt | None = None,
     **options: Any,
@@ -60,7 +63,7 @@ def generate_tokens(
         temperature: divides the logits; 0 takes the likeliest token each time.
         top_k: draw from the k likeliest tokens.
         top_p: draw from the likeliest tokens that make up this share.
-        end_token: ends the text.
+        end_token: ends the text; one or several.
         vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
         seed: repeats a text whatever else runs; without it each is new.
         **options: others of `SamplingOptions`, `logit_bias` by token id; those about text (`stop`,
@@ -83,7 +86,7 @@ def _write(
     decoder: Decoder,
     prompt: Sequence[int],
     options: SamplingOptions,
-    end_token: int | None,
+    end_token: EndToken,
     seed: int | None,
 ) -> Generator[int, None, None]:
     """Yield new tokens."""
@@ -99,7 +102,7 @@ def _choose(
     decoder: Decoder,
     prompt: Sequence[int],
     options: SamplingOptions,
-    end_token: int | None,
+    end_token: EndToken,
     seed: int | None,
 ) -> Generator[tuple[int, torch.Tensor], None, None]:
     """Yield new tokens, each with the model's logits (1, V) that it was chosen by."""
@@ -110,7 +113,7 @@ def _choose(
         for index in range(options.max_length):
             tokens = _next_tokens(decoder, logits, options, len(prompt), end_token, [numbers])
             token = int(tokens)
-            if token in (end_token, NOTHING):
+            if token in (*end_ids(end_token), NOTHING):
                 return
             yield token, logits
             if index + 1 < options.max_length:
@@ -122,7 +125,7 @@ def _next_tokens(
     logits: torch.Tensor,
     options: SamplingOptions,
     prompt_length: int,
-    end_token: int | None,
+    end_token: EndToken,
     numbers: Sequence[random.Random],
 ) -> torch.Tensor:
     """A token for each row (B,), each row drawing from numbers of its own."""
@@ -184,7 +187,7 @@ def stream_text(
     ids = _encode(prompt, tokenizer, model_seed)
     check_prompt(ids, tokenizer.vocab_size)
     writer = Writer(tokenizer, given, stopping_criteria, skip_leading_space)
-    return _stream(_write(decoder, ids, given, tokenizer.end_of_text, seed), writer)
+    return _stream(_write(decoder, ids, given, tokenizer.end_tokens, seed), writer)
 
 
 def _stream(tokens: Generator[int, None, None], writer: Writer) -> Generator[str, None, None]:
@@ -326,7 +329,18 @@ def generate_batch(
         check_prompt(each, tokenizer.vocab_size)
     writers = [Writer(tokenizer, given, stopping_criteria) for _ in prompts for _ in range(n)]
     numbers = [random.Random(None if seed is None else seed + i) for _ in prompts for i in range(n)]
-    _write_rows(Decoder(model, tokenizer.vocab_size), ids, given, tokenizer, writers, numbers)
+    most = rows_at_once(model)
+    together = min(n, most)  # texts of one prompt
+    for some, start in product(_parts(range(len(ids)), most // together), range(0, n, together)):
+        chosen = [i * n + j for i in some for j in range(start, min(n, start + together))]
+        _write_rows(
+            Decoder(model, tokenizer.vocab_size),
+            [ids[i] for i in some],
+            given,
+            tokenizer,
+            [writers[row] for row in chosen],
+            [numbers[row] for row in chosen],
+        )
     texts = [writer.text for writer in writers]
     return [
         [
@@ -335,6 +349,11 @@ def generate_batch(
         ]
         for i, prompt in enumerate(prompts)
     ]
+
+
+def _parts(numbers: range, size: int) -> list[range]:
+    """A range in parts of at most so many numbers."""
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _write_rows(
@@ -360,13 +379,13 @@ def _write_rows(
             logits,
             options,
             prompt_length,
-            tokenizer.end_of_text,
+            tokenizer.end_tokens,
             [numbers[row] for row in active],
         )
         staying = []
         for place, token in enumerate(tokens.tolist()):
             writer = writers[active[place]]
-            if token not in (tokenizer.end_of_text, NOTHING):
+            if token not in (*tokenizer.end_tokens, NOTHING):
                 writer.push(token)
                 if not writer.ended:
                     staying.append(place)
@@ -426,7 +445,7 @@ def generate_choices(
     written: list[Choice] = []
     decoder = Decoder(model, tokenizer.vocab_size)
     ids = _encode(prompt, tokenizer, model_seed)
-    with closing(_choose(decoder, ids, given, tokenizer.end_of_text, seed)) as choices:
+    with closing(_choose(decoder, ids, given, tokenizer.end_tokens, seed)) as choices:
         for token, logits in choices:
             probabilities = logits[0].float().softmax(dim=-1)
             best = probabilities.topk(min(runners_up + 1, probabilities.numel()))
@@ -535,7 +554,7 @@ def generate_beam_texts(
         early_stopping=early_stopping,
         groups=groups,
         diversity_penalty=diversity_penalty,
-        end_token=tokenizer.end_of_text,
+        end_token=tokenizer.end_tokens,
         vocab_size=tokenizer.vocab_size,
         is_finished=(
             (lambda tokens: written(tokens).ended)
@@ -573,6 +592,22 @@ def stream_as_configured(
     )
 
 
+def check_options(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
+    """Raise for what a tokenizer cannot follow, before anything is computed.
+
+    Args:
+        tokenizer: which is to write.
+        options: as `sampling.sampling_keys` gives them.
+
+    Raises:
+        AGI2Error: as `generate_text`.
+    """
+    names = ("max_length", "temperature", "top_k", "top_p")
+    others = {key: value for key, value in options.items() if key not in names}
+    length, temperature, top_k, top_p = (options[name] for name in names)
+    _options(tokenizer, length, temperature, top_k, top_p, others)
+
+
 def _options(
     tokenizer: Tokenizer,
     max_length: int,
@@ -604,12 +639,12 @@ def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
 def _encode(
     prompt: str | Sequence[int], tokenizer: Tokenizer, model_seed: str = ""
 ) -> Sequence[int]:
-    """Token ids of a prompt after the text of `model_seed`; nothing starts at the end of text."""
+    """Token ids of a prompt after the text of `model_seed`; an empty one starts a text."""
     if isinstance(prompt, str):
         ids = tokenizer.encode(model_seed + prompt)
     else:
         ids = [*tokenizer.encode(model_seed), *prompt]
-    return ids or [tokenizer.end_of_text]
+    return ids or [tokenizer.start_of_text]
 
 
 def _text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:

@@ -78,7 +78,7 @@ class AGI2LM(LM):
             shared += 1
         count = len(ids) - shared
         if shared == 0:
-            ids = [self.tokenizer.end_of_text, *ids]
+            ids = [self.tokenizer.start_of_text, *ids]
         positions = self.model.config.max_seq_len
         if count > positions:
             raise AGI2Error(
@@ -120,7 +120,7 @@ class AGI2LM(LM):
     def _text_score(self, text: str) -> float:
         if not text:
             return 0.0
-        tokens = np.insert(self.tokenizer.encode_array(text), 0, self.tokenizer.end_of_text)
+        tokens = np.insert(self.tokenizer.encode_array(text), 0, self.tokenizer.start_of_text)
         stride = self.model.config.max_seq_len
         found = evaluate_tokens(
             self.model, tokens, self.tokenizer, stride, precision=self.precision

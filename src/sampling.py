@@ -26,6 +26,17 @@ NOTHING = -1
 """In place of a token id: every token is excluded."""
 
 
+EndToken = int | Sequence[int] | None
+"""What ends a text: a token id, several, or nothing."""
+
+
+def end_ids(end_token: EndToken) -> tuple[int, ...]:
+    """What ends a text as a tuple of token ids."""
+    if end_token is None:
+        return ()
+    return tuple(end_token) if isinstance(end_token, Sequence) else (int(end_token),)
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How text is drawn, and where it ends. The fields are named like the configuration's keys.
@@ -207,7 +218,7 @@ def process_logits(
     tokens: torch.Tensor,
     options: SamplingOptions,
     prompt_length: int,
-    end_token: int | None = None,
+    end_token: EndToken = None,
 ) -> torch.Tensor:
     """The model's logits (B, V) to those to draw from, -inf for tokens that are excluded.
 
@@ -216,7 +227,7 @@ def process_logits(
         tokens: prompt and text so far, (B, T).
         options: with `logit_bias` by token id.
         prompt_length: how many of the T are the prompt's.
-        end_token: excluded as long as the text is shorter than `min_length`.
+        end_token: one or several, excluded as long as the text is shorter than `min_length`.
     """
     if options.logit_bias:
         logits = apply_logit_bias(logits, options.logit_bias)
@@ -227,8 +238,9 @@ def process_logits(
             logits, written, options.presence_penalty, options.frequency_penalty
         )
     logits = apply_no_repeat_ngram(logits, tokens, options.no_repeat_ngram)
-    if end_token is not None and tokens.size(1) - prompt_length < options.min_length:
-        logits = logits.index_fill(1, torch.tensor([end_token], device=logits.device), NEVER)
+    ends = end_ids(end_token)
+    if ends and tokens.size(1) - prompt_length < options.min_length:
+        logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), NEVER)
     if options.is_greedy:
         return logits
     logits = logits.float() / options.temperature

@@ -9,7 +9,7 @@ import torch
 from .arguments import checked
 from .decoder import Decoder, check_prompt
 from .errors import AGI2Error
-from .sampling import SamplingOptions, draw
+from .sampling import EndToken, SamplingOptions, draw, end_ids
 
 
 class NgramIndex:
@@ -52,7 +52,7 @@ def speculate_tokens(
     prompt: Sequence[int],
     max_length: int = 100,
     *,
-    end_token: int | None = None,
+    end_token: EndToken = None,
     ngram: int = 3,
     proposals: int = 5,
 ) -> Generator[int, None, None]:
@@ -70,7 +70,7 @@ def speculate_tokens(
         decoder: of one text at a time.
         prompt: token ids, at least one.
         max_length: new tokens at most.
-        end_token: ends the text.
+        end_token: ends the text; one or several.
         ngram: tokens that must have stood in the text before.
         proposals: tokens guessed at once, at most.
 
@@ -84,6 +84,7 @@ def speculate_tokens(
         if value < 1:
             raise AGI2Error(f"{name} must be at least 1, not {value}")
     text = NgramIndex(prompt, ngram)
+    ends = end_ids(end_token)
     with decoder.reserved():
         logits = decoder.read([prompt])
         guess: list[int] = []
@@ -96,7 +97,7 @@ def speculate_tokens(
             decoder.take_back(len(guess) - agreed)
             # What is agreed upon, and the token that the model writes after it.
             for token in written[: agreed + 1]:
-                if token == end_token:
+                if token in ends:
                     return
                 yield token
                 text.append(token)

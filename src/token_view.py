@@ -57,7 +57,7 @@ def _colour(probability: float) -> str:
 
 def _name(token: int, tokenizer: Tokenizer) -> str:
     """A token's text in quotes; its bytes where they are no whole characters."""
-    if token == tokenizer.end_of_text:
+    if token in tokenizer.end_tokens:
         return "end of text"
     content = tokenizer.token_bytes(token)
     try:

@@ -40,6 +40,16 @@ class Tokenizer(ABC):
     def end_of_text(self) -> int:
         """The id of the token between documents."""
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that end a text which is generated, `end_of_text` first."""
+        return (self.end_of_text,)
+
+    @property
+    def start_of_text(self) -> int:
+        """The id that an empty prompt starts from."""
+        return self.end_of_text
+
     @abstractmethod
     def fit(self, texts: Iterable[str]) -> None:
         """Build the vocabulary from a corpus, in place of the one there was."""
@@ -203,6 +213,8 @@ class BPETokenizer(Tokenizer):
         self._end_of_text = next(
             (id for id, t in added.items() if t.special and t.content in KNOWN_END_TOKENS), None
         )
+        self._start, self._ends = _around_text(tokenizer)
+        self._end_of_text = self._ends[0] if self._ends else self._end_of_text
         # Ids may have gaps.
         self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
         # Other tokens' are found when they are asked for: most of a large vocabulary never are.
@@ -228,7 +240,9 @@ class BPETokenizer(Tokenizer):
         except Exception as error:  # the library raises nothing narrower
             raise AGI2Error(f"{vocab} and {merges} are not a GPT-2 vocabulary: {error}") from error
         tokenizer = _byte_level(model)
-        tokenizer.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True)])
+        known = (name for name in KNOWN_END_TOKENS if tokenizer.token_to_id(name) is not None)
+        end = next(known, END_OF_TEXT)
+        tokenizer.add_special_tokens([tokenizers.AddedToken(end, special=True)])
         return cls.from_library(tokenizer, str(vocab))
 
     @classmethod
@@ -261,6 +275,16 @@ class BPETokenizer(Tokenizer):
     def end_of_text(self) -> int:
         """The id of the token between documents."""
         return int(self._trained()._end_of_text or 0)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids that end a text, `end_of_text` first: an imported model may have several."""
+        return self._ends or (self.end_of_text,)
+
+    @property
+    def start_of_text(self) -> int:
+        """The id that an empty prompt starts from."""
+        return self.end_of_text if self._start is None else self._start
 
     def fit(self, texts: Iterable[str]) -> None:
         """Learn the merges."""
@@ -313,6 +337,27 @@ class BPETokenizer(Tokenizer):
         if not self._size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
         return self
+
+
+# A model that was imported may have another start than its end, and several ends. The tokenizer's
+# file says so in the form that the library has for what stands around a text, a template, which is
+# not applied here. Others have such templates, too; this type id makes it one of ours.
+TEMPLATE_TYPE = 4711
+
+
+def _around_text(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, tuple[int, ...]]:
+    """The ids of what starts a text, and of what ends it, where the file says so."""
+    if tokenizer.post_processor is None:
+        return None, ()
+    state = json.loads(tokenizer.post_processor.__getstate__())
+    for part in state.get("processors", [state]):
+        single = part.get("single", [])
+        text = {"Sequence": {"id": "A", "type_id": TEMPLATE_TYPE}}
+        if part.get("type") == "TemplateProcessing" and text in single[1:]:
+            names = [each["SpecialToken"]["id"] for each in single if each != text]
+            start, *ends = map(tokenizer.token_to_id, names)
+            return start, tuple(id for id in ends if id is not None)
+    return None, ()
 
 
 KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")

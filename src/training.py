@@ -17,17 +17,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .config import FREE_ARCHITECTURE_KEYS, Config
 from .corpus import check_sources, read_documents
-from .cuda_utils import describe_device, select_device
+from .cuda_utils import CPU, check_memory, describe_device, select_device
 from .dataset import TextDataset, split_documents, tokenize
 from .distributed import Processes, began_in_this_launch, launch_id, start_processes
 from .epoch import Criterion, Epoch
 from .errors import AGI2Error
+from .generation import check_options
 from .lora import add_lora, merge_lora
 from .metrics import busy, check_log_to, visible
 from .model import GPT2Model
 from .model_folder import check_vocabulary, load_model, run_folder
 from .report import write_report
 from .run_state import History
+from .sampling import sampling_keys
 from .step import Batch
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from .trainer import Trainer
@@ -184,6 +186,7 @@ def prepare(
     if tokenizer is None or not is_fitted(tokenizer):
         with busy("making the tokenizer"):
             tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
+    check_options(tokenizer, sampling_keys(config))  # for the samples, at the end
     with busy("cutting the text into tokens"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
     # As the model sees it: only so can a copy be found.
@@ -220,6 +223,10 @@ def make_trainer(
     if model is None:
         if config.init_from is None:
             config = config.changed(vocab_size=text.tokenizer.vocab_size)
+        # Weights, gradients and AdamW's state; of a part of them, where they are shared or stay.
+        is_whole = config.lora_rank is None and config.parallel == "ddp"
+        device = processes.device if processes else CPU
+        check_memory(config.architecture, "training a model", 16 if is_whole else 4, device)
         with torch.device("cpu"):  # whatever the default device: it moves below
             model = GPT2Model(config)
     check_vocabulary(text.tokenizer, model)

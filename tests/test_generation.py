@@ -7,13 +7,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import (
+    alphabet,
     in_their_layout,
     random_model,
     reciting_model,
+    tiny_model,
     transformers_twin,
 )
 
 from src.beam_search import beam_search
+from src.decoder import rows_at_once
 from src.errors import AGI2Error
 from src.generation import (
     generate_batch,
@@ -838,3 +841,32 @@ def test_a_gpu_writes_what_the_cpu_writes(tokenizer):
     assert generate_beam_text(model, "The", 3, 20, tokenizer=tokenizer) == beams
     sampled = [generate_text(model, "The", 9, tokenizer=tokenizer, seed=4) for _ in range(2)]
     assert sampled[0] == sampled[1]
+
+
+# Many texts at once
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 256])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_texts_are_the_same_in_however_many_batches(monkeypatch, rows, n):
+    model, prompts = tiny_model(), ["the cat", "a", "whales and", "", "sea"]
+    given = {"max_length": 9, "tokenizer": alphabet(), "n": n, "seed": 3, "temperature": 1.0}
+    expected = generate_batch(model, prompts, **given)
+    monkeypatch.setattr("src.generation.rows_at_once", lambda model: rows)
+    assert generate_batch(model, prompts, **given) == expected
+
+
+def test_a_batch_has_no_more_rows_than_fit_the_memory(monkeypatch):
+    model = tiny_model()  # 2 layers, 16 wide, 12 positions: 3,072 bytes for each row
+    assert rows_at_once(model) == 256
+    for room, rows in ((4 * 3072 * 7, 7), (4 * 3072 * 7 - 1, 6), (0, 1)):
+        monkeypatch.setattr("src.decoder.available_memory", lambda device, room=room: room)
+        assert rows_at_once(model) == rows
+
+
+def test_beams_that_do_not_fit_the_memory_are_refused(monkeypatch):
+    monkeypatch.setattr("src.decoder.available_memory", lambda device: 256 * 9 * 6 - 1)
+    with pytest.raises(AGI2Error, match=r"beam_size = 6: their keys and values take 13.8 KB, this"):
+        generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
+    monkeypatch.setattr("src.decoder.available_memory", lambda device: 256 * 9 * 6)
+    generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())

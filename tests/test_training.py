@@ -444,3 +444,11 @@ def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny
     monkeypatch.setattr("src.training.prepare", raising(AssertionError))
     with pytest.raises(AGI2Error, match="has the format 3, this version of AGI2 reads 99: go on"):
         train_from_config(tiny_run(max_steps=3, resume="auto"))
+
+
+def test_a_model_beyond_the_memory_is_refused_before_it_is_built(tiny_run, monkeypatch, tmp_path):
+    monkeypatch.setattr("src.training.GPT2Model", raising(AssertionError))
+    config = tiny_run(model_embd=2**15, model_head=2, model_layer=1000)
+    with pytest.raises(AGI2Error, match=r"training a model of .* parameters takes .*: lower model"):
+        train_from_config(config)
+    assert not (tmp_path / "trained").exists()
