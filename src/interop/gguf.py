@@ -67,7 +67,7 @@ def export_gguf(
         writer = gguf.GGUFWriter(beside, "gpt2")
         try:
             _write_architecture(writer, config, path.stem)
-            _write_tokenizer(writer, vocabulary, tokenizer.end_of_text)
+            _write_tokenizer(writer, vocabulary, tokenizer)
             for name, weight in weights.items():
                 data = weight.detach().cpu().float().contiguous().numpy()
                 kind = gguf.GGMLQuantizationType.F32
@@ -104,6 +104,11 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
 
     if not isinstance(tokenizer, BPETokenizer):
         raise AGI2Error('a character tokenizer has no form in GGUF: train with tokenizer = "bpe"')
+    if len(tokenizer.end_tokens) > 3:
+        raise AGI2Error(
+            f"a text of this model ends with one of {len(tokenizer.end_tokens)} tokens: GGUF has "
+            "a place for three"
+        )
     content = json.loads(tokenizer.to_json())
     model, cut, added = content["model"], content["pre_tokenizer"] or {}, content["added_tokens"]
     if not (
@@ -132,12 +137,15 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     return {"tokens": tokens, "types": types, "merges": merges}
 
 
-def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], end_of_text: int) -> None:
+def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokenizer) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(vocabulary["tokens"])
     writer.add_token_types(vocabulary["types"])
     writer.add_token_merges(vocabulary["merges"])
-    writer.add_bos_token_id(end_of_text)
-    writer.add_eos_token_id(end_of_text)
+    writer.add_bos_token_id(tokenizer.start_of_text)
+    # llama.cpp ends a text at each of the three.
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, end in zip(places, tokenizer.end_tokens, strict=False):
+        add(end)
     writer.add_add_bos_token(False)

@@ -16,8 +16,8 @@ import torch
 
 from ..config import GPT2Config
 from ..config_loader import make_config
-from ..cuda_utils import first_line
-from ..errors import AGI2Error
+from ..cuda_utils import check_memory, first_line
+from ..errors import AGI2Error, shown
 from ..model import GPT2Model
 from ..model_folder import (
     CONFIG,
@@ -28,8 +28,9 @@ from ..model_folder import (
     save_model,
     save_tensors,
 )
-from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer, load_tokenizer
-from ..utils import atomic_folder, atomic_path, write_text, writing
+from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer
+from ..utils import atomic_folder, atomic_path, log, write_text, writing
+from .huggingface_tokenizer import load_their_tokenizer, read_their_json, write_their_tokenizer
 
 # `transformers`' name of each of our modules; those inside a block below.
 _NAMES = {
@@ -61,12 +62,21 @@ _FIXED = {
     "add_cross_attention": False,
 }
 
+# What may not be there at all.
+_ABSENT: dict[str, Any] = {"pruned_heads": {}, "quantization_config": None}
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 # What is fetched of a model on the hub. Nothing that is pickled.
 _FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "generation_config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
     "vocab.json",
     "merges.txt",
 )
@@ -182,37 +192,19 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
             'a character tokenizer has no form in this format: train with tokenizer = "bpe"'
         )
     config, weights = as_gpt2(model)
-    end = tokenizer.end_of_text
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    ends = write_their_tokenizer(tokenizer, folder, config.max_seq_len)
     model_notes = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         **their_config(config),
-        "bos_token_id": end,
-        "eos_token_id": end,
+        **ends,
     }
-    end_text = end_of_text_of(tokenizer)
-    tokenizer_notes = {
-        # Takes tokenizer.json as it is, whatever is in it.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end_text,
-        "eos_token": end_text,
-        "unk_token": end_text,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": config.max_seq_len,
-    }
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", json.dumps(model_notes, indent=2) + "\n")
-    write_text(folder / "tokenizer_config.json", json.dumps(tokenizer_notes, indent=2) + "\n")
-    tokenizer.save(folder)
+    write_text(folder / "generation_config.json", json.dumps(ends, indent=2) + "\n")
     with atomic_path(folder / WEIGHTS) as beside:
         save_tensors(to_their_layout(weights), beside, {"format": "pt"})
-
-
-def end_of_text_of(tokenizer: BPETokenizer) -> str:
-    """How the end of text is written in a tokenizer's file."""
-    added = json.loads(tokenizer.to_json())["added_tokens"]
-    return next(str(t["content"]) for t in added if t["id"] == tokenizer.end_of_text)
 
 
 # In
@@ -229,13 +221,19 @@ def import_huggingface(source: str, folder: Path) -> None:
         AGI2Error: where it cannot be had, is not a GPT-2, or does not fit together.
     """
     place = _find(source)
-    theirs = _read_json(place / "config.json", source)
+    if not (place / "config.json").exists():
+        raise AGI2Error(f"{source} is no Hugging Face model: it has no config.json")
+    theirs = read_their_json(place / "config.json", source)
     architecture = our_config(theirs, source)
-    tokenizer = load_tokenizer(place)
+    check_memory(architecture, f"{source}: this model")
+    tokenizer = load_their_tokenizer(place, source, theirs)
+    found = _read_weights(place, source)
+    if _has_own_head(found):  # also where config.json says that it is tied
+        architecture = replace(architecture, tie_weights=False)
     with torch.device("meta"):
         model = GPT2Model(architecture)
     check_vocabulary(tokenizer, model)
-    weights = _our_weights(_read_weights(place, source), model, source)
+    weights = _our_weights(found, model, source)
     check_finite(weights, source)
     model.load_state_dict(weights, assign=True)
     given = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
@@ -254,14 +252,20 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
         AGI2Error: where it is not a GPT-2, or one with something that AGI2 does not have.
     """
     if theirs.get("model_type") != "gpt2":
-        raise AGI2Error(f"{name} is a {theirs.get('model_type')!r}, not a gpt2: it has other parts")
-    for key, value in _FIXED.items():
+        kind = shown(theirs.get("model_type"))
+        raise AGI2Error(f"{name} is a {kind}, not a gpt2: it has other parts")
+    theirs = _without_aliases(theirs, name)
+    for key, value in {**_FIXED, **_ABSENT}.items():
         if theirs.get(key, value) != value:
-            raise AGI2Error(f"{name}: {key} = {theirs[key]!r}; AGI2 has only {value!r}")
+            raise AGI2Error(f"{name}: {key} = {shown(theirs[key])}; AGI2 has only {value!r}")
+    _check_dropout(theirs, name)
     activation = str(theirs.get("activation_function", "gelu_new"))
     if activation not in _OUR_ACTIVATIONS:
         known = ", ".join(_OUR_ACTIVATIONS)
         raise AGI2Error(f"{name}: activation_function {activation!r} is none of {known}")
+    tied = theirs.get("tie_word_embeddings", True)
+    if type(tied) is not bool:
+        raise AGI2Error(f"{name}: tie_word_embeddings = {shown(tied)} is neither true nor false")
     try:
         return GPT2Config(
             vocab_size=_whole_number(theirs["vocab_size"]),
@@ -270,10 +274,10 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
             n_layers=_whole_number(theirs["n_layer"]),
             n_heads=_whole_number(theirs["n_head"]),
             d_ff=_whole_number(theirs.get("n_inner") or 0),
-            dropout=float(theirs.get("resid_pdrop", 0.1)),
+            dropout=theirs.get("resid_pdrop", 0.1),
             activation=_OUR_ACTIVATIONS[activation],  # type: ignore[arg-type]
             position_embedding="learned",
-            tie_weights=bool(theirs.get("tie_word_embeddings", True)),
+            tie_weights=tied,
         )
     except KeyError as error:
         raise AGI2Error(f"{name}: {error.args[0]} is missing in config.json") from error
@@ -281,10 +285,47 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
         raise AGI2Error(f"{name}: config.json: {error}") from error
 
 
+# Other names that `transformers` reads for the same, as other models have them.
+_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+}
+
+
+def _without_aliases(theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A config.json with GPT-2's own names.
+
+    Raises:
+        AGI2Error: where two names of one size say different things.
+    """
+    found = dict(theirs)
+    for key, alias in [*_ALIASES.items(), ("n_positions", "n_ctx")]:
+        value = found.pop(alias, None)
+        if value is not None and found.setdefault(key, value) != value:
+            raise AGI2Error(
+                f"{name}: {key} = {shown(found[key])} and {alias} = {shown(value)} in config.json "
+                "contradict each other: take the wrong one out"
+            )
+    return found
+
+
+def _check_dropout(theirs: Mapping[str, Any], name: str) -> None:
+    """Say where a model that is trained on has other dropout rates than AGI2 can keep."""
+    rates = {key: theirs.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    if any(rate != rates["resid_pdrop"] for rate in rates.values()):
+        log.warning(
+            "%s: not kept: %s; AGI2 has one rate for all: that of resid_pdrop",
+            name,
+            ", ".join(f"{key} = {shown(rate)}" for key, rate in rates.items()),
+        )
+
+
 def _whole_number(value: Any) -> int:
     """One that a model can have: PyTorch counts all elements of a matrix in 64 bits."""
-    if not isinstance(value, int) or abs(value) > 2**31:
-        raise ValueError(f"{value!r} is no whole number that a model can have")
+    if type(value) is not int or abs(value) > 2**31:
+        raise ValueError(f"{shown(value)} is no whole number that a model can have")
     return value
 
 
@@ -309,25 +350,18 @@ def _find(source: str) -> Path:
         ) from error
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise AGI2Error(f"{name} is no Hugging Face model: it has no {path.name}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise AGI2Error(f"{name}: {path.name} is damaged: {error}") from error
-
-
 def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
-    """All tensors of one safetensors file, or of those that an index names."""
+    """All tensors of one safetensors file, or of those that an index names, by short names."""
     index = place / f"{WEIGHTS}.index.json"
     if (place / WEIGHTS).is_file():
         files = {WEIGHTS}
     elif index.is_file():
-        places = _read_json(index, name).get("weight_map")
+        places = read_their_json(index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
             raise AGI2Error(f"{name}: {index.name} is damaged: it has no weight_map of file names")
         files = set(places.values())
+        if any(Path(file).name != file for file in files):
+            raise AGI2Error(f"{name}: {index.name} names files that are not in this folder")
     else:
         raise AGI2Error(
             f"{name} has no {WEIGHTS}; pytorch_model.bin is not read, as a pickle can run any "
@@ -336,21 +370,34 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
         )
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(files):
-        tensors.update(load_tensors(place / Path(file).name))
-    return tensors
+        more = load_tensors(place / file)
+        if twice := more.keys() & tensors.keys():
+            raise AGI2Error(f"{name}: {min(twice)} stands in two of its files")
+        tensors.update(more)
+    # A GPT-2 without its head has no prefix.
+    found = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
+    if len(found) < len(tensors):
+        raise AGI2Error(f"{name}: its weights have a tensor twice, with and without transformer.")
+    return found
+
+
+def _has_own_head(found: Mapping[str, torch.Tensor]) -> bool:
+    """Whether there is an output head that is not the token embedding."""
+    head, embedding = found.get("lm_head.weight"), found.get("wte.weight")
+    if head is None or embedding is None or head.shape != embedding.shape:
+        return head is not None
+    return not torch.equal(head.float(), embedding.float())
 
 
 def _our_weights(
-    tensors: Mapping[str, torch.Tensor], model: GPT2Model, name: str
+    found: dict[str, torch.Tensor], model: GPT2Model, name: str
 ) -> dict[str, torch.Tensor]:
     """Their tensors as our `state_dict`, in fp32.
 
     Raises:
         AGI2Error: where one is missing, has another shape, or has no place.
     """
-    # A GPT-2 without its head has no prefix.
-    found = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
-    weights = {}
+    found, weights = dict(found), {}
     for ours, expected in model.state_dict().items():
         theirs = their_name(ours).removeprefix("transformer.")
         if theirs not in found:
@@ -362,9 +409,12 @@ def _our_weights(
                 f"{name}: its weights and its config.json disagree: {theirs} is "
                 f"{tuple(weight.shape)}, not {tuple(expected.shape)}"
             )
+        if weight.dtype not in _FLOATS:
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise AGI2Error(f"{name}: {theirs} is of the type {kind}: AGI2 reads floating point")
         weights[ours] = weight.float().contiguous()
     # Old files hold each layer's causal mask; a tied head is the token embedding.
-    strangers = [key for key in found if not key.endswith((".attn.bias", ".attn.masked_bias"))]
+    strangers = [key for key in found if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", key)]
     strangers = [key for key in strangers if not (key == "lm_head.weight" and model.head is None)]
     if strangers:
         raise AGI2Error(f"{name}: {sorted(strangers)[0]} has no place in a GPT-2")

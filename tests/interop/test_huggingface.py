@@ -142,7 +142,10 @@ def test_an_exported_model_is_described_whole(exported, byte_pairs):
     assert config.architectures == ["GPT2LMHeadModel"]
     assert config.eos_token_id == byte_pairs.end_of_text
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json"),
+    }
 
 
 def test_what_gpt2_cannot_express_is_refused(exported, saved, tmp_path):

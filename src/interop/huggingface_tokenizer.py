@@ -1,0 +1,369 @@
+"""What a Hugging Face folder says about its tokens: ids, and what starts and ends a text.
+
+A text ends with any of the tokens that `generation_config.json` (else `config.json`) and the
+tokenizer's own `eos_token` name. AGI2 keeps them in `tokenizer.json`, as a template of what stands
+around a text, which no other reader is given.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AGI2Error, shown
+from ..tokenizer import FILE_NAME, KNOWN_END_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
+from ..utils import log, read_json_object, write_text
+
+# What `transformers` assumes of a GPT-2 whose folder says nothing; it writes that down, too.
+_DEFAULT_ID = 50256
+# Of a generation_config.json, what says nothing about how a text is drawn, or is kept.
+_PLAIN_GENERATION = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"),
+    *("use_cache", "output_attentions", "output_hidden_states", "output_scores"),
+    "return_dict_in_generate",
+}
+_PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of a folder that describe its tokens; empty where one is not there."""
+
+    name: str
+    """For messages."""
+    model: Mapping[str, Any]
+    """`config.json`."""
+    generation: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    """`tokenizer_config.json`."""
+    special: Mapping[str, Any]
+    """`special_tokens_map.json`."""
+    added: Mapping[str, Any]
+    """`added_tokens.json`."""
+
+    @classmethod
+    def read(cls, place: Path, name: str, model: Mapping[str, Any]) -> Folder:
+        """Read what is there."""
+
+        def optional(file: str) -> dict[str, Any]:
+            return read_their_json(place / file, name) if (place / file).exists() else {}
+
+        return cls(
+            name,
+            model,
+            optional("generation_config.json"),
+            optional("tokenizer_config.json"),
+            optional("special_tokens_map.json"),
+            optional("added_tokens.json"),
+        )
+
+    def token(self, kind: str) -> str | None:
+        """The token of a kind, such as `eos_token`, if any is named."""
+        found = self.tokenizer.get(kind)
+        found = self.special.get(kind) if found is None else found
+        found = found.get("content") if isinstance(found, dict) else found
+        if found is not None and not (isinstance(found, str) and found):
+            raise AGI2Error(f"{self.name}: {kind} = {shown(found)} is no token")
+        return found
+
+    def ids(self, kind: str) -> list[int]:
+        """The ids of a kind, such as `eos_token_id`, as generation follows them."""
+        found = self.generation.get(kind)
+        found = self.model.get(kind) if found is None else found
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
+            raise AGI2Error(f"{self.name}: {kind} = {shown(found)} is no token's id")
+        return ids
+
+
+def read_their_json(path: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object of a folder; `name` is the folder's, for messages."""
+    try:
+        return read_json_object(path)
+    except AGI2Error as error:
+        reason = str(error).removeprefix(str(path)).strip()
+        raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error
+
+
+def load_their_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
+    """Read a folder's tokenizer, with what starts and ends a text.
+
+    Args:
+        place: the folder.
+        name: for messages.
+        model: its `config.json`.
+
+    Raises:
+        AGI2Error: where there is none, it names tokens that it does not have, or puts tokens around
+            every text, which AGI2 does not.
+    """
+    folder = Folder.read(place, name, model)
+    content = _content(place, name)
+    vocabulary = content.get("model")
+    if not isinstance(vocabulary, dict) or not isinstance(vocabulary.get("vocab"), dict):
+        return load_tokenizer(place)  # which says what is wrong with it
+    _check_around(folder, content)
+    ids = _add_tokens(folder, content)
+    start, ends = _marks(folder, content, ids)
+    names = {id: token for token, id in ids.items()}
+    _make_special(content, [(id, names[id]) for id in ends])
+    if not (len(ends) == 1 and ends[0] == start == _default_end(content)):
+        _set_template(content, names[start], [names[id] for id in ends])
+    tokenizer = _load(content, name)
+    wrong = [token for token, id in ids.items() if _id_of(content, tokenizer, token) != id]
+    if wrong or (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
+        token = next(iter(wrong), names[start])
+        raise AGI2Error(
+            f"{name}: its token {token!r} cannot keep its id: the ids of added tokens follow the "
+            "vocabulary without gaps"
+        )
+    _say_what_is_not_kept(folder, place)
+    return tokenizer
+
+
+def _content(place: Path, name: str) -> dict[str, Any]:
+    """The folder's `tokenizer.json`, or one that is made of GPT-2's two files."""
+    vocab, merges = place / "vocab.json", place / "merges.txt"
+    if (place / FILE_NAME).is_file():
+        return read_their_json(place / FILE_NAME, name)
+    if not (vocab.is_file() and merges.is_file()):
+        load_tokenizer(place)  # which says what is missing
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AGI2Error(f"{name}: {merges.name} cannot be read: {error}") from error
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "model": {"type": "BPE", "vocab": read_their_json(vocab, name), "merges": pairs},
+    }
+
+
+def _check_around(folder: Folder, content: dict[str, Any]) -> None:
+    """Refuse a tokenizer that puts tokens around every text; take over its leading space."""
+    for key in ("add_bos_token", "add_eos_token"):
+        if folder.tokenizer.get(key):
+            raise AGI2Error(f"{folder.name}: {key} = true: AGI2 puts no token around a text")
+    processor = content.get("post_processor") or {}
+    parts = processor.get("processors", [processor]) if isinstance(processor, dict) else [processor]
+    for part in parts if isinstance(parts, list) else [parts]:
+        kind = part.get("type", "ByteLevel") if isinstance(part, dict) else part
+        plain = kind == "TemplateProcessing" and [list(each) for each in part.get("single", [])]
+        if kind != "ByteLevel" and plain != [["Sequence"]]:
+            raise AGI2Error(
+                f"{folder.name}: post_processor {shown(kind)} in {FILE_NAME} puts tokens around "
+                "a text, which AGI2 does not"
+            )
+    leading = folder.tokenizer.get("add_prefix_space")
+    cut = content.get("pre_tokenizer")
+    if isinstance(leading, bool) and isinstance(cut, dict) and cut.get("type") == "ByteLevel":
+        cut["add_prefix_space"] = leading
+
+
+def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
+    """Add what other files name to a tokenizer's tokens; the id of each.
+
+    As in `transformers`, a `bos_token` or `eos_token` that has no id gets the next one.
+    """
+    added = content.setdefault("added_tokens", [])
+    ids: dict[str, int] = dict(content["model"]["vocab"])
+    try:
+        ids.update({each["content"]: each["id"] for each in added})
+        more = {
+            each["content"]: (int(id), {**_PLAIN_ADDED, "special": False, **each})
+            for id, each in dict(folder.tokenizer.get("added_tokens_decoder") or {}).items()
+        }
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise AGI2Error(f"{folder.name}: its added tokens are not listed as such") from error
+    named = {folder.token(kind) for kind in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    for token, id in folder.added.items():
+        more.setdefault(token, (id, {**_PLAIN_ADDED, "special": token in named}))
+    if not all(type(id) is int for id in [*ids.values(), *(id for id, _ in more.values())]):
+        raise AGI2Error(f"{folder.name}: a token's id is no whole number")
+    for token, (id, flags) in sorted(more.items(), key=lambda item: item[1][0]):
+        if ids.setdefault(token, id) != id:
+            raise AGI2Error(
+                f"{folder.name}: the token {token!r} has the id {id} in one file, {ids[token]} in "
+                "another"
+            )
+        if not any(each["content"] == token for each in added):
+            kept = {key: flags[key] for key in (*_PLAIN_ADDED, "special")}
+            added.append({"id": id, "content": token, **kept})
+    for name in filter(None, map(folder.token, ("bos_token", "eos_token"))):
+        if name not in ids:
+            ids[name] = 1 + max(ids.values(), default=-1)
+            _make_special(content, [(ids[name], name)])
+    return ids
+
+
+def _marks(
+    folder: Folder, content: dict[str, Any], ids: Mapping[str, int]
+) -> tuple[int, list[int]]:
+    """The id of what starts a text, and those of what ends it."""
+    eos = folder.token("eos_token")
+    ends = [ids[eos]] if eos is not None else []
+    ends = list(dict.fromkeys(ends + _known(folder, "eos_token_id", ids)))
+    default = _default_end(content)
+    if not ends and default is not None:
+        ends = [default]
+    if not ends:  # a vocabulary may have one that is not marked as special
+        ends = [ids[token] for token in KNOWN_END_TOKENS if token in ids][:1]
+    if not ends:
+        raise AGI2Error(
+            f"{folder.name} names no end-of-text token: set eos_token_id in its config.json"
+        )
+    bos = folder.token("bos_token")
+    starts = _known(folder, "bos_token_id", ids) + ([ids[bos]] if bos is not None else [])
+    return [*starts, ends[0]][0], ends
+
+
+def _known(folder: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
+    """The ids of a kind that tokens have."""
+    found, known = folder.ids(kind), set(ids.values())
+    for id in found:
+        if id not in known and id != _DEFAULT_ID:
+            raise AGI2Error(f"{folder.name}: {kind} {id} is the id of no token in its tokenizer")
+    return [id for id in found if id in known]
+
+
+def _default_end(content: Mapping[str, Any]) -> int | None:
+    """The end that AGI2 finds in a tokenizer's file that says nothing else."""
+    special = sorted((e["id"], e["content"]) for e in content["added_tokens"] if e.get("special"))
+    return next((id for id, token in special if token in KNOWN_END_TOKENS), None)
+
+
+def _make_special(content: dict[str, Any], tokens: list[tuple[int, str]]) -> None:
+    """Mark tokens as special, but those that stand for text, such as a line end."""
+    merges = content["model"].get("merges") or []
+    for id, token in tokens:
+        for each in content["added_tokens"]:
+            if each["content"] == token:
+                each["special"] = True
+                break
+        else:
+            pieces = ("".join(pair) if isinstance(pair, list) else pair for pair in merges)
+            if len(token) == 1 or any(piece.replace(" ", "") == token for piece in pieces):
+                continue
+            entry = {"id": id, "content": token, **_PLAIN_ADDED, "special": True}
+            content["added_tokens"].append(entry)
+    content["added_tokens"].sort(key=lambda each: each["id"])
+
+
+def _set_template(content: dict[str, Any], start: str, ends: list[str]) -> None:
+    """Note in a tokenizer's file what starts and ends a text, as `BPETokenizer` reads it."""
+
+    def special(token: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": token, "type_id": 0}}
+
+    def text(name: str, type_id: int) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": type_id}}
+
+    template = {
+        "type": "TemplateProcessing",
+        "single": [special(start), text("A", TEMPLATE_TYPE), *map(special, ends)],
+        "pair": [text("A", 0), text("B", 1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [0], "tokens": [token]} for token in (start, *ends)
+        },
+    }
+    before = content.get("post_processor")
+    parts = before.get("processors", [before]) if isinstance(before, dict) else []
+    content["post_processor"] = {"type": "Sequence", "processors": [*parts, template]}
+
+
+def _without_template(content: dict[str, Any]) -> bool:
+    """Take out what `_set_template` put in; whether anything was there."""
+    processor = content.get("post_processor") or {}
+    parts = processor.get("processors", [])
+    text = {"Sequence": {"id": "A", "type_id": TEMPLATE_TYPE}}
+    ours = [part for part in parts if text in part.get("single", [])]
+    rest = [part for part in parts if part not in ours]
+    if ours:
+        content["post_processor"] = (
+            {"type": "Sequence", "processors": rest} if len(rest) > 1 else next(iter(rest), None)
+        )
+    return bool(ours)
+
+
+def _load(content: dict[str, Any], name: str) -> Tokenizer:
+    """Load a tokenizer of this content, with all that is checked of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE_NAME
+        path.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            return load_tokenizer(path)
+        except AGI2Error as error:
+            raise AGI2Error(str(error).replace(str(path), f"{name}: {FILE_NAME}")) from error
+
+
+def _id_of(content: Mapping[str, Any], tokenizer: Tokenizer, token: str) -> int | None:
+    """The id of a token once it is loaded: only those outside the vocabulary can change."""
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    if token in vocabulary:
+        return vocabulary[token]
+    return token_ids(tokenizer).get(token)
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of a tokenizer's added tokens, by name."""
+    return {each["content"]: each["id"] for each in json.loads(tokenizer.to_json())["added_tokens"]}
+
+
+def _say_what_is_not_kept(folder: Folder, place: Path) -> None:
+    """Warn of what a folder says and AGI2 has no place for."""
+    left = []
+    files = [place / f"chat_template.{kind}" for kind in ("jinja", "json")]
+    if folder.tokenizer.get("chat_template") or any(file.exists() for file in files):
+        left.append("its chat template (agi2 chat separates turns by an empty line)")
+    if folder.token("pad_token") is not None:
+        left.append("its pad_token (nothing is padded with it here)")
+    left += [
+        f"{key} = {shown(value)} of generation_config.json (set the keys of config.toml)"
+        for key, value in folder.generation.items()
+        if key not in _PLAIN_GENERATION and value is not None
+    ]
+    for what in left:
+        log.warning("%s: not kept: %s", folder.name, what)
+
+
+def write_their_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dict[str, Any]:
+    """Write a byte-pair tokenizer's files as `transformers` reads them.
+
+    Returns:
+        What config.json and generation_config.json say of it.
+    """
+    content = json.loads(tokenizer.to_json())
+    names = {id: token for token, id in content["model"]["vocab"].items()}
+    names.update({each["id"]: each["content"] for each in content["added_tokens"]})
+    if _without_template(content):
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+    else:
+        text = tokenizer.to_json()
+    end = names[tokenizer.end_of_text]
+    notes = {
+        # Takes tokenizer.json as it is, whatever is in it.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": names[tokenizer.start_of_text],
+        "eos_token": end,
+        "unk_token": end,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": positions,
+    }
+    write_text(folder / FILE_NAME, text)
+    write_text(folder / "tokenizer_config.json", json.dumps(notes, indent=2) + "\n")
+    ends = list(tokenizer.end_tokens)
+    return {
+        "bos_token_id": tokenizer.start_of_text,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends,
+    }

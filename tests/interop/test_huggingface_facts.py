@@ -1,0 +1,431 @@
+"""What a Hugging Face folder says of its model and tokens: kept everywhere, or refused by name."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from src.config_loader import make_config
+from src.errors import AGI2Error
+from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
+from src.interop.export import export_model
+from src.interop.huggingface import import_huggingface
+from src.model_folder import load_model
+from src.tokenizer import load_tokenizer
+from src.training import train_from_config
+from tests.conftest import make_text
+from tests.tiny_models import in_their_layout, random_model, transformers_twin
+
+IM_END = "<|im_end|>"
+
+
+def rewrite(path, **changes):
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    content = {key: value for key, value in {**content, **changes}.items() if value is not ...}
+    path.write_text(json.dumps(content), "utf-8")
+
+
+@pytest.fixture
+def theirs(byte_pairs, tmp_path):
+    """A function that writes a folder as `transformers` does, with more rows than tokens."""
+
+    def make(rows=None, std=0.15, **changes):
+        rows = rows or byte_pairs.vocab_size + 4
+        shape = {"vocab_size": rows, "d_model": 32, "max_seq_len": 24}
+        model = random_model(position_embedding="learned", std=std, **{**shape, **changes})
+        twin = transformers_twin(model.config)
+        twin.load_state_dict(in_their_layout(model.state_dict()))
+        folder = tmp_path / "theirs"
+        twin.save_pretrained(folder)
+        for name in ("config.json", "generation_config.json"):
+            rewrite(folder / name, bos_token_id=..., eos_token_id=...)
+        (folder / "tokenizer.json").write_text(byte_pairs.to_json(), "utf-8")
+        (folder / "tokenizer_config.json").write_text("{}")
+        return twin, folder
+
+    return make
+
+
+def added(id, content, **flags):
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {str(id): {"content": content, **plain, "special": True, **flags}}
+
+
+def with_im_end(folder, size):
+    """The folder of a model whose texts end with a token that was added to the vocabulary."""
+    rewrite(
+        folder / "tokenizer_config.json",
+        eos_token=IM_END,
+        added_tokens_decoder=added(size, IM_END),
+    )
+    for name in ("config.json", "generation_config.json"):
+        rewrite(folder / name, eos_token_id=size, bos_token_id=0)
+
+
+def as_two_files(folder, content, **more):
+    """GPT-2's own two files in place of tokenizer.json, with these tokens besides."""
+    vocab = {**content["model"]["vocab"], **more}
+    (folder / "vocab.json").write_text(json.dumps(vocab), "utf-8")
+    merges = [" ".join(pair) for pair in content["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    (folder / "tokenizer.json").unlink()
+
+
+def import_folder(folder, out):
+    import_huggingface(str(folder), out)
+    return load_model(out)
+
+
+def their_tokens(twin, prompt, ends, count=40, **options):
+    """What `transformers` writes, greedily."""
+    with torch.no_grad():
+        found = twin.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=min(count, twin.config.n_positions - len(prompt)),
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=0,
+            **options,
+        )
+    return found[0, len(prompt) :].tolist()
+
+
+# The head
+
+
+@pytest.mark.parametrize("said", [True, False, ...])
+def test_a_head_that_differs_from_the_embedding_is_kept(theirs, tmp_path, said):
+    from transformers import GPT2LMHeadModel
+
+    twin, folder = theirs(tie_weights=False)
+    rewrite(folder / "config.json", tie_word_embeddings=said)
+    ours = import_folder(folder, tmp_path / "in")
+    assert not ours.model.config.tie_weights
+    tokens = torch.randint(100, (2, 24))
+    with torch.no_grad():
+        expected = twin(tokens).logits
+        torch.testing.assert_close(ours.model(tokens), expected, atol=1e-4, rtol=0)
+        export_model(tmp_path / "in", tmp_path / "out")
+        back = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+        torch.testing.assert_close(back(tokens).logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_head_that_equals_the_embedding_is_tied(theirs, tmp_path):
+    _, folder = theirs()
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["transformer.wte.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+    assert import_folder(folder, tmp_path / "in").model.config.tie_weights
+
+
+# What ends a text
+
+
+def test_the_end_that_a_folder_names_is_kept_on_every_way(theirs, byte_pairs, tmp_path):
+    _, folder = theirs()
+    size = byte_pairs.vocab_size
+    with_im_end(folder, size)
+    ours = import_folder(folder, tmp_path / "in")
+    assert ours.tokenizer.end_tokens == (size,)
+    assert ours.tokenizer.end_of_text == size
+    assert ours.tokenizer.start_of_text == 0
+    assert ours.tokenizer.token_bytes(size) == b""
+    assert ours.tokenizer.encode("a whale" + IM_END) != [*ours.tokenizer.encode("a whale"), size]
+    # Trained on, it is the same.
+    (tmp_path / "a.txt").write_text(make_text())
+    keys = {"max_steps": 2, "batch_size": 2, "sample_tokens": 2, "device": "cpu"}
+    places = {"sources": str(tmp_path / "a.txt"), "output_dir": str(tmp_path), "model_name": "run"}
+    given = {**keys, **places, "init_from": str(tmp_path / "in")}
+    run = train_from_config(make_config(given, "training"))
+    assert load_model(run.folder).tokenizer.end_tokens == (size,)
+    check_export(run.folder, tmp_path / "out", size)
+
+
+def check_export(folder, out, size):
+    """`transformers` ends where the model in a folder ends."""
+    from transformers import AutoTokenizer, GenerationConfig, GPT2LMHeadModel
+
+    export_model(folder, out)
+    assert GenerationConfig.from_pretrained(out).eos_token_id == size
+    assert GPT2LMHeadModel.from_pretrained(out).generation_config.eos_token_id == size
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert (tokenizer.eos_token_id, tokenizer.eos_token) == (size, IM_END)
+    assert tokenizer("a whale")["input_ids"] == load_tokenizer(folder).encode("a whale")
+    # And back.
+    again = import_folder(out, out.with_name("again")).tokenizer
+    assert again.fingerprint == load_tokenizer(folder).fingerprint
+
+
+@pytest.mark.parametrize("kind", [int, list])
+def test_texts_end_where_transformers_ends_them(theirs, byte_pairs, tmp_path, kind):
+    """Greedy, sampled, in a batch, with beams: whichever of the ends comes first."""
+    twin, folder = theirs(std=0.4)
+    prompt = byte_pairs.encode("the old whale")
+    free = their_tokens(twin, prompt, None)
+    ends = list(dict.fromkeys([7, free[3], 9])) if kind is list else [free[3]]
+    rewrite(folder / "generation_config.json", eos_token_id=ends if kind is list else ends[0])
+    ours = import_folder(folder, tmp_path / "in")
+    assert ours.tokenizer.end_tokens == tuple(ends)
+    expected = their_tokens(twin, prompt, ends)
+    assert expected[-1] in ends
+    text = b"".join(map(ours.tokenizer.token_bytes, expected[:-1])).decode("utf-8", "replace")
+    given = {"temperature": 0.0, "tokenizer": ours.tokenizer, "max_length": 40}
+    assert generate_text(ours.model, "the old whale", **given) == "the old whale" + text
+    found = generate_batch(ours.model, ["the old whale"], return_full_text=False, **given)
+    assert found == [[text]]
+    chosen = generate_choices(ours.model, "the old whale", **given)
+    assert "".join(choice.text for choice in chosen) == text
+    one = generate_text(ours.model, "the old whale", speculative="ngram", **given)
+    assert one == "the old whale" + text
+    beam = generate_beam_text(ours.model, "the old whale", 1, 40, 1.0, ours.tokenizer)
+    assert beam == "the old whale" + text
+    longer = generate_text(ours.model, "the old whale", min_length=12, **given)
+    assert len(ours.tokenizer.encode(longer)) > len(expected)
+
+
+def test_a_vocabulary_that_ends_with_another_token_gets_no_invented_one(
+    theirs, byte_pairs, tmp_path
+):
+    _, folder = theirs()
+    content = json.loads(byte_pairs.to_json())
+    size = byte_pairs.vocab_size
+    del content["model"]["vocab"]["<|endoftext|>"]
+    as_two_files(folder, content, **{"</s>": size, "<pad>": 0})
+    rewrite(folder / "config.json", eos_token_id=size)
+    for said in ({"eos_token": "</s>"}, {}):
+        (folder / "special_tokens_map.json").write_text(json.dumps(said))
+        out = tmp_path / f"in-{len(said)}"
+        ours = import_folder(folder, out)
+        assert ours.tokenizer.end_tokens == (size,)
+        assert ours.tokenizer.vocab_size == size + 1
+        assert ours.tokenizer.encode("</s>") != [size]
+    # As a tokenizer for a run of one's own, too.
+    assert load_tokenizer(folder).end_of_text == size
+    assert load_tokenizer(folder).vocab_size == size + 1
+
+
+@pytest.mark.parametrize("where", ["added_tokens.json", "added_tokens_decoder", "nowhere"])
+def test_added_tokens_of_other_files_have_their_ids(theirs, byte_pairs, tmp_path, where):
+    _, folder = theirs()
+    size = byte_pairs.vocab_size
+    as_two_files(folder, json.loads(byte_pairs.to_json()))
+    rewrite(folder / "special_tokens_map.json", eos_token={"content": IM_END})
+    if where == "added_tokens.json":
+        rewrite(folder / where, **{IM_END: size, "whalesea": size + 1})
+    elif where == "added_tokens_decoder":
+        tokens = {**added(size, IM_END), **added(size + 1, "whalesea", special=False)}
+        rewrite(folder / "tokenizer_config.json", added_tokens_decoder=tokens)
+    tokenizer = import_folder(folder, tmp_path / "in").tokenizer
+    assert tokenizer.end_tokens == (size,)
+    if where != "nowhere":
+        assert tokenizer.encode("whalesea") == [size + 1]
+
+
+def test_an_end_that_is_text_stays_text(theirs, byte_pairs, tmp_path):
+    """Some models end with a line end."""
+    _, folder = theirs()
+    (line_end,) = byte_pairs.encode("\n")
+    rewrite(folder / "config.json", eos_token_id=[line_end, 0])
+    ours = import_folder(folder, tmp_path / "in")
+    assert ours.tokenizer.end_tokens == (line_end, 0)
+    assert ours.tokenizer.decode(ours.tokenizer.encode("a\nb")) == "a\nb"
+
+
+def test_what_transformers_assumes_of_every_gpt2_is_no_end_where_no_token_has_it(theirs, tmp_path):
+    _, folder = theirs()
+    rewrite(folder / "config.json", eos_token_id=50256, bos_token_id=50256)
+    tokenizer = import_folder(folder, tmp_path / "in").tokenizer
+    assert (tokenizer.end_tokens, tokenizer.start_of_text) == ((0,), 0)
+
+
+def test_an_empty_prompt_begins_with_the_token_that_begins_texts(theirs, byte_pairs, tmp_path):
+    twin, folder = theirs()
+    with_im_end(folder, byte_pairs.vocab_size)
+    start = byte_pairs.encode("whale")[0]
+    rewrite(folder / "generation_config.json", bos_token_id=start)
+    ours = import_folder(folder, tmp_path / "in")
+    expected = their_tokens(twin, [start], [byte_pairs.vocab_size], 10)
+    text = b"".join(map(ours.tokenizer.token_bytes, expected)).decode("utf-8", "replace")
+    assert generate_text(ours.model, "", 10, 0.0, tokenizer=ours.tokenizer) == text
+
+
+def test_several_ends_go_to_gguf_as_far_as_it_has_places(theirs, tmp_path):
+    from gguf import GGUFReader
+
+    _, folder = theirs()
+    rewrite(folder / "config.json", eos_token_id=[5, 0, 7], bos_token_id=3)
+    import_folder(folder, tmp_path / "in")
+    export_model(tmp_path / "in", tmp_path / "m.gguf", "gguf")
+    reader = GGUFReader(tmp_path / "m.gguf")
+    kinds = ("bos", "eos", "eot", "eom")
+    names = [f"tokenizer.ggml.{kind}_token_id" for kind in kinds]
+    assert [int(reader.fields[name].parts[-1][0]) for name in names] == [3, 5, 0, 7]
+    rewrite(folder / "config.json", eos_token_id=[5, 0, 7, 8])
+    import_folder(folder, tmp_path / "four")
+    with pytest.raises(AGI2Error, match="ends with one of 4 tokens: GGUF has a place for three"):
+        export_model(tmp_path / "four", tmp_path / "n.gguf", "gguf")
+
+
+# What cannot be kept is refused by name, or told.
+
+
+def change(file, **changes):
+    return lambda folder: rewrite(folder / file, **changes)
+
+
+def change_tokenizer(**changes):
+    return lambda folder: rewrite(folder / "tokenizer.json", **changes)
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {
+        "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    },
+}
+DEEP = "[" * 99_999 + "]" * 99_999
+
+
+def double(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["wte.weight"] = weights["transformer.wte.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+
+
+def whole_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.0.mlp.c_fc.weight"] = torch.ones(32, 128, dtype=torch.int8)
+    save_file(weights, folder / "model.safetensors")
+
+
+def in_two_files(names):
+    def split(folder):
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        for name in ("a.safetensors", "b.safetensors"):
+            save_file(weights, folder / name)
+        rewrite(folder / "model.safetensors.index.json", weight_map=dict(enumerate(names)))
+
+    return split
+
+
+def end_without_token(folder):
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    content["added_tokens"] = []
+    content["model"]["vocab"]["end"] = content["model"]["vocab"].pop("<|endoftext|>")
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+
+
+REFUSED = {
+    "an end that no token has": (change("config.json", eos_token_id=322), "eos_token_id 322 is"),
+    "an end that is no number": (change("config.json", eos_token_id="x"), "eos_token_id = 'x' is"),
+    "an end below 0": (change("generation_config.json", eos_token_id=-1), "eos_token_id = -1 is"),
+    "a truth value as end": (change("config.json", eos_token_id=[True]), r"eos_token_id = \[True"),
+    "a start that no token has": (change("config.json", bos_token_id=321), "bos_token_id 321 is"),
+    "an end token that is none": (change("tokenizer_config.json", eos_token=5), "eos_token = 5 is"),
+    "no end": (end_without_token, "names no end-of-text token"),
+    "a token before each text": (change("tokenizer_config.json", add_bos_token=True), "add_bos_to"),
+    "a token after each text": (change("tokenizer_config.json", add_eos_token=True), "add_eos_tok"),
+    "a template": (change_tokenizer(post_processor=TEMPLATE), "post_processor 'TemplateProcess"),
+    "a post-processor": (change_tokenizer(post_processor={"type": "X"}), "post_processor 'X' in"),
+    "post-processors": (change_tokenizer(post_processor=[3]), r"post_processor \[3\] in"),
+    "two ids": (
+        change("tokenizer_config.json", added_tokens_decoder=added(320, "<|endoftext|>")),
+        "'<|endoftext|>' has the id 320 in one file, 0 in another",
+    ),
+    "a gap among ids": (
+        change("tokenizer_config.json", added_tokens_decoder=added(322, IM_END)),
+        "token '<|im_end|>' cannot keep its id",
+    ),
+    "an id that is none": (change("added_tokens.json", x="5"), "id is no whole number"),
+    "added tokens that are none": (
+        change("tokenizer_config.json", added_tokens_decoder={"x": 5}),
+        "its added tokens are not listed as such",
+    ),
+    "quantized weights": (
+        change("config.json", quantization_config={}),
+        "quantization_config = {}",
+    ),
+    "pruned heads": (change("config.json", pruned_heads={"0": [1]}), "pruned_heads = "),
+    "a scale by layer": (change("config.json", scale_attn_by_inverse_layer_idx=True), "scale_attn"),
+    "cross-attention": (change("config.json", add_cross_attention=True), "add_cross_attention"),
+    "two lengths": (change("config.json", n_ctx=12), "n_positions = 24 and n_ctx = 12 in config"),
+    "two widths": (change("config.json", hidden_size=12), "n_embd = 32 and hidden_size = 12 in"),
+    "a tie that is none": (change("config.json", tie_word_embeddings="no"), "tie_word_embeddings"),
+    "a truth value as size": (change("config.json", n_layer=True), "True is no whole number"),
+    "too many layers": (change("config.json", n_layer=10**9), "n_layers must be at most 1,024"),
+    "a tensor twice": (double, "a tensor twice, with and without transformer."),
+    "whole numbers as weights": (whole_numbers, "h.0.mlp.c_fc.weight is of the type int8"),
+    "a tensor in two files": (in_two_files(["a.safetensors", "b.safetensors"]), "stands in two of"),
+    "a file elsewhere": (in_two_files(["../a.safetensors"]), "files that are not in this folder"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_kept_is_refused_by_name(theirs, tmp_path, damage, message):
+    _, folder = theirs()
+    damage(folder)
+    with pytest.raises(AGI2Error, match=message.replace("|", r"\|")) as error:
+        import_huggingface(str(folder), tmp_path / "in")
+    assert "theirs" in str(error.value)
+    assert len(error.value.args) == 1
+    assert not (tmp_path / "in").exists()
+
+
+FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
+FILES += ["special_tokens_map.json", "added_tokens.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("content", [DEEP, "9" * 5000, "[]", "{", '{"a": ' + DEEP + "}"])
+def test_a_deep_or_broken_file_is_one_line(theirs, tmp_path, file, content):
+    _, folder = theirs()
+    (folder / file).write_text(content)
+    with pytest.raises(AGI2Error, match=f"{file} is damaged") as error:
+        import_huggingface(str(folder), tmp_path / "in")
+    assert len(error.value.args) == 1
+
+
+def test_what_is_left_out_is_told(theirs, tmp_path, caplog):
+    _, folder = theirs()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    rewrite(folder / "tokenizer_config.json", pad_token="<|endoftext|>")
+    rewrite(folder / "generation_config.json", temperature=0.6)
+    rewrite(folder / "config.json", attn_pdrop=0.5)
+    with caplog.at_level(logging.WARNING, "agi2"):
+        import_huggingface(str(folder), tmp_path / "in")
+    for what in ("chat template", "pad_token", "temperature = 0.6", "attn_pdrop = 0.5"):
+        assert sum(what in message for message in caplog.messages) == 1
+
+
+def test_other_names_of_the_sizes_are_read(theirs, tmp_path):
+    twin, folder = theirs()
+    rewrite(folder / "config.json", n_embd=..., hidden_size=32, n_layer=..., num_hidden_layers=2)
+    ours = import_folder(folder, tmp_path / "in").model
+    tokens = torch.randint(100, (2, 24))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), twin(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_a_leading_space_is_added_where_the_folder_says_so(theirs, byte_pairs, tmp_path):
+    _, folder = theirs()
+    rewrite(folder / "tokenizer_config.json", add_prefix_space=True)
+    found = import_folder(folder, tmp_path / "in").tokenizer.encode("whale")
+    assert found == byte_pairs.encode(" whale")
+
+
+def test_merges_that_are_no_text_are_one_line(theirs, byte_pairs, tmp_path):
+    _, folder = theirs()
+    as_two_files(folder, json.loads(byte_pairs.to_json()))
+    Path(folder / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(AGI2Error, match=r"theirs: merges\.txt cannot be read"):
+        import_huggingface(str(folder), tmp_path / "in")
