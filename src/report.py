@@ -167,7 +167,7 @@ def axes(history: History) -> Axes:
 def tokens_per_step(history: History) -> float | None:
     """How many tokens a step trained on, where the run's log says so."""
     size = history.start.get("tokens_per_step")
-    return size if isinstance(size, int | float) and 0 < size < math.inf else None
+    return size if isinstance(size, int | float) and 1 <= size < 1e15 else None
 
 
 def losses(history: History) -> tuple[str, list[Point], list[Point]]:
