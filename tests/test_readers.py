@@ -117,11 +117,11 @@ def test_removed_frames_are_counted(tmp_path):
 
 @pytest.mark.parametrize("unit", ["\n", " ", " \n", "*", "# ", '"', ",", "\r", "\t\n", "{", "鯨"])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_a_million_of_anything_is_read_or_refused(tmp_path, name, unit):
+def test_many_of_anything_are_read_or_refused(tmp_path, name, unit):
     # With a search that goes back, or a list of strings a line, this would take minutes.
     head = {"a.csv": "text\n", "a.jsonl": '"a"\n', "a.txt": ""}[name]
     try:
-        documents = read(tmp_path / name, head + unit * 1_000_000 + "\nend").documents
+        documents = read(tmp_path / name, head + unit * 200_000 + "\nend").documents
     except Unreadable:
         return
     assert documents
