@@ -88,11 +88,10 @@ def _markers(text: str) -> Iterator[_Marker]:
 
 def _marker_at(text: str, line: int, after_stars: int) -> _Marker | None:
     words = text[after_stars : after_stars + _LONGEST_MARKER + 2].lower().lstrip(" ")
-    for phrase, opens in _MARKERS:
-        if words.startswith(phrase):
-            break
-    else:
+    known = next((pair for pair in _MARKERS if words.startswith(pair[0])), None)
+    if known is None:
         return None
+    phrase, opens = known
     title = after_stars + len(phrase)
     close = text.find("***", title, title + _TITLE_CHARACTERS)
     if close < 0 or text.count("\n", title, close) > _TITLE_LINES or "\n\n" in text[title:close]:

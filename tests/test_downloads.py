@@ -7,6 +7,7 @@ import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -35,7 +36,7 @@ class Library(BaseHTTPRequestHandler):
     content = b""
     asked = ()
     logins = ()
-    headers_to_send: dict = {}
+    headers_to_send: ClassVar[dict] = {}
     redirect = ""
 
     def do_GET(self):
@@ -115,7 +116,7 @@ def test_a_strange_or_long_name_is_made_fit_for_a_file(library, tmp_path):
 @pytest.mark.parametrize("name", ["missing.txt", "broken.txt"])
 def test_a_failed_download_says_where_to_put_the_file_and_leaves_nothing(library, tmp_path, name):
     url = f"{library}/{name}"
-    with pytest.raises(AGI2Error, match=f"{name}: cannot be downloaded .* save it as ") as caught:
+    with pytest.raises(AGI2Error, match=rf"{name}: cannot be downloaded .* save it as ") as caught:
         read(url)
     assert not cached_files(tmp_path)
     # Who follows the advice is heard.
@@ -157,7 +158,7 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
     for name in ("AGI2_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    with pytest.raises(AGI2Error, match="no home folder .* set AGI2_CACHE"):
+    with pytest.raises(AGI2Error, match=r"no home folder .* set AGI2_CACHE"):
         cache_folder()
 
 
@@ -268,5 +269,5 @@ def test_a_full_disk_is_said(library, monkeypatch):
         write = fail
 
     transfer = downloads._Transfer(f"{library}/a.txt", Full(), 10**6)
-    with pytest.raises(AGI2Error, match="cannot write .*: No space left"):
+    with pytest.raises(AGI2Error, match=r"cannot write .*: No space left"):
         transfer.run(10)

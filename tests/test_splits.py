@@ -195,7 +195,7 @@ def test_unrelated_documents_are_split_as_if_nothing_had_been_compared(caplog):
     draw = random.Random(5)
     documents = [words(draw, 200) for _ in range(50)]
     with caplog.at_level("INFO", "agi2"):
-        train, held_out = split_documents(documents, 0.1, seed=7)
+        _, held_out = split_documents(documents, 0.1, seed=7)
     import torch
 
     order = torch.randperm(50, generator=torch.Generator().manual_seed(7)).tolist()
@@ -213,6 +213,6 @@ def test_a_split_is_a_function_of_its_arguments():
     documents = [words(draw, 300) for _ in range(30)]
     documents += [text[:500] for text in documents[:10]]
     assert split_documents(documents, 0.2, 3) == split_documents(list(documents), 0.2, 3)
-    train, held_out = split_documents(documents, 0.2, 3)
+    _, held_out = split_documents(documents, 0.2, 3)
     for text in documents[:10]:
         assert (text in held_out) == (text[:500] in held_out)
