@@ -634,12 +634,12 @@ def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_th
         input=b"Hi\n/x\x1b[2J\n",
         env=environment,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     assert "\x1b]0;owned\x07\x9b2J".encode() in piped.stdout, piped
     assert piped.stderr.startswith(rb"unknown command /x\x1b[2J")
     terminal = pexpect.spawn(
-        sys.executable, [str(program)], env=environment, encoding="utf-8", timeout=120, echo=False
+        sys.executable, [str(program)], env=environment, encoding="utf-8", timeout=300, echo=False
     )
     try:
         terminal.expect(r"\x1b\[\?2004h[^>]*>")
