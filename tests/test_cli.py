@@ -821,7 +821,6 @@ def test_names_of_runs_are_escaped_and_no_markup(trained, tmp_path, capsys):
     for command in (
         ["list", tmp_path],
         ["compare", tmp_path / name, trained],
-        ["doctor", tmp_path / name],
     ):
         status, out, err = run(capsys, *command)
         assert status == 0
