@@ -183,3 +183,15 @@ def bounded_block(block, x: Bounded, activation, bits: int = 32) -> Bounded:
         return x + fed(norm(block.ffn_norm, x))
     x = norm(block.attention_norm, x + attended(x))
     return norm(block.ffn_norm, x + fed(x))
+
+
+def assert_same_in_float64(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Two orders of the same sums, in float64.
+
+    A pass of the tests' models has a few thousand roundings one after another, each of which layers
+    of norms and softmax make a few thousand times larger at most: 10^7 of u, which is 1e-9 of the
+    largest number. What is computed wrongly is off by far more.
+    """
+    assert found.dtype == expected.dtype == torch.float64
+    bound = gamma(10**7, torch.float64) * max(1.0, float(expected.abs().max()))
+    assert_within(found, expected, bound)

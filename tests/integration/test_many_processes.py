@@ -30,7 +30,7 @@ def torchrun(count, script, *arguments, options=()):
     command += [f"--nproc-per-node={count}", *options, script, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=240
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=900
     )
 
 
