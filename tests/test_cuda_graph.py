@@ -59,7 +59,9 @@ def test_a_text_that_begins_anew_in_the_same_cache_is_read_as_it_is(models):
     for prompt in ([1, 2, 3], [1, 2, 4, 5], [1]):
         assert_same_in_float64(fixed.read([prompt]), plain.read([prompt]))
         for token in (7, 9):
-            assert_same_in_float64(fixed.step(torch.tensor([token])), plain.step(torch.tensor([token])))
+            assert_same_in_float64(
+                fixed.step(torch.tensor([token])), plain.step(torch.tensor([token]))
+            )
 
 
 @pytest.mark.parametrize("models", PAIRS)

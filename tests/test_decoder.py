@@ -2,9 +2,9 @@ import logging
 
 import pytest
 import torch
+from bounds import assert_same_in_float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from bounds import assert_same_in_float64
 from tiny_models import random_model
 
 from src.decoder import Decoder, check_prompt
@@ -179,7 +179,9 @@ def test_a_prompt_longer_than_the_positions_is_told_once(model, caplog):
         decoder.step(torch.tensor([token]))
     assert caplog.messages == []
     prompt = list(range(20))
-    assert_same_in_float64(Decoder(model, WIDTH).read([prompt, [1]])[:1], in_one_reading(model, prompt[-8:]))
+    assert_same_in_float64(
+        Decoder(model, WIDTH).read([prompt, [1]])[:1], in_one_reading(model, prompt[-8:])
+    )
     assert caplog.messages == [
         "the prompt has 20 tokens, the model sees 8 at a time: only the last are read"
     ]

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
