@@ -247,8 +247,7 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
         return None if precision == torch.float32 else next(known, None)
     if device.type != "cpu":
         return None
-    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-    a, b = torch.ones(512, 512, **kind), torch.ones(512, 2048, **kind)
+    a, b = (torch.ones(512, n, dtype=torch.float32, device="cpu") for n in (512, 2048))
     best = float("inf")
     for _ in range(8):
         start = time.perf_counter()

@@ -189,7 +189,7 @@ def _sizes(weights: Weights) -> str:
 
 
 def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
-    """A matrix (O, I) of finite numbers rounded to 8 or 4 bits; for 32 packed in 28, or as it is."""
+    """A matrix (O, I) of finite numbers in 8 or 4 bits; for 32 packed in 28, or as it is."""
     outputs, inputs = weight.shape
     if bits == 32:
         whole = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)

@@ -1,4 +1,4 @@
-"""How far floating-point results may be from the exact ones: tolerances that follow from arithmetic.
+"""How far floating-point results may be from the exact ones, by the bounds of arithmetic.
 
 u is the unit roundoff of a type: half the distance from 1 to the next number. n roundings one after
 another are off by at most gamma(n) = n u / (1 - n u) (Higham, 2002, lemma 3.1), in whatever order a

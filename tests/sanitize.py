@@ -40,7 +40,7 @@ def compiler() -> str:
 
 
 def preloaded() -> list[str]:
-    """The sanitizers' libraries, which must be in a process before all others; none where absent."""
+    """The sanitizers' libraries, which a process must load before all others, or none."""
     found = []
     for name in ("libasan.so", "libubsan.so"):
         asked = [compiler(), f"-print-file-name={name}"]

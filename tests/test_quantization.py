@@ -174,7 +174,10 @@ def test_a_prepared_model_reads_in_bfloat16_as_another_does(quantize):
 # A prepared model is not what it was: each use of it works right, or is refused at once.
 
 
-SAVED = 'the model was prepared for generation (quantize = "{}"): it cannot be {}; load it again for that'
+SAVED = (
+    'the model was prepared for generation (quantize = "{}"): it cannot be {}; load it again '
+    "for that"
+)
 
 
 def optimised(model, _):
