@@ -3,7 +3,7 @@
     uv run python tests/fuzz.py MINUTES [arguments for pytest]
 
 Ends with 1 at the first example that fails, which is printed. Put it above the test as `@example`,
-so that every run tries it from then on; `.hypothesis/` keeps it till then, for the next run of this.
+so that every run tries it from then on; `.hypothesis/` keeps it till then, for the next run.
 """
 
 from __future__ import annotations
