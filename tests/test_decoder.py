@@ -2,13 +2,13 @@ import logging
 
 import pytest
 import torch
-from bounds import assert_same_in_float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_model
 
 from src.decoder import Decoder, check_prompt
 from src.errors import AGI2Error
+from tests.bounds import assert_same_in_float64
 
 POSITIONS = 8
 WIDTH = 29

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from conftest import run_python
-from tiny_models import saved_model
+
+from tests.conftest import run_python
+from tests.tiny_models import saved_model
 
 PROGRAM = """
 import json, sys
