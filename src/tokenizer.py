@@ -1,204 +1,61 @@
-"""Text to token ids and back: by character (`BasicTokenizer`), by byte pairs (`BPETokenizer`)."""
+"""Text to token ids and back: by byte pairs (`BPETokenizer`), or by character or word."""
 
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from .basic_tokenizer import BasicTokenizer
 from .errors import AGI2Error
-from .utils import write_text
-
-END_OF_TEXT = "<|endoftext|>"
-UNKNOWN = "<unk>"
-FILE_NAME = "tokenizer.json"
-
-# Longer texts are cut into pieces of about this many characters, which are encoded in parallel.
-_PIECE = 1 << 16
-# So much of a text becomes an array at a time.
-_STRETCH = 1 << 22
-
-
-class Tokenizer(ABC):
-    """What every tokenizer does. Text never turns into a special token."""
-
-    @property
-    @abstractmethod
-    def vocab_size(self) -> int:
-        """Number of tokens, special ones included."""
-
-    @property
-    @abstractmethod
-    def end_of_text(self) -> int:
-        """The id of the token between documents."""
-
-    @property
-    def end_tokens(self) -> tuple[int, ...]:
-        """The ids that end a text which is generated, `end_of_text` first."""
-        return (self.end_of_text,)
-
-    @property
-    def start_of_text(self) -> int:
-        """The id that an empty prompt starts from."""
-        return self.end_of_text
-
-    @abstractmethod
-    def fit(self, texts: Iterable[str]) -> None:
-        """Build the vocabulary from a corpus, in place of the one there was."""
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Text to token ids."""
-
-    @abstractmethod
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for: part of a character, or nothing, perhaps.
-
-        Raises:
-            AGI2Error: where there is no such token.
-        """
-
-    @abstractmethod
-    def to_json(self) -> str:
-        """The whole tokenizer as JSON text."""
-
-    def preprocess(self, text: str) -> str:
-        """The text that is really encoded."""
-        return text
-
-    def encode_array(self, text: str) -> np.ndarray:
-        """Text to token ids in the smallest unsigned type that holds the vocabulary."""
-        return np.array(self.encode(text), dtype=self.dtype)
-
-    @property
-    def dtype(self) -> type[np.unsignedinteger]:
-        """The smallest unsigned type that holds every id."""
-        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-
-    def byte_lengths(self) -> np.ndarray:
-        """UTF-8 bytes of the text that each id (V,) stands for."""
-        return np.array([len(self.token_bytes(token)) for token in range(self.vocab_size)])
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids to text; special tokens give none, broken UTF-8 gives U+FFFD."""
-        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
-
-    def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` into a folder, whole or not at all."""
-        write_text(Path(folder) / FILE_NAME, self.to_json())
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash that two tokenizers share when they are the same."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-class BasicTokenizer(Tokenizer):
-    """One token for each character.
-
-    Args:
-        vocabulary: the characters, in the order of their ids (after the two special tokens);
-            without it, `fit` builds one.
-        lowercase: whether text is lower-cased.
-        fold_whitespace: whether every run of white space becomes one space.
-
-    Raises:
-        AGI2Error: where the vocabulary is not made of different single characters.
-    """
-
-    def __init__(
-        self,
-        vocabulary: Sequence[str] | None = None,
-        *,
-        lowercase: bool = True,
-        fold_whitespace: bool = True,
-    ) -> None:
-        self.lowercase = lowercase
-        self.fold_whitespace = fold_whitespace
-        self._set_vocabulary(vocabulary or [])
-
-    def _set_vocabulary(self, characters: Sequence[str]) -> None:
-        if any(len(character) != 1 for character in characters):
-            raise AGI2Error("a basic vocabulary is made of single characters")
-        if len(set(characters)) != len(characters):
-            raise AGI2Error("a character stands twice in the vocabulary")
-        self.vocabulary = [UNKNOWN, END_OF_TEXT, *characters]
-        self._ids = {character: id for id, character in enumerate(self.vocabulary)}
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of characters, and two."""
-        return len(self.vocabulary)
-
-    @property
-    def end_of_text(self) -> int:
-        """The id of the token between documents."""
-        return 1
-
-    def preprocess(self, text: str) -> str:
-        """The text that is really encoded."""
-        if self.lowercase:
-            text = text.lower()
-        return re.sub(r"\s+", " ", text) if self.fold_whitespace else text
-
-    def fit(self, texts: Iterable[str]) -> None:
-        """Take every character of the texts."""
-        self._set_vocabulary(sorted(set().union(*map(self.preprocess, texts))))
-
-    def encode(self, text: str) -> list[int]:
-        """Text to ids; a character that is not in the vocabulary is `<unk>`.
-
-        Raises:
-            AGI2Error: where there is no vocabulary yet.
-        """
-        if self.vocab_size == 2:
-            raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
-        return [self._ids.get(character, 0) for character in self.preprocess(text)]
-
-    def token_bytes(self, token: int) -> bytes:
-        """A character's bytes; U+FFFD for `<unk>`, nothing for the end of text."""
-        if not 0 <= token < self.vocab_size:
-            raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
-        if token < 2:
-            return b"" if token == self.end_of_text else "\ufffd".encode()
-        return self.vocabulary[token].encode("utf-8", "replace")
-
-    def to_json(self) -> str:
-        """The characters and the two switches."""
-        content = {
-            "type": "basic",
-            "lowercase": self.lowercase,
-            "fold_whitespace": self.fold_whitespace,
-            "vocabulary": self.vocabulary[2:],
-        }
-        return json.dumps(content, ensure_ascii=True, indent=0)
+from .text_pieces import SpacelessBudget, cut
+from .tokenizer_base import END_OF_TEXT as END_OF_TEXT
+from .tokenizer_base import FILE_NAME as FILE_NAME
+from .tokenizer_base import UNKNOWN as UNKNOWN
+from .tokenizer_base import Tokenizer, any_of, as_id, listed, new_names, read_texts
+from .tokenizer_file import (
+    MAX_TOKENS,
+    build,
+    check_byte_level,
+    read_bounded,
+    read_tokenizer_file,
+    try_out,
+)
+from .utils import log
 
 
 class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding (Sennrich et al., 2016; Radford et al., 2019).
 
     Every string can be encoded, since every byte is a token. Training and encoding are the
-    `tokenizers` library's.
+    `tokenizers` library's, of a text that `text_pieces` has cut.
 
     Args:
         vocab_size: the most tokens that training makes: at least 257, the bytes and the end of
-            text.
+            text, and one more for each special token.
+        special_tokens: names of special tokens, which training adds last.
 
     Raises:
-        AGI2Error: where `vocab_size` is below that.
+        AGI2Error: where `vocab_size` is out of range, or a name is not possible.
     """
 
-    def __init__(self, vocab_size: int = 50000) -> None:
-        if vocab_size < 257:
-            raise AGI2Error(f"vocab_size must be at least 257 for byte pairs, not {vocab_size}")
+    def __init__(self, vocab_size: int = 50000, *, special_tokens: Iterable[str] = ()) -> None:
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+            raise AGI2Error(f"vocab_size must be an integer, not {vocab_size!r}")
+        self._own = new_names(listed(special_tokens, "special_tokens"), _TAKEN)
+        least = 257 + len(self._own)
+        if not least <= vocab_size <= MAX_TOKENS:
+            raise AGI2Error(
+                f"vocab_size must be at least {least} for byte pairs"
+                f"{' and the special tokens' * (least > 257)}, and at most {MAX_TOKENS:,}, not "
+                f"{vocab_size}"
+            )
         self.max_vocab_size = vocab_size
         self._set_tokenizer(_byte_level(models.BPE()))
 
@@ -219,14 +76,9 @@ class BPETokenizer(Tokenizer):
         self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
         # Other tokens' are found when they are asked for: most of a large vocabulary never are.
         self._bytes = {id: b"" if t.special else t.content.encode() for id, t in added.items()}
-        pre = tokenizer.pre_tokenizer
-        # Where words are cut as GPT-2 cuts them, a text may be cut before any space.
-        self._may_cut = (
-            isinstance(pre, pre_tokenizers.ByteLevel)
-            and pre.use_regex
-            and tokenizer.normalizer is None
-            and all(token.special for token in added.values())
-        )
+        self._special = {t.content: id for id, t in added.items() if t.special}
+        # Tokens that stand in text keep it from being cut inside them.
+        self._in_text = {t.content: id for id, t in added.items() if not t.special}
 
     @classmethod
     def from_gpt2_files(cls, vocab: str | Path, merges: str | Path) -> BPETokenizer:
@@ -235,11 +87,13 @@ class BPETokenizer(Tokenizer):
         Raises:
             AGI2Error: where they are missing or not of that layout.
         """
+        content = json.loads(_byte_level(models.BPE()).to_str())
         try:
-            model = models.BPE.from_file(str(vocab), str(merges))
-        except Exception as error:  # the library raises nothing narrower
+            content["model"]["vocab"] = read_tokenizer_file(Path(vocab))
+            content["model"]["merges"] = _read_merges(Path(merges))
+            tokenizer = build(content, str(vocab))
+        except AGI2Error as error:
             raise AGI2Error(f"{vocab} and {merges} are not a GPT-2 vocabulary: {error}") from error
-        tokenizer = _byte_level(model)
         known = (name for name in KNOWN_END_TOKENS if tokenizer.token_to_id(name) is not None)
         end = next(known, END_OF_TEXT)
         tokenizer.add_special_tokens([tokenizers.AddedToken(end, special=True)])
@@ -250,10 +104,14 @@ class BPETokenizer(Tokenizer):
         """Take over a tokenizer of the `tokenizers` library; `name` is for messages.
 
         Raises:
-            AGI2Error: where it is not byte-level, or lacks a byte or an end of text.
+            AGI2Error: where it is not byte-level, lacks a byte or an end of text, or has a part
+                that would lose text.
         """
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise AGI2Error(f"{name} is not a byte-level tokenizer")
+        check_byte_level(json.loads(tokenizer.to_str()), name)
+        return cls._from_checked(tokenizer, name)
+
+    @classmethod
+    def _from_checked(cls, tokenizer: tokenizers.Tokenizer, name: str) -> BPETokenizer:
         lacking = sum(tokenizer.token_to_id(character) is None for character in _BYTE_OF)
         if lacking:
             raise AGI2Error(
@@ -264,6 +122,9 @@ class BPETokenizer(Tokenizer):
         self._set_tokenizer(tokenizer)
         if self._end_of_text is None:
             raise AGI2Error(f"{name} has no end-of-text token ({', '.join(KNOWN_END_TOKENS)})")
+        self._own = [name for name, id in self._special.items() if id != self._end_of_text]
+        samples = [*self._special, *self._in_text]
+        try_out(self.encode, self.decode, self.preprocess, samples, name)
         return self
 
     @property
@@ -286,43 +147,80 @@ class BPETokenizer(Tokenizer):
         """The id that an empty prompt starts from."""
         return self.end_of_text if self._start is None else self._start
 
-    def fit(self, texts: Iterable[str]) -> None:
-        """Learn the merges."""
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the end of text and of other special tokens."""
+        return dict(self._special)
+
+    def add_special_tokens(self, *names: str) -> None:
+        """Add special tokens, with the next ids. `fit` and the file keep them."""
+        new = new_names(names, {*_TAKEN, *self._own, *self._tokenizer.get_vocab()})
+        if self._size:
+            if self._tokenizer.get_vocab_size() != self._size:
+                raise AGI2Error("special_tokens: there are gaps among the ids of this vocabulary")
+            self._tokenizer.add_special_tokens(list(map(_special_token, new)))
+            self._set_tokenizer(self._tokenizer)
+        self._own += new
+        self.max_vocab_size = max(self.max_vocab_size, self._size, 257 + len(self._own))
+
+    def fit(self, texts: str | Path | Iterable[str | Path]) -> None:
+        """Learn the merges.
+
+        Text without spaces is used up to a limit, as each of its words has to be remembered: the
+        log says what is left out.
+        """
         trainer = trainers.BpeTrainer(
-            vocab_size=self.max_vocab_size,
+            vocab_size=self.max_vocab_size - len(self._own),
             special_tokens=[END_OF_TEXT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         tokenizer = _byte_level(models.BPE())
-        pieces = (piece for text in texts for piece in _pieces(_well_formed(text)))
+        budget = SpacelessBudget(_SPACELESS)
+        pieces = (
+            piece
+            for text in read_texts(texts)
+            for stretch in budget.take(_well_formed(text))
+            for piece in cut(stretch, _LEARNED_RUN)
+        )
         tokenizer.train_from_iterator(pieces, trainer)
+        if budget.left_out:
+            log.info(
+                "the vocabulary is learned without %s of %s characters that have hardly any spaces",
+                f"{budget.left_out:,}",
+                f"{budget.left_out + _SPACELESS:,}",
+            )
+        if tokenizer.get_vocab_size() == 257 < self.max_vocab_size - len(self._own):
+            log.warning(
+                "the tokenizer has learned nothing, as the text is too small: it has only bytes"
+            )
+        tokenizer.add_special_tokens(list(map(_special_token, self._own)))
         self._set_tokenizer(tokenizer)
 
     train = fit
 
-    def encode(self, text: str) -> list[int]:
-        """Text to ids.
+    def preprocess(self, text: str) -> str:
+        """The text that is really encoded: composed (NFC) where the vocabulary asks for that."""
+        normalizer = self._tokenizer.normalizer
+        if normalizer is None:
+            return text
+        return "".join(map(normalizer.normalize_str, cut(_well_formed(text))))
 
-        Raises:
-            AGI2Error: where nothing has been learned yet.
-        """
-        self._trained()
+    def _encode_parts(self, text: str) -> Iterator[list[int]]:
         text = _well_formed(text)
-        if len(text) <= _PIECE or not self._may_cut:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        encoded = self._tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False)
-        return [id for piece in encoded for id in piece.ids]
-
-    def encode_array(self, text: str) -> np.ndarray:
-        """As `encode`, a stretch at a time, so that no list holds all of a long text."""
-        if len(text) <= _STRETCH or not self._may_cut:
-            return super().encode_array(text)
-        stretches = _pieces(_well_formed(text), _STRETCH)
-        return np.concatenate([super(BPETokenizer, self).encode_array(part) for part in stretches])
+        between = any_of(self._in_text).split(text) if self._in_text else [text]
+        for index, part in enumerate(between):
+            if index % 2:
+                yield [self._in_text[part]]
+                continue
+            pieces = cut(part)
+            while batch := list(islice(pieces, _PIECES_AT_ONCE)):
+                for encoded in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                    yield encoded.ids
 
     def token_bytes(self, token: int) -> bytes:
         """A token's bytes; nothing for special tokens."""
+        token = as_id(token)
         if not 0 <= token < self._size:
             raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
         if token not in self._bytes:
@@ -337,6 +235,19 @@ class BPETokenizer(Tokenizer):
         if not self._size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        # The library does not keep it, and a copy would find special tokens in text.
+        self._tokenizer.encode_special_tokens = True
+
+
+# Pieces that are encoded beside each other.
+_PIECES_AT_ONCE = 16
+# A word that is longer is learned from in parts: each merge looks at all of the words it is in.
+_LEARNED_RUN = 256
+# So many characters without spaces are learned from: each byte of them takes 100 bytes of memory.
+_SPACELESS = 4_000_000
 
 
 # A model that was imported may have another start than its end, and several ends. The tokenizer's
@@ -379,16 +290,14 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-# What stands in a `BasicTokenizer`'s file; a token of such characters has escaped quotes.
-_BASIC = re.compile(rb'"type"\s*:\s*"basic"')
-
-
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer: its file, or a folder with `tokenizer.json` or GPT-2's two files.
 
     Raises:
         AGI2Error: where there is none, or it cannot be read.
     """
+    if not isinstance(path, str | Path):
+        raise AGI2Error(f"path must be a str or a Path, not {path!r}")
     path = Path(path)
     if path.is_dir():
         vocab, merges = path / "vocab.json", path / "merges.txt"
@@ -400,20 +309,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"no tokenizer at {path}: give a tokenizer.json, or a folder that holds one, or "
             "vocab.json and merges.txt"
         )
-    try:
-        data = path.read_bytes()
-        # Others may be large, and are parsed by the library alone.
-        content = json.loads(data) if _BASIC.search(data) else {}
-        if content.get("type") == "basic":
-            return BasicTokenizer(
-                content["vocabulary"],
-                lowercase=content["lowercase"],
-                fold_whitespace=content["fold_whitespace"],
-            )
-        library = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # a broken file can break either reader in many ways
-        raise AGI2Error(f"{path} is not a tokenizer: {error}") from error
-    return BPETokenizer.from_library(library, str(path))
+    content = read_tokenizer_file(path)
+    if content.get("type") == "basic":
+        return BasicTokenizer.from_content(content, str(path))
+    return BPETokenizer._from_checked(build(content, str(path)), str(path))
+
+
+Tokenizer._read = load_tokenizer
 
 
 def new_tokenizer(
@@ -458,20 +360,19 @@ def _well_formed(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-_CUT = re.compile(r"(?<=\S)(?= )")
+def _special_token(name: str) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(name, special=True, normalized=False)
 
 
-def _pieces(text: str, length: int | None = None) -> Iterator[str]:
-    """Cut a long text, into pieces a little longer than `length`, before spaces after words.
-
-    No token of a GPT-2 vocabulary goes across such a place, so the ids stay the same.
-    """
-    start = 0
-    while cut := _CUT.search(text, start + (length or _PIECE)):
-        yield text[start : cut.start()]
-        start = cut.start()
-    if start < len(text):
-        yield text[start:]
+def _read_merges(path: Path) -> list[str]:
+    """The lines of a merges.txt, but for the version at its beginning."""
+    try:
+        lines = read_bounded(path).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise AGI2Error(f"{path} is not UTF-8") from error
+    if lines[0].startswith("#version"):
+        del lines[0]
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -487,6 +388,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+# Names that no special token may have.
+_TAKEN = {END_OF_TEXT, *_BYTE_OF}
 
 
 def _bytes_of(token: str) -> bytes:

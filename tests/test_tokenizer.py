@@ -1,6 +1,8 @@
 import codecs
 import json
+import logging
 import os
+import random
 import re
 import subprocess
 import sys
@@ -13,13 +15,15 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import tokenizers
+from conftest import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import GPT2TokenizerFast
 
 import src.tokenizer as module
 from src.errors import AGI2Error
+from src.text_pieces import PIECE
 from src.tokenizer import (
     BasicTokenizer,
     BPETokenizer,
@@ -433,6 +437,7 @@ class Hub(BaseHTTPRequestHandler):
 
 ASK_THREE_TIMES = """
 from src.errors import AGI2Error
+from src.text_pieces import PIECE
 from src.tokenizer import new_tokenizer
 try:
     new_tokenizer("gpt2", 0)
@@ -506,3 +511,136 @@ def test_the_byte_alphabet_is_gpt2s():
     for character, byte in module._BYTE_OF.items():
         replaced = codecs.decode(bytes([byte]), "utf-8", "replace")
         assert decoder.decode([character]) == replaced
+
+
+# Long texts, and text without spaces
+
+SPACELESS = {
+    "DNA": "".join(random.Random(0).choices("ACGT", k=4000)),
+    "one letter": "a" * 4000,
+    "spaces": " " * 4000,
+    "Chinese": "鯨は海を泳ぐ捕鯨船白鯨" * 300,
+    "marks": "\u0301" * 3000,
+    "apostrophes": "a'" * 2000,
+    "emoji": "🐳👩‍👩‍👧" * 700,
+}
+
+
+@pytest.mark.parametrize("text", [*SPACELESS.values(), "\n\n".join(CORPUS * 200)])
+def test_a_long_text_round_trips_and_its_array_equals_its_list(bpe, text):
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    array = bpe.encode_array(text)
+    assert array.dtype == np.uint16
+    assert array.tolist() == ids
+
+
+def test_a_long_text_of_words_has_the_ids_of_the_library(bpe):
+    text = "\n\n".join(CORPUS * 200)
+    assert len(text) > 5 * PIECE
+    assert bpe.encode(text) == bpe._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", SPACELESS.values())
+def test_the_tokens_of_a_long_word_do_not_depend_on_what_surrounds_it(bpe, text):
+    word = f" {text.strip()}" if text.strip() else text
+    around = "some words" * (word[0] == " ")
+    expected = [*bpe.encode(around), *bpe.encode(word)]
+    assert bpe.encode(around + word) == expected
+    long = "the old whale" + " swam" * 3000
+    assert bpe.encode(long + word + " end" * 3000) == [
+        *bpe.encode(long),
+        *bpe.encode(word + " end" * 3000),
+    ]
+
+
+@pytest.mark.parametrize("text", SPACELESS.values())
+def test_one_long_word_can_be_learned_from(text):
+    tokenizer = BPETokenizer(300)
+    tokenizer.fit(text)
+    # GPT-2's words of a letter and an apostrophe in turn are single characters.
+    assert (257 < tokenizer.vocab_size <= 300) == (text != SPACELESS["apostrophes"])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_text_without_spaces_is_learned_from_up_to_a_limit(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_SPACELESS", 1000)
+    with caplog.at_level(logging.INFO, "agi2"):
+        BPETokenizer(300).fit([SPACELESS["DNA"], *CORPUS])
+    assert re.search(r"without 2,800 of [\d,]+ characters that have hardly any spaces", caplog.text)
+
+
+MEASURED = """
+import resource, sys
+from src.tokenizer import BPETokenizer
+tokenizer = BPETokenizer(400)
+tokenizer.fit(sys.argv[1] * 1000)
+tokenizer.encode_array(sys.argv[1] * 5000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+text = sys.argv[1] * (2_000_000 // len(sys.argv[1].encode()))
+assert len(tokenizer.encode_array(text)) > 1000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / len(text.encode()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+@pytest.mark.parametrize("unit", ["ACGTTGCAAC", "鯨は海を泳ぐ捕鯨船白", "aGVs+bG8/"])
+def test_encoding_takes_few_bytes_of_memory_for_a_byte_of_text(unit):
+    """The library alone takes some 400; the text, its UTF-8 and the ids are a dozen."""
+    done = run_python(MEASURED, unit)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 40
+
+
+# What training says
+
+
+def test_training_that_learns_nothing_says_so(caplog):
+    with caplog.at_level(logging.WARNING, "agi2"):
+        tokenizer = BPETokenizer(300)
+        tokenizer.fit("")
+        tokenizer.train(["", "a"])
+    assert caplog.text.count("learned nothing, as the text is too small") == 2
+    assert tokenizer.vocab_size == 257
+    caplog.clear()
+    BPETokenizer(257).fit(CORPUS)
+    BPETokenizer(300).train("some text")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("size", [256, 0, -1, 2**31, 10**30, True, 300.0, "300", None])
+def test_a_vocab_size_out_of_range_or_of_another_type_is_one_line(size):
+    with pytest.raises(AGI2Error, match="vocab_size must be"):
+        BPETokenizer(size)
+
+
+def test_special_tokens_need_room_in_the_vocabulary():
+    tokenizer = BPETokenizer(258, special_tokens=["<a>"])
+    tokenizer.fit(CORPUS)
+    assert tokenizer.vocab_size == 258
+    with pytest.raises(AGI2Error, match="at least 258 for byte pairs and the special tokens"):
+        BPETokenizer(257, special_tokens=["<a>"])
+
+
+def test_special_tokens_cannot_be_added_where_ids_have_gaps(bpe, tmp_path):
+    gpt2_files(bpe, tmp_path)
+    vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab | {END: 310}), encoding="utf-8")
+    with pytest.raises(AGI2Error, match="there are gaps among the ids"):
+        load_tokenizer(tmp_path).add_special_tokens("<a>")
+
+
+def test_merges_that_are_no_utf8_are_one_line(bpe, tmp_path):
+    gpt2_files(bpe, tmp_path)
+    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n\xff \xfe\n")
+    with pytest.raises(AGI2Error, match=r"are not a GPT-2 vocabulary: .*is not UTF-8"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_that_composes_characters_says_what_it_encodes(bpe):
+    library = library_tokenizer(bpe)
+    library.normalizer = normalizers.NFC()
+    tokenizer = BPETokenizer.from_library(library, "other")
+    assert tokenizer.preprocess("e\u0301x") == "\u00e9x"
+    assert tokenizer.decode(tokenizer.encode("e\u0301x")) == "\u00e9x"
+    assert bpe.preprocess("e\u0301x") == "e\u0301x"

@@ -1,0 +1,187 @@
+"""The tokenizer of characters, or of the words of a vocabulary of one's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import AGI2Error
+from .tokenizer_base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names, read_texts
+from .tokenizer_file import MAX_TOKENS
+from .utils import log
+
+# Characters of a part.
+_CHARACTERS = 1 << 16
+_WORDS = re.compile(r"\w+|\W")
+# Of these a token may be made of at most so many.
+_MOST_WORDS = 16
+
+
+class BasicTokenizer(Tokenizer):
+    """One token for each character, or for each word of a vocabulary of one's own.
+
+    A vocabulary with a token of more than one character is one of words. Text is then cut into
+    words (runs of letters, digits and `_`) and single other characters, white space included. Each
+    becomes the token of that name; where several in a row are a token (`new york`), the longest. A
+    word that is none is spelled where all its characters are tokens, else it is one `<unk>`.
+
+    Args:
+        vocabulary: characters or words, in the order of their ids (after `<unk>` and the end of
+            text); without it, `fit` takes the characters of a corpus. To words a space is added
+            where there is none, since it stands between them.
+        lowercase: whether text is lower-cased.
+        fold_whitespace: whether every run of white space becomes one space.
+        special_tokens: names of special tokens, whose ids follow the vocabulary's.
+
+    Raises:
+        AGI2Error: where the vocabulary is not made of different strings, or has a special token.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str] | None = None,
+        *,
+        lowercase: bool = True,
+        fold_whitespace: bool = True,
+        special_tokens: Iterable[str] = (),
+    ) -> None:
+        self.lowercase = lowercase
+        self.fold_whitespace = fold_whitespace
+        self._special: list[str] = []
+        self._set_vocabulary([] if vocabulary is None else vocabulary)
+        self.add_special_tokens(*listed(special_tokens, "special_tokens"))
+
+    def _set_vocabulary(self, tokens: Sequence[str]) -> None:
+        tokens = list(listed(tokens, "vocabulary"))
+        for token in tokens:
+            if not isinstance(token, str) or not token:
+                raise AGI2Error(f"vocabulary: {token!r} is neither a character nor a word")
+        self._has_words = any(len(token) > 1 for token in tokens)
+        if self._has_words and " " not in tokens:
+            tokens.append(" ")
+        if len(set(tokens)) != len(tokens):
+            raise AGI2Error("vocabulary: a character or word stands twice in it")
+        for name in (UNKNOWN, END_OF_TEXT, *self._special):
+            if name in tokens:
+                raise AGI2Error(f"vocabulary: {name} is a special token already")
+        self._longest = max((len(_WORDS.findall(token)) for token in tokens), default=1)
+        if self._longest > _MOST_WORDS:
+            raise AGI2Error(f"vocabulary: a token has more than {_MOST_WORDS} words and characters")
+        self._tokens = tokens
+        self._number()
+        changed = [token for token in tokens if self.preprocess(token) != token]
+        if changed:
+            log.warning(
+                "vocabulary: %d tokens such as %r never occur, as text is lower-cased or its white "
+                "space folded",
+                len(changed),
+                changed[0],
+            )
+
+    def _number(self) -> None:
+        self.vocabulary = [UNKNOWN, END_OF_TEXT, *self._tokens, *self._special]
+        self._ids = {token: id for id, token in enumerate(self._tokens, 2)}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of characters or words, and of special tokens; 0 before there are any."""
+        return len(self.vocabulary) if self._tokens else 0
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of the token between documents."""
+        return 1
+
+    @property
+    def unknown(self) -> int:
+        """The id of `<unk>`."""
+        return 0
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of `<unk>`, the end of text and those that were added."""
+        first = 2 + len(self._tokens)
+        own = {name: id for id, name in enumerate(self._special, first)}
+        return {UNKNOWN: 0, END_OF_TEXT: 1, **own}
+
+    def add_special_tokens(self, *names: str) -> None:
+        """Add special tokens, with the next ids. `fit` and the file keep them."""
+        self._special += new_names(names, self.vocabulary)
+        self._number()
+
+    def preprocess(self, text: str) -> str:
+        """The text that is really encoded."""
+        if self.lowercase:
+            text = text.lower()
+        return re.sub(r"\s+", " ", text) if self.fold_whitespace else text
+
+    def fit(self, texts: str | Path | Iterable[str | Path]) -> None:
+        """Take every character of the texts."""
+        self._set_vocabulary(sorted(set().union(*map(self.preprocess, read_texts(texts)))))
+        if not self._tokens:
+            log.warning("the tokenizer has learned nothing: there is no text")
+
+    def _encode_parts(self, text: str) -> Iterator[list[int]]:
+        text = self.preprocess(text)
+        if self._has_words:
+            yield self._encode_words(_WORDS.findall(text))
+            return
+        for start in range(0, len(text), _CHARACTERS):
+            yield [self._ids.get(each, 0) for each in text[start : start + _CHARACTERS]]
+
+    def _encode_words(self, words: list[str]) -> list[int]:
+        ids: list[int] = []
+        here = 0
+        while here < len(words):
+            for count in range(min(self._longest, len(words) - here), 0, -1):
+                id = self._ids.get("".join(words[here : here + count]))
+                if id is not None:
+                    ids.append(id)
+                    break
+            else:
+                spelled = [self._ids.get(each, 0) for each in words[here]]
+                ids += spelled if 0 not in spelled else [0]
+            here += count
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """A character's or word's bytes; U+FFFD for `<unk>`, nothing for other special tokens."""
+        token = as_id(token)
+        if not 0 <= token < len(self.vocabulary):
+            raise AGI2Error(f"token {token} is not in a vocabulary of {len(self.vocabulary)}")
+        if token < 2:
+            return b"" if token == self.end_of_text else "\ufffd".encode()
+        if token >= 2 + len(self._tokens):
+            return b""
+        return self.vocabulary[token].encode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """The tokens and the two switches."""
+        content: dict[str, Any] = {
+            "type": "basic",
+            "lowercase": self.lowercase,
+            "fold_whitespace": self.fold_whitespace,
+            "vocabulary": self._tokens,
+        }
+        if self._special:
+            content["special_tokens"] = self._special
+        return json.dumps(content, ensure_ascii=True, indent=0)
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], name: str) -> BasicTokenizer:
+        """Make what `to_json` wrote."""
+        broken = f"{name} is not a tokenizer"
+        lowercase, fold = content.get("lowercase"), content.get("fold_whitespace")
+        if not (isinstance(lowercase, bool) and isinstance(fold, bool)):
+            raise AGI2Error(f"{broken}: lowercase and fold_whitespace are not true or false")
+        tokens, special = content.get("vocabulary"), content.get("special_tokens", [])
+        for key, value in (("vocabulary", tokens), ("special_tokens", special)):
+            if not isinstance(value, list) or len(value) > MAX_TOKENS:
+                raise AGI2Error(f"{broken}: {key} is no list of at most {MAX_TOKENS:,} tokens")
+        try:
+            return cls(tokens, lowercase=lowercase, fold_whitespace=fold, special_tokens=special)
+        except AGI2Error as error:
+            raise AGI2Error(f"{broken}: {error}") from error
