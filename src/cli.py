@@ -502,11 +502,18 @@ def _evaluate_on_text(
         "window": positions,
         "stride": stride,
     }
+    reasons = {
+        "perplexity_per_word": found.no_word_perplexity,
+        "bits_per_byte": found.no_bits_per_byte,
+    }
+    reasons = {name: why for name, why in reasons.items() if why}
     if as_json:
-        print(json_line(figures))
+        print(json_line({**figures, "reasons": reasons} if reasons else figures))
         return
     for name, value in figures.items():
-        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if value else "0"
+        if value is None:
+            shown = f"- ({reasons[name]})"
         print(f"{name.replace('_', ' '):<21} {shown}")
 
 

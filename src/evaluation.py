@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,17 +29,51 @@ class Evaluation:
     tokens: int
     """Tokens predicted."""
     text_bytes: int
-    """UTF-8 bytes of the text that those tokens stand for."""
+    """UTF-8 bytes of the text that those tokens stand for, as the tokenizer gives it back."""
+    unknown: int = field(default=0, kw_only=True)
+    """Of the tokens predicted, those that stand for characters not in the vocabulary."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per token."""
-        return math.exp(min(self.loss, 700.0))
+        """exp(loss), per token; infinite beyond what a number holds."""
+        return _exp(self.loss)
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits to encode a byte of text: comparable between tokenizers."""
-        return self.loss * self.tokens / math.log(2) / max(self.text_bytes, 1)
+    def bits_per_byte(self) -> float | None:
+        """Bits to encode a byte of text, comparable between tokenizers; `None` where it has none.
+
+        The bytes are those of the text after the tokenizer's preprocessing.
+        """
+        if self.no_bits_per_byte:
+            return None
+        return self.loss * self.tokens / math.log(2) / self.text_bytes
+
+    @property
+    def no_bits_per_byte(self) -> str:
+        """Why there are no bits per byte; empty where there are."""
+        if self.unknown:
+            are = "is" if self.unknown == 1 else "are"
+            return (
+                f"{self.unknown:,} of {self.tokens:,} tokens {are} <unk>, as the vocabulary lacks "
+                "what they stand for"
+            )
+        if not self.text_bytes:
+            return "the tokens stand for no text"
+        return "" if math.isfinite(self.loss) else "the loss is not a finite number"
+
+    def describe_bits(self) -> str:
+        """The bits per byte for a log, or why there are none."""
+        bits = self.bits_per_byte
+        if bits is None:
+            return f"no bits per byte: {self.no_bits_per_byte}"
+        return f"{bits:.3f} bits per byte"
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def evaluate(
@@ -68,7 +102,7 @@ def evaluate(
         count = max(1, max_tokens // width)
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     byte_counts = torch.from_numpy(tokenizer.byte_lengths())
-    total, tokens, text_bytes = 0.0, 0, 0
+    total, tokens, text_bytes, unknown = 0.0, 0, 0, 0
     with evaluating(), autocast(model.device, precision):
         for first in range(0, len(chosen), batch_size):
             indices = chosen[first : first + batch_size]
@@ -85,7 +119,25 @@ def evaluate(
                 total += losses.cpu().sum(dtype=torch.float64).item()
             tokens += len(targets)
             text_bytes += int(byte_counts[targets].sum())
-    return Evaluation(total / tokens, tokens, text_bytes)
+            if tokenizer.unknown is not None:
+                unknown += int((targets == tokenizer.unknown).sum())
+    return Evaluation(total / tokens, tokens, text_bytes, unknown=unknown)
+
+
+def bytes_of(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
+    """Count the UTF-8 bytes of the text that tokens stand for.
+
+    Args:
+        tokens: ids, (tokens,).
+        tokenizer: theirs.
+
+    Returns:
+        `None` where one stands for characters that are not in the vocabulary.
+    """
+    unknown = tokenizer.unknown
+    if unknown is not None and (tokens == unknown).any():
+        return None
+    return int(tokenizer.byte_lengths()[tokens].sum())
 
 
 def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
@@ -152,9 +204,28 @@ class TextEvaluation(Evaluation):
     """What stands between white space in the text that those tokens stand for."""
 
     @property
-    def word_perplexity(self) -> float:
-        """exp(loss of all tokens / words): as bits per byte, comparable between tokenizers."""
-        return math.exp(min(self.loss * self.tokens / max(self.words, 1), 700.0))
+    def word_perplexity(self) -> float | None:
+        """exp(loss of all tokens / words): as bits per byte, comparable between tokenizers.
+
+        `None` where the text has no words to speak of.
+        """
+        if self.no_word_perplexity:
+            return None
+        return _exp(self.loss * self.tokens / self.words)
+
+    @property
+    def no_word_perplexity(self) -> str:
+        """Why there is no perplexity per word; empty where there is one."""
+        if self.no_bits_per_byte:
+            return self.no_bits_per_byte
+        if self.text_bytes > _LONGEST_WORD * self.words:
+            return f"the text has hardly any spaces: {self.words:,} words"
+        return ""
+
+
+# Bytes of a word, on average, above which what stands between white space is no word. In languages
+# that put spaces between words it is 5 to 17.
+_LONGEST_WORD = 40
 
 
 def evaluate_text(
@@ -172,7 +243,7 @@ def evaluate_text(
     ends = np.flatnonzero(predicted == tokenizer.end_of_text)
     parts = [tokenizer.decode(part.tolist()) for part in np.split(predicted, ends)]
     words = sum(len(part.split()) for part in parts)
-    return TextEvaluation(found.loss, found.tokens, found.text_bytes, words)
+    return TextEvaluation(found.loss, found.tokens, found.text_bytes, words, unknown=found.unknown)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def _summary(run: RunRecord) -> str:
         tiles.append(("val loss", "none"))
     else:
         tiles.append((f"best val loss (nats per token), step {best.step:,}", f"{best.loss:.4f}"))
-        tiles.append(("bits per byte, there", f"{best.bits_per_byte:.3f}"))
+        bits = best.bits_per_byte
+        tiles.append(("bits per byte, there", f"{bits:.3f}" if math.isfinite(bits) else "–"))
     resumed = len(history.starts) - 1
     facts = [
         str(history.starts[0][1].get("time", "")) if history.starts else "",
@@ -173,7 +174,8 @@ def tokens_per_step(history: History) -> float | None:
 def losses(history: History) -> tuple[str, list[Point], list[Point]]:
     """Unit, training curve and validation curve: bits per byte where the run says how many."""
     factor = history.bits_per_nat
-    if factor is None:
+    validations = history.validations
+    if factor is None or (validations and all(math.isnan(v.bits_per_byte) for v in validations)):
         return "nats per token", history.curve("loss"), history.curve("val_loss")
     training = [(step, loss * factor) for step, loss in history.curve("loss")]
     return "bits per byte", training, history.curve("val_bits_per_byte")
@@ -268,7 +270,8 @@ def _samples(history: History) -> str:
     bits = {each.step: each.bits_per_byte for each in history.validations}
     cards = []
     for step, text in shown:
-        found = f" · {bits[step]:.3f} bits per byte" if step in bits else ""
+        known = math.isfinite(bits.get(step, math.nan))
+        found = f" · {bits[step]:.3f} bits per byte" if known else ""
         cards.append(
             f'<div class="card"><b>step {step:,}</b><small>{found}</small>'
             f"<pre>{escape(text)}</pre></div>"

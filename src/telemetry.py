@@ -159,13 +159,13 @@ class Telemetry:
 
     def log_validation(self, step: int, result: Evaluation) -> None:
         """Log what a validation found."""
-        loss, bits = result.loss, result.bits_per_byte
-        self._write({"step": step, "val_loss": loss, "val_bits_per_byte": bits})
+        bits = result.bits_per_byte
+        self._write({"step": step, "val_loss": result.loss, "val_bits_per_byte": bits})
         log.info(
-            "step %d  validation loss %.4f (%.3f bits per byte)  memory %s",
+            "step %d  validation loss %.4f (%s)  memory %s",
             step,
-            loss,
-            bits,
+            result.loss,
+            result.describe_bits(),
             memory_stats(self._device),
         )
 

@@ -23,7 +23,7 @@ from .cuda_utils import (
 from .dataset import EpochBatches, TextDataset
 from .distributed import Processes, is_lost_process, launch_id
 from .errors import AGI2Error
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, bytes_of, evaluate
 from .generation import generate_text
 from .metrics import busy
 from .model import GPT2Model
@@ -244,8 +244,8 @@ class Trainer:
         Returns:
             `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and
             `val_steps`, `best_val_loss`, `final_val_loss` (of the best weights, on all held-out
-            text) and `bits_per_byte`, `steps`, `seconds`, and `stopped`: `finished`, `time` or
-            `early`.
+            text) and `bits_per_byte` (`None` where it has none), `steps`, `seconds`, and `stopped`:
+            `finished`, `time` or `early`.
 
         Raises:
             AGI2Error: where the folder cannot be written, memory does not suffice, the loss stays
@@ -320,7 +320,7 @@ class Trainer:
             "total_steps": self.total_steps,
             "tokens_per_step": self.telemetry.tokens_per_step,
             "train_tokens": len(tokens),
-            "train_bytes": int(self.tokenizer.byte_lengths()[tokens].sum()),
+            "train_bytes": bytes_of(tokens, self.tokenizer),
             "val_tokens": len(self.val_data.tokens) if self.val_data else 0,
             "processes": self.processes.count,
             "micro_batch_size": self.micro_batch_size,
@@ -616,10 +616,10 @@ class Trainer:
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte
             log.info(
-                "best weights: validation loss %.4f, perplexity %.2f, %.3f bits per byte",
+                "best weights: validation loss %.4f, perplexity %.2f, %s",
                 final.loss,
                 final.perplexity,
-                final.bits_per_byte,
+                final.describe_bits(),
             )
         if self._keep_folder():
             self.kept.save_best(self.whole)  # of which no other copy is left

@@ -16,6 +16,7 @@ from src.errors import AGI2Error
 from src.evaluation import (
     Evaluation,
     TextEvaluation,
+    bytes_of,
     evaluate,
     evaluate_text,
     longest_common_span,
@@ -154,9 +155,54 @@ def test_the_gpu_agrees_with_the_cpu(model, tokenizer):
 
 
 def test_figures_of_extreme_losses_are_finite():
-    assert Evaluation(2000.0, 5, 10).perplexity == math.exp(700)
-    assert Evaluation(1.0, 5, 0).bits_per_byte == pytest.approx(5 / math.log(2))
-    assert TextEvaluation(2000.0, 5, 10, 0).word_perplexity == math.exp(700)
+    assert Evaluation(2000.0, 5, 10).perplexity == math.inf
+    assert Evaluation(2000.0, 5, 10).bits_per_byte == pytest.approx(1000 / math.log(2))
+    assert TextEvaluation(2000.0, 5, 10, 1).word_perplexity == math.inf
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (TextEvaluation(1.0, 9, 5, 2, unknown=1), "1 of 9 tokens is <unk>, as the vocabulary"),
+        (TextEvaluation(1.0, 9000, 5, 2, unknown=8000), "8,000 of 9,000 tokens are <unk>"),
+        (TextEvaluation(1.0, 9, 0, 0), "the tokens stand for no text"),
+        (TextEvaluation(math.nan, 9, 9, 2), "the loss is not a finite number"),
+        (TextEvaluation(math.inf, 9, 9, 2), "the loss is not a finite number"),
+    ],
+)
+def test_a_figure_that_means_nothing_is_none_and_says_why(found, why):
+    assert found.bits_per_byte is None
+    assert found.word_perplexity is None
+    assert found.no_bits_per_byte.startswith(why)
+    assert found.no_word_perplexity == found.no_bits_per_byte
+    assert found.describe_bits() == f"no bits per byte: {found.no_bits_per_byte}"
+
+
+@pytest.mark.parametrize(("size", "words", "has_words"), [(40, 1, True), (41, 1, False)])
+def test_a_text_without_spaces_has_no_perplexity_per_word(size, words, has_words):
+    found = TextEvaluation(1.0, 9, size, words)
+    assert (found.word_perplexity is not None) == has_words
+    assert ("hardly any spaces: 1 words" in found.no_word_perplexity) != has_words
+    assert found.bits_per_byte == pytest.approx(9 / size / math.log(2))
+    assert found.describe_bits() == f"{found.bits_per_byte:.3f} bits per byte"
+
+
+@settings(deadline=None, max_examples=30)
+@given(text=st.text("abé 🐳鯨", min_size=2, max_size=40))
+def test_a_text_of_unknown_characters_has_no_bits_per_byte(text):
+    tokenizer = BasicTokenizer("abé ", fold_whitespace=False)
+    model = random_model(1, vocab_size=tokenizer.vocab_size, max_seq_len=8)
+    found = evaluate_text(model, [text], tokenizer, 5)
+    lacking = sum(character in "🐳鯨" for character in text[1:])
+    assert found.unknown == lacking
+    assert (found.bits_per_byte is None) == (lacking > 0)
+    assert math.isfinite(found.loss)
+    tokens = tokenizer.encode_array(text)
+    if lacking or text[0] in "🐳鯨":
+        assert bytes_of(tokens, tokenizer) is None
+    else:
+        assert found.text_bytes == len(text[1:].encode())
+        assert bytes_of(tokens, tokenizer) == len(text.encode())
 
 
 # A sliding window

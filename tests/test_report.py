@@ -129,6 +129,20 @@ def test_the_report_of_any_log_is_whole(run, entries):
     assert "nothing in common" in text
 
 
+def test_a_run_without_bits_per_byte_shows_nats(run):
+    start = {"parameters": 5, "train_tokens": 9, "train_bytes": None}
+    for about in (start, start | {"train_bytes": 9}):
+        log = [
+            {"step": 0, "start": about},
+            {"step": 1, "loss": 3.0},
+            {"step": 1, "val_loss": 2.5, "val_bits_per_byte": None, "sample": "x"},
+        ]
+        source = rewrite(run, log).read_text(encoding="utf-8")
+        assert "<b>–</b><span>bits per byte, there" in source
+        assert "validation: 2.5 at" in source
+        assert "nan" not in source
+
+
 def test_a_large_count_is_short(run):
     start = {"parameters": 124_439_808, "time": "2026-01-01 10:00:00"}
     text = text_of(rewrite(run, [{"step": 0, "start": start}])).text
