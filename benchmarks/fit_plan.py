@@ -3,11 +3,12 @@
 python benchmarks/fit_plan.py
 
 Prints each run beside what the formula says of it, and the constants that stand in
-`src/planning.py`. A new run is one more line of the table.
+`src/estimates.py`. A new run is one more line of the table.
 """
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from src.planning import Expectation, effective_bytes  # noqa: E402
+from src.estimates import Expectation, FittedRange, effective_bytes  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "planning_runs.json"
 # The exponent of the data is the one of these that fits best.
@@ -57,6 +58,22 @@ def fit(rows: list[dict]) -> Expectation:
     return best
 
 
+def fitted_range(rows: list[dict]) -> FittedRange:
+    """What the runs span."""
+    passes = [seen_bytes(row) / row["train_bytes"] for row in rows]
+
+    def span(values: Iterable[float]) -> tuple[float, float]:
+        values = list(values)
+        return min(values), max(values)
+
+    return FittedRange(
+        text_bytes=span(row["train_bytes"] for row in rows),
+        parameters=span(row["parameters"] for row in rows),
+        passes=span(passes),
+        hardness=span(row["compressed"] for row in rows),
+    )
+
+
 def _fit_law(
     bits: np.ndarray, by_bzip2: np.ndarray, texts: np.ndarray, terms: np.ndarray
 ) -> tuple[np.ndarray, float]:
@@ -83,6 +100,7 @@ def main() -> None:
         shape = f"{row['layers']} x {row['width']}, {row['steps']} steps"
         print(f"{row['text']:22} {shape:22} {row['bits_per_byte']:.3f}  expected {expected:.3f}")
     print(found)
+    print(fitted_range(rows))
 
 
 if __name__ == "__main__":

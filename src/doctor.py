@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 import statistics
 import time
@@ -348,7 +349,7 @@ def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
     if found.passes < 1 and config.max_minutes is not None:
         yield (
             f"advice: max_minutes = {config.max_minutes:g} is too short for one pass over the "
-            f"text: give it {found.per_pass / 60:.0f}, or take a smaller model"
+            f"text: give it {math.ceil(found.per_pass / 6) / 10:g}, or take a smaller model"
         )
     if found.passes > _MANY_PASSES:
         key = "epochs" if config.epochs < UNBOUNDED_EPOCHS else "the time or the steps"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import bz2
 import math
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tomli_w
 import torch
@@ -19,73 +19,19 @@ from .corpus import check_rereadable, check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device, training_flops
 from .doctor import available_memory, measure_step, model_sizes, predict_memory
 from .errors import AGI2Error
+from .estimates import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
 from .training import make_trainer, prepare
-from .utils import human_bytes, plural, write_text
+from .utils import human_bytes, human_time, plural, write_text
 
-# Repeated text teaches less and less: after so many passes more of them add next to nothing.
-_PASSES_WORTH = 15.0
-# Of a text, so many bytes are compressed to see how hard it is to predict.
-_COMPRESSED_BYTES = 900_000
-# Seconds for which a shape's speed is measured.
+# Seconds for which a shape's speed is measured, and after which no other one is.
 _MEASURED_SECONDS = 3.0
+_MEASURING_SECONDS = 60.0
+# A shape one of whose steps would take longer is not measured.
+_LONGEST_STEP = 10.0
+# A text with fewer bytes has no tenth to validate on, and hardly a window to train on.
+_LEAST_BYTES = 1000
 # Characters of the text on which it is measured.
 _SAMPLE_CHARACTERS = 2_000_000
-
-
-def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
-    """What passes over a text are worth in bytes of fresh text (Muennighoff et al., 2023).
-
-    Args:
-        text_bytes: of the training text.
-        seen_bytes: of all passes together.
-    """
-    repeats = max(seen_bytes / text_bytes - 1, 0.0)
-    fresh = min(seen_bytes, text_bytes)
-    return fresh + text_bytes * _PASSES_WORTH * (1 - math.exp(-repeats / _PASSES_WORTH))
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """Bits per byte on held-out text as a scaling law (Hoffmann et al., 2022).
-
-    How hard the text is x (floor + size / parameters^a + data / effective bytes^b). The constants
-    are fitted by `benchmarks/fit_plan.py`.
-    """
-
-    floor: float
-    size: float
-    data: float
-    data_exponent: float
-    error: float
-    """Root mean square of the relative error over the runs that it was fitted to."""
-    size_exponent: ClassVar[float] = 0.34
-
-    def bits_per_byte(
-        self, hardness: float, parameters: int, text_bytes: float, seen_bytes: float
-    ) -> float:
-        """What a run ends with.
-
-        Args:
-            hardness: bits per byte that a general compressor needs (see `hardness_of`).
-            parameters: of the model.
-            text_bytes: of the training text.
-            seen_bytes: of all passes together.
-        """
-        return hardness * (
-            self.floor
-            + self.size * parameters**-self.size_exponent
-            + self.data * effective_bytes(text_bytes, seen_bytes) ** -self.data_exponent
-        )
-
-
-def hardness_of(text: bytes) -> float:
-    """Bits per byte of a text's beginning after bzip2: a measure of how predictable it is."""
-    part = text[:_COMPRESSED_BYTES]
-    return 8 * len(bz2.compress(part)) / len(part)
-
-
-# Fitted to 17 runs on three texts of about a megabyte, by benchmarks/fit_plan.py.
-EXPECTATION = Expectation(floor=0.7338, size=5.092, data=174.4, data_exponent=0.5, error=0.0482)
 
 
 @dataclass(frozen=True)
@@ -117,8 +63,22 @@ SHAPES = (
 )
 # The most bytes of text for each vocabulary: a larger one makes fewer tokens of a text, but each is
 # seen less often.
-_VOCABULARIES = ((300_000, 1024), (800_000, 2048), (8_000_000, 4096), (50_000_000, 8192))
+_VOCABULARIES = (
+    (50_000, 512),
+    (300_000, 1024),
+    (800_000, 2048),
+    (8_000_000, 4096),
+    (50_000_000, 8192),
+)
 _LARGE_VOCABULARY = 32_000
+# The most parameters for a byte of text. The largest model that is known to gain by its size on a
+# text of a megabyte has ten (nanoGPT's 10.7 M on tinyshakespeare, with dropout); the runs behind
+# the expectation have 0.3 to 4.
+_PARAMETERS_FOR_BYTE = 12.0
+# Passes after which more of them add next to nothing (by `effective_bytes`, a twentieth of the
+# text's worth), and the steps that even the smallest text is given.
+_PASSES_USED = 3 * PASSES_WORTH
+_STEPS_USED = 300
 # Dropout by how well a text can be learned by heart: weights for each of its tokens x passes.
 _DROPOUTS = ((25.0, 0.0), (250.0, 0.1), (math.inf, 0.2))
 # Up to so many passes, repeated text is as good as fresh text (Muennighoff et al., 2023).
@@ -140,6 +100,11 @@ class Plan:
     tokens: int
     passes: float
     bits_per_byte: float
+    """By the formula, which also compares shapes that are outside of its range."""
+    outside: str
+    """Why that number means nothing; empty where it does."""
+    minutes: float
+    """Of the time given, what the run takes."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +122,23 @@ class Corpus:
         """Read every source once.
 
         Raises:
-            AGI2Error: where one cannot be read.
+            AGI2Error: where one cannot be read, or they are too short.
         """
-        documents = list(read_documents(sources))
-        size = sum(len(document.encode()) for document in documents)
-        sample = "\n\n".join(documents)[:_SAMPLE_CHARACTERS]
-        return cls(list(sources), size, hardness_of(sample.encode()), sample)
+        size = 0
+        parts: list[str] = []
+        missing = _SAMPLE_CHARACTERS
+        for document in read_documents(sources):
+            size += len(document.encode("utf-8", "replace"))
+            if missing > 0:
+                parts.append(document[:missing])
+                missing -= len(document) + 2
+        if size < _LEAST_BYTES:
+            raise AGI2Error(
+                f"the text has {size:,} bytes, too few to plan for: name sources with at least "
+                f"{_LEAST_BYTES:,}, and some 100,000 for a model that writes words"
+            )
+        sample = "\n\n".join(parts)
+        return cls(list(sources), size, hardness_of(sample.encode("utf-8", "replace")), sample)
 
 
 def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
@@ -176,8 +152,8 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     Raises:
         AGI2Error: where `out` exists, or a source cannot be read.
     """
-    if not math.isfinite(minutes):
-        raise AGI2Error(f"--minutes {minutes}: name a number of minutes")
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise AGI2Error(f"--minutes {minutes}: name a number of minutes above 0")
     if out.exists():
         raise AGI2Error(f"{out} exists: name another file with --out")
     check_sources(sources)
@@ -189,24 +165,35 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
         f"{describe_device(device)}"
     )
     plan = choose(corpus, minutes, device, out.stem)
-    text = to_toml(plan.keys, minutes)
+    text = to_toml(plan.keys, plan.minutes)
     write_text(out, text)
     yield text
-    error = 2 * EXPECTATION.error
+    if plan.minutes < minutes:
+        yield (
+            f"# of {human_time(60 * minutes)} the run takes {human_time(60 * plan.minutes)}: more "
+            "passes over this text add next to nothing; more text would"
+        )
     yield (
         f"# expected: {plural(plan.steps, 'step')} of "
         f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
         f"{plan.passes:.1f} passes over the text"
     )
-    yield (
-        f"# expected: {plan.bits_per_byte:.2f} bits per byte on held-out text, give or take "
-        f"{error * plan.bits_per_byte:.2f} (twice the error over the runs behind the formula)"
-    )
-    yield (
-        f"# reckoned from this machine's measured speed, {plan.parameters:,} parameters, and how "
-        "far bzip2 gets; texts over 2 MB and models over 5 M parameters are beyond those runs"
-    )
+    yield _expectation_line(plan)
     yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
+
+
+def _expectation_line(plan: Plan) -> str:
+    if plan.outside:
+        return (
+            f"# no expectation of the bits per byte, as the formula comes from other runs: "
+            f"{plan.outside}"
+        )
+    error = 2 * EXPECTATION.error * plan.bits_per_byte
+    return (
+        f"# expected: {plan.bits_per_byte:.2f} bits per byte on held-out text, give or take "
+        f"{error:.2f} (twice the error over the runs behind the formula), from {plan.parameters:,} "
+        "parameters and how far bzip2 gets"
+    )
 
 
 def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> Plan:
@@ -219,22 +206,34 @@ def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> P
         name: of the run.
     """
     shapes = [_keys(corpus, shape, name) for shape in SHAPES]
-    shapes = [keys for keys in shapes if _fits(keys, device)] or shapes[:1]
+    most = _PARAMETERS_FOR_BYTE * corpus.bytes
+    usable = [keys for keys in shapes if _parameters(keys) <= most and _fits(keys, device)]
+    shapes = usable or shapes[:1]
     measured: dict[int, Speed] = {}
     chosen = min(1 if device.type == "cpu" else 6, len(shapes) - 1)
-    while chosen not in measured:
+    until = time.monotonic() + _MEASURING_SECONDS
+    step_seconds = 0.0
+    while chosen not in measured and step_seconds <= _LONGEST_STEP:
         measured[chosen] = _measure(shapes[chosen], corpus)
-        plans = []
+        plans, speeds = [], []
         for index, keys in enumerate(shapes):
             # Until it is measured, a shape does as many operations a second as its neighbour.
             nearest = min(measured, key=partial(_distance, index))
             work = measured[nearest].tokens_per_second * _flops(shapes[nearest])
             speed = replace(measured[nearest], tokens_per_second=work / _flops(keys))
+            speeds.append(speed)
             plans.append(_reckon(corpus, keys, minutes, speed))
         best = min(plan.bits_per_byte for plan in plans)
         # The formula does not know learning by heart: of equals the one with the fewest passes.
         chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _EQUAL * best)
+        step_seconds = _step_tokens(shapes[chosen]) / speeds[chosen].tokens_per_second
+        if time.monotonic() > until:
+            break
     return plans[chosen]
+
+
+def _step_tokens(keys: dict[str, Any]) -> int:
+    return int(keys["batch_size"] * keys["model_positions"])
 
 
 def _distance(a: int, b: int) -> int:
@@ -314,22 +313,30 @@ def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
 
 def _reckon(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed) -> Plan:
     """What a shape makes of the time."""
-    per_step = keys["batch_size"] * keys["model_positions"]
-    tokens = 60 * minutes * _STEPS_SHARE * speed.tokens_per_second
-    steps = max(1, int(tokens / per_step))
     learned = (1 - make_config(keys).val_fraction) * corpus.bytes
+    # A batch has no more windows than the text.
+    per_step = max(1, min(_step_tokens(keys), int(learned / speed.bytes_per_token)))
+    affordable = 60 * minutes * _STEPS_SHARE * speed.tokens_per_second / per_step
+    useful = max(_STEPS_USED, _PASSES_USED * learned / (per_step * speed.bytes_per_token))
+    steps = max(1, int(min(affordable, useful)))
     seen = steps * per_step * speed.bytes_per_token
     passes = seen / learned
     parameters = _parameters(keys)
     keys = {
         **keys,
         "dropout": dropout_for(parameters, learned / speed.bytes_per_token, passes),
-        "max_minutes": round(0.95 * minutes, 2),
+        **(
+            {"max_steps": steps}
+            if useful < affordable
+            else {"max_minutes": max(0.01, round(0.95 * minutes, 2))}
+        ),
         "eval_interval": max(10, steps // 10),
         "checkpoint_interval": max(10, steps // 5),
     }
     bits = EXPECTATION.bits_per_byte(corpus.hardness, parameters, learned, seen)
-    return Plan(keys, parameters, steps, steps * per_step, passes, bits)
+    outside = FITTED.why_outside(learned, parameters, passes, corpus.hardness)
+    taken = minutes * min(1.0, useful / affordable)
+    return Plan(keys, parameters, steps, steps * per_step, passes, bits, outside, taken)
 
 
 _COMMENTS = {
@@ -339,13 +346,14 @@ _COMMENTS = {
     "dropout": "Against learning by heart, where many weights see the text many times.",
     "batch_size": "Many small steps learn more in a short time than few large ones.",
     "max_minutes": "The learning rate falls with this clock.",
+    "max_steps": "More passes over this text would add next to nothing.",
     "eval_interval": "About ten validations, five checkpoints.",
 }
 
 
 def to_toml(keys: dict[str, Any], minutes: float) -> str:
     """Keys as commented TOML."""
-    lines = [f"# Planned for {minutes:g} minutes. resources/default.toml has every key."]
+    lines = [f"# Planned for {minutes:.3g} minutes. resources/default.toml has every key."]
     for key, value in keys.items():
         if key in _COMMENTS:
             lines += ["", f"# {_COMMENTS[key]}"]

@@ -1,0 +1,120 @@
+"""An expectation that its table of runs bears out, and that knows where it holds."""
+
+import importlib.util
+import json
+import math
+from dataclasses import astuple, fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.estimates import EXPECTATION, FITTED, Expectation, effective_bytes, hardness_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def fitting():
+    """The script that fits the constants."""
+    spec = importlib.util.spec_from_file_location("fit_plan", ROOT / "benchmarks/fit_plan.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_constants_are_those_that_the_table_of_runs_gives():
+    module = fitting()
+    found = module.fit(module.load())
+    assert astuple(EXPECTATION) == pytest.approx(astuple(found), rel=2e-3)
+
+
+def test_the_runs_of_the_table_are_within_twice_the_stated_error():
+    module = fitting()
+    rows = module.load()
+    wrong = [
+        row["text"]
+        for row in rows
+        if abs(
+            EXPECTATION.bits_per_byte(
+                row["compressed"], row["parameters"], row["train_bytes"], module.seen_bytes(row)
+            )
+            / row["bits_per_byte"]
+            - 1
+        )
+        > 2 * EXPECTATION.error
+    ]
+    assert len(wrong) <= 0.1 * len(rows)
+
+
+def test_the_fit_finds_a_law_that_made_its_table():
+    law = Expectation(0.5, 3.0, 80.0, 0.4, 0.0)
+    rows = []
+    for text, hardness in (("a", 2.0), ("b", 2.5)):
+        for parameters in (10**5, 10**6, 10**7):
+            for steps in (100, 1000, 10_000):
+                row = {"text": text, "compressed": hardness, "parameters": parameters}
+                row |= {"steps": steps, "batch": 8, "context": 128}
+                row |= {"train_bytes": 10**6, "train_tokens": 3 * 10**5}
+                seen = fitting().seen_bytes(row)
+                row["bits_per_byte"] = law.bits_per_byte(hardness, parameters, 10**6, seen)
+                rows.append(row)
+    found = fitting().fit(rows)
+    assert astuple(found)[:4] == pytest.approx(astuple(law)[:4], rel=1e-2)
+    assert found.error < 1e-3
+
+
+@given(st.floats(1e3, 1e9), st.floats(0.01, 100))
+def test_repeated_text_is_worth_less_than_fresh_text(size, passes):
+    worth = effective_bytes(size, passes * size)
+    assert worth <= passes * size * (1 + 1e-9)
+    assert worth <= 16 * size
+    if passes <= 1:
+        assert worth == passes * size
+    assert effective_bytes(size, 1.1 * passes * size) > worth * (1 - 1e-9)
+
+
+def test_a_text_that_repeats_itself_is_easier():
+    assert hardness_of(b"whale " * 1000) < 1 < hardness_of(bytes(range(256)) * 4)
+
+
+def test_the_table_names_no_place():
+    rows = json.loads((ROOT / "benchmarks/results/planning_runs.json").read_text("utf-8"))["rows"]
+    assert all("/" not in row["text"] for row in rows)
+    assert all(math.isfinite(row["bits_per_byte"]) for row in rows)
+    assert {field.name for field in fields(Expectation)} == {
+        *("floor", "size", "data", "data_exponent", "error")
+    }
+
+
+def test_the_range_is_that_of_the_table_of_runs():
+    module = fitting()
+    found = module.fitted_range(module.load())
+    for ours, theirs in zip(astuple(FITTED), astuple(found), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
+
+
+INSIDE = {"text_bytes": 1e6, "parameters": 1e6, "passes": 3.0, "hardness": 2.2}
+
+
+def test_every_run_of_the_table_is_inside_the_range():
+    module = fitting()
+    for row in module.load():
+        passes = module.seen_bytes(row) / row["train_bytes"]
+        found = (row["train_bytes"], row["parameters"], passes, row["compressed"])
+        assert not FITTED.why_outside(*found)
+
+
+@pytest.mark.parametrize("key", INSIDE)
+@pytest.mark.parametrize("factor", [0.49, 0.51, 1.99, 2.01])
+def test_beyond_twice_the_runs_the_reason_is_named(key, factor):
+    least, most = getattr(FITTED, key)
+    value = factor * (least if factor < 1 else most)
+    why = FITTED.why_outside(**{**INSIDE, key: value})
+    words = {"text_bytes": "the text has", "parameters": "parameters", "passes": "passes"}
+    assert (words.get(key, "bzip2 needs") in why) == (factor in (0.49, 2.01))
+
+
+def test_the_reason_has_the_figures():
+    why = FITTED.why_outside(**{**INSIDE, "text_bytes": 13})
+    assert why == "the text has 13 B, those runs 844.0 KB to 1.1 MB"
