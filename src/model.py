@@ -245,7 +245,7 @@ class GPT2Model(nn.Module):
 
     # All that saves, exports, copies, trains or moves a model comes through one of these.
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As of any module; a prepared model has none."""
         self.needs_weights("saved or exported")
         out: dict[str, Any] = super().state_dict(*args, **kwargs)

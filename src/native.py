@@ -298,10 +298,12 @@ class Norm(NamedTuple):
         """
         if type(module) is not nn.LayerNorm or module.normalized_shape != (width,):
             return None
-        parts = [None if part is None else part.detach() for part in (module.weight, module.bias)]
-        is_plain = all(part is None or _is_plain(part, torch.float32) for part in parts)
-        parts = [None if part is None else part.contiguous() for part in parts]
-        return cls(*parts, module.eps) if is_plain else None
+        weight, bias = (
+            None if part is None else part.detach().contiguous()
+            for part in (module.weight, module.bias)
+        )
+        is_plain = all(part is None or _is_plain(part, torch.float32) for part in (weight, bias))
+        return cls(weight, bias, module.eps) if is_plain else None
 
 
 class LayerWeights(NamedTuple):

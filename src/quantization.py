@@ -118,7 +118,7 @@ def _fix_weights(model: GPT2Model, bits: int) -> None:
 
 def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
     """What a layer consists of, or None where its norms are not those of the compiled part."""
-    matrices = [
+    qkv, proj, expand, contract = (
         _fixed(owner, name, bits)
         for owner, name in (
             (block.attention, "qkv"),
@@ -126,10 +126,11 @@ def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
             (block.ffn, "expand"),
             (block.ffn, "contract"),
         )
-    ]
-    width = matrices[1].inputs
-    first, second = (Norm.of(norm, width) for norm in block.norms)
-    return LayerWeights(*matrices, first, second) if first and second else None
+    )
+    first, second = (Norm.of(norm, proj.inputs) for norm in block.norms)
+    if first is None or second is None:
+        return None
+    return LayerWeights(qkv, proj, expand, contract, first, second)
 
 
 def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:

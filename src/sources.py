@@ -63,7 +63,8 @@ def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
     Raises:
         AGI2Error: where a source has no file, or one that was named itself is no text.
     """
-    found, seen = [], {}
+    found: list[Source] = []
+    seen: dict[object, Path] = {}
     for name in list_sources(sources):
         source = _find(name, fetch)
         own, source.files = source.files, []
@@ -212,7 +213,8 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
 
     Links are followed; each folder is visited once, by its own name where it has one inside.
     """
-    folders, links, seen = [root], [], set()
+    folders, links = [root], list[Path]()
+    seen: set[object] = set()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         try:

@@ -121,8 +121,8 @@ def _split_each(documents: Sequence[str], val_fraction: float) -> Split:
     for text, group in zip(texts, group_related(texts, _RELATED[0]), strict=True):
         members.setdefault(group, []).append(text)
     parts: dict[str, Split] = {}
-    for group in members.values():
-        parts.update(_split_group(group, val_fraction))
+    for related in members.values():
+        parts.update(_split_group(related, val_fraction))
     train = [piece for document in documents for piece in parts[document][0]]
     held_out = [piece for document in documents for piece in parts[document][1]]
     return train, held_out
