@@ -7,10 +7,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import run_python
 
 import src
 from src.errors import AGI2Error
+from tests.conftest import run_python
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
@@ -24,6 +23,7 @@ from src.errors import AGI2Error
 from src.generation import stream_text
 from src.interactive import HELP, TURN_END, InteractivePrompt, chat
 from src.tokenizer import BasicTokenizer, BPETokenizer
+from tests.conftest import raising
 
 VOCABULARY = 257
 TESTS = Path(__file__).parent

@@ -5,7 +5,6 @@ import tomllib
 
 import pytest
 import torch
-from conftest import make_text
 
 from src import planning
 from src.config_loader import load_config, make_config
@@ -20,6 +19,7 @@ from src.planning import (
     to_toml,
     vocabulary_for,
 )
+from tests.conftest import make_text
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import tokenizers
-from conftest import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -31,6 +30,7 @@ from src.tokenizer import (
     load_tokenizer,
     new_tokenizer,
 )
+from tests.conftest import run_python
 
 END = "<|endoftext|>"
 CORPUS = [
