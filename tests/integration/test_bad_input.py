@@ -223,7 +223,9 @@ def test_a_missing_configuration(folder, mistakes):
 
 
 def test_a_folder_in_place_of_a_configuration(folder, mistakes):
-    assert mistakes("train", folder) == [f"{folder}: cannot be read: Is a directory"]
+    assert mistakes("train", folder) == [
+        f"{folder} is no run's or model's folder: it has no config.toml; agi2 list shows the runs"
+    ]
 
 
 def test_a_configuration_that_is_not_toml(folder, mistakes):
@@ -284,8 +286,8 @@ def test_a_folder_without_text(folder, mistakes):
 
 def test_a_source_of_one_character(folder, mistakes):
     (folder / "a.txt").write_text("x", encoding="utf-8")
-    configure(folder, sources=["a.txt"], val_fraction=0)
-    assert mistakes("train", "tiny.toml") == ["the text has 1 tokens: at least 2 are needed"]
+    configure(folder, sources=["a.txt"], val_fraction=0, tokenizer="basic")
+    assert mistakes("train", "tiny.toml") == ["the text has 1 token: at least 2 are needed"]
 
 
 # Trained models and checkpoints.
@@ -400,11 +402,19 @@ def other_tokenizer(folder, letters):
     (folder / "trained/tiny/tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_a_checkpoint_with_another_tokenizer_is_not_resumed(trained, mistakes):
+def test_a_checkpoint_is_resumed_with_its_own_tokenizer(trained, capsys):
+    kept = (trained / "trained/tiny/tokenizer.json").read_bytes()
     other_tokenizer(trained, list("abcdefgh"))
-    assert mistakes("train", "tiny.toml", "--resume") == [
-        "trained/tiny/checkpoints/step-00000004 was trained with another tokenizer"
-    ]
+    output(capsys, "train", "tiny.toml", "--resume", "-s", "max_steps=5")
+    assert (trained / "trained/tiny/tokenizer.json").read_bytes() == kept
+
+
+def test_a_checkpoint_with_another_tokenizer_is_damaged(trained, capsys):
+    place = Path("trained/tiny/checkpoints/step-00000004")
+    (place / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert status_of("train", "tiny.toml", "--resume", "--quiet", "-s", "max_steps=5") == 0
+    err = capsys.readouterr().err
+    assert f"{place}/tokenizer.json is damaged: its content does not match its hash" in err
 
 
 def test_a_model_with_a_larger_tokenizer_is_not_used(trained, mistakes):
@@ -557,7 +567,7 @@ SCRIPTS = "Ελληνικά кириллица 漢字かな 한국어 العرب
 @pytest.mark.parametrize("tokenizer", ["bpe", "basic"])
 def test_any_script_and_emoji_in_texts_and_prompts(tokenizer, folder, capsys):
     (folder / "corpus.txt").write_text(SCRIPTS * 40, encoding="utf-8")
-    configure(folder, tokenizer=tokenizer, model_positions=128)
+    configure(folder, tokenizer=tokenizer, model_positions=128, val_fraction=0)
     output(capsys, "train", "tiny.toml")
     for prompt in (SCRIPTS.strip(), "🦆", "ẞ\u0000\u202e"):
         for command in ("generate", "beam"):

@@ -159,7 +159,7 @@ def everything(checkpoint):
 def test_a_sharded_checkpoint_has_a_file_of_each_process_and_no_pickle(make, two):
     folder = newest_checkpoint(run_folder(make, "two-fsdp")).folder
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    assert {file.suffix for file in files} == {".json", ".safetensors"}
+    assert {file.suffix for file in files} == {".json", ".safetensors", ".toml"}
     shards = [load_file(file) for file in files if file.parent.name == "shards"]
     assert len(shards) == 2
     weights = load_file(run_folder(make, "two-fsdp") / "model.safetensors")
