@@ -234,7 +234,7 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
-        ({"top_k": 0}, "top_k"),
+        ({"top_k": -1}, "top_k"),
         ({"min_p": 0.0}, "min_p"),
         ({"typical_p": 1.1}, "typical_p"),
         ({"presence_penalty": float("nan")}, "presence_penalty"),
