@@ -29,7 +29,7 @@ from src.cuda_utils import (
 )
 from src.errors import AGI2Error
 from src.model import GPT2Model
-from src.utils import log
+from src.utils import log, plural
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -109,7 +109,7 @@ def test_what_is_no_device_is_an_error(device):
 
 
 def test_the_cpu_is_described_with_its_threads():
-    assert describe_device(CPU) == f"CPU, {torch.get_num_threads()} threads"
+    assert describe_device(CPU) == f"CPU, {plural(torch.get_num_threads(), 'thread')}"
     assert describe_device(torch.device("mps")) == "mps"
 
 

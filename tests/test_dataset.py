@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from src.dataset import EpochBatches, TextDataset, tokenize
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
+from src.utils import plural
 
 quick = settings(deadline=None, max_examples=60)
 TEXT = "abcdefghijklmnopqrstuvwxyz"
@@ -73,7 +74,7 @@ def test_a_text_shorter_than_a_window_makes_one_shorter_window(caplog):
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_fewer_than_two_tokens_are_an_error(length):
-    with pytest.raises(AGI2Error, match=f"has {length} tokens: at least 2"):
+    with pytest.raises(AGI2Error, match=f"has {plural(length, 'token')}: at least 2"):
         TextDataset.from_tokens(counting(length), 8)
 
 
