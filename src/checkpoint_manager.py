@@ -216,7 +216,7 @@ class CheckpointManager:
                 self.folder, step, weights, tensors, state, keep, best, self._describe
             )
             if best is None:
-                save_weights(weights, self.best_weights, self.tokenizer)
+                save_weights(weights, self.best_weights, self.tokenizer, self.model.config)
 
         self._saving.wait()
         if self.processes.device.type == "cpu":
@@ -246,7 +246,7 @@ class CheckpointManager:
         """Make the weights of the main process's model the run's."""
         if self.processes.is_main:
             self._saving.wait()  # a checkpoint may be writing, or linking, the same file
-            save_weights(model.state_dict(), self.best_weights, self.tokenizer)
+            save_weights(model.state_dict(), self.best_weights, self.tokenizer, model.config)
 
     def load_best(self) -> GPT2Model:
         """Give the model the best weights; return what `gather` does."""

@@ -28,13 +28,19 @@ __all__ = ["load_tensors", "run_folder", "save_tensors"]  # as other modules imp
 
 
 def save_weights(
-    tensors: Mapping[str, torch.Tensor], path: Path, tokenizer: Tokenizer | None = None
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    tokenizer: Tokenizer | None = None,
+    architecture: GPT2Config | None = None,
 ) -> None:
-    """Write a model's `state_dict`, whole or not at all. Equal weights give equal files.
+    """Write a model's `state_dict`, whole or not at all. Equal models give equal files.
 
-    The file notes the weights' hash, and the tokenizer's if given: `load_model` checks both.
+    The file notes the weights' hash, and if given the tokenizer's and the architecture:
+    `load_model` checks them all.
     """
     notes = {"sha256": _hash_of(tensors)}
+    if architecture is not None:
+        notes["architecture"] = json.dumps(_fixed_keys(architecture), sort_keys=True)
     if tokenizer is not None:
         notes["tokenizer"] = tokenizer.fingerprint
     with atomic_path(path) as beside:
@@ -64,7 +70,7 @@ def save_model(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     describe_model(model.config, tokenizer, config, folder)
-    save_weights(weights, folder / WEIGHTS, tokenizer)
+    save_weights(weights, folder / WEIGHTS, tokenizer, model.config)
 
 
 def describe_model(
@@ -166,6 +172,7 @@ def _read_model(file: SafetensorsFile, config: Config) -> GPT2Model:
     with torch.device("meta"):
         model = GPT2Model(config)
     _fill(model, file, assign=True, merge=True)
+    _check_architecture(file, config)
     check_finite(model.state_dict(), str(file.path.parent))
     return model.eval()
 
@@ -181,6 +188,28 @@ def _check_layers(file: SafetensorsFile, config: Config) -> None:
             f"{file.path} holds a model of another shape: it has {len(layers)} layers, "
             f"{CONFIG} says model_layer = {config.model_layer}"
         )
+
+
+def _fixed_keys(architecture: GPT2Config) -> dict[str, Any]:
+    keys = architecture.to_keys()
+    return {key: keys[key] for key in sorted(keys.keys() - FREE_ARCHITECTURE_KEYS)}
+
+
+def _check_architecture(file: SafetensorsFile, config: Config) -> None:
+    """Raise where a configuration is not the one that the weights were trained with.
+
+    The number of heads, for one, changes what a model computes, and the shape of no weight.
+    """
+    noted = parse_json(
+        _notes(file).get("architecture", "{}"), f"{file.path} is damaged: its architecture"
+    )
+    keys = _fixed_keys(config.architecture)
+    for key, was in noted.items() if isinstance(noted, dict) else ():
+        if key in keys and keys[key] != was:
+            raise AGI2Error(
+                f"{file.path} was trained with {key} = {was!r}, but {CONFIG} beside it says "
+                f"{keys[key]!r}: set it back"
+            )
 
 
 def load_trained(

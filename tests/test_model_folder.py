@@ -16,6 +16,7 @@ from torch import nn
 
 from src.cli import main
 from src.config import Config
+from src.config_loader import load_config, save_config
 from src.errors import AGI2Error
 from src.generation import generate_text
 from src.model import GPT2Model
@@ -463,3 +464,15 @@ def test_a_note_that_is_none_is_one_line(tmp_path, note):
     save_tensors(tiny_model().state_dict(), tmp_path / "w", {"agi2": note})
     with pytest.raises(AGI2Error, match="w is damaged: its note is n"):
         load_weights(tiny_model(), tmp_path / "w")
+
+
+@pytest.mark.parametrize(("key", "value"), [("model_head", 1), ("activation", "relu")])
+def test_a_key_that_changes_no_shape_is_still_the_one_that_was_trained_with(tmp_path, key, value):
+    folder = tmp_path / "m"
+    model = tiny_model()
+    save_model(model, alphabet(), Config(model_name="m"), folder)
+    config = load_config(folder / "config.toml")
+    assert config[key] != value
+    save_config(config.changed(**{key: value}), folder / "config.toml")
+    with pytest.raises(AGI2Error, match=f"was trained with {key} = .*says {value!r}: set it back"):
+        load_model(folder)
