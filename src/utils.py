@@ -110,9 +110,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` only once it is whole and on disk.
 
     Raises:
-        AGI2Error: where it cannot be written; `path` is then as it was.
+        AGI2Error: where it cannot be written, or is there and no file; `path` is then as it was.
     """
     with writing(path):
+        # Replaced, a device such as /dev/null would be gone for every program.
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a device or a pipe"
+            raise AGI2Error(f"cannot write {path}: it is {kind}; name a file")
         # Not from `tempfile`, whose files no other user may read.
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         beside.touch(exist_ok=False)  # refused here where it cannot be written at all
@@ -194,8 +198,14 @@ def parse_json(data: str | bytes, name: str) -> Any:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", error)
-        raise AGI2Error(f"{name} is not JSON: {reason}") from error
+        reason = getattr(error, "msg", "")
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        elif isinstance(error, UnicodeDecodeError):
+            reason = "it is not UTF-8"
+        raise AGI2Error(
+            f"{name} is not JSON: {reason or 'a number has too many digits'}"
+        ) from error
     if isinstance(found, dict | list) and is_deep(found):
         raise AGI2Error(f"{name} is nested more than {MAX_DEPTH} levels deep")
     return found

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -446,3 +447,27 @@ def test_a_pipe_is_no_json_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # which nobody writes to
     with pytest.raises(AGI2Error, match="pipe cannot be read: it is not a file"):
         read_json_object(tmp_path / "pipe")
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "null").symlink_to(os.devnull)
+    for path in (tmp_path / "pipe", tmp_path / "folder", tmp_path / "null", Path()):
+        kind = "a folder" if path.is_dir() else "a device or a pipe"
+        with pytest.raises(AGI2Error, match=f"it is {kind}; name a file"), atomic_path(path):
+            raise AssertionError
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_json_that_cannot_be_parsed_is_described_without_words_of_python():
+    for data, reason in {
+        b"[" * 200_000: "it is nested too deeply",
+        b"9" * 6000: "a number has too many digits",
+        b'"\xff"': "it is not UTF-8",
+        b"{": "Expecting property name enclosed in double quotes",
+    }.items():
+        with pytest.raises(AGI2Error) as caught:
+            parse_json(data, "a.json")
+        assert caught.value.args == (f"a.json is not JSON: {reason}",)
