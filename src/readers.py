@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import AGI2Error
+from .errors import AGI2Error, one_line
 from .gutenberg import strip_gutenberg
-from .text_files import Skipped, Unreadable, decode, read_content
-from .utils import parse_json
+from .text_files import Skipped, Unreadable, decode, read_content, unify_line_ends
+from .utils import log, parse_json, plural
 
 _SEPARATORS = (",", ";", "\t", "|")
 
@@ -82,7 +82,8 @@ def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:
                 "without the field",
                 f"{path}:{number}: no text in the field {text_field!r}; " "set text_field",
             )
-        yield document.encode("utf-8", "replace").decode()  # JSON may hold half a character
+        # JSON may hold half a character, and line ends of every kind.
+        yield unify_line_ends(document.encode("utf-8", "replace").decode())
 
 
 def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
@@ -92,6 +93,7 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
     column = columns.index(text_field)
     rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     begins = 1  # the line on which the next row begins
+    is_warned = False
     try:
         for number, row in enumerate(rows):
             line, begins = begins, rows.line_num + 1
@@ -100,14 +102,33 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
             if len(row) != len(columns):
                 raise Unreadable(
                     "broken CSV",
-                    f"{path}:{line}: the row has {len(row)} fields, the first row "
+                    f"{path}:{line}: the row has {plural(len(row), 'field')}, the first row "
                     f"{len(columns)}: put fields with {separator!r} or line ends in quotes",
                 )
+            if not is_warned and _holds_rows(row, separator, len(columns)):
+                log.warning(
+                    "%s",
+                    one_line(f"{path}:{line}: a field holds lines like rows: is a quote missing?"),
+                )
+                is_warned = True
             yield row[column]
     except csv.Error as error:
         raise Unreadable(
             "broken CSV", f"{path}:{begins}: not CSV: {error}; is a quote not closed?"
         ) from error
+
+
+def _holds_rows(row: list[str], separator: str, columns: int) -> bool:
+    """Whether a field has line ends, and between them nothing but what would be rows.
+
+    So it looks where a quote is missing, and the next one is found many rows later.
+    """
+    inside = [line for field in row for line in field.split("\n")[1:-1]]
+    return (
+        columns > 1
+        and bool(inside)
+        and all(line.count(separator) == columns - 1 for line in inside)
+    )
 
 
 def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
@@ -121,6 +142,10 @@ def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
         found[separator] = [name.strip() for name in row]
     matching = [separator for separator, columns in found.items() if text_field in columns]
     columns = max(found.values(), key=len, default=[])
+    if columns in ([], [""]):
+        raise Unreadable(
+            "broken CSV", f"{path}:1: the first line is empty; it has to name the columns"
+        )
     if not matching:
         raise Unreadable(
             "without the column",

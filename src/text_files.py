@@ -20,6 +20,8 @@ STDIN = Path("-")
 HEAD = 8192
 """Bytes of a file that are looked at before anything is read."""
 _CHUNK = 2**20
+# How documents begin that may be made of nothing but text, yet are not the text they show.
+_FORMATS = {b"%PDF-": "a PDF", b"%!PS": "PostScript", b"{\\rtf": "a Rich Text (RTF) document"}
 
 
 class Unreadable(AGI2Error):
@@ -106,8 +108,15 @@ def check_head(path: Path, name: str | None = None) -> None:
         raise _refused(error, name) from error
     if len(head) < HEAD:
         _check_not_empty(head, name)
+    _check_format(head, name)
     if b"\0" in head and not _is_utf16(head):
         raise _binary(name)
+
+
+def _check_format(content: bytes, name: str) -> None:
+    for beginning, what in _FORMATS.items():
+        if content.startswith(beginning):
+            raise Unreadable("not text", f"{name}: {what}, not a text file: save its text alone")
 
 
 def _check_not_empty(content: bytes, name: str) -> None:
@@ -174,6 +183,7 @@ def decode(content: bytes, name: str) -> str:
         Unreadable: where it is empty, binary, or in another encoding.
     """
     _check_not_empty(content, name)
+    _check_format(content, name)
     try:
         text = content.decode("utf-16" if _is_utf16(content) else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -187,4 +197,9 @@ def decode(content: bytes, name: str) -> str:
         ) from error
     if "\0" in text:
         raise _binary(name)
+    return unify_line_ends(text)
+
+
+def unify_line_ends(text: str) -> str:
+    r"""Text in which every line ends with `\n` alone."""
     return text.replace("\r\n", "\n").replace("\r", "\n")

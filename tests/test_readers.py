@@ -23,12 +23,42 @@ def read(path, content, text_field="text"):
         ('1,"abc\n2,def\n3,ghi\n', "2: not CSV: unexpected end of data; is a quote not closed"),
         ('1,"abc\n2,"def"\n', "2: not CSV: ',' expected after '\"'"),
         ("1,Hello, world\n", "2: the row has 3 fields, the first row 2: put fields with ','"),
-        ("1,a\n2\n", "3: the row has 1 fields, the first row 2"),
+        ("1,a\n2\n", "3: the row has 1 field, the first row 2"),
     ],
 )
 def test_a_broken_csv_is_refused_with_the_line(tmp_path, rows, problem):
     with pytest.raises(Unreadable, match=f"a.csv:{problem}"):
         read(tmp_path / "a.csv", "id,text\n" + rows)
+
+
+@pytest.mark.parametrize("content", ["\n\nid,text\n1,a\n", "\n"])
+def test_a_csv_whose_first_line_is_empty_says_so(tmp_path, content):
+    with pytest.raises(Unreadable, match="a.csv:1: the first line is empty|the file is empty"):
+        read(tmp_path / "a.csv", content)
+
+
+def test_a_field_that_has_swallowed_rows_is_told_of_once(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="agi2")
+    rows = '1,"abc\n2,def\n3,ghi"\n4,x\n5,"abc\n6,def\n7,ghi"\n'
+    assert len(read(tmp_path / "a.csv", "id,text\n" + rows).documents) == 3
+    (line,) = caplog.messages
+    assert line.endswith("a.csv:2: a field holds lines like rows: is a quote missing?")
+
+
+@pytest.mark.parametrize("content", ['id,text\n1,"a\nb\nc"\n2,d\n', 'text\n"a\nb\nc"\n'])
+def test_a_field_of_several_lines_is_no_mistake(tmp_path, content, caplog):
+    read(tmp_path / "a.csv", content)
+    assert not caplog.messages
+
+
+def test_all_formats_have_the_same_line_ends(tmp_path):
+    text = "a\r\nb\rc\nd"
+    for name, content in {
+        "a.txt": text,
+        "a.csv": f'text\n"{text}"\n',
+        "a.jsonl": json.dumps({"text": text}),
+    }.items():
+        assert read(tmp_path / name, content).documents == ["a\nb\nc\nd"]
 
 
 def test_a_column_that_is_there_twice_is_refused_unless_it_is_another(tmp_path):

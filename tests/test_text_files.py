@@ -43,6 +43,9 @@ def test_a_tally_of_strange_names_is_printable():
         (b"\x89PNG\r\n\x1a\n" + b"\0\xff" * 9, "not a text file"),
         (b"a\n" * 9000 + b"\xe9", "a.txt:9001: not UTF-8 .byte 18000."),
         (b"", "the file is empty"),
+        (b"%PDF-1.4\n1 0 obj", "a.txt: a PDF, not a text file: save its text alone"),
+        (b"%!PS-Adobe-3.0\n", "a.txt: PostScript, not a text file"),
+        (rb"{\rtf1\ansi Call me}", "a Rich Text .RTF. document, not a text file"),
     ],
 )
 def test_what_is_no_text_is_refused_wherever_it_shows(content, problem):
