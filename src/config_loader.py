@@ -71,7 +71,7 @@ def load_config(
     text = _read(Path(path))
     given = _parse(text, str(path))
     lines = _lines_of_keys(text)
-    places = {key: f"{path}:{lines.get(key, 1)}" for key in given}
+    places = {key: f"{path}:{lines[key]}" if key in lines else str(path) for key in given}
     for override in overrides:
         key, value = _parse_override(override)
         given[key] = value
@@ -216,7 +216,13 @@ def _parse_override(override: str) -> tuple[str, Any]:
         found = _parse_toml(f"value = {value}", f"--set {key}")
     except tomllib.TOMLDecodeError:
         return key, value
-    return key, found["value"] if found.keys() == {"value"} else value
+    if found.keys() != {"value"}:
+        return key, value
+    field = Config.model_fields.get(key)
+    takes_text = field is not None and field.annotation in (str, str | None, list[str])
+    # A name may look like a number or a date.
+    is_text = takes_text and not isinstance(found["value"], str | list | dict | bool)
+    return key, value if is_text else found["value"]
 
 
 # `key = ...`, `"key" = ...`, `key.part = ...` or `[key]`
@@ -265,10 +271,11 @@ def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) 
 
 def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]) -> str:
     """What pydantic found about one value."""
+    name = key if key.strip() and key.isprintable() else repr(key)
     if isinstance(value, dict) and key != "logit_bias":
-        return f"keys stand at the top level: remove the header [{key}]"
+        return f"keys stand at the top level: remove the header [{name}]"
     if found[0]["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggestion(key)}"
+        return f"unknown key {name}{_suggestion(key)}"
     what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in found)
     return f"{key}{''.join(f'[{index}]' for index in indices)} = {shown(found[0]['input'])}: {what}"
 

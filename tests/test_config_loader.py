@@ -167,6 +167,13 @@ def test_an_unknown_key_like_no_other_says_where_all_are(write):
     ]
 
 
+@pytest.mark.parametrize(("key", "shown"), [('""', "''"), ('"\\u001b[2J"', r"'\x1b[2J'")])
+def test_a_key_whose_line_is_not_known_is_said_to_be_in_no_line(write, key, shown):
+    assert problems_of(write(f"epochs = 1\n{key} = 1\n")) == [
+        f"run.toml: unknown key {shown}; resources/default.toml lists every key"
+    ]
+
+
 def test_an_unknown_key_is_found_even_when_empty(write):
     assert problems_of(write('temperatur = ""\nlerning_rate = null')) == [
         "run.toml:1: unknown key temperatur; did you mean temperature?",
@@ -307,6 +314,12 @@ def test_each_kind_says_which_keys_it_needs(write, kind, needed):
         ("model_seed=a = b", "model_seed", "a = b"),
         ('sources=["a.txt", "b.txt"]', "sources", ["a.txt", "b.txt"]),
         ("sources=a.txt", "sources", ["a.txt"]),
+        ("model_name=2024", "model_name", "2024"),
+        ("model_name=2024-01-01", "model_name", "2024-01-01"),
+        ("model_seed=5 # x", "model_seed", "5 # x"),
+        ("model_seed=inf", "model_seed", "inf"),
+        ("sources=1984", "sources", ["1984"]),
+        ("stop=1", "stop", ["1"]),
         ("top_k=null", "top_k", None),
         ("top_k=", "top_k", None),
     ],
