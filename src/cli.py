@@ -53,8 +53,13 @@ class _Commands(typer.core.TyperGroup):
     """The subcommands, where an error that the user can fix ends with 2 and Ctrl-C with 130."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with _printable_usage_errors():
-            return super().make_context(*arguments, **options)
+        try:
+            with _printable_usage_errors():
+                return super().make_context(*arguments, **options)
+        except OSError as error:  # --help and --version print, too
+            if error.errno == errno.EPIPE:
+                raise
+            _fail(error, str(error))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -177,6 +182,9 @@ def train(
     overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
     with loading(not quiet):
         config = _start_run(file, overrides, quiet, verbose)
+        from .run_folder import check_output
+
+        check_output(config)
         from .console import print_text
         from .evaluation import originality
         from .generation import generate_text
@@ -758,8 +766,21 @@ def _sampling_seed(config: Config) -> int:
     return seed
 
 
+def _replace_closed_streams() -> None:
+    """Put the null device where a standard stream was closed before the start.
+
+    Else the next file that is opened has its number, and whatever C code prints goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Numbers are given from below: in this order, each has its own again.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))
+
+
 def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     """Run a command and exit: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
+    _replace_closed_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,29 @@ def check_weights(folder: Path, file: str | Path) -> None:
     else:
         end = "its run ended before it saved one; train it again, or name another folder"
     raise AGI2Error(f"{folder} holds no trained model (no {WEIGHTS}): {end}")
+
+
+def check_output(config: Mapping[str, Any]) -> None:
+    """Raise if a run's folder cannot be made, before any time is spent on reading the text for it.
+
+    Raises:
+        AGI2Error: names what is in its way.
+    """
+    folder = run_folder(config)
+    for place in (folder, *folder.absolute().parents):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(place).st_mode)
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:  # a folder above is a file
+            is_folder = False
+        except OSError as error:
+            raise AGI2Error(f"output_dir: {folder}: {error.strerror}; set another") from error
+        if not is_folder:
+            raise AGI2Error(f"output_dir: {place} is not a folder, so {folder} cannot be made")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise AGI2Error(f"output_dir: {place} cannot be written to; set another output_dir")
+        return
 
 
 def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:

@@ -850,3 +850,24 @@ def test_memory_that_runs_out_before_pytorch_is_loaded_is_one_line(monkeypatch, 
     status, _, err = run(capsys, "train", "any.toml")
     assert status == 2
     assert err.startswith("error: out of memory: lower model_embd")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("option", ["--help", "--version", "list --help"])
+def test_output_that_cannot_be_written_is_one_line(option):
+    program = "from src.cli import main; main()"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {option} > /dev/full"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_standard_streams_that_were_closed_are_the_null_device():
+    program = (
+        "import os, sys; from src.cli import _replace_closed_streams as replace; replace();"
+        "found = [os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in range(3)];"
+        "print(); print(file=sys.stderr);"
+        "sys.exit(7 if all(found) and sys.stdin.read() == '' else 1)"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, check=False).returncode == 7

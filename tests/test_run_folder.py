@@ -4,7 +4,14 @@ import pytest
 
 from src.config_loader import load_config
 from src.errors import AGI2Error
-from src.run_folder import check_weights, config_file, folder_of, naming, run_folder
+from src.run_folder import (
+    check_output,
+    check_weights,
+    config_file,
+    folder_of,
+    naming,
+    run_folder,
+)
 
 
 @pytest.fixture
@@ -84,3 +91,26 @@ def test_a_folder_without_weights_says_how_to_train_them(run):
         check_weights(run, file)
     (run / "model.safetensors").write_text("")
     check_weights(run, file)
+
+
+def test_where_a_run_cannot_be_is_said_before_it_begins(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "new", "new/er", str(tmp_path / "new")):
+        check_output({"output_dir": place, "model_name": "m"})
+    for place in ("file", "file/below", str(tmp_path / "file" / "far" / "below")):
+        with pytest.raises(
+            AGI2Error, match="^output_dir: .*file.* is not a folder, so .*/m cannot"
+        ):
+            check_output({"output_dir": place, "model_name": "m"})
+    with pytest.raises(AGI2Error, match="^output_dir: d+.*m: File name too long; set another"):
+        check_output({"output_dir": "d" * 5000, "model_name": "m"})
+    (tmp_path / "m").write_text("")
+    with pytest.raises(AGI2Error, match="m is not a folder"):
+        check_output({"output_dir": ".", "model_name": "m"})
+
+
+def test_a_folder_without_the_right_to_write_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, mode: False)  # root has every right
+    with pytest.raises(AGI2Error, match="cannot be written to; set another output_dir"):
+        check_output({"output_dir": str(tmp_path), "model_name": "m"})
