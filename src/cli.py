@@ -775,7 +775,9 @@ def _replace_closed_streams() -> None:
         if getattr(sys, name) is None:
             # Numbers are given from below: in this order, each has its own again.
             os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))
+            setattr(
+                sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")
+            )  # noqa: SIM115
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:

@@ -100,10 +100,10 @@ def test_where_a_run_cannot_be_is_said_before_it_begins(tmp_path, monkeypatch):
         check_output({"output_dir": place, "model_name": "m"})
     for place in ("file", "file/below", str(tmp_path / "file" / "far" / "below")):
         with pytest.raises(
-            AGI2Error, match="^output_dir: .*file.* is not a folder, so .*/m cannot"
+            AGI2Error, match=r"^output_dir: .*file.* is not a folder, so .*/m cannot"
         ):
             check_output({"output_dir": place, "model_name": "m"})
-    with pytest.raises(AGI2Error, match="^output_dir: d+.*m: File name too long; set another"):
+    with pytest.raises(AGI2Error, match=r"^output_dir: d+.*m: File name too long; set another"):
         check_output({"output_dir": "d" * 5000, "model_name": "m"})
     (tmp_path / "m").write_text("")
     with pytest.raises(AGI2Error, match="m is not a folder"):
