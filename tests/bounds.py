@@ -7,6 +7,7 @@ sum is taken and on whatever processor; a fused multiplication and addition roun
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -49,7 +50,7 @@ def product_bound(
 def assert_within(found: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | float) -> None:
     """Every number is as near to the exact one as its bound says."""
     assert found.shape == expected.shape
-    excess = (found.double() - expected.double()).abs() - bound
+    excess = (found.detach().double() - expected.detach().double()).abs() - bound
     worst = float(excess.max()) if excess.numel() else 0.0
     assert worst <= 0, f"{worst:.3g} more than the bound allows"
 
@@ -185,13 +186,49 @@ def bounded_block(block, x: Bounded, activation, bits: int = 32) -> Bounded:
     return norm(block.ffn_norm, x + fed(x))
 
 
-def assert_same_in_float64(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Two orders of the same sums, in float64.
+def log_softmax_bound(logits: torch.Tensor) -> float:
+    """Of log-probabilities computed in float32 from logits (..., V), whatever the logits' type.
+
+    With Z for the largest size of a logit: to round two logits and subtract the largest from each
+    is off by 12 u Z at most, in all; powers of e and their sum by gamma(V + 32), relatively, which
+    is as much of its logarithm; and a logarithm of at most Z + log V by a few u of it.
+    """
+    largest = float(logits.detach().abs().max())
+    return gamma(logits.size(-1) + 64) * (1 + largest)
+
+
+def by_chance(share: float | torch.Tensor, draws: int) -> float | torch.Tensor:
+    """How far the share of draws that hit is from its expectation, once in 10^9 times.
+
+    Six standard deviations of a binomial's share.
+    """
+    return 6 * (share * (1 - share) / draws) ** 0.5
+
+
+def rounding_in_float64(expected: torch.Tensor) -> float:
+    """How far two orders of the same sums may be apart, in float64.
 
     A pass of the tests' models has a few thousand roundings one after another, each of which layers
     of norms and softmax make a few thousand times larger at most: 10^7 of u, which is 1e-9 of the
     largest number. What is computed wrongly is off by far more.
     """
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    return gamma(10**7, torch.float64) * max(1.0, largest)
+
+
+def assert_same_in_float64(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """No number differs by more than the rounding of float64."""
     assert found.dtype == expected.dtype == torch.float64
-    bound = gamma(10**7, torch.float64) * max(1.0, float(expected.abs().max()))
-    assert_within(found, expected, bound)
+    assert_within(found, expected, rounding_in_float64(expected))
+
+
+def differs_in_float64(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a number differs by more than the rounding of float64."""
+    assert found.dtype == expected.dtype == torch.float64
+    return bool(((found - expected).abs() > rounding_in_float64(expected)).any())
+
+
+def float64_close(expected: float) -> object:
+    """Equal to this number of float64, but for its rounding: see `rounding_in_float64`."""
+    tolerance = rounding_in_float64(torch.tensor(expected, dtype=torch.float64))
+    return pytest.approx(expected, rel=0, abs=tolerance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from src.config import Config, GPT2Config
@@ -89,6 +91,13 @@ def transformers_twin(config: GPT2Config):
     return GPT2LMHeadModel(
         TheirConfig(**their_config(config), bos_token_id=0, eos_token_id=0)
     ).eval()
+
+
+def exact_logits(model, tokens: torch.Tensor, **options) -> torch.Tensor:
+    """The logits in float64, of one of our models or of `transformers`', which stays as it is."""
+    with torch.no_grad():
+        found = copy.deepcopy(model).double()(tokens, **options)
+    return getattr(found, "logits", found)
 
 
 def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
