@@ -51,6 +51,11 @@ class Epoch:
         clip = self.clip_grad_norm
         if clip is not None and not (isinstance(clip, int | float) and clip > 0):
             raise AGI2Error(f"clip_grad_norm = {clip!r}: give a number above 0, None for no limit")
+        if any(p.dtype == torch.float16 for p in self.model.parameters()):
+            raise AGI2Error(
+                "the model's weights are float16, in which steps overflow and vanish: train "
+                "model.float()"
+            )
         self.device = self._own_device()
 
     def _own_device(self) -> torch.device:

@@ -75,7 +75,7 @@ def train_epoch(
         The mean loss per token, in nats.
 
     Raises:
-        AGI2Error: if there is no batch, or an argument is not of its kind.
+        AGI2Error: if there is no batch, an argument is not of its kind, or the weights are float16.
     """
     epoch = Epoch(model, optimizer, criterion, device, clip_grad_norm, scheduler)
     with visible(verbose):

@@ -72,6 +72,13 @@ def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
     """
     if not isinstance(model, GPT2Model):
         raise AGI2Error(f"model: {type(model).__name__} is not a GPT2Model")
+    kinds = {p.dtype for p in model.parameters()}
+    for kind in (torch.float16, torch.bfloat16):
+        if kind in kinds:
+            raise AGI2Error(
+                f"model: its weights are {str(kind)[6:]}, in which small steps vanish: pass "
+                'model.float(), and precision = "auto" for fast products'
+            )
     keys = {key: _plain(value) for key, value in given.items()}
     keys["sources"] = _sources(given["sources"])
     if isinstance(keys.get("resume"), bool):

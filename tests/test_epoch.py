@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from src.errors import AGI2Error
 from src.training import train_epoch
+from tests.bounds import unit
 from tests.test_training import same_weights, tiny_model, windows
 
 
@@ -102,3 +103,24 @@ def test_what_is_not_of_its_kind_is_named(changes, message):
     with pytest.raises(AGI2Error, match=message) as refused:
         train_epoch(**given)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_model_of_other_numbers_is_trained_in_them(kind):
+    torch.manual_seed(0)
+    model = tiny_model().to(kind)
+    before = [p.detach().clone() for p in model.parameters()]
+    batch = torch.randint(20, (4, 9))
+    expected = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).item()
+    loss = train_epoch(model, [batch], torch.optim.SGD(model.parameters(), lr=0.5))
+    assert loss == pytest.approx(expected, rel=2 * unit(), abs=0)  # a mean in float32
+    assert all(p.dtype == kind and p.isfinite().all() for p in model.parameters())
+    assert not all(map(torch.equal, before, model.parameters()))
+
+
+def test_weights_in_float16_are_not_trained():
+    model = tiny_model().half()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(AGI2Error, match=r"^the model's weights are float16, .* model.float\(\)$"):
+        train_epoch(model, [torch.zeros(1, 4).long()], torch.optim.SGD(model.parameters(), lr=1))
+    assert all(map(torch.equal, before, model.parameters()))

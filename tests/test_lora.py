@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from src.lora import LoRALinear, add_lora, merge_lora, merged
+from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
 
 TOKENS = torch.arange(24).view(2, 12)
@@ -49,18 +50,19 @@ def test_a_layer_adds_the_product_of_its_two_matrices():
     with torch.no_grad():
         layer.lora_up.normal_()
     assert layer.lora_down.abs().sum() > 0
-    x = torch.randn(3, 6)
+    layer.double()
+    x = torch.randn(3, 6, dtype=torch.float64)
     expected = x @ (linear.weight + layer.lora_up @ layer.lora_down).T + linear.bias
-    torch.testing.assert_close(layer(x), expected)
+    assert_same_in_float64(layer(x), expected)
 
 
 def test_merging_keeps_the_logits_and_leaves_a_plain_model():
     for options in ({}, {"bias": False}):
-        model, plain = adapted(**options), random_model(**options)
+        model, plain = adapted(**options).double(), random_model(**options).double()
         before = model(TOKENS).detach()
         assert (before - plain(TOKENS)).abs().max() > 0.1
         plain.load_state_dict(merged(model.state_dict()))
-        torch.testing.assert_close(plain(TOKENS), before, atol=1e-5, rtol=1e-5)
+        assert_same_in_float64(plain(TOKENS), before)
         merge_lora(model)
         assert model.state_dict().keys() == plain.state_dict().keys()
         assert torch.equal(model(TOKENS), plain(TOKENS))

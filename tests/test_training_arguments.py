@@ -219,3 +219,23 @@ def test_a_tokenizer_becomes_another_of_its_class(fitted):
     assert become(empty, fitted) is empty
     assert empty.fingerprint == fitted.fingerprint
     assert become(fitted, fitted) is fitted
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_refused_by_its_name(corpus, fitted, kind):
+    model = tiny_model().to(kind)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(AGI2Error, match=rf"^model: its weights are {str(kind)[6:]}, .*float\(\)"):
+        train_model(model, fitted, corpus, max_steps=1)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_model_in_float64_is_trained_and_loaded(corpus, fitted, options):
+    model = tiny_model(vocab_size=fitted.vocab_size).double()
+    before = [p.detach().clone() for p in model.parameters()]
+    history = train_model(model, fitted, corpus, **options)
+    assert all(p.dtype == torch.float64 and p.isfinite().all() for p in model.parameters())
+    assert not all(map(torch.equal, before, model.parameters()))
+    assert history["final_val_loss"] > 0
+    loaded = load_model(Path(options["output_dir"]) / "model").model
+    assert all(map(torch.equal, (p.float() for p in model.parameters()), loaded.parameters()))

@@ -27,16 +27,24 @@ from src.interop.huggingface import (
 from src.model import GPT2Model
 from src.model_folder import load_model
 from src.utils import sha256_of
+from tests.bounds import assert_same_in_float64
 from tests.conftest import CHECKOUT
-from tests.tiny_models import alphabet, in_their_layout, random_model, transformers_twin
+from tests.tiny_models import (
+    alphabet,
+    exact_logits,
+    in_their_layout,
+    random_model,
+    transformers_twin,
+)
 
 SHAPES = {
     "learned": {"position_embedding": "learned"},
     "learned, untied": {"position_embedding": "learned", "tie_weights": False, "n_heads": 4},
-    "sinusoidal": {},
-    "sinusoidal, untied": {"tie_weights": False, "activation": "gelu"},
+    # sqrt(d_model), by which embeddings are multiplied on the way out, is a power of two: exact.
+    "sinusoidal": {"d_model": 64},
+    "sinusoidal, untied": {"tie_weights": False, "activation": "gelu", "d_model": 64},
     "no biases": {"position_embedding": "learned", "bias": False, "activation": "relu"},
-    "narrow": {"d_ff": 24, "activation": "silu", "n_layers": 1, "dropout": 0.25},
+    "narrow": {"d_model": 16, "d_ff": 24, "activation": "silu", "n_layers": 1, "dropout": 0.25},
 }
 TEXTS = [
     "",
@@ -50,12 +58,6 @@ def some_tokens(model, rows=3):
     generator = torch.Generator().manual_seed(1)
     shape = (rows, model.config.max_seq_len)
     return torch.randint(model.config.vocab_size, shape, generator=generator)
-
-
-def logits_of(model, tokens):
-    with torch.no_grad():
-        found = model(tokens)
-    return getattr(found, "logits", found)
 
 
 @pytest.fixture
@@ -78,9 +80,9 @@ def test_transformers_loads_an_export_with_the_same_logits(exported, changes):
     theirs, notes = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
     assert not any(notes.values()), notes
     tokens = some_tokens(model)
-    expected = logits_of(model, tokens)
+    expected = exact_logits(model, tokens)
     assert expected.std() > 0.1
-    torch.testing.assert_close(logits_of(theirs.eval(), tokens), expected, atol=1e-5, rtol=1e-5)
+    assert_same_in_float64(exact_logits(theirs.eval(), tokens), expected)
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +124,13 @@ def test_a_round_trip_of_learned_positions_is_bit_for_bit(saved, exported, tmp_p
 
 
 def test_a_round_trip_of_sinusoidal_positions_keeps_the_logits(exported, tmp_path):
-    model, folder = exported()
+    model, folder = exported(**SHAPES["sinusoidal"])
     import_huggingface(str(folder), tmp_path / "back")
     back = load_model(tmp_path / "back").model
     assert not back.config.tie_weights
     assert back.config.position_embedding == "learned"
     tokens = some_tokens(model)
-    torch.testing.assert_close(
-        logits_of(back, tokens), logits_of(model, tokens), atol=1e-5, rtol=1e-5
-    )
+    assert_same_in_float64(exact_logits(back, tokens), exact_logits(model, tokens))
 
 
 def test_an_exported_model_is_described_whole(exported, byte_pairs):
@@ -202,9 +202,9 @@ def test_a_model_that_transformers_saved_comes_in_with_the_same_logits_and_ids(
     import_huggingface(str(folder), tmp_path / "in")
     ours = load_model(tmp_path / "in")
     tokens = some_tokens(ours.model)
-    expected = logits_of(twin, tokens)
+    expected = exact_logits(twin, tokens)
     assert expected.std() > 0.1
-    torch.testing.assert_close(logits_of(ours.model, tokens), expected, atol=1e-4, rtol=0)
+    assert_same_in_float64(exact_logits(ours.model, tokens), expected)
     assert all(weight.dtype == torch.float32 for weight in ours.model.parameters())
     for text in TEXTS:
         assert ours.tokenizer.encode(text) == byte_pairs.encode(text)
@@ -230,9 +230,7 @@ def test_an_old_file_comes_in_too(theirs, tmp_path):
     import_huggingface(str(folder), tmp_path / "in")
     ours = load_model(tmp_path / "in")
     tokens = some_tokens(ours.model)
-    torch.testing.assert_close(
-        logits_of(ours.model, tokens), logits_of(twin, tokens), atol=1e-4, rtol=0
-    )
+    assert_same_in_float64(exact_logits(ours.model, tokens), exact_logits(twin, tokens))
 
 
 def break_config(**changes):
@@ -437,9 +435,7 @@ def test_a_name_is_fetched_from_the_hub_once(theirs, hub, tmp_path):
     assert said[2].startswith("someone/else is no folder, and could not be fetched")
     ours = load_model(tmp_path / "in-0")
     tokens = some_tokens(ours.model)
-    torch.testing.assert_close(
-        logits_of(ours.model, tokens), logits_of(twin, tokens), atol=1e-4, rtol=0
-    )
+    assert_same_in_float64(exact_logits(ours.model, tokens), exact_logits(twin, tokens))
     assert sum(line.startswith("GET") and "model.safetensors" in line for line in asked) == 1
     assert not any("pytorch_model.bin" in line for line in asked)
 
@@ -479,9 +475,7 @@ def test_a_model_as_gpt2_has_the_same_logits(changes):
     same = GPT2Model(config).eval()
     same.load_state_dict(weights)
     tokens = some_tokens(model)
-    torch.testing.assert_close(
-        logits_of(same, tokens), logits_of(model, tokens), atol=1e-5, rtol=1e-5
-    )
+    assert_same_in_float64(exact_logits(same, tokens), exact_logits(model, tokens))
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)

@@ -16,8 +16,9 @@ from src.interop.huggingface import import_huggingface
 from src.model_folder import load_model
 from src.tokenizer import load_tokenizer
 from src.training import train_from_config
+from tests.bounds import assert_same_in_float64
 from tests.conftest import make_text
-from tests.tiny_models import in_their_layout, random_model, transformers_twin
+from tests.tiny_models import exact_logits, in_their_layout, random_model, transformers_twin
 
 IM_END = "<|im_end|>"
 
@@ -106,12 +107,11 @@ def test_a_head_that_differs_from_the_embedding_is_kept(theirs, tmp_path, said):
     ours = import_folder(folder, tmp_path / "in")
     assert not ours.model.config.tie_weights
     tokens = torch.randint(100, (2, 24))
-    with torch.no_grad():
-        expected = twin(tokens).logits
-        torch.testing.assert_close(ours.model(tokens), expected, atol=1e-4, rtol=0)
-        export_model(tmp_path / "in", tmp_path / "out")
-        back = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
-        torch.testing.assert_close(back(tokens).logits, expected, atol=1e-4, rtol=0)
+    expected = exact_logits(twin, tokens)
+    assert_same_in_float64(exact_logits(ours.model, tokens), expected)
+    export_model(tmp_path / "in", tmp_path / "out")
+    back = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    assert_same_in_float64(exact_logits(back, tokens), expected)
 
 
 def test_a_head_that_equals_the_embedding_is_tied(theirs, tmp_path):
@@ -412,8 +412,7 @@ def test_other_names_of_the_sizes_are_read(theirs, tmp_path):
     rewrite(folder / "config.json", n_embd=..., hidden_size=32, n_layer=..., num_hidden_layers=2)
     ours = import_folder(folder, tmp_path / "in").model
     tokens = torch.randint(100, (2, 24))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), twin(tokens).logits, atol=1e-4, rtol=0)
+    assert_same_in_float64(exact_logits(ours, tokens), exact_logits(twin, tokens))
 
 
 def test_a_leading_space_is_added_where_the_folder_says_so(theirs, byte_pairs, tmp_path):
