@@ -47,7 +47,7 @@ def near(lm, score: float, tokens: int):
     norm, width = lm.model.final_norm, lm.model.config.d_model
     state = width**0.5 * norm.weight.abs().max() + norm.bias.norm()
     largest = state * lm.model.output_weight.norm(dim=1).max()
-    each = log_softmax_bound(torch.full((lm.tokenizer.vocab_size,), float(largest)))
+    each = log_softmax_bound(torch.full((lm.tokenizer.vocab_size,), float(largest.detach())))
     return pytest.approx(score, rel=0, abs=max(tokens, 1) * each)
 
 
