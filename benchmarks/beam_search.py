@@ -12,7 +12,7 @@ import time
 import torch
 from common import parser, report
 
-from src.beam_search import beam_search
+from src.beams import beam_search
 from src.config import GPT2Config
 from src.decoder import Decoder
 from src.model import GPT2Model

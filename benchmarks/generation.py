@@ -71,7 +71,7 @@ def prompts() -> list[list[int]]:
 def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import torch
 
-    from src.beam_search import beam_search
+    from src.beams import beam_search
     from src.generation import generate_batch, generate_tokens
     from src.model_folder import load_model
     from src.native import NativeLinear, Weights

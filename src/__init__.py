@@ -3,9 +3,7 @@
 The public names are loaded when they are first used, so that importing the package costs nothing.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -45,7 +43,7 @@ _HOMES = {
     "generate_tokens": "generation",
     "generate_beam_texts": "generation",
     "generation_options": "sampling",
-    "beam_search": "beam_search",
+    "beam_search": "beams",
     "InteractivePrompt": "interactive",
 }
 
@@ -61,18 +59,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """A package whose public names stay what they are when a module of the same name is imported.
-
-    Python sets each submodule as an attribute of its package: `beam_search`, the function, would
-    become the module of that name. `from .beam_search import ...` and `sys.modules` have it anyway.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

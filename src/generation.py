@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
-from .beam_search import beam_search
+from .beams import beam_search
 from .config import EarlyStopping
 from .config_loader import make_config
 from .cuda_utils import select_device

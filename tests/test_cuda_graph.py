@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.beam_search import beam_search
+from src.beams import beam_search
 from src.cuda_graph import FixedStep, GraphedLayers
 from src.decoder import Decoder
 from src.generation import generate_batch, generate_text, generate_tokens

@@ -16,7 +16,7 @@ from tiny_models import (
     transformers_twin,
 )
 
-from src.beam_search import beam_search
+from src.beams import beam_search
 from src.decoder import rows_at_once
 from src.errors import AGI2Error
 from src.generation import (

@@ -37,11 +37,11 @@ def test_a_star_import_gives_the_public_names():
 # Each way to import a module of the package; after each, every public name is checked.
 ORDERS = [
     "from src import *",
-    "import src.beam_search",
-    "import src.beam_search as module",
-    "from src.beam_search import beam_search",
+    "import src.beams",
+    "import src.beams as module; assert module is sys.modules['src.beams']",
+    "from src.beams import beam_search",
     "import src.generation",
-    "import importlib; importlib.reload(importlib.import_module('src.beam_search'))",
+    "import importlib; importlib.reload(importlib.import_module('src.beams'))",
     "[import_module(f'src.{each}') for each in MODULES]",
     "[import_module(f'src.{each}') for each in reversed(MODULES)]",
 ]
@@ -77,6 +77,12 @@ for line in sys.argv[1:]:
 def test_every_public_name_is_what_it_says_in_every_order_of_imports(first):
     result = run_python(CHECK, *ORDERS[first:], *ORDERS[:first], "from src import beam_search")
     assert result.returncode == 0, result.stderr
+
+
+def test_no_public_name_is_that_of_a_module():
+    """Python makes each module an attribute of its package: it would take the name's place."""
+    modules = {path.stem for path in (ROOT / "src").iterdir()}
+    assert modules.isdisjoint(src.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from src.beam_search import beam_search
+from src.beams import beam_search
 from src.config import Config
 from src.errors import AGI2Error
 from src.generation import generate_text, generate_tokens

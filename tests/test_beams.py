@@ -13,7 +13,7 @@ from tiny_models import (
     transformers_twin,
 )
 
-from src.beam_search import Hypothesis, beam_search
+from src.beams import Hypothesis, beam_search
 from src.config import GPT2Config
 from src.errors import AGI2Error
 from src.generation import (
