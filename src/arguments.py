@@ -28,7 +28,7 @@ from typing import (
     get_origin,
 )
 
-from .errors import AGI2Error
+from .errors import AGI2Error, shown
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +39,18 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an annotation allows: from `least` on, and below `below`."""
+    """The numbers that an annotation allows: from `least` on, to `most`, and below `below`."""
 
     least: float
     below: float = math.inf
+    most: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.least <= value <= self.most and value < self.below
 
     def __str__(self) -> str:
+        if self.most < math.inf:
+            return f"from {self.least:,} to {self.most:,}"
         if self.below == math.inf:
             return f"of at least {self.least:g}"
         return f"in [{self.least:g}, {self.below:g})"
@@ -113,8 +119,8 @@ def convert(hint: Any, name: str, value: Any) -> Any:
         return _convert(hint, value)
     except _MismatchError:
         value = _plain(value)
-        shown = type(value).__name__ if _is_large(value) else repr(value)
-        raise AGI2Error(f"{name} must be {_describe(hint)}, not {shown}") from None
+        found = type(value).__name__ if _is_large(value) else shown(value)
+        raise AGI2Error(f"{name} must be {_describe(hint)}, not {found}") from None
 
 
 class _MismatchError(Exception):
@@ -125,13 +131,15 @@ def _convert(hint: Any, value: Any) -> Any:
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         value = _convert(inside[0], value)
-        return _fitting(value, inside[1].least <= value < inside[1].below)
+        return _fitting(value, value in inside[1])
     if origin in (Union, types.UnionType):
         return _convert_to_any(inside, value)
     if origin is Literal:
         return _fitting(value, isinstance(value, str) and value in inside)
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][1](value)
+    if origin is Callable:
+        return _fitting(value, callable(value))
     if isinstance(hint, type) and origin is None and hint is not Any:
         original = getattr(value, "_orig_mod", value)  # of a compiled module
         return _fitting(value, isinstance(original, hint))
@@ -244,6 +252,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(repr, inside))
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][0]
+    if origin is Callable:
+        return "a function"
     return f"a {hint.__name__}"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from .arguments import checked
 from .errors import AGI2Error
-from .tokenizer_base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names, read_texts
+from .tokenizer_base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names
 from .tokenizer_file import MAX_TOKENS
 from .utils import log
 
@@ -40,9 +40,10 @@ class BasicTokenizer(Tokenizer):
         AGI2Error: where the vocabulary is not made of different strings, or has a special token.
     """
 
+    @checked
     def __init__(
         self,
-        vocabulary: Sequence[str] | None = None,
+        vocabulary: Iterable[str] | None = None,
         *,
         lowercase: bool = True,
         fold_whitespace: bool = True,
@@ -54,7 +55,7 @@ class BasicTokenizer(Tokenizer):
         self._set_vocabulary([] if vocabulary is None else vocabulary)
         self.add_special_tokens(*listed(special_tokens, "special_tokens"))
 
-    def _set_vocabulary(self, tokens: Sequence[str]) -> None:
+    def _set_vocabulary(self, tokens: Iterable[str]) -> None:
         tokens = list(listed(tokens, "vocabulary"))
         for token in tokens:
             if not isinstance(token, str) or not token:
@@ -118,9 +119,9 @@ class BasicTokenizer(Tokenizer):
             text = text.lower()
         return re.sub(r"\s+", " ", text) if self.fold_whitespace else text
 
-    def fit(self, texts: str | Path | Iterable[str | Path]) -> None:
+    def _fit(self, texts: Iterator[str]) -> None:
         """Take every character of the texts."""
-        self._set_vocabulary(sorted(set().union(*map(self.preprocess, read_texts(texts)))))
+        self._set_vocabulary(sorted(set().union(*map(self.preprocess, texts))))
         if not self._tokens:
             log.warning("the tokenizer has learned nothing: there is no text")
 

@@ -491,14 +491,12 @@ def _evaluate_on_text(
 ) -> None:
     """Evaluate a model on a text, and print figures."""
     from .evaluation import evaluate_text
-    from .metrics import busy
     from .utils import json_line
 
     model = trained.model
     positions = model.config.max_seq_len
     stride = max(1, positions // 2) if stride is None else stride
-    with busy("evaluating"):
-        found = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
+    found = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
     figures = {
         "loss": found.loss,
         "perplexity_per_token": found.perplexity,
@@ -666,7 +664,7 @@ def _set_up_log(quiet: bool, verbose: bool) -> None:
     import platform
     from importlib.metadata import version
 
-    from .metrics import setup_logging
+    from .console import setup_logging
     from .utils import log
 
     setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)

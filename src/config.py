@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,7 +16,9 @@ from pydantic import (
     PrivateAttr,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
+from .arguments import Range, Rate, convert_fields
 from .errors import AGI2Error, shown
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
@@ -51,31 +51,8 @@ LARGEST = {
 _COUNT = 10**12
 
 
-def _whole_number(name: str, value: Any, largest: int) -> int:
-    """A whole number of any type as an `int`; a truth value is none."""
-    try:
-        number = int(operator.index(value))
-    except (TypeError, ValueError, RuntimeError):  # the last for a tensor that holds no whole one
-        number = None
-    if number is None or type(value).__name__ in ("bool", "bool_"):
-        raise AGI2Error(f"{name} must be a whole number, not {shown(value)}")
-    if number > largest:
-        raise AGI2Error(f"{name} must be at most {largest:,}, not {shown(number)}")
-    return number
-
-
-def _rate(name: str, value: Any) -> float:
-    """A number in [0, 1) as a `float`."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are, too
-    if not is_number or not 0 <= value < 1:
-        raise AGI2Error(f"{name} must be a number in [0, 1), not {shown(value)}")
-    return float(value)
-
-
-def _truth(name: str, value: Any) -> bool:
-    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's has a type of its own
-        raise AGI2Error(f"{name} must be true or false, not {shown(value)}")
-    return bool(value)
+def _sizes(name: str, least: int = 1) -> Range:
+    return Range(least, most=LARGEST[name])
 
 
 @dataclass(frozen=True)
@@ -86,15 +63,15 @@ class GPT2Config:
         AGI2Error: where the numbers cannot make a model.
     """
 
-    vocab_size: int = 50257
-    max_seq_len: int = 1024
+    vocab_size: Annotated[int, _sizes("vocab_size")] = 50257
+    max_seq_len: Annotated[int, _sizes("max_seq_len")] = 1024
     """The number of positions: the longest context the model can see."""
-    d_model: int = 768
-    n_layers: int = 12
-    n_heads: int = 12
-    d_ff: int = 0
+    d_model: Annotated[int, _sizes("d_model")] = 768
+    n_layers: Annotated[int, _sizes("n_layers")] = 12
+    n_heads: Annotated[int, _sizes("n_heads")] = 12
+    d_ff: Annotated[int, _sizes("d_ff", least=0)] = 0
     """Width of the feed-forward's hidden layer; 0 means 4 x d_model."""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     activation: Activation = "gelu_tanh"
     """`gelu_tanh` is GPT-2's; `gelu` is the exact form."""
     bias: bool = True
@@ -108,29 +85,12 @@ class GPT2Config:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for name, largest in LARGEST.items():
-            self._set(name, _whole_number(name, getattr(self, name), largest))
+        convert_fields(self)
+        object.__setattr__(self, "dropout", float(self.dropout))
         if self.d_ff == 0:
-            self._set("d_ff", 4 * self.d_model)
-        for name in LARGEST:
-            if getattr(self, name) < 1:
-                raise AGI2Error(f"{name} must be at least 1, not {getattr(self, name)}")
+            object.__setattr__(self, "d_ff", 4 * self.d_model)
         if self.d_model % self.n_heads:
             raise AGI2Error(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
-        self._set("dropout", _rate("dropout", self.dropout))
-        for name in ("bias", "tie_weights", "gradient_checkpointing"):
-            self._set(name, _truth(name, getattr(self, name)))
-        for name, kind in (
-            ("activation", Activation),
-            ("norm_position", NormPosition),
-            ("position_embedding", PositionKind),
-        ):
-            value, choices = getattr(self, name), ", ".join(get_args(kind))
-            if not isinstance(value, str) or value not in get_args(kind):
-                raise AGI2Error(f"{name} must be one of {choices}, not {shown(value)}")
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
 
     @property
     def num_parameters(self) -> int:
@@ -159,6 +119,17 @@ class GPT2Config:
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> GPT2Config:
         """The architecture named by a run's configuration (what `load_config` returns)."""
+        if not isinstance(config, Mapping):
+            raise AGI2Error(
+                "config must be a GPT2Config or what load_config returns, not " + shown(config)
+            )
+        for key in config:
+            if key not in Config.model_fields:
+                known = ARCHITECTURE_FIELDS.get(key, "")
+                raise AGI2Error(
+                    f"config: unknown key {shown(key)}"
+                    + f"; did you mean {known}, or GPT2Config({key}=...)?" * bool(known)
+                )
         return cls(
             **{ours: config[key] for key, ours in ARCHITECTURE_KEYS.items() if key in config}
         )
@@ -179,6 +150,8 @@ _RENAMED = {
 ARCHITECTURE_KEYS: dict[str, str] = {
     _RENAMED.get(field.name, field.name): field.name for field in fields(GPT2Config)
 }
+
+ARCHITECTURE_FIELDS = {ours: key for key, ours in ARCHITECTURE_KEYS.items()}
 
 # What of an architecture may differ between a trained model and a configuration that names it: a
 # smaller text makes a smaller vocabulary, and the other two change no weight.
@@ -392,6 +365,7 @@ class Config(BaseModel, Mapping):
             if key not in cls.model_fields or (value is not None and value != "")
         }
         given = {key: _plain(key, value) for key, value in given.items()}
+        given = {key: _whole(cls.model_fields.get(key), value) for key, value in given.items()}
         # `None` again: a `resume` of false, a `top_k` of 0.
         given = {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
         for key in ("sources", "stop", "log_to"):
@@ -527,6 +501,14 @@ def _plain(key: str, value: Any) -> Any:
     if key == "top_k" and value == 0 and not isinstance(value, bool):
         value = None
     return value
+
+
+def _whole(field: FieldInfo | None, value: Any) -> Any:
+    """A value of a key for integers: one like 10.0 or 1e3 as an integer, as functions take it."""
+    if type(value) is not float or field is None or not value.is_integer():
+        return value
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return int(value) if int in kinds and float not in kinds else value
 
 
 # Prompt-lookup decoding writes plain greedy text: other values of these keys contradict it.

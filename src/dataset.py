@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .arguments import NonNegativeInt, checked
+from .console import busy, visible
 from .corpus import read_documents
 from .errors import AGI2Error
+from .sources import Sources
 from .splits import split_documents
 from .tokenizer import Tokenizer
 from .utils import log, plural
@@ -39,6 +42,7 @@ class TextDataset(Dataset[torch.Tensor]):
         text_field: where `.jsonl` and `.csv` hold the text.
         preprocess: a function from text to text, applied to each document.
         seed: shuffles the windows; without it they follow the text.
+        verbose: whether to log what is read (see `console.visible`).
 
     Raises:
         AGI2Error: where a source cannot be read or gives fewer than two tokens, or `seq_len` or
@@ -51,31 +55,36 @@ class TextDataset(Dataset[torch.Tensor]):
     starts: np.ndarray
     """The first token of each window."""
 
+    @checked
     def __init__(
         self,
-        sources: str | list[str],
+        sources: Sources,
         tokenizer: Tokenizer,
         seq_len: int,
         *,
         stride: int | None = None,
         text_field: str = "text",
         preprocess: Callable[[str], str] | None = None,
-        seed: int | None = None,
+        seed: NonNegativeInt | None = None,
+        verbose: bool = True,
     ) -> None:
-        documents: Iterable[str] = read_documents(sources, text_field)
-        if preprocess is not None:
-            documents = map(preprocess, documents)
-        self._set_tokens(tokenize(documents, tokenizer), seq_len, stride)
+        with visible(verbose), busy("reading the text"):
+            documents: Iterable[str] = read_documents(sources, text_field)
+            if preprocess is not None:
+                documents = (_preprocessed(each, preprocess) for each in documents)
+            tokens = tokenize(documents, tokenizer)
+            self._set_tokens(tokens, seq_len, stride)
         if seed is not None:
             self.starts = np.random.default_rng(seed).permutation(self.starts)
 
     @classmethod
+    @checked
     def from_tokens(
-        cls, tokens: np.ndarray, seq_len: int, *, stride: int | None = None
+        cls, tokens: np.ndarray | Sequence[int], seq_len: int, *, stride: int | None = None
     ) -> TextDataset:
-        """Windows over tokens that are already there."""
+        """Windows over tokens that are already there: an array of integers, or a sequence."""
         self = cls.__new__(cls)
-        self._set_tokens(tokens, seq_len, stride)
+        self._set_tokens(_as_array(tokens), seq_len, stride)
         return self
 
     def _set_tokens(self, tokens: np.ndarray, seq_len: int, stride: int | None) -> None:
@@ -105,6 +114,23 @@ class TextDataset(Dataset[torch.Tensor]):
     def window(self, start: int) -> torch.Tensor:
         """The window (T,) from token `start` on."""
         return torch.from_numpy(self.tokens[start : start + self.seq_len].astype(np.int64))
+
+
+def _preprocessed(document: str, preprocess: Callable[[str], str]) -> str:
+    found = preprocess(document)
+    if not isinstance(found, str):
+        raise AGI2Error(f"preprocess must give a string, not {type(found).__name__}")
+    return found
+
+
+def _as_array(tokens: np.ndarray | Sequence[int]) -> np.ndarray:
+    if not isinstance(tokens, np.ndarray):
+        return np.array(tokens, dtype=np.int64)
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+        raise AGI2Error(
+            f"tokens must be one row of integers, not {tokens.dtype} of the shape {tokens.shape}"
+        )
+    return tokens
 
 
 class EpochBatches:

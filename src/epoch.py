@@ -12,7 +12,7 @@ from torch import nn
 
 from .cuda_utils import memory_stats
 from .errors import AGI2Error
-from .metrics import TrainingDisplay
+from .console import TrainingDisplay
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .utils import human_time, log
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .arguments import NonNegativeInt, PositiveInt, checked
+from .console import Advance, busy, visible
 from .cuda_utils import LOGITS_AT_ONCE, autocast
 from .dataset import TextDataset, tokenize
 from .dropout import evaluating
 from .errors import AGI2Error
 from .model import GPT2Model
+from .model_folder import check_vocabulary
 from .tokenizer import Tokenizer
 from .utils import plural
 
@@ -76,14 +79,16 @@ def _exp(value: float) -> float:
         return math.inf
 
 
+@checked
 def evaluate(
     model: GPT2Model,
     dataset: TextDataset,
     tokenizer: Tokenizer,
     *,
-    batch_size: int = 1,
-    max_tokens: int = 0,
+    batch_size: PositiveInt = 1,
+    max_tokens: NonNegativeInt = 0,
     precision: torch.dtype = torch.float32,
+    verbose: bool = True,
 ) -> Evaluation:
     """The model's loss on a text. Every token is predicted once, but for the very first.
 
@@ -95,7 +100,28 @@ def evaluate(
         batch_size: windows at a time.
         max_tokens: look at about so many tokens, evenly spread; 0 for all.
         precision: of matrix products.
+        verbose: whether to show progress (see `console.visible`).
+
+    Raises:
+        AGI2Error: where an argument is wrong, the windows have no target, or tokenizer and model
+            do not fit.
     """
+    check_vocabulary(tokenizer, model)
+    if dataset.seq_len < 2:
+        raise AGI2Error("dataset: windows of one token have nothing to predict: seq_len is 1")
+    with visible(verbose), busy("evaluating", measured=True) as advance:
+        return _evaluate(model, dataset, tokenizer, batch_size, max_tokens, precision, advance)
+
+
+def _evaluate(
+    model: GPT2Model,
+    dataset: TextDataset,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_tokens: int,
+    precision: torch.dtype,
+    advance: Advance,
+) -> Evaluation:
     width = dataset.seq_len - 1
     count = len(dataset)
     if max_tokens and count * width > max_tokens:
@@ -121,6 +147,7 @@ def evaluate(
             text_bytes += int(byte_counts[targets].sum())
             if tokenizer.unknown is not None:
                 unknown += int((targets == tokenizer.unknown).sum())
+            advance(min(1.0, (first + batch_size) / len(chosen)))
     return Evaluation(total / tokens, tokens, text_bytes, unknown=unknown)
 
 
@@ -150,13 +177,15 @@ def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
     return fresh
 
 
+@checked
 def evaluate_tokens(
     model: GPT2Model,
-    tokens: np.ndarray,
+    tokens: np.ndarray | Sequence[int],
     tokenizer: Tokenizer,
     stride: int,
     *,
     precision: torch.dtype = torch.float32,
+    verbose: bool = True,
 ) -> Evaluation:
     """The model's loss on a text, with a sliding window as long as the model's positions.
 
@@ -170,6 +199,7 @@ def evaluate_tokens(
         tokenizer: the model's.
         stride: tokens, 1 to P. A small one gives each token more context, and takes more time.
         precision: of matrix products.
+        verbose: whether to show progress (see `console.visible`).
 
     Raises:
         AGI2Error: where the stride is 0 or above P, there are fewer than two tokens, or the model's
@@ -186,7 +216,9 @@ def evaluate_tokens(
     width = min(positions, len(tokens) - 1)
     windows = TextDataset.from_tokens(tokens, width + 1, stride=min(stride, width))
     rows = max(1, TOKENS_AT_ONCE // width)
-    found = evaluate(model, windows, tokenizer, batch_size=rows, precision=precision)
+    found = evaluate(
+        model, windows, tokenizer, batch_size=rows, precision=precision, verbose=verbose
+    )
     if not math.isfinite(found.loss):
         raise AGI2Error("the loss is not a finite number: the model's weights are broken")
     return found
@@ -228,17 +260,22 @@ class TextEvaluation(Evaluation):
 _LONGEST_WORD = 40
 
 
+@checked
 def evaluate_text(
     model: GPT2Model,
-    documents: Iterable[str],
+    documents: str | Sequence[str],
     tokenizer: Tokenizer,
     stride: int,
     *,
     precision: torch.dtype = torch.float32,
+    verbose: bool = True,
 ) -> TextEvaluation:
-    """As `evaluate_tokens`, of documents, which are joined with the end-of-text token."""
-    tokens = tokenize(documents, tokenizer)
-    found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision)
+    """As `evaluate_tokens`, of a text or documents, which are joined with the end-of-text token."""
+    with visible(verbose), busy("cutting the text into tokens"):
+        tokens = tokenize([documents] if isinstance(documents, str) else documents, tokenizer)
+    found = evaluate_tokens(
+        model, tokens, tokenizer, stride, precision=precision, verbose=verbose
+    )
     predicted = tokens[1:]
     ends = np.flatnonzero(predicted == tokenizer.end_of_text)
     parts = [tokenizer.decode(part.tolist()) for part in np.split(predicted, ends)]

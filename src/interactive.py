@@ -15,11 +15,10 @@ from prompt_toolkit.keys import Keys
 
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
 from .chat_history import open_history
-from .console import print_text
+from .console import console, print_text
 from .decoder import Decoder
 from .errors import AGI2Error, printable
 from .generation import stream_text
-from .metrics import console
 from .model import GPT2Model
 from .sampling import SamplingOptions
 from .stopping import stop_strings
@@ -145,6 +144,7 @@ class InteractivePrompt:
             self._replying.release()
 
     def _reply_to(self, text: str) -> Generator[str, None, None]:
+        self._room()  # a message that is refused is not remembered
         self.history.append(text)
         reply = ""
         seed = None if self.seed is None else self.seed + self._turns

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from .arguments import PositiveInt, checked
 from .errors import AGI2Error
 
 
@@ -45,13 +46,14 @@ class LayerCache:
 class KVCache:
     """The keys and values of every layer of a model."""
 
+    @checked
     def __init__(
         self,
-        n_layers: int,
-        batch_size: int,
-        n_heads: int,
-        capacity: int,
-        head_dim: int,
+        n_layers: PositiveInt,
+        batch_size: PositiveInt,
+        n_heads: PositiveInt,
+        capacity: PositiveInt,
+        head_dim: PositiveInt,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:

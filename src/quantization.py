@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .arguments import checked
+from .console import busy, visible
 from .cuda_graph import GraphedLayers
 from .errors import AGI2Error
 from .model import GPT2Model
@@ -39,7 +41,10 @@ _SHARES = (1.0, 0.95)
 """Of the way from the lowest to the highest weight of a group; more of them bring nothing."""
 
 
-def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Model:
+@checked
+def prepare_for_generation(
+    model: GPT2Model, quantize: str = "none", *, verbose: bool = True
+) -> GPT2Model:
     """Make a model fast at writing, in place; on a CPU it can no longer be trained, moved or saved.
 
     A model on another device, or of other numbers than float32, is left as it is by `none`.
@@ -49,6 +54,7 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
         quantize: `none` changes no weight; `int8` rounds each row of each matrix to 255 levels;
             `int4` rounds groups of 32 weights to 16 levels. Token embeddings are kept as the head
             is, which may be tied to them.
+        verbose: whether to log (see `console.visible`).
 
     Raises:
         AGI2Error: where the device, the numbers or the model's width have no such weights, a
@@ -76,14 +82,21 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
             f'quantize = "{quantize}" needs a model in float32, not {", ".join(sorted(others))}: '
             "call model.float() first"
         )
-    config, bits = model.config, _BITS[quantize]
+    config = model.config
     if quantize == "int4" and (config.d_model % _WHOLE or config.d_ff % _WHOLE):
         raise AGI2Error(f'quantize = "int4" needs model_embd and model_ff divisible by {_WHOLE}')
     for name, weight in model.named_parameters():  # before anything is changed
         if weight.dim() == 2:
             _check_finite(name, weight.detach())
-    parameters = model.num_parameters()
-    _fix_weights(model, bits)
+    with visible(verbose):
+        _prepare(model, quantize)
+    return model
+
+
+def _prepare(model: GPT2Model, quantize: str) -> None:
+    bits, parameters = _BITS[quantize], model.num_parameters()
+    with busy("preparing the weights"):
+        _fix_weights(model, bits)
     model.mark_prepared(quantize, parameters)
     if model.few_tokens is None and bits < 32:
         log.warning(
@@ -91,7 +104,6 @@ def prepare_for_generation(model: GPT2Model, quantize: str = "none") -> GPT2Mode
             "model's widths are not divisible by %d",
             16 if bits == 8 else _WHOLE,
         )
-    return model
 
 
 _BITS = {"none": 32, "int8": 8, "int4": 4}

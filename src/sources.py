@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import psutil
 
 from .builtin import BUILTIN
 from .downloads import download, is_url
-from .errors import AGI2Error
+from .errors import AGI2Error, shown
 from .text_files import STDIN, Skipped, Unreadable, check_head, check_kind
 from .utils import human_bytes
 
@@ -44,12 +44,16 @@ def list_sources(sources: Sources) -> list[str]:
     Raises:
         AGI2Error: where there is none, or one is no path.
     """
-    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    if isinstance(sources, bytes | Mapping) or not isinstance(sources, Iterable):
+        raise AGI2Error(f"sources must be a path or a list of paths, not {shown(sources)}")
+    given = list(sources)
     if not given:
         raise AGI2Error("no sources: name a text file, a folder, or builtin:python-docs")
     for source in given:
         if not isinstance(source, str | os.PathLike):
-            raise AGI2Error(f"sources: {source!r} is not a path")
+            raise AGI2Error(f"sources: {shown(source)} is not a path")
     return [os.fsdecode(source) for source in given]
 
 

@@ -14,7 +14,8 @@ import torch
 from .config import Config
 from .cuda_utils import describe_device, memory_stats, peak_flops
 from .evaluation import Evaluation
-from .metrics import RunLog, TrainingDisplay
+from .console import TrainingDisplay
+from .metrics import RunLog
 from .run_state import RunState
 from .utils import log
 

@@ -12,13 +12,14 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from .arguments import checked
 from .basic_tokenizer import BasicTokenizer
 from .errors import AGI2Error
 from .text_pieces import SpacelessBudget, cut
 from .tokenizer_base import END_OF_TEXT as END_OF_TEXT
 from .tokenizer_base import FILE_NAME as FILE_NAME
 from .tokenizer_base import UNKNOWN as UNKNOWN
-from .tokenizer_base import Tokenizer, any_of, as_id, listed, new_names, read_texts
+from .tokenizer_base import Tokenizer, any_of, as_id, listed, new_names
 from .tokenizer_file import (
     MAX_TOKENS,
     build,
@@ -45,9 +46,8 @@ class BPETokenizer(Tokenizer):
         AGI2Error: where `vocab_size` is out of range, or a name is not possible.
     """
 
+    @checked
     def __init__(self, vocab_size: int = 50000, *, special_tokens: Iterable[str] = ()) -> None:
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
-            raise AGI2Error(f"vocab_size must be an integer, not {vocab_size!r}")
         self._own = new_names(listed(special_tokens, "special_tokens"), _TAKEN)
         least = 257 + len(self._own)
         if not least <= vocab_size <= MAX_TOKENS:
@@ -81,6 +81,7 @@ class BPETokenizer(Tokenizer):
         self._in_text = {t.content: id for id, t in added.items() if not t.special}
 
     @classmethod
+    @checked
     def from_gpt2_files(cls, vocab: str | Path, merges: str | Path) -> BPETokenizer:
         """Read a vocabulary in GPT-2's own layout: `vocab.json` and `merges.txt`.
 
@@ -163,7 +164,7 @@ class BPETokenizer(Tokenizer):
         self._own += new
         self.max_vocab_size = max(self.max_vocab_size, self._size, 257 + len(self._own))
 
-    def fit(self, texts: str | Path | Iterable[str | Path]) -> None:
+    def _fit(self, texts: Iterator[str]) -> None:
         """Learn the merges.
 
         Text without spaces is used up to a limit, as each of its words has to be remembered: the
@@ -179,7 +180,7 @@ class BPETokenizer(Tokenizer):
         budget = SpacelessBudget(_SPACELESS)
         pieces = (
             piece
-            for text in read_texts(texts)
+            for text in texts
             for stretch in budget.take(_well_formed(text))
             for piece in cut(stretch, _LEARNED_RUN)
         )
@@ -197,7 +198,7 @@ class BPETokenizer(Tokenizer):
         tokenizer.add_special_tokens(list(map(_special_token, self._own)))
         self._set_tokenizer(tokenizer)
 
-    train = fit
+    train = Tokenizer.fit
 
     def preprocess(self, text: str) -> str:
         """The text that is really encoded: composed (NFC) where the vocabulary asks for that."""
@@ -277,6 +278,7 @@ KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 class StreamDecoder:
     """Tokens to text one by one, holding back what is not yet a whole character."""
 
+    @checked
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -290,14 +292,13 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+@checked
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer: its file, or a folder with `tokenizer.json` or GPT-2's two files.
 
     Raises:
         AGI2Error: where there is none, or it cannot be read.
     """
-    if not isinstance(path, str | Path):
-        raise AGI2Error(f"path must be a str or a Path, not {path!r}")
     path = Path(path)
     if path.is_dir():
         vocab, merges = path / "vocab.json", path / "merges.txt"

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from .arguments import convert
+from .console import busy, visible
 from .errors import AGI2Error
 from .tokenizer_file import MAX_NAME
 from .utils import log, write_text, writing
@@ -66,16 +68,22 @@ class Tokenizer(ABC):
             AGI2Error: where a name is no text, or is a token already.
         """
 
-    @abstractmethod
-    def fit(self, texts: str | Path | Iterable[str | Path]) -> None:
+    def fit(self, texts: str | Path | Iterable[str | Path], *, verbose: bool = True) -> None:
         """Build the vocabulary from a corpus, in place of the one there was.
 
         Args:
             texts: a text (`str`), a UTF-8 file (`Path`), or several of either.
+            verbose: whether to show that it takes its time (see `console.visible`).
 
         Raises:
             AGI2Error: where it is anything else, or a file cannot be read.
         """
+        with visible(verbose), busy("making the tokenizer"):
+            self._fit(read_texts(texts))
+
+    @abstractmethod
+    def _fit(self, texts: Iterator[str]) -> None:
+        """Build the vocabulary from texts."""
 
     @abstractmethod
     def _encode_parts(self, text: str) -> Iterator[list[int]]:
@@ -132,9 +140,9 @@ class Tokenizer(ABC):
 
     def _allowed(self, names: str | Collection[str]) -> dict[str, int]:
         known = self.special_tokens
-        if isinstance(names, str):
-            names = known if names == "all" else [names]
-        for name in names:
+        if isinstance(names, str) and names == "all":
+            return known
+        for name in (names := listed(names, "allowed_special")):
             if name not in known:
                 raise AGI2Error(
                     f"allowed_special: {name!r} is no special token: there are {', '.join(known)}"
@@ -164,6 +172,7 @@ class Tokenizer(ABC):
             AGI2Error: where that is no sequence of integers, or an id is not in the vocabulary.
         """
         ids = as_ids(tokens)
+        skip_special_tokens = convert(bool, "skip_special_tokens", skip_special_tokens)
         names = (
             {}
             if skip_special_tokens
@@ -182,11 +191,9 @@ class Tokenizer(ABC):
         Raises:
             AGI2Error: where it cannot be written, or there is no vocabulary yet.
         """
-        if not isinstance(path, str | Path):
-            raise AGI2Error(f"path must be a str or a Path, not {_shown(path)}")
+        path = convert(Path, "path", path)
         if not self.vocab_size:
             raise AGI2Error(f"{path}: nothing to save, as there is no vocabulary: call fit(texts)")
-        path = Path(path)
         file = path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from .distributed import Processes, is_lost_process, launch_id
 from .errors import AGI2Error
 from .evaluation import Evaluation, bytes_of, evaluate
 from .generation import generate_text
-from .metrics import busy
+from .console import busy, visible
 from .model import GPT2Model
 from .optimization import learning_rate_factor, make_optimizers
 from .run_state import History, RunState
@@ -234,12 +234,16 @@ class Trainer:
 
     # The run.
 
-    def fit(self, checkpoint: Checkpoint | None = None) -> History:
+    def fit(self, checkpoint: Checkpoint | None = None, *, verbose: bool = True) -> History:
         """Train to the end, from a checkpoint or from the start.
 
         Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and leaves with `KeyboardInterrupt`; a second
         Ctrl-C or SIGTERM leaves at once. The model ends with its best weights. If the folder is
         deleted or moved away, it is made anew.
+
+        Args:
+            checkpoint: what the run goes on from.
+            verbose: whether to log (see `console.visible`).
 
         Returns:
             `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and
@@ -252,6 +256,10 @@ class Trainer:
                 no number, or the device fails; what was saved stays.
             LostProcess: where one of several processes is gone.
         """
+        with visible(verbose):
+            return self._fit(checkpoint)
+
+    def _fit(self, checkpoint: Checkpoint | None) -> History:
         keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)

@@ -24,7 +24,8 @@ from .epoch import Criterion, Epoch
 from .errors import AGI2Error
 from .generation import check_options
 from .lora import add_lora, merge_lora
-from .metrics import busy, check_log_to, visible
+from .console import busy, visible
+from .metrics import check_log_to
 from .model import GPT2Model
 from .model_folder import check_vocabulary, load_model, run_folder
 from .report import write_report
@@ -69,7 +70,7 @@ def train_epoch(
             gradients are not finite is skipped, with a warning.
         scheduler: stepped after each optimizer step; a `ReduceLROnPlateau` is given the mean loss
             at the end.
-        verbose: whether to log (see `metrics.visible`).
+        verbose: whether to log (see `console.visible`).
 
     Returns:
         The mean loss per token, in nats.
@@ -118,7 +119,7 @@ def train_model(
         sources: one file, folder or pattern to train on, or several (see `corpus.read_documents`).
         epochs: epochs over the text; 10 by default, without a limit if `max_steps` or
             `max_minutes` is given.
-        verbose: whether to log (see `metrics.visible`).
+        verbose: whether to log (see `console.visible`).
         **kwargs: any other key of the configuration. Keys that describe the architecture are
             the model's own; the log names those that say otherwise.
 
@@ -145,7 +146,7 @@ def train_from_config(config: Config, *, verbose: bool = True) -> Run:
 
     Args:
         config: the run's.
-        verbose: whether to log (see `metrics.visible`).
+        verbose: whether to log (see `console.visible`).
 
     Raises:
         AGI2Error: as `train_model`.

@@ -44,12 +44,12 @@ def test_the_architecture_is_frozen():
 @pytest.mark.parametrize("name", ["vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_sizes_are_positive(name, value):
-    with pytest.raises(AGI2Error, match=f"{name} must be at least 1"):
+    with pytest.raises(AGI2Error, match=f"{name} must be an integer from 1 to "):
         GPT2Config(**{name: value})
 
 
 def test_a_negative_feed_forward_width_is_an_error():
-    with pytest.raises(AGI2Error, match="d_ff must be at least 1, not -4"):
+    with pytest.raises(AGI2Error, match="d_ff must be an integer from 0 to 1,048,576, not -4"):
         GPT2Config(d_ff=-4)
 
 
@@ -67,7 +67,7 @@ def test_dropout_is_a_share(dropout):
 @pytest.mark.parametrize("name", ["activation", "norm_position", "position_embedding"])
 def test_an_unknown_choice_lists_the_choices(name):
     choices = {"activation": "silu", "norm_position": "post", "position_embedding": "learned"}
-    with pytest.raises(AGI2Error, match=f"{name} must be one of .*{choices[name]}.*, not 'other'"):
+    with pytest.raises(AGI2Error, match=f"{name} must be .*{choices[name]}.*, not 'other'"):
         GPT2Config(**{name: "other"})
 
 
@@ -246,7 +246,7 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"preset": "huge"}, "preset"),
         ({"epochs": "3"}, "epochs"),
-        ({"epochs": 3.0}, "epochs"),
+        ({"epochs": 3.5}, "epochs"),
         ({"bias": 1}, "bias"),
     ],
 )
@@ -342,14 +342,14 @@ SIZES = ["vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff"]
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("number", [np.int64(24), np.uint16(24), np.array(24), torch.tensor(24)])
+@pytest.mark.parametrize("number", [np.int64(24), np.uint16(24), np.array(24), torch.tensor(24), 24.0])
 def test_a_whole_number_of_any_type_is_a_size(name, number):
     config = GPT2Config(**{"d_model": 24, "n_heads": 2, name: number})
     assert getattr(config, name) == 24
     assert type(getattr(config, name)) is int
 
 
-WRONG_SIZES = [2.5, 2.0, "12", True, np.True_, None, [3], torch.tensor([1, 2]), 10**5000, "x" * 999]
+WRONG_SIZES = [2.5, "12", True, np.True_, None, [3], torch.tensor([1, 2]), 10**5000, "x" * 999]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -362,7 +362,7 @@ def test_what_is_no_size_is_one_line_that_names_the_argument(name, value):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_beyond_any_model_is_refused(name):
-    with pytest.raises(AGI2Error, match=f"{name} must be at most {LARGEST[name]:,}, not"):
+    with pytest.raises(AGI2Error, match=f"{name} must be an integer from . to {LARGEST[name]:,}, not"):
         GPT2Config(**{name: LARGEST[name] + 1})
 
 

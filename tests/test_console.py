@@ -112,7 +112,7 @@ from src.token_view import print_choices
 from src.tokenizer import BPETokenizer
 
 tokenizer = BPETokenizer(257)
-tokenizer.fit([""])
+tokenizer.fit([""], verbose=False)
 script = tokenizer.encode("\\x1b]0;owned\\x07\\x9b2J\\r\\u202e")
 model = reciting_model(257, [*script, *script])
 for piece in stream_text(model, "A", len(script), tokenizer=tokenizer, temperature=0):

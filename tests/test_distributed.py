@@ -22,7 +22,8 @@ from src.distributed import (
     start_processes,
 )
 from src.errors import AGI2Error
-from src.metrics import read_metrics, setup_logging
+from src.console import setup_logging
+from src.metrics import read_metrics
 from src.model import GPT2Model
 from src.model_folder import load_model
 from src.step import NextTokenLoss

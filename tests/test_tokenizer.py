@@ -608,7 +608,7 @@ def test_training_that_learns_nothing_says_so(caplog):
     assert not caplog.text
 
 
-@pytest.mark.parametrize("size", [256, 0, -1, 2**31, 10**30, True, 300.0, "300", None])
+@pytest.mark.parametrize("size", [256, 0, -1, 2**31, 10**30, True, 300.5, "300", None])
 def test_a_vocab_size_out_of_range_or_of_another_type_is_one_line(size):
     with pytest.raises(AGI2Error, match="vocab_size must be"):
         BPETokenizer(size)

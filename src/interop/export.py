@@ -6,6 +6,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+from ..arguments import checked
+from ..console import busy, visible
 from ..errors import AGI2Error
 from ..run_folder import WEIGHTS
 from ..utils import atomic_folder
@@ -47,7 +49,15 @@ def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None 
         raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
 
 
-def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
+@checked
+def export_model(
+    run: str | Path,
+    out: str | Path,
+    format: str = "hf",
+    quantize: str | None = None,
+    *,
+    verbose: bool = True,
+) -> None:
     """Write a trained model to a place that is free.
 
     Args:
@@ -55,12 +65,19 @@ def export_model(run: Path, out: Path, format: str = "hf", quantize: str | None 
         out: a folder for `hf`, a file for the others.
         format: `hf` (`transformers`), `gguf` (llama.cpp) or `onnx`.
         quantize: for `gguf`, `q8_0`: 8-bit matrices.
+        verbose: whether to show that it takes its time (see `console.visible`).
 
     Raises:
         AGI2Error: where the model cannot be read or is broken, the format cannot express it, a
             package is missing, or `out` exists.
     """
+    run, out = Path(run), Path(out)
     check_export(run, out, format, quantize)
+    with visible(verbose), busy(f"exporting {run}"):
+        _export(run, out, format, quantize)
+
+
+def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
     # These import PyTorch, which what is refused does without.
     from ..model_folder import load_model
     from .gguf import export_gguf

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from ..arguments import checked
 from ..config import GPT2Config
 from ..config_loader import make_config
+from ..console import busy, visible
 from ..cuda_utils import check_memory, first_line
 from ..errors import AGI2Error, shown
 from ..model import GPT2Model
@@ -210,16 +212,25 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
 # In
 
 
-def import_huggingface(source: str, folder: Path) -> None:
+@checked
+def import_huggingface(
+    source: str | Path, folder: str | Path, *, verbose: bool = True
+) -> None:
     """Make a Hugging Face GPT-2 a model of AGI2's, which `load_model` reads.
 
     Args:
         source: a folder, or a name on the hub such as `openai-community/gpt2`.
         folder: where it goes.
+        verbose: whether to show that it takes its time (see `console.visible`).
 
     Raises:
         AGI2Error: where it cannot be had, is not a GPT-2, or does not fit together.
     """
+    with visible(verbose), busy(f"importing {source}"):
+        _import(Path(source).as_posix(), Path(folder))
+
+
+def _import(source: str, folder: Path) -> None:
     place = _find(source)
     if not (place / "config.json").exists():
         raise AGI2Error(f"{source} is no Hugging Face model: it has no config.json")

@@ -17,7 +17,7 @@ import torch
 
 from src.config_loader import make_config
 from src.errors import AGI2Error
-from src.metrics import setup_logging
+from src.console import setup_logging
 from src.step import NextTokenLoss
 from src.trainer import Trainer
 from src.training import train_from_config
