@@ -273,6 +273,24 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
         raise AGI2Error(f"{name} must be a tensor, not {type(value).__name__}") from error
 
 
+def as_device(name: str, value: Any) -> torch.device:
+    """A device as it is, or the one of a name.
+
+    Raises:
+        AGI2Error: where there is none of that name.
+    """
+    import torch
+
+    if isinstance(value, torch.device):
+        return value
+    try:
+        return torch.device(_fitting(value, isinstance(value, str)))
+    except (RuntimeError, _MismatchError):
+        raise AGI2Error(
+            f"{name} must be a device such as cpu or cuda:1, not {shown(value)}"
+        ) from None
+
+
 def check_vectors(name: str, x: Any, width: int, dims: int | None = None) -> None:
     """Raise where something is not a tensor of vectors of `width` floating-point numbers.
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .arguments import PositiveInt, Rate, as_tensor, check_vectors, checked
+from .arguments import PositiveInt, Rate, as_tensor, check_vectors, checked, convert
 from .dropout import Dropout, dropout, is_training
 from .errors import AGI2Error
 from .kv_cache import LayerCache
@@ -94,6 +94,7 @@ class MultiHeadAttention(nn.Module):
         if mask is not None:
             mask = _checked_mask(mask, q, k)
         # One query is the newest token: it may see every key, and needs no mask.
+        causal, need_weights = _truth("causal", causal), _truth("need_weights", need_weights)
         causal = causal and bool(q.size(2) > 1)  # a symbol's truth, where a graph is exported
         rate = self.dropout if is_training(self) else 0.0
         # PyTorch has no fused kernel with dropout for a CPU, where this is faster than its own.
@@ -152,6 +153,11 @@ class MultiHeadAttention(nn.Module):
     def extra_repr(self) -> str:
         """The sizes and the rate."""
         return f"d_model={self.d_model}, n_heads={self.n_heads}, dropout={self.dropout}"
+
+
+def _truth(name: str, value: Any) -> bool:
+    """A truth value; one of Python's at once, as a compiler traces this."""
+    return value if isinstance(value, bool) else bool(convert(bool, name, value))
 
 
 def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

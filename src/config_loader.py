@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config
 from .errors import AGI2Error, shown
 from .utils import human_bytes, is_deep, write_text
@@ -54,8 +55,9 @@ _SYNONYMS = {
 }
 
 
+@checked
 def load_config(
-    path: str | Path, kind: Kind | None = None, overrides: Iterable[str] = ()
+    path: str | Path, kind: Kind | None = None, overrides: Sequence[str] = ()
 ) -> Config:
     """Read and check a configuration.
 

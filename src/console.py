@@ -1,4 +1,4 @@
-"""All terminal output: the log, progress, text and tables. What others wrote never gets there raw."""
+"""All terminal output: log, progress, text, tables. What others wrote never gets there raw."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 
+from .arguments import as_device, convert
 from .config import DEVICES, GPT2Config
 from .errors import AGI2Error
 from .utils import human_bytes, log, plural
@@ -32,6 +33,7 @@ def select_device(preference: str = "auto") -> torch.device:
     Raises:
         AGI2Error: where the preference is none of these.
     """
+    preference = convert(str, "device", preference)
     if preference == "auto":
         preference = "cuda" if cuda_available() else "mps" if _mps_available() else "cpu"
     if not re.fullmatch(DEVICES, preference):
@@ -94,8 +96,8 @@ class MemoryStats:
 
 def memory_stats(device: torch.device | str = "cpu") -> MemoryStats:
     """What this process holds, and what it holds on a CUDA device."""
+    device = as_device("device", device)
     process = psutil.Process().memory_info().rss
-    device = torch.device(device)
     if device.type != "cuda":
         return MemoryStats(process)
     return MemoryStats(  # pragma: needs gpu

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .arguments import convert
+from .console import TrainingDisplay
 from .cuda_utils import memory_stats
 from .errors import AGI2Error
-from .console import TrainingDisplay
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 from .utils import human_time, log
 
@@ -48,9 +49,10 @@ class Epoch:
             raise AGI2Error(f"criterion: {_kind(self.criterion)} cannot be called: give a function")
         if self.scheduler is not None and not callable(getattr(self.scheduler, "step", None)):
             raise AGI2Error(f"scheduler: {_kind(self.scheduler)} has no method step")
-        clip = self.clip_grad_norm
-        if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        clip = convert(float | None, "clip_grad_norm", self.clip_grad_norm)
+        if clip is not None and not clip > 0:
             raise AGI2Error(f"clip_grad_norm = {clip!r}: give a number above 0, None for no limit")
+        self.clip_grad_norm = clip
         if any(p.dtype == torch.float16 for p in self.model.parameters()):
             raise AGI2Error(
                 "the model's weights are float16, in which steps overflow and vanish: train "

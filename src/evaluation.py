@@ -273,9 +273,7 @@ def evaluate_text(
     """As `evaluate_tokens`, of a text or documents, which are joined with the end-of-text token."""
     with visible(verbose), busy("cutting the text into tokens"):
         tokens = tokenize([documents] if isinstance(documents, str) else documents, tokenizer)
-    found = evaluate_tokens(
-        model, tokens, tokenizer, stride, precision=precision, verbose=verbose
-    )
+    found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision, verbose=verbose)
     predicted = tokens[1:]
     ends = np.flatnonzero(predicted == tokenizer.end_of_text)
     parts = [tokenizer.decode(part.tolist()) for part in np.split(predicted, ends)]

@@ -6,7 +6,7 @@ B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,7 +20,7 @@ from .config import EarlyStopping
 from .config_loader import make_config
 from .cuda_utils import select_device
 from .decoder import Decoder, check_prompt, rows_at_once
-from .errors import AGI2Error
+from .errors import AGI2Error, shown
 from .model import GPT2Model
 from .model_folder import TrainedModel, check_vocabulary
 from .sampling import (
@@ -319,6 +319,8 @@ def generate_batch(
         raise AGI2Error(f"at temperature 0 all {n} texts would be equal: raise it, or ask for one")
     if given.speculative != "none":
         raise AGI2Error('speculative = "ngram" writes one text at a time: leave it out')
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise AGI2Error(f"prompts must be a list of texts or of token ids, not {shown(prompts)}")
     if isinstance(prompts, str):
         raise AGI2Error(f"prompts must be a list of texts, not one text: [{prompts!r}]")
     prompts = [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]

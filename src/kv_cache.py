@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .arguments import PositiveInt, checked
+from .arguments import PositiveInt, as_device, checked
 from .errors import AGI2Error
 
 
@@ -57,6 +57,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        device = as_device("device", device)
         shape = (batch_size, n_heads, capacity, head_dim)
         self.capacity = capacity
         self.layers = [

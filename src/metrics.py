@@ -15,6 +15,7 @@ from .console import is_logged
 from .errors import AGI2Error
 from .utils import json_line, parse_json, sync_file, write_text, writing
 
+
 class MetricsFile:
     """`metrics.jsonl`: appended line by line, each one flushed.
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .arguments import as_tensor
+from .arguments import PositiveInt, as_tensor, checked, convert
 from .attention import as_mask, causal_mask
 from .config import Config, GPT2Config
 from .dropout import Dropout, is_training
@@ -135,6 +135,8 @@ class GPT2Model(nn.Module):
             AGI2Error: where the text is longer than the model's positions, token ids are not
                 integers (B, T) of the vocabulary, or the mask is of another type or shape.
         """
+        if not isinstance(last_only, bool):
+            last_only = convert(bool, "last_only", last_only)
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
@@ -285,7 +287,10 @@ class GPT2Model(nn.Module):
         """Where the weights are."""
         return next(chain(self.parameters(), self.buffers())).device
 
-    def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KVCache:
+    @checked
+    def new_cache(
+        self, batch_size: PositiveInt = 1, capacity: PositiveInt | None = None
+    ) -> KVCache:
         """An empty cache for this model, of `capacity` tokens (by default all positions)."""
         config = self.config
         return KVCache(

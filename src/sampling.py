@@ -15,7 +15,7 @@ import torch
 
 from .arguments import convert, convert_fields
 from .config import PLAIN_GREEDY, not_greedy
-from .errors import AGI2Error
+from .errors import AGI2Error, shown
 
 NEVER = float("-inf")
 COLDEST = 1e-5
@@ -171,7 +171,12 @@ def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: what `load_config` returns.
+
+    Raises:
+        AGI2Error: where it is anything else.
     """
+    if not isinstance(config, Mapping):
+        raise AGI2Error(f"config must be what load_config returns, not {shown(config)}")
     return {
         "model_seed": config["model_seed"],
         "seed": config["sampling_seed"],

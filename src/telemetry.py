@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from .config import Config
+from .console import TrainingDisplay
 from .cuda_utils import describe_device, memory_stats, peak_flops
 from .evaluation import Evaluation
-from .console import TrainingDisplay
 from .metrics import RunLog
 from .run_state import RunState
 from .utils import log

@@ -191,7 +191,7 @@ class Tokenizer(ABC):
         Raises:
             AGI2Error: where it cannot be written, or there is no vocabulary yet.
         """
-        path = convert(Path, "path", path)
+        path = Path(convert(Path, "path", path))
         if not self.vocab_size:
             raise AGI2Error(f"{path}: nothing to save, as there is no vocabulary: call fit(texts)")
         file = path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from .arguments import checked
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .config import UNBOUNDED_EPOCHS, Config
+from .console import busy, visible
 from .cuda_utils import (
     can_compile,
     choose_micro_batch_size,
@@ -25,7 +27,6 @@ from .distributed import Processes, is_lost_process, launch_id
 from .errors import AGI2Error
 from .evaluation import Evaluation, bytes_of, evaluate
 from .generation import generate_text
-from .console import busy, visible
 from .model import GPT2Model
 from .optimization import learning_rate_factor, make_optimizers
 from .run_state import History, RunState
@@ -64,6 +65,7 @@ class Trainer:
         AGI2Error: where the batch cannot be shared equally.
     """
 
+    @checked
     def __init__(
         self,
         model: GPT2Model,
@@ -71,7 +73,7 @@ class Trainer:
         train_data: TextDataset,
         val_data: TextDataset | None,
         config: Config,
-        folder: Path,
+        folder: str | Path,
         processes: Processes | None = None,
     ) -> None:
         self.model = model
@@ -79,7 +81,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.val_data = val_data
         self.config = config
-        self.folder = folder
+        self.folder = Path(folder)
         self.device = self.processes.device
         self.precision = select_precision(config.precision, self.device)
         self.sharded = config.parallel == "fsdp" and self.processes.are_joined
@@ -99,7 +101,14 @@ class Trainer:
         self.compiled = wanted if config.compile == "auto" else config.compile
         data = [train_data] if val_data is None else [train_data, val_data]
         self.kept = CheckpointManager(
-            folder, config, model, self.optimizers, tokenizer, data, self.processes, self.sharded
+            self.folder,
+            config,
+            model,
+            self.optimizers,
+            tokenizer,
+            data,
+            self.processes,
+            self.sharded,
         )
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .config import FREE_ARCHITECTURE_KEYS, Config
+from .console import busy, visible
 from .corpus import check_sources, read_documents
 from .cuda_utils import CPU, check_memory, describe_device, select_device
 from .dataset import TextDataset, split_documents, tokenize
@@ -24,7 +25,6 @@ from .epoch import Criterion, Epoch
 from .errors import AGI2Error
 from .generation import check_options
 from .lora import add_lora, merge_lora
-from .console import busy, visible
 from .metrics import check_log_to
 from .model import GPT2Model
 from .model_folder import check_vocabulary, load_model, run_folder

@@ -12,8 +12,8 @@ import torch
 
 from .config import ARCHITECTURE_KEYS, PRESETS, Config
 from .config_loader import make_config
-from .errors import AGI2Error
 from .console import visible
+from .errors import AGI2Error
 from .model import GPT2Model
 from .tokenizer import BasicTokenizer, BPETokenizer, Tokenizer
 from .utils import log

@@ -342,7 +342,9 @@ SIZES = ["vocab_size", "max_seq_len", "d_model", "n_layers", "n_heads", "d_ff"]
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("number", [np.int64(24), np.uint16(24), np.array(24), torch.tensor(24), 24.0])
+@pytest.mark.parametrize(
+    "number", [np.int64(24), np.uint16(24), np.array(24), torch.tensor(24), 24.0]
+)
 def test_a_whole_number_of_any_type_is_a_size(name, number):
     config = GPT2Config(**{"d_model": 24, "n_heads": 2, name: number})
     assert getattr(config, name) == 24
@@ -362,7 +364,9 @@ def test_what_is_no_size_is_one_line_that_names_the_argument(name, value):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_beyond_any_model_is_refused(name):
-    with pytest.raises(AGI2Error, match=f"{name} must be an integer from . to {LARGEST[name]:,}, not"):
+    with pytest.raises(
+        AGI2Error, match=f"{name} must be an integer from . to {LARGEST[name]:,}, not"
+    ):
         GPT2Config(**{name: LARGEST[name] + 1})
 
 

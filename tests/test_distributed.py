@@ -14,6 +14,7 @@ from src.checkpoint import newest_checkpoint
 from src.cli import main
 from src.config import GPT2Config
 from src.config_loader import save_config
+from src.console import setup_logging
 from src.distributed import (
     LostProcess,
     Processes,
@@ -22,7 +23,6 @@ from src.distributed import (
     start_processes,
 )
 from src.errors import AGI2Error
-from src.console import setup_logging
 from src.metrics import read_metrics
 from src.model import GPT2Model
 from src.model_folder import load_model

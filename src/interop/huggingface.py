@@ -213,9 +213,7 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
 
 
 @checked
-def import_huggingface(
-    source: str | Path, folder: str | Path, *, verbose: bool = True
-) -> None:
+def import_huggingface(source: str | Path, folder: str | Path, *, verbose: bool = True) -> None:
     """Make a Hugging Face GPT-2 a model of AGI2's, which `load_model` reads.
 
     Args:

@@ -9,7 +9,9 @@ CODE = """
 import contextlib, logging, sys
 from pathlib import Path
 import torch
-from src import BasicTokenizer, GPT2Config, GPT2Model, train_epoch, train_model
+from src import *
+from src import console
+from src.evaluation import evaluate_text
 
 folder = Path(sys.argv[1])
 tokenizer = BasicTokenizer()
@@ -41,6 +43,23 @@ trained = model()
 train_epoch(trained, batches, torch.optim.SGD(trained.parameters(), 0.1))
 part("quiet epoch")
 train_epoch(trained, batches, torch.optim.SGD(trained.parameters(), 0.1), verbose=False)
+part("quiet calls")
+def work(**options):
+    fitted = BPETokenizer(300)
+    fitted.fit(folder / "corpus.txt", **options)
+    data = TextDataset(folder / "corpus.txt", tokenizer, 9, **options)
+    evaluate(trained, data, tokenizer, **options)
+    evaluate_text(trained, "the whale", tokenizer, 4, **options)
+    save_model(model(), tokenizer, Config(), folder / "saved")
+    prepare_for_generation(load_model(folder / "saved").model, **options)
+work(verbose=False)
+part("calls")
+before = log.handlers[:], log.level, log.propagate
+console._PATIENCE = 1e9
+work()
+assert before == (log.handlers, log.level, log.propagate)
+part("generated")
+generate_text(trained, "the", 3, tokenizer=tokenizer)
 part("level")
 log.setLevel(logging.WARNING)
 train()
@@ -89,10 +108,17 @@ def test_training_shows_its_progress_once(parts, part, prefix):
         assert expected in text
 
 
-@pytest.mark.parametrize("part", ["quiet", "quiet epoch", "root quiet", "level"])
+@pytest.mark.parametrize(
+    "part", ["quiet", "quiet epoch", "quiet calls", "generated", "root quiet", "level"]
+)
 def test_what_is_asked_to_be_quiet_shows_nothing(parts, part):
     assert parts[part] == []
 
 
 def test_an_epoch_shows_its_loss(parts):
     assert [line[:21] for line in parts["epoch"]] == ["epoch  training loss "]
+
+
+def test_other_calls_show_what_they_read(parts):
+    assert len(parts["calls"]) == 1
+    assert parts["calls"][0].startswith("read ")

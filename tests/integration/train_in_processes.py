@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 
 from src.config_loader import make_config
-from src.errors import AGI2Error
 from src.console import setup_logging
+from src.errors import AGI2Error
 from src.step import NextTokenLoss
 from src.trainer import Trainer
 from src.training import train_from_config
