@@ -56,7 +56,7 @@ KINDS = {
         lambda v: [v.long(), v.numpy(), v.tolist()],
         ["x", torch.ones(7, 3), 3 * torch.ones(1, 2)],
     ),
-    "path key": (lambda v: [str(v), Path(v)], [5, b"x", True]),  # "" is a key that is not set
+    "path key": (lambda v: [str(v), Path(v)], [5, True]),  # "" is a key that is not set
     "device": (lambda v: [torch.device(v)], [5, "nowhere", [1]]),
     "dtype": (lambda v: [], ["float32", 5]),
     "function": (lambda v: [], ["x", 5]),
