@@ -172,7 +172,12 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
         ("a.txt", {"Content-Type": "text/html"}, b"Sorry!", "a web page, not a text"),
         ("a.txt", {}, b"\n<!DOCTYPE  HTML><title>Not found", "a web page, not a text"),
         ("a", {}, b"<html>Sign in", "a web page, not a text"),
-        ("a.txt", {"Content-Encoding": "gzip"}, gzip.compress(b"text", mtime=0), r"compressed \(gzip\)"),
+        (
+            "a.txt",
+            {"Content-Encoding": "gzip"},
+            gzip.compress(b"text", mtime=0),
+            r"compressed \(gzip\)",
+        ),
         ("a.txt", {"Content-Length": "2000000000000"}, b"text", "it is 2.0 TB, more than 4.0 GB"),
         ("broken.txt", {}, b"text", "broke off after 4 of 54 bytes"),
         ("a.txt", {"Transfer-Encoding": "chunked", "Content-Length": None}, b"5\r\nte", "cannot"),
