@@ -773,9 +773,8 @@ def _replace_closed_streams() -> None:
         if getattr(sys, name) is None:
             # Numbers are given from below: in this order, each has its own again.
             os.open(os.devnull, os.O_RDWR)
-            setattr(
-                sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")
-            )  # noqa: SIM115
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
