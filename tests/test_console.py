@@ -374,7 +374,7 @@ def test_what_takes_long_is_logged_elsewhere_if_asked(capsys):
     assert capsys.readouterr().err == "validating\n"
 
 
-HOSTILE = "\x1b]0;title\x07 \x9b31m\r[red]\u202e\n\u2028\x08 tail"
+HOSTILE_LINE = "\x1b]0;title\x07 \x9b31m\r[red]\u202e\n\u2028\x08 tail"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -383,10 +383,10 @@ def test_no_control_character_of_a_log_line_reaches_a_terminal(is_terminal, monk
     if not is_terminal:
         monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=False))
     setup_logging()
-    log.info("sample: %s", HOSTILE)
-    log.warning(HOSTILE)
+    log.info("sample: %s", HOSTILE_LINE)
+    log.warning(HOSTILE_LINE)
     try:
-        raise ValueError(HOSTILE)
+        raise ValueError(HOSTILE_LINE)
     except ValueError:
         log.exception("failed")
     shown = without_colours(screen.getvalue()) + capsys.readouterr().err
