@@ -14,7 +14,7 @@ import torch
 
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
-from .config import FREE_ARCHITECTURE_KEYS, Config
+from .config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
 from .config_loader import CONFIG
 from .dataset import TextDataset
 from .distributed import Processes
@@ -39,6 +39,9 @@ FIXED_ON_RESUME = (
     "fold_whitespace",
     "lora_rank",
 )
+
+
+_ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
 
 
 @dataclass
@@ -291,7 +294,8 @@ def log_changes(
             log.warning("%s was %s in this run: the rounding changes", name, before[name])
     log.info("resuming %s at step %d", checkpoint.folder, before["step"])
     for key, was in before["config"].items():
-        if key != "resume" and was != finite(config.get(key)):
+        # The architecture is the model's, whatever its keys were set to.
+        if key not in ("resume", *_ARCHITECTURE) and was != finite(config.get(key)):
             log.info("%s is now %r, it was %r", key, config.get(key), was)
     if before["total_steps"] != total_steps:
         log.info(

@@ -62,7 +62,7 @@ def read_file(path: Path, text_field: str) -> Reading:
         else:
             empty += 1
     if empty:
-        reading.skipped.add("empty documents", str(path), count=empty)
+        reading.skipped.add("without text", str(path), count=empty)
     if not reading.documents:
         raise Unreadable("without text", f"{path}: holds no text")
     return reading

@@ -130,7 +130,7 @@ def test_empty_documents_are_counted(tmp_path):
     reading = read(tmp_path / "a.jsonl", '{"text": ""}\n\n"a"\n" "\n')
     assert reading.documents == ["a"]
     (line,) = reading.skipped.lines()
-    assert line.startswith("2 empty documents, such as ")
+    assert line.startswith("2 without text, such as ")
     assert line.endswith("a.jsonl")
 
 

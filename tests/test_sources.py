@@ -195,7 +195,7 @@ def test_folders_that_a_pattern_matches_are_counted(tmp_path):
     write(tmp_path / "a.txt")
     write(tmp_path / "b/c.txt")
     assert names(tmp_path / "*") == ["a.txt"]
-    assert left_out(tmp_path / "*")[0].startswith("1 folders (name them, or use **)")
+    assert left_out(tmp_path / "*")[0].startswith("1 not a file (name the folder, or use **)")
 
 
 def test_a_pattern_may_match_bad_files_too(tmp_path):
