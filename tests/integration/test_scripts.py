@@ -172,7 +172,7 @@ def complete(*words):
         env={
             **os.environ,
             "_AGI2_COMPLETE": "complete_bash",
-            "COMP_WORDS": " ".join(("agi2", *words)),
+            "COMP_WORDS": "\n".join(("agi2", *words)),
             "COMP_CWORD": str(len(words)),
         },
         capture_output=True,

@@ -73,7 +73,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     modules = {
         f"agi2/{path.relative_to(ROOT / 'src').as_posix()}"
         for path in (ROOT / "src").rglob("*")
-        if path.suffix in (".py", ".c", ".typed")
+        if path.suffix in (".py", ".c", ".js", ".typed")
     }
     compiled = {name for name in names if Path(name).name.startswith("_native.")}
     assert {name for name in names if ".dist-info/" not in name} - compiled == modules

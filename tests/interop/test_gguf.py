@@ -135,8 +135,6 @@ def changed_tokenizer(byte_pairs, tmp_path, change):
     "change",
     [
         lambda t: t.update(normalizer={"type": "NFC"}),
-        lambda t: t["pre_tokenizer"].update(use_regex=False),
-        lambda t: t["pre_tokenizer"].update(add_prefix_space=True),
         lambda t: t["model"].update(ignore_merges=True),
         lambda t: t["added_tokens"].append(
             {**t["added_tokens"][0], "id": 320, "content": "<x>", "special": False}
