@@ -86,7 +86,7 @@ def test_the_device_is_the_models(device):
         ({"scheduler": 3}, "scheduler: int has no method step"),
         ({"clip_grad_norm": 0}, "clip_grad_norm = 0: give a number above 0"),
         ({"clip_grad_norm": math.nan}, "clip_grad_norm = nan"),
-        ({"clip_grad_norm": "1"}, "clip_grad_norm = '1'"),
+        ({"clip_grad_norm": "1"}, "clip_grad_norm must be a number or None, not '1'"),
         ({"device": "gpu"}, "device = 'gpu': give cpu"),
         ({"device": 1.5}, "device = 1.5: give cpu"),
         ({"device": "meta"}, "device = 'meta', but the model is on cpu: move it first"),

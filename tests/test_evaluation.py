@@ -268,9 +268,9 @@ def test_a_stride_is_from_one_to_the_positions(model, tokenizer, stride):
         evaluate_text(model, [TEXT], tokenizer, stride)
 
 
-@pytest.mark.parametrize(("text", "count"), [("", 0), ("q", 1)])
+@pytest.mark.parametrize(("text", "count"), [("", "0 tokens"), ("q", "1 token")])
 def test_one_token_predicts_nothing(model, tokenizer, text, count):
-    with pytest.raises(AGI2Error, match=f"the text has {count} tokens: at least 2 are needed"):
+    with pytest.raises(AGI2Error, match=f"the text has {count}: at least 2 are needed"):
         evaluate_text(model, [text], tokenizer, 5)
 
 

@@ -433,7 +433,7 @@ def test_inputs_that_do_not_fit_are_refused():
         model.few_tokens(random(1, 3, 32), None, model.new_cache(1))
     halves = KVCache(3, 1, 4, 60, 16, dtype=torch.bfloat16)
     assert model.few_tokens(random(1, 3, 64), None, halves) is None
-    assert model.few_tokens(random(0, 3, 64), None, model.new_cache(0)) is None
+    assert model.few_tokens(random(0, 3, 64), None, model.new_cache(1)) is None
 
 
 @needs_library

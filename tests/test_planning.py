@@ -45,7 +45,7 @@ def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SHAPES", SHAPES[:2])
     told, config = proposed(tmp_path, make_text(2000), 0.1)
     assert (config.model_name, config.sources) == ("mine", [str(tmp_path / "text.txt")])
-    assert re.search(r"expected: [\d,]+ steps of 1,024 tokens, [\d,]+ tokens", told)
+    assert re.search(r"expected: [\d,]+ steps of 1,024 tokens, [\d,]+ in all", told)
     assert "# no expectation of the bits per byte" in told
     assert re.search(r"the text has [\d.]+ KB, those runs 844\.0 KB to 1\.1 MB", told)
     with pytest.raises(AGI2Error, match="exists: name another file with --out"):

@@ -323,7 +323,7 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_broken_gpt2_files_are_named(bpe, tmp_path, name, content):
     gpt2_files(bpe, tmp_path)
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(AGI2Error, match="are not a GPT-2 vocabulary"):
+    with pytest.raises(AGI2Error, match="are not a GPT-2 vocabular"):
         load_tokenizer(tmp_path)
 
 
