@@ -179,7 +179,9 @@ def _find_by_pattern(name: str, pattern: str) -> Source:
     files = [path for path in matches if not os.path.isdir(path)]
     folders = [path for path in matches if os.path.isdir(path)]
     if folders and "**" not in pattern:
-        source.skipped.add("not a file (name the folder, or use **)", str(folders[0]), count=len(folders))
+        source.skipped.add(
+            "not a file (name the folder, or use **)", str(folders[0]), count=len(folders)
+        )
     if not files:
         raise AGI2Error(f"{name}: no such file; paths are relative to {_working_folder()}")
     return _check_found(source, files)

@@ -364,8 +364,6 @@ class Trainer:
         return True
 
     def _is_folder_lost(self, has_best: bool) -> bool:
-        if not self.has_begun:  # a trainer whose parts are used by themselves
-            return False
         return self.kept.is_lost(has_best) or self.telemetry.is_lost
 
     def _loop(self, interrupt: Interrupt) -> str:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.attention import MultiHeadAttention, attention_weights, causal_mask
+from src.attention import MultiHeadAttention, as_mask, attention_weights, causal_mask
 from src.errors import AGI2Error
 from src.kv_cache import KVCache
 from tests.bounds import assert_same_in_float64, by_chance, differs_in_float64
@@ -325,3 +325,14 @@ def test_inputs_of_other_shapes_are_one_line():
     ]:
         with pytest.raises(AGI2Error, match=message):
             attention(*inputs)
+
+
+def test_a_mask_goes_to_the_device_of_the_scores():
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    assert as_mask("mask", mask, torch.device("meta"), is_added=True).is_meta
+
+
+def test_values_of_a_mask_are_not_looked_at_while_compiling(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    mask = torch.full((2, 2), 5)
+    assert as_mask("mask", mask, torch.device("cpu"), is_added=True).all()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from src import __version__
+from src import __version__, cli
 from src.cli import main
 from src.metrics import read_metrics
 from src.step import accumulate_gradients
@@ -872,3 +872,51 @@ def test_standard_streams_that_were_closed_are_the_null_device():
     )
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
     assert subprocess.run(command, shell=True, check=False).returncode == 7
+
+
+class Full(io.StringIO):
+    """Standard output on a disk that has no room."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, text):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def test_help_that_cannot_be_written_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full(errno.ENOSPC))
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+    monkeypatch.setattr(sys, "stdout", Full(errno.EPIPE))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+
+
+def test_a_figure_without_a_meaning_has_its_reason(trained, tmp_path, capsys):
+    (tmp_path / "other.txt").write_text("鯨" * 40)
+    status, out, _ = run(capsys, "eval", trained, "--text", tmp_path / "other.txt", "-q")
+    assert status == 0
+    assert re.search(r"perplexity per word +- \(", out)
+
+
+def test_closed_standard_streams_become_the_null_device(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    opened = []
+    monkeypatch.setattr(os, "open", lambda *given: opened.append(given))
+    cli._replace_closed_streams()
+    assert opened == [(os.devnull, os.O_RDWR)]
+    assert sys.stdin.read() == ""
+    sys.stdin.close()
+
+
+def test_bash_is_answered_after_its_words_are_joined(monkeypatch, capsys):
+    monkeypatch.setenv("_AGI2_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "agi2\ntr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.split() == ["train"]

@@ -228,3 +228,10 @@ def test_fewer_than_two_runs_are_an_error(count, pair):
 def test_what_is_no_run_is_named(pair, tmp_path):
     with pytest.raises(AGI2Error, match=r"nothing is no run's folder"):
         compare_runs([pair[0].folder, tmp_path / "nothing"])
+
+
+def test_columns_that_a_narrow_terminal_has_no_room_for_are_named(pair, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="agi2")
+    monkeypatch.setattr("src.compare.print_table", lambda *_: ["date"])
+    print_runs(folders(pair)[0].parent)
+    assert "not shown in a narrow terminal: date" in caplog.text

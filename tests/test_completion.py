@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
-from src.completion import complete_model, complete_override
+from src.completion import (
+    complete_format,
+    complete_model,
+    complete_override,
+    complete_quantization,
+    join_words,
+)
 from src.config import Config
 from tests.conftest import CHECKOUT
 from tests.test_startup import WITHOUT_PYTORCH
@@ -114,3 +120,34 @@ def test_an_empty_word_is_offered_runs_and_configurations(place, monkeypatch):
     ]
     assert complete_model("nowhere/") == []
     assert complete_model(".h") == [".hidden/"]
+
+
+@pytest.mark.parametrize(
+    ("words", "joined", "key"),
+    [
+        (["agi2", "tr"], ["agi2", "tr"], None),
+        (["agi2", "train", "--set", "epo"], ["agi2", "train", "--set", "epo"], None),
+        (["agi2", "train", "--set", "device", "=", "c"], ["agi2", "train", "--set", "c"], "device"),
+        (["agi2", "train", "--set", "device", "="], ["agi2", "train", "--set", ""], "device"),
+        (
+            ["agi2", "train", "--set", "a", "=", "b", "-q"],
+            ["agi2", "train", "--set", "a=b", "-q"],
+            None,
+        ),
+        (["agi2", "train", "--set", "=", "seed", "="], ["agi2", "train", "--set", ""], "seed"),
+        (["agi2", "export", "--format", "=", "h"], ["agi2", "export", "--format", "h"], None),
+    ],
+)
+def test_words_that_bash_has_split_are_joined(words, joined, key):
+    environment = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    join_words(environment)
+    assert environment["COMP_WORDS"].split("\n") == joined
+    assert environment["COMP_CWORD"] == str(len(joined) - 1)
+    assert environment.get("_AGI2_COMPLETE_KEY") == key
+
+
+def test_formats_values_and_quantizations_are_offered(monkeypatch):
+    assert complete_format("g") == ["gguf"]
+    assert complete_quantization("q") == ["q8_0"]
+    monkeypatch.setenv("_AGI2_COMPLETE_KEY", "device")
+    assert complete_override("cu") == ["cuda"]

@@ -429,3 +429,12 @@ def test_every_number_of_a_run_has_a_bound():
             if field.annotation in (kind, kind | None) and not name.endswith("seed"):
                 with pytest.raises(ValidationError, match=name):
                     Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("d_model", "did you mean model_embd, or GPT2Config"), ("x", "unknown key")],
+)
+def test_an_architecture_has_no_unknown_keys(key, message):
+    with pytest.raises(AGI2Error, match=message):
+        GPT2Config.from_mapping({key: 64})

@@ -212,3 +212,20 @@ def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path, content):
 def test_rows_without_text_are_an_error(tmp_path, name, content):
     with pytest.raises(AGI2Error, match=f"{name}: holds no text"):
         read(write(tmp_path / name, content))
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_read():
+    with pytest.raises(AGI2Error, match="the name is not UTF-8"):
+        check_sources(["caf\udce9.txt"])
+
+
+def test_a_found_file_that_is_no_text_further_on_is_left_out_and_counted(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("fine\n")
+    (tmp_path / "b.txt").write_bytes(b"a" * 20_000 + b"\0")
+    assert list(read_documents(str(tmp_path))) == ["fine\n"]
+    assert "left out of" in caplog.text
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(AGI2Error, match="no file of it can be read"):
+        list(read_documents(str(tmp_path)))
+    with pytest.raises(AGI2Error, match=r"b\.txt"):
+        list(read_documents(str(tmp_path / "b.txt")))

@@ -241,3 +241,9 @@ def test_the_parts_of_a_batch_make_it_up_without_overlap_or_loss(tokens, batch_s
         assert max(sizes) - min(sizes) <= 1
         assert torch.equal(torch.cat(pieces), whole)
         assert len({row[0].item() for row in whole}) == len(whole)
+
+
+def test_preprocessing_gives_text(tmp_path):
+    (tmp_path / "a.txt").write_text("abc")
+    with pytest.raises(AGI2Error, match="preprocess must give a string, not int"):
+        TextDataset(str(tmp_path / "a.txt"), BasicTokenizer("abc"), 2, preprocess=len)

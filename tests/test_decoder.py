@@ -201,3 +201,8 @@ def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():
         with pytest.raises(AGI2Error, match=message):
             check_prompt(prompt, 29)
     check_prompt([1, 28], 29)
+
+
+def test_an_end_that_is_no_token_is_refused():
+    with pytest.raises(AGI2Error, match="end_token 9 is not in the vocabulary of 9 tokens"):
+        check_prompt([1], 9, 9)

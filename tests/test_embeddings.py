@@ -4,7 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.embeddings import LearnedPositionEmbeddings, PositionEmbeddings, TokenEmbeddings
+from src.embeddings import (
+    LearnedPositionEmbeddings,
+    PositionEmbeddings,
+    TokenEmbeddings,
+    as_token_ids,
+)
 from src.errors import AGI2Error
 
 # A sine in float32, rounded once; in float64 an angle of 2,048 is off by some 1e-12.
@@ -116,3 +121,13 @@ def test_sine_waves_exist_also_where_a_model_is_built_without_memory():
     with torch.device("meta"):
         table = PositionEmbeddings(6, 4)(6)
     np.testing.assert_allclose(table.numpy(), sine_table(6, 4), atol=ROUNDED, rtol=0)
+
+
+def test_ids_go_to_the_device_of_the_weights():
+    assert as_token_ids("tokens", [[1, 2]], torch.device("meta")).is_meta
+
+
+@pytest.mark.parametrize(("seq_len", "offset"), [(-1, 0), (2, -1)])
+def test_positions_begin_at_0(seq_len, offset):
+    with pytest.raises(AGI2Error, match="must be at least 0"):
+        PositionEmbeddings(8, 4)(seq_len, offset)

@@ -358,3 +358,9 @@ def test_a_copied_span_is_found_letter_for_letter():
 def test_a_text_without_words_knows_none():
     assert originality("", "some text").known_words == 0
     assert originality("12 !", "some text").known_words == 0
+
+
+def test_windows_of_one_token_have_nothing_to_predict(model, tokenizer):
+    tokens = tokenizer.encode_array(TEXT)
+    with pytest.raises(AGI2Error, match="windows of one token"):
+        evaluate(model, TextDataset.from_tokens(tokens, 1), tokenizer)

@@ -882,3 +882,15 @@ def test_beams_that_do_not_fit_the_memory_are_refused(monkeypatch):
         generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
     monkeypatch.setattr("src.decoder.available_memory", lambda device: 256 * 9 * 6)
     generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
+
+
+def test_one_text_is_no_list_of_prompts():
+    with pytest.raises(AGI2Error, match="prompts must be a list of texts, not one text"):
+        generate_batch(random_model(vocab_size=28), "abc", tokenizer=alphabet())
+
+
+def test_criteria_of_stopping_are_functions():
+    with pytest.raises(AGI2Error, match="stopping_criteria must be functions"):
+        generate_text(
+            random_model(vocab_size=28), "a", tokenizer=alphabet(), stopping_criteria=["x"]
+        )

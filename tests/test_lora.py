@@ -73,3 +73,9 @@ def test_weights_without_lora_are_merged_into_themselves():
     weights = random_model().state_dict()
     assert all(torch.equal(tensor, weights[key]) for key, tensor in merged(weights).items())
     assert merged(weights).keys() == weights.keys()
+
+
+def test_a_layer_tells_its_sizes_and_its_rank():
+    told = repr(LoRALinear(nn.Linear(4, 6), 2))
+    assert "in_features=4, out_features=6" in told
+    assert "rank=2" in told

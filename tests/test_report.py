@@ -14,7 +14,7 @@ from src.config import Config
 from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.html_page import visible
-from src.report import find_copies, write_report
+from src.report import bounds, find_copies, write_report
 from src.runs import History, read_run
 from src.training import train_from_config
 from tests.test_charts import lines
@@ -393,3 +393,12 @@ def test_a_report_of_a_long_run_stays_small(run):
 def test_a_folder_that_is_no_run_has_no_report(tmp_path):
     with pytest.raises(AGI2Error, match="no run's folder"):
         write_report(tmp_path)
+
+
+def test_a_run_of_epochs_alone_trains_for_epochs(tiny_run):
+    page = text_of(train_from_config(tiny_run(max_steps=None, epochs=1)).folder)
+    assert "trains for 1 epoch" in page.text
+
+
+def test_a_run_without_another_bound_is_bounded_by_its_epochs():
+    assert bounds(Config(epochs=1_000_000)) == "1,000,000 epochs"

@@ -441,3 +441,9 @@ def test_every_option_is_a_key_of_the_configuration_and_means_the_same():
     assert dataclasses.asdict(SamplingOptions(**given)) == given
     defaults = {**sampling_keys(Config()), "temperature": 1.0}
     assert dataclasses.asdict(SamplingOptions()) == defaults
+
+
+def test_a_bias_is_a_mapping_or_none():
+    assert SamplingOptions(5, logit_bias=None).logit_bias == {}
+    with pytest.raises(AGI2Error, match="logit_bias must be a mapping"):
+        SamplingOptions(5, logit_bias=[1])

@@ -320,3 +320,9 @@ def test_standard_input_is_a_source(tmp_path, stdin, name):
     expected = problems.get(stdin, rf"^\[{len(text)}\]$")
     assert re.search(expected, done.stdout), done
     assert not done.stderr
+
+
+def test_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "a.txt").symlink_to("none.txt")
+    with pytest.raises(AGI2Error, match="a link to a file that is not there"):
+        find_sources(str(tmp_path / "a.txt"))

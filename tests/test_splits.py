@@ -216,3 +216,10 @@ def test_a_split_is_a_function_of_its_arguments():
     _, held_out = split_documents(documents, 0.2, 3)
     for text in documents[:10]:
         assert (text in held_out) == (text[:500] in held_out)
+
+
+def test_the_end_of_each_is_held_out_where_every_document_is_long():
+    draw = random.Random(1)
+    documents = ["".join(draw.choices("abcdefghij ", k=500)) for _ in range(20)]
+    train, held_out = split_documents(documents, 0.01)
+    assert len(train) == len(held_out) == 20

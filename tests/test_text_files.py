@@ -86,3 +86,8 @@ def test_an_endless_pipe_is_refused(monkeypatch, tmp_path):
     with pytest.raises(Unreadable, match="more than 10 B came, too much for the memory"):
         read_content(type(tmp_path)(f"/dev/fd/{reader}"))
     os.close(reader)
+
+
+def test_a_folder_is_no_text(tmp_path):
+    with pytest.raises(Unreadable):
+        read_content(tmp_path)

@@ -26,6 +26,7 @@ from src.utils import (
     Interrupt,
     atomic_folder,
     atomic_path,
+    end_with,
     human_bytes,
     human_time,
     keep_freed_memory,
@@ -471,3 +472,14 @@ def test_json_that_cannot_be_parsed_is_described_without_words_of_python():
         with pytest.raises(AGI2Error) as caught:
             parse_json(data, "a.json")
         assert caught.value.args == (f"a.json is not JSON: {reason}",)
+
+
+def test_a_process_ends_soon_after_its_parent(tmp_path, monkeypatch):
+    ended = threading.Event()
+    parents = iter([5, 1, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    (tmp_path / "work").mkdir()
+    end_with(5, str(tmp_path / "work"))
+    assert ended.wait(600)
+    assert not (tmp_path / "work").exists()

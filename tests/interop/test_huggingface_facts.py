@@ -428,3 +428,17 @@ def test_merges_that_are_no_text_are_one_line(theirs, byte_pairs, tmp_path):
     Path(folder / "merges.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(AGI2Error, match=r"theirs: merges\.txt cannot be read"):
         import_huggingface(str(folder), tmp_path / "in")
+
+
+def test_a_file_without_a_vocabulary_is_refused_by_name(theirs, tmp_path):
+    _, folder = theirs()
+    rewrite(folder / "tokenizer.json", model=[])
+    with pytest.raises(AGI2Error, match=r"tokenizer\.json"):
+        import_huggingface(str(folder), tmp_path / "in")
+
+
+def test_a_token_whose_id_the_library_changes_is_refused_by_name(theirs, tmp_path, monkeypatch):
+    _, folder = theirs()
+    monkeypatch.setattr("src.interop.huggingface_tokenizer._id_of", lambda *_: -1)
+    with pytest.raises(AGI2Error, match="cannot keep its id"):
+        import_huggingface(str(folder), tmp_path / "in")
