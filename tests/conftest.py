@@ -1,11 +1,13 @@
 """Fixtures that several test files share."""
 
+import itertools
 import logging
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +81,18 @@ def isolated(monkeypatch, cache_home):
     log.handlers[:] = []
     log.setLevel(logging.NOTSET)
     log.propagate = True
+
+
+@pytest.fixture(autouse=True)
+def _same_draws(monkeypatch):
+    """A text without a seed is new each time, and the same in every run of the tests."""
+    seeds = itertools.count(1)
+
+    def seeded(seed=None):
+        return random.Random(next(seeds) if seed is None else seed)
+
+    monkeypatch.setattr("src.generation.random", SimpleNamespace(Random=seeded))
+    monkeypatch.setattr("secrets.randbelow", lambda limit: next(seeds) % limit)
 
 
 @pytest.fixture

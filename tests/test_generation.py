@@ -290,7 +290,10 @@ def test_the_models_mode_is_never_changed(training, tokenizer):
     whole = generate_text(model, "a", 5, tokenizer=tokenizer, seed=0)
     assert model.training is training
     assert generate_text(model, "a", 5, tokenizer=tokenizer, seed=0) == whole
-    for stream in (generate_tokens(model, [1], 9), stream_text(model, "a", 9, tokenizer=tokenizer)):
+    for stream in (
+        generate_tokens(model, [1], 9, seed=1),
+        stream_text(model, "a", 9, tokenizer=tokenizer, seed=1, min_length=9),
+    ):
         next(stream)
         assert model.training is training
         stream.close()
