@@ -309,7 +309,7 @@ def _is_whole(folder: Path, name: str, digest: Any) -> bool:
     return is_inside and path.is_file() and sha256_of(path) == digest
 
 
-# What a state must hold, and of which types: a run goes on from these alone.
+# What a state must hold, and of which types: a run is resumed from these alone.
 _NUMBER, _NUMBER_OR_NONE = (int, float), (int, float, type(None))
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "skipped_steps", "skipped_in_a_row", "evaluated_at"), (int,)),
@@ -325,7 +325,7 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def check_state(checkpoint: Checkpoint) -> None:
-    """Raise where a state does not hold what a run goes on from.
+    """Raise where a state does not hold what a run is resumed from.
 
     Raises:
         AGI2Error: which names the key.

@@ -7,7 +7,6 @@ sum is taken and on whatever processor; a fused multiplication and addition roun
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -226,9 +225,3 @@ def differs_in_float64(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether a number differs by more than the rounding of float64."""
     assert found.dtype == expected.dtype == torch.float64
     return bool(((found - expected).abs() > rounding_in_float64(expected)).any())
-
-
-def float64_close(expected: float) -> object:
-    """Equal to this number of float64, but for its rounding: see `rounding_in_float64`."""
-    tolerance = rounding_in_float64(torch.tensor(expected, dtype=torch.float64))
-    return pytest.approx(expected, rel=0, abs=tolerance)
