@@ -2,7 +2,7 @@
 
 import sys
 
-from src.cli import main
+from src.cli.main import main
 
 if __name__ == "__main__":
     main(["beam", *sys.argv[1:]])

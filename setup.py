@@ -1,17 +1,17 @@
-"""What pyproject.toml cannot say: how `src/native.c` is compiled, where a compiler can."""
+"""What pyproject.toml cannot say: how `src/nn/cpu_kernels.c` is compiled, where a compiler can."""
 
 import platform
 
 from setuptools import Extension, setup
 
-# Processors since 2013 have these instructions; on others `src/native.py` leaves the library alone.
+# Processors since 2013 have these instructions; on others `src/nn/cpu_kernels.py` leaves the library alone.
 instructions = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
 
 setup(
     ext_modules=[
         Extension(
-            "agi2._native",
-            ["src/native.c"],
+            "agi2.nn._cpu_kernels",
+            ["src/nn/cpu_kernels.c"],
             # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
             # threads is enough.
             extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp", *instructions],

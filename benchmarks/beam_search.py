@@ -12,11 +12,11 @@ import time
 import torch
 from common import parser, report
 
-from src.beams import beam_search
 from src.config import GPT2Config
-from src.decoder import Decoder
+from src.inference.beam_search import beam_search
+from src.inference.model_runner import Decoder
+from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
-from src.quantization import prepare_for_generation
 
 PROMPT, NEW = 16, 64
 

@@ -15,10 +15,10 @@ import torch
 from common import parser, report
 
 from src.config import GPT2Config
-from src.decoder import Decoder
+from src.inference.model_runner import Decoder
+from src.inference.prepare import prepare_for_generation
 from src.interactive import InteractivePrompt
 from src.model import GPT2Model
-from src.quantization import prepare_for_generation
 from src.tokenizer import BPETokenizer
 
 MESSAGE, REPLY = 18, 20

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from common import ROOT, parser, report
 
-from src.checkpoint import optimizer_tensors, save_checkpoint
 from src.config import Config
 from src.config_loader import load_config
 from src.model import GPT2Model
-from src.optimization import make_optimizers
-from src.step import NextTokenLoss, accumulate_gradients, apply_gradients
-from src.trainer import Trainer
+from src.train.checkpoint import optimizer_tensors, save_checkpoint
+from src.train.optimizer import make_optimizers
+from src.train.step import NextTokenLoss, accumulate_gradients, apply_gradients
+from src.train.trainer import Trainer
 from src.training import train_from_config
 
 

@@ -163,8 +163,8 @@ def save_random_gpt2(vocabulary: Path, folder: Path, **keys: Any) -> tuple[GPT2M
     `vocabulary` holds vocab.json and merges.txt; `keys` go into its configuration.
     """
     from src.config import Config
+    from src.formats.model_dir import save_model
     from src.model import GPT2Model
-    from src.model_folder import save_model
     from src.tokenizer import load_tokenizer
 
     torch.manual_seed(0)

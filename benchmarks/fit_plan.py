@@ -3,7 +3,7 @@
 python benchmarks/fit_plan.py
 
 Prints each run beside what the formula says of it, and the constants that stand in
-`src/estimates.py`. A new run is one more line of the table.
+`src/train/expectation.py`. A new run is one more line of the table.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from src.estimates import Expectation, FittedRange, effective_bytes  # noqa: E402
+from src.train.expectation import Expectation, FittedRange, effective_bytes  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "planning_runs.json"
 # The exponent of the data is the one of these that fits best.

@@ -1,4 +1,4 @@
-"""GELU in GPT-2's form, as training uses it: `native.c` beside PyTorch's.
+"""GELU in GPT-2's form, as training uses it: `cpu_kernels.c` beside PyTorch's.
 
 python benchmarks/gelu.py [--rounds 30] [--json FILE]
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from common import parser, report
 
-from src.native import Gelu
+from src.nn.cpu_kernels import Gelu
 
 
 def main() -> None:

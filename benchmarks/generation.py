@@ -45,8 +45,8 @@ def kinds(device: str, words: str) -> dict[str, list[str]]:
 
 def prepare(folder: Path, vocabulary: Path, device: str) -> None:
     """The same random weights in every engine's format."""
-    from src.interop.gguf import export_gguf
-    from src.interop.huggingface import export_huggingface
+    from src.formats.gguf import export_gguf
+    from src.formats.huggingface import export_huggingface
 
     model, tokenizer = save_random_gpt2(vocabulary, folder / "agi2")
     export_huggingface(model, tokenizer, folder / "hf")
@@ -71,11 +71,11 @@ def prompts() -> list[list[int]]:
 def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import torch
 
-    from src.beams import beam_search
+    from src.formats.model_dir import load_model
     from src.generation import generate_batch, generate_tokens
-    from src.model_folder import load_model
-    from src.native import NativeLinear, Weights
-    from src.quantization import prepare_for_generation
+    from src.inference.beam_search import beam_search
+    from src.inference.prepare import prepare_for_generation
+    from src.nn.cpu_kernels import NativeLinear, Weights
 
     precision = kind.split(", ")[1]
     trained = load_model(folder / "agi2", device)
@@ -199,9 +199,9 @@ def measure(engine: str, kind: str, folder: Path, device: str) -> None:
 
 def losses(run: Path, text: Path) -> list[dict[str, object]]:
     """A trained model's loss on a text, with every kind of weights."""
-    from src.evaluation import evaluate_text
-    from src.model_folder import load_model
-    from src.quantization import prepare_for_generation
+    from src.evaluation.loss import evaluate_text
+    from src.formats.model_dir import load_model
+    from src.inference.prepare import prepare_for_generation
 
     rows: list[dict[str, object]] = []
     for quantize in ("none", "int8", "int4"):

@@ -163,8 +163,8 @@ def run_checks(given: argparse.Namespace, write: Write) -> None:
 
     from src.config import GPT2Config
     from src.generation import generate_tokens
+    from src.inference.prepare import prepare_for_generation
     from src.model import GPT2Model
-    from src.quantization import prepare_for_generation
 
     torch.manual_seed(0)
     model = GPT2Model(GPT2Config(vocab_size=64, max_seq_len=64, d_model=32, n_layers=2, n_heads=2))
@@ -330,7 +330,7 @@ def our_writer(model: Any, precision: str, device: str, sizes: Sizes) -> Callabl
     import torch
 
     from src.generation import generate_batch, generate_tokens
-    from src.quantization import prepare_for_generation
+    from src.inference.prepare import prepare_for_generation
     from src.tokenizer import BasicTokenizer
 
     model = model.to(device)
@@ -360,7 +360,7 @@ def their_writer(
     import torch
     import transformers
 
-    from src.interop.huggingface import their_config, to_their_layout
+    from src.formats.huggingface import their_config, to_their_layout
 
     keys = {**their_config(model.config), "bos_token_id": None, "eos_token_id": None}
     peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**keys))

@@ -19,9 +19,9 @@ from pathlib import Path
 import tomli_w
 from common import ROOT, parser, report
 
-from src.checkpoint import list_checkpoints
-from src.corpus import read_documents
-from src.metrics import read_metrics
+from src.data.corpus import read_documents
+from src.train.checkpoint import list_checkpoints
+from src.train.trackers import read_metrics
 
 RUN = {
     "vocab_size": 300,

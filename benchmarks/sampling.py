@@ -16,7 +16,7 @@ import torch
 from common import parser, report
 from transformers.generation import logits_process as theirs
 
-from src.sampling import SamplingOptions, draw, process_logits
+from src.inference.sampling import SamplingOptions, draw, process_logits
 
 VOCABULARY, LENGTH = 50257, 200
 MANNERS = {

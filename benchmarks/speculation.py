@@ -14,11 +14,11 @@ import torch
 from common import parser, report
 
 from src.config import GPT2Config
-from src.decoder import Decoder
 from src.generation import generate_tokens
+from src.inference.model_runner import Decoder
+from src.inference.prepare import prepare_for_generation
+from src.inference.speculative import speculate_tokens
 from src.model import GPT2Model
-from src.quantization import prepare_for_generation
-from src.speculation import speculate_tokens
 
 PROMPT, NEW = 60, 128
 

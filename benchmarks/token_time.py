@@ -15,9 +15,9 @@ import torch
 from common import parser, report
 
 from src.config import GPT2Config
-from src.decoder import Decoder
+from src.inference.model_runner import Decoder
+from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
-from src.quantization import prepare_for_generation
 
 LENGTHS, TOKENS = (16, 128, 256, 512, 992), 16
 BYTES = {"none": 4, "int8": 1}

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .arguments import PositiveInt, Rate, as_tensor, check_vectors, checked, convert
-from .dropout import Dropout, dropout, is_training
 from .errors import AGI2Error
-from .kv_cache import LayerCache
+from .nn.dropout import Dropout, dropout, is_training
+from .nn.kv_cache import LayerCache
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> torch.Tensor:

@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 
 from .arguments import NonNegativeInt, checked
 from .console import busy, visible
-from .corpus import read_documents
+from .data.corpus import read_documents
+from .data.sources import Sources
+from .data.splits import split_documents
 from .errors import AGI2Error
-from .sources import Sources
-from .splits import split_documents
 from .tokenizer import Tokenizer
 from .utils import log, plural
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from .arguments import PositiveInt, Rate, as_tensor, checked, convert
-from .dropout import Dropout
 from .errors import AGI2Error
+from .nn.dropout import Dropout
 
 INIT_STD = 0.02
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .arguments import PositiveInt, Rate, check_vectors, checked
-from .dropout import Dropout
 from .errors import AGI2Error
-from .native import Gelu
+from .nn.cpu_kernels import Gelu
+from .nn.dropout import Dropout
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
-from .beams import beam_search
 from .config import EarlyStopping
 from .config_loader import make_config
 from .cuda_utils import select_device
-from .decoder import Decoder, check_prompt, rows_at_once
 from .errors import AGI2Error, shown
-from .model import GPT2Model
-from .model_folder import TrainedModel, check_vocabulary
-from .sampling import (
+from .formats.model_dir import TrainedModel, check_vocabulary
+from .inference.beam_search import beam_search
+from .inference.detokenizer import StoppingCriterion, Writer, stop_strings
+from .inference.model_runner import Decoder, check_prompt, rows_at_once
+from .inference.sampling import (
     NOTHING,
     EndToken,
     SamplingOptions,
@@ -34,8 +34,8 @@ from .sampling import (
     process_logits,
     undrawn,
 )
-from .speculation import speculate_tokens
-from .stopping import StoppingCriterion, Writer, stop_strings
+from .inference.speculative import speculate_tokens
+from .model import GPT2Model
 from .tokenizer import StreamDecoder, Tokenizer
 
 

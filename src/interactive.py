@@ -14,14 +14,14 @@ from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.keys import Keys
 
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
-from .chat_history import open_history
+from .cli.chat_history import open_history
 from .console import console, print_text
-from .decoder import Decoder
 from .errors import AGI2Error, printable
 from .generation import stream_text
+from .inference.detokenizer import stop_strings
+from .inference.model_runner import Decoder
+from .inference.sampling import SamplingOptions
 from .model import GPT2Model
-from .sampling import SamplingOptions
-from .stopping import stop_strings
 from .tokenizer import Tokenizer
 from .utils import log, plural
 

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import PositiveInt, as_tensor, checked, convert
 from .attention import as_mask, causal_mask
 from .config import Config, GPT2Config
-from .dropout import Dropout, is_training
 from .embeddings import (
     INIT_STD,
     LearnedPositionEmbeddings,
@@ -29,7 +28,8 @@ from .embeddings import (
     draw_normal,
 )
 from .errors import AGI2Error
-from .kv_cache import KVCache
+from .nn.dropout import Dropout, is_training
+from .nn.kv_cache import KVCache
 from .transformer import TransformerBlock
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ class GPT2Model(nn.Module):
         Raises:
             AGI2Error: where the folder cannot be written or has another model's tokenizer.
         """
-        from .model_folder import save_model
+        from .formats.model_dir import save_model
 
         save_model(self, tokenizer, config or Config.model_validate({}), folder)
 
@@ -333,7 +333,7 @@ class GPT2Model(nn.Module):
         Raises:
             AGI2Error: where there is no such model, or a file is broken.
         """
-        from .model_folder import load_architecture
+        from .formats.model_dir import load_architecture
 
         return load_architecture(folder, device)
 

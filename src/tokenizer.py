@@ -13,14 +13,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from .arguments import checked
-from .basic_tokenizer import BasicTokenizer
 from .errors import AGI2Error
-from .text_pieces import SpacelessBudget, cut
-from .tokenizer_base import END_OF_TEXT as END_OF_TEXT
-from .tokenizer_base import FILE_NAME as FILE_NAME
-from .tokenizer_base import UNKNOWN as UNKNOWN
-from .tokenizer_base import Tokenizer, any_of, as_id, listed, new_names
-from .tokenizer_file import (
+from .tokenization.base import END_OF_TEXT as END_OF_TEXT
+from .tokenization.base import FILE_NAME as FILE_NAME
+from .tokenization.base import UNKNOWN as UNKNOWN
+from .tokenization.base import Tokenizer, any_of, as_id, listed, new_names
+from .tokenization.basic import BasicTokenizer
+from .tokenization.pieces import SpacelessBudget, cut
+from .tokenization.tokenizer_json import (
     MAX_TOKENS,
     build,
     check_byte_level,

@@ -14,27 +14,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .config import FREE_ARCHITECTURE_KEYS, Config
 from .console import busy, visible
-from .corpus import check_sources, read_documents
 from .cuda_utils import CPU, check_memory, describe_device, select_device
+from .data.corpus import check_sources, read_documents
 from .dataset import TextDataset, split_documents, tokenize
-from .distributed import Processes, began_in_this_launch, launch_id, start_processes
-from .epoch import Criterion, Epoch
 from .errors import AGI2Error
+from .evaluation.report import write_report
+from .formats.model_dir import check_vocabulary, load_model, run_folder
 from .generation import check_options
-from .lora import add_lora, merge_lora
-from .metrics import check_log_to
+from .inference.sampling import sampling_keys
 from .model import GPT2Model
-from .model_folder import check_vocabulary, load_model, run_folder
-from .report import write_report
-from .run_state import History
-from .sampling import sampling_keys
-from .step import Batch
+from .nn.lora import add_lora, merge_lora
 from .tokenizer import Tokenizer, load_tokenizer, new_tokenizer
-from .trainer import Trainer
-from .training_arguments import (
+from .train.arguments import (
     Sources,
     become,
     beside_its_key,
@@ -42,6 +35,13 @@ from .training_arguments import (
     fit_to,
     is_fitted,
 )
+from .train.checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
+from .train.distributed import Processes, began_in_this_launch, launch_id, start_processes
+from .train.epoch import Criterion, Epoch
+from .train.state import History
+from .train.step import Batch
+from .train.trackers import check_log_to
+from .train.trainer import Trainer
 from .utils import log, plural, seed_everything
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]

@@ -11,7 +11,7 @@ from .arguments import PositiveInt, Rate, check_vectors, checked
 from .attention import MultiHeadAttention
 from .errors import AGI2Error
 from .ffn import FeedForward
-from .kv_cache import LayerCache
+from .nn.kv_cache import LayerCache
 
 
 class TransformerBlock(nn.Module):

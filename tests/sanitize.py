@@ -1,4 +1,4 @@
-"""Run the tests of `src/native.c` under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Run the tests of `src/nn/cpu_kernels.c` under AddressSanitizer and UndefinedBehaviorSanitizer.
 
     uv run python tests/sanitize.py [arguments for pytest]
 
@@ -23,13 +23,13 @@ FLAGS = (
     *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
     *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
 )
-TESTS = ("tests/test_native.py", "tests/test_quantization.py", "tests/test_ffn.py")
+TESTS = ("tests/nn/test_cpu_kernels.py", "tests/inference/test_prepare.py", "tests/test_ffn.py")
 # Tests that call nothing of the library, or start processes that know nothing of the checks.
 WITHOUT_C = ("default_device", "stack", "no_longer_is", "keeps_no")
 NONE_HERE = 3
 BEYOND_THE_END = """
 import torch
-from src.native import LIBRARY
+from src.nn.cpu_kernels import LIBRARY
 assert LIBRARY is not None, "the library with checks does not load"
 x, out = torch.ones(8), torch.ones(4096)
 LIBRARY.agi2_gelu({count}, x.data_ptr(), out.data_ptr(), 1)
@@ -58,8 +58,8 @@ def preloaded() -> list[str]:
 
 def build(folder: Path) -> bool:
     """Compile the library with checks into a folder; whether that works."""
-    target = folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-    command = [compiler(), *FLAGS, "src/native.c", "-o", str(target), "-lm"]
+    target = folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    command = [compiler(), *FLAGS, "src/nn/cpu_kernels.c", "-o", str(target), "-lm"]
     return subprocess.run(command, cwd=CHECKOUT, check=False).returncode == 0
 
 

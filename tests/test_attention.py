@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from src.attention import MultiHeadAttention, as_mask, attention_weights, causal_mask
 from src.errors import AGI2Error
-from src.kv_cache import KVCache
+from src.nn.kv_cache import KVCache
 from tests.bounds import assert_same_in_float64, by_chance, differs_in_float64
 
 B, T, S, C, H = 2, 5, 7, 12, 3

@@ -120,7 +120,7 @@ import sys
 from tests.tiny_models import reciting_model
 from src.console import print_text
 from src.generation import generate_text, stream_text, Choice
-from src.token_view import print_choices
+from src.cli.token_view import print_choices
 from src.tokenizer import BPETokenizer
 
 tokenizer = BPETokenizer(257)

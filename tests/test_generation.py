@@ -16,8 +16,6 @@ from tiny_models import (
     transformers_twin,
 )
 
-from src.beams import beam_search
-from src.decoder import rows_at_once
 from src.errors import AGI2Error
 from src.generation import (
     generate_batch,
@@ -28,6 +26,8 @@ from src.generation import (
     generate_tokens,
     stream_text,
 )
+from src.inference.beam_search import beam_search
+from src.inference.model_runner import rows_at_once
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.bounds import TINY, assert_within, by_chance, log_softmax_bound
 
@@ -875,15 +875,19 @@ def test_a_batch_has_no_more_rows_than_fit_the_memory(monkeypatch):
     model = tiny_model()  # 2 layers, 16 wide, 12 positions: 3,072 bytes for each row
     assert rows_at_once(model) == 256
     for room, rows in ((4 * 3072 * 7, 7), (4 * 3072 * 7 - 1, 6), (0, 1)):
-        monkeypatch.setattr("src.decoder.available_memory", lambda device, room=room: room)
+        monkeypatch.setattr(
+            "src.inference.model_runner.available_memory", lambda device, room=room: room
+        )
         assert rows_at_once(model) == rows
 
 
 def test_beams_that_do_not_fit_the_memory_are_refused(monkeypatch):
-    monkeypatch.setattr("src.decoder.available_memory", lambda device: 256 * 9 * 6 - 1)
+    monkeypatch.setattr(
+        "src.inference.model_runner.available_memory", lambda device: 256 * 9 * 6 - 1
+    )
     with pytest.raises(AGI2Error, match=r"beam_size = 6: their keys and values take 13.8 KB, this"):
         generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
-    monkeypatch.setattr("src.decoder.available_memory", lambda device: 256 * 9 * 6)
+    monkeypatch.setattr("src.inference.model_runner.available_memory", lambda device: 256 * 9 * 6)
     generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
 
 

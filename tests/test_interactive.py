@@ -18,9 +18,9 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from tiny_models import random_model, reciting_model
 
-from src.decoder import Decoder
 from src.errors import AGI2Error
 from src.generation import stream_text
+from src.inference.model_runner import Decoder
 from src.interactive import HELP, TURN_END, InteractivePrompt, chat
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.conftest import raising

@@ -22,7 +22,7 @@ from transformers import GPT2TokenizerFast
 
 import src.tokenizer as module
 from src.errors import AGI2Error
-from src.text_pieces import PIECE
+from src.tokenization.pieces import PIECE
 from src.tokenizer import (
     BasicTokenizer,
     BPETokenizer,
@@ -437,7 +437,7 @@ class Hub(BaseHTTPRequestHandler):
 
 ASK_THREE_TIMES = """
 from src.errors import AGI2Error
-from src.text_pieces import PIECE
+from src.tokenization.pieces import PIECE
 from src.tokenizer import new_tokenizer
 try:
     new_tokenizer("gpt2", 0)

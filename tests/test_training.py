@@ -15,11 +15,11 @@ from src.config import GPT2Config
 from src.config_loader import make_config
 from src.dataset import TextDataset
 from src.errors import AGI2Error
-from src.evaluation import evaluate
-from src.metrics import read_metrics
+from src.evaluation.loss import evaluate
+from src.formats.model_dir import load_model, run_folder, save_model, save_weights
 from src.model import GPT2Model
-from src.model_folder import load_model, run_folder, save_model, save_weights
 from src.tokenizer import BasicTokenizer, load_tokenizer
+from src.train.trackers import read_metrics
 from src.training import train_epoch, train_from_config, train_model
 from tests.conftest import raising
 
@@ -387,7 +387,7 @@ def test_lora_resumes_exactly(tiny_run, base, val_fraction):
 
 
 def test_a_lora_run_that_was_stopped_is_a_model_all_the_same(tiny_run, base, monkeypatch):
-    monkeypatch.setattr("src.trainer.Trainer._finish", raising(KeyboardInterrupt))
+    monkeypatch.setattr("src.train.trainer.Trainer._finish", raising(KeyboardInterrupt))
     config = make_tuned(tiny_run, base, lora_rank=2)
     with pytest.raises(KeyboardInterrupt):
         train_from_config(config)
@@ -440,7 +440,7 @@ def test_training_on_cuda_lowers_the_loss(tiny_run, precision, optimizer):
 
 def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny_run, monkeypatch):
     train_from_config(tiny_run(max_steps=2))
-    monkeypatch.setattr("src.checkpoint.FORMAT", 99)
+    monkeypatch.setattr("src.train.checkpoint.FORMAT", 99)
     monkeypatch.setattr("src.training.prepare", raising(AssertionError))
     with pytest.raises(AGI2Error, match="has the format 3, this version of AGI2 reads 99: go on"):
         train_from_config(tiny_run(max_steps=3, resume="auto"))

@@ -4,7 +4,7 @@ from torch import nn
 
 from src.attention import causal_mask
 from src.errors import AGI2Error
-from src.kv_cache import KVCache
+from src.nn.kv_cache import KVCache
 from src.transformer import TransformerBlock
 from tests.bounds import assert_same_in_float64, by_chance
 

@@ -7,9 +7,9 @@ import copy
 import torch
 
 from src.config import Config, GPT2Config
-from src.interop.huggingface import their_config, to_their_layout
+from src.formats.huggingface import their_config, to_their_layout
+from src.formats.model_dir import save_model
 from src.model import GPT2Model
-from src.model_folder import save_model
 from src.tokenizer import BasicTokenizer
 
 

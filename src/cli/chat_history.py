@@ -9,9 +9,9 @@ from pathlib import Path
 
 from prompt_toolkit.history import History, InMemoryHistory
 
-from .corpus import cache_folder
-from .errors import AGI2Error
-from .utils import log
+from ..data.corpus import cache_folder
+from ..errors import AGI2Error
+from ..utils import log
 
 FILE_NAME = "chat_history"
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from .charts import Point, Series, chart, chart_group, charts_page
-from .console import Rows, print_line, print_table, print_text
-from .errors import AGI2Error
-from .html_page import escape, table
-from .report import axes, tokens_per_step
-from .runs import History, RunRecord, RunSummary, list_runs, read_run
-from .utils import human_bytes, human_time, log, write_text
+from ..console import Rows, print_line, print_table, print_text
+from ..errors import AGI2Error
+from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
+from ..evaluation.html import escape, table
+from ..evaluation.report import axes, tokens_per_step
+from ..evaluation.run_log import History, RunRecord, RunSummary, list_runs, read_run
+from ..utils import human_bytes, human_time, log, write_text
 
 NOTHING = "–"
 # Where a run lies; the columns' names say it.
@@ -191,10 +191,10 @@ def _placed(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
 def _written(run: RunRecord, prompt: str, seed: int) -> str:
     """What a run goes on with from a prompt, as its own configuration says; or why it cannot."""
     # These import PyTorch, which the tables do without.
-    from .cuda_utils import select_device
-    from .generation import generate_text
-    from .model_folder import load_model
-    from .sampling import sampling_keys
+    from ..cuda_utils import select_device
+    from ..formats.model_dir import load_model
+    from ..generation import generate_text
+    from ..inference.sampling import sampling_keys
 
     config = run.config
     try:

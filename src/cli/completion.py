@@ -24,7 +24,7 @@ _KEY = "_AGI2_COMPLETE_KEY"
 
 def complete_override(incomplete: str) -> list[str]:
     """Complete `KEY=VALUE`: the key, then the values that it can have if they can be listed."""
-    from .config import Config
+    from ..config import Config
 
     if key := os.environ.get(_KEY):
         return [value for value in _values(key) if value.startswith(incomplete)]
@@ -36,7 +36,7 @@ def complete_override(incomplete: str) -> list[str]:
 
 def _values(key: str) -> list[str]:
     """The values of a key of the configuration, if they can be listed."""
-    from .config import Config
+    from ..config import Config
 
     field = Config.model_fields.get(key)
     return [] if field is None else list(_VALUES.get(key) or _listed(field.annotation))
@@ -55,7 +55,7 @@ def _listed(kind: Any) -> Iterator[str]:
 
 def complete_model(incomplete: str) -> list[str]:
     """Complete the folder of a run or a model, or a TOML file: what a command takes as a model."""
-    from .config_loader import CONFIG
+    from ..config_loader import CONFIG
 
     base, start = os.path.split(incomplete)
     found = []
@@ -82,14 +82,14 @@ def _entries(folder: Path) -> list[Path]:
 
 def complete_format(incomplete: str) -> list[str]:
     """Complete a format of `agi2 export`."""
-    from .interop.export import FORMATS
+    from ..formats.export import FORMATS
 
     return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 def complete_quantization(incomplete: str) -> list[str]:
     """Complete a quantization of `agi2 export`."""
-    from .interop.export import QUANTIZATIONS
+    from ..formats.export import QUANTIZATIONS
 
     return [name for name in QUANTIZATIONS if name.startswith(incomplete)]
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
-from .corpus import check_sources
-from .cuda_utils import (
+from ..config import UNBOUNDED_EPOCHS, Config, GPT2Config
+from ..cuda_utils import (
     LOGITS_AT_ONCE,
     activation_bytes,
     available_memory,
@@ -27,16 +26,17 @@ from .cuda_utils import (
     memory_stats,
     select_device,
 )
-from .dataset import EpochBatches
-from .errors import AGI2Error
-from .lora import add_lora
-from .model import GPT2Model
-from .model_folder import run_folder
-from .optimization import make_optimizers
-from .step import NextTokenLoss, accumulate_gradients, apply_gradients
-from .trainer import Trainer
-from .training import Prepared, make_trainer, prepare
-from .utils import human_bytes, human_time, keep_freed_memory, plural
+from ..data.corpus import check_sources
+from ..dataset import EpochBatches
+from ..errors import AGI2Error
+from ..formats.model_dir import run_folder
+from ..model import GPT2Model
+from ..nn.lora import add_lora
+from ..train.optimizer import make_optimizers
+from ..train.step import NextTokenLoss, accumulate_gradients, apply_gradients
+from ..train.trainer import Trainer
+from ..training import Prepared, make_trainer, prepare
+from ..utils import human_bytes, human_time, keep_freed_memory, plural
 
 # What a disk takes with hashing and syncing, in bytes a second: only for the share of saving.
 _DISK_SPEED = 200e6

@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 import typer
 import typer.core
 
-from . import __version__, completion
-from .errors import AGI2Error, one_line
+from .. import __version__
+from ..errors import AGI2Error, one_line
+from . import completion
 from .startup import limit_spinning, loading
 
 if TYPE_CHECKING:
     import torch
 
-    from .config import Config
-    from .config_loader import Kind
-    from .model_folder import TrainedModel
+    from ..config import Config
+    from ..config_loader import Kind
+    from ..formats.model_dir import TrainedModel
 
 
 # What to do where a model does not even fit; a run says more.
@@ -69,7 +70,7 @@ class _Commands(typer.core.TyperGroup):
             raise
         except AGI2Error as error:
             if "RANK" in os.environ:
-                from .distributed import let_the_first_speak
+                from ..train.distributed import let_the_first_speak
 
                 let_the_first_speak(error)
             _fail(error, *error.args)
@@ -94,7 +95,7 @@ def _fail(error: BaseException, *lines: str) -> NoReturn:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from .step import is_out_of_memory
+    from ..train.step import is_out_of_memory
 
     return is_out_of_memory(error)
 
@@ -182,15 +183,15 @@ def train(
     overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
     with loading(not quiet):
         config = _start_run(file, overrides, quiet, verbose)
-        from .run_folder import check_output
+        from ..formats.run_dir import check_output
 
         check_output(config)
-        from .console import print_text
-        from .evaluation import originality
-        from .generation import generate_text
-        from .sampling import sampling_keys
-        from .training import train_from_config
-        from .utils import log, plural
+        from ..console import print_text
+        from ..evaluation.loss import originality
+        from ..generation import generate_text
+        from ..inference.sampling import sampling_keys
+        from ..training import train_from_config
+        from ..utils import log, plural
 
     run = train_from_config(config)
     if not run.is_main:
@@ -234,7 +235,7 @@ def doctor(
     """Say before a run how long it takes, what it needs, and whether it fits."""
     with loading(not quiet):
         config = _start_run(file, overrides, quiet, verbose)
-        from .console import print_line
+        from ..console import print_line
         from .doctor import examine
 
     print_line(f"keys: every key of {file} is right")
@@ -253,7 +254,7 @@ def verify_resume(
     """Prove that a run that is killed and resumed ends as one that never stopped."""
     with loading(not quiet):
         config = _start_run(file, overrides, quiet, verbose)
-        from .console import print_line
+        from ..console import print_line
         from .verify_resume import verify
 
     for line in verify(config, steps):
@@ -275,13 +276,13 @@ def plan(
     sources = [*sources, *(more or [])]  # `--sources A B C`: what follows the first stands alone
     with loading(not quiet):
         _set_up_log(quiet, verbose)
-        from .console import print_line
-        from .corpus import check_sources
+        from ..console import print_line
+        from ..data.corpus import check_sources
 
         if os.path.lexists(out):
             raise AGI2Error(f"{out} exists: name another file with --out")
         check_sources(sources)
-        from .planning import propose
+        from ..train.planner import propose
 
     for line in propose(sources, minutes, Path(out)):
         print_line(line)
@@ -312,9 +313,9 @@ def generate(
             raise AGI2Error(
                 f"--show-probs shows one text, not {config.samples}: leave samples at 1"
             )
-        from .console import print_text
-        from .generation import generate_batch, generate_choices, stream_text
-        from .sampling import sampling_keys
+        from ..console import print_text
+        from ..generation import generate_batch, generate_choices, stream_text
+        from ..inference.sampling import sampling_keys
         from .token_view import print_choices
 
         trained = _load(config, file)
@@ -360,9 +361,9 @@ def beam(
     flags += _as_overrides(max_length=max_length)
     with loading(not quiet):
         config, file = _open(model, "generation", [*(overrides or []), *flags], quiet, verbose)
-        from .console import print_text
-        from .generation import generate_beam_texts
-        from .sampling import beam_keys
+        from ..console import print_text
+        from ..generation import generate_beam_texts
+        from ..inference.sampling import beam_keys
 
         trained = _load(config, file)
     texts = generate_beam_texts(
@@ -401,9 +402,9 @@ def chat(
     flags = _as_overrides(temperature, top_k, max_length, seed)
     with loading(not quiet):
         config, file = _open(model, "interactive", [*(overrides or []), *flags], quiet, verbose)
-        from .interactive import InteractivePrompt
-        from .interactive import chat as talk
-        from .sampling import sampling_keys
+        from ..inference.sampling import sampling_keys
+        from ..interactive import InteractivePrompt
+        from ..interactive import chat as talk
 
         trained = _load(config, file)
     prompt = InteractivePrompt(
@@ -464,12 +465,12 @@ def eval_(
         _check_lm_eval()
     with loading(not quiet):
         config, file = _open(model, "generation", overrides, quiet, verbose)
-        from .corpus import read_documents
+        from ..data.corpus import read_documents
 
         # Before PyTorch is imported: what cannot be read is said at once.
         documents = [] if text is None else list(read_documents(text, config.text_field))
         trained = _load(config, file)
-        from .cuda_utils import select_precision
+        from ..cuda_utils import select_precision
 
     precision = select_precision(config.precision, trained.model.device)
     if config.quantize != "none":
@@ -490,8 +491,8 @@ def _evaluate_on_text(
     as_json: bool,
 ) -> None:
     """Evaluate a model on a text, and print figures."""
-    from .evaluation import evaluate_text
-    from .utils import json_line
+    from ..evaluation.loss import evaluate_text
+    from ..utils import json_line
 
     model = trained.model
     positions = model.config.max_seq_len
@@ -541,9 +542,9 @@ def _evaluate_in_tasks(
     as_json: bool,
 ) -> None:
     """Run tasks of lm-eval, and print their results."""
-    from .console import print_table
-    from .lm_eval_adapter import AGI2LM, run_tasks
-    from .utils import json_line
+    from ..console import print_table
+    from ..evaluation.harness import AGI2LM, run_tasks
+    from ..utils import json_line
 
     results = run_tasks(AGI2LM(trained, precision), names, folder)
     if as_json:
@@ -614,11 +615,11 @@ def import_(
     """Make a Hugging Face GPT-2 a model to generate with, or to train on from (init_from)."""
     with loading(not quiet):
         _set_up_log(quiet, verbose)
-        from .interop.export import check_free
+        from ..formats.export import check_free
 
         check_free(out)
-        from .interop.huggingface import import_huggingface
-        from .utils import log
+        from ..formats.huggingface import import_huggingface
+        from ..utils import log
 
     import_huggingface(source, out)
     log.info('%s is there; try it: agi2 generate %s "..."', out, shlex.quote(str(out)))
@@ -648,8 +649,8 @@ def export(
     """Write a trained model in another project's format."""
     with loading(not quiet):
         _set_up_log(quiet, verbose)
-        from .interop.export import check_export, export_model
-        from .utils import log
+        from ..formats.export import check_export, export_model
+        from ..utils import log
 
         folder = _folder_of(model)
         check_export(folder, out, format, quantize)
@@ -664,8 +665,8 @@ def _set_up_log(quiet: bool, verbose: bool) -> None:
     import platform
     from importlib.metadata import version
 
-    from .console import setup_logging
-    from .utils import log
+    from ..console import setup_logging
+    from ..utils import log
 
     setup_logging(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     log.debug(
@@ -677,8 +678,8 @@ def _start(
     file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> Config:
     """Set up the log, then read the configuration."""
-    from .config_loader import load_config
-    from .utils import log
+    from ..config_loader import load_config
+    from ..utils import log
 
     _set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
@@ -691,9 +692,9 @@ def _start_run(
     argument: str, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> Config:
     """The configuration of a run, with everything checked that needs no PyTorch."""
-    from .corpus import check_sources
-    from .metrics import check_log_to
-    from .run_folder import check_resume, check_resumed, config_file, naming
+    from ..data.corpus import check_sources
+    from ..formats.run_dir import check_resume, check_resumed, config_file, naming
+    from ..train.trackers import check_log_to
 
     place = naming(argument)  # a folder that is named is that run's, wherever it was moved
     config = _start(config_file(argument), "training", [*place, *(overrides or [])], quiet, verbose)
@@ -709,7 +710,7 @@ def _open(
     argument: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> tuple[Config, str]:
     """The configuration of a trained model, and the file that it stands in."""
-    from .run_folder import check_weights, config_file, folder_of
+    from ..formats.run_dir import check_weights, config_file, folder_of
 
     file = config_file(argument)
     config = _start(file, kind, overrides, quiet, verbose)
@@ -719,8 +720,8 @@ def _open(
 
 def _folder_of(argument: str) -> Path:
     """The folder of a run or a model, by any of its names."""
-    from .config_loader import load_config
-    from .run_folder import config_file, folder_of
+    from ..config_loader import load_config
+    from ..formats.run_dir import config_file, folder_of
 
     if os.path.isdir(argument):
         config_file(argument)  # raises if it is another kind of folder
@@ -742,9 +743,9 @@ def _as_overrides(
 
 def _load(config: Config, file: str) -> TrainedModel:
     """The model that a configuration has trained, ready to generate."""
-    from .cuda_utils import select_device
-    from .model_folder import load_trained
-    from .quantization import prepare_for_generation
+    from ..cuda_utils import select_device
+    from ..formats.model_dir import load_trained
+    from ..inference.prepare import prepare_for_generation
 
     trained = load_trained(config, select_device(config.device), file)
     prepare_for_generation(trained.model, config.quantize)
@@ -755,7 +756,7 @@ def _sampling_seed(config: Config) -> int:
     """The configured seed, or a new one, logged so that its text can be had again."""
     import secrets
 
-    from .utils import log
+    from ..utils import log
 
     if config.sampling_seed is not None:
         return config.sampling_seed

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from .console import print_text
-from .errors import printable
-from .generation import Choice
-from .tokenizer import Tokenizer
+from ..console import print_text
+from ..errors import printable
+from ..generation import Choice
+from ..tokenizer import Tokenizer
 
 # From which probability on a token has which colour.
 COLOURS = ((0.5, "green"), (0.2, "cyan"), (0.05, "yellow"), (0.01, "magenta"), (0.0, "red"))

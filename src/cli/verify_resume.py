@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from .checkpoint import TENSORS, checkpoint_folder, find_checkpoint
-from .config import Config
-from .config_loader import load_config, save_config
-from .corpus import check_rereadable, check_sources
-from .cuda_utils import select_device
-from .errors import AGI2Error
-from .metrics import read_metrics
-from .model_folder import WEIGHTS, run_folder
-from .trainer import Trainer
-from .training import make_trainer, prepare
+from ..config import Config
+from ..config_loader import load_config, save_config
+from ..cuda_utils import select_device
+from ..data.corpus import check_rereadable, check_sources
+from ..errors import AGI2Error
+from ..formats.model_dir import WEIGHTS, run_folder
+from ..train.checkpoint import TENSORS, checkpoint_folder, find_checkpoint
+from ..train.trackers import read_metrics
+from ..train.trainer import Trainer
+from ..training import make_trainer, prepare
 
 # What a line of the log has to have in common with another run's.
 _LOGGED = ("loss", "learning_rate", "grad_norm", "epoch_loss", "val_loss", "val_bits_per_byte")
@@ -98,10 +98,10 @@ def _train(config: Config, killed_after: int = 0) -> None:
     """
     file = run_folder(config).with_suffix(".toml")
     save_config(config, file)
-    package = Path(__file__).parent
+    package = __package__.partition(".")[0]
     program = (
-        f"import sys\nsys.path.insert(0, {str(package.parent)!r})\n"
-        f"from {__package__}.utils import end_with\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        f"from {package}.utils import end_with\n"
         f"end_with({os.getpid()}, {str(file.parent)!r})\n"
         f"from {__package__}.verify_resume import _train_here\n"
         f"_train_here({str(file)!r}, {killed_after})"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..errors import AGI2Error, one_line
+from ..utils import human_bytes, log
 from .builtin import BUILTIN, python_docs
 from .downloads import cache_folder, download
-from .errors import AGI2Error, one_line
 from .gutenberg import strip_gutenberg
 from .readers import read_file
 from .sources import TEXT_SUFFIXES, Source, Sources, check_rereadable, find_sources, list_sources
 from .text_files import Unreadable
-from .utils import human_bytes, log
 
 __all__ = [
     "BUILTIN",

@@ -14,9 +14,9 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from .errors import AGI2Error, one_line
+from ..errors import AGI2Error, one_line
+from ..utils import atomic_path, human_bytes, human_time, log, writing
 from .text_files import check_head
-from .utils import atomic_path, human_bytes, human_time, log, writing
 
 DEADLINE = 1800.0
 """Seconds that a download may take in all."""

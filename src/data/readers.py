@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import AGI2Error, one_line
+from ..errors import AGI2Error, one_line
+from ..utils import log, parse_json, plural
 from .gutenberg import strip_gutenberg
 from .text_files import Skipped, Unreadable, decode, read_content, unify_line_ends
-from .utils import log, parse_json, plural
 
 _SEPARATORS = (",", ";", "\t", "|")
 

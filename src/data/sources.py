@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 
+from ..errors import AGI2Error, shown
+from ..utils import human_bytes
 from .builtin import BUILTIN
 from .downloads import download, is_url
-from .errors import AGI2Error, shown
 from .text_files import STDIN, Skipped, Unreadable, check_head, check_kind
-from .utils import human_bytes
 
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 

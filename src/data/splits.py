@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from ..utils import log
 from .dedup import are_among, cut_out, group_related, sampling_rate, shared_part, shingles
-from .utils import log
 
 # From so many documents on, whole ones are held out; with fewer, the end of each.
 _MANY_DOCUMENTS = 20

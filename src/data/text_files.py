@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import psutil
 
-from .errors import AGI2Error, one_line
-from .utils import human_bytes
+from ..errors import AGI2Error, one_line
+from ..utils import human_bytes
 
 STDIN = Path("-")
 """Standard input as a source."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .html_page import COLORS, escape, page, visible
+from .html import COLORS, escape, page, visible
 
 Point = tuple[float, float]
 Axes = dict[str, list[float]]

@@ -16,13 +16,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from .cuda_utils import autocast, first_line
-from .dropout import evaluating
-from .errors import AGI2Error
-from .evaluation import TOKENS_AT_ONCE, evaluate_tokens
-from .generation import generate_text
-from .model_folder import TrainedModel
-from .utils import log
+from ..cuda_utils import autocast, first_line
+from ..errors import AGI2Error
+from ..formats.model_dir import TrainedModel
+from ..generation import generate_text
+from ..nn.dropout import evaluating
+from ..utils import log
+from .loss import TOKENS_AT_ONCE, evaluate_tokens
 
 # As in lm-eval: new tokens of a text whose task does not say how many.
 _MAX_LENGTH = 256

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .arguments import NonNegativeInt, PositiveInt, checked
-from .console import Advance, busy, visible
-from .cuda_utils import LOGITS_AT_ONCE, autocast
-from .dataset import TextDataset, tokenize
-from .dropout import evaluating
-from .errors import AGI2Error
-from .model import GPT2Model
-from .model_folder import check_vocabulary
-from .tokenizer import Tokenizer
-from .utils import plural
+from ..arguments import NonNegativeInt, PositiveInt, checked
+from ..console import Advance, busy, visible
+from ..cuda_utils import LOGITS_AT_ONCE, autocast
+from ..dataset import TextDataset, tokenize
+from ..errors import AGI2Error
+from ..formats.model_dir import check_vocabulary
+from ..model import GPT2Model
+from ..nn.dropout import evaluating
+from ..tokenizer import Tokenizer
+from ..utils import plural
 
 
 @dataclass(frozen=True)

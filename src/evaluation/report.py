@@ -11,11 +11,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from ..config import UNBOUNDED_EPOCHS, Config, GPT2Config
+from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
-from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
-from .html_page import escape, table
-from .runs import History, RunRecord, read_run
-from .utils import human_time, write_text
+from .html import escape, table
+from .run_log import History, RunRecord, read_run
 
 FILE_NAME = "report.html"
 
@@ -206,7 +206,7 @@ class Copy:
 def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
     """Look for each of the last samples in the text; one that shares no character is left out."""
     # It imports PyTorch, which `agi2 list` does without.
-    from .evaluation import longest_common_span
+    from .loss import longest_common_span
 
     text = _BETWEEN.join(_first_characters(documents))
     starts = [0, *accumulate(len(document) + 1 for document in documents)]

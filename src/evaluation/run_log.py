@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..config import Config
+from ..config_loader import CONFIG, load_config
+from ..errors import AGI2Error
+from ..formats.run_dir import METRICS, STATE, WEIGHTS, list_checkpoints, step_of
+from ..train.trackers import read_metrics
+from ..utils import read_json_object
 from .charts import Point
-from .config import Config
-from .config_loader import CONFIG, load_config
-from .errors import AGI2Error
-from .metrics import read_metrics
-from .run_folder import METRICS, STATE, WEIGHTS, list_checkpoints, step_of
-from .utils import read_json_object
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..arguments import checked
 from ..console import busy, visible
 from ..errors import AGI2Error
-from ..run_folder import WEIGHTS
 from ..utils import atomic_folder
+from .run_dir import WEIGHTS
 
 # Each format with the packages that it needs beside those of AGI2.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -79,9 +79,9 @@ def export_model(
 
 def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
     # These import PyTorch, which what is refused does without.
-    from ..model_folder import load_model
     from .gguf import export_gguf
     from .huggingface import export_huggingface
+    from .model_dir import load_model
     from .onnx import export_onnx
 
     trained = load_model(run)

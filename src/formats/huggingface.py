@@ -21,7 +21,10 @@ from ..console import busy, visible
 from ..cuda_utils import check_memory, first_line
 from ..errors import AGI2Error, shown
 from ..model import GPT2Model
-from ..model_folder import (
+from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer
+from ..utils import atomic_folder, atomic_path, log, write_text, writing
+from .huggingface_tokenizer import load_their_tokenizer, read_their_json, write_their_tokenizer
+from .model_dir import (
     CONFIG,
     WEIGHTS,
     check_finite,
@@ -30,9 +33,6 @@ from ..model_folder import (
     save_model,
     save_tensors,
 )
-from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer
-from ..utils import atomic_folder, atomic_path, log, write_text, writing
-from .huggingface_tokenizer import load_their_tokenizer, read_their_json, write_their_tokenizer
 
 # `transformers`' name of each of our modules; those inside a block below.
 _NAMES = {

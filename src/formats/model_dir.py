@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from .arguments import checked
-from .config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
-from .config_loader import CONFIG, load_config, save_config
-from .cuda_utils import check_memory, select_device
-from .errors import AGI2Error
-from .lora import lora_shapes, merged
-from .model import GPT2Model
-from .run_folder import WEIGHTS, check_weights, folder_of, run_folder
-from .safetensors_file import SafetensorsFile, load_tensors, save_tensors
-from .tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from .utils import atomic_path, parse_json, plural, sha256_of, sharded_as, writing
+from ..arguments import checked
+from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
+from ..config_loader import CONFIG, load_config, save_config
+from ..cuda_utils import check_memory, select_device
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from ..nn.lora import lora_shapes, merged
+from ..tokenizer import FILE_NAME, Tokenizer, load_tokenizer
+from ..utils import atomic_path, parse_json, plural, sha256_of, sharded_as, writing
+from .run_dir import WEIGHTS, check_weights, folder_of, run_folder
+from .weights import SafetensorsFile, load_tensors, save_tensors
 
 __all__ = ["load_tensors", "run_folder", "save_tensors"]  # as other modules import them
 
@@ -104,7 +104,7 @@ class TrainedModel:
         Raises:
             AGI2Error: where a key is wrong, or asks for quantized weights and the model has none.
         """
-        from .generation import stream_as_configured
+        from ..generation import stream_as_configured
 
         text = prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
         return text + "".join(stream_as_configured(self, prompt, changes))
@@ -113,7 +113,7 @@ class TrainedModel:
         self, prompt: str | Sequence[int] = "", **changes: Any
     ) -> Generator[str, None, None]:
         """As `generate`, but yield the continuation alone, in pieces of whole characters."""
-        from .generation import stream_as_configured
+        from ..generation import stream_as_configured
 
         return stream_as_configured(self, prompt, changes)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import tomli_w
 
-from .config_loader import CONFIG
-from .errors import AGI2Error
+from ..config_loader import CONFIG
+from ..errors import AGI2Error
 
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"

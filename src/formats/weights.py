@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .errors import AGI2Error
-from .utils import parse_json
+from ..errors import AGI2Error
+from ..utils import parse_json
 
 # The library's own limit for a header, in bytes.
 _LARGEST_HEADER = 100_000_000

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .arguments import PositiveInt, checked
-from .config import EarlyStopping
-from .decoder import Decoder, check_prompt, check_rows
-from .errors import AGI2Error
-from .model import GPT2Model
+from ..arguments import PositiveInt, checked
+from ..config import EarlyStopping
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from .model_runner import Decoder, check_prompt, check_rows
 from .sampling import EndToken, SamplingOptions, check_of_beams, end_ids, process_logits
 
 

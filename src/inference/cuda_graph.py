@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .cuda_utils import first_line
-from .kv_cache import KVCache, LayerCache
-from .utils import log
+from ..cuda_utils import first_line
+from ..nn.kv_cache import KVCache, LayerCache
+from ..utils import log
 
 RECORDED_AFTER = 8
 """Single tokens in a cache before its step is recorded, which takes the time of some of them."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .errors import AGI2Error
+from ..errors import AGI2Error
+from ..tokenizer import StreamDecoder, Tokenizer
 from .sampling import SamplingOptions
-from .tokenizer import StreamDecoder, Tokenizer
 
 StoppingCriterion = Callable[[str], bool]
 """Is given the continuation so far; true ends it."""

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from .cuda_utils import available_memory
-from .dropout import evaluating
-from .errors import AGI2Error
-from .kv_cache import KVCache
-from .model import GPT2Model
+from ..cuda_utils import available_memory
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from ..nn.dropout import evaluating
+from ..nn.kv_cache import KVCache
+from ..utils import human_bytes, log, plural
 from .sampling import EndToken, end_ids
-from .utils import human_bytes, log, plural
 
 
 class Decoder:

@@ -2,7 +2,7 @@
 
 To write a token reads every weight once, so its time is that of bringing them from memory. The
 exponents of a matrix's row hardly differ: so 28 bits hold a weight of 32 exactly. Only weights are
-rounded to be kept; what they are multiplied with has 16 bits in `native.c` (8 beside
+rounded to be kept; what they are multiplied with has 16 bits in `cpu_kernels.c` (8 beside
 weights of 4), by rows and groups of its own, so that a text of a batch is what it is alone. O
 outputs and I inputs of a matrix.
 """
@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .arguments import checked
-from .console import busy, visible
-from .cuda_graph import GraphedLayers
-from .errors import AGI2Error
-from .model import GPT2Model
-from .native import (
+from ..arguments import checked
+from ..console import busy, visible
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from ..nn.cpu_kernels import (
     FEW,
     GROUP,
     LayerWeights,
@@ -32,8 +31,9 @@ from .native import (
     pack,
     unpack,
 )
-from .transformer import TransformerBlock
-from .utils import log
+from ..transformer import TransformerBlock
+from ..utils import log
+from .cuda_graph import GraphedLayers
 
 _WHOLE = 2 * GROUP
 """Weights of 4 bits that are kept together."""

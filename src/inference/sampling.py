@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .arguments import convert, convert_fields
-from .config import PLAIN_GREEDY, not_greedy
-from .errors import AGI2Error, shown
+from ..arguments import convert, convert_fields
+from ..config import PLAIN_GREEDY, not_greedy
+from ..errors import AGI2Error, shown
 
 NEVER = float("-inf")
 COLDEST = 1e-5

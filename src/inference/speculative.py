@@ -6,9 +6,9 @@ from collections.abc import Generator, Sequence
 
 import torch
 
-from .arguments import checked
-from .decoder import Decoder, check_prompt
-from .errors import AGI2Error
+from ..arguments import checked
+from ..errors import AGI2Error
+from .model_runner import Decoder, check_prompt
 from .sampling import EndToken, SamplingOptions, draw, end_ids
 
 

@@ -1,4 +1,4 @@
-"""The compiled part: a pass of the model over a few tokens, and GELU. See `native.c`.
+"""The compiled part: a pass of the model over a few tokens, and GELU. See `cpu_kernels.c`.
 
 It is there where a C compiler was at hand when this package was installed. Elsewhere PyTorch does
 the same, more slowly. N rows, I inputs and O outputs of a matrix.
@@ -31,7 +31,7 @@ same to the last bit but one, and that moves a rounded input to the next level.
 GROUP = 32
 """Weights of 4 bits, neighbours in a row of a matrix, that share a step and a lowest value."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
-"""In the order of `native.c`."""
+"""In the order of `cpu_kernels.c`."""
 
 
 class _Matrix(ctypes.Structure):
@@ -74,7 +74,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
     if is_x86 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
     try:
-        library = ctypes.CDLL(str(folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"))
+        library = ctypes.CDLL(str(folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"))
     except OSError:  # not built, or without the OpenMP that PyTorch brings elsewhere
         return None
     matrix, address, size = POINTER(_Matrix), c_void_p, c_int64
@@ -158,7 +158,7 @@ class Gelu(torch.autograd.Function):
 
 
 class Weights(NamedTuple):
-    """A matrix (O, I) in the layout that `native.c` describes, and the bias of its product."""
+    """A matrix (O, I) in the layout that `cpu_kernels.c` describes, and the bias of its product."""
 
     values: torch.Tensor
     scale: torch.Tensor | None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .arguments import Rate, checked
+from ..arguments import Rate, checked
 
 _LEVELS = 2**16
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from .arguments import PositiveInt, as_device, checked
-from .errors import AGI2Error
+from ..arguments import PositiveInt, as_device, checked
+from ..errors import AGI2Error
 
 
 class LayerCache:

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .arguments import convert
-from .console import busy, visible
-from .errors import AGI2Error
-from .tokenizer_file import MAX_NAME
-from .utils import log, write_text, writing
+from ..arguments import convert
+from ..console import busy, visible
+from ..errors import AGI2Error
+from ..utils import log, write_text, writing
+from .tokenizer_json import MAX_NAME
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -327,7 +327,7 @@ def _read_text(text: Any, name: str) -> str:
         raise AGI2Error(f"{text} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AGI2Error(
-            f"{text} is not UTF-8 text: read it with src.corpus.read_documents, and pass what it "
+            f"{text} is not UTF-8 text: read it with src.data.corpus.read_documents, and pass what it "
             "gives"
         ) from error
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .arguments import checked
-from .errors import AGI2Error
-from .tokenizer_base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names
-from .tokenizer_file import MAX_TOKENS
-from .utils import log
+from ..arguments import checked
+from ..errors import AGI2Error
+from ..utils import log
+from .base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names
+from .tokenizer_json import MAX_TOKENS
 
 # Characters of a part.
 _CHARACTERS = 1 << 16

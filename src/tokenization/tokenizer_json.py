@@ -16,8 +16,8 @@ from typing import Any
 
 import tokenizers
 
-from .errors import AGI2Error
-from .utils import parse_json
+from ..errors import AGI2Error
+from ..utils import parse_json
 
 MAX_FILE_BYTES = 64_000_000
 MAX_TOKENS = 1_000_000

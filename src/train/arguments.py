@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .config import ARCHITECTURE_KEYS, PRESETS, Config
-from .config_loader import make_config
-from .console import visible
-from .errors import AGI2Error
-from .model import GPT2Model
-from .tokenizer import BasicTokenizer, BPETokenizer, Tokenizer
-from .utils import log
+from ..config import ARCHITECTURE_KEYS, PRESETS, Config
+from ..config_loader import make_config
+from ..console import visible
+from ..errors import AGI2Error
+from ..model import GPT2Model
+from ..tokenizer import BasicTokenizer, BPETokenizer, Tokenizer
+from ..utils import log
 
 Source = str | os.PathLike[str]
 Sources = Source | Sequence[Source]

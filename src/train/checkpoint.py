@@ -30,12 +30,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import Config
-from .distributed import Processes
-from .errors import AGI2Error
-from .model import GPT2Model
-from .model_folder import load_tensors, load_weights, save_tensors
-from .run_folder import (
+from ..config import Config
+from ..errors import AGI2Error
+from ..formats.model_dir import load_tensors, load_weights, save_tensors
+from ..formats.run_dir import (
     CHECKPOINTS,
     STATE,
     WEIGHTS,
@@ -45,8 +43,9 @@ from .run_folder import (
     run_folder,
     step_of,
 )
-from .tokenizer import FILE_NAME
-from .utils import (
+from ..model import GPT2Model
+from ..tokenizer import FILE_NAME
+from ..utils import (
     atomic_path,
     finite,
     log,
@@ -57,6 +56,7 @@ from .utils import (
     sync_folder,
     writing,
 )
+from .distributed import Processes
 
 BEST = "best.safetensors"
 TENSORS = "training.safetensors"

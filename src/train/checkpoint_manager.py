@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from ..config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
+from ..config_loader import CONFIG
+from ..dataset import TextDataset
+from ..errors import AGI2Error
+from ..formats.model_dir import WEIGHTS, describe_model, load_weights, save_weights
+from ..model import GPT2Model
+from ..tokenizer import FILE_NAME as TOKENIZER
+from ..tokenizer import Tokenizer
+from ..utils import Background, FolderLock, finite, log, plural, whole, writing
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
-from .config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
-from .config_loader import CONFIG
-from .dataset import TextDataset
 from .distributed import Processes
-from .errors import AGI2Error
-from .model import GPT2Model
-from .model_folder import WEIGHTS, describe_model, load_weights, save_weights
-from .optimization import Optimizer
-from .tokenizer import FILE_NAME as TOKENIZER
-from .tokenizer import Tokenizer
-from .utils import Background, FolderLock, finite, log, plural, whole, writing
+from .optimizer import Optimizer
 
 # A change of these would make another run: the data's order, or what the steps are. The text itself
 # is known by its hash, wherever it lies.

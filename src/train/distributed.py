@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .cuda_utils import select_device
-from .errors import AGI2Error
+from ..cuda_utils import select_device
+from ..errors import AGI2Error
 
 T = TypeVar("T")
 KeepLocal = Callable[[], contextlib.AbstractContextManager]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments import convert
-from .console import TrainingDisplay
-from .cuda_utils import memory_stats
-from .errors import AGI2Error
+from ..arguments import convert
+from ..console import TrainingDisplay
+from ..cuda_utils import memory_stats
+from ..errors import AGI2Error
+from ..utils import human_time, log
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
-from .utils import human_time, log
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From logits (N, V) and targets (N,) to the mean loss."""

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .utils import human_bytes
+from ..utils import human_bytes
 
 # Repeated text teaches less and less: after so many passes more of them add next to nothing.
 PASSES_WORTH = 15.0

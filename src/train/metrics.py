@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from .config import Config
-from .console import TrainingDisplay
-from .cuda_utils import describe_device, memory_stats, peak_flops
-from .evaluation import Evaluation
-from .metrics import RunLog
-from .run_state import RunState
-from .utils import log
+from ..config import Config
+from ..console import TrainingDisplay
+from ..cuda_utils import describe_device, memory_stats, peak_flops
+from ..evaluation.loss import Evaluation
+from ..utils import log
+from .state import RunState
+from .trackers import RunLog
 
 
 class Telemetry:

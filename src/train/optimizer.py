@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import Config
-from .utils import sharded_as, whole
+from ..config import Config
+from ..utils import sharded_as, whole
 
 Optimizer = torch.optim.Optimizer
 

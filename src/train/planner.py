@@ -14,14 +14,14 @@ from typing import Any
 import tomli_w
 import torch
 
-from .config_loader import make_config
-from .corpus import check_rereadable, check_sources, read_documents
-from .cuda_utils import describe_device, memory_stats, select_device, training_flops
-from .doctor import available_memory, measure_step, model_sizes, predict_memory
-from .errors import AGI2Error
-from .estimates import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
-from .training import make_trainer, prepare
-from .utils import human_bytes, human_time, plural, write_text
+from ..cli.doctor import available_memory, measure_step, model_sizes, predict_memory
+from ..config_loader import make_config
+from ..cuda_utils import describe_device, memory_stats, select_device, training_flops
+from ..data.corpus import check_rereadable, check_sources, read_documents
+from ..errors import AGI2Error
+from ..training import make_trainer, prepare
+from ..utils import human_bytes, human_time, plural, write_text
+from .expectation import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
 
 # Seconds for which a shape's speed is measured, and after which no other one is.
 _MEASURED_SECONDS = 3.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .utils import finite
+from ..utils import finite
 
 History = dict[str, Any]
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cuda_utils import LOGITS_AT_ONCE, autocast
-from .model import GPT2Model
-from .optimization import Optimizer
-from .utils import whole
+from ..cuda_utils import LOGITS_AT_ONCE, autocast
+from ..model import GPT2Model
+from ..utils import whole
+from .optimizer import Optimizer
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
 """Windows (B, T), or inputs and targets, (B, T) each."""

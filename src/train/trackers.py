@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .config import Config
-from .console import is_logged
-from .errors import AGI2Error
-from .utils import json_line, parse_json, sync_file, write_text, writing
+from ..config import Config
+from ..console import is_logged
+from ..errors import AGI2Error
+from ..utils import json_line, parse_json, sync_file, write_text, writing
 
 
 class MetricsFile:

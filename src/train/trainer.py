@@ -10,27 +10,30 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from .arguments import checked
-from .checkpoint import FORMAT, Checkpoint
-from .checkpoint_manager import CheckpointManager, log_changes
-from .config import UNBOUNDED_EPOCHS, Config
-from .console import busy, visible
-from .cuda_utils import (
+from ..arguments import checked
+from ..config import UNBOUNDED_EPOCHS, Config
+from ..console import busy, visible
+from ..cuda_utils import (
     can_compile,
     choose_micro_batch_size,
     first_line,
     select_precision,
     training_flops,
 )
-from .dataset import EpochBatches, TextDataset
+from ..dataset import EpochBatches, TextDataset
+from ..errors import AGI2Error
+from ..evaluation.loss import Evaluation, bytes_of, evaluate
+from ..generation import generate_text
+from ..inference.sampling import sampling_keys
+from ..model import GPT2Model
+from ..tokenizer import Tokenizer
+from ..utils import Interrupt, human_time, keep_freed_memory, log, plural, seed_everything
+from .checkpoint import FORMAT, Checkpoint
+from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import Processes, is_lost_process, launch_id
-from .errors import AGI2Error
-from .evaluation import Evaluation, bytes_of, evaluate
-from .generation import generate_text
-from .model import GPT2Model
-from .optimization import learning_rate_factor, make_optimizers
-from .run_state import History, RunState
-from .sampling import sampling_keys
+from .metrics import Telemetry
+from .optimizer import learning_rate_factor, make_optimizers
+from .state import History, RunState
 from .step import (
     LossFunction,
     NextTokenLoss,
@@ -39,9 +42,6 @@ from .step import (
     is_device_failure,
     is_out_of_memory,
 )
-from .telemetry import Telemetry
-from .tokenizer import Tokenizer
-from .utils import Interrupt, human_time, keep_freed_memory, log, plural, seed_everything
 
 # So many steps in a row whose gradients are no numbers end a run. In fp16 the first ones overflow
 # until the scale is found, which is halved each time.

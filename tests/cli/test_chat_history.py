@@ -7,7 +7,7 @@ import stat
 import pytest
 from prompt_toolkit.history import InMemoryHistory
 
-from src.chat_history import PrivateHistory, open_history
+from src.cli.chat_history import PrivateHistory, open_history
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 
@@ -118,7 +118,7 @@ def test_without_a_home_it_is_in_memory(monkeypatch, caplog):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("src.chat_history.cache_folder", no_home)
+    monkeypatch.setattr("src.cli.chat_history.cache_folder", no_home)
     assert isinstance(open_history(), InMemoryHistory)
     assert "Could not determine home directory" in caplog.text
 

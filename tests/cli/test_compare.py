@@ -6,15 +6,22 @@ import sys
 
 import pytest
 
-from src.compare import aligned_curves, compare_runs, differences, print_runs, print_table, results
+from src.cli.compare import (
+    aligned_curves,
+    compare_runs,
+    differences,
+    print_runs,
+    print_table,
+    results,
+)
 from src.errors import AGI2Error
+from src.evaluation.run_log import read_run
 from src.generation import generate_text
-from src.metrics import read_metrics
-from src.runs import read_run
+from src.train.trackers import read_metrics
 from src.training import train_from_config
 from src.utils import human_time
-from tests.test_charts import lines
-from tests.test_html_page import HOSTILE, Whole
+from tests.evaluation.test_charts import lines
+from tests.evaluation.test_html import HOSTILE, Whole
 
 
 @pytest.fixture
@@ -207,7 +214,7 @@ def test_curves_are_drawn_over_each_other_and_texts_shown(pair, tmp_path, capsys
 
 
 def test_no_text_of_a_run_becomes_html_in_a_comparison(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.compare._written", lambda *_: HOSTILE)
+    monkeypatch.setattr("src.cli.compare._written", lambda *_: HOSTILE)
     (pair[0].folder).rename(pair[0].folder.with_name("<script>"))
     compared = [pair[0].folder.with_name("<script>"), pair[1].folder]
     compare_runs(compared, prompt=HOSTILE, html=tmp_path / "both.html")
@@ -232,6 +239,6 @@ def test_what_is_no_run_is_named(pair, tmp_path):
 
 def test_columns_that_a_narrow_terminal_has_no_room_for_are_named(pair, monkeypatch, caplog):
     caplog.set_level("INFO", logger="agi2")
-    monkeypatch.setattr("src.compare.print_table", lambda *_: ["date"])
+    monkeypatch.setattr("src.cli.compare.print_table", lambda *_: ["date"])
     print_runs(folders(pair)[0].parent)
     assert "not shown in a narrow terminal: date" in caplog.text

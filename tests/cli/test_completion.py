@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from src.completion import (
+from src.cli.completion import (
     complete_format,
     complete_model,
     complete_override,
@@ -14,8 +14,8 @@ from src.completion import (
     join_words,
 )
 from src.config import Config
+from tests.cli.test_startup import WITHOUT_PYTORCH
 from tests.conftest import CHECKOUT
-from tests.test_startup import WITHOUT_PYTORCH
 
 
 def complete(shell, words, folder):

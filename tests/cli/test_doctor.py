@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import doctor
-from src.checkpoint import BEST, TENSORS, newest_checkpoint
-from src.config_loader import make_config
-from src.doctor import (
+from src.cli import doctor
+from src.cli.doctor import (
     Duration,
     Memory,
     available_memory,
@@ -27,11 +25,13 @@ from src.doctor import (
     predict_duration,
     predict_memory,
 )
+from src.config_loader import make_config
 from src.errors import AGI2Error
-from src.lora import add_lora
+from src.formats.model_dir import WEIGHTS, load_model, save_model
 from src.model import GPT2Model
-from src.model_folder import WEIGHTS, load_model, save_model
-from src.optimization import make_optimizers
+from src.nn.lora import add_lora
+from src.train.checkpoint import BEST, TENSORS, newest_checkpoint
+from src.train.optimizer import make_optimizers
 from src.training import make_trainer, prepare, train_from_config
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ import json, sys
 import psutil
 import resource
 from pathlib import Path
-from src import doctor
+from src.cli import doctor
 from src.config_loader import make_config
 from src.training import prepare, train_from_config
 

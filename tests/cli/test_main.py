@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from src import __version__, cli
-from src.cli import main
-from src.metrics import read_metrics
-from src.step import accumulate_gradients
+from src import __version__
+from src.cli import main as cli
+from src.cli.main import main
+from src.train.step import accumulate_gradients
+from src.train.trackers import read_metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,8 +149,8 @@ def test_set_overrides_the_file(trained, capsys):
 
 
 def test_generated_text_is_what_the_python_interface_gives(trained, capsys):
+    from src.formats.model_dir import load_model
     from src.generation import beam_search, generate_text
-    from src.model_folder import load_model
 
     found = load_model(trained.parent / "trained" / "tiny")
     options = ["-s", "top_k=5", "-s", "sampling_seed=1", "-s", 'model_seed="so "']
@@ -170,8 +171,8 @@ def test_generated_text_is_what_the_python_interface_gives(trained, capsys):
 
 
 def test_beam_shows_several_results_each_with_its_score(trained, capsys):
+    from src.formats.model_dir import load_model
     from src.generation import generate_beam_texts
-    from src.model_folder import load_model
 
     found = load_model(trained.parent / "trained" / "tiny")
     expected = generate_beam_texts(
@@ -287,7 +288,7 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
 
     file = write_run(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("src.trainer.accumulate_gradients", stopped_in_the_third)
+        patch.setattr("src.train.trainer.accumulate_gradients", stopped_in_the_third)
         status, out, err = run(capsys, "train", file)
     assert (status, out) == (130, "")
     assert "step-00000003; continue with --resume" in err
@@ -309,7 +310,7 @@ def test_the_doctor_tells_on_standard_output_what_a_run_takes(tmp_path, capsys):
 
 
 def test_the_doctor_ends_with_2_where_a_run_does_not_fit(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("src.doctor.available_memory", lambda device: 1)
+    monkeypatch.setattr("src.cli.doctor.available_memory", lambda device: 1)
     status, out, err = run(capsys, "doctor", write_run(tmp_path), "--quiet")
     assert status == 2
     assert "advice: micro_batch_size = 1" in out
@@ -317,7 +318,7 @@ def test_the_doctor_ends_with_2_where_a_run_does_not_fit(tmp_path, capsys, monke
 
 
 def test_verify_resume_prints_what_it_compared(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("src.verify_resume.verify", lambda config, steps: [f"exact in {steps}"])
+    monkeypatch.setattr("src.cli.verify_resume.verify", lambda config, steps: [f"exact in {steps}"])
     assert run(capsys, "verify-resume", write_run(tmp_path)) == (0, "exact in 6\n", "")
     found = run(capsys, "verify-resume", write_run(tmp_path), "--steps", "9")
     assert found == (0, "exact in 9\n", "")
@@ -329,7 +330,7 @@ def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
     for name in ("a.txt", "b.txt", "c.txt"):
         (tmp_path / name).write_text("some text")
     monkeypatch.setattr(
-        "src.planning.propose",
+        "src.train.planner.propose",
         lambda sources, minutes, out: [f"{sources} {minutes} {out}"],
     )
     given = ["plan", "--sources", "a.txt", "b.txt", "--minutes", "30"]
@@ -396,7 +397,7 @@ def test_help_loads_neither_pytorch_nor_rich():
     """So that it answers at once."""
     program = (
         "import sys\n"
-        "from src.cli import main\n"
+        "from src.cli.main import main\n"
         "try:\n    main(['--help'])\n"
         "finally:\n    print(sorted({'torch', 'numpy', 'rich', 'pydantic'} & set(sys.modules)))"
     )
@@ -414,7 +415,7 @@ def test_a_late_ctrl_c_says_nothing():
     """One that comes while the process is ending: what was to be saved is saved."""
     program = (
         "import atexit, os, signal\n"
-        "from src.cli import main\n"
+        "from src.cli.main import main\n"
         "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
         "main(['--version'])"
     )
@@ -488,8 +489,8 @@ def held_out(tmp_path):
 
 
 def test_eval_takes_a_folder_or_a_configuration(trained, held_out, capsys):
-    from src.evaluation import evaluate_text
-    from src.model_folder import load_model
+    from src.evaluation.loss import evaluate_text
+    from src.formats.model_dir import load_model
 
     folder = trained.parent / "trained" / "tiny"
     found = load_model(folder)
@@ -586,7 +587,7 @@ def test_eval_in_tasks_prints_a_table_or_json(trained, tmp_path, capsys, monkeyp
         asked.append((model.tokenizer.vocab_size, names, folder))
         return {"one": {"acc": 0.5, "acc_stderr": math.nan}, "two": {"acc": 1.0}}
 
-    monkeypatch.setattr("src.lm_eval_adapter.run_tasks", run_tasks)
+    monkeypatch.setattr("src.evaluation.harness.run_tasks", run_tasks)
     options = ["--tasks", "one,two", "--task-path", tmp_path]
     status, out, err = run(capsys, "eval", trained, *options)
     assert (status, err) == (0, "")
@@ -856,7 +857,7 @@ def test_memory_that_runs_out_before_pytorch_is_loaded_is_one_line(monkeypatch, 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("option", ["--help", "--version", "list --help"])
 def test_output_that_cannot_be_written_is_one_line(option):
-    program = "from src.cli import main; main()"
+    program = "from src.cli.main import main; main()"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} {option} > /dev/full"
     ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (2, "error: [Errno 28] No space left on device\n")
@@ -865,7 +866,7 @@ def test_output_that_cannot_be_written_is_one_line(option):
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 def test_standard_streams_that_were_closed_are_the_null_device():
     program = (
-        "import os, sys; from src.cli import _replace_closed_streams as replace; replace();"
+        "import os, sys; from src.cli.main import _replace_closed_streams as replace; replace();"
         "found = [os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in range(3)];"
         "print(); print(file=sys.stderr);"
         "sys.exit(7 if all(found) and sys.stdin.read() == '' else 1)"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from src.startup import limit_spinning, loading
+from src.cli.startup import limit_spinning, loading
 from tests.conftest import CHECKOUT, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
@@ -19,7 +19,7 @@ class Refuse:
             raise AssertionError(f"{name} is imported")
 
 sys.meta_path.insert(0, Refuse())
-from src.cli import main
+from src.cli.main import main
 """
 # Each command in its turn, so that Python starts once: status, and what went to standard error.
 EACH = """
@@ -119,7 +119,7 @@ def test_what_needs_no_pytorch_does_not_import_it(place):
 
 
 def test_the_refusal_of_pytorch_would_be_seen():
-    done = run_python(WITHOUT_PYTORCH.replace("from src.cli import main", "import torch"))
+    done = run_python(WITHOUT_PYTORCH.replace("from src.cli.main import main", "import torch"))
     assert "AssertionError: torch is imported" in done.stderr
 
 

@@ -1,7 +1,7 @@
 import re
 
+from src.cli.token_view import print_choices
 from src.generation import Choice
-from src.token_view import print_choices
 from src.tokenizer import BPETokenizer
 
 TOKENIZER = BPETokenizer(257)

@@ -5,13 +5,13 @@ import signal
 import pytest
 import torch
 
-from src import verify_resume
-from src.checkpoint import list_checkpoints
+from src.cli import verify_resume
+from src.cli.verify_resume import verify
 from src.config_loader import save_config
 from src.errors import AGI2Error
-from src.model_folder import run_folder
+from src.formats.model_dir import run_folder
+from src.train.checkpoint import list_checkpoints
 from src.training import train_from_config
-from src.verify_resume import verify
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import builtin as builtin_text
-from src.builtin import BUILTIN, prose, python_docs
-from src.corpus import read_documents
+from src.data import builtin as builtin_text
+from src.data.builtin import BUILTIN, prose, python_docs
+from src.data.corpus import read_documents
 
 
 def write(path, content):

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from src import text_files
-from src.corpus import BUILTIN, check_sources, read_documents
+from src.data import text_files
+from src.data.corpus import BUILTIN, check_sources, read_documents
 from src.errors import AGI2Error
 
 

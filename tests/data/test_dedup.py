@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import dedup
-from src.dedup import cut_out, group_related, shared_part, shingles
+from src.data import dedup
+from src.data.dedup import cut_out, group_related, shared_part, shingles
 
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=3000))
 

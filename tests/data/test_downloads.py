@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import pytest
 
-from src import downloads
-from src.corpus import read_documents
-from src.downloads import cache_folder, download
+from src.data import downloads
+from src.data.corpus import read_documents
+from src.data.downloads import cache_folder, download
 from src.errors import AGI2Error
-from tests.test_gutenberg import framed
+from tests.data.test_gutenberg import framed
 
 BOOK = framed("Call me Ishmael.")
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.gutenberg import strip_gutenberg
+from src.data.gutenberg import strip_gutenberg
 
 HEADER = """The Project Gutenberg eBook of {title}
 

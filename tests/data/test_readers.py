@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.data.readers import read_file
+from src.data.text_files import Unreadable
 from src.errors import AGI2Error
-from src.readers import read_file
-from src.text_files import Unreadable
-from tests.test_gutenberg import framed
+from tests.data.test_gutenberg import framed
 
 
 def read(path, content, text_field="text"):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src import sources as module
-from src.corpus import read_documents
+from src.data import sources as module
+from src.data.corpus import read_documents
+from src.data.sources import _match_parts, check_rereadable, find_sources, list_sources
 from src.errors import AGI2Error
-from src.sources import _match_parts, check_rereadable, find_sources, list_sources
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 
@@ -289,7 +289,7 @@ def test_what_reads_twice_refuses_pipes_by_name(tmp_path):
 
 READ_STDIN = """
 import sys
-from src.corpus import read_documents
+from src.data.corpus import read_documents
 from src.errors import AGI2Error
 try:
     print([len(text) for text in read_documents(sys.argv[1:])])

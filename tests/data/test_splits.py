@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from src.splits import split_documents
+from src.data.splits import split_documents
 
 quick = settings(deadline=None, max_examples=60)
 

@@ -3,8 +3,8 @@ import os
 import psutil
 import pytest
 
-from src import text_files
-from src.text_files import Skipped, Unreadable, check_head, decode, read_content
+from src.data import text_files
+from src.data.text_files import Skipped, Unreadable, check_head, decode, read_content
 
 
 def test_a_tally_counts_by_reason_with_sizes_and_one_example():

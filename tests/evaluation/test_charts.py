@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.charts import (
+from src.evaluation.charts import (
     MAX_POINTS,
     Scale,
     Series,
@@ -21,8 +21,8 @@ from src.charts import (
     smooth,
     thin,
 )
-from src.html_page import COLORS
-from tests.test_html_page import Whole
+from src.evaluation.html import COLORS
+from tests.evaluation.test_html import Whole
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=32)
 CURVES = st.lists(FLOATS, max_size=80).map(lambda ys: list(enumerate(ys)))

@@ -9,9 +9,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows
 
 from src.errors import AGI2Error
+from src.evaluation.harness import AGI2LM, run_tasks
+from src.formats.model_dir import TrainedModel
 from src.generation import generate_text
-from src.lm_eval_adapter import AGI2LM, run_tasks
-from src.model_folder import TrainedModel
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.bounds import log_softmax_bound
 from tests.tiny_models import in_their_layout, random_model, tiny_config, transformers_twin
@@ -93,7 +93,7 @@ def test_likelihoods_are_those_of_transformers(name, request):
 
 def test_a_likelihood_does_not_depend_on_what_else_is_asked(bpe, monkeypatch):
     together = ask(bpe.loglikelihood, *PAIRS)
-    monkeypatch.setattr("src.lm_eval_adapter.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("src.evaluation.harness.TOKENS_AT_ONCE", 40)
     in_parts = ask(bpe.loglikelihood, *reversed(PAIRS))
     for ours, theirs in zip(together, reversed(in_parts), strict=True):
         assert ours[0] == near(bpe, theirs[0], 2 * len("the old ship"))

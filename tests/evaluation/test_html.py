@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.html_page import COLORS, escape, page, table, visible
+from src.evaluation.html import COLORS, escape, page, table, visible
 
 VOID = {"meta", "br", "img"}
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \" ' &lt; ]]>"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from src.config import GPT2Config
 from src.dataset import TextDataset, tokenize
 from src.errors import AGI2Error
-from src.evaluation import (
+from src.evaluation.loss import (
     Evaluation,
     TextEvaluation,
     bytes_of,
@@ -253,7 +253,7 @@ def test_a_sliding_window_equals_one_over_transformers_model(tokenizer, position
 
 def test_windows_are_shared_out_to_batches(model, tokenizer, monkeypatch):
     expected = evaluate_text(model, [TEXT], tokenizer, 3)
-    monkeypatch.setattr("src.evaluation.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("src.evaluation.loss.TOKENS_AT_ONCE", 40)
     assert evaluate_text(model, [TEXT], tokenizer, 3).loss == pytest.approx(expected.loss, rel=1e-6)
 
 
@@ -315,7 +315,7 @@ def test_long_spans_are_found_whatever_stands_around_them(data):
 @given(data=st.data(), stretch=st.integers(1, 30))
 def test_a_long_text_is_searched_in_stretches(data, stretch):
     written, learned = data.draw(st.text("ab", max_size=12)), data.draw(st.text("ab", max_size=90))
-    with mock.patch("src.evaluation._STRETCH", stretch):
+    with mock.patch("src.evaluation.loss._STRETCH", stretch):
         span = longest_common_span(written, learned)
     assert span in written
     assert span in learned

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src import report
 from src.config import Config
 from src.config_loader import make_config
 from src.errors import AGI2Error
-from src.html_page import visible
-from src.report import bounds, find_copies, write_report
-from src.runs import History, read_run
+from src.evaluation import report
+from src.evaluation.html import visible
+from src.evaluation.report import bounds, find_copies, write_report
+from src.evaluation.run_log import History, read_run
 from src.training import train_from_config
-from tests.test_charts import lines
-from tests.test_html_page import Whole
+from tests.evaluation.test_charts import lines
+from tests.evaluation.test_html import Whole
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import runs
-from src.checkpoint import check_state, find_checkpoint, open_checkpoint
-from src.compare import compare_runs, print_runs
+from src.cli.compare import compare_runs, print_runs
 from src.config_loader import load_config
 from src.errors import AGI2Error
-from src.metrics import read_metrics
-from src.report import write_report
-from src.runs import History, list_runs, read_run
+from src.evaluation import run_log as runs
+from src.evaluation.report import write_report
+from src.evaluation.run_log import History, list_runs, read_run
+from src.train.checkpoint import check_state, find_checkpoint, open_checkpoint
+from src.train.trackers import read_metrics
 from src.training import train_from_config
 from src.utils import sha256_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.model_folder import save_model
+from src.formats.model_dir import save_model
 from src.tokenizer import BPETokenizer
 from tests.conftest import make_text
 from tests.tiny_models import random_model, tiny_config

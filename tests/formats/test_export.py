@@ -6,11 +6,11 @@ import importlib.util
 import pytest
 import torch
 
-from src.cli import main
+from src.cli.main import main
 from src.errors import AGI2Error
-from src.interop.export import FORMATS, export_model
-from src.lora import add_lora, merge_lora
-from src.model_folder import load_model, save_weights
+from src.formats.export import FORMATS, export_model
+from src.formats.model_dir import load_model, save_weights
+from src.nn.lora import add_lora, merge_lora
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import exact_logits
 
@@ -55,13 +55,13 @@ def test_what_fails_half_way_leaves_nothing_in_the_way(saved, tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("src.interop.huggingface.save_tensors", full)
+        broken.setattr("src.formats.huggingface.save_tensors", full)
         status, _, err = run(capsys, "export", folder, tmp_path / "hf")
     assert status == 2
     assert "No space left on device" in err
     assert run(capsys, "export", folder, tmp_path / "hf")[0] == 0
     with monkeypatch.context() as broken:
-        broken.setattr("src.interop.huggingface.save_model", full)
+        broken.setattr("src.formats.huggingface.save_model", full)
         assert run(capsys, "import", tmp_path / "hf", tmp_path / "in")[0] == 2
     assert run(capsys, "import", tmp_path / "hf", tmp_path / "in")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} >= {"hf", "in"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from src.errors import AGI2Error
+from src.formats.export import export_model
+from src.formats.gguf import export_gguf, gguf_name
 from src.generation import generate_text
-from src.interop.export import export_model
-from src.interop.gguf import export_gguf, gguf_name
 from src.tokenizer import load_tokenizer
 from tests.tiny_models import alphabet, random_model
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from src.errors import AGI2Error
-from src.interop.huggingface import (
+from src.formats.huggingface import (
     as_gpt2,
     export_huggingface,
     import_huggingface,
@@ -24,8 +24,8 @@ from src.interop.huggingface import (
     their_config,
     to_their_layout,
 )
+from src.formats.model_dir import load_model
 from src.model import GPT2Model
-from src.model_folder import load_model
 from src.utils import sha256_of
 from tests.bounds import assert_same_in_float64
 from tests.conftest import CHECKOUT
@@ -400,7 +400,7 @@ IMPORT = """
 import sys
 from pathlib import Path
 from src.errors import AGI2Error
-from src.interop.huggingface import import_huggingface
+from src.formats.huggingface import import_huggingface
 for number, name in enumerate(sys.argv[2:]):
     try:
         import_huggingface(name, Path(sys.argv[1]) / f"in-{number}")

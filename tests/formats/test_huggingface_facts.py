@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from src.config_loader import make_config
 from src.errors import AGI2Error
+from src.formats.export import export_model
+from src.formats.huggingface import import_huggingface
+from src.formats.model_dir import load_model
 from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
-from src.interop.export import export_model
-from src.interop.huggingface import import_huggingface
-from src.model_folder import load_model
 from src.tokenizer import load_tokenizer
 from src.training import train_from_config
 from tests.bounds import assert_same_in_float64
@@ -439,6 +439,6 @@ def test_a_file_without_a_vocabulary_is_refused_by_name(theirs, tmp_path):
 
 def test_a_token_whose_id_the_library_changes_is_refused_by_name(theirs, tmp_path, monkeypatch):
     _, folder = theirs()
-    monkeypatch.setattr("src.interop.huggingface_tokenizer._id_of", lambda *_: -1)
+    monkeypatch.setattr("src.formats.huggingface_tokenizer._id_of", lambda *_: -1)
     with pytest.raises(AGI2Error, match="cannot keep its id"):
         import_huggingface(str(folder), tmp_path / "in")

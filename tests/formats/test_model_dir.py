@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from src.cli import main
+from src.cli.main import main
 from src.config import Config
 from src.config_loader import load_config, save_config
 from src.errors import AGI2Error
-from src.generation import generate_text
-from src.model import GPT2Model
-from src.model_folder import (
+from src.formats.model_dir import (
     WEIGHTS,
     load_model,
     load_trained,
@@ -30,8 +28,10 @@ from src.model_folder import (
     save_tensors,
     save_weights,
 )
-from src.run_folder import check_resumed, folder_of
-from src.sampling import generation_options
+from src.formats.run_dir import check_resumed, folder_of
+from src.generation import generate_text
+from src.inference.sampling import generation_options
+from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer
 from tests.conftest import raising, run_python
 from tests.tiny_models import alphabet, saved_model, tiny_config, tiny_model
@@ -73,7 +73,7 @@ def test_loading_a_model_does_not_load_the_compiler(tmp_path):
     # PyTorch would need seconds for it, each time that anything is generated.
     saved_model(tmp_path / "m", position_embedding="learned")
     code = (
-        "import sys; from src.model_folder import load_model; load_model(sys.argv[1]);"
+        "import sys; from src.formats.model_dir import load_model; load_model(sys.argv[1]);"
         "print('torch._dynamo' in sys.modules)"
     )
     assert run_python(code, tmp_path / "m").stdout == "False\n"

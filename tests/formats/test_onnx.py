@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from src.errors import AGI2Error
-from src.interop.export import export_model
-from src.interop.onnx import _LOGGERS, _silence, export_onnx
+from src.formats.export import export_model
+from src.formats.onnx import _LOGGERS, _silence, export_onnx
 from tests.bounds import Bounded, assert_within, bounded_block, gamma
 from tests.tiny_models import random_model
 
@@ -46,7 +46,7 @@ def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
 
 def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch):
     model, _ = saved()
-    monkeypatch.setattr("src.interop.onnx.LARGEST", 4 * model.num_parameters() - 1)
+    monkeypatch.setattr("src.formats.onnx.LARGEST", 4 * model.num_parameters() - 1)
     with pytest.raises(AGI2Error, match="export it with --format hf or gguf"):
         export_onnx(model, tmp_path / "model.onnx")
 

@@ -4,7 +4,7 @@ import pytest
 
 from src.config_loader import load_config
 from src.errors import AGI2Error
-from src.run_folder import (
+from src.formats.run_dir import (
     check_output,
     check_weights,
     config_file,

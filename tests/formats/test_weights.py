@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from src import safetensors_file
 from src.errors import AGI2Error
-from src.safetensors_file import SafetensorsFile, load_tensors, save_tensors
+from src.formats import weights as safetensors_file
+from src.formats.weights import SafetensorsFile, load_tensors, save_tensors
 
 
 def file_of(header, data=b""):

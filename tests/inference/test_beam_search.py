@@ -13,7 +13,6 @@ from tiny_models import (
     transformers_twin,
 )
 
-from src.beams import Hypothesis, beam_search
 from src.config import GPT2Config
 from src.errors import AGI2Error
 from src.generation import (
@@ -22,6 +21,7 @@ from src.generation import (
     generate_text,
     generate_tokens,
 )
+from src.inference.beam_search import Hypothesis, beam_search
 from src.model import GPT2Model
 from src.tokenizer import BPETokenizer
 

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.beams import beam_search
-from src.cuda_graph import FixedStep, GraphedLayers
-from src.decoder import Decoder
 from src.generation import generate_batch, generate_text, generate_tokens
+from src.inference.beam_search import beam_search
+from src.inference.cuda_graph import FixedStep, GraphedLayers
+from src.inference.model_runner import Decoder
+from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
-from src.quantization import prepare_for_generation
 from src.tokenizer import BasicTokenizer
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_model
 
-from src.decoder import Decoder, check_prompt
 from src.errors import AGI2Error
+from src.inference.model_runner import Decoder, check_prompt
 from tests.bounds import assert_same_in_float64
 
 POSITIONS = 8

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from src.beams import beam_search
 from src.config import Config
 from src.errors import AGI2Error
+from src.formats.gguf import export_gguf
+from src.formats.huggingface import export_huggingface
+from src.formats.model_dir import save_model, save_weights
+from src.formats.onnx import export_onnx
 from src.generation import generate_text, generate_tokens
-from src.interop.gguf import export_gguf
-from src.interop.huggingface import export_huggingface
-from src.interop.onnx import export_onnx
-from src.lora import add_lora, merge_lora
-from src.model_folder import save_model, save_weights
-from src.native import LIBRARY
-from src.quantization import GROUP, prepare_for_generation
-from src.step import NextTokenLoss
+from src.inference.beam_search import beam_search
+from src.inference.prepare import GROUP, prepare_for_generation
+from src.nn.cpu_kernels import LIBRARY
+from src.nn.lora import add_lora, merge_lora
 from src.tokenizer import BPETokenizer
+from src.train.step import NextTokenLoss
 from src.training import train_epoch
 from tests.bounds import Bounded, assert_within, bounded_block, gamma, product_bound, unit
 from tests.tiny_models import alphabet as tokenizer
@@ -151,7 +151,7 @@ def test_without_the_compiled_part_the_logits_are_those_of_the_same_weights(
 ):
     compiled = prepare_for_generation(make(), quantize)
     assert not caplog.messages
-    monkeypatch.setattr("src.native.LIBRARY", None)
+    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", None)
     plain = prepare_for_generation(make(), quantize)
     assert plain.few_tokens is None
     assert ("saves memory here, and no time" in caplog.text) == (quantize != "none")

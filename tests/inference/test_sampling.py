@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 
 from src.config import Config
 from src.errors import AGI2Error
-from src.sampling import (
+from src.inference.sampling import (
     _FEW,
     NEVER,
     NOTHING,
@@ -183,7 +183,7 @@ def test_however_few_tokens_are_looked_at_first_the_same_stay(seed, p, few, step
         logits = (logits / step).round() * step
     expected = [apply_top_p(logits, p), apply_typical_p(logits, p)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.sampling._FEW", few)
+        patch.setattr("src.inference.sampling._FEW", few)
         found = [apply_top_p(logits, p), apply_typical_p(logits, p)]
     assert all(map(torch.equal, found, expected))
 

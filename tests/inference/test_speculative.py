@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_model, reciting_model
 
-from src.decoder import Decoder
 from src.errors import AGI2Error
 from src.generation import generate_tokens
-from src.speculation import NgramIndex, speculate_tokens
+from src.inference.model_runner import Decoder
+from src.inference.speculative import NgramIndex, speculate_tokens
 
 
 def speculated(model, prompt, max_length=100, vocab_size=None, **options):

@@ -19,8 +19,8 @@ import src
 from src import AGI2Error, TextDataset, cuda_utils, evaluation, generation
 from src.attention import MultiHeadAttention
 from src.config import Config
-from src.interop.export import export_model
-from src.model_folder import save_model
+from src.formats.export import export_model
+from src.formats.model_dir import save_model
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.tiny_models import alphabet, random_model, tiny_config
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from src.cli import main
+from src.cli.main import main
 
 LETTERS = "the cat sat on a mat while the dog ran over hills and rivers"
 KEYS = {

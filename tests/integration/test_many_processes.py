@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.checkpoint import newest_checkpoint, open_checkpoint
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error
-from src.metrics import read_metrics
 from src.model import GPT2Model
+from src.train.checkpoint import newest_checkpoint, open_checkpoint
+from src.train.trackers import read_metrics
 from src.training import train_from_config
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from src.metrics import read_metrics
+from src.train.trackers import read_metrics
 
 try:
     import fcntl
@@ -167,7 +167,7 @@ def logged(folder):
 def complete(*words):
     """What the command offers to complete the last word, asked as bash asks."""
     found = subprocess.run(
-        [sys.executable, "-c", "from src.cli import main; main()"],
+        [sys.executable, "-c", "from src.cli.main import main; main()"],
         cwd=ROOT,
         env={
             **os.environ,
@@ -190,7 +190,9 @@ def test_subcommands_and_options_are_completed():
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_completion_script_can_be_shown():
-    program = f'{sys.executable} -c "from src.cli import main; main()" --show-completion; exit $?'
+    program = (
+        f'{sys.executable} -c "from src.cli.main import main; main()" --show-completion; exit $?'
+    )
     found = subprocess.run(
         ["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_model
 
-from src.decoder import Decoder
-from src.dropout import evaluating
 from src.errors import AGI2Error
-from src.evaluation import evaluate
+from src.evaluation.loss import evaluate
 from src.generation import (
     generate_batch,
     generate_beam_text,
@@ -21,7 +19,9 @@ from src.generation import (
     generate_tokens,
     stream_text,
 )
+from src.inference.model_runner import Decoder
 from src.interactive import InteractivePrompt
+from src.nn.dropout import evaluating
 from src.tokenizer import BPETokenizer
 from src.training import train_epoch
 

@@ -15,10 +15,10 @@ torch.set_default_dtype(getattr(torch, kind))
 torch.set_default_device(None if place == "none" else place)
 
 from src.config_loader import make_config
-from src.evaluation import evaluate_text
+from src.evaluation.loss import evaluate_text
 from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
-from src.model_folder import load_model
-from src.quantization import prepare_for_generation
+from src.formats.model_dir import load_model
+from src.inference.prepare import prepare_for_generation
 from src.training import train_from_config
 
 found = {}

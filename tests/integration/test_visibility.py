@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from src import *
 from src import console
-from src.evaluation import evaluate_text
+from src.evaluation.loss import evaluate_text
 
 folder = Path(sys.argv[1])
 tokenizer = BasicTokenizer()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src import __version__
-from src.native import LIBRARY
+from src.nn.cpu_kernels import LIBRARY
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
         for path in (ROOT / "src").rglob("*")
         if path.suffix in (".py", ".c", ".js", ".typed")
     }
-    compiled = {name for name in names if Path(name).name.startswith("_native.")}
+    compiled = {name for name in names if Path(name).name.startswith("_cpu_kernels.")}
     assert {name for name in names if ".dist-info/" not in name} - compiled == modules
     assert len(compiled) == (LIBRARY is not None)
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -18,8 +18,8 @@ import torch
 from src.config_loader import make_config
 from src.console import setup_logging
 from src.errors import AGI2Error
-from src.step import NextTokenLoss
-from src.trainer import Trainer
+from src.train.step import NextTokenLoss
+from src.train.trainer import Trainer
 from src.training import train_from_config
 
 RANK = int(os.environ["RANK"])

@@ -12,11 +12,21 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src import native
 from src.ffn import ACTIVATIONS
-from src.kv_cache import KVCache
-from src.native import FEW, LIBRARY, Gelu, NativeLayers, NativeLinear, Weights, load, pack, unpack
-from src.quantization import _halves, arrange, prepare_for_generation, restore
+from src.inference.prepare import _halves, arrange, prepare_for_generation, restore
+from src.nn import cpu_kernels as native
+from src.nn.cpu_kernels import (
+    FEW,
+    LIBRARY,
+    Gelu,
+    NativeLayers,
+    NativeLinear,
+    Weights,
+    load,
+    pack,
+    unpack,
+)
+from src.nn.kv_cache import KVCache
 from tests.bounds import (
     TINY,
     Bounded,
@@ -354,7 +364,7 @@ def test_without_memory_there_is_an_error(monkeypatch):
     full = SimpleNamespace(
         agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1, agi2_unpack=LIBRARY.agi2_unpack
     )
-    monkeypatch.setattr("src.native.LIBRARY", full)
+    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", full)
     with pytest.raises(MemoryError):
         model.head(random(1, 64))
     with pytest.raises(MemoryError):
@@ -363,8 +373,10 @@ def test_without_memory_there_is_an_error(monkeypatch):
 
 def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monkeypatch):
     assert load(tmp_path) is None
-    monkeypatch.setattr("src.native.platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("src.native.torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr("src.nn.cpu_kernels.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        "src.nn.cpu_kernels.torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT"
+    )
     loaded = []
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
     assert load(tmp_path) is None
@@ -465,8 +477,8 @@ def test_a_matrix_too_large_for_its_rows_to_count_is_not_packed(monkeypatch):
 
 STACK = """
 import resource, torch
-from src.native import NativeLinear
-from src.quantization import arrange
+from src.nn.cpu_kernels import NativeLinear
+from src.inference.prepare import arrange
 weights = torch.ones(2, 600_064)
 kinds = [NativeLinear(arrange(weights, None, bits)) for bits in (32, 8, 4)]
 torch.set_num_threads(1)

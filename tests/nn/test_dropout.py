@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.dropout import Dropout, dropout, evaluating, is_training
 from src.errors import AGI2Error
+from src.nn.dropout import Dropout, dropout, evaluating, is_training
 
 LEVELS = 65_536
 
@@ -80,7 +80,7 @@ def test_the_type_stays(dtype):
 
 def test_elsewhere_than_on_a_cpu_it_is_pytorchs_own(monkeypatch):
     asked = []
-    monkeypatch.setattr("src.dropout.F.dropout", lambda x, rate: asked.append(rate) or x)
+    monkeypatch.setattr("src.nn.dropout.F.dropout", lambda x, rate: asked.append(rate) or x)
     dropout(torch.empty(3, 4, device="meta"), 0.5)
     dropout(torch.empty(3, 4), 0.5)
     assert asked == [0.5]

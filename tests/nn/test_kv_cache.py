@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
-from src.kv_cache import KVCache
+from src.nn.kv_cache import KVCache
 
 LAYERS, B, H, S, D = 2, 3, 2, 8, 4
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from src.lora import LoRALinear, add_lora, merge_lora, merged
+from src.nn.lora import LoRALinear, add_lora, merge_lora, merged
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import basic_tokenizer
-from src.basic_tokenizer import BasicTokenizer
 from src.errors import AGI2Error
+from src.tokenization import basic as basic_tokenizer
+from src.tokenization.basic import BasicTokenizer
 from src.tokenizer import load_tokenizer
 
 END = "<|endoftext|>"

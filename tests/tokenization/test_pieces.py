@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from src import text_pieces
-from src.text_pieces import SpacelessBudget, cut
-from src.tokenizer_file import KNOWN_PATTERNS
+from src.tokenization import pieces as text_pieces
+from src.tokenization.pieces import SpacelessBudget, cut
+from src.tokenization.tokenizer_json import KNOWN_PATTERNS
 
 quick = settings(deadline=None, max_examples=60)
 # Text in which white space, letters, digits, marks, contractions and odd separators often meet.

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import tokenizer_file
 from src.errors import MAX_LINE, AGI2Error
+from src.tokenization import tokenizer_json as tokenizer_file
+from src.tokenization.tokenizer_json import KNOWN_PATTERNS, SAMPLES, guarded
 from src.tokenizer import BPETokenizer, load_tokenizer
-from src.tokenizer_file import KNOWN_PATTERNS, SAMPLES, guarded
 
 TEXT = "The whale's 1851 ships, don't they'll?! <|im_end|> naïve 🐳 鯨は海を泳ぐ。\n\n  e\u0301 end"
 

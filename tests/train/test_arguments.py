@@ -10,11 +10,11 @@ import torch
 
 from src.config import PRESETS, Config
 from src.errors import AGI2Error
+from src.formats.model_dir import load_model
 from src.model import GPT2Model
-from src.model_folder import load_model
 from src.tokenizer import BasicTokenizer, BPETokenizer
+from src.train.arguments import UNUSED_IN_TRAINING, become, configuration_of
 from src.training import train_model
-from src.training_arguments import UNUSED_IN_TRAINING, become, configuration_of
 from tests.test_training import same_weights, tiny_model
 
 

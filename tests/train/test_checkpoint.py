@@ -10,7 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from src.checkpoint import (
+from src.config import Config
+from src.errors import AGI2Error
+from src.formats.model_dir import save_weights
+from src.model import GPT2Model
+from src.train.checkpoint import (
     FORMAT,
     find_checkpoint,
     forget_after,
@@ -22,11 +26,7 @@ from src.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from src.config import Config
-from src.errors import AGI2Error
-from src.model import GPT2Model
-from src.model_folder import save_weights
-from src.optimization import make_optimizers
+from src.train.optimizer import make_optimizers
 from tests.conftest import raising, run_python
 from tests.tiny_models import tiny_config, tiny_model
 
@@ -141,7 +141,7 @@ def test_the_best_weights_are_kept_as_they_were(tmp_path):
 
 
 def test_the_best_weights_are_copied_where_there_are_no_links(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.checkpoint.os.link", raising(OSError))
+    monkeypatch.setattr("src.train.checkpoint.os.link", raising(OSError))
     weights = tmp_path / "model.safetensors"
     save_weights(tiny_model(1).state_dict(), weights)
     place = save_step(tmp_path, 1, best=weights)
@@ -163,7 +163,7 @@ MOMENTS = ["save_tensors", "sha256_of", "sync_file", "sync_folder", "os.rename",
 def test_an_interrupted_save_leaves_the_last_whole_checkpoint(tmp_path, monkeypatch, moment, kind):
     first = save_step(tmp_path, 1, keep=1)
     with monkeypatch.context() as patch:
-        patch.setattr(f"src.checkpoint.{moment}", raising(kind))
+        patch.setattr(f"src.train.checkpoint.{moment}", raising(kind))
         with pytest.raises(AGI2Error if kind is OSError else kind):
             save_step(tmp_path, 2, keep=1)
     checkpoint = newest_checkpoint(tmp_path)
@@ -187,7 +187,7 @@ def test_saving_a_step_again_never_leaves_a_moment_without_a_checkpoint(
         rename(*paths)
 
     with monkeypatch.context() as patch:
-        patch.setattr("src.checkpoint.os.rename", killed_after)
+        patch.setattr("src.train.checkpoint.os.rename", killed_after)
         if renames < 2:
             with pytest.raises(KeyboardInterrupt):
                 save_step(tmp_path, 1, seed=5, keep=1)
@@ -298,7 +298,7 @@ def test_an_empty_folder_is_used_as_it_is(tmp_path):
 
 
 def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.safetensors_file.save_file", raising(SafetensorError))
+    monkeypatch.setattr("src.formats.weights.save_file", raising(SafetensorError))
     with pytest.raises(AGI2Error, match=r"cannot write .*model\.safetensors: stopped here"):
         save_weights(tiny_model().state_dict(), tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
@@ -310,8 +310,8 @@ def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
 PREPARE = """
 import os, sys, torch
 from pathlib import Path
-from src import checkpoint
-from src.model_folder import save_weights
+from src.train import checkpoint
+from src.formats.model_dir import save_weights
 from src.config import GPT2Config
 from src.errors import AGI2Error
 from src.model import GPT2Model

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
-from src.checkpoint import list_checkpoints, newest_checkpoint
-from src.checkpoint_manager import FIXED_ON_RESUME
 from src.errors import AGI2Error
-from src.model_folder import load_model
+from src.formats.model_dir import load_model
 from src.tokenizer import BasicTokenizer
+from src.train.checkpoint import list_checkpoints, newest_checkpoint
+from src.train.checkpoint_manager import FIXED_ON_RESUME
 from src.training import train_from_config, train_model
 from src.utils import FolderLock
 

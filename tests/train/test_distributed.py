@@ -9,25 +9,25 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from src import distributed
-from src.checkpoint import newest_checkpoint
-from src.cli import main
+from src.cli.main import main
 from src.config import GPT2Config
 from src.config_loader import save_config
 from src.console import setup_logging
-from src.distributed import (
+from src.errors import AGI2Error
+from src.formats.model_dir import load_model
+from src.model import GPT2Model
+from src.train import distributed
+from src.train.checkpoint import newest_checkpoint
+from src.train.distributed import (
     LostProcess,
     Processes,
     began_in_this_launch,
     let_the_first_speak,
     start_processes,
 )
-from src.errors import AGI2Error
-from src.metrics import read_metrics
-from src.model import GPT2Model
-from src.model_folder import load_model
-from src.step import NextTokenLoss
-from src.trainer import Trainer
+from src.train.step import NextTokenLoss
+from src.train.trackers import read_metrics
+from src.train.trainer import Trainer
 from src.training import train_from_config
 from src.utils import log
 
@@ -150,7 +150,7 @@ def test_a_shard_that_cannot_be_written_is_one_line(tiny_run, under_torchrun, mo
 
 
 def test_a_sharded_run_in_fp16_is_refused(tiny_run, under_torchrun, monkeypatch):
-    monkeypatch.setattr("src.trainer.select_precision", lambda *_: torch.float16)
+    monkeypatch.setattr("src.train.trainer.select_precision", lambda *_: torch.float16)
     with pytest.raises(AGI2Error, match='parallel = "fsdp" needs "bf16" or "fp32"'):
         train_from_config(tiny_run(parallel="fsdp"))
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.estimates import EXPECTATION, FITTED, Expectation, effective_bytes, hardness_of
+from src.train.expectation import EXPECTATION, FITTED, Expectation, effective_bytes, hardness_of
 
 ROOT = Path(__file__).parents[1]
 

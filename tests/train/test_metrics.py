@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.evaluation import Evaluation
-from src.metrics import read_metrics
-from src.run_state import RunState
-from src.telemetry import Telemetry
+from src.evaluation.loss import Evaluation
+from src.train.metrics import Telemetry
+from src.train.state import RunState
+from src.train.trackers import read_metrics
 from src.training import train_from_config
 
 
@@ -35,7 +35,7 @@ def test_the_log_holds_every_kind_of_line(tiny_run):
 @pytest.fixture
 def telemetry(monkeypatch):
     """Of a device that reaches 1,000 FLOP/s, and a run of 10 tokens a step, 5 FLOPs each."""
-    monkeypatch.setattr("src.telemetry.peak_flops", lambda *_: 1000.0)
+    monkeypatch.setattr("src.train.metrics.peak_flops", lambda *_: 1000.0)
     return Telemetry(torch.device("cpu"), torch.float32, 10, 5.0, total_steps=4)
 
 

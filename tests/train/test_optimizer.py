@@ -9,7 +9,7 @@ from torch import nn
 
 from src.config import Config, GPT2Config
 from src.model import GPT2Model
-from src.optimization import (
+from src.train.optimizer import (
     SHORTEST_WARMUP,
     WARMUP_SHARE,
     Muon,

@@ -6,10 +6,10 @@ import tomllib
 import pytest
 import torch
 
-from src import planning
 from src.config_loader import load_config, make_config
 from src.errors import AGI2Error
-from src.planning import (
+from src.train import planner as planning
+from src.train.planner import (
     SHAPES,
     Corpus,
     Speed,

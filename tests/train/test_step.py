@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import step as step_module
 from src.config import GPT2Config
 from src.cuda_utils import autocast
 from src.model import GPT2Model
-from src.optimization import make_optimizers
-from src.step import (
+from src.train import step as step_module
+from src.train.optimizer import make_optimizers
+from src.train.step import (
     NextTokenLoss,
     accumulate_gradients,
     apply_gradients,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import metrics
 from src.config_loader import make_config
 from src.errors import AGI2Error
-from src.metrics import (
+from src.train import trackers as metrics
+from src.train.trackers import (
     MetricsFile,
     RunLog,
     check_log_to,

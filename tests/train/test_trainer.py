@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import trainer as trainer_module
-from src.checkpoint import list_checkpoints, newest_checkpoint
 from src.errors import AGI2Error
-from src.metrics import read_metrics
-from src.model_folder import load_model
-from src.optimization import learning_rate_factor
-from src.step import NextTokenLoss
-from src.trainer import Trainer
+from src.formats.model_dir import load_model
+from src.train import trainer as trainer_module
+from src.train.checkpoint import list_checkpoints, newest_checkpoint
+from src.train.optimizer import learning_rate_factor
+from src.train.step import NextTokenLoss
+from src.train.trackers import read_metrics
+from src.train.trainer import Trainer
 from src.training import make_trainer, prepare, train_from_config
 
 # Checkpoints and validations at the same steps and at different ones; more than one epoch.
@@ -570,7 +570,7 @@ def test_a_run_ends_when_its_time_is_over(tiny_run, monkeypatch):
     # Each look at the clock, of which a step takes two, finds it half a minute later.
     looks = iter(range(10_000))
     clock = SimpleNamespace(monotonic=lambda: 30.0 * next(looks))
-    monkeypatch.setattr("src.trainer.time", clock)
+    monkeypatch.setattr("src.train.trainer.time", clock)
     run = train_from_config(tiny_run(max_steps=None, max_minutes=10, warmup_steps=0))
     assert run.history["stopped"] == "time"
     assert run.history["steps"] == 10
