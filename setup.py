@@ -4,7 +4,7 @@ import platform
 
 from setuptools import Extension, setup
 
-# Processors since 2013 have these instructions; on others `src/nn/cpu_kernels.py` leaves the library alone.
+# Processors since 2013 have these instructions; on others the library is not loaded.
 instructions = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
 
 setup(

@@ -105,7 +105,8 @@ def describe(given: argparse.Namespace, write: Write) -> None:
     """The machine, and the matrix product that it reaches."""
     import torch
 
-    from src.cuda_utils import describe_device, peak_flops
+    from src.cuda_utils import describe_device
+    from src.train.estimates import peak_flops
 
     device = torch.device(given.device)
     size, dtype = (256, torch.float32) if given.tiny else (8192, torch.bfloat16)

@@ -108,7 +108,7 @@ def share_of_peak(device: str, tokens_per_second: float) -> dict[str, float]:
     import torch
 
     from src.config import GPT2Config
-    from src.cuda_utils import peak_flops, training_flops
+    from src.train.estimates import peak_flops, training_flops
 
     architecture = GPT2Config(position_embedding="learned")
     flops = training_flops(architecture, 124_439_808, architecture.max_seq_len)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -186,89 +185,6 @@ def describe_device(device: torch.device) -> str:
 # Tokens whose logits exist at the same time: so few that they stay near the processor and that a
 # large vocabulary takes little memory, enough that the matrix products run at full speed.
 LOGITS_AT_ONCE = 1024
-
-# Memory that activations may take on a CPU. Fixed, so that equal configurations give equal runs.
-CPU_ACTIVATION_BUDGET = 2 * 2**30
-
-
-def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
-    """About how many bytes a training step holds for each sequence, in fp32, without its logits.
-
-    Counted in vectors of `d_model` a token. A layer keeps 16 for its backward pass; the rest, and
-    all that gradient checkpointing holds beyond 1 a layer, are gaps between freed tensors. Measured
-    as the peak memory of a process on a CPU; a GPU, where nothing falls between, holds less.
-    """
-    layer = 19.5 * architecture.d_model
-    if architecture.dropout > 0:
-        # Without the fused kernel, which has no dropout on a CPU, attention weights are kept.
-        layer += 10.5 * architecture.d_model + 3.2 * architecture.n_heads * seq_len
-    if architecture.gradient_checkpointing:
-        layers = 12 * architecture.n_layers * architecture.d_model + layer
-    else:
-        layers = architecture.n_layers * layer + 12 * architecture.d_model
-    return int(4 * seq_len * layers)
-
-
-def training_flops(architecture: GPT2Config, parameters: int, seq_len: int) -> float:
-    """Floating-point operations that a training step needs for each token.
-
-    6 for each weight but the positions' (forward 2, backward 4), and attention's 12 x layers x
-    width x length (Chowdhery et al., 2022, appendix B), recomputation not counted.
-    """
-    weights = parameters
-    if architecture.position_embedding == "learned":
-        weights -= architecture.max_seq_len * architecture.d_model
-    return 6 * weights + 12 * architecture.n_layers * architecture.d_model * seq_len
-
-
-# Dense bf16 (or, before Ampere, fp16) matrix products, in FLOP/s, from the makers' data sheets.
-_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-
-
-def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> float | None:
-    """The most floating-point operations a second that matrix products reach on a device.
-
-    A GPU's is the maker's figure for half precision, `None` where it is not known or the precision
-    is another; a CPU's is measured in fp32, in about a tenth of a second.
-    """
-    if device.type == "cuda":  # pragma: needs gpu
-        name = torch.cuda.get_device_name(device)
-        known = (peak for model, peak in _PEAKS.items() if re.search(rf"\b{model}\b", name))
-        return None if precision == torch.float32 else next(known, None)
-    if device.type != "cpu":
-        return None
-    a, b = (torch.ones(512, n, dtype=torch.float32, device="cpu") for n in (512, 2048))
-    best = float("inf")
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * 512 * 512 * 2048 / best
-
-
-def choose_micro_batch_size(
-    architecture: GPT2Config, seq_len: int, batch_size: int, device: torch.device
-) -> int:
-    """The largest divisor of `batch_size` whose activations fit the device's budget; at least 1."""
-    budget = CPU_ACTIVATION_BUDGET
-    if device.type == "cuda":  # pragma: needs gpu
-        budget = int(0.6 * torch.cuda.get_device_properties(device).total_memory)
-    fitting = budget // activation_bytes(architecture, seq_len)
-    return max(
-        (n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fitting), default=1
-    )
 
 
 def can_compile(device: torch.device) -> bool:

@@ -208,3 +208,19 @@ class EpochBatches:
         starts[order == 0] = 0
         starts[order == self.windows - 1] = self._room
         self._epoch, self._starts = epoch, starts
+
+
+def bytes_of(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
+    """Count the UTF-8 bytes of the text that tokens stand for.
+
+    Args:
+        tokens: ids, (tokens,).
+        tokenizer: theirs.
+
+    Returns:
+        `None` where one stands for characters that are not in the vocabulary.
+    """
+    unknown = tokenizer.unknown
+    if unknown is not None and (tokens == unknown).any():
+        return None
+    return int(tokenizer.byte_lengths()[tokens].sum())

@@ -12,23 +12,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from src import cuda_utils
 from src.config import GPT2Config
 from src.cuda_utils import (
-    CPU_ACTIVATION_BUDGET,
     MemoryStats,
-    activation_bytes,
     autocast,
     can_compile,
-    choose_micro_batch_size,
     container_memory,
     cuda_available,
     describe_device,
     memory_stats,
-    peak_flops,
     select_device,
     select_precision,
-    training_flops,
 )
 from src.errors import AGI2Error
 from src.model import GPT2Model
+from src.train.estimates import (
+    CPU_ACTIVATION_BUDGET,
+    activation_bytes,
+    choose_micro_batch_size,
+    peak_flops,
+    training_flops,
+)
 from src.utils import log, plural
 
 CPU = torch.device("cpu")

@@ -7,14 +7,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import (
-    alphabet,
-    in_their_layout,
-    random_model,
-    reciting_model,
-    tiny_model,
-    transformers_twin,
-)
 
 from src.errors import AGI2Error
 from src.generation import (
@@ -30,6 +22,14 @@ from src.inference.beam_search import beam_search
 from src.inference.model_runner import rows_at_once
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.bounds import TINY, assert_within, by_chance, log_softmax_bound
+from tests.tiny_models import (
+    alphabet,
+    in_their_layout,
+    random_model,
+    reciting_model,
+    tiny_model,
+    transformers_twin,
+)
 
 SCRIPTS = "The cat sat. Ο γάτος κάθισε. 猫は座った。القط جلس. 😀👩‍👩‍👧 नमस्ते"
 VOCABULARY = 290

@@ -38,7 +38,7 @@ def test_a_star_import_gives_the_public_names():
 ORDERS = [
     "from src import *",
     "import src.inference.beam_search",
-    "import src.inference.beam_search as module; assert module is sys.modules['src.inference.beam_search']",
+    "import src.inference.beam_search as m; assert m is sys.modules['src.inference.beam_search']",
     "from src.inference.beam_search import beam_search",
     "import src.generation",
     "import importlib; importlib.reload(importlib.import_module('src.inference.beam_search'))",

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from tiny_models import random_model, reciting_model
 
+from src.cli.chat import HELP, chat
 from src.errors import AGI2Error
 from src.generation import stream_text
 from src.inference.model_runner import Decoder
-from src.interactive import HELP, TURN_END, InteractivePrompt, chat
+from src.interactive import TURN_END, InteractivePrompt
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.conftest import raising
+from tests.tiny_models import random_model, reciting_model
 
 VOCABULARY = 257
 TESTS = Path(__file__).parent
@@ -420,8 +421,9 @@ def test_a_terminal_works_where_no_history_can_be_kept(tokenizer, monkeypatch, c
 # A chat whose replies are known: in a process of its own, as a user starts it.
 PROGRAM = f"""
 import sys
-from tiny_models import reciting_model
-from src.interactive import InteractivePrompt, chat
+from tests.tiny_models import reciting_model
+from src.cli.chat import chat
+from src.interactive import InteractivePrompt
 from src.tokenizer import BasicTokenizer, BPETokenizer
 
 tokenizer = BPETokenizer({VOCABULARY})
@@ -611,8 +613,9 @@ def test_a_chat_in_another_thread_leaves_the_signals_alone(tokenizer, monkeypatc
 
 RECITER = """
 import sys
-from tiny_models import reciting_model
-from src.interactive import InteractivePrompt, chat
+from tests.tiny_models import reciting_model
+from src.cli.chat import chat
+from src.interactive import InteractivePrompt
 from src.tokenizer import BPETokenizer
 
 tokenizer = BPETokenizer(257)

@@ -441,7 +441,7 @@ def test_training_on_cuda_lowers_the_loss(tiny_run, precision, optimizer):
 def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny_run, monkeypatch):
     train_from_config(tiny_run(max_steps=2))
     monkeypatch.setattr("src.train.checkpoint.FORMAT", 99)
-    monkeypatch.setattr("src.training.prepare", raising(AssertionError))
+    monkeypatch.setattr("src.train.setup.prepare", raising(AssertionError))
     with pytest.raises(AGI2Error, match="has the format 3, this version of AGI2 reads 99: go on"):
         train_from_config(tiny_run(max_steps=3, resume="auto"))
 

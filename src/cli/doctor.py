@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import shutil
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import torch
 
-from ..config import UNBOUNDED_EPOCHS, Config, GPT2Config
+from ..config import UNBOUNDED_EPOCHS, Config
 from ..cuda_utils import (
-    LOGITS_AT_ONCE,
-    activation_bytes,
     available_memory,
     check_memory,
-    choose_micro_batch_size,
     describe_device,
     memory_stats,
     select_device,
@@ -31,216 +22,26 @@ from ..dataset import EpochBatches
 from ..errors import AGI2Error
 from ..formats.model_dir import run_folder
 from ..model import GPT2Model
-from ..nn.lora import add_lora
+from ..train.estimates import (
+    Memory,
+    Sizes,
+    choose_micro_batch_size,
+    disk_needed,
+    free_disk,
+    model_sizes,
+    predict_memory,
+)
 from ..train.optimizer import make_optimizers
+from ..train.setup import Prepared, prepare
 from ..train.step import NextTokenLoss, accumulate_gradients, apply_gradients
-from ..train.trainer import Trainer
-from ..training import Prepared, make_trainer, prepare
+from ..train.timing import measure_step, predict_duration
+from ..training import make_trainer
 from ..utils import human_bytes, human_time, keep_freed_memory, plural
 
-# What a disk takes with hashing and syncing, in bytes a second: only for the share of saving.
-_DISK_SPEED = 200e6
 # Seconds for which steps are measured, beside the warm-up.
 _MEASURED_SECONDS = 8.0
 # From so many passes on a small model has seen enough of a text.
 _MANY_PASSES = 12
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a run takes at its peak, in bytes: of the device's memory, or of the process's."""
-
-    process: int
-    """Python, PyTorch, the text and its tokens; nothing on a GPU."""
-    weights: int
-    """The model's, and the best ones as they are read back at the end."""
-    optimizer: int
-    """Its state, and what Muon works with."""
-    activations: int
-    """What one micro-batch keeps for its backward pass, and the gradients that stand beside it."""
-    logits: int
-    """Of the tokens that the head sees together."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a model and its optimizer hold, in bytes."""
-
-    weights: int
-    trained: int
-    """Those of the weights that are trained: with LoRA, only its own."""
-    head: int
-    """The head's part of the trained ones."""
-    optimizer: int
-    """State that is kept from step to step."""
-    muon_work: int
-    """What Muon's step takes: every update, and 3.5 copies of the largest group of matrices."""
-
-
-def model_sizes(config: Config) -> Sizes:
-    """Reckoned from a model without memory.
-
-    Args:
-        config: a run's, with the vocabulary that its text reached.
-    """
-    return _sizes(config.architecture, config.optimizer, config.lora_rank)
-
-
-@functools.cache
-def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> Sizes:
-    with torch.device("meta"):
-        model = GPT2Model(architecture)
-        if lora_rank is not None:
-            add_lora(model, lora_rank)
-    weights = 4 * model.num_parameters()
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    head = 4 * model.output_weight.numel() if model.output_weight.requires_grad else 0
-    if optimizer == "adamw":
-        return Sizes(weights, trained, head, 2 * trained, 0)
-    groups: dict[tuple[int, ...], int] = defaultdict(int)
-    for matrix in (p for p in model.blocks.parameters() if p.dim() == 2):
-        rows, columns = sorted(matrix.shape)
-        # Query, key and value are three matrices of the smaller size.
-        groups[rows, rows if columns == 3 * rows else columns] += 4 * matrix.numel()
-    matrices = sum(groups.values())
-    work = matrices + 7 * max(groups.values()) // 2
-    return Sizes(weights, trained, head, 2 * trained - matrices, work)
-
-
-def predict_memory(
-    config: Config, micro_batch_size: int, seq_len: int, device: torch.device, process: int = 0
-) -> Memory:
-    """The memory that a run takes at its peak, reckoned from its sizes.
-
-    Args:
-        config: the run's, with the vocabulary that its text reached.
-        micro_batch_size: sequences at a time.
-        seq_len: tokens of a sequence.
-        device: what it trains on.
-        process: bytes that the process holds before it has a model; of no account on a GPU.
-    """
-    sizes = model_sizes(config)
-    activations = micro_batch_size * activation_bytes(config.architecture, seq_len)
-    if micro_batch_size < config.batch_size:
-        # The sum so far, and the embeddings' gradients of this part as head and as table. The sum
-        # came to lie among the first part's activations: less of what those leave fits the next.
-        activations = int(1.4 * activations) + sizes.trained + 2 * sizes.head
-    else:
-        # Each layer's gradients take the place of its activations, behind the head's.
-        activations = max(activations + sizes.head, sizes.trained)
-    together = min(micro_batch_size * seq_len, LOGITS_AT_ONCE)
-    return Memory(
-        process=process if device.type == "cpu" else 0,
-        weights=2 * sizes.weights,
-        optimizer=sizes.optimizer + sizes.muon_work,
-        activations=activations,
-        logits=4 * 2 * together * config.vocab_size,
-    )
-
-
-def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
-    """Take real steps, without writing anything, and time them.
-
-    Args:
-        trainer: a run that has not begun. Its weights change.
-        seconds: how long to go on; one step at least.
-
-    Returns:
-        The seconds of a whole optimizer step, and of that the optimizer's.
-    """
-    loss = NextTokenLoss(trainer.model.train())
-    rows = trainer.micro_batch_size
-
-    def micro_batch(batch: torch.Tensor) -> float:
-        start = time.perf_counter()
-        accumulate_gradients(loss, batch, trainer.device, precision=trainer.precision)
-        _synchronize(trainer.device)
-        return time.perf_counter() - start
-
-    def optimizer_step() -> float:
-        start = time.perf_counter()
-        apply_gradients(trainer.optimizers, trainer.config.clip_grad_norm)
-        _synchronize(trainer.device)
-        return time.perf_counter() - start
-
-    # What only the first step has to do (kernels are chosen, states made) is not counted.
-    micro_batch(trainer.batches.batch(0)[:1, :65])
-    optimizer_step()
-    passes, updates = [], []
-    until = time.monotonic() + seconds
-    for step in range(trainer.total_steps):
-        passes.append(micro_batch(trainer.batches.batch(step)[:rows]))
-        updates.append(optimizer_step())
-        if time.monotonic() + passes[-1] + updates[-1] > until:
-            break
-    update = statistics.median(updates)
-    return statistics.median(passes) * (trainer.batches.batch_size / rows) + update, update
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":  # pragma: needs gpu
-        torch.cuda.synchronize(device)
-
-
-@dataclass(frozen=True)
-class Duration:
-    """How long a run takes, and how far it comes."""
-
-    seconds: float
-    steps: int
-    passes: float
-    """Over the training text."""
-    per_pass: float
-    """Seconds."""
-
-
-def predict_duration(
-    trainer: Trainer, step_seconds: float, update_seconds: float, checkpoint_bytes: int
-) -> Duration:
-    """The time to the end, with validations and checkpoints roughly included."""
-    config = trainer.config
-    # A validation is a forward pass, a third of a training step's work; a sample is short.
-    each = (step_seconds - update_seconds) / 3 / trainer.batches.batch_size
-    windows = len(trainer.val_data) if trainer.val_data is not None else 0
-    looked_at = windows
-    if config.eval_tokens and trainer.val_data is not None:
-        looked_at = min(windows, config.eval_tokens // (trainer.val_data.seq_len - 1))
-    aside = looked_at * each / config.eval_interval
-    aside += checkpoint_bytes / _DISK_SPEED / config.checkpoint_interval
-    steps = trainer.total_steps
-    if config.max_minutes is not None:
-        steps = max(1, min(steps, int(60 * config.max_minutes / (step_seconds + aside))))
-    per_epoch = trainer.batches.steps_per_epoch
-    return Duration(
-        steps * (step_seconds + aside) + windows * each,
-        steps,
-        steps / per_epoch,
-        per_epoch * (step_seconds + aside),
-    )
-
-
-def disk_needed(config: Config) -> int:
-    """Bytes of a run's folder at most.
-
-    The checkpoints kept and the one that is being written, and the best weights as they are now
-    and as each checkpoint remembers them.
-    """
-    sizes = model_sizes(config)
-    checkpoint = 2 * sizes.weights + sizes.optimizer
-    return (config.keep_checkpoints + 1) * checkpoint + sizes.weights
-
-
-def free_disk(folder: Path) -> int:
-    """Free bytes of the file system where a folder is, or would be."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def examine(config: Config) -> Iterator[str]:

@@ -404,7 +404,7 @@ def chat(
         config, file = _open(model, "interactive", [*(overrides or []), *flags], quiet, verbose)
         from ..inference.sampling import sampling_keys
         from ..interactive import InteractivePrompt
-        from ..interactive import chat as talk
+        from .chat import chat as talk
 
         trained = _load(config, file)
     prompt = InteractivePrompt(

@@ -40,6 +40,7 @@ def limit_spinning(spins: int) -> None:
     """Let the threads of PyTorch, which is not imported yet, stop spinning soon.
 
     By default they spin for so long that beside other work a step takes several times as long;
-    alone, this costs nothing that could be measured. A forward in C (`cpu_kernels.c`) needs still less.
+    alone, this costs nothing that could be measured. A forward in C (`nn/cpu_kernels.c`) needs
+    still less.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", str(spins))

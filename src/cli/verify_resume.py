@@ -21,9 +21,10 @@ from ..data.corpus import check_rereadable, check_sources
 from ..errors import AGI2Error
 from ..formats.model_dir import WEIGHTS, run_folder
 from ..train.checkpoint import TENSORS, checkpoint_folder, find_checkpoint
+from ..train.setup import prepare
 from ..train.trackers import read_metrics
 from ..train.trainer import Trainer
-from ..training import make_trainer, prepare
+from ..training import make_trainer
 
 # What a line of the log has to have in common with another run's.
 _LOGGED = ("loss", "learning_rate", "grad_norm", "epoch_loss", "val_loss", "val_bits_per_byte")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,63 +20,8 @@ from ..formats.model_dir import check_vocabulary
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
 from ..tokenizer import Tokenizer
+from ..train.metrics import Evaluation, exp_or_inf
 from ..utils import plural
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model makes of a text."""
-
-    loss: float
-    """Mean negative log-likelihood, in nats per token."""
-    tokens: int
-    """Tokens predicted."""
-    text_bytes: int
-    """UTF-8 bytes of the text that those tokens stand for, as the tokenizer gives it back."""
-    unknown: int = field(default=0, kw_only=True)
-    """Of the tokens predicted, those that stand for characters not in the vocabulary."""
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss), per token; infinite beyond what a number holds."""
-        return _exp(self.loss)
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """Bits to encode a byte of text, comparable between tokenizers; `None` where it has none.
-
-        The bytes are those of the text after the tokenizer's preprocessing.
-        """
-        if self.no_bits_per_byte:
-            return None
-        return self.loss * self.tokens / math.log(2) / self.text_bytes
-
-    @property
-    def no_bits_per_byte(self) -> str:
-        """Why there are no bits per byte; empty where there are."""
-        if self.unknown:
-            are = "is" if self.unknown == 1 else "are"
-            return (
-                f"{self.unknown:,} of {self.tokens:,} tokens {are} <unk>, as the vocabulary lacks "
-                "what they stand for"
-            )
-        if not self.text_bytes:
-            return "the tokens stand for no text"
-        return "" if math.isfinite(self.loss) else "the loss is not a finite number"
-
-    def describe_bits(self) -> str:
-        """The bits per byte for a log, or why there are none."""
-        bits = self.bits_per_byte
-        if bits is None:
-            return f"no bits per byte: {self.no_bits_per_byte}"
-        return f"{bits:.3f} bits per byte"
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
 
 
 @checked
@@ -149,22 +94,6 @@ def _evaluate(
                 unknown += int((targets == tokenizer.unknown).sum())
             advance(min(1.0, (first + batch_size) / len(chosen)))
     return Evaluation(total / tokens, tokens, text_bytes, unknown=unknown)
-
-
-def bytes_of(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
-    """Count the UTF-8 bytes of the text that tokens stand for.
-
-    Args:
-        tokens: ids, (tokens,).
-        tokenizer: theirs.
-
-    Returns:
-        `None` where one stands for characters that are not in the vocabulary.
-    """
-    unknown = tokenizer.unknown
-    if unknown is not None and (tokens == unknown).any():
-        return None
-    return int(tokenizer.byte_lengths()[tokens].sum())
 
 
 def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
@@ -243,7 +172,7 @@ class TextEvaluation(Evaluation):
         """
         if self.no_word_perplexity:
             return None
-        return _exp(self.loss * self.tokens / self.words)
+        return exp_or_inf(self.loss * self.tokens / self.words)
 
     @property
     def no_word_perplexity(self) -> str:

@@ -327,8 +327,8 @@ def _read_text(text: Any, name: str) -> str:
         raise AGI2Error(f"{text} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AGI2Error(
-            f"{text} is not UTF-8 text: read it with src.data.corpus.read_documents, and pass what it "
-            "gives"
+            f"{text} is not UTF-8 text: read it with src.data.corpus.read_documents, and pass "
+            "what it gives"
         ) from error
 
 

@@ -1,10 +1,12 @@
-"""`Telemetry`: what a run says of itself while it trains, in its log and on the console."""
+"""What is measured of a run: `Evaluation`, and `Telemetry`, its log and display while it trains."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ import torch
 
 from ..config import Config
 from ..console import TrainingDisplay
-from ..cuda_utils import describe_device, memory_stats, peak_flops
-from ..evaluation.loss import Evaluation
+from ..cuda_utils import describe_device, memory_stats
 from ..utils import log
+from .estimates import peak_flops
 from .state import RunState
 from .trackers import RunLog
 
@@ -174,3 +176,60 @@ class Telemetry:
         """Log what the model writes."""
         self._write({"step": step, "sample": text})
         log.info("sample: %s", " ".join(text.split()))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text."""
+
+    loss: float
+    """Mean negative log-likelihood, in nats per token."""
+    tokens: int
+    """Tokens predicted."""
+    text_bytes: int
+    """UTF-8 bytes of the text that those tokens stand for, as the tokenizer gives it back."""
+    unknown: int = field(default=0, kw_only=True)
+    """Of the tokens predicted, those that stand for characters not in the vocabulary."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per token; infinite beyond what a number holds."""
+        return exp_or_inf(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits to encode a byte of text, comparable between tokenizers; `None` where it has none.
+
+        The bytes are those of the text after the tokenizer's preprocessing.
+        """
+        if self.no_bits_per_byte:
+            return None
+        return self.loss * self.tokens / math.log(2) / self.text_bytes
+
+    @property
+    def no_bits_per_byte(self) -> str:
+        """Why there are no bits per byte; empty where there are."""
+        if self.unknown:
+            are = "is" if self.unknown == 1 else "are"
+            return (
+                f"{self.unknown:,} of {self.tokens:,} tokens {are} <unk>, as the vocabulary lacks "
+                "what they stand for"
+            )
+        if not self.text_bytes:
+            return "the tokens stand for no text"
+        return "" if math.isfinite(self.loss) else "the loss is not a finite number"
+
+    def describe_bits(self) -> str:
+        """The bits per byte for a log, or why there are none."""
+        bits = self.bits_per_byte
+        if bits is None:
+            return f"no bits per byte: {self.no_bits_per_byte}"
+        return f"{bits:.3f} bits per byte"
+
+
+def exp_or_inf(value: float) -> float:
+    """exp(value); infinite beyond what a float holds."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

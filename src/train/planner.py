@@ -14,14 +14,15 @@ from typing import Any
 import tomli_w
 import torch
 
-from ..cli.doctor import available_memory, measure_step, model_sizes, predict_memory
 from ..config_loader import make_config
-from ..cuda_utils import describe_device, memory_stats, select_device, training_flops
+from ..cuda_utils import available_memory, describe_device, memory_stats, select_device
 from ..data.corpus import check_rereadable, check_sources, read_documents
 from ..errors import AGI2Error
-from ..training import make_trainer, prepare
 from ..utils import human_bytes, human_time, plural, write_text
+from .estimates import model_sizes, predict_memory, training_flops
 from .expectation import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
+from .setup import make_trainer, prepare
+from .timing import measure_step
 
 # Seconds for which a shape's speed is measured, and after which no other one is.
 _MEASURED_SECONDS = 3.0
@@ -303,7 +304,7 @@ def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
         config = make_config({**keys, "sources": [str(sample)], "max_steps": 1000})
-        trainer = make_trainer(config, prepare(config))
+        trainer = make_trainer(config, replace(prepare(config), val_data=None))
     data = trainer.batches.dataset
     seconds, _ = measure_step(trainer, _MEASURED_SECONDS)
     tokens = trainer.batches.batch_size * (data.seq_len - 1)

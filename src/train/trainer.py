@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -15,23 +15,19 @@ from ..config import UNBOUNDED_EPOCHS, Config
 from ..console import busy, visible
 from ..cuda_utils import (
     can_compile,
-    choose_micro_batch_size,
     first_line,
     select_precision,
-    training_flops,
 )
-from ..dataset import EpochBatches, TextDataset
+from ..dataset import EpochBatches, TextDataset, bytes_of
 from ..errors import AGI2Error
-from ..evaluation.loss import Evaluation, bytes_of, evaluate
-from ..generation import generate_text
-from ..inference.sampling import sampling_keys
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from ..utils import Interrupt, human_time, keep_freed_memory, log, plural, seed_everything
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import Processes, is_lost_process, launch_id
-from .metrics import Telemetry
+from .estimates import choose_micro_batch_size, training_flops
+from .metrics import Evaluation, Telemetry
 from .optimizer import learning_rate_factor, make_optimizers
 from .state import History, RunState
 from .step import (
@@ -48,6 +44,29 @@ from .step import (
 _SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
 
 
+class Evaluate(Protocol):
+    """A function as `evaluation.loss.evaluate`."""
+
+    def __call__(  # noqa: D102 (the class says it)
+        self,
+        model: GPT2Model,
+        dataset: TextDataset,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        max_tokens: int,
+        precision: torch.dtype,
+    ) -> Evaluation: ...
+
+
+class Sample(Protocol):
+    """A function that generates a text of at most `max_length` tokens."""
+
+    def __call__(  # noqa: D102
+        self, model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int
+    ) -> str: ...
+
+
 class Trainer:
     """A run: a model, its data and its folder, from any step to the end.
 
@@ -60,9 +79,11 @@ class Trainer:
         folder: where everything is written; made where it is not there.
         processes: those that train together; each has the same data and learns from its own rows
             of every batch, and the main one writes. By default there is one.
+        evaluate: evaluates the model on `val_data`, which needs it.
+        sample: generates the text that is logged at each validation; none without it.
 
     Raises:
-        AGI2Error: where the batch cannot be shared equally.
+        AGI2Error: if the batch cannot be shared equally.
     """
 
     @checked
@@ -75,7 +96,13 @@ class Trainer:
         config: Config,
         folder: str | Path,
         processes: Processes | None = None,
+        *,
+        evaluate: Evaluate | None = None,
+        sample: Sample | None = None,
     ) -> None:
+        if val_data is not None and evaluate is None:
+            raise AGI2Error("evaluate: needed to validate on val_data")
+        self._evaluate, self._sample = evaluate, sample
         self.model = model
         self.processes = processes or Processes(model.device)
         self.tokenizer = tokenizer
@@ -564,9 +591,14 @@ class Trainer:
             self.telemetry.log_validation(self.step, result)
             if is_best:
                 self.kept.save_best(self.whole)
-        if self.config.sample_tokens and self.processes.is_main:
+        if self._sample and self.config.sample_tokens and self.processes.is_main:
             try:
-                text = self.sample(self.config.sample_tokens, seed=self.config.seed + self.step)
+                text = self._sample(
+                    self.whole,
+                    self.tokenizer,
+                    max_length=self.config.sample_tokens,
+                    seed=self.config.seed + self.step,
+                )
                 self.telemetry.log_sample(self.step, text)
             except AGI2Error as error:  # weights that are spoiled end a run elsewhere
                 log.warning("no sample: %s", error)
@@ -575,20 +607,14 @@ class Trainer:
     def evaluate(self, max_tokens: int = 0) -> Evaluation:
         """The model's loss on the held-out text, or on part of it."""
         assert self.val_data is not None
-        return evaluate(
+        assert self._evaluate is not None
+        return self._evaluate(
             self.whole,
             self.val_data,
             self.tokenizer,
             batch_size=self.micro_batch_size,
             max_tokens=max_tokens,
             precision=self.precision,
-        )
-
-    def sample(self, tokens: int, seed: int) -> str:
-        """Text as the model writes it now."""
-        keys = {**sampling_keys(self.config), "max_length": tokens, "min_length": 0}
-        return generate_text(
-            self.whole, self.config.model_seed, tokenizer=self.tokenizer, seed=seed, **keys
         )
 
     def save(self) -> Path:

@@ -13,26 +13,19 @@ import pytest
 import torch
 
 from src.cli import doctor
-from src.cli.doctor import (
-    Duration,
-    Memory,
-    available_memory,
-    disk_needed,
-    examine,
-    free_disk,
-    measure_step,
-    model_sizes,
-    predict_duration,
-    predict_memory,
-)
+from src.cli.doctor import examine
 from src.config_loader import make_config
+from src.cuda_utils import available_memory
 from src.errors import AGI2Error
 from src.formats.model_dir import WEIGHTS, load_model, save_model
 from src.model import GPT2Model
 from src.nn.lora import add_lora
 from src.train.checkpoint import BEST, TENSORS, newest_checkpoint
+from src.train.estimates import Memory, disk_needed, free_disk, model_sizes, predict_memory
 from src.train.optimizer import make_optimizers
-from src.training import make_trainer, prepare, train_from_config
+from src.train.setup import prepare
+from src.train.timing import Duration, measure_step, predict_duration
+from src.training import make_trainer, train_from_config
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -76,7 +69,8 @@ import resource
 from pathlib import Path
 from src.cli import doctor
 from src.config_loader import make_config
-from src.training import prepare, train_from_config
+from src.train.setup import prepare
+from src.training import train_from_config
 
 config = make_config(json.loads(sys.argv[1]), "training")
 text = prepare(config)

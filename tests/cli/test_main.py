@@ -310,7 +310,7 @@ def test_the_doctor_tells_on_standard_output_what_a_run_takes(tmp_path, capsys):
 
 
 def test_the_doctor_ends_with_2_where_a_run_does_not_fit(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("src.cli.doctor.available_memory", lambda device: 1)
+    monkeypatch.setattr("src.cuda_utils.available_memory", lambda device: 1)
     status, out, err = run(capsys, "doctor", write_run(tmp_path), "--quiet")
     assert status == 2
     assert "advice: micro_batch_size = 1" in out

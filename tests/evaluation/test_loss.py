@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config import GPT2Config
-from src.dataset import TextDataset, tokenize
+from src.dataset import TextDataset, bytes_of, tokenize
 from src.errors import AGI2Error
 from src.evaluation.loss import (
-    Evaluation,
     TextEvaluation,
-    bytes_of,
     evaluate,
     evaluate_text,
     longest_common_span,
@@ -24,6 +22,7 @@ from src.evaluation.loss import (
 )
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer
+from src.train.metrics import Evaluation
 from tests.tiny_models import in_their_layout, random_model, transformers_twin
 
 quick = settings(deadline=None, max_examples=60)

@@ -5,13 +5,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import (
-    in_their_layout,
-    random_model,
-    reciting_model,
-    scheduled_model,
-    transformers_twin,
-)
 
 from src.config import GPT2Config
 from src.errors import AGI2Error
@@ -24,6 +17,13 @@ from src.generation import (
 from src.inference.beam_search import Hypothesis, beam_search
 from src.model import GPT2Model
 from src.tokenizer import BPETokenizer
+from tests.tiny_models import (
+    in_their_layout,
+    random_model,
+    reciting_model,
+    scheduled_model,
+    transformers_twin,
+)
 
 VOCABULARY = 290
 WIDE = 81

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import random_model
 
 from src.errors import AGI2Error
 from src.inference.model_runner import Decoder, check_prompt
 from tests.bounds import assert_same_in_float64
+from tests.tiny_models import random_model
 
 POSITIONS = 8
 WIDTH = 29

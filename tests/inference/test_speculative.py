@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import random_model, reciting_model
 
 from src.errors import AGI2Error
 from src.generation import generate_tokens
 from src.inference.model_runner import Decoder
 from src.inference.speculative import NgramIndex, speculate_tokens
+from tests.tiny_models import random_model, reciting_model
 
 
 def speculated(model, prompt, max_length=100, vocab_size=None, **options):

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import src
-from src import AGI2Error, TextDataset, cuda_utils, evaluation, generation
+from src import AGI2Error, TextDataset, cuda_utils, generation
 from src.attention import MultiHeadAttention
 from src.config import Config
+from src.evaluation import loss as evaluation
 from src.formats.export import export_model
 from src.formats.model_dir import save_model
 from src.tokenizer import BasicTokenizer, BPETokenizer

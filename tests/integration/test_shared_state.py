@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import random_model
 
 from src.errors import AGI2Error
 from src.evaluation.loss import evaluate
@@ -24,6 +23,7 @@ from src.interactive import InteractivePrompt
 from src.nn.dropout import evaluating
 from src.tokenizer import BPETokenizer
 from src.training import train_epoch
+from tests.tiny_models import random_model
 
 VOCABULARY = 257
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.evaluation.loss import Evaluation
-from src.train.metrics import Telemetry
+from src.train.metrics import Evaluation, Telemetry
 from src.train.state import RunState
 from src.train.trackers import read_metrics
 from src.training import train_from_config

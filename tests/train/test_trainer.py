@@ -19,10 +19,11 @@ from src.formats.model_dir import load_model
 from src.train import trainer as trainer_module
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
 from src.train.optimizer import learning_rate_factor
+from src.train.setup import prepare
 from src.train.step import NextTokenLoss
 from src.train.trackers import read_metrics
 from src.train.trainer import Trainer
-from src.training import make_trainer, prepare, train_from_config
+from src.training import make_trainer, train_from_config
 
 # Checkpoints and validations at the same steps and at different ones; more than one epoch.
 EXACT = {

@@ -1,0 +1,209 @@
+"""From a configuration to a trainer that has not begun: text, tokenizer, windows, model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..config import FREE_ARCHITECTURE_KEYS, Config
+from ..console import busy
+from ..cuda_utils import CPU, check_memory, select_device
+from ..data.corpus import read_documents
+from ..dataset import TextDataset, split_documents, tokenize
+from ..errors import AGI2Error
+from ..formats.model_dir import check_vocabulary, load_model, run_folder
+from ..model import GPT2Model
+from ..nn.lora import add_lora
+from ..tokenizer import Tokenizer, load_tokenizer, new_tokenizer
+from ..utils import log, seed_everything
+from .arguments import become, fit_to, is_fitted
+from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
+from .distributed import Processes, began_in_this_launch, launch_id
+from .trainer import Evaluate, Sample, Trainer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run has before it has a model."""
+
+    tokenizer: Tokenizer
+    train_data: TextDataset
+    val_data: TextDataset | None
+    documents: list[str]
+    """The whole text."""
+    training_text: list[str]
+    """What is learned from."""
+
+
+def prepare(
+    config: Config, checkpoint: Checkpoint | None = None, tokenizer: Tokenizer | None = None
+) -> Prepared:
+    """Read the text, make the tokenizer, cut the text into windows of tokens.
+
+    Args:
+        config: the run's.
+        checkpoint: what the run goes on from: it has its tokenizer.
+        tokenizer: in place of the configured one; fitted here if it is not yet.
+
+    Raises:
+        AGI2Error: where the text or the tokenizer cannot be had.
+    """
+    with busy("reading the text"):
+        documents = list(read_documents(config.sources, config.text_field))
+    train, held_out = split_documents(documents, config.val_fraction, config.seed)
+    if tokenizer is None or not is_fitted(tokenizer):
+        with busy("making the tokenizer"):
+            tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
+    with busy("cutting the text into tokens"):
+        train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
+    # As the model sees it: only so can a copy be found.
+    seen = [tokenizer.preprocess(document) for document in train]
+    return Prepared(tokenizer, train_data, val_data, documents, seen)
+
+
+def make_trainer(
+    config: Config,
+    text: Prepared,
+    model: GPT2Model | None = None,
+    kind: type[Trainer] = Trainer,
+    processes: Processes | None = None,
+    is_resumed: bool = False,
+    evaluate: Evaluate | None = None,
+    sample: Sample | None = None,
+) -> Trainer:
+    """A run that has not begun, and has written nothing.
+
+    Args:
+        config: the run's.
+        text: what `prepare` made of it.
+        model: trained in place of a new one.
+        kind: the class of the run.
+        processes: those that train together; by default this one alone.
+        is_resumed: whether a checkpoint's weights follow, so that none of `init_from` are needed.
+        evaluate: see `Trainer`.
+        sample: see `Trainer`.
+
+    Raises:
+        AGI2Error: where the model has fewer tokens than the tokenizer, or does not fit the one of
+            `init_from`.
+    """
+    seed_everything(config.seed)
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    chosen = config.chosen()
+    if model is None:
+        if config.init_from is None:
+            config = config.changed(vocab_size=text.tokenizer.vocab_size)
+        # Weights, gradients and AdamW's state; of a part of them, where they are shared or stay.
+        is_whole = config.lora_rank is None and config.parallel == "ddp"
+        device = processes.device if processes else CPU
+        check_memory(config.architecture, "training a model", 16 if is_whole else 4, device)
+        with torch.device("cpu"):  # whatever the default device: it moves below
+            model = GPT2Model(config)
+    check_vocabulary(text.tokenizer, model)
+    if config.init_from is not None and not is_resumed:
+        _start_from(Path(config.init_from), model, text.tokenizer)
+    if config.lora_rank is not None:
+        add_lora(model, config.lora_rank)
+    processes = processes or Processes(select_device(config.device))
+    if not (config.parallel == "fsdp" and processes.are_joined):  # else it moves part by part
+        model.to(processes.device)
+    folder = run_folder(config)
+    data = text.train_data, text.val_data
+    trainer = kind(
+        model, text.tokenizer, *data, config, folder, processes, evaluate=evaluate, sample=sample
+    )
+    trainer.chosen = chosen  # a small text has made a smaller vocabulary than this says
+    return trainer
+
+
+def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
+    """Give a model the weights of a trained one.
+
+    Raises:
+        AGI2Error: where it has another architecture or tokenizer.
+    """
+    trained = load_model(folder)
+    if trained.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise AGI2Error(f"init_from: {folder} has another tokenizer than this run: use its own")
+    ours, theirs = model.config.to_keys(), trained.model.config.to_keys()
+    for key in sorted(ours.keys() - (FREE_ARCHITECTURE_KEYS - {"vocab_size"})):
+        if ours[key] != theirs[key]:
+            raise AGI2Error(
+                f"init_from: {folder} has {key} = {theirs[key]!r}, this run {ours[key]!r}: "
+                "both must be the same"
+            )
+    model.load_state_dict(trained.model.state_dict())
+
+
+def find_resumed(config: Config) -> Checkpoint | None:
+    """What `resume` names; this launch's own newest checkpoint where torchrun restarted it."""
+    if launch_id() is not None:
+        newest = newest_checkpoint(run_folder(config))
+        if newest is not None and began_in_this_launch(newest.state.get("launch")):
+            return newest
+    return find_checkpoint(config)
+
+
+def prepare_together(
+    config: Config,
+    checkpoint: Checkpoint | None,
+    tokenizer: Tokenizer | None,
+    processes: Processes,
+) -> Prepared:
+    """The main process reads the text; the others are sent what it made of it, but not the text."""
+    text = prepare(config, checkpoint, tokenizer) if processes.is_main else None
+
+    def made() -> Prepared:
+        assert text is not None
+        return replace(text, documents=[], training_text=[])
+
+    sent = processes.from_main(made)
+    if tokenizer is not None:
+        become(tokenizer, sent.tokenizer)
+    return text or sent
+
+
+def _make_tokenizer(
+    config: Config,
+    documents: list[str],
+    checkpoint: Checkpoint | None,
+    unfitted: Tokenizer | None = None,
+) -> Tokenizer:
+    """The run's own tokenizer if it is resumed; else the one given or configured, fitted."""
+    if checkpoint is not None:
+        saved = load_tokenizer(checkpoint.tokenizer)
+        return saved if unfitted is None else become(unfitted, saved)
+    if unfitted is not None:
+        return fit_to(unfitted, documents, config.vocab_size)
+    tokenizer, is_new = new_tokenizer(
+        config.tokenizer,
+        config.vocab_size,
+        lowercase=config.lowercase,
+        fold_whitespace=config.fold_whitespace,
+    )
+    if is_new:
+        tokenizer.fit(documents)
+    return tokenizer
+
+
+def _windows(
+    train: list[str], held_out: list[str], tokenizer: Tokenizer, seq_len: int
+) -> tuple[TextDataset, TextDataset | None]:
+    """Windows of seq_len + 1 tokens, so that each step trains on seq_len targets."""
+    tokens = tokenize(train, tokenizer)
+    if len(tokens) > 1:
+        # The first document, too, stands after an end of text: what an empty prompt starts from.
+        tokens = np.concatenate([tokenize(["", ""], tokenizer), tokens])
+    train_data = TextDataset.from_tokens(tokens, seq_len + 1, stride=seq_len)
+    tokens = tokenize(held_out, tokenizer)
+    if len(tokens) < 2:
+        if held_out:
+            log.warning("the held-out text is too short to validate on")
+        return train_data, None
+    # Never longer than what the model trains on.
+    width = min(seq_len, train_data.seq_len - 1)
+    return train_data, TextDataset.from_tokens(tokens, width + 1, stride=width)
