@@ -36,8 +36,9 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
     from src.config import Config
     from src.cuda_utils import select_precision
     from src.model import GPT2Model
+    from src.train.loss import NextTokenLoss
     from src.train.optimizer import make_optimizers
-    from src.train.step import NextTokenLoss, accumulate_gradients, apply_gradients
+    from src.train.step import accumulate_gradients, apply_gradients
     from src.utils import keep_freed_memory
 
     rows, context, vocabulary, _, layers, heads, width = shape

@@ -23,7 +23,7 @@ _HOMES = {
     "KVCache": "nn.kv_cache",
     "BasicTokenizer": "tokenizer",
     "BPETokenizer": "tokenizer",
-    "StreamDecoder": "tokenizer",
+    "StreamDecoder": "inference.detokenizer",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
     "TextDataset": "dataset",

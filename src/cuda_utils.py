@@ -200,3 +200,16 @@ def can_compile(device: torch.device) -> bool:
 def first_line(error: Exception) -> str:
     """What an error says first, or what it is."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch or Python says that there is no memory left, in any of their ways."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def is_device_failure(error: Exception) -> bool:
+    """Whether PyTorch says that the device itself has failed: fallen off the bus, reset, lost."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

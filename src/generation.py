@@ -21,7 +21,7 @@ from .cuda_utils import select_device
 from .errors import AGI2Error, shown
 from .formats.model_dir import TrainedModel, check_vocabulary
 from .inference.beam_search import beam_search
-from .inference.detokenizer import StoppingCriterion, Writer, stop_strings
+from .inference.detokenizer import StoppingCriterion, StreamDecoder, Writer, stop_strings
 from .inference.model_runner import Decoder, check_prompt, rows_at_once
 from .inference.sampling import (
     NOTHING,
@@ -36,7 +36,7 @@ from .inference.sampling import (
 )
 from .inference.speculative import speculate_tokens
 from .model import GPT2Model
-from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer import Tokenizer
 
 
 @checked

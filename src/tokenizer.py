@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -273,23 +272,6 @@ def _around_text(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, tuple[int
 
 
 KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
-
-
-class StreamDecoder:
-    """Tokens to text one by one, holding back what is not yet a whole character."""
-
-    @checked
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """The characters that this token completes."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character."""
-        return self._decoder.decode(b"", final=True)
 
 
 @checked

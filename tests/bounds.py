@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from src.inference.prepare import FixedLinear
+from src.nn.quantized import FixedLinear
 
 # Numbers below the smallest normal one are off by half the smallest of all, each.
 TINY = 2.0**-149

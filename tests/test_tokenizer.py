@@ -22,14 +22,9 @@ from transformers import GPT2TokenizerFast
 
 import src.tokenizer as module
 from src.errors import AGI2Error
+from src.inference.detokenizer import StreamDecoder
 from src.tokenization.pieces import PIECE
-from src.tokenizer import (
-    BasicTokenizer,
-    BPETokenizer,
-    StreamDecoder,
-    load_tokenizer,
-    new_tokenizer,
-)
+from src.tokenizer import BasicTokenizer, BPETokenizer, load_tokenizer, new_tokenizer
 from tests.conftest import run_python
 
 END = "<|endoftext|>"

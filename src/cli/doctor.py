@@ -31,9 +31,10 @@ from ..train.estimates import (
     model_sizes,
     predict_memory,
 )
+from ..train.loss import NextTokenLoss
 from ..train.optimizer import make_optimizers
 from ..train.setup import Prepared, prepare
-from ..train.step import NextTokenLoss, accumulate_gradients, apply_gradients
+from ..train.step import accumulate_gradients, apply_gradients
 from ..train.timing import measure_step, predict_duration
 from ..training import make_trainer
 from ..utils import human_bytes, human_time, keep_freed_memory, plural

@@ -206,7 +206,7 @@ class Copy:
 def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
     """Look for each of the last samples in the text; one that shares no character is left out."""
     # It imports PyTorch, which `agi2 list` does without.
-    from .loss import longest_common_span
+    from .memorization import longest_common_span
 
     text = _BETWEEN.join(_first_characters(documents))
     starts = [0, *accumulate(len(document) + 1 for document in documents)]

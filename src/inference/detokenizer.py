@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 
+from ..arguments import checked
 from ..errors import AGI2Error
-from ..tokenizer import StreamDecoder, Tokenizer
+from ..tokenizer import Tokenizer
 from .sampling import SamplingOptions
 
 StoppingCriterion = Callable[[str], bool]
@@ -131,3 +133,20 @@ def _overlap(text: str, string: str) -> int:
 def stop_strings(stop: str | Sequence[str] | None) -> list[str]:
     """One string, several or none as a list, without empty ones."""
     return [string for string in ([stop] if isinstance(stop, str) else stop or ()) if string]
+
+
+class StreamDecoder:
+    """Tokens to text one by one, holding back what is not yet a whole character."""
+
+    @checked
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character."""
+        return self._decoder.decode(b"", final=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .step import NextTokenLoss, accumulate_gradients, apply_gradients
+from .loss import NextTokenLoss
+from .step import accumulate_gradients, apply_gradients
 from .trainer import Trainer
 
 # What a disk takes with hashing and syncing, in bytes a second: only for the share of saving.

@@ -16,6 +16,8 @@ from ..console import busy, visible
 from ..cuda_utils import (
     can_compile,
     first_line,
+    is_device_failure,
+    is_out_of_memory,
     select_precision,
 )
 from ..dataset import EpochBatches, TextDataset, bytes_of
@@ -27,16 +29,13 @@ from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import Processes, is_lost_process, launch_id
 from .estimates import choose_micro_batch_size, training_flops
+from .loss import LossFunction, NextTokenLoss
 from .metrics import Evaluation, Telemetry
 from .optimizer import learning_rate_factor, make_optimizers
 from .state import History, RunState
 from .step import (
-    LossFunction,
-    NextTokenLoss,
     accumulate_gradients,
     apply_gradients,
-    is_device_failure,
-    is_out_of_memory,
 )
 
 # So many steps in a row whose gradients are no numbers end a run. In fp16 the first ones overflow

@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from src.config import GPT2Config
 from src.dataset import TextDataset, bytes_of, tokenize
 from src.errors import AGI2Error
-from src.evaluation.loss import (
-    TextEvaluation,
-    evaluate,
-    evaluate_text,
-    longest_common_span,
-    originality,
-)
+from src.evaluation.loss import TextEvaluation, evaluate, evaluate_text
+from src.evaluation.memorization import longest_common_span, originality
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from src.train.metrics import Evaluation
@@ -314,7 +309,7 @@ def test_long_spans_are_found_whatever_stands_around_them(data):
 @given(data=st.data(), stretch=st.integers(1, 30))
 def test_a_long_text_is_searched_in_stretches(data, stretch):
     written, learned = data.draw(st.text("ab", max_size=12)), data.draw(st.text("ab", max_size=90))
-    with mock.patch("src.evaluation.loss._STRETCH", stretch):
+    with mock.patch("src.evaluation.memorization._STRETCH", stretch):
         span = longest_common_span(written, learned)
     assert span in written
     assert span in learned

@@ -18,11 +18,12 @@ from src.formats.model_dir import save_model, save_weights
 from src.formats.onnx import export_onnx
 from src.generation import generate_text, generate_tokens
 from src.inference.beam_search import beam_search
-from src.inference.prepare import GROUP, prepare_for_generation
+from src.inference.prepare import prepare_for_generation
 from src.nn.cpu_kernels import LIBRARY
 from src.nn.lora import add_lora, merge_lora
+from src.nn.quantized import GROUP
 from src.tokenizer import BPETokenizer
-from src.train.step import NextTokenLoss
+from src.train.loss import NextTokenLoss
 from src.training import train_epoch
 from tests.bounds import Bounded, assert_within, bounded_block, gamma, product_bound, unit
 from tests.tiny_models import alphabet as tokenizer

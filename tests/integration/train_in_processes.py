@@ -18,7 +18,7 @@ import torch
 from src.config_loader import make_config
 from src.console import setup_logging
 from src.errors import AGI2Error
-from src.train.step import NextTokenLoss
+from src.train.loss import NextTokenLoss
 from src.train.trainer import Trainer
 from src.training import train_from_config
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from src.ffn import ACTIVATIONS
-from src.inference.prepare import _halves, arrange, prepare_for_generation, restore
+from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
 from src.nn.cpu_kernels import (
     FEW,
@@ -27,6 +27,7 @@ from src.nn.cpu_kernels import (
     unpack,
 )
 from src.nn.kv_cache import KVCache
+from src.nn.quantized import _halves, arrange, restore
 from tests.bounds import (
     TINY,
     Bounded,
@@ -478,7 +479,7 @@ def test_a_matrix_too_large_for_its_rows_to_count_is_not_packed(monkeypatch):
 STACK = """
 import resource, torch
 from src.nn.cpu_kernels import NativeLinear
-from src.inference.prepare import arrange
+from src.nn.quantized import arrange
 weights = torch.ones(2, 600_064)
 kinds = [NativeLinear(arrange(weights, None, bits)) for bits in (32, 8, 4)]
 torch.set_num_threads(1)

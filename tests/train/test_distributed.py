@@ -25,7 +25,7 @@ from src.train.distributed import (
     let_the_first_speak,
     start_processes,
 )
-from src.train.step import NextTokenLoss
+from src.train.loss import NextTokenLoss
 from src.train.trackers import read_metrics
 from src.train.trainer import Trainer
 from src.training import train_from_config

@@ -7,17 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config import GPT2Config
-from src.cuda_utils import autocast
+from src.cuda_utils import autocast, is_out_of_memory
 from src.model import GPT2Model
 from src.train import step as step_module
+from src.train.loss import NextTokenLoss
 from src.train.optimizer import make_optimizers
-from src.train.step import (
-    NextTokenLoss,
-    accumulate_gradients,
-    apply_gradients,
-    is_out_of_memory,
-    split_batch,
-)
+from src.train.step import accumulate_gradients, apply_gradients, split_batch
 from tests.bounds import assert_same_in_float64, gamma
 
 CPU = torch.device("cpu")

@@ -18,9 +18,9 @@ from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.train import trainer as trainer_module
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
+from src.train.loss import NextTokenLoss
 from src.train.optimizer import learning_rate_factor
 from src.train.setup import prepare
-from src.train.step import NextTokenLoss
 from src.train.trackers import read_metrics
 from src.train.trainer import Trainer
 from src.training import make_trainer, train_from_config

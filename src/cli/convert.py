@@ -1,0 +1,81 @@
+"""The commands that convert models: import, export."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import completion
+from .common import (
+    Model,
+    Quiet,
+    Verbose,
+    app,
+    model_folder,
+    set_up_log,
+)
+from .startup import loading
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_NAME",
+            help="A Hugging Face GPT-2: a folder, or a name such as openai-community/gpt2.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that it becomes.")],
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a Hugging Face GPT-2 a model to generate with, or to train on from (init_from)."""
+    with loading(not quiet):
+        set_up_log(quiet, verbose)
+        from ..formats.export import check_free
+
+        check_free(out)
+        from ..formats.huggingface import import_huggingface
+        from ..utils import log
+
+    import_huggingface(source, out)
+    log.info('%s is there; try it: agi2 generate %s "..."', out, shlex.quote(str(out)))
+
+
+@app.command()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What is written.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="hf (for transformers), gguf (for llama.cpp) or onnx.",
+            autocompletion=completion.complete_format,
+        ),
+    ] = "hf",
+    quantize: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(
+            help="For gguf: q8_0, matrices of 8 bits.",
+            autocompletion=completion.complete_quantization,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a trained model in another project's format."""
+    with loading(not quiet):
+        set_up_log(quiet, verbose)
+        from ..formats.export import check_export, export_model
+        from ..utils import log
+
+        folder = model_folder(model)
+        check_export(folder, out, format, quantize)
+        import torch  # noqa: F401
+
+    export_model(folder, out, format, quantize)
+    log.info("%s is there", out)

@@ -1,0 +1,166 @@
+"""The command eval: figures on a text, or tasks of lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ..errors import AGI2Error
+from .common import (
+    Model,
+    Overrides,
+    Quiet,
+    Verbose,
+    app,
+    load_to_generate,
+    open_model,
+)
+from .startup import loading
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..formats.model_dir import TrainedModel
+
+
+@app.command(name="eval")
+def eval_(
+    model: Model,
+    text: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(metavar="FILE", help="The text, which the model has not learned from."),
+    ] = None,
+    stride: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="TOKENS", help="Of the sliding window; half of it by default."),
+    ] = None,
+    tasks: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME,NAME", help="Tasks of EleutherAI's lm-eval."),
+    ] = None,
+    task_path: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Where tasks of your own are (YAML files)."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how good a model is: on a text, or in tasks of lm-eval.
+
+    A text is read through a sliding window as long as the model's positions. Each window begins
+    --stride tokens after the one before it, the last one so that it ends with the text, and
+    predicts the tokens that none before has predicted: all but the text's first token are
+    predicted, once. Bytes and words are those of the predicted tokens, as the tokenizer has them.
+
+    \b
+    loss                  mean of -ln(probability) of the predicted tokens, in nats
+    perplexity per token  exp(loss)
+    perplexity per word   exp(loss x tokens / words); words stand between white space
+    bits per byte         loss x tokens / ln(2) / bytes of UTF-8
+    """
+    if (text is None) == (tasks is None):
+        raise AGI2Error("eval needs --text FILE or --tasks NAME,NAME, one of them")
+    if stride is not None and text is None:
+        raise AGI2Error("--stride goes with --text")
+    if task_path is not None and tasks is None:
+        raise AGI2Error("--task-path goes with --tasks")
+    if tasks is not None:
+        _check_lm_eval()
+    with loading(not quiet):
+        config, file = open_model(model, "generation", overrides, quiet, verbose)
+        from ..data.corpus import read_documents
+
+        # Before PyTorch is imported: what cannot be read is said at once.
+        documents = [] if text is None else list(read_documents(text, config.text_field))
+        trained = load_to_generate(config, file)
+        from ..cuda_utils import select_precision
+
+    precision = select_precision(config.precision, trained.model.device)
+    if config.quantize != "none":
+        import torch
+
+        precision = torch.float32  # of what goes into products that have their own
+    if tasks is not None:
+        _evaluate_in_tasks(trained, precision, tasks.split(","), task_path, as_json)
+    else:
+        _evaluate_on_text(trained, precision, documents, stride, as_json)
+
+
+def _evaluate_on_text(
+    trained: TrainedModel,
+    precision: torch.dtype,
+    documents: Sequence[str],
+    stride: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a model on a text, and print figures."""
+    from ..evaluation.loss import evaluate_text
+    from ..utils import json_line
+
+    model = trained.model
+    positions = model.config.max_seq_len
+    stride = max(1, positions // 2) if stride is None else stride
+    found = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
+    figures = {
+        "loss": found.loss,
+        "perplexity_per_token": found.perplexity,
+        "perplexity_per_word": found.word_perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+        "words": found.words,
+        "bytes": found.text_bytes,
+        "window": positions,
+        "stride": stride,
+    }
+    reasons = {
+        "perplexity_per_word": found.no_word_perplexity,
+        "bits_per_byte": found.no_bits_per_byte,
+    }
+    reasons = {name: why for name, why in reasons.items() if why}
+    if as_json:
+        print(json_line({**figures, "reasons": reasons} if reasons else figures))
+        return
+    for name, value in figures.items():
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if value else "0"
+        if value is None:
+            shown = f"- ({reasons[name]})"
+        print(f"{name.replace('_', ' '):<21} {shown}")
+
+
+def _check_lm_eval() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("lm_eval") is None:
+        raise AGI2Error(
+            "--tasks: lm-eval is not installed; install it with uv sync --extra eval or "
+            "pip install lm-eval"
+        )
+
+
+def _evaluate_in_tasks(
+    trained: TrainedModel,
+    precision: torch.dtype,
+    names: Sequence[str],
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Run tasks of lm-eval, and print their results."""
+    from ..console import print_table
+    from ..evaluation.harness import AGI2LM, run_tasks
+    from ..utils import json_line
+
+    results = run_tasks(AGI2LM(trained, precision), names, folder)
+    if as_json:
+        print(json_line(results))
+        return
+    rows = [
+        [task, metric, f"{value:.4f}"]
+        for task, metrics in results.items()
+        for metric, value in metrics.items()
+    ]
+    print_table(["task", "metric", "value"], rows)

@@ -1,0 +1,173 @@
+"""The commands that generate text: generate, beam, chat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from ..errors import AGI2Error
+from .common import (
+    MaxLength,
+    Model,
+    Overrides,
+    Prompt,
+    Quiet,
+    Seed,
+    Temperature,
+    TopK,
+    Verbose,
+    app,
+    as_overrides,
+    load_to_generate,
+    open_model,
+)
+from .startup import limit_spinning, loading
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Prompt,
+    overrides: Overrides = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    max_length: MaxLength = None,
+    seed: Seed = None,
+    show_probs: Annotated[
+        bool,
+        typer.Option("--show-probs", help="Show how likely each token was, and the runners-up."),
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Continue a prompt, token by token."""
+    limit_spinning(1_000)
+    flags = as_overrides(temperature, top_k, max_length, seed)
+    with loading(not quiet):
+        config, file = open_model(model, "generation", [*(overrides or []), *flags], quiet, verbose)
+        if show_probs and config.samples > 1:
+            raise AGI2Error(
+                f"--show-probs shows one text, not {config.samples}: leave samples at 1"
+            )
+        from ..console import print_text
+        from ..generation import generate_batch, generate_choices, stream_text
+        from ..inference.sampling import sampling_keys
+        from .token_view import print_choices
+
+        trained = load_to_generate(config, file)
+    given = {
+        "tokenizer": trained.tokenizer,
+        "seed": _sampling_seed(config),
+        **sampling_keys(config),
+    }
+    start = config.model_seed + prompt
+    if show_probs:
+        print_choices(prompt, generate_choices(trained.model, start, **given), trained.tokenizer)
+    elif config.samples > 1:
+        texts = generate_batch(
+            trained.model, [start], n=config.samples, return_full_text=False, **given
+        )[0]
+        for number, text in enumerate(texts, 1):
+            print_text(f"--- sample {number} ---\n{prompt}{text}\n")
+    else:
+        # The prompt with the first piece: by then every option is known to be right.
+        shown = prompt
+        for piece in stream_text(trained.model, start, **given):
+            print_text(shown + piece, end="")
+            shown = ""
+        print_text(shown)
+
+
+@app.command()
+def beam(
+    model: Model,
+    prompt: Prompt,
+    overrides: Overrides = None,
+    max_length: MaxLength = None,
+    results: Annotated[
+        Optional[int],  # noqa: UP045 (typer reads this at run time)
+        typer.Option("--results", "-n", help="Show so many texts; above 1, each with its score."),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search for the likeliest text with beams; nothing is drawn at random."""
+    limit_spinning(1_000)
+    flags = [] if results is None else [f"beam_results={results}"]
+    flags += as_overrides(max_length=max_length)
+    with loading(not quiet):
+        config, file = open_model(model, "generation", [*(overrides or []), *flags], quiet, verbose)
+        from ..console import print_text
+        from ..generation import generate_beam_texts
+        from ..inference.sampling import beam_keys
+
+        trained = load_to_generate(config, file)
+    texts = generate_beam_texts(
+        trained.model,
+        config.model_seed + prompt,
+        config.beam_size,
+        config.max_length,
+        config.length_penalty,
+        trained.tokenizer,
+        results=config.beam_results,
+        early_stopping=config.beam_early_stopping,
+        groups=config.beam_groups,
+        diversity_penalty=config.diversity_penalty,
+        **beam_keys(config),
+    )
+    if config.beam_results == 1:
+        print_text(prompt + texts[0].text)
+        return
+    for number, each in enumerate(texts, 1):
+        print_text(f"--- text {number}, score {each.score:.4f} ---\n{prompt}{each.text}\n")
+
+
+@app.command()
+def chat(
+    model: Model,
+    overrides: Overrides = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    max_length: MaxLength = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Talk with a model."""
+    limit_spinning(1_000)
+    flags = as_overrides(temperature, top_k, max_length, seed)
+    with loading(not quiet):
+        config, file = open_model(
+            model, "interactive", [*(overrides or []), *flags], quiet, verbose
+        )
+        from ..inference.sampling import sampling_keys
+        from ..interactive import InteractivePrompt
+        from .chat import chat as talk
+
+        trained = load_to_generate(config, file)
+    prompt = InteractivePrompt(
+        trained.model,
+        config.max_context_length,
+        trained.tokenizer,
+        model_seed=config.model_seed,
+        seed=_sampling_seed(config),
+        **sampling_keys(config),
+    )
+    talk(prompt)
+
+
+def _sampling_seed(config: Config) -> int:
+    """The configured seed, or a new one, logged so that its text can be had again."""
+    import secrets
+
+    from ..utils import log
+
+    if config.sampling_seed is not None:
+        return config.sampling_seed
+    seed = secrets.randbelow(2**31)
+    log.info("sampling_seed = %d repeats this", seed)
+    return seed

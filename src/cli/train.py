@@ -1,0 +1,143 @@
+"""The commands around training: train, doctor, verify-resume, plan."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import AGI2Error
+from .common import (
+    ConfigFile,
+    Overrides,
+    Quiet,
+    Resume,
+    Verbose,
+    app,
+    open_run,
+    set_up_log,
+)
+from .startup import limit_spinning, loading
+
+
+@app.command()
+def train(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model, and print what it generates."""
+    limit_spinning(10_000)
+    overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
+    with loading(not quiet):
+        config = open_run(file, overrides, quiet, verbose)
+        from ..formats.run_dir import check_output
+
+        check_output(config)
+        from ..console import print_text
+        from ..evaluation.memorization import originality
+        from ..generation import generate_text
+        from ..inference.sampling import sampling_keys
+        from ..training import train_from_config
+        from ..utils import log, plural
+
+    run = train_from_config(config)
+    if not run.is_main:
+        return
+    samples = []
+    for number in range(1, _SAMPLES + 1):
+        text = generate_text(
+            run.model,
+            config.model_seed,
+            tokenizer=run.tokenizer,
+            seed=config.seed + number,
+            **sampling_keys(config),
+        )
+        samples.append(text)
+        print_text(f"--- sample {number} ---\n{text}\n")
+    if quiet:
+        return
+    learned = "\n".join(run.training_text)[:_COMPARED]
+    found = [originality(text, learned) for text in samples]
+    copied = max((each.longest_copy for each in found), key=len)
+    known = sum(each.known_words for each in found) / len(found)
+    log.info("%.0f %% of the words of the samples occur in the training text", 100 * known)
+    length = plural(len(copied), "character")
+    log.info("the longest span copied from it has %s: %r", length, copied)
+    # The folder: a file may have been overridden by --set.
+    log.info('generate more with: agi2 generate %s "..."', shlex.quote(str(run.folder)))
+
+
+# Samples printed after training, and how much of the text they are compared with.
+_SAMPLES = 3
+
+
+_COMPARED = 20_000_000
+
+
+@app.command()
+def doctor(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say before a run how long it takes, what it needs, and whether it fits."""
+    with loading(not quiet):
+        config = open_run(file, overrides, quiet, verbose)
+        from ..console import print_line
+        from .doctor import examine
+
+    print_line(f"keys: every key of {file} is right")
+    for line in examine(config):
+        print_line(line)
+
+
+@app.command("verify-resume")
+def verify_resume(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of the runs.")] = 6,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prove that a run that is killed and resumed ends as one that never stopped."""
+    with loading(not quiet):
+        config = open_run(file, overrides, quiet, verbose)
+        from ..console import print_line
+        from .verify_resume import verify
+
+    for line in verify(config, steps):
+        print_line(line)
+
+
+@app.command()
+def plan(
+    sources: Annotated[
+        list[str], typer.Option("--sources", metavar="FILE...", help="The text to train on.")
+    ],
+    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")],
+    more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
+    out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where it is written.")] = "my.toml",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Propose a configuration for a text and a time, and say what to expect of it."""
+    sources = [*sources, *(more or [])]  # `--sources A B C`: what follows the first stands alone
+    with loading(not quiet):
+        set_up_log(quiet, verbose)
+        from ..console import print_line
+        from ..data.corpus import check_sources
+
+        if os.path.lexists(out):
+            raise AGI2Error(f"{out} exists: name another file with --out")
+        check_sources(sources)
+        from ..train.planner import propose
+
+    for line in propose(sources, minutes, Path(out)):
+        print_line(line)

@@ -1,0 +1,144 @@
+"""Quantized layers: linear layers and embeddings over packed, int8 or int4 weights.
+
+O outputs and I inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import AGI2Error
+from .cpu_kernels import FEW, GROUP, NativeLinear, Weights, pack, unpack
+
+INT4_BLOCK = 2 * GROUP
+"""Weights of 4 bits that are kept together."""
+
+
+_SHARES = (1.0, 0.95)
+"""Of the way from the lowest to the highest weight of a group; more of them bring nothing."""
+
+
+class FixedEmbeddings(nn.Module):
+    """Token embeddings, each of which is a row of a packed or rounded matrix."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, T) to embeddings (B, T, C)."""
+        return restore(self._weights, tokens.flatten()).unflatten(0, tokens.shape)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return _sizes(self._weights)
+
+
+class FixedLinear(nn.Module):
+    """A linear layer of weights that do not change any more."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self._weights = weights
+        self._few = NativeLinear(weights) if weights.is_native else None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix (O, I) as it is multiplied with."""
+        return restore(self._weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., I) to (..., O)."""
+        few = self._weights.bits < 28 or x.numel() <= FEW * self._weights.inputs
+        # Autocasting gives other types: those are PyTorch's, and so are gradients.
+        if self._few is not None and few and self._few.suits(x):
+            return self._few(x)
+        return F.linear(x, self.weight, self._weights.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return _sizes(self._weights)
+
+
+def _sizes(weights: Weights) -> str:
+    return f"inputs={weights.inputs}, outputs={weights.outputs}, bits={weights.bits}"
+
+
+def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
+    """A matrix (O, I) of finite numbers in 8 or 4 bits; for 32 packed in 28, or as it is."""
+    outputs, inputs = weight.shape
+    if bits == 32:
+        whole = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)
+        return pack(weight, bias) or whole
+    in_bits = _in_8_bits if bits == 8 else _in_4_bits
+    # In parts that a processor's cache holds.
+    parts = [in_bits(rows) for rows in weight.split(256)]
+    values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Weights(values, scale, bias, inputs, outputs, bits)
+
+
+def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """The matrix (O, I), or those of its rows (N,), in 32 bits: what rounding has left of it."""
+    if weights.bits == 28:
+        return unpack(weights, rows)
+    if rows is not None:
+        # `index_select` refuses rows that are not there, the negative ones among them.
+        scale = None if weights.scale is None else weights.scale.index_select(0, rows)
+        weights = weights._replace(values=weights.values.index_select(0, rows), scale=scale)
+    if weights.bits == 32:
+        return weights.values
+    assert weights.scale is not None
+    if weights.bits == 8:
+        return weights.values * weights.scale.unsqueeze(1)
+    halves = weights.values.unflatten(1, (-1, GROUP))
+    levels = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1)
+    step, lowest = (part.float().unsqueeze(-1) for part in _halves(weights.scale))
+    return (levels.unflatten(1, (-1, GROUP)) * step + lowest).flatten(1)
+
+
+def check_finite(name: str, weight: torch.Tensor) -> None:
+    """Raise if a weight is infinite or not a number."""
+    # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
+    if not bool(torch.stack(weight.aminmax()).isfinite().all()):
+        raise AGI2Error(
+            f"{name} of the model has weights that are no finite numbers: train it again"
+        )
+
+
+def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels of -127 to 127, and the size of a level in each row."""
+    scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight / scale.unsqueeze(1)).round().to(torch.int8), scale
+
+
+def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels of 0 to 15, and each group's step and lowest value."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    middle = (low + high) / 2
+    # The outermost weights may be cut, where that brings the others nearer.
+    steps = [((high - low).clamp(min=1e-12) * share / 15).bfloat16().float() for share in _SHARES]
+    lowests = [(middle - 7.5 * step).bfloat16().float() for step in steps]
+    errors = [
+        (_levels(groups, *pair) * pair[0]).add_(pair[1]).sub_(groups).square_().sum(-1, True)
+        for pair in zip(steps, lowests, strict=True)
+    ]
+    best = torch.cat(errors, dim=-1).argmin(dim=-1, keepdim=True)
+    step, lowest = (torch.cat(each, dim=-1).gather(-1, best) for each in (steps, lowests))
+    levels = _levels(groups, step, lowest)
+    # 64 neighbours in 32 bytes: 32 in the lower halves, 32 in the upper ones.
+    low, high = levels.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
+    upper_and_lower = torch.cat([lowest, step], dim=-1).bfloat16()
+    return (low | high << 4).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
+
+
+def _levels(groups: torch.Tensor, step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
+    return (groups - lowest).div_(step).round_().clamp_(0, 15)
+
+
+def _halves(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps and lowest values (O, I / 32), bfloat16, that `_in_4_bits` has put together."""
+    lowest, step = scale.unsqueeze(-1).view(torch.bfloat16).unbind(-1)
+    return step, lowest
