@@ -7,6 +7,7 @@ sum is taken and on whatever processor; a fused multiplication and addition roun
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -286,3 +287,19 @@ def differs_in_float64(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether a number differs by more than the rounding of float64."""
     assert found.dtype == expected.dtype == torch.float64
     return bool(((found - expected).abs() > rounding_in_float64(expected)).any())
+
+
+def near(expected, roundings: int, dtype: torch.dtype = torch.float64):
+    """A number, or several, to so many roundings: of products, quotients, sums of one sign."""
+    return pytest.approx(expected, rel=gamma(roundings, dtype), abs=0)
+
+
+def score_bound(model) -> float:
+    """Of a log-probability that is computed in float32 from the logits of a model with pre-norm.
+
+    No logit is larger than a normed state and the longest row of the head are together.
+    """
+    norm, width = model.final_norm, model.config.d_model
+    state = width**0.5 * norm.weight.abs().max() + norm.bias.norm()
+    largest = float((state * model.output_weight.norm(dim=1).max()).detach())
+    return log_softmax_bound(torch.full((model.config.vocab_size,), largest))
