@@ -294,12 +294,16 @@ def near(expected, roundings: int, dtype: torch.dtype = torch.float64):
     return pytest.approx(expected, rel=gamma(roundings, dtype), abs=0)
 
 
-def score_bound(model) -> float:
+def score_bound(model, likely: slice = slice(None)) -> float:
     """Of a log-probability that is computed in float32 from the logits of a model with pre-norm.
 
     No logit is larger than a normed state and the longest row of the head are together.
+
+    Args:
+        model: its weights may be of any type.
+        likely: tokens whose shares are all but 1, and which are asked for.
     """
     norm, width = model.final_norm, model.config.d_model
     state = width**0.5 * norm.weight.abs().max() + norm.bias.norm()
-    largest = float((state * model.output_weight.norm(dim=1).max()).detach())
+    largest = float((state * model.output_weight[likely].norm(dim=1).max()).detach())
     return log_softmax_bound(torch.full((model.config.vocab_size,), largest))
