@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from src.beams import Hypothesis, beam_search
 from src.config import GPT2Config
 from src.errors import AGI2Error

@@ -241,7 +241,7 @@ def test_lm_eval_runs_tasks_of_every_kind(basic, tasks):
     words = sum(len(question.split()) for question in QUESTIONS)
     size = sum(map(len, QUESTIONS))
     found = results["own_text"]
-    # The same few numbers are added in float64, in any order; an exponent's roundings are a power's.
+    # A few numbers are added in float64, in any order; an exponent's roundings are a power's.
     roundings = len(QUESTIONS) + 8
     assert math.log(found["word_perplexity"]) == near_to(-total / words, roundings)
     assert found["bits_per_byte"] == near_to(-total / math.log(2) / size, roundings)
