@@ -125,6 +125,22 @@ def test_inputs_of_any_size_are_rounded_to_the_nearest_level(bits):
     assert_within(NativeLinear(weights)(x), expected.exact, expected.error)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("error", [0.0, 1e-6, 1e-4, 1e-2, 1.0, 10.0])
+def test_levels_of_inputs_that_are_off_are_within_their_bound(bits, error):
+    """As `native.c` rounds them: past the middle between two levels to another one."""
+    x, wrong = random(99, 64).double(), error * random(99, 64, seed=1).double()
+    x[:9, :32] = 0
+    given = (x + wrong).float()  # which rounds once more, unless by nothing
+    levels = Bounded(x, wrong.abs() + unit() * given.abs() * (error > 0)).levels(bits)
+    given = given.unflatten(1, (-1, 64 if bits == 8 else 32))
+    level = given.abs().amax(-1, keepdim=True).clamp(min=1e-30) / (32767 if bits == 8 else 127)
+    rounded = (given * (1 / level) + given.sign() / 2).trunc().double() * level.double()
+    assert_within(rounded.flatten(1), levels.exact, levels.error)
+    if error < 1e-4:
+        assert levels.error.mean() < 0.1 * x.abs().max() / (32767 if bits == 8 else 127)
+
+
 @needs_library
 @pytest.mark.parametrize("bits", [32, 8, 4])
 @torch.inference_mode()
