@@ -7,6 +7,9 @@ sum is taken and on whatever processor; a fused multiplication and addition roun
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -258,6 +261,21 @@ def log_softmax_bound(logits: torch.Tensor) -> float:
     return gamma(logits.size(-1) + 64) * (1 + largest)
 
 
+def score_bound(model, likely: slice = slice(None)) -> float:
+    """Of a log-probability that is computed in float32 from the logits of a model with pre-norm.
+
+    No logit is larger than a normed state and the longest row of the head are together.
+
+    Args:
+        model: its weights may be of any type.
+        likely: tokens whose shares are all but 1, and which are asked for.
+    """
+    norm, width = model.final_norm, model.config.d_model
+    state = width**0.5 * norm.weight.abs().max() + norm.bias.norm()
+    largest = float((state * model.output_weight[likely].norm(dim=1).max()).detach())
+    return log_softmax_bound(torch.full((model.config.vocab_size,), largest))
+
+
 def by_chance(share: float | torch.Tensor, draws: int) -> float | torch.Tensor:
     """How far the share of draws that hit is from its expectation, once in 10^9 times.
 
@@ -289,21 +307,30 @@ def differs_in_float64(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(((found - expected).abs() > rounding_in_float64(expected)).any())
 
 
-def near(expected, roundings: int, dtype: torch.dtype = torch.float64):
-    """A number, or several, to so many roundings: of products, quotients, sums of one sign."""
-    return pytest.approx(expected, rel=gamma(roundings, dtype), abs=0)
+def nearly(expected: Any, operations: int = 100) -> Any:
+    """Equal to float64 numbers but for so many roundings of each: Python's, in another order.
 
-
-def score_bound(model, likely: slice = slice(None)) -> float:
-    """Of a log-probability that is computed in float32 from the logits of a model with pre-norm.
-
-    No logit is larger than a normed state and the longest row of the head are together.
-
-    Args:
-        model: its weights may be of any type.
-        likely: tokens whose shares are all but 1, and which are asked for.
+    Of sums, the terms are of one sign, or at most 1 each.
     """
-    norm, width = model.final_norm, model.config.d_model
-    state = width**0.5 * norm.weight.abs().max() + norm.bias.norm()
-    largest = float((state * model.output_weight[likely].norm(dim=1).max()).detach())
-    return log_softmax_bound(torch.full((model.config.vocab_size,), largest))
+    most = gamma(operations, torch.float64)
+    return pytest.approx(expected, rel=most, abs=most)
+
+
+def deviation_by_chance(draws: int) -> float:
+    """How far, relatively, the standard deviation of normal draws is from that of the distribution.
+
+    Six of its own standard deviations, as in `by_chance`.
+    """
+    return 6 / (2 * draws) ** 0.5
+
+
+def validation_bound(run) -> float:
+    """How far apart the losses of two equal float64 runs may be, in nats or in bits per byte.
+
+    A validation computes them in float32 from logits, which are largest at the end of the run. A
+    bit is log 2 nats, and a token one byte or more.
+    """
+    ids = torch.tensor(run.tokenizer.encode(run.training_text[0]))
+    with torch.no_grad():
+        logits = run.model(ids.unfold(0, run.model.config.max_seq_len, 1))
+    return 2 * log_softmax_bound(logits) / math.log(2)

@@ -23,7 +23,7 @@ from src.charts import (
     thin,
 )
 from src.html_page import COLORS
-from tests.bounds import gamma, near
+from tests.bounds import gamma, nearly
 from tests.test_html_page import Whole
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=32)
@@ -66,7 +66,7 @@ def test_a_scale_fits_any_values_and_has_sensible_ticks(values, log, from_zero):
     ],
 )
 def test_ticks_are_round(scale, ticks):
-    assert scale.ticks() == near(ticks, 8)  # a power of ten, a digit and a number, multiplied
+    assert scale.ticks() == nearly(ticks, 8)  # a power of ten, a digit and a number, multiplied
 
 
 def test_neither_first_steps_nor_a_spike_flatten_a_curve():

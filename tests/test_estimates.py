@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.estimates import EXPECTATION, FITTED, Expectation, effective_bytes, hardness_of
-from tests.bounds import gamma, near
+from tests.bounds import gamma, nearly
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +70,7 @@ def test_the_fit_finds_a_law_that_made_its_table():
                 rows.append(row)
     found = fitting().fit(rows)
     # Least squares in float64: a few thousand roundings, which the fit's condition enlarges.
-    assert astuple(found)[:4] == near(astuple(law)[:4], 10**7)
+    assert astuple(found)[:4] == nearly(astuple(law)[:4], 10**7)
     assert found.error <= gamma(10**7, torch.float64)
 
 

@@ -25,7 +25,7 @@ from src.evaluation import (
 )
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer
-from tests.bounds import log_softmax_bound, near, score_bound
+from tests.bounds import gamma, log_softmax_bound, nearly, score_bound
 from tests.tiny_models import in_their_layout, random_model, transformers_twin
 
 quick = settings(deadline=None, max_examples=60)
@@ -55,9 +55,9 @@ def mean_of(losses, model):
 
 def assert_figures_are_of_the_loss(result):
     """Each is a few operations in float64 from the loss; an exponent's roundings are a power's."""
-    assert math.log(result.perplexity) == near(result.loss, 8)
+    assert math.log(result.perplexity) == nearly(result.loss, 8)
     bits = result.loss * result.tokens / math.log(2)
-    assert result.bits_per_byte == near(bits / result.text_bytes, 8)
+    assert result.bits_per_byte == nearly(bits / result.text_bytes, 8)
 
 
 def windows(tokenizer, width, text=TEXT):
@@ -123,7 +123,7 @@ def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary():
     torch.nn.init.zeros_(model.token_embeddings.weight)  # tied: all logits are zero
     result = evaluate(model, windows(tokenizer, 4, "abcdefabcdef"), tokenizer)
     # In float32, the logarithm of a sum of 8 powers.
-    assert result.loss == near(math.log(8), 32, torch.float32)
+    assert result.loss == pytest.approx(math.log(8), rel=gamma(32), abs=0)
     assert result.text_bytes == result.tokens
     assert_figures_are_of_the_loss(result)
 
@@ -184,7 +184,7 @@ def test_the_gpu_agrees_with_the_cpu(model, tokenizer):
 
 def test_figures_of_extreme_losses_are_finite():
     assert Evaluation(2000.0, 5, 10).perplexity == math.inf
-    assert Evaluation(2000.0, 5, 10).bits_per_byte == near(1000 / math.log(2), 8)
+    assert Evaluation(2000.0, 5, 10).bits_per_byte == nearly(1000 / math.log(2), 8)
     assert TextEvaluation(2000.0, 5, 10, 1).word_perplexity == math.inf
 
 
@@ -211,7 +211,7 @@ def test_a_text_without_spaces_has_no_perplexity_per_word(size, words, has_words
     found = TextEvaluation(1.0, 9, size, words)
     assert (found.word_perplexity is not None) == has_words
     assert ("hardly any spaces: 1 words" in found.no_word_perplexity) != has_words
-    assert found.bits_per_byte == near(9 / size / math.log(2), 8)
+    assert found.bits_per_byte == nearly(9 / size / math.log(2), 8)
     assert found.describe_bits() == f"{found.bits_per_byte:.3f} bits per byte"
 
 
@@ -274,7 +274,7 @@ def test_a_sliding_window_equals_one_over_transformers_model(tokenizer, position
     assert_figures_are_of_the_loss(result)
     words = len(tokenizer.decode(ids[1:]).split())
     assert result.words == words == len(TEXT.split())
-    assert math.log(result.word_perplexity) == near(result.loss * result.tokens / words, 8)
+    assert math.log(result.word_perplexity) == nearly(result.loss * result.tokens / words, 8)
     assert result.text_bytes == len(tokenizer.decode(ids[1:]).encode())
 
 

@@ -13,8 +13,7 @@ from src.generation import generate_text
 from src.lm_eval_adapter import AGI2LM, run_tasks
 from src.model_folder import TrainedModel
 from src.tokenizer import BasicTokenizer, BPETokenizer
-from tests.bounds import near as near_to
-from tests.bounds import score_bound
+from tests.bounds import nearly, score_bound
 from tests.tiny_models import in_their_layout, random_model, tiny_config, transformers_twin
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .?"
@@ -243,8 +242,8 @@ def test_lm_eval_runs_tasks_of_every_kind(basic, tasks):
     found = results["own_text"]
     # A few numbers are added in float64, in any order; an exponent's roundings are a power's.
     roundings = len(QUESTIONS) + 8
-    assert math.log(found["word_perplexity"]) == near_to(-total / words, roundings)
-    assert found["bits_per_byte"] == near_to(-total / math.log(2) / size, roundings)
+    assert math.log(found["word_perplexity"]) == nearly(-total / words, roundings)
+    assert found["bits_per_byte"] == nearly(-total / math.log(2) / size, roundings)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from src.planning import (
     to_toml,
     vocabulary_for,
 )
-from tests.bounds import gamma, near
+from tests.bounds import gamma, nearly
 from tests.conftest import make_text
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def test_what_a_plan_says_fits_together(monkeypatch):
     plan = choose(Corpus(["a.txt"], 1_200_000, 2.5, ""), 10, CPU, "m")
     config = make_config(plan.keys)
     assert plan.tokens == plan.steps * config.batch_size * config.seq_len
-    assert plan.passes == near(3.5 * plan.tokens / 1_080_000, 8)
+    assert plan.passes == nearly(3.5 * plan.tokens / 1_080_000, 8)
     assert 9 <= plan.steps / config.eval_interval <= 11
 
 

@@ -22,7 +22,7 @@ from src.report import write_report
 from src.runs import History, list_runs, read_run
 from src.training import prepare, train_from_config
 from src.utils import sha256_of
-from tests.bounds import near
+from tests.bounds import nearly
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_run_is_read_as_it_was(run):
     learned, held_out = text.train_data.tokens, text.val_data.tokens[1:]  # the first is given
     ratio = history.best.bits_per_byte / history.best.loss
     for found, tokens in ((history.bits_per_nat, learned), (ratio, held_out)):
-        assert found == near(len(tokens) / lengths[tokens].sum() / math.log(2), 8)
+        assert found == nearly(len(tokens) / lengths[tokens].sum() / math.log(2), 8)
 
 
 def test_an_empty_history_knows_nothing():
