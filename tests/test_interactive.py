@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from tiny_models import random_model, reciting_model
+from tiny_models import byte_tokenizer, random_model, reciting_model
 
 from src.decoder import Decoder
 from src.errors import AGI2Error
 from src.generation import stream_text
 from src.interactive import HELP, TURN_END, InteractivePrompt, chat
-from src.tokenizer import BasicTokenizer, BPETokenizer
+from src.tokenizer import BasicTokenizer
 from tests.conftest import raising
 
 VOCABULARY = 257
@@ -31,10 +31,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Bytes alone: a token for each character of plain English."""
-    tokenizer = BPETokenizer(VOCABULARY)
-    tokenizer.fit([""])
-    return tokenizer
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="module")

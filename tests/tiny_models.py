@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from unittest import mock
 
 import torch
 
+from src import training
 from src.config import Config, GPT2Config
 from src.interop.huggingface import their_config, to_their_layout
 from src.model import GPT2Model
 from src.model_folder import save_model
-from src.tokenizer import BasicTokenizer
+from src.tokenizer import BasicTokenizer, BPETokenizer
 
 
 def random_model(seed: int = 0, std: float = 0.3, **config) -> GPT2Model:
@@ -77,6 +81,13 @@ def alphabet():
     return BasicTokenizer("abcdefghijklmnopqrstuvwxyz")
 
 
+def byte_tokenizer():
+    """Bytes alone: a token for each character of plain English, and the end of a text."""
+    tokenizer = BPETokenizer(257)
+    tokenizer.fit([""])
+    return tokenizer
+
+
 def saved_model(folder, seed=0, **changes):
     model = tiny_model(seed, **changes)
     save_model(model, alphabet(), tiny_config(**changes), folder)
@@ -98,6 +109,13 @@ def exact_logits(model, tokens: torch.Tensor, **options) -> torch.Tensor:
     with torch.no_grad():
         found = copy.deepcopy(model).double()(tokens, **options)
     return getattr(found, "logits", found)
+
+
+@contextlib.contextmanager
+def training_in_float64() -> Iterator[None]:
+    """Runs that begin in here have float64 models, where a fault is far above the rounding."""
+    with mock.patch.object(training, "GPT2Model", lambda config: GPT2Model(config).double()):
+        yield
 
 
 def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
