@@ -132,11 +132,7 @@ def losses(folder):
 
 
 def assert_same(weights, expected):
-    """The same to the rounding of float64; what is counted, exactly.
-
-    What steps of AdamW enlarge most are key biases, whose gradients are 0: an error d of one moves
-    it by learning rate / epsilon = 10^6 d. d is far below u, as softmax's gradients add up to 0.
-    """
+    """The same to the rounding of float64; what is counted, exactly."""
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         actual = torch.as_tensor(weights[name], dtype=tensor.dtype)
