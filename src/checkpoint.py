@@ -37,6 +37,7 @@ from .model import GPT2Model
 from .model_folder import load_tensors, load_weights, save_tensors
 from .run_folder import (
     CHECKPOINTS,
+    SHARDS,
     STATE,
     WEIGHTS,
     check_resume,
@@ -61,7 +62,6 @@ from .utils import (
 BEST = "best.safetensors"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
-SHARDS = "shards"
 
 Describe = Callable[[Path], None]
 """Writes what describes a model, its tokenizer and configuration, into a folder."""

@@ -20,7 +20,7 @@ import typer
 import typer.core
 
 from . import __version__, completion
-from .errors import AGI2Error, one_line
+from .errors import AGI2Error, masked, one_line
 from .startup import limit_spinning, loading
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ class _Commands(typer.core.TyperGroup):
 
 
 def _fail(error: BaseException, *lines: str) -> NoReturn:
-    for line in lines:
-        print(f"error: {one_line(line)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can be told: the exit status says it
+        for line in lines:
+            print(f"error: {one_line(line)}", file=sys.stderr)
     raise typer.Exit(2) from error
 
 
@@ -683,7 +684,7 @@ def _start(
     _set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
     for key, value in config.items():
-        log.debug("%s = %r", key, value)
+        log.debug("%s = %r", key, masked(value))
     return config
 
 
@@ -787,6 +788,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
         completion.join_words(os.environ)
     try:
         app(args=arguments, prog_name=program)
+    except OSError as error:  # standard error does not take what typer says of a wrong argument
+        raise SystemExit(2) from error
     finally:
         # While libraries clean up, one more Ctrl-C would only show their tracebacks.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .charts import Point, Series, chart, chart_group, charts_page
 from .console import Rows, print_line, print_table, print_text
-from .errors import AGI2Error
+from .errors import AGI2Error, masked
 from .html_page import escape, table
 from .report import axes, tokens_per_step
 from .runs import History, RunRecord, RunSummary, list_runs, read_run
@@ -127,7 +127,7 @@ def differences(runs: Sequence[RunRecord]) -> Rows:
     """A row for each key whose values differ: the key, and each run's value."""
     rows = []
     for key in runs[0].config:
-        values = [run.config[key] for run in runs]
+        values = [masked(run.config[key]) for run in runs]
         if key not in _PLACES and any(value != values[0] for value in values):
             rows.append([key, *("not set" if value is None else str(value) for value in values)])
     return rows

@@ -10,6 +10,7 @@ from .errors import AGI2Error, one_line
 from .gutenberg import strip_gutenberg
 from .readers import read_file
 from .sources import TEXT_SUFFIXES, Source, Sources, check_rereadable, find_sources, list_sources
+from .sources import size_of
 from .text_files import Unreadable
 from .utils import human_bytes, log
 
@@ -83,7 +84,7 @@ def _read(source: Source, text_field: str, is_logged: bool) -> Iterator[str]:
         except Unreadable as problem:
             if source.is_named:
                 raise
-            source.skipped.add(problem.reason, str(problem), size=path.stat().st_size)
+            source.skipped.add(problem.reason, str(problem), size=size_of(path))
             first_problem = first_problem or str(problem)
             continue
         files, documents = files + 1, documents + len(reading.documents)

@@ -18,7 +18,7 @@ from .config_loader import make_config
 from .corpus import check_rereadable, check_sources, read_documents
 from .cuda_utils import describe_device, memory_stats, select_device, training_flops
 from .doctor import available_memory, measure_step, model_sizes, predict_memory
-from .errors import AGI2Error
+from .errors import AGI2Error, mask_urls
 from .estimates import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
 from .training import make_trainer, prepare
 from .utils import human_bytes, human_time, plural, write_text
@@ -166,8 +166,8 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     )
     plan = choose(corpus, minutes, device, out.stem)
     text = to_toml(plan.keys, plan.minutes)
-    write_text(out, text)
-    yield text
+    write_text(out, text, private=mask_urls(text) != text)
+    yield mask_urls(text)
     if plan.minutes < minutes:
         yield (
             f"# of {human_time(60 * minutes)} the run takes {human_time(60 * plan.minutes)}: more "

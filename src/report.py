@@ -13,6 +13,7 @@ from typing import Any
 
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .config import UNBOUNDED_EPOCHS, Config, GPT2Config
+from .errors import masked
 from .html_page import escape, table
 from .runs import History, RunRecord, read_run
 from .utils import human_time, write_text
@@ -361,7 +362,7 @@ def _chosen(run: RunRecord) -> dict[str, Any]:
 
 
 def _value(value: object) -> str:
-    return escape("not set" if value is None else json.dumps(value, ensure_ascii=False))
+    return escape("not set" if value is None else json.dumps(masked(value), ensure_ascii=False))
 
 
 # What a start notes, in a user's words.

@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 
 from .errors import AGI2Error
-from .utils import parse_json
+from .utils import parse_json, read_bytes
 
 MAX_FILE_BYTES = 64_000_000
 MAX_TOKENS = 1_000_000
@@ -64,11 +64,7 @@ def read_bounded(path: Path) -> bytes:
     Raises:
         AGI2Error: where it cannot be read, or is larger.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise AGI2Error(f"{path} cannot be read: {error.strerror}") from error
+    data = read_bytes(path, MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise AGI2Error(f"{path} is not a tokenizer: it has over {MAX_FILE_BYTES // 10**6} MB")
     return data

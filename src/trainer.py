@@ -24,7 +24,7 @@ from .cuda_utils import (
 )
 from .dataset import EpochBatches, TextDataset
 from .distributed import Processes, is_lost_process, launch_id
-from .errors import AGI2Error
+from .errors import AGI2Error, masked
 from .evaluation import Evaluation, bytes_of, evaluate
 from .generation import generate_text
 from .model import GPT2Model
@@ -172,7 +172,7 @@ class Trainer:
             "total_steps": self.total_steps,
             **self.kept.identity,
             "launch": launch_id(),
-            "config": dict(self.config),
+            "config": masked(self.config),
         }
 
     def _choices(self) -> dict[str, Any]:
@@ -332,7 +332,7 @@ class Trainer:
         """Keep so many bytes of the log, and note what begins here for whoever reads it."""
         tokens = self.batches.dataset.tokens
         about = {
-            "chosen": self.chosen,
+            "chosen": masked(self.chosen),
             "parameters": self.model.num_parameters(),
             "total_steps": self.total_steps,
             "tokens_per_step": self.telemetry.tokens_per_step,

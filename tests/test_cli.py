@@ -21,6 +21,7 @@ import torch
 
 from src import __version__, cli
 from src.cli import main
+from src.downloads import cached_path
 from src.metrics import read_metrics
 from src.step import accumulate_gradients
 
@@ -871,6 +872,58 @@ def test_output_that_cannot_be_written_is_one_line(option):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", ["list nothing", "list --nothing", "nothing", "train -s a=1 x"])
+def test_a_status_needs_no_standard_error(arguments):
+    program = f"from src.cli import main; main({arguments.split()})"
+    with open("/dev/full", "w") as full:
+        left = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full)
+    assert left.returncode == 2
+
+
+SECRETS = ("pa55word", "t0ken")
+
+
+@pytest.fixture
+def secret_url():
+    """An address with a login and a token, whose text is in the cache."""
+    url = "https://me:pa55word@host.example/book.txt?key=t0ken"
+    cached_path(url).parent.mkdir(parents=True, exist_ok=True)
+    cached_path(url).write_text("the cat sat on a mat and " * 300, encoding="utf-8")
+    yield url
+    cached_path(url).unlink()
+
+
+def test_the_secret_of_a_source_stays_in_files_for_the_user_alone(tmp_path, capsys, secret_url):
+    file = write_run(tmp_path, sources=[secret_url], log_to=["tensorboard"])
+    folder = tmp_path / "trained" / "tiny"
+    shown = [run(capsys, "train", file, "--verbose")]
+    assert shown[0][0] == 0
+    changes = ["--set", f"sources={secret_url}2", "--set", "max_steps=8"]
+    cached_path(secret_url).rename(cached_path(f"{secret_url}2"))
+    shown += [run(capsys, "train", file, "--resume", "--verbose", *changes)]
+    shown += [run(capsys, "train", folder, "--resume", "--verbose", "--set", "max_steps=9")]
+    assert steps_done(file) == 9  # resumed from the address that is kept
+    cached_path(f"{secret_url}2").rename(cached_path(secret_url))
+    shown += [
+        run(capsys, *arguments)
+        for arguments in (
+            ("compare", file, write_run(tmp_path, model_name="x"), "--html", tmp_path / "c.html"),
+            ("doctor", file, "--verbose"),
+            ("generate", folder, "the", "--verbose"),
+            ("train", file, "--set", f"sources={secret_url}/nothing.txt"),
+            ("train", file, "--set", f"epochs={secret_url}"),
+        )
+    ]
+    for text in [*map(str, shown)]:
+        assert not any(secret in text for secret in SECRETS)
+    private = {folder / "config.toml", *folder.glob("checkpoints/*/config.toml")}
+    for path in filter(Path.is_file, (tmp_path / "trained").rglob("*")):
+        has_secret = any(secret.encode() in path.read_bytes() for secret in SECRETS)
+        assert has_secret == (path in private), path
+        assert not has_secret or path.stat().st_mode & 0o077 == 0
+
+
 def test_standard_streams_that_were_closed_are_the_null_device():
     program = (
         "import os, sys; from src.cli import _replace_closed_streams as replace; replace();"

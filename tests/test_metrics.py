@@ -350,5 +350,5 @@ def test_a_run_id_of_somebody_else_is_one_line(tmp_path, content):
 
 
 def test_a_folder_in_a_log_s_place_is_one_line(tmp_path):
-    with pytest.raises(AGI2Error, match="cannot be read: it is not a file"):
+    with pytest.raises(AGI2Error, match="cannot be read: it is a folder, not a file"):
         read_metrics(tmp_path)

@@ -311,7 +311,7 @@ def test_a_pipe_in_a_file_s_place_is_not_waited_for(whole_run, tmp_path, name):
     shutil.copytree(whole_run, tmp_path / "one")
     damage(tmp_path / "one" / name, "pipe", 0, "")
     (row,) = list_runs(tmp_path)
-    assert row.problem.endswith("cannot be read: it is not a file")
+    assert row.problem.endswith("cannot be read: it is a pipe, not a file")
 
 
 def test_a_log_that_is_gone_by_now_has_no_time(tmp_path):

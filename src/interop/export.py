@@ -9,7 +9,7 @@ from pathlib import Path
 from ..arguments import checked
 from ..console import busy, visible
 from ..errors import AGI2Error
-from ..run_folder import WEIGHTS
+from ..run_folder import WEIGHTS, check_unsharded
 from ..utils import atomic_folder
 
 # Each format with the packages that it needs beside those of AGI2.
@@ -45,6 +45,7 @@ def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None 
                 f"with uv sync --extra interop or pip install {package}"
             )
     check_free(out)
+    check_unsharded(run)
     if not os.path.isfile(run / WEIGHTS):
         raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
 

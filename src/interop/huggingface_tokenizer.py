@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import AGI2Error, shown
 from ..tokenizer import FILE_NAME, KNOWN_END_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
+from ..tokenizer_file import read_bounded
 from ..utils import log, read_json_object, write_text
 
 # What `transformers` assumes of a GPT-2 whose folder says nothing; it writes that down, too.
@@ -133,9 +134,9 @@ def _content(place: Path, name: str) -> dict[str, Any]:
     if not (vocab.is_file() and merges.is_file()):
         load_tokenizer(place)  # which says what is missing
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AGI2Error(f"{name}: {merges.name} cannot be read: {error}") from error
+        lines = read_bounded(merges).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise AGI2Error(f"{name}: {merges.name} is not UTF-8") from error
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     return {
         "version": "1.0",
