@@ -250,7 +250,7 @@ class Checkpoint:
 
     def restore_best(self, path: Path) -> None:
         """Make `path` the best weights at the time of the checkpoint, if any were chosen then."""
-        if (self.folder / BEST).exists():
+        if (self.folder / BEST).is_file():
             with atomic_path(path) as beside:
                 shutil.copyfile(self.folder / BEST, beside)
 

@@ -9,8 +9,15 @@ from .downloads import cache_folder, download
 from .errors import AGI2Error, one_line
 from .gutenberg import strip_gutenberg
 from .readers import read_file
-from .sources import TEXT_SUFFIXES, Source, Sources, check_rereadable, find_sources, list_sources
-from .sources import size_of
+from .sources import (
+    TEXT_SUFFIXES,
+    Source,
+    Sources,
+    check_rereadable,
+    find_sources,
+    list_sources,
+    size_of,
+)
 from .text_files import Unreadable
 from .utils import human_bytes, log
 

@@ -249,6 +249,8 @@ class _Check:
                 if not isinstance(single, list) or len(single) > 64:
                     raise self._refuse("its TemplateProcessing has no short list `single`")
                 texts = sum(isinstance(piece, dict) and "Sequence" in piece for piece in single)
+                if not all(isinstance(piece, dict) for piece in single):
+                    raise self._refuse("its TemplateProcessing has a piece that is no object")
                 if texts != 1:
                     raise self._refuse(f"its TemplateProcessing has the text {texts} times")
             elif kind not in ("ByteLevel", "RobertaProcessing", "BertProcessing"):

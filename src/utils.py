@@ -125,7 +125,9 @@ def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
             raise AGI2Error(f"cannot write {path}: it is {kind}; name a file")
         # Not from `tempfile`, whose files no other user may read.
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        beside.touch(0o600 if private else 0o666, exist_ok=False)  # refused here where it cannot be written at all
+        beside.touch(
+            0o600 if private else 0o666, exist_ok=False
+        )  # refused here where it cannot be written at all
         try:
             yield beside
             sync_file(beside)

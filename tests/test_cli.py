@@ -873,7 +873,9 @@ def test_output_that_cannot_be_written_is_one_line(option):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-@pytest.mark.parametrize("arguments", ["list nothing", "list --nothing", "nothing", "train -s a=1 x"])
+@pytest.mark.parametrize(
+    "arguments", ["list nothing", "list --nothing", "nothing", "train -s a=1 x"]
+)
 def test_a_status_needs_no_standard_error(arguments):
     program = f"from src.cli import main; main({arguments.split()})"
     with open("/dev/full", "w") as full:

@@ -688,7 +688,9 @@ def test_a_pipe_is_read_to_its_end_as_it_comes():
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("src.config_loader._SILENCE", 0.05)
     os.mkfifo(tmp_path / "my.toml")
-    with pytest.raises(AGI2Error, match=r"my\.toml: cannot be read: it is a pipe, and nothing came"):
+    with pytest.raises(
+        AGI2Error, match=r"my\.toml: cannot be read: it is a pipe, and nothing came"
+    ):
         load_config(tmp_path / "my.toml")
     monkeypatch.setattr("src.config_loader._SILENCE", 1e6)
     os.mkfifo(tmp_path / "config.toml")  # in a run's folder
