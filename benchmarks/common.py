@@ -1,4 +1,7 @@
-"""What the benchmarks share: the machine's description, the table, the JSON, nanoGPT as a peer."""
+"""What the benchmarks share: the machine's description, the table, the JSON, nanoGPT as a peer.
+
+PyTorch is imported by the functions that need it: a process that only starts others needs none.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from src.model import GPT2Model
     from src.tokenizer import Tokenizer
 
@@ -34,6 +35,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
+    import torch
+
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -56,6 +59,8 @@ def _processor() -> str:
 
 def matmul_gflops() -> float:
     """The machine's fp32 matrix product, 1024 x 768 x 3072, best of 20."""
+    import torch
+
     a, b = torch.randn(1024, 768), torch.randn(768, 3072)
     best = float("inf")
     for _ in range(20):
@@ -162,6 +167,8 @@ def save_random_gpt2(vocabulary: Path, folder: Path, **keys: Any) -> tuple[GPT2M
 
     `vocabulary` holds vocab.json and merges.txt; `keys` go into its configuration.
     """
+    import torch
+
     from src.config import Config
     from src.formats.model_dir import save_model
     from src.model import GPT2Model
@@ -182,6 +189,8 @@ def nanogpt_characters(
     Works on a copy of nanoGPT's folder below `work`. The loss is that of its last weights on all
     of the held-out text, in windows of its context, one after the other.
     """
+    import numpy as np
+
     copy = work / "nanogpt"
     shutil.copytree(nanogpt, copy, ignore=shutil.ignore_patterns(".git", "assets"))
     data = copy / "data" / "benchmark"
@@ -220,6 +229,9 @@ def nanogpt_characters(
 
 def _nanogpt_loss(copy: Path, ids: np.ndarray, width: int) -> float:
     """Mean nats per character over consecutive windows; every character but the first."""
+    import torch
+    import torch.nn.functional as F
+
     sys.path.insert(0, str(copy))
     from model import GPT, GPTConfig  # nanoGPT's own
 

@@ -10,9 +10,11 @@ python benchmarks/gpu.py --out FOLDER [--nanogpt NANOGPT_FOLDER] [--text TEXT] [
 4. Generation with GPT-2 124M and the same random weights next to `transformers`, with 1 and 8
    texts, in fp32 and bf16; AGI2 with CUDA graphs.
 
-Each part is a process with a time limit, its share of what is left of `--minutes`. `results.json`
-in the output folder is replaced after each of them: whatever ends early, what was done is there.
-`--device cpu --tiny` runs all of it on a CPU with tiny sizes.
+Each part is a process with a time limit, its share of what is left of `--minutes`. In the output
+folder, `results.json` is replaced after each part, `rows.jsonl` gets each figure at once, and
+`log.txt` what the parts print: whatever ends early, what was done is there. The exit status is 1 if
+a part failed or was stopped at its limit. `--device cpu --tiny` runs all of it on a CPU with tiny
+sizes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import operator
 import os
 import re
 import shutil
@@ -29,13 +32,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from character_recipe import character_config
 from common import ROOT, report
 from train_step import SHAPES, nanogpt_step, our_step, share_of_peak
 
@@ -49,47 +52,34 @@ class Sizes:
     """Of what is measured."""
 
     shape: tuple[int, ...]
-    """Of a training step: see `train_step.SHAPES`."""
+    """Of the model whose training and generation are timed: see `train_step.SHAPES`."""
     steps: int
     """Training steps that are timed."""
-    character_model: dict[str, Any]
+    characters: tuple[int, ...]
+    """Of the character model: see `CHARACTER_KEYS`."""
     prompt: int
     new_tokens: int
     rounds: int
 
 
+CHARACTER_KEYS = (
+    *("model_layer", "model_head", "model_embd", "model_positions", "batch_size"),
+    *("max_steps", "eval_interval"),
+)
 FULL = Sizes(
     shape=SHAPES["cuda"]["124M, 16 x 1024"],
     steps=20,
-    character_model={
-        "model_layer": 6,
-        "model_head": 6,
-        "model_embd": 384,
-        "model_positions": 256,
-        "batch_size": 64,
-        "dropout": 0.2,
-        "max_steps": 5000,
-        "eval_interval": 250,
-    },
+    characters=(6, 6, 384, 256, 64, 5000, 250),
     prompt=60,
     new_tokens=128,
     rounds=3,
 )
 TINY = Sizes(
-    shape=(2, 32, 300, 320, 2, 2, 32),
-    steps=3,
-    character_model={
-        "model_layer": 1,
-        "model_head": 2,
-        "model_embd": 16,
-        "model_positions": 16,
-        "batch_size": 4,
-        "dropout": 0.2,
-        "max_steps": 20,
-        "eval_interval": 10,
-    },
+    shape=(2, 32, 300, 320, 1, 2, 32),
+    steps=1,
+    characters=(1, 2, 16, 16, 4, 6, 3),
     prompt=6,
-    new_tokens=12,
+    new_tokens=12,  # more than a CUDA graph is recorded after
     rounds=1,
 )
 
@@ -123,7 +113,7 @@ def describe(given: argparse.Namespace, write: Write) -> None:
             "device": describe_device(device),
             "python": sys.version.split()[0],
             "torch": torch.__version__,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": os.cpu_count(),
             "TFLOP/s measured": 2 * size**3 / statistics.median(seconds) / 1e12,
             "TFLOP/s by its maker": None if peak is None else peak / 1e12,
         }
@@ -145,7 +135,9 @@ def run_tests(given: argparse.Namespace, write: Write) -> None:
     if importlib.util.find_spec("xdist") is not None and not given.tiny:
         command += ["-n", "6"]
     command += ["-p", "no:cacheprovider", *files]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+    )
     assert child.stdout is not None
     for line in child.stdout:
         print(line, end="", flush=True)
@@ -187,9 +179,9 @@ def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write
     """A part that times training steps."""
 
     def measure(given: argparse.Namespace, write: Write) -> None:
-        import torch
 
         sizes = sizes_of(given)
+        what = f"{engine}, {'compiled' if is_compiled else 'not compiled'}"
         # A rehearsal traces as the real run does, but does not wait for a compiler.
         backend = ("aot_eager" if given.tiny else "inductor") if is_compiled else None
         if engine == "AGI2":
@@ -198,7 +190,7 @@ def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write
             step = nanogpt_step(sizes.shape, given.device, given.nanogpt, backend)
         start = time.perf_counter()
         step()
-        first = time.perf_counter() - start
+        write({"what": what, "first step, seconds": time.perf_counter() - start})
         step()
         seconds = []
         for _ in range(sizes.steps):
@@ -207,14 +199,12 @@ def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write
             seconds.append(time.perf_counter() - start)
         rows, context = sizes.shape[:2]
         speed = rows * context / statistics.median(seconds)
-        peak = torch.cuda.max_memory_allocated() / 1e9 if given.device == "cuda" else None
         write(
             {
-                "what": f"{engine}, {'compiled' if is_compiled else 'not compiled'}",
+                "what": what,
                 "tokens per second": speed,
-                **share_of_peak(given.device, speed),
-                "GPU's peak GB": peak,
-                "first step, seconds": first,
+                **({} if given.tiny else share_of_peak(given.device, speed)),
+                **peak_memory(given.device),
             }
         )
 
@@ -223,18 +213,18 @@ def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write
 
 def train_characters(given: argparse.Namespace, write: Write) -> None:
     """nanoGPT's GPU recipe, in the time there is."""
-    import torch
+    from character_recipe import character_config
 
     from src.training import train_from_config
 
-    keys = sizes_of(given).character_model
+    keys: dict[str, Any] = dict(zip(CHARACTER_KEYS, sizes_of(given).characters, strict=True))
     if not given.tiny:
-        # To start, to compile and to validate at the end take some of the time.
-        keys = {**keys, "max_minutes": max(0.25, (given.seconds - 60) / 60)}
+        # To start, and to validate at the end, take some of the time.
+        keys["max_minutes"] = max(15.0, 0.8 * given.seconds - 15) / 60
     recipe = {"optimizer": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02}
     with tempfile.TemporaryDirectory() as folder:
         config = character_config(
-            given.text, folder, "characters", **keys, **recipe, device=given.device
+            given.text, folder, "characters", **keys, **recipe, dropout=0.2, device=given.device
         )
         run = train_from_config(config)
         for name in ("metrics.jsonl", "report.html", "config.toml"):
@@ -250,133 +240,116 @@ def train_characters(given: argparse.Namespace, write: Write) -> None:
             "steps": history["steps"],
             "best at step": best,
             "seconds": history["seconds"],
-            "GPU's peak GB": (
-                torch.cuda.max_memory_allocated() / 1e9 if given.device == "cuda" else None
-            ),
+            **peak_memory(given.device),
         }
     )
 
 
-def generate(given: argparse.Namespace, write: Write) -> None:
-    """Greedy text of the same random weights by AGI2 and `transformers`, in turn."""
+Generate = Callable[[int], list[int]]
+"""From a number of prompts to the new tokens of the first one, if that is the only one."""
+
+
+def generate(engine: str) -> Callable[[argparse.Namespace, Write], None]:
+    """A part that times greedy generation with random weights, always the same."""
+
+    def measure(given: argparse.Namespace, write: Write) -> None:
+        sizes = sizes_of(given)
+        for precision in ("fp32", "bf16"):
+            run = MAKERS[engine](sizes, precision, given.device)
+            for texts in (1, 8):
+                reset_peak_memory(given.device)
+                tokens = run(texts)
+                seconds = []
+                for _ in range(sizes.rounds):
+                    start = time.perf_counter()
+                    run(texts)
+                    synchronize(given.device)
+                    seconds.append(time.perf_counter() - start)
+                row = {
+                    "what": engine,
+                    "texts": texts,
+                    "precision": precision,
+                    "tokens per second": texts * sizes.new_tokens / statistics.median(seconds),
+                    **peak_memory(given.device),
+                }
+                if engine != "AGI2" and texts == 1:
+                    ours = our_generate(sizes, precision, given.device)(1)
+                    row["same tokens as AGI2"] = sum(map(operator.eq, ours, tokens))
+                write(row)
+
+    return measure
+
+
+def random_model(sizes: Sizes) -> Any:
     import torch
 
     from src.config import GPT2Config
     from src.model import GPT2Model
 
-    sizes = sizes_of(given)
     _, context, vocabulary, _, layers, heads, width = sizes.shape
-    architecture = GPT2Config(
-        position_embedding="learned",
-        vocab_size=vocabulary,
-        max_seq_len=context,
-        d_model=width,
-        n_layers=layers,
-        n_heads=heads,
-    )
     torch.manual_seed(0)
-    weights = GPT2Model(architecture).state_dict()
-    for precision in ("fp32", "bf16"):
-        makers = {"AGI2": our_writer, "transformers": their_writer}
-        writers: dict[str, Callable[[int], list[int]]] = {}
-        for name, make in makers.items():
-            try:
-                model = GPT2Model(architecture).eval()
-                model.load_state_dict(weights)
-                writers[name] = make(model, precision, given.device, sizes)
-            except Exception as error:
-                write({"what": name, "precision": precision, "error": repr(error)[:300]})
-        for batch in (1, 8):
-            texts: dict[str, list[int]] = {}
-            for name, writer in writers.items():
-                row: dict[str, Any] = {"what": name, "texts": batch, "precision": precision}
-                try:
-                    row |= timed(writer, batch, sizes, given.device, texts, name)
-                except Exception as error:
-                    row["error"] = repr(error)[:300]
-                write(row)
+    return GPT2Model(
+        GPT2Config(
+            position_embedding="learned",
+            vocab_size=vocabulary,
+            max_seq_len=context,
+            d_model=width,
+            n_layers=layers,
+            n_heads=heads,
+        )
+    ).eval()
 
 
-def timed(
-    writer: Callable[[int], list[int]],
-    batch: int,
-    sizes: Sizes,
-    device: str,
-    texts: dict[str, list[int]],
-    name: str,
-) -> dict[str, Any]:
-    """Time a writer; `texts` keeps its first text, to say how much of the peer's is the same."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    texts[name] = writer(batch)
-    seconds = []
-    for _ in range(sizes.rounds):
-        start = time.perf_counter()
-        writer(batch)
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    found: dict[str, Any] = {
-        "tokens per second": batch * sizes.new_tokens / statistics.median(seconds),
-        "GPU's peak GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
-    }
-    if batch == 1 and name == "transformers" and "AGI2" in texts:
-        pairs = zip(texts["AGI2"], texts[name], strict=True)
-        found["same tokens as AGI2"] = sum(a == b for a, b in pairs)
-    return found
-
-
-def our_writer(model: Any, precision: str, device: str, sizes: Sizes) -> Callable[[int], list[int]]:
+def our_generate(sizes: Sizes, precision: str, device: str) -> Generate:
     import torch
 
     from src.generation import generate_batch, generate_tokens
     from src.inference.prepare import prepare_for_generation
     from src.tokenizer import BasicTokenizer
 
-    model = model.to(device)
+    model = random_model(sizes).to(device)
     if precision == "bf16":
         model = model.to(torch.bfloat16)
-    if device == "cuda" or precision == "fp32":
-        prepare_for_generation(model)
+    prepare_for_generation(model)
     # A character for each token of the model: which text it is plays no part here.
     special = BasicTokenizer("a").vocab_size - 1
     characters = map(chr, range(0x20000, 0x20000 + model.config.vocab_size - special))
     tokenizer = BasicTokenizer("".join(characters))
-    ids = prompts(sizes, model.config.vocab_size)
+    ids = prompts(sizes)
 
-    def write(batch: int) -> list[int]:
-        if batch == 1:
+    def run(texts: int) -> list[int]:
+        if texts == 1:
             return list(generate_tokens(model, ids[0], sizes.new_tokens, 0))
         options: dict[str, Any] = {"tokenizer": tokenizer, "min_length": sizes.new_tokens}
-        generate_batch(model, ids[:batch], sizes.new_tokens, 0, return_full_text=False, **options)
+        generate_batch(model, ids[:texts], sizes.new_tokens, 0, return_full_text=False, **options)
         return []
 
-    return write
+    return run
 
 
-def their_writer(
-    model: Any, precision: str, device: str, sizes: Sizes
-) -> Callable[[int], list[int]]:
+def their_generate(sizes: Sizes, precision: str, device: str) -> Generate:
     import torch
     import transformers
 
     from src.formats.huggingface import their_config, to_their_layout
 
+    model = random_model(sizes)
     keys = {**their_config(model.config), "bos_token_id": None, "eos_token_id": None}
     peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**keys))
-    peer.load_state_dict(to_their_layout(model.state_dict()), strict=False)
+    missing, unknown = peer.load_state_dict(to_their_layout(model.state_dict()), strict=False)
+    if unknown or set(missing) - {"lm_head.weight"}:
+        raise SystemExit(f"transformers: no weights for {missing}, no place for {unknown}")
     peer.tie_weights()
     peer = peer.eval().to(device)
     if precision == "bf16":
         peer = peer.to(torch.bfloat16)
-    ids = torch.tensor(prompts(sizes, model.config.vocab_size), device=device)
+    ids = torch.tensor(prompts(sizes), device=device)
 
     @torch.inference_mode()
-    def write(batch: int) -> list[int]:
+    def run(texts: int) -> list[int]:
         out = peer.generate(
-            ids[:batch],
-            attention_mask=torch.ones_like(ids[:batch]),
+            ids[:texts],
+            attention_mask=torch.ones_like(ids[:texts]),
             max_new_tokens=sizes.new_tokens,
             min_new_tokens=sizes.new_tokens,
             do_sample=False,
@@ -384,14 +357,21 @@ def their_writer(
         )
         return list(out[0, sizes.prompt :].tolist())
 
-    return write
+    return run
 
 
-def prompts(sizes: Sizes, vocabulary: int) -> list[list[int]]:
+MAKERS: dict[str, Callable[[Sizes, str, str], Generate]] = {
+    "AGI2": our_generate,
+    "transformers": their_generate,
+}
+
+
+def prompts(sizes: Sizes) -> list[list[int]]:
     import torch
 
     draw = torch.Generator().manual_seed(0)
-    return list(torch.randint(vocabulary - 9, (8, sizes.prompt), generator=draw).tolist())
+    # Not the last tokens of the vocabulary, which end a text.
+    return list(torch.randint(sizes.shape[2] - 9, (8, sizes.prompt), generator=draw).tolist())
 
 
 def synchronize(device: str) -> None:
@@ -401,6 +381,20 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def reset_peak_memory(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory(device: str) -> dict[str, float]:
+    import torch
+
+    return {"GPU's peak GB": torch.cuda.max_memory_allocated() / 1e9} if device == "cuda" else {}
+
+
 @dataclass(frozen=True)
 class Part:
     """A process with a share of the time."""
@@ -408,17 +402,24 @@ class Part:
     share: float
     run: Callable[[argparse.Namespace, Write], None]
     needs: str = ""
-    """The option without which it is skipped."""
+    """The option or the package without which it is skipped."""
+
+    def is_possible(self, given: argparse.Namespace) -> bool:
+        """Whether what it needs is there."""
+        if self.needs.startswith("--"):
+            return getattr(given, self.needs.removeprefix("--")) is not None
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
 PARTS = {
     "machine": Part(0.75, describe),
     "tests": Part(2.5, run_tests),
-    "training step, AGI2 compiled": Part(1.25, train("AGI2", True)),
+    "training step, AGI2 compiled": Part(1.5, train("AGI2", True)),
     "training step, AGI2 not compiled": Part(0.5, train("AGI2", False)),
-    "training step, nanoGPT compiled": Part(1.25, train("nanoGPT", True), "nanogpt"),
-    "characters": Part(2.0, train_characters, "text"),
-    "generation": Part(1.5, generate),
+    "training step, nanoGPT compiled": Part(1.5, train("nanoGPT", True), "--nanogpt"),
+    "characters": Part(2.0, train_characters, "--text"),
+    "generation, AGI2": Part(0.75, generate("AGI2")),
+    "generation, transformers": Part(1.0, generate("transformers"), "transformers"),
 }
 
 
@@ -427,35 +428,34 @@ PARTS = {
 
 def run_part(name: str, given: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Run a part, for so many seconds at most: its rows, and how it ended."""
-    rows, log = file_of(given, name, "jsonl"), file_of(given, name, "log")
-    rows.write_text("")
     command = [sys.executable, __file__, *sys.argv[1:], "--part", name, "--seconds", str(seconds)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     start = time.monotonic()
-    with open(log, "wb") as output:
+    with open(given.out / "log.txt", "ab") as log:
+        log.write(f"\n== {name}\n".encode())
+        log.flush()
+        begin = log.tell()
         child = subprocess.Popen(
             command,
-            stdout=output,
+            stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # so that all that it starts ends with it
         )
         try:
             status = child.wait(seconds)
-            ending = "done" if status == 0 else f"failed (exit status {status}): {last_line(log)}"
+            ending = "done" if status == 0 else f"failed (exit status {status})"
         except subprocess.TimeoutExpired:
             ending = f"stopped after {seconds:.0f} s"
         finally:
             end_group(child)
+    if ending != "done":
+        ending += last_line(given.out / "log.txt", begin)
     return {
         "ending": ending,
         "seconds": round(time.monotonic() - start, 1),
-        "rows": read_rows(rows),
+        "rows": read_rows(given.out, name),
     }
-
-
-def file_of(given: argparse.Namespace, part: str, kind: str) -> Path:
-    return Path(given.out) / f"{part.replace(',', '').replace(' ', '-')}.{kind}"
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
@@ -465,31 +465,43 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
+def end_with(parent: int) -> None:
+    """End this part and all that it has started soon after its parent, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """What a part wrote; a last line that was cut off is left out."""
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+def last_line(log: Path, begin: int) -> str:
+    """What a part printed last, from a byte of the log on."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
+    return f": {lines[-1][:300]}" if lines else ""
+
+
+def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What a part found; a last line that was cut off is left out."""
+    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row.pop("part") == name]
 
 
 def run_all(given: argparse.Namespace) -> dict[str, Any]:
     """Run the parts; a part's time is its share of what is left."""
     given.out.mkdir(parents=True, exist_ok=True)
+    for name in ("rows.jsonl", "log.txt"):
+        (given.out / name).write_text("")
     until = time.monotonic() + 60 * given.minutes
     wanted = {name: part for name, part in PARTS.items() if given.only in name}
     results: dict[str, Any] = {}
-    share = sum(part.share for part in wanted.values())
+    share = sum(part.share for part in wanted.values() if part.is_possible(given))
     for name, part in wanted.items():
-        limit = max(1.0, (until - time.monotonic()) * part.share / share)
-        share -= part.share
-        if part.needs and getattr(given, part.needs) is None:
-            results[name] = {"ending": f"skipped: no --{part.needs}", "seconds": 0, "rows": []}
-        else:
+        if part.is_possible(given):
+            limit = max(1.0, (until - time.monotonic()) * part.share / share)
+            share -= part.share
             print(f"{name}: at most {limit:.0f} s", flush=True)
             results[name] = run_part(name, given, limit)
+        else:
+            results[name] = {"ending": f"skipped: no {part.needs}", "seconds": 0, "rows": []}
         print(f"{name}: {results[name]['ending']}", flush=True)
         about = {"device": given.device, "tiny": given.tiny, "minutes": given.minutes}
         text = json.dumps({**about, "parts": results}, indent=1) + "\n"
@@ -504,28 +516,52 @@ def show(results: dict[str, Any]) -> None:
             report(found["rows"], None)
 
 
+def options() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    found.add_argument("--out", type=Path, required=True, help="the folder for the results")
+    found.add_argument("--nanogpt", type=Path, help="nanoGPT's folder")
+    found.add_argument("--text", type=Path, help="a text, such as Shakespeare's works")
+    found.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
+    found.add_argument("--only", default="", help="the parts whose names have this in them")
+    found.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    found.add_argument("--tiny", action="store_true", help="tiny sizes, to rehearse")
+    found.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    found.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    return found
+
+
+def problem_of(given: argparse.Namespace) -> str:
+    """What would only come to light in the middle, or nothing."""
+    if not any(given.only in name for name in PARTS):
+        return f"--only {given.only}: no part has this in its name: {'; '.join(PARTS)}"
+    if given.text is not None and not given.text.is_file():
+        return f"--text {given.text}: there is no such file"
+    if given.nanogpt is not None and not (given.nanogpt / "model.py").is_file():
+        return f"--nanogpt {given.nanogpt}: there is no model.py in it"
+    if not given.minutes > 0:
+        return f"--minutes {given.minutes:g}: must be above 0"
+    return ""
+
+
 def main() -> int:
     """Run the parts, or as a child one of them; 1 where a part failed or was stopped."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--out", type=Path, required=True, help="the folder for the results")
-    options.add_argument("--nanogpt", type=Path, help="nanoGPT's folder")
-    options.add_argument("--text", type=Path, help="a text, such as Shakespeare's works")
-    options.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
-    options.add_argument("--only", default="", help="the parts whose names have this in them")
-    options.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    options.add_argument("--tiny", action="store_true", help="tiny sizes, to rehearse")
-    options.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    options.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
-    given = options.parse_args()
+    given = options().parse_args()
     if given.part is None:
+        if problem := problem_of(given):
+            options().error(problem)
         results = run_all(given)
         show(results)
         return int(any(re.match("failed|stopped", each["ending"]) for each in results.values()))
-    rows = file_of(given, given.part, "jsonl")
+    threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
+    if given.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SystemExit("there is no CUDA device here: --device cpu --tiny rehearses")
 
     def write(row: dict[str, Any]) -> None:
-        with open(rows, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with open(given.out / "rows.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"part": given.part, **row}) + "\n")
 
     PARTS[given.part].run(given, write)
     return 0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
+import stat
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +19,16 @@ from pydantic_core import ErrorDetails
 
 from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config
-from .errors import AGI2Error, shown
-from .utils import human_bytes, is_deep, write_text
+from .errors import AGI2Error, masked, shown
+from .utils import human_bytes, is_deep, open_file, write_text
 
 Kind = Literal["training", "generation", "interactive"]
 
 # The configuration in a run's folder.
 CONFIG = "config.toml"
 
+# In seconds: how long nothing may come from a pipe.
+_SILENCE = 10.0
 # In bytes: a configuration is written by hand, or lists sources.
 _LARGEST_FILE = 2**20
 # So many problems are told; the rest are counted.
@@ -152,15 +158,20 @@ def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the whole effective configuration; keys that are not set are left out."""
+    """Write the whole effective configuration; keys that are not set are left out.
+
+    A web address with a login or a query stands there as it is, since the run is resumed from it:
+    no other user may read the file then.
+    """
     content = {key: value for key, value in config.items() if value is not None}
-    write_text(path, tomli_w.dumps(content))
+    write_text(path, tomli_w.dumps(content), private=masked(content) != content)
 
 
 def _read(path: Path) -> str:
     try:
-        with open(path, "rb") as file:  # a device has no end
-            data = file.read(_LARGEST_FILE + 1)
+        # A run writes a file; for one's own configuration a pipe will do, as of `<(echo ...)`.
+        is_pipe = path.name != CONFIG and stat.S_ISFIFO(os.stat(path).st_mode)
+        data = (_read_pipe if is_pipe else _read_file)(path)
     except FileNotFoundError as error:
         raise AGI2Error(f"{path}: no such file; resources/ holds examples to start from") from error
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
@@ -172,6 +183,39 @@ def _read(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{path}: not UTF-8 text") from error
+
+
+def _read_file(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read(_LARGEST_FILE + 1)
+
+
+def _read_pipe(path: Path) -> bytes:
+    """Read a pipe to its end, as long as something comes.
+
+    Raises:
+        OSError: if nothing comes, or no end.
+    """
+    content = b""
+    with open(path, "rb", 0, opener=_open_at_once) as pipe:
+        silent_since = time.monotonic()
+        while len(content) <= _LARGEST_FILE:
+            part = pipe.read(_LARGEST_FILE)  # None: no more yet
+            if part:
+                content += part
+                silent_since = time.monotonic()
+            elif part == b"" and content:
+                break
+            elif time.monotonic() - silent_since > _SILENCE:
+                raise OSError(errno.ETIMEDOUT, f"it is a pipe, and nothing came for {_SILENCE:g} s")
+            else:
+                time.sleep(0.01)
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a pipe without waiting for somebody who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:

@@ -146,29 +146,37 @@ def is_logged() -> bool:
 class TrainingDisplay:
     """A progress bar in a terminal, a line at each logged step elsewhere.
 
+    A terminal has room for one bar: of several runs in threads, the others log lines.
+
     Args:
         total_steps: where that is known.
     """
 
     def __init__(self, total_steps: int | None) -> None:
         self._of = f"/{total_steps}" if total_steps else ""
-        self._is_live = is_drawn()
+        self._is_live = False
         self._bar = BarColumn(bar_width=24)
         self._progress = Progress(
             self._bar,
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
-            disable=not self._is_live,
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=1.0)
 
     def __enter__(self) -> TrainingDisplay:
-        self._progress.start()
+        self._is_live = is_drawn() and _drawing.acquire(blocking=False)
+        if self._is_live:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._is_live:
+            self._is_live = False
+            try:
+                self._progress.stop()
+            finally:
+                _drawing.release()
 
     def update(
         self,

@@ -1,6 +1,8 @@
 """`AGI2Error`, the one exception that means: the user can fix this; and text safe to print."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 MAX_LINE = 300
 """Characters of a line of a message: input that is quoted in it may be of any length."""
@@ -32,6 +34,15 @@ _URL = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
 def mask_urls(text: str) -> str:
     """Hide what may be secret in every web address: its login, and the values in its query."""
     return _URL.sub(lambda found: _mask_url(found[0]), text)
+
+
+def masked(value: Any) -> Any:
+    """A copy of a configuration's value for others to see: `mask_urls` of every text in it."""
+    if isinstance(value, str):
+        return mask_urls(value)
+    if isinstance(value, Mapping):
+        return {key: masked(inside) for key, inside in value.items()}
+    return [masked(inside) for inside in value] if isinstance(value, list | tuple) else value
 
 
 def _mask_url(url: str) -> str:

@@ -308,6 +308,8 @@ class GPT2Model(nn.Module):
         folder: str | Path,
         tokenizer: Tokenizer | None = None,
         config: Config | None = None,
+        *,
+        verbose: bool = True,
     ) -> None:
         """Write the model into a folder that `from_pretrained` reads, and with it its tokenizer.
 
@@ -315,16 +317,20 @@ class GPT2Model(nn.Module):
             folder: made where there is none.
             tokenizer: with it, the folder is one that `load_model` and every command take, too.
             config: keys to keep beside the architecture, such as how text is generated.
+            verbose: whether to show that it takes its time (see `console.visible`).
 
         Raises:
             AGI2Error: where the folder cannot be written or has another model's tokenizer.
         """
         from .formats.model_dir import save_model
 
-        save_model(self, tokenizer, config or Config.model_validate({}), folder)
+        config = config or Config.model_validate({})
+        save_model(self, tokenizer, config, folder, verbose=verbose)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> GPT2Model:
+    def from_pretrained(
+        cls, folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
+    ) -> GPT2Model:
         """Read the model of a folder that training or `save_pretrained` wrote, ready to evaluate.
 
         `load_model` reads its tokenizer and configuration as well; `import_huggingface` makes such
@@ -335,7 +341,7 @@ class GPT2Model(nn.Module):
         """
         from .formats.model_dir import load_architecture
 
-        return load_architecture(folder, device)
+        return load_architecture(folder, device, verbose=verbose)
 
     def num_parameters(self) -> int:
         """Weights, tied ones counted once; of a prepared model those that it was made of."""

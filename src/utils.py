@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import math
 import os
 import shutil
 import signal
+import stat
 import threading
 import time
 import uuid
@@ -106,8 +109,12 @@ def sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` only once it is whole and on disk.
+
+    Args:
+        path: the file.
+        private: whether no other user may read it.
 
     Raises:
         AGI2Error: where it cannot be written, or is there and no file; `path` is then as it was.
@@ -119,7 +126,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise AGI2Error(f"cannot write {path}: it is {kind}; name a file")
         # Not from `tempfile`, whose files no other user may read.
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        beside.touch(exist_ok=False)  # refused here where it cannot be written at all
+        beside.touch(
+            0o600 if private else 0o666, exist_ok=False
+        )  # refused here where it cannot be written at all
         try:
             yield beside
             sync_file(beside)
@@ -146,9 +155,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    with atomic_path(path) as beside:
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write UTF-8 text, whole or not at all; a `private` file no other user may read."""
+    with atomic_path(path, private) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -211,19 +220,54 @@ def parse_json(data: str | bytes, name: str) -> Any:
     return found
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading; refuse anything else at once, as a pipe may never end.
+
+    Raises:
+        OSError: its `strerror` says why, also for a folder, a pipe, a socket or a device.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {_kind_of(mode)}, not a file", path)
+    return descriptor
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def read_bytes(path: Path, most: int = -1) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: the file.
+        most: read so many bytes at most; all by default.
+
+    Raises:
+        AGI2Error: if it cannot be read, or is something else.
+    """
+    try:
+        with open_file(path) as file:
+            return file.read(most)
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise AGI2Error(f"{path} cannot be read: {reason}") from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object.
 
     Raises:
         AGI2Error: where the file cannot be read or holds anything else.
     """
-    if path.exists() and not path.is_file():  # a pipe has no end
-        raise AGI2Error(f"{path} cannot be read: it is not a file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise AGI2Error(f"{path} cannot be read: {error.strerror}") from error
-    found = parse_json(data, str(path))
+    found = parse_json(read_bytes(path), str(path))
     if not isinstance(found, dict):
         raise AGI2Error(f"{path} holds no JSON object")
     return found
@@ -231,7 +275,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

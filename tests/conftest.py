@@ -23,7 +23,7 @@ from src.utils import log
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # The same examples each time. New ones are drawn by `tests/fuzz.py`, with the profile `fuzz`.
 settings.register_profile("repeatable", _PATIENT, derandomize=True)
-settings.register_profile("fuzz", _PATIENT, max_examples=500, print_blob=True)
+settings.register_profile("fuzz", _PATIENT, derandomize=False, print_blob=True)
 settings.register_profile("few", _PATIENT, max_examples=10, derandomize=True)
 settings.load_profile("repeatable")
 
@@ -59,7 +59,10 @@ def run_python(code, *arguments):
     )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("hypothesis_profile", None) == "fuzz":
+        # Another order each time; the same in all processes of one run.
+        random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

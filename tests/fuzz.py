@@ -1,21 +1,55 @@
-"""Run the property tests on new examples, again and again, for a set time.
+"""Run the property tests on new examples, round after round, for a set time.
 
     uv run python tests/fuzz.py MINUTES [arguments for pytest]
 
-Ends with 1 at the first example that fails, which is printed. Put it above the test as `@example`,
-so that every run tries it from then on; `.hypothesis/` keeps it till then, for the next run.
+Each round has another order, so that the end of the time does not always fall on the same tests. A
+test that fails is left out of later rounds. Ends with 1 if one has failed. Put the example that is
+printed above the test as `@example`, so that every run tries it from then on; `.hypothesis/` keeps
+it till then, for the next run.
 """
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PYTEST = ("-m", "pytest", "-m", "hypothesis", "--hypothesis-profile=fuzz", "--no-cov", "-x", "-q")
-NO_TESTS = 5
+PYTEST = ("-m", "pytest", "-m", "hypothesis", "--hypothesis-profile=fuzz", "--no-cov", "-q")
+FAILED = re.compile(r"(?:FAILED|ERROR) (tests/\S+?(?:\[.*?\])?)(?: - |\s*$)")
+PASSED, SOME_FAILED, INTERRUPTED, NO_TESTS = 0, 1, 2, 5
+
+
+def run_round(arguments: list[str], failed: list[str], seconds: float) -> int:
+    """Run every property test that has not failed yet; add those that fail now to `failed`.
+
+    Returns:
+        The exit status of pytest, which is interrupted after so many seconds.
+    """
+    command = [sys.executable, *PYTEST, *(f"--deselect={each}" for each in failed), *arguments]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        threading.Thread(target=interrupt, args=[run, seconds], daemon=True).start()
+        for line in run.stdout:
+            print(line, end="", flush=True)
+            if found := FAILED.match(line):
+                failed.append(found[1])
+    return run.returncode
+
+
+def interrupt(run: subprocess.Popen[str], seconds: float) -> None:
+    """Interrupt a run after so many seconds, as Ctrl-C does: what has failed is still shown."""
+    while True:
+        try:
+            run.wait(seconds)
+            return
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGINT)
+            seconds = 60  # again then: an exception in a callback is ignored
 
 
 def main() -> int:
@@ -24,25 +58,19 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     end = time.monotonic() + 60 * float(sys.argv[1])
-    rounds = 0
-    while (left := end - time.monotonic()) > 0:
-        command = [sys.executable, *PYTEST, *sys.argv[2:]]
-        with subprocess.Popen(command, cwd=CHECKOUT) as run:
-            try:
-                status = run.wait(left)
-            except subprocess.TimeoutExpired:
-                run.terminate()
-                break
-        if status == NO_TESTS:
-            print("these arguments select no property test", file=sys.stderr)
-            return 2
-        if status:
-            print(
-                f"round {rounds + 1} found the example above: add it as @example", file=sys.stderr
-            )
-            return 1
-        rounds += 1
-    print(f"{rounds} rounds without a failing example", file=sys.stderr)
+    failed: list[str] = []
+    rounds, status = 0, PASSED
+    while status in (PASSED, SOME_FAILED) and (left := end - time.monotonic()) > 0:
+        status = run_round(sys.argv[2:], failed, left)
+        rounds += status in (PASSED, SOME_FAILED)
+    if failed:
+        print("failed; add the examples above as @example:", *failed, sep="\n", file=sys.stderr)
+        return 1
+    if status == NO_TESTS:
+        print("these arguments select no property test", file=sys.stderr)
+    if status not in (PASSED, INTERRUPTED):
+        return status
+    print(f"{rounds} complete rounds without a failing example", file=sys.stderr)
     return 0
 
 

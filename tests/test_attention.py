@@ -17,8 +17,11 @@ def randn(*shape, **options) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, **options)
 
 
-def reference(attention, query, key, value, allowed=None, added=None):
-    """Attention head by head in NumPy, float64: (B, T, C) and the weights (B, H, T, S)."""
+def reference(attention, query, key, value, allowed=None, added=None, causal=False):
+    """Attention head by head in NumPy, float64: (B, T, C) and the weights (B, H, T, S).
+
+    Masks are (T, S), or have a dimension of sequences before these, or also one of heads.
+    """
     weight = attention.qkv.weight.detach().double().numpy().reshape(3, C, C)
     bias = np.zeros((3, C))
     if attention.qkv.bias is not None:
@@ -29,10 +32,17 @@ def reference(attention, query, key, value, allowed=None, added=None):
     ]
     q, k, v = projected
     scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(C // H)
+    allowed, added = (
+        mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
+        for mask in (allowed, added)
+    )
     if added is not None:
         scores = scores + added.double().numpy()
     if allowed is not None:
         scores = np.where(allowed.numpy(), scores, -np.inf)
+    if causal:
+        places = np.arange(T)[:, None] + S - T >= np.arange(S)
+        scores = np.where(places, scores, -np.inf)
     top = scores.max(axis=-1, keepdims=True)
     raised = np.exp(scores - np.where(np.isfinite(top), top, 0))
     total = raised.sum(axis=-1, keepdims=True)
@@ -52,14 +62,21 @@ def make(bias: bool = True, dropout: float = 0.0) -> MultiHeadAttention:
     return attention
 
 
-def check(attention, query, key, value, mask=None, allowed=None, added=None, **options):
+def check(attention, query, key, value, mask=None, allowed=None, added=None, causal=False):
     """Both ways through the layer, with and without weights, agree with the reference."""
-    out = attention(query, key, value, mask, **options)
-    with_weights, weights = attention(query, key, value, mask, need_weights=True, **options)
-    expected, expected_weights = reference(attention, query, key, value, allowed, added)
+    out = attention(query, key, value, mask, causal=causal)
+    with_weights, weights = attention(query, key, value, mask, causal=causal, need_weights=True)
+    expected, expected_weights = reference(attention, query, key, value, allowed, added, causal)
     assert_same_in_float64(out, torch.from_numpy(expected))
     assert_same_in_float64(with_weights, torch.from_numpy(expected))
     assert_same_in_float64(weights, torch.from_numpy(expected_weights))
+
+
+def drawn(shape, density, seed):
+    """A layer, its query, key and value, and a mask of booleans, of which such a share is true."""
+    torch.manual_seed(seed)
+    attention = make()
+    return attention, (randn(B, T, C), randn(B, S, C), randn(B, S, C)), torch.rand(shape) < density
 
 
 @pytest.fixture(autouse=True)
@@ -94,18 +111,10 @@ def test_absent_key_and_value_are_the_query_and_the_key():
 )
 @settings(deadline=None, max_examples=40)
 def test_masks_of_every_shape_and_kind_agree_with_numpy(shape, causal, floating, density, seed):
-    torch.manual_seed(seed)
-    attention = make()
-    query, key, value = randn(B, T, C), randn(B, S, C), randn(B, S, C)
-    allowed = torch.rand(shape) < density
+    attention, inputs, allowed = drawn(shape, density, seed)
     added = randn(shape) if floating else torch.zeros(shape)
     mask = added.masked_fill(~allowed, float("-inf")) if floating else allowed
-    if len(shape) == 3:
-        allowed, added = allowed.unsqueeze(1), added.unsqueeze(1)
-    if causal:
-        places = torch.arange(T).unsqueeze(1) + S - T >= torch.arange(S)
-        allowed = allowed & places
-    check(attention, query, key, value, mask, allowed, added, causal=causal)
+    check(attention, *inputs, mask, allowed, added, causal)
 
 
 @pytest.mark.parametrize("floating", [True, False])
@@ -265,21 +274,15 @@ def test_dropout_that_drops_nothing_attends_as_without_it():
 )
 @settings(deadline=None, max_examples=40)
 def test_integers_of_0_and_1_mean_what_booleans_mean(shape, kind, density, causal, seed):
-    torch.manual_seed(seed)
-    attention = make()
-    query, key, value = randn(B, T, C), randn(B, S, C), randn(B, S, C)
-    allowed = torch.rand(shape) < density
+    attention, inputs, allowed = drawn(shape, density, seed)
     mask = allowed.numpy() if kind == "numpy" else allowed.to(kind)
-    expected = attention(query, key, value, allowed, causal=causal)
-    assert torch.equal(attention(query, key, value, mask, causal=causal), expected)
+    expected = attention(*inputs, allowed, causal=causal)
+    assert torch.equal(attention(*inputs, mask, causal=causal), expected)
     added = torch.zeros(shape, dtype=torch.float16).masked_fill(~allowed, -torch.inf)
-    found = attention(query, key, value, added, causal=causal)
+    found = attention(*inputs, added, causal=causal)
     assert_same_in_float64(found, expected)
     assert bool(found.isfinite().all())
-    allowed = allowed.unsqueeze(1) if allowed.dim() == 3 else allowed
-    if causal:
-        allowed = allowed & causal_mask(T, S)
-    plain, _ = reference(attention, query, key, value, allowed)
+    plain, _ = reference(attention, *inputs, allowed, causal=causal)
     assert_same_in_float64(found, torch.from_numpy(plain))
 
 

@@ -1,7 +1,10 @@
 """TOML files and overrides to a checked configuration, and back."""
 
+import os
 import re
 import string
+import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -13,6 +16,8 @@ from hypothesis import strategies as st
 from src.config import PLAIN_GREEDY, REQUIRED_KEYS, Activation, Config, Preset
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error, printable
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 
 RESOURCES = Path(__file__).parent.parent / "resources"
 
@@ -655,10 +660,42 @@ def test_deep_and_huge_content_is_one_line(tmp_path, content, found):
 
 
 def test_what_has_no_end_is_not_read_to_its_end():
-    with pytest.raises(AGI2Error, match="/dev/zero: no configuration"):
+    with pytest.raises(AGI2Error, match="/dev/zero: cannot be read: it is a device, not a file"):
         load_config("/dev/zero")
     with pytest.raises(AGI2Error, match="cannot be read"):
         load_config("a\0b")
+
+
+@needs_pipes
+def test_a_pipe_is_read_to_its_end_as_it_comes():
+    reading, writing = os.pipe()
+
+    def write():
+        with open(writing, "wb", 0) as pipe:
+            for part in (b"epochs =", b" 3\n", b"seed = 4\n"):
+                time.sleep(0.02)
+                pipe.write(part)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    config = load_config(f"/dev/fd/{reading}")
+    writer.join()
+    os.close(reading)
+    assert (config.epochs, config.seed) == (3, 4)
+
+
+@needs_pipes
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.config_loader._SILENCE", 0.05)
+    os.mkfifo(tmp_path / "my.toml")
+    with pytest.raises(
+        AGI2Error, match=r"my\.toml: cannot be read: it is a pipe, and nothing came"
+    ):
+        load_config(tmp_path / "my.toml")
+    monkeypatch.setattr("src.config_loader._SILENCE", 1e6)
+    os.mkfifo(tmp_path / "config.toml")  # in a run's folder
+    with pytest.raises(AGI2Error, match=r"config\.toml: cannot be read: it is a pipe, not a file"):
+        load_config(tmp_path / "config.toml")
 
 
 def test_the_first_twenty_problems_are_told_and_the_others_counted(tmp_path):

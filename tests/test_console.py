@@ -408,6 +408,23 @@ def test_elsewhere_there_is_a_line_a_step(capsys, total, step):
     ]
 
 
+def test_of_two_displays_at_a_time_one_is_drawn_and_the_other_logged(screen):
+    setup_logging()
+    first, second = TrainingDisplay(10), TrainingDisplay(20)
+    with first:
+        second.__enter__()
+        show(second, 3, 0.5, 1.0, 1.0, 1.0)
+        with terminal.busy("reading"):
+            show(first, 4, 0.5, 1.0, 1.0, 1.0)
+    second.__exit__(None, None, None)  # not in the order of a stack, as in threads
+    with TrainingDisplay(30) as third:
+        show(third, 5, 0.5, 1.0, 1.0, 1.0)
+    lines = re.split(r"[\r\n]+", without_colours(screen.getvalue()))
+    assert next(line for line in lines if "step 3/20" in line).startswith(" 50 %")
+    for step in ("step 4/10", "step 5/30"):
+        assert "━" in next(line for line in lines if step in line)
+
+
 def test_a_quiet_display_shows_nothing(screen):
     setup_logging(logging.WARNING)
     with TrainingDisplay(10) as display:

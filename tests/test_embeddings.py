@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,19 +13,21 @@ from src.embeddings import (
     as_token_ids,
 )
 from src.errors import AGI2Error
+from tests.bounds import assert_within, by_chance, deviation_by_chance, gamma, unit
 
-# A sine in float32, rounded once; in float64 an angle of 2,048 is off by some 1e-12.
-ROUNDED = torch.finfo(torch.float32).eps / 2 + 1e-11
+# A sine is at most 1, and is rounded to float32 once; its angle is at most 2,048, and takes a few
+# operations of float64.
+ROUNDED = unit() + 2048 * gamma(20, torch.float64)
 
 
-def sine_table(length: int, width: int) -> np.ndarray:
+def sine_table(length: int, width: int) -> torch.Tensor:
     """Vaswani et al., 2017, section 3.5, element by element."""
     table = np.empty((length, width))
     for position in range(length):
         for column in range(width):
             angle = position / 10000 ** (2 * (column // 2) / width)
             table[position, column] = np.cos(angle) if column % 2 else np.sin(angle)
-    return table
+    return torch.from_numpy(table)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 9), (3, 1), (4, 7), (2, 0)])
@@ -41,10 +45,13 @@ def test_each_token_becomes_its_row_of_the_table(batch, length):
 def test_weights_start_normal_with_mean_0_and_std_002(kind):
     torch.manual_seed(0)
     weight = kind(500, 200).weight.detach()
-    assert abs(float(weight.mean())) < 3e-4
-    assert float(weight.std()) == pytest.approx(0.02, rel=0.01)
+    draws = weight.numel()
+    assert abs(float(weight.mean())) < 6 * 0.02 / draws**0.5  # its own standard deviations
+    assert float(weight.std()) == pytest.approx(0.02, rel=deviation_by_chance(draws))
     # The share within one standard deviation tells a normal distribution from a uniform one.
-    assert float((weight.abs() < 0.02).float().mean()) == pytest.approx(0.683, abs=0.01)
+    share = math.erf(0.5**0.5)
+    found = float((weight.abs() < 0.02).double().mean())
+    assert found == pytest.approx(share, abs=by_chance(share, draws))
 
 
 def test_only_the_tokens_that_occur_get_a_gradient():
@@ -60,23 +67,23 @@ def test_dropout_acts_in_training_only():
     embeddings = TokenEmbeddings(10, 50, dropout=0.25)
     tokens = torch.randint(10, (8, 20))
     dropped = embeddings(tokens)
-    share = float((dropped == 0).float().mean())
-    assert share == pytest.approx(0.25, abs=0.02)
+    share = float((dropped == 0).double().mean())
+    assert share == pytest.approx(0.25, abs=by_chance(0.25, dropped.numel()))
     kept = dropped != 0
     clean = embeddings.eval()(tokens)
-    torch.testing.assert_close(dropped[kept], clean[kept] / 0.75)
+    assert torch.equal(dropped[kept], clean[kept] * (1 / 0.75))
     assert torch.equal(clean, embeddings.weight[tokens])
 
 
 @pytest.mark.parametrize(("length", "width"), [(1, 2), (12, 8), (40, 7), (5, 1)])
 def test_sine_waves_follow_the_formula(length, width):
     table = PositionEmbeddings(length, width)(length)
-    np.testing.assert_allclose(table.numpy(), sine_table(length, width), atol=ROUNDED, rtol=0)
+    assert_within(table, sine_table(length, width), ROUNDED)
 
 
 def test_a_position_of_2048_is_still_exact():
     table = PositionEmbeddings(2048, 4)(2048)
-    np.testing.assert_allclose(table[-1].numpy(), sine_table(2048, 4)[-1], atol=ROUNDED, rtol=0)
+    assert_within(table[-1], sine_table(2048, 4)[-1], ROUNDED)
 
 
 @given(length=st.integers(2, 300), half=st.integers(1, 16))
@@ -84,7 +91,9 @@ def test_a_position_of_2048_is_still_exact():
 def test_no_two_positions_are_alike(length, half):
     table = PositionEmbeddings(length, 2 * half)(length)
     apart = torch.cdist(table.double(), table.double()) + torch.eye(length) * 9
-    assert float(apart.min()) > 1e-3
+    # Of the first two columns alone, positions k apart are 2 |sin(k / 2)| apart: far above the
+    # rounding.
+    assert float(apart.min()) > min(abs(math.sin(k / 2)) for k in range(1, length))
 
 
 @pytest.mark.parametrize("kind", [PositionEmbeddings, LearnedPositionEmbeddings])
@@ -120,7 +129,7 @@ def test_learned_positions_are_learned_and_saved():
 def test_sine_waves_exist_also_where_a_model_is_built_without_memory():
     with torch.device("meta"):
         table = PositionEmbeddings(6, 4)(6)
-    np.testing.assert_allclose(table.numpy(), sine_table(6, 4), atol=ROUNDED, rtol=0)
+    assert_within(table, sine_table(6, 4), ROUNDED)
 
 
 def test_ids_go_to_the_device_of_the_weights():

@@ -22,9 +22,9 @@ from src.errors import AGI2Error
 from src.generation import stream_text
 from src.inference.model_runner import Decoder
 from src.interactive import TURN_END, InteractivePrompt
-from src.tokenizer import BasicTokenizer, BPETokenizer
+from src.tokenizer import BasicTokenizer
 from tests.conftest import raising
-from tests.tiny_models import random_model, reciting_model
+from tests.tiny_models import byte_tokenizer, random_model, reciting_model
 
 VOCABULARY = 257
 TESTS = Path(__file__).parent
@@ -32,10 +32,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Bytes alone: a token for each character of plain English."""
-    tokenizer = BPETokenizer(VOCABULARY)
-    tokenizer.fit([""])
-    return tokenizer
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from src.config import Config, GPT2Config
 from src.errors import AGI2Error
 from src.model import GPT2Model
 from tests import tiny_models
-from tests.bounds import assert_same_in_float64, differs_in_float64
+from tests.bounds import assert_same_in_float64, deviation_by_chance, differs_in_float64
 from tests.tiny_models import in_their_layout, transformers_twin
 
 
@@ -136,7 +136,7 @@ def test_weights_start_as_the_table_says():
         for weight in groups[kind]:
             # Six standard deviations of what n draws of a normal distribution show.
             n = weight.numel()
-            assert float(weight.std()) == pytest.approx(std, rel=6 / math.sqrt(2 * n))
+            assert float(weight.std()) == pytest.approx(std, rel=deviation_by_chance(n))
             assert abs(float(weight.mean())) <= 6 * std / math.sqrt(n)
     assert all(bool((weight == 0).all()) for weight in groups["zero"])
     assert all(bool((weight == 1).all()) for weight in groups["one"])

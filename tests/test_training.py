@@ -21,7 +21,14 @@ from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, load_tokenizer
 from src.train.trackers import read_metrics
 from src.training import train_epoch, train_from_config, train_model
+from tests.bounds import (
+    assert_same_in_float64,
+    assert_within,
+    rounding_in_float64,
+    validation_bound,
+)
 from tests.conftest import raising
+from tests.tiny_models import training_in_float64
 
 TINY = GPT2Config(
     vocab_size=20, max_seq_len=8, d_model=16, n_layers=1, n_heads=2, dropout=0.0, bias=True
@@ -67,7 +74,7 @@ def test_train_epoch_equals_a_loop_written_by_hand(clip):
         optimizer.step()
         total += loss.item() * targets.numel()
         tokens += targets.numel()
-    assert mean == pytest.approx(total / tokens, rel=1e-6)
+    assert mean == total / tokens
     assert same_weights(ours, by_hand)
 
 
@@ -85,11 +92,17 @@ def test_train_epoch_takes_pairs_as_well_as_windows():
 
 
 def test_train_epoch_moves_weights_no_further_than_the_clipped_gradient():
-    model = tiny_model()
+    model = tiny_model().double()  # where a fault is far above the rounding
+    (batch,) = windows(1)
+    F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    model.zero_grad()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
-    train_epoch(model, windows(1), torch.optim.SGD(model.parameters(), lr=1.0), clip_grad_norm=0.01)
-    after = torch.nn.utils.parameters_to_vector(model.parameters())
-    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+    train_epoch(model, [batch], torch.optim.SGD(model.parameters(), lr=1.0), clip_grad_norm=0.01)
+    after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    # PyTorch divides by a little more than the norm.
+    assert gradient.norm() > 0.01
+    assert_same_in_float64(after - before, -0.01 * gradient / (gradient.norm() + 1e-6))
 
 
 def test_train_epoch_uses_the_criterion_it_is_given():
@@ -104,7 +117,7 @@ def test_train_epoch_uses_the_criterion_it_is_given():
         )
     batch = windows(1)[0]
     expected = smoothed(tiny_model()(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-    assert losses[1] == pytest.approx(expected.item(), rel=1e-6)
+    assert losses[1] == expected.item()
     assert losses[0] != losses[1]
 
 
@@ -129,7 +142,7 @@ def test_epochs_over_a_data_loader_lower_the_loss(corpus):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = [train_epoch(model, loader, optimizer) for _ in range(5)]
     assert losses[-1] < losses[1] < losses[0]
-    assert losses[-1] < 0.8 * math.log(tokenizer.vocab_size)
+    assert losses[-1] < character_entropy(corpus.read_text())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -137,7 +150,7 @@ def test_a_run_lowers_the_loss(tiny_run, optimizer):
     run = train_from_config(tiny_run(max_steps=120, eval_interval=20, optimizer=optimizer))
     losses = run.history["val_loss"]
     assert losses[-1] < losses[0] < math.log(run.tokenizer.vocab_size)
-    assert losses[-1] < 0.95 * character_entropy(run.training_text[0])
+    assert losses[-1] < character_entropy(run.training_text[0])
 
 
 def test_the_history_says_what_happened(tiny_run):
@@ -158,7 +171,8 @@ def test_the_history_says_what_happened(tiny_run):
 
 
 def test_the_final_loss_is_that_of_the_best_weights_on_all_held_out_text(tiny_run, corpus):
-    run = train_from_config(tiny_run(max_steps=30, eval_interval=10))
+    with training_in_float64():
+        run = train_from_config(tiny_run(max_steps=30, eval_interval=10))
     text = corpus.read_text()
     held_out = run.tokenizer.encode(text[int(0.9 * len(text)) :])
     # By hand: every target once, with what stands in its window before it.
@@ -174,7 +188,8 @@ def test_the_final_loss_is_that_of_the_best_weights_on_all_held_out_text(tiny_ru
         tokens = torch.tensor(held_out[-window - 1 :])
         losses = F.cross_entropy(run.model(tokens[None, :-1])[0], tokens[1:], reduction="none")
         total += losses[-rest:].sum().item()
-    assert run.history["final_val_loss"] == pytest.approx(total / (len(held_out) - 1), rel=1e-5)
+    mean = total / (len(held_out) - 1)
+    assert run.history["final_val_loss"] == pytest.approx(mean, rel=0, abs=validation_bound(run))
 
 
 def test_without_held_out_text_the_last_weights_are_kept(tiny_run):
@@ -213,10 +228,11 @@ def test_equal_runs_give_equal_files(tiny_run):
 @pytest.mark.parametrize("micro", [1, 4])
 def test_accumulated_gradients_give_the_run_of_the_large_batch(tiny_run, micro):
     options = {"dropout": 0.0, "max_steps": 5, "val_fraction": 0.0}
-    whole = train_from_config(tiny_run("whole", micro_batch_size=8, **options))
-    parts = train_from_config(tiny_run("parts", micro_batch_size=micro, **options))
+    with training_in_float64():
+        whole = train_from_config(tiny_run("whole", micro_batch_size=8, **options))
+        parts = train_from_config(tiny_run("parts", micro_batch_size=micro, **options))
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+        assert_same_in_float64(b, a)
 
 
 def test_train_model_trains_the_model_it_is_given(corpus, tmp_path):
@@ -236,7 +252,7 @@ def test_train_model_trains_the_model_it_is_given(corpus, tmp_path):
         sample_tokens=0,
     )
     assert len(history["train_loss"]) == 2
-    assert history["final_val_loss"] < 0.9 * before.loss
+    assert history["final_val_loss"] < before.loss
     loaded = load_model(tmp_path / "given")
     assert same_weights(model, loaded.model)
     assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
@@ -314,19 +330,32 @@ def make_tuned(tiny_run, base, **changes):
     return make_config(given, "training")
 
 
+# Keys of a run that leaves its weights almost where they are.
+HARDLY = {"learning_rate": 1e-30, "weight_decay": 0.0}
+
+
+def assert_hardly_moved(model, start, steps):
+    """By what AdamW can.
+
+    A step is about a learning rate (Kingma and Ba, 2015, 2.1), at most 2.4 (by Cauchy-Schwarz, with
+    betas of 0.9 and 0.99), and a weight that it is added to is rounded by no more than as much.
+    """
+    for moved, weight in zip(model.parameters(), start.parameters(), strict=True):
+        assert_within(moved, weight, 2 * 2.4 * steps * HARDLY["learning_rate"])
+
+
 def test_a_run_starts_from_the_weights_and_the_tokenizer_of_a_trained_model(tiny_run, base):
-    config = make_tuned(tiny_run, base, learning_rate=1e-12, weight_decay=0.0)
+    config = make_tuned(tiny_run, base, **HARDLY)
     assert (config.model_embd, config.model_layer, config.model_positions) == (16, 1, 16)
     run = train_from_config(config)
     start = load_model(base)
     assert run.tokenizer.fingerprint == start.tokenizer.fingerprint
-    for key, weight in start.model.state_dict().items():
-        torch.testing.assert_close(run.model.state_dict()[key], weight, atol=1e-9, rtol=0)
+    assert_hardly_moved(run.model, start.model, config.max_steps)
 
 
 def test_a_run_goes_on_from_the_loss_of_the_model_it_starts_from(tiny_run, base):
     history = train_from_config(make_tuned(tiny_run, base)).history
-    assert history["best_val_loss"] < loss_of(base) - 0.1
+    assert history["best_val_loss"] < loss_of(base)
 
 
 def loss_of(folder):
@@ -358,10 +387,14 @@ def test_lora_learns_beside_weights_that_stay(tiny_run, base):
         torch.nn.init.normal_(weight, std=0.3)
     save_weights(trained.model.state_dict(), base / "model.safetensors", trained.tokenizer)
     still = train_from_config(make_tuned(tiny_run, base, lora_rank=2, learning_rate=1e-9))
-    run = train_from_config(make_tuned(tiny_run, base, lora_rank=2, learning_rate=0.1))
-    assert run.history["best_val_loss"] < still.history["best_val_loss"] - 0.05
+    with training_in_float64():
+        run = train_from_config(make_tuned(tiny_run, base, lora_rank=2, learning_rate=0.1))
+    assert run.history["best_val_loss"] < still.history["best_val_loss"]
     start, found = load_model(base).model, load_model(run.folder).model
-    assert same_weights(found, run.model)
+    difference = run.model.blocks[0].ffn.expand.weight - start.blocks[0].ffn.expand.weight
+    values = torch.linalg.svdvals(difference.detach())
+    assert values[2] <= rounding_in_float64(values) < values[1]  # of rank 2
+    assert same_weights(found, run.model.float())
     changed = {
         key
         for key, weight in start.state_dict().items()
@@ -369,8 +402,6 @@ def test_lora_learns_beside_weights_that_stay(tiny_run, base):
     }
     layers = ("attention.qkv", "attention.proj", "ffn.expand", "ffn.contract")
     assert changed == {f"blocks.0.{layer}.weight" for layer in layers}
-    difference = found.blocks[0].ffn.expand.weight - start.blocks[0].ffn.expand.weight
-    assert torch.linalg.matrix_rank(difference.detach(), rtol=1e-4) == 2
     assert found.state_dict().keys() == load_file(run.folder / "model.safetensors").keys()
 
 
@@ -413,12 +444,11 @@ def test_a_model_with_more_tokens_than_its_tokenizer_keeps_them(tiny_run, base):
 
 
 def test_a_given_model_starts_from_a_trained_one_too(tiny_run, base):
-    config = make_tuned(tiny_run, base, max_steps=1, learning_rate=1e-12, weight_decay=0.0)
+    config = make_tuned(tiny_run, base, max_steps=1, **HARDLY)
     start = load_model(base)
     model = GPT2Model(start.model.config)
     train_model(model, start.tokenizer, **config)
-    for ours, theirs in zip(model.parameters(), start.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+    assert_hardly_moved(model, start.model, 1)
     small = GPT2Model(replace(start.model.config, n_layers=2))
     with pytest.raises(AGI2Error, match="has model_layer = 1, this run 2"):
         train_model(small, start.tokenizer, **config)
@@ -435,7 +465,7 @@ def test_training_on_cuda_lowers_the_loss(tiny_run, precision, optimizer):
     run = train_from_config(tiny_run(precision=precision, optimizer=optimizer, **options))
     assert run.model.device.type == "cuda"
     assert run.history["val_loss"][-1] < run.history["val_loss"][0]
-    assert run.history["val_loss"][-1] < 0.95 * character_entropy(run.training_text[0])
+    assert run.history["val_loss"][-1] < character_entropy(run.training_text[0])
 
 
 def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny_run, monkeypatch):

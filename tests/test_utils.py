@@ -32,6 +32,7 @@ from src.utils import (
     keep_freed_memory,
     parse_json,
     plural,
+    read_bytes,
     read_json_object,
     seed_everything,
     sha256_of,
@@ -446,8 +447,24 @@ def test_json_that_is_nested_too_deeply_is_one_line():
 
 def test_a_pipe_is_no_json_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # which nobody writes to
-    with pytest.raises(AGI2Error, match="pipe cannot be read: it is not a file"):
+    with pytest.raises(AGI2Error, match="pipe cannot be read: it is a pipe, not a file"):
         read_json_object(tmp_path / "pipe")
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"text")
+    assert read_bytes(tmp_path / "file") == b"text"
+    assert read_bytes(tmp_path / "file", 2) == b"te"
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in {
+        tmp_path: "it is a folder, not a file",
+        tmp_path / "pipe": "it is a pipe, not a file",
+        Path("/dev/zero"): "it is a device, not a file",
+        tmp_path / "nothing": "No such file",
+        tmp_path / "a\0b": "embedded null",
+    }.items():
+        with pytest.raises(AGI2Error, match=f"cannot be read: {reason}"):
+            read_bytes(path)
 
 
 def test_what_is_no_file_is_never_replaced(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
+from unittest import mock
 
 import torch
 
@@ -10,7 +13,8 @@ from src.config import Config, GPT2Config
 from src.formats.huggingface import their_config, to_their_layout
 from src.formats.model_dir import save_model
 from src.model import GPT2Model
-from src.tokenizer import BasicTokenizer
+from src.tokenizer import BasicTokenizer, BPETokenizer
+from src.train import setup
 
 
 def random_model(seed: int = 0, std: float = 0.3, **config) -> GPT2Model:
@@ -77,6 +81,13 @@ def alphabet():
     return BasicTokenizer("abcdefghijklmnopqrstuvwxyz")
 
 
+def byte_tokenizer():
+    """Bytes alone: a token for each character of plain English, and the end of a text."""
+    tokenizer = BPETokenizer(257)
+    tokenizer.fit([""])
+    return tokenizer
+
+
 def saved_model(folder, seed=0, **changes):
     model = tiny_model(seed, **changes)
     save_model(model, alphabet(), tiny_config(**changes), folder)
@@ -98,6 +109,18 @@ def exact_logits(model, tokens: torch.Tensor, **options) -> torch.Tensor:
     with torch.no_grad():
         found = copy.deepcopy(model).double()(tokens, **options)
     return getattr(found, "logits", found)
+
+
+@contextlib.contextmanager
+def training_in_float64() -> Iterator[None]:
+    """Train float64 models, in which a fault is far above the rounding (see `bounds`).
+
+    What AdamW enlarges most is the error d of a gradient that is 0 but for rounding, as a key
+    bias's is: a step moves the weight by lr / epsilon = 10^6 d at most. Softmax's gradients, which
+    add up to 0, are so small that d is below u / 1,000: 10^3 u a step, of the 10^7 u allowed.
+    """
+    with mock.patch.object(setup, "GPT2Model", lambda config: GPT2Model(config).double()):
+        yield
 
 
 def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from ..errors import AGI2Error, one_line
+from ..errors import AGI2Error, masked, one_line
 from . import completion
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ class _Commands(typer.core.TyperGroup):
 
 
 def _fail(error: BaseException, *lines: str) -> NoReturn:
-    for line in lines:
-        print(f"error: {one_line(line)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can be told: the exit status says it
+        for line in lines:
+            print(f"error: {one_line(line)}", file=sys.stderr)
     raise typer.Exit(2) from error
 
 
@@ -209,7 +210,7 @@ def _start(
     set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
     for key, value in config.items():
-        log.debug("%s = %r", key, value)
+        log.debug("%s = %r", key, masked(value))
     return config
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..console import Rows, print_line, print_table, print_text
-from ..errors import AGI2Error
+from ..errors import AGI2Error, masked
 from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
 from ..evaluation.html import escape, table
 from ..evaluation.report import axes, tokens_per_step
@@ -127,7 +127,7 @@ def differences(runs: Sequence[RunRecord]) -> Rows:
     """A row for each key whose values differ: the key, and each run's value."""
     rows = []
     for key in runs[0].config:
-        values = [run.config[key] for run in runs]
+        values = [masked(run.config[key]) for run in runs]
         if key not in _PLACES and any(value != values[0] for value in values):
             rows.append([key, *("not set" if value is None else str(value) for value in values)])
     return rows

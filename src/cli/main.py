@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
         completion.join_words(os.environ)
     try:
         app(args=arguments, prog_name=program)
+    except OSError as error:  # standard error does not take what typer says of a wrong argument
+        raise SystemExit(2) from error
     finally:
         # While libraries clean up, one more Ctrl-C would only show their tracebacks.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -10,7 +10,15 @@ from .builtin import BUILTIN, python_docs
 from .downloads import cache_folder, download
 from .gutenberg import strip_gutenberg
 from .readers import read_file
-from .sources import TEXT_SUFFIXES, Source, Sources, check_rereadable, find_sources, list_sources
+from .sources import (
+    TEXT_SUFFIXES,
+    Source,
+    Sources,
+    check_rereadable,
+    find_sources,
+    list_sources,
+    size_of,
+)
 from .text_files import Unreadable
 
 __all__ = [
@@ -83,7 +91,7 @@ def _read(source: Source, text_field: str, is_logged: bool) -> Iterator[str]:
         except Unreadable as problem:
             if source.is_named:
                 raise
-            source.skipped.add(problem.reason, str(problem), size=path.stat().st_size)
+            source.skipped.add(problem.reason, str(problem), size=size_of(path))
             first_problem = first_problem or str(problem)
             continue
         files, documents = files + 1, documents + len(reading.documents)

@@ -77,7 +77,7 @@ def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
             if first is path:
                 source.files.append(path)
             else:
-                source.skipped.add("read already", f"{path}, which is {first}", size=_size(path))
+                source.skipped.add("read already", f"{path}, which is {first}", size=size_of(path))
         found.append(source)
     _check_memory(path for source in found for path in source.files)
     return found
@@ -112,7 +112,8 @@ def _identity(path: Path) -> object:
     return (about.st_dev, about.st_ino) if about.st_ino else path.resolve()
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is gone by now."""
     try:
         return path.stat().st_size
     except OSError:
@@ -120,7 +121,7 @@ def _size(path: Path) -> int:
 
 
 def _check_memory(files: Iterable[Path]) -> None:
-    size, room = sum(map(_size, files)), psutil.virtual_memory().total
+    size, room = sum(map(size_of, files)), psutil.virtual_memory().total
     if size > room:
         raise AGI2Error(
             f"the sources hold {human_bytes(size)}, more than this machine's memory "
@@ -169,7 +170,7 @@ def _find_in_folder(name: str, folder: Path) -> Source:
 def _has_text_suffix(path: Path, source: Source) -> bool:
     if path.suffix.lower() in TEXT_SUFFIXES:
         return True
-    source.skipped.add(f"not {', '.join(TEXT_SUFFIXES)}", str(path), size=_size(path))
+    source.skipped.add(f"not {', '.join(TEXT_SUFFIXES)}", str(path), size=size_of(path))
     return False
 
 
@@ -205,7 +206,7 @@ def _check_found(source: Source, paths: Iterable[Path]) -> Source:
             check_head(path)
         except (Unreadable, OSError) as error:
             reason = getattr(error, "reason", "that cannot be read")
-            source.skipped.add(reason, str(path), size=_size(path))
+            source.skipped.add(reason, str(path), size=size_of(path))
             first_problem = first_problem or str(error)
         else:
             source.files.append(path)
@@ -237,7 +238,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
             path = Path(entry.path)
             is_folder = os.path.isdir(path)
             if reason := _not_the_users(path, is_folder):
-                skipped.add(reason, str(path), size=0 if is_folder else _size(path))
+                skipped.add(reason, str(path), size=0 if is_folder else size_of(path))
             elif not is_folder:
                 yield path
             elif entry.is_symlink():
@@ -270,7 +271,7 @@ def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
         for match in glob.glob(os.path.join(glob.escape(prefix), *parts)):
             inside = Path(match).relative_to(prefix).parents
             if any(_is_run(Path(prefix, folder)) for folder in inside if folder.name):
-                skipped.add("output of runs", match, size=_size(Path(match)))
+                skipped.add("output of runs", match, size=size_of(Path(match)))
             else:
                 yield match
         return

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import psutil
 
 from ..errors import AGI2Error, one_line
-from ..utils import human_bytes
+from ..utils import human_bytes, open_file
 
 STDIN = Path("-")
 """Standard input as a source."""
@@ -102,7 +102,7 @@ def check_head(path: Path, name: str | None = None) -> None:
     """
     name = name or str(path)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             head = file.read(HEAD)
     except OSError as error:
         raise _refused(error, name) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UNBOUNDED_EPOCHS, Config, GPT2Config
+from ..errors import masked
 from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .html import escape, table
@@ -361,7 +362,7 @@ def _chosen(run: RunRecord) -> dict[str, Any]:
 
 
 def _value(value: object) -> str:
-    return escape("not set" if value is None else json.dumps(value, ensure_ascii=False))
+    return escape("not set" if value is None else json.dumps(masked(value), ensure_ascii=False))
 
 
 # What a start notes, in a user's words.

@@ -215,8 +215,6 @@ def _is_finished(folder: Path, config: Config, history: History) -> bool:
 
 
 def _read_config(folder: Path) -> Config:
-    if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():  # a pipe has no end
-        raise AGI2Error(f"{folder / CONFIG} cannot be read: it is not a file")
     return load_config(folder / CONFIG)
 
 

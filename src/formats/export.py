@@ -10,7 +10,7 @@ from ..arguments import checked
 from ..console import busy, visible
 from ..errors import AGI2Error
 from ..utils import atomic_folder
-from .run_dir import WEIGHTS
+from .run_dir import WEIGHTS, check_unsharded
 
 # Each format with the packages that it needs beside those of AGI2.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -45,6 +45,7 @@ def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None 
                 f"with uv sync --extra interop or pip install {package}"
             )
     check_free(out)
+    check_unsharded(run)
     if not os.path.isfile(run / WEIGHTS):
         raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
 

@@ -345,6 +345,8 @@ def _find(source: str) -> Path:
         if (folder / CONFIG).is_file():
             raise AGI2Error(f"{source} is a model of AGI2's already: use it as it is")
         return folder
+    if folder.exists():
+        raise AGI2Error(f"{source} is a file: name the folder that it is in")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         raise AGI2Error(f"{source}: no such folder")
     from huggingface_hub import snapshot_download

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error, shown
+from ..tokenization.tokenizer_json import check_byte_level, read_bounded
 from ..tokenizer import FILE_NAME, KNOWN_END_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
 from ..utils import log, read_json_object, write_text
 
@@ -106,6 +107,8 @@ def load_their_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> To
     vocabulary = content.get("model")
     if not isinstance(vocabulary, dict) or not isinstance(vocabulary.get("vocab"), dict):
         return load_tokenizer(place)  # which says what is wrong with it
+    _take_over_space(folder, content)
+    check_byte_level(content, f"{name}: {FILE_NAME}")  # what follows looks inside
     _check_around(folder, content)
     ids = _add_tokens(folder, content)
     start, ends = _marks(folder, content, ids)
@@ -133,9 +136,9 @@ def _content(place: Path, name: str) -> dict[str, Any]:
     if not (vocab.is_file() and merges.is_file()):
         load_tokenizer(place)  # which says what is missing
     try:
-        lines = merges.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AGI2Error(f"{name}: {merges.name} cannot be read: {error}") from error
+        lines = read_bounded(merges).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise AGI2Error(f"{name}: {merges.name} is not UTF-8") from error
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     return {
         "version": "1.0",
@@ -151,20 +154,30 @@ def _content(place: Path, name: str) -> dict[str, Any]:
 
 
 def _check_around(folder: Folder, content: dict[str, Any]) -> None:
-    """Refuse a tokenizer that puts tokens around every text; take over its leading space."""
+    """Refuse a tokenizer that puts tokens around every text."""
     for key in ("add_bos_token", "add_eos_token"):
         if folder.tokenizer.get(key):
             raise AGI2Error(f"{folder.name}: {key} = true: AGI2 puts no token around a text")
-    processor = content.get("post_processor") or {}
-    parts = processor.get("processors", [processor]) if isinstance(processor, dict) else [processor]
-    for part in parts if isinstance(parts, list) else [parts]:
-        kind = part.get("type", "ByteLevel") if isinstance(part, dict) else part
-        plain = kind == "TemplateProcessing" and [list(each) for each in part.get("single", [])]
+    for part in _processors(content):
+        kind = part["type"]
+        plain = kind == "TemplateProcessing" and [list(each) for each in part["single"]]
         if kind != "ByteLevel" and plain != [["Sequence"]]:
             raise AGI2Error(
                 f"{folder.name}: post_processor {shown(kind)} in {FILE_NAME} puts tokens around "
                 "a text, which AGI2 does not"
             )
+
+
+def _processors(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a tokenizer's file does around a text, part by part."""
+    processor = content.get("post_processor")
+    if processor is None:
+        return []
+    return processor["processors"] if processor["type"] == "Sequence" else [processor]
+
+
+def _take_over_space(folder: Folder, content: dict[str, Any]) -> None:
+    """Note in a tokenizer's file what `tokenizer_config.json` says of a leading space."""
     leading = folder.tokenizer.get("add_prefix_space")
     cut = content.get("pre_tokenizer")
     if isinstance(leading, bool) and isinstance(cut, dict) and cut.get("type") == "ByteLevel":
@@ -181,7 +194,7 @@ def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
     try:
         ids.update({each["content"]: each["id"] for each in added})
         more = {
-            each["content"]: (int(id), {**_PLAIN_ADDED, "special": False, **each})
+            _text(each["content"]): (int(id), {**_PLAIN_ADDED, "special": False, **each})
             for id, each in dict(folder.tokenizer.get("added_tokens_decoder") or {}).items()
         }
     except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -205,6 +218,12 @@ def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
             ids[name] = 1 + max(ids.values(), default=-1)
             _make_special(content, [(ids[name], name)])
     return ids
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _marks(
@@ -277,9 +296,8 @@ def _set_template(content: dict[str, Any], start: str, ends: list[str]) -> None:
             token: {"id": token, "ids": [0], "tokens": [token]} for token in (start, *ends)
         },
     }
-    before = content.get("post_processor")
-    parts = before.get("processors", [before]) if isinstance(before, dict) else []
-    content["post_processor"] = {"type": "Sequence", "processors": [*parts, template]}
+    parts = [*_processors(content), template]
+    content["post_processor"] = {"type": "Sequence", "processors": parts}
 
 
 def _without_template(content: dict[str, Any]) -> bool:

@@ -15,13 +15,14 @@ import torch
 from ..arguments import checked
 from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
 from ..config_loader import CONFIG, load_config, save_config
+from ..console import busy, visible
 from ..cuda_utils import check_memory, select_device
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.lora import lora_shapes, merged
 from ..tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from ..utils import atomic_path, parse_json, plural, sha256_of, sharded_as, writing
-from .run_dir import WEIGHTS, check_weights, folder_of, run_folder
+from .run_dir import WEIGHTS, check_unsharded, check_weights, folder_of, run_folder
 from .weights import SafetensorsFile, load_tensors, save_tensors
 
 __all__ = ["load_tensors", "run_folder", "save_tensors"]  # as other modules import them
@@ -50,7 +51,12 @@ def save_weights(
 
 @checked
 def save_model(
-    model: GPT2Model, tokenizer: Tokenizer | None, config: Config, folder: str | Path
+    model: GPT2Model,
+    tokenizer: Tokenizer | None,
+    config: Config,
+    folder: str | Path,
+    *,
+    verbose: bool = True,
 ) -> None:
     """Write all that `load_model` needs: weights, tokenizer and configuration.
 
@@ -59,6 +65,7 @@ def save_model(
         tokenizer: the model's. Without one the folder is for `GPT2Model.from_pretrained` alone.
         config: whose keys are kept beside the architecture, which is the model's own.
         folder: made where there is none.
+        verbose: whether to show that it takes its time (see `console.visible`).
 
     Raises:
         AGI2Error: where it cannot be written, or would keep the tokenizer of another model.
@@ -67,10 +74,11 @@ def save_model(
     if tokenizer is None and os.path.lexists(folder / FILE_NAME):
         raise AGI2Error(f"{folder} has a tokenizer: pass the model's own, or name a new folder")
     weights = model.state_dict()  # refused, where it is, before anything is written
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    describe_model(model.config, tokenizer, config, folder)
-    save_weights(weights, folder / WEIGHTS, tokenizer, model.config)
+    with visible(verbose), busy(f"saving {folder}"):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        describe_model(model.config, tokenizer, config, folder)
+        save_weights(weights, folder / WEIGHTS, tokenizer, model.config)
 
 
 def describe_model(
@@ -119,18 +127,26 @@ class TrainedModel:
 
 
 @checked
-def load_model(folder: str | Path, device: torch.device | str = "cpu") -> TrainedModel:
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
+) -> TrainedModel:
     """Read a trained model, in evaluation mode.
 
     Args:
         folder: as training or `save_model` writes it.
         device: `cpu`, `cuda`, `auto`, ...
+        verbose: whether to show that it takes its time (see `console.visible`).
 
     Raises:
         AGI2Error: where a file is missing or broken, a weight is no number, or weights, tokenizer
             and configuration disagree.
     """
-    folder = Path(folder)
+    with visible(verbose), busy(f"loading {folder}"):
+        return _load_model(Path(folder), device)
+
+
+def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
+    check_unsharded(folder)
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
     with SafetensorsFile(folder / WEIGHTS) as file:
@@ -146,20 +162,27 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Traine
 
 
 @checked
-def load_architecture(folder: str | Path, device: torch.device | str = "cpu") -> GPT2Model:
+def load_architecture(
+    folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
+) -> GPT2Model:
     """Read a model alone, in evaluation mode, from a folder that may have no tokenizer.
 
     Raises:
         AGI2Error: where the folder has no model, or a file is broken.
     """
     folder = Path(folder)
+    check_unsharded(folder)
     if not os.path.isfile(folder / CONFIG):
         foreign = os.path.isfile(folder / "config.json")
         hint = f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else ""
         raise AGI2Error(f"{folder}: no model there that save_pretrained or training wrote{hint}")
     if os.path.lexists(folder / FILE_NAME):
-        return load_model(folder, device).model
-    with SafetensorsFile(folder / WEIGHTS) as file:
+        return load_model(folder, device, verbose=verbose).model
+    with (
+        visible(verbose),
+        busy(f"loading {folder}"),
+        SafetensorsFile(folder / WEIGHTS) as file,
+    ):
         model = _read_model(file, load_config(folder / CONFIG))
     return model.to(select_device(str(device)))
 

@@ -21,8 +21,9 @@ WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-# In a checkpoint: all that is not a tensor.
+# In a checkpoint: all that is not a tensor; and the tensors, where each process wrote its parts.
 STATE = "state.json"
+SHARDS = "shards"
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -56,6 +57,8 @@ def config_file(argument: str) -> str:
     Raises:
         AGI2Error: if it is a folder of another kind, or a file in a model's folder.
     """
+    if not argument:
+        raise AGI2Error("the name of the model is empty: name a run's folder or a TOML file")
     place = Path(argument)
     if place.is_dir():
         if not (place / CONFIG).is_file():
@@ -92,6 +95,8 @@ def _describe_folder(place: Path) -> str:
         return f"{place} is a checkpoint: name the run's folder, {run}"
     if (place / "config.json").is_file():
         return f"{place} is a model of another project: make it one: agi2 import {place} NEW_FOLDER"
+    if place.name == CHECKPOINTS and (place.parent / CONFIG).is_file():
+        return f"{place} holds a run's checkpoints: name the run's folder, {place.parent}"
     if next(place.glob(f"*/{CONFIG}"), None) is not None:
         return f"{place} holds runs: name one of them; agi2 list {place} shows them"
     return f"{place} is no run's or model's folder: it has no {CONFIG}; agi2 list shows the runs"
@@ -119,6 +124,22 @@ def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
     return path.parent if path.name == CONFIG and is_own else run_folder(config)
 
 
+def check_unsharded(folder: Path) -> None:
+    """Raise if a folder is a checkpoint whose weights are in shards, which are no model's file.
+
+    Raises:
+        AGI2Error: says what to name instead.
+    """
+    if not os.path.isdir(folder / SHARDS) or os.path.lexists(folder / WEIGHTS):
+        return
+    run = folder.absolute().parents[1]
+    instead = f"name the run's folder, {run}, or " * (run / WEIGHTS).is_file()
+    raise AGI2Error(
+        f"{folder} is a checkpoint in shards, not a model: {instead}continue its run: set resume "
+        "to this folder"
+    )
+
+
 def check_weights(folder: Path, file: str | Path) -> None:
     """Raise if a folder has no weights.
 
@@ -127,6 +148,7 @@ def check_weights(folder: Path, file: str | Path) -> None:
     """
     if os.path.isfile(folder / WEIGHTS):
         return
+    check_unsharded(folder)
     if folder not in (Path(file), Path(file).parent):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
     if list_checkpoints(folder):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..errors import AGI2Error
-from ..utils import parse_json
+from ..utils import open_file, parse_json
 
 # The library's own limit for a header, in bytes.
 _LARGEST_HEADER = 100_000_000
@@ -74,17 +74,17 @@ class SafetensorsFile:
         self.entries: dict[str, TensorEntry] = {}
         """Its tensors by name."""
         try:
-            # Neither a device nor a pipe may keep this waiting.
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            self._file = open_file(path)
         except FileNotFoundError as error:
             raise AGI2Error(f"{path}: no such file") from error
-        except OSError as error:
-            raise self._damage(error.strerror) from error
+        except (OSError, ValueError) as error:  # the latter for a NUL in the name
+            raise self._unreadable(error) from error
+        self._descriptor = self._file.fileno()
         try:
             self._read_header()
         except OSError as error:
             self.close()
-            raise self._damage(error.strerror) from error
+            raise self._unreadable(error) from error
         except BaseException:
             self.close()
             raise
@@ -96,15 +96,18 @@ class SafetensorsFile:
         self.close()
 
     def close(self) -> None:
-        """Close the descriptor; tensors that were read stay."""
-        os.close(self._descriptor)
+        """Close the file; tensors that were read stay."""
+        self._file.close()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Read all tensors. Each leaves memory when it is let go of."""
         try:
             return {name: self._tensor(entry) for name, entry in self.entries.items()}
         except OSError as error:
-            raise self._damage(error.strerror) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> AGI2Error:
+        return AGI2Error(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
     def _damage(self, reason: object) -> AGI2Error:
         return AGI2Error(f"{self.path} is damaged: {reason}")

@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import AGI2Error
-from ..utils import parse_json
+from ..utils import parse_json, read_bytes
 
 MAX_FILE_BYTES = 64_000_000
 MAX_TOKENS = 1_000_000
@@ -64,11 +64,7 @@ def read_bounded(path: Path) -> bytes:
     Raises:
         AGI2Error: where it cannot be read, or is larger.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise AGI2Error(f"{path} cannot be read: {error.strerror}") from error
+    data = read_bytes(path, MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise AGI2Error(f"{path} is not a tokenizer: it has over {MAX_FILE_BYTES // 10**6} MB")
     return data
@@ -253,6 +249,8 @@ class _Check:
                 if not isinstance(single, list) or len(single) > 64:
                     raise self._refuse("its TemplateProcessing has no short list `single`")
                 texts = sum(isinstance(piece, dict) and "Sequence" in piece for piece in single)
+                if not all(isinstance(piece, dict) for piece in single):
+                    raise self._refuse("its TemplateProcessing has a piece that is no object")
                 if texts != 1:
                     raise self._refuse(f"its TemplateProcessing has the text {texts} times")
             elif kind not in ("ByteLevel", "RobertaProcessing", "BertProcessing"):

@@ -35,6 +35,7 @@ from ..errors import AGI2Error
 from ..formats.model_dir import load_tensors, load_weights, save_tensors
 from ..formats.run_dir import (
     CHECKPOINTS,
+    SHARDS,
     STATE,
     WEIGHTS,
     check_resume,
@@ -61,7 +62,6 @@ from .distributed import Processes
 BEST = "best.safetensors"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
-SHARDS = "shards"
 
 Describe = Callable[[Path], None]
 """Writes what describes a model, its tokenizer and configuration, into a folder."""
@@ -250,7 +250,7 @@ class Checkpoint:
 
     def restore_best(self, path: Path) -> None:
         """Make `path` the best weights at the time of the checkpoint, if any were chosen then."""
-        if (self.folder / BEST).exists():
+        if (self.folder / BEST).is_file():
             with atomic_path(path) as beside:
                 shutil.copyfile(self.folder / BEST, beside)
 

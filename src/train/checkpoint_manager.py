@@ -15,7 +15,7 @@ import torch
 from ..config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
 from ..config_loader import CONFIG
 from ..dataset import TextDataset
-from ..errors import AGI2Error
+from ..errors import AGI2Error, masked
 from ..formats.model_dir import WEIGHTS, describe_model, load_weights, save_weights
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME as TOKENIZER
@@ -295,8 +295,9 @@ def log_changes(
     log.info("resuming %s at step %d", checkpoint.folder, before["step"])
     for key, was in before["config"].items():
         # The architecture is the model's, whatever its keys were set to.
-        if key not in ("resume", *_ARCHITECTURE) and was != finite(config.get(key)):
-            log.info("%s is now %r, it was %r", key, config.get(key), was)
+        was, now = masked(was), masked(config.get(key))
+        if key not in ("resume", *_ARCHITECTURE) and was != finite(now):
+            log.info("%s is now %r, it was %r", key, now, was)
     if before["total_steps"] != total_steps:
         log.info(
             "the run is now %s long, not %d: the learning rate follows the new length",

@@ -15,9 +15,14 @@ import tomli_w
 import torch
 
 from ..config_loader import make_config
-from ..cuda_utils import available_memory, describe_device, memory_stats, select_device
+from ..cuda_utils import (
+    available_memory,
+    describe_device,
+    memory_stats,
+    select_device,
+)
 from ..data.corpus import check_rereadable, check_sources, read_documents
-from ..errors import AGI2Error
+from ..errors import AGI2Error, mask_urls
 from ..utils import human_bytes, human_time, plural, write_text
 from .estimates import model_sizes, predict_memory, training_flops
 from .expectation import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
@@ -167,8 +172,8 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     )
     plan = choose(corpus, minutes, device, out.stem)
     text = to_toml(plan.keys, plan.minutes)
-    write_text(out, text)
-    yield text
+    write_text(out, text, private=mask_urls(text) != text)
+    yield mask_urls(text)
     if plan.minutes < minutes:
         yield (
             f"# of {human_time(60 * minutes)} the run takes {human_time(60 * plan.minutes)}: more "

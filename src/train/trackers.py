@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 
 from ..config import Config
 from ..console import is_logged
-from ..errors import AGI2Error
-from ..utils import json_line, parse_json, sync_file, write_text, writing
+from ..errors import AGI2Error, masked
+from ..utils import json_line, open_file, parse_json, read_bytes, sync_file, write_text, writing
 
 
 class MetricsFile:
@@ -30,7 +31,8 @@ class MetricsFile:
         with writing(path):
             path.touch()
             # After a power cut the file may be shorter, and end within a line.
-            kept = path.read_bytes()[:size]
+            with open_file(path) as file:
+                kept = file.read(size)
             os.truncate(path, kept.rfind(b"\n") + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -56,12 +58,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         AGI2Error: where the file is missing or not what it should be.
     """
-    if path.exists() and not path.is_file():  # a pipe has no end
-        raise AGI2Error(f"{path} cannot be read: it is not a file")
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise AGI2Error(f"{path} cannot be read: {error.strerror}") from error
+    lines = read_bytes(path).split(b"\n")[:-1]
     entries = []
     for number, line in enumerate(lines, 1):
         name = f"{path} cannot be read: line {number:,}"
@@ -199,7 +196,7 @@ class TensorBoardSink:
         with writing(place):
             self._writer = SummaryWriter(place, purge_step=step, flush_secs=10)
         if is_new:
-            rows = "".join(f"    {key} = {value!r}\n" for key, value in config.items())
+            rows = "".join(f"    {key} = {value!r}\n" for key, value in masked(config).items())
             self._writer.add_text("config", rows, 0)
         for entry in logged:
             if is_new or entry.get("step", 0) >= step:
@@ -226,7 +223,7 @@ def _read_run_id(note: Path) -> str:
         AGI2Error: where the file holds something else.
     """
     try:
-        with open(note, "rb") as file:
+        with open_file(note) as file:
             found = file.read(100).decode("ascii").strip()
     except (OSError, ValueError):
         found = ""
@@ -257,6 +254,8 @@ class WandbSink:
         with writing(note):
             note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, run_id)
+        # The service is sent the command, too; older versions of the library have no such setting.
+        hidden: dict[str, Any] = {"x_disable_meta": True} if masked(sys.argv) != sys.argv else {}
         try:
             self._run = wandb.init(
                 project="agi2",
@@ -264,9 +263,12 @@ class WandbSink:
                 id=run_id,
                 resume="allow",
                 dir=folder,
-                config=dict(config.items()),
-                # The terminal is ours.
-                settings=wandb.Settings(console="off", silent=not is_logged()),
+                config=masked(config),
+                settings=wandb.Settings(
+                    console="off",  # the terminal is ours
+                    silent=not is_logged(),
+                    **hidden,
+                ),
             )
         except (wandb.Error, ValueError) as error:  # the latter for settings in the environment
             raise AGI2Error(

@@ -21,7 +21,7 @@ from ..cuda_utils import (
     select_precision,
 )
 from ..dataset import EpochBatches, TextDataset, bytes_of
-from ..errors import AGI2Error
+from ..errors import AGI2Error, masked
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from ..utils import Interrupt, human_time, keep_freed_memory, log, plural, seed_everything
@@ -198,7 +198,7 @@ class Trainer:
             "total_steps": self.total_steps,
             **self.kept.identity,
             "launch": launch_id(),
-            "config": dict(self.config),
+            "config": masked(self.config),
         }
 
     def _choices(self) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class Trainer:
         """Keep so many bytes of the log, and note what begins here for whoever reads it."""
         tokens = self.batches.dataset.tokens
         about = {
-            "chosen": self.chosen,
+            "chosen": masked(self.chosen),
             "parameters": self.model.num_parameters(),
             "total_steps": self.total_steps,
             "tokens_per_step": self.telemetry.tokens_per_step,

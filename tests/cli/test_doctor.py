@@ -3,14 +3,17 @@
 import json
 import os
 import random
+import shutil
 import string
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from src.cli import doctor
 from src.cli.doctor import examine
@@ -168,7 +171,8 @@ def assert_memory_is_predicted(given):
         check=True,
     )
     process, predicted, peak = json.loads(child.stdout.splitlines()[-1])
-    assert predicted / peak == pytest.approx(1, abs=0.15)
+    # No rounding, but what a prediction is for: what the allocator keeps is not in any tensor.
+    assert 0.85 <= predicted / peak <= 1.15
     # Nor does only the interpreter's share make it so.
     assert predicted - process > (peak - process) / 2
 
@@ -215,12 +219,18 @@ def test_predicted_memory_follows_what_is_asked_for(tiny_run):
     assert predict_memory(long, 8, 4096, CPU).logits == predict_memory(long, 8, 2048, CPU).logits
 
 
+def bytes_of_tensors(files):
+    """Without the counts of steps, which are a few bytes."""
+    tensors = (tensor for file in files for tensor in load_file(file).values())
+    return sum(tensor.nbytes for tensor in tensors if tensor.dim())
+
+
 def test_the_disk_holds_what_a_run_leaves_there(tiny_run):
     config = tiny_run(model_embd=64, max_steps=6, checkpoint_interval=1, eval_interval=1)
     run = train_from_config(config)
-    files = {f.stat().st_ino: f.stat().st_size for f in run.folder.rglob("*") if f.is_file()}
+    files = {file.stat().st_ino: file for file in run.folder.rglob("*.safetensors")}
     needed = disk_needed(config.changed(vocab_size=run.tokenizer.vocab_size))
-    assert sum(files.values()) < 1.2 * needed  # the states and logs of a tiny run are not small
+    assert 0 < bytes_of_tensors(files.values()) <= needed
     one_less = disk_needed(config.changed(keep_checkpoints=1, vocab_size=30))
     assert one_less < needed
 
@@ -230,14 +240,18 @@ def test_the_disk_of_a_run_with_lora_holds_no_states_of_the_weights_that_stay(ti
     config = make_tuned(tiny_run, base.folder, lora_rank=2, checkpoint_interval=1, max_steps=4)
     run = train_from_config(config)
     newest = newest_checkpoint(run.folder).folder
-    size = sum((newest / name).stat().st_size for name in (WEIGHTS, TENSORS, BEST))
     sizes = model_sizes(config)
-    assert size == pytest.approx(2 * sizes.weights + sizes.optimizer, rel=0.1)
+    held = bytes_of_tensors(newest / name for name in (WEIGHTS, TENSORS, BEST))
+    assert held == 2 * sizes.weights + sizes.optimizer
 
 
-def test_the_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path):
-    assert free_disk(tmp_path / "not" / "there") == pytest.approx(free_disk(tmp_path), rel=0.01)
+def test_the_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path, monkeypatch):
     assert free_disk(tmp_path) > 0
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(place) or usage)
+    usage = SimpleNamespace(free=17)
+    assert free_disk(tmp_path / "not" / "there") == 17
+    assert asked == [tmp_path]
 
 
 def test_real_steps_are_timed_and_nothing_is_written(tiny_run, tmp_path):

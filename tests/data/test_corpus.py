@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from src.data import text_files
+from src.data import corpus, text_files
 from src.data.corpus import BUILTIN, check_sources, read_documents
 from src.errors import AGI2Error
 
@@ -229,3 +229,18 @@ def test_a_found_file_that_is_no_text_further_on_is_left_out_and_counted(tmp_pat
         list(read_documents(str(tmp_path)))
     with pytest.raises(AGI2Error, match=r"b\.txt"):
         list(read_documents(str(tmp_path / "b.txt")))
+
+
+def test_a_file_that_is_gone_once_it_is_read_is_left_out(tmp_path, monkeypatch, caplog):
+    write(tmp_path / "texts" / "a.txt", "one")
+    gone = write(tmp_path / "texts" / "b.txt", "two")
+
+    def read_file(path, text_field):
+        gone.unlink(missing_ok=True)  # by another program, after it was found
+        return original(path, text_field)
+
+    original = corpus.read_file
+    monkeypatch.setattr(corpus, "read_file", read_file)
+    with caplog.at_level("WARNING", "agi2"):
+        assert read(tmp_path / "texts") == ["one"]
+    assert "1 that cannot be read, such as " in caplog.text

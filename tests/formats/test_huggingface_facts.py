@@ -12,6 +12,7 @@ from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.formats.export import export_model
 from src.formats.huggingface import import_huggingface
+from src.formats.huggingface_tokenizer import load_their_tokenizer
 from src.formats.model_dir import load_model
 from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
 from src.tokenizer import load_tokenizer
@@ -336,8 +337,11 @@ REFUSED = {
     "a token before each text": (change("tokenizer_config.json", add_bos_token=True), "add_bos_to"),
     "a token after each text": (change("tokenizer_config.json", add_eos_token=True), "add_eos_tok"),
     "a template": (change_tokenizer(post_processor=TEMPLATE), "post_processor 'TemplateProcess"),
-    "a post-processor": (change_tokenizer(post_processor={"type": "X"}), "post_processor 'X' in"),
-    "post-processors": (change_tokenizer(post_processor=[3]), r"post_processor \[3\] in"),
+    "a post-processor": (
+        change_tokenizer(post_processor={"type": "X"}),
+        "post_processor X is unkn",
+    ),
+    "post-processors": (change_tokenizer(post_processor=[3]), "post_processor has no type"),
     "two ids": (
         change("tokenizer_config.json", added_tokens_decoder=added(320, "<|endoftext|>")),
         "'<|endoftext|>' has the id 320 in one file, 0 in another",
@@ -426,8 +430,50 @@ def test_merges_that_are_no_text_are_one_line(theirs, byte_pairs, tmp_path):
     _, folder = theirs()
     as_two_files(folder, json.loads(byte_pairs.to_json()))
     Path(folder / "merges.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(AGI2Error, match=r"theirs: merges\.txt cannot be read"):
+    with pytest.raises(AGI2Error, match=r"theirs: merges\.txt is not UTF-8"):
         import_huggingface(str(folder), tmp_path / "in")
+
+
+def places_in(value, place=()):
+    """The place of every value inside, of a long list or object only the first one."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, each in list(inside)[: 12 if len(value) <= 12 else 1]:
+        yield (*place, key)
+        if isinstance(each, dict | list):
+            yield from places_in(each, (*place, key))
+
+
+ODD = (None, True, -1, 2**70, "", "x", [], [[]], [5], {}, {"content": 1}, {"type": ["a"]})
+ODD_PARTS = (
+    {"type": "TemplateProcessing", "single": 5},
+    {"type": "TemplateProcessing", "single": [5, {"Sequence": {}}]},
+    {"type": "ByteLevel", "processors": 5},
+    {"type": "Sequence", "processors": [None]},
+)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_whatever_stands_anywhere_in_a_file_is_read_or_one_line(theirs, tmp_path, file):
+    _, folder = theirs()
+    model = json.loads((folder / "config.json").read_text())
+    named = {"content": "<|endoftext|>", "special": True}
+    rewrite(folder / "tokenizer_config.json", added_tokens_decoder={"0": named})
+    original = (folder / file).read_text()
+    refusals = []
+    for place in [*places_in(json.loads(original)), ("post_processor",), ("eos_token",)]:
+        for odd in ODD + ODD_PARTS * (place == ("post_processor",)):
+            content = json.loads(original)
+            inside = content
+            for key in place[:-1]:
+                inside = inside[key]
+            inside[place[-1]] = odd
+            (folder / file).write_text(json.dumps(content))
+            try:
+                load_their_tokenizer(folder, "theirs", model)
+            except AGI2Error as error:
+                refusals.append(error)
+    assert refusals
+    assert all(len(error.args) == 1 for error in refusals)
 
 
 def test_a_file_without_a_vocabulary_is_refused_by_name(theirs, tmp_path):

@@ -476,3 +476,38 @@ def test_a_key_that_changes_no_shape_is_still_the_one_that_was_trained_with(tmp_
     save_config(config.changed(**{key: value}), folder / "config.toml")
     with pytest.raises(AGI2Error, match=f"was trained with {key} = .*says {value!r}: set it back"):
         load_model(folder)
+
+
+def test_long_loading_and_saving_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("src.console._logged", lambda what, _: contextlib.nullcontext(print(what)))
+    model = saved_model(tmp_path / "m")
+    GPT2Model.from_pretrained(tmp_path / "m")
+    model.save_pretrained(tmp_path / "n")
+    GPT2Model.from_pretrained(tmp_path / "n")
+    expected = [f"{what} {tmp_path / name}" for name in "mn" for what in ("saving", "loading")]
+    assert capsys.readouterr().out.splitlines() == expected
+    model.save_pretrained(tmp_path / "n", verbose=False)
+    GPT2Model.from_pretrained(tmp_path / "n", verbose=False)
+    load_model(tmp_path / "m", verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_a_checkpoint_in_shards_is_no_model_and_says_what_to_do(tmp_path, capsys, has_run):
+    saved_model(tmp_path / "m")
+    checkpoint = tmp_path / "m" / "checkpoints" / "step-00000002"
+    shutil.copytree(tmp_path / "m", checkpoint)
+    (checkpoint / WEIGHTS).unlink()
+    (checkpoint / "shards").mkdir()
+    if not has_run:
+        (tmp_path / "m" / WEIGHTS).unlink()
+    where = f"name the run's folder, {tmp_path / 'm'}, or " * has_run
+    line = f"not a model: {where}continue its run: set resume to this folder"
+    for read in (load_model, GPT2Model.from_pretrained):
+        with pytest.raises(AGI2Error, match=re.escape(line)):
+            read(checkpoint)
+    for arguments in (["generate", checkpoint, "x"], ["export", checkpoint, tmp_path / "out"]):
+        with pytest.raises(SystemExit) as leaving:
+            main([str(each) for each in arguments])
+        assert leaving.value.code == 2
+        assert "is a checkpoint in shards" in capsys.readouterr().err

@@ -74,6 +74,7 @@ def test_other_folders_and_files_are_refused_by_what_they_are(run, tmp_path):
     for argument, said in [
         (foreign, f"another project: make it one: agi2 import {foreign} NEW_FOLDER"),
         (checkpoint, f"is a checkpoint: name the run's folder, {run}"),
+        (run / "checkpoints", f"holds a run's checkpoints: name the run's folder, {run}"),
         (run.parent, f"holds runs: name one of them; agi2 list {run.parent}"),
         (empty, "is no run's or model's folder: it has no config.toml"),
         (run / "metrics.jsonl", f"is part of a model: name its folder, {run}"),
@@ -112,3 +113,9 @@ def test_a_folder_without_the_right_to_write_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda place, mode: False)  # root has every right
     with pytest.raises(AGI2Error, match="cannot be written to; set another output_dir"):
         check_output({"output_dir": str(tmp_path), "model_name": "m"})
+
+
+def test_an_empty_name_is_not_the_working_folder(run, monkeypatch):
+    monkeypatch.chdir(run)
+    with pytest.raises(AGI2Error, match="the name of the model is empty"):
+        config_file("")

@@ -97,8 +97,8 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         load_tensors(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe")  # which nobody writes to
     (tmp_path / "loop").symlink_to("loop")
-    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "loop"):
-        with pytest.raises(AGI2Error, match="is damaged"):
+    for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "loop", tmp_path / "a\0b"):
+        with pytest.raises(AGI2Error, match="cannot be read: "):
             load_tensors(path)
 
 
@@ -110,7 +110,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path, monkeypatch, ma
         os.truncate(tmp_path / "w", 100)
         if mapped == 1:  # the system refuses to map beyond the end
             monkeypatch.setattr(safetensors_file.mmap, "mmap", no_room)
-        with pytest.raises(AGI2Error, match="w is damaged"):
+        with pytest.raises(AGI2Error, match=r"w (is damaged|cannot be read): "):
             file.tensors()
 
 

@@ -1,8 +1,8 @@
 """What torchrun starts for `test_many_processes.py`: one run after another, and notes on each.
 
-`train_in_processes.py JOBS.json`: a list of {"config": {...}, "hazard": NAME}. Each process notes
-the outcome of job N in JOBS.json.N.RANK. After a restart, jobs that the
-main process has noted are passed over.
+`train_in_processes.py JOBS.json`: a list of {"config": {...}, "hazard": NAME, "float64": BOOL}, the
+last two optional. Each process notes the outcome of job N in JOBS.json.N.RANK. After a restart,
+jobs that the main process has noted are passed over.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from src.errors import AGI2Error
 from src.train.loss import NextTokenLoss
 from src.train.trainer import Trainer
 from src.training import train_from_config
+from tests.tiny_models import training_in_float64
 
 RANK = int(os.environ["RANK"])
 _step = Trainer._train_one_step
@@ -53,10 +54,10 @@ HAZARDS = {
 }
 
 
-def outcome(config, hazard):
+def outcome(config, hazard=None, float64=False):
     """How a run ended."""
     try:
-        with HAZARDS[hazard]:
+        with HAZARDS[hazard], training_in_float64() if float64 else contextlib.nullcontext():
             run = train_from_config(make_config(config))
     except KeyboardInterrupt:
         return {"ended": "interrupted"}
@@ -77,5 +78,5 @@ if __name__ == "__main__":
     setup_logging()
     for number, job in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         if not Path(f"{sys.argv[1]}.{number}.0").exists():
-            note = outcome(job["config"], job.get("hazard"))
+            note = outcome(**job)
             Path(f"{sys.argv[1]}.{number}.{RANK}").write_text(json.dumps(note))

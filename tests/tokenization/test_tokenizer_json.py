@@ -206,7 +206,9 @@ def test_a_file_nested_too_deeply_is_one_line(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError(5, "broken")))
+    monkeypatch.setattr(
+        "builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "broken"))
+    )
     with pytest.raises(AGI2Error, match=r"x cannot be read: broken"):
         tokenizer_file.read_bounded(tmp_path / "x")
 

@@ -23,7 +23,7 @@ def test_the_log_holds_every_kind_of_line(tiny_run):
     assert all(entry["process_memory"] > 1e6 for entry in steps)
     per_step = found[0]["start"]["tokens_per_step"]  # on average: an epoch's last batch is smaller
     assert 7 * 16 < per_step <= 8 * 16
-    assert all(entry["tokens"] == pytest.approx(entry["step"] * per_step) for entry in steps)
+    assert all(entry["tokens"] == round(entry["step"] * per_step) for entry in steps)
     assert all(entry["grad_norm"] > 0 for entry in steps)
     assert [e["epoch_loss"] for e in found if "epoch_loss" in e] == run.history["train_loss"]
     assert [e["val_loss"] for e in found if "val_loss" in e] == run.history["val_loss"]

@@ -18,6 +18,7 @@ from src.train.optimizer import (
     orthogonalize,
     parameter_groups,
 )
+from tests.bounds import assert_same_in_float64, differs_in_float64, gamma, nearly
 
 
 def make_model(**changes):
@@ -111,18 +112,18 @@ DATA = st.data()
         ("cosine", [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0]),
     ],
 )
-@pytest.mark.parametrize("warmup", [0, 10, 1000])
+@pytest.mark.parametrize("warmup", [0, 20, 1000])
 def test_schedule_after_warm_up(schedule, table, warmup):
     start = min(warmup, 40)
-    steps = [start + i * (400 - start) // 4 for i in range(5)]
+    steps = [start + i * (400 - start) // 4 for i in range(5)]  # each warm-up leaves quarters
     factors = [learning_rate_factor(schedule, step, 400, warmup) for step in steps]
-    assert factors == pytest.approx(table, abs=1e-2 if warmup == 10 else 1e-12)
-    assert learning_rate_factor(schedule, 999, 400, warmup) == pytest.approx(table[-1], abs=1e-12)
+    assert factors == nearly(table)
+    assert learning_rate_factor(schedule, 999, 400, warmup) == nearly(table[-1])
 
 
 def test_wsd_falls_in_the_last_part_alone():
     factors = [learning_rate_factor("wsd", i, 10, 0, 0.4) for i in range(11)]
-    assert factors == pytest.approx([1] * 7 + [0.75, 0.5, 0.25, 0], abs=1e-12)
+    assert factors == nearly([1] * 7 + [0.75, 0.5, 0.25, 0])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -172,6 +173,10 @@ ENDS = {
 }
 
 
+# A clock adds up 10,000 steps at most; a factor is a few operations more.
+ROUNDED = gamma(20_000, torch.float64)
+
+
 def simulate(schedule, pace, total_steps, minutes, warmup=100):
     """Shares of the run done, and learning-rate factors, step by step."""
     seconds, step, found = 0.0, 0, []
@@ -206,10 +211,10 @@ def test_the_factor_is_continuous_however_fast_a_machine_is(schedule, pace, end,
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
     assert peak <= SHORTEST_WARMUP or found[peak - 1][0] <= WARMUP_SHARE
     if len(found) > 2 * SHORTEST_WARMUP:
-        assert factors[peak] >= 1 - slope * max(found[peak][0] - WARMUP_SHARE, 0) - 1e-12
+        assert factors[peak] >= 1 - slope * max(found[peak][0] - WARMUP_SHARE, 0) - ROUNDED
     # Its last step is about as far from 0 as from the end of the run.
     if schedule != "constant":
-        assert factors[-1] <= slope * (1 - found[-1][0]) + 1e-12
+        assert factors[-1] <= slope * (1 - found[-1][0]) + ROUNDED
 
 
 def test_a_short_run_by_the_clock_falls_off_no_cliff():
@@ -217,7 +222,8 @@ def test_a_short_run_by_the_clock_falls_off_no_cliff():
     factors = [factor for _, factor in simulate("cosine", lambda step: 1 / 7, 10**12, 1.0)]
     assert len(factors) == 420
     assert factors[42] == 1.0
-    assert max(abs(a - b) for a, b in pairwise(factors)) < 0.03
+    # Its rise is its steepest part: the fall takes nine times as long.
+    assert max(abs(a - b) for a, b in pairwise(factors)) <= 1 / 42 + ROUNDED
 
 
 def test_a_clock_that_never_ends_the_run_changes_nothing():
@@ -229,21 +235,34 @@ def test_a_clock_that_never_ends_the_run_changes_nothing():
 
 
 def matrix(rows, columns, seed=0):
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    """In float64, where a fault is far above the rounding (see `tests.bounds`)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+
+
+def brought_near_one(singular_values):
+    """What five steps of Jordan et al. make of singular values, as shares of their norm."""
+    for _ in range(5):
+        s = singular_values
+        singular_values = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return singular_values
+
+
+def test_five_steps_bring_singular_values_near_one():
+    values = brought_near_one(torch.linspace(0.03, 1, 10_000, dtype=torch.float64))
+    # The smallest ones take more steps.
+    assert float(values.min()) > 0.65
+    assert float(values.max()) < 1.25
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (1, 5), (24, 48)])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
-def test_orthogonalize_keeps_directions_and_brings_singular_values_near_one(shape, scale):
+def test_orthogonalize_keeps_directions_and_changes_singular_values(shape, scale):
     batch = torch.stack([matrix(*shape, seed=seed) * scale for seed in range(3)])
     results = orthogonalize(batch)
     for before, result in zip(batch, results, strict=True):
         u, s, vt = torch.linalg.svd(before, full_matrices=False)
-        values = (u.T @ result @ vt.T).diagonal()
-        # The smallest singular values take more steps than five.
-        kept = s > 0.03 * s.norm()
-        assert ((values[kept] > 0.6) & (values[kept] < 1.25)).all()
-        torch.testing.assert_close(result, u @ values.diag() @ vt, rtol=1e-3, atol=1e-3)
+        assert_same_in_float64(result, u @ brought_near_one(s / s.norm()).diag() @ vt)
 
 
 def test_orthogonalize_leaves_a_zero_matrix_zero():
@@ -262,8 +281,10 @@ def step(weights, gradients, *, steps=1, **options):
 
 @pytest.mark.parametrize("shape", [(12, 12), (8, 24), (24, 8)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
-def test_muon_agrees_with_pytorchs_to_its_half_precision(shape, weight_decay):
-    """PyTorch orthogonalises in bfloat16, this project in the weights' own type."""
+def test_muon_is_pytorchs(monkeypatch, shape, weight_decay):
+    """But that PyTorch orthogonalises in bfloat16, this project in the weights' own type."""
+    monkeypatch.setattr(torch, "bfloat16", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.double)
     ours = nn.Parameter(matrix(*shape))
     theirs = nn.Parameter(matrix(*shape))
     options = {"lr": 0.1, "weight_decay": weight_decay, "momentum": 0.9}
@@ -274,8 +295,7 @@ def test_muon_agrees_with_pytorchs_to_its_half_precision(shape, weight_decay):
         theirs.grad = matrix(*shape, seed=seed)
         mine.step()
         reference.step()
-    moved = (theirs - matrix(*shape)).norm()
-    assert (ours - theirs).norm() < 0.02 * moved
+    assert_same_in_float64(ours, theirs)
 
 
 def test_parts_of_a_parameter_are_orthogonalised_apart():
@@ -286,9 +306,9 @@ def test_parts_of_a_parameter_are_orthogonalised_apart():
         step([w], [g], steps=3, lr=0.1, weight_decay=0.1)
         for w, g in zip(weights, gradients, strict=True)
     ]
-    torch.testing.assert_close(together, torch.cat(apart))
+    assert_same_in_float64(together, torch.cat(apart))
     whole = step([torch.cat(weights)], [torch.cat(gradients)], steps=3, lr=0.1, weight_decay=0.1)
-    assert (together - whole).abs().max() > 0.01
+    assert differs_in_float64(together, whole)
 
 
 def test_parameters_of_many_shapes_and_groups_do_not_disturb_each_other():
@@ -306,20 +326,22 @@ def test_parameters_of_many_shapes_and_groups_do_not_disturb_each_other():
     for weight, gradient, rate, parameter in zip(
         weights, gradients, rates, parameters, strict=True
     ):
-        torch.testing.assert_close(parameter.detach(), step([weight], [gradient], lr=rate))
+        assert_same_in_float64(parameter, step([weight], [gradient], lr=rate))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
 def test_the_size_of_an_update_depends_on_the_columns_alone(shape):
-    update = step([torch.zeros(shape)], [matrix(*shape)], lr=0.5)
-    expected = 0.5 / math.sqrt(shape[1])
-    assert update.square().mean().sqrt().item() == pytest.approx(expected, rel=0.15)
+    """Where all directions are as strong."""
+    gradient = nn.init.orthogonal_(torch.empty(shape, dtype=torch.float64))
+    update = step([torch.zeros_like(gradient)], [gradient], lr=0.5)
+    value = brought_near_one(torch.tensor(min(shape), dtype=torch.float64).rsqrt())
+    assert_same_in_float64(update.square().mean().sqrt(), value * 0.5 / math.sqrt(shape[1]))
 
 
 def test_weight_decay_shrinks_by_the_rate_and_needs_a_gradient():
     weight = matrix(4, 4)
-    decayed = step([weight], [torch.zeros(4, 4)], lr=0.1, weight_decay=0.5)
-    torch.testing.assert_close(decayed, weight * 0.95)
+    decayed = step([weight], [torch.zeros_like(weight)], lr=0.1, weight_decay=0.5)
+    assert torch.equal(decayed, weight * (1 - 0.1 * 0.5))
     untouched = nn.Parameter(weight.clone())
     Muon([untouched], weight_decay=0.5).step()
     assert torch.equal(untouched, weight)
@@ -355,4 +377,5 @@ def test_a_few_steps_lower_the_loss(optimizer):
         for each in optimizers:
             each.step()
             each.zero_grad()
-    assert losses[-1] < 0.5 * losses[0]
+    # Better than what is best without a look at the token before: a seventh for each target.
+    assert losses[-1] < math.log(7) < losses[0]

@@ -19,6 +19,7 @@ from src.train.planner import (
     to_toml,
     vocabulary_for,
 )
+from tests.bounds import gamma, nearly
 from tests.conftest import make_text
 
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def test_a_text_like_those_of_the_runs_gets_an_expectation(tmp_path, monkeypatch
     monkeypatch.setattr(planning, "hardness_of", lambda text: 2.3)
     told, config = proposed(tmp_path, "the old whale swam " * 60_000, 3)
     assert re.search(r"expected: \d\.\d\d bits per byte .* give or take \d\.\d\d", told)
-    assert config.max_minutes == pytest.approx(0.95 * 3)
+    assert config.max_minutes == 2.85  # of 3
     assert "next to nothing" not in told
 
 
@@ -90,7 +91,7 @@ def test_no_plan_is_larger_than_its_text_can_use(monkeypatch, size, widest, minu
     assert plan.parameters <= max(150_000, planning._PARAMETERS_FOR_BYTE * size)
     assert plan.minutes <= minutes
     # As many passes as still add something, or as the smallest number of steps is.
-    assert plan.passes <= 45.01 or plan.steps <= planning._STEPS_USED
+    assert plan.passes <= 45 * (1 + gamma(8, torch.float64)) or plan.steps <= planning._STEPS_USED
     config = make_config(plan.keys)
     assert (config.max_steps is None) == (plan.minutes == minutes)
     if config.max_steps is not None:
@@ -188,7 +189,7 @@ def test_what_a_plan_says_fits_together(monkeypatch):
     plan = choose(Corpus(["a.txt"], 1_200_000, 2.5, ""), 10, CPU, "m")
     config = make_config(plan.keys)
     assert plan.tokens == plan.steps * config.batch_size * config.seq_len
-    assert plan.passes == pytest.approx(3.5 * plan.tokens / 1_080_000)
+    assert plan.passes == nearly(3.5 * plan.tokens / 1_080_000, 8)
     assert 9 <= plan.steps / config.eval_interval <= 11
 
 

@@ -182,15 +182,16 @@ def test_mixed_precision_keeps_the_weights_in_fp32():
 
 
 def test_the_norm_is_the_one_before_clipping_and_gradients_end_unset():
-    model = tiny_model()
+    model = exact_model()
     accumulate_gradients(NextTokenLoss(model), tokens(4), CPU)
     expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     norm, taken = apply_gradients([torch.optim.SGD(model.parameters(), lr=1.0)], 1e-3)
     after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-    torch.testing.assert_close(norm, expected)
+    assert_same_in_float64(norm, expected)
     assert taken
-    assert (after - before).norm() == pytest.approx(1e-3, rel=1e-3)
+    # PyTorch divides by a little more than the norm.
+    assert_same_in_float64((after - before).norm(), 1e-3 * expected / (expected + 1e-6))
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -301,6 +301,19 @@ def test_wandb_offline_has_curves_samples_and_the_configuration_in_one_run(
     assert settings["seed"] == "42"
 
 
+def test_no_service_is_sent_the_secret_of_a_source(tmp_path, monkeypatch, fresh_wandb):
+    url = "https://me:pa55word@host.example/book.txt?key=t0ken"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("sys.argv", ["agi2", "train", "my.toml", "--set", f"sources={url}"])
+    RunLog(config_of("wandb", "tensorboard", sources=[url]), tmp_path).close()
+    fresh_wandb.teardown()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    content = b"".join(path.read_bytes() for path in files)
+    assert b"host.example" in content
+    assert b"pa55word" not in content
+    assert b"t0ken" not in content
+
+
 @pytest.mark.usefixtures("fresh_wandb")
 @pytest.mark.parametrize(("mode", "reason"), [("online", "40"), ("nowhere", "offline")])
 def test_a_service_that_refuses_is_one_line(tmp_path, monkeypatch, mode, reason):
@@ -350,5 +363,5 @@ def test_a_run_id_of_somebody_else_is_one_line(tmp_path, content):
 
 
 def test_a_folder_in_a_log_s_place_is_one_line(tmp_path):
-    with pytest.raises(AGI2Error, match="cannot be read: it is not a file"):
+    with pytest.raises(AGI2Error, match="cannot be read: it is a folder, not a file"):
         read_metrics(tmp_path)
