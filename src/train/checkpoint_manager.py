@@ -83,6 +83,7 @@ class CheckpointManager:
         return {
             "tokenizer": self.tokenizer.fingerprint,
             "text": digest.hexdigest(),
+            "weights": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "fixed": {
                 **{key: self.config[key] for key in FIXED_ON_RESUME},
                 **{key: v for key, v in keys.items() if key not in FREE_ARCHITECTURE_KEYS},
@@ -99,6 +100,11 @@ class CheckpointManager:
         before, now = checkpoint.state, self.identity
         if before["tokenizer"] != now["tokenizer"]:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
+        if (were := before.get("weights", now["weights"])) != now["weights"]:
+            raise AGI2Error(
+                f"{checkpoint.folder} has weights of {were}, the model of {now['weights']}: convert "
+                "the model first"
+            )
         for key, value in now["fixed"].items():
             was = before["fixed"].get(key)
             if was != value:

@@ -14,6 +14,7 @@ from src.train.checkpoint import list_checkpoints, newest_checkpoint
 from src.train.checkpoint_manager import FIXED_ON_RESUME
 from src.training import train_from_config, train_model
 from src.utils import FolderLock
+from tests.tiny_models import training_in_float64
 
 OTHERS = {
     "val_fraction": 0.2,
@@ -73,6 +74,14 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_run, finish
     lock.release()
     assert train_from_config(tiny_run(max_steps=3, resume="auto")).history["steps"] == 3
     assert not (finished.folder / ".lock").exists()
+
+
+def test_a_resumed_run_may_not_change_the_dtype_of_its_weights(tiny_run, finished):
+    with (
+        training_in_float64(),
+        pytest.raises(AGI2Error, match="weights of float32, the model of float64"),
+    ):
+        train_from_config(tiny_run(max_steps=4, resume="auto"))
 
 
 def test_a_resumed_run_may_not_change_its_tokenizer(tiny_run, finished):
