@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ from .step import (
 _SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
 
 
+@runtime_checkable
 class Evaluate(Protocol):
     """A function as `evaluation.loss.evaluate`."""
 
@@ -58,6 +59,7 @@ class Evaluate(Protocol):
     ) -> Evaluation: ...
 
 
+@runtime_checkable
 class Sample(Protocol):
     """A function that generates a text of at most `max_length` tokens."""
 
