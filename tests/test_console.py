@@ -420,7 +420,7 @@ def test_of_two_displays_at_a_time_one_is_drawn_and_the_other_logged(screen):
     with TrainingDisplay(30) as third:
         show(third, 5, 0.5, 1.0, 1.0, 1.0)
     lines = re.split(r"[\r\n]+", without_colours(screen.getvalue()))
-    assert [line for line in lines if "step 3/20" in line][0].startswith(" 50 %")
+    assert next(line for line in lines if "step 3/20" in line).startswith(" 50 %")
     for step in ("step 4/10", "step 5/30"):
         assert "━" in next(line for line in lines if step in line)
 

@@ -110,7 +110,7 @@ def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path, monkeypatch, ma
         os.truncate(tmp_path / "w", 100)
         if mapped == 1:  # the system refuses to map beyond the end
             monkeypatch.setattr(safetensors_file.mmap, "mmap", no_room)
-        with pytest.raises(AGI2Error, match="w (is damaged|cannot be read): "):
+        with pytest.raises(AGI2Error, match=r"w (is damaged|cannot be read): "):
             file.tensors()
 
 

@@ -459,7 +459,7 @@ def test_whatever_stands_anywhere_in_a_file_is_read_or_one_line(theirs, tmp_path
     named = {"content": "<|endoftext|>", "special": True}
     rewrite(folder / "tokenizer_config.json", added_tokens_decoder={"0": named})
     original = (folder / file).read_text()
-    refused = 0
+    refused = []
     for place in [*places_in(json.loads(original)), ("post_processor",), ("eos_token",)]:
         for odd in ODD + ODD_PARTS * (place == ("post_processor",)):
             content = json.loads(original)
@@ -471,9 +471,8 @@ def test_whatever_stands_anywhere_in_a_file_is_read_or_one_line(theirs, tmp_path
             try:
                 load_their_tokenizer(folder, "theirs", model)
             except AGI2Error as error:
-                assert len(error.args) == 1
-                refused += 1
-    assert refused
+                refused.append(len(error.args))
+    assert set(refused) == {1}
 
 
 def test_a_file_without_a_vocabulary_is_refused_by_name(theirs, tmp_path):
