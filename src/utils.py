@@ -10,6 +10,7 @@ import ctypes
 import errno
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import AGI2Error
 
@@ -219,13 +220,13 @@ def parse_json(data: str | bytes, name: str) -> Any:
     return found
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; refuse anything else at once, as a pipe may never end.
 
     Raises:
         OSError: its `strerror` says why, also for a folder, a pipe, a socket or a device.
     """
-    return cast(BinaryIO, open(path, "rb", opener=_open_regular))
+    return open(path, "rb", opener=_open_regular)
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -487,3 +487,10 @@ def test_a_token_whose_id_the_library_changes_is_refused_by_name(theirs, tmp_pat
     monkeypatch.setattr("src.interop.huggingface_tokenizer._id_of", lambda *_: -1)
     with pytest.raises(AGI2Error, match="cannot keep its id"):
         import_huggingface(str(folder), tmp_path / "in")
+
+
+def test_a_file_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2").write_text("x")
+    with pytest.raises(AGI2Error, match="gpt2 is a file: name the folder that it is in"):
+        import_huggingface("gpt2", "out")
