@@ -37,7 +37,7 @@ def mask_urls(text: str) -> str:
 
 
 def masked(value: Any) -> Any:
-    """A copy of a configuration's value for others to see: `mask_urls` of every text in it."""
+    """A copy of a configuration or a value of one, each text in it as `mask_urls` shows it."""
     if isinstance(value, str):
         return mask_urls(value)
     if isinstance(value, Mapping):

@@ -254,8 +254,8 @@ class WandbSink:
         with writing(note):
             note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, run_id)
-        # The service is sent the command, too; older versions of the library have no such setting.
-        hidden: dict[str, Any] = {"x_disable_meta": True} if masked(sys.argv) != sys.argv else {}
+        # The service is sent the command, too.
+        hiding: dict[str, Any] = {"x_disable_meta": True} if masked(sys.argv) != sys.argv else {}
         try:
             self._run = wandb.init(
                 project="agi2",
@@ -267,7 +267,7 @@ class WandbSink:
                 settings=wandb.Settings(
                     console="off",  # the terminal is ours
                     silent=not is_logged(),
-                    **hidden,
+                    **hiding,
                 ),
             )
         except (wandb.Error, ValueError) as error:  # the latter for settings in the environment

@@ -984,3 +984,18 @@ def test_bash_is_answered_after_its_words_are_joined(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().out.split() == ["train"]
+
+
+class FullStream(io.StringIO):
+    """Standard error on a device that is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("arguments", [["list", "nothing"], ["list", "--nothing"]])
+def test_what_cannot_be_said_is_still_the_status(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", FullStream())
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
