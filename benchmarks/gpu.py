@@ -417,7 +417,7 @@ PARTS = {
     "training step, AGI2 compiled": Part(1.5, train("AGI2", True)),
     "training step, AGI2 not compiled": Part(0.5, train("AGI2", False)),
     "training step, nanoGPT compiled": Part(1.5, train("nanoGPT", True), "--nanogpt"),
-    "characters": Part(2.0, train_characters, "--text"),
+    "characters": Part(2.5, train_characters, "--text"),
     "generation, AGI2": Part(0.75, generate("AGI2")),
     "generation, transformers": Part(1.0, generate("transformers"), "transformers"),
 }

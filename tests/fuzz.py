@@ -57,6 +57,8 @@ def main() -> int:
     if len(sys.argv) < 2 or not sys.argv[1].replace(".", "", 1).isdigit():
         print(__doc__, file=sys.stderr)
         return 2
+    # Shells start what runs in the background with SIGINT ignored, and pytest would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + 60 * float(sys.argv[1])
     failed: list[str] = []
     rounds, status = 0, PASSED
