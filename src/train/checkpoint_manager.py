@@ -102,8 +102,8 @@ class CheckpointManager:
             raise AGI2Error(f"{checkpoint.folder} was trained with another tokenizer")
         if (were := before.get("weights", now["weights"])) != now["weights"]:
             raise AGI2Error(
-                f"{checkpoint.folder} has weights of {were}, the model of {now['weights']}: convert "
-                "the model first"
+                f"{checkpoint.folder} has weights of {were}, the model of {now['weights']}: "
+                "convert the model first"
             )
         for key, value in now["fixed"].items():
             was = before["fixed"].get(key)
