@@ -23,7 +23,12 @@ FLAGS = (
     *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
     *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
 )
-TESTS = ("tests/nn/test_cpu_kernels.py", "tests/inference/test_prepare.py", "tests/test_ffn.py")
+TESTS = (
+    "tests/nn/test_cpu_kernels.py",
+    "tests/nn/test_quantized.py",
+    "tests/inference/test_prepare.py",
+    "tests/test_ffn.py",
+)
 # Tests that call nothing of the library, or start processes that know nothing of the checks.
 WITHOUT_C = ("default_device", "stack", "no_longer_is", "keeps_no")
 NONE_HERE = 3

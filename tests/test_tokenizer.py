@@ -22,7 +22,6 @@ from transformers import GPT2TokenizerFast
 
 import src.tokenizer as module
 from src.errors import AGI2Error
-from src.inference.detokenizer import StreamDecoder
 from src.tokenization.pieces import PIECE
 from src.tokenizer import BasicTokenizer, BPETokenizer, load_tokenizer, new_tokenizer
 from tests.conftest import run_python
@@ -193,34 +192,6 @@ def test_ids_are_kept_in_the_smallest_type(bpe, monkeypatch):
     many = BasicTokenizer([chr(c) for c in range(0x10000, 0x10000 + 65535)])
     assert many.vocab_size == 65537
     assert many.encode_array(chr(0x10000 + 65534)).tolist() == [65536]
-
-
-# Streams
-
-
-@quick
-@given(ids=st.lists(st.integers(0, 299), max_size=40))
-def test_stream_pieces_join_to_the_decoded_text(bpe, ids):
-    stream = StreamDecoder(bpe)
-    pieces = [stream.push(id) for id in ids]
-    assert "".join(pieces) + stream.flush() == bpe.decode(ids)
-
-
-@quick
-@given(text=st.text(max_size=30))
-def test_a_stream_never_splits_a_character(bpe, text):
-    stream = StreamDecoder(bpe)
-    shown = ""
-    for id in bpe.encode(text):
-        shown += stream.push(id)
-        assert text.startswith(shown)
-    assert shown + stream.flush() == text
-
-
-def test_an_unfinished_character_is_flushed_as_a_replacement(bpe):
-    stream = StreamDecoder(bpe)
-    assert stream.push(bpe.encode("🦑")[0]) == ""
-    assert stream.flush() == "\ufffd"
 
 
 # Files

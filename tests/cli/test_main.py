@@ -26,7 +26,7 @@ from src.data.downloads import cached_path
 from src.train.step import accumulate_gradients
 from src.train.trackers import read_metrics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(capsys, *arguments):

@@ -311,7 +311,7 @@ def test_standard_input_is_a_source(tmp_path, stdin, name):
     if stdin == "closed":
         command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, **options
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, **options
     )
     problems = {
         "nothing": "neither a file nor a pipe",

@@ -36,7 +36,7 @@ from src.tokenizer import BasicTokenizer
 from tests.conftest import raising, run_python
 from tests.tiny_models import alphabet, saved_model, tiny_config, tiny_model
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = {
     "sinusoidal": {"position_embedding": "sinusoidal"},
     "learned": {"position_embedding": "learned"},

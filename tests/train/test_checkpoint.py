@@ -30,7 +30,7 @@ from src.train.optimizer import make_optimizers
 from tests.conftest import raising, run_python
 from tests.tiny_models import tiny_config, tiny_model
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def save_step(run, step, *, seed=None, keep=10, best=None, form=FORMAT, **more):

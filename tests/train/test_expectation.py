@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from src.train.expectation import EXPECTATION, FITTED, Expectation, effective_bytes, hardness_of
 from tests.bounds import gamma, nearly
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def is_rounded(written, exact):

@@ -1,0 +1,339 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from src.cli.chat import HELP, chat
+from src.interactive import InteractivePrompt
+from tests.test_interactive import VOCABULARY, interrupt_after, says
+from tests.tiny_models import byte_tokenizer
+
+CHECKOUT = Path(__file__).parents[2]
+CTRL_C, CTRL_D, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def greeter(tokenizer) -> InteractivePrompt:
+    """Always answers `Hello.` to a message of two letters, as long as it remembers nothing."""
+    return says(tokenizer, "Hello.\n\n", "Hi")
+
+
+def test_lines_from_a_pipe_are_answered_until_it_ends(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    lines = "Hi\n\n  \n/clear\nYo\n/help\n/[what]\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    chat(prompt)
+    out, err = capsys.readouterr()
+    assert out == "Hello.\nHello.\n"
+    assert err.splitlines() == [
+        "the conversation is forgotten",
+        *HELP.splitlines(),
+        "unknown command /[what]; /help lists them",
+    ]
+    assert prompt.history == ["Yo", "Hello."]
+
+
+def test_quit_leaves_before_the_input_ends(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/quit \nHi\n"))
+    chat(greeter(tokenizer))
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_it(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/help\n"))
+    handle = interrupt_after(prompt.model, 4)
+    chat(prompt)
+    handle.remove()
+    out, err = capsys.readouterr()
+    assert out == "Hel [stopped]\n"
+    assert err.splitlines() == HELP.splitlines()
+    assert prompt.history == ["Hi", "Hel"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def chat_with_keys(prompt: InteractivePrompt, keys: str, monkeypatch) -> None:
+    """Chat as in a terminal, with keys that were typed ahead."""
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with create_pipe_input() as keyboard:
+        keyboard.send_text(keys)
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            chat(prompt)
+
+
+def test_a_terminal_has_line_editing_and_history_and_survives_ctrl_c(
+    tokenizer, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("AGI2_CACHE", str(tmp_path / "new" / "folder"))
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"i{LEFT}H{ENTER}dropped{CTRL_C}/help{ENTER}{CTRL_D}", monkeypatch)
+    out, err = capsys.readouterr()
+    assert out == "Hello.\n"
+    assert HELP in err
+    assert prompt.history == ["Hi", "Hello."]
+    # Another session finds the line again.
+    again = greeter(tokenizer)
+    chat_with_keys(again, f"{UP}{UP}{ENTER}/quit{ENTER}", monkeypatch)
+    assert again.history == ["Hi", "Hello."]
+
+
+def test_a_terminal_works_where_no_history_can_be_kept(tokenizer, monkeypatch, capsys, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("AGI2_CACHE", str(blocked))
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"Hi{ENTER}/clear{ENTER}Yo{ENTER}{CTRL_D}", monkeypatch)
+    assert capsys.readouterr().out == "Hello.\nHello.\n"
+    assert blocked.read_text() == "not a folder"
+
+
+# A chat whose replies are known: in a process of its own, as a user starts it.
+PROGRAM = f"""
+import sys
+from tests.tiny_models import reciting_model
+from src.cli.chat import chat
+from src.interactive import InteractivePrompt
+from src.tokenizer import BasicTokenizer, BPETokenizer
+
+tokenizer = BPETokenizer({VOCABULARY})
+tokenizer.fit([""])
+endless = reciting_model({VOCABULARY}, tokenizer.encode("ha") * 40)
+chat(InteractivePrompt(endless, 60, tokenizer, temperature=0, max_length=int(sys.argv[1])))
+"""
+
+
+def chat_process(tmp_path, max_length: int) -> tuple[list[str], dict[str, str]]:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(CHECKOUT),
+        "PYTHONIOENCODING": "utf-8",
+        "AGI2_CACHE": str(tmp_path / "cache"),
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
+        "TERM": "xterm",
+    }
+    return [str(program), str(max_length)], environment
+
+
+def test_the_chat_works_in_a_pipe_and_ends_with_its_input(tmp_path):
+    arguments, environment = chat_process(tmp_path, 4)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input="Hi\nπ😀\n/help\n",
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [set(line) for line in done.stdout.splitlines()] == [{"h", "a"}] * 2
+    assert [len(line) for line in done.stdout.splitlines()] == [4, 4]
+    assert done.stderr.splitlines() == HELP.splitlines()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("ignored", [False, True], ids=["usual", "started-in-the-background"])
+def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
+    """Also where a shell has set Ctrl-C to be ignored, as it does for what ends in `&`."""
+    pexpect = pytest.importorskip("pexpect")
+    arguments, environment = chat_process(tmp_path, 10**9)
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    terminal = pexpect.spawn(
+        sys.executable,
+        arguments,
+        env=environment,
+        encoding="utf-8",
+        timeout=600,  # of a machine with nothing to spare; else it takes seconds
+        echo=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+    )
+    ready = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
+    try:
+        terminal.expect("Write a message")
+        terminal.expect(ready)
+        terminal.send(f"/hlp{LEFT}{LEFT}e{ENTER}")  # edited into /help
+        terminal.expect("forget the conversation")
+        terminal.expect(ready)
+        terminal.send(f"Hi{ENTER}")
+        terminal.expect("(ha|ah){20}")
+        terminal.sendintr()  # in the middle of a reply that would go on for ever
+        terminal.expect(r"\[stopped\]")
+        terminal.expect(ready)
+        terminal.send(f"/clear{ENTER}")
+        terminal.expect("the conversation is forgotten")
+        terminal.expect(ready)
+        terminal.send(f"{UP}{UP}{UP}{ENTER}")  # /clear, Hi, /help
+        terminal.expect("forget the conversation")
+        terminal.expect(ready)
+        terminal.sendintr()  # at the prompt: a new line
+        terminal.expect(ready)
+        terminal.send(CTRL_D)
+        terminal.expect(pexpect.EOF)
+        terminal.wait()
+    finally:
+        terminal.close(force=True)
+    assert terminal.exitstatus == 0
+
+
+def test_ctrl_c_ends_a_reply_also_where_its_exception_is_lost(tokenizer, monkeypatch, capsys):
+    """Python drops an exception that is raised in a `__del__`."""
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    prompt = greeter(tokenizer)
+    reads = []
+
+    def press(*_):
+        reads.append(1)
+        if len(reads) == 3:
+            Dropped()
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    handle = prompt.model.register_forward_pre_hook(press)
+    chat(prompt)
+    handle.remove()
+    assert [each.exc_type for each in lost] == [KeyboardInterrupt]
+    assert capsys.readouterr().out == "He [stopped]\n"
+    assert len(reads) == 3
+
+
+def test_ctrl_c_pressed_again_and_again_leaves_the_chat_as_it_is(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    handle = prompt.model.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGINT))
+    stop = prompt.stream_message
+
+    def pressed_at_the_end(message):
+        try:
+            yield from stop(message)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(prompt, "stream_message", pressed_at_the_end)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nYo\n"))
+    chat(prompt)
+    handle.remove()
+    assert capsys.readouterr().out == " [stopped]\n [stopped]\n"
+
+
+@pytest.mark.parametrize("then", ["", "/help\r"])
+def test_ctrl_c_right_after_a_line_stops_its_reply(then, tokenizer, monkeypatch, capsys):
+    """It comes while the prompt is being left, and not to the reply."""
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"Hi{ENTER}{CTRL_C}{then}{CTRL_D}", monkeypatch)
+    out, err = capsys.readouterr()
+    assert out == " [stopped]\n"
+    assert (HELP in err) == bool(then)
+
+
+def test_ctrl_c_between_the_lines_of_a_pipe_ends_the_chat(tokenizer, monkeypatch):
+    def lines():
+        yield "/help\n"
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+
+    class Pipe:
+        isatty = staticmethod(lambda: False)
+        __iter__ = staticmethod(lines)
+
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    with pytest.raises(KeyboardInterrupt):
+        chat(greeter(tokenizer))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_at_the_prompt_drops_the_line(tokenizer, monkeypatch, capsys):
+    """As another process sends it: no key."""
+    prompt = greeter(tokenizer)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with create_pipe_input() as keyboard:
+        read = keyboard.read_keys
+
+        def read_keys():
+            keys = read()
+            if [each.data for each in keys] == list("dropped"):
+                signal.raise_signal(signal.SIGINT)
+                keyboard.send_text(f"Hi{ENTER}{CTRL_D}")
+            return keys
+
+        monkeypatch.setattr(keyboard, "read_keys", read_keys)
+        keyboard.send_text("dropped")
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            chat(prompt)
+    assert prompt.history == ["Hi", "Hello."]
+    assert capsys.readouterr().out == "Hello.\n"
+
+
+def test_a_chat_in_another_thread_leaves_the_signals_alone(tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=chat, args=(greeter(tokenizer),))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out == "Hello.\n"
+
+
+RECITER = """
+import sys
+from tests.tiny_models import reciting_model
+from src.cli.chat import chat
+from src.interactive import InteractivePrompt
+from src.tokenizer import BPETokenizer
+
+tokenizer = BPETokenizer(257)
+tokenizer.fit([""])
+script = tokenizer.encode("\\x1b]0;owned\\x07\\x9b2J")
+model = reciting_model(257, [0, 0, 0, *script, *[tokenizer.end_of_text] * 20])
+chat(InteractivePrompt(model, 20, tokenizer, temperature=0, max_length=len(script)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_they_are(tmp_path):
+    pexpect = pytest.importorskip("pexpect")
+    _, environment = chat_process(tmp_path, 4)
+    program = tmp_path / "reciter.py"
+    program.write_text(RECITER)
+    piped = subprocess.run(
+        [sys.executable, str(program)],
+        input=b"Hi\n/x\x1b[2J\n",
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    assert "\x1b]0;owned\x07\x9b2J".encode() in piped.stdout, piped
+    assert piped.stderr.startswith(rb"unknown command /x\x1b[2J")
+    terminal = pexpect.spawn(
+        sys.executable, [str(program)], env=environment, encoding="utf-8", timeout=300, echo=False
+    )
+    try:
+        terminal.expect(r"\x1b\[\?2004h[^>]*>")
+        terminal.send(f"Hi{ENTER}")
+        terminal.expect_exact(r"\x1b]0;owned\x07\x9b2J")
+        terminal.send(CTRL_D)
+        terminal.expect(pexpect.EOF)
+    finally:
+        terminal.close(force=True)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.cuda_utils import autocast
+from src.train import loss as loss_module
+from src.train.loss import NextTokenLoss
+from src.train.step import split_batch
+from tests.bounds import assert_same_in_float64, gamma
+from tests.train.test_step import CPU, exact_model, gradients, plain_loss, tiny_model, tokens
+
+
+@given(
+    rows=st.integers(1, 6),
+    chunk=st.integers(1, 50),
+    tied=st.booleans(),
+    scale=st.floats(0.1, 10.0),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk, tied, scale):
+    inputs, targets = split_batch(tokens(rows, seed=rows))
+    results = []
+    for chunked in (False, True):
+        model = exact_model(tie_weights=tied)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loss_module, "LOGITS_AT_ONCE", chunk)
+            loss_of = NextTokenLoss(model) if chunked else plain_loss(model)
+            loss = loss_of(inputs, targets)
+            (scale * loss).backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        assert_same_in_float64(results[1][name], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_not_trained_has_no_gradient_and_changes_no_other(dtype):
+    inputs, targets = split_batch(tokens(4))
+    results = []
+    for trained in (True, False):
+        model = tiny_model()
+        model.output_weight.requires_grad_(trained)
+        with autocast(CPU, dtype):
+            NextTokenLoss(model)(inputs, targets).backward()
+        results.append(gradients(model))
+    different = [name for name in results[0] if results[1][name] is None]
+    assert different == ["token_embeddings.weight"]
+    for name, expected in results[1].items():
+        assert expected is None or torch.equal(results[0][name], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_with_autocast_of_all_logits(dtype):
+    inputs, targets = split_batch(tokens(4))
+    results = []
+    for chunked in (False, True):
+        model = tiny_model()
+        loss_of = NextTokenLoss(model) if chunked else plain_loss(model)
+        with torch.autocast("cpu", dtype=dtype):
+            loss = loss_of(inputs, targets)
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        assert results[1][name].dtype == torch.float32
+        # Ten matrices on the way there and back, whose inputs and results are rounded to `dtype`.
+        assert (results[1][name] - expected).norm() <= gamma(20, dtype) * expected.norm()
