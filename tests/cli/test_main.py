@@ -21,7 +21,7 @@ import torch
 
 from src import __version__
 from src.cli.main import main
-from src.cli.main import main as cli
+from src.cli import main as cli
 from src.data.downloads import cached_path
 from src.train.step import accumulate_gradients
 from src.train.trackers import read_metrics
@@ -312,7 +312,7 @@ def test_the_doctor_tells_on_standard_output_what_a_run_takes(tmp_path, capsys):
 
 
 def test_the_doctor_ends_with_2_where_a_run_does_not_fit(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("src.cuda_utils.available_memory", lambda device: 1)
+    monkeypatch.setattr("src.cli.doctor.available_memory", lambda device: 1)
     status, out, err = run(capsys, "doctor", write_run(tmp_path), "--quiet")
     assert status == 2
     assert "advice: micro_batch_size = 1" in out

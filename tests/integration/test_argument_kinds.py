@@ -201,15 +201,18 @@ CASES = {
         src.Trainer, model=MODEL, tokenizer=TOKENIZER, train_data=("object", w("data")),
         val_data=("object", w("data")), config=("object", w("config")),
         folder=("path", w("free")), processes=("optional", None),
+        evaluate=("function", src.evaluate), sample=("function", lambda *_, **__: ""),
     ),
     "prepare_for_generation": case(
         src.prepare_for_generation, model=MODEL, quantize=("choice", "int8"), verbose=QUIET
     ),
     "save_model": case(
         src.save_model, model=MODEL, tokenizer=TOKENIZER, config=("object", w("config")),
-        folder=("path", w("free")),
+        folder=("path", w("free")), verbose=QUIET,
     ),
-    "load_model": case(src.load_model, folder=("path", w("saved")), device=("device", "cpu")),
+    "load_model": case(
+        src.load_model, folder=("path", w("saved")), device=("device", "cpu"), verbose=QUIET
+    ),
     "import_huggingface": case(
         src.import_huggingface, source=("path", w("theirs")), folder=("path", w("free")),
         verbose=QUIET,
@@ -285,11 +288,11 @@ METHODS = {
     ),
     "model.from_pretrained": case(
         lambda world, **given: world.model.from_pretrained(**given),
-        folder=("path", w("saved")), device=("device", "cpu"),
+        folder=("path", w("saved")), device=("device", "cpu"), verbose=QUIET,
     ),
     "model.save_pretrained": case(
         lambda world, **given: world.model.save_pretrained(**given),
-        folder=("path", w("free")), tokenizer=TOKENIZER, config=("object", w("config")),
+        folder=("path", w("free")), tokenizer=TOKENIZER, config=("object", w("config")), verbose=QUIET,
     ),
     "model.token_embeddings.forward": case(
         lambda world, **given: world.model.token_embeddings(**given),
