@@ -305,8 +305,9 @@ def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) 
             findings.setdefault(where, []).append(detail)
     lines = [
         f"{places.get(key, name)}: {_explain(key, indices, given[key], found)}"
-        for (key, *indices), found in findings.items()
+        for (key, *indices), found in list(findings.items())[:_MOST_PROBLEMS]
     ]
+    lines += [""] * (len(findings) - len(lines))  # which are only counted
     # The right ones may contradict each other beside that.
     wrong = {key for key, *_ in findings}
     rest = {key: value for key, value in given.items() if key not in wrong}

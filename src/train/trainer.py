@@ -594,12 +594,7 @@ class Trainer:
                 self.kept.save_best(self.whole)
         if self._sample and self.config.sample_tokens and self.processes.is_main:
             try:
-                text = self._sample(
-                    self.whole,
-                    self.tokenizer,
-                    max_length=self.config.sample_tokens,
-                    seed=self.config.seed + self.step,
-                )
+                text = self.sample(self.config.sample_tokens, self.config.seed + self.step)
                 self.telemetry.log_sample(self.step, text)
             except AGI2Error as error:  # weights that are spoiled end a run elsewhere
                 log.warning("no sample: %s", error)
@@ -617,6 +612,11 @@ class Trainer:
             max_tokens=max_tokens,
             precision=self.precision,
         )
+
+    def sample(self, max_length: int, seed: int) -> str:
+        """Generate a text of at most `max_length` tokens with the weights as they are."""
+        assert self._sample is not None
+        return self._sample(self.whole, self.tokenizer, max_length=max_length, seed=seed)
 
     def save(self) -> Path:
         """Write a checkpoint; from a GPU it is written while training goes on."""

@@ -20,8 +20,8 @@ import tomli_w
 import torch
 
 from src import __version__
-from src.cli.main import main
 from src.cli import main as cli
+from src.cli.main import main
 from src.data.downloads import cached_path
 from src.train.step import accumulate_gradients
 from src.train.trackers import read_metrics

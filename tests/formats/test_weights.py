@@ -1,6 +1,7 @@
 """One file's content, whatever takes its place meanwhile; and headers that lie."""
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from src.errors import AGI2Error
 from src.formats import weights as safetensors_file
 from src.formats.weights import SafetensorsFile, load_tensors, save_tensors
+from tests.conftest import raising
 
 
 def file_of(header, data=b""):
@@ -158,3 +160,10 @@ def test_a_file_that_is_replaced_all_the_time_is_one_or_the_other(tmp_path, monk
     finally:
         over.set()
         thread.join()
+
+
+def test_a_disk_that_fails_is_told(tmp_path, monkeypatch):
+    save_tensors({"a": torch.ones(3)}, tmp_path / "w")
+    monkeypatch.setattr("os.read", raising(lambda _: OSError(errno.EIO, "broken")))
+    with pytest.raises(AGI2Error, match="w cannot be read: broken"):
+        load_tensors(tmp_path / "w")

@@ -292,7 +292,8 @@ METHODS = {
     ),
     "model.save_pretrained": case(
         lambda world, **given: world.model.save_pretrained(**given),
-        folder=("path", w("free")), tokenizer=TOKENIZER, config=("object", w("config")), verbose=QUIET,
+        folder=("path", w("free")), tokenizer=TOKENIZER, config=("object", w("config")),
+        verbose=QUIET,
     ),
     "model.token_embeddings.forward": case(
         lambda world, **given: world.model.token_embeddings(**given),

@@ -197,8 +197,8 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tiny_run, monkeypatch
     trainers = []
     original = Trainer.__init__
 
-    def second(self, *args):
-        original(self, *args[:-1], Processes(CPU, rank=1, count=2))
+    def second(self, *args, **options):
+        original(self, *args[:-1], Processes(CPU, rank=1, count=2), **options)
         trainers.append(self)
 
     monkeypatch.setattr(Trainer, "__init__", second)
@@ -245,8 +245,8 @@ def test_out_of_memory_in_one_of_several_processes_ends_the_run(tiny_run, monkey
     monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.empty(2**60))
     original = Trainer.__init__
 
-    def first(self, *args):
-        original(self, *args[:-1], Processes(CPU, count=2))
+    def first(self, *args, **options):
+        original(self, *args[:-1], Processes(CPU, count=2), **options)
 
     monkeypatch.setattr(Trainer, "__init__", first)
     with pytest.raises(AGI2Error, match="out of memory at step 0 on process 0, with 4 sequences"):
@@ -256,8 +256,8 @@ def test_out_of_memory_in_one_of_several_processes_ends_the_run(tiny_run, monkey
 def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch):
     original = Trainer.__init__
 
-    def first(self, *args):
-        original(self, *args[:-1], Processes(CPU, count=3))
+    def first(self, *args, **options):
+        original(self, *args[:-1], Processes(CPU, count=3), **options)
 
     monkeypatch.setattr(Trainer, "__init__", first)
     with pytest.raises(AGI2Error, match=r"8 sequences cannot be shared equally by 3 processes$"):

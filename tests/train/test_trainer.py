@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from src import training as training_module
 from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.train import trainer as trainer_module
@@ -706,19 +707,28 @@ def test_where_one_sequence_does_not_fit_a_line_names_the_keys(tiny_run, monkeyp
         train_from_config(tiny_run(max_steps=2))
 
 
-@pytest.mark.parametrize("where", ["apply_gradients", "evaluate", "generate_text"])
-def test_a_lack_of_memory_elsewhere_is_one_line_and_nothing_is_lost(tiny_run, monkeypatch, where):
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (trainer_module, "apply_gradients"),
+        (training_module, "evaluate"),
+        (training_module, "generate_text"),
+    ],
+)
+def test_a_lack_of_memory_elsewhere_is_one_line_and_nothing_is_lost(
+    tiny_run, monkeypatch, where, name
+):
     whole = train_from_config(tiny_run("whole", **EXACT))
-    original = getattr(trainer_module, where)
+    original = getattr(where, name)
     calls = iter(range(100))
 
     def cramped(*args, **kwargs):
-        if next(calls) == (9 if where == "apply_gradients" else 1):
+        if next(calls) == (9 if name == "apply_gradients" else 1):
             raise MemoryError
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, where, cramped)
+        patch.setattr(where, name, cramped)
         with pytest.raises(AGI2Error, match=r"out of memory at step (9|12), with 2 sequences"):
             train_from_config(tiny_run("broken", **EXACT))
     resumed = train_from_config(tiny_run("broken", resume="auto", **EXACT))
