@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from .common import app
+from .startup import announce
 
 # In the order in which `--help` lists their commands.
 from . import completion, train, generate, evaluate, runs, convert  # noqa: F401  # isort: skip
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     if os.environ.get("_AGI2_COMPLETE") == "complete_bash":
         completion.join_words(os.environ)
     try:
+        announce(sys.argv[1:] if arguments is None else arguments)
         app(args=arguments, prog_name=program)
     except OSError as error:  # standard error does not take what typer says of a wrong argument
         raise SystemExit(2) from error

@@ -9,9 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LOADING = "loading"
+# Commands that never show it, and flags with which none does.
+_AT_ONCE = {"list"}
+_SILENT = {"--help", "-h", "--quiet", "-q"}
+
+
+def announce(arguments: Sequence[str]) -> None:
+    """Show `loading` before the arguments are parsed, which takes typer a while.
+
+    The command's own `loading` erases it, or what is printed covers it. Nothing is shown to a
+    terminal that cannot go back in a line.
+    """
+    is_command = arguments and not arguments[0].startswith("-") and arguments[0] not in _AT_ONCE
+    if is_command and not _SILENT & set(arguments) and sys.stderr.isatty() and _can_go_back():
+        print(_LOADING, end="\r", file=sys.stderr, flush=True)
+
+
+def _can_go_back() -> bool:
+    return os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 @contextlib.contextmanager
@@ -24,7 +42,7 @@ def loading(is_shown: bool = True) -> Iterator[None]:
     if not is_shown or not sys.stderr.isatty():
         yield
         return
-    if os.environ.get("TERM") in ("dumb", "unknown"):  # it cannot go back in a line
+    if not _can_go_back():
         print(_LOADING, file=sys.stderr, flush=True)
         yield
         return

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from src.cli.startup import limit_spinning, loading
+from src.cli.startup import announce, limit_spinning, loading
 from tests.conftest import CHECKOUT, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
@@ -155,6 +155,25 @@ def test_loading_is_shown_in_a_terminal_alone(is_terminal, term, is_shown, seen,
         assert screen.text == seen
     # It is erased where the terminal can do that.
     assert screen.text == seen + (" " * 7 + "\r") * seen.endswith("\r")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "term", "seen"),
+    [
+        ("generate run prompt", "xterm", "loading\r"),
+        ("generate run prompt", "dumb", ""),
+        ("generate run prompt -q", "xterm", ""),
+        ("train --help", "xterm", ""),
+        ("--version", "xterm", ""),
+        ("list", "xterm", ""),
+        ("", "xterm", ""),
+    ],
+)
+def test_loading_is_announced_before_the_arguments_are_parsed(arguments, term, seen, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    monkeypatch.setenv("TERM", term)
+    announce(arguments.split())
+    assert screen.text == seen
 
 
 def test_loading_is_erased_before_an_error_is_printed(monkeypatch):

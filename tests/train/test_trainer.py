@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from src import training as training_module
 from src.errors import AGI2Error
 from src.formats.model_dir import load_model
+from src.train import setup
 from src.train import trainer as trainer_module
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
 from src.train.loss import NextTokenLoss
@@ -758,6 +759,13 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_run, monkeypatch):
     monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         train_from_config(tiny_run(max_steps=2))
+
+
+def test_text_to_validate_on_needs_a_function_that_evaluates(tiny_run, tmp_path):
+    config = tiny_run()
+    text = prepare(config)
+    with pytest.raises(AGI2Error, match="^evaluate: needed to validate on val_data$"):
+        setup.make_trainer(config, text)
 
 
 # Compiled, and on a GPU.
