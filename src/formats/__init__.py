@@ -1,7 +1,7 @@
-"""Models on disk: a run's folder, a model's folder, and other programs' formats.
+"""Models on disk: run folders, model folders, and import and export of other formats.
 
 Flow: `weights` (safetensors) -> `run_dir`, `model_dir` (a model, its tokenizer, its configuration)
--> `huggingface` (in and out), `gguf`, `onnx` (out), behind `export`.
+-> `huggingface` (import and export), `gguf`, `onnx` (export only), behind `export`.
 Start with: `model_dir.load_model`.
-Rule: nothing on disk is ever unpickled, and what a file says is checked before it is used.
+Rule: no pickle is ever loaded, and the content of a file is validated before it is used.
 """

@@ -1,4 +1,4 @@
-"""A trained model to another project's format."""
+"""Export of a trained model to Hugging Face, GGUF or ONNX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import AGI2Error
 from ..utils import atomic_folder
 from .run_dir import WEIGHTS, check_unsharded
 
-# Each format with the packages that it needs beside those of AGI2.
+# Each format, with the packages that it needs in addition to AGI2's own dependencies.
 FORMATS: dict[str, tuple[str, ...]] = {
     "hf": (),
     "gguf": ("gguf",),
@@ -22,13 +22,13 @@ QUANTIZATIONS = ("q8_0",)
 
 
 def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
-    """Check what can be checked without PyTorch.
+    """Check the arguments of an export, without importing PyTorch.
 
     Args:
-        run: as for `export_model`, like the others.
-        out: a place.
-        format: its name.
-        quantize: its name.
+        run: as in `export_model`.
+        out: as in `export_model`.
+        format: as in `export_model`.
+        quantize: as in `export_model`.
 
     Raises:
         AGI2Error: if there is no model, a name is unknown, a package is missing, or `out` exists.
@@ -59,18 +59,18 @@ def export_model(
     *,
     verbose: bool = True,
 ) -> None:
-    """Write a trained model to a place that is free.
+    """Export a trained model; an existing file or folder is never overwritten.
 
     Args:
-        run: its folder.
-        out: a folder for `hf`, a file for the others.
-        format: `hf` (`transformers`), `gguf` (llama.cpp) or `onnx`.
-        quantize: for `gguf`, `q8_0`: 8-bit matrices.
-        verbose: whether to show that it takes its time (see `console.visible`).
+        run: folder of the run or model.
+        out: the folder to create for `hf`, the file to create for the other formats.
+        format: `hf` (Hugging Face `transformers`), `gguf` (llama.cpp) or `onnx`.
+        quantize: `q8_0`, for `gguf` alone: int8 weight matrices. Default: fp32.
+        verbose: whether to show progress (see `console.visible`).
 
     Raises:
-        AGI2Error: where the model cannot be read or is broken, the format cannot express it, a
-            package is missing, or `out` exists.
+        AGI2Error: if the model cannot be read or has NaN weights, the format does not support its
+            architecture, a package is missing, or `out` exists.
     """
     run, out = Path(run), Path(out)
     check_export(run, out, format, quantize)
@@ -79,7 +79,7 @@ def export_model(
 
 
 def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
-    # These import PyTorch, which what is refused does without.
+    # Deferred: these import PyTorch, which takes seconds, and wrong arguments fail without it.
     from .gguf import export_gguf
     from .huggingface import export_huggingface
     from .model_dir import load_model
@@ -96,10 +96,10 @@ def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
 
 
 def check_free(out: Path) -> None:
-    """Raise where something stands at a place: nothing is ever overwritten.
+    """Check that a path does not exist, so that nothing is overwritten.
 
     Raises:
-        AGI2Error: which names it.
+        AGI2Error: if it exists, even as a broken symbolic link.
     """
     if os.path.lexists(out):
         raise AGI2Error(f"{out} exists: name another place, or move it away")

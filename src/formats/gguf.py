@@ -1,4 +1,4 @@
-"""GGUF out: the file that llama.cpp reads, as its architecture `gpt2`."""
+"""Export to GGUF, the file format of llama.cpp, with its architecture `gpt2`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path
 from .huggingface import as_gpt2, renamed
 
-# GGUF's name of each of our modules; those inside a block below.
+# Tensor names in GGUF by module of `GPT2Model`; modules of a transformer block come below.
 _NAMES = {
     "token_embeddings": "token_embd",
     "position_embeddings": "position_embd",
@@ -29,30 +29,30 @@ _NAMES_IN_A_BLOCK = {
     "ffn.contract": "ffn_down",
 }
 
-# Q8_0 keeps so many numbers of a row under one scale.
+# Block size of Q8_0: consecutive weights of a row that share one scale.
 _GROUP = 32
 
 
 def gguf_name(ours: str) -> str:
-    """GGUF's name for one of our weights."""
+    """Return the GGUF tensor name of a parameter of `GPT2Model`."""
     return renamed(ours, _NAMES, "blk", _NAMES_IN_A_BLOCK)
 
 
 def export_gguf(
     model: GPT2Model, tokenizer: Tokenizer, path: Path, quantize: str | None = None
 ) -> None:
-    """Write a GGUF file: fp32, or 8-bit matrices of the blocks, embedding and head.
+    """Write a GGUF file in fp32, or with the matrices of blocks, embedding and head in Q8_0.
 
     Args:
-        model: pre-norm, with GPT-2's activation.
-        tokenizer: byte pairs of words cut as GPT-2 cuts them.
-        path: the file.
-        quantize: `q8_0`: 8 bits and a scale for every 32 numbers of a row; a matrix whose rows
-            cannot be cut so stays fp32.
+        model: pre-norm, with tanh GELU.
+        tokenizer: byte-level BPE with GPT-2's pre-tokenizer.
+        path: the file to write.
+        quantize: `q8_0`: int8 weights with one scale for each 32 of a row. A matrix whose row
+            length is not a multiple of 32, biases, norms and position embeddings stay fp32.
 
     Raises:
-        AGI2Error: where llama.cpp cannot express the model or the tokenizer, or the file cannot
-            be written.
+        AGI2Error: if llama.cpp does not support the architecture or the tokenizer, or the file
+            cannot be written.
     """
     import gguf
 
@@ -94,11 +94,14 @@ def _write_architecture(writer: Any, config: GPT2Config, name: str) -> None:
 
 
 def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
-    """Tokens, their types and the merges, as GGUF keeps them.
+    """Return the vocabulary as GGUF stores it: tokens, token types and BPE merges.
 
     Args:
-        tokenizer: which must cut and merge as llama.cpp's `gpt-2` does.
-        size: rows of the model's embedding: as many tokens must be there.
+        tokenizer: must pre-tokenize and merge as llama.cpp's pre-tokenizer `gpt-2` does.
+        size: rows of the token embedding (V); GGUF needs exactly this many tokens.
+
+    Raises:
+        AGI2Error: if llama.cpp would encode text to other ids.
     """
     from gguf import TokenType
 
@@ -126,7 +129,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         raise AGI2Error(
             "this tokenizer cuts text otherwise than GPT-2's: llama.cpp would read other tokens"
         )
-    # Ids that no token has are there, too, and never used.
+    # The embedding may be padded: ids without a token become unused placeholders.
     tokens = [f"[PAD{id}]" for id in range(size)]
     types = [TokenType.UNUSED] * size
     for token, id in model["vocab"].items():
@@ -144,7 +147,7 @@ def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokeniz
     writer.add_token_types(vocabulary["types"])
     writer.add_token_merges(vocabulary["merges"])
     writer.add_bos_token_id(tokenizer.start_of_text)
-    # llama.cpp ends a text at each of the three.
+    # llama.cpp stops at any of its three end-of-generation tokens: EOS, EOT and EOM.
     places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for add, end in zip(places, tokenizer.end_tokens, strict=False):
         add(end)

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2, in and out: the layout that `transformers` reads and writes.
+"""Import and export of Hugging Face GPT-2 models, in the layout of `transformers`.
 
 V vocabulary, C channels (`d_model`).
 """
@@ -34,7 +34,7 @@ from .model_dir import (
     save_tensors,
 )
 
-# `transformers`' name of each of our modules; those inside a block below.
+# Module names in `transformers` by module of `GPT2Model`; modules of a block come below.
 _NAMES = {
     "token_embeddings": "transformer.wte",
     "position_embeddings": "transformer.wpe",
@@ -56,7 +56,7 @@ _OUR_ACTIVATIONS = {
     "swish": "silu",
 }
 
-# What a GPT-2's config.json may only say in one way, as GPT2Config has no field for it.
+# Keys of config.json with one supported value each, as `GPT2Config` has no field for them.
 _FIXED = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
@@ -64,11 +64,11 @@ _FIXED = {
     "add_cross_attention": False,
 }
 
-# What may not be there at all.
+# Keys that are supported only if unset: pruned or quantized checkpoints.
 _ABSENT: dict[str, Any] = {"pruned_heads": {}, "quantization_config": None}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# What is fetched of a model on the hub. Nothing that is pickled.
+# File patterns to download from the hub. No pickle: pytorch_model.bin can run any code.
 _FILES = (
     "config.json",
     "model*.safetensors",
@@ -85,13 +85,13 @@ _FILES = (
 
 
 def renamed(ours: str, names: Mapping[str, str], block: str, inside: Mapping[str, str]) -> str:
-    """Another project's name for one of our weights.
+    """Map a `state_dict` key of `GPT2Model` to another project's key.
 
     Args:
-        ours: its name in our `state_dict`.
-        names: of modules outside the blocks.
-        block: what the blocks are called, before their number.
-        inside: names of modules inside a block.
+        ours: key in our `state_dict`.
+        names: the other project's names of modules outside the blocks, by ours.
+        block: its prefix of a block, before the index.
+        inside: its names of modules inside a block, by ours.
     """
     module, _, kind = ours.rpartition(".")
     if not module.startswith("blocks."):
@@ -101,17 +101,17 @@ def renamed(ours: str, names: Mapping[str, str], block: str, inside: Mapping[str
 
 
 def their_name(ours: str) -> str:
-    """`transformers`' name for one of our weights."""
+    """Return the `transformers` key for a `state_dict` key of `GPT2Model`."""
     return renamed(ours, _NAMES, "transformer.h", _NAMES_IN_A_BLOCK)
 
 
 def is_transposed(ours: str) -> bool:
-    """Whether `transformers` keeps this weight as (inputs, outputs): its linear layers' are."""
+    """Return whether `transformers` stores this weight transposed (`Conv1D`: (in, out))."""
     return ours.startswith("blocks.") and ours.endswith(".weight") and "norm" not in ours
 
 
 def to_their_layout(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights as `transformers` names and lays them out; no number changes."""
+    """Convert a `state_dict` to the keys and layout of `transformers`; values do not change."""
     return {
         their_name(name): weight.t() if is_transposed(name) else weight
         for name, weight in weights.items()
@@ -119,7 +119,7 @@ def to_their_layout(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def their_config(config: GPT2Config) -> dict[str, Any]:
-    """The fields of `transformers`' `GPT2Config` for a model of this architecture."""
+    """Return the fields of `transformers.GPT2Config` for this architecture."""
     return {
         "vocab_size": config.vocab_size,
         "n_positions": config.max_seq_len,
@@ -137,17 +137,17 @@ def their_config(config: GPT2Config) -> dict[str, Any]:
 
 
 def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
-    """A model of the same logits with what GPT-2 has: learned positions, biases.
+    """Convert a model to plain GPT-2 (learned positions, biases) with the same logits.
 
-    Sinusoidal positions become the table that they are, the token embeddings are multiplied by
-    sqrt(`d_model`) as the model does it, and the head, which is not, is a matrix of its own.
-    Biases that are not there are zeros.
+    Sinusoidal positions become a table of position embeddings. The factor sqrt(C) is folded into
+    the token embeddings, so the head, which has no such factor, is untied. Missing biases become
+    zeros.
 
     Returns:
-        Its architecture, and its weights under our names.
+        The architecture, and the weights under our `state_dict` keys.
 
     Raises:
-        AGI2Error: where GPT-2 cannot express the model.
+        AGI2Error: if GPT-2 cannot represent the model.
     """
     config, weights = model.config, dict(model.state_dict())
     if config.norm_position != "pre":
@@ -171,23 +171,23 @@ def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
     return config, weights
 
 
-# Out
+# Export
 
 
 def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a folder that `transformers` loads: the same logits, the same ids.
+    """Write a folder for `from_pretrained` of `transformers`, with the same logits and token ids.
 
-    `AutoTokenizer` gives the same ids for every text but one that names a special token, which
-    `transformers` reads as that token and AGI2 as text.
+    The one difference of `AutoTokenizer`: it encodes the string of a special token in a text as
+    that token, AGI2 as plain text.
 
     Args:
         model: pre-norm.
-        tokenizer: byte-level.
-        folder: made where it is not there.
+        tokenizer: byte-level BPE.
+        folder: created if missing.
 
     Raises:
-        AGI2Error: where `transformers` cannot express the model or the tokenizer, or the folder
-            cannot be written.
+        AGI2Error: if `transformers` does not support the architecture or the tokenizer, or the
+            folder cannot be written.
     """
     if not isinstance(tokenizer, BPETokenizer):
         raise AGI2Error(
@@ -209,20 +209,20 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
         save_tensors(to_their_layout(weights), beside, {"format": "pt"})
 
 
-# In
+# Import
 
 
 @checked
 def import_huggingface(source: str | Path, folder: str | Path, *, verbose: bool = True) -> None:
-    """Make a Hugging Face GPT-2 a model of AGI2's, which `load_model` reads.
+    """Convert a Hugging Face GPT-2 model to a folder for `load_model`.
 
     Args:
-        source: a folder, or a name on the hub such as `openai-community/gpt2`.
-        folder: where it goes.
-        verbose: whether to show that it takes its time (see `console.visible`).
+        source: a local folder, or a model id on the hub such as `openai-community/gpt2`.
+        folder: the folder to create.
+        verbose: whether to show progress (see `console.visible`).
 
     Raises:
-        AGI2Error: where it cannot be had, is not a GPT-2, or does not fit together.
+        AGI2Error: if it cannot be downloaded, is not a GPT-2, or its files contradict each other.
     """
     with visible(verbose), busy(f"importing {source}"):
         _import(Path(source).as_posix(), Path(folder))
@@ -237,7 +237,7 @@ def _import(source: str, folder: Path) -> None:
     check_memory(architecture, f"{source}: this model")
     tokenizer = load_their_tokenizer(place, source, theirs)
     found = _read_weights(place, source)
-    if _has_own_head(found):  # also where config.json says that it is tied
+    if _has_own_head(found):  # even if config.json says that it is tied
         architecture = replace(architecture, tie_weights=False)
     with torch.device("meta"):
         model = GPT2Model(architecture)
@@ -251,14 +251,14 @@ def _import(source: str, folder: Path) -> None:
 
 
 def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
-    """The architecture that a config.json describes.
+    """Convert a config.json of `transformers` to a `GPT2Config`.
 
     Args:
-        theirs: its content.
-        name: whose it is, for messages.
+        theirs: content of config.json.
+        name: name of the model, for error messages.
 
     Raises:
-        AGI2Error: where it is not a GPT-2, or one with something that AGI2 does not have.
+        AGI2Error: if it is not a GPT-2, or uses a feature that AGI2 does not support.
     """
     if theirs.get("model_type") != "gpt2":
         kind = shown(theirs.get("model_type"))
@@ -294,7 +294,7 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
         raise AGI2Error(f"{name}: config.json: {error}") from error
 
 
-# Other names that `transformers` reads for the same, as other models have them.
+# The `attribute_map` of `transformers.GPT2Config`: generic names that it accepts for GPT-2's.
 _ALIASES = {
     "n_embd": "hidden_size",
     "n_positions": "max_position_embeddings",
@@ -304,10 +304,10 @@ _ALIASES = {
 
 
 def _without_aliases(theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A config.json with GPT-2's own names.
+    """Return the content of a config.json with its aliases replaced by GPT-2's own keys.
 
     Raises:
-        AGI2Error: where two names of one size say different things.
+        AGI2Error: if a key and its alias have different values.
     """
     found = dict(theirs)
     for key, alias in [*_ALIASES.items(), ("n_positions", "n_ctx")]:
@@ -321,7 +321,7 @@ def _without_aliases(theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_dropout(theirs: Mapping[str, Any], name: str) -> None:
-    """Say where a model that is trained on has other dropout rates than AGI2 can keep."""
+    """Warn if the dropout rates differ, which would change fine-tuning: AGI2 has one rate."""
     rates = {key: theirs.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     if any(rate != rates["resid_pdrop"] for rate in rates.values()):
         log.warning(
@@ -332,14 +332,14 @@ def _check_dropout(theirs: Mapping[str, Any], name: str) -> None:
 
 
 def _whole_number(value: Any) -> int:
-    """One that a model can have: PyTorch counts all elements of a matrix in 64 bits."""
+    """Check an integer: up to 2**31, so that a tensor's `numel` cannot overflow 64 bits."""
     if type(value) is not int or abs(value) > 2**31:
         raise ValueError(f"{shown(value)} is no whole number that a model can have")
     return value
 
 
 def _find(source: str) -> Path:
-    """A folder as it is; a name on the hub as the folder that it is fetched to."""
+    """Return a local folder as it is; download a model id from the hub and return its folder."""
     folder = Path(source)
     if folder.is_dir():
         if (folder / CONFIG).is_file():
@@ -353,7 +353,7 @@ def _find(source: str) -> Path:
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(_FILES)))
-    except Exception as error:  # any kind of network or cache trouble
+    except Exception as error:  # any network or cache error
         raise AGI2Error(
             f"{source} is no folder, and could not be fetched from the Hugging Face hub "
             f"({first_line(error)}): check the name and the network, or give a folder that holds "
@@ -362,7 +362,7 @@ def _find(source: str) -> Path:
 
 
 def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
-    """All tensors of one safetensors file, or of those that an index names, by short names."""
+    """Load one safetensors file, or all shards of an index; strip the prefix `transformer.`."""
     index = place / f"{WEIGHTS}.index.json"
     if (place / WEIGHTS).is_file():
         files = {WEIGHTS}
@@ -385,7 +385,7 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
         if twice := more.keys() & tensors.keys():
             raise AGI2Error(f"{name}: {min(twice)} stands in two of its files")
         tensors.update(more)
-    # A GPT-2 without its head has no prefix.
+    # `GPT2LMHeadModel` saves keys with the prefix `transformer.`, `GPT2Model` without.
     found = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
     if len(found) < len(tensors):
         raise AGI2Error(f"{name}: its weights have a tensor twice, with and without transformer.")
@@ -393,7 +393,7 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def _has_own_head(found: Mapping[str, torch.Tensor]) -> bool:
-    """Whether there is an output head that is not the token embedding."""
+    """Return whether the output head is untied: not equal to the token embedding."""
     head, embedding = found.get("lm_head.weight"), found.get("wte.weight")
     if head is None or embedding is None or head.shape != embedding.shape:
         return head is not None
@@ -403,10 +403,10 @@ def _has_own_head(found: Mapping[str, torch.Tensor]) -> bool:
 def _our_weights(
     found: dict[str, torch.Tensor], model: GPT2Model, name: str
 ) -> dict[str, torch.Tensor]:
-    """Their tensors as our `state_dict`, in fp32.
+    """Convert the tensors of `transformers` to our `state_dict`, in fp32.
 
     Raises:
-        AGI2Error: where one is missing, has another shape, or has no place.
+        AGI2Error: for a missing or unexpected key, a wrong shape, or a type that is not floating.
     """
     found, weights = dict(found), {}
     for ours, expected in model.state_dict().items():
@@ -424,7 +424,7 @@ def _our_weights(
             kind = str(weight.dtype).removeprefix("torch.")
             raise AGI2Error(f"{name}: {theirs} is of the type {kind}: AGI2 reads floating point")
         weights[ours] = weight.float().contiguous()
-    # Old files hold each layer's causal mask; a tied head is the token embedding.
+    # Not unexpected: causal masks, which old versions saved as buffers, and a tied head.
     strangers = [key for key in found if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", key)]
     strangers = [key for key in strangers if not (key == "lm_head.weight" and model.head is None)]
     if strangers:

@@ -1,4 +1,4 @@
-"""ONNX out: the model as a graph that ONNX Runtime and others compute."""
+"""Export to ONNX: the forward pass as a graph for ONNX Runtime and other runtimes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..utils import atomic_path, human_bytes
 
-# What one ONNX file can hold, in bytes.
+# Bytes of weights in one ONNX file: a protobuf message, graph included, is limited to 2 GiB.
 LARGEST = 2 * 1000**3
 
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
@@ -23,16 +23,17 @@ _EXPORTING = threading.Lock()
 
 
 def export_onnx(model: GPT2Model, path: Path) -> None:
-    """Write a graph from `input_ids` (B, T) to `logits` (B, T, V), for any B and T.
+    """Export a graph from `input_ids` (B, T) to `logits` (B, T, V), with dynamic B and T.
 
-    T is at most the model's positions. The graph keeps no cache, and holds no tokenizer.
+    T is at most the model's `max_seq_len`. The graph has no KV cache and no tokenizer.
 
     Args:
         model: in evaluation mode, on the CPU.
-        path: the file, which holds the weights, too.
+        path: the file to write, weights included.
 
     Raises:
-        AGI2Error: where the model is too large for one file, or it cannot be written.
+        AGI2Error: if the model is too large for one file or has only quantized weights, or the
+            file cannot be written.
     """
     model.needs_weights("saved or exported")
     size = 4 * model.num_parameters()
@@ -41,6 +42,7 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
             f"an ONNX file holds {human_bytes(LARGEST)} at most, this model has "
             f"{human_bytes(size)}: export it with --format hf or gguf"
         )
+    # Not a batch of 1: torch.export would specialize the graph to that size.
     example = torch.zeros(2, min(8, model.config.max_seq_len), dtype=torch.long, device="cpu")
     with atomic_path(path) as beside, _silence():
         program = torch.onnx.export(
@@ -58,10 +60,10 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep back what the exporter logs about its own parts; what it raises comes through.
+    """Suppress the exporter's warnings and log records below ERROR; exceptions pass through.
 
-    Others' log lines are not touched, and one export at a time changes the exporter's levels: two
-    that overlap would each take the other's level for the one to restore.
+    Only the exporter's loggers change. The lock serializes exports: of two that overlap, each
+    would restore the level that the other had set.
     """
     with _EXPORTING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
