@@ -424,7 +424,7 @@ def _our_weights(
             kind = str(weight.dtype).removeprefix("torch.")
             raise AGI2Error(f"{name}: {theirs} is of the type {kind}: AGI2 reads floating point")
         weights[ours] = weight.float().contiguous()
-    # Not unexpected: causal masks, which old versions saved as buffers, and a tied head.
+    # Ignored keys: causal masks, which old versions of `transformers` saved, and a tied head.
     strangers = [key for key in found if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", key)]
     strangers = [key for key in strangers if not (key == "lm_head.weight" and model.head is None)]
     if strangers:

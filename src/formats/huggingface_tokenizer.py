@@ -1,8 +1,8 @@
-"""What a Hugging Face folder says about its tokens: ids, and what starts and ends a text.
+"""Import and export of a Hugging Face tokenizer: its vocabulary, BOS and EOS tokens.
 
-A text ends with any of the tokens that `generation_config.json` (else `config.json`) and the
-tokenizer's own `eos_token` name. AGI2 keeps them in `tokenizer.json`, as a template of what stands
-around a text, which no other reader is given.
+The EOS tokens are those of `generation_config.json` (else `config.json`) and the tokenizer's own
+`eos_token`. AGI2 stores BOS and EOS in `tokenizer.json` as a post-processor template, which
+exports leave out: other libraries would add these tokens to every encoded text.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..tokenization.tokenizer_json import check_byte_level, read_bounded
 from ..tokenizer import FILE_NAME, KNOWN_END_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
 from ..utils import log, read_json_object, write_text
 
-# What `transformers` assumes of a GPT-2 whose folder says nothing; it writes that down, too.
+# Default BOS and EOS id of `transformers.GPT2Config`, saved even if the vocabulary is smaller.
 _DEFAULT_ID = 50256
-# Of a generation_config.json, what says nothing about how a text is drawn, or is kept.
+# Keys of generation_config.json that do not change sampling, or that are imported.
 _PLAIN_GENERATION = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"),
     *("use_cache", "output_attentions", "output_hidden_states", "output_scores"),
@@ -32,10 +32,10 @@ _PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normali
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a folder that describe its tokens; empty where one is not there."""
+    """The contents of the JSON files that describe a tokenizer; empty for a missing file."""
 
     name: str
-    """For messages."""
+    """Name of the model, for error messages."""
     model: Mapping[str, Any]
     """`config.json`."""
     generation: Mapping[str, Any]
@@ -48,7 +48,13 @@ class Folder:
 
     @classmethod
     def read(cls, place: Path, name: str, model: Mapping[str, Any]) -> Folder:
-        """Read what is there."""
+        """Load the files that exist.
+
+        Args:
+            place: the folder.
+            name: name of the model, for error messages.
+            model: content of config.json.
+        """
 
         def optional(file: str) -> dict[str, Any]:
             return read_their_json(place / file, name) if (place / file).exists() else {}
@@ -63,7 +69,7 @@ class Folder:
         )
 
     def token(self, kind: str) -> str | None:
-        """The token of a kind, such as `eos_token`, if any is named."""
+        """Return the special token of a kind, such as `eos_token`, or `None`."""
         found = self.tokenizer.get(kind)
         found = self.special.get(kind) if found is None else found
         found = found.get("content") if isinstance(found, dict) else found
@@ -72,7 +78,7 @@ class Folder:
         return found
 
     def ids(self, kind: str) -> list[int]:
-        """The ids of a kind, such as `eos_token_id`, as generation follows them."""
+        """Return the ids of a kind, such as `eos_token_id`; generation_config.json comes first."""
         found = self.generation.get(kind)
         found = self.model.get(kind) if found is None else found
         ids = found if isinstance(found, list) else [] if found is None else [found]
@@ -82,7 +88,7 @@ class Folder:
 
 
 def read_their_json(path: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object of a folder; `name` is the folder's, for messages."""
+    """Load a JSON object from a file; `name` is the model's, for error messages."""
     try:
         return read_json_object(path)
     except AGI2Error as error:
@@ -91,24 +97,24 @@ def read_their_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def load_their_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
-    """Read a folder's tokenizer, with what starts and ends a text.
+    """Load the tokenizer of a Hugging Face folder, with its BOS and EOS tokens.
 
     Args:
         place: the folder.
-        name: for messages.
-        model: its `config.json`.
+        name: name of the model, for error messages.
+        model: content of config.json.
 
     Raises:
-        AGI2Error: where there is none, it names tokens that it does not have, or puts tokens around
-            every text, which AGI2 does not.
+        AGI2Error: if there is none, a special token is not in its vocabulary, or it adds special
+            tokens to every encoded text, which AGI2 does not support.
     """
     folder = Folder.read(place, name, model)
     content = _content(place, name)
     vocabulary = content.get("model")
     if not isinstance(vocabulary, dict) or not isinstance(vocabulary.get("vocab"), dict):
-        return load_tokenizer(place)  # which says what is wrong with it
+        return load_tokenizer(place)  # raises, with the reason
     _take_over_space(folder, content)
-    check_byte_level(content, f"{name}: {FILE_NAME}")  # what follows looks inside
+    check_byte_level(content, f"{name}: {FILE_NAME}")  # validates what the code below indexes
     _check_around(folder, content)
     ids = _add_tokens(folder, content)
     start, ends = _marks(folder, content, ids)
@@ -129,12 +135,12 @@ def load_their_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> To
 
 
 def _content(place: Path, name: str) -> dict[str, Any]:
-    """The folder's `tokenizer.json`, or one that is made of GPT-2's two files."""
+    """Load `tokenizer.json`, or build its content from GPT-2's vocab.json and merges.txt."""
     vocab, merges = place / "vocab.json", place / "merges.txt"
     if (place / FILE_NAME).is_file():
         return read_their_json(place / FILE_NAME, name)
     if not (vocab.is_file() and merges.is_file()):
-        load_tokenizer(place)  # which says what is missing
+        load_tokenizer(place)  # raises, naming what is missing
     try:
         lines = read_bounded(merges).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -154,7 +160,7 @@ def _content(place: Path, name: str) -> dict[str, Any]:
 
 
 def _check_around(folder: Folder, content: dict[str, Any]) -> None:
-    """Refuse a tokenizer that puts tokens around every text."""
+    """Raise if the tokenizer adds special tokens to every encoded text."""
     for key in ("add_bos_token", "add_eos_token"):
         if folder.tokenizer.get(key):
             raise AGI2Error(f"{folder.name}: {key} = true: AGI2 puts no token around a text")
@@ -169,7 +175,7 @@ def _check_around(folder: Folder, content: dict[str, Any]) -> None:
 
 
 def _processors(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a tokenizer's file does around a text, part by part."""
+    """Return the post-processors of a tokenizer, a `Sequence` flattened."""
     processor = content.get("post_processor")
     if processor is None:
         return []
@@ -177,7 +183,7 @@ def _processors(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _take_over_space(folder: Folder, content: dict[str, Any]) -> None:
-    """Note in a tokenizer's file what `tokenizer_config.json` says of a leading space."""
+    """Override `add_prefix_space` of the pre-tokenizer with that of tokenizer_config.json."""
     leading = folder.tokenizer.get("add_prefix_space")
     cut = content.get("pre_tokenizer")
     if isinstance(leading, bool) and isinstance(cut, dict) and cut.get("type") == "ByteLevel":
@@ -185,9 +191,9 @@ def _take_over_space(folder: Folder, content: dict[str, Any]) -> None:
 
 
 def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
-    """Add what other files name to a tokenizer's tokens; the id of each.
+    """Add the tokens of the other files to `added_tokens`; return the id of every token.
 
-    As in `transformers`, a `bos_token` or `eos_token` that has no id gets the next one.
+    As in `transformers`, a `bos_token` or `eos_token` without an id gets the next free one.
     """
     added = content.setdefault("added_tokens", [])
     ids: dict[str, int] = dict(content["model"]["vocab"])
@@ -229,14 +235,14 @@ def _text(value: Any) -> str:
 def _marks(
     folder: Folder, content: dict[str, Any], ids: Mapping[str, int]
 ) -> tuple[int, list[int]]:
-    """The id of what starts a text, and those of what ends it."""
+    """Return the BOS id and the EOS ids, without duplicates."""
     eos = folder.token("eos_token")
     ends = [ids[eos]] if eos is not None else []
     ends = list(dict.fromkeys(ends + _known(folder, "eos_token_id", ids)))
     default = _default_end(content)
     if not ends and default is not None:
         ends = [default]
-    if not ends:  # a vocabulary may have one that is not marked as special
+    if not ends:  # perhaps in the vocabulary, but not marked as special
         ends = [ids[token] for token in KNOWN_END_TOKENS if token in ids][:1]
     if not ends:
         raise AGI2Error(
@@ -248,7 +254,7 @@ def _marks(
 
 
 def _known(folder: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
-    """The ids of a kind that tokens have."""
+    """Return the ids of a kind that are in the vocabulary; the default id may be missing."""
     found, known = folder.ids(kind), set(ids.values())
     for id in found:
         if id not in known and id != _DEFAULT_ID:
@@ -257,13 +263,13 @@ def _known(folder: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
 
 
 def _default_end(content: Mapping[str, Any]) -> int | None:
-    """The end that AGI2 finds in a tokenizer's file that says nothing else."""
+    """Return the EOS id that `load_tokenizer` finds without a template, or `None`."""
     special = sorted((e["id"], e["content"]) for e in content["added_tokens"] if e.get("special"))
     return next((id for id, token in special if token in KNOWN_END_TOKENS), None)
 
 
 def _make_special(content: dict[str, Any], tokens: list[tuple[int, str]]) -> None:
-    """Mark tokens as special, but those that stand for text, such as a line end."""
+    """Mark tokens as special, except single bytes and BPE merges: those also encode plain text."""
     merges = content["model"].get("merges") or []
     for id, token in tokens:
         for each in content["added_tokens"]:
@@ -280,7 +286,7 @@ def _make_special(content: dict[str, Any], tokens: list[tuple[int, str]]) -> Non
 
 
 def _set_template(content: dict[str, Any], start: str, ends: list[str]) -> None:
-    """Note in a tokenizer's file what starts and ends a text, as `BPETokenizer` reads it."""
+    """Store BOS and EOS as a post-processor template, from which `BPETokenizer` loads them."""
 
     def special(token: str) -> dict[str, Any]:
         return {"SpecialToken": {"id": token, "type_id": 0}}
@@ -301,7 +307,7 @@ def _set_template(content: dict[str, Any], start: str, ends: list[str]) -> None:
 
 
 def _without_template(content: dict[str, Any]) -> bool:
-    """Take out what `_set_template` put in; whether anything was there."""
+    """Remove the template of `_set_template`; return whether there was one."""
     processor = content.get("post_processor") or {}
     parts = processor.get("processors", [])
     text = {"Sequence": {"id": "A", "type_id": TEMPLATE_TYPE}}
@@ -315,7 +321,7 @@ def _without_template(content: dict[str, Any]) -> bool:
 
 
 def _load(content: dict[str, Any], name: str) -> Tokenizer:
-    """Load a tokenizer of this content, with all that is checked of a file."""
+    """Load a tokenizer from its content, through a file, so that all checks of files apply."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAME
         path.write_text(json.dumps(content), encoding="utf-8")
@@ -326,7 +332,7 @@ def _load(content: dict[str, Any], name: str) -> Tokenizer:
 
 
 def _id_of(content: Mapping[str, Any], tokenizer: Tokenizer, token: str) -> int | None:
-    """The id of a token once it is loaded: only those outside the vocabulary can change."""
+    """Return a token's id in the loaded tokenizer, where only added tokens can get another."""
     vocabulary: dict[str, int] = content["model"]["vocab"]
     if token in vocabulary:
         return vocabulary[token]
@@ -334,12 +340,12 @@ def _id_of(content: Mapping[str, Any], tokenizer: Tokenizer, token: str) -> int 
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """The ids of a tokenizer's added tokens, by name."""
+    """Return the ids of the added tokens, by token."""
     return {each["content"]: each["id"] for each in json.loads(tokenizer.to_json())["added_tokens"]}
 
 
 def _say_what_is_not_kept(folder: Folder, place: Path) -> None:
-    """Warn of what a folder says and AGI2 has no place for."""
+    """Warn of settings that the import drops: chat template, padding, generation defaults."""
     left = []
     files = [place / f"chat_template.{kind}" for kind in ("jinja", "json")]
     if folder.tokenizer.get("chat_template") or any(file.exists() for file in files):
@@ -356,10 +362,15 @@ def _say_what_is_not_kept(folder: Folder, place: Path) -> None:
 
 
 def write_their_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dict[str, Any]:
-    """Write a byte-pair tokenizer's files as `transformers` reads them.
+    """Write tokenizer.json and tokenizer_config.json for `transformers`.
+
+    Args:
+        tokenizer: byte-level BPE.
+        folder: an existing folder.
+        positions: the model's `max_seq_len`.
 
     Returns:
-        What config.json and generation_config.json say of it.
+        `bos_token_id` and `eos_token_id`, for config.json and generation_config.json.
     """
     content = json.loads(tokenizer.to_json())
     names = {id: token for token, id in content["model"]["vocab"].items()}
@@ -370,7 +381,7 @@ def write_their_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) ->
         text = tokenizer.to_json()
     end = names[tokenizer.end_of_text]
     notes = {
-        # Takes tokenizer.json as it is, whatever is in it.
+        # The generic class loads any tokenizer.json unchanged.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": names[tokenizer.start_of_text],
         "eos_token": end,

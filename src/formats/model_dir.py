@@ -1,4 +1,4 @@
-"""A trained model, to and from a folder. Nothing is ever unpickled."""
+"""Save and load a trained model: weights, tokenizer, configuration. Never loads a pickle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..utils import atomic_path, parse_json, plural, sha256_of, sharded_as, writ
 from .run_dir import WEIGHTS, check_unsharded, check_weights, folder_of, run_folder
 from .weights import SafetensorsFile, load_tensors, save_tensors
 
-__all__ = ["load_tensors", "run_folder", "save_tensors"]  # as other modules import them
+__all__ = ["load_tensors", "run_folder", "save_tensors"]  # re-exported
 
 
 def save_weights(
@@ -34,10 +34,13 @@ def save_weights(
     tokenizer: Tokenizer | None = None,
     architecture: GPT2Config | None = None,
 ) -> None:
-    """Write a model's `state_dict`, whole or not at all. Equal models give equal files.
+    """Save a `state_dict` as safetensors, atomically; equal models give identical files.
 
-    The file notes the weights' hash, and if given the tokenizer's and the architecture:
-    `load_model` checks them all.
+    The metadata holds a SHA-256 of the weights, and if given the tokenizer's fingerprint and the
+    architecture, which `load_model` verifies.
+
+    Raises:
+        AGI2Error: if the file cannot be written.
     """
     notes = {"sha256": _hash_of(tensors)}
     if architecture is not None:
@@ -45,7 +48,7 @@ def save_weights(
     if tokenizer is not None:
         notes["tokenizer"] = tokenizer.fingerprint
     with atomic_path(path) as beside:
-        # Under one key: the library would write several in an order that changes.
+        # One metadata key: safetensors writes several in random order, so files would differ.
         save_tensors(tensors, beside, {"agi2": json.dumps(notes)})
 
 
@@ -58,22 +61,22 @@ def save_model(
     *,
     verbose: bool = True,
 ) -> None:
-    """Write all that `load_model` needs: weights, tokenizer and configuration.
+    """Save weights, tokenizer and configuration to a folder for `load_model`.
 
     Args:
-        model: of any mode and device.
-        tokenizer: the model's. Without one the folder is for `GPT2Model.from_pretrained` alone.
-        config: whose keys are kept beside the architecture, which is the model's own.
-        folder: made where there is none.
-        verbose: whether to show that it takes its time (see `console.visible`).
+        model: in any mode, on any device.
+        tokenizer: if `None`, only `GPT2Model.from_pretrained` can load the folder.
+        config: saved with its architecture keys replaced by those of the model.
+        folder: created if missing.
+        verbose: whether to show progress (see `console.visible`).
 
     Raises:
-        AGI2Error: where it cannot be written, or would keep the tokenizer of another model.
+        AGI2Error: if the folder cannot be written, or has another model's tokenizer.
     """
     folder = Path(folder)
     if tokenizer is None and os.path.lexists(folder / FILE_NAME):
         raise AGI2Error(f"{folder} has a tokenizer: pass the model's own, or name a new folder")
-    weights = model.state_dict()  # refused, where it is, before anything is written
+    weights = model.state_dict()  # raises for a prepared model before any file is written
     with visible(verbose), busy(f"saving {folder}"):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ def save_model(
 def describe_model(
     architecture: GPT2Config, tokenizer: Tokenizer | None, config: Config, folder: Path
 ) -> None:
-    """Write a model's configuration and tokenizer into its folder."""
+    """Save the configuration and the tokenizer of a model, without its weights."""
     save_config(config.changed(**architecture.to_keys()), folder / CONFIG)
     if tokenizer is not None:
         with writing(folder):
@@ -93,24 +96,25 @@ def describe_model(
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a folder holds."""
+    """A loaded model with its tokenizer and configuration."""
 
     model: GPT2Model
     tokenizer: Tokenizer
     config: Config
 
     def generate(self, prompt: str | Sequence[int] = "", **changes: Any) -> str:
-        """Continue a prompt as the configuration says; return both.
+        """Generate a continuation of a prompt; return prompt and continuation.
 
-        `load_model("trained/moby_dick").generate("Call me", temperature=0.5, sampling_seed=1)` is
-        what `agi2 generate` prints for that folder with those keys set.
+        `load_model("trained/moby_dick").generate("Call me", temperature=0.5, sampling_seed=1)`
+        returns what `agi2 generate` prints for this folder and these keys.
 
         Args:
-            prompt: text, or its token ids.
-            **changes: keys of the configuration to use in place of the folder's.
+            prompt: text, or token ids.
+            **changes: configuration keys that override the folder's.
 
         Raises:
-            AGI2Error: where a key is wrong, or asks for quantized weights and the model has none.
+            AGI2Error: if a key is invalid, or asks for quantized weights that the model does not
+                have.
         """
         from ..generation import stream_as_configured
 
@@ -120,7 +124,7 @@ class TrainedModel:
     def stream(
         self, prompt: str | Sequence[int] = "", **changes: Any
     ) -> Generator[str, None, None]:
-        """As `generate`, but yield the continuation alone, in pieces of whole characters."""
+        """Generate as `generate`, but stream the continuation, as pieces of complete characters."""
         from ..generation import stream_as_configured
 
         return stream_as_configured(self, prompt, changes)
@@ -130,16 +134,16 @@ class TrainedModel:
 def load_model(
     folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
 ) -> TrainedModel:
-    """Read a trained model, in evaluation mode.
+    """Load a trained model, in evaluation mode.
 
     Args:
-        folder: as training or `save_model` writes it.
+        folder: written by training or `save_model`.
         device: `cpu`, `cuda`, `auto`, ...
-        verbose: whether to show that it takes its time (see `console.visible`).
+        verbose: whether to show progress (see `console.visible`).
 
     Raises:
-        AGI2Error: where a file is missing or broken, a weight is no number, or weights, tokenizer
-            and configuration disagree.
+        AGI2Error: if a file is missing or corrupt, a weight is NaN or infinite, or weights,
+            tokenizer and configuration do not match.
     """
     with visible(verbose), busy(f"loading {folder}"):
         return _load_model(Path(folder), device)
@@ -165,10 +169,15 @@ def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
 def load_architecture(
     folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
 ) -> GPT2Model:
-    """Read a model alone, in evaluation mode, from a folder that may have no tokenizer.
+    """Load a model without its tokenizer, which the folder may lack, in evaluation mode.
+
+    Args:
+        folder: as in `load_model`.
+        device: as in `load_model`.
+        verbose: as in `load_model`.
 
     Raises:
-        AGI2Error: where the folder has no model, or a file is broken.
+        AGI2Error: if the folder has no model, or a file is corrupt.
     """
     folder = Path(folder)
     check_unsharded(folder)
@@ -188,10 +197,10 @@ def load_architecture(
 
 
 def _read_model(file: SafetensorsFile, config: Config) -> GPT2Model:
-    """The model of an open file, in evaluation mode."""
+    """Build the model and load its weights from an open file, in evaluation mode."""
     _check_layers(file, config)
     check_memory(config.architecture, f"{file.path}: this model")
-    # Built without memory, then given the file's tensors: nothing is drawn or copied in vain.
+    # On the meta device, so that weights are neither initialized nor copied: see `assign`.
     with torch.device("meta"):
         model = GPT2Model(config)
     _fill(model, file, assign=True, merge=True)
@@ -201,9 +210,10 @@ def _read_model(file: SafetensorsFile, config: Config) -> GPT2Model:
 
 
 def _check_layers(file: SafetensorsFile, config: Config) -> None:
-    """Raise where a configuration names more or fewer layers than the weights have.
+    """Check the number of layers, before a wrong configuration builds thousands of modules.
 
-    A model of as many layers as a stranger's configuration says is not even described in vain.
+    Raises:
+        AGI2Error: if the configuration and the weights have different numbers of layers.
     """
     layers = {name.split(".")[1] for name in file.entries if name.startswith("blocks.")}
     if len(layers) != config.model_layer:
@@ -219,9 +229,12 @@ def _fixed_keys(architecture: GPT2Config) -> dict[str, Any]:
 
 
 def _check_architecture(file: SafetensorsFile, config: Config) -> None:
-    """Raise where a configuration is not the one that the weights were trained with.
+    """Check the architecture against the one in the file's metadata.
 
-    The number of heads, for one, changes what a model computes, and the shape of no weight.
+    Shapes are not enough: the number of heads, for one, changes the logits but no shape.
+
+    Raises:
+        AGI2Error: if a key differs.
     """
     noted = parse_json(
         _notes(file).get("architecture", "{}"), f"{file.path} is damaged: its architecture"
@@ -238,16 +251,16 @@ def _check_architecture(file: SafetensorsFile, config: Config) -> None:
 def load_trained(
     config: Config, device: torch.device | str = "cpu", file: str | Path = "FILE.toml"
 ) -> TrainedModel:
-    """Read the model of a folder, or the one that a configuration names and has trained.
+    """Load the model of a folder, or of the run that a configuration names.
 
     Args:
-        config: with the run's `output_dir` and `model_name`.
-        device: where the model goes.
-        file: what the configuration was read from: a folder, or a TOML file. See `folder_of`.
+        config: names the run with `output_dir` and `model_name`.
+        device: as in `load_model`.
+        file: the folder or TOML file from which `config` was loaded. See `folder_of`.
 
     Raises:
-        AGI2Error: where it is not trained yet, another model than the folder's is configured, or
-            it was trained with another architecture than the one written in this configuration.
+        AGI2Error: if the model is not trained yet, or its name or architecture is not that of
+            `config`.
     """
     folder = folder_of(config, file)
     is_named = folder in (Path(file), Path(file).parent)
@@ -270,10 +283,10 @@ def load_trained(
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
-    """Raise where the tokenizer has ids that the model does not.
+    """Check that every token id is within the model's vocabulary.
 
     Raises:
-        AGI2Error: with both sizes.
+        AGI2Error: if the tokenizer has more tokens than the model.
     """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise AGI2Error(
@@ -283,13 +296,17 @@ def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise where a weight is no number.
+    """Check that all weights are finite.
+
+    Args:
+        weights: a `state_dict`.
+        name: name of the model, for error messages.
 
     Raises:
-        AGI2Error: which names `name`, where the weights are, and the weight.
+        AGI2Error: if a weight is NaN or infinite.
     """
     for key, weight in weights.items():
-        # The least and the greatest are NaN where any is: twenty times as fast as to ask each.
+        # aminmax propagates NaN, and is 20 times as fast as isfinite on all elements.
         if not bool(torch.stack(weight.aminmax()).isfinite().all()):
             count = int((~weight.isfinite()).sum())
             raise AGI2Error(
@@ -301,23 +318,24 @@ def check_finite(weights: Mapping[str, torch.Tensor], name: str) -> None:
 def load_weights(
     model: GPT2Model, path: Path, *, assign: bool = False, merge: bool = False
 ) -> None:
-    """Fill a model from a file.
+    """Load a model's weights from a safetensors file.
 
     Args:
         model: of the same architecture.
-        path: a safetensors file.
-        assign: take the file's tensors instead of copying them.
-        merge: add the matrices of LoRA, where the file has any, to the weights they belong to.
+        path: the file.
+        assign: replace the parameters with the file's tensors instead of copying into them.
+        merge: merge LoRA adapters, if the file has any, into their base weights.
 
     Raises:
-        AGI2Error: where the file is missing, broken, or of another shape or kind of numbers.
+        AGI2Error: if the file is missing or corrupt, or a tensor has another shape or is not
+            floating point.
     """
     with SafetensorsFile(path) as file:
         _fill(model, file, assign=assign, merge=merge)
 
 
 def _fill(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool) -> None:
-    """Fill a model from an open file, whose header is compared with the model first."""
+    """Load weights from an open file; check all shapes before any tensor is read."""
     expected = model.state_dict()
     _check_shapes(file, {name: tuple(weight.shape) for name, weight in expected.items()}, merge)
     saved = file.tensors()
@@ -325,9 +343,9 @@ def _fill(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool)
         raise AGI2Error(f"{file.path} is damaged: its content does not match its hash")
     tensors = merged(saved) if merge else saved
     if assign:
-        # The model computes in fp32, whatever the file holds.
+        # Parameters are fp32, whatever the type in the file.
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    else:
+    else:  # under FSDP each rank keeps its shard of the full tensor
         tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=assign)
 
@@ -335,7 +353,7 @@ def _fill(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool)
 def _check_shapes(
     file: SafetensorsFile, expected: Mapping[str, tuple[int, ...]], merge: bool
 ) -> None:
-    """Raise where a file's tensors, with LoRA's matrices merged, are not the expected ones."""
+    """Check names, shapes and types of a file's tensors; `merge` allows LoRA adapters."""
     expected = dict(expected)
     if merge:
         expected.update(lora_shapes({name: e.shape for name, e in file.entries.items()}, expected))
@@ -355,7 +373,7 @@ _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The SHA-256 of named tensors' bytes."""
+    """Return the SHA-256 of the names and bytes of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -365,7 +383,7 @@ def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _notes(file: SafetensorsFile) -> dict[str, str]:
-    """What `save_weights` noted in a file."""
+    """Return the metadata that `save_weights` stored in a file."""
     notes = parse_json(file.metadata.get("agi2", "{}"), f"{file.path} is damaged: its note")
     if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
         raise AGI2Error(f"{file.path} is damaged: its note is not made of texts")

@@ -32,8 +32,8 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
         path: the file to write, weights included.
 
     Raises:
-        AGI2Error: if the model is too large for one file or has only quantized weights, or the
-            file cannot be written.
+        AGI2Error: if the model is prepared for inference or too large for one file, or the file
+            cannot be written.
     """
     model.needs_weights("saved or exported")
     size = 4 * model.num_parameters()

@@ -1,6 +1,6 @@
-"""A run's folder: the names of what it holds, and which folder an argument of a command means.
+"""Layout of a run's folder, and resolution of command-line arguments to folders.
 
-Nothing here needs PyTorch, so that what only reads names and logs answers at once.
+Does not import PyTorch, so that commands that only list runs start fast.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-# In a checkpoint: all that is not a tensor; and the tensors, where each process wrote its parts.
+# In a checkpoint: training state other than tensors; tensors of a sharded checkpoint (FSDP).
 STATE = "state.json"
 SHARDS = "shards"
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
-    """The folder of the run that a configuration names."""
+    """Return the folder of the run that a configuration names."""
     return Path(config["output_dir"]) / config["model_name"]
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
-    """The folder of a run's checkpoint at a step."""
+    """Return the folder of the checkpoint at a step."""
     return folder / CHECKPOINTS / f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, the newest last."""
+    """Return the checkpoint folders of a run, newest last; a replaced one ends in `.old`."""
     places = (folder / CHECKPOINTS).glob("step-*")
     whole = [place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name)]
     return sorted(whole, key=lambda place: (step_of(place), not place.name.endswith(".old")))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint's folder."""
+    """Return the optimizer step of a checkpoint folder, from its name."""
     return int(checkpoint.name.removeprefix("step-").removesuffix(".old"))
 
 
@@ -52,10 +52,13 @@ def config_file(argument: str) -> str:
     """Resolve an argument of a command to a configuration file.
 
     Args:
-        argument: a TOML file, or the folder of a run or a model, which has its own.
+        argument: a TOML file, or the folder of a run or a model, which contains one.
+
+    Returns:
+        The path of the TOML file.
 
     Raises:
-        AGI2Error: if it is a folder of another kind, or a file in a model's folder.
+        AGI2Error: if it is a folder of another kind, or another file of a model.
     """
     if not argument:
         raise AGI2Error("the name of the model is empty: name a run's folder or a TOML file")
@@ -70,12 +73,12 @@ def config_file(argument: str) -> str:
 
 
 def naming(argument: str) -> list[str]:
-    """The overrides that make a configuration one of the folder that was named.
+    """Return the `--set` overrides that point a folder's configuration at the folder itself.
 
-    A run's folder may have been moved: its configuration still has the name of before.
+    If the folder was moved or renamed, its configuration still has the old name.
 
     Args:
-        argument: as for `config_file`; a file needs no overrides.
+        argument: as in `config_file`; no overrides for a file.
     """
     place = Path(argument)
     if not place.is_dir():
@@ -89,7 +92,7 @@ def naming(argument: str) -> list[str]:
 
 
 def _describe_folder(place: Path) -> str:
-    """What a folder without a configuration is, and what to name instead."""
+    """Return an error message for a folder without a configuration: what to pass instead."""
     if re.fullmatch(r"step-\d+(\.old)?", place.name) and (place / STATE).is_file():
         run = place.absolute().parents[1]
         return f"{place} is a checkpoint: name the run's folder, {run}"
@@ -103,21 +106,21 @@ def _describe_folder(place: Path) -> str:
 
 
 def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
-    """The folder of the model that a configuration names.
+    """Return the folder of the model that an argument means.
 
-    A folder that is named is that folder, whatever its configuration calls it: a run that was
-    moved away keeps its old name in there. A configuration of one's own, which is in no run's
-    folder, names the model that it trains.
+    A folder, or the configuration file inside a run's folder, means that folder, even if it was
+    renamed and `config` has the old name. Any other configuration file means the run that its
+    `output_dir` and `model_name` name.
 
     Args:
-        config: what `file` holds.
+        config: content of the configuration of `file`.
         file: a folder, or a TOML file.
     """
     path = Path(file)
     if path.is_dir():
         return path
     beside = path.absolute().parent
-    # Of a run that was killed at once there may be nothing but its configuration.
+    # A run that was killed at its start may have left nothing but its configuration.
     is_among_runs = beside.parent == Path(config["output_dir"]).absolute()
     parts = (WEIGHTS, TOKENIZER, METRICS, CHECKPOINTS)
     is_own = is_among_runs or any(os.path.lexists(beside / part) for part in parts)
@@ -125,10 +128,10 @@ def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
 
 
 def check_unsharded(folder: Path) -> None:
-    """Raise if a folder is a checkpoint whose weights are in shards, which are no model's file.
+    """Check that a folder is not a sharded checkpoint, which only training can load.
 
     Raises:
-        AGI2Error: says what to name instead.
+        AGI2Error: if it is; the message names the folder to use.
     """
     if not os.path.isdir(folder / SHARDS) or os.path.lexists(folder / WEIGHTS):
         return
@@ -141,10 +144,14 @@ def check_unsharded(folder: Path) -> None:
 
 
 def check_weights(folder: Path, file: str | Path) -> None:
-    """Raise if a folder has no weights.
+    """Check that a folder contains trained weights.
+
+    Args:
+        folder: the model's.
+        file: the folder or TOML file that the user named.
 
     Raises:
-        AGI2Error: says how to train them.
+        AGI2Error: if not; the message names the command that trains or resumes.
     """
     if os.path.isfile(folder / WEIGHTS):
         return
@@ -159,10 +166,10 @@ def check_weights(folder: Path, file: str | Path) -> None:
 
 
 def check_output(config: Mapping[str, Any]) -> None:
-    """Raise if a run's folder cannot be made, before any time is spent on reading the text for it.
+    """Check that a run's folder can be created, before the text is loaded and tokenized.
 
     Raises:
-        AGI2Error: names what is in its way.
+        AGI2Error: if a parent is not a folder, or is not writable.
     """
     folder = run_folder(config)
     for place in (folder, *folder.absolute().parents):
@@ -182,10 +189,10 @@ def check_output(config: Mapping[str, Any]) -> None:
 
 
 def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
-    """Raise if a run's own configuration would go on with another run.
+    """Check that `resume = "auto"` in a run's own configuration resumes that run.
 
     Raises:
-        AGI2Error: says what to name.
+        AGI2Error: if it would resume another run, as the folder was moved or copied.
     """
     if config["resume"] != "auto":
         return
@@ -198,10 +205,10 @@ def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
 
 
 def check_resume(config: Mapping[str, Any]) -> None:
-    """Raise if `resume` names a folder that does not exist.
+    """Check that the folder in `resume` exists.
 
     Raises:
-        AGI2Error: says what can be named.
+        AGI2Error: if it does not.
     """
     folder = config["resume"]
     if folder not in (None, "auto") and not Path(folder).is_dir():

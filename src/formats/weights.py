@@ -1,7 +1,7 @@
-"""A safetensors file, read once through one open descriptor, and written.
+"""Load and save safetensors files.
 
-What is read is one file's content, also where another process puts a new file into its place
-meanwhile. The header is checked against the size of the file before anything is allocated.
+A file is opened once, so that header and tensors are consistent even if another process replaces
+the file meanwhile. The header is validated against the file size before anything is allocated.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from ..errors import AGI2Error
 from ..utils import open_file, parse_json
 
-# The library's own limit for a header, in bytes.
+# Maximum header size in bytes, as in the safetensors library.
 _LARGEST_HEADER = 100_000_000
-# From this size on, in bytes, a tensor has a memory mapping of its own.
+# Minimum size in bytes of a memory-mapped tensor: a smaller one is not worth a mapping.
 _MAPPED = 1 << 16
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -47,32 +47,32 @@ _DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where a tensor lies in a file."""
+    """Type, shape and position of a tensor in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Its first byte in the file."""
+    """Offset of its first byte in the file."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
 
 class SafetensorsFile:
-    """An open safetensors file; a context manager.
+    """An open safetensors file, as a context manager.
 
     Args:
         path: the file.
 
     Raises:
-        AGI2Error: where it is missing, is no regular file, or its header does not describe it.
+        AGI2Error: if it is missing, is not a regular file, or its header is invalid.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        """What the file notes about itself."""
+        """The `__metadata__` of the header."""
         self.entries: dict[str, TensorEntry] = {}
-        """Its tensors by name."""
+        """The tensors' entries by name."""
         try:
             self._file = open_file(path)
         except FileNotFoundError as error:
@@ -96,11 +96,17 @@ class SafetensorsFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; tensors that were read stay."""
+        """Close the file; loaded tensors remain valid."""
         self._file.close()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Read all tensors. Each leaves memory when it is let go of."""
+        """Load all tensors on the CPU, large ones as copy-on-write memory maps.
+
+        Each tensor has a mapping of its own, so its memory is freed with it.
+
+        Raises:
+            AGI2Error: if the file cannot be read, or was truncated meanwhile.
+        """
         try:
             return {name: self._tensor(entry) for name, entry in self.entries.items()}
         except OSError as error:
@@ -134,7 +140,7 @@ class SafetensorsFile:
             raise self._damage(f"it has {size:,} bytes, its header describes {end:,}")
 
     def _entry(self, name: str, given: Any, offset: int) -> TensorEntry:
-        """What the header says of a tensor, checked."""
+        """Validate a tensor's entry in the header; `offset` is where the data section starts."""
         given = given if isinstance(given, dict) else {}
         dtype, shape, place = (given.get(key) for key in ("dtype", "shape", "data_offsets"))
         if not isinstance(dtype, str) or dtype not in _DTYPES:
@@ -147,7 +153,7 @@ class SafetensorsFile:
         return TensorEntry(_DTYPES[dtype], tuple(shape), offset + place[0], size)
 
     def _bytes(self, start: int, count: int) -> bytearray:
-        """Bytes of the file; fewer where it ends."""
+        """Read `count` bytes from `start`; fewer at the end of the file."""
         os.lseek(self._descriptor, start, os.SEEK_SET)
         found = bytearray()
         while len(found) < count and (part := os.read(self._descriptor, count - len(found))):
@@ -159,7 +165,7 @@ class SafetensorsFile:
             return torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         buffer: bytearray | mmap.mmap
         offset = 0
-        # The kernels in C read numbers at multiples of their size.
+        # A misaligned tensor is copied: the CPU kernels in C load elements at aligned addresses.
         if entry.size < _MAPPED or entry.start % entry.dtype.itemsize:
             buffer = self._bytes(entry.start, entry.size)
             if len(buffer) < entry.size:
@@ -169,7 +175,7 @@ class SafetensorsFile:
             buffer = mmap.mmap(
                 self._descriptor,
                 offset + entry.size,
-                access=mmap.ACCESS_COPY,  # private: what is written to it stays in memory
+                access=mmap.ACCESS_COPY,  # private: in-place changes do not reach the file
                 offset=entry.start - offset,
             )
         count = math.prod(entry.shape)
@@ -178,7 +184,7 @@ class SafetensorsFile:
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether this is a list of whole numbers from 0 on, few and small enough for PyTorch."""
+    """Return whether this is a list of non-negative integers within PyTorch's limits."""
     return (
         isinstance(value, list)
         and len(value) <= 64
@@ -188,10 +194,10 @@ def _are_sizes(value: Any) -> bool:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
+    """Load all tensors of a safetensors file.
 
     Raises:
-        AGI2Error: where it is missing or damaged.
+        AGI2Error: if it is missing or corrupt.
     """
     with SafetensorsFile(path) as file:
         return file.tensors()
@@ -200,21 +206,22 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def save_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.
+    """Save tensors to a safetensors file.
 
     Args:
-        tensors: what it holds.
+        tensors: tensors by name.
         path: the file.
-        metadata: what it notes; one key at most, or equal tensors do not give equal files.
+        metadata: `__metadata__` of the header. Use one key at most: the library writes several in
+            random order, so that equal tensors would not give identical files.
 
     Raises:
-        OSError: where there is no right or no room.
+        OSError: if the file cannot be written: no permission, or no space left.
     """
-    path.touch()
+    path.touch()  # for its mode under the umask
     mode = path.stat().st_mode
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(str(error).removeprefix("Error while serializing: ")) from error
-    path.chmod(mode)  # the library lets no other user read it
+    path.chmod(mode)  # undo the library's mode 0600
