@@ -1,7 +1,7 @@
-"""What a model has learned, and what a run has logged.
+"""Evaluation of a trained model, and reports of training runs.
 
-Flow: `loss` (perplexity, bits per byte; how much is copied), `harness` (lm-eval tasks);
-`run_log` (a run's folder, read back) -> `charts`, `html` -> `report` (report.html).
+Flow: `loss` (perplexity, bits per byte), `memorization` (copies of the training text), `harness`
+(lm-eval tasks); `run_log` (logs of a run) -> `charts`, `html` -> `report` (report.html).
 Start with: `loss.evaluate`.
 Rule: changes no weights and prints nothing.
 """

@@ -1,9 +1,9 @@
-// Values under the pointer, zoom and other scales for the charts of a page, which is complete
-// without them. Everything is in `data-` attributes; text is only ever set as text.
+// Progressive enhancement of a page's charts: values on hover or by keyboard, zoom, other scales.
+// All data is in `data-` attributes. Text is set with `textContent` only, never as HTML.
 (() => {
   "use strict";
   const holder = document.querySelector("[data-axes]");
-  // Of each run, at the lines of its log: step, and where they are known tokens and time (seconds).
+  // Axes of each run, at the lines of its log: step, and if known tokens and time (seconds).
   const runs = JSON.parse(holder.dataset.axes);
   const axes = ["step", "tokens", "time"].filter((axis) => runs.every((run) => run[axis]));
   const view = { axis: holder.dataset.axis, range: null };
@@ -45,7 +45,7 @@
       view.axis
     ];
 
-  // The index of the first of ascending values that is not below a value.
+  // Binary search: the index of the first of ascending values that is >= `value`.
   function firstFrom(values, value) {
     let [low, high] = [0, values.length];
     while (low < high) {
@@ -56,7 +56,7 @@
     return low;
   }
 
-  // From one x-axis to another, linear between the lines of the log and beyond the last.
+  // Convert x to another axis: linear interpolation between lines of the log, extrapolation after.
   function convert(run, from, to, x) {
     const [known, wanted] = [runs[run][from], runs[run][to]];
     const index = Math.min(Math.max(firstFrom(known, x), 1), known.length - 1);
@@ -65,7 +65,7 @@
     return found / (to === "time" ? seconds : 1);
   }
 
-  // From values to [0, 1]; far-out values among the outer twentieths do not stretch it.
+  // Fit a scale, robust against outliers: the same computation as `fit_scale` in charts.py.
   function fit(given, wantsLog, fromZero) {
     let found = given.filter((value) => Math.abs(value) < 1e30).sort((a, b) => a - b);
     const log = wantsLog && found.length > 0 && found[0] > 1e-30;
@@ -89,7 +89,7 @@
     return { low, high, log, of };
   }
 
-  // At most about `wanted` round values between the ends of a scale.
+  // Return about `wanted` round values at most, between the ends of a scale.
   function ticks({ low, high, log, of }, wanted = 6) {
     const inside = (values) =>
       values.filter((value) => of(value) >= -1e-9 && of(value) <= 1 + 1e-9);
@@ -145,7 +145,7 @@
       this.listen();
     }
 
-    // Where the curves are, on the page's x-axis; only the points in view are read.
+    // Convert the curves to the page's x-axis; select the points in view.
     arrange() {
       const points = this.curves.map((curve) => ({
         ...curve,
@@ -229,7 +229,7 @@
       return kind === "dots" ? [...drawn, make("path", `dot c${color}`, dots)] : drawn;
     }
 
-    // The values nearest to x: a line there, a dot on each curve, and a box that names them.
+    // Show the values nearest to x: a vertical line, a dot on each curve, and a tooltip.
     show(wanted) {
       const near = (curve, x) => {
         const after = firstFrom(curve.readX, x);
@@ -273,7 +273,7 @@
       return this.range[0] + share * (this.range[1] - this.range[0]);
     }
 
-    // Half the range or twice as much, around the value that is read.
+    // Scale the range by `factor`, around the selected value if it is in view.
     zoomBy(factor) {
       const [low, high] = this.range;
       const isInView = this.at !== null && this.at >= low && this.at <= high;
@@ -283,7 +283,7 @@
       zoom([start, start + width], this);
     }
 
-    // The next or the previous point of any curve.
+    // Select the next (1) or the previous (-1) point of any curve.
     step(direction) {
       const all = [...new Set(this.shown.flatMap(({ readX }) => readX))].sort((a, b) => a - b);
       const index =
@@ -351,9 +351,9 @@
     }
   }
 
-  // All charts show the same range of x.
+  // Zoom all charts to the same range of x; null resets.
   function zoom(range, chart = null) {
-    // The curves have about a thousand points: nothing is to be seen closer than that.
+    // Zoom is limited to 1/1000 of the full range, as curves have about a thousand points.
     if (range && range[1] - range[0] < 1e-3 * (chart.full[1] - chart.full[0])) return;
     const isAll = range && range[0] <= chart.full[0] && range[1] >= chart.full[1];
     view.range = isAll ? null : range;

@@ -1,4 +1,4 @@
-"""Line charts in HTML and SVG, complete without the script that makes them interactive."""
+"""Line charts as HTML and SVG; a script makes them interactive, but they are readable without."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from .html import COLORS, escape, page, visible
 
 Point = tuple[float, float]
 Axes = dict[str, list[float]]
-"""Ascending values of `step`, and where they are known of `tokens` and `time` (seconds), at the
-same moments of a run: two or more."""
+"""Ascending values of `step`, and if known of `tokens` and `time` (seconds), at the same moments of
+a run: at least two."""
 
-# More points than a screen has pixels would only make a file larger.
+# Maximum points of a curve: more than a screen has pixels would only make the file larger.
 MAX_POINTS = 800
-# Beyond it, a number is no measurement, and sums of such numbers overflow.
+# Larger values are excluded from scales: sums of them could overflow.
 _HUGE = 1e30
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve."""
+    """A curve of a chart."""
 
     name: str
     points: Sequence[Point]
     """x and y, x ascending; a y that is not finite leaves a gap."""
     color: int = 0
-    """Which of the page's colours, from 0."""
+    """Index into the page's colours, from 0."""
     noisy: bool = False
-    """Where there are many points, they are pale, with their running median before them."""
+    """With many points, draw them pale, behind their running median."""
     dots: bool = False
-    """Each point is marked, and tells its value when pointed at."""
+    """Mark each point with a dot, whose tooltip is the value."""
     run: int = 0
-    """Which of the page's runs it is of, from 0."""
+    """Index of the run on the page, from 0."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places between 0 and 1."""
+    """A linear or logarithmic mapping from [`low`, `high`] to [0, 1]."""
 
     low: float
     high: float
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value stands; outside of [0, 1] where it is beyond the ends."""
+        """Map a value; the result is outside [0, 1] if the value is beyond the ends."""
         if self.log:
             if value <= 0:
                 return -1.0
@@ -57,7 +57,7 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, count: int = 6) -> list[float]:
-        """At most about `count` round values between the ends."""
+        """Return about `count` round values at most, between the ends."""
         if self.log and self.high / self.low > 20:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1, 2, 5), (1, 3), (1,)):
@@ -76,16 +76,16 @@ class Scale:
 
 
 def fit_scale(values: Iterable[float], *, log: bool = False, from_zero: bool = False) -> Scale:
-    """A scale that shows the bulk of some values.
+    """Fit a scale to values, robust against outliers.
 
-    The far-out values (beyond three times the spread of the middle half, Tukey 1977) among the
-    lowest and the highest twentieth do not stretch it, so that neither the first steps nor a
-    spike flatten a curve.
+    Values among the lowest and highest 5 % that are more than three interquartile ranges from the
+    quartiles ("far out" in Tukey, 1977) do not extend it, so that neither the first steps nor a
+    loss spike flatten a curve.
 
     Args:
-        values: those that are huge or not finite are left out.
-        log: logarithmic, if all values allow it.
-        from_zero: begin at 0.
+        values: huge and non-finite values are ignored.
+        log: use a logarithmic scale if all values are positive.
+        from_zero: start a linear scale at 0.
     """
     found = sorted(value for value in values if abs(value) < _HUGE)
     log = log and bool(found) and found[0] > 1 / _HUGE
@@ -106,9 +106,9 @@ def fit_scale(values: Iterable[float], *, log: bool = False, from_zero: bool = F
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most about `limit` points that look the same: the lowest and highest of each stretch.
+    """Downsample a curve to about `limit` points, so that it looks the same.
 
-    A point that is not finite stays where its whole stretch is so.
+    Each bin keeps its minimum and maximum; a bin without finite values keeps one gap.
     """
     if len(points) <= limit:
         return list(points)
@@ -123,7 +123,7 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def smooth(points: Sequence[Point], share: float = 0.03) -> list[Point]:
-    """The running median over a share of the finite points, half before and half after each."""
+    """Return the running median of the finite points, over a centered window of `share` of them."""
     finite = [point for point in points if math.isfinite(point[1])]
     half = max(1, round(share * len(finite) / 2))
     medians = []
@@ -140,18 +140,18 @@ def smooth(points: Sequence[Point], share: float = 0.03) -> list[Point]:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a chart: a curve, or what is drawn for it."""
+    """A line of a chart: a curve, or its running median."""
 
     name: str
     color: int
     run: int
     kind: str
-    """`plain`, `dots`, `faint` (noisy values) or `median` (of these)."""
+    """`plain`, `dots`, `faint` (noisy values) or `median` (of noisy values)."""
     points: Sequence[Point]
 
 
 def _lines(series: Sequence[Series]) -> list[_Line]:
-    """What is drawn for each curve that has points."""
+    """Return the lines to draw for each curve that has points."""
     lines = []
     for each in series:
         points = sorted((x, y) for x, y in each.points if math.isfinite(x))
@@ -176,16 +176,16 @@ def chart(
     from_zero: bool = False,
     resumed: Sequence[float] = (),
 ) -> str:
-    """A figure with its axes and its legend, as HTML; a line that says so where nothing is known.
+    """Return a figure with axes and legend as HTML, or with a note if there is no data.
 
     Args:
-        title: what is shown.
-        unit: of y.
+        title: plain text.
+        unit: unit of y.
         series: the curves.
-        x_name: what x is: `step` or `tokens`.
-        log: a logarithmic y-axis, where all values allow it.
-        from_zero: a y-axis that begins at 0.
-        resumed: where the run was resumed: x values with a vertical line.
+        x_name: unit of x: `step` or `tokens`.
+        log: use a logarithmic y-axis if all values are positive.
+        from_zero: start the y-axis at 0.
+        resumed: x values at which the run was resumed, marked by vertical lines.
     """
     head = f"<h3>{escape(title)} <small>{escape(unit)}</small></h3>"
     lines = _lines(series)
@@ -217,12 +217,12 @@ def chart(
     )
 
 
-# Points of all lines of a chart together that its script can show.
+# Maximum points of a chart, over all its lines, that are embedded for the script.
 _DATA = 4_000
 
 
 def _data(line: _Line, lines: int) -> dict[str, Any]:
-    """What the script reads of a line; a value that is not finite becomes `null`."""
+    """Return a line as JSON data for the script; a non-finite value becomes `null`."""
     points = thin(line.points, max(100, min(2 * MAX_POINTS, _DATA // lines)))
     values = [float(f"{y:.5g}") if math.isfinite(y) else None for _, y in points]
     fields = {"name": line.name, "color": line.color, "run": line.run, "kind": line.kind}
@@ -251,7 +251,7 @@ def _labels(x_scale: Scale, y_scale: Scale) -> str:
 
 
 def _legend(lines: Sequence[_Line], is_resumed: bool, outside: int, log: bool) -> str:
-    """What each line looks like; `note` is what the script keeps up to date."""
+    """Return the legend as HTML; the script updates the elements of class `note`."""
     keys = [
         f'<span><i class="c{line.color}{" faint" * (line.kind == "faint")}"></i>'
         f"{escape(line.name)}</span>"
@@ -267,24 +267,24 @@ def _legend(lines: Sequence[_Line], is_resumed: bool, outside: int, log: bool) -
 
 
 def far_out(count: int) -> str:
-    """1 as `1 far-out point is not shown`."""
+    """Format a number of outliers: 1 as `1 far-out point is not shown`."""
     return f"{count:,} far-out point{' is' if count == 1 else 's are'} not shown"
 
 
 def _draw(line: _Line, x_scale: Scale, y_scale: Scale) -> str:
-    """A line in a box of 1000 x 1000, whose y points down."""
+    """Return a line as SVG paths, in a box of 1000 x 1000 whose y-axis points down."""
     path, dots, pen, color = "", "", "M", f"c{line.color}"
     for x, y in thin(line.points):
         if not math.isfinite(y):
             pen = "M"
             continue
-        # What is far outside is cut off in any case; huge numbers are not for every browser.
+        # The plot clips values outside anyway, and some browsers fail at huge coordinates.
         height = max(-1.0, min(2.0, y_scale.place(y)))
         place = f"{1000 * x_scale.place(x):.1f} {1000 * (1 - height):.1f}"
         path += pen + place
         pen = "L"
         if line.kind == "dots":
-            # A line of no length with round ends is a dot, whatever the picture's proportions.
+            # A zero-length line with round caps is a round dot at any aspect ratio.
             dots += (
                 f'<path class="dot {color}" d="M{place}h0"><title>{escape(line.name)}: {y:.4g} at '
                 f"{x:,.0f}</title></path>"
@@ -294,7 +294,7 @@ def _draw(line: _Line, x_scale: Scale, y_scale: Scale) -> str:
 
 
 def charts_page(title: str, body: str) -> str:
-    """Make a page whose charts can be read with a pointer or the keyboard, and zoomed.
+    """Return an HTML page with interactive charts: values on hover or by keyboard, zoom.
 
     Args:
         title: plain text.
@@ -307,12 +307,12 @@ _SCRIPT = Path(__file__).with_name("charts.js")
 
 
 def chart_group(figures: Iterable[str], axes: Sequence[Axes], x_name: str = "step") -> str:
-    """Charts with the same x-axis, as HTML.
+    """Return charts that share their x-axis, as HTML.
 
     Args:
-        figures: made by `chart`.
-        axes: of each run.
-        x_name: what x is in these charts.
+        figures: results of `chart`.
+        axes: axes of each run.
+        x_name: unit of x in these charts.
     """
     data = escape(json.dumps(axes, allow_nan=False))
     return (
@@ -322,7 +322,7 @@ def chart_group(figures: Iterable[str], axes: Sequence[Axes], x_name: str = "ste
 
 
 def short_number(value: float) -> str:
-    """1,200,000 as `1.2M`, 0.00025 as `2.5e-4`."""
+    """Format a number for an axis: 1,200,000 as `1.2M`, 0.00025 as `2.5e-4`."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"

@@ -1,6 +1,6 @@
-"""A trained model for EleutherAI's `lm-eval`, whose tasks ask for likelihoods and for texts.
+"""Adapter to EleutherAI's `lm-eval`: log-likelihood and generation requests of its tasks.
 
-Needs the package `lm-eval` (the extra `eval`). B rows, T tokens, P the model's positions.
+Needs the package `lm-eval` (extra `eval`). P is the model's `max_seq_len`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ..nn.dropout import evaluating
 from ..utils import log
 from .loss import TOKENS_AT_ONCE, evaluate_tokens
 
-# As in lm-eval: new tokens of a text whose task does not say how many.
+# Default of `max_gen_toks`, as in lm-eval.
 _MAX_LENGTH = 256
 _GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 
 class AGI2LM(LM):
-    """What `lm_eval.simple_evaluate(model=AGI2LM(load_model("trained/my_model")), ...)` takes.
+    """A trained model as an `LM` of lm-eval, for `lm_eval.simple_evaluate(model=...)`.
 
     Args:
-        trained: model and tokenizer.
-        precision: of matrix products, where likelihoods are asked for.
+        trained: result of `load_model`.
+        precision: autocast type of the forward passes for log-likelihoods.
     """
 
     def __init__(self, trained: TrainedModel, precision: torch.dtype = torch.float32) -> None:
@@ -44,18 +44,22 @@ class AGI2LM(LM):
         self._has_cut = False
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """How likely each continuation of a context is.
+        """Compute the log-likelihood of each continuation, given its context.
 
-        An empty context is the end of text. Of a context that is too long the end is seen.
+        An empty context becomes the start-of-text token. A context that is too long is truncated
+        on the left.
+
+        Args:
+            requests: pairs of context and continuation.
 
         Returns:
-            For each, its log-likelihood in nats, and whether greedy decoding would give it.
+            For each, its log-likelihood in nats, and whether greedy decoding would generate it.
 
         Raises:
-            AGI2Error: where a continuation has more tokens than the model has positions.
+            AGI2Error: if a continuation has more than P tokens, or a likelihood is not finite.
         """
         pairs = [self._encode_pair(*request.args) for request in requests]
-        # Rows of like length together: little is padded.
+        # Batches of similar lengths need little padding.
         order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
         scores: dict[int, tuple[float, bool]] = {}
         while order:
@@ -66,10 +70,10 @@ class AGI2LM(LM):
         return [scores[index] for index in range(len(pairs))]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """The last P + 1 tokens of context and continuation, and how many are the continuation's.
+        """Return the last P + 1 tokens of context and continuation, and the continuation's length.
 
-        As everywhere in lm-eval, both are encoded together, and white space between them is the
-        continuation's, as it is in the vocabulary. A token that goes across is the continuation's.
+        As in lm-eval's own models, both are encoded together, and trailing white space of the
+        context belongs to the continuation. So does a token that spans the boundary.
         """
         ids = self.tokenizer.encode(context + continuation)
         before = self.tokenizer.encode(context.rstrip())
@@ -91,9 +95,9 @@ class AGI2LM(LM):
         return ids[-(positions + 1) :], count
 
     def _score(self, pairs: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        """Log-likelihoods of the last tokens of each row, and whether each was the likeliest."""
+        """Return the log-likelihood of each continuation, and whether greedy decoding gives it."""
         width = max(len(ids) for ids, _ in pairs)
-        # Padded on the right, which no token before it sees.
+        # Right padding needs no attention mask: attention is causal.
         padded = [ids + [0] * (width - len(ids)) for ids, _ in pairs]
         rows = torch.tensor(padded, device="cpu")
         device = self.model.device
@@ -111,9 +115,9 @@ class AGI2LM(LM):
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """The log-likelihood of each text in nats, in windows of P tokens: see `evaluate_tokens`.
+        """Compute the log-likelihood of each text in nats, in windows of P tokens.
 
-        The first token is predicted from the end of text.
+        The first token is predicted from the start-of-text token. See `evaluate_tokens`.
         """
         return [self._text_score(*request.args) for request in requests]
 
@@ -128,10 +132,10 @@ class AGI2LM(LM):
         return -found.loss * found.tokens
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """The continuation of each context, greedy unless its task asks for sampling.
+        """Generate a continuation of each context; greedy unless the task sets `do_sample`.
 
         Raises:
-            AGI2Error: where a task asks for what is not known here.
+            AGI2Error: if a task sets an unsupported key in `generation_kwargs`.
         """
         return [self._continue(request, seed) for seed, request in enumerate(requests)]
 
@@ -160,22 +164,22 @@ class AGI2LM(LM):
 def run_tasks(
     model: AGI2LM, names: Sequence[str], folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Let lm-eval run tasks.
+    """Evaluate a model on tasks of lm-eval.
 
     Args:
-        model: whose answers are wanted.
-        names: of tasks or groups of tasks.
-        folder: where tasks of one's own are, as YAML files.
+        model: the model.
+        names: names of tasks or of groups of tasks.
+        folder: folder with custom tasks, as YAML files.
 
     Returns:
-        For each task, its metrics by name, and their standard errors where they are known.
+        For each task, its metrics by name, with their standard errors if lm-eval reports them.
 
     Raises:
-        AGI2Error: where a task is not known, or its data cannot be had.
+        AGI2Error: if a task does not exist, or its data set cannot be loaded.
     """
     if folder is not None and not folder.is_dir():
         raise AGI2Error(f"{folder}: no such folder with tasks")
-    # Without lm-eval's own thousands of files, which take many seconds, where these do.
+    # Custom tasks first: indexing the thousands of files of lm-eval takes many seconds.
     manager = TaskManager(include_path=folder, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=folder)
@@ -187,12 +191,12 @@ def run_tasks(
             )
     try:
         manager.load(list(names))
-    except Exception as error:  # a broken file, or any kind of network trouble
+    except Exception as error:  # an invalid file, or any network error
         raise AGI2Error(f"{', '.join(names)}: cannot be loaded: {first_line(error)}") from error
     found = simple_evaluate(model, tasks=list(names), task_manager=manager, log_samples=False)
     return {
         task: {
-            # A metric's name, and that of a filter.
+            # lm-eval's keys are METRIC,FILTER.
             key.removesuffix(",none"): float(value)
             for key, value in metrics.items()
             if isinstance(value, int | float)

@@ -1,4 +1,4 @@
-"""HTML pages that are one file each and load nothing."""
+"""Self-contained HTML pages: one file each, without external resources."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 def escape(text: object) -> str:
-    """Text as HTML, whatever it holds: control characters become visible, halves of pairs `?`."""
+    """Escape any text for HTML; control characters become visible, lone surrogates `?`."""
     return html.escape(visible(text))
 
 
 def visible(text: object) -> str:
-    """Text that any file can hold: control characters become visible, halves of pairs `?`."""
+    """Make any text valid UTF-8; control characters become visible, lone surrogates `?`."""
     return str(text).translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
 
 
-# Control characters have no place in HTML; Unicode has a picture of each.
+# HTML forbids control characters: they become the symbols of the block Control Pictures.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table of cells that are HTML already, which scrolls sideways where it must."""
+    """Return a table of cells that are HTML already; if too wide, it scrolls."""
     return "".join(_table(head, rows, kind))
 
 
@@ -37,12 +37,15 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> Ite
 
 
 def page(title: str, body: str, script: str = "") -> str:
-    """Make a complete HTML file that loads nothing and runs nothing but one script.
+    """Return a complete HTML page that loads no resources and runs one script at most.
 
     Args:
         title: plain text.
         body: HTML.
-        script: JavaScript; the page's policy lets only this very text run, by its hash.
+        script: JavaScript; the Content-Security-Policy allows this script alone, by its hash.
+
+    Raises:
+        ValueError: if the script contains `</script` or `<!--`.
     """
     if "</script" in script.lower() or "<!--" in script:
         raise ValueError("a script cannot hold what ends it in HTML")
@@ -50,7 +53,7 @@ def page(title: str, body: str, script: str = "") -> str:
     allowed = f"; script-src 'sha256-{digest}'" if script else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        # Nothing may be loaded or run, whatever a text in here looks like.
+        # Defense in depth: markup in a sample could not load or run anything, even unescaped.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         f"base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'{allowed}\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -63,7 +66,7 @@ def page(title: str, body: str, script: str = "") -> str:
 
 
 COLORS = 6
-# The colours of both schemes have a contrast of at least 3:1 on the cards, and text of 4.5:1.
+# WCAG contrast on the cards, in both schemes: at least 3:1 for colours, 4.5:1 for text.
 _STYLE = """
 :root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1b1f24; --soft: #59636e;
   --line: #d8dce1; --grid: #e8eaed; --mark: #fff1b8; --0: #1f6feb; --1: #d4491c; --2: #1a7f4b;

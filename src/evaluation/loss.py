@@ -1,4 +1,4 @@
-"""How good a model is: loss, perplexity, bits per byte; and how much it merely copies."""
+"""Loss of a model on a text: loss in nats per token, perplexity, bits per byte."""
 
 from __future__ import annotations
 
@@ -34,21 +34,24 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     verbose: bool = True,
 ) -> Evaluation:
-    """The model's loss on a text. Every token is predicted once, but for the very first.
+    """Compute the model's loss on a text. Each token but the first is predicted once.
 
     Args:
-        model: left in the mode it was in.
-        dataset: windows of T + 1 tokens, T predictions each. Where the stride is less than T, a
-            token is predicted in the first window that has it.
-        tokenizer: to count bytes.
-        batch_size: windows at a time.
-        max_tokens: look at about so many tokens, evenly spread; 0 for all.
-        precision: of matrix products.
+        model: the model, whose training mode is left as it is.
+        dataset: windows of T + 1 tokens, T predictions each. If the stride is less than T, a token
+            in several windows counts in the first of them.
+        tokenizer: the model's, to count bytes.
+        batch_size: windows in a forward pass.
+        max_tokens: evaluate about this many tokens, in evenly spaced windows; 0 for all.
+        precision: autocast type of the forward passes.
         verbose: whether to show progress (see `console.visible`).
 
+    Returns:
+        The mean loss in nats per token, with the numbers of tokens and bytes.
+
     Raises:
-        AGI2Error: where an argument is wrong, the windows have no target, or tokenizer and model
-            do not fit.
+        AGI2Error: if an argument is invalid, windows have a single token, or the tokenizer has
+            more tokens than the model.
     """
     check_vocabulary(tokenizer, model)
     if dataset.seq_len < 2:
@@ -96,7 +99,7 @@ def _evaluate(
 
 
 def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
-    """Which of a window's targets no earlier window has predicted."""
+    """Return the mask (T,) of a window's targets that are not in the window before it."""
     width = dataset.seq_len - 1
     fresh = torch.ones(width, dtype=torch.bool, device="cpu")
     if index:
@@ -115,23 +118,26 @@ def evaluate_tokens(
     precision: torch.dtype = torch.float32,
     verbose: bool = True,
 ) -> Evaluation:
-    """The model's loss on a text, with a sliding window as long as the model's positions.
+    """Compute the model's loss on a text with a sliding window of P = `max_seq_len` tokens.
 
-    Each window begins `stride` tokens after the one before it, the last one so that it ends with
-    the text, and predicts the tokens that none before has predicted. So every token but the very
-    first is predicted once; all but those of the first window after more than P - `stride` others.
+    Each window starts `stride` tokens after the previous one; the last window ends with the text.
+    A window scores only the tokens that no earlier window has scored, so each token but the first
+    is scored once, after the first window with more than P - `stride` tokens of context.
 
     Args:
-        model: of P positions; left in the mode it was in.
-        tokens: ids, (tokens,).
-        tokenizer: the model's.
-        stride: tokens, 1 to P. A small one gives each token more context, and takes more time.
-        precision: of matrix products.
+        model: the model, whose training mode is left as it is.
+        tokens: token ids, of shape (tokens,).
+        tokenizer: the model's, to count bytes.
+        stride: tokens, 1 to P. A smaller stride gives more context, and takes more time.
+        precision: autocast type of the forward passes.
         verbose: whether to show progress (see `console.visible`).
 
+    Returns:
+        The mean loss in nats per token, with the numbers of tokens and bytes.
+
     Raises:
-        AGI2Error: where the stride is 0 or above P, there are fewer than two tokens, or the model's
-            weights are broken.
+        AGI2Error: if the stride is not in 1 to P, there are fewer than two tokens, or the loss is
+            not finite.
     """
     positions = model.config.max_seq_len
     if not 1 <= stride <= positions:
@@ -152,22 +158,22 @@ def evaluate_tokens(
     return found
 
 
-# Tokens of all windows that are looked at together.
+# Tokens of a forward pass (B·T), which bounds its memory.
 TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class TextEvaluation(Evaluation):
-    """What a model makes of a text with words."""
+    """The loss on a text, with its number of words."""
 
     words: int
-    """What stands between white space in the text that those tokens stand for."""
+    """Number of words, separated by white space, in the text of the scored tokens."""
 
     @property
     def word_perplexity(self) -> float | None:
-        """exp(loss of all tokens / words): as bits per byte, comparable between tokenizers.
+        """exp(total loss / words): like bits per byte, comparable between tokenizers.
 
-        `None` where the text has no words to speak of.
+        `None` if it is not meaningful: see `no_word_perplexity`.
         """
         if self.no_word_perplexity:
             return None
@@ -175,7 +181,7 @@ class TextEvaluation(Evaluation):
 
     @property
     def no_word_perplexity(self) -> str:
-        """Why there is no perplexity per word; empty where there is one."""
+        """Why `word_perplexity` is `None`; empty if it is not."""
         if self.no_bits_per_byte:
             return self.no_bits_per_byte
         if self.text_bytes > _LONGEST_WORD * self.words:
@@ -183,8 +189,8 @@ class TextEvaluation(Evaluation):
         return ""
 
 
-# Bytes of a word, on average, above which what stands between white space is no word. In languages
-# that put spaces between words it is 5 to 17.
+# Maximum mean bytes per word. In languages that separate words by spaces it is 5 to 17; above the
+# maximum the text has no such words (Chinese, Japanese).
 _LONGEST_WORD = 40
 
 
@@ -198,7 +204,7 @@ def evaluate_text(
     precision: torch.dtype = torch.float32,
     verbose: bool = True,
 ) -> TextEvaluation:
-    """As `evaluate_tokens`, of a text or documents, which are joined with the end-of-text token."""
+    """Call `evaluate_tokens` on a text, or on documents joined with the end-of-text token."""
     with visible(verbose), busy("cutting the text into tokens"):
         tokens = tokenize([documents] if isinstance(documents, str) else documents, tokenizer)
     found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision, verbose=verbose)

@@ -1,4 +1,4 @@
-"""How much of a generated text is copied from the training text."""
+"""Memorization: how much of a generated text is copied verbatim from the training text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Originality:
-    """How a written text relates to the text that the model learned from."""
+    """Overlap of a generated text with the training text."""
 
     known_words: float
-    """The share of its words that occur there."""
+    """Fraction of the generated words that occur in the training text, 0 to 1."""
     longest_copy: str
-    """The longest span that stands there letter for letter."""
+    """Longest span that occurs verbatim in the training text."""
 
 
 def originality(written: str, learned: str) -> Originality:
-    """Compare what a model wrote with what it learned from."""
+    """Measure the overlap of a generated text (`written`) with the training text (`learned`)."""
     vocabulary = set(_words(learned))
     words = _words(written)
     known = sum(word in vocabulary for word in words) / max(len(words), 1)
@@ -31,43 +31,47 @@ def _words(text: str) -> list[str]:
 
 
 def longest_common_span(written: str, learned: str) -> str:
-    """The longest substring of `written` that occurs in `learned`.
+    """Return the longest common substring of a generated text and the training text.
 
-    A common span of 8 letters or more lies where every 8 letters of `learned` in a row occur in
-    `written`, too. In a language such places are few and short: only they are searched. Where that
-    finds nothing, the same with 4 letters, with 2, and in all of the text.
+    A common span of at least 8 characters consists of 8-grams of `learned` that all occur in
+    `written`. In natural language few places do, so only those are searched. If they contain no
+    such span, the search is repeated with 4-grams, 2-grams, and then on all of the text.
+
+    Args:
+        written: the generated text.
+        learned: the training text.
     """
     best = ""
     if not written:
         return best
-    # In stretches, so that memory is bounded; no span is cut, as none is longer than `written`.
+    # In chunks, which bounds memory. They overlap by len(written), so no common span is cut.
     size = max(_STRETCH, len(written))
     for width in (8, 4, 2, 1):
         for start in range(0, len(learned), size):
             stretch = learned[start : start + size + len(written)]
             best = max(best, _search_span(written, stretch, width), key=len)
-        if len(best) >= width:  # what is left is shorter
+        if len(best) >= width:  # any other common span is shorter than `width`
             break
     return best
 
 
-# Letters that are looked at together.
+# Minimum characters of a chunk.
 _STRETCH = 1 << 20
 
 
 def _search_span(written: str, learned: str, least: int) -> str:
-    """The longest common substring where it has `least` letters or more; else perhaps another.
+    """Return the longest common substring; if below `least` characters, perhaps a shorter one.
 
-    Equal windows of letters get equal names, the wider ones by the names of two narrower ones that
-    cover them (Karp, Miller and Rosenberg, 1972). Their width is doubled for as long as a window is
-    common, then increased by ever smaller powers of two: the time is that of a sort or a search
-    for each letter, times the logarithm of the span's length.
+    Equal windows get equal integer names; the name of a window follows from those of two narrower
+    windows that cover it (Karp, Miller and Rosenberg, 1972). The width is doubled while any window
+    is common, then increased by smaller and smaller powers of two: O(n log n log s) time for a span
+    of s characters.
     """
     shared = _seem_shared(written, learned, least)
     if not shared.any():
         return ""
     kept = shared.copy()
-    kept[1:] |= shared[:-1]  # with a letter that keeps the places apart
+    kept[1:] |= shared[:-1]  # and the character after, as a separator
     known, ours = np.unique(_letters(written), return_inverse=True)
     theirs = np.where(shared[kept], _names(known, _letters(learned)[kept], _LETTERS), -1)
     if not (theirs >= 0).any():
@@ -85,18 +89,18 @@ def _search_span(written: str, learned: str, least: int) -> str:
 
 
 def _letters(text: str) -> np.ndarray:
-    """The letters' numbers, (letters,)."""
+    """Return the code points of a text, of shape (characters,)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-# There are no more in Unicode.
+# Number of Unicode code points.
 _LETTERS = 0x110000
 
 
 def _names(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
-    """The place of each value, -1 or below `bound`, among the sorted known ones; or -1."""
-    if bound <= 4 * len(values):  # a table is worth its making
-        table = np.full(bound + 1, -1)  # at whose end -1 finds itself
+    """Return the index of each value (-1 to `bound` - 1) in the sorted `known`, or -1."""
+    if bound <= 4 * len(values):  # a lookup table is faster than binary search
+        table = np.full(bound + 1, -1)  # one more, so that the value -1 maps to -1
         table[known] = np.arange(len(known))
         return table[values]
     places = np.searchsorted(known, values)
@@ -106,12 +110,12 @@ def _names(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
 
 
 def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Name windows that are wider by `step`, at most twice as wide; `None` if none is shared.
+    """Return the names of windows that are wider by `step`, or `None` if none is common.
 
     Args:
-        ours: the name of the window that begins at each letter.
-        theirs: the same of another text; -1 where we have no such window.
-        step: letters.
+        ours: name of the window that starts at each character of our text.
+        theirs: the same for the other text; -1 if our text has no such window.
+        step: characters, at most the present width.
     """
     if step >= min(len(ours), len(theirs)):
         return None
@@ -124,14 +128,18 @@ def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray,
 
 
 def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
-    """Which letters of `learned` (letters,) lie in `width` letters that seem to be in `written`.
+    """Return a mask over the characters of `learned` whose `width`-gram may occur in `written`.
 
-    Letters count by their lowest byte, and windows by a hash: what seems equal may not be.
+    A filter like a Bloom filter, over a hash of the characters' lowest bytes: it may have false
+    positives, but no false negatives.
 
     Args:
-        written: a text.
-        learned: another.
-        width: 8, 4 or 2; with 1 all letters count.
+        written: the generated text.
+        learned: the training text.
+        width: 8, 4 or 2; 1 selects all characters.
+
+    Returns:
+        Booleans of shape (characters of `learned`,).
     """
     if width == 1 or min(len(written), len(learned)) < width:
         return np.full(len(learned), width == 1)
@@ -150,18 +158,19 @@ def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
     return shared
 
 
+# A table of 4 MiB: few false positives for any sample, and small enough to stay in a cache.
 _HASH_BITS = 22
 
 
 def _low_bytes(text: str) -> bytes:
-    """The lowest byte of each letter."""
+    """Return the lowest byte of each code point."""
     return text.encode("utf-32-le", "surrogatepass")[::4]
 
 
 def _window_hashes(text: bytes, offset: int, width: int) -> np.ndarray:
-    """A hash of the `width` bytes (2, 4 or 8) at offset, offset + width, ..."""
+    """Return hashes of the `width` bytes (2, 4 or 8) at offset, offset + width, ..."""
     count = max(0, (len(text) - offset) // width)
     windows = np.frombuffer(text, f"<u{width}", count, min(offset, len(text))).astype(np.uint64)
-    windows *= np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: the highest bits are the best
+    windows *= np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: high bits mix best
     windows >>= np.uint64(64 - _HASH_BITS)
     return windows.view(np.int64)

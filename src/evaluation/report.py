@@ -1,4 +1,4 @@
-"""A run's picture: its curves, samples and settings in one HTML file that opens offline."""
+"""Report of a run: curves, samples, memorization and configuration in one HTML file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .run_log import History, RunRecord, read_run
 
 FILE_NAME = "report.html"
 
-# Bounds, so that a report takes seconds and a megabyte at most; it says where they cut something.
+# Limits that keep a report below a megabyte and a few seconds; the report says what they cut.
 MAX_SAMPLES = 20
 COMPARED_SAMPLES = 10
 COMPARED_CHARACTERS = 2_000
@@ -30,17 +30,17 @@ _CONTEXT = 60
 
 
 def write_report(folder: Path, training_text: Sequence[str] | None = None) -> Path:
-    """Write `report.html` into a run's folder, from what the run wrote down there.
+    """Write `report.html` into a run's folder, from its configuration and logs.
 
     Args:
-        folder: the run's.
-        training_text: the documents it learned from, to look for copies of them in its samples.
+        folder: the run's folder.
+        training_text: the training documents; if given, samples are searched for copies of them.
 
     Returns:
-        The file.
+        The path of the report.
 
     Raises:
-        AGI2Error: where the folder is no run's, is broken, or cannot be written.
+        AGI2Error: if the folder is not a run's, a file in it is corrupt, or it cannot be written.
     """
     run = read_run(folder)
     copies = None if training_text is None else find_copies(run, training_text)
@@ -92,7 +92,7 @@ def _summary(run: RunRecord) -> str:
 
 
 def bounds(config: Config) -> str:
-    """What ends a run: `2.5 minutes`, `at most 10 epochs, 1,000 steps`."""
+    """Format the stopping criteria, such as `2.5 minutes` or `10 epochs`."""
     ends = []
     if config.epochs < UNBOUNDED_EPOCHS:
         ends.append(_counted(config.epochs, "epoch"))
@@ -141,12 +141,12 @@ def _charts(history: History) -> list[str]:
     ]
 
 
-# Lines of a log that place steps in time: between them, steps are taken to be equally long.
+# Maximum moments of the time axis; between two, time is interpolated linearly over the steps.
 _MAX_MOMENTS = 500
 
 
 def axes(history: History) -> Axes:
-    """How far a run was at each step: in tokens where their number is known, and in seconds."""
+    """Return the axes of a run: step, seconds, and if logged tokens, at the same moments."""
     steps, seconds = [0.0], [0.0]
     for step, second in history.curve("seconds"):
         if step > steps[-1] and seconds[-1] < second < math.inf:
@@ -167,13 +167,13 @@ def axes(history: History) -> Axes:
 
 
 def tokens_per_step(history: History) -> float | None:
-    """How many tokens a step trained on, where the run's log says so."""
+    """Return the training tokens of an optimizer step, or `None` if not logged."""
     size = history.start.get("tokens_per_step")
     return size if isinstance(size, int | float) and 1 <= size < 1e15 else None
 
 
 def losses(history: History) -> tuple[str, list[Point], list[Point]]:
-    """Unit, training curve and validation curve: bits per byte where the run says how many."""
+    """Return unit, train loss and val loss: in bits per byte if logged, else in nats per token."""
     factor = history.bits_per_nat
     validations = history.validations
     if factor is None or (validations and all(math.isnan(v.bits_per_byte) for v in validations)):
@@ -182,31 +182,31 @@ def losses(history: History) -> tuple[str, list[Point], list[Point]]:
     return "bits per byte", training, history.curve("val_bits_per_byte")
 
 
-# The samples, and what in them is copied
+# The samples, and memorization in them
 
 
 @dataclass(frozen=True)
 class Copy:
-    """The longest span that a sample has in common with the text."""
+    """The longest span that a sample has in common with the training text."""
 
     step: int
     written: str
     """The sample without its prompt; cut if it is long."""
     span: str
     document: int
-    """From 1."""
+    """Number of the document, from 1."""
     offset: int
-    """Characters of the document before the span."""
+    """Offset of the span in the document, in characters."""
     places: int
-    """How often the span occurs in the text."""
+    """Number of occurrences of the span in the training text."""
     before: str
     after: str
-    """What is around it in the text."""
+    """Context of the span in the training text; `before` it, `after` it."""
 
 
 def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
-    """Look for each of the last samples in the text; one that shares no character is left out."""
-    # It imports PyTorch, which `agi2 list` does without.
+    """Find the longest copy in each of the last samples; omit samples without any."""
+    # Deferred: it imports NumPy, which `agi2 list` does not need.
     from .memorization import longest_common_span
 
     text = _BETWEEN.join(_first_characters(documents))
@@ -236,21 +236,21 @@ def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
 
 
 def _occurrences(span: str, text: str) -> int:
-    """How often a span occurs in a text, also where its occurrences overlap."""
+    """Count the occurrences of a span in a text, overlapping ones included."""
     if not any(span.startswith(span[start:]) for start in range(1, len(span))):
-        return text.count(span)  # they cannot
+        return text.count(span)  # its occurrences cannot overlap
     count, at = 0, text.find(span)
     while at >= 0:
         count, at = count + 1, text.find(span, at + 1)
     return count
 
 
-# Half of a pair: no text that was read as UTF-8 holds it, so that no span crosses documents.
+# A lone surrogate, which no decoded UTF-8 contains: no common span can cross documents.
 _BETWEEN = "\udfff"
 
 
 def _first_characters(documents: Sequence[str]) -> list[str]:
-    """The documents, up to `COMPARED_TEXT` characters in all."""
+    """Truncate the documents to `COMPARED_TEXT` characters in total."""
     kept, left = [], COMPARED_TEXT
     for document in documents:
         kept.append(document[:left])
@@ -347,10 +347,10 @@ def _configuration(run: RunRecord) -> str:
 
 
 def _chosen(run: RunRecord) -> dict[str, Any]:
-    """What the user set.
+    """Return the keys that the user set.
 
-    A run that did not note it down has only its effective configuration, in which the tokenizer
-    has set the vocabulary's size, and the model of `init_from` the architecture.
+    Old runs did not log them: of their effective configuration, keys are excluded that training
+    derives from the tokenizer (`vocab_size`) or from `init_from` (the architecture).
     """
     noted = run.history.start.get("chosen")
     if isinstance(noted, dict):
@@ -365,7 +365,7 @@ def _value(value: object) -> str:
     return escape("not set" if value is None else json.dumps(masked(value), ensure_ascii=False))
 
 
-# What a start notes, in a user's words.
+# Labels of the facts that a run logs at its start.
 _FACTS = {
     "time": "time",
     "parameters": "parameters",

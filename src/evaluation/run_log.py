@@ -1,4 +1,4 @@
-"""A run's folder, read back: its configuration and what it logged."""
+"""Logs of training runs: load a run's configuration and metrics, list and summarize runs."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from .charts import Point
 
 @dataclass(frozen=True)
 class Validation:
-    """What one look at the held-out text found."""
+    """Result of a validation."""
 
     step: int
     loss: float
-    """In nats per token."""
+    """Mean loss in nats per token."""
     bits_per_byte: float
 
 
 class History:
-    """What a run logged.
+    """The metrics that a run logged.
 
     Args:
-        entries: the lines of its `metrics.jsonl`.
+        entries: the parsed lines of `metrics.jsonl`.
     """
 
     def __init__(self, entries: list[dict[str, Any]]) -> None:
         self.entries = entries
 
     def curve(self, key: str) -> list[Point]:
-        """Step and value wherever a number of this name was logged; NaN where it was not finite."""
+        """Return step and value of each logged number of this name; NaN if it was not finite."""
         return [
             (entry["step"], math.nan if entry[key] is None else float(entry[key]))
             for entry in self.entries
@@ -48,24 +48,24 @@ class History:
         ]
 
     def last(self, key: str) -> float | None:
-        """The last number of this name, if there is one."""
+        """Return the last logged number of this name, or `None`."""
         curve = self.curve(key)
         return curve[-1][1] if curve else None
 
     @cached_property
     def starts(self) -> list[tuple[int, dict[str, Any]]]:
-        """Step and description of the start, and of each resume."""
+        """Step and logged facts of the start, and of each resume."""
         found = [(e.get("step", 0), e["start"]) for e in self.entries if "start" in e]
         return [(step, start) for step, start in found if isinstance(start, dict)]
 
     @property
     def start(self) -> dict[str, Any]:
-        """The description of the last start; empty where none was logged."""
+        """Logged facts of the last start or resume; empty if none was logged."""
         return self.starts[-1][1] if self.starts else {}
 
     @property
     def steps(self) -> int:
-        """Optimizer steps done, as far as was logged."""
+        """Optimizer steps done, up to the last log entry."""
         return max((int(entry.get("step", 0)) for entry in self.entries), default=0)
 
     @property
@@ -75,7 +75,7 @@ class History:
 
     @property
     def validations(self) -> list[Validation]:
-        """Every validation, in order."""
+        """All validations, in order."""
         bits = dict(self.curve("val_bits_per_byte"))
         return [
             Validation(int(step), loss, bits.get(step, math.nan))
@@ -90,18 +90,18 @@ class History:
 
     @property
     def bits_per_nat(self) -> float | None:
-        """By what a training loss in nats per token is multiplied to give bits per byte."""
+        """Factor from train loss in nats per token to bits per byte; `None` if not logged."""
         tokens, size = self.start.get("train_tokens"), self.start.get("train_bytes")
         return tokens / size / math.log(2) if tokens and size else None
 
     @property
     def speed(self) -> list[Point]:
-        """Step and tokens per second between each logged step and the one before it."""
+        """Step and tokens per second since the previous logged step."""
         speeds = []
         before: dict[str, Any] | None = None
         for entry in self.entries:
             if "tokens_per_second" not in entry:
-                # What follows a start has nothing before it to be compared with.
+                # No interval spans a restart: the time between is not training.
                 before = None if "start" in entry else before
                 continue
             speed = entry["tokens_per_second"]
@@ -115,7 +115,7 @@ class History:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder tells it."""
+    """A run: its folder, configuration and logged metrics."""
 
     folder: Path
     config: Config
@@ -123,16 +123,17 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The folder's name: that of the configuration, or NAME.1 once a newer run took that."""
+        """The folder's name: `model_name`, or NAME.1 once a newer run has that name."""
         return self.folder.resolve().name
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read a run's folder.
+    """Load the configuration and metrics of a run.
+
+    A model without a log, such as an imported one, has an empty history.
 
     Raises:
-        AGI2Error: where it is not a run's folder, or a file in it is broken. A model without a
-            log, such as an imported one, has an empty history.
+        AGI2Error: if the folder is not a run's, or a file in it is corrupt.
     """
     folder = Path(folder)
     if not is_run(folder) and not (folder / WEIGHTS).is_file():
@@ -144,34 +145,34 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has written here."""
-    # Whatever else may stand in the log's place, it is a run, and broken.
+    """Return whether a folder is a run's: it has a log."""
+    # Not `isfile`: a broken link or a folder of this name is a corrupt run, to be reported.
     return os.path.lexists(folder / METRICS)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What can be known of a run in a line, even of a broken one."""
+    """A line of `agi2 list` about a run, which may be corrupt."""
 
     name: str
     history: History
     checkpoints: list[int]
-    """The steps of those on disk."""
+    """Steps of the checkpoints on disk."""
     size: int
-    """Bytes on disk."""
+    """Size on disk in bytes."""
     changed: float
-    """When it last logged something, in seconds since 1970."""
+    """Time of the last log entry, in seconds since the epoch (1970)."""
     is_finished: bool
-    """Whether it reached its steps, its minutes, or the end of its patience."""
+    """Whether it reached its steps, `max_minutes`, or early stopping."""
     problem: str
-    """What is broken; empty where nothing is."""
+    """Error message of a corrupt run, else empty."""
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """The runs in a folder, the newest last; folders that are no runs are passed over.
+    """Summarize the runs in a folder, newest last; other folders are skipped.
 
     Raises:
-        AGI2Error: where the folder cannot be read.
+        AGI2Error: if the folder cannot be read.
     """
     try:
         inside = [place for place in folder.iterdir() if is_run(place)]
@@ -181,7 +182,7 @@ def list_runs(folder: Path) -> list[RunSummary]:
 
 
 def summarize(folder: Path) -> RunSummary:
-    """A run in a line."""
+    """Summarize a run; errors go to `problem`."""
     history, is_finished, problem = History([]), False, ""
     try:
         history = History(read_metrics(folder / METRICS))
@@ -218,12 +219,12 @@ def _read_config(folder: Path) -> Config:
     return load_config(folder / CONFIG)
 
 
-# Of the years that a date can have.
+# Upper bound of times, in the year 9892: `datetime` raises beyond 9999.
 _LATEST = 250_000_000_000.0
 
 
 def _time_of(path: Path) -> float:
-    """When a file was changed, in seconds since 1970; 0 where it is gone by now."""
+    """Return the modification time of a file in seconds since 1970; 0 if it was deleted."""
     try:
         return max(0.0, min(os.lstat(path).st_mtime, _LATEST))
     except OSError:
@@ -231,7 +232,7 @@ def _time_of(path: Path) -> float:
 
 
 def _newest_state(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint notes; empty where there is none that can be read."""
+    """Load the state of the newest readable checkpoint, without tensors; empty if there is none."""
     for place in reversed(list_checkpoints(folder)):
         with contextlib.suppress(AGI2Error):
             return read_json_object(place / STATE)
@@ -239,11 +240,11 @@ def _newest_state(folder: Path) -> dict[str, Any]:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of all files; one that has two names counts once."""
+    """Return the total size of a folder's files in bytes; hard links count once."""
     sizes = {}
     for place, _, names in os.walk(folder):
         for name in names:
-            # A running training may just have deleted it.
+            # A concurrent training run may have deleted it.
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(place, name))
                 sizes[status.st_dev, status.st_ino] = status.st_size
