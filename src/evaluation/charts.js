@@ -1,5 +1,5 @@
 // Progressive enhancement of a page's charts: values on hover or by keyboard, zoom, other scales.
-// All data is in `data-` attributes. Text is set with `textContent` only, never as HTML.
+// All data is in `data-` attributes. Text is only set as text, never as HTML.
 (() => {
   "use strict";
   const holder = document.querySelector("[data-axes]");
@@ -56,7 +56,7 @@
     return low;
   }
 
-  // Convert x to another axis: linear interpolation between lines of the log, extrapolation after.
+  // Convert x to another axis: linear interpolation between log lines, extrapolation after.
   function convert(run, from, to, x) {
     const [known, wanted] = [runs[run][from], runs[run][to]];
     const index = Math.min(Math.max(firstFrom(known, x), 1), known.length - 1);

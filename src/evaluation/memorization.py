@@ -128,7 +128,7 @@ def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray,
 
 
 def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
-    """Return a mask over the characters of `learned` whose `width`-gram may occur in `written`.
+    """Return which characters of `learned` are in a `width`-gram that may occur in `written`.
 
     A filter like a Bloom filter, over a hash of the characters' lowest bytes: it may have false
     positives, but no false negatives.
@@ -137,9 +137,6 @@ def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
         written: the generated text.
         learned: the training text.
         width: 8, 4 or 2; 1 selects all characters.
-
-    Returns:
-        Booleans of shape (characters of `learned`,).
     """
     if width == 1 or min(len(written), len(learned)) < width:
         return np.full(len(learned), width == 1)

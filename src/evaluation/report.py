@@ -20,7 +20,7 @@ from .run_log import History, RunRecord, read_run
 
 FILE_NAME = "report.html"
 
-# Limits that keep a report below a megabyte and a few seconds; the report says what they cut.
+# Limits that keep a report below a megabyte and a few seconds; it shows what they cut.
 MAX_SAMPLES = 20
 COMPARED_SAMPLES = 10
 COMPARED_CHARACTERS = 2_000

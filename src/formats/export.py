@@ -22,13 +22,7 @@ QUANTIZATIONS = ("q8_0",)
 
 
 def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
-    """Check the arguments of an export, without importing PyTorch.
-
-    Args:
-        run: as in `export_model`.
-        out: as in `export_model`.
-        format: as in `export_model`.
-        quantize: as in `export_model`.
+    """Check the arguments of `export_model`, without importing PyTorch.
 
     Raises:
         AGI2Error: if there is no model, a name is unknown, a package is missing, or `out` exists.

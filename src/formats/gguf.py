@@ -13,7 +13,7 @@ from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path
 from .huggingface import as_gpt2, renamed
 
-# Tensor names in GGUF by module of `GPT2Model`; modules of a transformer block come below.
+# Tensor names in GGUF, by module of `GPT2Model`; then those inside a block.
 _NAMES = {
     "token_embeddings": "token_embd",
     "position_embeddings": "position_embd",
@@ -90,7 +90,7 @@ def _write_architecture(writer: Any, config: GPT2Config, name: str) -> None:
     writer.add_block_count(config.n_layers)
     writer.add_feed_forward_length(config.d_ff)
     writer.add_head_count(config.n_heads)
-    writer.add_layer_norm_eps(1e-5)
+    writer.add_layer_norm_eps(1e-5)  # the default of `nn.LayerNorm`, which the model uses
 
 
 def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:

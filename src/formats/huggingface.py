@@ -34,7 +34,7 @@ from .model_dir import (
     save_tensors,
 )
 
-# Module names in `transformers` by module of `GPT2Model`; modules of a block come below.
+# Module names in `transformers`, by module of `GPT2Model`; then those inside a block.
 _NAMES = {
     "token_embeddings": "transformer.wte",
     "position_embeddings": "transformer.wpe",
@@ -106,7 +106,7 @@ def their_name(ours: str) -> str:
 
 
 def is_transposed(ours: str) -> bool:
-    """Return whether `transformers` stores this weight transposed (`Conv1D`: (in, out))."""
+    """Return whether `transformers` stores this weight as (inputs, outputs), in a `Conv1D`."""
     return ours.startswith("blocks.") and ours.endswith(".weight") and "norm" not in ours
 
 
@@ -294,7 +294,7 @@ def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
         raise AGI2Error(f"{name}: config.json: {error}") from error
 
 
-# The `attribute_map` of `transformers.GPT2Config`: generic names that it accepts for GPT-2's.
+# The `attribute_map` of `transformers.GPT2Config`: generic aliases that it accepts.
 _ALIASES = {
     "n_embd": "hidden_size",
     "n_positions": "max_position_embeddings",

@@ -48,13 +48,7 @@ class Folder:
 
     @classmethod
     def read(cls, place: Path, name: str, model: Mapping[str, Any]) -> Folder:
-        """Load the files that exist.
-
-        Args:
-            place: the folder.
-            name: name of the model, for error messages.
-            model: content of config.json.
-        """
+        """Load the files that exist; `model` is the content of config.json."""
 
         def optional(file: str) -> dict[str, Any]:
             return read_their_json(place / file, name) if (place / file).exists() else {}
@@ -78,7 +72,7 @@ class Folder:
         return found
 
     def ids(self, kind: str) -> list[int]:
-        """Return the ids of a kind, such as `eos_token_id`; generation_config.json comes first."""
+        """Return the ids of a kind, such as `eos_token_id`; generation_config.json has priority."""
         found = self.generation.get(kind)
         found = self.model.get(kind) if found is None else found
         ids = found if isinstance(found, list) else [] if found is None else [found]
@@ -332,7 +326,7 @@ def _load(content: dict[str, Any], name: str) -> Tokenizer:
 
 
 def _id_of(content: Mapping[str, Any], tokenizer: Tokenizer, token: str) -> int | None:
-    """Return a token's id in the loaded tokenizer, where only added tokens can get another."""
+    """Return a token's id in the loaded tokenizer, which may have renumbered added tokens."""
     vocabulary: dict[str, int] = content["model"]["vocab"]
     if token in vocabulary:
         return vocabulary[token]

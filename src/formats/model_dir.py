@@ -169,12 +169,7 @@ def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
 def load_architecture(
     folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
 ) -> GPT2Model:
-    """Load a model without its tokenizer, which the folder may lack, in evaluation mode.
-
-    Args:
-        folder: as in `load_model`.
-        device: as in `load_model`.
-        verbose: as in `load_model`.
+    """Load a model as `load_model`, but from a folder that may have no tokenizer.
 
     Raises:
         AGI2Error: if the folder has no model, or a file is corrupt.
