@@ -89,7 +89,7 @@
     return { low, high, log, of };
   }
 
-  // Return about `wanted` round values at most, between the ends of a scale.
+  // Round values between the ends of a scale, at most about `wanted`.
   function ticks({ low, high, log, of }, wanted = 6) {
     const inside = (values) =>
       values.filter((value) => of(value) >= -1e-9 && of(value) <= 1 + 1e-9);

@@ -57,7 +57,7 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, count: int = 6) -> list[float]:
-        """Return about `count` round values at most, between the ends."""
+        """Return round values between the ends, at most about `count`."""
         if self.log and self.high / self.low > 20:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1, 2, 5), (1, 3), (1,)):
@@ -108,7 +108,7 @@ def fit_scale(values: Iterable[float], *, log: bool = False, from_zero: bool = F
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     """Downsample a curve to about `limit` points, so that it looks the same.
 
-    Each bin keeps its minimum and maximum; a bin without finite values keeps one gap.
+    Each bin keeps its minimum and maximum; a bin without finite values stays a gap.
     """
     if len(points) <= limit:
         return list(points)
@@ -182,7 +182,7 @@ def chart(
         title: plain text.
         unit: unit of y.
         series: the curves.
-        x_name: unit of x: `step` or `tokens`.
+        x_name: name of the x-axis: `step` or `tokens`.
         log: use a logarithmic y-axis if all values are positive.
         from_zero: start the y-axis at 0.
         resumed: x values at which the run was resumed, marked by vertical lines.
@@ -312,7 +312,7 @@ def chart_group(figures: Iterable[str], axes: Sequence[Axes], x_name: str = "ste
     Args:
         figures: results of `chart`.
         axes: axes of each run.
-        x_name: unit of x in these charts.
+        x_name: name of the x-axis.
     """
     data = escape(json.dumps(axes, allow_nan=False))
     return (

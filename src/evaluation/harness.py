@@ -72,8 +72,8 @@ class AGI2LM(LM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], int]:
         """Return the last P + 1 tokens of context and continuation, and the continuation's length.
 
-        As in lm-eval's own models, both are encoded together, and trailing white space of the
-        context belongs to the continuation. So does a token that spans the boundary.
+        As in lm-eval, both are encoded together. The continuation gets trailing white space of the
+        context, and a token that spans the boundary.
         """
         ids = self.tokenizer.encode(context + continuation)
         before = self.tokenizer.encode(context.rstrip())
@@ -167,9 +167,9 @@ def run_tasks(
     """Evaluate a model on tasks of lm-eval.
 
     Args:
-        model: the model.
-        names: names of tasks or of groups of tasks.
-        folder: folder with custom tasks, as YAML files.
+        model: the model to evaluate.
+        names: names of tasks or task groups.
+        folder: folder of custom tasks (YAML files).
 
     Returns:
         For each task, its metrics by name, with their standard errors if lm-eval reports them.

@@ -155,7 +155,7 @@ def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
     return shared
 
 
-# A table of 4 MiB: few false positives for any sample, and small enough to stay in a cache.
+# A table of 4 MiB: few false positives for a sample of some thousand characters.
 _HASH_BITS = 22
 
 

@@ -59,12 +59,12 @@ def export_model(
         run: folder of the run or model.
         out: the folder to create for `hf`, the file to create for the other formats.
         format: `hf` (Hugging Face `transformers`), `gguf` (llama.cpp) or `onnx`.
-        quantize: `q8_0`, for `gguf` alone: int8 weight matrices. Default: fp32.
+        quantize: `q8_0`, for `gguf` alone: int8 weights.
         verbose: whether to show progress (see `console.visible`).
 
     Raises:
-        AGI2Error: if the model cannot be read or has NaN weights, the format does not support its
-            architecture, a package is missing, or `out` exists.
+        AGI2Error: if the model cannot be loaded, the format does not support its architecture, a
+            package is missing, or `out` exists.
     """
     run, out = Path(run), Path(out)
     check_export(run, out, format, quantize)

@@ -101,7 +101,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         size: rows of the token embedding (V); GGUF needs exactly this many tokens.
 
     Raises:
-        AGI2Error: if llama.cpp would encode text to other ids.
+        AGI2Error: if llama.cpp does not support the tokenizer, or would encode text to other ids.
     """
     from gguf import TokenType
 

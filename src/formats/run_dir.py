@@ -131,7 +131,7 @@ def check_unsharded(folder: Path) -> None:
     """Check that a folder is not a sharded checkpoint, which only training can load.
 
     Raises:
-        AGI2Error: if it is; the message names the folder to use.
+        AGI2Error: if it is.
     """
     if not os.path.isdir(folder / SHARDS) or os.path.lexists(folder / WEIGHTS):
         return
@@ -151,7 +151,7 @@ def check_weights(folder: Path, file: str | Path) -> None:
         file: the folder or TOML file that the user named.
 
     Raises:
-        AGI2Error: if not; the message names the command that trains or resumes.
+        AGI2Error: if not.
     """
     if os.path.isfile(folder / WEIGHTS):
         return
@@ -192,7 +192,7 @@ def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
     """Check that `resume = "auto"` in a run's own configuration resumes that run.
 
     Raises:
-        AGI2Error: if it would resume another run, as the folder was moved or copied.
+        AGI2Error: if it would resume another run: the folder was moved or copied.
     """
     if config["resume"] != "auto":
         return
