@@ -1,4 +1,4 @@
-"""Documents as windows of tokens, split, shuffled and batched. B batch, T window."""
+"""Datasets and batches of fixed-length token windows. Shapes: B batch, T time (window length)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ __all__ = ["EpochBatches", "TextDataset", "split_documents", "tokenize"]
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
-    """The documents' tokens in one compact array, joined with the end-of-text token."""
+    """Encode documents into one token array, separated by the end-of-text token.
+
+    Args:
+        documents: the texts, encoded one at a time.
+        tokenizer: a fitted tokenizer.
+
+    Returns:
+        Token ids, (N,), of the tokenizer's `dtype` (uint16 or uint32).
+    """
     separator = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
     parts: list[np.ndarray] = []
     for document in documents:
@@ -30,22 +38,21 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 class TextDataset(Dataset[torch.Tensor]):
-    """Sources as windows of tokens: `dataset[i]` is a LongTensor of shape (seq_len,).
+    """Map-style dataset of token windows: `dataset[i]` is a LongTensor of shape (seq_len,).
 
     Args:
         sources: one source or several (see `corpus.read_documents`).
         tokenizer: a fitted tokenizer.
-        seq_len: tokens of a window. A text that is shorter makes one shorter window, with a
-            warning.
-        stride: tokens from one window's start to the next's; `seq_len` by default. The last
-            window ends with the text's last token, so that none is left out.
-        text_field: where `.jsonl` and `.csv` hold the text.
-        preprocess: a function from text to text, applied to each document.
-        seed: shuffles the windows; without it they follow the text.
+        seq_len: tokens per window. A shorter text gives one shorter window, with a warning.
+        stride: tokens between the starts of consecutive windows, at most `seq_len`, the default.
+            The last window ends at the last token of the text, so no token is dropped.
+        text_field: field of `.jsonl` and column of `.csv` files that holds the text.
+        preprocess: function from text to text, applied to each document before encoding.
+        seed: shuffles the windows; if `None`, they are in text order.
         verbose: whether to log what is read (see `console.visible`).
 
     Raises:
-        AGI2Error: where a source cannot be read or gives fewer than two tokens, or `seq_len` or
+        AGI2Error: if a source cannot be read, the text has fewer than two tokens, or `seq_len` or
             `stride` is below 1.
     """
 
@@ -53,7 +60,7 @@ class TextDataset(Dataset[torch.Tensor]):
     seq_len: int
     stride: int
     starts: np.ndarray
-    """The first token of each window."""
+    """Index in `tokens` of the first token of each window."""
 
     @checked
     def __init__(
@@ -82,7 +89,11 @@ class TextDataset(Dataset[torch.Tensor]):
     def from_tokens(
         cls, tokens: np.ndarray | Sequence[int], seq_len: int, *, stride: int | None = None
     ) -> TextDataset:
-        """Windows over tokens that are already there: an array of integers, or a sequence."""
+        """Create a dataset from token ids: a 1-D integer array or a sequence, (N,).
+
+        Raises:
+            AGI2Error: if `tokens` is not 1-D or not of integers; also as for the class.
+        """
         self = cls.__new__(cls)
         self._set_tokens(_as_array(tokens), seq_len, stride)
         return self
@@ -99,7 +110,7 @@ class TextDataset(Dataset[torch.Tensor]):
             seq_len = len(tokens)
         self.tokens = tokens
         self.seq_len = seq_len
-        self.stride = min(stride or seq_len, seq_len)  # a longer one would skip tokens
+        self.stride = min(stride or seq_len, seq_len)  # a longer stride would skip tokens
         last = len(tokens) - seq_len
         self.starts = np.arange(0, last + 1, self.stride)
         if self.starts[-1] != last:
@@ -112,7 +123,7 @@ class TextDataset(Dataset[torch.Tensor]):
         return self.window(self.starts[index])
 
     def window(self, start: int) -> torch.Tensor:
-        """The window (T,) from token `start` on."""
+        """Return the window, a LongTensor (T,), that starts at token `start`."""
         return torch.from_numpy(self.tokens[start : start + self.seq_len].astype(np.int64))
 
 
@@ -134,56 +145,58 @@ def _as_array(tokens: np.ndarray | Sequence[int]) -> np.ndarray:
 
 
 class EpochBatches:
-    """Which windows make up each batch of each epoch: a pure function of the seed.
+    """Deterministic batch sampler: the batch of a step is a pure function of the seed and the step.
 
-    An epoch has as many windows as the dataset. Together they hold every token of the text, and
-    each of them is in one batch. Every epoch lays them at another offset, as far as their number
-    allows, and visits them in another order. Nothing here is stateful, so that a run can be
-    resumed at any batch.
+    An epoch has as many windows as the dataset; they cover every token, and each is in exactly one
+    batch. Every epoch draws a new offset, as far as the number of windows allows, and a new
+    permutation. There is no sampler state to save: training can resume at any step.
 
     Args:
         dataset: the windows.
-        batch_size: windows of a batch, at most. Where an epoch has no whole number of such batches,
-            each has fewer, so that all are of the same size, or differ by one.
-        seed: of the order.
+        batch_size: maximum windows per batch. If it does not divide the windows of an epoch, the
+            batches are smaller, of sizes that differ by at most one: no short last batch.
+        seed: seed of the offsets and permutations.
     """
 
     batch_size: int
-    """Windows of the largest batch, the first one of each epoch."""
+    """Windows in the largest batch, which is the first of each epoch."""
 
     def __init__(self, dataset: TextDataset, batch_size: int, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.windows = len(dataset)
-        """Windows of an epoch."""
+        """Windows per epoch."""
         self.steps_per_epoch = -(-self.windows // batch_size)
-        """Batches of an epoch."""
+        """Batches per epoch."""
         self.batch_size = -(-self.windows // self.steps_per_epoch)
         self._room = len(dataset.tokens) - dataset.seq_len
         self._epoch = -1
         self._starts = torch.empty(0, dtype=torch.long, device="cpu")
 
     def windows_before(self, step: int) -> int:
-        """The number of windows in all batches before the one of a step."""
+        """Return the number of windows in all batches before step `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)
         return epoch * self.windows + -(-index * self.windows // self.steps_per_epoch)
 
     def rows(self, step: int, part: int = 0, parts: int = 1) -> range:
-        """Which windows of all epochs' in a row are a batch's, or one part's of it.
+        """Return the range of window positions, counted over all epochs, of a batch or its shard.
 
-        Parts differ by one window at most; the later ones of a small batch may have none.
+        Shard sizes differ by at most one; the last shards of a small batch may be empty.
         """
         first, last = self.windows_before(step), self.windows_before(step + 1)
         size = last - first
         return range(first - (-size * part // parts), first - (-size * (part + 1) // parts))
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> torch.Tensor:
-        """The batch (B, T) of the run's step `step`, counted from 0; or one of its parts.
+        """Return the batch of a step, or one shard of it.
 
         Args:
-            step: the step.
-            part: which of them, counted from 0.
-            parts: how many.
+            step: step of the run, from 0.
+            part: index of the shard, such as a process's rank.
+            parts: number of shards, such as the world size.
+
+        Returns:
+            A LongTensor (B, T) on the CPU; B may be 0 for a shard.
         """
         self._lay(step // self.steps_per_epoch)
         rows = self.rows(step, part, parts)
@@ -194,13 +207,13 @@ class EpochBatches:
         return torch.stack([self.dataset.window(start) for start in starts])
 
     def _lay(self, epoch: int) -> None:
-        """Lay the windows of an epoch, in their order."""
+        """Compute the shuffled window starts of an epoch, unless they are cached."""
         if epoch == self._epoch:
             return
         generator = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         stride = self.dataset.stride
-        # The first window is at the text's start and the last at its end. Those between begin a
-        # stride apart, at an offset with which neither end is more than a stride away.
+        # The first window starts at the first token and the last ends at the last token. The others
+        # are one stride apart, at a random offset that leaves no gap over a stride at either end.
         least = self._room - (self.windows - 2) * stride if self.windows > 2 else stride
         offset = torch.randint(least, stride + 1, (), generator=generator, device="cpu")
         order = torch.randperm(self.windows, generator=generator, device="cpu")
@@ -211,14 +224,14 @@ class EpochBatches:
 
 
 def bytes_of(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
-    """Count the UTF-8 bytes of the text that tokens stand for.
+    """Count the UTF-8 bytes of the text that tokens decode to, as for bits per byte.
 
     Args:
-        tokens: ids, (tokens,).
-        tokenizer: theirs.
+        tokens: token ids, (N,).
+        tokenizer: the tokenizer of these ids.
 
     Returns:
-        `None` where one stands for characters that are not in the vocabulary.
+        The number of bytes, or `None` if a token is `<unk>`, whose text is not known.
     """
     unknown = tokenizer.unknown
     if unknown is not None and (tokens == unknown).any():

@@ -1,7 +1,7 @@
-"""From sources to documents, and from documents to what is trained on and what is held out.
+"""Data loading: sources to documents, and documents to a training and a validation split.
 
-Flow: `sources` (which files) -> `downloads`, `text_files` (bytes, text) -> `readers`, `gutenberg`
-(documents) -> `corpus` (all of them) -> `splits`, `dedup` (training and validation text).
+Flow: `sources` (files) -> `downloads`, `text_files` (bytes, text) -> `readers`, `gutenberg`
+(documents) -> `corpus` (all documents) -> `splits`, `dedup` (training and validation split).
 Start with: `corpus.read_documents`.
-Rule: knows no model and no tokenizer; the front door to windows of tokens is `dataset`.
+Rule: depends on no model and no tokenizer; token windows and batches are in `dataset`.
 """

@@ -1,4 +1,4 @@
-"""The built-in corpus: English that every CPython carries."""
+"""The built-in corpus: English prose from CPython's own documentation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ BUILTIN = "builtin:python-docs"
 
 
 def python_docs() -> Iterator[str]:
-    """English that every CPython carries: its language reference and its library's docstrings.
+    """Yield the prose of CPython's language reference and of the standard library's docstrings.
 
-    `pydoc_data.topics` is what `help("if")` shows. The docstrings are read by parsing the
-    standard library's source; nothing of it is imported or run. Only paragraphs of prose are
-    kept: no tables, code or markup.
+    The reference is `pydoc_data.topics`, which `help("if")` prints. The docstrings are extracted by
+    parsing source files; no module is imported or executed. Tables, code and markup are dropped.
+
+    Yields:
+        One document per help topic, then one per module.
     """
     from pydoc_data.topics import topics
 
@@ -30,7 +32,7 @@ def python_docs() -> Iterator[str]:
 
 
 def _library_files() -> list[Path]:
-    """The standard library's public modules, sorted; neither its tests nor what is installed."""
+    """Return the sorted paths of the standard library's public modules, without its tests."""
     files = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
         subfolders[:] = set(subfolders) - _SKIPPED_FOLDERS
@@ -39,12 +41,13 @@ def _library_files() -> list[Path]:
     return sorted(files)
 
 
+# Installed packages, tests, demos, and folders with little prose.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 _SKIPPED_FOLDERS |= {"pydoc_data", "encodings", "turtledemo", "idle_test", "__pycache__"}
 
 
 def prose(text: str) -> str:
-    """The paragraphs of plain sentences in a text, one a line, without markup."""
+    """Extract the paragraphs of plain sentences from a text, one per line, without markup."""
     paragraphs = []
     for paragraph in re.split(r"\n\s*\n", text):
         words = " ".join(re.sub(r"[`*]|\s+", lambda m: " " * m[0].isspace(), paragraph).split())
@@ -58,7 +61,7 @@ def prose(text: str) -> str:
 def _docstrings(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, OSError):  # a library may ship templates that are no code
+    except (SyntaxError, ValueError, OSError):  # a .py file may be a template, which does not parse
         return
     yield from _docstrings_below(tree)
 
@@ -67,6 +70,6 @@ def _docstrings_below(node: ast.AST) -> Iterator[str]:
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
         yield docstring
-    # Expressions are most of a tree, and hold no docstrings.
+    # Only statements are visited: expressions are most of an AST, and contain no docstrings.
     for statement in getattr(node, "body", ()):
         yield from _docstrings_below(statement)

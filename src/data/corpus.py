@@ -1,4 +1,4 @@
-"""Sources (files, folders, patterns, pipes, URLs, built-in text) as a stream of documents."""
+"""Stream documents from sources: files, folders, glob patterns, pipes, URLs, built-in text."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ __all__ = [
     "strip_gutenberg",
 ]
 
-# The log has a line for each of so many sources; for more, only what was left out.
+# Up to this many sources are logged one line each; with more, only skipped files are logged.
 _SOURCES_LOGGED = 8
 
 
 def read_documents(sources: Sources, text_field: str = "text") -> Iterator[str]:
-    """Every document of every source, in order.
+    """Yield every document of every source, in order.
 
-    A `.txt`, `.md` or other text file is a document; a `.jsonl` file holds one a line and a `.csv`
-    file one a row, in `text_field`. A folder gives its files with those four endings, at any
-    depth, sorted, but for what is hidden, installed, or a run's output. All text is UTF-8; line
-    ends become `\\n`. A file that is reached by several names is read once. A pipe (`-` is standard
-    input) is read once, and cannot be read again.
+    A `.txt`, `.md` or other text file is one document; a `.jsonl` file has one per line and a
+    `.csv` file one per row, in `text_field`. A folder is searched recursively for these four
+    suffixes, in sorted order, without hidden files, installed packages and run directories. Text is
+    UTF-8, or UTF-16 with a byte-order mark; line ends become `\\n`. A file with several names is
+    read once. A pipe (`-` is standard input) can be read only once.
 
-    What cannot be read is refused where it was named, and left out where it was found in a folder
-    or by a pattern. The log says what was read, and what was left out, why and how much of it.
+    An unreadable file is an error if it was named, and skipped if it was found in a folder or by a
+    pattern. The log reports what was read and what was skipped, with reason and size.
 
     Args:
-        sources: paths, patterns, `http(s)://` addresses or `builtin:python-docs`.
+        sources: paths, glob patterns, `http(s)://` URLs or `builtin:python-docs`.
         text_field: field of `.jsonl`, column of `.csv`.
 
     Raises:
-        AGI2Error: where a source is missing, empty, not text, or without that field; before the
-            first document for all that shows without reading everything.
+        AGI2Error: if a source is missing, empty, not text, or lacks `text_field`. Problems that the
+            first bytes of a file show are raised before the first document.
     """
-    # Every source is found before the first is read.
+    # All sources are checked before any is read, so that a bad last one fails at once.
     found = find_sources(sources)
     for source in found:
         yield from _read(source, text_field, len(found) <= _SOURCES_LOGGED)
 
 
 def check_sources(sources: Sources) -> None:
-    """Raise for every source that cannot be read, without reading or downloading any.
+    """Check that every source exists and looks like text, without downloading any.
 
     Raises:
-        AGI2Error: as `read_documents`; also for a name that no configuration can hold.
+        AGI2Error: as in `read_documents`; also if a name is not UTF-8, which TOML cannot store.
     """
     for name in list_sources(sources):
         try:
