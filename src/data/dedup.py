@@ -1,9 +1,9 @@
-"""Text that documents have in common, by hashes of all runs of `SHINGLE` letters (shingles).
+"""Near-duplicate detection by character shingles (Broder, 1997): `SHINGLE`-grams of characters.
 
-Letters are letters, digits and ideographs, in lower case: spaces, line breaks and punctuation do
-not count, so that a text that was wrapped or quoted anew is the same, and a text without spaces is
-like any other. Of a large corpus a sample is compared, chosen by hash and so the same in every
-document. Time and memory are linear: memory in the sample, which is bounded.
+Only alphanumeric characters count, in lower case: without white space and punctuation, a text that
+was rewrapped or requoted has the same shingles, and scripts without spaces need no special case.
+Of a large corpus only shingles with a small hash are compared, which are the same ones in every
+document. Time is linear in the text, memory in the sample, which is bounded.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 SHINGLE = 24
-"""Letters of a shingle: five English words, which texts of different authors rarely share."""
-_SAMPLE = 1_000_000
-_BLOCK = 2**16  # characters at a time: what is made of them fits a processor's cache
-_CODES = 0x3100  # beyond are ideographs and rare scripts: all of it counts as letters
-_SEPARATOR = "\0"
+"""Characters of a shingle: five English words, which texts of different authors rarely share."""
+_SAMPLE = 1_000_000  # most shingles of a corpus that are compared, approximately
+_BLOCK = 2**16  # characters hashed at a time, so that the temporaries fit the CPU cache
+_CODES = 0x3100  # from here on (mostly CJK ideographs) every code point counts as alphanumeric
+_SEPARATOR = "\0"  # between packed documents
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """Hashes of a text's shingles, with the characters (from `starts` to `ends`) of each."""
+    """Shingles of a text as arrays (N,): hashes, and character offsets `starts` and `ends`."""
 
     hashes: np.ndarray
     starts: np.ndarray
@@ -32,12 +32,12 @@ class Shingles:
 
 
 def sampling_rate(documents: Sequence[str]) -> int:
-    """Of how many shingles one is compared, so that a bounded number is."""
+    """Return the rate r at which shingles are sampled, 1 in r, to bound the size of the sample."""
     return -(-sum(map(len, documents)) // _SAMPLE) or 1
 
 
 def shingles(text: str, rate: int = 1) -> Shingles:
-    """A text's shingles, one of `rate` of them; none holds a NUL character."""
+    """Compute the shingles of a text, sampled by hash, 1 in `rate`; none spans a NUL character."""
     codes, places = np.empty(0, np.uint32), np.empty(0, np.int64)
     found = []
     for at in range(0, len(text), _BLOCK):
@@ -59,12 +59,15 @@ def shingles(text: str, rate: int = 1) -> Shingles:
 @functools.cache
 def _is_letter() -> np.ndarray:
     table = np.array([chr(code).isalnum() for code in range(_CODES + 1)])
-    table[[0, _CODES]] = True  # the separator; all codes beyond the table
+    table[[0, _CODES]] = True  # the separator; all code points beyond the table
     return table
 
 
 def _letters(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of a text's letters, and their places."""
+    """Return the code points of a text's alphanumeric characters, lower-cased, and their offsets.
+
+    NUL, the separator, is kept. Only ASCII is lower-cased.
+    """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     places = np.flatnonzero(_is_letter()[np.minimum(codes, _CODES)])
     codes = codes[places]
@@ -72,7 +75,11 @@ def _letters(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hash(codes: np.ndarray) -> np.ndarray:
-    """A uniform hash of every run of `SHINGLE` codes: of 2, 4 and 8 of them, then of three 8s."""
+    """Compute a uniform 64-bit hash of every window of `SHINGLE` = 24 code points.
+
+    Hashes of 2, 4 and 8 code points are combined by doubling, then three of 8: five vectorized
+    steps instead of 24. The multipliers are those of splitmix64 and MurmurHash3's finalizer.
+    """
     if len(codes) < SHINGLE:
         return np.empty(0, np.uint64)
     hashes = codes * np.uint64(0x9E3779B97F4A7C15)
@@ -92,7 +99,7 @@ def _hash(codes: np.ndarray) -> np.ndarray:
 
 
 def _all_shingles(documents: Sequence[str], rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all documents' shingles, and the document of each."""
+    """Return the hashes of all documents' shingles, (N,), and the document index of each, (N,)."""
     hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for first, offsets, text in _packed(documents):
         found = shingles(text, rate)
@@ -102,7 +109,11 @@ def _all_shingles(documents: Sequence[str], rate: int) -> tuple[np.ndarray, np.n
 
 
 def _packed(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
-    """Documents joined to texts of some size; the first one's number, and where each begins."""
+    """Pack short documents into blocks, since numpy calls on each alone would be slow.
+
+    Yields:
+        The index of the first document, the offset of each in the block, and the block.
+    """
     first = size = 0
     for number, document in enumerate(documents):
         size += len(document) + 1
@@ -114,19 +125,19 @@ def _packed(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
 
 
 def group_related(documents: Sequence[str], threshold: float) -> list[int]:
-    """Group documents that share text, directly or through others.
+    """Cluster documents that share text, directly or transitively (union-find).
 
     Args:
-        documents: all different.
-        threshold: two are related where they share this part of the shorter one's shingles.
+        documents: distinct documents.
+        threshold: fraction of the smaller one's shingles that two documents share to be linked.
 
     Returns:
-        A number for each document, the same for all of a group: the first one's index.
+        The cluster of each document, as the index of the cluster's first document.
     """
     hashes, owners = _all_shingles(documents, sampling_rate(documents))
     order = np.lexsort((owners, hashes))
     hashes, owners = hashes[order], owners[order]
-    fresh = np.ones(len(hashes), bool)  # each shingle once a document
+    fresh = np.ones(len(hashes), bool)  # each shingle counts once per document
     fresh[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
     hashes, owners = hashes[fresh], owners[fresh]
     sizes = np.bincount(owners, minlength=len(documents))
@@ -139,10 +150,15 @@ def group_related(documents: Sequence[str], threshold: float) -> list[int]:
 
 
 def _pairs(hashes: np.ndarray, owners: np.ndarray, count: int) -> Iterator[tuple[int, int, int]]:
-    """Pairs of documents with the number of shingles that they share.
+    """Yield pairs of document indices with the number of shingles that they share.
 
-    Of all documents that have a shingle, the first is paired with each, and each with the next: all
-    pairs would be quadratically many.
+    For each shingle, its first document is paired with every other, and each with the next one:
+    linear, since all pairs would be quadratic.
+
+    Args:
+        hashes: sorted hashes, (N,), each once per document.
+        owners: document index of each hash, (N,).
+        count: number of documents.
     """
     again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
     if not len(again):
@@ -157,6 +173,7 @@ def _pairs(hashes: np.ndarray, owners: np.ndarray, count: int) -> Iterator[tuple
 
 
 def _root(groups: list[int], index: int) -> int:
+    """Find the root of a document in the union-find forest, with path halving."""
     while groups[index] != index:
         groups[index] = groups[groups[index]]
         index = groups[index]
@@ -164,7 +181,7 @@ def _root(groups: list[int], index: int) -> int:
 
 
 def are_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of some hashes are among others: `np.isin`, which takes ten times as long here."""
+    """Return the mask `np.isin(hashes, others)`, by binary search, ten times as fast here."""
     if not len(others):
         return np.zeros(len(hashes), bool)
     others = np.sort(others)
@@ -173,7 +190,11 @@ def are_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def shared_part(text: Sequence[str], other: Sequence[str]) -> float | None:
-    """The part of `text`'s shingles that are in `other`, too; `None` where it has none."""
+    """Return the containment of `text` in `other` (Broder, 1997).
+
+    Returns:
+        The fraction of `text`'s shingles that `other` also has, or `None` if `text` has none.
+    """
     rate = sampling_rate([*text, *other])
     hashes, _ = _all_shingles(text, rate)
     if not len(hashes):
@@ -183,22 +204,22 @@ def shared_part(text: Sequence[str], other: Sequence[str]) -> float | None:
 
 
 def cut_out(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[list[str], list[str]]:
-    """Cut a text into what does not hold any of some shingles and what does.
+    """Split a text into the passages without any of the given shingles and those with them.
 
     Args:
-        text: any.
-        hashes: of the shingles.
-        rate: with which they were sampled.
+        text: the text.
+        hashes: hashes of the shingles.
+        rate: rate at which they were sampled.
 
     Returns:
-        The pieces without, and those with them, in their order. Together they are the text.
+        The passages without and the passages with them, each in order; together, the full text.
     """
     found = shingles(text, rate)
     hits = np.flatnonzero(are_among(found.hashes, hashes))
     without, within, done = [], [], 0
     if len(hits):
         starts, ends = found.starts[hits], found.ends[hits]
-        # Passages that are nearly adjacent are one: an edit has changed what lies between.
+        # Merge passages that are nearly adjacent: the gap is usually an edit of copied text.
         apart = np.flatnonzero(starts[1:] - ends[:-1] > SHINGLE * (1 + rate)) + 1
         for part in np.split(np.arange(len(hits)), apart):
             start, end = int(starts[part[0]]), int(ends[part[-1]])

@@ -1,4 +1,4 @@
-"""Text from the web: fetched once, within a time and a size, and kept in a cache."""
+"""Download text files, with a time and a size limit, and cache them on disk."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ..utils import atomic_path, human_bytes, human_time, log, writing
 from .text_files import check_head
 
 DEADLINE = 1800.0
-"""Seconds that a download may take in all."""
+"""Total timeout of a download, in seconds."""
 MOST_BYTES = 4 * 10**9
-"""The largest download."""
-_SILENCE = 30.0  # seconds without a byte
+"""Maximum size of a download, in bytes."""
+_SILENCE = 30.0  # socket timeout, in seconds: the longest wait for the next byte
 _CHUNK = 2**16
 _HTML = re.compile(rb"\s*(<!doctype\s+html|<html)", re.IGNORECASE)
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is to be downloaded."""
+    """Return whether a source is an HTTP or HTTPS URL."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$AGI2_CACHE`, or the platform's folder for caches.
+    """Return the download cache folder: `$AGI2_CACHE`, or the platform's default.
 
     Raises:
-        AGI2Error: where there is no home folder.
+        AGI2Error: if there is no home folder.
     """
     if chosen := os.environ.get("AGI2_CACHE"):
         return Path(chosen)
@@ -52,28 +52,31 @@ def cache_folder() -> Path:
 
 
 def cached_path(url: str) -> Path:
-    """Where the copy of a URL's text is, or will be.
+    """Return the cache path of a URL, whether or not it exists.
 
     Raises:
-        AGI2Error: as `cache_folder`.
+        AGI2Error: as in `cache_folder`.
     """
-    # The name ends as the address does, since the ending says how to read the file.
+    # The suffix of the URL is kept, since it selects the reader (`.jsonl`, `.csv`).
     path = re.split("[?#]", _without_password(url)[0].split("://", 1)[1], maxsplit=1)[0]
     name = re.sub(r"[^\w.-]", "_", path.rsplit("/", 1)[-1], flags=re.ASCII)[-80:] or "text.txt"
     return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
 
 
 def download(url: str, *, deadline: float | None = None, most_bytes: int | None = None) -> Path:
-    """The cached copy of a URL's text, fetched the first time.
+    """Download a text file, unless it is cached.
 
     Args:
-        url: `http://` or `https://`, perhaps with `user:password@`.
-        deadline: seconds for all of it, `DEADLINE` by default.
-        most_bytes: its largest size, `MOST_BYTES` by default.
+        url: `http://` or `https://` URL, optionally with `user:password@`.
+        deadline: total timeout in seconds, `DEADLINE` by default.
+        most_bytes: maximum size in bytes, `MOST_BYTES` by default.
+
+    Returns:
+        The path of the cached file.
 
     Raises:
-        AGI2Error: where it cannot be fetched; the message says where to put the file by hand.
-            Nothing is then left in the cache.
+        AGI2Error: if the download fails; the message names the path at which to save the file by
+            hand. No partial file remains in the cache.
     """
     cached = cached_path(url)
     if cached.exists():
@@ -98,7 +101,7 @@ def download(url: str, *, deadline: float | None = None, most_bytes: int | None 
 
 
 class _Refused(Exception):
-    """An answer that is not taken; the text says why."""
+    """A rejected HTTP response; the message is the reason."""
 
 
 def _reason(error: Exception) -> str:
@@ -108,10 +111,15 @@ def _reason(error: Exception) -> str:
 
 
 class _Transfer:
-    """One request, answered into a file.
+    """One HTTP request whose body is streamed to a file.
 
-    It runs in a thread of its own: whatever it waits for (a name server, a handshake, a server
-    that sends a byte a second), the caller waits for it no longer than the deadline.
+    It runs in a daemon thread, so that the deadline bounds the total time: a socket timeout covers
+    neither a DNS lookup nor a server that sends one byte per second.
+
+    Args:
+        url: the URL.
+        file: file open for writing.
+        most_bytes: maximum size in bytes.
     """
 
     def __init__(self, url: str, file: BinaryIO, most_bytes: int) -> None:
@@ -122,7 +130,7 @@ class _Transfer:
         self._is_over = threading.Event()
 
     def run(self, deadline: float) -> None:
-        """Wait for the end, `deadline` seconds at most; raise what went wrong."""
+        """Run the transfer for at most `deadline` seconds; re-raise its exception, if any."""
         thread = threading.Thread(target=self._try, daemon=True)
         thread.start()
         try:
@@ -144,7 +152,7 @@ class _Transfer:
         with _opener().open(_request(self._url), timeout=_SILENCE) as response:
             length = _check_answer(response, self._url, self._most_bytes)
             count = 0
-            # One receive at a time, so that the end of the time is seen.
+            # `read1` makes one system call, so that the loop sees `_is_over` between two of them.
             while not self._is_over.is_set() and count != length:
                 rest = _CHUNK if length is None else min(_CHUNK, length - count)
                 chunk = response.read1(rest)
@@ -160,7 +168,7 @@ class _Transfer:
 
 
 def _check_answer(response: Any, url: str, most_bytes: int) -> int | None:
-    """Refuse an answer by its head; return its length where it is known."""
+    """Check a response's status and headers; return its length in bytes, or `None` if unknown."""
     if response.status != 200:
         raise _Refused(f"{response.status} {response.reason}")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -175,7 +183,7 @@ def _check_answer(response: Any, url: str, most_bytes: int) -> int | None:
 
 
 def _check_content(url: str, path: Path) -> None:
-    """Refuse what is no text, before it is kept."""
+    """Check that a downloaded file is text, before it enters the cache."""
     with open(path, "rb") as file:
         head = file.read(_CHUNK)
     if not head.strip():
@@ -190,7 +198,7 @@ def _asks_for_html(url: str) -> bool:
 
 
 def _without_password(url: str) -> tuple[str, str]:
-    """A URL without what stands before an `@` in its authority, and that."""
+    """Split a URL into the URL without its user information, and that user information."""
     scheme, rest = url.split("://", 1)
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     login, _, host = authority.rpartition("@")
@@ -199,13 +207,14 @@ def _without_password(url: str) -> tuple[str, str]:
 
 def _request(url: str) -> urllib.request.Request:
     url, login = _without_password(url)
-    # Spaces and characters beyond ASCII; what is quoted already stays so.
+    # Percent-encode spaces and non-ASCII characters only; `%` is safe, so that nothing is encoded
+    # twice.
     url = urllib.parse.quote(url, safe="".join(map(chr, range(33, 127))))
     headers = {"User-Agent": "agi2", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers)
     if login:
         user = urllib.parse.unquote(login).encode()
-        # Not sent on to wherever a redirect leads.
+        # Unredirected, so that credentials are not sent to another host.
         request.add_unredirected_header(
             "Authorization", "Basic " + base64.b64encode(user).decode("ascii")
         )
@@ -213,7 +222,7 @@ def _request(url: str) -> urllib.request.Request:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """A few redirects, never from HTTPS to anything else, never away from the web."""
+    """Redirect handler that follows up to 5 redirects, to HTTP(S) only, never HTTPS to HTTP."""
 
     max_redirections = 5
     max_repeats = 2
@@ -227,7 +236,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request that follows `req`, with its login where the server stays the same."""
+        """Create the redirected request, with the credentials of `req` if the host is the same."""
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme != "http" or req.type == "https"):
             raise _Refused(f"it leads from {req.type}: to {scheme}:")

@@ -1,4 +1,4 @@
-"""Project Gutenberg's frame around a book: its header, two marker lines and its licence."""
+"""Remove Project Gutenberg boilerplate: the header, START and END markers, and the licence."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A marker's line, in lower case and without its stars.
+# Beginning of a marker line, lower-cased and without asterisks; and whether it is START.
 _MARKERS = tuple(
     (f"{word} of {article} project gutenberg", word == "start")
     for word in ("start", "end")
     for article in ("the", "this")
 )
 _LONGEST_MARKER = max(len(words) for words, _ in _MARKERS)
-# A title may run over so many characters and lines before the marker's closing stars.
+# Maximum length of a title, before the closing asterisks of its marker.
 _TITLE_CHARACTERS, _TITLE_LINES = 1000, 5
-# A header and a licence are about 1,500 and 19,000 characters long.
+# Search limits: a header has about 1,500 characters, a licence about 19,000.
 _HEADER_CHARACTERS, _LICENCE_CHARACTERS = 10_000, 40_000
 _HEADER_TITLES = ("the project gutenberg", "project gutenberg")
 _HEADER_TERMS = ("this ebook is for the use of", "this etext is for the use of")
-# A header's terms or fields begin at most so many lines after its title.
+# Maximum lines from a header's title to its terms or fields.
 _HEADER_LINES = 8
 _HEADER_FIELDS = ("title:", "author:", "release date:", "posting date:", "language:")
 _LICENCE_BEGINS = (
@@ -43,12 +43,12 @@ class _Marker:
 
 
 def strip_gutenberg(text: str) -> str:
-    """Remove Project Gutenberg's frames, and nothing else, from a text of any number of books.
+    """Remove Project Gutenberg boilerplate from a text with any number of books.
 
-    A frame is a START line with an END line after it. Removed are both lines; the header from its
-    title line down to the START line; and after the END line the licence, from one of its known
-    first lines to its known last one. Text before, between and after the frames stays, and so does
-    everything in a text without a frame. The time is linear in the text.
+    For each pair of START and END markers, this removes both lines, the header from its title line
+    to the START line, and the licence after the END line, from a known first line to its known last
+    line. All other text is kept, and a text without such a pair is returned unchanged. Time is
+    linear in the text.
     """
     frames = list(_frames(text))
     if not frames:
@@ -64,7 +64,7 @@ def strip_gutenberg(text: str) -> str:
 
 
 def _frames(text: str) -> Iterator[tuple[_Marker, _Marker]]:
-    """Each END line with the last START line before it."""
+    """Yield each END marker with the last START marker before it."""
     start = None
     for marker in _markers(text):
         if marker.opens:
@@ -81,7 +81,7 @@ def _markers(text: str) -> Iterator[_Marker]:
         marker = None if text[line:at].strip() else _marker_at(text, line, at + 3)
         if marker is not None:
             yield marker
-        # At most one marker a line, so that no line is looked at twice.
+        # At most one marker per line, so that each line is scanned once.
         after = _line_end(text, at if marker is None else marker.end)
         at = text.find("***", after)
 
@@ -106,7 +106,7 @@ def _line_end(text: str, at: int) -> int:
 
 
 def _header_start(text: str, floor: int, start_line: int) -> int:
-    """Where the header above a START line begins; the START line itself where none is known."""
+    """Return the offset of the header above a START line, or `start_line` if there is none."""
     place = max(floor, start_line - _HEADER_CHARACTERS)
     if place > floor:
         place = min(start_line, _line_end(text, place) + 1)
@@ -127,7 +127,7 @@ def _header_start(text: str, floor: int, start_line: int) -> int:
 
 
 def _licence_end(text: str, after: int, limit: int) -> int:
-    """Where the licence after an END line ends; at once where none is known."""
+    """Return the end offset of the licence after an END line, or `after` if there is none."""
     part = text[after : min(limit, after + _LICENCE_CHARACTERS)]
     first_line = part.lstrip()[:100].lstrip("* ").lower()
     last = _LICENCE_ENDS.search(part) if first_line.startswith(_LICENCE_BEGINS) else None

@@ -1,4 +1,4 @@
-"""From a file to its documents, with an account of what of it is in none."""
+"""Read the documents of a text, JSONL or CSV file, and count what is skipped."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ _SEPARATORS = (",", ";", "\t", "|")
 
 @dataclass
 class Reading:
-    """What one file holds."""
+    """Documents and statistics of one file."""
 
     documents: list[str]
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     skipped: Skipped = field(default_factory=Skipped)
 
 
 def read_file(path: Path, text_field: str) -> Reading:
-    """Read a file's documents: all of them, or none where anything in it is wrong.
+    """Read all documents of a file; a malformed row fails the complete file.
 
     Args:
-        path: `.jsonl` holds one document a line, `.csv` one a row, any other file is one.
-        text_field: where those two hold the text.
+        path: `.jsonl` has one document per line, `.csv` one per row; any other file is one.
+        text_field: field of `.jsonl`, column of `.csv`.
 
     Raises:
-        Unreadable: where it is no text, is broken, or holds no text; the message names the line.
+        Unreadable: if the file is not text, is malformed, or has no text; the message names the
+            line.
     """
     content = read_content(path)
     reading = Reading([], len(content))
@@ -82,17 +83,21 @@ def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:
                 "without the field",
                 f"{path}:{number}: no text in the field {text_field!r}; " "set text_field",
             )
-        # JSON may hold half a character, and line ends of every kind.
+        # JSON escapes can encode lone surrogates and any line ends.
         yield unify_line_ends(document.encode("utf-8", "replace").decode())
 
 
 def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
-    """The rows' text. Every row must have the columns of the first one."""
-    csv.field_size_limit(2**31 - 1)  # the most that every platform takes
+    """Yield the text column of each row.
+
+    Raises:
+        Unreadable: if a row does not have as many fields as the first one, or is malformed.
+    """
+    csv.field_size_limit(2**31 - 1)  # a C long, which has 32 bits on Windows
     separator, columns = _columns(path, text, text_field)
     column = columns.index(text_field)
     rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
-    begins = 1  # the line on which the next row begins
+    begins = 1  # first line of the next row: a quoted field may span lines
     is_warned = False
     try:
         for number, row in enumerate(rows):
@@ -119,9 +124,9 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
 
 
 def _holds_rows(row: list[str], separator: str, columns: int) -> bool:
-    """Whether a field has line ends, and between them nothing but what would be rows.
+    """Return whether a multi-line field consists of lines with as many fields as a row.
 
-    So it looks where a quote is missing, and the next one is found many rows later.
+    This is the symptom of an unclosed quote that the quote of a later row closes.
     """
     inside = [line for field in row for line in field.split("\n")[1:-1]]
     return (
@@ -132,7 +137,14 @@ def _holds_rows(row: list[str], separator: str, columns: int) -> bool:
 
 
 def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
-    """The separator that finds the text's column in the first row, and that row."""
+    """Detect the separator with which the first row has the column `text_field`.
+
+    Returns:
+        The separator and the column names.
+
+    Raises:
+        Unreadable: if no separator gives that column, or it is not unique.
+    """
     found: dict[str, list[str]] = {}
     for separator in _SEPARATORS:
         try:

@@ -1,4 +1,4 @@
-"""From sources (files, folders, patterns, pipes, URLs) to the files that hold their text."""
+"""Resolve sources (files, folders, glob patterns, pipes, URLs) to the files to read."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
 _CACHES = {"node_modules", "__pycache__", "site-packages"}
-# What a run writes beside its `config.toml`.
+# A folder with `config.toml` and one of these is a run directory.
 _RUN_FILES = ("metrics.jsonl", "model.safetensors", "checkpoints")
 
 
 @dataclass
 class Source:
-    """One source and what it holds."""
+    """A source with its files, and the files that were skipped."""
 
     name: str
-    """As the user gave it."""
+    """The source as the user gave it."""
     is_named: bool = True
-    """Whether its one file was named itself, so that it is refused where others are left out."""
+    """Whether the source names one file: an unreadable one is an error, rather than skipped."""
     files: list[Path] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
 
 
 def list_sources(sources: Sources) -> list[str]:
-    """Sources as the strings that a configuration holds.
+    """Normalize sources to a list of strings, as in a configuration.
 
     Raises:
-        AGI2Error: where there is none, or one is no path.
+        AGI2Error: if there is no source, or one is not a path.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
@@ -58,14 +58,15 @@ def list_sources(sources: Sources) -> list[str]:
 
 
 def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
-    """Find every file of every source, each file once, without reading more than its beginning.
+    """Resolve sources to files, each file once, reading only the first bytes of each.
 
     Args:
-        sources: one or several.
-        fetch: whether to download; else URLs have no files.
+        sources: one source or several.
+        fetch: whether to download URLs; if false, their `files` are empty.
 
     Raises:
-        AGI2Error: where a source has no file, or one that was named itself is no text.
+        AGI2Error: if a source has no files, a named file is not text, or all files together are
+            larger than the machine's memory.
     """
     found: list[Source] = []
     seen: dict[object, Path] = {}
@@ -84,14 +85,14 @@ def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
 
 
 def check_rereadable(sources: Sources, why: str) -> None:
-    """Refuse pipes, which give their text only once.
+    """Check that no source is a pipe, which can be read only once.
 
     Args:
-        sources: as `find_sources` takes them.
-        why: what reads the text again.
+        sources: one source or several.
+        why: for the message, why the text is read again.
 
     Raises:
-        AGI2Error: for each pipe.
+        AGI2Error: if a source is a pipe.
     """
     for source in find_sources(sources, fetch=False):
         for path in source.files:
@@ -102,18 +103,18 @@ def check_rereadable(sources: Sources, why: str) -> None:
 
 
 def _identity(path: Path) -> object:
-    """The same for all names of a file."""
+    """Return a key that all names of a file share: device and inode number, if there are any."""
     if str(path) == BUILTIN:
         return BUILTIN
     try:
         about = os.fstat(0) if path == STDIN else path.stat()
-    except OSError:  # closed, or gone since it was found: reading it says so
+    except OSError:  # closed, or deleted since it was found: reading it raises the error
         return str(path)
     return (about.st_dev, about.st_ino) if about.st_ino else path.resolve()
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 if it is gone by now."""
+    """Return the size of a file in bytes, or 0 if it does not exist any more."""
     try:
         return path.stat().st_size
     except OSError:
@@ -151,7 +152,7 @@ def _find(name: str, fetch: bool) -> Source:
 
 
 def _named_file(path: Path) -> Path:
-    # Not opened where it is a pipe: what is read of that is gone.
+    # A pipe is not opened: bytes read for the check would be lost.
     mode = path.stat().st_mode
     check_kind(mode, str(path))
     if stat.S_ISREG(mode):
@@ -196,7 +197,11 @@ def _working_folder() -> str:
 
 
 def _check_found(source: Source, paths: Iterable[Path]) -> Source:
-    """Keep the files that begin like text, sorted; count the others."""
+    """Set the source's files to the sorted paths whose first bytes look like text.
+
+    Raises:
+        AGI2Error: if there are none.
+    """
     first_problem = ""
     for path in sorted(paths):
         try:
@@ -216,9 +221,10 @@ def _check_found(source: Source, paths: Iterable[Path]) -> Source:
 
 
 def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
-    """Every file below a folder that may be the user's text, in any order.
+    """Yield the files below a folder, in no particular order; count those that are skipped.
 
-    Links are followed; each folder is visited once, by its own name where it has one inside.
+    Symbolic links are followed. Each folder is visited once, by its real path if that is below
+    `root`: links are visited last.
     """
     folders, links = [root], list[Path]()
     seen: set[object] = set()
@@ -248,7 +254,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
 
 
 def _not_the_users(path: Path, is_folder: bool) -> str:
-    """Why a file or folder inside a source is not the user's text; empty where it may be."""
+    """Return the reason to skip a file or folder found in a source; empty if there is none."""
     if path.name.startswith("."):
         return "hidden"
     if is_folder and (path.name in _CACHES or os.path.exists(path / "pyvenv.cfg")):
@@ -265,7 +271,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
-    """What a pattern matches; the part of it that exists is taken literally, brackets and all."""
+    """Yield the paths that a glob pattern matches; a prefix that exists is literal, `[` included.
+
+    Files in run directories are counted as skipped.
+    """
     prefix, parts = _existing_prefix(pattern)
     if "**" not in parts:
         for match in glob.glob(os.path.join(glob.escape(prefix), *parts)):
@@ -278,7 +287,7 @@ def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
     depth = parts.index("**")
     beginning = os.path.join(glob.escape(prefix), *parts[:depth])
     for folder in glob.glob(os.path.join(beginning, "")) if beginning else ["."]:
-        # `glob` itself would follow links that lead back for ever.
+        # Not `glob`, whose `**` follows cyclic symbolic links.
         for path in _walk(Path(folder), skipped):
             if _match_parts(path.relative_to(folder).parts, parts[depth:]):
                 yield str(path)
@@ -293,11 +302,11 @@ def _existing_prefix(pattern: str) -> tuple[str, list[str]]:
 
 
 def _match_parts(names: tuple[str, ...], pattern: list[str]) -> bool:
-    """Whether a path's parts match a pattern's, where `**` stands for any number of them.
+    """Return whether path parts match pattern parts; `**` matches any number of path parts.
 
-    In time proportional to the product of their numbers.
+    Time is O(len(names) * len(pattern)), where backtracking would be exponential.
     """
-    # At each step, those numbers of pattern parts that the names so far can have used up.
+    # The states of an NFA: the numbers of pattern parts that the names so far can have consumed.
     reached = _skip_stars({0}, pattern)
     for name in names:
         after = set()
@@ -312,7 +321,7 @@ def _match_parts(names: tuple[str, ...], pattern: list[str]) -> bool:
 
 
 def _skip_stars(places: set[int], pattern: list[str]) -> set[int]:
-    """With each place before a `**`, the place after it."""
+    """Add to the states those reached by matching a `**` with no path part (epsilon moves)."""
     for place, part in enumerate(pattern):
         if part == "**" and place in places:
             places = places | {place + 1}

@@ -1,4 +1,4 @@
-"""Held-out text for validation, of which nothing is in training."""
+"""Train/validation split that keeps near-duplicates on one side, against data leakage."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 from ..utils import log
 from .dedup import are_among, cut_out, group_related, sampling_rate, shared_part, shingles
 
-# From so many documents on, whole ones are held out; with fewer, the end of each.
+# With at least this many documents, complete documents are held out; with fewer, the end of each.
 _MANY_DOCUMENTS = 20
-# Documents that share this part of the shorter one's shingles are on the same side. Where too much
-# is related for that, as when all begin with the same form, only those that share more.
+# Documents that share this fraction of the smaller one's shingles are on the same side. The higher
+# thresholds are for corpora with too many related documents, as when all begin with one template.
 _RELATED = (0.2, 0.5, 0.8)
-# The part of the held-out text that may be in the training text without a warning.
+# Fraction of the held-out text that may be in the training text without a warning.
 _LEAK_WARNED = 0.05
 
 Split = tuple[list[str], list[str]]
 
 
 def split_documents(documents: Sequence[str], val_fraction: float, seed: int = 0) -> Split:
-    """Hold out text for validation: none of it stays in training, nor do near copies of it.
+    """Split a corpus into training and validation documents, without near-duplicates across them.
 
-    The split is a function of the arguments. The log says what part of the held-out text is in the
-    training text all the same.
+    The split is deterministic. The leakage that remains, the fraction of the validation text that
+    is also in the training text, is logged.
 
     Args:
         documents: the corpus.
-        val_fraction: the share of the characters to hold out.
-        seed: chooses the documents, where whole ones are held out.
+        val_fraction: fraction of the characters to hold out.
+        seed: seed of the choice of complete documents.
 
     Returns:
-        Training documents and validation documents. With 20 different documents or more, whole
-        ones are held out until the share is reached, those that share text together; with fewer,
-        the last part of each, and of copies what they share with it.
+        Training documents and validation documents. From 20 distinct documents on, complete ones
+        are held out until the fraction is reached, near-duplicates together; with fewer, the end
+        of each is held out, and with it the passages of other documents that are copies of it.
     """
     if val_fraction == 0:
         return list(documents), []
@@ -65,8 +65,8 @@ def _report(leak: float) -> None:
 
 
 def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterator[Split]:
-    """Ways to split, the best one first; the others are for where that leaves copies."""
-    # Documents of the same text stay together.
+    """Yield candidate splits, best first; the later ones are fallbacks if the first ones leak."""
+    # Exact duplicates stay together.
     lengths: Counter[str] = Counter()
     for document in documents:
         lengths[document] += len(document)
@@ -77,7 +77,8 @@ def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterato
             related = len(texts) - len(set(groups))
             chosen = _choose(texts, groups, lengths, val_fraction, seed)
             held_out = sum(lengths[text] for text in chosen)
-            # With nothing related to blame, few documents are held out since they are long.
+            # Near-duplicate clusters can be too large to hold out: then too little is held out, and
+            # the next threshold makes smaller ones. Without any, the documents are just long.
             if chosen and (not related or held_out >= val_fraction * lengths.total() / 2):
                 if related:
                     log.info("%d documents share text with others: kept on one side", related)
@@ -97,7 +98,7 @@ def _choose(
     val_fraction: float,
     seed: int,
 ) -> set[str]:
-    """The texts of groups that are held out whole."""
+    """Choose groups of documents to hold out, in random order, until `val_fraction` is reached."""
     members: dict[int, list[str]] = {}
     for text, group in zip(texts, groups, strict=True):
         members.setdefault(group, []).append(text)
@@ -115,7 +116,7 @@ def _choose(
 
 
 def _split_each(documents: Sequence[str], val_fraction: float) -> Split:
-    """Hold out the end of each document, and of related ones nothing that is in the others."""
+    """Hold out the end of each document; near-duplicates are split together."""
     texts = list(dict.fromkeys(documents))
     members: dict[int, list[str]] = {}
     for text, group in zip(texts, group_related(texts, _RELATED[0]), strict=True):
@@ -129,7 +130,11 @@ def _split_each(documents: Sequence[str], val_fraction: float) -> Split:
 
 
 def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
-    """Split documents that share text: the longest first, the others so that they fit it."""
+    """Split near-duplicates: each at its end, longest first, with shared passages on one side.
+
+    Returns:
+        The training and validation pieces of each document.
+    """
     rate = sampling_rate(texts)
     cuts: dict[str, int] = {}
     trained = held_out = np.empty(0, np.uint64)
@@ -137,7 +142,8 @@ def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
         cut = int(len(text) * (1 - val_fraction))
         head, tail = shingles(text[:cut], rate).hashes, shingles(text[cut:], rate).hashes
         if len(tail) and are_among(tail, trained).mean() > 0.5:
-            # Of a draft whose end is in the middle of a longer one, the longer one's end is enough.
+            # An excerpt or draft whose end is in the training part of a longer document stays in
+            # training: the end of the longer one is held out.
             cut, head, tail = len(text), np.concatenate([head, tail]), tail[:0]
         cuts[text] = cut
         trained, held_out = np.concatenate([trained, head]), np.concatenate([held_out, tail])
@@ -149,7 +155,7 @@ def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
     for text, cut in cuts.items():
         kept, moved = cut_out(text[:cut], held_out, rate)
         split[text] = _pieces(kept, [*moved, text[cut:]])
-    # Where most of the text repeats itself, holding all copies out would leave nothing.
+    # If the text is mostly repetition, holding out all copies would leave too little to train on.
     return split if _train_size(split) >= _train_size(plain) / 2 else plain
 
 

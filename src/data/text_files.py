@@ -1,4 +1,4 @@
-"""Bytes of a file as text, what cannot be read as text, and a tally of what was left out."""
+"""Read and decode text files, detect binary ones, and count what is skipped."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..errors import AGI2Error, one_line
 from ..utils import human_bytes, open_file
 
 STDIN = Path("-")
-"""Standard input as a source."""
+"""The source that means standard input."""
 HEAD = 8192
-"""Bytes of a file that are looked at before anything is read."""
+"""Bytes at the beginning of a file by which binary files are detected."""
 _CHUNK = 2**20
-# How documents begin that may be made of nothing but text, yet are not the text they show.
+# Magic numbers of document formats that may have no NUL byte, so that they look like text.
 _FORMATS = {b"%PDF-": "a PDF", b"%!PS": "PostScript", b"{\\rtf": "a Rich Text (RTF) document"}
 
 
 class Unreadable(AGI2Error):
-    """One file cannot be read as text; where it was found in a folder, the others still can.
+    """A file cannot be read as text; if it was found in a folder, it is skipped.
 
     Args:
-        reason: a few words that files of the same problem have in common.
-        message: the line for a user, which names the file.
+        reason: short category, by which skipped files are counted.
+        message: message for the user, which names the file.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -46,7 +46,7 @@ class _Entry:
 
 
 class Skipped:
-    """What was left out of a source, by reason: how often, how much, and the first example."""
+    """Counter of what was skipped in a source: per reason, the count, size and first example."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -54,13 +54,13 @@ class Skipped:
     def add(
         self, reason: str, example: str, *, count: int = 1, size: int = 0, unit: str = "B"
     ) -> None:
-        """Count `count` more; `size` is in bytes (unit `B`) or in what `unit` names."""
+        """Add `count` skipped items of a total `size`, in bytes (`B`) or in `unit`."""
         entry = self._entries.setdefault(reason, _Entry(0, 0, unit, example))
         entry.count += count
         entry.size += size
 
     def merge(self, other: Skipped) -> None:
-        """Count what another tally has."""
+        """Add the counts of another counter."""
         for reason, entry in other._entries.items():
             self.add(reason, entry.example, count=entry.count, size=entry.size, unit=entry.unit)
 
@@ -68,7 +68,7 @@ class Skipped:
         return bool(self._entries)
 
     def lines(self) -> Iterator[str]:
-        """One printable line for each reason."""
+        """Yield one printable line per reason."""
         for reason, entry in self._entries.items():
             amount = f"{entry.size:,} {entry.unit}"
             if entry.unit == "B":
@@ -78,14 +78,14 @@ class Skipped:
 
 
 def check_kind(mode: int, name: str) -> None:
-    """Refuse what is neither a file nor a pipe.
+    """Check that a path is a regular file or a pipe.
 
     Args:
-        mode: `st_mode` of what is opened.
-        name: for the message.
+        mode: its `st_mode`.
+        name: name for the message; `-`, standard input, may also be a socket.
 
     Raises:
-        Unreadable: for devices (a terminal among them), sockets and folders.
+        Unreadable: if it is a device, such as a terminal, a socket or a folder.
     """
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or (stat.S_ISSOCK(mode) and name == "-")):
         raise Unreadable(
@@ -95,10 +95,10 @@ def check_kind(mode: int, name: str) -> None:
 
 
 def check_head(path: Path, name: str | None = None) -> None:
-    """Refuse a regular file whose beginning shows that it is no text. Reads `HEAD` bytes.
+    """Check by the first `HEAD` bytes that a regular file looks like text.
 
     Raises:
-        Unreadable: where it is empty, binary, or cannot be read.
+        Unreadable: if it is empty, binary, or cannot be read.
     """
     name = name or str(path)
     try:
@@ -134,16 +134,17 @@ def _refused(error: OSError, name: str) -> Unreadable:
 
 
 def _is_utf16(content: bytes) -> bool:
-    # UTF-32's mark begins with UTF-16's.
+    # The byte-order mark of UTF-32-LE begins with that of UTF-16-LE.
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return marked and not content.startswith(codecs.BOM_UTF32_LE)
 
 
 def read_content(path: Path) -> bytes:
-    """All bytes of a file or a pipe, which is opened once and read once.
+    """Read all bytes of a file or a pipe, which is opened and read only once.
 
     Raises:
-        Unreadable: where it cannot be read, ends early, or is more than memory takes.
+        Unreadable: if it cannot be read, is truncated meanwhile, or is a pipe with more than a
+            quarter of the available memory.
     """
     name = str(path)
     try:
@@ -155,7 +156,7 @@ def read_content(path: Path) -> bytes:
             content = file.read()
     except OSError as error:
         raise _refused(error, name) from error
-    # Of a file that begins at its beginning, as standard input may not.
+    # Standard input may be redirected from a file and already be at a later offset.
     if len(content) < about.st_size and path != STDIN:
         raise Unreadable(
             "that change", f"{name}: only {len(content):,} of {about.st_size:,} bytes came: retry"
@@ -164,7 +165,12 @@ def read_content(path: Path) -> bytes:
 
 
 def _read_stream(file: BinaryIO, name: str) -> bytes:
-    """Read a stream of unknown length to its end, as long as memory lasts."""
+    """Read a stream of unknown length to its end.
+
+    Raises:
+        Unreadable: if it has more than a quarter of the available memory.
+    """
+    # The text, its tokens and the growth of the array need memory, too.
     most = psutil.virtual_memory().available // 4
     content = bytearray()
     while chunk := file.read(_CHUNK):
@@ -177,10 +183,10 @@ def _read_stream(file: BinaryIO, name: str) -> bytes:
 
 
 def decode(content: bytes, name: str) -> str:
-    """A file's text: UTF-8, or UTF-16 where its first bytes say so; line ends become `\\n`.
+    """Decode a file as UTF-8, or UTF-16 if it has that byte-order mark; line ends become `\\n`.
 
     Raises:
-        Unreadable: where it is empty, binary, or in another encoding.
+        Unreadable: if it is empty, binary, or in another encoding.
     """
     _check_not_empty(content, name)
     _check_format(content, name)
@@ -201,5 +207,5 @@ def decode(content: bytes, name: str) -> str:
 
 
 def unify_line_ends(text: str) -> str:
-    r"""Text in which every line ends with `\n` alone."""
+    r"""Replace all line ends (CRLF, CR) with `\n`."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
