@@ -1,4 +1,4 @@
-"""Text to token ids and back: by byte pairs (`BPETokenizer`), or by character or word."""
+"""Tokenizers: byte-level BPE (`BPETokenizer`), or by character or word (`BasicTokenizer`)."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from .utils import log
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level byte-pair encoding (Sennrich et al., 2016; Radford et al., 2019).
+    """Byte-level byte-pair encoding (BPE; Sennrich et al., 2016; Radford et al., 2019).
 
-    Every string can be encoded, since every byte is a token. Training and encoding are the
-    `tokenizers` library's, of a text that `text_pieces` has cut.
+    Every string can be encoded, since every byte is a token. The `tokenizers` library trains and
+    encodes, on pieces of text made by `tokenization.pieces`.
 
     Args:
-        vocab_size: the most tokens that training makes: at least 257, the bytes and the end of
-            text, and one more for each special token.
-        special_tokens: names of special tokens, which training adds last.
+        vocab_size: maximum vocabulary size; at least 257, for the 256 bytes and the end-of-text
+            token, plus one for each special token.
+        special_tokens: names of special tokens, which get the last ids.
 
     Raises:
-        AGI2Error: where `vocab_size` is out of range, or a name is not possible.
+        AGI2Error: if `vocab_size` is out of range, or a name is not valid.
     """
 
     @checked
@@ -59,10 +59,10 @@ class BPETokenizer(Tokenizer):
         self._set_tokenizer(_byte_level(models.BPE()))
 
     def _set_tokenizer(self, tokenizer: tokenizers.Tokenizer) -> None:
-        # Special tokens that stand in a text are text.
+        # Names of special tokens in a text are encoded as text, so that no input can inject one.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        # A file may ask to cut every text to a length, or to fill it up.
+        # A file may enable truncation or padding.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
@@ -71,21 +71,21 @@ class BPETokenizer(Tokenizer):
         )
         self._start, self._ends = _around_text(tokenizer)
         self._end_of_text = self._ends[0] if self._ends else self._end_of_text
-        # Ids may have gaps.
+        # Not the number of tokens: ids may have gaps.
         self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
-        # Other tokens' are found when they are asked for: most of a large vocabulary never are.
+        # A cache, filled on demand by `token_bytes`: most of a large vocabulary is never decoded.
         self._bytes = {id: b"" if t.special else t.content.encode() for id, t in added.items()}
         self._special = {t.content: id for id, t in added.items() if t.special}
-        # Tokens that stand in text keep it from being cut inside them.
+        # Added tokens that are not special: text is split at them first, so as not to cut them.
         self._in_text = {t.content: id for id, t in added.items() if not t.special}
 
     @classmethod
     @checked
     def from_gpt2_files(cls, vocab: str | Path, merges: str | Path) -> BPETokenizer:
-        """Read a vocabulary in GPT-2's own layout: `vocab.json` and `merges.txt`.
+        """Load a vocabulary in GPT-2's original format: `vocab.json` and `merges.txt`.
 
         Raises:
-            AGI2Error: where they are missing or not of that layout.
+            AGI2Error: if a file is missing or malformed.
         """
         content = json.loads(_byte_level(models.BPE()).to_str())
         try:
@@ -101,11 +101,11 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def from_library(cls, tokenizer: tokenizers.Tokenizer, name: str) -> BPETokenizer:
-        """Take over a tokenizer of the `tokenizers` library; `name` is for messages.
+        """Wrap a tokenizer of the `tokenizers` library; `name` is for messages.
 
         Raises:
-            AGI2Error: where it is not byte-level, lacks a byte or an end of text, or has a part
-                that would lose text.
+            AGI2Error: if it is not byte-level, lacks a byte or an end-of-text token, or has a
+                component that is not lossless.
         """
         check_byte_level(json.loads(tokenizer.to_str()), name)
         return cls._from_checked(tokenizer, name)
@@ -129,31 +129,31 @@ class BPETokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The size reached by training (0 before)."""
+        """Vocabulary size, 0 before training; the largest id + 1 if the ids have gaps."""
         return self._size
 
     @property
     def end_of_text(self) -> int:
-        """The id of the token between documents."""
+        """Id of the end-of-text token, which separates documents."""
         return int(self._trained()._end_of_text or 0)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The ids that end a text, `end_of_text` first: an imported model may have several."""
+        """Ids that stop generation, `end_of_text` first: an imported model may have several."""
         return self._ends or (self.end_of_text,)
 
     @property
     def start_of_text(self) -> int:
-        """The id that an empty prompt starts from."""
+        """Id of the beginning-of-text (BOS) token, from which an empty prompt is generated."""
         return self.end_of_text if self._start is None else self._start
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """The ids of the end of text and of other special tokens."""
+        """Special tokens, the end-of-text token included: name to id."""
         return dict(self._special)
 
     def add_special_tokens(self, *names: str) -> None:
-        """Add special tokens, with the next ids. `fit` and the file keep them."""
+        """Add special tokens with the next free ids; `fit` and `save` keep them."""
         new = new_names(names, {*_TAKEN, *self._own, *self._tokenizer.get_vocab()})
         if self._size:
             if self._tokenizer.get_vocab_size() != self._size:
@@ -164,10 +164,10 @@ class BPETokenizer(Tokenizer):
         self.max_vocab_size = max(self.max_vocab_size, self._size, 257 + len(self._own))
 
     def _fit(self, texts: Iterator[str]) -> None:
-        """Learn the merges.
+        """Train the merges.
 
-        Text without spaces is used up to a limit, as each of its words has to be remembered: the
-        log says what is left out.
+        The trainer keeps every distinct word in memory, so text without spaces is used only up to a
+        limit. The skipped characters are logged.
         """
         trainer = trainers.BpeTrainer(
             vocab_size=self.max_vocab_size - len(self._own),
@@ -200,7 +200,7 @@ class BPETokenizer(Tokenizer):
     train = Tokenizer.fit
 
     def preprocess(self, text: str) -> str:
-        """The text that is really encoded: composed (NFC) where the vocabulary asks for that."""
+        """Normalize a text as `encode` does: to NFC if the tokenizer has that normalizer."""
         normalizer = self._tokenizer.normalizer
         if normalizer is None:
             return text
@@ -219,7 +219,7 @@ class BPETokenizer(Tokenizer):
                     yield encoded.ids
 
     def token_bytes(self, token: int) -> bytes:
-        """A token's bytes; nothing for special tokens."""
+        """Return the bytes of a token; empty for special tokens."""
         token = as_id(token)
         if not 0 <= token < self._size:
             raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
@@ -228,7 +228,7 @@ class BPETokenizer(Tokenizer):
         return self._bytes[token]
 
     def to_json(self) -> str:
-        """The `tokenizers` library's own layout."""
+        """Serialize to the `tokenizers` library's `tokenizer.json` format."""
         return self._tokenizer.to_str(pretty=True)
 
     def _trained(self) -> BPETokenizer:
@@ -238,26 +238,26 @@ class BPETokenizer(Tokenizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        # The library does not keep it, and a copy would find special tokens in text.
+        # The library does not pickle this flag; without it a copy encodes special tokens in text.
         self._tokenizer.encode_special_tokens = True
 
 
-# Pieces that are encoded beside each other.
+# Batch size of encoding: the library encodes the pieces of a batch in parallel.
 _PIECES_AT_ONCE = 16
-# A word that is longer is learned from in parts: each merge looks at all of the words it is in.
+# Longer words are split for training, since each merge rescans all the words that contain it.
 _LEARNED_RUN = 256
-# So many characters without spaces are learned from: each byte of them takes 100 bytes of memory.
+# Most characters of text without spaces to train on: the trainer needs 100 bytes of memory a byte.
 _SPACELESS = 4_000_000
 
 
-# A model that was imported may have another start than its end, and several ends. The tokenizer's
-# file says so in the form that the library has for what stands around a text, a template, which is
-# not applied here. Others have such templates, too; this type id makes it one of ours.
+# An imported model may have a BOS token and several EOS tokens. They are stored in tokenizer.json
+# as a `TemplateProcessing` post-processor, which is never applied. Files made elsewhere have such
+# templates, too; this type id marks the ones written here.
 TEMPLATE_TYPE = 4711
 
 
 def _around_text(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, tuple[int, ...]]:
-    """The ids of what starts a text, and of what ends it, where the file says so."""
+    """Return the ids of the BOS and the EOS tokens in the template; (None, ()) without one."""
     if tokenizer.post_processor is None:
         return None, ()
     state = json.loads(tokenizer.post_processor.__getstate__())
@@ -276,10 +276,10 @@ KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
 @checked
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer: its file, or a folder with `tokenizer.json` or GPT-2's two files.
+    """Load a tokenizer from its file, or from a folder with `tokenizer.json` or GPT-2's two files.
 
     Raises:
-        AGI2Error: where there is none, or it cannot be read.
+        AGI2Error: if there is none, or it cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -304,16 +304,19 @@ Tokenizer._read = load_tokenizer
 def new_tokenizer(
     kind: str, vocab_size: int, *, lowercase: bool = True, fold_whitespace: bool = True
 ) -> tuple[Tokenizer, bool]:
-    """The tokenizer that a configuration names, and whether it still has to be fitted.
+    """Create the tokenizer that a configuration names.
 
     Args:
-        kind: `bpe`, `basic`, `gpt2` (fetched once by the `tokenizers` library), or a path.
-        vocab_size: the ceiling for `bpe`.
+        kind: `bpe`, `basic`, `gpt2` (downloaded and cached by the `tokenizers` library), or a path.
+        vocab_size: maximum vocabulary size for `bpe`.
         lowercase: for `basic`.
         fold_whitespace: for `basic`.
 
+    Returns:
+        The tokenizer, and whether it must be fitted.
+
     Raises:
-        AGI2Error: where it cannot be had.
+        AGI2Error: if it cannot be downloaded or loaded.
     """
     if kind == "bpe":
         return BPETokenizer(vocab_size), True
@@ -323,7 +326,7 @@ def new_tokenizer(
         return load_tokenizer(kind), False
     try:
         library = tokenizers.Tokenizer.from_pretrained("openai-community/gpt2")
-    except Exception as error:  # any kind of network or cache trouble
+    except Exception as error:  # the library raises bare exceptions for network and cache errors
         raise AGI2Error(
             "GPT-2's vocabulary could not be fetched: put its vocab.json and merges.txt into a "
             'folder and set tokenizer = "that/folder"'
@@ -339,7 +342,7 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 
 def _well_formed(text: str) -> str:
-    """The text with `?` for each lone surrogate: it is no Unicode, and the library refuses it."""
+    """Replace lone surrogates, which are invalid in UTF-8 and which the library rejects, by `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -348,7 +351,7 @@ def _special_token(name: str) -> tokenizers.AddedToken:
 
 
 def _read_merges(path: Path) -> list[str]:
-    """The lines of a merges.txt, but for the version at its beginning."""
+    """Read the merges of a merges.txt, without its version line."""
     try:
         lines = read_bounded(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -359,9 +362,9 @@ def _read_merges(path: Path) -> list[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in a byte-level vocabulary.
+    """Return GPT-2's byte-level alphabet (`bytes_to_unicode`), inverted: character to byte.
 
-    Printable Latin-1 characters stand for themselves, the other bytes for those from U+0100 on.
+    Printable Latin-1 characters map to themselves; those from U+0100 on, to the other bytes.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -376,6 +379,6 @@ _TAKEN = {END_OF_TEXT, *_BYTE_OF}
 
 
 def _bytes_of(token: str) -> bytes:
-    if not _BYTE_OF.keys() >= set(token):  # a token that is not byte-level stands for itself
+    if not _BYTE_OF.keys() >= set(token):  # not byte-level, as added tokens: its own UTF-8 bytes
         return token.encode()
     return bytes(_BYTE_OF[character] for character in token)

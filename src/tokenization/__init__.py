@@ -1,6 +1,6 @@
-"""What tokenizers are made of: the interface, the character tokenizer, checks of tokenizer.json.
+"""Parts of tokenizers: the base class, the character tokenizer, validation of tokenizer.json.
 
-Flow: text -> `pieces` (cut where no merge can cross) -> ids, by `basic` or the BPE of `tokenizer`.
+Flow: text -> `pieces` (split where no merge can cross) -> ids, by `basic` or `tokenizer`'s BPE.
 Start with: `base.Tokenizer`.
-Rule: knows no model and no corpus; the front door is `tokenizer`.
+Rule: depends on no model and no corpus; the public API is `tokenizer`.
 """

@@ -1,4 +1,4 @@
-"""What all tokenizers share: special tokens, arrays of ids, files, types that people pass."""
+"""The tokenizer base class: encode, decode, special tokens, saving, and argument checks."""
 
 from __future__ import annotations
 
@@ -25,101 +25,101 @@ FILE_NAME = "tokenizer.json"
 
 
 class Tokenizer(ABC):
-    """What every tokenizer does. Text never turns into a special token unless asked to."""
+    """Base class of all tokenizers. Text is never encoded as a special token unless allowed."""
 
     _read: ClassVar[Callable[[str | Path], Tokenizer]]
-    """`load_tokenizer`, which knows every kind, and so stands above this class."""
+    """`load_tokenizer`, set by its module: it imports every subclass, so it cannot be imported."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of tokens, special ones included."""
+        """Vocabulary size, special tokens included."""
 
     @property
     @abstractmethod
     def end_of_text(self) -> int:
-        """The id of the token between documents."""
+        """Id of the end-of-text token, which separates documents."""
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """The ids that end a text which is generated, `end_of_text` first."""
+        """Ids that stop generation, `end_of_text` first."""
         return (self.end_of_text,)
 
     @property
     def start_of_text(self) -> int:
-        """The id that an empty prompt starts from."""
+        """Id of the beginning-of-text (BOS) token, from which an empty prompt is generated."""
         return self.end_of_text
 
     @property
     def unknown(self) -> int | None:
-        """The id that stands for what is not in the vocabulary, if there is one."""
+        """Id of the token for out-of-vocabulary text, or `None` if there is none."""
         return None
 
     @property
     @abstractmethod
     def special_tokens(self) -> dict[str, int]:
-        """The ids of the special tokens by their names."""
+        """Special tokens: name to id."""
 
     @abstractmethod
     def add_special_tokens(self, *names: str) -> None:
-        """Add special tokens, with the next ids. `fit` and the file keep them.
+        """Add special tokens with the next free ids; `fit` and `save` keep them.
 
         Raises:
-            AGI2Error: where a name is no text, or is a token already.
+            AGI2Error: if a name is not a string, or is already a token.
         """
 
     def fit(self, texts: str | Path | Iterable[str | Path], *, verbose: bool = True) -> None:
-        """Build the vocabulary from a corpus, in place of the one there was.
+        """Train the vocabulary on a corpus, replacing the previous one.
 
         Args:
-            texts: a text (`str`), a UTF-8 file (`Path`), or several of either.
-            verbose: whether to show that it takes its time (see `console.visible`).
+            texts: a text (`str`), a UTF-8 file (`Path`), or an iterable of either.
+            verbose: whether to show progress (see `console.visible`).
 
         Raises:
-            AGI2Error: where it is anything else, or a file cannot be read.
+            AGI2Error: if `texts` is anything else, or a file cannot be read.
         """
         with visible(verbose), busy("making the tokenizer"):
             self._fit(read_texts(texts))
 
     @abstractmethod
     def _fit(self, texts: Iterator[str]) -> None:
-        """Build the vocabulary from texts."""
+        """Train the vocabulary on texts."""
 
     @abstractmethod
     def _encode_parts(self, text: str) -> Iterator[list[int]]:
-        """The ids of one part of a text after the other, none of which is long."""
+        """Yield the ids of a text in short parts, to bound memory."""
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that a token stands for: part of a character, or nothing, perhaps.
+        """Return the UTF-8 bytes of a token, which may be empty or end inside a character.
 
         Raises:
-            AGI2Error: where there is no such token.
+            AGI2Error: if the id is not in the vocabulary.
         """
 
     @abstractmethod
     def to_json(self) -> str:
-        """The whole tokenizer as JSON text."""
+        """Serialize the complete tokenizer to JSON."""
 
     @abstractmethod
     def preprocess(self, text: str) -> str:
-        """The text that is really encoded."""
+        """Normalize a text as `encode` does."""
 
     def encode(self, text: str, allowed_special: str | Collection[str] = ()) -> list[int]:
-        """Text to token ids.
+        """Encode a text to token ids.
 
         Args:
             text: any string.
-            allowed_special: names of special tokens that become such where they occur in the text;
-                `"all"` for every one. By default they are encoded as text.
+            allowed_special: names of special tokens that are encoded as such when they occur in the
+                text, or `"all"`. By default they are encoded as text.
 
         Raises:
-            AGI2Error: where there is no vocabulary yet, the text is no `str`, or a name is unknown.
+            AGI2Error: if there is no vocabulary yet, `text` is not a `str`, or a name is unknown.
         """
         return [id for part in self._parts(text, allowed_special) for id in part]
 
     def encode_array(self, text: str, allowed_special: str | Collection[str] = ()) -> np.ndarray:
-        """As `encode`, in the smallest unsigned type: no list holds all of a long text."""
+        """Encode a text to an array (N,) of `dtype`, without a list of all ids of a long text."""
         parts = [np.array(part, self.dtype) for part in self._parts(text, allowed_special)]
         return np.concatenate(parts) if parts else np.array([], self.dtype)
 
@@ -151,25 +151,25 @@ class Tokenizer(ABC):
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """The smallest unsigned type that holds every id."""
+        """Smallest unsigned NumPy type for all ids: uint16 or uint32."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     def byte_lengths(self) -> np.ndarray:
-        """UTF-8 bytes of the text that each id (V,) stands for; none for an unknown one."""
+        """Return the number of UTF-8 bytes of each token, (V,); 0 for `<unk>`."""
         lengths = np.array([len(self.token_bytes(token)) for token in range(self.vocab_size)])
         if self.unknown is not None:
             lengths[self.unknown] = 0
         return lengths
 
     def decode(self, tokens: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Token ids to text; broken UTF-8 gives U+FFFD.
+        """Decode token ids to text; invalid UTF-8 becomes U+FFFD.
 
         Args:
-            tokens: a list, tuple, range, NumPy array or tensor of ids.
-            skip_special_tokens: whether special tokens give nothing, or their names.
+            tokens: a list, tuple, range, NumPy array or tensor of ids, (N,).
+            skip_special_tokens: whether to drop special tokens instead of decoding their names.
 
         Raises:
-            AGI2Error: where that is no sequence of integers, or an id is not in the vocabulary.
+            AGI2Error: if `tokens` is not a sequence of integers, or an id is not in the vocabulary.
         """
         ids = as_ids(tokens)
         skip_special_tokens = convert(bool, "skip_special_tokens", skip_special_tokens)
@@ -182,14 +182,14 @@ class Tokenizer(ABC):
         return b"".join(found).decode("utf-8", "replace")
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer, whole or not at all.
+        """Save the tokenizer atomically.
 
         Args:
-            path: a file whose name ends in `.json`, or a folder, which gets a `tokenizer.json`.
-                Folders that are missing are made.
+            path: a file with the suffix `.json`, or a folder in which to save `tokenizer.json`.
+                Missing folders are created.
 
         Raises:
-            AGI2Error: where it cannot be written, or there is no vocabulary yet.
+            AGI2Error: if it cannot be written, or there is no vocabulary yet.
         """
         path = Path(convert(Path, "path", path))
         if not self.vocab_size:
@@ -201,10 +201,10 @@ class Tokenizer(ABC):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer as `load_tokenizer` does; from a subclass, one of that class.
+        """Load a tokenizer of this class or a subclass; see `load_tokenizer`.
 
         Raises:
-            AGI2Error: where there is none, it cannot be read, or it is of another class.
+            AGI2Error: if there is none, it cannot be read, or it is of another class.
         """
         found = cls._read(path)
         if not isinstance(found, cls):
@@ -213,14 +213,14 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that two tokenizers share when they are the same."""
+        """SHA-256 hash of the serialized tokenizer: equal for equal tokenizers."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.vocab_size
 
     def __bool__(self) -> bool:
-        return True  # one without a vocabulary, too, is a tokenizer
+        return True  # otherwise `__len__` would make a tokenizer without a vocabulary false
 
     def __repr__(self) -> str:
         if not self.vocab_size:
@@ -230,10 +230,10 @@ class Tokenizer(ABC):
 
 
 def as_id(token: Any) -> int:
-    """Check that a token is an integer, of Python, NumPy or PyTorch.
+    """Convert a Python, NumPy or PyTorch integer to an `int`.
 
     Raises:
-        AGI2Error: where it is not.
+        AGI2Error: if it is not an integer.
     """
     if type(token) is int:
         return token
@@ -246,10 +246,10 @@ def as_id(token: Any) -> int:
 
 
 def as_ids(tokens: Any) -> list[int]:
-    """Check that tokens are integers, in one dimension.
+    """Convert a sequence of token ids, (N,), to a list.
 
     Raises:
-        AGI2Error: where they are not.
+        AGI2Error: if it is not a 1-D sequence of integers.
     """
     if hasattr(tokens, "tolist"):  # an array or a tensor
         tokens = tokens.tolist()
@@ -259,10 +259,10 @@ def as_ids(tokens: Any) -> list[int]:
 
 
 def listed(values: Any, name: str) -> list[Any]:
-    """Check that an argument has several values; a `str` is its characters for a vocabulary alone.
+    """Convert an iterable argument to a list; a `str` is one item, except for `vocabulary`.
 
     Raises:
-        AGI2Error: where it has not.
+        AGI2Error: if it is not iterable, or is `bytes` or a mapping.
     """
     if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
         raise AGI2Error(f"{name} must be a list of strings, not {_shown(values)}")
@@ -272,10 +272,10 @@ def listed(values: Any, name: str) -> list[Any]:
 
 
 def new_names(names: Iterable[Any], taken: Collection[str]) -> list[str]:
-    """Check the names of special tokens that are to be added.
+    """Check the names of special tokens to add.
 
     Raises:
-        AGI2Error: where one is no text of up to 200 characters, or taken.
+        AGI2Error: if a name is not a string of 1 to 200 characters, or is already taken.
     """
     found: list[str] = []
     for name in names:
@@ -292,16 +292,16 @@ def new_names(names: Iterable[Any], taken: Collection[str]) -> list[str]:
 
 
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds names in a text, at each place the longest, as its only group."""
+    """Compile a regex with one group that matches any of the names, the longest first."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
 
 def read_texts(texts: str | Path | Iterable[str | Path]) -> Iterator[str]:
-    """Yield texts: each `str` is one, each `Path` is a UTF-8 file that holds one.
+    """Yield texts: each `str` itself, and the contents of each `Path`, a UTF-8 file.
 
     Raises:
-        AGI2Error: where there is anything else, or a file cannot be read.
+        AGI2Error: if there is anything else, or a file cannot be read.
     """
     if isinstance(texts, str | Path):
         yield _read_text(texts, "texts")
@@ -332,7 +332,7 @@ def _read_text(text: Any, name: str) -> str:
         ) from error
 
 
-# No path is longer.
+# PATH_MAX of Linux: a longer text is not a path.
 _LONGEST_PATH = 4096
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of characters, or of the words of a vocabulary of one's own."""
+"""Character-level tokenizer, and word-level tokenizer with a given vocabulary."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from ..utils import log
 from .base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names
 from .tokenizer_json import MAX_TOKENS
 
-# Characters of a part.
+# Characters encoded at a time.
 _CHARACTERS = 1 << 16
 _WORDS = re.compile(r"\w+|\W")
-# Of these a token may be made of at most so many.
+# Maximum matches of `_WORDS` in a token: bounds the longest-match search at each word.
 _MOST_WORDS = 16
 
 
 class BasicTokenizer(Tokenizer):
-    """One token for each character, or for each word of a vocabulary of one's own.
+    """Character-level tokenizer, or word-level tokenizer with a given vocabulary.
 
-    A vocabulary with a token of more than one character is one of words. Text is then cut into
-    words (runs of letters, digits and `_`) and single other characters, white space included. Each
-    becomes the token of that name; where several in a row are a token (`new york`), the longest. A
-    word that is none is spelled where all its characters are tokens, else it is one `<unk>`.
+    It is word-level if a token has more than one character. Text is then split into words (runs of
+    letters, digits and `_`) and single other characters, white space included, and encoded by
+    greedy longest match, so that a token may be several words (`new york`). An out-of-vocabulary
+    word is encoded by character if all its characters are tokens, else as one `<unk>`.
 
     Args:
-        vocabulary: characters or words, in the order of their ids (after `<unk>` and the end of
-            text); without it, `fit` takes the characters of a corpus. To words a space is added
-            where there is none, since it stands between them.
-        lowercase: whether text is lower-cased.
-        fold_whitespace: whether every run of white space becomes one space.
-        special_tokens: names of special tokens, whose ids follow the vocabulary's.
+        vocabulary: characters or words, in the order of their ids, after `<unk>` and the
+            end-of-text token. If `None`, `fit` collects the characters of a corpus. A space is
+            added to words, if missing, since text has one between them.
+        lowercase: whether to lower-case text.
+        fold_whitespace: whether to replace each run of white space by one space.
+        special_tokens: names of special tokens, which get the last ids.
 
     Raises:
-        AGI2Error: where the vocabulary is not made of different strings, or has a special token.
+        AGI2Error: if the vocabulary is not of distinct strings, or contains a special token.
     """
 
     @checked
@@ -88,39 +88,39 @@ class BasicTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of characters or words, and of special tokens; 0 before there are any."""
+        """Vocabulary size, special tokens included; 0 if there is no vocabulary yet."""
         return len(self.vocabulary) if self._tokens else 0
 
     @property
     def end_of_text(self) -> int:
-        """The id of the token between documents."""
+        """Id of the end-of-text token, which separates documents."""
         return 1
 
     @property
     def unknown(self) -> int:
-        """The id of `<unk>`."""
+        """Id of `<unk>`."""
         return 0
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """The ids of `<unk>`, the end of text and those that were added."""
+        """Special tokens, `<unk>` and the end-of-text token included: name to id."""
         first = 2 + len(self._tokens)
         own = {name: id for id, name in enumerate(self._special, first)}
         return {UNKNOWN: 0, END_OF_TEXT: 1, **own}
 
     def add_special_tokens(self, *names: str) -> None:
-        """Add special tokens, with the next ids. `fit` and the file keep them."""
+        """Add special tokens with the next free ids; `fit` and `save` keep them."""
         self._special += new_names(names, self.vocabulary)
         self._number()
 
     def preprocess(self, text: str) -> str:
-        """The text that is really encoded."""
+        """Normalize a text as `encode` does: lower-case it and fold white space, if enabled."""
         if self.lowercase:
             text = text.lower()
         return re.sub(r"\s+", " ", text) if self.fold_whitespace else text
 
     def _fit(self, texts: Iterator[str]) -> None:
-        """Take every character of the texts."""
+        """Build the vocabulary of all characters of the texts."""
         self._set_vocabulary(sorted(set().union(*map(self.preprocess, texts))))
         if not self._tokens:
             log.warning("the tokenizer has learned nothing: there is no text")
@@ -149,7 +149,7 @@ class BasicTokenizer(Tokenizer):
         return ids
 
     def token_bytes(self, token: int) -> bytes:
-        """A character's or word's bytes; U+FFFD for `<unk>`, nothing for other special tokens."""
+        """Return the UTF-8 bytes of a token; U+FFFD for `<unk>`, empty for other special tokens."""
         token = as_id(token)
         if not 0 <= token < len(self.vocabulary):
             raise AGI2Error(f"token {token} is not in a vocabulary of {len(self.vocabulary)}")
@@ -160,7 +160,7 @@ class BasicTokenizer(Tokenizer):
         return self.vocabulary[token].encode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """The tokens and the two switches."""
+        """Serialize the vocabulary and the normalization flags to JSON."""
         content: dict[str, Any] = {
             "type": "basic",
             "lowercase": self.lowercase,
@@ -173,7 +173,11 @@ class BasicTokenizer(Tokenizer):
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], name: str) -> BasicTokenizer:
-        """Make what `to_json` wrote."""
+        """Create a tokenizer from the parsed output of `to_json`; `name` is for messages.
+
+        Raises:
+            AGI2Error: if the content is malformed.
+        """
         broken = f"{name} is not a tokenizer"
         lowercase, fold = content.get("lowercase"), content.get("fold_whitespace")
         if not (isinstance(lowercase, bool) and isinstance(fold, bool)):

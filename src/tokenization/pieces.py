@@ -1,8 +1,8 @@
-"""Cut long texts for the tokenizer: linear in time, bounded in memory, whatever the script.
+"""Split long texts for the BPE tokenizer, in linear time and bounded memory, for any script.
 
-A pre-tokenizer makes words of a text, and byte-pair encoding looks at one word at a time. Where it
-certainly begins a word, a text can be cut without changing its tokens. Text without spaces (DNA,
-base64, some Chinese) can be one word of many megabytes: it is cut at a fixed length.
+BPE merges only within a word of the pre-tokenizer, so a text can be split at a word boundary
+without changing its tokens. Text without spaces (DNA, base64, some Chinese) can be one word of many
+megabytes, which is split at a fixed length.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import re
 from collections.abc import Iterator
 
 MAX_RUN = 1200
-"""Characters without a certain boundary that are encoded together. A longer run is cut after each
-1,200 characters from its beginning: its tokens do not depend on what is around it."""
+"""Maximum characters without a known word boundary that are encoded together. A longer run is split
+every 1,200 characters from its beginning, so its tokens do not depend on the surrounding text."""
 
 PIECE = 1 << 13
-"""Characters of a piece, about. The library keeps some 400 bytes for a token of it."""
+"""Approximate characters per piece. The library allocates about 400 bytes per token of a piece."""
 
-# Only characters whose category no version of Unicode changes. The apostrophe is in neither:
-# contractions begin with it.
+# Only characters whose category is the same in all versions of Unicode. The apostrophe is in
+# neither class: contractions begin with it.
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ɏА-яא-תء-غぁ-ゖァ-ヺ一-龥가-힣"
 _MARKS = "!-&(-/:-@\\[-`{-~、。，．！？：；「」『』（）《》“”…—·"
-# Every known pre-tokenizer (see `tokenizer_file`) begins a word there.
+# Every pre-tokenizer in `tokenizer_json.KNOWN_PATTERNS` begins a word here.
 _BOUNDARY = (
     r"(?<=\S)(?= )"
     rf"|(?<=[{_LETTERS}])(?=[\n0-9{_MARKS}])"
@@ -31,19 +31,19 @@ _LAST_BOUNDARY = re.compile(rf"(?s:.)+(?:{_BOUNDARY})")
 
 
 def cut(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str]:
-    """Cut a text at certain boundaries into pieces of about `size` characters, in order.
+    """Split a text at known word boundaries into pieces of about `size` characters.
 
     Args:
-        text: of any length.
-        run: characters without a boundary after which a cut is made all the same.
-        size: a piece ends at the first boundary found from there on.
+        text: the text.
+        run: maximum characters without a boundary, after which the text is split anyway.
+        size: minimum characters of a piece that ends at a boundary.
 
     Yields:
-        Pieces of at most `size + run` characters, which joined are the text.
+        Pieces of at most `size + run` characters, whose concatenation is the text.
     """
     start = here = 0
     while len(text) - here > run:
-        # One character more than `run`, since a boundary is seen by the character behind it.
+        # One character more than `run`: the lookahead of a boundary needs the next character.
         found = _LAST_BOUNDARY.match(text, here, here + run + 1)
         here = here + run if found is None else found.end()
         if found is None or here - start >= size:
@@ -53,16 +53,16 @@ def cut(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str]:
         yield text[start:]
 
 
-# A word of this length or longer hardly occurs twice.
+# Average characters per word from which a text counts as without spaces: such words rarely repeat.
 _LONG_WORD = 16
-_LOOK = 1 << 16
+_LOOK = 1 << 16  # characters of a stretch, over which that average is taken
 
 
 class SpacelessBudget:
-    """Count the text without spaces, each of whose words is new and has to be remembered.
+    """Limit on the text without spaces to train on: the BPE trainer stores every distinct word.
 
     Args:
-        limit: characters of such text; what comes after them is left out.
+        limit: maximum characters of such text; the rest is skipped.
     """
 
     def __init__(self, limit: int) -> None:
@@ -70,7 +70,7 @@ class SpacelessBudget:
         self.left_out = 0
 
     def take(self, text: str) -> Iterator[str]:
-        """Yield stretches of a text, but for those without spaces beyond the limit."""
+        """Yield the stretches of a text, without those over the limit, counted in `left_out`."""
         for stretch in cut(text, size=_LOOK):
             words = 1 + sum(map(stretch.count, " \n\t"))
             if len(stretch) < _LONG_WORD * words:
