@@ -1,8 +1,8 @@
-"""Arguments of public functions, in the types that people pass.
+"""Argument validation and conversion for public functions, driven by their annotations.
 
-What a value plainly means is accepted (a NumPy integer, a tensor of one number, a `Path`) and
-becomes the plain Python type. Anything else is one line that names the argument. No value gets
-another meaning in silence: `True` is not 1, `"0.8"` is not a number, 50.5 is not 50.
+Equivalent types (a NumPy integer, a zero-dimensional tensor, a `Path`) are converted to the plain
+Python type. Anything else raises a one-line error that names the argument. There is no silent
+coercion: `True` is not 1, `"0.8"` is not a number, 50.5 is not 50.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an annotation allows: from `least` on, to `most`, and below `below`."""
+    """Interval of the numbers that an annotation allows: >= `least`, <= `most` and < `below`."""
 
     least: float
     below: float = math.inf
@@ -59,16 +59,16 @@ class Range:
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 Rate = Annotated[float, Range(0, 1)]
-"""Of dropout."""
+"""A dropout probability, in [0, 1)."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Convert the arguments of a function to its annotations before each call; see `convert`.
+    """Decorate a function to convert its arguments to their annotations; see `convert`.
 
-    What `**options` collects is left to the function.
+    Arguments collected by `*args` and `**kwargs` are passed on unchanged.
 
     Raises:
-        AGI2Error: which names the argument.
+        AGI2Error: on a call, if an argument cannot be converted.
     """
     signature = inspect.signature(function)
     collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -89,7 +89,7 @@ def convert_fields(instance: Any) -> None:
     """Convert the fields of a frozen dataclass to their annotations, in place; see `convert`.
 
     Raises:
-        AGI2Error: which names the field.
+        AGI2Error: if a field cannot be converted.
     """
     hints = _hints_of(instance.__class__)
     for field in fields(instance):
@@ -107,13 +107,13 @@ def convert(hint: Any, name: str, value: Any) -> Any:
 
     Args:
         hint: `int`, `float`, `bool`, `str`, `Path`, a class, a `Literal`, an `Annotated` number
-            with a `Range`, `Sequence[int]` (token ids), `Sequence[str]`, or a union of them. Any
-            other passes the value on as it is.
-        name: of the argument, for the message.
-        value: what was passed.
+            with a `Range`, `Sequence[int]` (token ids), `Sequence[str]`, or a union of them. With
+            any other, the value is returned unchanged.
+        name: name of the argument, for the message.
+        value: the argument.
 
     Raises:
-        AGI2Error: where the value has no such meaning.
+        AGI2Error: if the value is not of an equivalent type, or out of range.
     """
     try:
         return _convert(hint, value)
@@ -124,7 +124,7 @@ def convert(hint: Any, name: str, value: Any) -> Any:
 
 
 class _MismatchError(Exception):
-    """A value has no meaning as the type that is asked for."""
+    """A value cannot be converted to the annotated type."""
 
 
 def _convert(hint: Any, value: Any) -> Any:
@@ -141,7 +141,7 @@ def _convert(hint: Any, value: Any) -> Any:
     if origin is Callable:
         return _fitting(value, callable(value))
     if isinstance(hint, type) and origin is None and hint is not Any:
-        original = getattr(value, "_orig_mod", value)  # of a compiled module
+        original = getattr(value, "_orig_mod", value)  # unwraps a `torch.compile`d module
         return _fitting(value, isinstance(original, hint))
     return value
 
@@ -153,8 +153,8 @@ def _fitting(value: Any, is_fitting: bool) -> Any:
 
 
 def _convert_to_any(hints: Sequence[Any], value: Any) -> Any:
-    """Convert to the first of several types that the value has a meaning as."""
-    if Path in hints:  # a string is one, too
+    """Convert to the first type of a union that the value can be converted to."""
+    if Path in hints:  # a string is also a path, which its converter checks
         hints = [hint for hint in hints if hint is not str]
     for hint in hints:
         try:
@@ -165,12 +165,12 @@ def _convert_to_any(hints: Sequence[Any], value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What an array or a tensor of no dimension holds, as Python's own type; others as they are."""
+    """Convert a zero-dimensional array or tensor to a Python scalar; return others unchanged."""
     return value.item() if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 else value
 
 
 def to_int(value: Any) -> int:
-    """An integer, or another number of the same value: 50.0, but not 50.5, `True` or "50"."""
+    """Convert a number to an integer of the same value: 50.0, but not 50.5, `True` or "50"."""
     value = _plain(value)
     if type(value) is int:
         return value
@@ -181,7 +181,7 @@ def to_int(value: Any) -> int:
 
 
 def to_float(value: Any) -> float:
-    """A number; an integer stays one."""
+    """Convert a number to a float; an integer is returned unchanged."""
     value = _plain(value)
     if type(value) in (int, float):
         return typing.cast(float, value)
@@ -213,7 +213,7 @@ def _to_strings(value: Any) -> list[str]:
 
 
 def _to_ids(value: Any) -> Sequence[int]:
-    """Token ids: a sequence of integers, or an array or tensor of one row of them."""
+    """Convert token ids, a sequence of integers or a 1-D array or tensor, to a Python sequence."""
     if isinstance(value, list | tuple) and all(type(each) is int for each in value):
         return value
     if hasattr(value, "ndim"):
@@ -224,7 +224,7 @@ def _to_ids(value: Any) -> Sequence[int]:
 
 
 def _is_large(value: Any) -> bool:
-    """Whether a value's `repr` says less than its type: a model's, an array's."""
+    """Return whether to show a value by its type, since its `repr` is long: a model, an array."""
     return hasattr(value, "parameters") or hasattr(value, "vocab_size") or hasattr(value, "ndim")
 
 
@@ -241,7 +241,7 @@ _CONVERTERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
 
 
 def _describe(hint: Any) -> str:
-    """What a message calls a type."""
+    """Return the description of a type for messages."""
     origin, inside = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return f"{_describe(inside[0])} {inside[1]}"
@@ -258,10 +258,10 @@ def _describe(hint: Any) -> str:
 
 
 def as_tensor(name: str, value: Any) -> torch.Tensor:
-    """A tensor as it is, or what an array or nested lists hold as one.
+    """Convert an array or nested lists to a tensor; return a tensor unchanged.
 
     Raises:
-        AGI2Error: where it is neither.
+        AGI2Error: if the value cannot be converted.
     """
     import torch
 
@@ -274,10 +274,10 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def as_device(name: str, value: Any) -> torch.device:
-    """A device as it is, or the one of a name.
+    """Convert a device name to a `torch.device`; return a device unchanged.
 
     Raises:
-        AGI2Error: where there is none of that name.
+        AGI2Error: if the name is not a valid device.
     """
     import torch
 
@@ -292,16 +292,16 @@ def as_device(name: str, value: Any) -> torch.device:
 
 
 def check_vectors(name: str, x: Any, width: int, dims: int | None = None) -> None:
-    """Raise where something is not a tensor of vectors of `width` floating-point numbers.
+    """Check that an argument is a floating-point tensor (..., C).
 
     Args:
-        name: of the argument.
-        x: what was passed.
-        width: of its last dimension.
-        dims: how many dimensions it must have; any number by default.
+        name: name of the argument, for the message.
+        x: the argument.
+        width: required size C of the last dimension.
+        dims: required number of dimensions; any by default.
 
     Raises:
-        AGI2Error: which names the argument, and its shape or type.
+        AGI2Error: if it is not a floating-point tensor of such a shape.
     """
     shape = "(B, T, C)" if dims == 3 else "(..., C)"
     wanted = f"{name} must be a floating-point tensor {shape} with C = {width}"

@@ -1,25 +1,25 @@
-"""`AGI2Error`, the one exception that means: the user can fix this; and text safe to print."""
+"""`AGI2Error`, the exception for errors that the user can fix, and escaping of printed text."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 MAX_LINE = 300
-"""Characters of a line of a message: input that is quoted in it may be of any length."""
+"""Maximum characters per line of a message, since quoted input may be arbitrarily long."""
 
-# C0 and C1 controls, line and paragraph separators, overrides of the writing direction, and halves
-# of surrogate pairs (what Python makes of a file name that is not UTF-8).
+# C0 and C1 controls, line and paragraph separators, bidirectional controls, and lone surrogates
+# (as which Python decodes the invalid bytes of a file name that is not UTF-8).
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Escape what a terminal would act on instead of showing it: `\x1b` becomes the text `\x1b`.
+    r"""Escape control characters, such as those of terminal escape sequences, as text like `\x1b`.
 
     Args:
         text: any string.
-        keep: control characters that stay as they are, such as `"\n\t"`.
+        keep: control characters not to escape, such as `"\n\t"`.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
@@ -32,12 +32,12 @@ _URL = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def mask_urls(text: str) -> str:
-    """Hide what may be secret in every web address: its login, and the values in its query."""
+    """Mask possible secrets in every URL: the user information and the query values."""
     return _URL.sub(lambda found: _mask_url(found[0]), text)
 
 
 def masked(value: Any) -> Any:
-    """A copy of a configuration or a value of one, each text in it as `mask_urls` shows it."""
+    """Return a copy of a configuration, or of one of its values, with all URLs masked."""
     if isinstance(value, str):
         return mask_urls(value)
     if isinstance(value, Mapping):
@@ -51,7 +51,7 @@ def _mask_url(url: str) -> str:
     place, mark, query = rest.partition("?")
     authority = place.split("/", 1)[0]
     port = authority.rpartition(":")[2]
-    # A password may hold a slash that ought to have been quoted.
+    # A password may contain a slash that is not percent-encoded.
     part = authority if "@" in authority or port == authority or port.isdecimal() else place
     if "@" in part:
         place = "***@" + place[part.rindex("@") + 1 :]
@@ -60,13 +60,13 @@ def _mask_url(url: str) -> str:
 
 
 def one_line(text: str, limit: int = MAX_LINE) -> str:
-    """Make any text one printable line of at most `limit` characters, cut in its middle.
+    """Convert any text to one printable line of at most `limit` characters, with masked URLs.
 
-    Logins and queries of web addresses are masked.
-    A message names what is wrong at its beginning and what to do at its end: both are kept.
+    Longer text is shortened in the middle: a message says what is wrong at its beginning and what
+    to do at its end.
     """
     text = mask_urls(text)
-    # Escaping makes a text longer, never shorter: nothing beyond this is ever shown.
+    # Escaping never shortens a text, so characters beyond this would not be shown anyway.
     if len(text) > 4 * limit:
         text = text[: 2 * limit] + text[-2 * limit :]
     text = printable(text)
@@ -77,7 +77,7 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message, also where Python cannot say it: too many digits, too many levels."""
+    """Return a value's `repr` for a message, or its type if `repr` fails (size, recursion)."""
     try:
         return one_line(repr(value))
     except (ValueError, RecursionError):
@@ -85,14 +85,13 @@ def shown(value: object) -> str:
 
 
 class AGI2Error(ValueError):
-    """A mistake in the input: a clear line for each problem that says what, where and what to do.
+    """An error that the user can fix, with one line per problem: what, where, and what to do.
 
-    The command line prints the lines and exits with status 2. Anything else that is raised is a
-    bug, and keeps its traceback.
+    The command line prints the lines and exits with status 2. Any other exception is a bug, and is
+    printed with its traceback.
 
     Args:
-        *problems: the lines. Whatever input they quote, each is printed as one line of at most
-            `MAX_LINE` characters, without control characters.
+        *problems: messages; each is converted to one printable line (see `one_line`).
     """
 
     def __init__(self, *problems: str) -> None:

@@ -1,8 +1,8 @@
-"""What a `tokenizer.json` made elsewhere may hold, checked before the library builds it.
+"""Validate an untrusted `tokenizer.json` before the `tokenizers` library loads it.
 
-`tokenizers` panics on some files, takes gigabytes for others (a chain of replacements), and
-searches without end with some regular expressions. What is known to be safe and to lose no text is
-allowed; everything else is refused by its name.
+The library panics on some files, allocates gigabytes for others (a chain of Replace normalizers),
+and backtracks forever on some regular expressions. This is an allowlist of components that are
+known to be safe and lossless; any other is rejected with an error that names it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MAX_TOKENS = 1_000_000
 MAX_ADDED = 2_000
 MAX_PARTS = 8
 MAX_NAME = 200
-"""Characters of an added token."""
+"""Maximum characters of an added token."""
 
-# By these GPT-2, GPT-4 (and Llama 3), Qwen 2 and GPT-4o cut text into words.
+# Pre-tokenizer patterns of GPT-2, GPT-4 (and Llama 3), Qwen 2 and GPT-4o, in this order.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -43,10 +43,10 @@ KNOWN_PATTERNS = (
 
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
-    """Read the JSON object that a tokenizer's file holds.
+    """Read a tokenizer's JSON file.
 
     Raises:
-        AGI2Error: where it cannot be read, is too large, or holds anything else.
+        AGI2Error: if it cannot be read, is too large, or is not a JSON object.
     """
     data = read_bounded(path)
     try:
@@ -59,10 +59,10 @@ def read_tokenizer_file(path: Path) -> dict[str, Any]:
 
 
 def read_bounded(path: Path) -> bytes:
-    """Read a file of at most 64 MB.
+    """Read a file of at most `MAX_FILE_BYTES` (64 MB).
 
     Raises:
-        AGI2Error: where it cannot be read, or is larger.
+        AGI2Error: if it cannot be read, or is larger.
     """
     data = read_bytes(path, MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -71,22 +71,22 @@ def read_bounded(path: Path) -> bytes:
 
 
 def build(content: Mapping[str, Any], name: str) -> tokenizers.Tokenizer:
-    """Check what a file holds, and have the library build exactly that.
+    """Validate a tokenizer's content and load it with the library.
 
     Args:
-        content: of the file.
-        name: of the file, for messages.
+        content: the parsed JSON.
+        name: name of the file, for messages.
 
     Raises:
-        AGI2Error: where a part is not allowed, or the library refuses it.
+        AGI2Error: if a component is not allowed, or the library rejects the content.
     """
     check_byte_level(content, name)
-    # Not the file's own text, whose repeated keys two readers may read differently. A text is
-    # never cut to a length or filled up.
+    # Serialized again, so that the library parses what was checked: parsers differ on duplicate
+    # keys. Truncation and padding are disabled.
     text = json.dumps({**content, "truncation": None, "padding": None})
     with guarded(f"{name} is not a tokenizer"):
         built = tokenizers.Tokenizer.from_str(text)
-    # The library may give an added token another id than the file does.
+    # The library may assign another id to an added token than the file does.
     for each in content.get("added_tokens", []):
         token, id = each["content"], each["id"]
         if built.token_to_id(token) != id or built.id_to_token(id) != token:
@@ -99,24 +99,24 @@ def build(content: Mapping[str, Any], name: str) -> tokenizers.Tokenizer:
 
 @contextlib.contextmanager
 def guarded(problem: str) -> Iterator[None]:
-    """Turn whatever the library raises, a panic included, into one line.
+    """Context manager that converts any exception of the library, panics included.
 
     Raises:
-        AGI2Error: beginning with `problem`.
+        AGI2Error: with a message that begins with `problem`.
     """
     try:
         yield
     except (AGI2Error, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a panic in Rust is no Exception
+    except BaseException as error:  # PyO3's PanicException does not derive from Exception
         raise AGI2Error(f"{problem}: {error}") from error
 
 
 def check_byte_level(content: Mapping[str, Any], name: str) -> None:
-    """Check every part of a byte-level tokenizer.
+    """Check every component of a byte-level BPE tokenizer.
 
     Raises:
-        AGI2Error: naming the part that is broken, unknown, unbounded, or would lose text.
+        AGI2Error: if a component is malformed, unknown, unbounded or lossy.
     """
     check = _Check(name)
     check.model(content.get("model"))
@@ -128,10 +128,10 @@ def check_byte_level(content: Mapping[str, Any], name: str) -> None:
 
 
 class _Check:
-    """One method for each part of the file.
+    """Validator with one method per component of the file; each raises `AGI2Error`.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -148,7 +148,7 @@ class _Check:
         return kind
 
     def _parts(self, part: Any, key: str) -> list[Any]:
-        """The parts of a sequence, or the only one; a sequence inside a sequence is none."""
+        """Return the components of a `Sequence`, or the single one; nested sequences stay."""
         if part is None:
             return []
         if not isinstance(part, dict) or part.get("type") != "Sequence":
@@ -159,7 +159,7 @@ class _Check:
         return inside
 
     def model(self, model: Any) -> None:
-        """Byte-pair encoding that is deterministic, and whose ids and merges fit together."""
+        """Check that the model is deterministic BPE with consistent vocabulary and merges."""
         if self._kind(model, "model") != "BPE":
             raise self._refuse(f"its model is {model['type']}, not BPE")
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -172,7 +172,7 @@ class _Check:
         self._merged = {self._product(merge, vocab) for merge in merges}
 
     def _product(self, merge: Any, vocab: dict[str, int]) -> str:
-        """The token that a merge makes."""
+        """Return the token that a merge produces."""
         try:
             first, second = merge.split(" ") if isinstance(merge, str) else merge
             known = first in vocab and second in vocab and first + second in vocab
@@ -191,23 +191,23 @@ class _Check:
             raise self._refuse("two tokens of its vocabulary have the same id")
 
     def _id(self, token: object, id: Any, limit: int) -> None:
-        """Gaps are allowed; a few tokens whose ids go to billions are not."""
+        """Check the id of a token: gaps are allowed, but ids must not be arbitrarily large."""
         if type(id) is not int or not 0 <= id < limit:
             raise self._refuse(f"the token {_show(token)} has the id {id!r}, not 0 to {limit - 1}")
 
     def decoder(self, decoder: Any) -> None:
-        """The one that makes bytes of tokens."""
+        """Check that the decoder is byte-level."""
         if self._kind(decoder, "decoder") != "ByteLevel":
             raise AGI2Error(f"{self._name} is not a byte-level tokenizer")
 
     def normalizer(self, part: Any) -> None:
-        """None, or NFC: the others lose text, and some make it grow without bound."""
+        """Check that the normalizer is none or NFC: others are lossy, and some are unbounded."""
         for kind in (self._kind(each, "normalizer") for each in self._parts(part, "normalizers")):
             if kind != "NFC":
                 raise self._refuse(f"its normalizer {kind} changes text that is not given back")
 
     def pre_tokenizer(self, part: Any) -> None:
-        """What cuts text into words that are certainly short, and leaves nothing out."""
+        """Check that the pre-tokenizer splits text into bounded words without dropping any."""
         splits = False
         parts = self._parts(part, "pretokenizers")
         for each in parts:
@@ -241,7 +241,7 @@ class _Check:
             raise self._refuse(f"its Split has behavior and invert {how!r}")
 
     def post_processor(self, part: Any) -> None:
-        """What adds nothing where no special tokens are asked for."""
+        """Check that the post-processor adds nothing if `add_special_tokens` is false."""
         for each in self._parts(part, "processors"):
             kind = self._kind(each, "post_processor")
             if kind == "TemplateProcessing":
@@ -257,7 +257,7 @@ class _Check:
                 raise self._refuse(f"its post_processor {kind} is unknown here")
 
     def added_tokens(self, added: Any, model: Mapping[str, Any]) -> None:
-        """Few, short, with ids of their own; those that stand in text may not eat white space."""
+        """Check that added tokens are few, short, unique, and do not strip white space in text."""
         if not isinstance(added, list) or len(added) > MAX_ADDED:
             raise self._refuse(f"added_tokens is no list of at most {MAX_ADDED:,}")
         vocab = model["vocab"]
@@ -289,8 +289,8 @@ def _show(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# Every byte of UTF-8's, all kinds of white space, characters of two to four bytes, and what is
-# joined, written from the right, or no character.
+# Characters of one to four UTF-8 bytes from all planes, all kinds of white space, combining marks,
+# joined emoji, right-to-left script, and noncharacters.
 SAMPLES: tuple[str, ...] = (
     "".join(map(chr, range(0x180))),
     "".join(chr(c) for c in range(0x400, 0x110000, 0x3FD) if not 0xD800 <= c < 0xE000),
@@ -307,17 +307,17 @@ def try_out(
     more: Iterable[str],
     name: str,
 ) -> None:
-    """Encode and decode samples of all kinds of text.
+    """Check that encoding and decoding round-trips `SAMPLES`.
 
     Args:
-        encode: of the tokenizer.
-        decode: of the tokenizer.
-        expect: what a text is decoded as.
-        more: texts beside `SAMPLES`.
-        name: of the tokenizer, for messages.
+        encode: the tokenizer's `encode`.
+        decode: the tokenizer's `decode`.
+        expect: the expected result for a text: its normalization.
+        more: texts to check in addition to `SAMPLES`.
+        name: name of the tokenizer, for messages.
 
     Raises:
-        AGI2Error: where a sample does not come back.
+        AGI2Error: if a sample does not round-trip.
     """
     with guarded(f"{name} is not a tokenizer that AGI2 can use"):
         for sample in (*SAMPLES, *more):
