@@ -210,10 +210,11 @@ class EpochBatches:
         """Compute the shuffled window starts of an epoch, unless they are cached."""
         if epoch == self._epoch:
             return
+        # A seed per (seed, epoch), unique for up to 1,000,003 epochs, in the range of manual_seed.
         generator = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         stride = self.dataset.stride
         # The first window starts at the first token and the last ends at the last token. The others
-        # are one stride apart, at a random offset that leaves no gap over a stride at either end.
+        # are one stride apart, at a random offset with which the two end gaps are at most a stride.
         least = self._room - (self.windows - 2) * stride if self.windows > 2 else stride
         offset = torch.randint(least, stride + 1, (), generator=generator, device="cpu")
         order = torch.randperm(self.windows, generator=generator, device="cpu")

@@ -326,7 +326,7 @@ def new_tokenizer(
         return load_tokenizer(kind), False
     try:
         library = tokenizers.Tokenizer.from_pretrained("openai-community/gpt2")
-    except Exception as error:  # the library raises bare exceptions for network and cache errors
+    except Exception as error:  # network and cache errors are of many types
         raise AGI2Error(
             "GPT-2's vocabulary could not be fetched: put its vocab.json and merges.txt into a "
             'folder and set tokenizer = "that/folder"'

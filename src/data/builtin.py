@@ -19,7 +19,7 @@ def python_docs() -> Iterator[str]:
     parsing source files; no module is imported or executed. Tables, code and markup are dropped.
 
     Yields:
-        One document per help topic, then one per module.
+        One document per help topic, then one per module, if it has any prose.
     """
     from pydoc_data.topics import topics
 
@@ -70,6 +70,6 @@ def _docstrings_below(node: ast.AST) -> Iterator[str]:
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
         yield docstring
-    # Only statements are visited: expressions are most of an AST, and contain no docstrings.
+    # Only bodies are visited: expressions are most of an AST, and contain no docstrings.
     for statement in getattr(node, "body", ()):
         yield from _docstrings_below(statement)

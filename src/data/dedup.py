@@ -109,7 +109,7 @@ def _all_shingles(documents: Sequence[str], rate: int) -> tuple[np.ndarray, np.n
 
 
 def _packed(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
-    """Pack short documents into blocks, since numpy calls on each alone would be slow.
+    """Pack documents into blocks, to amortize the overhead of NumPy calls.
 
     Yields:
         The index of the first document, the offset of each in the block, and the block.
@@ -153,12 +153,8 @@ def _pairs(hashes: np.ndarray, owners: np.ndarray, count: int) -> Iterator[tuple
     """Yield pairs of document indices with the number of shingles that they share.
 
     For each shingle, its first document is paired with every other, and each with the next one:
-    linear, since all pairs would be quadratic.
-
-    Args:
-        hashes: sorted hashes, (N,), each once per document.
-        owners: document index of each hash, (N,).
-        count: number of documents.
+    linear, since all pairs would be quadratic. `hashes`, (N,), are sorted and unique per document
+    in `owners`, (N,).
     """
     again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
     if not len(again):

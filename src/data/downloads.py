@@ -115,11 +115,6 @@ class _Transfer:
 
     It runs in a daemon thread, so that the deadline bounds the total time: a socket timeout covers
     neither a DNS lookup nor a server that sends one byte per second.
-
-    Args:
-        url: the URL.
-        file: file open for writing.
-        most_bytes: maximum size in bytes.
     """
 
     def __init__(self, url: str, file: BinaryIO, most_bytes: int) -> None:
@@ -207,8 +202,7 @@ def _without_password(url: str) -> tuple[str, str]:
 
 def _request(url: str) -> urllib.request.Request:
     url, login = _without_password(url)
-    # Percent-encode spaces and non-ASCII characters only; `%` is safe, so that nothing is encoded
-    # twice.
+    # Percent-encode spaces and non-ASCII characters; `%` is safe, so that nothing is encoded twice.
     url = urllib.parse.quote(url, safe="".join(map(chr, range(33, 127))))
     headers = {"User-Agent": "agi2", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers)

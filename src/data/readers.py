@@ -88,11 +88,7 @@ def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:
 
 
 def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
-    """Yield the text column of each row.
-
-    Raises:
-        Unreadable: if a row does not have as many fields as the first one, or is malformed.
-    """
+    """Yield the text column of each row; all rows must have as many fields as the first one."""
     csv.field_size_limit(2**31 - 1)  # a C long, which has 32 bits on Windows
     separator, columns = _columns(path, text, text_field)
     column = columns.index(text_field)
@@ -141,9 +137,6 @@ def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
 
     Returns:
         The separator and the column names.
-
-    Raises:
-        Unreadable: if no separator gives that column, or it is not unique.
     """
     found: dict[str, list[str]] = {}
     for separator in _SEPARATORS:

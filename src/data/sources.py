@@ -197,11 +197,7 @@ def _working_folder() -> str:
 
 
 def _check_found(source: Source, paths: Iterable[Path]) -> Source:
-    """Set the source's files to the sorted paths whose first bytes look like text.
-
-    Raises:
-        AGI2Error: if there are none.
-    """
+    """Set the source's files to the paths, sorted, that look like text; count the others."""
     first_problem = ""
     for path in sorted(paths):
         try:
@@ -271,10 +267,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
-    """Yield the paths that a glob pattern matches; a prefix that exists is literal, `[` included.
-
-    Files in run directories are counted as skipped.
-    """
+    """Yield the paths that a glob pattern matches; a prefix of it that exists is literal."""
     prefix, parts = _existing_prefix(pattern)
     if "**" not in parts:
         for match in glob.glob(os.path.join(glob.escape(prefix), *parts)):

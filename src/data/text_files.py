@@ -165,12 +165,8 @@ def read_content(path: Path) -> bytes:
 
 
 def _read_stream(file: BinaryIO, name: str) -> bytes:
-    """Read a stream of unknown length to its end.
-
-    Raises:
-        Unreadable: if it has more than a quarter of the available memory.
-    """
-    # The text, its tokens and the growth of the array need memory, too.
+    """Read a stream of unknown length to its end."""
+    # The copy to `bytes`, the decoded text and its tokens need memory, too.
     most = psutil.virtual_memory().available // 4
     content = bytearray()
     while chunk := file.read(_CHUNK):

@@ -28,7 +28,7 @@ class Tokenizer(ABC):
     """Base class of all tokenizers. Text is never encoded as a special token unless allowed."""
 
     _read: ClassVar[Callable[[str | Path], Tokenizer]]
-    """`load_tokenizer`, set by its module: it imports every subclass, so it cannot be imported."""
+    """`load_tokenizer`, set by its module, since importing it here would be circular."""
 
     @property
     @abstractmethod

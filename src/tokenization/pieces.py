@@ -21,7 +21,7 @@ PIECE = 1 << 13
 # neither class: contractions begin with it.
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ɏА-яא-תء-غぁ-ゖァ-ヺ一-龥가-힣"
 _MARKS = "!-&(-/:-@\\[-`{-~、。，．！？：；「」『』（）《》“”…—·"
-# Every pre-tokenizer in `tokenizer_json.KNOWN_PATTERNS` begins a word here.
+# Every pre-tokenizer that `tokenizer_json` allows begins a word here.
 _BOUNDARY = (
     r"(?<=\S)(?= )"
     rf"|(?<=[{_LETTERS}])(?=[\n0-9{_MARKS}])"

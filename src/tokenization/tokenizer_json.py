@@ -19,6 +19,7 @@ import tokenizers
 from ..errors import AGI2Error
 from ..utils import parse_json, read_bytes
 
+# Limits that bound time and memory for untrusted files.
 MAX_FILE_BYTES = 64_000_000
 MAX_TOKENS = 1_000_000
 MAX_ADDED = 2_000
@@ -148,7 +149,7 @@ class _Check:
         return kind
 
     def _parts(self, part: Any, key: str) -> list[Any]:
-        """Return the components of a `Sequence`, or the single one; nested sequences stay."""
+        """Return the components of a `Sequence`, or the single one; no nested one is expanded."""
         if part is None:
             return []
         if not isinstance(part, dict) or part.get("type") != "Sequence":
