@@ -1,6 +1,6 @@
-"""The loss of next-token prediction, without the logits of all tokens in memory at once.
+"""Chunked cross-entropy for next-token prediction, which never materializes all logits at once.
 
-N tokens, B sequences, T tokens of each, C channels, V vocabulary.
+N tokens (B * T), B batch, T time, C channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ..cuda_utils import LOGITS_AT_ONCE
 from ..model import GPT2Model
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From inputs and targets, (B, T) each, to the mean loss."""
+"""Takes inputs and targets, (B, T) each; returns the mean loss."""
 
 
 class NextTokenLoss(nn.Module):
-    """A model and its loss as one module: what is compiled, and what processes share.
+    """A model and its loss as one module, which is wrapped in DDP or FSDP and compiled.
 
-    The logits never exist for more than `LOGITS_AT_ONCE` tokens at once.
+    Logits are materialized for at most `LOGITS_AT_ONCE` tokens at a time.
 
     Args:
-        model: a GPT-2.
+        model: the model.
     """
 
     def __init__(self, model: GPT2Model) -> None:
@@ -33,20 +33,20 @@ class NextTokenLoss(nn.Module):
         self.model = model
 
     def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Inputs and targets (B, T) to the mean cross-entropy in nats."""
+        """Return the mean cross-entropy, in nats per token, of inputs and targets (B, T)."""
         hidden = self.model.hidden_states(inputs).flatten(0, 1)
         weight, targets = self.model.output_weight, targets.flatten()
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if dtype == torch.float16:
-            # Its gradients vanish unless they are scaled before they leave fp32.
+            # Its gradients underflow unless the scaler scales them while they are in fp32.
             return F.cross_entropy(F.linear(hidden, weight).float(), targets)
         loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype)
         return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """cross_entropy(hidden @ weight.T, targets), whose gradients are made along with the loss."""
+    """cross_entropy(hidden @ weight.T, targets), with the gradients computed in `forward`."""
 
     @staticmethod
     def forward(
@@ -56,7 +56,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         dtype: torch.dtype | None,
     ) -> torch.Tensor:
-        """Hidden (N, C), weight (V, C) and targets (N,) to the mean loss; products in `dtype`."""
+        """Compute the mean loss and its gradients; matrix products are in `dtype`.
+
+        Args:
+            ctx: the autograd context.
+            hidden: final hidden states (N, C).
+            weight: the LM head's weight (V, C).
+            targets: token ids (N,).
+            dtype: the autocast dtype; `None` for that of `weight`.
+        """
         vocabulary = len(weight)
         matrix = weight.detach()
         if dtype is not None:
@@ -65,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden.to(dtype)
         loss = weight.new_zeros(())
         grad_hidden = torch.empty_like(hidden)
-        # Of a head that is not trained, as with LoRA, nobody asks for it.
+        # Not needed if the LM head is frozen, as with LoRA.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         rows = weight.new_empty(min(len(hidden), LOGITS_AT_ONCE), _row_length(vocabulary))
         for x, y, grad in zip(
@@ -81,12 +89,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 logits = x @ matrix.T
                 scores.copy_(logits[:, :vocabulary])
-            # In place, and over whole rows: on a CPU that takes a quarter of the time.
+            # In place, and on contiguous rows, padding included: 4 times as fast on a CPU.
             rows[:, vocabulary:] = -torch.inf
             torch.log_softmax(rows, -1, out=rows)
             at = (torch.arange(len(y), device=y.device), y)
             loss -= scores[at].sum()
-            # d loss / d logits = probability - 1 at the target.
+            # d loss / d logits = softmax(logits) - one_hot(targets).
             rows.exp_()
             scores[at] -= 1.0
             if dtype is None:
@@ -106,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(
         ctx: Any, grad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
-        """Both gradients, scaled in place: nobody else holds them."""
+        """Return the gradients of `hidden` and `weight`, scaled in place by `grad` / N."""
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad / len(grad_hidden)
         if grad_weight is not None:
@@ -115,9 +123,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _row_length(vocabulary: int) -> int:
-    """Room for a row of logits: an odd number of cache lines.
+    """Return the padded length of a row of fp32 logits: an odd number of 64-byte cache lines.
 
-    A product whose rows begin anywhere, or all at the same places of the cache, takes up to half
-    as long again.
+    Unaligned rows, and rows that map to the same cache sets (a stride of a power of two), make a
+    matrix product up to 50% slower.
     """
     return 16 * (-(-vocabulary // 16) | 1)

@@ -16,10 +16,10 @@ Optimizer = torch.optim.Optimizer
 
 
 def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
-    """The optimizers that a configuration names; each group's `initial_lr` is its highest rate.
+    """Create the configured optimizers; each parameter group's `initial_lr` is its peak lr.
 
-    `adamw`: one AdamW. `muon`: Muon on the matrices inside the blocks, AdamW on embeddings,
-    head, biases and norms.
+    `adamw`: AdamW (Loshchilov and Hutter, 2019) for all parameters. `muon`: Muon for the matrices
+    of the transformer blocks, AdamW for embeddings, LM head, biases and layer norms.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     inside = {
@@ -39,7 +39,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
         )
     ]
     if inside:
-        # Query, key and value are three matrices in one parameter.
+        # Query, key and value are three matrices concatenated in one parameter.
         split = [{"params": [p], "parts": 3 if "qkv" in name else 1} for name, p in inside.items()]
         optimizers.append(Muon(split, config.muon_learning_rate, config.weight_decay))
     for optimizer in optimizers:
@@ -49,7 +49,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay; biases and layer norms without. Empty groups are left out."""
+    """Return groups with weight decay (matrices) and without (biases, layer norms), if any."""
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -58,16 +58,16 @@ def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> lis
 
 
 class Muon(Optimizer):
-    """Momentum whose every matrix is orthogonalised (Jordan et al., 2024).
+    """Muon: Nesterov momentum with orthogonalized updates (Jordan et al., 2024).
 
-    All matrices of one shape are orthogonalised together, as one batched product.
+    Matrices of the same shape are orthogonalized in one batched matrix product.
 
     Args:
-        params: groups of matrices; a group's `parts` says how many matrices stand on top of each
-            other in each of its parameters (3 for query, key and value), 1 by default.
-        lr: the learning rate; an update has a root mean square of about lr / sqrt(columns).
-        weight_decay: decoupled, times the learning rate.
-        momentum: of the Nesterov average.
+        params: parameter groups of matrices. A group's `parts` is the number of matrices that are
+            concatenated along dim 0 in each of its parameters (3 for query, key, value); default 1.
+        lr: the learning rate; the RMS of an update is about lr / sqrt(columns).
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        momentum: the Nesterov momentum.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Perform one optimization step on the parameters that have a gradient."""
         by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
         updates: list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]] = []
         for group in self.param_groups:
@@ -90,18 +90,18 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])
-                # Of a sharded matrix every process needs all: a part has other singular values.
+                # Under FSDP, all-gather it: the singular values of a shard are different.
                 update = whole(update)
                 updates.append((parameter, update, group))
                 for part in update.chunk(group["parts"]):
-                    # The smaller side first: the products below are then the smallest.
+                    # rows <= columns, so that x @ x.mT is the smaller Gram matrix.
                     part = part.mT if part.size(0) > part.size(1) else part
                     by_shape[part.shape].append(part)
         for parts in by_shape.values():
             for part, result in zip(parts, orthogonalize(torch.stack(parts)), strict=True):
                 part.copy_(result)
         for parameter, update, group in updates:
-            # A tall matrix moves further, as its outputs are more.
+            # Jordan et al. scale by sqrt(max(1, rows / columns)).
             tallness = update.size(0) / group["parts"] / update.size(1)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * math.sqrt(max(1.0, tallness))
@@ -109,14 +109,14 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Bring the singular values of matrices (N, rows, columns), rows <= columns, close to 1.
+    """Orthogonalize matrices (N, rows, columns), rows <= columns, approximately.
 
-    Newton-Schulz iteration with the coefficients of Jordan et al. (2024), which trade an exact 1
-    for speed: singular values end between about 0.7 and 1.2.
+    A quintic Newton-Schulz iteration with the coefficients of Jordan et al. (2024), which trade
+    accuracy for speed: singular values converge to between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    # Tensor cores make short work of it, and the coefficients forgive the rounding.
+    # bf16 runs on tensor cores; the iteration is stable under its rounding.
     if x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         x = x.bfloat16()  # pragma: needs gpu
     for _ in range(steps):
@@ -126,8 +126,8 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return x
 
 
-# Warm-up is over when this share of the run is done, however few steps that was; but it has so many
-# steps where the run is slow or begins with a pause, such as that of compiling.
+# Warmup ends when this share of the run is done, whatever the number of steps; but not before this
+# many steps, for runs that are slow or begin with a pause, such as compilation.
 WARMUP_SHARE, SHORTEST_WARMUP = 0.1, 5
 
 
@@ -139,26 +139,26 @@ def learning_rate_factor(
     decay_fraction: float = 0.2,
     clock: float = 0.0,
 ) -> float:
-    """Compute what the learning rate is multiplied by: a pure function of where the run is.
+    """Compute the multiplicative factor of the learning rate: a pure function of the progress.
 
-    The share of the run that is done is that of its steps or that of its time, whichever is
-    larger. Warm-up and decay both follow it, and meet where warm-up ends: the factor is
-    continuous in the steps and in the time. Without a clock, it depends on the steps alone.
+    Progress is the completed fraction of the steps or of the time limit, whichever is larger.
+    Warmup and decay both follow it: the factor is continuous in steps and in time. Without a time
+    limit, it depends on the steps alone.
 
     Args:
-        schedule: `constant`, or one that falls from 1 after warm-up to 0 at the end: `linear`,
-            `cosine` (Loshchilov and Hutter, 2017), or `wsd`, which is constant until its linear
-            fall (warm-up, stable, decay: Hu et al., 2024).
+        schedule: `constant`, or a decay from 1 after warmup to 0 at the end: `linear`, `cosine`
+            (Loshchilov and Hutter, 2017), or `wsd` (warmup, stable, decay: Hu et al., 2024), which
+            is constant until a linear decay.
         step: steps done, counted from 0.
-        total_steps: steps at most, at least 1.
-        warmup_steps: steps in which the rate rises linearly, the first with 1 / (warmup + 1);
-            fewer where they would be more than a tenth of the run.
-        decay_fraction: the share of the run after warm-up in which `wsd` falls.
-        clock: the share of the run's time that is over; 0 where no time limits it.
+        total_steps: maximum number of steps, at least 1.
+        warmup_steps: steps of linear warmup, of which the first has 1 / (warmup + 1); at most a
+            tenth of the run.
+        decay_fraction: the fraction of the run after warmup in which `wsd` decays.
+        clock: the elapsed fraction of the time limit; 0 without one.
     """
     progress = min(max(step / total_steps, clock), 1.0)
     warmup = min(warmup_steps, total_steps // 10)
-    # Of a run that its clock ends, the length in steps is estimated: step / progress.
+    # With a time limit, the total number of steps is estimated as step / progress.
     by_clock = min(warmup * progress / max(step, 1), WARMUP_SHARE)
     start = warmup / total_steps if clock <= step / total_steps else by_clock
     fastest = step / max(min(warmup, SHORTEST_WARMUP), 1)
@@ -167,7 +167,7 @@ def learning_rate_factor(
 
 
 def _decay(schedule: str, progress: float, decay_fraction: float) -> float:
-    """The factor after warm-up, from 1 to 0 as `progress` goes from 0 to 1."""
+    """Return the factor after warmup, from 1 to 0 as `progress` goes from 0 to 1."""
     progress = max(progress, 0.0)
     if schedule == "constant":
         return 1.0

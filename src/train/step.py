@@ -1,6 +1,6 @@
-"""One optimizer step: gradients a micro-batch at a time, then the update.
+"""One optimizer step: gradient accumulation over micro-batches, then the update.
 
-N tokens, B sequences, T tokens of each, C channels, V vocabulary.
+B batch, T time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .optimizer import Optimizer
 Batch = torch.Tensor | Sequence[torch.Tensor]
 """Windows (B, T), or inputs and targets, (B, T) each."""
 
-# Passes everything on as it is.
+# A disabled scaler is a no-op.
 _NO_SCALING = torch.amp.GradScaler(enabled=False)
 
 
 def split_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets: each token's target is the one after it."""
+    """Return inputs and targets (B, T - 1): each token's target is the next token."""
     if isinstance(batch, torch.Tensor):
         return batch[:, :-1], batch[:, 1:]
     inputs, targets = batch
@@ -43,26 +43,27 @@ def accumulate_gradients(
     weight: float = 1.0,
     rounds: int = 1,
 ) -> torch.Tensor:
-    """Add a batch's gradients to the parameters', a micro-batch at a time.
+    """Accumulate a batch's gradients over micro-batches (gradient accumulation).
 
-    Micro-batches are weighted by their rows, so that the gradient is the whole batch's.
+    Micro-batches are weighted by their number of rows, so that the result is the gradient of the
+    batch's mean loss.
 
     Args:
-        loss_function: mean loss of inputs and targets.
-        batch: windows (B, T) that are shifted, or inputs and targets.
-        device: where to compute.
-        micro_batch_size: rows at a time; all by default.
-        precision: of matrix products.
-        scaler: for fp16, whose small gradients would vanish.
-        keep_local: entered for every micro-batch but the last, whose backward pass is the one
-            that shares the gradients among processes.
-        weight: of the loss and its gradients: of several processes, each has the part of the rows
-            that its batch is, times their number.
-        rounds: micro-batches at least. Processes that share gradients need equally many: a process
-            that has fewer adds one that counts nothing.
+        loss_function: returns the mean loss of inputs and targets.
+        batch: windows (B, T), or inputs and targets (B, T) each.
+        device: the device to compute on.
+        micro_batch_size: rows of a micro-batch; by default one micro-batch of all rows.
+        precision: the autocast dtype.
+        scaler: the loss scaler for fp16, in which small gradients underflow.
+        keep_local: the `no_sync` context of DDP or FSDP, entered for every micro-batch except the
+            last, whose backward pass all-reduces the gradients.
+        weight: factor of the loss and its gradients. With several ranks: this rank's share of the
+            global batch times the number of ranks, because DDP averages the gradients.
+        rounds: minimum number of micro-batches. All ranks need the same number, or the all-reduce
+            hangs: a rank with fewer adds micro-batches of weight 0.
 
     Returns:
-        The mean loss times `weight`, a scalar that stays on the device.
+        The mean loss times `weight`, a scalar on `device` (no synchronization).
     """
     inputs, targets = split_batch(batch)
     rows = inputs.size(0)
@@ -88,17 +89,17 @@ def apply_gradients(
     clip_grad_norm: float | None = None,
     scaler: torch.amp.GradScaler = _NO_SCALING,
 ) -> tuple[torch.Tensor, bool]:
-    """Clip the gradients, step every optimizer, and unset the gradients.
+    """Clip the gradient norm, step every optimizer, and zero the gradients.
 
-    A gradient that is not finite would spoil every weight: the step is then left out.
+    The step is skipped if the gradient norm is not finite.
 
     Args:
-        optimizers: together over all parameters.
-        clip_grad_norm: the largest gradient norm, if any; without it nothing is checked.
+        optimizers: the optimizers, which together cover all parameters.
+        clip_grad_norm: the maximum grad norm; `None` for no clipping and no check.
         scaler: as for `accumulate_gradients`.
 
     Returns:
-        The gradient norm before clipping (0 without clipping), and whether the step was taken.
+        The grad norm before clipping (0 without clipping), and whether the step was taken.
     """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
@@ -106,7 +107,7 @@ def apply_gradients(
     norm, finite = torch.zeros((), dtype=torch.float32, device="cpu"), True
     if clip_grad_norm is not None:
         norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad_norm))
-        finite = bool(norm.isfinite())  # the one place where the host waits for the device
+        finite = bool(norm.isfinite())  # the only host-device synchronization of a step
     for optimizer in optimizers:
         if finite:
             scaler.step(optimizer)

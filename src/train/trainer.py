@@ -1,4 +1,4 @@
-"""`Trainer`: a run that can be stopped and resumed exactly."""
+"""`Trainer`: the training loop, which can be interrupted and resumed exactly."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from .step import (
     apply_gradients,
 )
 
-# So many steps in a row whose gradients are no numbers end a run. In fp16 the first ones overflow
-# until the scale is found, which is halved each time.
+# A run ends after this many consecutive steps with non-finite gradients. In fp16 the first steps
+# overflow until the gradient scaler, which halves the loss scale each time, has found a scale.
 _SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
 
 
 @runtime_checkable
 class Evaluate(Protocol):
-    """A function as `evaluation.loss.evaluate`."""
+    """A function with the signature of `evaluation.loss.evaluate`."""
 
-    def __call__(  # noqa: D102 (the class says it)
+    def __call__(  # noqa: D102 (see the class)
         self,
         model: GPT2Model,
         dataset: TextDataset,
@@ -61,7 +61,7 @@ class Evaluate(Protocol):
 
 @runtime_checkable
 class Sample(Protocol):
-    """A function that generates a text of at most `max_length` tokens."""
+    """A function that generates text of at most `max_length` tokens."""
 
     def __call__(  # noqa: D102
         self, model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int
@@ -69,22 +69,22 @@ class Sample(Protocol):
 
 
 class Trainer:
-    """A run: a model, its data and its folder, from any step to the end.
+    """Trains a model on a dataset, with validation, logging and checkpoints in a run folder.
 
     Args:
-        model: on the device to train on.
-        tokenizer: fitted.
+        model: the model, on the device to train on.
+        tokenizer: a fitted tokenizer.
         train_data: windows of T + 1 tokens with stride T.
-        val_data: the same of held-out text, if any.
-        config: the run's.
-        folder: where everything is written; made where it is not there.
-        processes: those that train together; each has the same data and learns from its own rows
-            of every batch, and the main one writes. By default there is one.
-        evaluate: evaluates the model on `val_data`, which needs it.
-        sample: generates the text that is logged at each validation; none without it.
+        val_data: the same for the held-out text, if any.
+        config: the run's configuration.
+        folder: the run folder, created if it does not exist.
+        processes: the process group. Each rank has the same data and trains on its own rows of
+            every batch; rank 0 writes to `folder`. Default: a single process.
+        evaluate: evaluates the model on `val_data`; required if there is `val_data`.
+        sample: generates the sample that is logged at each validation; no samples without it.
 
     Raises:
-        AGI2Error: if the batch cannot be shared equally.
+        AGI2Error: if the batch size is not divisible by the number of processes.
     """
 
     @checked
@@ -119,12 +119,12 @@ class Trainer:
         if self.sharded:
             self._keep_local = self.processes.shard(self._module, model.blocks)
         self.whole = model
-        """The model as a process can use it by itself: a copy, made anew, where it is sharded."""
+        """The unsharded model: under FSDP a gathered copy on rank 0, only during validation."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.optimizers = make_optimizers(model, config)
         self._rows = self._own_rows()
         self.micro_batch_size = min(self._rows, self._micro_batch_size())
-        # Compiling measured no gain on a CPU.
+        # torch.compile brought no measurable speedup on a CPU.
         wanted = self.device.type == "cuda" and not self.sharded
         self.compiled = wanted if config.compile == "auto" else config.compile
         data = [train_data] if val_data is None else [train_data, val_data]
@@ -144,24 +144,24 @@ class Trainer:
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.chosen = config.chosen()
-        """What the user set, as the log notes it."""
+        """The keys that the user set, as they are logged."""
         self.has_begun = False
-        """Whether the run has a folder with a log of its own."""
+        """Whether the run folder and its log have been created."""
         self._must_save = False
-        """Whether the next step ends with a checkpoint, as there is none any more."""
+        """Whether to save a checkpoint after the next step, because the folder was lost."""
         self.scaler = self._scaler()
         self.state = RunState()
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps so far, including skipped steps."""
         return self.state.step
 
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     def _own_rows(self) -> int:
-        """How many sequences of each batch are this process's, at most."""
+        """Return the largest number of sequences of a batch on this rank (the local batch size)."""
         batch, count = self.config.batch_size, self.processes.count
         if batch % count:
             raise AGI2Error(
@@ -171,7 +171,7 @@ class Trainer:
         return -(-self.batches.batch_size // count)
 
     def _rows_per_step(self) -> float:
-        """Sequences of a batch, on the average of an epoch: an integer where all are equal."""
+        """Return the mean global batch size over an epoch; an `int` if all batches are equal."""
         mean = self.batches.windows / self.batches.steps_per_epoch
         return int(mean) if mean.is_integer() else mean
 
@@ -186,10 +186,10 @@ class Trainer:
             )
         return size
 
-    # What a checkpoint holds.
+    # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but tensors that a resumed run needs, as JSON can hold it."""
+        """Return the training state except tensors, JSON-serializable."""
         return {
             "format": FORMAT,
             **self.state.to_json(),
@@ -204,7 +204,7 @@ class Trainer:
         }
 
     def _choices(self) -> dict[str, Any]:
-        """What decides on the rounding."""
+        """Return the settings that affect floating-point rounding."""
         return {
             "micro_batch_size": self.micro_batch_size,
             "compiled": self.compiled,
@@ -214,15 +214,15 @@ class Trainer:
         }
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Become the run that wrote this checkpoint.
+        """Restore the model, the optimizers and the training state from a checkpoint.
 
         Raises:
-            AGI2Error: where model, tokenizer or configuration do not belong to it.
+            AGI2Error: if the model, tokenizer or configuration does not match the checkpoint.
         """
         self.kept.load(checkpoint)
         state = checkpoint.state
         self.state = RunState.from_json(state)
-        # These change rounding: what the run chose by itself stays as it was, on such a device.
+        # These affect rounding: on the same device type, keep the earlier values of "auto" keys.
         is_alike = state.get("device", self.device.type) == self.device.type
         if is_alike and self.config.micro_batch_size == "auto":
             self.micro_batch_size = min(self._rows, state["micro_batch_size"])
@@ -240,7 +240,7 @@ class Trainer:
             log.warning("nothing is left to train: %s", why)
 
     def _use_threads(self, count: int) -> None:
-        """Use as many threads as before, so that sums are rounded as before."""
+        """Set the number of CPU threads of the checkpoint, so that reductions round as before."""
         here = torch.get_num_threads()
         if count != here and self.device.type == "cpu":
             log.info(
@@ -253,7 +253,7 @@ class Trainer:
         torch.set_num_threads(count)
 
     def _why_over(self) -> str:
-        """What to change so that a run that is over continues; empty if it is not over."""
+        """Return why the run is complete and what to change to continue; empty if it is not."""
         if self._patience_is_over():
             found, patience = (
                 self.state.evaluations_without_gain,
@@ -269,29 +269,29 @@ class Trainer:
             return f"the run has its {self.config.max_minutes:g} minutes; raise max_minutes"
         return ""
 
-    # The run.
+    # The training loop.
 
     def fit(self, checkpoint: Checkpoint | None = None, *, verbose: bool = True) -> History:
-        """Train to the end, from a checkpoint or from the start.
+        """Train from scratch or from a checkpoint until the run is complete.
 
-        Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and leaves with `KeyboardInterrupt`; a second
-        Ctrl-C or SIGTERM leaves at once. The model ends with its best weights. If the folder is
-        deleted or moved away, it is made anew.
+        Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and raises `KeyboardInterrupt`; a second
+        Ctrl-C or SIGTERM exits at once. At the end the best weights are loaded into the model. If
+        the run folder is deleted or moved while training, it is created again.
 
         Args:
-            checkpoint: what the run goes on from.
+            checkpoint: the checkpoint to resume from.
             verbose: whether to log (see `console.visible`).
 
         Returns:
-            `train_loss` (one mean an epoch, the last perhaps of a part), `val_loss` and
-            `val_steps`, `best_val_loss`, `final_val_loss` (of the best weights, on all held-out
-            text) and `bits_per_byte` (`None` where it has none), `steps`, `seconds`, and `stopped`:
-            `finished`, `time` or `early`.
+            `train_loss` (the mean of each epoch, of which the last may be incomplete), `val_loss`
+            and `val_steps`, `best_val_loss`, `final_val_loss` (of the best weights, on all held-out
+            text) and `bits_per_byte` (or `None`), `steps`, `seconds`, and `stopped`: `finished`,
+            `time` (`max_minutes` elapsed) or `early` (early stopping).
 
         Raises:
-            AGI2Error: where the folder cannot be written, memory does not suffice, the loss stays
-                no number, or the device fails; what was saved stays.
-            LostProcess: where one of several processes is gone.
+            AGI2Error: if the folder is not writable, out of memory, if the loss stays non-finite,
+                or if the device fails; saved checkpoints remain.
+            LostProcess: if the connection to another rank is lost.
         """
         with visible(verbose):
             return self._fit(checkpoint)
@@ -305,18 +305,19 @@ class Trainer:
         interrupt = Interrupt()
         try:
             with interrupt:
-                # A signal that comes once the old folder has moved waits for a model in its place.
+                # The old folder may be moved away here: a signal from now on is handled only
+                # after a step, when a model can be saved in its place.
                 if self.processes.is_main:
                     self._begin(checkpoint)
                 with self.telemetry.shown():
                     stopped = self._loop(interrupt)
-                    # Before the last validation, so that whatever happens in there loses nothing.
+                    # Before the final validation, so that a failure in it loses no progress.
                     place = self._save_and_wait()
                 self._leave_if_asked(interrupt, place)
                 interrupt.at_once = True
                 return self._finish(stopped)
         except (RuntimeError, MemoryError) as error:
-            # Once a process is gone, torchrun asks the others to stop.
+            # When one rank dies, torchrun sends SIGTERM to the others: not an error of this one.
             if interrupt.asked and is_lost_process(error):
                 raise KeyboardInterrupt from error
             if is_out_of_memory(error):
@@ -332,7 +333,7 @@ class Trainer:
             self.kept.release()
 
     def _prepare_loss(self) -> None:
-        """The model with its loss, shared with the other processes, compiled if it can be."""
+        """Wrap the model and its loss in DDP (unless it uses FSDP) and torch.compile."""
         self.compiled = self.compiled and can_compile(self.device)
         shared: nn.Module = self._module
         if not self.sharded:
@@ -352,12 +353,12 @@ class Trainer:
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
-        """Open the run's folder and its log."""
+        """Create or reopen the run folder and its log."""
         self._open_log(self.kept.prepare_folder(checkpoint))
         self.has_begun = True
 
     def _open_log(self, logged: int) -> None:
-        """Keep so many bytes of the log, and note what begins here for whoever reads it."""
+        """Truncate the log to `logged` bytes and append an entry that describes this start."""
         tokens = self.batches.dataset.tokens
         about = {
             "chosen": masked(self.chosen),
@@ -375,9 +376,9 @@ class Trainer:
         self.telemetry.open(self.config, self.folder, logged, self.step, about)
 
     def _keep_folder(self) -> bool:
-        """Make the run's folder anew if it was deleted or moved away; say whether it was.
+        """Create the run folder again if it was deleted or moved; return whether it was.
 
-        The best weights are gone with it: the next ones that are saved take their place.
+        The best weights are lost with it, so the best validation loss is reset.
         """
         has_best = self.state.best_loss < math.inf
         if not self.processes.from_main(lambda: self._is_folder_lost(has_best)):
@@ -395,7 +396,7 @@ class Trainer:
         return self.kept.is_lost(has_best) or self.telemetry.is_lost
 
     def _loop(self, interrupt: Interrupt) -> str:
-        """Step until something ends the run; say what."""
+        """Run training steps until a stop condition holds; return which one."""
         self.model.train()
         self._first_step, self._first_second = self.step, self.state.seconds
         self._started = time.monotonic()
@@ -411,17 +412,17 @@ class Trainer:
                 return "time"
             self._train_one_step()
             self._stop_if_diverged()
-            # The same on all, at the same step.
+            # Ranks must stop at the same step, or the others hang in a collective.
             asked, self.state.seconds = self.processes.agree(interrupt.asked, self.state.seconds)
             if asked:
                 self._leave(self._save_and_wait())
-            # Weights that have just given no finite loss are not to take a good checkpoint's place.
+            # After a skipped step the weights may be bad: do not rotate out a good checkpoint.
             is_due = self.step % self.config.checkpoint_interval == 0 or self._must_save
             if is_due and not self.state.skipped_in_a_row:
                 self.save()
 
     def _leave_if_asked(self, interrupt: Interrupt, place: Path) -> None:
-        """Leave if a signal came while the last checkpoint was written."""
+        """Raise `KeyboardInterrupt` if a signal came while the last checkpoint was written."""
         asked, _ = self.processes.agree(interrupt.asked, self.state.seconds)
         if asked:
             self._leave(place)
@@ -438,7 +439,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
         loss = self._accumulate()
-        self._upcoming = self._fetch(self.step + 1)  # while a GPU works
+        # Prefetch while the GPU computes: apply_gradients synchronizes for the grad norm.
+        self._upcoming = self._fetch(self.step + 1)
         norm, taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
         self.state.count_step(loss, taken, len(self.batches.rows(self.step)))
         if not taken:
@@ -455,19 +457,22 @@ class Trainer:
             self.telemetry.log_epoch(self.state)
 
     def _fetch(self, step: int) -> torch.Tensor:
-        """A step's batch, on its way to the device."""
+        """Return this rank's batch of a step; on CUDA as a non-blocking copy to the device."""
         batch = self.batches.batch(step, self.processes.rank, self.processes.count)
         if self.device.type == "cuda":  # pragma: needs gpu
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch
 
     def _accumulate(self) -> torch.Tensor:
-        """The batch's gradients and its mean loss; in smaller parts where memory runs out."""
+        """Accumulate the batch's gradients; return its mean loss over all ranks.
+
+        If out of memory, retry with smaller micro-batches.
+        """
         batch = self._upcoming if self._upcoming is not None else self._fetch(self.step)
         rows, count = len(self.batches.rows(self.step)), self.processes.count
         while True:
-            # Dropout is a function of the step, so that one that is repeated or resumed is equal;
-            # and of the process, so that no two draw the same.
+            # The dropout seed depends on the step, so that a retried or resumed step has the same
+            # masks, and on the rank, so that ranks have different ones.
             seed = self.config.seed * 1_000_033 + self.step + self.processes.rank * 2**40
             seed_everything(seed % 2**63)
             try:
@@ -486,11 +491,11 @@ class Trainer:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            # Outside the handler, whose traceback holds on to the tensors.
+            # Outside the except block, whose traceback keeps the tensors alive.
             self._shrink_micro_batch()
 
     def _shrink_micro_batch(self) -> None:
-        """Halve the micro-batch, or go down to the next divisor of the batch."""
+        """Reduce the micro-batch size to the largest divisor of the batch up to half of it."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":  # pragma: needs gpu
@@ -507,7 +512,7 @@ class Trainer:
         self.micro_batch_size = smaller
 
     def _out_of_memory(self) -> AGI2Error:
-        """What to do where smaller micro-batches cannot help, or are not in one's own hand."""
+        """Return the error for out of memory that a smaller micro-batch cannot fix."""
         who = f" on process {self.processes.rank}" if self.processes.count > 1 else ""
         return AGI2Error(
             f"out of memory at step {self.step}{who}, with "
@@ -517,7 +522,7 @@ class Trainer:
         )
 
     def _stop_if_diverged(self) -> None:
-        """End the run where too many steps in a row were left out."""
+        """Raise if too many consecutive steps were skipped."""
         limit = _SKIPPED_IN_FP16 if self.scaler.is_enabled() else _SKIPPED_AT_MOST
         if self.state.skipped_in_a_row < limit:
             return
@@ -535,12 +540,12 @@ class Trainer:
 
     @property
     def _clock(self) -> float:
-        """The share of the run's time that is over; 0 without `max_minutes`."""
+        """Elapsed fraction of `max_minutes`; 0 without it."""
         limit = self.config.max_minutes
         return 0.0 if limit is None else self.state.seconds / (60 * limit)
 
     def _progress(self) -> float:
-        """The share of the run that is done, by steps or by the clock."""
+        """Return the completed fraction of the run, by steps or by time, whichever is larger."""
         return min(max(self.step / self.total_steps, self._clock), 1.0)
 
     def _learning_rate_factor(self) -> float:
@@ -568,16 +573,17 @@ class Trainer:
         self.telemetry.log_step(self.state, epoch, loss, rate, norm.item())
 
     def _validate(self) -> None:
-        """Evaluate, keep the weights if they are the best, and write a sample.
+        """Evaluate, save the weights if they are the best so far, and log a sample.
 
-        Whatever fails in there, nothing is lost: the run is saved as it was before.
+        If this fails, save a checkpoint of the state before it.
         """
         self._keep_folder()
         before = self.state_dict()
         try:
             self._look()
         except Exception:
-            if self.processes.count == 1:  # else the others wait elsewhere
+            # With several ranks, saving ends in a barrier that the others may not reach.
+            if self.processes.count == 1:
                 self.kept.save(before)
                 self.kept.wait()
             raise
@@ -596,12 +602,12 @@ class Trainer:
             try:
                 text = self.sample(self.config.sample_tokens, self.config.seed + self.step)
                 self.telemetry.log_sample(self.step, text)
-            except AGI2Error as error:  # weights that are spoiled end a run elsewhere
+            except AGI2Error as error:  # non-finite weights: `_stop_if_diverged` ends the run
                 log.warning("no sample: %s", error)
-        self.whole = self.model  # a copy is not kept
+        self.whole = self.model  # frees the gathered copy
 
     def evaluate(self, max_tokens: int = 0) -> Evaluation:
-        """The model's loss on the held-out text, or on part of it."""
+        """Evaluate on about `max_tokens` tokens of the held-out text, or on all of it (0)."""
         assert self.val_data is not None
         assert self._evaluate is not None
         return self._evaluate(
@@ -614,29 +620,29 @@ class Trainer:
         )
 
     def sample(self, max_length: int, seed: int) -> str:
-        """Generate a text of at most `max_length` tokens with the weights as they are."""
+        """Generate text of at most `max_length` tokens with the current weights."""
         assert self._sample is not None
         return self._sample(self.whole, self.tokenizer, max_length=max_length, seed=seed)
 
     def save(self) -> Path:
-        """Write a checkpoint; from a GPU it is written while training goes on."""
+        """Save a checkpoint and return its path; asynchronously if training on a GPU."""
         self._keep_folder()
         self._must_save = False
         self.telemetry.sync()
         return self.kept.save(self.state_dict())
 
     def _save_and_wait(self) -> Path:
-        """Write a checkpoint, and go on only when it is whole: in no process before."""
+        """Save a checkpoint and wait until it is complete, on all ranks."""
         place = self.save()
         self.kept.wait()
         return place
 
     def _finish(self, stopped: str) -> History:
-        """Validate a last time, and leave the best weights in the model."""
+        """Validate, load the best weights into the model and return the history."""
         if self.state.evaluated_at != self.step:
             with busy("validating", everywhere=True):
                 self._validate()
-            self.save()  # with what it found: a longer run may go on from here
+            self.save()  # with the validation's result, so that the run can be extended from here
         elif self._keep_folder():
             self.save()
         self.whole = self.kept.load_best()
@@ -646,13 +652,13 @@ class Trainer:
             "seconds": self.state.seconds,
             "stopped": stopped,
         }
-        if self.state.epoch_loss.count:  # the epoch that the end broke off
+        if self.state.epoch_loss.count:  # of an incomplete epoch
             history["train_loss"] = [*history["train_loss"], self.state.epoch_loss.take()]
             log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
             with busy("validating on all held-out text", everywhere=True):
                 final = self.processes.from_main(self.evaluate)
-            # Of a folder that was lost after the last validation, only these weights are left.
+            # best_loss is inf if the folder was lost after the last validation.
             best = self.state.best_loss
             history["best_val_loss"] = best if best < math.inf else final.loss
             history["final_val_loss"] = final.loss
@@ -664,7 +670,7 @@ class Trainer:
                 final.describe_bits(),
             )
         if self._keep_folder():
-            self.kept.save_best(self.whole)  # of which no other copy is left
+            self.kept.save_best(self.whole)  # the folder with the only copy was lost
         log.info(
             "%s after %s, %s: %s",
             {"early": "stopped early", "time": "time is over"}.get(stopped, stopped),
