@@ -1,17 +1,17 @@
-"""Checkpoints: everything that a run needs to continue as if it had never stopped.
+"""Checkpoints: everything that is needed to resume a run exactly.
 
-A checkpoint is a folder that is complete by itself. It may be copied and resumed anywhere, and, but
-for one of shards, used as the folder of a trained model:
+A checkpoint is a self-contained folder. It can be copied and resumed anywhere, and, unless it is
+sharded, loaded as a model directory:
 
-    model.safetensors      the weights; with `parallel = "fsdp"`, `shards/` has them and the next
-    training.safetensors   the optimizers' state
-    best.safetensors       the best weights so far, once a validation has chosen any
-    tokenizer.json         the tokenizer (checkpoints of earlier versions lack it and the next:
-    config.toml            they are resumed where they are, in their run's folder)
-    state.json             everything else
+    model.safetensors      weights; with `parallel = "fsdp"`, `shards/` replaces this and the next
+    training.safetensors   optimizer state
+    best.safetensors       the best weights so far, if there was a validation
+    tokenizer.json         the tokenizer (checkpoints of earlier versions lack this and the next
+    config.toml            file: they can be resumed only in their run's folder)
+    state.json             everything else: step, seconds, losses, loss scale, configuration
     manifest.json          the SHA-256 of each of these files
 
-Nothing is ever unpickled.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
 
 Describe = Callable[[Path], None]
-"""Writes what describes a model, its tokenizer and configuration, into a folder."""
+"""Writes a model's tokenizer and configuration into a folder."""
 
-# Of `state.json`, and of what stands beside it: `find_checkpoint` gives no other.
+# The version of the checkpoint's layout and of `state.json`; `find_checkpoint` rejects others.
 FORMAT = 3
 
 
 def optimizer_tensors(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, torch.Tensor]:
-    """The optimizers' states as named tensors; together they cover each parameter once."""
+    """Return the optimizers' state as tensors named `optimizer.<parameter>.<key>`."""
     return {
         f"optimizer.{name}.{key}": torch.as_tensor(value, device=getattr(value, "device", "cpu"))
         for name, parameter in model.named_parameters()
@@ -88,7 +88,7 @@ def load_optimizer_tensors(
     optimizers: Sequence[torch.optim.Optimizer],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore optimizer state from the tensors of `optimizer_tensors`; shard them as needed."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -114,21 +114,24 @@ def save_checkpoint(
     best: Path | None = None,
     describe: Describe = lambda folder: None,
 ) -> Path:
-    """Write a checkpoint beside its place, sync it, and rename it into place.
+    """Save a checkpoint atomically: write to a temporary folder, fsync it, and rename it.
 
     Args:
-        folder: the run's.
+        folder: the run folder.
         step: optimizer steps done.
-        weights: the model's.
+        weights: the model's state dict.
         tensors: the optimizers' state.
-        state: everything else, as JSON.
-        keep: older checkpoints beyond so many are deleted, once this one is whole.
-        best: the run's best weights so far, which become part of the checkpoint (as a hard link
-            where the file system has them, so that they take no room).
-        describe: writes tokenizer and configuration, which become part of it, too.
+        state: everything else, JSON-serializable.
+        keep: number of checkpoints to keep; older ones are deleted once this one is complete.
+        best: the file of the best weights so far, which is added to the checkpoint (as a hard link
+            if the file system supports it, to save disk space).
+        describe: writes the tokenizer and the configuration into the checkpoint.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        AGI2Error: where it cannot be written; older checkpoints are then as they were.
+        AGI2Error: if it cannot be written; older checkpoints are kept.
     """
     with _placing(folder, step, state, keep, best, describe) as beside:
         save_tensors(weights, beside / WEIGHTS)
@@ -147,27 +150,27 @@ def save_shards(
     describe: Describe,
     processes: Processes,
 ) -> None:
-    """As `save_checkpoint`, of sharded tensors: each process writes a file of its own parts.
+    """Save a sharded checkpoint: as `save_checkpoint`, but each rank writes a file of its shards.
 
-    All processes take part; what is not a tensor is the main one's.
+    A collective: all ranks must call it. Rank 0 writes everything that is not a tensor.
 
     Raises:
-        AGI2Error: where it cannot be written.
+        AGI2Error: if it cannot be written.
     """
-    # Takes a second to import.
+    # Imported here because it takes a second.
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     placing = _placing(folder, step, state, keep, best, describe)
     with placing if processes.is_main else contextlib.nullcontext(_beside(folder, step)) as beside:
-        processes.wait_for_all()  # until the folder is there
+        processes.wait_for_all()  # until rank 0 has created the folder
         writer = dcp.HuggingFaceStorageWriter(str(beside / SHARDS), save_distributed=True)
         try:
             dcp.save({**weights, **tensors}, storage_writer=writer)
         except CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
             raise AGI2Error(f"cannot write {beside}: {reason}; set output_dir") from error
-    processes.wait_for_all()  # until it is in its place
+    processes.wait_for_all()  # until rank 0 has renamed the folder
 
 
 def _beside(folder: Path, step: int) -> Path:
@@ -184,7 +187,7 @@ def _placing(
     best: Path | None,
     describe: Describe,
 ) -> Iterator[Path]:
-    """A folder to write a checkpoint's tensors to, which then takes its place."""
+    """Yield a temporary folder for the tensors; add the other files, fsync and rename it."""
     place, beside = checkpoint_folder(folder, step), _beside(folder, step)
     with writing(place):
         shutil.rmtree(beside, ignore_errors=True)
@@ -204,7 +207,9 @@ def _placing(
             for inside in {file.parent for file in files}:
                 sync_folder(inside)
             old = place.with_name(f"{place.name}.old")
-            if place.exists():  # never away, not even for a moment: `list_checkpoints` finds it
+            # Renamed, not deleted: at no time is there no complete checkpoint of this step
+            # (`list_checkpoints` also finds the .old folder).
+            if place.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(place, old)
             os.rename(beside, place)
@@ -220,45 +225,45 @@ def _placing(
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(source, target)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is whole."""
+    """A complete checkpoint, of which the hashes were verified."""
 
     folder: Path
     state: dict[str, Any]
 
     @property
     def run(self) -> Path:
-        """The folder of the run that wrote it, unless it was copied elsewhere."""
+        """The run folder: two levels up, unless the checkpoint was copied elsewhere."""
         return self.folder.absolute().parent.parent
 
     @property
     def tokenizer(self) -> Path:
-        """The folder that has its tokenizer: its own, or, of an earlier version's, its run's."""
+        """The folder of the tokenizer: the checkpoint's, or the run's (earlier versions)."""
         return self.folder if (self.folder / FILE_NAME).is_file() else self.run
 
     def load_into(self, model: GPT2Model) -> dict[str, torch.Tensor]:
-        """Fill the model; return the other tensors."""
+        """Load the weights into the model; return the optimizer tensors."""
         if (self.folder / SHARDS).is_dir():
             return _load_shards(self.folder / SHARDS, model)
         load_weights(model, self.folder / WEIGHTS)
         return load_tensors(self.folder / TENSORS)
 
     def restore_best(self, path: Path) -> None:
-        """Make `path` the best weights at the time of the checkpoint, if any were chosen then."""
+        """Copy the best weights at the time of the checkpoint, if there were any, to `path`."""
         if (self.folder / BEST).is_file():
             with atomic_path(path) as beside:
                 shutil.copyfile(self.folder / BEST, beside)
 
 
 def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
-    """Fill a model, sharded in any way or not at all; return the other tensors, sharded alike.
+    """Load shards into a model, resharding them as needed; return the optimizer tensors.
 
-    Of a sharded model, each process reads no more than its own parts.
+    The model may be unsharded, or sharded over any number of ranks. Each rank reads its own shards.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -277,22 +282,22 @@ def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
             )
     is_sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that one process reads by itself
+        warnings.simplefilter("ignore", UserWarning)  # about loading without a process group
         dcp.load({**weights, **tensors}, storage_reader=reader, no_dist=not is_sharded)
     return tensors
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Check a checkpoint's hashes and read its state.
+    """Open a checkpoint: verify its hashes and read its state.
 
     Raises:
-        AGI2Error: where it is incomplete or damaged.
+        AGI2Error: if it is incomplete or damaged.
     """
     try:
         manifest = read_json_object(folder / MANIFEST)
         damaged = [name for name in manifest if not _is_whole(folder, name, manifest[name])]
         state = read_json_object(folder / STATE)
-    except (AGI2Error, OSError, ValueError) as error:  # the last for a NUL in a name
+    except (AGI2Error, OSError, ValueError) as error:  # ValueError: a NUL in a file name
         raise AGI2Error(f"{folder} is not a whole checkpoint: {error}") from error
     sharded = any(name.startswith(f"{SHARDS}/") for name in manifest)
     needed = (STATE,) if sharded else (WEIGHTS, TENSORS, STATE)
@@ -303,13 +308,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _is_whole(folder: Path, name: str, digest: Any) -> bool:
-    """Whether a file of a checkpoint has the content that its manifest says."""
+    """Return whether a file is inside the checkpoint and matches its hash in the manifest."""
     path = folder / name
     is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
     return is_inside and path.is_file() and sha256_of(path) == digest
 
 
-# What a state must hold, and of which types: a run is resumed from these alone.
+# The keys of `state.json` that a run is resumed from, and their types.
 _NUMBER, _NUMBER_OR_NONE = (int, float), (int, float, type(None))
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "skipped_steps", "skipped_in_a_row", "evaluated_at"), (int,)),
@@ -325,10 +330,10 @@ _STATE_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def check_state(checkpoint: Checkpoint) -> None:
-    """Raise where a state does not hold what a run is resumed from.
+    """Check that the state has all keys needed to resume, with valid types and values.
 
     Raises:
-        AGI2Error: which names the key.
+        AGI2Error: if it does not.
     """
     state, path = checkpoint.state, checkpoint.folder / STATE
     for key, types in _STATE_TYPES.items():
@@ -352,7 +357,7 @@ def check_state(checkpoint: Checkpoint) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """A run's newest whole checkpoint; damaged ones are passed over with a warning."""
+    """Return a run's newest complete checkpoint; skip damaged ones with a warning."""
     for place in reversed(list_checkpoints(folder)):
         try:
             return open_checkpoint(place)
@@ -362,10 +367,10 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def find_checkpoint(config: Config) -> Checkpoint | None:
-    """The checkpoint that `resume` names: a checkpoint folder, a run folder, or `auto`.
+    """Return the checkpoint that `resume` names: a checkpoint folder, a run folder, or `auto`.
 
     Raises:
-        AGI2Error: where it names one that is not there, not whole, or of another format.
+        AGI2Error: if it does not exist, is incomplete, or has another format version.
     """
     checkpoint = _named_checkpoint(config)
     if checkpoint is not None and checkpoint.state.get("format") != FORMAT:
@@ -393,10 +398,10 @@ def _named_checkpoint(config: Config) -> Checkpoint | None:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the checkpoints of later steps: the run goes on from an earlier one.
+    """Delete the checkpoints after `step`, because the run is resumed from there.
 
     Raises:
-        AGI2Error: where they cannot be deleted.
+        AGI2Error: if they cannot be deleted.
     """
     for place in list_checkpoints(folder):
         if step_of(place) > step:
@@ -406,7 +411,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written in a run's folder."""
+    """Delete the temporary files of a killed process from a run folder."""
     for partial in (folder / CHECKPOINTS).glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
     for beside in folder.iterdir():
@@ -415,13 +420,13 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def make_room(folder: Path) -> Path | None:
-    """Move what stands in a run folder's place to the first free NAME.1, NAME.2, ...
+    """Move an existing run folder to the first free NAME.1, NAME.2, ...
 
     Returns:
-        Where it is now; `None` if there was nothing.
+        The new path; `None` if the folder did not exist or was empty.
 
     Raises:
-        AGI2Error: where it cannot be moved.
+        AGI2Error: if it cannot be moved.
     """
     with writing(folder):
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

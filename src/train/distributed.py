@@ -1,6 +1,6 @@
-"""Several processes that train one model under torchrun: who they are and what they share.
+"""Distributed training under torchrun: the process group, its collectives, DDP and FSDP.
 
-Without torchrun there is one process, which is of the same kind and pays for none of this.
+Without torchrun there is a single process, for which the collectives are no-ops.
 """
 
 from __future__ import annotations
@@ -25,82 +25,91 @@ from ..errors import AGI2Error
 
 T = TypeVar("T")
 KeepLocal = Callable[[], contextlib.AbstractContextManager]
-"""Gradients made within stay this process's own."""
+"""The `no_sync` context: backward passes in it do not synchronize gradients across ranks."""
 
-# The first process reads the text, validates and saves while the others wait for it. One that
-# died is found out at once, by its closed connections: this is for a machine that hangs.
+# The timeout of collectives must exceed the time for which rank 0 tokenizes, validates or saves
+# while the others wait. It matters only if a machine hangs: a rank that died closes its
+# connections, which the others notice at once.
 _TIMEOUT = timedelta(hours=2)
 
 
 class LostProcess(AGI2Error):
-    """Another process is gone: what ended that one is the error, this one only follows."""
+    """The connection to another rank is lost; the root cause is that rank's error."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, as one of them sees them."""
+    """The process group, as seen from one rank."""
 
     device: torch.device
-    """This process's own."""
+    """This rank's device."""
     rank: int = 0
-    """This process's number."""
+    """The global rank of this process."""
     count: int = 1
-    """How many there are."""
+    """The world size."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that reads the text, writes and prints."""
+        """Whether this is rank 0, which reads the text, writes files and logs."""
         return self.rank == 0
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the main process, on every process; the others do not call it."""
+        """Call `make` on rank 0 only, and broadcast its result to all ranks."""
         result = [make() if self.is_main else None]
         if dist.is_initialized():
             dist.broadcast_object_list(result, device=torch.device("cpu"))
         return cast(T, result[0])
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of each process's `value`, the same on all to the last bit; made in place."""
+        """All-reduce `value` in place to its mean over all ranks, bitwise equal on each."""
         if dist.is_initialized():
             dist.all_reduce(value)
             value /= self.count
         return value
 
     def agree(self, asked: bool, seconds: float) -> tuple[bool, float]:
-        """Whether any process was asked to stop, and the main process's clock."""
+        """All-reduce the stop flag, and broadcast rank 0's elapsed seconds.
+
+        Returns:
+            Whether any rank was asked to stop, and the seconds of rank 0.
+        """
         if not dist.is_initialized():
             return asked, seconds
         votes = torch.tensor(
             [asked, seconds if self.is_main else 0.0], dtype=torch.float64, device="cpu"
         )
-        dist.all_reduce(votes)  # on the CPU: a GPU goes on working
+        dist.all_reduce(votes)  # on the CPU (gloo), so as not to synchronize with the GPU
         return votes[0].item() > 0, votes[1].item()
 
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite tensors with the main process's."""
+        """Broadcast tensors from rank 0, in place."""
         if dist.is_initialized():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def wait_for_all(self) -> None:
-        """Until every process has come here."""
+        """Block until all ranks have reached this barrier."""
         if dist.is_initialized():
             dist.all_reduce(torch.zeros(1, device="cpu"))
 
     @property
     def are_joined(self) -> bool:
-        """Whether there is a group: under torchrun, also of one process."""
+        """Whether a process group is initialized: always under torchrun, even with one process."""
         return dist.is_initialized()
 
     def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> KeepLocal:
-        """Leave each process a part of every parameter, its gradient and its state (FSDP2).
+        """Shard a module's parameters, gradients and optimizer state across ranks (FSDP2).
 
-        Each layer, and what of the module is in none of them, is gathered while it computes. All
-        begin with the main process's weights; the module moves to this process's device.
+        Each layer, and the rest of the module, is all-gathered for its forward and backward. The
+        weights of rank 0 are broadcast first; the module is moved to this rank's device.
 
         Args:
-            module: its `forward` calls that of every layer; its parameters become `DTensor`s.
-            layers: parts of it.
+            module: the root module, which calls `forward` of every layer; its parameters become
+                `DTensor`s.
+            layers: its submodules that are FSDP units of their own.
+
+        Returns:
+            A function that returns a `no_sync` context.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -122,17 +131,18 @@ class Processes:
         return keep_local
 
     def share(self, module: nn.Module) -> tuple[nn.Module, KeepLocal]:
-        """A module whose backward pass leaves every process the mean of all gradients (DDP).
+        """Wrap a module in `DistributedDataParallel`; return it and its `no_sync`.
 
-        All begin with the main process's weights. The parameters stay those of `module`.
+        DDP broadcasts the weights of rank 0, and averages the gradients over all ranks in the
+        backward pass. The wrapper shares its parameters with `module`.
         """
         if not dist.is_initialized():
             return module, contextlib.nullcontext
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of a new name that 2.11 has not
+            warnings.simplefilter("ignore", FutureWarning)  # the new name is not in 2.11
             shared = DistributedDataParallel(
                 module,
-                # A buffer is a table of position waves here: equal everywhere.
+                # The only buffers are the position tables, which are the same on all ranks.
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
@@ -141,15 +151,15 @@ class Processes:
 
 @contextlib.contextmanager
 def start_processes(device: str = "auto") -> Iterator[Processes]:
-    """Join the processes that torchrun started, and leave them at the end; alone without it.
+    """Initialize the process group under torchrun and destroy it at exit; else a single process.
 
     Args:
-        device: as for `select_device`. Each process takes the CUDA device of its number on its
-            machine; without CUDA, all compute on the CPU.
+        device: as for `select_device`. Each rank uses the CUDA device of its local rank; without
+            CUDA, all ranks use the CPU.
 
     Raises:
-        AGI2Error: where a machine has fewer devices than processes.
-        LostProcess: in place of what the connections raise when another process is gone.
+        AGI2Error: if a machine has fewer devices than local ranks.
+        LostProcess: instead of the backend's error, if another rank died.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield Processes(select_device(device))
@@ -173,23 +183,23 @@ _groups = itertools.count()
 
 
 def _join(device: torch.device) -> None:
-    # What is agreed on between steps goes from CPU to CPU, and waits for no GPU.
+    # gloo for CPU tensors: collectives on flags between steps do not synchronize with the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, count = next(dist.rendezvous("env://", timeout=_TIMEOUT))
-    # The store may still hold what an earlier group left: before a restart, or in this process.
+    # The store may still hold keys of an earlier group, of before a restart or of this process.
     store = dist.PrefixStore(f"agi2/{_restarts()}/{next(_groups)}", store)
     dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=count)
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether PyTorch says that the connection to another process is gone."""
+    """Return whether PyTorch raised this error because the connection to another rank is lost."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _own_device(preference: str) -> torch.device:
     device = select_device(preference)
     if device.type != "cuda":
-        return torch.device("cpu")  # gloo knows no other
+        return torch.device("cpu")  # gloo supports no other
     number = int(os.environ["LOCAL_RANK"])  # pragma: needs gpu
     if device.index is not None or number >= torch.cuda.device_count():  # pragma: needs gpu
         raise AGI2Error(
@@ -201,13 +211,13 @@ def _own_device(preference: str) -> torch.device:
 
 
 def launch_id() -> str | None:
-    """What torchrun calls this launch (its `--rdzv-id`), the same after each restart."""
+    """Return torchrun's run id (its `--rdzv-id`), which stays the same after a restart."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def began_in_this_launch(launch: str | None) -> bool:
-    """Whether what was written under this `launch_id` is what torchrun restarts now."""
-    named = launch not in (None, "none")  # without a rendezvous, torchrun calls each so
+    """Return whether a checkpoint with this `launch_id` is of the launch torchrun now restarts."""
+    named = launch not in (None, "none")  # "none" is torchrun's default id
     return launch == launch_id() and (named or _restarts() > 0)
 
 
@@ -216,10 +226,10 @@ def _restarts() -> int:
 
 
 def let_the_first_speak(error: AGI2Error) -> None:
-    """Wait before telling of an error, so that of several processes only one does.
+    """Sleep before logging an error, so that only one of several ranks logs it.
 
-    Where all have the same error, the main process tells it and ends, upon which torchrun ends
-    the others while they wait here. Where the error is this process's alone, nobody does.
+    If all ranks have the same error, rank 0 logs it and exits, and torchrun terminates the others
+    while they sleep. If only this rank has it, no other exits first and it logs the error itself.
     """
     if isinstance(error, LostProcess):
         time.sleep(_FOLLOWERS_WAIT)
@@ -227,6 +237,7 @@ def let_the_first_speak(error: AGI2Error) -> None:
         time.sleep(_OTHERS_WAIT)
 
 
-# Seconds; torchrun looks after its processes ten times a second.
+# Seconds; torchrun polls its processes every 0.1 s. A `LostProcess` waits longest, so that the rank
+# with the root cause logs first.
 _OTHERS_WAIT = 5.0
 _FOLLOWERS_WAIT = 15.0
