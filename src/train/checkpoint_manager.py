@@ -1,4 +1,4 @@
-"""What a run keeps on disk while it trains, and whether it may go on from what it finds there."""
+"""`CheckpointManager`: saves, loads and validates a run's checkpoints and best weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .checkpoint import Checkpoint
 from .distributed import Processes
 from .optimizer import Optimizer
 
-# A change of these would make another run: the data's order, or what the steps are. The text itself
-# is known by its hash, wherever it lies.
+# Keys that must not change on resume, as they determine the order of the data or the optimizer
+# steps. The text is compared by its hash, so its path may change.
 FIXED_ON_RESUME = (
     "val_fraction",
     "tokenizer",
@@ -46,36 +46,36 @@ _ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
 
 @dataclass
 class CheckpointManager:
-    """A run's checkpoints and best weights.
+    """Saves and loads a run's checkpoints and best weights.
 
-    All processes call its methods alike; the main one writes, or each its own parts.
+    All ranks must call its methods; rank 0 writes, or, under FSDP, each rank its shards.
     """
 
     folder: Path
-    """The run's."""
+    """The run folder."""
     config: Config
     model: GPT2Model
     optimizers: Sequence[Optimizer]
     tokenizer: Tokenizer
     data: Sequence[TextDataset]
-    """What is learned from, and what is validated on."""
+    """The training data, and the validation data if any."""
     processes: Processes
     sharded: bool
-    """Whether each process has a part of every parameter."""
+    """Whether the parameters are sharded across ranks (FSDP)."""
     _saving: Background = field(default_factory=Background)
     _lock: FolderLock | None = None
     _place: os.stat_result | None = None
     _moved: Path | None = None
-    """Where the run is now whose folder this one took."""
+    """The new path of an earlier run's folder that was moved away for this run."""
 
     @property
     def best_weights(self) -> Path:
-        """The file of the best weights, or of the last ones while no validation chose any."""
+        """The file of the best weights, or of the latest until the first validation."""
         return self.folder / WEIGHTS
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes the run this one, as a checkpoint holds it: tokenizer, text, fixed keys."""
+        """What must match on resume: hashes of tokenizer and text, weights' dtype, fixed keys."""
         digest = hashlib.sha256()
         for dataset in self.data:
             digest.update(dataset.tokens.data)
@@ -91,10 +91,10 @@ class CheckpointManager:
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Fill the model and the optimizers.
+        """Load a checkpoint into the model and the optimizers.
 
         Raises:
-            AGI2Error: where the checkpoint is another run's: its tokenizer, text or keys differ.
+            AGI2Error: if its tokenizer, text or fixed keys differ from this run's.
         """
         checkpoints.check_state(checkpoint)
         before, now = checkpoint.state, self.identity
@@ -121,18 +121,18 @@ class CheckpointManager:
         checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
 
     def prepare_folder(self, checkpoint: Checkpoint | None) -> int:
-        """Go on in the run's folder as it was at the checkpoint, or begin a new one.
+        """Restore the run folder to its state at the checkpoint, or create a new one, and lock it.
 
-        Until `release`, it is this process's alone.
+        The lock is held until `release`.
 
         Returns:
-            How many bytes of the log there are the run's: 0 where it begins.
+            The size, in bytes, to truncate the log to: 0 for a new run.
 
         Raises:
-            AGI2Error: where another process trains there, or nothing can be written.
+            AGI2Error: if another process trains in the folder, or it is not writable.
         """
         logged = 0
-        FolderLock(self.folder).release()  # what stands there may be moved away
+        FolderLock(self.folder).release()  # raises if in use; released, as it may be moved below
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
             logged = checkpoint.state["metrics_size"]
             checkpoints.forget_after(self.folder, checkpoint.state["step"])
@@ -146,10 +146,10 @@ class CheckpointManager:
         return logged
 
     def make_folder(self) -> None:
-        """Make the run's folder, keep it for this process, and describe the model in it.
+        """Create and lock the run folder; write the model's configuration and tokenizer to it.
 
         Raises:
-            AGI2Error: if another process trains there, or nothing can be written.
+            AGI2Error: if another process trains in the folder, or it is not writable.
         """
         self.release()
         with writing(self.folder):
@@ -162,13 +162,13 @@ class CheckpointManager:
         describe_model(self.model.config, self.tokenizer, self.config, folder)
 
     def is_lost(self, has_best: bool) -> bool:
-        """Whether the run's folder was deleted, emptied or moved away while training.
+        """Return whether the run folder was deleted, emptied or moved away while training.
 
         Args:
-            has_best: whether there should be best weights.
+            has_best: whether the folder must contain best weights.
 
         Raises:
-            AGI2Error: if something else is in its place.
+            AGI2Error: if another folder is in its place.
         """
         assert self._place is not None
         assert self._lock is not None
@@ -183,12 +183,12 @@ class CheckpointManager:
                 "moved away: continue there with --resume and its model_name"
             )
         if is_ours and not self._lock.is_held and content >= {CONFIG, TOKENIZER}:
-            self._lock = FolderLock(self.folder)  # raises if it is another process's by now
+            self._lock = FolderLock(self.folder)  # raises if another process has locked it
         needed = {CONFIG, TOKENIZER, *({WEIGHTS} if has_best else ())}
         return not is_ours or not needed <= content
 
     def warn_if_nothing_is_saved(self) -> None:
-        """Say where the earlier run is if this one ends without a model in its place."""
+        """Log where the earlier run was moved to if this one ends without saving a model."""
         if self._moved is not None and not self.best_weights.is_file():
             log.warning(
                 "nothing was saved: %s holds no model; the run that was there is %s",
@@ -197,12 +197,15 @@ class CheckpointManager:
             )
 
     def save(self, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint; the run's weights too, while no validation has chosen any.
+        """Save a checkpoint; until the first validation, also update the run's weights.
 
-        From a GPU the tensors are copied first and written while training goes on: `wait` for it.
+        On a GPU, tensors are copied to the CPU and written asynchronously: call `wait`.
 
         Args:
-            state: all that is not a tensor, as JSON, with the `step` and the `best_loss` so far.
+            state: the state except tensors, JSON-serializable, with `step` and `best_loss`.
+
+        Returns:
+            The checkpoint's folder.
         """
         step, keep = state["step"], self.config.keep_checkpoints
         place = checkpoints.checkpoint_folder(self.folder, step)
@@ -237,7 +240,7 @@ class CheckpointManager:
         return place
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Release the lock of the run folder."""
         if self._lock is not None:
             self._lock.release()
 
@@ -247,21 +250,21 @@ class CheckpointManager:
         return next(reversed(checkpoints.list_checkpoints(self.folder)), None)
 
     def wait(self) -> None:
-        """Until the last checkpoint is whole: no process goes on before."""
+        """Wait on all ranks (a barrier) until the last checkpoint is complete."""
         self._saving.wait()
         self.processes.wait_for_all()
 
     def save_best(self, model: GPT2Model) -> None:
-        """Make the weights of the main process's model the run's."""
+        """Save rank 0's `model` as the run's best weights."""
         if self.processes.is_main:
-            self._saving.wait()  # a checkpoint may be writing, or linking, the same file
+            self._saving.wait()  # an asynchronous save may be writing or linking the same file
             save_weights(model.state_dict(), self.best_weights, self.tokenizer, model.config)
 
     def load_best(self) -> GPT2Model:
-        """Give the model the best weights; return what `gather` does."""
+        """Load the best weights into the model; return it as `gather` does."""
         self._saving.wait()
         if self.sharded:
-            self.processes.wait_for_all()  # until the main process has written them
+            self.processes.wait_for_all()  # until rank 0 has written them
             load_weights(self.model, self.best_weights)
             return self.gather()
         if self.processes.is_main:
@@ -270,15 +273,15 @@ class CheckpointManager:
         return self.model
 
     def gather(self) -> GPT2Model:
-        """The model as a process can use it by itself: a copy, on the main one, of a sharded one.
+        """Return the unsharded model: under FSDP, a copy with full tensors on rank 0.
 
-        All processes take part.
+        A collective: all ranks must call it. On other ranks it returns the sharded model.
         """
         if not self.sharded:
             return self.model
         weights = {}
         for name, tensor in self.model.state_dict().items():
-            gathered = whole(tensor)  # one at a time: the others keep none
+            gathered = whole(tensor)  # tensor by tensor, so that other ranks never hold them all
             if self.processes.is_main:
                 weights[name] = gathered
         model = self.model
@@ -293,14 +296,14 @@ class CheckpointManager:
 def log_changes(
     checkpoint: Checkpoint, choices: Mapping[str, Any], config: Config, total_steps: int
 ) -> None:
-    """Say where a run goes on, and what is no longer as it was; `choices` decide on rounding."""
+    """Log the resumed step and what changed; `choices` are the settings that affect rounding."""
     before = checkpoint.state
     for name, now in choices.items():
         if before[name] != now:
             log.warning("%s was %s in this run: the rounding changes", name, before[name])
     log.info("resuming %s at step %d", checkpoint.folder, before["step"])
     for key, was in before["config"].items():
-        # The architecture is the model's, whatever its keys were set to.
+        # The architecture is that of the model, which `load` has compared already.
         was, now = masked(was), masked(config.get(key))
         if key not in ("resume", *_ARCHITECTURE) and was != finite(now):
             log.info("%s is now %r, it was %r", key, now, was)

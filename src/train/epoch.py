@@ -1,4 +1,7 @@
-"""One epoch over any batches, with any optimizer: what `train_epoch` does. B batch, T time."""
+"""One training epoch over any dataloader: the implementation of `train_epoch`.
+
+B batch, T time, N tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,19 @@ from ..utils import human_time, log
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits (N, V) and targets (N,) to the mean loss."""
+"""Takes logits (N, V) and targets (N,); returns the mean loss."""
 
-# An epoch is shown about so often, but not more often than every so many batches; without a known
-# length, at each of so many.
+# Progress is shown about 20 times an epoch, but at most every 10 batches; every 100 batches if the
+# dataloader has no length.
 _SHOWN, _SHOWN_AT_MOST, _SHOWN_WITHOUT_END = 20, 10, 100
 
 
 @dataclass
 class Epoch:
-    """What an epoch trains, and how; see `training.train_epoch` for the arguments.
+    """A training epoch; see `training.train_epoch` for the arguments.
 
     Raises:
-        AGI2Error: if an argument is not of its kind.
+        AGI2Error: if an argument has the wrong type or value.
     """
 
     model: nn.Module
@@ -61,7 +64,7 @@ class Epoch:
         self.device = self._own_device()
 
     def _own_device(self) -> torch.device:
-        """The model's device, which a device that was given must be."""
+        """Return the model's device; check that `device`, if given, is the same."""
         place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         if self.device in (None, "auto"):
             return place
@@ -74,7 +77,7 @@ class Epoch:
         return place
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Inputs and targets (B, T) to the mean loss."""
+        """Return the mean loss of inputs and targets (B, T)."""
         return self.criterion(self.model(inputs).flatten(0, 1), targets.flatten())
 
     def run(self, dataloader: Iterable[Batch]) -> float:
@@ -158,10 +161,10 @@ def _interval(count: int | None) -> int:
 
 
 def _checked(dataloader: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, if they are some.
+    """Yield the batches, each checked.
 
     Raises:
-        AGI2Error: if they are anything else than windows or pairs.
+        AGI2Error: if a batch is neither a tensor of windows nor a pair of inputs and targets.
     """
     if not isinstance(dataloader, Iterable):
         raise AGI2Error(f"dataloader: {_kind(dataloader)} gives no batches")

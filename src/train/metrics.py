@@ -1,4 +1,4 @@
-"""What is measured of a run: `Evaluation`, and `Telemetry`, its log and display while it trains."""
+"""Training and evaluation metrics: `Telemetry` (log, progress, tok/s, MFU) and `Evaluation`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .trackers import RunLog
 
 
 class Telemetry:
-    """A run's log, which only one of its processes opens, its display, and its speed.
+    """A run's log (opened on rank 0 only), progress display, tok/s and MFU.
 
     Args:
-        device: what it trains on.
-        precision: of matrix products.
-        tokens_per_step: targets of a batch, on the average of an epoch.
-        flops_per_token: floating-point operations for each of them.
-        total_steps: where the run is bounded by steps.
-        processes: that train together, each on such a device.
+        device: the training device.
+        precision: the autocast dtype.
+        tokens_per_step: mean number of target tokens of a global batch.
+        flops_per_token: training FLOPs per token.
+        total_steps: the number of steps; `None` if the run is not limited by steps.
+        processes: the world size; each rank has such a device.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Telemetry:
         self._peak_flops = peak_flops(device, precision)
         self._processes = processes
         self._log: RunLog | None = None
-        # Of the steps since the last line of the log.
+        # Since the last logged step.
         self._seconds, self._steps = 0.0, 0
 
     def open(
         self, config: Config, folder: Path, logged: int, step: int, about: dict[str, Any]
     ) -> None:
-        """Open the log, of which the first `logged` bytes stay; note a start and all about it."""
+        """Open the log, truncate it to `logged` bytes, and append a start entry with `about`."""
         self._log = RunLog(config, folder, logged, step)
         start = {
             "time": datetime.now().isoformat(" ", "seconds"),
@@ -68,13 +68,13 @@ class Telemetry:
         self._write({"step": step, "start": start})
 
     def close(self) -> None:
-        """Finish writing."""
+        """Close the log."""
         if self._log is not None:
             self._log.close()
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the display meanwhile; that its terminal is closed ends nothing."""
+        """Show the progress display in the context; ignore errors of a closed terminal."""
         self.display.__enter__()
         try:
             yield
@@ -83,18 +83,18 @@ class Telemetry:
                 self.display.__exit__(None, None, None)
 
     def sync(self) -> None:
-        """Ask the disk to keep the log as it is."""
+        """Flush the log to disk (fsync)."""
         if self._log is not None:
             self._log.sync()
 
     @property
     def log_size(self) -> int:
-        """Bytes of the log."""
+        """Size of the log, in bytes."""
         return 0 if self._log is None else self._log.size
 
     @property
     def is_lost(self) -> bool:
-        """Whether the file of the log is gone."""
+        """Whether the log file was deleted."""
         return self._log is not None and not self._log.file.path.is_file()
 
     def _write(self, entry: dict[str, Any]) -> None:
@@ -102,24 +102,24 @@ class Telemetry:
             self._log.write(entry)
 
     def count_step(self, seconds: float) -> None:
-        """A step was taken, in so many seconds."""
+        """Count a step and its duration, in seconds."""
         self._seconds += seconds
         self._steps += 1
 
     @property
     def _speed(self) -> float:
-        """Tokens per second."""
+        """Tokens per second (tok/s), over all ranks."""
         return self._steps * self.tokens_per_step / max(self._seconds, 1e-9)
 
     @property
     def _share_of_peak(self) -> float | None:
-        """The share of all devices' peak FLOP/s that the steps reach, where the peak is known."""
+        """Model FLOPs utilization (MFU), from 0 to 1; `None` if the peak FLOP/s is unknown."""
         if self._peak_flops is None:  # pragma: needs gpu
             return None
         return self._speed * self._flops_per_token / (self._processes * self._peak_flops)
 
     def show(self, state: RunState, progress: float, loss: float) -> None:
-        """Show where the run is: the share of it that is done, and its loss in nats per token."""
+        """Update the progress display; `progress` is from 0 to 1, the loss in nats per token."""
         self.display.update(
             state.step,
             progress,
@@ -134,7 +134,7 @@ class Telemetry:
     def log_step(
         self, state: RunState, epoch: float, loss: float, rate: float, grad_norm: float
     ) -> None:
-        """Log the steps since the last such line, and measure the speed anew from here."""
+        """Log the metrics since the last logged step; reset tok/s and MFU."""
         memory = memory_stats(self._device)
         self._write(
             {
@@ -155,13 +155,13 @@ class Telemetry:
         self._seconds, self._steps = 0.0, 0
 
     def log_epoch(self, state: RunState) -> None:
-        """Log the mean loss of the epoch that ends."""
+        """Log the mean train loss of the last epoch."""
         losses = state.history["train_loss"]
         self._write({"step": state.step, "epoch": len(losses), "epoch_loss": losses[-1]})
         log.info("epoch %d  training loss %.4f", len(losses), losses[-1])
 
     def log_validation(self, step: int, result: Evaluation) -> None:
-        """Log what a validation found."""
+        """Log the result of a validation."""
         bits = result.bits_per_byte
         self._write({"step": step, "val_loss": result.loss, "val_bits_per_byte": bits})
         log.info(
@@ -173,34 +173,34 @@ class Telemetry:
         )
 
     def log_sample(self, step: int, text: str) -> None:
-        """Log what the model writes."""
+        """Log text that the model generated."""
         self._write({"step": step, "sample": text})
         log.info("sample: %s", " ".join(text.split()))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text."""
+    """The result of evaluating a model on a text."""
 
     loss: float
     """Mean negative log-likelihood, in nats per token."""
     tokens: int
-    """Tokens predicted."""
+    """Number of predicted tokens."""
     text_bytes: int
-    """UTF-8 bytes of the text that those tokens stand for, as the tokenizer gives it back."""
+    """Number of UTF-8 bytes that the predicted tokens decode to."""
     unknown: int = field(default=0, kw_only=True)
-    """Of the tokens predicted, those that stand for characters not in the vocabulary."""
+    """Number of predicted tokens that are <unk>."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per token; infinite beyond what a number holds."""
+        """exp(loss), per token; inf on overflow."""
         return exp_or_inf(self.loss)
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits to encode a byte of text, comparable between tokenizers; `None` where it has none.
+        """Bits per byte (BPB), comparable between tokenizers; `None` if undefined.
 
-        The bytes are those of the text after the tokenizer's preprocessing.
+        Bytes are counted after the tokenizer's preprocessing.
         """
         if self.no_bits_per_byte:
             return None
@@ -208,7 +208,7 @@ class Evaluation:
 
     @property
     def no_bits_per_byte(self) -> str:
-        """Why there are no bits per byte; empty where there are."""
+        """Why bits per byte are undefined; empty if they are defined."""
         if self.unknown:
             are = "is" if self.unknown == 1 else "are"
             return (
@@ -220,7 +220,7 @@ class Evaluation:
         return "" if math.isfinite(self.loss) else "the loss is not a finite number"
 
     def describe_bits(self) -> str:
-        """The bits per byte for a log, or why there are none."""
+        """Return the bits per byte, or why they are undefined, for the log."""
         bits = self.bits_per_byte
         if bits is None:
             return f"no bits per byte: {self.no_bits_per_byte}"
@@ -228,7 +228,7 @@ class Evaluation:
 
 
 def exp_or_inf(value: float) -> float:
-    """exp(value); infinite beyond what a float holds."""
+    """Return exp(value); inf on overflow."""
     try:
         return math.exp(value)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""From a configuration to a trainer that has not begun: text, tokenizer, windows, model."""
+"""From a configuration to a `Trainer`: read the text, tokenize it, create datasets and model."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from .trainer import Evaluate, Sample, Trainer
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run has before it has a model."""
+    """The data and the tokenizer of a run."""
 
     tokenizer: Tokenizer
     train_data: TextDataset
     val_data: TextDataset | None
     documents: list[str]
-    """The whole text."""
+    """The complete text; empty on ranks other than 0."""
     training_text: list[str]
-    """What is learned from."""
+    """The training documents after the tokenizer's preprocessing; empty on ranks other than 0."""
 
 
 def prepare(
     config: Config, checkpoint: Checkpoint | None = None, tokenizer: Tokenizer | None = None
 ) -> Prepared:
-    """Read the text, make the tokenizer, cut the text into windows of tokens.
+    """Read the text, load or fit the tokenizer, and tokenize the text into windows.
 
     Args:
-        config: the run's.
-        checkpoint: what the run goes on from: it has its tokenizer.
-        tokenizer: in place of the configured one; fitted here if it is not yet.
+        config: the run's configuration.
+        checkpoint: the checkpoint to resume from, whose tokenizer is used.
+        tokenizer: used instead of the configured tokenizer; fitted in place if it is not fitted.
 
     Raises:
-        AGI2Error: where the text or the tokenizer cannot be had.
+        AGI2Error: if the text cannot be read, or the tokenizer cannot be loaded or fitted.
     """
     with busy("reading the text"):
         documents = list(read_documents(config.sources, config.text_field))
@@ -59,7 +59,7 @@ def prepare(
             tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
     with busy("cutting the text into tokens"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
-    # As the model sees it: only so can a copy be found.
+    # Preprocessed as the model's input is: memorized text is searched for in this.
     seen = [tokenizer.preprocess(document) for document in train]
     return Prepared(tokenizer, train_data, val_data, documents, seen)
 
@@ -74,21 +74,21 @@ def make_trainer(
     evaluate: Evaluate | None = None,
     sample: Sample | None = None,
 ) -> Trainer:
-    """A run that has not begun, and has written nothing.
+    """Create the model and its trainer; write nothing to disk.
 
     Args:
-        config: the run's.
-        text: what `prepare` made of it.
-        model: trained in place of a new one.
-        kind: the class of the run.
-        processes: those that train together; by default this one alone.
-        is_resumed: whether a checkpoint's weights follow, so that none of `init_from` are needed.
+        config: the run's configuration.
+        text: the result of `prepare`.
+        model: the model to train; by default a new one.
+        kind: the trainer's class.
+        processes: the process group; default: a single process.
+        is_resumed: whether a checkpoint is loaded later, so that `init_from` is ignored.
         evaluate: see `Trainer`.
         sample: see `Trainer`.
 
     Raises:
-        AGI2Error: where the model has fewer tokens than the tokenizer, or does not fit the one of
-            `init_from`.
+        AGI2Error: if the model does not fit into memory, its vocabulary is smaller than the
+            tokenizer's, or it does not match the model of `init_from`.
     """
     seed_everything(config.seed)
     if config.threads != "auto":
@@ -97,11 +97,12 @@ def make_trainer(
     if model is None:
         if config.init_from is None:
             config = config.changed(vocab_size=text.tokenizer.vocab_size)
-        # Weights, gradients and AdamW's state; of a part of them, where they are shared or stay.
+        # 16 bytes per parameter: weights, gradients and two AdamW moments in fp32. With LoRA only
+        # a few parameters have the latter three; with FSDP they are sharded.
         is_whole = config.lora_rank is None and config.parallel == "ddp"
         device = processes.device if processes else CPU
         check_memory(config.architecture, "training a model", 16 if is_whole else 4, device)
-        with torch.device("cpu"):  # whatever the default device: it moves below
+        with torch.device("cpu"):  # not the user's default device: the model is moved below
             model = GPT2Model(config)
     check_vocabulary(text.tokenizer, model)
     if config.init_from is not None and not is_resumed:
@@ -109,22 +110,23 @@ def make_trainer(
     if config.lora_rank is not None:
         add_lora(model, config.lora_rank)
     processes = processes or Processes(select_device(config.device))
-    if not (config.parallel == "fsdp" and processes.are_joined):  # else it moves part by part
+    # FSDP moves the model shard by shard: the full model may not fit on the device.
+    if not (config.parallel == "fsdp" and processes.are_joined):
         model.to(processes.device)
     folder = run_folder(config)
     data = text.train_data, text.val_data
     trainer = kind(
         model, text.tokenizer, *data, config, folder, processes, evaluate=evaluate, sample=sample
     )
-    trainer.chosen = chosen  # a small text has made a smaller vocabulary than this says
+    trainer.chosen = chosen  # as the user set it; `vocab_size` was changed to the tokenizer's
     return trainer
 
 
 def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
-    """Give a model the weights of a trained one.
+    """Load pretrained weights into a model (`init_from`).
 
     Raises:
-        AGI2Error: where it has another architecture or tokenizer.
+        AGI2Error: if the pretrained model has another architecture or tokenizer.
     """
     trained = load_model(folder)
     if trained.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -140,7 +142,7 @@ def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
 
 
 def find_resumed(config: Config) -> Checkpoint | None:
-    """What `resume` names; this launch's own newest checkpoint where torchrun restarted it."""
+    """Return the checkpoint of `resume`, or this launch's newest if torchrun restarted it."""
     if launch_id() is not None:
         newest = newest_checkpoint(run_folder(config))
         if newest is not None and began_in_this_launch(newest.state.get("launch")):
@@ -154,7 +156,7 @@ def prepare_together(
     tokenizer: Tokenizer | None,
     processes: Processes,
 ) -> Prepared:
-    """The main process reads the text; the others are sent what it made of it, but not the text."""
+    """Call `prepare` on rank 0; broadcast its tokenizer and tokens, but not the text."""
     text = prepare(config, checkpoint, tokenizer) if processes.is_main else None
 
     def made() -> Prepared:
@@ -173,7 +175,7 @@ def _make_tokenizer(
     checkpoint: Checkpoint | None,
     unfitted: Tokenizer | None = None,
 ) -> Tokenizer:
-    """The run's own tokenizer if it is resumed; else the one given or configured, fitted."""
+    """Return the checkpoint's tokenizer if resumed; else the given or configured one, fitted."""
     if checkpoint is not None:
         saved = load_tokenizer(checkpoint.tokenizer)
         return saved if unfitted is None else become(unfitted, saved)
@@ -193,10 +195,10 @@ def _make_tokenizer(
 def _windows(
     train: list[str], held_out: list[str], tokenizer: Tokenizer, seq_len: int
 ) -> tuple[TextDataset, TextDataset | None]:
-    """Windows of seq_len + 1 tokens, so that each step trains on seq_len targets."""
+    """Return datasets of windows of seq_len + 1 tokens: seq_len inputs and targets each."""
     tokens = tokenize(train, tokenizer)
     if len(tokens) > 1:
-        # The first document, too, stands after an end of text: what an empty prompt starts from.
+        # The first document, too, follows an end-of-text token, which an empty prompt starts with.
         tokens = np.concatenate([tokenize(["", ""], tokenizer), tokens])
     train_data = TextDataset.from_tokens(tokens, seq_len + 1, stride=seq_len)
     tokens = tokenize(held_out, tokenizer)
@@ -204,6 +206,6 @@ def _windows(
         if held_out:
             log.warning("the held-out text is too short to validate on")
         return train_data, None
-    # Never longer than what the model trains on.
+    # Not longer than the training windows, which may be shorter than seq_len for a short text.
     width = min(seq_len, train_data.seq_len - 1)
     return train_data, TextDataset.from_tokens(tokens, width + 1, stride=width)

@@ -1,4 +1,4 @@
-"""`RunState`: where a run is."""
+"""`RunState`: the counters, losses and history of a training run."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ History = dict[str, Any]
 
 
 class RunningMean:
-    """A mean that is summed on the device and read only when it is asked for."""
+    """A weighted mean that accumulates on the device, and synchronizes only in `take`."""
 
     def __init__(self, total: float = 0.0, count: int = 0) -> None:
         self._total: torch.Tensor | float = total
         self.count = count
 
     def add(self, value: torch.Tensor, weight: int = 1) -> None:
-        """Count one more value, as often as `weight` says."""
+        """Add a scalar with a weight."""
         # MPS has no float64.
         wide = torch.float32 if value.device.type == "mps" else torch.float64
         self._total = self._total + weight * value.detach().to(wide)
         self.count += weight
 
     def take(self) -> float:
-        """The mean, which then starts anew; not a number where there was none."""
+        """Return the mean (NaN if there are no values) and reset it."""
         mean = float(self._total) / self.count if self.count else math.nan
         self._total, self.count = 0.0, 0
         return mean
 
     def state(self) -> tuple[float, int]:
-        """Sum and count: what the constructor takes."""
+        """Return the sum and the count, the arguments of the constructor."""
         return float(self._total), self.count
 
 
@@ -45,30 +45,30 @@ def _no_history() -> History:
 
 @dataclass
 class RunState:
-    """What a run has counted so far."""
+    """The training state of a run, except tensors."""
 
     step: int = 0
-    """Steps done, those left out among them."""
+    """Steps done, including skipped steps."""
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     seconds: float = 0.0
     epoch_loss: RunningMean = field(default_factory=RunningMean)
-    """Since the epoch began, in nats per token."""
+    """Train loss since the start of the epoch, in nats per token."""
     recent_loss: RunningMean = field(default_factory=RunningMean)
-    """Since the last line of the log."""
+    """Train loss since the last logged step, in nats per token."""
     evaluated_at: int = 0
     best_loss: float = math.inf
     evaluations_without_gain: int = 0
     history: History = field(default_factory=_no_history)
-    """A training loss for each epoch; validation losses, and the steps of these."""
+    """`train_loss` per epoch; `val_loss` per validation, and its step in `val_steps`."""
 
     @property
     def val_loss(self) -> float | None:
-        """The last validation's."""
+        """The last val loss; `None` before the first validation."""
         return self.history["val_loss"][-1] if self.history["val_loss"] else None
 
     def count_step(self, loss: torch.Tensor, taken: bool, rows: int = 1) -> None:
-        """Count a step that was taken, or left out; `rows` sequences have this mean loss."""
+        """Count a step that was taken or skipped, with the mean loss of its `rows` sequences."""
         self.step += 1
         if taken:
             self.epoch_loss.add(loss, rows)
@@ -79,11 +79,11 @@ class RunState:
             self.skipped_in_a_row += 1
 
     def count_epoch(self) -> None:
-        """An epoch ends: its mean loss becomes history."""
+        """Append the mean loss of the epoch to the history."""
         self.history["train_loss"].append(self.epoch_loss.take())
 
     def count_validation(self, loss: float) -> bool:
-        """Count a validation; say whether it is the best one so far."""
+        """Count a validation; return whether its loss is the best so far."""
         self.history["val_loss"].append(loss)
         self.history["val_steps"].append(self.step)
         is_best = loss < self.best_loss
@@ -94,10 +94,7 @@ class RunState:
         return is_best
 
     def to_json(self) -> dict[str, Any]:
-        """A copy that JSON can hold, which stays as it is while training goes on.
-
-        What is not a finite number is `None`.
-        """
+        """Return a JSON-serializable deep copy; numbers that are not finite become `None`."""
         copy = {
             **vars(self),
             "epoch_loss": self.epoch_loss.state(),
@@ -109,7 +106,7 @@ class RunState:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RunState:
-        """What `to_json` gave, in which there may be more."""
+        """Create a state from the result of `to_json`; other keys are ignored."""
         found = {field.name: saved[field.name] for field in fields(cls)}
         for name in ("epoch_loss", "recent_loss"):
             total, count = found[name]

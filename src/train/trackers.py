@@ -1,4 +1,4 @@
-"""A run's log: one JSON line for each logged step, and other services."""
+"""The metrics log `metrics.jsonl` (JSON Lines) and experiment trackers: TensorBoard, W&B."""
 
 from __future__ import annotations
 
@@ -18,45 +18,44 @@ from ..utils import json_line, open_file, parse_json, read_bytes, sync_file, wri
 
 
 class MetricsFile:
-    """`metrics.jsonl`: appended line by line, each one flushed.
+    """`metrics.jsonl`: one JSON object per line, flushed after each.
 
     Args:
         path: the file.
-        size: bytes to keep of it: what stood there when the checkpoint was saved from which the
-            run goes on.
+        size: the size, in bytes, to truncate it to: its size at the resumed checkpoint.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
         with writing(path):
             path.touch()
-            # After a power cut the file may be shorter, and end within a line.
+            # After a power failure the file may be shorter, and end in an incomplete line.
             with open_file(path) as file:
                 kept = file.read(size)
             os.truncate(path, kept.rfind(b"\n") + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Append one line; JSON has no word for a number that is not finite but `null`."""
+        """Append one line; numbers that are not finite become `null`."""
         with writing(self.path), open(self.path, "a", encoding="utf-8", newline="\n") as file:
             file.write(json_line(entry) + "\n")
 
     def sync(self) -> None:
-        """Ask the disk to keep what was written."""
+        """Flush the file to disk (fsync)."""
         with writing(self.path):
             sync_file(self.path)
 
     @property
     def size(self) -> int:
-        """Bytes written so far."""
+        """The file's size, in bytes."""
         with writing(self.path):
             return self.path.stat().st_size
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last one that was cut off is left out.
+    """Read the entries of a `metrics.jsonl`, except an incomplete last line.
 
     Raises:
-        AGI2Error: where the file is missing or not what it should be.
+        AGI2Error: if the file is missing or invalid.
     """
     lines = read_bytes(path).split(b"\n")[:-1]
     entries = []
@@ -72,21 +71,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-# Of a step's line, what is read together.
+# Keys of a step entry that are used together.
 _SPEED = ("tokens_per_second", "tokens", "seconds")
-# Of a start's description, what is reckoned with.
+# Keys of a start entry that are used in calculations.
 _COUNTS = ("parameters", "total_steps", "train_tokens", "train_bytes", "tokens_per_step")
-# No count or figure of a run is larger; products of two are still numbers of a chart.
+# No valid metric is larger, and the product of two does not overflow in a chart.
 _LARGEST_NUMBER = 1e100
 
 
 def _problem_of(entry: dict[str, Any]) -> str:
-    """What those who read the log could not read of a line; empty where there is nothing."""
+    """Return what makes an entry invalid; empty if it is valid."""
     start = entry.get("start", {})
     if type(entry.get("step", 0)) is not int or not isinstance(start, dict):
         return "its step is no whole number, or its start no description"
     numbers = [value for value in [*entry.values(), *start.values()] if type(value) in (int, float)]
-    # NaN is not, either: a run writes null in its place.
+    # NaN fails this comparison, too; a run writes null instead.
     if not all(abs(number) <= _LARGEST_NUMBER for number in numbers) or entry.get("step", 0) < 0:
         return "a number is negative, or too large"
     counts = [start.get(key, 0) for key in _COUNTS]
@@ -99,26 +98,26 @@ def _problem_of(entry: dict[str, Any]) -> str:
 
 
 class Sink(Protocol):
-    """Another place that a run's log goes to."""
+    """An experiment tracker that receives the entries of the log."""
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Take one line of the log."""
+        """Log one entry."""
 
     def close(self) -> None:
-        """Bring everything written to its place."""
+        """Flush and close."""
 
 
 class RunLog:
-    """A run's log: `metrics.jsonl`, and whatever `log_to` names beside it.
+    """A run's log: `metrics.jsonl` and the trackers named in `log_to`.
 
     Args:
-        config: the run's.
-        folder: the run's.
-        size: bytes to keep of an earlier `metrics.jsonl`.
-        step: where the run begins or goes on.
+        config: the run's configuration.
+        folder: the run folder.
+        size: the size, in bytes, to truncate an earlier `metrics.jsonl` to.
+        step: the step at which the run starts or resumes.
 
     Raises:
-        AGI2Error: where a package is missing, or a service refuses.
+        AGI2Error: if a package is missing, or a tracker cannot be initialized.
     """
 
     def __init__(self, config: Config, folder: Path, size: int = 0, step: int = 0) -> None:
@@ -132,35 +131,35 @@ class RunLog:
             self.sinks.append(WandbSink(config, folder))
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Log one line everywhere."""
+        """Log one entry to the file and to all trackers."""
         self.file.write(entry)
         for sink in self.sinks:
             sink.write(entry)
 
     def sync(self) -> None:
-        """Ask the disk to keep `metrics.jsonl` as it is."""
+        """Flush `metrics.jsonl` to disk (fsync)."""
         self.file.sync()
 
     @property
     def size(self) -> int:
-        """Bytes in `metrics.jsonl`."""
+        """The size of `metrics.jsonl`, in bytes."""
         return self.file.size
 
     def close(self) -> None:
-        """Finish writing, also where a run dies."""
+        """Close all trackers; also called if the run fails."""
         for sink in self.sinks:
             sink.close()
 
 
 def check_log_to(names: Sequence[str]) -> None:
-    """Raise where a package is missing, before anything else is done.
+    """Check that the trackers' packages are installed.
 
     Raises:
-        AGI2Error: which says what to install.
+        AGI2Error: if one is not.
     """
     for name in names:
         found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name is no package
+        if found is None or found.origin is None:  # None: a folder of that name, not a package
             raise AGI2Error(
                 f"log_to: {name} is not installed; install it with uv sync --extra {name} or "
                 f"pip install {name}, or take it out of log_to"
@@ -168,22 +167,22 @@ def check_log_to(names: Sequence[str]) -> None:
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    """What of a line is a curve over steps."""
+    """Return the scalar metrics of an entry."""
     axes = ("step", "epoch")
     return {k: v for k, v in entry.items() if k not in axes and isinstance(v, int | float)}
 
 
 class TensorBoardSink:
-    """Event files in the run's folder `tensorboard`.
+    """Writes TensorBoard event files to `tensorboard/` in the run folder.
 
-    A resumed run takes back what was written at or after its first step, and writes what the log
-    kept of that step once more; a run that was not watched before is written from its beginning.
+    A resumed run purges the events at or after `step` and writes the log's entries of that step
+    again. If there are no event files yet, all entries of the log are written.
 
     Args:
-        config: the run's.
-        folder: the run's.
-        step: where the run begins or goes on.
-        logged: the log's lines so far.
+        config: the run's configuration.
+        folder: the run folder.
+        step: the step at which the run starts or resumes.
+        logged: the entries of the log so far.
     """
 
     def __init__(
@@ -203,24 +202,24 @@ class TensorBoardSink:
                 self.write(entry)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Add a line's numbers as points, and its sample as text."""
+        """Write an entry's scalars, and its sample as text."""
         for key, value in _numbers(entry).items():
             self._writer.add_scalar(key, value, entry.get("step", 0))
         if "sample" in entry:
-            # It is shown as Markdown, in which indented lines are taken as they are.
+            # TensorBoard renders Markdown, in which indented lines are verbatim.
             lines = "\n".join("    " + line for line in entry["sample"].split("\n"))
             self._writer.add_text("sample", lines, entry.get("step", 0))
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
 def _read_run_id(note: Path) -> str:
-    """The id under which an earlier part of the run is known.
+    """Read the W&B run id of an earlier start of the run.
 
     Raises:
-        AGI2Error: where the file holds something else.
+        AGI2Error: if the file does not contain one.
     """
     try:
         with open_file(note) as file:
@@ -233,17 +232,17 @@ def _read_run_id(note: Path) -> str:
 
 
 class WandbSink:
-    """A run of the same name in the project `agi2` of Weights & Biases.
+    """Logs to Weights & Biases: to a run named `model_name` in the project `agi2`.
 
-    Its files and its id stand in the run's folder `wandb`, so that a resumed run goes on there:
-    the service leaves out steps that it has seen. `WANDB_MODE=offline` sends nothing anywhere.
+    The W&B run id is stored in `wandb/` in the run folder, so that a resumed run continues the
+    same W&B run; W&B ignores steps that it has already. `WANDB_MODE=offline` sends nothing.
 
     Args:
-        config: the run's.
-        folder: the run's.
+        config: the run's configuration.
+        folder: the run folder.
 
     Raises:
-        AGI2Error: where nobody is logged in, or the service cannot be reached.
+        AGI2Error: if nobody is logged in, or W&B cannot be reached.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -254,7 +253,7 @@ class WandbSink:
         with writing(note):
             note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, run_id)
-        # The service is sent the command, too.
+        # W&B also uploads the command line: not if it contains secrets.
         hiding: dict[str, Any] = {"x_disable_meta": True} if masked(sys.argv) != sys.argv else {}
         try:
             self._run = wandb.init(
@@ -265,19 +264,19 @@ class WandbSink:
                 dir=folder,
                 config=masked(config),
                 settings=wandb.Settings(
-                    console="off",  # the terminal is ours
+                    console="off",  # W&B must not capture the terminal, where progress is shown
                     silent=not is_logged(),
                     **hiding,
                 ),
             )
-        except (wandb.Error, ValueError) as error:  # the latter for settings in the environment
+        except (wandb.Error, ValueError) as error:  # ValueError: environment variables of W&B
             raise AGI2Error(
                 f"log_to: wandb: {' '.join(str(error).split())}; run wandb login, or set the "
                 "environment variable WANDB_MODE=offline"
             ) from error
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Send a line's numbers, and its sample as text."""
+        """Log an entry's scalars, and its sample as text."""
         found: dict[str, Any] = _numbers(entry)
         if "sample" in entry:
             found["sample"] = entry["sample"]
@@ -285,5 +284,5 @@ class WandbSink:
             self._run.log(found, step=entry["step"])
 
     def close(self) -> None:
-        """Wait until all is sent, or on disk."""
+        """Finish the W&B run: wait until all data is uploaded, or on disk."""
         self._run.finish()
