@@ -1,4 +1,4 @@
-"""The arguments of `train_model`: what callers pass from Python, as a configuration."""
+"""Conversion of the arguments of `train_model` to a configuration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..utils import log
 
 Source = str | os.PathLike[str]
 Sources = Source | Sequence[Source]
-"""A file, a folder, a pattern or a built-in text; or several."""
+"""A file, a folder, a glob pattern or a built-in text; or a sequence of these."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What only generation, beam search and chat read; `sample_tokens` is the length of samples.
+# Keys of generation, beam search and chat only. Samples while training use `sample_tokens`.
 UNUSED_IN_TRAINING = (
     *("max_length", "min_length", "samples", "sampling_seed", "quantize", "speculative"),
     *("beam_size", "length_penalty", "beam_results", "beam_early_stopping", "beam_groups"),
@@ -33,13 +33,13 @@ UNUSED_IN_TRAINING = (
 
 
 def beside_its_key(function: F) -> F:
-    """Let a function take its tokenizer by position and, beside it, the key `tokenizer`.
+    """Decorate a function so that the key `tokenizer` may be passed in addition to its tokenizer.
 
-    Python itself would call the second one a double of the first. The key is not followed: the
-    log says so if it names another tokenizer.
+    Without this, `f(model, tokenizer, **config)` raises `TypeError` (multiple values for argument
+    'tokenizer'). The key is ignored, with a warning if it names another kind of tokenizer.
 
     Args:
-        function: whose second argument is the tokenizer.
+        function: a function whose second argument is the tokenizer.
     """
 
     @functools.wraps(function)
@@ -60,15 +60,15 @@ def _say_if_other(tokenizer: Any, key: Any) -> None:
 
 
 def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
-    """Make the configuration of a run from a model and keywords.
+    """Create a run's configuration from a model and keyword arguments.
 
     Args:
-        model: whose architecture it is.
-        given: keys; a path, a device, a tuple and a number of NumPy or PyTorch stand for the
-            string, the list or the number of the configuration.
+        model: the model, which determines the architecture.
+        given: keys of the configuration; paths, devices, tuples and NumPy or PyTorch scalars are
+            converted to strings, lists and numbers.
 
     Raises:
-        AGI2Error: if the model or a key is wrong.
+        AGI2Error: if the model or a key is invalid.
     """
     if not isinstance(model, GPT2Model):
         raise AGI2Error(f"model: {type(model).__name__} is not a GPT2Model")
@@ -83,7 +83,7 @@ def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
     keys["sources"] = _sources(given["sources"])
     if isinstance(keys.get("resume"), bool):
         keys["resume"] = "auto" if keys["resume"] else None
-    # A model has the positions it has: a shorter one trains on shorter windows.
+    # seq_len cannot exceed the model's context length.
     positions, length = model.config.max_seq_len, keys.get("seq_len")
     if length is None:
         keys["seq_len"] = min(1024, positions)
@@ -97,7 +97,7 @@ def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """A value as TOML would give it."""
+    """Convert a value to a type that TOML has."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, bytes):
@@ -112,10 +112,10 @@ def _plain(value: Any) -> Any:
 
 
 def _sources(sources: Any) -> list[str]:
-    """One source or several as a list of strings.
+    """Convert one or several sources to a list of strings.
 
     Raises:
-        AGI2Error: if they are anything else.
+        AGI2Error: if one is not a path.
     """
     listed = list(sources) if isinstance(sources, tuple | list) else [sources]
     for source in listed:
@@ -128,7 +128,7 @@ def _sources(sources: Any) -> list[str]:
 
 
 def _say_what_is_not_followed(keys: Mapping[str, Any], model: GPT2Model) -> None:
-    """Log the keywords that do nothing here, or say otherwise than the model."""
+    """Log keys that are unused in training, or that conflict with the model's architecture."""
     ours = model.config.to_keys()
     wanted = {**PRESETS.get(str(keys.get("preset")).lower(), {}), **keys}
     for key in ARCHITECTURE_KEYS:
@@ -143,13 +143,13 @@ def _say_what_is_not_followed(keys: Mapping[str, Any], model: GPT2Model) -> None
         if keys.get(key) not in (None, "", fields[key].get_default(call_default_factory=True))
     ]
     if "max_context_length" in unused and keys["max_context_length"] == ours["model_positions"]:
-        unused.remove("max_context_length")  # it follows the positions by itself
+        unused.remove("max_context_length")  # its default is `model_positions`
     if unused:
         log.info("not used in training, written to the run's config.toml: %s", ", ".join(unused))
 
 
 def is_fitted(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer has a vocabulary."""
+    """Return whether a tokenizer has a vocabulary."""
     try:
         tokenizer.encode("a")
     except AGI2Error:
@@ -158,15 +158,18 @@ def is_fitted(tokenizer: Tokenizer) -> bool:
 
 
 def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Fit a tokenizer on documents, to at most a model's vocabulary.
+    """Fit a tokenizer on documents, with a vocabulary of at most the model's size.
 
     Args:
-        tokenizer: fitted in place, and returned.
-        documents: the text to train on.
-        vocab_size: the model's.
+        tokenizer: fitted in place.
+        documents: the training text.
+        vocab_size: the model's vocabulary size.
+
+    Returns:
+        `tokenizer`.
 
     Raises:
-        AGI2Error: if the model has too few tokens for it.
+        AGI2Error: if `vocab_size` is too small for the tokenizer.
     """
     if isinstance(tokenizer, BPETokenizer):
         least = BPETokenizer(vocab_size=257).max_vocab_size
@@ -182,10 +185,10 @@ def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> T
 
 
 def become(tokenizer: Tokenizer, other: Tokenizer) -> Tokenizer:
-    """Give a tokenizer the vocabulary of another one of its class; return it.
+    """Copy the vocabulary of `other`, of the same class, into `tokenizer`; return `tokenizer`.
 
     Raises:
-        AGI2Error: if they are not of the same class.
+        AGI2Error: if the classes differ.
     """
     if tokenizer is not other:
         if type(tokenizer) is not type(other):

@@ -1,4 +1,4 @@
-"""What a run takes, from its sizes: memory, disk, floating-point operations, the micro-batch."""
+"""Estimates of a run's peak memory, disk usage, FLOPs and micro-batch size."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from ..cuda_utils import LOGITS_AT_ONCE
 from ..model import GPT2Model
 from ..nn.lora import add_lora
 
-# Memory that activations may take on a CPU. Fixed, so that equal configurations give equal runs.
+# Activation memory, in bytes, on a CPU. Fixed, so that runs of one configuration are identical on
+# machines with different amounts of memory.
 CPU_ACTIVATION_BUDGET = 2 * 2**30
 
 
 def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
-    """About how many bytes a training step holds for each sequence, in fp32, without its logits.
+    """Estimate the activation memory of one sequence in fp32, without logits, in bytes.
 
-    Counted in vectors of `d_model` a token. A layer keeps 16 for its backward pass; the rest, and
-    all that gradient checkpointing holds beyond 1 a layer, are gaps between freed tensors. Measured
-    as the peak memory of a process on a CPU; a GPU, where nothing falls between, holds less.
+    The unit is a vector of `d_model` per token. A layer saves 16 of them for backward; the rest,
+    and with gradient checkpointing all beyond 1 per layer, is heap fragmentation. Fitted to the
+    peak memory of a process on a CPU; a GPU, which has little fragmentation, needs less.
     """
     layer = 19.5 * architecture.d_model
     if architecture.dropout > 0:
-        # Without the fused kernel, which has no dropout on a CPU, attention weights are kept.
+        # The fused attention kernel has no dropout on a CPU: the attention weights (T, T) of each
+        # head are saved for backward.
         layer += 10.5 * architecture.d_model + 3.2 * architecture.n_heads * seq_len
     if architecture.gradient_checkpointing:
         layers = 12 * architecture.n_layers * architecture.d_model + layer
@@ -40,10 +42,10 @@ def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
 
 
 def training_flops(architecture: GPT2Config, parameters: int, seq_len: int) -> float:
-    """Floating-point operations that a training step needs for each token.
+    """Return the FLOPs of a training step (forward and backward) per token.
 
-    6 for each weight but the positions' (forward 2, backward 4), and attention's 12 x layers x
-    width x length (Chowdhery et al., 2022, appendix B), recomputation not counted.
+    6 per parameter except position embeddings (forward 2, backward 4), and 12 x layers x width x
+    length for attention (Chowdhery et al., 2022, appendix B); without recomputation.
     """
     weights = parameters
     if architecture.position_embedding == "learned":
@@ -51,7 +53,7 @@ def training_flops(architecture: GPT2Config, parameters: int, seq_len: int) -> f
     return 6 * weights + 12 * architecture.n_layers * architecture.d_model * seq_len
 
 
-# Dense bf16 (or, before Ampere, fp16) matrix products, in FLOP/s, from the makers' data sheets.
+# Peak FLOP/s of dense matrix products in bf16 (before Ampere: fp16), from NVIDIA's data sheets.
 _PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -68,10 +70,10 @@ _PEAKS = {
 
 
 def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> float | None:
-    """The most floating-point operations a second that matrix products reach on a device.
+    """Return a device's peak FLOP/s for matrix products, the denominator of MFU.
 
-    A GPU's is the maker's figure for half precision, `None` where it is not known or the precision
-    is another; a CPU's is measured in fp32, in about a tenth of a second.
+    For a GPU it is the data sheet's value for half precision, or `None` for an unknown GPU or for
+    fp32; for a CPU it is measured in fp32, which takes about 0.1 s.
     """
     if device.type == "cuda":  # pragma: needs gpu
         name = torch.cuda.get_device_name(device)
@@ -91,7 +93,10 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
 def choose_micro_batch_size(
     architecture: GPT2Config, seq_len: int, batch_size: int, device: torch.device
 ) -> int:
-    """The largest divisor of `batch_size` whose activations fit the device's budget; at least 1."""
+    """Return the largest divisor of `batch_size` whose activations fit into the device's budget.
+
+    The budget is 60% of a GPU's memory, or `CPU_ACTIVATION_BUDGET`; the result is at least 1.
+    """
     budget = CPU_ACTIVATION_BUDGET
     if device.type == "cuda":  # pragma: needs gpu
         budget = int(0.6 * torch.cuda.get_device_properties(device).total_memory)
@@ -103,45 +108,45 @@ def choose_micro_batch_size(
 
 @dataclass(frozen=True)
 class Memory:
-    """What a run takes at its peak, in bytes: of the device's memory, or of the process's."""
+    """A run's peak memory by category, in bytes: of the device, or, on a CPU, of the process."""
 
     process: int
-    """Python, PyTorch, the text and its tokens; nothing on a GPU."""
+    """Python, PyTorch, the text and its tokens; 0 on a GPU."""
     weights: int
-    """The model's, and the best ones as they are read back at the end."""
+    """The model's weights, and the best weights that are loaded at the end."""
     optimizer: int
-    """Its state, and what Muon works with."""
+    """Optimizer state, and Muon's temporary buffers."""
     activations: int
-    """What one micro-batch keeps for its backward pass, and the gradients that stand beside it."""
+    """Activations of one micro-batch, and the gradients that exist at the same time."""
     logits: int
-    """Of the tokens that the head sees together."""
+    """Logits of one chunk of the loss, and their gradients."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all categories."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model and its optimizer hold, in bytes."""
+    """Sizes of a model and its optimizer, in bytes."""
 
     weights: int
     trained: int
-    """Those of the weights that are trained: with LoRA, only its own."""
+    """Trainable parameters: with LoRA, only the adapters."""
     head: int
-    """The head's part of the trained ones."""
+    """The LM head's share of the trainable parameters."""
     optimizer: int
-    """State that is kept from step to step."""
+    """Persistent optimizer state."""
     muon_work: int
-    """What Muon's step takes: every update, and 3.5 copies of the largest group of matrices."""
+    """Temporary buffers of Muon: all updates, and 3.5 copies of the largest group of matrices."""
 
 
 def model_sizes(config: Config) -> Sizes:
-    """Reckoned from a model without memory.
+    """Compute the sizes from a model on the meta device.
 
     Args:
-        config: a run's, with the vocabulary that its text reached.
+        config: the run's configuration, with the vocabulary size of the fitted tokenizer.
     """
     return _sizes(config.architecture, config.optimizer, config.lora_rank)
 
@@ -160,7 +165,7 @@ def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> S
     groups: dict[tuple[int, ...], int] = defaultdict(int)
     for matrix in (p for p in model.blocks.parameters() if p.dim() == 2):
         rows, columns = sorted(matrix.shape)
-        # Query, key and value are three matrices of the smaller size.
+        # Muon splits the concatenated query, key and value into three square matrices.
         groups[rows, rows if columns == 3 * rows else columns] += 4 * matrix.numel()
     matrices = sum(groups.values())
     work = matrices + 7 * max(groups.values()) // 2
@@ -170,23 +175,24 @@ def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> S
 def predict_memory(
     config: Config, micro_batch_size: int, seq_len: int, device: torch.device, process: int = 0
 ) -> Memory:
-    """The memory that a run takes at its peak, reckoned from its sizes.
+    """Estimate a run's peak memory.
 
     Args:
-        config: the run's, with the vocabulary that its text reached.
-        micro_batch_size: sequences at a time.
-        seq_len: tokens of a sequence.
-        device: what it trains on.
-        process: bytes that the process holds before it has a model; of no account on a GPU.
+        config: the run's configuration, with the vocabulary size of the fitted tokenizer.
+        micro_batch_size: sequences per micro-batch.
+        seq_len: tokens per sequence.
+        device: the training device.
+        process: memory of the process before the model is created, in bytes; ignored on a GPU.
     """
     sizes = model_sizes(config)
     activations = micro_batch_size * activation_bytes(config.architecture, seq_len)
     if micro_batch_size < config.batch_size:
-        # The sum so far, and the embeddings' gradients of this part as head and as table. The sum
-        # came to lie among the first part's activations: less of what those leave fits the next.
+        # Gradient accumulation: the accumulated gradients, and this micro-batch's gradients of the
+        # tied embeddings, as LM head and as table. 1.4: the accumulated gradients were allocated
+        # among the first micro-batch's activations and fragment the heap.
         activations = int(1.4 * activations) + sizes.trained + 2 * sizes.head
     else:
-        # Each layer's gradients take the place of its activations, behind the head's.
+        # A layer's activations are freed as its gradients are allocated, after those of the head.
         activations = max(activations + sizes.head, sizes.trained)
     together = min(micro_batch_size * seq_len, LOGITS_AT_ONCE)
     return Memory(
@@ -199,10 +205,10 @@ def predict_memory(
 
 
 def disk_needed(config: Config) -> int:
-    """Bytes of a run's folder at most.
+    """Return the maximum size of a run folder, in bytes.
 
-    The checkpoints kept and the one that is being written, and the best weights as they are now
-    and as each checkpoint remembers them.
+    It contains the checkpoints that are kept, the one being written, and the best weights, of
+    which each checkpoint may have a different copy.
     """
     sizes = model_sizes(config)
     checkpoint = 2 * sizes.weights + sizes.optimizer
@@ -210,7 +216,7 @@ def disk_needed(config: Config) -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes of the file system where a folder is, or would be."""
+    """Return the free bytes of a folder's file system; the folder need not exist."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

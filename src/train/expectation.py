@@ -1,4 +1,4 @@
-"""What a run is expected to reach: bits per byte by a scaling law, and where the law holds."""
+"""A scaling law that predicts a run's bits per byte, and the range in which it is valid."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import ClassVar
 
 from ..utils import human_bytes
 
-# Repeated text teaches less and less: after so many passes more of them add next to nothing.
+# R* of Muennighoff et al. (2023): the value of repeated data decays with exp(-repeats / R*).
 PASSES_WORTH = 15.0
-# Of a text, so many bytes are compressed to see how hard it is to predict.
+# Bytes of a text that are compressed to estimate its entropy; 900 kB is bzip2's largest block.
 _COMPRESSED_BYTES = 900_000
 
 
 def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
-    """What passes over a text are worth in bytes of fresh text (Muennighoff et al., 2023).
+    """Compute the effective amount of data of several epochs (Muennighoff et al., 2023).
 
     Args:
-        text_bytes: of the training text.
-        seen_bytes: of all passes together.
+        text_bytes: size of the training text.
+        seen_bytes: bytes over all epochs.
+
+    Returns:
+        The amount of unique text, in bytes, of equal value.
     """
     repeats = max(seen_bytes / text_bytes - 1, 0.0)
     fresh = min(seen_bytes, text_bytes)
@@ -29,10 +32,10 @@ def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Bits per byte on held-out text as a scaling law (Hoffmann et al., 2022).
+    """A scaling law for bits per byte on held-out text (Hoffmann et al., 2022).
 
-    How hard the text is x (floor + size / parameters^a + data / effective bytes^b). The constants
-    are fitted by `benchmarks/fit_plan.py`.
+    bits per byte = hardness * (floor + size / parameters^size_exponent
+    + data / effective_bytes^data_exponent). The constants are fitted by `benchmarks/fit_plan.py`.
     """
 
     floor: float
@@ -40,19 +43,19 @@ class Expectation:
     data: float
     data_exponent: float
     error: float
-    """Root mean square of the relative error over the runs that it was fitted to."""
+    """Root mean square of the relative error over the runs of the fit."""
     size_exponent: ClassVar[float] = 0.34
 
     def bits_per_byte(
         self, hardness: float, parameters: int, text_bytes: float, seen_bytes: float
     ) -> float:
-        """What a run ends with.
+        """Predict the bits per byte of a trained model on held-out text.
 
         Args:
-            hardness: bits per byte that a general compressor needs (see `hardness_of`).
-            parameters: of the model.
-            text_bytes: of the training text.
-            seen_bytes: of all passes together.
+            hardness: bits per byte of the text after bzip2 (see `hardness_of`).
+            parameters: number of model parameters.
+            text_bytes: size of the training text.
+            seen_bytes: bytes over all epochs.
         """
         return hardness * (
             self.floor
@@ -62,18 +65,18 @@ class Expectation:
 
 
 def hardness_of(text: bytes) -> float:
-    """Bits per byte of a text's beginning after bzip2: a measure of how predictable it is."""
+    """Return the bits per byte of a text's beginning after bzip2, an estimate of its entropy."""
     part = text[:_COMPRESSED_BYTES]
     return 8 * len(bz2.compress(part)) / len(part)
 
 
-# Fitted to 17 runs on three texts of about a megabyte, by benchmarks/fit_plan.py.
+# Fitted to 17 runs on three texts of about 1 MB, by benchmarks/fit_plan.py.
 EXPECTATION = Expectation(floor=0.7338, size=5.092, data=174.4, data_exponent=0.5, error=0.0482)
 
 
 @dataclass(frozen=True)
 class FittedRange:
-    """The least and the most of each of the runs that the expectation is fitted to."""
+    """The minimum and maximum of each variable over the runs of the fit."""
 
     text_bytes: tuple[float, float]
     parameters: tuple[float, float]
@@ -83,7 +86,7 @@ class FittedRange:
     def why_outside(
         self, text_bytes: float, parameters: float, passes: float, hardness: float
     ) -> str:
-        """Name what is further than a factor of 2 outside of the runs; empty where nothing is."""
+        """Return which variable is outside the range by over a factor of 2; empty if none is."""
         for what, value, (least, most), show in (
             ("the text has {}", text_bytes, self.text_bytes, human_bytes),
             ("the model has {} parameters", parameters, self.parameters, "{:,.0f}".format),

@@ -1,4 +1,4 @@
-"""A configuration for a corpus and a time, and what to expect of it."""
+"""Plans a run for a corpus and a time limit: writes its configuration and predicts its result."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from .expectation import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
 from .setup import make_trainer, prepare
 from .timing import measure_step
 
-# Seconds for which a shape's speed is measured, and after which no other one is.
+# Seconds to benchmark each shape; no further shape is benchmarked after `_MEASURING_SECONDS`.
 _MEASURED_SECONDS = 3.0
 _MEASURING_SECONDS = 60.0
-# A shape one of whose steps would take longer is not measured.
+# Seconds: a shape with a longer estimated step is not benchmarked.
 _LONGEST_STEP = 10.0
-# A text with fewer bytes has no tenth to validate on, and hardly a window to train on.
+# A shorter text is too short for held-out text (10% of it) and training windows.
 _LEAST_BYTES = 1000
-# Characters of the text on which it is measured.
+# Characters of the text that are used for the benchmarks and to estimate its entropy.
 _SAMPLE_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch."""
+    """A model size, batch size and learning rate."""
 
     layers: int
     heads: int
@@ -50,11 +50,11 @@ class Shape:
     context: int
     batch: int
     rate: float
-    """The learning rate of AdamW; below 1e-3 it trains everything, Muon the blocks above that."""
+    """The learning rate of AdamW; above 1e-3 the transformer blocks are trained with Muon."""
 
 
-# From small to large. The small ones' rates come from the runs in benchmarks/README.md, those of
-# the published sizes from Brown et al. (2020), table 2.1.
+# From small to large. Learning rates of the small shapes are from benchmarks/README.md, those of
+# the GPT-2 sizes from Brown et al. (2020), table 2.1.
 SHAPES = (
     Shape(2, 2, 64, 128, 8, 1.6e-2),
     Shape(4, 4, 128, 128, 8, 1.6e-2),
@@ -67,8 +67,8 @@ SHAPES = (
     Shape(36, 20, 1280, 1024, 64, 2.5e-4),
     Shape(48, 25, 1600, 1024, 64, 2e-4),
 )
-# The most bytes of text for each vocabulary: a larger one makes fewer tokens of a text, but each is
-# seen less often.
+# (maximum bytes of text, vocabulary size). A larger vocabulary means fewer tokens per text, but
+# each occurs less often in training.
 _VOCABULARIES = (
     (50_000, 512),
     (300_000, 1024),
@@ -77,28 +77,28 @@ _VOCABULARIES = (
     (50_000_000, 8192),
 )
 _LARGE_VOCABULARY = 32_000
-# The most parameters for a byte of text. The largest model that is known to gain by its size on a
-# text of a megabyte has ten (nanoGPT's 10.7 M on tinyshakespeare, with dropout); the runs behind
-# the expectation have 0.3 to 4.
+# Maximum parameters per byte of text. The largest model known to benefit from its size on 1 MB of
+# text has 10 (nanoGPT's 10.7 M on tinyshakespeare, with dropout); the runs of the fit have 0.3
+# to 4.
 _PARAMETERS_FOR_BYTE = 12.0
-# Passes after which more of them add next to nothing (by `effective_bytes`, a twentieth of the
-# text's worth), and the steps that even the smallest text is given.
+# Maximum epochs: further ones have almost no value (by `effective_bytes`, a twentieth of that of
+# the text). Even the smallest text is trained on for `_STEPS_USED` steps.
 _PASSES_USED = 3 * PASSES_WORTH
 _STEPS_USED = 300
-# Dropout by how well a text can be learned by heart: weights for each of its tokens x passes.
+# (maximum of parameters / tokens * epochs, dropout): the higher, the more the model overfits.
 _DROPOUTS = ((25.0, 0.0), (250.0, 0.1), (math.inf, 0.2))
-# Up to so many passes, repeated text is as good as fresh text (Muennighoff et al., 2023).
+# Up to 4 epochs, repeated data is as good as new data (Muennighoff et al., 2023).
 _AS_GOOD_AS_FRESH = 4.0
-# Expectations that differ by less say nothing.
+# Predictions within this factor are considered equal.
 _EQUAL = 1.01
-# The share of the time that steps have at the speed of the first seconds: validations and samples
-# take some, and a processor that begins is faster than it stays (0.66 to 0.73 in three runs).
+# The fraction of the time limit for training steps, at the speed of the first seconds: validations
+# and samples take time, and a CPU clocks down under load (0.66 to 0.73 in three runs).
 _STEPS_SHARE = 0.7
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration, and what its run is expected to see and to reach."""
+    """A configuration and the predicted size, duration and result of its run."""
 
     keys: dict[str, Any]
     parameters: int
@@ -106,29 +106,29 @@ class Plan:
     tokens: int
     passes: float
     bits_per_byte: float
-    """By the formula, which also compares shapes that are outside of its range."""
+    """Predicted by the scaling law, which is also used outside its valid range to rank shapes."""
     outside: str
-    """Why that number means nothing; empty where it does."""
+    """Why `bits_per_byte` is outside the valid range; empty if it is inside."""
     minutes: float
-    """Of the time given, what the run takes."""
+    """The estimated duration, at most the time limit."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the plan is for."""
+    """The text that a run is planned for."""
 
     sources: list[str]
     bytes: int
     hardness: float
     sample: str
-    """Enough text to make a tokenizer of, and to measure on."""
+    """The beginning of the text, to fit a tokenizer and to benchmark on."""
 
     @classmethod
     def read(cls, sources: Sequence[str]) -> Corpus:
-        """Read every source once.
+        """Read all sources.
 
         Raises:
-            AGI2Error: where one cannot be read, or they are too short.
+            AGI2Error: if one cannot be read, or the text is too short.
         """
         size = 0
         parts: list[str] = []
@@ -148,15 +148,15 @@ class Corpus:
 
 
 def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
-    """Plan a run, write its configuration, and say line by line what to expect.
+    """Plan a run, write its configuration, and yield lines that describe it.
 
     Args:
-        sources: as `corpus.read_documents` takes them.
-        minutes: how long the run may take on this machine.
-        out: the TOML file to write; its name becomes the run's.
+        sources: as for `corpus.read_documents`.
+        minutes: the time limit of the run on this machine.
+        out: the TOML file to write; its stem becomes the run's name.
 
     Raises:
-        AGI2Error: where `out` exists, or a source cannot be read.
+        AGI2Error: if `out` exists, or a source cannot be read.
     """
     if not (math.isfinite(minutes) and minutes > 0):
         raise AGI2Error(f"--minutes {minutes}: name a number of minutes above 0")
@@ -203,13 +203,13 @@ def _expectation_line(plan: Plan) -> str:
 
 
 def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> Plan:
-    """The shape that is expected to end best, with its own speed measured.
+    """Choose the shape with the best predicted bits per byte, and benchmark it.
 
     Args:
-        corpus: what it learns.
-        minutes: how long it may.
-        device: what it trains on.
-        name: of the run.
+        corpus: the text.
+        minutes: the time limit of the run.
+        device: the training device.
+        name: the run's name.
     """
     shapes = [_keys(corpus, shape, name) for shape in SHAPES]
     most = _PARAMETERS_FOR_BYTE * corpus.bytes
@@ -223,14 +223,14 @@ def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> P
         measured[chosen] = _measure(shapes[chosen], corpus)
         plans, speeds = [], []
         for index, keys in enumerate(shapes):
-            # Until it is measured, a shape does as many operations a second as its neighbour.
+            # Until it is benchmarked, assume the same FLOP/s as the nearest benchmarked shape.
             nearest = min(measured, key=partial(_distance, index))
             work = measured[nearest].tokens_per_second * _flops(shapes[nearest])
             speed = replace(measured[nearest], tokens_per_second=work / _flops(keys))
             speeds.append(speed)
             plans.append(_reckon(corpus, keys, minutes, speed))
         best = min(plan.bits_per_byte for plan in plans)
-        # The formula does not know learning by heart: of equals the one with the fewest passes.
+        # The scaling law ignores overfitting: of equals, take the largest, with fewest epochs.
         chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _EQUAL * best)
         step_seconds = _step_tokens(shapes[chosen]) / speeds[chosen].tokens_per_second
         if time.monotonic() > until:
@@ -247,12 +247,12 @@ def _distance(a: int, b: int) -> int:
 
 
 def vocabulary_for(text_bytes: int) -> int:
-    """The vocabulary for a text of a size."""
+    """Return the vocabulary size for a text of this many bytes."""
     return next((v for most, v in _VOCABULARIES if text_bytes <= most), _LARGE_VOCABULARY)
 
 
 def dropout_for(parameters: int, text_tokens: float, passes: float) -> float:
-    """The dropout for so many passes over a text: from the runs in `benchmarks/README.md`."""
+    """Return the dropout rate for this many epochs, from the runs in `benchmarks/README.md`."""
     if passes <= _AS_GOOD_AS_FRESH:
         return 0.0
     by_heart = parameters / text_tokens * passes
@@ -260,7 +260,7 @@ def dropout_for(parameters: int, text_tokens: float, passes: float) -> float:
 
 
 def _keys(corpus: Corpus, shape: Shape, name: str) -> dict[str, Any]:
-    """The configuration of a shape, but for what follows from its speed."""
+    """Return the configuration of a shape, except the keys that depend on its speed."""
     return {
         "sources": corpus.sources,
         "model_name": name,
@@ -279,7 +279,7 @@ def _keys(corpus: Corpus, shape: Shape, name: str) -> dict[str, Any]:
 
 
 def _fits(keys: dict[str, Any], device: torch.device) -> bool:
-    """Whether one sequence at a time fits the memory."""
+    """Return whether training with a micro-batch of one sequence fits into memory."""
     config = make_config(keys)
     memory = predict_memory(config, 1, config.seq_len, device, memory_stats().process)
     return memory.total < available_memory(device)
@@ -290,21 +290,21 @@ def _parameters(keys: dict[str, Any]) -> int:
 
 
 def _flops(keys: dict[str, Any]) -> float:
-    """Operations a token."""
+    """Return the training FLOPs per token."""
     config = make_config(keys)
     return training_flops(config.architecture, _parameters(keys), config.seq_len)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a shape does on this machine."""
+    """The training throughput of a shape on this machine."""
 
     tokens_per_second: float
     bytes_per_token: float
 
 
 def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
-    """Real steps of a shape on the sample."""
+    """Benchmark training steps of a shape on the sample."""
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
@@ -318,9 +318,9 @@ def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
 
 
 def _reckon(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed) -> Plan:
-    """What a shape makes of the time."""
+    """Estimate the steps, epochs and result of a shape within the time limit."""
     learned = (1 - make_config(keys).val_fraction) * corpus.bytes
-    # A batch has no more windows than the text.
+    # A batch cannot have more windows than the text.
     per_step = max(1, min(_step_tokens(keys), int(learned / speed.bytes_per_token)))
     affordable = 60 * minutes * _STEPS_SHARE * speed.tokens_per_second / per_step
     useful = max(_STEPS_USED, _PASSES_USED * learned / (per_step * speed.bytes_per_token))
@@ -358,7 +358,7 @@ _COMMENTS = {
 
 
 def to_toml(keys: dict[str, Any], minutes: float) -> str:
-    """Keys as commented TOML."""
+    """Return the keys as TOML with comments."""
     lines = [f"# Planned for {minutes:.3g} minutes. resources/default.toml has every key."]
     for key, value in keys.items():
         if key in _COMMENTS:

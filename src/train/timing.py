@@ -1,4 +1,4 @@
-"""How long a run takes: steps measured on this machine, and the time to the end from them."""
+"""Benchmarks of training steps on this machine, and estimates of a run's duration from them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .loss import NextTokenLoss
 from .step import accumulate_gradients, apply_gradients
 from .trainer import Trainer
 
-# What a disk takes with hashing and syncing, in bytes a second: only for the share of saving.
+# Rough speed of writing a checkpoint, with hashing and fsync, in bytes per second.
 _DISK_SPEED = 200e6
 
 
 def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
-    """Take real steps, without writing anything, and time them.
+    """Benchmark training steps, without writing to disk.
 
     Args:
-        trainer: a run that has not begun. Its weights change.
-        seconds: how long to go on; one step at least.
+        trainer: a trainer before `fit`. Its weights are modified.
+        seconds: the duration of the measurement; at least one step.
 
     Returns:
-        The seconds of a whole optimizer step, and of that the optimizer's.
+        The seconds of a complete step (all micro-batches and the update), and of the update alone.
     """
     loss = NextTokenLoss(trainer.model.train())
     rows = trainer.micro_batch_size
@@ -41,7 +41,7 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
         _synchronize(trainer.device)
         return time.perf_counter() - start
 
-    # What only the first step has to do (kernels are chosen, states made) is not counted.
+    # Warm up: the first step selects kernels and allocates the optimizer state.
     micro_batch(trainer.batches.batch(0)[:1, :65])
     optimizer_step()
     passes, updates = [], []
@@ -62,22 +62,29 @@ def _synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a run takes, and how far it comes."""
+    """The estimated duration and number of steps and epochs of a run."""
 
     seconds: float
     steps: int
     passes: float
-    """Over the training text."""
+    """Epochs."""
     per_pass: float
-    """Seconds."""
+    """Seconds per epoch."""
 
 
 def predict_duration(
     trainer: Trainer, step_seconds: float, update_seconds: float, checkpoint_bytes: int
 ) -> Duration:
-    """The time to the end, with validations and checkpoints roughly included."""
+    """Estimate the duration of a run, including validations and checkpoints.
+
+    Args:
+        trainer: a trainer before `fit`.
+        step_seconds: seconds of a complete step.
+        update_seconds: seconds of the optimizer update alone.
+        checkpoint_bytes: the size of a checkpoint.
+    """
     config = trainer.config
-    # A validation is a forward pass, a third of a training step's work; a sample is short.
+    # Validation is forward only, a third of the FLOPs of forward and backward; samples are short.
     each = (step_seconds - update_seconds) / 3 / trainer.batches.batch_size
     windows = len(trainer.val_data) if trainer.val_data is not None else 0
     looked_at = windows
