@@ -1,4 +1,4 @@
-"""Which device to use, in which precision, and how much memory it has."""
+"""Device selection, mixed precision, memory statistics and classification of device errors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CPU = torch.device("cpu")
 
 
 def cuda_available() -> bool:
-    """Whether there is a CUDA device that PyTorch can use."""
+    """Return whether PyTorch can use a CUDA device."""
     return torch.cuda.is_available()
 
 
 def select_device(preference: str = "auto") -> torch.device:
-    """The device to use: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+    """Return the device for a preference: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
 
-    `auto` takes CUDA, then MPS, then the CPU. A device that is not there falls back to the CPU,
-    with one line of warning.
+    `auto` is CUDA if available, else MPS, else the CPU. If the device is not available, log a
+    warning and return the CPU.
 
     Raises:
-        AGI2Error: where the preference is none of these.
+        AGI2Error: if the preference is none of these.
     """
     preference = convert(str, "device", preference)
     if preference == "auto":
@@ -53,15 +53,15 @@ def _mps_available() -> bool:
 
 
 def select_precision(preference: str, device: torch.device) -> torch.dtype:
-    """The type that matrix products use: `auto`, `fp32`, `bf16` or `fp16`.
+    """Return the autocast dtype for a preference: `auto`, `fp32`, `bf16` or `fp16`.
 
-    `auto` is bf16 on a CUDA device that has it, fp16 on one that has not, and fp32 elsewhere (on
-    a CPU without AMX, bf16 products are slower than fp32). fp16 without CUDA falls back to fp32.
+    `auto` is bf16 on a CUDA device that supports it, fp16 on other CUDA devices, and fp32 elsewhere
+    (bf16 is slower than fp32 on a CPU without AMX). fp16 without CUDA falls back to fp32.
     """
     if preference == "auto":
         if device.type != "cuda":
             return torch.float32
-        # Older devices emulate it, slowly.
+        # Emulation, on devices before Ampere, is slow.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float16
     if preference == "fp16" and device.type != "cuda":
@@ -71,7 +71,7 @@ def select_precision(preference: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Mixed precision: weights stay fp32, matrix products use `dtype`."""
+    """Return a mixed-precision context: matrix products use `dtype`, weights remain fp32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
@@ -79,7 +79,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Memory in bytes. The device's are zero on a CPU."""
+    """Memory statistics, in bytes; those of the device are 0 without CUDA."""
 
     process: int
     device_allocated: int = 0
@@ -94,7 +94,7 @@ class MemoryStats:
 
 
 def memory_stats(device: torch.device | str = "cpu") -> MemoryStats:
-    """What this process holds, and what it holds on a CUDA device."""
+    """Return the process's resident memory (RSS), and its memory on a CUDA device."""
     device = as_device("device", device)
     process = psutil.Process().memory_info().rss
     if device.type != "cuda":
@@ -108,16 +108,16 @@ def memory_stats(device: torch.device | str = "cpu") -> MemoryStats:
 
 
 def container_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that control groups (Linux, version 1 or 2) let this process hold; `None` for any.
+    """Return this process's cgroup (v1 or v2) memory limit in bytes; `None` for no limit.
 
-    What a container may hold is not what its machine has. A group is bound by those above it.
+    A container's limit may be below the machine's memory. The limits of parent groups apply, too.
 
     Args:
-        root: where the system's files are.
+        root: the root of the file system.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # another system
+    except OSError:  # not Linux
         return None
     limits = []
     for line in groups:
@@ -130,14 +130,14 @@ def container_memory(root: Path = Path("/")) -> int | None:
             continue
         group = PurePosixPath(path.lstrip("/"))
         for above in (group, *group.parents):
-            # A group that is not seen from inside the container, or has no limit ("max").
+            # OSError: not visible in the container. ValueError: no limit ("max").
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((place / above / name).read_text()))
     return min(limits, default=None)
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process may hold on a device, those that it holds already included."""
+    """Return the memory available to this process on a device, including what it uses, in bytes."""
     if device.type == "cuda":  # pragma: needs gpu
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
@@ -148,20 +148,21 @@ def available_memory(device: torch.device) -> int:
 def check_memory(
     architecture: GPT2Config, what: str, bytes_per_parameter: int = 4, device: torch.device = CPU
 ) -> None:
-    """Raise where a model alone takes more memory than there is. Nothing is allocated.
+    """Check that a model's parameters fit into memory, without allocating them.
 
     Args:
-        architecture: the model's.
-        what: stands first in the message.
-        bytes_per_parameter: 4 for fp32 weights, 16 with their gradients and AdamW's state.
-        device: where they go.
+        architecture: the model's architecture.
+        what: the beginning of the error message.
+        bytes_per_parameter: 4 for fp32 weights, 16 with gradients and AdamW state.
+        device: the device.
 
     Raises:
-        AGI2Error: with both sizes, and the keys to lower.
+        AGI2Error: if they do not fit.
     """
     table = 0
     if architecture.position_embedding == "sinusoidal":
-        table = 3 * 8 * architecture.max_seq_len * architecture.d_model  # while it is computed
+        # Three temporary float64 tables while the embeddings are computed.
+        table = 3 * 8 * architecture.max_seq_len * architecture.d_model
     needed = bytes_per_parameter * architecture.num_parameters + table
     room = available_memory(device)
     if needed > room:
@@ -173,7 +174,7 @@ def check_memory(
 
 
 def describe_device(device: torch.device) -> str:
-    """One line about a device, for the log."""
+    """Return a one-line description of a device, for the log."""
     if device.type == "cuda":  # pragma: needs gpu
         total = torch.cuda.get_device_properties(device).total_memory
         return f"{torch.cuda.get_device_name(device)} ({human_bytes(total)})"
@@ -182,28 +183,28 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
-# Tokens whose logits exist at the same time: so few that they stay near the processor and that a
-# large vocabulary takes little memory, enough that the matrix products run at full speed.
+# Tokens per chunk of logits in loss and evaluation: few enough for the cache and for the memory of
+# a large vocabulary, enough for matrix products at full speed.
 LOGITS_AT_ONCE = 1024
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` works here; one line of warning where it does not."""
+    """Return whether `torch.compile` works on a device; log a warning if it does not."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
-    except Exception as error:  # a missing compiler shows in many ways
+    except Exception as error:  # a missing compiler raises many types of exception
         log.warning("torch.compile does not work here (%s): running without it", first_line(error))
         return False
     return True
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or what it is."""
+    """Return the first line of an error's message, or the name of its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch or Python says that there is no memory left, in any of their ways."""
+    """Return whether an error of PyTorch or Python means out of memory, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("can't allocate memory", "not enough memory", "out of memory")
@@ -211,5 +212,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_device_failure(error: Exception) -> bool:
-    """Whether PyTorch says that the device itself has failed: fallen off the bus, reset, lost."""
+    """Return whether an error means that the device failed (reset, lost, fallen off the bus)."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -1,4 +1,4 @@
-"""Training from end to end: one epoch over any batches, or a whole run from a configuration."""
+"""The training API: one epoch over any dataloader, or a complete run from a configuration."""
 
 from __future__ import annotations
 
@@ -54,25 +54,27 @@ def train_epoch(
     scheduler: LRScheduler | None = None,
     verbose: bool = True,
 ) -> float:
-    """Train on every batch once, and log progress, the mean loss and the memory.
+    """Train for one epoch; log progress, the mean train loss, tok/s and memory.
 
     Args:
-        model: left in training mode.
-        dataloader: batches (B, T), which are shifted, or (inputs, targets) pairs.
-        optimizer: over the model's parameters.
-        criterion: mean loss from logits (N, V) and targets (N,).
-        device: where the model is, and the batches go; by default, the model's.
-        clip_grad_norm: the largest gradient norm, `None` for no limit. With a limit, a step whose
-            gradients are not finite is skipped, with a warning.
-        scheduler: stepped after each optimizer step; a `ReduceLROnPlateau` is given the mean loss
-            at the end.
+        model: the model, which is set to training mode.
+        dataloader: yields windows (B, T), in which the targets are the next tokens, or pairs of
+            inputs and targets (B, T).
+        optimizer: the optimizer of the model's parameters.
+        criterion: returns the mean loss of logits (N, V) and targets (N,).
+        device: the model's device, to which batches are moved; by default that of its parameters.
+        clip_grad_norm: the maximum grad norm, `None` for no clipping. With clipping, a step with
+            non-finite gradients is skipped, with a warning.
+        scheduler: stepped after each optimizer step; a `ReduceLROnPlateau` is stepped once at the
+            end, with the mean loss.
         verbose: whether to log (see `console.visible`).
 
     Returns:
-        The mean loss per token, in nats.
+        The mean loss, in nats per token.
 
     Raises:
-        AGI2Error: if there is no batch, an argument is not of its kind, or the weights are float16.
+        AGI2Error: if the dataloader is empty, an argument has the wrong type, or the weights are
+            float16.
     """
     epoch = Epoch(model, optimizer, criterion, device, clip_grad_norm, scheduler)
     with visible(verbose):
@@ -81,16 +83,16 @@ def train_epoch(
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """The result of a finished run."""
 
     model: GPT2Model
     tokenizer: Tokenizer
     history: History
     folder: Path
     training_text: list[str]
-    """What was learned from; empty in all but the main process."""
+    """The preprocessed training documents; empty on ranks other than 0."""
     is_main: bool = True
-    """Whether this is the only process, or the one that writes and prints."""
+    """Whether this is rank 0."""
 
 
 @beside_its_key
@@ -103,27 +105,26 @@ def train_model(
     verbose: bool = True,
     **kwargs: Any,
 ) -> History:
-    """Train a model from start to finish, in the folder `output_dir`/`model_name`.
+    """Train a model; save checkpoints and logs to the run folder `output_dir`/`model_name`.
 
-    Every argument works by position and by keyword. A configuration, which has a key `tokenizer` of
-    its own, may follow by keyword: `train_model(model, tokenizer, **config)`.
+    A configuration may be passed as keyword arguments, although it has a key `tokenizer`, too:
+    `train_model(model, tokenizer, **config)`.
 
     Args:
-        model: trained in place, on the device that `device` names; ends with its best weights.
-        tokenizer: not larger than the model. One that is not fitted yet is fitted on the text to
-            train on, to at most the model's `vocab_size`. A text is read as the key `tokenizer`.
-        sources: one file, folder or pattern to train on, or several (see `corpus.read_documents`).
-        epochs: epochs over the text; 10 by default, without a limit if `max_steps` or
-            `max_minutes` is given.
+        model: the model, trained in place on `device`. At the end it has the best weights.
+        tokenizer: a tokenizer with at most the model's `vocab_size` tokens. If it is not fitted, it
+            is fitted on the training text. A string is used as the key `tokenizer`.
+        sources: a file, folder or glob pattern, or several (see `corpus.read_documents`).
+        epochs: number of epochs; default 10, or unlimited if `max_steps` or `max_minutes` is given.
         verbose: whether to log (see `console.visible`).
-        **kwargs: any other key of the configuration. Keys that describe the architecture are
-            the model's own; the log names those that say otherwise.
+        **kwargs: other keys of the configuration. Architecture keys are ignored, with a warning if
+            they differ from the model's.
 
     Returns:
         The training history: see `Trainer.fit`.
 
     Raises:
-        AGI2Error: if a source, a key or the resumed checkpoint is wrong.
+        AGI2Error: if a source, a key or the resumed checkpoint is invalid.
     """
     with visible(verbose):
         given = {**kwargs, "sources": sources, "epochs": epochs}
@@ -138,21 +139,24 @@ def train_model(
 
 
 def train_from_config(config: Config, *, verbose: bool = True) -> Run:
-    """Do all that a configuration says: tokenizer, model, training.
+    """Train from a configuration: create the tokenizer and the model, and train.
 
     Args:
-        config: the run's.
+        config: the run's configuration.
         verbose: whether to log (see `console.visible`).
 
+    Returns:
+        The trained model, its tokenizer and the history.
+
     Raises:
-        AGI2Error: as `train_model`.
+        AGI2Error: as for `train_model`.
     """
     with visible(verbose):
         return _run(config)
 
 
 def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
-    """Train, alone or as one of several processes."""
+    """Train in a single process, or as a rank of a process group under torchrun."""
     threads = torch.get_num_threads()
     try:
         with start_processes(config.device) as processes:
@@ -164,7 +168,7 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
 def _train(
     config: Config, processes: Processes, model: GPT2Model | None, tokenizer: Tokenizer | None
 ) -> Run:
-    """Train, with a model and a tokenizer that are given or made."""
+    """Prepare the data, train, and write the report; create `model` and `tokenizer` if `None`."""
     if processes.is_main:
         check_log_to(config.log_to)
         check_sources(config.sources)
@@ -201,7 +205,7 @@ def _train(
         if is_main:
             trainer.kept.warn_if_nothing_is_saved()
         raise
-    finally:  # also of a run that was stopped, or failed
+    finally:  # also if the run was interrupted or failed
         if is_main and trainer.has_begun:
             _write_report(trainer.folder, text.training_text)
     return Run(trainer.whole, text.tokenizer, history, trainer.folder, text.training_text, is_main)
@@ -215,18 +219,18 @@ def make_trainer(
     processes: Processes | None = None,
     is_resumed: bool = False,
 ) -> Trainer:
-    """A run that has not begun, which evaluates and generates as the configuration says.
+    """Create a trainer that evaluates and samples according to the configuration.
 
     Args:
-        config: the run's.
-        text: what `prepare` made of it.
-        model: trained in place of a new one.
-        kind: the class of the run.
-        processes: those that train together; by default this one alone.
-        is_resumed: whether a checkpoint's weights follow, so that none of `init_from` are needed.
+        config: the run's configuration.
+        text: the result of `prepare`.
+        model: the model to train; by default a new one.
+        kind: the trainer's class.
+        processes: the process group; default: a single process.
+        is_resumed: whether a checkpoint is loaded later, so that `init_from` is ignored.
 
     Raises:
-        AGI2Error: if an option of generation does not fit the tokenizer, or as
+        AGI2Error: if a generation option does not fit the tokenizer, or as for
             `train.setup.make_trainer`.
     """
     options = sampling_keys(config)
@@ -246,5 +250,5 @@ def make_trainer(
 def _write_report(folder: Path, training_text: list[str]) -> None:
     try:
         log.info("report: %s", write_report(folder, training_text))
-    except AGI2Error as error:  # a full disk, say: the model is trained and saved all the same
+    except AGI2Error as error:  # e.g. disk full: must not fail a run whose model is saved
         log.warning("no report: %s", error)

@@ -1,6 +1,6 @@
-"""Seeding, atomic files, hashes, JSON, formatting.
+"""Seeding, atomic files, hashes, JSON, formatting, locks and signals.
 
-PyTorch is imported by the functions that need it: commands that do not, answer at once.
+PyTorch is imported inside the functions that need it, because the import is slow.
 """
 
 from __future__ import annotations
@@ -31,57 +31,57 @@ from .errors import AGI2Error
 if TYPE_CHECKING:
     import torch
 
-# Windows has none.
+# Windows has no fcntl.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 log = logging.getLogger("agi2")
 
 
 def seed_everything(seed: int) -> None:
-    """Seed PyTorch's generators, on every device. Nothing else in the project draws at random."""
+    """Seed PyTorch's random number generators on all devices; the project uses no others."""
     import torch
 
     torch.manual_seed(seed)
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step, where it is glibc.
+    """Configure glibc's malloc to keep freed memory instead of returning it to the kernel.
 
-    A training step takes and frees the same memory again and again. By default glibc gives it back
-    to the system each time, which must then zero every page anew: up to a tenth of a step.
+    Each training step allocates and frees the same sizes. By default glibc returns large blocks to
+    the kernel, and page faults on the next allocation take up to 10% of a step. A no-op elsewhere.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or another system
+    except (AttributeError, OSError, TypeError):  # not glibc
         return
-    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much may lie unused at the heap's end
-    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: from what size on memory is taken apart; its maximum
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the top of the heap
+    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: use mmap only from 32 MiB, the maximum
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor's parts put together, in which all processes take part; others as is."""
+    """Return the full tensor of a `DTensor` (an all-gather on all ranks); other tensors as is."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def sharded_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on another one's device: this process's part of it, if that is sharded."""
+    """Move a full tensor to the device of `other`; if `other` is a `DTensor`, shard it alike."""
     tensor = tensor.to(other.device)
     if not hasattr(other, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     other = cast(DTensor, other)
-    # Each process has the whole tensor: nothing is sent.
+    # src_data_rank=None: every rank has the full tensor, so no communication is needed.
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what a file system refuses (no right, no room) into one line that names the path.
+    """Convert `OSError` (no permission, disk full) to an error message that names the path.
 
     Raises:
-        AGI2Error: in place of `OSError`.
+        AGI2Error: instead of `OSError`.
     """
     try:
         yield
@@ -93,7 +93,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Ask the disk to keep a folder's entries, where the system can."""
+    """Flush a folder's entries to disk (fsync); a no-op on Windows."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -103,32 +103,32 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Ask the disk to keep a file's content."""
+    """Flush a file to disk (fsync)."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` only once it is whole and on disk.
+    """Yield a temporary path; at exit, fsync it and rename it to `path` (an atomic write).
 
     Args:
         path: the file.
-        private: whether no other user may read it.
+        private: whether to create it with mode 0600.
 
     Raises:
-        AGI2Error: where it cannot be written, or is there and no file; `path` is then as it was.
+        AGI2Error: if it cannot be written, or exists and is not a file; `path` is then unchanged.
     """
     with writing(path):
-        # Replaced, a device such as /dev/null would be gone for every program.
+        # Replacing a device such as /dev/null would break it for every program.
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a device or a pipe"
             raise AGI2Error(f"cannot write {path}: it is {kind}; name a file")
-        # Not from `tempfile`, whose files no other user may read.
+        # Not `tempfile`, which creates files with mode 0600.
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         beside.touch(
             0o600 if private else 0o666, exist_ok=False
-        )  # refused here where it cannot be written at all
+        )  # fails early if the folder is not writable
         try:
             yield beside
             sync_file(beside)
@@ -140,10 +140,10 @@ def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `path` only once all is written.
+    """Yield a temporary folder; at exit, rename it to `path`.
 
     Raises:
-        AGI2Error: where it cannot be written, or something stands there; nothing is left then.
+        AGI2Error: if it cannot be written, or `path` exists; the temporary folder is then deleted.
     """
     with writing(path):
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -156,18 +156,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
-    """Write UTF-8 text, whole or not at all; a `private` file no other user may read."""
+    """Write a UTF-8 text file atomically; with mode 0600 if `private`."""
     with atomic_path(path, private) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def json_line(value: Any) -> str:
-    """A value as JSON in one line, in which numbers that are not finite become `null`."""
+    """Return a value as one line of JSON; numbers that are not finite become `null`."""
     return json.dumps(finite(value), allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A copy of a value that JSON can hold: numbers that are not finite become `None`."""
+    """Return a JSON-serializable copy of a value; numbers that are not finite become `None`."""
     if isinstance(value, dict):
         return {key: finite(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):
@@ -175,12 +175,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Levels of lists and objects inside each other, in files that people write or read.
+# Maximum nesting of lists and objects in JSON and TOML files.
 MAX_DEPTH = 100
 
 
 def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
-    """Whether lists and mappings are nested more than `limit` levels deep; found level by level."""
+    """Return whether lists and dicts are nested more than `limit` levels deep (no recursion)."""
     level = [value]
     for _ in range(limit + 1):
         level = [
@@ -195,14 +195,14 @@ def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
 
 
 def parse_json(data: str | bytes, name: str) -> Any:
-    """Parse JSON that somebody else may have written.
+    """Parse untrusted JSON.
 
     Args:
-        data: UTF-8.
-        name: of the file, for messages.
+        data: JSON in UTF-8.
+        name: the file's name, for error messages.
 
     Raises:
-        AGI2Error: where it is not JSON, is nested too deeply, or has a number of too many digits.
+        AGI2Error: if it is not JSON, is nested too deeply, or has a number with too many digits.
     """
     try:
         found = json.loads(data)
@@ -221,10 +221,10 @@ def parse_json(data: str | bytes, name: str) -> Any:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading; refuse anything else at once, as a pipe may never end.
+    """Open a regular file for reading; reject others without blocking, as a pipe may never end.
 
     Raises:
-        OSError: its `strerror` says why, also for a folder, a pipe, a socket or a device.
+        OSError: if it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
     return open(path, "rb", opener=_open_regular)
 
@@ -248,24 +248,24 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
 
     Args:
         path: the file.
-        most: read so many bytes at most; all by default.
+        most: the maximum number of bytes to read; by default all.
 
     Raises:
-        AGI2Error: if it cannot be read, or is something else.
+        AGI2Error: if it cannot be read, or is not a regular file.
     """
     try:
         with open_file(path) as file:
             return file.read(most)
-    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise AGI2Error(f"{path} cannot be read: {reason}") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a file that contains a JSON object.
 
     Raises:
-        AGI2Error: where the file cannot be read or holds anything else.
+        AGI2Error: if the file cannot be read, or contains anything else.
     """
     found = parse_json(read_bytes(path), str(path))
     if not isinstance(found, dict):
@@ -274,13 +274,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def human_bytes(count: float) -> str:
-    """1536 as `1.5 KB`; powers of 1,000."""
+    """Format a number of bytes in powers of 1,000: 1536 as `1.5 KB`."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -289,7 +289,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """90 seconds as `1 min 30 s`, 4,000 as `1 h 07 min`."""
+    """Format a duration: 90 seconds as `1 min 30 s`, 4,000 as `1 h 07 min`."""
     if not math.isfinite(seconds):
         return "unknown time"
     minutes, rest = divmod(round(seconds), 60)
@@ -302,24 +302,26 @@ def human_time(seconds: float) -> str:
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
-    """1 as `1 step`, 1,234 as `1,234 steps`.
+    """Format a count with its noun: `1 step`, `1,234 steps`.
 
     Args:
-        count: how many.
-        noun: for one.
-        many: for any other number, if that is not `noun` with an s.
+        count: the number.
+        noun: the singular.
+        many: the plural; by default `noun` + "s".
     """
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
 class FolderLock:
-    """Keeps a folder for one process, as long as that lives, where the system can.
+    """An exclusive lock (flock) on a folder, held until `release` or the end of the process.
+
+    A no-op if the system has no flock.
 
     Args:
-        folder: where there is none, nothing is kept.
+        folder: the folder; if it does not exist, nothing is locked.
 
     Raises:
-        AGI2Error: where another process has it.
+        AGI2Error: if another process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -337,13 +339,13 @@ class FolderLock:
                 f"{folder}: another process is training there: wait for it, or set another "
                 "model_name"
             ) from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             log.debug("%s cannot be kept for one process", folder)
         self._descriptor = descriptor
 
     @property
     def is_held(self) -> bool:
-        """Whether the folder is still there with this lock in it, where the system can tell."""
+        """Whether the lock file is still the one locked: `False` if it was deleted or replaced."""
         if self._descriptor is None:
             return fcntl is None
         try:
@@ -352,9 +354,9 @@ class FolderLock:
             return False
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock and delete its file."""
         if self._descriptor is not None:
-            if self.is_held:  # not what another process has put in its place
+            if self.is_held:  # else the file is another process's
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             os.close(self._descriptor)
@@ -362,11 +364,11 @@ class FolderLock:
 
 
 def end_with(parent: int, folder: str) -> None:
-    """End this process soon after its parent has, however that ended, and delete a folder.
+    """Exit this process when its parent exits, even if that was killed, and delete a folder.
 
     Args:
-        parent: the id of the process that started this one.
-        folder: a temporary one, of which the parent cannot take care any more.
+        parent: the parent's process id.
+        folder: a temporary folder, which a killed parent cannot delete itself.
     """
 
     def watch() -> None:
@@ -382,29 +384,29 @@ _WATCH_SECONDS = 0.2
 
 
 class Background:
-    """Work that goes on beside the main thread, one piece at a time."""
+    """A background thread that runs one task at a time."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(1)
         self._last: Future[Any] | None = None
 
     def start(self, work: Callable[[], Any]) -> None:
-        """Wait for the piece before, then begin this one."""
+        """Wait for the previous task, then start `work` in the background."""
         self.wait()
         self._last = self._threads.submit(work)
 
     def wait(self) -> None:
-        """Until nothing is under way; raises what the last piece raised."""
+        """Wait for the last task; raise the exception that it raised, if any."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
 
 class Interrupt:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a question, and lets a second one through.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets the flag `asked`.
 
-    A signal that is ignored, as SIGHUP is under `nohup`, stays ignored. SIGHUP is only ever the
-    first: when a terminal is closed, it comes from the kernel and once more from the shell.
+    A second signal raises `KeyboardInterrupt`, except SIGHUP: when a terminal is closed, it comes
+    from the kernel and again from the shell. Ignored signals (as under `nohup`) remain ignored.
     """
 
     # Windows has no SIGHUP.
@@ -413,16 +415,16 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
-        """Whether a signal has come."""
+        """Whether a signal was received."""
         self.at_once = False
-        """Whether the first one is let through, too: there is nothing left to save."""
+        """Whether the first signal raises, too, because there is nothing left to save."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        # Only the main thread may set handlers.
+        # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
             found = {number: signal.getsignal(number) for number in self._SIGNALS}
-            # `None`: set by a library in C, whose handler could not be put back.
+            # `None`: a handler that was not set from Python, which cannot be restored.
             kept = (signal.SIG_IGN, None)
             self._before = {number: was for number, was in found.items() if was not in kept}
             for number in self._before:

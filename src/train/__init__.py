@@ -1,7 +1,7 @@
-"""From batches to gradients to weights: a run that can be interrupted and resumed exactly.
+"""Training: batches to gradients to weights, which can be interrupted and resumed exactly.
 
 Flow: `setup` (text, tokenizer, model) -> `trainer` -> `step` (loss, gradients, update) ->
-`optimizer`; beside it `state`, `checkpoint`, `metrics`, `trackers` and `distributed`.
+`optimizer`; next to it `state`, `checkpoint`, `metrics`, `trackers` and `distributed`.
 Start with: `trainer.Trainer.fit`, then `step.accumulate_gradients`.
-Rule: does not know `inference` or `evaluation`: the trainer is handed `evaluate` and `sample`.
+Rule: must not import `inference` or `evaluation`: `evaluate` and `sample` are passed to `Trainer`.
 """

@@ -119,7 +119,7 @@ class Memory:
     activations: int
     """Activations of one micro-batch, and the gradients that exist at the same time."""
     logits: int
-    """Logits of one chunk of the loss, and their gradients."""
+    """Buffers for the logits of one chunk of the loss (`LOGITS_AT_ONCE` tokens)."""
 
     @property
     def total(self) -> int:
