@@ -11,7 +11,7 @@ sharded, loaded as a model directory:
     state.json             everything else: step, seconds, losses, loss scale, configuration
     manifest.json          the SHA-256 of each of these files
 
-Nothing is pickled.
+There is no pickle: loading a checkpoint cannot execute code.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def save_checkpoint(
         tensors: the optimizers' state.
         state: everything else, JSON-serializable.
         keep: number of checkpoints to keep; older ones are deleted once this one is complete.
-        best: the file of the best weights so far, which is added to the checkpoint (as a hard link
-            if the file system supports it, to save disk space).
+        best: the best weights so far, added to the checkpoint (to save disk space as a hard link,
+            if the file system has them).
         describe: writes the tokenizer and the configuration into the checkpoint.
 
     Returns:
@@ -207,8 +207,8 @@ def _placing(
             for inside in {file.parent for file in files}:
                 sync_folder(inside)
             old = place.with_name(f"{place.name}.old")
-            # Renamed, not deleted: at no time is there no complete checkpoint of this step
-            # (`list_checkpoints` also finds the .old folder).
+            # Renamed, not deleted, so that this step always has a complete checkpoint:
+            # `list_checkpoints` finds .old folders, too.
             if place.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(place, old)
@@ -261,9 +261,9 @@ class Checkpoint:
 
 
 def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
-    """Load shards into a model, resharding them as needed; return the optimizer tensors.
+    """Load shards into a model; return the optimizer tensors, sharded as the model is.
 
-    The model may be unsharded, or sharded over any number of ranks. Each rank reads its own shards.
+    The model may be unsharded, or sharded over any number of ranks, which read only their shards.
     """
     import torch.distributed.checkpoint as dcp
 

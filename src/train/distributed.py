@@ -27,9 +27,8 @@ T = TypeVar("T")
 KeepLocal = Callable[[], contextlib.AbstractContextManager]
 """The `no_sync` context: backward passes in it do not synchronize gradients across ranks."""
 
-# The timeout of collectives must exceed the time for which rank 0 tokenizes, validates or saves
-# while the others wait. It matters only if a machine hangs: a rank that died closes its
-# connections, which the others notice at once.
+# Timeout of collectives. The other ranks wait while rank 0 reads the text, validates and saves. It
+# matters only if a machine hangs: connections of a rank that died are closed at once.
 _TIMEOUT = timedelta(hours=2)
 
 
@@ -68,11 +67,7 @@ class Processes:
         return value
 
     def agree(self, asked: bool, seconds: float) -> tuple[bool, float]:
-        """All-reduce the stop flag, and broadcast rank 0's elapsed seconds.
-
-        Returns:
-            Whether any rank was asked to stop, and the seconds of rank 0.
-        """
+        """All-reduce whether any rank was asked to stop, and broadcast the seconds of rank 0."""
         if not dist.is_initialized():
             return asked, seconds
         votes = torch.tensor(
@@ -104,9 +99,9 @@ class Processes:
         weights of rank 0 are broadcast first; the module is moved to this rank's device.
 
         Args:
-            module: the root module, which calls `forward` of every layer; its parameters become
-                `DTensor`s.
-            layers: its submodules that are FSDP units of their own.
+            module: the root module; its parameters become `DTensor`s.
+            layers: the submodules to shard separately, by `fully_shard`. `module` must call their
+                `forward`, whose hooks all-gather them.
 
         Returns:
             A function that returns a `no_sync` context.
@@ -237,7 +232,7 @@ def let_the_first_speak(error: AGI2Error) -> None:
         time.sleep(_OTHERS_WAIT)
 
 
-# Seconds; torchrun polls its processes every 0.1 s. A `LostProcess` waits longest, so that the rank
-# with the root cause logs first.
+# Seconds; torchrun polls its processes every 0.1 s. A rank with `LostProcess` waits longest: the
+# root cause must be logged first.
 _OTHERS_WAIT = 5.0
 _FOLLOWERS_WAIT = 15.0

@@ -84,7 +84,7 @@ class Epoch:
         """Train on every batch once; return the mean loss per token, in nats.
 
         Raises:
-            AGI2Error: if there is no batch.
+            AGI2Error: if the dataloader is empty.
         """
         self.model.train()
         total, tokens, started = (

@@ -56,19 +56,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         dtype: torch.dtype | None,
     ) -> torch.Tensor:
-        """Compute the mean loss and its gradients; matrix products are in `dtype`.
+        """Return the mean loss of hidden (N, C), weight (V, C) of the LM head and targets (N,).
 
-        Args:
-            ctx: the autograd context.
-            hidden: final hidden states (N, C).
-            weight: the LM head's weight (V, C).
-            targets: token ids (N,).
-            dtype: the autocast dtype; `None` for that of `weight`.
+        Matrix products are in `dtype`, or, if `None`, in that of the arguments.
         """
         vocabulary = len(weight)
         matrix = weight.detach()
         if dtype is not None:
-            # Tensor cores want sizes that are multiples of 64; the copy is made anyway.
+            # Pad V to a multiple of 64 for tensor cores; the cast copies the weight anyway.
             matrix = F.pad(matrix.to(dtype), (0, 0, 0, -vocabulary % 64))
             hidden = hidden.to(dtype)
         loss = weight.new_zeros(())

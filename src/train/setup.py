@@ -35,7 +35,7 @@ class Prepared:
     documents: list[str]
     """The complete text; empty on ranks other than 0."""
     training_text: list[str]
-    """The training documents after the tokenizer's preprocessing; empty on ranks other than 0."""
+    """The preprocessed training documents; empty on ranks other than 0."""
 
 
 def prepare(
@@ -97,8 +97,8 @@ def make_trainer(
     if model is None:
         if config.init_from is None:
             config = config.changed(vocab_size=text.tokenizer.vocab_size)
-        # 16 bytes per parameter: weights, gradients and two AdamW moments in fp32. With LoRA only
-        # a few parameters have the latter three; with FSDP they are sharded.
+        # Bytes per parameter in fp32: weight, gradient and two AdamW moments. With LoRA few
+        # parameters have the latter three; with FSDP all are sharded.
         is_whole = config.lora_rank is None and config.parallel == "ddp"
         device = processes.device if processes else CPU
         check_memory(config.architecture, "training a model", 16 if is_whole else 4, device)
@@ -198,7 +198,7 @@ def _windows(
     """Return datasets of windows of seq_len + 1 tokens: seq_len inputs and targets each."""
     tokens = tokenize(train, tokenizer)
     if len(tokens) > 1:
-        # The first document, too, follows an end-of-text token, which an empty prompt starts with.
+        # The first document follows an end-of-text token, too: an empty prompt starts with it.
         tokens = np.concatenate([tokenize(["", ""], tokenizer), tokens])
     train_data = TextDataset.from_tokens(tokens, seq_len + 1, stride=seq_len)
     tokens = tokenize(held_out, tokenizer)
@@ -206,6 +206,6 @@ def _windows(
         if held_out:
             log.warning("the held-out text is too short to validate on")
         return train_data, None
-    # Not longer than the training windows, which may be shorter than seq_len for a short text.
+    # Not longer than the training windows, which a short text makes shorter than seq_len.
     width = min(seq_len, train_data.seq_len - 1)
     return train_data, TextDataset.from_tokens(tokens, width + 1, stride=width)

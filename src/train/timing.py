@@ -75,13 +75,13 @@ class Duration:
 def predict_duration(
     trainer: Trainer, step_seconds: float, update_seconds: float, checkpoint_bytes: int
 ) -> Duration:
-    """Estimate the duration of a run, including validations and checkpoints.
+    """Estimate a run's duration, including validations and checkpoints.
 
     Args:
         trainer: a trainer before `fit`.
-        step_seconds: seconds of a complete step.
-        update_seconds: seconds of the optimizer update alone.
-        checkpoint_bytes: the size of a checkpoint.
+        step_seconds: duration of a complete step.
+        update_seconds: duration of the optimizer update.
+        checkpoint_bytes: size of a checkpoint.
     """
     config = trainer.config
     # Validation is forward only, a third of the FLOPs of forward and backward; samples are short.

@@ -38,8 +38,8 @@ from .step import (
     apply_gradients,
 )
 
-# A run ends after this many consecutive steps with non-finite gradients. In fp16 the first steps
-# overflow until the gradient scaler, which halves the loss scale each time, has found a scale.
+# A run ends after this many consecutive skipped steps. In fp16 the first steps overflow, each of
+# which halves the loss scale.
 _SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
 
 
@@ -72,7 +72,7 @@ class Trainer:
     """Trains a model on a dataset, with validation, logging and checkpoints in a run folder.
 
     Args:
-        model: the model, on the device to train on.
+        model: a model on the training device.
         tokenizer: a fitted tokenizer.
         train_data: windows of T + 1 tokens with stride T.
         val_data: the same for the held-out text, if any.
@@ -80,8 +80,8 @@ class Trainer:
         folder: the run folder, created if it does not exist.
         processes: the process group. Each rank has the same data and trains on its own rows of
             every batch; rank 0 writes to `folder`. Default: a single process.
-        evaluate: evaluates the model on `val_data`; required if there is `val_data`.
-        sample: generates the sample that is logged at each validation; no samples without it.
+        evaluate: evaluates the model on `val_data`; required if that is given.
+        sample: generates the text that is logged at each validation; optional.
 
     Raises:
         AGI2Error: if the batch size is not divisible by the number of processes.
@@ -119,7 +119,7 @@ class Trainer:
         if self.sharded:
             self._keep_local = self.processes.shard(self._module, model.blocks)
         self.whole = model
-        """The unsharded model: under FSDP a gathered copy on rank 0, only during validation."""
+        """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.optimizers = make_optimizers(model, config)
         self._rows = self._own_rows()
@@ -161,7 +161,7 @@ class Trainer:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     def _own_rows(self) -> int:
-        """Return the largest number of sequences of a batch on this rank (the local batch size)."""
+        """Return the local batch size: the maximum number of sequences of a batch on this rank."""
         batch, count = self.config.batch_size, self.processes.count
         if batch % count:
             raise AGI2Error(
@@ -253,7 +253,7 @@ class Trainer:
         torch.set_num_threads(count)
 
     def _why_over(self) -> str:
-        """Return why the run is complete and what to change to continue; empty if it is not."""
+        """Return why the run is complete, and how to continue it; empty if it is not complete."""
         if self._patience_is_over():
             found, patience = (
                 self.state.evaluations_without_gain,
@@ -289,8 +289,8 @@ class Trainer:
             `time` (`max_minutes` elapsed) or `early` (early stopping).
 
         Raises:
-            AGI2Error: if the folder is not writable, out of memory, if the loss stays non-finite,
-                or if the device fails; saved checkpoints remain.
+            AGI2Error: if the folder is not writable, memory is exhausted, the loss stays
+                non-finite, or the device fails; saved checkpoints are kept.
             LostProcess: if the connection to another rank is lost.
         """
         with visible(verbose):
@@ -305,8 +305,7 @@ class Trainer:
         interrupt = Interrupt()
         try:
             with interrupt:
-                # The old folder may be moved away here: a signal from now on is handled only
-                # after a step, when a model can be saved in its place.
+                # `_begin` may move an old folder away: signals are deferred until a model is saved.
                 if self.processes.is_main:
                     self._begin(checkpoint)
                 with self.telemetry.shown():
@@ -464,15 +463,12 @@ class Trainer:
         return batch
 
     def _accumulate(self) -> torch.Tensor:
-        """Accumulate the batch's gradients; return its mean loss over all ranks.
-
-        If out of memory, retry with smaller micro-batches.
-        """
+        """Accumulate gradients, in smaller micro-batches if out of memory; return the mean loss."""
         batch = self._upcoming if self._upcoming is not None else self._fetch(self.step)
         rows, count = len(self.batches.rows(self.step)), self.processes.count
         while True:
-            # The dropout seed depends on the step, so that a retried or resumed step has the same
-            # masks, and on the rank, so that ranks have different ones.
+            # Dropout is seeded by the step, so that a retried or resumed step has the same masks,
+            # and by the rank, so that ranks have different ones.
             seed = self.config.seed * 1_000_033 + self.step + self.processes.rank * 2**40
             seed_everything(seed % 2**63)
             try:
@@ -642,7 +638,7 @@ class Trainer:
         if self.state.evaluated_at != self.step:
             with busy("validating", everywhere=True):
                 self._validate()
-            self.save()  # with the validation's result, so that the run can be extended from here
+            self.save()  # with the result of the validation, so that the run can be extended
         elif self._keep_folder():
             self.save()
         self.whole = self.kept.load_best()
