@@ -95,7 +95,8 @@ def choose_micro_batch_size(
 ) -> int:
     """Return the largest divisor of `batch_size` whose activations fit into the device's budget.
 
-    The budget is 60% of a GPU's memory, or `CPU_ACTIVATION_BUDGET`; the result is at least 1.
+    The budget is 60% of a GPU's memory (the rest is for weights, gradients, optimizer state and
+    logits), or `CPU_ACTIVATION_BUDGET`. The result is at least 1.
     """
     budget = CPU_ACTIVATION_BUDGET
     if device.type == "cuda":  # pragma: needs gpu

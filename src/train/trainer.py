@@ -468,7 +468,7 @@ class Trainer:
         rows, count = len(self.batches.rows(self.step)), self.processes.count
         while True:
             # Dropout is seeded by the step, so that a retried or resumed step has the same masks,
-            # and by the rank, so that ranks have different ones.
+            # and by the rank, so that ranks have different ones. The factors keep seeds distinct.
             seed = self.config.seed * 1_000_033 + self.step + self.processes.rank * 2**40
             seed_everything(seed % 2**63)
             try:
