@@ -1,4 +1,4 @@
-"""A TOML file and command-line overrides to a validated `Config`, and back."""
+"""Load a validated `Config` from a TOML file and command-line overrides, and save it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .utils import human_bytes, is_deep, open_file, write_text
 
 Kind = Literal["training", "generation", "interactive"]
 
-# The configuration in a run's folder.
+# File name of the configuration in a run's folder.
 CONFIG = "config.toml"
 
-# In seconds: how long nothing may come from a pipe.
+# Read timeout of a pipe, in seconds without data.
 _SILENCE = 10.0
-# In bytes: a configuration is written by hand, or lists sources.
+# In bytes: far above any configuration, even one that lists many sources.
 _LARGEST_FILE = 2**20
-# So many problems are told; the rest are counted.
+# Maximum number of problems reported one by one; the rest are only counted.
 _MOST_PROBLEMS = 20
 
-# What other projects call these keys.
+# Names that other projects use for these keys.
 _SYNONYMS = {
     "lr": "learning_rate",
     "max_iters": "max_steps",
@@ -65,16 +65,17 @@ _SYNONYMS = {
 def load_config(
     path: str | Path, kind: Kind | None = None, overrides: Sequence[str] = ()
 ) -> Config:
-    """Read and check a configuration.
+    """Load and validate a configuration.
 
     Args:
         path: the TOML file. `key = null` and `key = ""` mean "not set".
-        kind: also demand the keys that this use cannot do without; for training, also take over
-            what the model of `init_from` sets.
-        overrides: `KEY=VALUE` texts that win over the file; VALUE is TOML, or bare text.
+        kind: if given, also check that the keys required for this use are set; for training, also
+            adopt the architecture and the tokenizer of the model of `init_from`.
+        overrides: `KEY=VALUE` strings that take precedence over the file; VALUE is TOML or a bare
+            string.
 
     Raises:
-        AGI2Error: with a line for each problem, which names the file, the line and the key.
+        AGI2Error: with a line per problem that names the file, the line and the key.
     """
     text = _read(Path(path))
     given = _parse(text, str(path))
@@ -93,16 +94,16 @@ def make_config(
     name: str = "configuration",
     places: Mapping[str, str] | None = None,
 ) -> Config:
-    """Check keys and values that are already read.
+    """Validate a mapping of keys and values.
 
     Args:
         given: keys and values.
         kind: as for `load_config`.
-        name: where they come from, for messages.
-        places: where each key comes from, for messages.
+        name: name of the configuration in error messages.
+        places: location of each key (`file:line` or `--set key`) in error messages.
 
     Raises:
-        AGI2Error: with a line for each problem.
+        AGI2Error: with a line per problem.
     """
     missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not given.get(key)]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
@@ -119,7 +120,7 @@ def make_config(
 
 
 def _refuse(problems: list[str]) -> NoReturn:
-    """Raise with a line for each problem, as far as anybody reads them."""
+    """Raise `AGI2Error` with a line per problem, at most `_MOST_PROBLEMS` of them."""
     more = len(problems) - _MOST_PROBLEMS
     if more > 0:
         problems = [*problems[:_MOST_PROBLEMS], f"and {more:,} more problem{'s' * (more > 1)}"]
@@ -127,10 +128,10 @@ def _refuse(problems: list[str]) -> NoReturn:
 
 
 def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]) -> dict[str, Any]:
-    """The keys with the architecture and the tokenizer of the model that `init_from` names.
+    """Return the keys updated with the architecture and the tokenizer of the `init_from` model.
 
     Raises:
-        AGI2Error: where there is none, or a key says otherwise.
+        AGI2Error: if there is no such model, or a given key contradicts it.
     """
     folder = given["init_from"]
     if not (Path(folder) / CONFIG).is_file():
@@ -143,7 +144,7 @@ def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]
     fixed = {k: v for k, v in theirs.items() if k not in FREE_ARCHITECTURE_KEYS}
     fixed["tokenizer"] = folder
     wanted = {**PRESETS.get(str(given.get("preset")), {}), **given}
-    if not wanted.get("model_ff"):  # 0: it follows
+    if not wanted.get("model_ff"):  # 0 means the default, 4 x model_embd
         wanted["model_ff"] = None
     problems = [
         f"{places.get(key, name)}: {key} = {shown(wanted[key])}, but the model of init_from has "
@@ -158,10 +159,10 @@ def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the whole effective configuration; keys that are not set are left out.
+    """Save the complete effective configuration as TOML, without the keys that are not set.
 
-    A web address with a login or a query stands there as it is, since the run is resumed from it:
-    no other user may read the file then.
+    URLs are saved with their credentials and queries, because resuming the run needs them. The
+    file is then readable by its owner only.
     """
     content = {key: value for key, value in config.items() if value is not None}
     write_text(path, tomli_w.dumps(content), private=masked(content) != content)
@@ -169,12 +170,12 @@ def save_config(config: Config, path: Path) -> None:
 
 def _read(path: Path) -> str:
     try:
-        # A run writes a file; for one's own configuration a pipe will do, as of `<(echo ...)`.
+        # Runs always save regular files; a user may pass a pipe, such as `<(echo ...)`.
         is_pipe = path.name != CONFIG and stat.S_ISFIFO(os.stat(path).st_mode)
         data = (_read_pipe if is_pipe else _read_file)(path)
     except FileNotFoundError as error:
         raise AGI2Error(f"{path}: no such file; resources/ holds examples to start from") from error
-    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise AGI2Error(f"{path}: cannot be read: {reason}") from error
     if len(data) > _LARGEST_FILE:
@@ -191,16 +192,16 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_pipe(path: Path) -> bytes:
-    """Read a pipe to its end, as long as something comes.
+    """Read a pipe until end of file.
 
     Raises:
-        OSError: if nothing comes, or no end.
+        OSError: if no data arrives for `_SILENCE` seconds.
     """
     content = b""
     with open(path, "rb", 0, opener=_open_at_once) as pipe:
         silent_since = time.monotonic()
         while len(content) <= _LARGEST_FILE:
-            part = pipe.read(_LARGEST_FILE)  # None: no more yet
+            part = pipe.read(_LARGEST_FILE)  # None: no data yet; b"": no writer
             if part:
                 content += part
                 silent_since = time.monotonic()
@@ -214,7 +215,7 @@ def _read_pipe(path: Path) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a pipe without waiting for somebody who writes to it."""
+    """Open a pipe without blocking until a writer opens it (an `opener` for `open`)."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -222,7 +223,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         return _parse_toml(text, name)
     except tomllib.TOMLDecodeError:
-        # TOML has no null; a file that says `resume = null` means "not set".
+        # TOML has no null: replace `key = null` with an empty string, which means "not set".
         without_null = re.sub(
             r"^([ \t]*[\w-]+[ \t]*=[ \t]*)null(?=[ \t]*(#.*)?$)", r'\1""', text, flags=re.MULTILINE
         )
@@ -233,11 +234,11 @@ def _parse(text: str, name: str) -> dict[str, Any]:
 
 
 def _parse_toml(text: str, name: str) -> dict[str, Any]:
-    """Parse TOML that somebody else may have written.
+    """Parse untrusted TOML.
 
     Raises:
-        TOMLDecodeError: where it is not TOML.
-        AGI2Error: where it is, but is nested too deeply, or a number has too many digits.
+        TOMLDecodeError: if it is not TOML.
+        AGI2Error: if it is nested too deeply, or a number has too many digits.
     """
     try:
         found = tomllib.loads(text)
@@ -266,7 +267,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         return key, value
     field = Config.model_fields.get(key)
     takes_text = field is not None and field.annotation in (str, str | None, list[str])
-    # A name may look like a number or a date.
+    # `--set model_name=2024` is a name, although TOML parses it as a number (or a date).
     is_text = takes_text and not isinstance(found["value"], str | list | dict | bool)
     return key, value if is_text else found["value"]
 
@@ -276,7 +277,7 @@ _KEY = re.compile(r"^[ \t]*(?:\[+[ \t]*)?[\"']?([\w-]+)[\"']?[ \t]*[=.\]]")
 
 
 def _lines_of_keys(text: str) -> dict[str, int]:
-    """The line in which each key is first set."""
+    """Return the number of the line that first sets each key."""
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if found := _KEY.match(line):
@@ -285,30 +286,30 @@ def _lines_of_keys(text: str) -> dict[str, int]:
 
 
 def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) -> list[str]:
-    """A line for each thing that is wrong, in the file's own names."""
+    """Return a line per validation error, each with the location of its key."""
     try:
         Config.model_validate(given)
         return []
     except ValidationError as error:
         details = error.errors()
-    if not details[0]["loc"]:  # every value is right by itself, but not beside the others
+    if not details[0]["loc"]:  # each value is valid, but some contradict each other
         return [
             f"{next((places[word] for word in problem.split() if word in places), name)}: {problem}"
             for problem in str(details[0]["ctx"]["error"]).split("\n")
         ]
-    # A value that may be of several types has a finding for each; its line joins them.
+    # pydantic reports a union's error once per member type: join those of a value in one line.
     findings: dict[tuple, list[ErrorDetails]] = {}
     for detail in details:
         key, *inside = detail["loc"]
-        if key in given:  # others only follow from one that is
+        if key in given:  # errors of derived keys repeat that of the key they derive from
             where = (key, *(index for index in inside if isinstance(index, int)))
             findings.setdefault(where, []).append(detail)
     lines = [
         f"{places.get(key, name)}: {_explain(key, indices, given[key], found)}"
         for (key, *indices), found in list(findings.items())[:_MOST_PROBLEMS]
     ]
-    lines += [""] * (len(findings) - len(lines))  # which are only counted
-    # The right ones may contradict each other beside that.
+    lines += [""] * (len(findings) - len(lines))  # placeholders, which `_refuse` only counts
+    # The valid keys may still contradict each other.
     wrong = {key for key, *_ in findings}
     rest = {key: value for key, value in given.items() if key not in wrong}
     return lines + [
@@ -317,7 +318,7 @@ def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) 
 
 
 def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]) -> str:
-    """What pydantic found about one value."""
+    """Return pydantic's errors of one value as a message."""
     name = key if key.strip() and key.isprintable() else repr(key)
     if isinstance(value, dict) and key != "logit_bias":
         return f"keys stand at the top level: remove the header [{name}]"

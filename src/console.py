@@ -1,4 +1,7 @@
-"""All terminal output: log, progress, text, tables. What others wrote never gets there raw."""
+"""All terminal output: logging, progress bars, generated text, tables.
+
+Untrusted text (file names, generated text, tracebacks) is escaped before it reaches a terminal.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +26,34 @@ from .arguments import convert
 from .errors import printable
 from .utils import human_time, log
 
-# Everything but generated text goes to standard error.
+# Standard output carries only generated text and results, so that it can be piped.
 console = Console(stderr=True, highlight=False)
 
 
 class PrintableFormatter(logging.Formatter):
-    """The bare message as one line that a terminal shows as it is, whatever its arguments hold."""
+    """Formatter that escapes control characters and newlines in messages and their arguments."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Escape the message."""
+        """Format the message and escape it."""
         return printable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Escape what is added to the message, too: a traceback, in lines of its own."""
+        """Format the record and escape its traceback, too, which keeps its line breaks."""
         return printable(super().format(record), keep="\n")
 
 
 def has_live_display() -> bool:
-    """Whether standard error is a terminal that can redraw a line."""
+    """Return whether standard error is a terminal that can redraw a line."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send the project's log to standard error: bare lines, coloured in a terminal.
+    """Log to standard error: messages only, colored in a terminal.
 
-    Of several processes under torchrun only the first has something to say.
+    Under torchrun, only rank 0 logs.
+
+    Args:
+        level: minimum level of the records to log.
     """
     if int(os.environ.get("RANK", 0)):
         level = logging.CRITICAL
@@ -64,13 +70,16 @@ def setup_logging(level: int = logging.INFO) -> None:
     log.propagate = False
 
 
-# Whether this call, alone among those of all threads, was asked to log warnings only.
+# Whether to log warnings only. A context variable: calls in other threads are not affected.
 _is_quiet: ContextVar[bool] = ContextVar("agi2_is_quiet", default=False)
 log.addFilter(lambda record: record.levelno >= logging.WARNING or not _is_quiet.get())
 
 
 class _Visibility:
-    """Shows the log while any call wants it, and then leaves the logger as it was."""
+    """Reference-counted log set-up: configures the logger for nested and concurrent calls.
+
+    The logger's previous state is restored when the last call ends.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,7 +87,7 @@ class _Visibility:
         self._before: tuple[list[logging.Handler], int, bool] | None = None
 
     def begin(self) -> None:
-        """Set the logger up for the first of the calls, unless the host has done so."""
+        """Configure the logger on the first call, unless the application has configured it."""
         with self._lock:
             self._calls += 1
             is_configured = log.handlers or log.disabled or not log.propagate
@@ -86,13 +95,13 @@ class _Visibility:
                 return
             self._before = log.handlers[:], log.level, log.propagate
             level = log.level or logging.INFO
-            if log.hasHandlers():  # the host's, for all loggers
+            if log.hasHandlers():  # root handlers, set by the application
                 log.setLevel(level)
             else:
                 setup_logging(level)
 
     def end(self) -> None:
-        """Undo `begin` after the last of the calls."""
+        """Undo `begin` when the last call ends."""
         with self._lock:
             self._calls -= 1
             if self._calls or self._before is None:
@@ -107,16 +116,15 @@ _visibility = _Visibility()
 
 @contextlib.contextmanager
 def visible(verbose: bool = True) -> Iterator[None]:
-    """Show what a call from Python does, for as long as it takes.
+    """Context manager that shows the log and progress of a call from Python.
 
-    Where the host has configured no logging, the log goes to standard error, with a progress bar
-    in a terminal. Where it has given the root logger handlers, the records go to these, once. Where
-    it has given the logger `agi2` a handler, nothing is changed; a level that it has set stays,
-    otherwise INFO is the level. Afterwards the logger is as it was. Calls may be
-    nested, and made in several threads.
+    If the application has not configured logging, the log goes to standard error, with a progress
+    bar in a terminal. If the root logger has handlers, they receive the records, once. If the
+    logger `agi2` has a handler, nothing changes. A level that is set is kept; the default is INFO.
+    The logger's state is restored on exit. Reentrant and thread-safe.
 
     Args:
-        verbose: whether to show it; warnings are logged all the same.
+        verbose: if false, log warnings only.
     """
     if not convert(bool, "verbose", verbose):
         token = _is_quiet.set(True)
@@ -133,23 +141,26 @@ def visible(verbose: bool = True) -> Iterator[None]:
 
 
 def is_drawn() -> bool:
-    """Whether bars are drawn: in a terminal that the log shares with them."""
+    """Return whether progress bars are drawn: in a terminal, if the log goes to the same console.
+
+    Another handler would write into the line of the bar.
+    """
     is_shared = any(isinstance(handler, RichHandler) for handler in log.handlers)
     return has_live_display() and is_logged() and is_shared
 
 
 def is_logged() -> bool:
-    """Whether lines of level INFO are logged for this call."""
+    """Return whether INFO records are logged in this context."""
     return log.isEnabledFor(logging.INFO) and not _is_quiet.get()
 
 
 class TrainingDisplay:
-    """A progress bar in a terminal, a line at each logged step elsewhere.
+    """Training progress: a progress bar in a terminal, otherwise a log line per logged step.
 
-    A terminal has room for one bar: of several runs in threads, the others log lines.
+    Only one bar is drawn at a time: concurrent runs in other threads log lines.
 
     Args:
-        total_steps: where that is known.
+        total_steps: number of optimizer steps, or None if unknown.
     """
 
     def __init__(self, total_steps: int | None) -> None:
@@ -190,8 +201,19 @@ class TrainingDisplay:
         share_of_peak: float | None,
         memory: object,
     ) -> None:
-        """Show where the run is: losses in nats per token, speed in tokens per second."""
-        # In the order of the line, each with a rank: the highest goes first if there is no room.
+        """Show the metrics of a step.
+
+        Args:
+            step: number of optimizer steps done.
+            progress: completed fraction of the run, 0 to 1.
+            loss: train loss in nats per token.
+            speed: throughput in tokens per second.
+            seconds_left: estimated remaining time.
+            val_loss: last val loss in nats per token, if any.
+            share_of_peak: MFU, 0 to 1, or None if the device's peak FLOP/s is unknown.
+            memory: printed as it is.
+        """
+        # In display order, with a rank each: if space is short, the highest rank is dropped first.
         parts = [(0, f"step {step}{self._of}"), (2, f"  loss {loss:.4f}")]
         if val_loss is not None:
             parts.append((3, f"  val {val_loss:.4f}"))
@@ -208,18 +230,18 @@ class TrainingDisplay:
 
 
 def _fit_parts(parts: Sequence[tuple[int, str]], width: int) -> str:
-    """Join as many parts as fit, those of the lowest ranks; the first rank always stays."""
+    """Join the parts that fit into `width` columns; drop the highest ranks first, keep one."""
     kept = list(parts)
     while len(kept) > 1 and sum(len(part) for _, part in kept) > width:
         kept.remove(max(kept))
     return "".join(part for _, part in kept)
 
 
-# In seconds: what takes longer is logged where nothing can be drawn; and then how far it is.
+# In seconds, without a bar: delay before an operation is logged, interval of its progress lines.
 _PATIENCE, _INTERVAL = 2.0, 30.0
-# Whether what this call does is shown already, as a part of something.
+# Whether an enclosing `busy` already shows this operation.
 _is_busy: ContextVar[bool] = ContextVar("agi2_is_busy", default=False)
-# A terminal has room for one at a time.
+# Held by whoever draws: rich supports one live display per console.
 _drawing = threading.Lock()
 
 Advance = Callable[[float], None]
@@ -227,18 +249,17 @@ Advance = Callable[[float], None]
 
 @contextlib.contextmanager
 def busy(what: str, everywhere: bool = False, measured: bool = False) -> Iterator[Advance]:
-    """Show what is being done for as long as it takes: a clock or a bar in a terminal.
+    """Show a spinner or a progress bar during an operation, in a terminal.
 
-    Elsewhere it is logged if it takes longer than a moment. What is done as a part of it is not
-    shown by itself.
+    Elsewhere the operation is logged if it takes longer than 2 s. Nested calls show nothing.
 
     Args:
-        what: such as `reading the text`.
-        everywhere: log it at once where no bar can be drawn.
-        measured: whether it will be known how much is done.
+        what: description, such as `reading the text`.
+        everywhere: if no bar can be drawn, log at once instead of after 2 s.
+        measured: whether progress will be reported: a bar instead of a spinner.
 
     Yields:
-        A function to call with the share that is done, from 0 to 1.
+        A function that reports the completed fraction, 0 to 1.
     """
     if _is_busy.get() or not is_logged():
         yield lambda share: None
@@ -294,14 +315,14 @@ def _logged(what: str, at_once: bool) -> Iterator[Advance]:
 
 Rows = list[list[str]]
 
-# Spaces between columns: a padding of one, and one that divides.
+# Spaces between columns: one of padding and one of rich's column divider.
 _GAP = 2
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print generated text: byte for byte to a pipe or a file, escaped in a terminal.
+    """Print generated text: unchanged to a pipe or a file, escaped in a terminal.
 
-    A model repeats what it was trained on, escape sequences too: a terminal would follow them.
+    A model can reproduce terminal escape sequences of its training data.
     """
     if sys.stdout.isatty():
         text = printable(text, keep="\n\t")
@@ -309,23 +330,23 @@ def print_text(text: str, end: str = "\n") -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line of ours, in which names of files and runs may stand."""
+    """Print a line of output, escaped: it may contain names of files and runs."""
     print(printable(line, keep="\n"), flush=True)
 
 
 def print_table(head: Sequence[str], rows: Rows, optional: Sequence[str] = ()) -> list[str]:
-    """Print a table: fitted to a terminal's width, columns of plain text elsewhere.
+    """Print a table: fitted to the width of a terminal, plain text columns elsewhere.
 
-    No word is broken unless it is wider than the terminal: what does not fit in columns is printed
-    as one block for each row.
+    Words are not broken unless they are wider than the terminal: if the columns do not fit, each
+    row is printed as a block of `name: value` lines.
 
     Args:
-        head: the columns' names.
-        rows: of cells.
-        optional: columns to leave out in a narrow terminal, the first one first.
+        head: column names.
+        rows: cells of each row.
+        optional: columns to drop in a narrow terminal, in this order.
 
     Returns:
-        The columns that were left out.
+        The names of the dropped columns.
     """
     head = [printable(name) for name in head]
     rows = [[printable(cell) for cell in row] for row in rows]
@@ -349,15 +370,15 @@ def print_table(head: Sequence[str], rows: Rows, optional: Sequence[str] = ()) -
 
 
 def _fit(head: Sequence[str], rows: Rows, room: int) -> list[int] | None:
-    """Widths of the columns in which no word is broken; none if there is not enough room."""
+    """Return column widths that break no word, or None if `room` columns are not enough."""
     columns = list(zip(head, *rows, strict=True))
     wanted = [max(map(cell_len, column)) for column in columns]
-    # Names and figures stay on one line; what is longer may be wrapped between its words.
+    # Cells of up to 20 columns (names, numbers) stay on one line; longer ones may wrap at words.
     least = [
         min(width, max(20, *(cell_len(word) for cell in column for word in cell.split())))
         for width, column in zip(wanted, columns, strict=True)
     ]
-    spare = room - sum(least) - _GAP * (len(columns) - 1) - 1  # the last column is padded, too
+    spare = room - sum(least) - _GAP * (len(columns) - 1) - 1  # 1: padding of the last column
     if spare < 0:
         return None
     widths = []

@@ -1,4 +1,4 @@
-"""Conversation with a model: `InteractivePrompt`, and a chat in the terminal."""
+"""Multi-turn conversation with a model: `InteractivePrompt`."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from .tokenizer import Tokenizer
 from .utils import log, plural
 
 TURN_END = "\n\n"
-"""What separates the turns of a conversation; a reply ends there."""
+"""Separator of the turns of a conversation, and stop string of a reply."""
 
 
 class InteractivePrompt:
-    """A conversation that the model sees as text, as much of it as the context holds.
+    """A multi-turn conversation, kept as plain text in the model's context.
 
-    What the model has read it need not read again: a reply costs its own tokens and the message's,
+    The KV cache is kept between turns (prefix caching): a turn prefills only the new message,
     however long the conversation is.
 
     Args:
-        model: a trained model. Where its weights change, `clear_context` begins anew.
-        max_context_length: tokens of conversation before each reply. Where the model's positions
-            have no room for so many and the reply, fewer are used: see `context_limit`.
-        tokenizer: the model's.
-        model_seed: text that always stands first.
-        max_length: new tokens of a reply at most.
-        seed: makes the whole conversation repeatable.
-        **options: what `generation.stream_text` takes (temperature, top_k, ...).
+        model: a trained model. After its weights change, call `clear_context`.
+        max_context_length: maximum number of conversation tokens before each reply. Fewer are used
+            if the model's positions cannot hold them and a reply: see `context_limit`.
+        tokenizer: the model's tokenizer.
+        model_seed: text that precedes the conversation and is never dropped.
+        max_length: maximum number of new tokens of a reply.
+        seed: random seed that makes the conversation reproducible.
+        **options: sampling options of `generation.stream_text` (temperature, top_k, ...).
 
-    One reply at a time: a message, or `clear_context`, while another reply is generated is
-    refused. Any number of conversations may share a model.
+    Not reentrant: `stream_message` and `clear_context` raise while a reply is being generated.
+    Several conversations may share a model.
 
     Raises:
-        AGI2Error: where `model_seed` leaves no room in the context, or an option is wrong.
+        AGI2Error: if `model_seed` fills the context, or an option is invalid.
     """
 
     @checked
@@ -61,17 +61,18 @@ class InteractivePrompt:
         self.model = model
         self.tokenizer = tokenizer
         self.max_context_length = max_context_length
-        """As it was given; `context_limit` is what is used."""
+        """The value as given; `context_limit` is the effective one."""
         self.max_length = max_length
         self.seed = seed
         self.options = {"temperature": 0.8, **options}
-        given = SamplingOptions(max_length, **self.options)  # which checks them
+        given = SamplingOptions(max_length, **self.options)  # raises if an option is invalid
         self.options["stop"] = [TURN_END, *stop_strings(given.stop)]
         self.history: list[str] = []
-        """What was said: messages and replies in turn, those still in the context."""
-        # A turn's tokens are the same whatever turn follows, so that they are read once; two line
-        # ends that text follows are two tokens for GPT-2's rules. A tokenizer that folds white
-        # space cannot write the turn's end: it ends with the text's.
+        """Messages and replies, alternating, as far as they are still in the context."""
+        # Each turn is encoded by itself and its end character by character: GPT-2's pre-tokenizer
+        # splits "\n\n" before text, and the tokens of a turn must not depend on the next turn, or
+        # the cached prefix would not match. A tokenizer that folds white space cannot represent
+        # the separator: turns then end with the end-of-text token.
         turn_end = [token for character in TURN_END for token in tokenizer.encode(character)]
         writes_it = tokenizer.decode(turn_end) == TURN_END
         self._turn_end = turn_end if writes_it else [tokenizer.end_of_text]
@@ -90,16 +91,20 @@ class InteractivePrompt:
 
     @property
     def context_limit(self) -> int:
-        """The tokens of conversation before each reply, at most.
+        """Maximum number of conversation tokens before each reply.
 
-        `max_context_length`, but no more than leave room in the model's positions for a reply of
-        `max_length`, or half the positions where that is more.
+        `max_context_length`, limited to the model's positions less `max_length`, or to half of the
+        positions if that is more.
         """
         positions = self.model.config.max_seq_len
         return min(self.max_context_length, max(positions - self.max_length, (positions + 1) // 2))
 
     def _room(self) -> int:
-        """Tokens of the context that `model_seed` leaves."""
+        """Return the number of context tokens left by `model_seed`.
+
+        Raises:
+            AGI2Error: if none are left.
+        """
         room = self.context_limit - len(self._seed_tokens)
         if room < 1:
             raise AGI2Error(
@@ -109,15 +114,16 @@ class InteractivePrompt:
         return room
 
     def send_message(self, text: str) -> str:
-        """Say something; return the reply alone."""
+        """Send a message and return the reply."""
         return "".join(self.stream_message(text)).rstrip()
 
     def stream_message(self, text: str) -> Generator[str, None, None]:
-        """Say something; yield the reply in pieces. What was yielded is remembered, even when
-        the caller stops half-way.
+        """Send a message and stream the reply in pieces of text.
+
+        What was yielded is added to the history, even if the caller closes the generator early.
 
         Raises:
-            AGI2Error: where another reply is being generated: exhaust or close its generator first.
+            AGI2Error: if another reply is being generated: exhaust or close its generator first.
         """
         text = convert(str, "text", text)
         with self._one_at_a_time():
@@ -136,7 +142,7 @@ class InteractivePrompt:
             self._replying.release()
 
     def _reply_to(self, text: str) -> Generator[str, None, None]:
-        self._room()  # a message that is refused is not remembered
+        self._room()  # raises before the message is added to the history
         self.history.append(text)
         reply = ""
         seed = None if self.seed is None else self.seed + self._turns
@@ -160,10 +166,10 @@ class InteractivePrompt:
             self.history.append(reply.rstrip())
 
     def clear_context(self) -> None:
-        """Forget the conversation; `model_seed` stays.
+        """Clear the history and the KV cache; `model_seed` is kept.
 
         Raises:
-            AGI2Error: where a reply is being generated.
+            AGI2Error: if a reply is being generated.
         """
         with self._one_at_a_time():
             self.history.clear()
@@ -171,11 +177,12 @@ class InteractivePrompt:
             self._decoder = Decoder(self.model, self.tokenizer.vocab_size)
 
     def context_tokens(self) -> list[int]:
-        """The conversation as tokens, at most `context_limit`.
+        """Return the conversation as token ids, at most `context_limit`.
 
-        Where it grows too long, whole turns are forgotten from the oldest on, until a quarter of
-        the context is free: what stays must be read again, which is not to happen at each message.
-        A single message that is still too long keeps its last tokens, with a warning.
+        If it is too long, the oldest turns are dropped from the history until a quarter of the
+        context is free: dropping turns invalidates the KV cache, which must not happen at every
+        message. A single message that is still too long is truncated to its last tokens, with a
+        warning.
         """
         room = self._room()
         turns = [self.tokenizer.encode(turn) + self._turn_end for turn in self.history]
