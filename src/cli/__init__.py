@@ -1,7 +1,7 @@
-"""The command `agi2`, and the four scripts behind it.
+"""The command-line interface: the command `agi2` and the four scripts.
 
-Flow: `startup` (before heavy imports) -> `main` (arguments, errors, exit status) -> one function of
-the package for each command; `completion` completes keys and runs in the shell.
+Flow: `startup` (before heavy imports) -> `main` (arguments, errors, exit status) -> one library
+function per command; `completion` provides the shell completion of keys and runs.
 Start with: `main`.
-Rule: only this package and `console` print, and nothing imports it.
+Rule: only this package and `console` print; no other package imports this one.
 """

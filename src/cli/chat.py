@@ -1,4 +1,4 @@
-"""The terminal chat: messages with history and editing, replies that Ctrl-C stops."""
+"""The terminal chat: line editing and history for messages, Ctrl-C to stop a reply."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Ctrl-C  stop a reply"""
 
 
 class _CtrlC:
-    """What Ctrl-C does in a chat: it ends a reply, or a chat that is read from a pipe.
+    """SIGINT handler of a chat: Ctrl-C stops a reply, or ends a chat that reads a pipe.
 
-    It is noted as well as raised. An exception alone may be lost: Python drops those that are
-    raised in a `__del__` or in a weak reference's callback. And where a shell started the process
-    in the background, the signal was ignored; as a chat asks for it, it is not.
+    The handler sets `pressed` as well as raising `KeyboardInterrupt`, because Python discards
+    exceptions raised in a `__del__` or a weakref callback. Installing it also undoes the SIG_IGN
+    that a shell sets for background processes.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class _CtrlC:
         self.pressed = True
         if self.raises:
             raise KeyboardInterrupt
-        # The prompt's own handler would keep a signal that comes as the prompt is being left.
+        # Not prompt_toolkit's own handler: it swallows a SIGINT that arrives as the prompt exits.
         if self.session is not None and self.session.app.is_running:
             app = self.session.app
             assert app.loop is not None
@@ -59,7 +59,7 @@ class _CtrlC:
 
 
 def chat(prompt: InteractivePrompt) -> None:
-    """Talk in the terminal, or read messages line by line from a pipe, until it ends."""
+    """Run a chat until end of input or `/quit`, in a terminal or line by line from a pipe."""
     with _CtrlC() as ctrl_c:
         for line in _messages(ctrl_c):
             command = line.strip()
@@ -78,17 +78,17 @@ def chat(prompt: InteractivePrompt) -> None:
 
 
 def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _CtrlC) -> None:
-    """Print a reply as it is written; Ctrl-C ends it and keeps what is there."""
+    """Stream a reply to standard output; Ctrl-C stops it and keeps the partial reply."""
     raised, ctrl_c.raises = ctrl_c.raises, True
     try:
         try:
             with closing(prompt.stream_message(message)) as pieces:
                 for piece in pieces:
-                    if ctrl_c.pressed:  # before the reply began, or where an exception was lost
+                    if ctrl_c.pressed:  # before the reply began, or its exception was discarded
                         break
                     print_text(piece, end="")
         finally:
-            ctrl_c.raises = False  # pressed again, it may not disturb what ends the reply
+            ctrl_c.raises = False  # a second Ctrl-C must not interrupt the clean-up
     except KeyboardInterrupt:
         ctrl_c.pressed = True
     print(" [stopped]" if ctrl_c.pressed else "", flush=True)
@@ -96,7 +96,7 @@ def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _CtrlC) -> None:
 
 
 def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
-    """Lines that the user writes; with history and editing in a terminal."""
+    """Yield the lines of standard input; with history and line editing in a terminal."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
             yield line.rstrip("\n")
@@ -117,13 +117,14 @@ def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
 
 
 def _is_taken_back(session: PromptSession[str]) -> bool:
-    """Whether Ctrl-C came right after the line's end, while the prompt was still being left.
+    """Return whether Ctrl-C was typed right after Enter, before the prompt restored the terminal.
 
-    Till then the terminal makes a key of it, which a signal never follows.
+    Until then the terminal is in raw mode: Ctrl-C arrives as a key press, not as SIGINT. The key
+    is consumed; the other keys stay in the typeahead buffer.
     """
     keyboard = session.app.input
     keys = session.app.key_processor.empty_queue() + get_typeahead(keyboard)
-    keys += keyboard.read_keys()  # what the prompt did not wait for
+    keys += keyboard.read_keys()  # input that arrived after the prompt's last read
     is_taken_back = bool(keys) and keys[0].key in (Keys.ControlC, Keys.SIGINT)
     store_typeahead(keyboard, keys[is_taken_back:])
     return is_taken_back

@@ -1,4 +1,4 @@
-"""What was typed in chats before: kept in a file that nobody else can read."""
+"""History of chat messages, in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..utils import log
 
 FILE_NAME = "chat_history"
 
-# Not followed through a link, and never waiting for the other end of a pipe. Windows has neither.
+# No symbolic links followed, no blocking on a FIFO. Windows has neither flag.
 _FLAGS = (
     os.O_RDWR
     | os.O_APPEND
@@ -28,11 +28,12 @@ _FLAGS = (
 
 
 class PrivateHistory(History):
-    """Lines in a file that stays open, so that no other file can take its place.
+    """History in a file that is kept open, so that it cannot be replaced by another file.
 
     Args:
-        descriptor: of the file, for reading and appending. Each entry is lines that begin with
-            `+`, after a line that begins with `#`, as in prompt_toolkit's own files.
+        descriptor: file descriptor, opened for reading and appending. The format is that of
+            prompt_toolkit's `FileHistory`: per entry, a line that begins with `#`, then lines that
+            begin with `+`.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -40,7 +41,7 @@ class PrivateHistory(History):
         self._file = os.fdopen(descriptor, "rb+", buffering=0)
 
     def load_history_strings(self) -> Iterable[str]:
-        """The entries, the newest first."""
+        """Return the entries, newest first."""
         self._file.seek(0)
         entries: list[list[str]] = [[]]
         for line in self._file.read().decode("utf-8", errors="replace").split("\n"):
@@ -51,7 +52,7 @@ class PrivateHistory(History):
         return ["\n".join(entry) for entry in reversed(entries) if entry]
 
     def store_string(self, string: str) -> None:
-        """Append an entry; one that cannot be written is remembered in memory alone."""
+        """Append an entry to the file; on an `OSError`, warn and keep it in memory only."""
         lines = "".join(f"+{line}\n" for line in string.split("\n"))
         try:
             self._file.write(f"\n#\n{lines}".encode(errors="replace"))
@@ -60,30 +61,33 @@ class PrivateHistory(History):
 
 
 def open_history() -> History:
-    """Open the history, made for its owner alone if it does not exist.
+    """Open the history file; create it with mode 0600 if it does not exist.
 
-    If it cannot be kept so, what is typed is remembered in memory, and one line says why.
+    If the file cannot be opened or made private, log the reason and return an in-memory history.
     """
     try:
         return PrivateHistory(_open_private(cache_folder() / FILE_NAME))
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except (AGI2Error, RuntimeError) as error:  # the latter without a home
+    except (AGI2Error, RuntimeError) as error:  # RuntimeError: no home directory
         reason = str(error)
     log.warning("the chat's history is kept in memory only: %s", reason)
     return InMemoryHistory()
 
 
 def _open_private(path: Path) -> int:
-    """Open a file of the user's own for reading and appending, and make it private.
+    """Open a file for reading and appending, and set its mode to 0600.
+
+    Returns:
+        The file descriptor.
 
     Raises:
-        OSError: if it cannot be opened, or is a link.
-        AGI2Error: if it is not a file that the user alone has.
+        OSError: if it cannot be opened, or is a symbolic link.
+        AGI2Error: if it is not a regular file, has other hard links, or belongs to another user.
     """
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    if path.is_symlink():  # for the message: `O_NOFOLLOW` is what refuses it
+    if path.is_symlink():  # for a clear message; `O_NOFOLLOW` is the race-free check
         raise AGI2Error(f"{path} is a link: move it away")
     descriptor = os.open(path, _FLAGS, 0o600)
     try:

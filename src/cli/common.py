@@ -1,4 +1,4 @@
-"""What the commands share: the application, its arguments, its errors, how a run is opened."""
+"""Code shared by the commands: the Typer application, common options, errors, opening a run."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from ..formats.model_dir import TrainedModel
 
 
-# What to do where a model does not even fit; a run says more.
+# Advice when not even the model fits in memory; the trainer's own message is more specific.
 _SMALLER = "lower model_embd, model_layer, model_positions, vocab_size, lora_rank or batch_size"
 
 
-_UsageError: Any = typer.BadParameter.__mro__[1]  # typer has no name of its own for it
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer does not export
 
 
 @contextlib.contextmanager
 def _printable_usage_errors() -> Iterator[None]:
-    """Escape what a wrong argument brings into typer's messages."""
+    """Escape invalid arguments that typer quotes in its error messages."""
     try:
         yield
     except _UsageError as error:
-        if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the help
+        if type(error).__name__ != "NoArgsIsHelpError":  # its message is the help text
             error.message = one_line(error.message or "")
         raise
 
 
 class _Commands(typer.core.TyperGroup):
-    """The subcommands, where an error that the user can fix ends with 2 and Ctrl-C with 130."""
+    """Command group that exits with 2 on an error that the user can fix, with 130 on Ctrl-C."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -57,7 +57,7 @@ class _Commands(typer.core.TyperGroup):
         try:
             with _printable_usage_errors():
                 return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):  # RuntimeErrors, too
+        except (typer.Exit, typer.Abort):  # before RuntimeError, their base class
             raise
         except AGI2Error as error:
             if "RANK" in os.environ:
@@ -72,13 +72,13 @@ class _Commands(typer.core.TyperGroup):
                 raise
             _fail(error, f"out of memory: {_SMALLER}")
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever reads has had enough
+            if error.errno == errno.EPIPE:  # the reader closed the pipe: click exits quietly
                 raise
             _fail(error, str(error))
 
 
 def _fail(error: BaseException, *lines: str) -> NoReturn:
-    with contextlib.suppress(OSError):  # nobody can be told: the exit status says it
+    with contextlib.suppress(OSError):  # standard error is closed or full: keep the exit status
         for line in lines:
             print(f"error: {one_line(line)}", file=sys.stderr)
     raise typer.Exit(2) from error
@@ -94,7 +94,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 app = typer.Typer(
     cls=_Commands,
-    rich_markup_mode=None,  # importing rich for the help would double its time
+    rich_markup_mode=None,  # importing rich would double the time of --help
     help="Train a GPT-2 on your own text from one TOML file, and use it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -186,7 +186,7 @@ def _options(
 
 
 def set_up_log(quiet: bool, verbose: bool) -> None:
-    """Log to standard error, at the level that the flags say."""
+    """Set up logging to standard error, at the level chosen by `--quiet` and `--verbose`."""
     import logging
     import platform
     from importlib.metadata import version
@@ -203,7 +203,7 @@ def set_up_log(quiet: bool, verbose: bool) -> None:
 def _start(
     file: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> Config:
-    """Set up the log, then read the configuration."""
+    """Set up logging and load the configuration."""
     from ..config_loader import load_config
     from ..utils import log
 
@@ -215,14 +215,24 @@ def _start(
 
 
 def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbose: bool) -> Config:
-    """The configuration of a run, with everything checked that needs no PyTorch."""
+    """Load the configuration of a training run, and check all that does not need PyTorch.
+
+    Args:
+        argument: a TOML file or a run's folder.
+        overrides: `KEY=VALUE` strings.
+        quiet: log warnings only.
+        verbose: log debug messages, too.
+
+    Raises:
+        AGI2Error: if a key, a source or the run to resume is invalid.
+    """
     from ..data.corpus import check_sources
     from ..formats.run_dir import check_resume, check_resumed, config_file, naming
     from ..train.trackers import check_log_to
 
-    place = naming(argument)  # a folder that is named is that run's, wherever it was moved
+    place = naming(argument)  # a run's folder may have been moved: override its saved path
     config = _start(config_file(argument), "training", [*place, *(overrides or [])], quiet, verbose)
-    if not int(os.environ.get("RANK", 0)):  # of several processes only the first reads the text
+    if not int(os.environ.get("RANK", 0)):  # under torchrun, only rank 0 reads the text
         check_log_to(config.log_to)
         check_sources(config.sources)
         check_resume(config)
@@ -233,7 +243,11 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
 def open_model(
     argument: str, kind: Kind, overrides: Sequence[str] | None, quiet: bool, verbose: bool
 ) -> tuple[Config, str]:
-    """The configuration of a trained model, and the file that it stands in."""
+    """Load the configuration of a trained model and check that its weights exist.
+
+    Returns:
+        The configuration, and `argument` as it is.
+    """
     from ..formats.run_dir import check_weights, config_file, folder_of
 
     file = config_file(argument)
@@ -243,7 +257,7 @@ def open_model(
 
 
 def model_folder(argument: str) -> Path:
-    """The folder of a run or a model, by any of its names."""
+    """Return the folder of a run or a model, given by its folder or its TOML file."""
     from ..config_loader import load_config
     from ..formats.run_dir import config_file, folder_of
 
@@ -259,14 +273,14 @@ def as_overrides(
     max_length: int | None = None,
     seed: int | None = None,
 ) -> list[str]:
-    """The flags for keys that are often set, as `--set` has them."""
+    """Convert the sampling flags to `KEY=VALUE` overrides, as for `--set`."""
     given = {"temperature": temperature, "max_length": max_length, "sampling_seed": seed}
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]
     return flags + ([] if top_k is None else [f"top_k={top_k or 'null'}"])
 
 
 def load_to_generate(config: Config, file: str) -> TrainedModel:
-    """The model that a configuration has trained, ready to generate."""
+    """Load the trained model of a configuration and prepare it for generation."""
     from ..cuda_utils import select_device
     from ..formats.model_dir import load_trained
     from ..inference.prepare import prepare_for_generation

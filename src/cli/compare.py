@@ -1,4 +1,4 @@
-"""Runs side by side: a list of them, what differs between some, and what each writes."""
+"""Comparison of runs: a table of all runs; differences, metrics and samples of several."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..evaluation.run_log import History, RunRecord, RunSummary, list_runs, read
 from ..utils import human_bytes, human_time, log, write_text
 
 NOTHING = "–"
-# Where a run lies; the columns' names say it.
+# Keys not compared: the location of a run, which the column names already show.
 _PLACES = ("model_name", "output_dir", "resume")
 _MAX_ROWS = 20
 
@@ -25,10 +25,10 @@ _MAX_ROWS = 20
 
 
 def print_runs(folder: Path) -> None:
-    """Print a table of the runs in a folder, the newest last.
+    """Print a table of the runs in a folder, newest last.
 
     Raises:
-        AGI2Error: where the folder cannot be read, or holds no run.
+        AGI2Error: if the folder cannot be read, or contains no run.
     """
     runs = list_runs(folder)
     if not runs:
@@ -66,7 +66,7 @@ def _figure(number: float | None, digits: int = 4) -> str:
 
 
 def _best(history: History) -> tuple[str, str]:
-    """Loss and bits per byte of the best validation."""
+    """Return the formatted val loss and bits per byte of the best validation."""
     best = history.best
     return (
         (NOTHING, NOTHING) if best is None else (_figure(best.loss), _figure(best.bits_per_byte, 3))
@@ -79,16 +79,16 @@ def _best(history: History) -> tuple[str, str]:
 def compare_runs(
     folders: Sequence[Path], prompt: str = "", seed: int = 1, html: Path | None = None
 ) -> None:
-    """Print what differs between runs, their curves in one table, and a text by each.
+    """Print the configuration differences, results, validation curves and a sample of each run.
 
     Args:
-        folders: of two runs or more.
-        prompt: what each goes on from, after its own `model_seed`.
-        seed: of these texts.
-        html: also write all of this, and the curves drawn, into this file.
+        folders: folders of two or more runs.
+        prompt: prompt of the samples, after each run's own `model_seed`.
+        seed: random seed of the samples.
+        html: also write the comparison, with charts of the curves, to this HTML file.
 
     Raises:
-        AGI2Error: where there are fewer than two folders, or one is not a run's.
+        AGI2Error: if there are fewer than two folders, or one is not a run's.
     """
     if len(folders) < 2:
         raise AGI2Error("compare needs two runs or more: agi2 compare trained/one trained/two")
@@ -118,13 +118,13 @@ def compare_runs(
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """The folders' names; their paths where two have the same name."""
+    """Return the names of the runs' folders, or their paths if two names are the same."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
 def differences(runs: Sequence[RunRecord]) -> Rows:
-    """A row for each key whose values differ: the key, and each run's value."""
+    """Return a row for each configuration key that differs: the key and each run's value."""
     rows = []
     for key in runs[0].config:
         values = [masked(run.config[key]) for run in runs]
@@ -134,7 +134,7 @@ def differences(runs: Sequence[RunRecord]) -> Rows:
 
 
 def results(runs: Sequence[RunRecord]) -> Rows:
-    """Size, time and losses of each run."""
+    """Return rows of parameters, steps, tokens, time, tok/s and losses of each run."""
     histories = [run.history for run in runs]
     rows = {
         "parameters": [_count(each.start.get("parameters")) for each in histories],
@@ -153,14 +153,14 @@ def results(runs: Sequence[RunRecord]) -> Rows:
 
 
 def aligned_curves(runs: Sequence[RunRecord]) -> tuple[str, Rows]:
-    """Validation bits per byte of all runs at the same places.
+    """Return validation bits per byte of all runs, aligned on a common x-axis.
 
-    The places are where the run that validated least did so, as far as all runs came. Another
-    run's value there is that of its last validation up to it: nothing is interpolated.
+    The x-values are those of the run with the fewest validations, within the range that all runs
+    cover. Other runs contribute their most recent validation up to x, without interpolation.
 
     Returns:
-        what the places are, `step` where all runs have steps of equal size and else `tokens`;
-        and rows of place and values.
+        The unit of x (`step` if all runs have the same tokens per step, else `tokens`), and rows
+        of x and each run's value.
     """
     unit = _unit(runs)
     curves = [_placed(run, run.history.curve("val_bits_per_byte"), unit) for run in runs]
@@ -183,14 +183,14 @@ def _unit(runs: Sequence[RunRecord]) -> str:
 
 
 def _placed(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
-    """A curve by step or by tokens."""
+    """Return a curve with x in `unit`: steps, or tokens."""
     size = (tokens_per_step(run.history) if unit == "tokens" else None) or 1
     return [(step * size, value) for step, value in curve]
 
 
 def _written(run: RunRecord, prompt: str, seed: int) -> str:
-    """What a run goes on with from a prompt, as its own configuration says; or why it cannot."""
-    # These import PyTorch, which the tables do without.
+    """Generate text from a prompt with a run's own configuration; on failure, return the error."""
+    # Imported here because they import PyTorch, which the tables do not need.
     from ..cuda_utils import select_device
     from ..formats.model_dir import load_model
     from ..generation import generate_text
@@ -216,7 +216,7 @@ def _drawing(
     unit: str,
     sections: Sequence[tuple[str, Sequence[str], Rows]],
 ) -> str:
-    """The body of a page: curves laid over each other, and the tables."""
+    """Return the HTML body: charts with the overlaid curves of all runs, and the tables."""
 
     def drawn(title: str, what: str, curves: list[list[Point]], dots: bool = False) -> str:
         series = [
@@ -250,7 +250,7 @@ def _drawing(
 
 
 def _texts(names: Sequence[str], texts: Sequence[str], prompt: str) -> str:
-    """What each run generated, as HTML."""
+    """Return the samples of all runs as HTML."""
     asked = f'<p class="soft">of the prompt: {escape(prompt)}</p>' if prompt else ""
     cards = "".join(
         f'<div class="card"><b>{escape(name)}</b><pre>{escape(text)}</pre></div>'

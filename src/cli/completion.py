@@ -1,6 +1,6 @@
-"""Completion in the shell: keys and values of `--set`, runs and configurations, enumerations.
+"""Shell completion: keys and values of `--set`, runs and configurations, export formats.
 
-What it needs is imported inside the functions, because every command imports this module.
+Dependencies are imported inside the functions, because every command imports this module.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-# Values of keys whose type is any text.
+# Suggested values of keys of type `str`.
 _VALUES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "tokenizer": ("bpe", "basic", "gpt2"),
     "sources": ("builtin:python-docs",),
     "resume": ("auto",),
 }
-# The key before a `=` that bash has taken for a word of its own.
+# Environment variable with the key of `KEY=VALUE`, which bash splits at `=`; see `join_words`.
 _KEY = "_AGI2_COMPLETE_KEY"
 
 
 def complete_override(incomplete: str) -> list[str]:
-    """Complete `KEY=VALUE`: the key, then the values that it can have if they can be listed."""
+    """Complete `KEY=VALUE`: the key, then its values if they can be enumerated."""
     from ..config import Config
 
     if key := os.environ.get(_KEY):
@@ -35,7 +35,7 @@ def complete_override(incomplete: str) -> list[str]:
 
 
 def _values(key: str) -> list[str]:
-    """The values of a key of the configuration, if they can be listed."""
+    """Return the values of a configuration key, or an empty list if they are not enumerable."""
     from ..config import Config
 
     field = Config.model_fields.get(key)
@@ -43,7 +43,7 @@ def _values(key: str) -> list[str]:
 
 
 def _listed(kind: Any) -> Iterator[str]:
-    """What a type can be, in TOML."""
+    """Yield the values of a type annotation, as TOML literals."""
     if kind is bool:
         yield from ("true", "false")
     elif get_origin(kind) is Literal:
@@ -54,7 +54,7 @@ def _listed(kind: Any) -> Iterator[str]:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Complete the folder of a run or a model, or a TOML file: what a command takes as a model."""
+    """Complete a MODEL argument: the folder of a run or a model, or a TOML file."""
     from ..config_loader import CONFIG
 
     base, start = os.path.split(incomplete)
@@ -81,27 +81,28 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def complete_format(incomplete: str) -> list[str]:
-    """Complete a format of `agi2 export`."""
+    """Complete the value of `agi2 export --format`."""
     from ..formats.export import FORMATS
 
     return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 def complete_quantization(incomplete: str) -> list[str]:
-    """Complete a quantization of `agi2 export`."""
+    """Complete the value of `agi2 export --quantize`."""
     from ..formats.export import QUANTIZATIONS
 
     return [name for name in QUANTIZATIONS if name.startswith(incomplete)]
 
 
 def join_words(environment: MutableMapping[str, str]) -> None:
-    """Undo how bash splits `KEY=VALUE` into three words, in what it hands to a completion.
+    """Rejoin `KEY=VALUE`, which bash splits into three words for completion (COMP_WORDBREAKS).
 
-    What is completed is VALUE alone, because that is the word that bash puts the result in place
-    of: the key before it goes to `complete_override` beside the words.
+    Bash replaces only VALUE with the completion, so VALUE stays the incomplete word; the key is
+    passed to `complete_override` in an environment variable.
 
     Args:
-        environment: has the words in `COMP_WORDS`, the place of the incomplete one in `COMP_CWORD`.
+        environment: environment to update in place: the words are in `COMP_WORDS`, the index of
+            the incomplete one in `COMP_CWORD`.
     """
     words = environment.get("COMP_WORDS", "").split("\n")
     at = int(environment.get("COMP_CWORD", 0))

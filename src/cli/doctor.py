@@ -1,4 +1,4 @@
-"""Before a run: what it takes, measured where that is cheap, and whether it will fit."""
+"""Pre-flight check of a run: estimated time, memory and disk, and whether it fits."""
 
 from __future__ import annotations
 
@@ -39,26 +39,29 @@ from ..train.timing import measure_step, predict_duration
 from ..training import make_trainer
 from ..utils import human_bytes, human_time, keep_freed_memory, plural
 
-# Seconds for which steps are measured, beside the warm-up.
+# Duration of the step benchmark in seconds, without the warm-up.
 _MEASURED_SECONDS = 8.0
-# From so many passes on a small model has seen enough of a text.
+# More epochs than this trigger advice against overfitting.
 _MANY_PASSES = 12
 
 
 def examine(config: Config) -> Iterator[str]:
-    """Line by line, what a run would take, measured here and now. Nothing is written.
+    """Estimate the speed, time, memory and disk of a run, from measured steps. Writes nothing.
+
+    Yields:
+        Lines of the report.
 
     Raises:
-        AGI2Error: at the end, where the run does not fit this machine; before, where the text or
-            a key is wrong.
+        AGI2Error: if a source or a key is invalid; after the report, if the run does not fit.
     """
     check_sources(config.sources)
-    keep_freed_memory()  # as a run does
+    keep_freed_memory()  # as in training: it affects the measured speed
     device = select_device(config.device)
     text = prepare(config)
-    if config.init_from is None:  # else the vocabulary is that model's
+    if config.init_from is None:  # otherwise the vocabulary is that of the pretrained model
         config = config.changed(vocab_size=text.tokenizer.vocab_size)
-    check_memory(config.architecture, "the table of positions", 0)  # which is made at once
+    # The table of sinusoidal positions is allocated with the model: fail before that.
+    check_memory(config.architecture, "the table of positions", 0)
     yield from _describe_text(text, config)
 
     batches = EpochBatches(text.train_data, config.batch_size, config.seed)
@@ -108,7 +111,7 @@ def _describe_text(text: Prepared, config: Config) -> Iterator[str]:
 
 
 def _micro_batch_size(config: Config, batches: EpochBatches, device: torch.device) -> int:
-    """Sequences at a time, as a run chooses them."""
+    """Return the micro-batch size that training would use."""
     size = config.micro_batch_size
     if size == "auto":
         seq_len = batches.dataset.seq_len
@@ -123,7 +126,7 @@ def _parts(memory: Memory) -> str:
 
 
 def _warm_up(config: Config) -> None:
-    """Load all that the first step of any model loads, so that it counts as the process's."""
+    """Run a step of a tiny model, to load all libraries before the process's memory is measured."""
     tiny = config.changed(
         preset=None, vocab_size=8, model_layer=1, model_head=1, model_embd=8, model_ff=8
     )
@@ -136,7 +139,7 @@ def _warm_up(config: Config) -> None:
 
 
 def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
-    """Speed, and how long the run takes."""
+    """Measure training steps; yield lines on the throughput and the duration of the run."""
     trainer = make_trainer(config, text)
     step, update = measure_step(trainer, _MEASURED_SECONDS)
     tokens = trainer.batches.batch_size * (trainer.batches.dataset.seq_len - 1)
@@ -164,7 +167,7 @@ def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
 def _advise(
     config: Config, micro: int, seq_len: int, device: torch.device, memory: Memory, room: int
 ) -> Iterator[str]:
-    """What gradient checkpointing would save; where the run does not fit, all that could help."""
+    """Yield what gradient checkpointing would save, and, if the run does not fit, other savings."""
     fits = memory.total <= room
     for what, cost, changes, rows, length in _savings(config, micro, seq_len):
         if fits and changes.keys() != {"gradient_checkpointing"}:
@@ -182,7 +185,11 @@ def _advise(
 def _savings(
     config: Config, micro: int, seq_len: int
 ) -> Iterator[tuple[str, str, dict[str, Any], int, int]]:
-    """What, at what cost, the changed keys, the micro-batch and the length: cheapest first."""
+    """Yield changes that save memory, cheapest first.
+
+    Yields:
+        Description, cost, changed keys, micro-batch size and sequence length.
+    """
     smaller = [n for n in range(micro - 1, 0, -1) if config.batch_size % n == 0]
     for rows in dict.fromkeys([*smaller[:1], *smaller[-1:]]):
         changes: dict[str, Any] = {"micro_batch_size": rows}
@@ -198,7 +205,7 @@ def _savings(
         half = seq_len // 2
         yield f"seq_len = {half}", "a shorter context", {"seq_len": half}, micro, half
     if config.init_from is not None:
-        return  # its vocabulary, layers and width are those of the model it starts from
+        return  # vocabulary, layers and width are fixed by the pretrained model
     if config.vocab_size > 8192:
         fewer = {"vocab_size": 8192}
         yield "vocab_size = 8192", "more tokens for the same text", fewer, micro, seq_len

@@ -1,4 +1,4 @@
-"""The command eval: figures on a text, or tasks of lm-eval."""
+"""The command eval: loss and perplexity on a text, or tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def eval_(
         config, file = open_model(model, "generation", overrides, quiet, verbose)
         from ..data.corpus import read_documents
 
-        # Before PyTorch is imported: what cannot be read is said at once.
+        # Before importing PyTorch, so that an unreadable file is reported at once.
         documents = [] if text is None else list(read_documents(text, config.text_field))
         trained = load_to_generate(config, file)
         from ..cuda_utils import select_precision
@@ -84,7 +84,7 @@ def eval_(
     if config.quantize != "none":
         import torch
 
-        precision = torch.float32  # of what goes into products that have their own
+        precision = torch.float32  # no autocast: quantized layers use their own types
     if tasks is not None:
         _evaluate_in_tasks(trained, precision, tasks.split(","), task_path, as_json)
     else:
@@ -98,7 +98,7 @@ def _evaluate_on_text(
     stride: int | None,
     as_json: bool,
 ) -> None:
-    """Evaluate a model on a text, and print figures."""
+    """Evaluate a model on a text; print loss, perplexity and bits per byte."""
     from ..evaluation.loss import evaluate_text
     from ..utils import json_line
 
@@ -149,7 +149,7 @@ def _evaluate_in_tasks(
     folder: Path | None,
     as_json: bool,
 ) -> None:
-    """Run tasks of lm-eval, and print their results."""
+    """Run tasks of lm-eval and print their metrics."""
     from ..console import print_table
     from ..evaluation.harness import AGI2LM, run_tasks
     from ..utils import json_line

@@ -74,7 +74,7 @@ def generate(
         for number, text in enumerate(texts, 1):
             print_text(f"--- sample {number} ---\n{prompt}{text}\n")
     else:
-        # The prompt with the first piece: by then every option is known to be right.
+        # The prompt is printed with the first piece, after all options have been validated.
         shown = prompt
         for piece in stream_text(trained.model, start, **given):
             print_text(shown + piece, end="")
@@ -161,7 +161,7 @@ def chat(
 
 
 def _sampling_seed(config: Config) -> int:
-    """The configured seed, or a new one, logged so that its text can be had again."""
+    """Return the configured sampling seed, or a random one, logged so that it can be reused."""
     import secrets
 
     from ..utils import log

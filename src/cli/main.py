@@ -1,6 +1,6 @@
-"""The command `agi2`: its subcommands, and what holds for all of them.
+"""Entry point of the command `agi2`: subcommands, standard streams and exit status.
 
-Everything heavy is imported inside the commands, so that `--help` answers at once.
+Heavy packages are imported inside the commands, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -14,25 +14,30 @@ from collections.abc import Sequence
 from .common import app
 from .startup import announce
 
-# In the order in which `--help` lists their commands.
+# Imported for their commands, in the order in which `--help` lists these.
 from . import completion, train, generate, evaluate, runs, convert  # noqa: F401  # isort: skip
 
 
 def _replace_closed_streams() -> None:
-    """Put the null device where a standard stream was closed before the start.
+    """Open the null device for each standard stream that was closed at start-up.
 
-    Else the next file that is opened has its number, and whatever C code prints goes into it.
+    Otherwise the next opened file gets the stream's file descriptor, and C code prints into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Numbers are given from below: in this order, each has its own again.
+            # `open` returns the lowest free descriptor: in this order, that of this stream.
             os.open(os.devnull, os.O_RDWR)
             mode = "r" if number == 0 else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
-    """Run a command and exit: 0, 2 for an error that the user can mend, 130 for Ctrl-C."""
+    """Run a command and exit: 0, 2 on an error that the user can fix, 130 on Ctrl-C.
+
+    Args:
+        arguments: command-line arguments; by default those of `sys.argv`.
+        program: program name in the help.
+    """
     _replace_closed_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -42,8 +47,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
     try:
         announce(sys.argv[1:] if arguments is None else arguments)
         app(args=arguments, prog_name=program)
-    except OSError as error:  # standard error does not take what typer says of a wrong argument
+    except OSError as error:  # typer could not print its error message to standard error
         raise SystemExit(2) from error
     finally:
-        # While libraries clean up, one more Ctrl-C would only show their tracebacks.
+        # A Ctrl-C during the libraries' clean-up would print a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

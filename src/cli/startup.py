@@ -1,7 +1,7 @@
-"""What a command does before anything heavy is imported.
+"""Code that runs before heavy packages are imported.
 
-PyTorch takes seconds to import, and even rich and pydantic take longer than a user should wait for
-a first sign of life: nothing here imports more than the standard library.
+Imports only the standard library: PyTorch takes seconds to import, and even rich and pydantic take
+long enough to delay the first output noticeably.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _can_go_back() -> bool:
 
 @contextlib.contextmanager
 def loading(is_shown: bool = True) -> Iterator[None]:
-    """Show `loading` in a terminal for as long as this lasts; nothing in a pipe or a file.
+    """Context manager that shows `loading` if standard error is a terminal.
 
     Args:
         is_shown: if false, show nothing.
@@ -46,7 +46,7 @@ def loading(is_shown: bool = True) -> Iterator[None]:
         print(_LOADING, file=sys.stderr, flush=True)
         yield
         return
-    # What is logged meanwhile begins at the same place, and is longer.
+    # Log lines start in the same column and are longer, so that they overwrite it.
     print(_LOADING, end="\r", file=sys.stderr, flush=True)
     try:
         yield
@@ -55,10 +55,13 @@ def loading(is_shown: bool = True) -> Iterator[None]:
 
 
 def limit_spinning(spins: int) -> None:
-    """Let the threads of PyTorch, which is not imported yet, stop spinning soon.
+    """Limit the busy-waiting of OpenMP threads (libgomp). Call before importing PyTorch.
 
-    By default they spin for so long that beside other work a step takes several times as long;
-    alone, this costs nothing that could be measured. A forward in C (`nn/cpu_kernels.c`) needs
-    still less.
+    With the default, a step takes several times as long if other processes use the cores; the
+    limit has no measurable cost on an idle machine. The forward in C (`nn/cpu_kernels.c`) needs
+    even fewer spins.
+
+    Args:
+        spins: value of GOMP_SPINCOUNT, unless the user has set it.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", str(spins))

@@ -1,4 +1,4 @@
-"""How likely each token was, in the terminal: the text in colours, and the runners-up."""
+"""Token probabilities in the terminal: text colored by probability, and top alternatives."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..errors import printable
 from ..generation import Choice
 from ..tokenizer import Tokenizer
 
-# From which probability on a token has which colour.
+# Lower bound of the probability for each color.
 COLOURS = ((0.5, "green"), (0.2, "cyan"), (0.05, "yellow"), (0.01, "magenta"), (0.0, "red"))
 
 
 def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) -> None:
-    """Print a prompt and its continuation, then a line for each token.
+    """Print a prompt and its continuation, then a line with the probability of each token.
 
-    In a terminal a token's colour tells its probability; elsewhere there are the numbers alone.
+    In a terminal, tokens are colored by their probability.
 
     Args:
-        prompt: stands first, without a colour.
+        prompt: printed first, without color.
         choices: the continuation, from `generate_choices`.
-        tokenizer: names the runners-up.
+        tokenizer: decodes the runners-up.
     """
     console = Console(highlight=False)
     text, lines = Text(_shown(prompt)), Text()
@@ -56,7 +56,7 @@ def _colour(probability: float) -> str:
 
 
 def _name(token: int, tokenizer: Tokenizer) -> str:
-    """A token's text in quotes; its bytes where they are no whole characters."""
+    """Return a token's text in quotes, or its bytes if they are not valid UTF-8."""
     if token in tokenizer.end_tokens:
         return "end of text"
     content = tokenizer.token_bytes(token)

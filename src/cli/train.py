@@ -1,4 +1,4 @@
-"""The commands around training: train, doctor, verify-resume, plan."""
+"""The training commands: train, doctor, verify-resume, plan."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def train(
     log.info("%.0f %% of the words of the samples occur in the training text", 100 * known)
     length = plural(len(copied), "character")
     log.info("the longest span copied from it has %s: %r", length, copied)
-    # The folder: a file may have been overridden by --set.
+    # The folder rather than the file, which --set may have overridden.
     log.info('generate more with: agi2 generate %s "..."', shlex.quote(str(run.folder)))
 
 
-# Samples printed after training, and how much of the text they are compared with.
+# Samples printed after training; characters of the training text to search for copies in them.
 _SAMPLES = 3
 
 
@@ -128,7 +128,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Propose a configuration for a text and a time, and say what to expect of it."""
-    sources = [*sources, *(more or [])]  # `--sources A B C`: what follows the first stands alone
+    sources = [*sources, *(more or [])]  # `--sources A B C`: typer parses B and C as arguments
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from ..console import print_line

@@ -1,4 +1,4 @@
-"""Proof, on a user's own configuration, that a killed and resumed run ends as an unbroken one."""
+"""Check, with a user's configuration, that resuming a killed run is bitwise reproducible."""
 
 from __future__ import annotations
 
@@ -26,22 +26,27 @@ from ..train.trackers import read_metrics
 from ..train.trainer import Trainer
 from ..training import make_trainer
 
-# What a line of the log has to have in common with another run's.
+# Keys of the metrics log that must be equal in both runs.
 _LOGGED = ("loss", "learning_rate", "grad_norm", "epoch_loss", "val_loss", "val_bits_per_byte")
 
 
 def verify(config: Config, steps: int = 6) -> Iterator[str]:
-    """Train, kill, resume and compare, line by line what was found.
+    """Train, kill and resume a run, and compare it with an uninterrupted one.
 
     Three processes train in a temporary folder: one from start to end; one that is killed some
-    steps after its first checkpoint; one that goes on from there. No run of the user's is touched.
+    steps after its first checkpoint; one that resumes from this checkpoint. The user's own runs
+    are not touched.
 
     Args:
-        config: the run's. Only its length, and how often and how much it validates, are changed.
-        steps: optimizer steps, 3 at least.
+        config: the run's configuration. Only its length and the frequency and size of its
+            validations, checkpoints and samples are changed.
+        steps: number of optimizer steps, at least 3.
+
+    Yields:
+        Lines of the report.
 
     Raises:
-        AGI2Error: at the end, where anything differs; before, where a run does not succeed.
+        AGI2Error: if a process fails; after the report, if the runs differ.
     """
     check_sources(config.sources)
     check_rereadable(config.sources, "three runs read it here")
@@ -66,7 +71,7 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
             eval_interval=steps // 3,
             eval_tokens=min(config.eval_tokens or 2048, 2048),
             log_interval=1,
-            early_stopping_patience=None,  # both runs are to reach the last step
+            early_stopping_patience=None,  # both runs must reach the last step
             log_to=[],
             sample_tokens=min(config.sample_tokens, 16),
             output_dir=folder,
@@ -87,15 +92,19 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     yield "exact"
 
 
-# Windows has SIGTERM alone, which there kills like SIGKILL.
+# Windows has no SIGKILL; its SIGTERM terminates the process unconditionally.
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 def _train(config: Config, killed_after: int = 0) -> None:
-    """Train in a fresh process.
+    """Train in a new process.
+
+    Args:
+        config: the run's configuration.
+        killed_after: step whose checkpoint is the last one before the process kills itself, or 0.
 
     Raises:
-        AGI2Error: with what the process said, where it ends otherwise than it should.
+        AGI2Error: with the process's last line of output, if it does not end as expected.
     """
     file = run_folder(config).with_suffix(".toml")
     save_config(config, file)
@@ -118,19 +127,19 @@ def _train(config: Config, killed_after: int = 0) -> None:
 
 
 class _Doomed(Trainer):
-    """A run whose process is killed when it wants to save for the second time."""
+    """Trainer that kills its process instead of saving a second checkpoint."""
 
     killed_after: int
 
     def save(self) -> Path:
-        """Save once, at step `killed_after`."""
+        """Save a checkpoint up to step `killed_after`, then kill the process."""
         if self.step > self.killed_after:
             os.kill(os.getpid(), _KILL)
         return super().save()
 
 
 def _train_here(file: str, killed_after: int) -> None:
-    """What the fresh process does."""
+    """Train a run, from its newest checkpoint if any: entry point of the new process."""
     config = load_config(file)
     _Doomed.killed_after = killed_after or sys.maxsize
     checkpoint = find_checkpoint(config)
@@ -140,7 +149,7 @@ def _train_here(file: str, killed_after: int) -> None:
 
 
 def _compare(whole: Path, broken: Path, steps: int) -> Iterator[tuple[str, str | None]]:
-    """Each thing that both runs left, and how they differ there."""
+    """Yield the name of each artifact and its first difference, or None if they are equal."""
     ends = [checkpoint_folder(run, steps) for run in (whole, broken)]
     for what, name in (("weights", WEIGHTS), ("optimizer state", TENSORS)):
         yield what, _first_difference(*(load_file(end / name) for end in ends))
@@ -151,12 +160,12 @@ def _compare(whole: Path, broken: Path, steps: int) -> Iterator[tuple[str, str |
 
 
 def _logged(log: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Any]:
-    """The values of some keys of a log, by key and step."""
+    """Return the values of `keys` in a metrics log, by key and step."""
     return {f"{k} at step {line['step']}": line[k] for line in log for k in keys if k in line}
 
 
 def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
-    """The first thing that differs between what two runs have, bit for bit."""
+    """Return a description of the first bitwise difference, or None."""
     for name in sorted(ours.keys() | theirs.keys()):
         if name not in ours or name not in theirs:
             return f"{name} is in one alone"
