@@ -1,4 +1,4 @@
-"""What a run can be told: the architecture (`GPT2Config`) and the whole run (`Config`)."""
+"""Configuration: a model's architecture (`GPT2Config`) and a complete run (`Config`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EarlyStopping = bool | Literal["never"]
 MAX_THREADS = 1024
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]+)?"
 
-# The published sizes (Radford et al., 2019), in the configuration's own keys.
+# The GPT-2 sizes (Radford et al., 2019), as configuration keys.
 PRESETS: dict[str, dict[str, int]] = {
     "small": {"model_layer": 12, "model_head": 12, "model_embd": 768},
     "medium": {"model_layer": 24, "model_head": 16, "model_embd": 1024},
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-# The largest sizes of a model: far beyond any GPT-2, so that a slip is found before it is built.
+# Upper bounds of the sizes, far beyond any GPT-2: a typo is an error before anything is allocated.
 LARGEST = {
     "vocab_size": 2**20,
     "max_seq_len": 2**20,
@@ -47,7 +47,7 @@ LARGEST = {
     "n_heads": 2**16,
     "d_ff": 2**20,
 }
-# The largest counts of steps, tokens and the like, which stay exact as floating-point numbers.
+# Upper bound of counts (steps, tokens), far below 2**53: exact in float64.
 _COUNT = 10**12
 
 
@@ -57,30 +57,30 @@ def _sizes(name: str, least: int = 1) -> Range:
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The architecture of a model, in the components' language. The defaults are GPT-2 small.
+    """Architecture of a model, with the modules' argument names. The defaults are GPT-2 small.
 
     Raises:
-        AGI2Error: where the numbers cannot make a model.
+        AGI2Error: if a value is out of range, or d_model is not divisible by n_heads.
     """
 
     vocab_size: Annotated[int, _sizes("vocab_size")] = 50257
     max_seq_len: Annotated[int, _sizes("max_seq_len")] = 1024
-    """The number of positions: the longest context the model can see."""
+    """Number of positions: the maximum context length in tokens."""
     d_model: Annotated[int, _sizes("d_model")] = 768
     n_layers: Annotated[int, _sizes("n_layers")] = 12
     n_heads: Annotated[int, _sizes("n_heads")] = 12
     d_ff: Annotated[int, _sizes("d_ff", least=0)] = 0
-    """Width of the feed-forward's hidden layer; 0 means 4 x d_model."""
+    """Hidden size of the feed-forward layer; 0 means 4 x d_model."""
     dropout: Rate = 0.1
     activation: Activation = "gelu_tanh"
-    """`gelu_tanh` is GPT-2's; `gelu` is the exact form."""
+    """`gelu_tanh` is GPT-2's approximation; `gelu` is the exact form."""
     bias: bool = True
     """Whether linear layers and layer norms have biases."""
     norm_position: NormPosition = "pre"
-    """`pre` is GPT-2's; `post` is the original Transformer's."""
+    """`pre`: pre-norm, as in GPT-2; `post`: post-norm, as in the original Transformer."""
     position_embedding: PositionKind = "sinusoidal"
     tie_weights: bool = True
-    """Whether the output head is the token embedding."""
+    """Whether the output head shares its weight with the token embedding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -94,7 +94,9 @@ class GPT2Config:
 
     @property
     def num_parameters(self) -> int:
-        """The weights of a model of this architecture, tied ones counted once."""
+        """Number of parameters of a model, tied ones counted once."""
+        # Per block: Q, K, V and output projection (4 C²), two feed-forward matrices (2 C F), two
+        # layer norms; biases of 3 C + C + F + C.
         c, f, b = self.d_model, self.d_ff, int(self.bias)
         norm = c + b * c
         block = 2 * norm + 4 * c * c + 2 * c * f + b * (5 * c + f)
@@ -105,12 +107,16 @@ class GPT2Config:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Size of an attention head, D."""
         return self.d_model // self.n_heads
 
     @classmethod
     def preset(cls, name: Preset, **changes: Any) -> GPT2Config:
-        """A published size (`small`, `medium`, `large`, `xl`), with changes."""
+        """Return a GPT-2 size (`small`, `medium`, `large`, `xl`), with some fields changed.
+
+        Raises:
+            AGI2Error: if there is no such preset, or a field is invalid.
+        """
         if not isinstance(name, str) or name not in PRESETS:
             raise AGI2Error(f"preset must be one of {', '.join(PRESETS)}, not {shown(name)}")
         sizes = {ARCHITECTURE_KEYS[key]: value for key, value in PRESETS[name].items()}
@@ -118,7 +124,11 @@ class GPT2Config:
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> GPT2Config:
-        """The architecture named by a run's configuration (what `load_config` returns)."""
+        """Return the architecture of a run's configuration (what `load_config` returns).
+
+        Raises:
+            AGI2Error: if it is not a mapping, or a key is unknown or invalid.
+        """
         if not isinstance(config, Mapping):
             raise AGI2Error(
                 "config must be a GPT2Config or what load_config returns, not " + shown(config)
@@ -135,11 +145,11 @@ class GPT2Config:
         )
 
     def to_keys(self) -> dict[str, Any]:
-        """The same architecture in the configuration's keys."""
+        """Return the architecture as a dict of configuration keys."""
         return {key: getattr(self, ours) for key, ours in ARCHITECTURE_KEYS.items()}
 
 
-# The configuration's key for each field of the architecture.
+# Fields of the architecture whose configuration key has another name.
 _RENAMED = {
     "max_seq_len": "model_positions",
     "d_model": "model_embd",
@@ -153,11 +163,11 @@ ARCHITECTURE_KEYS: dict[str, str] = {
 
 ARCHITECTURE_FIELDS = {ours: key for key, ours in ARCHITECTURE_KEYS.items()}
 
-# What of an architecture may differ between a trained model and a configuration that names it: a
-# smaller text makes a smaller vocabulary, and the other two change no weight.
+# Keys that may differ from those of the model of `init_from`: `vocab_size` is only a maximum, and
+# the other two do not affect the weights.
 FREE_ARCHITECTURE_KEYS = {"vocab_size", "dropout", "gradient_checkpointing"}
 
-# Keys that each kind of use cannot do without. Everything else has a default.
+# Required keys of each kind of use. All other keys have a default.
 REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
     "training": ("sources", "model_name"),
     "generation": ("model_name",),
@@ -166,187 +176,190 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
 
 
 class Config(BaseModel, Mapping):
-    """A whole run. Flat, validated, immutable; also a mapping (`config["epochs"]`, `**config`)."""
+    """Complete configuration of a run: flat, validated, immutable.
+
+    Also a mapping: `config["epochs"]` and `**config` work.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    # What to learn from, and where it goes.
+    # Training data and output.
     sources: list[str] = Field(default_factory=list)
-    """Files, folders, globs, URLs or `builtin:python-docs`."""
+    """Training data: files, folders, globs, URLs or `builtin:python-docs`."""
     model_name: str = "model"
-    """The run's name: the folder below `output_dir`."""
+    """Name of the run and of its folder in `output_dir`."""
     output_dir: str = "trained"
-    """The folder that holds all runs."""
+    """Parent folder of all runs."""
     text_field: str = "text"
-    """The field of `.jsonl` and the column of `.csv` that holds the text."""
+    """Field of `.jsonl` and column of `.csv` files that contains the text."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
-    """The share held out for validation: the end of each document, or whole documents."""
+    """Fraction held out for validation: the end of each document, or complete documents."""
 
-    # The tokenizer.
+    # Tokenizer.
     tokenizer: str = "bpe"
-    """`bpe`, `basic`, `gpt2`, or the path of a trained tokenizer."""
+    """`bpe` (byte-level), `basic` (characters), `gpt2`, or the path of a trained tokenizer."""
     vocab_size: int = Field(50257, ge=1, le=LARGEST["vocab_size"])
-    """A ceiling: a small text makes a smaller vocabulary."""
+    """Maximum vocabulary size; a small text yields a smaller one."""
     lowercase: bool = True
-    """Whether the basic tokenizer lower-cases."""
+    """Whether the basic tokenizer lowercases the text."""
     fold_whitespace: bool = True
-    """Whether the basic tokenizer turns every run of white space into one space."""
+    """Whether the basic tokenizer collapses each run of white space into one space."""
 
-    # What training starts from.
+    # Fine-tuning.
     init_from: str | None = None
-    """The folder of a trained or imported model, which brings its architecture and tokenizer."""
+    """Folder of the pretrained model to fine-tune, which sets the architecture and tokenizer."""
     lora_rank: int | None = Field(None, ge=1, le=4096)
-    """Train LoRA matrices of this rank beside the weights of `init_from`, which stay."""
+    """Fine-tune with LoRA adapters of this rank; the weights of `init_from` are frozen."""
 
-    # The architecture.
+    # Architecture.
     preset: Preset | None = None
-    """A published size; explicit `model_*` keys override it."""
+    """GPT-2 size; explicit `model_*` keys override it."""
     model_layer: int = Field(12, ge=1, le=LARGEST["n_layers"])
     """Number of transformer blocks."""
     model_head: int = Field(12, ge=1, le=LARGEST["n_heads"])
-    """Attention heads of each block."""
+    """Number of attention heads per block."""
     model_embd: int = Field(768, ge=1, le=LARGEST["d_model"])
-    """Width of the model."""
+    """Embedding size of the model, C."""
     model_ff: int = Field(0, ge=0, le=LARGEST["d_ff"])
-    """Width of the feed-forward's hidden layer; 0 means 4 x `model_embd`."""
+    """Hidden size of the feed-forward layer; 0 means 4 x `model_embd`."""
     model_positions: int = Field(1024, ge=1, le=LARGEST["max_seq_len"])
-    """The longest context, in tokens."""
+    """Maximum context length in tokens."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout rate in training."""
+    """Dropout probability in training."""
     activation: Activation = "gelu_tanh"
-    """The feed-forward's activation."""
+    """Activation of the feed-forward layer."""
     bias: bool = True
     """Whether linear layers and layer norms have biases."""
     norm_position: NormPosition = "pre"
-    """Layer norm before each sublayer (GPT-2) or after it."""
+    """Layer norm before each sublayer (`pre`, as in GPT-2) or after it (`post`)."""
     position_embedding: PositionKind = "sinusoidal"
-    """Fixed sine waves, or learned as GPT-2's."""
+    """Fixed sinusoidal position embeddings, or learned ones as in GPT-2."""
     tie_weights: bool = True
-    """Whether the output head is the token embedding."""
+    """Whether the output head shares its weight with the token embedding."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
     # Training.
     epochs: int = Field(10, ge=1, le=_COUNT)
-    """Passes over the text."""
+    """Number of epochs."""
     max_steps: int | None = Field(None, ge=1, le=_COUNT)
-    """Optimizer steps at most."""
+    """Maximum number of optimizer steps."""
     max_minutes: float | None = Field(None, gt=0, le=1e9)
-    """Minutes at most; the learning rate then falls with the clock, so that two runs differ."""
+    """Maximum duration; the schedule then follows the clock, and runs are not reproducible."""
     batch_size: int = Field(12, ge=1, le=2**20)
-    """Sequences per optimizer step."""
+    """Sequences per optimizer step, over all processes."""
     micro_batch_size: int | Literal["auto"] = Field("auto")
-    """Sequences at a time: divides `batch_size`; gradients accumulate. `auto` fits the memory."""
+    """Sequences per forward; divides `batch_size` (gradient accumulation). `auto`: fits memory."""
     seq_len: int = Field(1024, ge=1, le=_COUNT)
     """Tokens per training sequence."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon on the blocks' matrices, AdamW on the rest."""
+    """`muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
     learning_rate: float = Field(3e-4, gt=0, le=1e30)
-    """The highest learning rate of AdamW, reached after warm-up."""
+    """Peak learning rate of AdamW, reached after warmup."""
     muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
-    """The highest learning rate of Muon."""
+    """Peak learning rate of Muon."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """How the learning rate falls after warm-up, to zero at the end; `wsd` holds it first."""
+    """Schedule after warmup: `constant`, or decay to zero at the end; `wsd`: warmup-stable-decay."""
     lr_decay_fraction: float = Field(0.2, gt=0, le=1)
-    """The share of the run, at its end, in which `wsd` falls."""
+    """Length of the decay phase of `wsd`, as a fraction of the run."""
     warmup_steps: int = Field(100, ge=0, le=_COUNT)
-    """Steps in which the learning rate rises: at most a tenth of the run."""
+    """Linear warmup steps, limited to a tenth of the run."""
     weight_decay: float = Field(0.1, ge=0, le=1e30)
-    """Decoupled weight decay, on matrices alone."""
+    """Decoupled weight decay, applied to matrices only."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)
-    """Decay of AdamW's second moment."""
+    """beta2 of AdamW."""
     clip_grad_norm: float = Field(1.0, gt=0)
-    """The largest gradient norm; a huge number sets no limit."""
+    """Maximum gradient norm; a huge number disables clipping."""
     seed: int = Field(1337, ge=0, le=2**62)
-    """The seed of everything random in training."""
+    """Random seed of training."""
     eval_interval: int = Field(250, ge=1, le=_COUNT)
     """Steps between validations."""
     eval_tokens: int = Field(65536, ge=0, le=_COUNT)
-    """Validation tokens looked at while training, 0 for all; the last validation sees all."""
+    """Validation tokens per evaluation, 0 for all; the last evaluation always uses all."""
     early_stopping_patience: int | None = Field(None, ge=1, le=_COUNT)
-    """Stop after so many validations without a better loss."""
+    """Stop after this many validations without a better val loss."""
     checkpoint_interval: int = Field(500, ge=1, le=_COUNT)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1, le=_COUNT)
-    """Checkpoints kept on disk."""
+    """Number of checkpoints kept on disk."""
     log_interval: int = Field(10, ge=1, le=_COUNT)
-    """Steps between lines of the log."""
+    """Steps between log lines."""
     sample_tokens: int = Field(64, ge=0, le=_COUNT)
-    """Tokens of sample text at each validation, 0 for none."""
+    """Tokens to generate as a sample at each validation, 0 for none."""
     log_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
-    """Where else the log goes; `metrics.jsonl` is always written."""
+    """Experiment trackers, in addition to `metrics.jsonl`."""
 
-    # The machine.
+    # Device and precision.
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
     threads: int | Literal["auto"] = Field("auto")
-    """PyTorch's CPU threads in training; `auto`: a thread a core, on resume as many as before."""
+    """PyTorch's CPU threads in training; `auto`: one per core, or those of the resumed run."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 or fp16 on CUDA, fp32 elsewhere."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: every process holds the model (`ddp`), or a part of it (`fsdp`)."""
+    """Under torchrun: replicate the model (`ddp`) or shard it (`fsdp`)."""
     compile: bool | Literal["auto"] = "auto"
-    """Whether to compile the model with `torch.compile`; `auto`: on CUDA."""
+    """Whether to train with `torch.compile`; `auto`: on CUDA."""
     resume: str | None = None
     """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
 
-    # Text out.
+    # Generation.
     max_length: int = Field(100, ge=1, le=2**30)
-    """New tokens to write at most."""
+    """Maximum number of new tokens."""
     min_length: int = Field(0, ge=0, le=_COUNT)
-    """New tokens before the end of text or of a sentence may end it; stop strings always do."""
+    """New tokens before an end token or a sentence's end may stop generation; `stop` always may."""
     samples: int = Field(1, ge=1, le=10_000)
-    """Texts to write for a prompt."""
+    """Number of texts to generate from a prompt."""
     temperature: float = Field(0.8, ge=0)
-    """0 is greedy; higher is more surprising."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_k: int | None = Field(None, ge=1, le=_COUNT)
-    """Sample from the k likeliest tokens."""
+    """Sample from the k most likely tokens."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Sample from the likeliest tokens that make up this share."""
+    """Nucleus sampling: sample from the most likely tokens with this total probability."""
     min_p: float | None = Field(None, gt=0, le=1)
-    """Sample from tokens at least this share as likely as the likeliest."""
+    """Sample from tokens with at least this fraction of the highest probability."""
     typical_p: float | None = Field(None, gt=0, le=1)
-    """Sample from the tokens of most typical surprise that make up this share."""
+    """Sample from the most typical tokens with this total probability (Meister et al., 2023)."""
     repetition_penalty: float = Field(1.0, ge=1e-4, le=1e4)
-    """Above 1 discourages tokens that are already there."""
+    """Above 1 makes tokens of the prompt and the new text less likely (as in CTRL)."""
     presence_penalty: float = Field(0.0, ge=-1e4, le=1e4)
-    """Taken off the logit of each token that stands in the new text."""
+    """Subtracted from the logits of tokens that occur in the new text."""
     frequency_penalty: float = Field(0.0, ge=-1e4, le=1e4)
-    """Taken off the logit of each token, times as often as it stands in the new text."""
+    """Subtracted from the logits of tokens for each occurrence in the new text."""
     no_repeat_ngram: int | None = Field(None, ge=1, le=_COUNT)
-    """No run of so many tokens comes twice."""
+    """N-grams of this size occur only once, in prompt and new text together."""
     logit_bias: dict[str, float] = Field(default_factory=dict)
-    """Added to the logits of tokens, each named by its text."""
+    """Added to the logits of tokens, given by their text."""
     stop: list[str] = Field(default_factory=list)
-    """Writing ends before any of these strings."""
+    """Stop strings: generation ends before any of them."""
     stop_at_sentence_end: bool = False
-    """Writing ends at the end of a sentence."""
+    """Whether generation ends at the end of a sentence."""
     model_seed: str = ""
     """Text put before every prompt."""
     sampling_seed: int | None = Field(None, ge=0, le=2**62)
-    """Repeats a text; without it each is new."""
+    """Random seed of sampling; by default a new one for each text."""
     quantize: Literal["none", "int8", "int4"] = "none"
-    """Bits of the weights that write, on a CPU: fewer are faster and a little less exact."""
+    """Weight quantization for generation on a CPU: faster, slightly less accurate."""
     speculative: Literal["none", "ngram"] = "none"
-    """`ngram`: greedy text, faster where it repeats itself (prompt-lookup decoding)."""
+    """`ngram`: speculative decoding by prompt lookup; greedy only."""
     beam_size: int = Field(5, ge=1, le=2**10)
-    """Hypotheses that beam search keeps."""
+    """Number of beams."""
     length_penalty: float = Field(1.0, ge=-10, le=10)
-    """Beam scores are divided by length to this power."""
+    """Exponent of the length by which beam scores are divided."""
     beam_results: int = Field(1, ge=1, le=_COUNT)
-    """Texts that `agi2 beam` shows; above 1, each with its score."""
+    """Number of texts that `agi2 beam` shows; above 1, each with its score."""
     beam_early_stopping: EarlyStopping = "never"
-    """With `beam_size` texts ended: stop, or once a better one is unlikely (false), impossible."""
+    """As in `transformers`: true (`beam_size` finished texts), false (heuristic), `never` (exact)."""
     beam_groups: int = Field(1, ge=1, le=_COUNT)
-    """Groups of beams that keep away from each other's tokens; divides `beam_size`."""
+    """Number of groups in diverse beam search; divides `beam_size`."""
     diversity_penalty: float = Field(0.5, ge=0, le=1e6)
-    """How far: nats taken off a token for each beam of another group that takes it."""
+    """Nats subtracted from a token for each beam of an earlier group that chose it at this step."""
     max_context_length: int = Field(1024, ge=1, le=_COUNT)
-    """Tokens of conversation kept in a chat."""
+    """Maximum number of conversation tokens in a chat's context."""
 
-    # Keys that the model of `init_from` set, not the user.
+    # Keys adopted from the model of `init_from` instead of set by the user.
     _adopted: frozenset[str] = PrivateAttr(frozenset())
 
     @model_validator(mode="wrap")
@@ -354,11 +367,12 @@ class Config(BaseModel, Mapping):
     def _fill_dependent_defaults(
         cls, given: dict[str, Any], validate: ModelWrapValidatorHandler[Config]
     ) -> Config:
-        """A preset sets the sizes; a length that is not given follows the model's positions.
+        """Normalize the given values and fill in the defaults that depend on other keys.
 
-        What only follows does not count as given: `changed` works it out anew.
+        A preset sets the sizes; `seq_len` and `max_context_length` default to `model_positions`.
+        Such defaults are not in `model_fields_set`, so that `changed` derives them again.
         """
-        # A key that is null or empty is not set, but an unknown one is still an error.
+        # A known key with null or "" is not set; unknown keys are kept for the error message.
         given = {
             key: value
             for key, value in given.items()
@@ -366,7 +380,7 @@ class Config(BaseModel, Mapping):
         }
         given = {key: _plain(key, value) for key, value in given.items()}
         given = {key: _whole(cls.model_fields.get(key), value) for key, value in given.items()}
-        # `None` again: a `resume` of false, a `top_k` of 0.
+        # `_plain` makes None of `resume = false` and `top_k = 0`.
         given = {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
         for key in ("sources", "stop", "log_to"):
             if isinstance(given.get(key), str):
@@ -378,7 +392,10 @@ class Config(BaseModel, Mapping):
 
     @model_validator(mode="after")
     def _check_together(self) -> Config:
-        """Raise with a line for each problem, which begins with its key."""
+        """Check constraints between keys; raise `ValueError` with a line per problem.
+
+        Each line begins with its key, so that `config_loader` can prepend the key's location.
+        """
         problems = []
         if self.model_embd % self.model_head:
             problems.append(
@@ -433,7 +450,7 @@ class Config(BaseModel, Mapping):
             raise ValueError("\n".join(problems))
         return self
 
-    # A mapping over the keys, so that `**config` and `config["epochs"]` work.
+    # The `Mapping` interface, over the keys.
     def __getitem__(self, key: str) -> Any:
         if key not in type(self).model_fields:
             raise KeyError(key)
@@ -446,7 +463,7 @@ class Config(BaseModel, Mapping):
         return len(type(self).model_fields)
 
     def changed(self, **changes: Any) -> Config:
-        """A validated copy with some keys set; those that follow from others follow anew."""
+        """Return a validated copy with some keys changed; dependent defaults are derived again."""
         sizes = PRESETS.get(str(self.preset), {})
         given = {key: self[key] for key in self.model_fields_set if self[key] != sizes.get(key)}
         changed = Config(**{**given, **changes})
@@ -454,15 +471,15 @@ class Config(BaseModel, Mapping):
         return changed
 
     def adopting(self, keys: Iterable[str]) -> Config:
-        """This configuration, in which a trained model has set some keys: nobody chose them."""
+        """Mark keys as adopted from a pretrained model instead of set by the user; return self."""
         self._adopted = frozenset(keys)
         return self
 
     def chosen(self) -> dict[str, Any]:
-        """The keys and values that somebody set, and that change something.
+        """Return the keys that the user set to other values than their defaults.
 
-        Left out are those that only say what would follow without them (a default, a preset's
-        size, a length that is the model's), and what was adopted from a trained model.
+        Excludes values that equal the default, the preset's or the dependent default, and keys
+        adopted from a pretrained model.
         """
         defaults = {
             **Config.model_validate({}),
@@ -475,14 +492,15 @@ class Config(BaseModel, Mapping):
 
     @property
     def architecture(self) -> GPT2Config:
-        """The model's part, in the components' language."""
+        """Architecture of the model."""
         return GPT2Config.from_mapping(self)
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value of a key in the type that a TOML file would have given it.
+    """Convert a value to the type that it would have in TOML.
 
-    From Python come paths, tuples, devices and NumPy's numbers; and three values mean a plain one.
+    Accepts paths, tuples, `torch.device` and zero-dimensional NumPy or PyTorch values; normalizes
+    a preset's case, a boolean `resume`, and `top_k = 0`, which means no limit.
     """
     if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
         value = value.item()
@@ -504,14 +522,14 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _whole(field: FieldInfo | None, value: Any) -> Any:
-    """A value of a key for integers: one like 10.0 or 1e3 as an integer, as functions take it."""
+    """Convert an integral float (10.0, 1e3) to int if the key takes int but not float."""
     if type(value) is not float or field is None or not value.is_integer():
         return value
     kinds = get_args(field.annotation) or (field.annotation,)
     return int(value) if int in kinds and float not in kinds else value
 
 
-# Prompt-lookup decoding writes plain greedy text: other values of these keys contradict it.
+# Speculative decoding by prompt lookup requires greedy decoding: these are the required values.
 PLAIN_GREEDY: dict[str, Any] = {
     "temperature": 0.0,
     "repetition_penalty": 1.0,
@@ -524,7 +542,7 @@ PLAIN_GREEDY: dict[str, Any] = {
 
 
 def not_greedy(options: Mapping[str, Any]) -> list[str]:
-    """A line for each option that `speculative = "ngram"` does not go with."""
+    """Return an error line for each option that is incompatible with `speculative = "ngram"`."""
     return [
         f'{key} {options[key]} does not go with speculative = "ngram", which writes greedy text: '
         + (f"set {key} = {plain:g}" if isinstance(plain, float) else f"leave {key} out")
@@ -534,7 +552,7 @@ def not_greedy(options: Mapping[str, Any]) -> list[str]:
 
 
 def _dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of keys that follow from others."""
+    """Return the defaults that depend on other keys."""
     positions = given.get("model_positions", 1024)
     follows = {"seq_len": positions, "max_context_length": positions}
     if given.get("max_steps") is not None or given.get("max_minutes") is not None:
@@ -542,9 +560,9 @@ def _dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return follows
 
 
-# File systems take 255 bytes; a run that is moved away gets a number behind its name.
+# File systems allow 255 bytes; the rest is for the suffix of a run's backup (`NAME.1`).
 _LONGEST_NAME = 240
 
 
-# With `max_steps` or `max_minutes` alone, passes over the text do not end a run.
+# Default of `epochs` if `max_steps` or `max_minutes` is set: epochs then do not end the run.
 UNBOUNDED_EPOCHS = 1_000_000
