@@ -261,7 +261,7 @@ class Config(BaseModel, Mapping):
     muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
     """Peak learning rate of Muon."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Schedule after warmup: `constant`, or decay to zero at the end; `wsd`: warmup-stable-decay."""
+    """Schedule after warmup: `constant`, or a decay to zero; `wsd` is warmup-stable-decay."""
     lr_decay_fraction: float = Field(0.2, gt=0, le=1)
     """Length of the decay phase of `wsd`, as a fraction of the run."""
     warmup_steps: int = Field(100, ge=0, le=_COUNT)
@@ -351,7 +351,7 @@ class Config(BaseModel, Mapping):
     beam_results: int = Field(1, ge=1, le=_COUNT)
     """Number of texts that `agi2 beam` shows; above 1, each with its score."""
     beam_early_stopping: EarlyStopping = "never"
-    """As in `transformers`: true (`beam_size` finished texts), false (heuristic), `never` (exact)."""
+    """As in `transformers`: true (at `beam_size` texts), false (heuristic), `never` (exact)."""
     beam_groups: int = Field(1, ge=1, le=_COUNT)
     """Number of groups in diverse beam search; divides `beam_size`."""
     diversity_penalty: float = Field(0.5, ge=0, le=1e6)

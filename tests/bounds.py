@@ -1,8 +1,8 @@
-"""How far floating-point results may be from the exact ones, by the bounds of arithmetic.
+"""Error bounds of floating-point results.
 
-u is the unit roundoff of a type: half the distance from 1 to the next number. n roundings one after
-another are off by at most gamma(n) = n u / (1 - n u) (Higham, 2002, lemma 3.1), in whatever order a
-sum is taken and on whatever processor; a fused multiplication and addition rounds less.
+u is the unit roundoff of a type: half the distance from 1 to the next number. The relative error of
+n consecutive roundings is at most gamma(n) = n u / (1 - n u) (Higham, 2002, lemma 3.1), for any
+order of summation and any processor; a fused multiply-add rounds less often.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import torch.nn.functional as F
 
 from src.nn.quantized import FixedLinear
 
-# Numbers below the smallest normal one are off by half the smallest of all, each.
+# Smallest positive float32: operations with subnormal results have an absolute error of up to half
+# of it.
 TINY = 2.0**-149
 
 
 def unit(dtype: torch.dtype = torch.float32) -> float:
-    """u."""
+    """Return the unit roundoff u."""
     return torch.finfo(dtype).eps / 2
 
 
 def gamma(roundings: int, dtype: torch.dtype = torch.float32) -> float:
-    """The largest relative error of so many roundings one after another."""
+    """Return the largest relative error of this many consecutive roundings."""
     n = roundings * unit(dtype)
     assert n < 1
     return n / (1 - n)
@@ -39,9 +40,19 @@ def product_bound(
     more: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Of x (..., I) times weight (O, I), plus a bias: I products, I sums, and `more` roundings.
+    """Return the error bound of `F.linear`: I products, I sums and `more` roundings.
 
     |error| <= gamma(I + 1 + more) (|x| |W|^T + |bias|).
+
+    Args:
+        x: inputs (..., I).
+        weight: (O, I).
+        bias: (O,), if any.
+        more: number of further roundings.
+        dtype: the type of the computation.
+
+    Returns:
+        The bounds (..., O).
     """
     size = F.linear(
         x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs()
@@ -51,7 +62,7 @@ def product_bound(
 
 
 def assert_within(found: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | float) -> None:
-    """Every number is as near to the exact one as its bound says."""
+    """Check that the absolute error of each element is within its bound."""
     assert found.shape == expected.shape
     excess = (found.detach().double() - expected.detach().double()).abs() - bound
     worst = float(excess.max()) if excess.numel() else 0.0
@@ -59,10 +70,10 @@ def assert_within(found: torch.Tensor, expected: torch.Tensor, bound: torch.Tens
 
 
 class Bounded:
-    """Exact numbers (in float64), and how far a computation in float32 may be from each of them.
+    """Exact values (in float64) with error bounds of their computation in float32.
 
-    The operations follow from |fl(a op b) - (a op b)| <= u |a op b| and from what their inputs may
-    be off by; a sum of n terms takes any order.
+    Running error analysis: each operation adds |fl(a op b) - (a op b)| <= u |a op b| to the
+    propagated errors of its inputs; a sum of n terms may be in any order.
     """
 
     def __init__(self, exact: torch.Tensor, error: torch.Tensor | float = 0.0) -> None:
@@ -71,7 +82,7 @@ class Bounded:
 
     @property
     def most(self) -> torch.Tensor:
-        """What a computed number's size is at most."""
+        """Upper bound of the absolute computed values."""
         return self.exact.abs() + self.error
 
     def __add__(self, other: Bounded) -> Bounded:
@@ -79,11 +90,11 @@ class Bounded:
         return Bounded(total.exact, total.error + unit() * total.most)
 
     def levels(self, bits: int) -> Bounded:
-        """What inputs (..., I) are rounded to beside weights of 8 and 4 bits.
+        """Return the dequantized inputs (..., I) of a layer with int8 or int4 weights.
 
-        Their levels are such that the greatest of a row has 32,767, or as many as a sum of 32 bits
-        holds; beside 4 bits the greatest of every 32 has 127. The nearest level is another one
-        where what an input is off by takes it past the middle between two.
+        With int8 weights, the absolute maximum of a row is quantized to 32,767, or to less if the
+        int32 accumulator would overflow; with int4 weights, that of each group of 32 to 127. The
+        error of an input can carry it past the midpoint of two levels, to another level.
         """
         if bits not in (8, 4):
             return self
@@ -91,7 +102,7 @@ class Bounded:
         size, top = (inputs, min(32767.0, 1.35e8 / inputs)) if bits == 8 else (32, 127.0)
         x, wrong = (part.unflatten(-1, (-1, size)) for part in (self.exact, self.error))
         level = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / top
-        # Two roundings give a level, and four more the place of an input among the levels.
+        # The scale takes two roundings, the quotient of an input and the scale four more.
         of_level = wrong.amax(-1, keepdim=True) / top + level * gamma(2)
         place = x / level
         least = (level - of_level).clamp(min=TINY)
@@ -100,25 +111,25 @@ class Bounded:
         past = off - (0.5 - (place - nearest).abs())
         moved = torch.where(past < 0, 0.0, past.floor() + 1)
         error = moved * (level + of_level) + nearest.abs() * of_level
-        # Nor is it ever further than both are from the nearest level.
+        # Also, the exact and the computed input are each within half a level of their rounding.
         either = wrong + (level + of_level) * (1 + top * gamma(5))
         return Bounded((nearest * level).flatten(-2), torch.minimum(error, either).flatten(-2))
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int = 32) -> Bounded:
-        """x W^T + b. Beside weights of 8 and 4 bits, inputs are rounded: see `levels`."""
+        """Return x W^T + b; with int8 and int4 weights, of quantized inputs (see `levels`)."""
         weight = weight.double()
         bias = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
         x = self.levels(bits)
         size = F.linear(x.most, weight.abs(), bias.abs())
-        # Beside 4 bits, a group's lowest weight and its steps are added apart: each is larger than
-        # their sum, by no more than the group's widest weight, twice.
+        # int4 weights are asymmetric: the sums over a group's zero point and over its scaled levels
+        # are added separately. Each exceeds the result by up to twice the group's largest weight.
         widest = weight.abs().amax(dim=1) if bits == 4 else torch.zeros(len(weight)).double()
         size = size + 3 * x.most.sum(-1, keepdim=True) * widest
         error = F.linear(x.error, weight.abs()) + gamma(weight.size(1) + 12) * size
         return Bounded(F.linear(x.exact, weight, bias), error)
 
     def norm(self, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float) -> Bounded:
-        """Layer norm over the last dimension."""
+        """Return the layer norm over the last dimension."""
         width = self.exact.size(-1)
         mean = self.exact.mean(-1, keepdim=True)
         away = self.exact - mean
@@ -137,11 +148,11 @@ class Bounded:
         return Bounded(exact, error + gamma(4) * (exact.abs() + error + away.abs() * largest))
 
     def activation(self, function, steepest: float) -> Bounded:
-        """One whose slope is at most so steep; processors' own are a few roundings off."""
+        """Apply an activation of Lipschitz constant `steepest`, computed in up to 32 roundings."""
         return Bounded(function(self.exact), steepest * self.error + gamma(32) * self.most)
 
     def attention(self, heads: int) -> Bounded:
-        """From queries, keys and values (B, T, 3 C), each token to those up to it: (B, T, C)."""
+        """Return causal self-attention (B, T, C) of queries, keys and values (B, T, 3 C)."""
         parts = [
             Bounded(
                 exact.unflatten(-1, (heads, -1)).transpose(1, 2),
@@ -156,36 +167,36 @@ class Bounded:
         wrong = largest - q.exact.abs() @ k.exact.abs().mT / size**0.5 + gamma(size + 4) * largest
         later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
         share = scores.masked_fill(later, -torch.inf).softmax(-1)
-        # Each power of e by the error of its score and of the greatest one, and so their sum.
+        # exp(score - max) has the error of its score and of the maximum, and so has their sum.
         worst = wrong.masked_fill(later, 0).amax(-1, keepdim=True)
         spread = (scores.abs() + wrong).masked_fill(later, 0).amax(-1, keepdim=True)
         relative = torch.expm1(2 * worst + unit() * 4 * spread) + gamma(tokens + 32)
-        of_share = (share * relative.clamp(max=1e99)).clamp(max=1)  # never infinity times zero
+        of_share = (share * relative.clamp(max=1e99)).clamp(max=1)  # avoids inf * 0
         exact = share @ v.exact
         error = of_share @ v.most + share @ v.error + gamma(tokens + 2) * (share @ v.most)
         return Bounded(*(part.transpose(1, 2).flatten(2) for part in (exact, error)))
 
 
 def bounded_linear(layer, x: Bounded, bits: int = 32) -> Bounded:
-    """What a linear layer makes of (..., I), with its weights as they are multiplied with."""
+    """Return the bounded output (..., O) of a linear layer, with its dequantized weights."""
     bias = layer._weights.bias if isinstance(layer, FixedLinear) else layer.bias
     return x.linear(layer.weight.detach(), None if bias is None else bias.detach(), bits)
 
 
 def bounded_norm(layer, x: Bounded) -> Bounded:
-    """What a layer norm makes of (..., C)."""
+    """Return the bounded output of a layer norm, (..., C)."""
     bias = None if layer.bias is None else layer.bias.detach()
     return x.norm(layer.weight.detach(), bias, layer.eps)
 
 
 def bounded_block(block, x: Bounded, activation, bits: int = 32) -> Bounded:
-    """What a `TransformerBlock` makes of (B, T, C), causally.
+    """Return the bounded output (B, T, C) of a causal `TransformerBlock`.
 
     Args:
-        block: with the weights as they are multiplied with.
-        x: its input.
-        activation: its activation, of float64.
-        bits: of its weights.
+        block: the block; quantized weights count as their dequantized values.
+        x: input (B, T, C).
+        activation: the block's activation, in float64.
+        bits: bits per weight.
     """
 
     def attended(inputs):
@@ -204,16 +215,16 @@ def bounded_block(block, x: Bounded, activation, bits: int = 32) -> Bounded:
 
 
 def assert_each_operation_within(model, ids: torch.Tensor, activation, bits: int = 32) -> None:
-    """Hold each operation of a model, with pre-norm, to the bound of what it was given.
+    """Check each operation of a pre-norm model against the error bound for its actual input.
 
-    Bounds of one operation after another multiply: over two layers they are a million times the
-    logits, where each alone is some millionths of its result.
+    Composed bounds multiply: over two layers they are a million times the logits, while that of
+    a single operation is some millionths of its result.
 
     Args:
-        model: with learned positions; its layers are PyTorch's modules.
-        ids: (B, T).
-        activation: the model's, of float64.
-        bits: of its weights.
+        model: a model with learned positions, whose layers are PyTorch modules.
+        ids: token ids (B, T).
+        activation: the model's activation, in float64.
+        bits: bits per weight.
     """
     given, made = {}, {}
 
@@ -229,7 +240,7 @@ def assert_each_operation_within(model, ids: torch.Tensor, activation, bits: int
     def assert_made(found, expected):
         assert_within(found, expected.exact, expected.error)
 
-    x = made[model.token_embeddings] + made[model.position_embeddings]  # rounded once, as there
+    x = made[model.token_embeddings] + made[model.position_embeddings]  # rounded once
     for block in model.blocks:
         attention, ffn = block.attention, block.ffn
         assert torch.equal(given[block.attention_norm], x)
@@ -251,24 +262,25 @@ def assert_each_operation_within(model, ids: torch.Tensor, activation, bits: int
 
 
 def log_softmax_bound(logits: torch.Tensor) -> float:
-    """Of log-probabilities computed in float32 from logits (..., V), whatever the logits' type.
+    """Return the error bound of log-softmax in float32, for logits (..., V) of any type.
 
-    With Z for the largest size of a logit: to round two logits and subtract the largest from each
-    is off by 12 u Z at most, in all; powers of e and their sum by gamma(V + 32), relatively, which
-    is as much of its logarithm; and a logarithm of at most Z + log V by a few u of it.
+    Let Z be the largest absolute logit. Rounding two logits and subtracting the maximum has an
+    error of at most 12 u Z in total; the sum of exponentials has a relative error of gamma(V + 32),
+    which is the absolute error of its logarithm; the logarithm, at most Z + log V, has a relative
+    error of a few u.
     """
     largest = float(logits.detach().abs().max())
     return gamma(logits.size(-1) + 64) * (1 + largest)
 
 
 def score_bound(model, likely: slice = slice(None)) -> float:
-    """Of a log-probability that is computed in float32 from the logits of a model with pre-norm.
+    """Return the error bound of log-probabilities in float32 from logits of a pre-norm model.
 
-    No logit is larger than a normed state and the longest row of the head are together.
+    By Cauchy-Schwarz, no logit exceeds the norm of the final state times that of a row of the head.
 
     Args:
-        model: its weights may be of any type.
-        likely: tokens whose shares are all but 1, and which are asked for.
+        model: the model; its weights may be of any type.
+        likely: the evaluated tokens, of a total probability of nearly 1.
     """
     norm, width = model.final_norm, model.config.d_model
     state = width**0.5 * norm.weight.abs().max() + norm.bias.norm()
@@ -277,57 +289,57 @@ def score_bound(model, likely: slice = slice(None)) -> float:
 
 
 def by_chance(share: float | torch.Tensor, draws: int) -> float | torch.Tensor:
-    """How far the share of draws that hit is from its expectation, once in 10^9 times.
+    """Return the tolerance of an observed frequency, exceeded about once in 10^9 times.
 
-    Six standard deviations of a binomial's share.
+    Six standard deviations of a binomial proportion.
     """
     return 6 * (share * (1 - share) / draws) ** 0.5
 
 
 def rounding_in_float64(expected: torch.Tensor) -> float:
-    """How far two orders of the same sums may be apart, in float64.
+    """Return the tolerance for results in float64 whose sums are in another order.
 
-    A pass of the tests' models has a few thousand roundings one after another, each of which layers
-    of norms and softmax make a few thousand times larger at most: 10^7 of u, which is 1e-9 of the
-    largest number. What is computed wrongly is off by far more.
+    A forward of the tests' models has a few thousand consecutive roundings, each of which norms and
+    softmax amplify a few thousand times at most: 10^7 u, or 1e-9 of the largest number. Errors of
+    an incorrect computation are far larger.
     """
     largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
     return gamma(10**7, torch.float64) * max(1.0, largest)
 
 
 def assert_same_in_float64(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """No number differs by more than the rounding of float64."""
+    """Check that no element differs by more than `rounding_in_float64`."""
     assert found.dtype == expected.dtype == torch.float64
     assert_within(found, expected, rounding_in_float64(expected))
 
 
 def differs_in_float64(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether a number differs by more than the rounding of float64."""
+    """Return whether an element differs by more than `rounding_in_float64`."""
     assert found.dtype == expected.dtype == torch.float64
     return bool(((found - expected).abs() > rounding_in_float64(expected)).any())
 
 
 def nearly(expected: Any, operations: int = 100) -> Any:
-    """Equal to float64 numbers but for so many roundings of each: Python's, in another order.
+    """Return a `pytest.approx` for float64 results with this many roundings, in any order.
 
-    Of sums, the terms are of one sign, or at most 1 each.
+    The terms of sums must be of one sign, or at most 1 in absolute value.
     """
     most = gamma(operations, torch.float64)
     return pytest.approx(expected, rel=most, abs=most)
 
 
 def deviation_by_chance(draws: int) -> float:
-    """How far, relatively, the standard deviation of normal draws is from that of the distribution.
+    """Return the relative tolerance of the sample standard deviation of normal draws.
 
-    Six of its own standard deviations, as in `by_chance`.
+    Six standard deviations of this estimator, as in `by_chance`.
     """
     return 6 / (2 * draws) ** 0.5
 
 
 def validation_bound(run) -> float:
-    """How far apart the losses of two equal float64 runs may be, in nats or in bits per byte.
+    """Return the tolerance for val losses of two equal float64 runs, in nats or bits per byte.
 
-    A validation computes them in float32 from logits, which are largest at the end of the run. A
+    Validation computes losses in float32 from logits, which are largest at the end of the run. A
     bit is log 2 nats, and a token one byte or more.
     """
     ids = torch.tensor(run.tokenizer.encode(run.training_text[0]))

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Shared fixtures and helpers."""
 
 import itertools
 import logging
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-# Several processes run tests beside each other: threads would only wait for each other.
+# pytest-xdist runs one process per core: more threads would oversubscribe the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, settings
 
 from src.utils import log
 
-# A busy machine is slow, which says nothing about a test: no example has a deadline.
+# No deadlines: on a busy machine an example may take any time.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# The same examples each time. New ones are drawn by `tests/fuzz.py`, with the profile `fuzz`.
+# Derandomized, so that every run has the same examples; `tests/fuzz.py` generates new ones.
 settings.register_profile("repeatable", _PATIENT, derandomize=True)
 settings.register_profile("fuzz", _PATIENT, derandomize=False, print_blob=True)
 settings.register_profile("few", _PATIENT, max_examples=10, derandomize=True)
@@ -32,7 +32,7 @@ WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "cre
 
 
 def make_text(words: int = 300, seed: int = 0) -> str:
-    """Sentences of common words, always the same."""
+    """Return sentences of random common words, reproducible by `seed`."""
     draw = random.Random(seed)
     return " ".join(
         draw.choice(WORDS) + draw.choice(["", "", "", ",", ".\n"]) for _ in range(words)
@@ -40,7 +40,7 @@ def make_text(words: int = 300, seed: int = 0) -> str:
 
 
 def raising(kind):
-    """A function that raises whatever it is given."""
+    """Return a function that takes any arguments and raises `kind`."""
 
     def fail(*_, **__):
         raise kind("stopped here")
@@ -49,7 +49,7 @@ def raising(kind):
 
 
 def run_python(code, *arguments):
-    """Run code in a process of its own, in the checkout."""
+    """Run Python code in a subprocess, in the checkout."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=CHECKOUT,
@@ -61,7 +61,7 @@ def run_python(code, *arguments):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("hypothesis_profile", None) == "fuzz":
-        # Another order each time; the same in all processes of one run.
+        # A new order for each run, equal in all xdist workers, as xdist requires.
         random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)
     if not torch.cuda.is_available():
         for item in items:
@@ -76,7 +76,7 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, cache_home):
-    """No test writes into the user's cache, or leaves another log or thread count behind."""
+    """Use a temporary cache folder; restore the thread count and the logger after each test."""
     monkeypatch.setenv("AGI2_CACHE", str(cache_home))
     threads = torch.get_num_threads()
     yield
@@ -88,7 +88,7 @@ def isolated(monkeypatch, cache_home):
 
 @pytest.fixture(autouse=True)
 def _same_draws(monkeypatch):
-    """A text without a seed is new each time, and the same in every run of the tests."""
+    """Make unseeded sampling reproducible between test runs: seeds 1, 2, ... within a test."""
     seeds = itertools.count(1)
 
     def seeded(seed=None):
@@ -100,7 +100,7 @@ def _same_draws(monkeypatch):
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A small text file."""
+    """Path of a small text file."""
     path = tmp_path / "corpus.txt"
     path.write_text(make_text(), encoding="utf-8")
     return path
@@ -108,7 +108,7 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def tiny_run(corpus, tmp_path):
-    """A function that makes the configuration of a run of seconds; keys can be changed."""
+    """Factory of configurations of runs that take seconds; keyword arguments override keys."""
     from src.config_loader import make_config
 
     def make(name="run", **changes):

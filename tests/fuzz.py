@@ -25,10 +25,15 @@ PASSED, SOME_FAILED, INTERRUPTED, NO_TESTS = 0, 1, 2, 5
 
 
 def run_round(arguments: list[str], failed: list[str], seconds: float) -> int:
-    """Run every property test that has not failed yet; add those that fail now to `failed`.
+    """Run all property tests except `failed`, and append those that fail to it.
+
+    Args:
+        arguments: further arguments for pytest.
+        failed: node ids of failed tests; changed in place.
+        seconds: time limit, after which pytest is interrupted.
 
     Returns:
-        The exit status of pytest, which is interrupted after so many seconds.
+        The exit status of pytest.
     """
     command = [sys.executable, *PYTEST, *(f"--deselect={each}" for each in failed), *arguments]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as run:
@@ -42,22 +47,22 @@ def run_round(arguments: list[str], failed: list[str], seconds: float) -> int:
 
 
 def interrupt(run: subprocess.Popen[str], seconds: float) -> None:
-    """Interrupt a run after so many seconds, as Ctrl-C does: what has failed is still shown."""
+    """Send SIGINT to pytest after a timeout, so that it still reports the failures."""
     while True:
         try:
             run.wait(seconds)
             return
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGINT)
-            seconds = 60  # again then: an exception in a callback is ignored
+            seconds = 60  # retry: Python discards a KeyboardInterrupt raised in a callback
 
 
 def main() -> int:
-    """The exit status: 0 where no example has failed."""
+    """Run rounds until the time is up; return the exit status, 0 if no example failed."""
     if len(sys.argv) < 2 or not sys.argv[1].replace(".", "", 1).isdigit():
         print(__doc__, file=sys.stderr)
         return 2
-    # Shells start what runs in the background with SIGINT ignored, and pytest would inherit that.
+    # Shells start background processes with SIGINT ignored, which pytest would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end = time.monotonic() + 60 * float(sys.argv[1])
     failed: list[str] = []

@@ -2,9 +2,9 @@
 
     uv run python tests/sanitize.py [tests and options for pytest, in place of these]
 
-Builds the library with checks into a folder of its own, makes sure that a read beyond the end of a
-buffer is caught, then runs the tests that call the library. Ends with 3 and one line where the
-machine has no compiler with sanitizers.
+Builds an instrumented library in a temporary folder, checks that an out-of-bounds access is
+detected, then runs the tests that call the library. Exits with 3 and one line if there is no
+compiler with sanitizers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TESTS = (
     "tests/inference/test_prepare.py",
     "tests/test_ffn.py",
 )
-# Tests that call nothing of the library, or start processes that know nothing of the checks.
+# Tests that do not call the library, or start processes without the sanitizers.
 WITHOUT_C = ("default_device", "stack", "no_longer_is", "keeps_no")
 NONE_HERE = 3
 BEYOND_THE_END = """
@@ -45,12 +45,12 @@ print("beyond", flush=True)
 
 
 def compiler() -> str:
-    """What compiles C here."""
+    """Return the name of the C compiler."""
     return os.environ.get("CC") or "gcc"
 
 
 def preloaded() -> list[str]:
-    """The sanitizers' libraries, which a process must load before all others, or none."""
+    """Return the sanitizers' runtime libraries (for LD_PRELOAD), or an empty list."""
     found = []
     for name in ("libasan.so", "libubsan.so"):
         asked = [compiler(), f"-print-file-name={name}"]
@@ -58,21 +58,21 @@ def preloaded() -> list[str]:
             path = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return []
-        if not os.path.isfile(path):  # the compiler says the bare name of what it has not
+        if not os.path.isfile(path):  # gcc prints the bare name if it does not have the library
             return []
         found.append(os.path.realpath(path))
     return found
 
 
 def build(folder: Path) -> bool:
-    """Compile the library with checks into a folder; whether that works."""
+    """Compile the instrumented library into a folder; return whether it compiled."""
     target = folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
     command = [compiler(), *FLAGS, "src/nn/cpu_kernels.c", "-o", str(target), "-lm"]
     return subprocess.run(command, cwd=CHECKOUT, check=False).returncode == 0
 
 
 def main() -> int:
-    """The exit status: 0 where every test passes and no check fails."""
+    """Run the tests; return the exit status, 0 if all pass without a sanitizer error."""
     libraries = preloaded()
     with tempfile.TemporaryDirectory() as folder:
         if not libraries or not build(Path(folder)):
@@ -82,7 +82,7 @@ def main() -> int:
             **os.environ,
             "AGI2_NATIVE": folder,
             "LD_PRELOAD": " ".join(libraries),
-            "ASAN_OPTIONS": "detect_leaks=0",  # Python frees little at its end
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python does not free all memory at exit
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "OMP_NUM_THREADS": "2",
         }

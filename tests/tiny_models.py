@@ -1,4 +1,4 @@
-"""Tiny models, and their twins in `transformers`: for the model's tests and its writers'."""
+"""Tiny models and their equivalents in `transformers`, for tests of the model and its exporters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from src.train import setup
 
 
 def random_model(seed: int = 0, std: float = 0.3, **config) -> GPT2Model:
-    """A model whose weights are large enough that its logits differ clearly; no dropout."""
+    """Return a model in eval mode, with weights large enough for clearly different logits."""
     sizes = {"vocab_size": 29, "max_seq_len": 16, "d_model": 16, "n_layers": 2, "n_heads": 2}
     model = GPT2Model(GPT2Config(**{**sizes, "dropout": 0.0, **config}))
     generator = torch.Generator().manual_seed(seed)
@@ -29,9 +29,9 @@ def random_model(seed: int = 0, std: float = 0.3, **config) -> GPT2Model:
 
 
 def scheduled_model(logits: torch.Tensor) -> GPT2Model:
-    """A model whose logits after position i are row i of (T, V), whatever tokens stand there."""
+    """Return a model whose logits at position i are row i of `logits` (T, V) for any tokens."""
     positions, vocab_size = logits.shape
-    width = positions + 1  # one more, so that even one position has a spread to normalise
+    width = positions + 1  # one more: the layer norm of a width of 1 would be 0
     model = GPT2Model(
         GPT2Config(
             vocab_size=vocab_size,
@@ -48,7 +48,8 @@ def scheduled_model(logits: torch.Tensor) -> GPT2Model:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        # The final norm makes sqrt(T) and -1/sqrt(T) out of each one-hot position, and back.
+        # The final norm maps each one-hot position to sqrt(T) and -1/sqrt(T); its weight and bias
+        # map these back to 1 and 0.
         model.position_embeddings.weight.fill_diagonal_(100.0)
         model.final_norm.weight.fill_(positions**0.5 / width)
         model.final_norm.bias.fill_(1 / width)
@@ -57,7 +58,7 @@ def scheduled_model(logits: torch.Tensor) -> GPT2Model:
 
 
 def reciting_model(vocab_size: int, script: list[int]) -> GPT2Model:
-    """A model that writes `script[i]` after the token at position i."""
+    """Return a model whose most likely token after position i is `script[i]`."""
     return scheduled_model(100.0 * torch.nn.functional.one_hot(torch.tensor(script), vocab_size))
 
 
@@ -82,7 +83,7 @@ def alphabet():
 
 
 def byte_tokenizer():
-    """Bytes alone: a token for each character of plain English, and the end of a text."""
+    """Return a byte-level tokenizer without merges: 256 bytes and the end-of-text token."""
     tokenizer = BPETokenizer(257)
     tokenizer.fit([""])
     return tokenizer
@@ -95,7 +96,7 @@ def saved_model(folder, seed=0, **changes):
 
 
 def transformers_twin(config: GPT2Config):
-    """`transformers`' model of the same shape."""
+    """Return a `transformers` model of the same architecture, with random weights."""
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
@@ -105,7 +106,7 @@ def transformers_twin(config: GPT2Config):
 
 
 def exact_logits(model, tokens: torch.Tensor, **options) -> torch.Tensor:
-    """The logits in float64, of one of our models or of `transformers`', which stays as it is."""
+    """Return the logits in float64 of a model, ours or of `transformers`, which is not changed."""
     with torch.no_grad():
         found = copy.deepcopy(model).double()(tokens, **options)
     return getattr(found, "logits", found)
@@ -113,18 +114,18 @@ def exact_logits(model, tokens: torch.Tensor, **options) -> torch.Tensor:
 
 @contextlib.contextmanager
 def training_in_float64() -> Iterator[None]:
-    """Train float64 models, in which a fault is far above the rounding (see `bounds`).
+    """Train models in float64, so that incorrect results exceed the rounding error (see `bounds`).
 
-    What AdamW enlarges most is the error d of a gradient that is 0 but for rounding, as a key
-    bias's is: a step moves the weight by lr / epsilon = 10^6 d at most. Softmax's gradients, which
-    add up to 0, are so small that d is below u / 1,000: 10^3 u a step, of the 10^7 u allowed.
+    AdamW amplifies most the error d of a gradient that is exactly 0, such as that of a key bias: a
+    step moves the weight by up to d lr / epsilon = 10^6 d. Softmax's gradients, which sum to 0, are
+    so small that d is below u / 1,000: 10^3 u per step, of the 10^7 u allowed.
     """
     with mock.patch.object(setup, "GPT2Model", lambda config: GPT2Model(config).double()):
         yield
 
 
 def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights as the twin loads them: with a tied head, too."""
+    """Convert our weights to the state dict of `transformers_twin`, including a tied head."""
     theirs = to_their_layout(weights)
     theirs.setdefault("lm_head.weight", theirs["transformer.wte.weight"])
     return theirs
