@@ -2,8 +2,8 @@
 
 python benchmarks/beam_search.py [--rounds 5] [--json FILE]
 
-A model of one layer, 64 wide, with GPT-2's vocabulary of 50,257: a step of it costs next to
-nothing beside GPT-2's, so that the search shows. 5 beams, and 6 in 3 groups; 64 new tokens.
+A model of one layer, 64 wide, with GPT-2's vocabulary of 50,257: its decode step costs next to
+nothing, so that the overhead of the search is visible. 5 beams, and 6 in 3 groups; 64 new tokens.
 """
 
 import statistics
@@ -31,7 +31,7 @@ def main() -> None:
     prompt = torch.randint(0, 50257, (PROMPT,)).tolist()
 
     def alone(beams: int) -> None:
-        """The same passes and the same reordering as a search's, with tokens that are given."""
+        """Run the decode steps and KV cache reorderings of a search, with fixed tokens."""
         decoder = Decoder(model, 50257)
         decoder.read([prompt])
         rows = torch.arange(beams)

@@ -2,10 +2,9 @@
 
 python benchmarks/character_recipe.py NANOGPT_FOLDER TEXT [--steps 2000] [--json FILE]
 
-4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; AGI2 with Muon and a rate that falls
-linearly to zero, with the same tokens, and with a quarter of them: how soon is nanoGPT's loss
-reached? The first 90 % of the text train, the last 10 % validate; each loss is over all of the
-held-out text.
+4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout; AGI2 with Muon and linear learning
+rate decay to zero, with the same number of tokens, and with a quarter of them. The first 90 % of
+the text train, the last 10 % validate; each loss is over all of the held-out text.
 """
 
 import tempfile
@@ -26,7 +25,7 @@ RECIPES = {
 
 
 def character_config(text: Path, folder: str, name: str, **keys: Any) -> Config:
-    """A run on the characters of a text, of which the last tenth validates."""
+    """Return the configuration of a character-level run; the last tenth of the text validates."""
     return make_config(
         {
             "sources": [str(text)],

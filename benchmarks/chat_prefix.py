@@ -34,7 +34,7 @@ def main() -> None:
     tokenizer.fit([""])
     model = GPT2Model(GPT2Config(n_layers=given.layers, position_embedding="learned"))
     prepare_for_generation(model)
-    # Letters alone, so that what was written is what is read.
+    # Letters only, so that encoding the decoded reply gives the same tokens.
     letters = tokenizer.encode(string.ascii_letters)
     bias = {token: -100.0 for token in range(257) if token not in letters}
     chats = {

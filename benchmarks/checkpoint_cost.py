@@ -4,7 +4,7 @@ python benchmarks/checkpoint_cost.py [--steps 1000] [--json FILE]
 
 `resources/quickstart.toml` is trained for some steps with `checkpoint_interval` at its default. For
 GPT-2 124M (`default.toml`, batch 12 x 1024) one micro-batch of a step and one checkpoint are timed
-and set in proportion: 500 such steps would take hours.
+and extrapolated: 500 such steps would take hours.
 """
 
 import tempfile
@@ -51,7 +51,7 @@ def gpt2_small(folder: str) -> dict[str, Any]:
     model = GPT2Model(config)
     optimizers = make_optimizers(model, config)
     loss, cpu = NextTokenLoss(model), torch.device("cpu")
-    for _ in range(2):  # the first one is slower
+    for _ in range(2):  # the first one is the warmup
         start = time.perf_counter()
         accumulate_gradients(loss, torch.randint(0, config.vocab_size, (1, 1025)), cpu)
         micro_batch = time.perf_counter() - start

@@ -1,6 +1,6 @@
-"""What the benchmarks share: the machine's description, the table, the JSON, nanoGPT as a peer.
+"""Code shared by the benchmarks: machine description, result tables and JSON, nanoGPT as baseline.
 
-PyTorch is imported by the functions that need it: a process that only starts others needs none.
+PyTorch is imported inside the functions that need it: a parent process does not.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _processor() -> str:
 
 
 def matmul_gflops() -> float:
-    """The machine's fp32 matrix product, 1024 x 768 x 3072, best of 20."""
+    """Return the GFLOP/s of an fp32 matrix product, 1024 x 768 x 3072, best of 20."""
     import torch
 
     a, b = torch.randn(1024, 768), torch.randn(768, 3072)
@@ -71,7 +71,7 @@ def matmul_gflops() -> float:
 
 
 def report(rows: list[dict[str, Any]], path: Path | None) -> None:
-    """Print a table; write it, with the machine, as JSON."""
+    """Print rows as a table; also save them as JSON, with the machine, if a path is given."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_show(row.get(column, "")) for column in columns] for row in rows]
     widths = [
@@ -89,7 +89,7 @@ def _show(value: Any) -> str:
 
 
 def run_child(command: list[str], cwd: Path | None = None) -> tuple[float, float, str]:
-    """Run a command: its wall seconds, its peak memory in GB, and its standard output."""
+    """Run a command; return its wall time in s, peak memory in GB and standard output."""
     start = time.perf_counter()
     child = _start(command, cwd=cwd)
     assert child.stdout is not None
@@ -99,13 +99,13 @@ def run_child(command: list[str], cwd: Path | None = None) -> tuple[float, float
 
 
 def _start(command: list[str], **options: Any) -> subprocess.Popen[str]:
-    """A process that finds this project wherever it runs, and whose output is read."""
+    """Start a process with this project on its PYTHONPATH and its standard output piped."""
     path = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=path, **options)
 
 
 def _end(child: subprocess.Popen[str], output: str = "") -> float:
-    """Wait for a process: its peak memory in GB."""
+    """Wait for a process; return its peak memory in GB."""
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{child.args} failed:\n{output}")
@@ -113,15 +113,15 @@ def _end(child: subprocess.Popen[str], output: str = "") -> float:
 
 
 class InTurn:
-    """A process that does a piece of work whenever it is told to; see `work_in_turn`.
+    """A child process that runs a workload on request; see `work_in_turn`.
 
-    Two of them, told in turn, meet the same moods of the machine.
+    Interleaving two of them exposes both to the same variations of the machine's speed.
     """
 
     def __init__(self, command: list[str]) -> None:
         self._child = _start(command, stdin=subprocess.PIPE)
         self.seconds: list[float] = []
-        self._next()  # it is ready
+        self._next()  # wait until it is ready
 
     def _next(self) -> str:
         assert self._child.stdout is not None
@@ -131,14 +131,14 @@ class InTurn:
         raise SystemExit(f"{self._child.args} failed")
 
     def turn(self) -> None:
-        """Have the work done a few times."""
+        """Run the workload a few times and record the durations in s."""
         assert self._child.stdin is not None
         self._child.stdin.write("\n")
         self._child.stdin.flush()
         self.seconds += json.loads(self._next())
 
     def end(self) -> float:
-        """End it: its peak memory in GB."""
+        """End the process; return its peak memory in GB."""
         assert self._child.stdin is not None
         self._child.stdin.close()
         return _end(self._child)
@@ -148,9 +148,9 @@ _TURN = "seconds: "
 
 
 def work_in_turn(work: Callable[[], object], times: int = 3) -> None:
-    """In the process: at every line of input do the work once unseen, then tell its times.
+    """Serve `InTurn` in the child: for each line of input, run `work` and print its durations.
 
-    Unseen, because another's turn has cost it what it had in caches and in the system's hands.
+    Each turn begins with an untimed run, because other processes have evicted the caches.
     """
     print(_TURN, flush=True)
     for _ in sys.stdin:
@@ -163,9 +163,12 @@ def work_in_turn(work: Callable[[], object], times: int = 3) -> None:
 
 
 def save_random_gpt2(vocabulary: Path, folder: Path, **keys: Any) -> tuple[GPT2Model, Tokenizer]:
-    """GPT-2 124M with random weights, always the same, as a trained model in a folder.
+    """Save a GPT-2 124M with reproducible random weights, as a model folder.
 
-    `vocabulary` holds vocab.json and merges.txt; `keys` go into its configuration.
+    Args:
+        vocabulary: folder with vocab.json and merges.txt.
+        folder: output folder.
+        **keys: configuration keys.
     """
     import torch
 
@@ -184,10 +187,10 @@ def save_random_gpt2(vocabulary: Path, folder: Path, **keys: Any) -> tuple[GPT2M
 def nanogpt_characters(
     nanogpt: Path, text: str, work: Path, steps: int, **changes: Any
 ) -> dict[str, Any]:
-    """Train nanoGPT's published CPU recipe on a text, by character; the last 10 % validate.
+    """Train nanoGPT's published character-level CPU recipe on a text; the last 10 % validate.
 
-    Works on a copy of nanoGPT's folder below `work`. The loss is that of its last weights on all
-    of the held-out text, in windows of its context, one after the other.
+    Uses a copy of nanoGPT's folder in `work`. The loss is that of the final weights on all of the
+    held-out text, in consecutive windows of the context length.
     """
     import numpy as np
 
@@ -228,7 +231,7 @@ def nanogpt_characters(
 
 
 def _nanogpt_loss(copy: Path, ids: np.ndarray, width: int) -> float:
-    """Mean nats per character over consecutive windows; every character but the first."""
+    """Return the mean loss in nats per character, in consecutive windows; the first is no target."""
     import torch
     import torch.nn.functional as F
 

@@ -1,9 +1,9 @@
-"""Fit what `agi2 plan` expects to the table of runs in `results/planning_runs.json`.
+"""Fit the scaling law of `agi2 plan` to the runs in `results/planning_runs.json`.
 
 python benchmarks/fit_plan.py
 
-Prints each run beside what the formula says of it, and the constants that stand in
-`src/train/expectation.py`. A new run is one more line of the table.
+Prints the measured and the predicted loss of each run, and the fitted constants of
+`src/train/expectation.py`. To add a run, add a row to the table.
 """
 
 import json
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from src.train.expectation import Expectation, FittedRange, effective_bytes  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "planning_runs.json"
-# The exponent of the data is the one of these that fits best.
+# Grid for the exponent of the data.
 EXPONENTS = np.arange(0.1, 1.0, 0.025)
 
 
@@ -33,10 +33,11 @@ def seen_bytes(row: dict) -> float:
 
 
 def fit(rows: list[dict]) -> Expectation:
-    """Least squares of the relative error; no constant is negative.
+    """Fit by least squares of the relative error, with non-negative constants.
 
-    First each text has a hardness of its own, so that sizes and amounts of data are compared within
-    a text. The error is then that of the whole expectation, with bzip2's word for the hardness.
+    The constants are fitted with a free hardness per text, so that model and data sizes are
+    compared within a text. The reported error is that of the complete prediction, in which the
+    hardness is estimated from bzip2's compression.
     """
     bits = np.array([row["bits_per_byte"] for row in rows])
     by_bzip2 = np.array([row["compressed"] for row in rows])
@@ -59,7 +60,7 @@ def fit(rows: list[dict]) -> Expectation:
 
 
 def fitted_range(rows: list[dict]) -> FittedRange:
-    """What the runs span."""
+    """Return the ranges covered by the runs."""
     passes = [seen_bytes(row) / row["train_bytes"] for row in rows]
 
     def span(values: Iterable[float]) -> tuple[float, float]:
@@ -77,7 +78,7 @@ def fitted_range(rows: list[dict]) -> FittedRange:
 def _fit_law(
     bits: np.ndarray, by_bzip2: np.ndarray, texts: np.ndarray, terms: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Constants of the terms and their error, with the texts' hardness fitted in turn."""
+    """Return the constants of the terms and their relative error (alternating least squares)."""
     hardness = by_bzip2.copy()
     for _ in range(40):
         law = np.linalg.lstsq((hardness / bits * terms).T, np.ones(len(bits)))[0]
@@ -85,7 +86,7 @@ def _fit_law(
         for text in set(texts.tolist()):
             here = texts == text
             hardness[here] = np.mean(bits[here] / expected[here])
-    # Hardness and law are known up to a factor, which bzip2 settles.
+    # Hardness and law are determined up to a common factor: normalize the hardness to bzip2's.
     factor = np.exp(np.mean(np.log(hardness / by_bzip2)))
     return law * factor, float(np.sqrt(np.mean((hardness * expected / bits - 1) ** 2)))
 

@@ -2,7 +2,7 @@
 
 python benchmarks/gelu.py [--rounds 30] [--json FILE]
 
-Median milliseconds for 4,096 x 1,536 numbers, in turn, both ways.
+Median milliseconds of the forward and the backward on 4,096 x 1,536 numbers, interleaved.
 """
 
 import statistics

@@ -3,10 +3,11 @@
 python benchmarks/generation.py GPT2_VOCABULARY [--rounds 2] [--json FILE]
     [--only WORDS] [--device cuda] [--trained RUN --text FILE]
 
-Greedy, a prompt of 60 tokens and 128 new ones, the same weights everywhere. In each round every
-engine has a process of its own, and they write in turn, four times; the median. GPT2_VOCABULARY
-is a folder with vocab.json and merges.txt, which the peers' formats need. On a GPU in fp32 alone,
-beside `transformers`. With a trained model, the loss that rounded weights have on a held-out text.
+Greedy decoding, a prompt of 60 tokens and 128 new ones, the same weights in all engines. In each
+round every engine runs in its own process, and they generate in turn, four times; medians.
+GPT2_VOCABULARY is a folder with vocab.json and merges.txt, which the other formats need. On a GPU,
+fp32 only, compared with `transformers`. With a trained model, also the loss of quantized weights
+on a held-out text.
 """
 
 import argparse
@@ -33,7 +34,7 @@ ON_A_GPU = {"AGI2", "transformers"}
 
 
 def kinds(device: str, words: str) -> dict[str, list[str]]:
-    """What is measured on a device, of the rows whose names have these words."""
+    """Return the benchmarks of a device whose names contain `words`, each with its engines."""
     wanted = {kind: engines for kind, engines in KINDS.items() if words in kind}
     if device == "cpu":
         return wanted
@@ -44,7 +45,7 @@ def kinds(device: str, words: str) -> dict[str, list[str]]:
 
 
 def prepare(folder: Path, vocabulary: Path, device: str) -> None:
-    """The same random weights in every engine's format."""
+    """Save the same random weights in the formats of all engines."""
     from src.formats.gguf import export_gguf
     from src.formats.huggingface import export_huggingface
 
@@ -198,7 +199,7 @@ def measure(engine: str, kind: str, folder: Path, device: str) -> None:
 
 
 def losses(run: Path, text: Path) -> list[dict[str, object]]:
-    """A trained model's loss on a text, with every kind of weights."""
+    """Return the loss of a trained model on a text, in fp32, int8 and int4."""
     from src.evaluation.loss import evaluate_text
     from src.formats.model_dir import load_model
     from src.inference.prepare import prepare_for_generation
@@ -238,7 +239,7 @@ def main() -> None:
     texts: dict[tuple[str, str], list[int]] = {}
     command = [sys.executable, __file__, str(given.vocabulary), "--device", given.device, "--child"]
     with tempfile.TemporaryDirectory() as place:
-        # In a process of its own: the memory of this one would count as that of all it starts.
+        # In a child process: peak memory of children includes that of the parent at the fork.
         run_child([*command, "prepare", "", place])
         for _ in range(given.rounds):
             for kind, engines in kinds(given.device, given.only).items():

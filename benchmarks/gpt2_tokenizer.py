@@ -32,7 +32,7 @@ HARD = {
 
 
 def ids_of_theirs(theirs: GPT2TokenizerFast, text: str) -> list[int]:
-    # Text that looks like a special token is text in this project.
+    # This project encodes text that looks like a special token as text.
     return theirs(text, split_special_tokens=True, verbose=False)["input_ids"]
 
 

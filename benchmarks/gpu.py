@@ -3,18 +3,17 @@
 python benchmarks/gpu.py --out FOLDER [--nanogpt NANOGPT_FOLDER] [--text TEXT] [--minutes 8]
     [--only WORDS] [--device cpu --tiny]
 
-1. The tests that need a GPU (`pytest -m gpu`, or a few checks where pytest is missing).
+1. The tests that need a GPU (`pytest -m gpu`, or a few checks without pytest).
 2. A training step of GPT-2 124M at 16 x 1024 in bf16: AGI2 compiled and not, nanoGPT compiled.
 3. nanoGPT's GPU recipe for characters (6 layers, 384 wide, context 256, batch 64, dropout 0.2;
    nanoGPT's published val loss on Shakespeare is 1.4697), with AGI2's optimizer.
 4. Generation with GPT-2 124M and the same random weights next to `transformers`, with 1 and 8
    texts, in fp32 and bf16; AGI2 with CUDA graphs.
 
-Each part is a process with a time limit, its share of what is left of `--minutes`. In the output
-folder, `results.json` is replaced after each part, `rows.jsonl` gets each figure at once, and
-`log.txt` what the parts print: whatever ends early, what was done is there. The exit status is 1 if
-a part failed or was stopped at its limit. `--device cpu --tiny` runs all of it on a CPU with tiny
-sizes.
+Each part is a process with a time limit, its share of the remaining `--minutes`. In the output
+folder, `results.json` is rewritten after each part, `rows.jsonl` gets each result at once, and
+`log.txt` the parts' output, so that an interrupted run keeps its results. The exit status is 1 if
+a part failed or timed out. `--device cpu --tiny` runs everything on a CPU with tiny sizes.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ Write = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of what is measured."""
+    """Sizes of the measurements."""
 
     shape: tuple[int, ...]
-    """Of the model whose training and generation are timed: see `train_step.SHAPES`."""
+    """Shape of the model whose training and generation are timed: see `train_step.SHAPES`."""
     steps: int
-    """Training steps that are timed."""
+    """Number of timed training steps."""
     characters: tuple[int, ...]
-    """Of the character model: see `CHARACTER_KEYS`."""
+    """Values of `CHARACTER_KEYS` for the character model."""
     prompt: int
     new_tokens: int
     rounds: int
@@ -88,11 +87,11 @@ def sizes_of(given: argparse.Namespace) -> Sizes:
     return TINY if given.tiny else FULL
 
 
-# The parts, each in a process of its own. They write a row as soon as they have it.
+# The parts, each in its own process. They save each result at once.
 
 
 def describe(given: argparse.Namespace, write: Write) -> None:
-    """The machine, and the matrix product that it reaches."""
+    """Report the machine, and the measured and nominal TFLOP/s of a matrix product."""
     import torch
 
     from src.cuda_utils import describe_device
@@ -121,7 +120,7 @@ def describe(given: argparse.Namespace, write: Write) -> None:
 
 
 def run_tests(given: argparse.Namespace, write: Write) -> None:
-    """The tests marked `gpu`, a row for each."""
+    """Run the tests marked `gpu`, and write a row for each."""
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
         run_checks(given, write)
         return
@@ -130,7 +129,7 @@ def run_tests(given: argparse.Namespace, write: Write) -> None:
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
         if "mark.gpu" in path.read_text(encoding="utf-8")
     ]
-    # The project's own options ask for coverage, which says nothing here.
+    # Without the project's addopts, which measure coverage.
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-v", "--tb=short"]
     if importlib.util.find_spec("xdist") is not None and not given.tiny:
         command += ["-n", "6"]
@@ -143,15 +142,15 @@ def run_tests(given: argparse.Namespace, write: Write) -> None:
         print(line, end="", flush=True)
         result = re.search(r"\b(PASSED|FAILED|ERROR|SKIPPED)\b", line)
         name = re.search(r"tests/\S+::\S+", line)
-        # At the end each failed test is named once more, with its reason.
+        # Skip pytest's summary, which repeats each failed test with its reason.
         if result and name and " - " not in line:
             write({"test": name[0], "result": result[0].lower()})
-    if child.wait() not in (0, 5):  # 5: there are none
+    if child.wait() not in (0, 5):  # 5: no tests collected
         raise SystemExit("tests failed")
 
 
 def run_checks(given: argparse.Namespace, write: Write) -> None:
-    """Without pytest: the same logits and text as on a CPU."""
+    """Check without pytest that logits and generated tokens equal those of the CPU."""
     import torch
 
     from src.config import GPT2Config
@@ -176,13 +175,13 @@ def run_checks(given: argparse.Namespace, write: Write) -> None:
 
 
 def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write], None]:
-    """A part that times training steps."""
+    """Return a part that times training steps."""
 
     def measure(given: argparse.Namespace, write: Write) -> None:
 
         sizes = sizes_of(given)
         what = f"{engine}, {'compiled' if is_compiled else 'not compiled'}"
-        # A rehearsal traces as the real run does, but does not wait for a compiler.
+        # With tiny sizes, trace as in a real run, but without code generation.
         backend = ("aot_eager" if given.tiny else "inductor") if is_compiled else None
         if engine == "AGI2":
             step = our_step(sizes.shape, given.device, backend)
@@ -212,14 +211,14 @@ def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write
 
 
 def train_characters(given: argparse.Namespace, write: Write) -> None:
-    """nanoGPT's GPU recipe, in the time there is."""
+    """Train nanoGPT's GPU recipe within the time limit."""
     from character_recipe import character_config
 
     from src.training import train_from_config
 
     keys: dict[str, Any] = dict(zip(CHARACTER_KEYS, sizes_of(given).characters, strict=True))
     if not given.tiny:
-        # To start, and to validate at the end, take some of the time.
+        # Leave time for start-up and the final validation.
         keys["max_minutes"] = max(15.0, 0.8 * given.seconds - 15) / 60
     recipe = {"optimizer": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02}
     with tempfile.TemporaryDirectory() as folder:
@@ -246,11 +245,11 @@ def train_characters(given: argparse.Namespace, write: Write) -> None:
 
 
 Generate = Callable[[int], list[int]]
-"""From a number of prompts to the new tokens of the first one, if that is the only one."""
+"""Function of the number of prompts; returns the new tokens if there is only one."""
 
 
 def generate(engine: str) -> Callable[[argparse.Namespace, Write], None]:
-    """A part that times greedy generation with random weights, always the same."""
+    """Return a part that times greedy generation with reproducible random weights."""
 
     def measure(given: argparse.Namespace, write: Write) -> None:
         sizes = sizes_of(given)
@@ -311,7 +310,7 @@ def our_generate(sizes: Sizes, precision: str, device: str) -> Generate:
     if precision == "bf16":
         model = model.to(torch.bfloat16)
     prepare_for_generation(model)
-    # A character for each token of the model: which text it is plays no part here.
+    # One character per token of the model: the text itself does not matter.
     special = BasicTokenizer("a").vocab_size - 1
     characters = map(chr, range(0x20000, 0x20000 + model.config.vocab_size - special))
     tokenizer = BasicTokenizer("".join(characters))
@@ -370,7 +369,7 @@ def prompts(sizes: Sizes) -> list[list[int]]:
     import torch
 
     draw = torch.Generator().manual_seed(0)
-    # Not the last tokens of the vocabulary, which end a text.
+    # Without the last tokens of the vocabulary, which are end tokens.
     return list(torch.randint(sizes.shape[2] - 9, (8, sizes.prompt), generator=draw).tolist())
 
 
@@ -397,15 +396,15 @@ def peak_memory(device: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Part:
-    """A process with a share of the time."""
+    """A part of the benchmark: a process with a share of the time limit."""
 
     share: float
     run: Callable[[argparse.Namespace, Write], None]
     needs: str = ""
-    """The option or the package without which it is skipped."""
+    """Required option or package; without it the part is skipped."""
 
     def is_possible(self, given: argparse.Namespace) -> bool:
-        """Whether what it needs is there."""
+        """Return whether the requirement is met."""
         if self.needs.startswith("--"):
             return getattr(given, self.needs.removeprefix("--")) is not None
         return not self.needs or importlib.util.find_spec(self.needs) is not None
@@ -423,11 +422,11 @@ PARTS = {
 }
 
 
-# The parent.
+# The parent process.
 
 
 def run_part(name: str, given: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Run a part, for so many seconds at most: its rows, and how it ended."""
+    """Run a part for at most `seconds`; return its rows, duration and outcome."""
     command = [sys.executable, __file__, *sys.argv[1:], "--part", name, "--seconds", str(seconds)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     start = time.monotonic()
@@ -440,7 +439,7 @@ def run_part(name: str, given: argparse.Namespace, seconds: float) -> dict[str, 
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # so that all that it starts ends with it
+            start_new_session=True,  # a process group, so that its children can be killed, too
         )
         try:
             status = child.wait(seconds)
@@ -459,34 +458,34 @@ def run_part(name: str, given: argparse.Namespace, seconds: float) -> dict[str, 
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started."""
+    """Kill a process and all of its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def end_with(parent: int) -> None:
-    """End this part and all that it has started soon after its parent, however that ended."""
+    """Kill this process group when the parent process ends, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
 
 
 def last_line(log: Path, begin: int) -> str:
-    """What a part printed last, from a byte of the log on."""
+    """Return the last line of the log after byte `begin`, at most 300 characters of it."""
     lines = log.read_bytes()[begin:].decode(errors="replace").strip().splitlines()
     return f": {lines[-1][:300]}" if lines else ""
 
 
 def read_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """What a part found; a last line that was cut off is left out."""
+    """Return the rows of a part; an incomplete last line is skipped."""
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     rows = [json.loads(line) for line in lines]
     return [row for row in rows if row.pop("part") == name]
 
 
 def run_all(given: argparse.Namespace) -> dict[str, Any]:
-    """Run the parts; a part's time is its share of what is left."""
+    """Run all parts; the time limit of each is its share of the remaining time."""
     given.out.mkdir(parents=True, exist_ok=True)
     for name in ("rows.jsonl", "log.txt"):
         (given.out / name).write_text("")
@@ -531,7 +530,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def problem_of(given: argparse.Namespace) -> str:
-    """What would only come to light in the middle, or nothing."""
+    """Return what is wrong with the arguments, or an empty string."""
     if not any(given.only in name for name in PARTS):
         return f"--only {given.only}: no part has this in its name: {'; '.join(PARTS)}"
     if given.text is not None and not given.text.is_file():
@@ -544,7 +543,7 @@ def problem_of(given: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """Run the parts, or as a child one of them; 1 where a part failed or was stopped."""
+    """Run all parts, or one in a child process; return 1 if a part failed or timed out."""
     given = options().parse_args()
     if given.part is None:
         if problem := problem_of(given):

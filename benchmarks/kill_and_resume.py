@@ -2,10 +2,10 @@
 
 python benchmarks/kill_and_resume.py [--kills 100] [--optimizer muon] [--json FILE]
 
-A small model trains on text that every Python carries, with a checkpoint after every other step.
-SIGKILL comes at random moments after the training has begun; the run is resumed each time until it
-ends. Compared are the best weights, the last checkpoint's weights and optimizer state, the losses
-and the samples, bit for bit.
+A small model trains on the Python documentation, with a checkpoint every other step. The process
+gets SIGKILL at random times after training has begun, and is resumed each time until the run ends.
+The best weights, the last checkpoint's weights and optimizer state, the losses and the samples are
+compared bit for bit.
 """
 
 import random
@@ -38,7 +38,7 @@ RUN = {
     "sample_tokens": 8,
 }
 BEGUN = "sequences ("
-"""In the last line that a run logs before its first step."""
+"""Part of the last line that a run logs before its first step."""
 
 
 def train(file: Path, *more: str) -> subprocess.Popen[str]:
@@ -55,7 +55,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def kill_at_random(process: subprocess.Popen[str], longest: float) -> bool:
-    """Kill once it trains, after up to `longest` seconds; false where it had ended before."""
+    """Kill a run up to `longest` seconds after training began; return False if it had ended."""
     assert process.stderr is not None
     for line in process.stderr:
         if BEGUN in line:

@@ -2,7 +2,7 @@
 
 python benchmarks/moby_dick.py NANOGPT_FOLDER MOBY_DICK.txt [--steps 20000] [--json FILE]
 
-Bits per byte on the last 10 % of the text, of which neither sees anything in training.
+Bits per byte on the last 10 % of the text, which is held out from both.
 """
 
 import math

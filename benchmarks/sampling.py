@@ -2,10 +2,10 @@
 
 python benchmarks/sampling.py [--rounds 30] [--json FILE]
 
-Logits of GPT-2's vocabulary, 50,257 tokens, for one text and for 8, in the manners of drawing that
-people use; the prompt and the text have 200 tokens. `steep` logits fall with the logarithm of a
-token's place, as a language's do (the likeliest 300 to 400 tokens make up 95 %); `flat` ones are
-drawn from a normal distribution, as an untrained model's. Medians in milliseconds, in turn.
+Logits of GPT-2's vocabulary, 50,257 tokens, for one text and for 8, with common sampling options;
+the prompt and the text have 200 tokens. `steep` logits follow Zipf's law, as a language's do (the
+top 300 to 400 tokens have 95 % of the probability); `flat` ones are normally distributed, as those
+of an untrained model. Medians in milliseconds, interleaved.
 """
 
 import statistics
@@ -45,7 +45,7 @@ def some_logits(shape: str, rows: int) -> torch.Tensor:
 
 
 def in_turn(functions: list[Callable[[], object]], rounds: int) -> list[float]:
-    """The median milliseconds of each."""
+    """Run the functions alternately; return the median milliseconds of each."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, seconds in zip(functions, times, strict=True):

@@ -2,9 +2,9 @@
 
 python benchmarks/speculation.py [--rounds 3] [--json FILE]
 
-Two prompts of 60 tokens, fp32, 128 new ones: one says the same 20 tokens three times, the other
-holds no token twice. The weights are random: a model of random weights soon repeats itself when it
-writes greedily, and that is the text that repeats here. `tokens a pass` says how much.
+Two prompts of 60 tokens, fp32, 128 new ones: one repeats 20 tokens three times, the other has no
+token twice. The weights are random: greedy decoding of a random model soon repeats itself, which
+prompt lookup then predicts. `tokens a pass` is the mean number of tokens per forward.
 """
 
 import statistics
@@ -24,7 +24,7 @@ PROMPT, NEW = 60, 128
 
 
 def margin(model: GPT2Model, text: list[int], token: int) -> float:
-    """How much likelier the likeliest token after a text is than another, in logits."""
+    """Return the difference between the largest logit after `text` and that of `token`."""
     with torch.inference_mode():
         logits = model(torch.tensor([text]), last_only=True)[0, -1]
     return float(logits.max() - logits[token])
@@ -63,7 +63,7 @@ def main() -> None:
                 counts[way] = len(passes)
         plain, guessed = texts.values()
         differ = [place for place in range(NEW) if plain[place] != guessed[place]]
-        if differ:  # rounding decides between tokens that are equally likely
+        if differ:  # allowed only for near-ties, which rounding decides
             first = differ[0]
             assert margin(model, prompt + plain[:first], guessed[first]) < 1e-3
         medians = {way: statistics.median(values) for way, values in speeds.items()}

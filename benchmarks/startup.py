@@ -2,10 +2,9 @@
 
 python benchmarks/startup.py GPT2_VOCABULARY [--rounds 7] [--json FILE]
 
-GPT-2 124M, random weights, greedy. In each round a fresh process that only imports PyTorch, then
-`agi2_generate.py` with each kind of weights, until the first character after the prompt that can
-be seen; medians. The files are in the system's cache. GPT2_VOCABULARY is a folder with vocab.json
-and merges.txt.
+GPT-2 124M, random weights, greedy. Each round runs a new process that only imports PyTorch, then
+`agi2_generate.py` in fp32 and int8 until the first visible character after the prompt; medians. The
+files are in the page cache. GPT2_VOCABULARY is a folder with vocab.json and merges.txt.
 """
 
 import os
@@ -24,7 +23,7 @@ KINDS = {"fp32": "none", "int8": "int8"}
 
 
 def seconds_to_text(command: list[str], after: str = "") -> float:
-    """How long a command takes until it shows what is no white space, after this text."""
+    """Return the seconds until a command prints a visible character after the text `after`."""
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None

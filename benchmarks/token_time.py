@@ -2,8 +2,8 @@
 
 python benchmarks/token_time.py [--json FILE]
 
-GPT-2 124M, random weights, greedy, one text. A token reads every weight, and the keys and values of
-the tokens before it: so much more time may a token take as it reads more.
+GPT-2 124M, random weights, greedy, batch size 1. A decode step is bound by memory: it reads all
+weights and the KV cache, so that its time should grow no faster than these bytes.
 """
 
 import random

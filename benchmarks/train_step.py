@@ -3,10 +3,10 @@
 python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--device cuda]
     [--json FILE]
 
-GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, beside
-nanoGPT's model and optimizer, each in a process of its own, three steps of one after three of
-the other; then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024). On a GPU,
-124M at 16 x 1024 in bf16, both compiled, and the share of the GPU's peak.
+GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, compared
+with nanoGPT's model and optimizer, each in its own process, in alternating turns of three steps;
+then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024). On a GPU, 124M at
+16 x 1024 in bf16, both compiled, and the MFU.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import ROOT, InTurn, parser, report, run_child, work_in_turn
 
-# Rows, context, vocabulary, nanoGPT's padded vocabulary, layers, heads, width.
+# Batch size, context, vocabulary, nanoGPT's padded vocabulary, layers, heads, width.
 SHAPES = {
     "cpu": {
         "124M, 1 x 1024": (1, 1024, 50257, 50304, 12, 12, 768),
@@ -30,7 +30,7 @@ SHAPES = {
 
 
 def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) -> Callable[[], None]:
-    """A training step of AGI2, compiled where a backend of `torch.compile` is named."""
+    """Return a training step of AGI2, compiled if a `torch.compile` backend is given."""
     import torch
 
     from src.config import Config
@@ -42,7 +42,7 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
     from src.utils import keep_freed_memory
 
     rows, context, vocabulary, _, layers, heads, width = shape
-    keep_freed_memory()  # as a run does
+    keep_freed_memory()  # as in a run
     config = Config(
         position_embedding="learned",
         dropout=0.0,
@@ -72,7 +72,7 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
 def nanogpt_step(
     shape: tuple[int, ...], device: str, folder: Path, backend: str | None = None
 ) -> Callable[[], None]:
-    """A training step of nanoGPT, compiled where a backend of `torch.compile` is named."""
+    """Return a training step of nanoGPT, compiled if a `torch.compile` backend is given."""
     sys.path.insert(0, str(folder))
     import torch
 
@@ -103,7 +103,7 @@ def nanogpt_step(
 
 
 def share_of_peak(device: str, tokens_per_second: float) -> dict[str, float]:
-    """Of the operations per second that a GPU makes in bf16, with GPT-2 124M."""
+    """Return the MFU of GPT-2 124M in bf16, or nothing if the device's peak is unknown."""
     if device == "cpu":
         return {}
     import torch
@@ -128,7 +128,7 @@ def default_step(folder: str) -> None:
     text.write_text(words, encoding="utf-8")
     overrides = [f'sources=["{text}"]', f"output_dir={folder}", "max_steps=1", "sample_tokens=0"]
     overrides += ["val_fraction=0"]
-    # So little text makes a small vocabulary; the model keeps its 50,257 tokens all the same.
+    # This text yields a small vocabulary only; the model still has 50,257 tokens.
     config = load_config(ROOT / "resources/default.toml", "training", overrides)
     tokenizer = BPETokenizer(2000)
     tokenizer.fit([words])
@@ -148,7 +148,7 @@ def main() -> None:
     given = options.parse_args()
     if given.child:
         kind, name = given.child
-        # As the runs of both do it.
+        # The defaults of both projects' runs.
         backend = "inductor" if given.device != "cpu" else None
         if kind == "nanoGPT":
             shape = SHAPES[given.device][name]
