@@ -231,7 +231,7 @@ def nanogpt_characters(
 
 
 def _nanogpt_loss(copy: Path, ids: np.ndarray, width: int) -> float:
-    """Return the mean loss in nats per character, in consecutive windows; the first is no target."""
+    """Return the mean loss in nats per character over consecutive windows."""
     import torch
     import torch.nn.functional as F
 

@@ -42,17 +42,7 @@ def product_bound(
 ) -> torch.Tensor:
     """Return the error bound of `F.linear`: I products, I sums and `more` roundings.
 
-    |error| <= gamma(I + 1 + more) (|x| |W|^T + |bias|).
-
-    Args:
-        x: inputs (..., I).
-        weight: (O, I).
-        bias: (O,), if any.
-        more: number of further roundings.
-        dtype: the type of the computation.
-
-    Returns:
-        The bounds (..., O).
+    |error| <= gamma(I + 1 + more) (|x| |W|^T + |bias|), for x (..., I), W (O, I): (..., O).
     """
     size = F.linear(
         x.double().abs(), weight.double().abs(), None if bias is None else bias.double().abs()

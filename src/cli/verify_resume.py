@@ -132,7 +132,7 @@ class _Doomed(Trainer):
     killed_after: int
 
     def save(self) -> Path:
-        """Save a checkpoint up to step `killed_after`, then kill the process."""
+        """Save a checkpoint; after step `killed_after`, kill the process instead."""
         if self.step > self.killed_after:
             os.kill(os.getpid(), _KILL)
         return super().save()
