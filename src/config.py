@@ -95,7 +95,7 @@ class GPT2Config:
     @property
     def num_parameters(self) -> int:
         """Number of parameters of a model, tied ones counted once."""
-        # Per block: Q, K, V and output projection (4 C²), two feed-forward matrices (2 C F), two
+        # Per block: Q, K, V and output projection (4 C^2), two feed-forward matrices (2 C F), two
         # layer norms; biases of 3 C + C + F + C.
         c, f, b = self.d_model, self.d_ff, int(self.bias)
         norm = c + b * c
@@ -247,7 +247,7 @@ class Config(BaseModel, Mapping):
     max_steps: int | None = Field(None, ge=1, le=_COUNT)
     """Maximum number of optimizer steps."""
     max_minutes: float | None = Field(None, gt=0, le=1e9)
-    """Maximum duration; the schedule then follows the clock, and runs are not reproducible."""
+    """Maximum minutes; the schedule then follows the clock, and runs are not reproducible."""
     batch_size: int = Field(12, ge=1, le=2**20)
     """Sequences per optimizer step, over all processes."""
     micro_batch_size: int | Literal["auto"] = Field("auto")
