@@ -1,6 +1,6 @@
-"""Text from a model: sampled token by token, streamed, in batches, or searched with beams.
+"""Text generation: sampling, streaming, batches and beam search.
 
-B rows, T tokens, V vocabulary.
+B batch (rows), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ def generate_tokens(
 
     Args:
         model: evaluated without dropout; its mode is not changed. Its weights must not change
-            until the generator ends: keys and values of earlier tokens are not computed again.
-        prompt: token ids, at least one: a sequence, or an array or tensor of one row.
-        max_length: new tokens at most.
-        temperature: divides the logits; 0 takes the likeliest token each time.
-        top_k: draw from the k likeliest tokens.
-        top_p: draw from the likeliest tokens that make up this share.
-        end_token: ends the text; one or several.
-        vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
-        seed: repeats a text whatever else runs; without it each is new.
-        **options: others of `SamplingOptions`, `logit_bias` by token id; those about text (`stop`,
-            `stop_at_sentence_end`) say nothing here.
+            until the generator ends: keys and values of earlier tokens are cached.
+        prompt: token ids, at least one: a sequence, or a 1-D array or tensor.
+        max_length: maximum number of new tokens.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_k: sample from the k most probable tokens.
+        top_p: sample from the most probable tokens whose cumulative probability reaches this.
+        end_token: ends the sequence; one or several.
+        vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
+        seed: makes sampling reproducible, whatever else runs; None for a random seed.
+        **options: other fields of `SamplingOptions`, `logit_bias` by token id; those that apply to
+            text (`stop`, `stop_at_sentence_end`) are ignored.
 
     Raises:
-        AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, or the
-            model's logits are not finite.
+        AGI2Error: if an option is out of range, the prompt is not in the vocabulary, or the model's
+            logits are not finite.
     """
     given = SamplingOptions(
         max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
@@ -89,7 +89,7 @@ def _write(
     end_token: EndToken,
     seed: int | None,
 ) -> Generator[int, None, None]:
-    """Yield new tokens."""
+    """Yield new token ids, by speculative decoding or sampling."""
     if options.speculative == "ngram":
         yield from speculate_tokens(decoder, prompt, options.max_length, end_token=end_token)
         return
@@ -105,7 +105,7 @@ def _choose(
     end_token: EndToken,
     seed: int | None,
 ) -> Generator[tuple[int, torch.Tensor], None, None]:
-    """Yield new tokens, each with the model's logits (1, V) that it was chosen by."""
+    """Yield new token ids, each with the model's logits (1, V) before processing."""
     check_prompt(prompt, decoder.vocab_size)
     numbers = random.Random(seed)
     with decoder.reserved():
@@ -128,8 +128,8 @@ def _next_tokens(
     end_token: EndToken,
     numbers: Sequence[random.Random],
 ) -> torch.Tensor:
-    """A token for each row (B,), each row drawing from numbers of its own."""
-    if decoder.is_padded and options.looks_at_prompt:  # and must not see padding
+    """Sample the next token of each row, (B,), each with its own random number generator."""
+    if decoder.is_padded and options.looks_at_prompt:  # logits processors must not see padding
         rows = [decoder.row(index) for index in range(len(numbers))]
         written = decoder.tokens.size(1) - prompt_length
         logits = torch.cat(
@@ -162,21 +162,20 @@ def stream_text(
     decoder: Decoder | None = None,
     **options: Any,
 ) -> Generator[str, None, None]:
-    """Yield the continuation of a prompt (text, or token ids) in pieces of whole characters.
+    """Stream the continuation of a prompt (text, or token ids) in pieces of complete characters.
 
-    The pieces joined are what `generate_text` gives with `return_full_text=False`; see there for
-    the arguments. With `skip_leading_space`, text begins, and stop strings count, from the first
-    visible character on. A `decoder` that wrote an earlier text need not read again what the
-    prompt shares with it; it decodes one text at a time.
+    The pieces joined are what `generate_text` returns with `return_full_text=False`; see there for
+    the arguments. With `skip_leading_space`, leading white space is stripped before stop strings
+    are matched. A `decoder` that is passed again reuses the KV cache for the prefix that the prompt
+    shares with the previous sequence; it decodes one sequence at a time.
 
-    Arguments are checked when this is called. Any number of streams of one model may be open at
-    once, in any threads, each with a decoder of its own; the model may be in either mode, and
-    change it. Its weights must not change while a stream is open: keys and values of earlier
-    tokens are not computed again.
+    Arguments are checked at the call. Any number of streams of one model may be open at once, in
+    any threads, each with its own decoder; the model may be in training or evaluation mode, and
+    switch. Its weights must not change while a stream is open: keys and values of earlier tokens
+    are cached.
 
     Raises:
-        AGI2Error: as `generate_text`; and from the iterator where `decoder` is decoding another
-            text.
+        AGI2Error: as `generate_text`; and from the iterator if `decoder` is in use.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
@@ -191,7 +190,7 @@ def stream_text(
 
 
 def _stream(tokens: Generator[int, None, None], writer: Writer) -> Generator[str, None, None]:
-    """Yield what is sure to be shown, as soon as it is."""
+    """Yield text as soon as it cannot belong to a stop string."""
     with closing(tokens):
         for token in tokens:
             piece = writer.push(token)
@@ -222,27 +221,30 @@ def generate_text(
     on_text: Callable[[str], object] | None = None,
     **options: Any,
 ) -> str:
-    """Continue a prompt.
+    """Generate a continuation of a prompt.
 
     Args:
         model: evaluated without dropout; its mode is not changed.
         prompt: text, or its token ids; an empty one starts at the end-of-text token.
-        max_length: new tokens at most.
-        temperature: 0 is greedy.
-        top_k: draw from the k likeliest tokens; 0, or above the vocabulary, means no limit.
-        top_p: draw from the likeliest tokens that make up this share.
+        max_length: maximum number of new tokens.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_k: sample from the k most probable tokens; 0, or above the vocabulary, means no limit.
+        top_p: sample from the most probable tokens whose cumulative probability reaches this.
         tokenizer: the model's.
         device: moves the model there first, if given: `auto`, `cpu`, `cuda`, ...
-        stopping_criteria: each is given the continuation so far; true ends it.
+        stopping_criteria: each is called with the continuation so far; returning true ends it.
         model_seed: text before the prompt, which is not returned.
-        seed: repeats a text; without it each is new.
-        return_full_text: prompt and continuation, or the continuation alone.
-        on_text: is given each piece of the continuation as soon as it is written.
-        **options: others of `SamplingOptions`.
+        seed: makes sampling reproducible; None for a random seed.
+        return_full_text: return prompt and continuation, or the continuation alone.
+        on_text: called with each piece of the continuation as soon as it is generated.
+        **options: other fields of `SamplingOptions`.
+
+    Returns:
+        The text.
 
     Raises:
-        AGI2Error: where an option is out of its range, tokenizer and model do not fit, or the
-            model's logits are not finite.
+        AGI2Error: if an option is out of range, tokenizer and model do not match, or the model's
+            logits are not finite.
     """
     if device is not None:
         model.to(select_device(str(device)))
@@ -285,31 +287,31 @@ def generate_batch(
     return_full_text: bool = True,
     **options: Any,
 ) -> list[list[str]]:
-    """Continue several prompts at once, each `n` times.
+    """Generate `n` continuations of each of several prompts, in batches.
 
-    A text depends on its prompt, the seed and its number alone, not on what stands beside it: text
-    `i` of a prompt is what `generate_text` gives for that prompt with the seed `seed + i`.
+    A text does not depend on the rest of its batch: text `i` of a prompt is what `generate_text`
+    returns for that prompt with the seed `seed + i`.
 
     Args:
         model: evaluated without dropout; its mode is not changed.
         prompts: texts or their token ids, of any lengths.
-        max_length: new tokens at most, and so on: as in `generate_text`.
-        temperature: above 0 where `n` is above 1.
+        max_length: as in `generate_text`.
+        temperature: as in `generate_text`; above 0 if `n` is above 1.
         top_k: as in `generate_text`.
         top_p: as in `generate_text`.
         tokenizer: the model's.
-        n: texts for each prompt.
+        n: number of texts for each prompt.
         stopping_criteria: as in `generate_text`.
         model_seed: as in `generate_text`.
-        seed: repeats the texts; without it each is new.
-        return_full_text: prompt and continuation, or the continuation alone.
-        **options: others of `SamplingOptions`.
+        seed: makes sampling reproducible; None for a random seed.
+        return_full_text: return prompt and continuation, or the continuation alone.
+        **options: other fields of `SamplingOptions`.
 
     Returns:
         For each prompt its `n` texts.
 
     Raises:
-        AGI2Error: as `generate_text`; and where greedy texts would all be equal.
+        AGI2Error: as `generate_text`; and if `n` is above 1 in greedy decoding.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
@@ -354,7 +356,7 @@ def generate_batch(
 
 
 def _parts(numbers: range, size: int) -> list[range]:
-    """A range in parts of at most so many numbers."""
+    """Split a range into parts of at most `size` numbers."""
     return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
@@ -366,11 +368,11 @@ def _write_rows(
     writers: Sequence[Writer],
     numbers: Sequence[random.Random],
 ) -> None:
-    """Write several texts for each prompt, a row for each; rows that end leave the batch."""
+    """Generate one or more texts for each prompt, a row for each; finished rows leave the batch."""
     logits = decoder.read(prompts)
     prompt_length = decoder.tokens.size(1)
     each = len(writers) // len(prompts)
-    if each > 1:  # a prompt is read once for all its texts
+    if each > 1:  # a prompt is prefilled once for all its texts
         rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(each)
         decoder.reorder(rows)
         logits = logits[rows]
@@ -405,15 +407,15 @@ def _write_rows(
 
 @dataclass(frozen=True)
 class Choice:
-    """A token that was written, beside those that might have been."""
+    """A generated token with its probability and the most probable alternatives."""
 
     token: int
     text: str
-    """The characters that it completes; none where a character takes more tokens."""
+    """The characters that it completes; "" if the character takes more tokens."""
     probability: float
-    """What the model gave it, before any option."""
+    """The model's probability of the token, before logits processors."""
     runners_up: list[tuple[int, float]]
-    """The likeliest other tokens with their probabilities, the likeliest first."""
+    """The most probable other token ids with their probabilities, in descending order."""
 
 
 @checked
@@ -431,12 +433,15 @@ def generate_choices(
     seed: NonNegativeInt | None = None,
     **options: Any,
 ) -> list[Choice]:
-    """Continue a prompt, and say how likely each token was.
+    """Generate a continuation of a prompt, with the probability of each token.
 
-    Arguments as in `generate_text`, whose continuation the choices' texts joined are, and:
+    Arguments as in `generate_text`, whose continuation is the choices' texts joined, and:
 
     Args:
-        runners_up: how many other tokens to name for each.
+        runners_up: number of alternatives to return for each token.
+
+    Returns:
+        One choice for each token.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
@@ -466,14 +471,14 @@ def generate_choices(
 
 
 def _cut(choices: Sequence[Choice], text: str) -> list[Choice]:
-    """The choices of the tokens that `text` shows, which begins like theirs."""
+    """Truncate choices to `text`: a prefix of their joined texts, perhaps ending in U+FFFD."""
     shown = []
     for choice in choices:
         if not text:
             break
         shown.append(replace(choice, text=text[: len(choice.text)]))
         text = text[len(choice.text) :]
-    if text:  # what marks a character that was not finished
+    if text:  # U+FFFD for an incomplete character
         shown[-1] = replace(shown[-1], text=shown[-1].text + text)
     return shown
 
@@ -490,7 +495,7 @@ def generate_beam_text(
     return_full_text: bool = True,
     **options: Any,
 ) -> str:
-    """The best continuation that beam search finds; arguments as in `generate_beam_texts`."""
+    """Return the best continuation found by beam search; arguments as `generate_beam_texts`."""
     tokenizer = _fitting(tokenizer, model)
     sizes = (beam_size, max_length, length_penalty)
     best = generate_beam_texts(model, prompt, *sizes, tokenizer, **options)[0]
@@ -499,11 +504,11 @@ def generate_beam_text(
 
 @dataclass(frozen=True)
 class BeamText:
-    """A continuation that beam search found."""
+    """A continuation found by beam search."""
 
     text: str
     score: float
-    """As in `Hypothesis`; of the tokens searched, a stop string's among them."""
+    """As in `Hypothesis`; includes the tokens of a stop string."""
 
 
 @checked
@@ -521,7 +526,7 @@ def generate_beam_texts(
     diversity_penalty: float = 0.5,
     **options: Any,
 ) -> list[BeamText]:
-    """The best continuations that beam search finds, at most `results`, the best first.
+    """Return the best continuations found by beam search, at most `results`, the best first.
 
     Args:
         model: evaluated without dropout; its mode is not changed.
@@ -533,7 +538,7 @@ def generate_beam_texts(
         **options: those of `SamplingOptions` that `sampling.beam_keys` names.
 
     Raises:
-        AGI2Error: where an option is out of its range, or tokenizer and model do not fit.
+        AGI2Error: if an option is out of range, or tokenizer and model do not match.
     """
     tokenizer = _fitting(tokenizer, model)
     if not 1 <= results <= max(1, beam_size):
@@ -569,7 +574,7 @@ def generate_beam_texts(
     for hypothesis in found:
         writer = written(hypothesis.tokens)
         writer.finish()
-        # Texts that differ only in what is not shown are one, of the best score.
+        # Hypotheses may differ only in what is cut off: the text keeps its best score.
         texts.setdefault(writer.text, hypothesis.score)
     return [BeamText(text, score) for text, score in texts.items()][:results]
 
@@ -577,10 +582,10 @@ def generate_beam_texts(
 def stream_as_configured(
     trained: TrainedModel, prompt: str | Sequence[int], changes: Mapping[str, Any]
 ) -> Generator[str, None, None]:
-    """Yield the continuation that a trained model's configuration asks for, with some keys changed.
+    """Stream a continuation as a trained model's configuration specifies, with `changes` to it.
 
     Raises:
-        AGI2Error: where a key is wrong, or asks for quantized weights and the model has none.
+        AGI2Error: if a key is invalid, or `quantize` is not what the model was prepared with.
     """
     given = {key: trained.config[key] for key in trained.config.model_fields_set}
     config = make_config({**given, **changes}, "generation", "generate")
@@ -595,11 +600,11 @@ def stream_as_configured(
 
 
 def check_options(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
-    """Raise for what a tokenizer cannot follow, before anything is computed.
+    """Check sampling options against a tokenizer, before anything is computed.
 
     Args:
-        tokenizer: which is to write.
-        options: as `sampling.sampling_keys` gives them.
+        tokenizer: the model's.
+        options: as returned by `sampling.sampling_keys`.
 
     Raises:
         AGI2Error: as `generate_text`.
@@ -618,7 +623,7 @@ def _options(
     top_p: float | None,
     others: dict[str, Any],
 ) -> SamplingOptions:
-    """All options in one, tokens in `logit_bias` named by their ids."""
+    """Return checked sampling options, with the keys of `logit_bias` as token ids."""
     given = SamplingOptions(max_length, temperature=temperature, top_k=top_k, top_p=top_p, **others)
     bias: dict[int, float] = {}
     for name, value in given.logit_bias.items():
@@ -641,7 +646,7 @@ def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
 def _encode(
     prompt: str | Sequence[int], tokenizer: Tokenizer, model_seed: str = ""
 ) -> Sequence[int]:
-    """Token ids of a prompt after the text of `model_seed`; an empty one starts a text."""
+    """Return the token ids of `model_seed` and a prompt; if empty, the start-of-text token."""
     if isinstance(prompt, str):
         ids = tokenizer.encode(model_seed + prompt)
     else:

@@ -1,7 +1,7 @@
-"""From weights to logits to tokens to text.
+"""Inference: weights to logits to tokens to text.
 
 Flow: `prepare` (packed or quantized weights) -> `model_runner` (prefill, decode, rollback) ->
-`sampling` (logits to a token) -> `detokenizer` (tokens to text, stop strings).
-Start with: `model_runner`; `beam_search` and `speculative` are other ways through it.
-Rule: does not know `train`; the front door is `generation`.
+`sampling` (logits processors, sampler) -> `detokenizer` (tokens to text, stop strings).
+Start with: `model_runner`; `beam_search` and `speculative` are alternatives to sampling.
+Rule: must not import `train`; the public API is `generation`.
 """

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations of a prompt, in tokens. R rows, V vocabulary."""
+"""Beam search over token ids. R rows (beams of all groups), V vocabulary."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .sampling import EndToken, SamplingOptions, check_of_beams, end_ids, proces
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A text that beam search found."""
+    """A sequence found by beam search."""
 
     tokens: list[int]
-    """The new tokens, without the one that ended them."""
+    """The new token ids, without the end token."""
     score: float
-    """Log-probability divided by length ** length_penalty; the ending token counts."""
+    """Log-probability divided by length ** length_penalty; the end token counts."""
 
 
 @checked
@@ -43,37 +43,37 @@ def beam_search(
     is_finished: Callable[[list[int]], bool] | None = None,
     **options: Any,
 ) -> list[Hypothesis]:
-    """Search for the likeliest continuations, keeping `beam_size` of them at each step.
+    """Return the most probable continuations of a prompt, found with `beam_size` beams.
 
-    Hypotheses that end go to a pool of the best. The search is over at `max_length`, or with a
-    full pool, as `early_stopping` says.
+    Finished hypotheses go to a pool of the best. The search ends at `max_length`, or when the pool
+    is full, as `early_stopping` specifies.
 
-    Several groups of beams are searched side by side (diverse beam search, Vijayakumar et al.,
-    2016): at each step a group takes `diversity_penalty` off a token's log-probability for each
-    beam of the groups before it that went on with this token (the Hamming distance).
+    Several groups are diverse beam search (Vijayakumar et al., 2016): at each step a group
+    subtracts `diversity_penalty` from a token's log-probability for each beam of the preceding
+    groups that chose this token (Hamming diversity).
 
     Args:
         model: evaluated without dropout; its mode is not changed.
         prompt: token ids, at least one.
-        beam_size: hypotheses kept, in all groups together.
-        max_length: new tokens at most.
-        length_penalty: scores are divided by length to this power; above 0 favours long texts.
-        early_stopping: what a full pool means, as in `transformers`. True: the end. False: the end
-            once none that grows would get into it at its present length. "never": the end once
-            none can get into it any more, so that none of the best is lost.
-        groups: divides `beam_size`; each has a pool of its own. A group of one beam is greedy.
-        diversity_penalty: nats, 0 or more. It guides the search, and is no part of a score.
+        beam_size: number of beams, in all groups together.
+        max_length: maximum number of new tokens.
+        length_penalty: scores are divided by length to this power; above 0 favours long sequences.
+        early_stopping: when a full pool ends the search, as in `transformers`. True: at once.
+            False: once no beam would enter the pool at its current length. "never": once no beam
+            can enter it at any length, so that the best hypotheses are never lost.
+        groups: divides `beam_size`; each has its own pool. A group of one beam is greedy.
+        diversity_penalty: nats, 0 or more. Guides the search and is not part of a score.
         end_token: ends a hypothesis; one or several.
-        vocab_size: choose among so many tokens, where the tokenizer has fewer than the model.
-        is_finished: is given a hypothesis's new tokens; true ends it after them.
-        **options: those of `SamplingOptions` that bear on tokens however they are chosen (see
-            `sampling.undrawn`), on log-probabilities; `logit_bias` by token id.
+        vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
+        is_finished: called with a hypothesis's new tokens; returning true ends it after them.
+        **options: logits processors of `SamplingOptions` that do not require sampling (see
+            `sampling.undrawn`), applied to log-probabilities; `logit_bias` by token id.
 
     Returns:
-        At most `beam_size` hypotheses that differ, the best first.
+        At most `beam_size` distinct hypotheses, the best first.
 
     Raises:
-        AGI2Error: where an option is out of its range, or the model's logits are not numbers.
+        AGI2Error: if an option is out of range, or the model's logits are NaN.
     """
     vocab_size = vocab_size or model.config.vocab_size
     check_of_beams(options)
@@ -106,13 +106,13 @@ def beam_search(
             break
         decoder.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
         logits = decoder.step(torch.tensor([beam.token for beam in beams], device=model.device))
-    # Two groups may find the same text.
+    # Two groups may find the same sequence.
     found = {tuple(each.tokens): each for group in groups_of_beams for each in group.pool}
     return sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
 
 
 class _Rules(NamedTuple):
-    """The options of a search that every group follows; see `beam_search`."""
+    """Search options shared by all groups; see `beam_search`."""
 
     max_length: int
     length_penalty: float
@@ -121,23 +121,23 @@ class _Rules(NamedTuple):
     end_tokens: tuple[int, ...]
     is_finished: Callable[[list[int]], bool] | None
     may_rise: bool
-    """Whether a token may add to a hypothesis's log-probability: a bias does, above 0."""
+    """Whether a token can raise a hypothesis's log-probability, as a `logit_bias` above 0 does."""
 
 
 class _Beam(NamedTuple):
-    """A row of the decoder, and the token that it goes on with."""
+    """A row of the decoder and its next token."""
 
     row: int
     token: int
     total: float
-    """What it is chosen by: its log-probability less the penalties for lack of diversity."""
+    """What beams are ranked by: the log-probability minus the diversity penalties."""
     log_probability: float
 
 
 class _Group:
-    """Beams that compete with each other, and a pool of the best that have ended.
+    """A group of competing beams, and the pool of its best finished hypotheses.
 
-    `rows` are its rows among the decoder's: at first the prompt, which all groups share.
+    `rows` is its slice of the decoder's rows: at first the prompt, which all groups share.
     """
 
     def __init__(self, size: int, rules: _Rules, device: torch.device) -> None:
@@ -151,21 +151,21 @@ class _Group:
     def step(
         self, log_probs: torch.Tensor, texts: torch.Tensor, taken: Sequence[int]
     ) -> list[_Beam]:
-        """Choose how to go on, and whether to.
+        """Choose the beams of the next step, and update the pool and `is_over`.
 
         Args:
             log_probs: of the next token, (R, V), for all rows of the decoder.
             texts: the new tokens so far, (R, length).
-            taken: the tokens that the beams of the groups before this one go on with.
+            taken: the next tokens of the beams of the preceding groups.
 
         Returns:
-            The beams that go on, or would if this were not the end; the likeliest first.
+            The unfinished beams, also if the search is over; the most probable first.
         """
         length = texts.size(1) + 1
         beams: list[_Beam] = []
         is_last = length == self._rules.max_length
         candidates = self._candidates(log_probs, taken)
-        if not candidates:  # every token is excluded: the texts end as they are
+        if not candidates:  # every token is masked: the hypotheses end as they are
             for row, total in enumerate(self._log_probabilities.tolist(), self.rows.start):
                 self._add(texts[row].tolist(), total, max(1, length - 1))
         for rank, beam in enumerate(candidates):
@@ -189,14 +189,14 @@ class _Group:
         return beams
 
     def _candidates(self, log_probs: torch.Tensor, taken: Sequence[int]) -> list[_Beam]:
-        """The best ways to go on, ended or not: twice as many as needed, for half may end."""
+        """Return the best 2 * size candidates: every beam may produce one that is finished."""
         log_probs = log_probs[self.rows]
         wanted = log_probs
         if taken:
             ids = torch.tensor(taken, device=log_probs.device)
             counts = ids.bincount(minlength=log_probs.size(1))
             wanted = log_probs - self._rules.diversity_penalty * counts
-        # First within each row: to order the whole would take longer than a small model's step.
+        # Top-k per row first: over all of (R, V) it would take longer than a small model's step.
         values, tokens = wanted.topk(min(2 * self._size, wanted.size(1)), dim=1)
         totals = (self._totals.unsqueeze(1) + values).flatten()
         best = totals.topk(min(2 * self._size, len(totals)))
@@ -204,7 +204,7 @@ class _Group:
         sums = self._log_probabilities[rows] + log_probs[rows, tokens]
         columns = (rows + self.rows.start, tokens, best.values, sums)
         beams = [_Beam(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-        if math.isnan(beams[0].total):  # which counts as the greatest
+        if math.isnan(beams[0].total):  # topk orders NaN first
             raise AGI2Error("the model's logits are not numbers: are its weights whole?")
         return [beam for beam in beams if beam.total > -math.inf]
 
@@ -213,25 +213,25 @@ class _Group:
         return is_finished is not None and is_finished([*texts[beam.row].tolist(), beam.token])
 
     def _add(self, tokens: list[int], log_probability: float, length: int) -> None:
-        """Put a hypothesis into the pool, where it is good enough."""
+        """Add a hypothesis to the pool, which keeps the `size` best."""
         score = log_probability / length**self._rules.length_penalty
         self.pool.append(Hypothesis(tokens, score))
         self.pool.sort(key=lambda hypothesis: -hypothesis.score)
         del self.pool[self._size :]
 
     def _cannot_gain(self, beams: Sequence[_Beam], length: int) -> bool:
-        """Whether to stop, rather than let these beams grow."""
+        """Return whether extending these beams cannot improve the pool (`early_stopping`)."""
         if not beams:
             return True
         if len(self.pool) < self._size:
             return False
-        # One beam is greedy: it ends where the likeliest token ends it.
+        # One beam is greedy search: it ends at the first end token.
         if self._size == 1 or self._rules.early_stopping is True:
             return True
         if self._rules.may_rise and self._rules.early_stopping == "never":
             return False
         best = max(beam.log_probability for beam in beams)
-        # A log-probability only falls; divided by the greatest length, it falls least.
+        # Log-probabilities only decrease: this one over the largest length bounds the score.
         penalty = self._rules.length_penalty
         to_the_end = self._rules.early_stopping == "never" and penalty > 0
         reach = self._rules.max_length if to_the_end else length
@@ -239,7 +239,7 @@ class _Group:
 
 
 def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _Rules) -> None:
-    """Raise where an option of the search cannot be used."""
+    """Check that the options of a search are in range."""
     checks = [
         (beam_size >= 1, f"beam_size must be at least 1, not {beam_size}"),
         (

@@ -1,10 +1,10 @@
-"""A pass over one new token of each text, recorded once on a GPU and then replayed.
+"""CUDA graphs: a decode step, captured once and then replayed.
 
-To start a hundred small kernels takes a processor longer than a GPU takes to run them; a CUDA graph
-starts all of them at once. It wants tensors of one shape that stay in their places: attention sees
-the whole of a cache, whose columns that hold nothing yet are masked.
+Launching a hundred small kernels takes the CPU longer than the GPU takes to run them; a CUDA graph
+launches all of them at once. It requires static shapes and addresses: attention runs over the full
+capacity of the KV cache, with the unused columns masked.
 
-B rows, C channels, H heads, S capacity in tokens, D head size.
+B batch, C channels, H heads, S capacity in tokens, D head size.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from ..nn.kv_cache import KVCache, LayerCache
 from ..utils import log
 
 RECORDED_AFTER = 8
-"""Single tokens in a cache before its step is recorded, which takes the time of some of them."""
+"""Decode steps of a KV cache before its step is captured: a capture costs several steps."""
 
 
 class FixedLayerCache(LayerCache):
-    """A layer's buffers, written in the column that a tensor names and always shown whole.
+    """A static view of a layer's KV cache: updated at the column in a tensor, returned in full.
 
     Args:
-        layer: whose buffers they are.
-        column: the new token's, (1,).
+        layer: the cache whose buffers are shared.
+        column: index of the new token, (1,).
     """
 
     def __init__(self, layer: LayerCache, column: torch.Tensor) -> None:
         super().__init__(layer.keys, layer.values)
         self._column = column
-        # What attention gives no weight must be a number all the same.
+        # Masked positions have weight 0, but 0 * NaN is NaN: uninitialized memory must be cleared.
         self.keys[:, :, layer.length :] = 0
         self.values[:, :, layer.length :] = 0
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one token, (B, H, 1, D); return the buffers, (B, H, S, D)."""
+        """Store one token's key and value, (B, H, 1, D); return the buffers, (B, H, S, D)."""
         self.keys.index_copy_(2, self._column, key)
         self.values.index_copy_(2, self._column, value)
         return self.keys, self.values
 
 
 class FixedStep:
-    """A model's blocks over one new token of each row, in tensors that stay where they are.
+    """A decode step of a model's blocks over static tensors, captured as a CUDA graph on a GPU.
 
     Args:
         blocks: of the model.
-        cache: whose buffers are read and written; those who use it keep its length. Not full.
+        cache: its buffers are read and updated; the caller updates its length. Must not be full.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], cache: KVCache) -> None:
@@ -58,7 +58,7 @@ class FixedStep:
         like = cache.layers[0].keys
         self._blocks = blocks
         self._x = like.new_zeros(batch, 1, heads * width)
-        # From the start one that is free: to record a step it is taken once for its own sake.
+        # A free column from the start: the warm-up before a capture writes to it.
         self._column = torch.tensor([cache.length], device=like.device)
         self._columns = torch.arange(capacity, device=like.device)
         self._is_text = torch.ones(batch, 1, 1, capacity, dtype=torch.bool, device=like.device)
@@ -68,7 +68,7 @@ class FixedStep:
             self.replay = self._recorded()
 
     def __call__(self, x: torch.Tensor, is_text: torch.Tensor | None, column: int) -> torch.Tensor:
-        """Embeddings (B, 1, C) of the token in a column to what the blocks make of them."""
+        """Return the blocks' output (B, 1, C) for embeddings (B, 1, C) of the token at `column`."""
         self._x.copy_(x)
         self._column.fill_(column)
         seen = self._is_text[..., : column + 1]
@@ -79,9 +79,9 @@ class FixedStep:
         return (self.replay or self._compute)().clone()
 
     def _compute(self) -> torch.Tensor:
-        # A token sees itself, be it padding: nothing has no softmax.
+        # A token attends to itself, even padding: the softmax of a fully masked row is NaN.
         is_seen = self._is_text & (self._columns < self._column) | (self._columns == self._column)
-        # As what is added to the scores: each layer would make that anew of a boolean one.
+        # An additive float mask: every layer would convert a boolean one again.
         mask = torch.zeros_like(is_seen, dtype=self._x.dtype).masked_fill_(~is_seen, -torch.inf)
         x = self._x
         for block, layer in zip(self._blocks, self._layers, strict=True):
@@ -89,22 +89,22 @@ class FixedStep:
         return x
 
     def _recorded(self) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
-        """`_compute` as a graph, or nothing, with one line of warning, where that fails."""
+        """Capture `_compute` as a CUDA graph; log a warning and return None if that fails."""
         device = self._x.device
         with torch.cuda.device(device):
             before = torch.cuda.current_stream()
-            # One for all: libraries keep memory for each stream that they have worked in.
+            # One stream per device: libraries keep a workspace for each stream they have run on.
             if device not in _STREAMS:
                 _STREAMS[device] = torch.cuda.Stream()
             beside = _STREAMS[device]
-            # Libraries make their preparations at the first use, which cannot be recorded.
+            # Warm-up: lazy initialization in libraries cannot be captured.
             beside.wait_stream(before)
             with torch.cuda.stream(beside):
                 self._compute()
             before.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Another thread may go on using the GPU.
+                # Other threads may use the GPU during the capture.
                 with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
                     out = self._compute()
             except RuntimeError as error:
@@ -120,17 +120,17 @@ class FixedStep:
 
 
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-"""What steps are recorded in, for each device."""
+"""The side stream used for captures, by device."""
 
 
 class GraphedLayers:
-    """All layers of a model for one new token of each row; see `GPT2Model.few_tokens`.
+    """CUDA-graph decode backend for all layers of a model; see `GPT2Model.few_tokens`.
 
-    A graph belongs to a cache, and is gone when that is.
+    A graph belongs to a KV cache and is freed with it.
 
     Args:
         blocks: of the model.
-        after: single tokens that a cache gets before its step is recorded.
+        after: decode steps of a cache before its step is captured.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], after: int = RECORDED_AFTER) -> None:
@@ -142,17 +142,17 @@ class GraphedLayers:
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
     ) -> torch.Tensor | None:
-        """What the layers make of embeddings (B, T, C), or None where that is not recorded.
+        """Return the layers' output (B, 1, C), or None if the step must run eagerly.
 
         Args:
-            x: of the new tokens.
+            x: embeddings of the new tokens, (B, T, C).
             attention_mask: (B or 1, S), true for text and false for padding.
-            cache: gets the new keys and values.
+            cache: the new keys and values are appended to it.
         """
         is_own = attention_mask is not None and attention_mask.dim() > 2
         if x.size(1) > 1 or is_own or cache.length == cache.capacity or not self._works:
             return None
-        # Tensors that were made in the one mode cannot be written in another.
+        # Inference tensors cannot be updated in place outside inference mode.
         if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled(x.device.type):
             return None
         step = self._steps.get(cache, 0)

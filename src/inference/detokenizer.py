@@ -1,4 +1,4 @@
-"""From tokens to the text that is shown, and where it ends."""
+"""Incremental detokenization: token ids to text, with stop strings and stopping criteria."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from ..tokenizer import Tokenizer
 from .sampling import SamplingOptions
 
 StoppingCriterion = Callable[[str], bool]
-"""Is given the continuation so far; true ends it."""
+"""Called with the continuation so far; returning true ends it."""
 
 
 class Writer:
-    """One text: takes tokens, gives whole characters, and knows where the text ends."""
+    """Incremental detokenizer of one sequence, with stop strings and stopping criteria.
+
+    Args:
+        tokenizer: the model's.
+        options: gives `stop`, `stop_at_sentence_end` and `min_length`.
+        criteria: one or several, checked after each token.
+        skip_leading_space: whether to strip white space from the start of the text.
+
+    Raises:
+        AGI2Error: if a criterion is not callable.
+    """
 
     def __init__(
         self,
@@ -33,18 +43,18 @@ class Writer:
                 raise AGI2Error(f"stopping_criteria must be functions of the text, not {each!r}")
         self._missing = options.min_length
         self.text = ""
-        """What is to be shown so far."""
+        """The text returned so far."""
         self.ended = False
 
     def push(self, token: int) -> str:
-        """The text that is sure to be shown now that this token is there."""
+        """Append a token; return the new text that cannot belong to a stop string."""
         self._missing -= 1
         piece = self._show(self._characters.push(token))
         self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
         return piece
 
     def finish(self) -> str:
-        """What is left to be shown once no more tokens come."""
+        """End the sequence; return the text still held back."""
         if self.ended:
             return ""
         piece = self._show(self._characters.flush())
@@ -66,7 +76,7 @@ class Writer:
 
 
 class SentenceEnd:
-    """Finds where a sentence ends: a character later, for `3.14` ends none."""
+    """Detector of sentence ends, one character late: the point in `3.14` is not an end."""
 
     _MARKS = ".!?…"
     _FULL_WIDTH_MARKS = "。！？"
@@ -76,9 +86,9 @@ class SentenceEnd:
         self._last_mark = ""
 
     def push(self, text: str, may_end: bool) -> tuple[str, bool]:
-        """The part of the text that belongs to the sentence, and whether the sentence ends there.
+        """Return the part of the text that belongs to the sentence, and whether it ends there.
 
-        With `may_end` false, marks in this text end no sentence.
+        With `may_end` false, marks in this text do not end a sentence.
         """
         for place, character in enumerate(text):
             if character in self._MARKS + self._FULL_WIDTH_MARKS:
@@ -91,7 +101,7 @@ class SentenceEnd:
 
 
 class StopFilter:
-    """Lets text through up to the first stop string, holding back what may become one."""
+    """Stop strings: passes text up to the first, holding back what may become one."""
 
     def __init__(self, stop: str | Sequence[str] | None, skip_leading_space: bool = False) -> None:
         self._stop = stop_strings(stop)
@@ -100,7 +110,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The part of the text so far, and not yet given, that is sure to be shown."""
+        """Append text; return the part that cannot belong to a stop string."""
         if self._skipping:
             text = text.lstrip()
             self._skipping = not text
@@ -112,31 +122,31 @@ class StopFilter:
         ]
         if found:
             self.stopped = True
-            # The one that is complete first, however the text was cut into pieces.
+            # The one completed first, so that the result does not depend on how text is chunked.
             return text[: min(found)[1]]
         hold = max((_overlap(text, string) for string in self._stop), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
 
     def flush(self) -> str:
-        """What was held back."""
+        """Return the text held back."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, string: str) -> int:
-    """How many of the text's last characters begin the string."""
+    """Return the length of the longest suffix of the text that is a proper prefix of the string."""
     longest = min(len(text), len(string) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> list[str]:
-    """One string, several or none as a list, without empty ones."""
+    """Return one stop string, several or none as a list, without empty ones."""
     return [string for string in ([stop] if isinstance(stop, str) else stop or ()) if string]
 
 
 class StreamDecoder:
-    """Tokens to text one by one, holding back what is not yet a whole character."""
+    """Incremental UTF-8 decoder of tokens, holding back incomplete characters."""
 
     @checked
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -144,9 +154,9 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The characters that this token completes."""
+        """Return the characters completed by this token."""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character."""
+        """Return what is left at the end: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)

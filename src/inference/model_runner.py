@@ -1,6 +1,6 @@
-"""Rows of tokens that grow, one forward pass of the model for each new token.
+"""Model runner: prefill, decode steps and rollback of a batch of sequences with a KV cache.
 
-B rows, T tokens, V vocabulary.
+B batch (rows), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .sampling import EndToken, end_ids
 
 
 class Decoder:
-    """Rows of text that grow by a token or a few at a time, each step costing its own tokens' work.
+    """A batch of sequences with a KV cache: each step computes the new tokens only.
 
-    Past the model's positions a row's window slides: its older half is forgotten and the rest is
-    read again, so that the cost of sliding, spread over the tokens, stays small. Each row sees
-    what it would see alone, whatever the others' lengths.
+    Past the model's positions a row's window slides: the older half is dropped and the rest is
+    prefilled again, which keeps the amortized cost per token small. A row's logits are those it
+    would have alone, whatever the lengths of the others.
 
     Args:
         model: evaluated without dropout, whatever mode it is in. Its weights must not change while
-            a text is decoded: the cache would hold keys and values of the old ones.
-        vocab_size: V, the tokens to choose from: those the tokenizer has, where the model has more.
+            a sequence is decoded: the cache would hold keys and values of the old ones.
+        vocab_size: V, tokens to choose from: the tokenizer's, if the model has more.
 
     Raises:
-        AGI2Error: where the model has fewer tokens.
+        AGI2Error: if the model has fewer tokens.
     """
 
     def __init__(self, model: GPT2Model, vocab_size: int) -> None:
@@ -46,21 +46,21 @@ class Decoder:
         self.vocab_size = vocab_size
         self._positions = model.config.max_seq_len
         self._cache: KVCache | None = None
-        # The tokens, with room for more to come: (B, capacity), of which `_length` columns are
-        # filled. All rows end in the same column; row i begins in column `_starts[i]`.
+        # Token ids, (B, capacity), of which `_length` columns are filled. Rows are left-padded:
+        # all end in the same column; row i begins in column `_starts[i]`.
         self._buffer = torch.empty(0, 0, dtype=torch.long, device="cpu")
         self._length = 0
         self._starts: list[int] = []
-        # The last tokens of each row that the model sees, and the cache holds.
+        # Number of last tokens of each row that the model attends to, which the cache holds.
         self._windows: list[int] = []
         self._in_use = threading.Lock()
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keep the decoder for one text, also while its generator is suspended.
+        """Reserve the decoder for one sequence, also while its generator is suspended.
 
         Raises:
-            AGI2Error: where it is decoding another text.
+            AGI2Error: if it is decoding another sequence.
         """
         if not self._in_use.acquire(blocking=False):
             raise AGI2Error(
@@ -74,24 +74,24 @@ class Decoder:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """Prompts and new tokens, (B, T); rows of different lengths have padding on the left."""
+        """Prompts and new tokens, (B, T), left-padded with 0."""
         return self._buffer[:, : self._length]
 
     def row(self, index: int) -> torch.Tensor:
-        """One row's tokens (1, its own length)."""
+        """Return the tokens of one row without padding, (1, T)."""
         return self._buffer[index : index + 1, self._starts[index] : self._length]
 
     @property
     def is_padded(self) -> bool:
-        """Whether rows have different lengths."""
+        """Whether any row has padding."""
         return any(self._starts)
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Begin with these prompts, of any lengths: logits (B, V) of the next tokens.
+        """Prefill prompts of any lengths; return logits (B, V) of the next tokens.
 
-        What a single prompt shares with the text of before is not read again. Of a prompt longer
-        than the model's positions only the end is read, with a warning.
+        The prefix that a single prompt shares with the previous sequence is reused from the KV
+        cache. A prompt longer than the model's positions is truncated on the left, with a warning.
         """
         longest = max(map(len, prompts))
         if longest > self._positions:
@@ -113,19 +113,19 @@ class Decoder:
         return self._forward(self.tokens[:, shared - max(self._windows) :], last_only=True)[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append a token to each row, (B,): logits (B, V) of the next."""
+        """Run a decode step: append a token to each row, (B,); return logits (B, V) of the next."""
         return self.extend(tokens.unsqueeze(1))[:, -1]
 
     @property
     def room(self) -> int:
-        """Tokens that fit before a window slides."""
+        """Number of tokens that fit into the KV cache before a window slides."""
         return self._positions - self._held.length
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append T tokens to each row, (B, T): logits (B, T, V) of what follows each of them.
+        """Append T tokens to each row, (B, T); return logits (B, T, V), one forward pass for all.
 
-        One slides the windows that are full; there must be `room` for more.
+        A single token slides full windows; more than one must fit into `room`.
         """
         count = tokens.size(1)
         if self._length + count > self._buffer.size(1):
@@ -144,14 +144,14 @@ class Decoder:
 
     @torch.inference_mode()
     def take_back(self, count: int) -> None:
-        """Remove the last of the tokens that `extend` has just appended, from each row."""
+        """Roll back the last `count` tokens that `extend` has just appended, in each row."""
         self._length -= count
         self._windows = [window - count for window in self._windows]
         self._held.truncate(self._held.length - count)
 
     @torch.inference_mode()
     def reorder(self, rows: torch.Tensor) -> None:
-        """Make row i go on from what row `rows[i]` was; rows may become more or fewer."""
+        """Make row i a copy of the old row `rows[i]`; the batch size may change."""
         self._buffer = self._buffer[rows]
         self._cache = self._held.select(rows)
         order = rows.tolist()
@@ -164,7 +164,7 @@ class Decoder:
         return self._cache
 
     def _forward(self, tokens: torch.Tensor, *, last_only: bool) -> torch.Tensor:
-        """Read the last columns of the windows, those that the cache does not hold yet.
+        """Run the model on the last columns of the windows, those not in the KV cache yet.
 
         Returns:
             Logits (B, T, V), or of the last column alone (B, 1, V).
@@ -179,16 +179,16 @@ class Decoder:
             with evaluating():
                 logits = self.model(tokens, is_text, cache=self._held, last_only=last_only)
         except BaseException:
-            self._held.truncate(0)  # its layers may no longer agree on what they hold
+            self._held.truncate(0)  # interrupted between layers, their lengths may differ
             raise
         return logits[..., : self.vocab_size]
 
     def _shared_tokens(self, prompts: Sequence[Sequence[int]]) -> int:
-        """How many tokens at the beginning of a single prompt's window the cache holds already."""
+        """Return the length of the prefix of a single prompt's window that is in the KV cache."""
         if len(prompts) > 1 or len(self._windows) != 1 or self._buffer.device != self.model.device:
             return 0
         held = self._held.length
-        if held > self._windows[0]:  # padding that rows which are gone have left
+        if held > self._windows[0]:  # padding left by longer rows that have been removed
             return 0
         read = self._buffer[0, self._length - held : self._length].tolist()
         window = prompts[0][-self._positions :]
@@ -197,33 +197,33 @@ class Decoder:
         return min(shared, len(window) - 1)  # the last token's logits are wanted
 
 
-# Rows that are decoded together at most: more gain nothing, and some work grows with their square.
+# Maximum batch size: more rows do not raise throughput, and some work is quadratic in them.
 _MOST_ROWS = 256
 
 
 def _cache_bytes(model: GPT2Model, tokens: int) -> int:
-    """Bytes of keys and values that a row of so many tokens has at most."""
+    """Return the bytes that the KV cache of one row of this many tokens takes at most."""
     config, size = model.config, next(model.parameters()).element_size()
     return 2 * size * config.n_layers * config.d_model * min(tokens, config.max_seq_len)
 
 
 def rows_at_once(model: GPT2Model) -> int:
-    """How many rows are decoded together: their caches take a quarter of the memory at hand."""
+    """Return the batch size whose KV cache fits into a quarter of the available memory."""
     room = available_memory(model.device) // 4
     return max(1, min(_MOST_ROWS, room // _cache_bytes(model, model.config.max_seq_len)))
 
 
 def check_rows(model: GPT2Model, rows: int, tokens: int, key: str) -> None:
-    """Raise where so many rows that must be decoded together do not fit the memory.
+    """Check that the KV cache of rows that must be decoded together fits into memory.
 
     Args:
-        model: which decodes.
-        rows: of text.
-        tokens: of each row, at most.
-        key: what sets the number of rows, for the message.
+        model: the model that decodes.
+        rows: number of rows.
+        tokens: maximum length of a row.
+        key: the option that sets the number of rows, for the message.
 
     Raises:
-        AGI2Error: with both sizes.
+        AGI2Error: if it does not fit; the message has both sizes.
     """
     needed, room = rows * _cache_bytes(model, tokens), available_memory(model.device)
     if needed > room:
@@ -234,10 +234,10 @@ def check_rows(model: GPT2Model, rows: int, tokens: int, key: str) -> None:
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, end_token: EndToken = None) -> None:
-    """Raise where a prompt cannot be read, or the token that is to end the text does not exist.
+    """Check a prompt's token ids and the end tokens.
 
     Raises:
-        AGI2Error: where it is empty, or a token is not in the vocabulary.
+        AGI2Error: if the prompt is empty, or a token is not in the vocabulary.
     """
     for end in end_ids(end_token):
         if not 0 <= end < vocab_size:

@@ -1,10 +1,9 @@
-"""A model made fast at writing: weights packed or rounded for a CPU, steps recorded for a GPU.
+"""Preparation for generation: packed or quantized weights on a CPU, CUDA graphs on a GPU.
 
-To write a token reads every weight once, so its time is that of bringing them from memory. The
-exponents of a matrix's row hardly differ: so 28 bits hold a weight of 32 exactly. Only weights are
-rounded to be kept; what they are multiplied with has 16 bits in `cpu_kernels.c` (8 beside
-weights of 4), by rows and groups of its own, so that a text of a batch is what it is alone. O
-outputs and I inputs of a matrix.
+A decode step reads every weight once, so it is bound by memory bandwidth. The exponents in a row
+of a weight matrix hardly differ: 28 bits hold a float32 weight without loss. `cpu_kernels.c`
+quantizes activations dynamically, to int16 with int8 weights (a scale per row) and to int8 with
+int4 weights (a scale per group), so that a sequence does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -34,20 +33,24 @@ from .cuda_graph import GraphedLayers
 def prepare_for_generation(
     model: GPT2Model, quantize: str = "none", *, verbose: bool = True
 ) -> GPT2Model:
-    """Make a model fast at writing, in place; on a CPU it can no longer be trained, moved or saved.
+    """Prepare a model for fast generation, in place.
 
-    A model on another device, or of other numbers than float32, is left as it is by `none`.
+    On a CPU it can no longer be trained, moved or saved. `none` leaves a model in another dtype
+    than float32 as it is, and captures decode steps as CUDA graphs on a GPU.
 
     Args:
         model: on the CPU, in float32, for `int8` and `int4`.
-        quantize: `none` changes no weight; `int8` rounds each row of each matrix to 255 levels;
-            `int4` rounds groups of 32 weights to 16 levels. Token embeddings are kept as the head
-            is, which may be tied to them.
+        quantize: `none` packs weights without loss; `int8` quantizes each row of each matrix to
+            255 levels, symmetric; `int4` quantizes groups of 32 weights to 16 levels, asymmetric.
+            Token embeddings have the format of the head, which may be tied to them.
         verbose: whether to log (see `console.visible`).
 
+    Returns:
+        The model, in evaluation mode.
+
     Raises:
-        AGI2Error: where the device, the numbers or the model's width have no such weights, a
-            weight is not a finite number, or the model was prepared in another way.
+        AGI2Error: if the device, the dtype or the model's width do not support `quantize`, a
+            weight is not finite, or the model was prepared with another `quantize`.
     """
     if quantize not in _BITS:
         raise AGI2Error(f"quantize must be one of {', '.join(_BITS)}, not {quantize!r}")
@@ -76,7 +79,7 @@ def prepare_for_generation(
         raise AGI2Error(
             f'quantize = "int4" needs model_embd and model_ff divisible by {INT4_BLOCK}'
         )
-    for name, weight in model.named_parameters():  # before anything is changed
+    for name, weight in model.named_parameters():  # before any weight is replaced
         if weight.dim() == 2:
             check_finite(name, weight.detach())
     with visible(verbose):
@@ -101,7 +104,7 @@ _BITS = {"none": 32, "int8": 8, "int4": 4}
 
 
 def _fix_weights(model: GPT2Model, bits: int) -> None:
-    """Set packed or rounded matrices in place of the model's, as far as there are such."""
+    """Replace the model's matrices by packed or quantized ones, and set its decode backend."""
     head = arrange(model.output_weight.detach(), None, bits)
     if head.bits < 32:
         embeddings = head
@@ -120,7 +123,7 @@ def _fix_weights(model: GPT2Model, bits: int) -> None:
 
 
 def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
-    """What a layer consists of, or None where its norms are not those of the compiled part."""
+    """Return the weights of one layer, or None if the C kernels do not support its norms."""
     qkv, proj, expand, contract = (
         _fixed(owner, name, bits)
         for owner, name in (
@@ -137,7 +140,7 @@ def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
 
 
 def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:
-    """The weights of a linear layer of `owner`, which is replaced where they are rounded."""
+    """Return a linear layer's weights; replace it in `owner` if they are packed or quantized."""
     linear = getattr(owner, name)
     bias = None if linear.bias is None else linear.bias.detach().contiguous()
     weights = arrange(linear.weight.detach(), bias, bits)

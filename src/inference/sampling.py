@@ -1,7 +1,7 @@
-"""From logits to a token, in small pure functions. B batch, V vocabulary, T time.
+"""Logits processors and the sampler, as pure functions. B batch, V vocabulary, T time.
 
-The order is that of `transformers`: bias, penalties and bans first, which greedy decoding follows,
-too; then temperature, top-k, top-p, min-p, typical-p; then the draw.
+The order is that of `transformers`: bias, penalties and n-gram bans first, also in greedy decoding;
+then temperature, top-k, top-p, min-p and typical-p; then the sampler.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..errors import AGI2Error, shown
 
 NEVER = float("-inf")
 COLDEST = 1e-5
-"""Temperatures below this are greedy: they would overflow the logits."""
+"""Minimum temperature; below it decoding is greedy, as division would overflow the logits."""
 MOST = 1e4
-"""Of what a penalty or a bias does to a logit: beyond, and all are alike already, sums overflow."""
+"""Maximum of a penalty or bias: larger ones have no further effect, and their sums overflow."""
 NOTHING = -1
-"""In place of a token id: every token is excluded."""
+"""Returned in place of a token id if every token is masked."""
 
 
 EndToken = int | Sequence[int] | None
-"""What ends a text: a token id, several, or nothing."""
+"""What ends a sequence: one token id, several, or none."""
 
 
 def end_ids(end_token: EndToken) -> tuple[int, ...]:
-    """What ends a text as a tuple of token ids."""
+    """Return the end tokens as a tuple of token ids."""
     if end_token is None:
         return ()
     return tuple(end_token) if isinstance(end_token, Sequence) else (int(end_token),)
@@ -39,47 +39,46 @@ def end_ids(end_token: EndToken) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How text is drawn, and where it ends. The fields are named like the configuration's keys.
+    """Sampling parameters and stopping conditions, named like the configuration's keys.
 
     Raises:
-        AGI2Error: where an option is of another type or out of its range, or two contradict each
-            other.
+        AGI2Error: if an option has the wrong type or is out of range, or two contradict each other.
     """
 
     max_length: int = 100
-    """New tokens at most."""
+    """Maximum number of new tokens."""
     min_length: int = 0
-    """The end of text or of a sentence ends nothing before so many new tokens. Stop strings do:
-    they are never shown."""
+    """Minimum number of new tokens before an end token or the end of a sentence may end the text.
+    Stop strings always end it."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token each time."""
+    """Divides the logits; 0 is greedy decoding."""
     top_k: int | None = None
-    """Draw from the k likeliest tokens; 0, or above the vocabulary, means no limit."""
+    """Sample from the k most probable tokens; 0, or above the vocabulary, means no limit."""
     top_p: float | None = None
-    """Draw from the likeliest tokens that make up this share."""
+    """Sample from the most probable tokens whose cumulative probability reaches this."""
     min_p: float | None = None
-    """Draw from tokens at least this share as likely as the likeliest."""
+    """Sample from tokens of at least this probability relative to the most probable token."""
     typical_p: float | None = None
-    """Draw from the tokens of most typical surprise that make up this share."""
+    """Sample from the locally typical tokens whose cumulative probability reaches this."""
     repetition_penalty: float = 1.0
-    """Above 1 discourages tokens that stand in the prompt or in the text."""
+    """Above 1 penalizes tokens that occur in the prompt or the new text."""
     presence_penalty: float = 0.0
-    """Taken off the logit of each token that stands in the new text."""
+    """Subtracted from the logit of each token that occurs in the new text."""
     frequency_penalty: float = 0.0
-    """Taken off the logit of each token, times as often as it stands in the new text."""
+    """Subtracted from the logit of each token, once per occurrence in the new text."""
     no_repeat_ngram: int | None = None
-    """No run of so many tokens comes twice, in prompt and text together."""
+    """No n-gram of this size occurs twice, in prompt and new text together."""
     logit_bias: Mapping[Any, float] = field(default_factory=dict)
-    """Added to tokens' logits; -100 all but bans one, 100 all but forces it. A token is named by
-    its text, as a user knows it and as TOML's keys are text, or in Python by its id."""
+    """Added to the logits of tokens; -100 practically bans one, 100 practically forces it. Keys
+    are a token's text (keys of TOML are strings) or, in Python, its id."""
     stop: str | Sequence[str] | None = ()
-    """The text ends before any of these strings (the one that is complete first)."""
+    """Stop strings: the text ends before the one that is completed first."""
     stop_at_sentence_end: bool = False
-    """The text ends after `.`, `!`, `?` or `…` and closing quotes, where white space follows (an
-    abbreviation counts), or after `。`, `！`, `？`."""
+    """End the text after `.`, `!`, `?` or `…` and closing quotes, if white space follows (also
+    after an abbreviation), or after `。`, `！`, `？`."""
 
     speculative: str = "none"
-    """`ngram`: the same greedy text, faster where it repeats itself (`speculation.py`)."""
+    """`ngram`: speculative decoding, for the same greedy text faster (`speculative.py`)."""
 
     def __post_init__(self) -> None:
         convert_fields(self)
@@ -134,17 +133,17 @@ class SamplingOptions:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is taken each time."""
+        """Whether decoding is greedy (argmax)."""
         return self.temperature < COLDEST
 
     @property
     def looks_at_prompt(self) -> bool:
-        """Whether what may be drawn depends on the tokens of the prompt."""
+        """Whether a logits processor depends on the tokens of the prompt."""
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
 
 
 def _bias_of(given: Any) -> dict[str | int, float]:
-    """A `logit_bias` with keys and values of plain types."""
+    """Return a `logit_bias` with keys and values converted to plain Python types."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -158,22 +157,22 @@ def _bias_of(given: Any) -> dict[str | int, float]:
 
 
 def sampling_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a run's configuration that `generate_text` takes as they are."""
+    """Return the keys of a run's configuration that are fields of `SamplingOptions`."""
     return {each.name: config[each.name] for each in fields(SamplingOptions)}
 
 
 def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords with which `generate_text` does what a run's configuration says.
+    """Return keyword arguments of `generate_text` from a run's configuration.
 
     `generate_text(model, "Call me", tokenizer=tokenizer, **generation_options(config))` returns
-    what `agi2 generate` prints. `stream_text`, `generate_batch`, `generate_choices` and, for a
-    conversation, `InteractivePrompt` take them, too.
+    what `agi2 generate` prints. `stream_text`, `generate_batch`, `generate_choices` and, for chat,
+    `InteractivePrompt` accept them, too.
 
     Args:
-        config: what `load_config` returns.
+        config: as returned by `load_config`.
 
     Raises:
-        AGI2Error: where it is anything else.
+        AGI2Error: if it is not a mapping.
     """
     if not isinstance(config, Mapping):
         raise AGI2Error(f"config must be what load_config returns, not {shown(config)}")
@@ -184,7 +183,7 @@ def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# Those that bear on every token, however it is chosen: beam search follows them, too.
+# Logits processors that do not require sampling: beam search applies them, too.
 _CHOSEN_ANYHOW = (
     "min_length",
     "repetition_penalty",
@@ -199,22 +198,22 @@ _OF_BEAMS = (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")
 
 
 def beam_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a run's configuration that `generate_beam_texts` takes as they are."""
+    """Return the keys of a run's configuration that `generate_beam_texts` accepts as options."""
     return {name: config[name] for name in _OF_BEAMS}
 
 
 def check_of_beams(options: Mapping[str, Any]) -> None:
-    """Raise for an option that beam search would ignore.
+    """Check that no option requires sampling, which beam search would ignore.
 
     Raises:
-        AGI2Error: which names it.
+        AGI2Error: if one does; the message names it.
     """
     for name in options.keys() - set(_OF_BEAMS):
         raise AGI2Error(f"{name} does not go with beam search, which draws nothing: leave it out")
 
 
 def undrawn(options: SamplingOptions) -> dict[str, Any]:
-    """The options that `beam_search` takes: none of those that say how a token is drawn."""
+    """Return the options that `beam_search` accepts: those that do not require sampling."""
     return {name: getattr(options, name) for name in _CHOSEN_ANYHOW}
 
 
@@ -225,14 +224,17 @@ def process_logits(
     prompt_length: int,
     end_token: EndToken = None,
 ) -> torch.Tensor:
-    """The model's logits (B, V) to those to draw from, -inf for tokens that are excluded.
+    """Apply all logits processors to logits (B, V); masked tokens get -inf.
 
     Args:
-        logits: left as they are. Where no option asks for more, they are what is returned.
-        tokens: prompt and text so far, (B, T).
+        logits: not modified, but returned themselves if no option changes them.
+        tokens: prompt and new tokens, (B, T).
         options: with `logit_bias` by token id.
-        prompt_length: how many of the T are the prompt's.
-        end_token: one or several, excluded as long as the text is shorter than `min_length`.
+        prompt_length: number of prompt tokens among the T.
+        end_token: one or several, masked while there are fewer than `min_length` new tokens.
+
+    Returns:
+        Logits (B, V).
     """
     if options.logit_bias:
         logits = apply_logit_bias(logits, options.logit_bias)
@@ -254,7 +256,7 @@ def process_logits(
 
 
 def apply_logit_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
-    """Add a number to some tokens' logits (B, V)."""
+    """Add a bias to the logits (B, V) of some token ids."""
     places = torch.tensor(list(bias), device=logits.device)
     values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
     return logits.index_add(1, places, values.expand(logits.size(0), -1))
@@ -263,12 +265,12 @@ def apply_logit_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.T
 def apply_repetition_penalty(
     logits: torch.Tensor, seen: torch.Tensor, penalty: float
 ) -> torch.Tensor:
-    """Make tokens that are already there less likely (Keskar et al., 2019, section 4.1).
+    """Penalize tokens that have occurred (CTRL; Keskar et al., 2019, section 4.1).
 
     Args:
         logits: (B, V).
         seen: token ids of each row so far, (B, T).
-        penalty: positive logits are divided by it, negative ones multiplied; 1 changes nothing.
+        penalty: divides positive logits, multiplies negative ones; 1 changes nothing.
     """
     if penalty == 1.0:
         return logits
@@ -280,15 +282,15 @@ def apply_repetition_penalty(
 def apply_count_penalties(
     logits: torch.Tensor, written: torch.Tensor, presence: float, frequency: float
 ) -> torch.Tensor:
-    """Take `presence` off each token that was written, and `frequency` for each time it was.
+    """Subtract the presence and frequency penalties from the logits of generated tokens.
 
-    As OpenAI's API defines both: `logit - frequency * count - presence * (count > 0)`.
+    As in OpenAI's API: `logit - frequency * count - presence * (count > 0)`.
 
     Args:
         logits: (B, V).
-        written: token ids of each row's new text, (B, N).
-        presence: below 0 encourages tokens that are there.
-        frequency: below 0, too.
+        written: generated token ids of each row, (B, N).
+        presence: once per generated token; below 0 encourages repetition.
+        frequency: once per occurrence; below 0 encourages repetition.
     """
     ones = torch.ones_like(written, dtype=torch.float)
     counts = torch.zeros_like(logits, dtype=torch.float).scatter_add_(1, written, ones)
@@ -298,12 +300,12 @@ def apply_count_penalties(
 def apply_no_repeat_ngram(
     logits: torch.Tensor, tokens: torch.Tensor, size: int | None
 ) -> torch.Tensor:
-    """Exclude tokens that would complete a run of tokens a second time (Paulus et al., 2018).
+    """Mask tokens that would complete an n-gram a second time (Paulus et al., 2018).
 
     Args:
         logits: (B, V).
         tokens: token ids of each row so far, (B, T).
-        size: tokens of a run; none excludes nothing.
+        size: n; None masks nothing.
     """
     if size is None or tokens.size(1) < size:
         return logits
@@ -316,7 +318,7 @@ def apply_no_repeat_ngram(
 
 
 def apply_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
-    """Keep the k likeliest tokens of each row (Fan et al., 2018); ties with the k-th stay."""
+    """Keep the k most probable tokens of each row (Fan et al., 2018), and ties with the k-th."""
     if k is None or k >= logits.size(-1):
         return logits
     threshold = logits.topk(k, dim=-1).values[..., -1:]
@@ -324,14 +326,15 @@ def apply_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
 
 
 def apply_top_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
-    """Keep the smallest set of likeliest tokens whose share reaches p (Holtzman et al., 2020)."""
+    """Keep the smallest set of most probable tokens whose probabilities sum to p or more
+    (nucleus sampling; Holtzman et al., 2020)."""
     if p is None or p >= 1.0:
         return logits
     return _keep_share(logits, logits, p)
 
 
 def apply_min_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
-    """Keep tokens at least p times as likely as the likeliest (Nguyen et al., 2024)."""
+    """Keep tokens at least p times as probable as the most probable (Nguyen et al., 2024)."""
     if p is None:
         return logits
     threshold = logits.amax(dim=-1, keepdim=True) + math.log(p)
@@ -339,8 +342,8 @@ def apply_min_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
 
 
 def apply_typical_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
-    """Keep the smallest set whose share reaches p, of tokens whose surprise is nearest to the
-    expected surprise, the entropy (Meister et al., 2023)."""
+    """Keep the smallest set, of probability p or more, of tokens whose surprisal is nearest to the
+    entropy (locally typical sampling; Meister et al., 2023)."""
     if p is None or p >= 1.0:
         return logits
     surprise = -logits.log_softmax(dim=-1)
@@ -348,18 +351,18 @@ def apply_typical_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
     return _keep_share(logits, -(surprise - entropy).abs(), p)
 
 
-# Nearly always so few tokens make up the share: to order all takes many times as long.
+# This many tokens nearly always reach p, and sorting the vocabulary takes many times as long.
 _FEW = 512
 
 
 def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Tensor:
-    """Keep the smallest set of tokens of the highest rank (B, V) whose share reaches p."""
+    """Keep the smallest set of highest-ranked tokens, rank (B, V), of probability p or more."""
     shares = logits.softmax(dim=-1)
     if logits.size(-1) > _FEW:
         best, order = rank.topk(_FEW, dim=-1)
         kept = _before(shares.gather(-1, order)).lt(p).sum(dim=-1, keepdim=True).clamp(min=1)
         excluded = rank < best.gather(-1, kept - 1)
-        # Not where more are needed, or where the last to stay is one of several of equal rank.
+        # Else sort: more tokens are needed, or the last one kept ties with others.
         if (kept < _FEW).all() and torch.equal((~excluded).sum(dim=-1, keepdim=True), kept):
             return logits.masked_fill(excluded, NEVER)
     order = rank.argsort(dim=-1, descending=True, stable=True)
@@ -368,32 +371,32 @@ def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Ten
 
 
 def _before(shares: torch.Tensor) -> torch.Tensor:
-    """What those before each reach together: 0 for the first, which always stays."""
+    """Return the exclusive cumulative sum: 0 for the first token, which is always kept."""
     return shares.cumsum(dim=-1) - shares
 
 
 def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
-    """A token for each row of processed logits: (B, V) to ids (B,).
+    """Sample a token for each row of processed logits: (B, V) to ids (B,).
 
     Args:
         logits: from `process_logits`.
-        uniform: B numbers in [0, 1), each of which decides what its row draws whatever other rows
-            there are: the token at which the cumulated probability passes it. Without them the
-            likeliest is taken.
+        uniform: B random numbers in [0, 1), for inverse transform sampling: each row takes the
+            token at which the cumulative probability passes its number, whatever the other rows
+            are. None takes the argmax.
 
     Returns:
-        Token ids, `NOTHING` for a row in which every token is excluded.
+        Token ids (B,), `NOTHING` for a row in which every token is masked.
 
     Raises:
-        AGI2Error: where the model's logits are not finite.
+        AGI2Error: if the model's logits are not finite.
     """
     if uniform is None:
-        # NumPy takes a twentieth of PyTorch's time.
+        # NumPy's argmax takes a twentieth of PyTorch's time on a CPU.
         numbers = logits.float().numpy() if logits.device.type == "cpu" else logits
         tokens = torch.as_tensor(numbers.argmax(-1), device=logits.device)
         largest = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     else:
-        # In double precision, or tokens of a tiny probability would get none; MPS has no doubles.
+        # float64, or tokens of tiny probability could not be sampled; MPS has no float64.
         device = "cpu" if logits.device.type == "mps" else logits.device
         cumulated = logits.softmax(dim=-1).to(device).cumsum(dim=-1, dtype=torch.float64)
         largest = cumulated[:, -1]

@@ -1,4 +1,4 @@
-"""Greedy text, several tokens for one pass of the model, where the text repeats itself."""
+"""Speculative decoding with n-gram (prompt lookup) proposals, for greedy decoding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .sampling import EndToken, SamplingOptions, draw, end_ids
 
 
 class NgramIndex:
-    """A text, and where each of its n-grams stood last.
+    """A token sequence with the last occurrence of each of its n-grams.
 
     Args:
-        tokens: the text.
-        ngram: n, the length of what is looked up.
+        tokens: the sequence.
+        ngram: n, the size of the n-grams.
     """
 
     def __init__(self, tokens: Sequence[int], ngram: int) -> None:
@@ -28,16 +28,15 @@ class NgramIndex:
             self.append(token)
 
     def append(self, token: int) -> None:
-        """Add a token to the text's end."""
+        """Append a token to the sequence."""
         if len(self.tokens) >= self._ngram:
             self._places[tuple(self.tokens[-self._ngram :])] = len(self.tokens)
         self.tokens.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """The `count` tokens that followed where the last n tokens stood before; [] if nowhere.
+        """Return the `count` tokens that followed the last n-gram before; [] if it is new.
 
-        Where that is so near that what followed reaches the text's end, the text is taken to go on
-        as it has: a loop is proposed as often as it fits.
+        If fewer than `count` tokens have followed it, they are repeated: a loop is continued.
         """
         place = self._places.get(tuple(self.tokens[-self._ngram :]))
         if place is None:
@@ -56,29 +55,29 @@ def speculate_tokens(
     ngram: int = 3,
     proposals: int = 5,
 ) -> Generator[int, None, None]:
-    """Yield what greedy decoding writes, up to `max_length` tokens or before `end_token`.
+    """Yield the tokens of greedy decoding, up to `max_length` or before `end_token`.
 
-    Prompt-lookup decoding (Saxena, 2023): the tokens that followed the last n-gram where it stood
-    before are a guess at what follows now. One pass of the model reads them all, and those are
-    kept that it would have written itself, up to the first that differs (Leviathan et al., 2023).
-    The tokens are those of plain decoding, except where two are equally likely to rounding.
+    Prompt lookup decoding (Saxena, 2023): the tokens that followed the last n-gram before are the
+    draft. One forward pass verifies them; those are accepted that greedy decoding would generate,
+    up to the first mismatch (Leviathan et al., 2023), and the others are rolled back. The tokens
+    are those of plain decoding, except where two logits are equal to rounding.
 
-    On a CPU a pass over 6 tokens takes an eighth longer than a pass over one, over 8 half as long
-    again: so 5 are guessed, and after a bad guess as many tokens are written plainly.
+    On a CPU a forward pass over 6 tokens takes an eighth longer than over 1, over 8 half as long
+    again: hence 5 draft tokens, and after a rejected draft as many plain decode steps.
 
     Args:
-        decoder: of one text at a time.
+        decoder: decodes one sequence at a time.
         prompt: token ids, at least one.
-        max_length: new tokens at most.
-        end_token: ends the text; one or several.
-        ngram: tokens that must have stood in the text before.
-        proposals: tokens guessed at once, at most.
+        max_length: maximum number of new tokens.
+        end_token: ends the sequence; one or several.
+        ngram: size of the n-gram that is looked up.
+        proposals: maximum number of draft tokens.
 
     Raises:
-        AGI2Error: where an option is out of its range, the prompt is not in the vocabulary, the
-            decoder is in use, or the model's logits are not numbers.
+        AGI2Error: if an option is out of range, the prompt is not in the vocabulary, the decoder
+            is in use, or the model's logits are not finite.
     """
-    SamplingOptions(max_length)  # which checks it
+    SamplingOptions(max_length)  # checks it
     check_prompt(prompt, decoder.vocab_size)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:
@@ -95,7 +94,7 @@ def speculate_tokens(
             while agreed < len(guess) and guess[agreed] == written[agreed]:
                 agreed += 1
             decoder.take_back(len(guess) - agreed)
-            # What is agreed upon, and the token that the model writes after it.
+            # The accepted draft tokens, and the token that the model generates after them.
             for token in written[: agreed + 1]:
                 if token in ends:
                     return
@@ -105,7 +104,7 @@ def speculate_tokens(
             if left == 0:
                 return
             wait = proposals if 4 * agreed < len(guess) else wait - agreed - 1
-            # Where the window is full it slides: no guess may reach beyond.
+            # A full window slides at the next token: a draft must fit before that.
             most = min(proposals, decoder.room - 1, left - 1)
             guess = text.propose(most) if wait <= 0 else []
             unread = torch.tensor([[text.tokens[-1], *guess]], device=logits.device)
