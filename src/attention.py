@@ -19,12 +19,12 @@ from .nn.kv_cache import LayerCache
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """Boolean (T, S), True where a query may attend: the last query sees every key."""
+    """Return a boolean mask (T, S), True if a query may attend: the last query to every key."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention in several heads, over one product for Q, K and V.
+    """Multi-head scaled dot-product attention with a fused projection of Q, K and V.
 
     Args:
         d_model: width of the model.
@@ -33,8 +33,8 @@ class MultiHeadAttention(nn.Module):
         bias: whether the projections have biases.
 
     Raises:
-        AGI2Error: where `d_model` is not divisible by `n_heads`, a size is below 1, or the rate is
-            not in [0, 1).
+        AGI2Error: if `d_model` is not divisible by `n_heads`, a size is below 1, or the rate is not
+            in [0, 1).
     """
 
     @checked
@@ -67,25 +67,25 @@ class MultiHeadAttention(nn.Module):
         cache: LayerCache | None = None,
         need_weights: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attend from `query` (B, T, C) to `key` and `value` (B, S, C), by default itself.
+        """Attend from `query` (B, T, C) to `key` and `value` (B, S, C).
 
         Args:
-            query: what asks.
-            key: what is compared with; `query` where absent.
-            value: what is fetched; `key` where absent.
-            mask: (T, S), (B, T, S) or (B, H, T, S), where B, H and T may be 1: for all. Boolean
-                or integers of 0 and 1: True may attend. Float: added to the scores. A query that
-                may attend to nothing gets zeros. Two dimensions are always queries and keys: a
-                padding mask (B, S) is passed as `mask[:, None]`.
-            causal: whether a query sees only keys up to its own place, counted from the end.
-            cache: keys and values of earlier tokens, to which these are added.
+            query: (B, T, C).
+            key: (B, S, C); by default `query` (self-attention).
+            value: (B, S, C); by default `key`.
+            mask: (T, S), (B, T, S) or (B, H, T, S); B, H and T may be 1 to broadcast. Boolean or
+                integers of 0 and 1: True may attend. Float: added to the scores. A query that may
+                attend to no key gets zeros. Two dimensions are always queries and keys: pass a
+                padding mask (B, S) as `mask[:, None]`.
+            causal: a query attends only to keys up to its own position, aligned at the last one.
+            cache: keys and values of earlier tokens, to which the new ones are appended.
             need_weights: also return the attention weights (B, H, T, S).
 
         Returns:
-            (B, T, C), or that and the weights.
+            (B, T, C), or a tuple of it and the weights.
 
         Raises:
-            AGI2Error: where a shape or a type is wrong, integers in a mask are not 0 and 1, or a
+            AGI2Error: if a shape or a type is wrong, integers in a mask are not 0 and 1, or a
                 float mask has only 0 and 1.
         """
         q, k, v = self._project(query, key, value)
@@ -93,11 +93,11 @@ class MultiHeadAttention(nn.Module):
             k, v = cache.append(k, v)
         if mask is not None:
             mask = _checked_mask(mask, q, k)
-        # One query is the newest token: it may see every key, and needs no mask.
+        # A single query is the last token: it may attend to every key, without a mask.
         causal, need_weights = _truth("causal", causal), _truth("need_weights", need_weights)
-        causal = causal and bool(q.size(2) > 1)  # a symbol's truth, where a graph is exported
+        causal = causal and bool(q.size(2) > 1)  # bool: torch.export has symbolic sizes
         rate = self.dropout if is_training(self) else 0.0
-        # PyTorch has no fused kernel with dropout for a CPU, where this is faster than its own.
+        # PyTorch's fused CPU kernels do not support dropout, and its fallback is slower than this.
         explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")
         if causal and (mask is not None or explicit or q.size(2) != k.size(2)):
             mask = _both(mask, causal_mask(q.size(2), k.size(2), q.device))
@@ -117,7 +117,7 @@ class MultiHeadAttention(nn.Module):
     def _project(
         self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Q, K and V, each (B, H, T or S, D)."""
+        """Return Q, K and V, each (B, H, T or S, D)."""
         key = query if key is None else key
         value = key if value is None else value
         self._check_inputs(query, key, value)
@@ -151,22 +151,22 @@ class MultiHeadAttention(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """The sizes and the rate."""
+        """Return the sizes and the rate."""
         return f"d_model={self.d_model}, n_heads={self.n_heads}, dropout={self.dropout}"
 
 
 def _truth(name: str, value: Any) -> bool:
-    """A truth value; one of Python's at once, as a compiler traces this."""
+    """Convert to bool; a Python bool is returned at once, so that torch.compile can trace this."""
     return value if isinstance(value, bool) else bool(convert(bool, name, value))
 
 
 def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """A mask as (B or 1, H or 1, T or 1, S), boolean or added to the scores, or a clear error."""
+    """Check a mask; return it boolean or additive, with a shape that broadcasts to (B, H, T, S)."""
     mask = as_mask("mask", mask, q.device)
     sizes = (*q.shape[:3], k.size(2))
     if mask.dim() == 3:
         mask = mask.unsqueeze(1)
-    # A graph that is exported has symbols as sizes: these comparisons guard them.
+    # In torch.export sizes are symbolic: these comparisons become guards.
     given = (1,) * (4 - mask.dim()) + tuple(mask.shape)
     fits = 2 <= mask.dim() <= 4 and given[3] == sizes[3]
     if not fits or any(a not in (1, b) for a, b in zip(given, sizes, strict=True)):
@@ -179,18 +179,17 @@ def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def as_mask(name: str, mask: Any, device: torch.device, *, is_added: bool = True) -> torch.Tensor:
-    """A mask as a tensor that is boolean, True may attend, or floating, added to the scores.
+    """Convert a mask to a tensor, boolean (True may attend) or float (added to the scores).
 
     Args:
         name: of the argument, for messages.
-        mask: a tensor or an array: boolean, integers of 0 and 1, or floating.
-        device: where it goes.
-        is_added: whether a floating mask would be added to scores. Else 0 and 1 mean what they
-            mean as integers, and no other number means anything.
+        mask: a tensor or an array: boolean, integers of 0 and 1, or float.
+        device: the target device.
+        is_added: whether a float mask is additive. Otherwise it must hold 0 and 1, as integers do.
 
     Raises:
-        AGI2Error: where integers are not 0 and 1; where a floating mask is of 0 and 1 alone, which
-            would mask nothing when added, or has NaN or positive infinity.
+        AGI2Error: if integers are not 0 and 1, or an additive mask holds only 0 and 1, which would
+            mask nothing, or NaN or positive infinity.
     """
     if not isinstance(mask, torch.Tensor):
         mask = as_tensor(name, mask)
@@ -207,7 +206,7 @@ def as_mask(name: str, mask: Any, device: torch.device, *, is_added: bool = True
 
 
 def _is_recorded(device: torch.device) -> bool:
-    """Whether operations are compiled or captured, so that no value can be looked at."""
+    """Return whether operations are compiled or captured, so that values cannot be inspected."""
     if torch.compiler.is_compiling():
         return True
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -230,13 +229,13 @@ def _check_values(name: str, mask: torch.Tensor, is_added: bool) -> None:
 def attention_weights(
     q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(D)), masked: (B, H, T, D) and (B, H, S, D) to (B, H, T, S)."""
+    """Return softmax(Q K^T / sqrt(D) + mask), (B, H, T, S), for (B, H, T, D) and (B, H, S, D)."""
     scores = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)
     if mask is None:
         return scores.softmax(dim=-1)
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
-    # A row of nothing but -inf has no softmax: it attends to nothing.
+    # The softmax of a fully masked row is NaN: its weights are set to 0.
     hidden = (mask == float("-inf")).all(dim=-1, keepdim=True)
     if not hidden.any():
         return (scores + mask).softmax(dim=-1)
@@ -244,7 +243,7 @@ def attention_weights(
 
 
 def _both(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:
-    """A mask, boolean or added, and a boolean mask (T, S) at once."""
+    """Combine a mask, boolean or additive, with a boolean mask (T, S)."""
     if mask is None:
         return allowed
     if mask.dtype == torch.bool:

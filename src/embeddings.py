@@ -1,4 +1,4 @@
-"""Tokens and positions as vectors. B batch, T time, C channels (`d_model`)."""
+"""Token and position embeddings. B batch, T time, C channels (`d_model`), V vocabulary."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ INIT_STD = 0.02
 
 
 def draw_normal(weight: torch.Tensor, std: float = INIT_STD) -> None:
-    """Fill a weight from a normal distribution of mean 0.
+    """Initialize a weight in place from a normal distribution of mean 0.
 
-    A tensor on the device `meta` has nothing to fill, and PyTorch would load its compiler, which
-    takes seconds, to find that out.
+    Tensors on the meta device are skipped: PyTorch would import its compiler for them, which takes
+    seconds.
     """
     if not weight.is_meta:
         nn.init.normal_(weight, mean=0.0, std=std)
 
 
 class TokenEmbeddings(nn.Module):
-    """A learned vector for each token, drawn from a normal distribution (mean 0, std 0.02).
+    """Token embeddings (V, C), initialized from a normal distribution (mean 0, std 0.02).
 
     Args:
         vocab_size: number of tokens.
-        d_model: width of a vector.
-        dropout: rate on the embeddings in training.
+        d_model: width of an embedding.
+        dropout: rate on the embeddings, in training.
 
     Raises:
-        AGI2Error: for a size below 1, or a rate that is not in [0, 1).
+        AGI2Error: if a size is below 1, or the rate is not in [0, 1).
     """
 
     @checked
@@ -45,29 +45,29 @@ class TokenEmbeddings(nn.Module):
         draw_normal(self.weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (B, T), or of any other shape, to embeddings (B, T, C).
+        """Look up token ids (B, T), or any other shape: embeddings (B, T, C).
 
         Raises:
-            AGI2Error: where they are not integers, or on a CPU not in the vocabulary.
+            AGI2Error: if they are not integers, or (checked on a CPU only) not in the vocabulary.
         """
         tokens = as_token_ids("tokens", tokens, self.weight.device)
         return self.dropout(embedded(tokens, self.weight))
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return f"vocab_size={self.weight.size(0)}, d_model={self.weight.size(1)}"
 
 
 def as_token_ids(name: str, tokens: Any, device: torch.device | None = None) -> torch.Tensor:
-    """Token ids as a tensor of a type that is looked up by, on the device of the weights.
+    """Convert token ids to an int64 or int32 tensor.
 
     Args:
         name: of the argument, for messages.
         tokens: a tensor, or an array or nested lists of integers.
-        device: stays where absent.
+        device: the target device; by default unchanged.
 
     Raises:
-        AGI2Error: where they are not integers.
+        AGI2Error: if they are not integers.
     """
     if not isinstance(tokens, torch.Tensor):
         tokens = as_tensor(name, tokens)
@@ -81,10 +81,10 @@ def as_token_ids(name: str, tokens: Any, device: torch.device | None = None) -> 
 
 
 def embedded(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Rows of a matrix (V, C) by their ids (...): (..., C).
+    """Look up rows of a matrix (V, C) by token ids (...): (..., C).
 
     Raises:
-        AGI2Error: where there is no such row. A GPU reports that later, as an error of its own.
+        AGI2Error: if an id is out of range, on a CPU. On a GPU it is an asynchronous CUDA error.
     """
     if torch.compiler.is_compiling():
         return nn.functional.embedding(tokens, weight)
@@ -98,17 +98,17 @@ def embedded(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 class _Positions(nn.Module):
-    """What both kinds of position embedding share: a table of shape (max_seq_len, d_model)."""
+    """Base class of position embeddings: a table `weight` of shape (max_seq_len, d_model)."""
 
     weight: torch.Tensor
 
     def forward(self, seq_len: int, offset: int = 0) -> torch.Tensor:
-        """The embeddings (seq_len, d_model) of positions `offset` to `offset + seq_len - 1`.
+        """Return the embeddings (seq_len, d_model) of positions `offset` to `offset + seq_len - 1`.
 
         Raises:
-            AGI2Error: where they reach beyond `max_seq_len`.
+            AGI2Error: if they exceed `max_seq_len`.
         """
-        # A graph that is exported has symbols here; what is compiled sees plain integers.
+        # torch.export passes SymInt, which must not be converted; torch.compile plain integers.
         if type(seq_len) is not int and not isinstance(seq_len, torch.SymInt):
             seq_len = convert(int, "seq_len", seq_len)
         if type(offset) is not int and not isinstance(offset, torch.SymInt):
@@ -122,24 +122,25 @@ class _Positions(nn.Module):
         return self.weight[offset : offset + seq_len]
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
-        """The embeddings (..., d_model) of given positions (...)."""
+        """Look up positions (...): embeddings (..., d_model)."""
         return nn.functional.embedding(positions, self.weight)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return f"max_seq_len={self.weight.size(0)}, d_model={self.weight.size(1)}"
 
 
 class PositionEmbeddings(_Positions):
-    """Fixed sine waves (Vaswani et al., 2017, section 3.5): sine in the even columns.
+    """Sinusoidal position embeddings (Vaswani et al., 2017, section 3.5).
 
-    Column pair i has the wavelength 2 pi 10000^(2i / d_model).
+    Sine in the even columns, cosine in the odd ones; column pair i has the wavelength
+    2 pi 10000^(2i / d_model).
     """
 
     @checked
     def __init__(self, max_seq_len: PositiveInt, d_model: PositiveInt) -> None:
         super().__init__()
-        # On the CPU whatever the default device: a model built without memory still has its table.
+        # On the CPU whatever the default device: a model built on meta needs a real table, too.
         position = torch.arange(max_seq_len, dtype=torch.float64, device="cpu").unsqueeze(1)
         even = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu")
         angle = position * torch.exp(even * (-math.log(10000.0) / d_model))
@@ -152,7 +153,7 @@ class PositionEmbeddings(_Positions):
 
 
 class LearnedPositionEmbeddings(_Positions):
-    """A learned vector for each position, as GPT-2 has them."""
+    """Learned position embeddings, as in GPT-2."""
 
     @checked
     def __init__(self, max_seq_len: PositiveInt, d_model: PositiveInt) -> None:

@@ -27,18 +27,18 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them, and dropout after each.
+    """Position-wise feed-forward network: two linear layers, an activation between, and dropout.
 
     Args:
         d_model: width of input and output.
-        d_ff: width between.
-        dropout: rate after each linear layer (behind the activation for the first), in training.
-        activation: `gelu_tanh` (GPT-2's form of GELU; Hendrycks and Gimpel, 2016), `gelu` (the
-            exact form), `relu` or `silu`.
+        d_ff: width of the hidden layer.
+        dropout: rate after the activation and after the second linear layer, in training.
+        activation: `gelu_tanh` (the tanh approximation of GELU, as in GPT-2; Hendrycks and Gimpel,
+            2016), `gelu` (exact), `relu` or `silu`.
         bias: whether the linear layers have biases.
 
     Raises:
-        AGI2Error: where the activation is unknown, a size is below 1, or the rate is not in [0, 1).
+        AGI2Error: if the activation is unknown, a size is below 1, or the rate is not in [0, 1).
     """
 
     @checked
@@ -62,11 +62,11 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C), or of any other number of dimensions, to the same shape."""
+        """Apply the network to (B, T, C), or any (..., C); the shape is kept."""
         check_vectors("x", x, self.d_model)
         hidden = self.dropout(self.activation(self.expand(x)))
         return self.dropout(self.contract(hidden))
 
     def extra_repr(self) -> str:
-        """The sizes and the activation."""
+        """Return the sizes and the activation."""
         return f"d_model={self.d_model}, d_ff={self.d_ff}, activation={self.activation_name}"

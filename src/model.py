@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al., 2019): architecture only.
 
-B batch, T new tokens, S tokens seen with those in the cache, C channels, V vocabulary.
+B batch, T new tokens, S all tokens, those in the KV cache included, C channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ FewTokens = Callable[[torch.Tensor, torch.Tensor | None, KVCache], torch.Tensor 
 
 
 class GPT2Model(nn.Module):
-    """A decoder-only transformer that gives, for each token, logits of the one after it.
+    """A decoder-only transformer language model: next-token logits for each token.
 
     Args:
-        config: a `GPT2Config`, or a run's configuration as `load_config` returns it.
+        config: a `GPT2Config`, or a run's configuration as returned by `load_config`.
     """
 
     def __init__(self, config: GPT2Config | Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class GPT2Model(nn.Module):
         positions = LearnedPositionEmbeddings if learned else PositionEmbeddings
         self.token_embeddings = TokenEmbeddings(config.vocab_size, config.d_model)
         self.position_embeddings = positions(config.max_seq_len, config.d_model)
-        # Tied weights of standard deviation 0.02 would drown beside sine waves of amplitude 1.
+        # Embeddings of std 0.02 (tied weights) are too small next to sinusoids of amplitude 1.
         self.embedding_scale = 1.0 if learned else math.sqrt(config.d_model)
         self.embedding_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
@@ -80,23 +80,23 @@ class GPT2Model(nn.Module):
             if config.tie_weights
             else nn.Linear(config.d_model, config.vocab_size, bias=False, dtype=torch.float32)
         )
-        # A faster way through the blocks for a few tokens, where there is one: their embeddings,
-        # the attention mask and the cache to what the blocks make of them, or to None.
+        # The decode backend, if any: takes embeddings, attention mask and KV cache; returns the
+        # output of the blocks, or None if it does not support the call.
         self.few_tokens: FewTokens | None = None
-        # What `prepare_for_generation` has made of the weights, where they are no longer what they
-        # were; and how many there were.
+        # The `quantize` with which `prepare_for_generation` has replaced the weights, if it has;
+        # and the number of parameters before.
         self.prepared: str | None = None
         self._prepared_parameters = 0
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw every weight anew.
+        """Initialize all weights, as in GPT-2.
 
         ==========================================  =================================
         token, position embeddings, untied head     normal, std 0.02
         matrices of linear layers                   normal, std 0.02
-        the two that write to the residual stream   normal, std 0.02 / sqrt(2 layers)
+        residual projections (proj, contract)       normal, std 0.02 / sqrt(2 layers)
         biases                                      0
         layer norms                                 weight 1, bias 0
         ==========================================  =================================
@@ -120,20 +120,20 @@ class GPT2Model(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
     ) -> torch.Tensor:
-        """Token ids (B, T) to logits (B, T, V).
+        """Compute next-token logits (B, T, V) for token ids (B, T).
 
         Args:
-            input_ids: the tokens, or with a cache the tokens after those in it.
-            attention_mask: boolean, or of 0 and 1. (B or 1, S), true for text and false
-                for padding, on either side; or (B or 1, T, S) or (B or 1, H or 1, T, S), true where
-                a token may attend. All narrow the causal order. Two dimensions are always a batch
-                and its tokens, whatever their sizes.
-            cache: makes this a partial pass: earlier tokens are read from it, these are added.
-            last_only: logits of the last token alone, (B, 1, V): all that generation needs.
+            input_ids: token ids, or with a cache only those after the tokens in it.
+            attention_mask: boolean, or of 0 and 1. (B or 1, S), true for text and false for
+                padding, on either side; or (B or 1, T, S) or (B or 1, H or 1, T, S), true if a
+                token may attend. It is combined with the causal mask. Two dimensions are always a
+                padding mask, whatever their sizes.
+            cache: KV cache of the earlier tokens, to which the new ones are appended.
+            last_only: return the logits of the last token only, (B, 1, V), as generation needs.
 
         Raises:
-            AGI2Error: where the text is longer than the model's positions, token ids are not
-                integers (B, T) of the vocabulary, or the mask is of another type or shape.
+            AGI2Error: if the sequence is longer than the model's positions, token ids are not
+                integers (B, T) in the vocabulary, or the mask has another type or shape.
         """
         if not isinstance(last_only, bool):
             last_only = convert(bool, "last_only", last_only)
@@ -147,7 +147,7 @@ class GPT2Model(nn.Module):
         *,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
-        """As `forward`, without the head: (B, T, C)."""
+        """Compute the final hidden states (B, T, C); arguments as in `forward`."""
         seen = cache.length if cache is not None else 0
         input_ids = as_token_ids("input_ids", input_ids)
         if input_ids.dim() != 2:
@@ -181,14 +181,14 @@ class GPT2Model(nn.Module):
         return self.final_norm(x)
 
     def _checked_mask(self, attention_mask: Any, x: torch.Tensor, seen: int) -> torch.Tensor:
-        """A mask for embeddings (B, T, C), boolean, or a clear error."""
+        """Check an attention mask against embeddings (B, T, C); return it as boolean."""
         mask = as_tensor("attention_mask", attention_mask)
         if mask.dim() > 2 and mask.is_floating_point():
             raise AGI2Error(
                 f"attention_mask of {mask.dim()} dimensions is boolean, or of integers 0 and 1, "
                 f"true may attend; not {mask.dtype}"
             )
-        # What marks text and padding is never added to a score: ones and zeros of any type do.
+        # A padding mask is never additive: zeros and ones of any dtype are accepted.
         mask = as_mask("attention_mask", mask, x.device, is_added=False)
         batch, length, _ = x.shape
         wanted = {
@@ -197,7 +197,7 @@ class GPT2Model(nn.Module):
             4: (batch, self.config.n_heads, length, seen + length),
         }.get(mask.dim(), (batch, seen + length))
         shape = tuple(mask.shape)
-        free = {0} if len(shape) < 4 else {0, 1}  # which may be 1
+        free = {0} if len(shape) < 4 else {0, 1}  # dimensions that may be 1
         if len(shape) != len(wanted) or any(
             a != b and not (a == 1 and i in free)
             for i, (a, b) in enumerate(zip(shape, wanted, strict=True))
@@ -206,13 +206,13 @@ class GPT2Model(nn.Module):
         return mask
 
     def _positions_of_text(self, is_text: torch.Tensor, seen: int) -> torch.Tensor:
-        """Position embeddings of the new tokens, (B, T, C): padding takes none."""
+        """Return the new tokens' position embeddings, (B, T, C); padding does not count."""
         positions = (is_text.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
-        self.position_embeddings(int(positions.max()) + 1)  # too long is an error
+        self.position_embeddings(int(positions.max()) + 1)  # raises if the sequence is too long
         return self.position_embeddings.at(positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (..., C) to logits (..., V)."""
+        """Apply the head: hidden states (..., C) to logits (..., V)."""
         if self.head is None:
             return F.linear(hidden, self.token_embeddings.weight)
         out: torch.Tensor = self.head(hidden)
@@ -220,16 +220,16 @@ class GPT2Model(nn.Module):
 
     @property
     def output_weight(self) -> torch.Tensor:
-        """The head's matrix (V, C): the token embedding's own where tied."""
+        """The head's matrix (V, C): the token embeddings if tied."""
         weight = self.token_embeddings.weight if self.head is None else self.head.weight
         return cast(torch.Tensor, weight)
 
     def mark_prepared(self, quantize: str, parameters: int) -> None:
-        """Note that weights have been packed or rounded, in place: what needs them refuses.
+        """Mark the weights as packed or quantized in place: methods that need the originals raise.
 
         Args:
-            quantize: as `prepare_for_generation` was told.
-            parameters: how many there were.
+            quantize: the argument of `prepare_for_generation`.
+            parameters: number of parameters before.
         """
         super().requires_grad_(False)
         self.eval()
@@ -237,24 +237,24 @@ class GPT2Model(nn.Module):
 
     @property
     def prepared_line(self) -> str:
-        """What a prepared model is, for messages."""
+        """A description of the prepared model, for messages."""
         return f'the model was prepared for generation (quantize = "{self.prepared}")'
 
     def needs_weights(self, use: str) -> None:
-        """Raise where the weights that a use of the model needs are no longer there."""
+        """Raise an `AGI2Error` if the model is prepared, so that `use` has no original weights."""
         if self.prepared is not None:
             raise AGI2Error(f"{self.prepared_line}: it cannot be {use}; load it again for that")
 
-    # All that saves, exports, copies, trains or moves a model comes through one of these.
+    # Saving, exporting, copying, training and moving a module all call one of these.
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As of any module; a prepared model has none."""
+        """See `nn.Module.state_dict`; raises for a prepared model."""
         self.needs_weights("saved or exported")
         out: dict[str, Any] = super().state_dict(*args, **kwargs)
         return out
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any module; a prepared model takes none."""
+        """See `nn.Module.load_state_dict`; raises for a prepared model."""
         self.needs_weights("given other weights")
         return super().load_state_dict(*args, **kwargs)
 
@@ -263,18 +263,18 @@ class GPT2Model(nn.Module):
         return super().__reduce_ex__(protocol)
 
     def train(self, mode: bool = True) -> GPT2Model:
-        """As of any module; a prepared model stays in evaluation mode."""
+        """See `nn.Module.train`; raises for a prepared model if `mode` is true."""
         if mode:
             self.needs_weights("trained")
         return super().train(mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> GPT2Model:
-        """As of any module; of a prepared model nothing is trained, nor by LoRA."""
+        """See `nn.Module.requires_grad_`; raises for a prepared model, also for LoRA."""
         self.needs_weights("trained")
         return super().requires_grad_(requires_grad)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT2Model:
-        """`to`, `cuda`, `half` and the like; a prepared model stays where and what it is."""
+        """Implement `to`, `cuda`, `half` etc.; raises if a prepared model would change."""
         if self.prepared is not None:
             for tensor in (*self.parameters(), *self.buffers()):
                 if fn(tensor.detach()).data_ptr() != tensor.data_ptr():
@@ -284,14 +284,14 @@ class GPT2Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(chain(self.parameters(), self.buffers())).device
 
     @checked
     def new_cache(
         self, batch_size: PositiveInt = 1, capacity: PositiveInt | None = None
     ) -> KVCache:
-        """An empty cache for this model, of `capacity` tokens (by default all positions)."""
+        """Return an empty KV cache for `capacity` tokens, by default all positions."""
         config = self.config
         return KVCache(
             config.n_layers,
@@ -311,16 +311,16 @@ class GPT2Model(nn.Module):
         *,
         verbose: bool = True,
     ) -> None:
-        """Write the model into a folder that `from_pretrained` reads, and with it its tokenizer.
+        """Save the model, and optionally its tokenizer, to a folder for `from_pretrained`.
 
         Args:
-            folder: made where there is none.
-            tokenizer: with it, the folder is one that `load_model` and every command take, too.
-            config: keys to keep beside the architecture, such as how text is generated.
-            verbose: whether to show that it takes its time (see `console.visible`).
+            folder: created if it does not exist.
+            tokenizer: needed if `load_model` and the commands are to load the folder.
+            config: keys to save in addition to the architecture, such as sampling parameters.
+            verbose: whether to show progress (see `console.visible`).
 
         Raises:
-            AGI2Error: where the folder cannot be written or has another model's tokenizer.
+            AGI2Error: if the folder cannot be written or has another model's tokenizer.
         """
         from .formats.model_dir import save_model
 
@@ -331,35 +331,35 @@ class GPT2Model(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, device: torch.device | str = "cpu", *, verbose: bool = True
     ) -> GPT2Model:
-        """Read the model of a folder that training or `save_pretrained` wrote, ready to evaluate.
+        """Load a model saved by training or `save_pretrained`, in evaluation mode.
 
-        `load_model` reads its tokenizer and configuration as well; `import_huggingface` makes such
-        a folder of one in Hugging Face's format.
+        `load_model` loads its tokenizer and configuration as well; `import_huggingface` converts a
+        folder in Hugging Face's format.
 
         Raises:
-            AGI2Error: where there is no such model, or a file is broken.
+            AGI2Error: if there is no model in the folder, or a file is corrupt.
         """
         from .formats.model_dir import load_architecture
 
         return load_architecture(folder, device, verbose=verbose)
 
     def num_parameters(self) -> int:
-        """Weights, tied ones counted once; of a prepared model those that it was made of."""
+        """Return the number of parameters, tied ones once; for a prepared model, that before."""
         if self.prepared is not None:
             return self._prepared_parameters
         return sum(parameter.numel() for parameter in self.parameters())
 
     def extra_repr(self) -> str:
-        """The number of parameters."""
+        """Return the number of parameters."""
         return f"parameters={self.num_parameters():,}"
 
 
 def _narrowed_causal_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
-    """The causal order, narrowed by a model's `attention_mask`: (B or 1, T, S), or with heads."""
+    """Combine an attention mask with the causal mask: (B or 1, T, S) or (B or 1, H or 1, T, S)."""
     if attention_mask.dim() == 2:
         attention_mask = attention_mask.unsqueeze(1)
     keys = attention_mask.size(-1)
     mask = attention_mask & causal_mask(keys - seen, keys, attention_mask.device)
-    # Padding that may see nothing sees itself: nothing has no softmax.
+    # Fully masked padding attends to itself: the softmax of its row would be NaN.
     itself = torch.ones_like(mask).triu(seen).tril(seen)
     return mask | (itself & ~mask.any(dim=-1, keepdim=True))

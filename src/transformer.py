@@ -1,4 +1,4 @@
-"""One layer of the model: attention and feed-forward, each with a residual connection."""
+"""Transformer block: attention and feed-forward network, each with a residual connection."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from .nn.kv_cache import LayerCache
 
 
 class TransformerBlock(nn.Module):
-    """Causal self-attention, then a feed-forward network, around a residual stream.
+    """Causal self-attention and a feed-forward network, with residual connections and layer norms.
 
     Args:
         d_model: width of the model (C).
         n_heads: attention heads.
-        d_ff: width of the feed-forward's hidden layer.
+        d_ff: width of the feed-forward network's hidden layer.
         dropout: rate in training.
-        activation: the feed-forward's.
+        activation: of the feed-forward network; see `FeedForward`.
         bias: whether linear layers and layer norms have biases.
-        norm_position: `pre`, x + f(norm(x)), as GPT-2; `post`, norm(x + f(x)), as the original.
+        norm_position: `pre`, x + f(norm(x)), as in GPT-2; `post`, norm(x + f(x)), as in the
+            original transformer (Vaswani et al., 2017).
 
     Raises:
-        AGI2Error: where `norm_position` is neither, a size is below 1, `n_heads` does not divide
+        AGI2Error: if `norm_position` is neither, a size is below 1, `n_heads` does not divide
             `d_model`, or the rate is not in [0, 1).
     """
 
@@ -60,16 +61,16 @@ class TransformerBlock(nn.Module):
         causal: bool = True,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) to (B, T, C).
+        """Apply the block: (B, T, C) to (B, T, C).
 
         Args:
             x: the residual stream.
-            mask: narrows what a causal token may attend to; as in `MultiHeadAttention.forward`.
-            causal: whether a token attends only to those up to its own place.
-            cache: keys and values of earlier tokens, to which these are added.
+            mask: as in `MultiHeadAttention.forward`; combined with the causal mask.
+            causal: whether a token attends only to tokens up to its own position.
+            cache: keys and values of earlier tokens, to which the new ones are appended.
 
         Raises:
-            AGI2Error: where a shape or a type is wrong.
+            AGI2Error: if a shape or a type is wrong.
         """
         check_vectors("x", x, self.attention.d_model, dims=3)
         if self.pre_norm:
@@ -80,7 +81,7 @@ class TransformerBlock(nn.Module):
 
     @property
     def norms(self) -> tuple[nn.LayerNorm, nn.LayerNorm]:
-        """Attention's and the feed-forward's."""
+        """The layer norms of attention and of the feed-forward network."""
         return self.attention_norm, self.ffn_norm
 
     def _attend(
@@ -90,5 +91,5 @@ class TransformerBlock(nn.Module):
         return cast(torch.Tensor, out)
 
     def extra_repr(self) -> str:
-        """Where the layer norms are."""
+        """Return the position of the layer norms."""
         return f"norm_position={'pre' if self.pre_norm else 'post'}"

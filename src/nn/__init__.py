@@ -1,6 +1,6 @@
 """Layers and kernels below the model: dropout, the KV cache, LoRA, and the compiled CPU kernels.
 
-Flow: tensors in, tensors out; no configuration and no file.
-Start with: `kv_cache` for what a decode step keeps, `cpu_kernels` for how one runs in C.
-Rule: knows only arguments and errors, and nothing else loads compiled code.
+Flow: tensors in, tensors out; no configuration, no files.
+Start with: `kv_cache` for the state of a decode step, `cpu_kernels` for how one runs in C.
+Rule: imports only `arguments` and `errors`; only this package loads compiled code.
 """

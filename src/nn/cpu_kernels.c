@@ -1,13 +1,13 @@
-/* A pass of the model over a few tokens, on a processor; and GELU for the training of one.
+/* CPU kernels: forward passes over a few tokens (decode steps, prefill with quantized weights), and
+   GELU for training.
 
-   To write a token reads every weight once, and little is done with each: the time is that of
-   bringing the weights from memory, which this file is made to do without pause. One parallel
-   region holds the whole pass; each processor reads whole rows of a matrix in the order in which
-   they lie in memory; weights of 32 bits are packed in 28 of them, exactly, or rounded to 8 or 4.
-   Larger passes are PyTorch's.
+   A decode step reads every weight once and does little with each: it is bound by memory bandwidth,
+   which these kernels are to saturate. One parallel region spans the forward pass; each thread
+   reads complete rows of a matrix in memory order; float32 weights are packed into 28 bits without
+   loss, or quantized to int8 or int4. Larger batches of float32 weights are left to PyTorch.
 
-   N new tokens of all texts together, C channels, H heads, D head size, S tokens seen, I inputs
-   and O outputs of a matrix. Matrices and vectors are in the order of C, the last index fastest. */
+   N new tokens of all sequences, C channels, H heads, D head size, S tokens attended to, I input
+   and O output features of a matrix. All arrays are row-major. */
 
 #include <math.h>
 #include <omp.h>
@@ -23,19 +23,19 @@
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 enum {
-    TOKENS = 6, ROWS = 2, /* at once: their sums, and what is added to them, fit into 16 registers */
-    MOST = 8,     /* tokens at once beside a single row */
-    LINE = 16,    /* numbers: a cache line, of which no two processors write a part */
-    AHEAD = 3072, /* bytes, from what is read to what is asked for: near a page, where hardware stops */
-    GROUP = 32,   /* weights of 4 bits that share a step and a lowest value */
-    BLOCK = 32768, /* weights that stay in a processor's cache while all inputs pass by */
+    TOKENS = 6, ROWS = 2, /* register tile: 12 accumulators and operands in 16 vector registers */
+    MOST = 8,     /* tokens in a tile of a single row */
+    LINE = 16,    /* floats in a cache line: no two threads write to one (false sharing) */
+    AHEAD = 3072, /* prefetch distance in bytes: near a page, where hardware prefetchers stop */
+    GROUP = 32,   /* int4 weights that share a scale and a minimum */
+    BLOCK = 32768, /* weights that stay in a core's cache for all tiles: 128 KiB of float32 */
 };
 
-/* Of a number's 32 bits, packed to 28: its sign, its mantissa and the lower end of its exponent stay in
-   place; the four bits between hold a share of another number. */
+/* Packed float32: the sign, the mantissa and the low four bits of the exponent (less the minimum of
+   the row) stay in place; the four bits between are free for a part of another number. */
 static const uint32_t SIGN = 1u << 31, SPARE = 15u << 27, EXPONENT = 255u << 23, KEPT = (1u << 27) - 1;
 
-/* Vectors of the compiler's, in as many registers as the processor needs for them. */
+/* GCC vector types, in as many registers as the target needs for 32 bytes. */
 typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint32_t uints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
@@ -43,22 +43,22 @@ typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int8_t bytes __attribute__((vector_size(32), aligned(1), may_alias));
 typedef int8_t half_bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
-/* A matrix (O, I), and what follows its product.
+/* A matrix (O, I) and the bias of its layer.
 
-   32 bits: float. 28 bits: rows that are packed (see `piece`), or whole where their exponents differ
-   too much, and a `Row` for each (O,). 8 bits: int8, and a scale for each row (O,). 4 bits: 64
-   neighbours in 32 bytes, of which the lower halves hold the first 32 and the upper halves the others;
-   and for each group of 32 a step and a lowest value, bfloat16, as the upper and lower half of a
-   number (O, I / 32). */
+   32 bits: float32. 28 bits: packed rows (see `piece`), or float32 (WHOLE) if the exponents of a
+   row differ too much, and a `Row` for each (O,). 8 bits: int8, and a scale for each row (O,). 4
+   bits: 64 consecutive weights in 32 bytes, the first 32 in the low nibbles, the others in the high
+   ones; and for each group of 32 a scale and a minimum, bfloat16, as the high and low half of a
+   uint32 (O, I / 32). */
 typedef struct {
     const void *weight;
     const void *scale;
-    const float *bias; /* (O,) or none */
+    const float *bias; /* (O,) or NULL */
     int64_t inputs, outputs;
     int32_t bits;
 } Matrix;
 
-/* Where a row begins, in vectors, and what is added to the exponents of all its numbers; or WHOLE. */
+/* The offset of a row, in vectors of 8, and its minimum exponent, added to all; or WHOLE. */
 typedef struct {
     uint32_t start, lowest;
 } Row;
@@ -67,7 +67,7 @@ enum { WHOLE = 1 };
 
 typedef struct {
     Matrix qkv, proj, expand, contract;
-    const float *attention_norm[2], *ffn_norm[2]; /* weight (C,) or none, and bias (C,) or none */
+    const float *attention_norm[2], *ffn_norm[2]; /* weight (C,) or NULL, and bias (C,) or NULL */
 } Layer;
 
 enum { NONE, GELU_TANH, GELU, RELU, SILU };
@@ -79,13 +79,13 @@ typedef struct {
     float epsilon; /* of the layer norms */
 } Model;
 
-/* What a product reads: N rows of I numbers. Beside weights of 8 bits they are rounded to 16 bits,
-   with a scale for each row; beside weights of 4 bits to 8 bits, with a scale for each group. */
+/* The activations of a matmul, (N, I). With int8 weights they are quantized to int16, with a scale
+   for each row; with int4 weights to int8, with a scale for each group. */
 typedef struct {
     float *x;
-    void *levels; /* (N, I) */
-    float *scale; /* (N, 1 or I / 32) of the levels */
-    float *sums;  /* (N, I / 32) of each group's levels times their scale */
+    void *levels; /* (N, I), int16 or int8 */
+    float *scale; /* (N, 1 or I / 32) */
+    float *sums;  /* (N, I / 32), the dequantized sum of each group, for the weights' minimum */
 } Inputs;
 
 INLINE float as_float(uint32_t bits) {
@@ -104,19 +104,19 @@ INLINE float total(floats x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
-/* e^x to 2e-7 of it, and e^40 above: 2^n e^r with |r| at most ln 2 / 2, and e^r from its series.
-   What is divided by e^40 is still no subnormal number, with which a processor is slow. */
+/* e^x with a relative error of 2e-7: 2^n e^r with |r| <= ln 2 / 2, and e^r from its Taylor series.
+   x is clamped to [-87, 40]: neither e^x nor a quotient by it is subnormal, which would be slow. */
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 40 ? 40 : x;
-    const float biased = x * 1.44269504f + 12582912.0f; /* so great that no fraction is left */
+    const float biased = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
     const float n = biased - 12582912.0f;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float series = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
-    /* n stands in the lowest bits of `biased`: a cast of NaN would be undefined. */
+    /* n is in the low bits of `biased`; converting a NaN to an integer would be undefined. */
     return series * as_float((as_bits(biased) - as_bits(12582912.0f) + 127) << 23);
 }
 
-/* Sums of products of neighbours: 16 numbers to 8. */
+/* Multiply int16 and add adjacent pairs: 16 to 8 int32. */
 INLINE ints pairs(shorts a, shorts b) {
 #ifdef __AVX2__
     return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
@@ -127,7 +127,8 @@ INLINE ints pairs(shorts a, shorts b) {
 #endif
 }
 
-/* Sums of products of four neighbours, of which a's are from 0 to 15: 32 numbers to 8. */
+/* Multiply int8 and add adjacent fours: 32 to 8 int32. a is from 0 to 15, so that the int16 sums of
+   two cannot saturate. */
 INLINE ints fours(bytes a, bytes b) {
 #ifdef __AVX2__
     return (ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
@@ -138,7 +139,8 @@ INLINE ints fours(bytes a, bytes b) {
 #endif
 }
 
-/* Vector k of 8 that lie in 7: 64 neighbours of a packed row. Each of the 7 brings four bits of the last. */
+/* Unpack vector k of 8, which are stored in 7: 64 consecutive weights of a row. The spare bits of
+   the 7 hold the last vector, four bits each. */
 INLINE floats piece(const uint32_t *words, int k, uints lowest, uints *last) {
     if (k == 7) return (floats)(((*last << 1 & SIGN) | (*last >> 3 & KEPT)) + lowest);
     uints word = *(const uints *)(words + 8 * k);
@@ -172,8 +174,8 @@ static void unpack(const Matrix *m, int64_t row, float *out) {
     }
 }
 
-/* The products: `rows` rows of a matrix from `row` on by `tokens` rows of inputs from `first` on, to
-   sums (rows, tokens). Both numbers are known when this is compiled: all sums are registers. */
+/* Matmul micro-kernels: `rows` rows of a matrix from `row` by `tokens` rows of inputs from `first`,
+   to out (rows, tokens). Both counts are compile-time constants: all accumulators are registers. */
 
 INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t first, int tokens, int rows, int ahead,
                         float *out) {
@@ -193,7 +195,7 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
 }
 
-/* A row, in the order of `multiply_32`: the same sums, bit for bit. */
+/* One row, accumulated in the order of `multiply_32`: the sums are bitwise equal. */
 INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, float *out) {
     const int64_t I = m->inputs;
     const Row of = ((const Row *)m->scale)[row];
@@ -240,7 +242,7 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tok
             out[r * tokens + t] = total(__builtin_convertvector(sums[r][t], floats)) * scale[r] * in->scale[first + t];
 }
 
-/* steps: room for (rows, tokens, I / 32), what a group's products are worth: the step of its weights times
+/* steps: scratch (rows, tokens, I / 32), the scale of a group's products: that of its weights times
    that of its inputs. */
 INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, int rows,
                        float *steps, float *out) {
@@ -291,7 +293,8 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
 }
 
-/* One of them. unpacked: the rows of a packed matrix, where that was done. room: see `room_of`. */
+/* Dispatch to a micro-kernel. unpacked: the rows of a packed matrix, if `is_unpacking`; otherwise
+   NULL. room: see `room_of`. */
 static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, int64_t first, int tokens, int64_t row,
                      int rows, float *room, float *out) {
     const int64_t I = m->inputs;
@@ -316,7 +319,7 @@ static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, i
         }
 }
 
-/* Of GELU as GPT-2 has it, x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3): the share of x. */
+/* GELU(x) / x, tanh approximation: 1 / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3). */
 INLINE float gelu_share(float x) {
     return 1 / (1 + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
 }
@@ -335,7 +338,7 @@ static void activate(int activation, float *x, int64_t count) {
     }
 }
 
-/* Sizes from a file may be of any kind: the sum and the product of two, or -1 where one is too large. */
+/* Sizes come from files and are not trusted: the checked sum and product, -1 on overflow. */
 static int64_t sum(int64_t a, int64_t b) {
     int64_t out;
     return a < 0 || b < 0 || __builtin_add_overflow(a, b, &out) ? -1 : out;
@@ -350,30 +353,34 @@ static void *memory_of(int64_t bytes) {
     return bytes < 0 || (uint64_t)bytes > SIZE_MAX ? NULL : malloc((size_t)bytes);
 }
 
+/* Whether to unpack a packed matrix block by block: every tile of tokens would unpack it again. */
 static int is_unpacking(const Matrix *m, int64_t tokens) {
     return m->bits == 28 && tokens > 2 * MOST;
 }
 
+/* Rows of a block. */
 static int64_t block_of(int64_t I) {
     return MAX(BLOCK / I / ROWS, 1) * ROWS;
 }
 
-/* Numbers that each thread needs room for in a product. They grow with the matrix: a stack may not hold them. */
+/* Scratch that each thread needs for a product, in floats. Not on the stack: it grows with the
+   matrix. Rounded up to cache lines. */
 static int64_t room_of(const Matrix *m, int64_t tokens) {
     const int64_t I = m->inputs, steps = m->bits == 4 ? times(ROWS * TOKENS, I / GROUP) : 0;
     const int64_t count = is_unpacking(m, tokens) ? times(block_of(I), I) : steps;
     return count < 0 ? -1 : sum(count, LINE - count % LINE);
 }
 
-/* out (N, O) = activation(inputs (N, I) times the matrix, + bias), or `add` that to what is there.
-   All threads of a region call this, each with `room` of its own, and wait for each other at its end. */
+/* out (N, O) = activation(inputs (N, I) times the transposed matrix, + bias); `add` accumulates
+   into out. Called by all threads of a parallel region, each with its own `room`; ends with a
+   barrier. */
 static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *room, float *out, int activation,
                     int add) {
     const int64_t I = m->inputs, O = m->outputs;
     const int unpacking = is_unpacking(m, tokens), alone = m->bits == 28 && !unpacking;
     const int64_t most = alone ? MOST : TOKENS, parts = (tokens + most - 1) / most;
     const int64_t block = block_of(I);
-    /* Long ways without a turn, and yet several for each thread: one may be held up. */
+    /* Long sequential reads, yet several chunks for each thread, for load balancing. */
     const int64_t chunk = (O / (4 * omp_get_num_threads()) / LINE + 1) * LINE;
 #pragma omp for schedule(dynamic)
     for (int64_t begin = 0; begin < O; begin += chunk) {
@@ -384,7 +391,7 @@ static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *ro
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
                 for (int64_t row = from, rows; row < to; row += rows) {
-                    /* Whole weights come fastest row by row; others need more work than way. */
+                    /* float32 weights stream fastest one row at a time; the rest is compute-bound. */
                     rows = alone || (m->bits == 32 && tokens == 1) ? 1 : MIN(ROWS, to - row);
                     float sums[ROWS * MOST];
                     const float *unpacked = unpacking ? room + (row - from) * I : NULL;
@@ -402,8 +409,8 @@ static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *ro
     }
 }
 
-/* What a level is worth, so that the greatest of some numbers has `top` of them; NaN where one of the
-   numbers is no finite one. */
+/* The scale with which the largest absolute value quantizes to `top`; NaN if any value is not
+   finite (0 * x is NaN then). At least 1e-30, so that zeros have a scale. */
 INLINE float level_of(const float *x, int64_t count, float top) {
     float greatest = 1e-30f, nothing = 0;
 #pragma omp simd reduction(max : greatest) reduction(+ : nothing)
@@ -418,16 +425,16 @@ INLINE int32_t nearest(float x) {
     return (int32_t)(x + (x < 0 ? -0.5f : 0.5f));
 }
 
-/* Round row `token` of the inputs of a matrix, where its weights are rounded. */
+/* Quantize row `token` of the inputs of a matrix, if its weights are quantized. */
 static void round_inputs(const Matrix *m, const Inputs *in, int64_t token) {
     const int64_t I = m->inputs, groups = I / GROUP;
     const float *x = in->x + token * I;
     if (m->bits == 8) {
-        /* As many levels as have a sum of products that 32 bits hold. */
+        /* No int32 overflow: each of 8 lanes adds I / 8 products, 1.35e8 / 8 * 127 < 2^31. */
         const float level = level_of(x, I, fminf(32767, 1.35e8f / (float)I)), scale = 1 / level;
         int16_t *levels = (int16_t *)in->levels + token * I;
         in->scale[token] = level;
-        if (isnan(level)) memset(levels, 0, I * sizeof *levels); /* no integer is NaN, but the scale is */
+        if (isnan(level)) memset(levels, 0, I * sizeof *levels); /* the scale propagates the NaN */
         else {
 #pragma omp simd
             for (int64_t i = 0; i < I; i++) levels[i] = (int16_t)nearest(x[i] * scale);
@@ -450,7 +457,7 @@ static void round_inputs(const Matrix *m, const Inputs *in, int64_t token) {
         }
 }
 
-/* Layer norm of x (C,) to out (C,), which may be x. */
+/* Layer norm of x (C,) to out (C,), which may alias x. */
 static void normalise(const float *const norm[2], float epsilon, const float *x, float *out, int64_t C) {
     float mean = 0, variance = 0;
 #pragma omp simd reduction(+ : mean)
@@ -464,8 +471,9 @@ static void normalise(const float *const norm[2], float epsilon, const float *x,
         out[i] = (x[i] - mean) * scale * (norm[0] ? norm[0][i] : 1) + (norm[1] ? norm[1][i] : 0);
 }
 
-/* One head of one text: keep the new keys and values, then attend from each new token to those from
-   `start` to itself. q, k, v and out are D numbers at distances of `stride` and `C` a token. */
+/* Causal attention of one head of one sequence: append the new keys and values to the cache, then
+   attend from each new token to those from `start` up to itself. q has `stride` floats per token, k
+   and v follow it at C and 2 C; out has C floats per token. */
 static void attend(const float *q, int64_t stride, float *keys, float *values, float *out, int64_t C, int64_t D,
                    int64_t start, int64_t held, int64_t tokens, float *scores) {
     const float scale = 1 / sqrtf((float)D);
@@ -492,7 +500,7 @@ static void attend(const float *q, int64_t stride, float *keys, float *values, f
     }
 }
 
-/* Memory for the inputs of a product in `x`, which moves on. */
+/* Allocate the inputs of a product at `*place`, which is advanced by `bytes_of_inputs`. */
 static Inputs inputs_at(char **place, int64_t tokens, int64_t count) {
     Inputs in;
     in.x = (float *)*place, *place += tokens * count * sizeof(float);
@@ -506,13 +514,13 @@ static int64_t bytes_of_inputs(int64_t tokens, int64_t count) {
     return times(tokens, sum(times(count, 6), (count / GROUP + 1) * 8));
 }
 
-/* GELU of each number. */
+/* GELU with the tanh approximation. */
 void agi2_gelu(int64_t count, const float *x, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
     for (int64_t i = 0; i < count; i++) out[i] = x[i] * gelu_share(x[i]);
 }
 
-/* The gradients of its inputs, from those of its outputs. */
+/* The gradient of GELU's input, from that of its output. */
 void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
     for (int64_t i = 0; i < count; i++) {
@@ -521,8 +529,8 @@ void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float 
     }
 }
 
-/* How to pack a matrix (O, I) of finite numbers in 28 bits, to `rows`; the vectors that it takes, or -1
-   where they are more than a row's start can count. */
+/* Plan the packing of a finite matrix (O, I) into 28 bits: fill `rows`. Returns the number of
+   vectors of the packed matrix, or -1 if it exceeds the 32-bit offsets. */
 int64_t agi2_pack_rows(const uint32_t *weight, int64_t I, int64_t O, Row *rows, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < O; r++) {
@@ -543,7 +551,7 @@ int64_t agi2_pack_rows(const uint32_t *weight, int64_t I, int64_t O, Row *rows, 
     return vectors > UINT32_MAX ? -1 : vectors;
 }
 
-/* To the words of a matrix, whose rows are known. */
+/* Pack a matrix (O, I) into m->weight, with the rows that `agi2_pack_rows` has filled. */
 void agi2_pack(const float *weight, const Matrix *m, int threads) {
     const Row *rows = m->scale;
 #pragma omp parallel for num_threads(threads)
@@ -555,13 +563,13 @@ void agi2_pack(const float *weight, const Matrix *m, int threads) {
     }
 }
 
-/* Some rows of a packed matrix, or the first where `which` is none, to out (count, I). */
+/* Unpack the rows `which` of a packed matrix, or the first `count` if NULL, to out (count, I). */
 void agi2_unpack(const Matrix *m, const int64_t *which, int64_t count, float *out, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < count; n++) unpack(m, which ? which[n] : n, out + n * m->inputs);
 }
 
-/* x (N, I) to out (N, O). Returns 0, or 1 where there is no memory. */
+/* A linear layer, x (N, I) to out (N, O). Returns 0, or 1 if the allocation fails. */
 int agi2_linear(const Matrix *m, int64_t tokens, const float *x, float *out, int threads) {
     const int64_t room = room_of(m, tokens), rooms = times(threads, times(room, sizeof(float)));
     char *memory = memory_of(sum(bytes_of_inputs(tokens, m->inputs), rooms)), *place = memory;
@@ -579,16 +587,16 @@ int agi2_linear(const Matrix *m, int64_t tokens, const float *x, float *out, int
     return 0;
 }
 
-/* Every layer of the model, from embeddings to the last residual sum.
+/* All layers of the model, from embeddings to the last residual sum (without the final norm).
 
-   x: (texts * tokens, C), in place. keys, values: of each layer (texts, H, capacity, D), which hold
-   `held` tokens and get the new ones. starts: (texts,) tokens of padding before each text.
-   Returns 0, or 1 where there is no memory. */
+   x: (texts * tokens, C), in place. keys, values: the KV cache of each layer, (texts, H, capacity,
+   D), which has `held` tokens; the new ones are appended. starts: (texts,), left padding of each
+   sequence. Returns 0, or 1 if the allocation fails. */
 int agi2_layers(const Model *model, float *x, float *const *keys, float *const *values, const int64_t *starts,
                 int64_t texts, int64_t tokens, int64_t held, int64_t capacity, int threads) {
     const int64_t C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
     const int64_t F = model->n_layers ? model->layers[0].expand.outputs : 0;
-    int64_t room = capacity; /* for the scores of attention, or what a product needs */
+    int64_t room = capacity; /* of each thread: attention scores, or the scratch of a product */
     for (int64_t l = 0; l < model->n_layers; l++) {
         const Matrix *of[] = {&model->layers[l].qkv, &model->layers[l].proj, &model->layers[l].expand,
                               &model->layers[l].contract};
@@ -603,6 +611,7 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
     if (!memory) return 1;
     const Inputs normed = inputs_at(&place, N, C), heads = inputs_at(&place, N, C), hidden = inputs_at(&place, N, F);
     float *qkv = (float *)place, *rooms = qkv + 3 * N * C;
+    /* Every thread runs this loop; `omp for` divides the work of a step and ends with a barrier. */
 #pragma omp parallel num_threads(threads)
     for (int64_t l = 0; l < model->n_layers; l++) {
         float *own = rooms + omp_get_thread_num() * room;

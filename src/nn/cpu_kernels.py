@@ -1,7 +1,7 @@
-"""The compiled part: a pass of the model over a few tokens, and GELU. See `cpu_kernels.c`.
+"""Bindings of the CPU kernels: decode steps, quantized matmul and GELU. See `cpu_kernels.c`.
 
-It is there where a C compiler was at hand when this package was installed. Elsewhere PyTorch does
-the same, more slowly. N rows, I inputs and O outputs of a matrix.
+They are available if a C compiler was found when the package was installed; otherwise PyTorch
+computes the same, more slowly. N rows, I input features, O output features.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch.autograd.function import once_differentiable
 from .kv_cache import KVCache
 
 FEW = 128
-"""Rows of inputs up to which this is faster than PyTorch's products of whole weights.
+"""Maximum number of rows for which the kernels are faster than PyTorch with float32 weights.
 
-Of rounded weights as many are read at a time, but never by PyTorch: what its attention makes is the
-same to the last bit but one, and that moves a rounded input to the next level.
+Quantized weights always use the kernels, this many rows at a time: PyTorch's attention differs in
+the last bits, which can move an activation to another quantization level.
 """
 GROUP = 32
-"""Weights of 4 bits, neighbours in a row of a matrix, that share a step and a lowest value."""
+"""int4 weights, consecutive in a row of a matrix, that share a scale and a minimum."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
-"""In the order of `cpu_kernels.c`."""
+"""In the order of the enum in `cpu_kernels.c`."""
 
 
 class _Matrix(ctypes.Structure):
@@ -69,13 +69,13 @@ class _Model(ctypes.Structure):
 
 
 def load(folder: Path) -> ctypes.CDLL | None:
-    """The library in a folder, where there is one that this processor and system can run."""
+    """Load the library from a folder; return None if it is missing or this CPU cannot run it."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     if is_x86 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
     try:
         library = ctypes.CDLL(str(folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"))
-    except OSError:  # not built, or without the OpenMP that PyTorch brings elsewhere
+    except OSError:  # not built, or the OpenMP runtime that PyTorch ships is not found
         return None
     matrix, address, size = POINTER(_Matrix), c_void_p, c_int64
     for name, result, arguments in (
@@ -88,29 +88,29 @@ def load(folder: Path) -> ctypes.CDLL | None:
         ("agi2_gelu_backward", None, (size, address, address, address)),
     ):
         function = getattr(library, name)
-        function.restype, function.argtypes = result, (*arguments, c_int)  # and the threads
+        function.restype, function.argtypes = result, (*arguments, c_int)  # c_int: threads
     return library
 
 
-# The variable names the folder of another build: `tests/sanitize.py` makes one with checks.
+# AGI2_NATIVE is the folder of another build: `tests/sanitize.py` makes one with sanitizers.
 LIBRARY = load(Path(os.environ.get("AGI2_NATIVE") or Path(__file__).parent))
 
 
 def _is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor's numbers lie in this machine's memory as the library reads them."""
+    """Return whether a tensor is strided, on the CPU, not sharded, and of this dtype."""
     return (
         tensor.dtype == dtype
         and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
-        and not hasattr(tensor, "full_tensor")  # a part of a sharded one
+        and not hasattr(tensor, "full_tensor")  # not a DTensor
     )
 
 
 def _address(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> int | None:
-    """Where a tensor's `count` numbers are; nothing else tells the library where to read or write.
+    """Return the address of a tensor's `count` elements; the only source of the library's pointers.
 
     Raises:
-        TypeError: where there are others there, or they are not in one piece: the caller is wrong.
+        TypeError: if dtype, device, size or strides are not as expected: a bug in the caller.
     """
     if tensor is None:
         return None
@@ -125,11 +125,11 @@ def _address(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> int
 
 
 class Gelu(torch.autograd.Function):
-    """GELU in GPT-2's form, in a third of PyTorch's time."""
+    """GELU with the tanh approximation, in a third of PyTorch's time."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """Of numbers that `suits` allows, of any shape."""
+        """Apply GELU to a tensor of any shape for which `suits` is true."""
         assert LIBRARY is not None
         x = x.contiguous()
         ctx.save_for_backward(x)
@@ -141,7 +141,7 @@ class Gelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        """The inputs' gradients."""
+        """Return the gradient of the input."""
         assert LIBRARY is not None
         (x,) = ctx.saved_tensors
         grad = grad.contiguous()
@@ -152,13 +152,13 @@ class Gelu(torch.autograd.Function):
 
     @staticmethod
     def suits(x: torch.Tensor) -> bool:
-        """Whether the library is there and can read this."""
+        """Return whether the library is loaded and supports this tensor."""
         is_compiling = torch.compiler.is_compiling()
         return LIBRARY is not None and not is_compiling and _is_plain(x, torch.float32)
 
 
 class Weights(NamedTuple):
-    """A matrix (O, I) in the layout that `cpu_kernels.c` describes, and the bias of its product."""
+    """A matrix (O, I) in a layout described in `cpu_kernels.c`, and the bias (O,) of its layer."""
 
     values: torch.Tensor
     scale: torch.Tensor | None
@@ -169,8 +169,8 @@ class Weights(NamedTuple):
 
     @property
     def is_native(self) -> bool:
-        """Whether the library is there and can read the matrix."""
-        together = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # numbers that are read at once
+        """Whether the library is loaded and supports the matrix."""
+        together = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # weights per iteration of a kernel
         has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % together == 0
         parts = (_is_plain(part, of) for part, of, _ in self._parts if part is not None)
         is_complete = (self.scale is None) == (self.bits == 32)
@@ -178,11 +178,11 @@ class Weights(NamedTuple):
 
     @property
     def _parts(self) -> tuple[tuple[torch.Tensor | None, torch.dtype, int], ...]:
-        """Each tensor, and the kind and count of the numbers that the library reads there."""
+        """Each tensor, with the dtype and the number of elements that the library expects."""
         numbers, rows = self.outputs * self.inputs, self.outputs
         values, count, scale, scales = {
             32: (torch.float32, numbers, torch.float32, 0),
-            # `pack` alone knows how many there are.
+            # The size of packed rows depends on the weights.
             28: (torch.int32, self.values.numel(), torch.int32, 2 * rows),
             8: (torch.int8, numbers, torch.float32, rows),
             4: (torch.uint8, numbers // 2, torch.int32, numbers // GROUP),
@@ -191,17 +191,21 @@ class Weights(NamedTuple):
         return (self.values, values, count), (self.scale, scale, scales), bias
 
     def struct(self) -> _Matrix:
-        """For the library: valid as long as the tensors live, and keep their memory.
+        """Return the struct for the library, valid while the tensors keep their storage.
 
         Raises:
-            TypeError: where the tensors are not what the sizes say.
+            TypeError: if the tensors do not match the sizes.
         """
         addresses = (_address(*part) for part in self._parts)
         return _Matrix(*addresses, self.inputs, self.outputs, self.bits)
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
-    """Finite weights (O, I) in 28 bits each, exactly, or None where that is not to be had."""
+    """Pack finite float32 weights (O, I) into 28 bits each, without loss.
+
+    Returns:
+        The packed weights, or None if the library is not loaded or does not support them.
+    """
     outputs, inputs = weight.shape
     weight = weight.contiguous()
     if not Weights(weight, None, bias, inputs, outputs, 32).is_native or inputs % 64:
@@ -212,7 +216,7 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
     rows = torch.empty(outputs, 2, dtype=torch.int32, device="cpu")
     place = _address(rows, torch.int32, 2 * outputs)
     vectors = LIBRARY.agi2_pack_rows(start, inputs, outputs, place, threads)
-    if vectors < 0:  # more than its rows can count, of 128 GB
+    if vectors < 0:  # beyond the 32-bit offsets of rows: 128 GB
         return None
     values = torch.empty(vectors, 8, dtype=torch.int32, device="cpu")
     packed = Weights(values, rows, bias, inputs, outputs, 28)
@@ -221,10 +225,10 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
 
 
 def unpack(packed: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """Those of the rows (N,) of a matrix, or all of them, in 32 bits: (N or O, I).
+    """Unpack the rows (N,) of a matrix, by default all, to float32: (N or O, I).
 
     Raises:
-        IndexError: where the matrix has no such row.
+        IndexError: if a row is out of range.
     """
     assert LIBRARY is not None
     count = packed.outputs
@@ -244,10 +248,10 @@ def unpack(packed: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
 
 
 class NativeLinear:
-    """The product of a few rows (..., I) with weights: (..., O).
+    """A linear layer computed by the library: (..., I) to (..., O).
 
     Args:
-        weights: native ones.
+        weights: with `is_native` true.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -255,16 +259,16 @@ class NativeLinear:
         self._matrix = weights.struct()
 
     def suits(self, x: torch.Tensor) -> bool:
-        """Whether the library can read this, and nobody asks for its gradient."""
+        """Return whether the library supports this input, and no gradient is needed."""
         has_gradient = x.requires_grad and torch.is_grad_enabled()
         return not has_gradient and _is_plain(x, torch.float32)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Of inputs that `suits` allows.
+        """Apply the layer to an input for which `suits` is true.
 
         Raises:
-            TypeError: of others, or where they are not I numbers wide.
-            MemoryError: where there is no memory for it.
+            TypeError: if the input is not supported, or its last dimension is not I.
+            MemoryError: if an allocation fails.
         """
         assert LIBRARY is not None
         inputs, outputs = self._weights.inputs, self._weights.outputs
@@ -284,7 +288,7 @@ class NativeLinear:
 
 
 class Norm(NamedTuple):
-    """A layer norm's weight (C,) and bias (C,), as far as it has them."""
+    """A layer norm's weight (C,) and bias (C,), each optional."""
 
     weight: torch.Tensor | None
     bias: torch.Tensor | None
@@ -292,9 +296,9 @@ class Norm(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, width: int) -> Norm | None:
-        """A module's, or None where it is not a layer norm that the library knows.
+        """Return the parameters of a module, or None if it is not a supported `nn.LayerNorm`.
 
-        Its memory is held: a module that is given other weights leaves these as they are.
+        They are kept alive here: parameters assigned to the module later are not used.
         """
         if type(module) is not nn.LayerNorm or module.normalized_shape != (width,):
             return None
@@ -307,7 +311,7 @@ class Norm(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """What one layer of the model consists of."""
+    """The weights of one transformer layer."""
 
     qkv: Weights
     proj: Weights
@@ -318,7 +322,7 @@ class LayerWeights(NamedTuple):
 
     @property
     def is_native(self) -> bool:
-        """Whether the library can read every part, and they fit together."""
+        """Whether the library supports every matrix, and their shapes match."""
         width, hidden = self.proj.inputs, self.expand.outputs
         shapes = [(part.inputs, part.outputs) for part in self[:4]]
         fit = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
@@ -326,19 +330,19 @@ class LayerWeights(NamedTuple):
 
 
 class NativeLayers:
-    """All layers of a model, for a few tokens at a time; see `GPT2Model.few_tokens`.
+    """CPU decode backend for all layers of a model; see `GPT2Model.few_tokens`.
 
     Args:
-        layers: native ones, of one kind.
-        n_heads: of each layer; divides the width.
-        activation: of `ACTIVATIONS`.
-        pre_norm: where the norms stand.
+        layers: with `is_native` true, all of one shape and format.
+        n_heads: attention heads of a layer; divides the width.
+        activation: one of `ACTIVATIONS`.
+        pre_norm: pre-norm (GPT-2) or post-norm.
     """
 
     def __init__(
         self, layers: Sequence[LayerWeights], n_heads: int, activation: str, pre_norm: bool
     ) -> None:
-        self._held = list(layers)  # what the addresses below point to
+        self._held = list(layers)  # keeps alive what the pointers below point to
         first = layers[0]
         width = first.proj.inputs
         array = (_Layer * len(layers))()
@@ -358,12 +362,12 @@ class NativeLayers:
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
     ) -> torch.Tensor | None:
-        """What the layers make of embeddings (B, T, C), or None where that is PyTorch's work.
+        """Return the layers' output (B, T, C), or None if PyTorch must compute it.
 
         Args:
-            x: of the new tokens; written over.
-            attention_mask: (B or 1, S), true for text and false for padding before it.
-            cache: gets the new keys and values.
+            x: embeddings of the new tokens, (B, T, C); overwritten.
+            attention_mask: (B or 1, S), true for text and false for left padding.
+            cache: the new keys and values are appended to it.
         """
         texts, tokens, _ = x.shape
         if not _is_plain(x, torch.float32) or torch.is_grad_enabled():
@@ -377,7 +381,7 @@ class NativeLayers:
         return torch.cat([self._read(part.contiguous(), starts, cache) for part in parts], dim=1)
 
     def _read(self, x: torch.Tensor, starts: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Some new tokens (B, T, C), written over, of texts that begin at `starts` (B,)."""
+        """Run the layers in place on new tokens (B, T, C) of sequences that begin at `starts`."""
         assert LIBRARY is not None
         texts, tokens, _ = x.shape
         held, width = cache.length, self._model.channels
@@ -389,6 +393,7 @@ class NativeLayers:
             addresses(*(_address(part, torch.float32, held_numbers) for part in parts))
             for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
         )
+        # Raises if the tokens do not fit, before the library writes to the buffers.
         for layer in cache.layers:
             layer.extend(tokens)
         failed = LIBRARY.agi2_layers(
@@ -403,7 +408,7 @@ class NativeLayers:
 
 
 def _starts(attention_mask: torch.Tensor | None, texts: int) -> torch.Tensor | None:
-    """Where each text begins (B,), or None where what is masked is not padding before it."""
+    """Return the padding before each sequence (B,), or None if the mask is not left padding."""
     if attention_mask is None:
         return torch.zeros(texts, dtype=torch.int64, device="cpu")
     if attention_mask.dim() != 2:

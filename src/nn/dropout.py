@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al., 2014), with masks that a CPU draws quickly."""
+"""Dropout (Srivastava et al., 2014), with fast random masks on a CPU."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..arguments import Rate, checked
 
 _LEVELS = 2**16
 
-# Of this thread alone. Compiled code guards on it, as it does on a module's mode.
+# Local to a thread. Compiled code guards on it, as on `module.training`.
 _evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
 
 
 @contextlib.contextmanager
 def evaluating() -> Iterator[None]:
-    """Compute without dropout and gradients in this thread, whatever mode the model is in.
+    """Disable dropout and gradients in this thread, whatever mode the model is in.
 
     The model's mode is not changed, so that a training step, another thread, or a generator that
-    is resumed in between finds it as the user set it. Must not be held across a `yield`: what
-    runs there would be evaluated, too.
+    is resumed in between finds it as the user set it. Must not be held across a `yield`: the
+    code that runs there would be affected, too.
     """
     before = _evaluating.set(True)
     try:
@@ -35,15 +35,15 @@ def evaluating() -> Iterator[None]:
 
 
 def is_training(module: nn.Module) -> bool:
-    """Whether a module is in training mode, and not within `evaluating`."""
+    """Return whether a module is in training mode, and not within `evaluating`."""
     return module.training and not _evaluating.get()
 
 
 def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
-    """Set a share of `rate` of the elements to 0 and scale the others up: the mean stays.
+    """Zero elements with probability `rate` and scale the others by 1 / (1 - rate).
 
-    On a CPU the rate is rounded to 1/65,536. There PyTorch draws a number of 64 bits for every
-    element; 16 of them are enough, which takes about a quarter of the time.
+    On a CPU the rate is rounded to 1/65,536: 16 random bits for each element, where PyTorch
+    generates 64, take about a quarter of the time.
     """
     if rate == 0.0:
         return x
@@ -52,19 +52,19 @@ def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     dropped = min(round(rate * _LEVELS), _LEVELS - 1)
     words = -(-x.numel() // 4)
     bits = torch.empty(words, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -_LEVELS // 2
     kept = numbers >= dropped - _LEVELS // 2
     return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 
 
 class Dropout(nn.Module):
-    """`dropout` in training, nothing in evaluation.
+    """Dropout in training mode; the identity in evaluation mode and within `evaluating`.
 
     Args:
-        rate: from 0 to below 1.
+        rate: probability of an element to be zeroed, in [0, 1).
 
     Raises:
-        AGI2Error: where it is not.
+        AGI2Error: if the rate is out of range.
     """
 
     @checked
@@ -73,9 +73,9 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """A tensor of any shape to one of the same shape."""
+        """Apply dropout to a tensor of any shape."""
         return dropout(x, self.rate) if is_training(self) else x
 
     def extra_repr(self) -> str:
-        """The rate."""
+        """Return the rate."""
         return f"rate={self.rate}"

@@ -1,4 +1,4 @@
-"""Keys and values of tokens already seen, so that each new token costs one token's work.
+"""KV cache: keys and values of earlier tokens, so that a decode step computes new tokens only.
 
 B batch, H heads, S capacity in tokens, T new tokens, D head size.
 """
@@ -12,7 +12,7 @@ from ..errors import AGI2Error
 
 
 class LayerCache:
-    """One layer's keys and values, in two buffers of shape (B, H, S, D) allocated once."""
+    """One layer's keys and values, in two preallocated buffers of shape (B, H, S, D)."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys = keys
@@ -20,10 +20,13 @@ class LayerCache:
         self.length = 0
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add T tokens, each (B, H, T, D); return all so far, as views of the buffers.
+        """Append keys and values of T tokens, each (B, H, T, D).
+
+        Returns:
+            Keys and values of all tokens, (B, H, length, D), views of the buffers.
 
         Raises:
-            AGI2Error: where they do not fit.
+            AGI2Error: if the capacity is exceeded.
         """
         start, end = self.length, self.extend(key.size(2))
         self.keys[:, :, start:end] = key
@@ -31,10 +34,10 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def extend(self, count: int) -> int:
-        """Let `count` tokens more be held, for the caller to write; return how many now are.
+        """Add `count` tokens, whose keys and values the caller stores; return the new length.
 
         Raises:
-            AGI2Error: where they do not fit.
+            AGI2Error: if the capacity is exceeded.
         """
         end = self.length + count
         if end > self.keys.size(2):
@@ -67,20 +70,20 @@ class KVCache:
             )
             for _ in range(n_layers)
         ]
-        # How many tokens every two rows are known to begin with alike, (B, B).
+        # Length of the prefix that every two rows are known to share, (B, B).
         self._alike = torch.zeros(batch_size, batch_size, dtype=torch.long, device="cpu")
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Number of tokens in the cache."""
         return self.layers[0].length
 
     def select(self, rows: torch.Tensor) -> KVCache:
-        """A cache whose row i is this one's row `rows[i]`: beams go on from other beams.
+        """Return a cache whose row i is row `rows[i]` of this one, to reorder beams.
 
-        This one is not to be used any more. Where the number of rows stays it is changed in place,
-        and only from the first token on in which a row differs from the one that it becomes:
-        beams have most of their text in common.
+        This cache must not be used afterwards. If the number of rows is unchanged, it is updated in
+        place, from the first token on at which a row may differ from its new content: beams share
+        most of their tokens.
         """
         order = rows.tolist()
         count = self.layers[0].keys.size(0)
@@ -95,6 +98,7 @@ class KVCache:
             first = min(int(self._alike[i, row]) for i, row in enumerate(order) if i != row)
         else:
             cache, first = self._empty(len(order)), 0
+        # Indexing by `rows` copies, so source and target may be the same buffers.
         for source, target in zip(self.layers, cache.layers, strict=True):
             target.keys[:, :, first:length] = source.keys[rows, :, first:length]
             target.values[:, :, first:length] = source.values[rows, :, first:length]
@@ -103,17 +107,17 @@ class KVCache:
         return cache
 
     def _empty(self, batch_size: int) -> KVCache:
-        """A cache like this one with another number of rows."""
+        """Return an empty cache like this one with another batch size."""
         _, n_heads, capacity, head_dim = (old := self.layers[0].keys).shape
         return KVCache(
             len(self.layers), batch_size, n_heads, capacity, head_dim, old.device, old.dtype
         )
 
     def truncate(self, length: int) -> None:
-        """Forget every token from `length` on.
+        """Remove every token from `length` on.
 
         Raises:
-            AGI2Error: where fewer are held.
+            AGI2Error: if the cache has fewer tokens.
         """
         if not 0 <= length <= self.length:
             raise AGI2Error(f"cannot cut a cache of {self.length} tokens to {length}")

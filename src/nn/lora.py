@@ -1,7 +1,4 @@
-"""LoRA (Hu et al., 2021): a trained model learns more through a few small matrices.
-
-r the rank.
-"""
+"""LoRA (Hu et al., 2021): fine-tuning through low-rank updates of linear layers. r the rank."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ _DOWN, _UP = "lora_down", "lora_up"
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer whose weight W (outputs, inputs) stays, beside B A, which is trained.
+    """A linear layer with a frozen weight W (outputs, inputs) and a trained update B A.
 
-    `lora_down`, A, is (r, inputs) and drawn at random; `lora_up`, B, is (outputs, r) and begins as
-    zeros, so that nothing changes at first. The paper's alpha is r: the learning rate does the
-    same.
+    `lora_down`, A, is (r, inputs), initialized at random; `lora_up`, B, is (outputs, r),
+    initialized to zeros, so that the output is unchanged at first. The paper's alpha is r (a scale
+    of 1): the learning rate has the same effect.
 
     Args:
-        linear: the layer whose weight and bias are taken over, and no longer trained.
+        linear: the layer whose weight and bias are used.
         rank: r.
     """
 
@@ -34,19 +31,19 @@ class LoRALinear(nn.Linear):
         new = linear.weight.new_zeros
         self.lora_down = nn.Parameter(new(rank, linear.in_features))
         self.lora_up = nn.Parameter(new(linear.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))  # as PyTorch's linear layers
+        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))  # as in nn.Linear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., inputs) to (..., outputs)."""
+        """Apply W + B A and the bias: (..., inputs) to (..., outputs)."""
         return super().forward(x) + F.linear(F.linear(x, self.lora_down), self.lora_up)
 
     def extra_repr(self) -> str:
-        """The sizes and the rank."""
+        """Return the sizes and the rank."""
         return f"{super().extra_repr()}, rank={self.lora_down.size(0)}"
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """One linear layer that does the same."""
+        """Return an equivalent `nn.Linear` with the weight W + B A."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(torch.addmm(self.weight, self.lora_up, self.lora_down))
         linear.bias = self.bias
@@ -54,7 +51,7 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(model: nn.Module, rank: int) -> None:
-    """Freeze a model, and set a `LoRALinear` in place of each linear layer of its blocks.
+    """Freeze a model, and replace each linear layer of its blocks by a `LoRALinear`.
 
     Args:
         model: a `GPT2Model`.
@@ -68,7 +65,7 @@ def add_lora(model: nn.Module, rank: int) -> None:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Make a model's `LoRALinear` plain linear layers again, with W + B A; all is then trained."""
+    """Merge each `LoRALinear` of a model into an `nn.Linear`, and unfreeze the model."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LoRALinear):
@@ -77,7 +74,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def merged(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A `state_dict` without LoRA of the same model: W + B A. Others are as they were."""
+    """Return a `state_dict` with LoRA merged into the weights, W + B A; others are unchanged."""
     plain = {name: w for name, w in weights.items() if not name.endswith((_DOWN, _UP))}
     for name, down in weights.items():
         layer, _, kind = name.rpartition(".")
@@ -91,11 +88,11 @@ def merged(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def lora_shapes(
     found: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that LoRA's matrices must have beside the weights of their layers.
+    """Return the shapes that the LoRA matrices must have to match their layers' weights.
 
     Args:
-        found: the shapes of a file's tensors, which give each layer's rank.
-        layers: the shapes of a model's weights without LoRA.
+        found: shapes of the tensors in a file, which give the rank of each layer.
+        layers: shapes of a model's weights without LoRA.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in found.items():

@@ -1,6 +1,6 @@
 """Quantized layers: linear layers and embeddings over packed, int8 or int4 weights.
 
-O outputs and I inputs of a matrix.
+O output features, I input features.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from ..errors import AGI2Error
 from .cpu_kernels import FEW, GROUP, NativeLinear, Weights, pack, unpack
 
 INT4_BLOCK = 2 * GROUP
-"""Weights of 4 bits that are kept together."""
+"""int4 weights that are stored together; the width of a matrix must be divisible by it."""
 
 
 _SHARES = (1.0, 0.95)
-"""Of the way from the lowest to the highest weight of a group; more of them bring nothing."""
+"""Fractions of a group's range that its levels may cover; more candidates do not help."""
 
 
 class FixedEmbeddings(nn.Module):
-    """Token embeddings, each of which is a row of a packed or rounded matrix."""
+    """Token embeddings over a packed or quantized matrix (V, C)."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         self._weights = weights
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (B, T) to embeddings (B, T, C)."""
+        """Look up token ids (B, T): embeddings (B, T, C)."""
         return restore(self._weights, tokens.flatten()).unflatten(0, tokens.shape)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return _sizes(self._weights)
 
 
 class FixedLinear(nn.Module):
-    """A linear layer of weights that do not change any more."""
+    """A linear layer over packed or quantized weights, for inference only."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
@@ -46,19 +46,19 @@ class FixedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix (O, I) as it is multiplied with."""
+        """The dequantized matrix (O, I)."""
         return restore(self._weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., I) to (..., O)."""
+        """Apply the layer: (..., I) to (..., O)."""
         few = self._weights.bits < 28 or x.numel() <= FEW * self._weights.inputs
-        # Autocasting gives other types: those are PyTorch's, and so are gradients.
+        # PyTorch computes other dtypes (autocast) and gradients.
         if self._few is not None and few and self._few.suits(x):
             return self._few(x)
         return F.linear(x, self.weight, self._weights.bias)
 
     def extra_repr(self) -> str:
-        """The sizes."""
+        """Return the sizes."""
         return _sizes(self._weights)
 
 
@@ -67,24 +67,24 @@ def _sizes(weights: Weights) -> str:
 
 
 def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
-    """A matrix (O, I) of finite numbers in 8 or 4 bits; for 32 packed in 28, or as it is."""
+    """Quantize a finite matrix (O, I) to 8 or 4 bits; for 32, pack it into 28 if supported."""
     outputs, inputs = weight.shape
     if bits == 32:
         whole = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)
         return pack(weight, bias) or whole
     in_bits = _in_8_bits if bits == 8 else _in_4_bits
-    # In parts that a processor's cache holds.
+    # In chunks that fit into the CPU cache.
     parts = [in_bits(rows) for rows in weight.split(256)]
     values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     return Weights(values, scale, bias, inputs, outputs, bits)
 
 
 def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """The matrix (O, I), or those of its rows (N,), in 32 bits: what rounding has left of it."""
+    """Dequantize or unpack a matrix, or some of its rows (N,), to float32: (O or N, I)."""
     if weights.bits == 28:
         return unpack(weights, rows)
     if rows is not None:
-        # `index_select` refuses rows that are not there, the negative ones among them.
+        # `index_select` raises if an index is out of range, also if it is negative.
         scale = None if weights.scale is None else weights.scale.index_select(0, rows)
         weights = weights._replace(values=weights.values.index_select(0, rows), scale=scale)
     if weights.bits == 32:
@@ -99,8 +99,12 @@ def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def check_finite(name: str, weight: torch.Tensor) -> None:
-    """Raise if a weight is infinite or not a number."""
-    # The least and the greatest are NaN where any weight is: twenty times as fast as to ask each.
+    """Check that a weight has neither infinity nor NaN.
+
+    Raises:
+        AGI2Error: if it has.
+    """
+    # Minimum and maximum are NaN if any element is: twenty times as fast as isfinite on all.
     if not bool(torch.stack(weight.aminmax()).isfinite().all()):
         raise AGI2Error(
             f"{name} of the model has weights that are no finite numbers: train it again"
@@ -108,17 +112,17 @@ def check_finite(name: str, weight: torch.Tensor) -> None:
 
 
 def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels of -127 to 127, and the size of a level in each row."""
+    """Quantize to int8, symmetric: levels from -127 to 127, and a scale for each row."""
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight / scale.unsqueeze(1)).round().to(torch.int8), scale
 
 
 def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levels of 0 to 15, and each group's step and lowest value."""
+    """Quantize to int4, asymmetric: levels from 0 to 15, a scale and a minimum for each group."""
     groups = weight.unflatten(1, (-1, GROUP))
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     middle = (low + high) / 2
-    # The outermost weights may be cut, where that brings the others nearer.
+    # Clip the outermost weights if this lowers the squared error of the group.
     steps = [((high - low).clamp(min=1e-12) * share / 15).bfloat16().float() for share in _SHARES]
     lowests = [(middle - 7.5 * step).bfloat16().float() for step in steps]
     errors = [
@@ -128,7 +132,7 @@ def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     best = torch.cat(errors, dim=-1).argmin(dim=-1, keepdim=True)
     step, lowest = (torch.cat(each, dim=-1).gather(-1, best) for each in (steps, lowests))
     levels = _levels(groups, step, lowest)
-    # 64 neighbours in 32 bytes: 32 in the lower halves, 32 in the upper ones.
+    # 64 consecutive weights in 32 bytes: 32 in the low nibbles, 32 in the high nibbles.
     low, high = levels.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
     upper_and_lower = torch.cat([lowest, step], dim=-1).bfloat16()
     return (low | high << 4).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
@@ -139,6 +143,6 @@ def _levels(groups: torch.Tensor, step: torch.Tensor, lowest: torch.Tensor) -> t
 
 
 def _halves(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Steps and lowest values (O, I / 32), bfloat16, that `_in_4_bits` has put together."""
+    """Split the scale tensor of `_in_4_bits`, (O, I / 32), into scales and minimums, bfloat16."""
     lowest, step = scale.unsqueeze(-1).view(torch.bfloat16).unbind(-1)
     return step, lowest
