@@ -153,7 +153,7 @@ class PositionEmbeddings(_Positions):
 
 
 class LearnedPositionEmbeddings(_Positions):
-    """Learned position embeddings, as in GPT-2."""
+    """Learned position embeddings, as in GPT-2, initialized like `TokenEmbeddings`."""
 
     @checked
     def __init__(self, max_seq_len: PositiveInt, d_model: PositiveInt) -> None:

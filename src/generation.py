@@ -239,9 +239,6 @@ def generate_text(
         on_text: called with each piece of the continuation as soon as it is generated.
         **options: other fields of `SamplingOptions`.
 
-    Returns:
-        The text.
-
     Raises:
         AGI2Error: if an option is out of range, tokenizer and model do not match, or the model's
             logits are not finite.

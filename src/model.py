@@ -91,7 +91,7 @@ class GPT2Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialize all weights, as in GPT-2.
+        """Initialize all weights.
 
         ==========================================  =================================
         token, position embeddings, untied head     normal, std 0.02

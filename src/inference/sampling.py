@@ -232,9 +232,6 @@ def process_logits(
         options: with `logit_bias` by token id.
         prompt_length: number of prompt tokens among the T.
         end_token: one or several, masked while there are fewer than `min_length` new tokens.
-
-    Returns:
-        Logits (B, V).
     """
     if options.logit_bias:
         logits = apply_logit_bias(logits, options.logit_bias)
@@ -326,8 +323,7 @@ def apply_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
 
 
 def apply_top_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
-    """Keep the smallest set of most probable tokens whose probabilities sum to p or more
-    (nucleus sampling; Holtzman et al., 2020)."""
+    """Keep the fewest most probable tokens that reach p (nucleus; Holtzman et al., 2020)."""
     if p is None or p >= 1.0:
         return logits
     return _keep_share(logits, logits, p)
@@ -362,7 +358,7 @@ def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Ten
         best, order = rank.topk(_FEW, dim=-1)
         kept = _before(shares.gather(-1, order)).lt(p).sum(dim=-1, keepdim=True).clamp(min=1)
         excluded = rank < best.gather(-1, kept - 1)
-        # Else sort: more tokens are needed, or the last one kept ties with others.
+        # Otherwise sort: more tokens are needed, or the last one kept ties with others.
         if (kept < _FEW).all() and torch.equal((~excluded).sum(dim=-1, keepdim=True), kept):
             return logits.masked_fill(excluded, NEVER)
     order = rank.argsort(dim=-1, descending=True, stable=True)

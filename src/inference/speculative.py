@@ -34,7 +34,7 @@ class NgramIndex:
         self.tokens.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """Return the `count` tokens that followed the last n-gram before; [] if it is new.
+        """Return the `count` tokens after the last n-gram's previous occurrence, [] if none.
 
         If fewer than `count` tokens have followed it, they are repeated: a loop is continued.
         """
@@ -57,10 +57,10 @@ def speculate_tokens(
 ) -> Generator[int, None, None]:
     """Yield the tokens of greedy decoding, up to `max_length` or before `end_token`.
 
-    Prompt lookup decoding (Saxena, 2023): the tokens that followed the last n-gram before are the
-    draft. One forward pass verifies them; those are accepted that greedy decoding would generate,
-    up to the first mismatch (Leviathan et al., 2023), and the others are rolled back. The tokens
-    are those of plain decoding, except where two logits are equal to rounding.
+    Prompt lookup decoding (Saxena, 2023): the tokens that followed the previous occurrence of the
+    last n-gram are the draft. One forward pass verifies them: those up to the first mismatch with
+    greedy decoding are accepted (Leviathan et al., 2023), the others rolled back. The tokens are
+    those of plain decoding, unless two logits are equal up to rounding.
 
     On a CPU a forward pass over 6 tokens takes an eighth longer than over 1, over 8 half as long
     again: hence 5 draft tokens, and after a rejected draft as many plain decode steps.

@@ -391,7 +391,7 @@ static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *ro
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
                 for (int64_t row = from, rows; row < to; row += rows) {
-                    /* float32 weights stream fastest one row at a time; the rest is compute-bound. */
+                    /* One token of float32 is memory-bound: single rows. The rest is compute-bound. */
                     rows = alone || (m->bits == 32 && tokens == 1) ? 1 : MIN(ROWS, to - row);
                     float sums[ROWS * MOST];
                     const float *unpacked = unpacking ? room + (row - from) * I : NULL;
@@ -410,7 +410,7 @@ static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *ro
 }
 
 /* The scale with which the largest absolute value quantizes to `top`; NaN if any value is not
-   finite (0 * x is NaN then). At least 1e-30, so that zeros have a scale. */
+   finite, as 0 * x is NaN then. 1e-30 keeps the scale of zeros above 0. */
 INLINE float level_of(const float *x, int64_t count, float top) {
     float greatest = 1e-30f, nothing = 0;
 #pragma omp simd reduction(max : greatest) reduction(+ : nothing)

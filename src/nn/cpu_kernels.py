@@ -75,7 +75,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"))
-    except OSError:  # not built, or the OpenMP runtime that PyTorch ships is not found
+    except OSError:  # not built, or PyTorch has not loaded OpenMP, which it is not linked with
         return None
     matrix, address, size = POINTER(_Matrix), c_void_p, c_int64
     for name, result, arguments in (

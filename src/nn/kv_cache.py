@@ -20,10 +20,7 @@ class LayerCache:
         self.length = 0
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values of T tokens, each (B, H, T, D).
-
-        Returns:
-            Keys and values of all tokens, (B, H, length, D), views of the buffers.
+        """Append T tokens, each (B, H, T, D); return all, (B, H, length, D), views of the buffers.
 
         Raises:
             AGI2Error: if the capacity is exceeded.
