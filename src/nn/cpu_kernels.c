@@ -391,7 +391,7 @@ static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *ro
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
                 for (int64_t row = from, rows; row < to; row += rows) {
-                    /* One token of float32 is memory-bound: single rows. The rest is compute-bound. */
+                    /* One float32 token is memory-bound: single rows. The rest is compute-bound. */
                     rows = alone || (m->bits == 32 && tokens == 1) ? 1 : MIN(ROWS, to - row);
                     float sums[ROWS * MOST];
                     const float *unpacked = unpacking ? room + (row - from) * I : NULL;
