@@ -764,7 +764,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny_run, monkeypatch):
 def test_text_to_validate_on_needs_a_function_that_evaluates(tiny_run, tmp_path):
     config = tiny_run()
     text = prepare(config)
-    with pytest.raises(AGI2Error, match="^evaluate: needed to validate on val_data$"):
+    with pytest.raises(AGI2Error, match=r"^evaluate: needed to validate on val_data$"):
         setup.make_trainer(config, text)
 
 
