@@ -14,7 +14,7 @@ from common import parser, report
 
 from src.config import GPT2Config
 from src.inference.beam_search import beam_search
-from src.inference.model_runner import Decoder
+from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
 
@@ -32,12 +32,12 @@ def main() -> None:
 
     def alone(beams: int) -> None:
         """Run the decode steps and KV cache reorderings of a search, with fixed tokens."""
-        decoder = Decoder(model, 50257)
-        decoder.read([prompt])
+        runner = ModelRunner(model, 50257)
+        runner.prefill([prompt])
         rows = torch.arange(beams)
         for step in range(NEW - 1):
-            decoder.reorder(torch.zeros(beams, dtype=torch.long) if step == 0 else rows.flip(0))
-            decoder.step(rows)
+            runner.reorder(torch.zeros(beams, dtype=torch.long) if step == 0 else rows.flip(0))
+            runner.decode(rows)
 
     ways = {
         "model alone, 5 beams": (5, lambda: alone(5)),

@@ -15,7 +15,7 @@ import torch
 from common import parser, report
 
 from src.config import GPT2Config
-from src.inference.model_runner import Decoder
+from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
 from src.interactive import InteractivePrompt
 from src.model import GPT2Model
@@ -53,7 +53,7 @@ def main() -> None:
         replies = []
         for reuse, chat in chats.items():
             if not reuse:
-                chat._decoder = Decoder(model, tokenizer.vocab_size)
+                chat._decoder = ModelRunner(model, tokenizer.vocab_size)
             read.clear()
             start = time.perf_counter()
             replies.append(chat.send_message(message))

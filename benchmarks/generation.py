@@ -76,7 +76,7 @@ def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     from src.generation import generate_batch, generate_tokens
     from src.inference.beam_search import beam_search
     from src.inference.prepare import prepare_for_generation
-    from src.nn.cpu_kernels import NativeLinear, Weights
+    from src.nn.cpu_kernels import KernelLinear, Weights
 
     precision = kind.split(", ")[1]
     trained = load_model(folder / "agi2", device)
@@ -85,7 +85,7 @@ def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
         matrices = [weight for weight in model.parameters() if weight.dim() == 2]
         matrices = [weight for weight in matrices if weight.size(0) != model.config.max_seq_len]
         whole = [Weights(each.detach(), None, None, *reversed(each.shape), 32) for each in matrices]
-        products = [NativeLinear(weights) for weights in whole]
+        products = [KernelLinear(weights) for weights in whole]
         inputs = [torch.randn(1, weights.inputs) for weights in whole]
 
         @torch.inference_mode()

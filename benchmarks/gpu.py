@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, report
-from train_step import SHAPES, nanogpt_step, our_step, share_of_peak
+from train_step import SHAPES, mfu, nanogpt_step, our_step
 
 from src.utils import write_text
 
@@ -202,7 +202,7 @@ def train(engine: str, is_compiled: bool) -> Callable[[argparse.Namespace, Write
             {
                 "what": what,
                 "tokens per second": speed,
-                **({} if given.tiny else share_of_peak(given.device, speed)),
+                **({} if given.tiny else mfu(given.device, speed)),
                 **peak_memory(given.device),
             }
         )
@@ -330,12 +330,12 @@ def their_generate(sizes: Sizes, precision: str, device: str) -> Generate:
     import torch
     import transformers
 
-    from src.formats.huggingface import their_config, to_their_layout
+    from src.formats.huggingface import to_hf_config, to_hf_state_dict
 
     model = random_model(sizes)
-    keys = {**their_config(model.config), "bos_token_id": None, "eos_token_id": None}
+    keys = {**to_hf_config(model.config), "bos_token_id": None, "eos_token_id": None}
     peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(**keys))
-    missing, unknown = peer.load_state_dict(to_their_layout(model.state_dict()), strict=False)
+    missing, unknown = peer.load_state_dict(to_hf_state_dict(model.state_dict()), strict=False)
     if unknown or set(missing) - {"lm_head.weight"}:
         raise SystemExit(f"transformers: no weights for {missing}, no place for {unknown}")
     peer.tie_weights()

@@ -15,7 +15,7 @@ from common import parser, report
 
 from src.config import GPT2Config
 from src.generation import generate_tokens
-from src.inference.model_runner import Decoder
+from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
 from src.inference.speculative import speculate_tokens
 from src.model import GPT2Model
@@ -41,7 +41,7 @@ def main() -> None:
     model.final_norm.register_forward_hook(lambda *_: passes.append(1))
 
     def speculated(prompt: list[int]) -> list[int]:
-        return list(speculate_tokens(Decoder(model, model.config.vocab_size), prompt, NEW))
+        return list(speculate_tokens(ModelRunner(model, model.config.vocab_size), prompt, NEW))
 
     ways = {
         "plain": lambda prompt: list(generate_tokens(model, prompt, NEW, 0)),

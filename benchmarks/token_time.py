@@ -15,7 +15,7 @@ import torch
 from common import parser, report
 
 from src.config import GPT2Config
-from src.inference.model_runner import Decoder
+from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
 
@@ -31,16 +31,16 @@ def main() -> None:
         model = GPT2Model(GPT2Config(position_embedding="learned"))
         weights = sum(each.numel() for each in model.parameters() if each.dim() == 2) * size
         prepare_for_generation(model, quantize)
-        decoder = Decoder(model, model.config.vocab_size)
+        runner = ModelRunner(model, model.config.vocab_size)
         draw = random.Random(0)
         found: dict[int, list[float]] = {length: [] for length in LENGTHS}
         memory: dict[int, float] = {}
         for _ in range(5):
             for length in LENGTHS:
-                logits = decoder.read([[draw.randrange(50257) for _ in range(length)]])
+                logits = runner.prefill([[draw.randrange(50257) for _ in range(length)]])
                 start = time.perf_counter()
                 for _ in range(TOKENS):
-                    logits = decoder.step(logits.argmax(dim=-1))
+                    logits = runner.decode(logits.argmax(dim=-1))
                 found[length].append((time.perf_counter() - start) / TOKENS)
                 memory[length] = psutil.Process().memory_info().rss / 1e9
         shortest = statistics.median(found[LENGTHS[0]])

@@ -102,7 +102,7 @@ def nanogpt_step(
     return step
 
 
-def share_of_peak(device: str, tokens_per_second: float) -> dict[str, float]:
+def mfu(device: str, tokens_per_second: float) -> dict[str, float]:
     """Return the MFU of GPT-2 124M in bf16, or nothing if the device's peak is unknown."""
     if device == "cpu":
         return {}
@@ -177,7 +177,7 @@ def main() -> None:
                 "what": f"{name}, {shape}",
                 "tokens per second": batch * context / statistics.median(child.seconds),
                 "fastest step": batch * context / min(child.seconds),
-                **share_of_peak(given.device, batch * context / statistics.median(child.seconds)),
+                **mfu(given.device, batch * context / statistics.median(child.seconds)),
                 "peak GB" if given.device == "cpu" else "host's peak GB": child.end(),
             }
             for name, child in children.items()

@@ -198,7 +198,7 @@ class TrainingDisplay:
         speed: float,
         seconds_left: float,
         val_loss: float | None,
-        share_of_peak: float | None,
+        mfu: float | None,
         memory: object,
     ) -> None:
         """Show the metrics of a step.
@@ -210,7 +210,7 @@ class TrainingDisplay:
             speed: throughput in tokens per second.
             seconds_left: estimated remaining time.
             val_loss: last val loss in nats per token, if any.
-            share_of_peak: MFU, 0 to 1, or None if the device's peak FLOP/s is unknown.
+            mfu: model FLOPs utilization, 0 to 1, or None if the device's peak FLOP/s is unknown.
             memory: printed as it is.
         """
         # In display order, with a rank each: if space is short, the highest rank is dropped first.
@@ -218,8 +218,8 @@ class TrainingDisplay:
         if val_loss is not None:
             parts.append((3, f"  val {val_loss:.4f}"))
         parts.append((4, f"  {speed:,.0f} tok/s"))
-        if share_of_peak is not None:
-            parts.append((6, f" ({100 * share_of_peak:.0f} % of peak)"))
+        if mfu is not None:
+            parts.append((6, f" (MFU {100 * mfu:.0f} %)"))
         parts += [(5, f"  {memory}"), (1, f"  {human_time(seconds_left)} left")]
         if self._is_live:
             self._bar.bar_width = max(8, min(24, console.width // 6))

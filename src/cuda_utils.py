@@ -185,7 +185,7 @@ def describe_device(device: torch.device) -> str:
 
 # Tokens per chunk of logits in loss and evaluation: few enough for the cache and for the memory of
 # a large vocabulary, enough for matrix products at full speed.
-LOGITS_AT_ONCE = 1024
+LOGITS_CHUNK_TOKENS = 1024
 
 
 def can_compile(device: torch.device) -> bool:

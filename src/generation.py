@@ -21,18 +21,23 @@ from .cuda_utils import select_device
 from .errors import AGI2Error, shown
 from .formats.model_dir import TrainedModel, check_vocabulary
 from .inference.beam_search import beam_search
-from .inference.detokenizer import StoppingCriterion, StreamDecoder, Writer, stop_strings
-from .inference.model_runner import Decoder, check_prompt, rows_at_once
+from .inference.detokenizer import (
+    IncrementalDetokenizer,
+    StoppingCriterion,
+    StreamDecoder,
+    stop_strings,
+)
+from .inference.model_runner import ModelRunner, check_prompt, max_batch_rows
 from .inference.sampling import (
     NOTHING,
     EndToken,
     SamplingOptions,
-    check_of_beams,
+    check_beam_options,
     draw,
     end_ids,
     generation_options,
+    non_sampling_options,
     process_logits,
-    undrawn,
 )
 from .inference.speculative import speculate_tokens
 from .model import GPT2Model
@@ -76,14 +81,14 @@ def generate_tokens(
     given = SamplingOptions(
         max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
     )
-    decoder = Decoder(model, vocab_size or model.config.vocab_size)
-    _check_bias(given, decoder.vocab_size)
-    check_prompt(prompt, decoder.vocab_size, end_token)
-    return _write(decoder, prompt, given, end_token, seed)
+    runner = ModelRunner(model, vocab_size or model.config.vocab_size)
+    _check_bias(given, runner.vocab_size)
+    check_prompt(prompt, runner.vocab_size, end_token)
+    return _write(runner, prompt, given, end_token, seed)
 
 
 def _write(
-    decoder: Decoder,
+    runner: ModelRunner,
     prompt: Sequence[int],
     options: SamplingOptions,
     end_token: EndToken,
@@ -91,37 +96,37 @@ def _write(
 ) -> Generator[int, None, None]:
     """Yield new token ids, by speculative decoding or sampling."""
     if options.speculative == "ngram":
-        yield from speculate_tokens(decoder, prompt, options.max_length, end_token=end_token)
+        yield from speculate_tokens(runner, prompt, options.max_length, end_token=end_token)
         return
-    with closing(_choose(decoder, prompt, options, end_token, seed)) as choices:
+    with closing(_choose(runner, prompt, options, end_token, seed)) as choices:
         for token, _ in choices:
             yield token
 
 
 def _choose(
-    decoder: Decoder,
+    runner: ModelRunner,
     prompt: Sequence[int],
     options: SamplingOptions,
     end_token: EndToken,
     seed: int | None,
 ) -> Generator[tuple[int, torch.Tensor], None, None]:
     """Yield new token ids, each with the model's logits (1, V) before processing."""
-    check_prompt(prompt, decoder.vocab_size)
+    check_prompt(prompt, runner.vocab_size)
     numbers = random.Random(seed)
-    with decoder.reserved():
-        logits = decoder.read([prompt])
+    with runner.reserved():
+        logits = runner.prefill([prompt])
         for index in range(options.max_length):
-            tokens = _next_tokens(decoder, logits, options, len(prompt), end_token, [numbers])
+            tokens = _next_tokens(runner, logits, options, len(prompt), end_token, [numbers])
             token = int(tokens)
             if token in (*end_ids(end_token), NOTHING):
                 return
             yield token, logits
             if index + 1 < options.max_length:
-                logits = decoder.step(tokens)
+                logits = runner.decode(tokens)
 
 
 def _next_tokens(
-    decoder: Decoder,
+    runner: ModelRunner,
     logits: torch.Tensor,
     options: SamplingOptions,
     prompt_length: int,
@@ -129,9 +134,9 @@ def _next_tokens(
     numbers: Sequence[random.Random],
 ) -> torch.Tensor:
     """Sample the next token of each row, (B,), each with its own random number generator."""
-    if decoder.is_padded and options.looks_at_prompt:  # logits processors must not see padding
-        rows = [decoder.row(index) for index in range(len(numbers))]
-        written = decoder.tokens.size(1) - prompt_length
+    if runner.is_padded and options.needs_prompt:  # logits processors must not see padding
+        rows = [runner.row(index) for index in range(len(numbers))]
+        written = runner.tokens.size(1) - prompt_length
         logits = torch.cat(
             [
                 process_logits(part, row, options, row.size(1) - written, end_token)
@@ -139,7 +144,7 @@ def _next_tokens(
             ]
         )
     else:
-        logits = process_logits(logits, decoder.tokens, options, prompt_length, end_token)
+        logits = process_logits(logits, runner.tokens, options, prompt_length, end_token)
     if options.is_greedy:
         return draw(logits, None)
     return draw(logits, [each.random() for each in numbers])
@@ -159,37 +164,39 @@ def stream_text(
     skip_leading_space: bool = False,
     model_seed: str = "",
     seed: NonNegativeInt | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
     **options: Any,
 ) -> Generator[str, None, None]:
     """Stream the continuation of a prompt (text, or token ids) in pieces of complete characters.
 
     The pieces joined are what `generate_text` returns with `return_full_text=False`; see there for
     the arguments. With `skip_leading_space`, leading white space is stripped before stop strings
-    are matched. A `decoder` that is passed again reuses the KV cache for the prefix that the prompt
+    are matched. A `runner` that is passed again reuses the KV cache for the prefix that the prompt
     shares with the previous sequence; it decodes one sequence at a time.
 
     Arguments are checked at the call. Any number of streams of one model may be open at once, in
-    any threads, each with its own decoder; the model may be in training or evaluation mode, and
+    any threads, each with its own runner; the model may be in training or evaluation mode, and
     switch. Its weights must not change while a stream is open: keys and values of earlier tokens
     are cached.
 
     Raises:
-        AGI2Error: as `generate_text`; and from the iterator if `decoder` is in use.
+        AGI2Error: as `generate_text`; and from the iterator if `runner` is in use.
     """
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
-    if decoder is None:
-        decoder = Decoder(model, tokenizer.vocab_size)
-    elif decoder.model is not model or decoder.vocab_size != tokenizer.vocab_size:
-        raise AGI2Error("decoder is of another model or tokenizer: make one for these, or none")
+    if runner is None:
+        runner = ModelRunner(model, tokenizer.vocab_size)
+    elif runner.model is not model or runner.vocab_size != tokenizer.vocab_size:
+        raise AGI2Error("runner is of another model or tokenizer: make one for these, or none")
     ids = _encode(prompt, tokenizer, model_seed)
     check_prompt(ids, tokenizer.vocab_size)
-    writer = Writer(tokenizer, given, stopping_criteria, skip_leading_space)
-    return _stream(_write(decoder, ids, given, tokenizer.end_tokens, seed), writer)
+    writer = IncrementalDetokenizer(tokenizer, given, stopping_criteria, skip_leading_space)
+    return _stream(_write(runner, ids, given, tokenizer.end_tokens, seed), writer)
 
 
-def _stream(tokens: Generator[int, None, None], writer: Writer) -> Generator[str, None, None]:
+def _stream(
+    tokens: Generator[int, None, None], writer: IncrementalDetokenizer
+) -> Generator[str, None, None]:
     """Yield text as soon as it cannot belong to a stop string."""
     with closing(tokens):
         for token in tokens:
@@ -328,14 +335,18 @@ def generate_batch(
     ids = [_encode(prompt, tokenizer, model_seed) for prompt in prompts]
     for each in ids:
         check_prompt(each, tokenizer.vocab_size)
-    writers = [Writer(tokenizer, given, stopping_criteria) for _ in prompts for _ in range(n)]
+    writers = [
+        IncrementalDetokenizer(tokenizer, given, stopping_criteria)
+        for _ in prompts
+        for _ in range(n)
+    ]
     numbers = [random.Random(None if seed is None else seed + i) for _ in prompts for i in range(n)]
-    most = rows_at_once(model)
+    most = max_batch_rows(model)
     together = min(n, most)  # texts of one prompt
     for some, start in product(_parts(range(len(ids)), most // together), range(0, n, together)):
         chosen = [i * n + j for i in some for j in range(start, min(n, start + together))]
         _write_rows(
-            Decoder(model, tokenizer.vocab_size),
+            ModelRunner(model, tokenizer.vocab_size),
             [ids[i] for i in some],
             given,
             tokenizer,
@@ -358,25 +369,25 @@ def _parts(numbers: range, size: int) -> list[range]:
 
 
 def _write_rows(
-    decoder: Decoder,
+    runner: ModelRunner,
     prompts: Sequence[Sequence[int]],
     options: SamplingOptions,
     tokenizer: Tokenizer,
-    writers: Sequence[Writer],
+    writers: Sequence[IncrementalDetokenizer],
     numbers: Sequence[random.Random],
 ) -> None:
     """Generate one or more texts for each prompt, a row for each; finished rows leave the batch."""
-    logits = decoder.read(prompts)
-    prompt_length = decoder.tokens.size(1)
+    logits = runner.prefill(prompts)
+    prompt_length = runner.tokens.size(1)
     each = len(writers) // len(prompts)
     if each > 1:  # a prompt is prefilled once for all its texts
         rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(each)
-        decoder.reorder(rows)
+        runner.reorder(rows)
         logits = logits[rows]
     active = list(range(len(writers)))
     for index in range(options.max_length):
         tokens = _next_tokens(
-            decoder,
+            runner,
             logits,
             options,
             prompt_length,
@@ -394,10 +405,10 @@ def _write_rows(
             break
         if len(staying) < len(active):
             places = torch.tensor(staying, device=tokens.device)
-            decoder.reorder(places)
+            runner.reorder(places)
             tokens = tokens[places]
             active = [active[place] for place in staying]
-        logits = decoder.step(tokens)
+        logits = runner.decode(tokens)
     for writer in writers:
         writer.finish()
 
@@ -444,12 +455,12 @@ def generate_choices(
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
     if given.speculative != "none":
         raise AGI2Error('speculative = "ngram" tells no probabilities: leave it out')
-    writer = Writer(tokenizer, given)
+    writer = IncrementalDetokenizer(tokenizer, given)
     characters = StreamDecoder(tokenizer)
     written: list[Choice] = []
-    decoder = Decoder(model, tokenizer.vocab_size)
+    runner = ModelRunner(model, tokenizer.vocab_size)
     ids = _encode(prompt, tokenizer, model_seed)
-    with closing(_choose(decoder, ids, given, tokenizer.end_tokens, seed)) as choices:
+    with closing(_choose(runner, ids, given, tokenizer.end_tokens, seed)) as choices:
         for token, logits in choices:
             probabilities = logits[0].float().softmax(dim=-1)
             best = probabilities.topk(min(runners_up + 1, probabilities.numel()))
@@ -540,11 +551,11 @@ def generate_beam_texts(
     tokenizer = _fitting(tokenizer, model)
     if not 1 <= results <= max(1, beam_size):
         raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
-    check_of_beams(options)
+    check_beam_options(options)
     given = _options(tokenizer, max_length, 0.0, None, None, options)
 
-    def written(tokens: Sequence[int]) -> Writer:
-        writer = Writer(tokenizer, given)
+    def written(tokens: Sequence[int]) -> IncrementalDetokenizer:
+        writer = IncrementalDetokenizer(tokenizer, given)
         for token in tokens:
             writer.push(token)
         return writer
@@ -565,7 +576,7 @@ def generate_beam_texts(
             if stop_strings(given.stop) or given.stop_at_sentence_end
             else None
         ),
-        **undrawn(given),
+        **non_sampling_options(given),
     )
     texts: dict[str, float] = {}
     for hypothesis in found:

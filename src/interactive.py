@@ -11,7 +11,7 @@ from .arguments import NonNegativeInt, PositiveInt, checked, convert
 from .errors import AGI2Error
 from .generation import stream_text
 from .inference.detokenizer import stop_strings
-from .inference.model_runner import Decoder
+from .inference.model_runner import ModelRunner
 from .inference.sampling import SamplingOptions
 from .model import GPT2Model
 from .tokenizer import Tokenizer
@@ -86,7 +86,7 @@ class InteractivePrompt:
                 self.context_limit,
             )
         self._turns = 0
-        self._decoder = Decoder(model, tokenizer.vocab_size)
+        self._runner = ModelRunner(model, tokenizer.vocab_size)
         self._replying = threading.Lock()
 
     @property
@@ -154,7 +154,7 @@ class InteractivePrompt:
             tokenizer=self.tokenizer,
             skip_leading_space=True,
             seed=seed,
-            decoder=self._decoder,
+            runner=self._runner,
             **self.options,
         )
         try:
@@ -174,7 +174,7 @@ class InteractivePrompt:
         with self._one_at_a_time():
             self.history.clear()
             self._turns = 0
-            self._decoder = Decoder(self.model, self.tokenizer.vocab_size)
+            self._runner = ModelRunner(self.model, self.tokenizer.vocab_size)
 
     def context_tokens(self) -> list[int]:
         """Return the conversation as token ids, at most `context_limit`.

@@ -35,7 +35,7 @@ from .transformer import TransformerBlock
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-FewTokens = Callable[[torch.Tensor, torch.Tensor | None, KVCache], torch.Tensor | None]
+DecodeBackend = Callable[[torch.Tensor, torch.Tensor | None, KVCache], torch.Tensor | None]
 
 
 class GPT2Model(nn.Module):
@@ -82,7 +82,7 @@ class GPT2Model(nn.Module):
         )
         # The decode backend, if any: takes embeddings, attention mask and KV cache; returns the
         # output of the blocks, or None if it does not support the call.
-        self.few_tokens: FewTokens | None = None
+        self.decode_backend: DecodeBackend | None = None
         # The `quantize` with which `prepare_for_generation` has replaced the weights, if it has;
         # and the number of parameters before.
         self.prepared: str | None = None
@@ -166,8 +166,8 @@ class GPT2Model(nn.Module):
         else:
             x = x + self.position_embeddings(input_ids.size(1), offset=seen)
         x = self.embedding_dropout(x)
-        if self.few_tokens is not None and cache is not None:
-            read = self.few_tokens(x, attention_mask, cache)
+        if self.decode_backend is not None and cache is not None:
+            read = self.decode_backend(x, attention_mask, cache)
             if read is not None:
                 return cast(torch.Tensor, self.final_norm(read))
         if attention_mask is not None:

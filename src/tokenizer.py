@@ -67,7 +67,7 @@ class BPETokenizer(Tokenizer):
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder()
         self._end_of_text = next(
-            (id for id, t in added.items() if t.special and t.content in KNOWN_END_TOKENS), None
+            (id for id, t in added.items() if t.special and t.content in KNOWN_EOS_TOKENS), None
         )
         self._start, self._ends = _around_text(tokenizer)
         self._end_of_text = self._ends[0] if self._ends else self._end_of_text
@@ -94,7 +94,7 @@ class BPETokenizer(Tokenizer):
             tokenizer = build(content, str(vocab))
         except AGI2Error as error:
             raise AGI2Error(f"{vocab} and {merges} are not a GPT-2 vocabulary: {error}") from error
-        known = (name for name in KNOWN_END_TOKENS if tokenizer.token_to_id(name) is not None)
+        known = (name for name in KNOWN_EOS_TOKENS if tokenizer.token_to_id(name) is not None)
         end = next(known, END_OF_TEXT)
         tokenizer.add_special_tokens([tokenizers.AddedToken(end, special=True)])
         return cls.from_library(tokenizer, str(vocab))
@@ -121,7 +121,7 @@ class BPETokenizer(Tokenizer):
         self = cls(max(257, tokenizer.get_vocab_size()))
         self._set_tokenizer(tokenizer)
         if self._end_of_text is None:
-            raise AGI2Error(f"{name} has no end-of-text token ({', '.join(KNOWN_END_TOKENS)})")
+            raise AGI2Error(f"{name} has no end-of-text token ({', '.join(KNOWN_EOS_TOKENS)})")
         self._own = [name for name, id in self._special.items() if id != self._end_of_text]
         samples = [*self._special, *self._in_text]
         try_out(self.encode, self.decode, self.preprocess, samples, name)
@@ -181,7 +181,7 @@ class BPETokenizer(Tokenizer):
             piece
             for text in texts
             for stretch in budget.take(_well_formed(text))
-            for piece in cut(stretch, _LEARNED_RUN)
+            for piece in cut(stretch, _MAX_TRAINING_WORD)
         )
         tokenizer.train_from_iterator(pieces, trainer)
         if budget.left_out:
@@ -214,7 +214,7 @@ class BPETokenizer(Tokenizer):
                 yield [self._in_text[part]]
                 continue
             pieces = cut(part)
-            while batch := list(islice(pieces, _PIECES_AT_ONCE)):
+            while batch := list(islice(pieces, _ENCODE_BATCH_SIZE)):
                 for encoded in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                     yield encoded.ids
 
@@ -243,9 +243,9 @@ class BPETokenizer(Tokenizer):
 
 
 # Batch size of encoding: the library encodes the pieces of a batch in parallel.
-_PIECES_AT_ONCE = 16
+_ENCODE_BATCH_SIZE = 16
 # Longer words are split for training, since each merge rescans all the words that contain it.
-_LEARNED_RUN = 256
+_MAX_TRAINING_WORD = 256
 # Most characters of text without spaces to train on: the trainer needs 100 bytes of memory a byte.
 _SPACELESS = 4_000_000
 
@@ -271,7 +271,7 @@ def _around_text(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, tuple[int
     return None, ()
 
 
-KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+KNOWN_EOS_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
 
 @checked

@@ -33,7 +33,7 @@ from .train.arguments import (
 )
 from .train.distributed import Processes, start_processes
 from .train.epoch import Criterion, Epoch
-from .train.setup import Prepared, find_resumed, prepare_together
+from .train.setup import Prepared, find_checkpoint_to_resume, prepare_together
 from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
@@ -172,7 +172,7 @@ def _train(
     if processes.is_main:
         check_log_to(config.log_to)
         check_sources(config.sources)
-    checkpoint = processes.from_main(lambda: find_resumed(config))
+    checkpoint = processes.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
     text = prepare_together(config, checkpoint, tokenizer, processes)
     trainer = make_trainer(
         config, text, model, processes=processes, is_resumed=checkpoint is not None

@@ -64,7 +64,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if gather is None else gather()
 
 
-def sharded_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Move a full tensor to the device of `other`; if `other` is a `DTensor`, shard it alike."""
     tensor = tensor.to(other.device)
     if not hasattr(other, "full_tensor"):

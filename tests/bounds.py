@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.nn.quantized import FixedLinear
+from src.nn.quantized import QuantizedLinear
 
 # Smallest positive float32: operations with subnormal results have an absolute error of up to half
 # of it.
@@ -169,7 +169,7 @@ class Bounded:
 
 def bounded_linear(layer, x: Bounded, bits: int = 32) -> Bounded:
     """Return the bounded output (..., O) of a linear layer, with its dequantized weights."""
-    bias = layer._weights.bias if isinstance(layer, FixedLinear) else layer.bias
+    bias = layer._weights.bias if isinstance(layer, QuantizedLinear) else layer.bias
     return x.linear(layer.weight.detach(), None if bias is None else bias.detach(), bits)
 
 

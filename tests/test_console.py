@@ -324,16 +324,16 @@ def test_bars_are_drawn_where_the_log_goes_to_the_same_terminal(screen, bare_hos
 
 
 def show(display, step, progress, loss, speed, seconds_left, **more):
-    given = {"val_loss": None, "share_of_peak": None, "memory": "1.0 GB", **more}
+    given = {"val_loss": None, "mfu": None, "memory": "1.0 GB", **more}
     display.update(step, progress, loss, speed=speed, seconds_left=seconds_left, **given)
 
 
 def test_in_a_terminal_there_is_a_progress_bar(screen):
     setup_logging()
     with TrainingDisplay(200) as display:
-        show(display, 50, 0.25, 3.14159, 12345.6, 90, val_loss=4.0, share_of_peak=0.456)
+        show(display, 50, 0.25, 3.14159, 12345.6, 90, val_loss=4.0, mfu=0.456)
     line = screen.getvalue()
-    assert "step 50/200  loss 3.1416  val 4.0000  12,346 tok/s (46 % of peak)  1.0 GB" in line
+    assert "step 50/200  loss 3.1416  val 4.0000  12,346 tok/s (MFU 46 %)  1.0 GB" in line
     assert "━" in screen.getvalue()
 
 
@@ -343,7 +343,7 @@ def test_bar_and_time_left_are_shown_in_a_terminal_of_any_width(width, environme
     screen = make_screen(monkeypatch, width, **environment)
     setup_logging()
     with TrainingDisplay(211_000) as display:
-        given = {"val_loss": 4.0, "share_of_peak": 0.456, "memory": "12.3 GB, GPU 70 of 80 GB"}
+        given = {"val_loss": 4.0, "mfu": 0.456, "memory": "12.3 GB, GPU 70 of 80 GB"}
         show(display, 150_000, 0.7, 3.14159, 1_234_567.8, 5430, **given)
     lines = re.split(r"[\r\n]+", without_colours(screen.getvalue()))
     shown = next(line for line in lines if "left" in line)
@@ -351,7 +351,7 @@ def test_bar_and_time_left_are_shown_in_a_terminal_of_any_width(width, environme
     assert "step 150000/211000" in shown or width < 60
     assert "1 h 30 min left" in shown or width < 60
     assert max(map(len, lines)) <= width
-    for width_for_it, part in [(80, "loss 3.1416"), (100, "val 4.0000"), (200, "46 % of peak")]:
+    for width_for_it, part in [(80, "loss 3.1416"), (100, "val 4.0000"), (200, "MFU 46 %")]:
         assert part in shown or width < width_for_it
 
 

@@ -19,7 +19,7 @@ from src.generation import (
     stream_text,
 )
 from src.inference.beam_search import beam_search
-from src.inference.model_runner import rows_at_once
+from src.inference.model_runner import max_batch_rows
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from tests.bounds import TINY, assert_within, by_chance, log_softmax_bound
 from tests.tiny_models import (
@@ -867,18 +867,18 @@ def test_texts_are_the_same_in_however_many_batches(monkeypatch, rows, n):
     model, prompts = tiny_model(), ["the cat", "a", "whales and", "", "sea"]
     given = {"max_length": 9, "tokenizer": alphabet(), "n": n, "seed": 3, "temperature": 1.0}
     expected = generate_batch(model, prompts, **given)
-    monkeypatch.setattr("src.generation.rows_at_once", lambda model: rows)
+    monkeypatch.setattr("src.generation.max_batch_rows", lambda model: rows)
     assert generate_batch(model, prompts, **given) == expected
 
 
 def test_a_batch_has_no_more_rows_than_fit_the_memory(monkeypatch):
     model = tiny_model()  # 2 layers, 16 wide, 12 positions: 3,072 bytes for each row
-    assert rows_at_once(model) == 256
+    assert max_batch_rows(model) == 256
     for room, rows in ((4 * 3072 * 7, 7), (4 * 3072 * 7 - 1, 6), (0, 1)):
         monkeypatch.setattr(
             "src.inference.model_runner.available_memory", lambda device, room=room: room
         )
-        assert rows_at_once(model) == rows
+        assert max_batch_rows(model) == rows
 
 
 def test_beams_that_do_not_fit_the_memory_are_refused(monkeypatch):

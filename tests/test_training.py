@@ -305,7 +305,7 @@ def test_the_log_tells_the_training_loss_of_every_epoch(tiny_run, caplog):
     with caplog.at_level(logging.INFO, logger="agi2"):
         run = train_from_config(tiny_run(max_steps=None, epochs=2))
     for number, loss in enumerate(run.history["train_loss"], 1):
-        assert f"epoch {number}  training loss {loss:.4f}" in caplog.text
+        assert f"epoch {number}  train loss {loss:.4f}" in caplog.text
 
 
 # What a run starts from

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from src.config import Config, GPT2Config
-from src.formats.huggingface import their_config, to_their_layout
+from src.formats.huggingface import to_hf_config, to_hf_state_dict
 from src.formats.model_dir import save_model
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer
@@ -101,7 +101,7 @@ def transformers_twin(config: GPT2Config):
     from transformers import GPT2LMHeadModel
 
     return GPT2LMHeadModel(
-        TheirConfig(**their_config(config), bos_token_id=0, eos_token_id=0)
+        TheirConfig(**to_hf_config(config), bos_token_id=0, eos_token_id=0)
     ).eval()
 
 
@@ -126,6 +126,6 @@ def training_in_float64() -> Iterator[None]:
 
 def in_their_layout(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert our weights to the state dict of `transformers_twin`, including a tied head."""
-    theirs = to_their_layout(weights)
+    theirs = to_hf_state_dict(weights)
     theirs.setdefault("lm_head.weight", theirs["transformer.wte.weight"])
     return theirs

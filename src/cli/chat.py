@@ -24,7 +24,7 @@ HELP = """/clear  forget the conversation
 Ctrl-C  stop a reply"""
 
 
-class _CtrlC:
+class _SigintHandler:
     """SIGINT handler of a chat: Ctrl-C stops a reply, or ends a chat that reads a pipe.
 
     The handler sets `pressed` as well as raising `KeyboardInterrupt`, because Python discards
@@ -38,7 +38,7 @@ class _CtrlC:
         self.session: PromptSession[str] | None = None
         self._before: Any = None
 
-    def __enter__(self) -> _CtrlC:
+    def __enter__(self) -> _SigintHandler:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._press)
         return self
@@ -60,7 +60,7 @@ class _CtrlC:
 
 def chat(prompt: InteractivePrompt) -> None:
     """Run a chat until end of input or `/quit`, in a terminal or line by line from a pipe."""
-    with _CtrlC() as ctrl_c:
+    with _SigintHandler() as ctrl_c:
         for line in _messages(ctrl_c):
             command = line.strip()
             if command == "/quit":
@@ -77,7 +77,7 @@ def chat(prompt: InteractivePrompt) -> None:
                 _reply(prompt, line, ctrl_c)
 
 
-def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _CtrlC) -> None:
+def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _SigintHandler) -> None:
     """Stream a reply to standard output; Ctrl-C stops it and keeps the partial reply."""
     raised, ctrl_c.raises = ctrl_c.raises, True
     try:
@@ -95,7 +95,7 @@ def _reply(prompt: InteractivePrompt, message: str, ctrl_c: _CtrlC) -> None:
     ctrl_c.pressed, ctrl_c.raises = False, raised
 
 
-def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
+def _messages(ctrl_c: _SigintHandler) -> Iterator[str]:
     """Yield the lines of standard input; with history and line editing in a terminal."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
@@ -112,11 +112,11 @@ def _messages(ctrl_c: _CtrlC) -> Iterator[str]:
             continue
         except EOFError:
             return
-        ctrl_c.pressed |= _is_taken_back(session)
+        ctrl_c.pressed |= _interrupted_after_enter(session)
         yield line
 
 
-def _is_taken_back(session: PromptSession[str]) -> bool:
+def _interrupted_after_enter(session: PromptSession[str]) -> bool:
     """Return whether Ctrl-C was typed right after Enter, before the prompt restored the terminal.
 
     Until then the terminal is in raw mode: Ctrl-C arrives as a key press, not as SIGINT. The key

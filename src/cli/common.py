@@ -61,9 +61,9 @@ class _Commands(typer.core.TyperGroup):
             raise
         except AGI2Error as error:
             if "RANK" in os.environ:
-                from ..train.distributed import let_the_first_speak
+                from ..train.distributed import report_on_rank_0
 
-                let_the_first_speak(error)
+                report_on_rank_0(error)
             _fail(error, *error.args)
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(130) from interrupt

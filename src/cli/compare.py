@@ -145,7 +145,7 @@ def results(runs: Sequence[RunRecord]) -> Rows:
             for seconds in (each.last("seconds") for each in histories)
         ],
         "tokens/s": [_count(each.last("tokens_per_second")) for each in histories],
-        "best validation loss": [_best(each)[0] for each in histories],
+        "best val loss": [_best(each)[0] for each in histories],
         "best bits per byte": [_best(each)[1] for each in histories],
         "last bits per byte": [_figure(each.last("val_bits_per_byte"), 3) for each in histories],
     }

@@ -22,7 +22,7 @@ from .common import (
     load_to_generate,
     open_model,
 )
-from .startup import limit_spinning, loading
+from .startup import limit_openmp_spinning, loading
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -45,7 +45,7 @@ def generate(
     verbose: Verbose = False,
 ) -> None:
     """Continue a prompt, token by token."""
-    limit_spinning(1_000)
+    limit_openmp_spinning(1_000)
     flags = as_overrides(temperature, top_k, max_length, seed)
     with loading(not quiet):
         config, file = open_model(model, "generation", [*(overrides or []), *flags], quiet, verbose)
@@ -96,7 +96,7 @@ def beam(
     verbose: Verbose = False,
 ) -> None:
     """Search for the likeliest text with beams; nothing is drawn at random."""
-    limit_spinning(1_000)
+    limit_openmp_spinning(1_000)
     flags = [] if results is None else [f"beam_results={results}"]
     flags += as_overrides(max_length=max_length)
     with loading(not quiet):
@@ -138,7 +138,7 @@ def chat(
     verbose: Verbose = False,
 ) -> None:
     """Talk with a model."""
-    limit_spinning(1_000)
+    limit_openmp_spinning(1_000)
     flags = as_overrides(temperature, top_k, max_length, seed)
     with loading(not quiet):
         config, file = open_model(

@@ -54,7 +54,7 @@ def loading(is_shown: bool = True) -> Iterator[None]:
         print(f"{' ' * len(_LOADING)}\r", end="", file=sys.stderr, flush=True)
 
 
-def limit_spinning(spins: int) -> None:
+def limit_openmp_spinning(spins: int) -> None:
     """Limit the busy-waiting of OpenMP threads (libgomp). Call before importing PyTorch.
 
     With the default, a step takes several times as long if other processes use the cores; the

@@ -20,7 +20,7 @@ from .common import (
     open_run,
     set_up_log,
 )
-from .startup import limit_spinning, loading
+from .startup import limit_openmp_spinning, loading
 
 
 @app.command()
@@ -32,7 +32,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a model, and print what it generates."""
-    limit_spinning(10_000)
+    limit_openmp_spinning(10_000)
     overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
     with loading(not quiet):
         config = open_run(file, overrides, quiet, verbose)

@@ -124,7 +124,7 @@ def _packed(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
             first, size = number + 1, 0
 
 
-def group_related(documents: Sequence[str], threshold: float) -> list[int]:
+def cluster_near_duplicates(documents: Sequence[str], threshold: float) -> list[int]:
     """Cluster documents that share text, directly or transitively (union-find).
 
     Args:
@@ -176,7 +176,7 @@ def _root(groups: list[int], index: int) -> int:
     return index
 
 
-def are_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
+def isin(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the mask `np.isin(hashes, others)`, by binary search, ten times as fast here."""
     if not len(others):
         return np.zeros(len(hashes), bool)
@@ -185,7 +185,7 @@ def are_among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return others[places] == hashes
 
 
-def shared_part(text: Sequence[str], other: Sequence[str]) -> float | None:
+def containment(text: Sequence[str], other: Sequence[str]) -> float | None:
     """Return the containment of `text` in `other` (Broder, 1997).
 
     Returns:
@@ -196,10 +196,10 @@ def shared_part(text: Sequence[str], other: Sequence[str]) -> float | None:
     if not len(hashes):
         return None
     others, _ = _all_shingles(other, rate)
-    return float(are_among(hashes, others).mean())
+    return float(isin(hashes, others).mean())
 
 
-def cut_out(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[list[str], list[str]]:
+def split_by_shingles(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[list[str], list[str]]:
     """Split a text into the passages without any of the given shingles and those with them.
 
     Args:
@@ -211,7 +211,7 @@ def cut_out(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[list[str], li
         The passages without and the passages with them, each in order; together, the full text.
     """
     found = shingles(text, rate)
-    hits = np.flatnonzero(are_among(found.hashes, hashes))
+    hits = np.flatnonzero(isin(found.hashes, hashes))
     without, within, done = [], [], 0
     if len(hits):
         starts, ends = found.starts[hits], found.ends[hits]

@@ -20,7 +20,7 @@ from .text_files import check_head
 
 DEADLINE = 1800.0
 """Total timeout of a download, in seconds."""
-MOST_BYTES = 4 * 10**9
+MAX_BYTES = 4 * 10**9
 """Maximum size of a download, in bytes."""
 _SILENCE = 30.0  # socket timeout, in seconds: the longest wait for the next byte
 _CHUNK = 2**16
@@ -63,13 +63,13 @@ def cached_path(url: str) -> Path:
     return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
 
 
-def download(url: str, *, deadline: float | None = None, most_bytes: int | None = None) -> Path:
+def download(url: str, *, deadline: float | None = None, max_bytes: int | None = None) -> Path:
     """Download a text file, unless it is cached.
 
     Args:
         url: `http://` or `https://` URL, optionally with `user:password@`.
         deadline: total timeout in seconds, `DEADLINE` by default.
-        most_bytes: maximum size in bytes, `MOST_BYTES` by default.
+        max_bytes: maximum size in bytes, `MAX_BYTES` by default.
 
     Returns:
         The path of the cached file.
@@ -88,7 +88,7 @@ def download(url: str, *, deadline: float | None = None, most_bytes: int | None 
     with atomic_path(cached) as beside:
         try:
             with open(beside, "wb") as file:
-                _Transfer(url, file, most_bytes or MOST_BYTES).run(deadline or DEADLINE)
+                _Transfer(url, file, max_bytes or MAX_BYTES).run(deadline or DEADLINE)
             _check_content(url, beside)
         except (_Refused, OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, AGI2Error):
@@ -117,10 +117,10 @@ class _Transfer:
     neither a DNS lookup nor a server that sends one byte per second.
     """
 
-    def __init__(self, url: str, file: BinaryIO, most_bytes: int) -> None:
+    def __init__(self, url: str, file: BinaryIO, max_bytes: int) -> None:
         self._url = url
         self._file = file
-        self._most_bytes = most_bytes
+        self._most_bytes = max_bytes
         self._problem: BaseException | None = None
         self._is_over = threading.Event()
 
@@ -162,7 +162,7 @@ class _Transfer:
             raise _Refused(f"it broke off after {count:,} of {length:,} bytes")
 
 
-def _check_answer(response: Any, url: str, most_bytes: int) -> int | None:
+def _check_answer(response: Any, url: str, max_bytes: int) -> int | None:
     """Check a response's status and headers; return its length in bytes, or `None` if unknown."""
     if response.status != 200:
         raise _Refused(f"{response.status} {response.reason}")
@@ -172,8 +172,8 @@ def _check_answer(response: Any, url: str, most_bytes: int) -> int | None:
     if "html" in response.headers.get_content_type() and not _asks_for_html(url):
         raise _Refused("the answer is a web page, not a text")
     length: int | None = response.length
-    if length is not None and length > most_bytes:
-        raise _Refused(f"it is {human_bytes(length)}, more than {human_bytes(most_bytes)}")
+    if length is not None and length > max_bytes:
+        raise _Refused(f"it is {human_bytes(length)}, more than {human_bytes(max_bytes)}")
     return length
 
 

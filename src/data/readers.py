@@ -106,7 +106,7 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
                     f"{path}:{line}: the row has {plural(len(row), 'field')}, the first row "
                     f"{len(columns)}: put fields with {separator!r} or line ends in quotes",
                 )
-            if not is_warned and _holds_rows(row, separator, len(columns)):
+            if not is_warned and _has_unclosed_quote(row, separator, len(columns)):
                 log.warning(
                     "%s",
                     one_line(f"{path}:{line}: a field holds lines like rows: is a quote missing?"),
@@ -119,7 +119,7 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
         ) from error
 
 
-def _holds_rows(row: list[str], separator: str, columns: int) -> bool:
+def _has_unclosed_quote(row: list[str], separator: str, columns: int) -> bool:
     """Return whether a multi-line field consists of lines with as many fields as a row.
 
     This is the symptom of an unclosed quote that the quote of a later row closes.

@@ -239,7 +239,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
         for entry in entries:
             path = Path(entry.path)
             is_folder = os.path.isdir(path)
-            if reason := _not_the_users(path, is_folder):
+            if reason := _skip_reason(path, is_folder):
                 skipped.add(reason, str(path), size=0 if is_folder else size_of(path))
             elif not is_folder:
                 yield path
@@ -249,7 +249,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
                 folders.append(path)
 
 
-def _not_the_users(path: Path, is_folder: bool) -> str:
+def _skip_reason(path: Path, is_folder: bool) -> str:
     """Return the reason to skip a file or folder found in a source; empty if there is none."""
     if path.name.startswith("."):
         return "hidden"

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from ..utils import log
-from .dedup import are_among, cut_out, group_related, sampling_rate, shared_part, shingles
+from .dedup import (
+    cluster_near_duplicates,
+    containment,
+    isin,
+    sampling_rate,
+    shingles,
+    split_by_shingles,
+)
 
 # With at least this many documents, complete documents are held out; with fewer, the end of each.
 _MANY_DOCUMENTS = 20
@@ -42,7 +49,7 @@ def split_documents(documents: Sequence[str], val_fraction: float, seed: int = 0
         return list(documents), []
     best, best_leak = None, 0.0
     for split in _splits(documents, val_fraction, seed):
-        leak = shared_part(split[1], split[0]) if split[1] else None
+        leak = containment(split[1], split[0]) if split[1] else None
         if best is None or (leak or 0.0) < best_leak:
             best, best_leak = split, leak or 0.0
         if best_leak <= _LEAK_WARNED:
@@ -73,7 +80,7 @@ def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterato
     texts = list(lengths)
     if len(texts) >= _MANY_DOCUMENTS:
         for threshold in _RELATED:
-            groups = group_related(texts, threshold)
+            groups = cluster_near_duplicates(texts, threshold)
             related = len(texts) - len(set(groups))
             chosen = _choose(texts, groups, lengths, val_fraction, seed)
             held_out = sum(lengths[text] for text in chosen)
@@ -119,7 +126,7 @@ def _split_each(documents: Sequence[str], val_fraction: float) -> Split:
     """Hold out the end of each document; near-duplicates are split together."""
     texts = list(dict.fromkeys(documents))
     members: dict[int, list[str]] = {}
-    for text, group in zip(texts, group_related(texts, _RELATED[0]), strict=True):
+    for text, group in zip(texts, cluster_near_duplicates(texts, _RELATED[0]), strict=True):
         members.setdefault(group, []).append(text)
     parts: dict[str, Split] = {}
     for related in members.values():
@@ -141,19 +148,19 @@ def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
     for text in sorted(texts, key=len, reverse=True):
         cut = int(len(text) * (1 - val_fraction))
         head, tail = shingles(text[:cut], rate).hashes, shingles(text[cut:], rate).hashes
-        if len(tail) and are_among(tail, trained).mean() > 0.5:
+        if len(tail) and isin(tail, trained).mean() > 0.5:
             # An excerpt or draft whose end is in the training part of a longer document stays in
             # training: the end of the longer one is held out.
             cut, head, tail = len(text), np.concatenate([head, tail]), tail[:0]
         cuts[text] = cut
         trained, held_out = np.concatenate([trained, head]), np.concatenate([held_out, tail])
     plain = {text: _pieces([text[:cut]], [text[cut:]]) for text, cut in cuts.items()}
-    is_copied = bool(len(held_out)) and are_among(held_out, trained).mean() >= _RELATED[0]
+    is_copied = bool(len(held_out)) and isin(held_out, trained).mean() >= _RELATED[0]
     if not is_copied and len(texts) == 1:
         return plain
     split = {}
     for text, cut in cuts.items():
-        kept, moved = cut_out(text[:cut], held_out, rate)
+        kept, moved = split_by_shingles(text[:cut], held_out, rate)
         split[text] = _pieces(kept, [*moved, text[cut:]])
     # If the text is mostly repetition, holding out all copies would leave too little to train on.
     return split if _train_size(split) >= _train_size(plain) / 2 else plain

@@ -22,7 +22,7 @@ from ..formats.model_dir import TrainedModel
 from ..generation import generate_text
 from ..nn.dropout import evaluating
 from ..utils import log
-from .loss import TOKENS_AT_ONCE, evaluate_tokens
+from .loss import EVAL_TOKENS_PER_BATCH, evaluate_tokens
 
 # Default of `max_gen_toks`, as in lm-eval.
 _MAX_LENGTH = 256
@@ -64,7 +64,7 @@ class AGI2LM(LM):
         scores: dict[int, tuple[float, bool]] = {}
         while order:
             longest = len(pairs[order[-1]][0])
-            rows = max(1, TOKENS_AT_ONCE // longest)
+            rows = max(1, EVAL_TOKENS_PER_BATCH // longest)
             chosen, order = order[-rows:], order[:-rows]
             scores.update(zip(chosen, self._score([pairs[i] for i in chosen]), strict=True))
         return [scores[index] for index in range(len(pairs))]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..arguments import NonNegativeInt, PositiveInt, checked
 from ..console import Advance, busy, visible
-from ..cuda_utils import LOGITS_AT_ONCE, autocast
+from ..cuda_utils import LOGITS_CHUNK_TOKENS, autocast
 from ..dataset import TextDataset, tokenize
 from ..errors import AGI2Error
 from ..formats.model_dir import check_vocabulary
@@ -84,8 +84,8 @@ def _evaluate(
             targets = windows[:, 1:][fresh]
             hidden = model.hidden_states(windows[:, :-1].to(model.device))[fresh.to(model.device)]
             for x, y in zip(
-                hidden.split(LOGITS_AT_ONCE),
-                targets.to(model.device).split(LOGITS_AT_ONCE),
+                hidden.split(LOGITS_CHUNK_TOKENS),
+                targets.to(model.device).split(LOGITS_CHUNK_TOKENS),
                 strict=True,
             ):
                 losses = F.cross_entropy(model.logits(x).float(), y, reduction="none")
@@ -149,7 +149,7 @@ def evaluate_tokens(
         raise AGI2Error(f"the text has {plural(len(tokens), 'token')}: at least 2 are needed")
     width = min(positions, len(tokens) - 1)
     windows = TextDataset.from_tokens(tokens, width + 1, stride=min(stride, width))
-    rows = max(1, TOKENS_AT_ONCE // width)
+    rows = max(1, EVAL_TOKENS_PER_BATCH // width)
     found = evaluate(
         model, windows, tokenizer, batch_size=rows, precision=precision, verbose=verbose
     )
@@ -159,7 +159,7 @@ def evaluate_tokens(
 
 
 # Tokens of a forward pass (B·T), which bounds its memory.
-TOKENS_AT_ONCE = 4096
+EVAL_TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def _search_span(written: str, learned: str, least: int) -> str:
     is common, then increased by smaller and smaller powers of two: O(n log n log s) time for a span
     of s characters.
     """
-    shared = _seem_shared(written, learned, least)
+    shared = _ngram_filter(written, learned, least)
     if not shared.any():
         return ""
     kept = shared.copy()
@@ -127,7 +127,7 @@ def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray,
     return (ours, theirs) if (theirs >= 0).any() else None
 
 
-def _seem_shared(written: str, learned: str, width: int) -> np.ndarray:
+def _ngram_filter(written: str, learned: str, width: int) -> np.ndarray:
     """Return which characters of `learned` are in a `width`-gram that may occur in `written`.
 
     A filter like a Bloom filter, over a hash of the characters' lowest bytes: it may have false

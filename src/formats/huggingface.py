@@ -23,7 +23,7 @@ from ..errors import AGI2Error, shown
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME, BPETokenizer, Tokenizer
 from ..utils import atomic_folder, atomic_path, log, write_text, writing
-from .huggingface_tokenizer import load_their_tokenizer, read_their_json, write_their_tokenizer
+from .huggingface_tokenizer import load_hf_tokenizer, read_hf_json, save_hf_tokenizer
 from .model_dir import (
     CONFIG,
     WEIGHTS,
@@ -100,7 +100,7 @@ def renamed(ours: str, names: Mapping[str, str], block: str, inside: Mapping[str
     return f"{block}.{index}.{inside[part]}.{kind}"
 
 
-def their_name(ours: str) -> str:
+def hf_key(ours: str) -> str:
     """Return the `transformers` key for a `state_dict` key of `GPT2Model`."""
     return renamed(ours, _NAMES, "transformer.h", _NAMES_IN_A_BLOCK)
 
@@ -110,15 +110,15 @@ def is_transposed(ours: str) -> bool:
     return ours.startswith("blocks.") and ours.endswith(".weight") and "norm" not in ours
 
 
-def to_their_layout(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_hf_state_dict(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Convert a `state_dict` to the keys and layout of `transformers`; values do not change."""
     return {
-        their_name(name): weight.t() if is_transposed(name) else weight
+        hf_key(name): weight.t() if is_transposed(name) else weight
         for name, weight in weights.items()
     }
 
 
-def their_config(config: GPT2Config) -> dict[str, Any]:
+def to_hf_config(config: GPT2Config) -> dict[str, Any]:
     """Return the fields of `transformers.GPT2Config` for this architecture."""
     return {
         "vocab_size": config.vocab_size,
@@ -196,17 +196,17 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
     config, weights = as_gpt2(model)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    ends = write_their_tokenizer(tokenizer, folder, config.max_seq_len)
+    ends = save_hf_tokenizer(tokenizer, folder, config.max_seq_len)
     model_notes = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        **their_config(config),
+        **to_hf_config(config),
         **ends,
     }
     write_text(folder / "config.json", json.dumps(model_notes, indent=2) + "\n")
     write_text(folder / "generation_config.json", json.dumps(ends, indent=2) + "\n")
     with atomic_path(folder / WEIGHTS) as beside:
-        save_tensors(to_their_layout(weights), beside, {"format": "pt"})
+        save_tensors(to_hf_state_dict(weights), beside, {"format": "pt"})
 
 
 # Import
@@ -232,10 +232,10 @@ def _import(source: str, folder: Path) -> None:
     place = _find(source)
     if not (place / "config.json").exists():
         raise AGI2Error(f"{source} is no Hugging Face model: it has no config.json")
-    theirs = read_their_json(place / "config.json", source)
-    architecture = our_config(theirs, source)
+    theirs = read_hf_json(place / "config.json", source)
+    architecture = from_hf_config(theirs, source)
     check_memory(architecture, f"{source}: this model")
-    tokenizer = load_their_tokenizer(place, source, theirs)
+    tokenizer = load_hf_tokenizer(place, source, theirs)
     found = _read_weights(place, source)
     if _has_own_head(found):  # even if config.json says that it is tied
         architecture = replace(architecture, tie_weights=False)
@@ -250,7 +250,7 @@ def _import(source: str, folder: Path) -> None:
         save_model(model, tokenizer, make_config(given, name=str(folder)), beside)
 
 
-def our_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
+def from_hf_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
     """Convert a config.json of `transformers` to a `GPT2Config`.
 
     Args:
@@ -367,7 +367,7 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     if (place / WEIGHTS).is_file():
         files = {WEIGHTS}
     elif index.is_file():
-        places = read_their_json(index, name).get("weight_map")
+        places = read_hf_json(index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
             raise AGI2Error(f"{name}: {index.name} is damaged: it has no weight_map of file names")
         files = set(places.values())
@@ -410,7 +410,7 @@ def _our_weights(
     """
     found, weights = dict(found), {}
     for ours, expected in model.state_dict().items():
-        theirs = their_name(ours).removeprefix("transformer.")
+        theirs = hf_key(ours).removeprefix("transformer.")
         if theirs not in found:
             raise AGI2Error(f"{name}: {theirs} is missing in its weights")
         weight = found.pop(theirs)

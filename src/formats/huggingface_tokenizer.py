@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import AGI2Error, shown
 from ..tokenization.tokenizer_json import check_byte_level, read_bounded
-from ..tokenizer import FILE_NAME, KNOWN_END_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
+from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
 from ..utils import log, read_json_object, write_text
 
 # Default BOS and EOS id of `transformers.GPT2Config`, saved even if the vocabulary is smaller.
@@ -51,7 +51,7 @@ class Folder:
         """Load the files that exist; `model` is the content of config.json."""
 
         def optional(file: str) -> dict[str, Any]:
-            return read_their_json(place / file, name) if (place / file).exists() else {}
+            return read_hf_json(place / file, name) if (place / file).exists() else {}
 
         return cls(
             name,
@@ -81,7 +81,7 @@ class Folder:
         return ids
 
 
-def read_their_json(path: Path, name: str) -> dict[str, Any]:
+def read_hf_json(path: Path, name: str) -> dict[str, Any]:
     """Load a JSON object from a file; `name` is the model's, for error messages."""
     try:
         return read_json_object(path)
@@ -90,7 +90,7 @@ def read_their_json(path: Path, name: str) -> dict[str, Any]:
         raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error
 
 
-def load_their_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
+def load_hf_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
     """Load the tokenizer of a Hugging Face folder, with its BOS and EOS tokens.
 
     Args:
@@ -132,7 +132,7 @@ def _content(place: Path, name: str) -> dict[str, Any]:
     """Load `tokenizer.json`, or build its content from GPT-2's vocab.json and merges.txt."""
     vocab, merges = place / "vocab.json", place / "merges.txt"
     if (place / FILE_NAME).is_file():
-        return read_their_json(place / FILE_NAME, name)
+        return read_hf_json(place / FILE_NAME, name)
     if not (vocab.is_file() and merges.is_file()):
         load_tokenizer(place)  # raises, naming what is missing
     try:
@@ -149,7 +149,7 @@ def _content(place: Path, name: str) -> dict[str, Any]:
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
-        "model": {"type": "BPE", "vocab": read_their_json(vocab, name), "merges": pairs},
+        "model": {"type": "BPE", "vocab": read_hf_json(vocab, name), "merges": pairs},
     }
 
 
@@ -237,7 +237,7 @@ def _marks(
     if not ends and default is not None:
         ends = [default]
     if not ends:  # perhaps in the vocabulary, but not marked as special
-        ends = [ids[token] for token in KNOWN_END_TOKENS if token in ids][:1]
+        ends = [ids[token] for token in KNOWN_EOS_TOKENS if token in ids][:1]
     if not ends:
         raise AGI2Error(
             f"{folder.name} names no end-of-text token: set eos_token_id in its config.json"
@@ -259,7 +259,7 @@ def _known(folder: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
 def _default_end(content: Mapping[str, Any]) -> int | None:
     """Return the EOS id that `load_tokenizer` finds without a template, or `None`."""
     special = sorted((e["id"], e["content"]) for e in content["added_tokens"] if e.get("special"))
-    return next((id for id, token in special if token in KNOWN_END_TOKENS), None)
+    return next((id for id, token in special if token in KNOWN_EOS_TOKENS), None)
 
 
 def _make_special(content: dict[str, Any], tokens: list[tuple[int, str]]) -> None:
@@ -355,7 +355,7 @@ def _say_what_is_not_kept(folder: Folder, place: Path) -> None:
         log.warning("%s: not kept: %s", folder.name, what)
 
 
-def write_their_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dict[str, Any]:
+def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dict[str, Any]:
     """Write tokenizer.json and tokenizer_config.json for `transformers`.
 
     Args:

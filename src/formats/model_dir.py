@@ -21,7 +21,7 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.lora import lora_shapes, merged
 from ..tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from ..utils import atomic_path, parse_json, plural, sha256_of, sharded_as, writing
+from ..utils import atomic_path, parse_json, plural, sha256_of, shard_like, writing
 from .run_dir import WEIGHTS, check_unsharded, check_weights, folder_of, run_folder
 from .weights import SafetensorsFile, load_tensors, save_tensors
 
@@ -80,11 +80,11 @@ def save_model(
     with visible(verbose), busy(f"saving {folder}"):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        describe_model(model.config, tokenizer, config, folder)
+        save_config_and_tokenizer(model.config, tokenizer, config, folder)
         save_weights(weights, folder / WEIGHTS, tokenizer, model.config)
 
 
-def describe_model(
+def save_config_and_tokenizer(
     architecture: GPT2Config, tokenizer: Tokenizer | None, config: Config, folder: Path
 ) -> None:
     """Save the configuration and the tokenizer of a model, without its weights."""
@@ -341,7 +341,7 @@ def _fill(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool)
         # Parameters are fp32, whatever the type in the file.
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
     else:  # under FSDP each rank keeps its shard of the full tensor
-        tensors = {name: sharded_as(tensor, expected[name]) for name, tensor in tensors.items()}
+        tensors = {name: shard_like(tensor, expected[name]) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=assign)
 
 

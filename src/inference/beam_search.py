@@ -13,8 +13,8 @@ from ..arguments import PositiveInt, checked
 from ..config import EarlyStopping
 from ..errors import AGI2Error
 from ..model import GPT2Model
-from .model_runner import Decoder, check_prompt, check_rows
-from .sampling import EndToken, SamplingOptions, check_of_beams, end_ids, process_logits
+from .model_runner import ModelRunner, check_prompt, check_rows
+from .sampling import EndToken, SamplingOptions, check_beam_options, end_ids, process_logits
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def beam_search(
         vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
         is_finished: called with a hypothesis's new tokens; returning true ends it after them.
         **options: logits processors of `SamplingOptions` that do not require sampling (see
-            `sampling.undrawn`), applied to log-probabilities; `logit_bias` by token id.
+            `sampling.non_sampling_options`), applied to log-probabilities; `logit_bias` by
+            token id.
 
     Returns:
         At most `beam_size` distinct hypotheses, the best first.
@@ -76,7 +77,7 @@ def beam_search(
         AGI2Error: if an option is out of range, or the model's logits are NaN.
     """
     vocab_size = vocab_size or model.config.vocab_size
-    check_of_beams(options)
+    check_beam_options(options)
     given = SamplingOptions(max_length, temperature=0.0, **options)
     check_prompt(prompt, vocab_size, end_token)
     may_rise = min(given.presence_penalty, given.frequency_penalty) < 0
@@ -88,24 +89,24 @@ def beam_search(
     _check_beams(vocab_size, beam_size, groups, rules)
     check_rows(model, beam_size, len(prompt) + max_length, "beam_size")
     groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
-    decoder = Decoder(model, vocab_size)
-    logits = decoder.read([prompt])
+    runner = ModelRunner(model, vocab_size)
+    logits = runner.prefill([prompt])
     while True:
         log_probs = logits.float().log_softmax(dim=-1)
-        log_probs = process_logits(log_probs, decoder.tokens, given, len(prompt), end_token)
+        log_probs = process_logits(log_probs, runner.tokens, given, len(prompt), end_token)
         beams: list[_Beam] = []
         taken: list[int] = []
         for group in groups_of_beams:
             if not group.is_over:
-                kept = group.step(log_probs, decoder.tokens[:, len(prompt) :], taken)
+                kept = group.step(log_probs, runner.tokens[:, len(prompt) :], taken)
                 taken += [beam.token for beam in kept]
                 if not group.is_over:
                     group.rows = slice(len(beams), len(beams) + len(kept))
                     beams += kept
         if not beams:
             break
-        decoder.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
-        logits = decoder.step(torch.tensor([beam.token for beam in beams], device=model.device))
+        runner.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
+        logits = runner.decode(torch.tensor([beam.token for beam in beams], device=model.device))
     # Two groups may find the same sequence.
     found = {tuple(each.tokens): each for group in groups_of_beams for each in group.pool}
     return sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
@@ -125,7 +126,7 @@ class _Rules(NamedTuple):
 
 
 class _Beam(NamedTuple):
-    """A row of the decoder and its next token."""
+    """A row of the runner and its next token."""
 
     row: int
     token: int
@@ -137,7 +138,7 @@ class _Beam(NamedTuple):
 class _Group:
     """A group of competing beams, and the pool of its best finished hypotheses.
 
-    `rows` is its slice of the decoder's rows: at first the prompt, which all groups share.
+    `rows` is its slice of the runner's rows: at first the prompt, which all groups share.
     """
 
     def __init__(self, size: int, rules: _Rules, device: torch.device) -> None:
@@ -154,7 +155,7 @@ class _Group:
         """Choose the beams of the next step, and update the pool and `is_over`.
 
         Args:
-            log_probs: of the next token, (R, V), for all rows of the decoder.
+            log_probs: of the next token, (R, V), for all rows of the runner.
             texts: the new tokens so far, (R, length).
             taken: the next tokens of the beams of the preceding groups.
 

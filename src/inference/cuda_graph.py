@@ -23,7 +23,7 @@ RECORDED_AFTER = 8
 """Decode steps of a KV cache before its step is captured: a capture costs several steps."""
 
 
-class FixedLayerCache(LayerCache):
+class StaticLayerCache(LayerCache):
     """A static view of a layer's KV cache: updated at the column in a tensor, returned in full.
 
     Args:
@@ -45,7 +45,7 @@ class FixedLayerCache(LayerCache):
         return self.keys, self.values
 
 
-class FixedStep:
+class GraphedStep:
     """A decode step of a model's blocks over static tensors, captured as a CUDA graph on a GPU.
 
     Args:
@@ -62,7 +62,7 @@ class FixedStep:
         self._column = torch.tensor([cache.length], device=like.device)
         self._columns = torch.arange(capacity, device=like.device)
         self._is_text = torch.ones(batch, 1, 1, capacity, dtype=torch.bool, device=like.device)
-        self._layers = [FixedLayerCache(layer, self._column) for layer in cache.layers]
+        self._layers = [StaticLayerCache(layer, self._column) for layer in cache.layers]
         self.replay: Callable[[], torch.Tensor] | None = None
         if like.device.type == "cuda":  # pragma: needs gpu
             self.replay = self._recorded()
@@ -123,8 +123,8 @@ _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 """The side stream used for captures, by device."""
 
 
-class GraphedLayers:
-    """CUDA-graph decode backend for all layers of a model; see `GPT2Model.few_tokens`.
+class GraphedBackend:
+    """CUDA-graph decode backend for all layers of a model; see `GPT2Model.decode_backend`.
 
     A graph belongs to a KV cache and is freed with it.
 
@@ -136,7 +136,7 @@ class GraphedLayers:
     def __init__(self, blocks: Iterable[nn.Module], after: int = RECORDED_AFTER) -> None:
         self._blocks = list(blocks)
         self._after = after
-        self._steps: WeakKeyDictionary[KVCache, FixedStep | int] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[KVCache, GraphedStep | int] = WeakKeyDictionary()
         self._works = True
 
     def __call__(
@@ -160,7 +160,7 @@ class GraphedLayers:
             if step < self._after:
                 self._steps[cache] = step + 1
                 return None
-            step = self._steps[cache] = FixedStep(self._blocks, cache)
+            step = self._steps[cache] = GraphedStep(self._blocks, cache)
             if x.device.type == "cuda" and step.replay is None:  # pragma: needs gpu
                 self._works = False
                 return None

@@ -14,7 +14,7 @@ StoppingCriterion = Callable[[str], bool]
 """Called with the continuation so far; returning true ends it."""
 
 
-class Writer:
+class IncrementalDetokenizer:
     """Incremental detokenizer of one sequence, with stop strings and stopping criteria.
 
     Args:
@@ -36,7 +36,7 @@ class Writer:
     ) -> None:
         self._characters = StreamDecoder(tokenizer)
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
-        self._filter = StopFilter(options.stop, skip_leading_space)
+        self._filter = StopStrings(options.stop, skip_leading_space)
         self._criteria = [criteria] if callable(criteria) else list(criteria or ())
         for each in self._criteria:
             if not callable(each):
@@ -100,7 +100,7 @@ class SentenceEnd:
         return text, False
 
 
-class StopFilter:
+class StopStrings:
     """Stop strings: passes text up to the first, holding back what may become one."""
 
     def __init__(self, stop: str | Sequence[str] | None, skip_leading_space: bool = False) -> None:

@@ -21,7 +21,7 @@ from ..utils import human_bytes, log, plural
 from .sampling import EndToken, end_ids
 
 
-class Decoder:
+class ModelRunner:
     """A batch of sequences with a KV cache: each step computes the new tokens only.
 
     Past the model's positions a row's window slides: the older half is dropped and the rest is
@@ -57,15 +57,15 @@ class Decoder:
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Reserve the decoder for one sequence, also while its generator is suspended.
+        """Reserve the runner for one sequence, also while its generator is suspended.
 
         Raises:
             AGI2Error: if it is decoding another sequence.
         """
         if not self._in_use.acquire(blocking=False):
             raise AGI2Error(
-                "this decoder is decoding another text: exhaust or close that generator first, "
-                "or take another decoder"
+                "this runner is decoding another text: exhaust or close that generator first, "
+                "or take another runner"
             )
         try:
             yield
@@ -87,7 +87,7 @@ class Decoder:
         return any(self._starts)
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Prefill prompts of any lengths; return logits (B, V) of the next tokens.
 
         The prefix that a single prompt shares with the previous sequence is reused from the KV
@@ -112,7 +112,7 @@ class Decoder:
             self._cache = self.model.new_cache(len(prompts))
         return self._forward(self.tokens[:, shared - max(self._windows) :], last_only=True)[:, -1]
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run a decode step: append a token to each row, (B,); return logits (B, V) of the next."""
         return self.extend(tokens.unsqueeze(1))[:, -1]
 
@@ -143,7 +143,7 @@ class Decoder:
         return self._forward(self.tokens[:, -max(self._windows) :], last_only=True)
 
     @torch.inference_mode()
-    def take_back(self, count: int) -> None:
+    def rollback(self, count: int) -> None:
         """Roll back the last `count` tokens that `extend` has just appended, in each row."""
         self._length -= count
         self._windows = [window - count for window in self._windows]
@@ -160,7 +160,7 @@ class Decoder:
 
     @property
     def _held(self) -> KVCache:
-        assert self._cache is not None, "read comes first"
+        assert self._cache is not None, "prefill comes first"
         return self._cache
 
     def _forward(self, tokens: torch.Tensor, *, last_only: bool) -> torch.Tensor:
@@ -207,7 +207,7 @@ def _cache_bytes(model: GPT2Model, tokens: int) -> int:
     return 2 * size * config.n_layers * config.d_model * min(tokens, config.max_seq_len)
 
 
-def rows_at_once(model: GPT2Model) -> int:
+def max_batch_rows(model: GPT2Model) -> int:
     """Return the batch size whose KV cache fits into a quarter of the available memory."""
     room = available_memory(model.device) // 4
     return max(1, min(_MOST_ROWS, room // _cache_bytes(model, model.config.max_seq_len)))

@@ -18,15 +18,21 @@ from ..console import busy, visible
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.cpu_kernels import (
+    KernelBackend,
     LayerWeights,
-    NativeLayers,
     Norm,
     Weights,
 )
-from ..nn.quantized import INT4_BLOCK, FixedEmbeddings, FixedLinear, arrange, check_finite
+from ..nn.quantized import (
+    INT4_BLOCK,
+    QuantizedEmbeddings,
+    QuantizedLinear,
+    check_finite,
+    quantize_weight,
+)
 from ..transformer import TransformerBlock
 from ..utils import log
-from .cuda_graph import GraphedLayers
+from .cuda_graph import GraphedBackend
 
 
 @checked
@@ -61,7 +67,7 @@ def prepare_for_generation(
     if model.device.type != "cpu":
         if quantize == "none":
             if model.device.type == "cuda":  # pragma: needs gpu
-                model.few_tokens = GraphedLayers(model.blocks)
+                model.decode_backend = GraphedBackend(model.blocks)
             return model.eval()
         raise AGI2Error(
             f'quantize = "{quantize}" is for a CPU: set device = "cpu", or leave it out'
@@ -90,9 +96,9 @@ def prepare_for_generation(
 def _prepare(model: GPT2Model, quantize: str) -> None:
     bits, parameters = _BITS[quantize], model.num_parameters()
     with busy("preparing the weights"):
-        _fix_weights(model, bits)
+        _replace_weights(model, bits)
     model.mark_prepared(quantize, parameters)
-    if model.few_tokens is None and bits < 32:
+    if model.decode_backend is None and bits < 32:
         log.warning(
             "quantize saves memory here, and no time: the compiled part is not there, or the "
             "model's widths are not divisible by %d",
@@ -103,29 +109,29 @@ def _prepare(model: GPT2Model, quantize: str) -> None:
 _BITS = {"none": 32, "int8": 8, "int4": 4}
 
 
-def _fix_weights(model: GPT2Model, bits: int) -> None:
+def _replace_weights(model: GPT2Model, bits: int) -> None:
     """Replace the model's matrices by packed or quantized ones, and set its decode backend."""
-    head = arrange(model.output_weight.detach(), None, bits)
+    head = quantize_weight(model.output_weight.detach(), None, bits)
     if head.bits < 32:
         embeddings = head
         if model.head is not None:
-            embeddings = arrange(model.token_embeddings.weight.detach(), None, bits)
-        model.add_module("token_embeddings", FixedEmbeddings(embeddings))
+            embeddings = quantize_weight(model.token_embeddings.weight.detach(), None, bits)
+        model.add_module("token_embeddings", QuantizedEmbeddings(embeddings))
     blocks = list(cast(Iterable[TransformerBlock], model.blocks))
-    layers = [_fixed_layer(block, bits) for block in blocks]
-    model.head = FixedLinear(head)
+    layers = [_layer_weights(block, bits) for block in blocks]
+    model.head = QuantizedLinear(head)
     config, epsilons = model.config, {norm.eps for block in blocks for norm in block.norms}
-    complete = [layer for layer in layers if layer is not None and layer.is_native]
+    complete = [layer for layer in layers if layer is not None and layer.has_kernel]
     if len(complete) == len(layers) and len(epsilons) == 1:
-        model.few_tokens = NativeLayers(
+        model.decode_backend = KernelBackend(
             complete, config.n_heads, config.activation, config.norm_position == "pre"
         )
 
 
-def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
+def _layer_weights(block: TransformerBlock, bits: int) -> LayerWeights | None:
     """Return the weights of one layer, or None if the C kernels do not support its norms."""
     qkv, proj, expand, contract = (
-        _fixed(owner, name, bits)
+        _quantized_matrix(owner, name, bits)
         for owner, name in (
             (block.attention, "qkv"),
             (block.attention, "proj"),
@@ -139,11 +145,11 @@ def _fixed_layer(block: TransformerBlock, bits: int) -> LayerWeights | None:
     return LayerWeights(qkv, proj, expand, contract, first, second)
 
 
-def _fixed(owner: nn.Module, name: str, bits: int) -> Weights:
+def _quantized_matrix(owner: nn.Module, name: str, bits: int) -> Weights:
     """Return a linear layer's weights; replace it in `owner` if they are packed or quantized."""
     linear = getattr(owner, name)
     bias = None if linear.bias is None else linear.bias.detach().contiguous()
-    weights = arrange(linear.weight.detach(), bias, bits)
+    weights = quantize_weight(linear.weight.detach(), bias, bits)
     if weights.bits < 32:
-        setattr(owner, name, FixedLinear(weights))
+        setattr(owner, name, QuantizedLinear(weights))
     return weights

@@ -17,10 +17,10 @@ from ..arguments import convert, convert_fields
 from ..config import PLAIN_GREEDY, not_greedy
 from ..errors import AGI2Error, shown
 
-NEVER = float("-inf")
-COLDEST = 1e-5
+MASKED = float("-inf")
+MIN_TEMPERATURE = 1e-5
 """Minimum temperature; below it decoding is greedy, as division would overflow the logits."""
-MOST = 1e4
+MAX_PENALTY = 1e4
 """Maximum of a penalty or bias: larger ones have no further effect, and their sums overflow."""
 NOTHING = -1
 """Returned in place of a token id if every token is masked."""
@@ -97,24 +97,24 @@ class SamplingOptions:
             (share(self.min_p), "min_p must be above 0 and at most 1"),
             (share(self.typical_p), "typical_p must be above 0 and at most 1"),
             (
-                1 / MOST <= self.repetition_penalty <= MOST,
-                f"repetition_penalty must be from {1 / MOST:g} to {MOST:g}",
+                1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
+                f"repetition_penalty must be from {1 / MAX_PENALTY:g} to {MAX_PENALTY:g}",
             ),
             (
-                -MOST <= self.presence_penalty <= MOST,
-                f"presence_penalty must be from {-MOST:g} to {MOST:g}",
+                -MAX_PENALTY <= self.presence_penalty <= MAX_PENALTY,
+                f"presence_penalty must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
             ),
             (
-                -MOST <= self.frequency_penalty <= MOST,
-                f"frequency_penalty must be from {-MOST:g} to {MOST:g}",
+                -MAX_PENALTY <= self.frequency_penalty <= MAX_PENALTY,
+                f"frequency_penalty must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
             ),
             (
                 self.no_repeat_ngram is None or self.no_repeat_ngram >= 1,
                 "no_repeat_ngram must be at least 1",
             ),
             (
-                all(-MOST <= bias <= MOST for bias in self.logit_bias.values()),
-                f"logit_bias must be made of numbers from {-MOST:g} to {MOST:g}",
+                all(-MAX_PENALTY <= bias <= MAX_PENALTY for bias in self.logit_bias.values()),
+                f"logit_bias must be made of numbers from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
             ),
         ]
         for is_right, message in checks:
@@ -134,10 +134,10 @@ class SamplingOptions:
     @property
     def is_greedy(self) -> bool:
         """Whether decoding is greedy (argmax)."""
-        return self.temperature < COLDEST
+        return self.temperature < MIN_TEMPERATURE
 
     @property
-    def looks_at_prompt(self) -> bool:
+    def needs_prompt(self) -> bool:
         """Whether a logits processor depends on the tokens of the prompt."""
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
 
@@ -194,25 +194,25 @@ _CHOSEN_ANYHOW = (
 )
 
 
-_OF_BEAMS = (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")
+_BEAM_OPTIONS = (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")
 
 
 def beam_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a run's configuration that `generate_beam_texts` accepts as options."""
-    return {name: config[name] for name in _OF_BEAMS}
+    return {name: config[name] for name in _BEAM_OPTIONS}
 
 
-def check_of_beams(options: Mapping[str, Any]) -> None:
+def check_beam_options(options: Mapping[str, Any]) -> None:
     """Check that no option requires sampling, which beam search would ignore.
 
     Raises:
         AGI2Error: if one does; the message names it.
     """
-    for name in options.keys() - set(_OF_BEAMS):
+    for name in options.keys() - set(_BEAM_OPTIONS):
         raise AGI2Error(f"{name} does not go with beam search, which draws nothing: leave it out")
 
 
-def undrawn(options: SamplingOptions) -> dict[str, Any]:
+def non_sampling_options(options: SamplingOptions) -> dict[str, Any]:
     """Return the options that `beam_search` accepts: those that do not require sampling."""
     return {name: getattr(options, name) for name in _CHOSEN_ANYHOW}
 
@@ -244,7 +244,7 @@ def process_logits(
     logits = apply_no_repeat_ngram(logits, tokens, options.no_repeat_ngram)
     ends = end_ids(end_token)
     if ends and tokens.size(1) - prompt_length < options.min_length:
-        logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), NEVER)
+        logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), MASKED)
     if options.is_greedy:
         return logits
     logits = logits.float() / options.temperature
@@ -311,7 +311,7 @@ def apply_no_repeat_ngram(
     rows, places = (runs[..., :-1] == begun.unsqueeze(1)).all(dim=-1).nonzero(as_tuple=True)
     banned = torch.zeros_like(logits, dtype=torch.bool)
     banned[rows, runs[rows, places, -1]] = True
-    return logits.masked_fill(banned, NEVER)
+    return logits.masked_fill(banned, MASKED)
 
 
 def apply_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
@@ -319,7 +319,7 @@ def apply_top_k(logits: torch.Tensor, k: int | None) -> torch.Tensor:
     if k is None or k >= logits.size(-1):
         return logits
     threshold = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < threshold, NEVER)
+    return logits.masked_fill(logits < threshold, MASKED)
 
 
 def apply_top_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
@@ -334,7 +334,7 @@ def apply_min_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
     if p is None:
         return logits
     threshold = logits.amax(dim=-1, keepdim=True) + math.log(p)
-    return logits.masked_fill(logits < threshold, NEVER)
+    return logits.masked_fill(logits < threshold, MASKED)
 
 
 def apply_typical_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
@@ -360,10 +360,10 @@ def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Ten
         excluded = rank < best.gather(-1, kept - 1)
         # Otherwise sort: more tokens are needed, or the last one kept ties with others.
         if (kept < _FEW).all() and torch.equal((~excluded).sum(dim=-1, keepdim=True), kept):
-            return logits.masked_fill(excluded, NEVER)
+            return logits.masked_fill(excluded, MASKED)
     order = rank.argsort(dim=-1, descending=True, stable=True)
     excluded = _before(shares.gather(-1, order)) >= p
-    return logits.masked_fill(excluded.scatter(-1, order, excluded), NEVER)
+    return logits.masked_fill(excluded.scatter(-1, order, excluded), MASKED)
 
 
 def _before(shares: torch.Tensor) -> torch.Tensor:
@@ -401,7 +401,7 @@ def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
         tokens = tokens.to(logits.device)
     if all(map(math.isfinite, largest.tolist())):
         return tokens
-    excluded = (logits == NEVER).all(dim=-1)
+    excluded = (logits == MASKED).all(dim=-1)
     if not (largest.to(logits.device).isfinite() | excluded).all():
         raise AGI2Error(
             "the model's logits are not finite: its weights hold NaN or infinity; go back to an "

@@ -8,7 +8,7 @@ import torch
 
 from ..arguments import checked
 from ..errors import AGI2Error
-from .model_runner import Decoder, check_prompt
+from .model_runner import ModelRunner, check_prompt
 from .sampling import EndToken, SamplingOptions, draw, end_ids
 
 
@@ -47,7 +47,7 @@ class NgramIndex:
 
 @checked
 def speculate_tokens(
-    decoder: Decoder,
+    runner: ModelRunner,
     prompt: Sequence[int],
     max_length: int = 100,
     *,
@@ -66,7 +66,7 @@ def speculate_tokens(
     again: hence 5 draft tokens, and after a rejected draft as many plain decode steps.
 
     Args:
-        decoder: decodes one sequence at a time.
+        runner: decodes one sequence at a time.
         prompt: token ids, at least one.
         max_length: maximum number of new tokens.
         end_token: ends the sequence; one or several.
@@ -74,18 +74,18 @@ def speculate_tokens(
         proposals: maximum number of draft tokens.
 
     Raises:
-        AGI2Error: if an option is out of range, the prompt is not in the vocabulary, the decoder
+        AGI2Error: if an option is out of range, the prompt is not in the vocabulary, the runner
             is in use, or the model's logits are not finite.
     """
     SamplingOptions(max_length)  # checks it
-    check_prompt(prompt, decoder.vocab_size)
+    check_prompt(prompt, runner.vocab_size)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:
             raise AGI2Error(f"{name} must be at least 1, not {value}")
     text = NgramIndex(prompt, ngram)
     ends = end_ids(end_token)
-    with decoder.reserved():
-        logits = decoder.read([prompt])
+    with runner.reserved():
+        logits = runner.prefill([prompt])
         guess: list[int] = []
         left, wait = max_length, 0
         while True:
@@ -93,7 +93,7 @@ def speculate_tokens(
             agreed = 0
             while agreed < len(guess) and guess[agreed] == written[agreed]:
                 agreed += 1
-            decoder.take_back(len(guess) - agreed)
+            runner.rollback(len(guess) - agreed)
             # The accepted draft tokens, and the token that the model generates after them.
             for token in written[: agreed + 1]:
                 if token in ends:
@@ -105,7 +105,7 @@ def speculate_tokens(
                 return
             wait = proposals if 4 * agreed < len(guess) else wait - agreed - 1
             # A full window slides at the next token: a draft must fit before that.
-            most = min(proposals, decoder.room - 1, left - 1)
+            most = min(proposals, runner.room - 1, left - 1)
             guess = text.propose(most) if wait <= 0 else []
             unread = torch.tensor([[text.tokens[-1], *guess]], device=logits.device)
-            logits = decoder.extend(unread)[0]
+            logits = runner.extend(unread)[0]

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from .kv_cache import KVCache
 
-FEW = 128
+MAX_KERNEL_TOKENS = 128
 """Maximum number of rows for which the kernels are faster than PyTorch with float32 weights.
 
 Quantized weights always use the kernels, this many rows at a time: PyTorch's attention differs in
@@ -168,7 +168,7 @@ class Weights(NamedTuple):
     bits: int
 
     @property
-    def is_native(self) -> bool:
+    def has_kernel(self) -> bool:
         """Whether the library is loaded and supports the matrix."""
         together = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # weights per iteration of a kernel
         has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % together == 0
@@ -208,7 +208,7 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
     """
     outputs, inputs = weight.shape
     weight = weight.contiguous()
-    if not Weights(weight, None, bias, inputs, outputs, 32).is_native or inputs % 64:
+    if not Weights(weight, None, bias, inputs, outputs, 32).has_kernel or inputs % 64:
         return None
     assert LIBRARY is not None
     threads = torch.get_num_threads()
@@ -247,11 +247,11 @@ def unpack(packed: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
     return out
 
 
-class NativeLinear:
+class KernelLinear:
     """A linear layer computed by the library: (..., I) to (..., O).
 
     Args:
-        weights: with `is_native` true.
+        weights: with `has_kernel` true.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -321,19 +321,19 @@ class LayerWeights(NamedTuple):
     ffn_norm: Norm
 
     @property
-    def is_native(self) -> bool:
+    def has_kernel(self) -> bool:
         """Whether the library supports every matrix, and their shapes match."""
         width, hidden = self.proj.inputs, self.expand.outputs
         shapes = [(part.inputs, part.outputs) for part in self[:4]]
         fit = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
-        return shapes == fit and all(part.is_native for part in self[:4])
+        return shapes == fit and all(part.has_kernel for part in self[:4])
 
 
-class NativeLayers:
-    """CPU decode backend for all layers of a model; see `GPT2Model.few_tokens`.
+class KernelBackend:
+    """CPU decode backend for all layers of a model; see `GPT2Model.decode_backend`.
 
     Args:
-        layers: with `is_native` true, all of one shape and format.
+        layers: with `has_kernel` true, all of one shape and format.
         n_heads: attention heads of a layer; divides the width.
         activation: one of `ACTIVATIONS`.
         pre_norm: pre-norm (GPT-2) or post-norm.
@@ -375,9 +375,9 @@ class NativeLayers:
         if not _is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
             return None
         starts = _starts(attention_mask, texts)
-        if starts is None or (texts * tokens > FEW and not self._rounded):
+        if starts is None or (texts * tokens > MAX_KERNEL_TOKENS and not self._rounded):
             return None
-        parts = x.split(max(1, FEW // texts), dim=1)
+        parts = x.split(max(1, MAX_KERNEL_TOKENS // texts), dim=1)
         return torch.cat([self._read(part.contiguous(), starts, cache) for part in parts], dim=1)
 
     def _read(self, x: torch.Tensor, starts: torch.Tensor, cache: KVCache) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import AGI2Error
-from .cpu_kernels import FEW, GROUP, NativeLinear, Weights, pack, unpack
+from .cpu_kernels import GROUP, MAX_KERNEL_TOKENS, KernelLinear, Weights, pack, unpack
 
 INT4_BLOCK = 2 * GROUP
 """int4 weights that are stored together; the width of a matrix must be divisible by it."""
@@ -20,7 +20,7 @@ _SHARES = (1.0, 0.95)
 """Fractions of a group's range that its levels may cover; more candidates do not help."""
 
 
-class FixedEmbeddings(nn.Module):
+class QuantizedEmbeddings(nn.Module):
     """Token embeddings over a packed or quantized matrix (V, C)."""
 
     def __init__(self, weights: Weights) -> None:
@@ -29,29 +29,29 @@ class FixedEmbeddings(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Look up token ids (B, T): embeddings (B, T, C)."""
-        return restore(self._weights, tokens.flatten()).unflatten(0, tokens.shape)
+        return dequantize(self._weights, tokens.flatten()).unflatten(0, tokens.shape)
 
     def extra_repr(self) -> str:
         """Return the sizes."""
         return _sizes(self._weights)
 
 
-class FixedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear layer over packed or quantized weights, for inference only."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         self._weights = weights
-        self._few = NativeLinear(weights) if weights.is_native else None
+        self._few = KernelLinear(weights) if weights.has_kernel else None
 
     @property
     def weight(self) -> torch.Tensor:
         """The dequantized matrix (O, I)."""
-        return restore(self._weights)
+        return dequantize(self._weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer: (..., I) to (..., O)."""
-        few = self._weights.bits < 28 or x.numel() <= FEW * self._weights.inputs
+        few = self._weights.bits < 28 or x.numel() <= MAX_KERNEL_TOKENS * self._weights.inputs
         # PyTorch computes other dtypes (autocast) and gradients.
         if self._few is not None and few and self._few.suits(x):
             return self._few(x)
@@ -66,7 +66,7 @@ def _sizes(weights: Weights) -> str:
     return f"inputs={weights.inputs}, outputs={weights.outputs}, bits={weights.bits}"
 
 
-def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
+def quantize_weight(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weights:
     """Quantize a finite matrix (O, I) to 8 or 4 bits; for 32, pack it into 28 if supported."""
     outputs, inputs = weight.shape
     if bits == 32:
@@ -79,7 +79,7 @@ def arrange(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) -> Weigh
     return Weights(values, scale, bias, inputs, outputs, bits)
 
 
-def restore(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
+def dequantize(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
     """Dequantize or unpack a matrix, or some of its rows (N,), to float32: (O or N, I)."""
     if weights.bits == 28:
         return unpack(weights, rows)

@@ -52,7 +52,7 @@ from ..utils import (
     log,
     read_json_object,
     sha256_of,
-    sharded_as,
+    shard_like,
     sync_file,
     sync_folder,
     writing,
@@ -95,7 +95,7 @@ def load_optimizer_tensors(
             prefix = f"optimizer.{names[parameter]}."
             optimizer.state[parameter] = {
                 key.removeprefix(prefix): (
-                    sharded_as(value, parameter)
+                    shard_like(value, parameter)
                     if value.shape == parameter.shape
                     else value.to(parameter.device)
                 )
@@ -163,14 +163,14 @@ def save_shards(
 
     placing = _placing(folder, step, state, keep, best, describe)
     with placing if processes.is_main else contextlib.nullcontext(_beside(folder, step)) as beside:
-        processes.wait_for_all()  # until rank 0 has created the folder
+        processes.barrier()  # until rank 0 has created the folder
         writer = dcp.HuggingFaceStorageWriter(str(beside / SHARDS), save_distributed=True)
         try:
             dcp.save({**weights, **tensors}, storage_writer=writer)
         except CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
             raise AGI2Error(f"cannot write {beside}: {reason}; set output_dir") from error
-    processes.wait_for_all()  # until rank 0 has renamed the folder
+    processes.barrier()  # until rank 0 has renamed the folder
 
 
 def _beside(folder: Path, step: int) -> Path:
@@ -295,7 +295,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     try:
         manifest = read_json_object(folder / MANIFEST)
-        damaged = [name for name in manifest if not _is_whole(folder, name, manifest[name])]
+        damaged = [name for name in manifest if not _is_intact(folder, name, manifest[name])]
         state = read_json_object(folder / STATE)
     except (AGI2Error, OSError, ValueError) as error:  # ValueError: a NUL in a file name
         raise AGI2Error(f"{folder} is not a whole checkpoint: {error}") from error
@@ -307,7 +307,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, state)
 
 
-def _is_whole(folder: Path, name: str, digest: Any) -> bool:
+def _is_intact(folder: Path, name: str, digest: Any) -> bool:
     """Return whether a file is inside the checkpoint and matches its hash in the manifest."""
     path = folder / name
     is_inside = not Path(name).is_absolute() and ".." not in Path(name).parts
@@ -397,7 +397,7 @@ def _named_checkpoint(config: Config) -> Checkpoint | None:
     return checkpoint
 
 
-def forget_after(folder: Path, step: int) -> None:
+def delete_checkpoints_after(folder: Path, step: int) -> None:
     """Delete the checkpoints after `step`, because the run is resumed from there.
 
     Raises:
@@ -419,7 +419,7 @@ def clear_leftovers(folder: Path) -> None:
             beside.unlink(missing_ok=True)
 
 
-def make_room(folder: Path) -> Path | None:
+def move_aside(folder: Path) -> Path | None:
     """Move an existing run folder to the first free NAME.1, NAME.2, ...
 
     Returns:

@@ -16,7 +16,7 @@ from ..config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
 from ..config_loader import CONFIG
 from ..dataset import TextDataset
 from ..errors import AGI2Error, masked
-from ..formats.model_dir import WEIGHTS, describe_model, load_weights, save_weights
+from ..formats.model_dir import WEIGHTS, load_weights, save_config_and_tokenizer, save_weights
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
@@ -135,9 +135,9 @@ class CheckpointManager:
         FolderLock(self.folder).release()  # raises if in use; released, as it may be moved below
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
             logged = checkpoint.state["metrics_size"]
-            checkpoints.forget_after(self.folder, checkpoint.state["step"])
+            checkpoints.delete_checkpoints_after(self.folder, checkpoint.state["step"])
         else:
-            self._moved = checkpoints.make_room(self.folder)
+            self._moved = checkpoints.move_aside(self.folder)
         self.make_folder()
         if checkpoint is not None:
             checkpoint.restore_best(self.best_weights)
@@ -159,7 +159,7 @@ class CheckpointManager:
         self._describe(self.folder)
 
     def _describe(self, folder: Path) -> None:
-        describe_model(self.model.config, self.tokenizer, self.config, folder)
+        save_config_and_tokenizer(self.model.config, self.tokenizer, self.config, folder)
 
     def is_lost(self, has_best: bool) -> bool:
         """Return whether the run folder was deleted, emptied or moved away while training.
@@ -252,7 +252,7 @@ class CheckpointManager:
     def wait(self) -> None:
         """Wait on all ranks (a barrier) until the last checkpoint is complete."""
         self._saving.wait()
-        self.processes.wait_for_all()
+        self.processes.barrier()
 
     def save_best(self, model: GPT2Model) -> None:
         """Save rank 0's `model` as the run's best weights."""
@@ -264,12 +264,12 @@ class CheckpointManager:
         """Load the best weights into the model; return it as `gather` does."""
         self._saving.wait()
         if self.sharded:
-            self.processes.wait_for_all()  # until rank 0 has written them
+            self.processes.barrier()  # until rank 0 has written them
             load_weights(self.model, self.best_weights)
             return self.gather()
         if self.processes.is_main:
             load_weights(self.model, self.best_weights)
-        self.processes.copy_from_main(self.model.state_dict().values())
+        self.processes.broadcast(self.model.state_dict().values())
         return self.model
 
     def gather(self) -> GPT2Model:

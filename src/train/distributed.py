@@ -24,7 +24,7 @@ from ..cuda_utils import select_device
 from ..errors import AGI2Error
 
 T = TypeVar("T")
-KeepLocal = Callable[[], contextlib.AbstractContextManager]
+NoSync = Callable[[], contextlib.AbstractContextManager]
 """The `no_sync` context: backward passes in it do not synchronize gradients across ranks."""
 
 # Timeout of collectives. The other ranks wait while rank 0 reads the text, validates and saves. It
@@ -52,21 +52,21 @@ class Processes:
         """Whether this is rank 0, which reads the text, writes files and logs."""
         return self.rank == 0
 
-    def from_main(self, make: Callable[[], T]) -> T:
+    def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """Call `make` on rank 0 only, and broadcast its result to all ranks."""
         result = [make() if self.is_main else None]
         if dist.is_initialized():
             dist.broadcast_object_list(result, device=torch.device("cpu"))
         return cast(T, result[0])
 
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
         """All-reduce `value` in place to its mean over all ranks, bitwise equal on each."""
         if dist.is_initialized():
             dist.all_reduce(value)
             value /= self.count
         return value
 
-    def agree(self, asked: bool, seconds: float) -> tuple[bool, float]:
+    def all_reduce_stop(self, asked: bool, seconds: float) -> tuple[bool, float]:
         """All-reduce whether any rank was asked to stop, and broadcast the seconds of rank 0."""
         if not dist.is_initialized():
             return asked, seconds
@@ -76,23 +76,23 @@ class Processes:
         dist.all_reduce(votes)  # on the CPU (gloo), so as not to synchronize with the GPU
         return votes[0].item() > 0, votes[1].item()
 
-    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Broadcast tensors from rank 0, in place."""
         if dist.is_initialized():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Block until all ranks have reached this barrier."""
         if dist.is_initialized():
             dist.all_reduce(torch.zeros(1, device="cpu"))
 
     @property
-    def are_joined(self) -> bool:
+    def is_initialized(self) -> bool:
         """Whether a process group is initialized: always under torchrun, even with one process."""
         return dist.is_initialized()
 
-    def shard(self, module: nn.Module, layers: Iterable[nn.Module]) -> KeepLocal:
+    def wrap_fsdp(self, module: nn.Module, layers: Iterable[nn.Module]) -> NoSync:
         """Shard a module's parameters, gradients and optimizer state across ranks (FSDP2).
 
         Each layer, and the rest of the module, is all-gathered for its forward and backward. The
@@ -109,23 +109,23 @@ class Processes:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        self.copy_from_main(parameter.data for parameter in module.parameters())
+        self.broadcast(parameter.data for parameter in module.parameters())
         mesh = init_device_mesh(self.device.type, (self.count,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         root = fully_shard(module, mesh=mesh)
 
         @contextlib.contextmanager
-        def keep_local() -> Iterator[None]:
+        def no_sync() -> Iterator[None]:
             root.set_requires_gradient_sync(False)
             try:
                 yield
             finally:
                 root.set_requires_gradient_sync(True)
 
-        return keep_local
+        return no_sync
 
-    def share(self, module: nn.Module) -> tuple[nn.Module, KeepLocal]:
+    def wrap_ddp(self, module: nn.Module) -> tuple[nn.Module, NoSync]:
         """Wrap a module in `DistributedDataParallel`; return it and its `no_sync`.
 
         DDP broadcasts the weights of rank 0, and averages the gradients over all ranks in the
@@ -220,7 +220,7 @@ def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def let_the_first_speak(error: AGI2Error) -> None:
+def report_on_rank_0(error: AGI2Error) -> None:
     """Sleep before logging an error, so that only one of several ranks logs it.
 
     If all ranks have the same error, rank 0 logs it and exits, and torchrun terminates the others

@@ -108,7 +108,7 @@ class Epoch:
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(mean)
         log.info(
-            "epoch  training loss %.4f  lr %.3g  %s tokens in %s  memory %s",
+            "epoch  train loss %.4f  lr %.3g  %s tokens in %s  memory %s",
             mean,
             self.optimizer.param_groups[0]["lr"],
             f"{tokens:,}",
@@ -151,7 +151,7 @@ class Epoch:
             speed=speed,
             seconds_left=seconds * (count / number - 1),
             val_loss=None,
-            share_of_peak=None,
+            mfu=None,
             memory=memory,
         )
 

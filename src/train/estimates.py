@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config, GPT2Config
-from ..cuda_utils import LOGITS_AT_ONCE
+from ..cuda_utils import LOGITS_CHUNK_TOKENS
 from ..model import GPT2Model
 from ..nn.lora import add_lora
 
@@ -120,7 +120,7 @@ class Memory:
     activations: int
     """Activations of one micro-batch, and the gradients that exist at the same time."""
     logits: int
-    """Buffers for the logits of one chunk of the loss (`LOGITS_AT_ONCE` tokens)."""
+    """Buffers for the logits of one chunk of the loss (`LOGITS_CHUNK_TOKENS` tokens)."""
 
     @property
     def total(self) -> int:
@@ -195,7 +195,7 @@ def predict_memory(
     else:
         # A layer's activations are freed as its gradients are allocated, after those of the head.
         activations = max(activations + sizes.head, sizes.trained)
-    together = min(micro_batch_size * seq_len, LOGITS_AT_ONCE)
+    together = min(micro_batch_size * seq_len, LOGITS_CHUNK_TOKENS)
     return Memory(
         process=process if device.type == "cpu" else 0,
         weights=2 * sizes.weights,

@@ -10,7 +10,7 @@ from typing import ClassVar
 from ..utils import human_bytes
 
 # R* of Muennighoff et al. (2023): the value of repeated data decays with exp(-repeats / R*).
-PASSES_WORTH = 15.0
+REPEAT_DECAY_EPOCHS = 15.0
 # Bytes of a text that are compressed to estimate its entropy; 900 kB is bzip2's largest block.
 _COMPRESSED_BYTES = 900_000
 
@@ -27,7 +27,7 @@ def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
     """
     repeats = max(seen_bytes / text_bytes - 1, 0.0)
     fresh = min(seen_bytes, text_bytes)
-    return fresh + text_bytes * PASSES_WORTH * (1 - math.exp(-repeats / PASSES_WORTH))
+    return fresh + text_bytes * REPEAT_DECAY_EPOCHS * (1 - math.exp(-repeats / REPEAT_DECAY_EPOCHS))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cuda_utils import LOGITS_AT_ONCE
+from ..cuda_utils import LOGITS_CHUNK_TOKENS
 from ..model import GPT2Model
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -22,7 +22,7 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class NextTokenLoss(nn.Module):
     """A model and its loss as one module, which is wrapped in DDP or FSDP and compiled.
 
-    Logits are materialized for at most `LOGITS_AT_ONCE` tokens at a time.
+    Logits are materialized for at most `LOGITS_CHUNK_TOKENS` tokens at a time.
 
     Args:
         model: the model.
@@ -70,11 +70,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         # Not needed if the LM head is frozen, as with LoRA.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        rows = weight.new_empty(min(len(hidden), LOGITS_AT_ONCE), _row_length(vocabulary))
+        rows = weight.new_empty(min(len(hidden), LOGITS_CHUNK_TOKENS), _row_length(vocabulary))
         for x, y, grad in zip(
-            hidden.split(LOGITS_AT_ONCE),
-            targets.split(LOGITS_AT_ONCE),
-            grad_hidden.split(LOGITS_AT_ONCE),
+            hidden.split(LOGITS_CHUNK_TOKENS),
+            targets.split(LOGITS_CHUNK_TOKENS),
+            grad_hidden.split(LOGITS_CHUNK_TOKENS),
             strict=True,
         ):
             rows = rows[: len(y)]

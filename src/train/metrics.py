@@ -112,7 +112,7 @@ class Telemetry:
         return self._steps * self.tokens_per_step / max(self._seconds, 1e-9)
 
     @property
-    def _share_of_peak(self) -> float | None:
+    def _mfu(self) -> float | None:
         """Model FLOPs utilization (MFU), from 0 to 1; `None` if the peak FLOP/s is unknown."""
         if self._peak_flops is None:  # pragma: needs gpu
             return None
@@ -127,7 +127,7 @@ class Telemetry:
             speed=self._speed,
             seconds_left=state.seconds * (1 - progress) / max(progress, 1e-9),
             val_loss=state.val_loss,
-            share_of_peak=self._share_of_peak,
+            mfu=self._mfu,
             memory=memory_stats(self._device),
         )
 
@@ -146,7 +146,7 @@ class Telemetry:
                 "skipped_steps": state.skipped_steps,
                 "tokens": round(state.step * self.tokens_per_step),
                 "tokens_per_second": self._speed,
-                "share_of_peak": self._share_of_peak,
+                "mfu": self._mfu,
                 "seconds": state.seconds,
                 "process_memory": memory.process,
                 "device_memory": memory.device_peak,
@@ -158,14 +158,14 @@ class Telemetry:
         """Log the mean train loss of the last epoch."""
         losses = state.history["train_loss"]
         self._write({"step": state.step, "epoch": len(losses), "epoch_loss": losses[-1]})
-        log.info("epoch %d  training loss %.4f", len(losses), losses[-1])
+        log.info("epoch %d  train loss %.4f", len(losses), losses[-1])
 
     def log_validation(self, step: int, result: Evaluation) -> None:
         """Log the result of a validation."""
         bits = result.bits_per_byte
         self._write({"step": step, "val_loss": result.loss, "val_bits_per_byte": bits})
         log.info(
-            "step %d  validation loss %.4f (%s)  memory %s",
+            "step %d  val loss %.4f (%s)  memory %s",
             step,
             result.loss,
             result.describe_bits(),

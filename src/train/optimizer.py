@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..config import Config
-from ..utils import sharded_as, whole
+from ..utils import shard_like, whole
 
 Optimizer = torch.optim.Optimizer
 
@@ -105,7 +105,7 @@ class Muon(Optimizer):
             tallness = update.size(0) / group["parts"] / update.size(1)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * math.sqrt(max(1.0, tallness))
-            parameter.add_(sharded_as(update, parameter), alpha=-rate)
+            parameter.add_(shard_like(update, parameter), alpha=-rate)
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -25,7 +25,7 @@ from ..data.corpus import check_rereadable, check_sources, read_documents
 from ..errors import AGI2Error, mask_urls
 from ..utils import human_bytes, human_time, plural, write_text
 from .estimates import model_sizes, predict_memory, training_flops
-from .expectation import EXPECTATION, FITTED, PASSES_WORTH, hardness_of
+from .expectation import EXPECTATION, FITTED, REPEAT_DECAY_EPOCHS, hardness_of
 from .setup import make_trainer, prepare
 from .timing import measure_step
 
@@ -83,7 +83,7 @@ _LARGE_VOCABULARY = 32_000
 _PARAMETERS_FOR_BYTE = 12.0
 # Maximum epochs: further ones have almost no value (by `effective_bytes`, a twentieth of that of
 # the text). Even the smallest text is trained on for `_STEPS_USED` steps.
-_PASSES_USED = 3 * PASSES_WORTH
+_PASSES_USED = 3 * REPEAT_DECAY_EPOCHS
 _STEPS_USED = 300
 # (maximum of parameters / tokens * epochs, dropout): the higher, the more the model overfits.
 _DROPOUTS = ((25.0, 0.0), (250.0, 0.1), (math.inf, 0.2))
@@ -228,7 +228,7 @@ def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> P
             work = measured[nearest].tokens_per_second * _flops(shapes[nearest])
             speed = replace(measured[nearest], tokens_per_second=work / _flops(keys))
             speeds.append(speed)
-            plans.append(_reckon(corpus, keys, minutes, speed))
+            plans.append(_estimate(corpus, keys, minutes, speed))
         best = min(plan.bits_per_byte for plan in plans)
         # The scaling law ignores overfitting: of equals, take the largest, with fewest epochs.
         chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _EQUAL * best)
@@ -317,7 +317,7 @@ def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
     return Speed(tokens / seconds, float(size))
 
 
-def _reckon(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed) -> Plan:
+def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed) -> Plan:
     """Estimate the steps, epochs and result of a shape within the time limit."""
     learned = (1 - make_config(keys).val_fraction) * corpus.bytes
     # A batch cannot have more windows than the text.

@@ -111,7 +111,7 @@ def make_trainer(
         add_lora(model, config.lora_rank)
     processes = processes or Processes(select_device(config.device))
     # FSDP moves the model shard by shard: the full model may not fit on the device.
-    if not (config.parallel == "fsdp" and processes.are_joined):
+    if not (config.parallel == "fsdp" and processes.is_initialized):
         model.to(processes.device)
     folder = run_folder(config)
     data = text.train_data, text.val_data
@@ -141,7 +141,7 @@ def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
     model.load_state_dict(trained.model.state_dict())
 
 
-def find_resumed(config: Config) -> Checkpoint | None:
+def find_checkpoint_to_resume(config: Config) -> Checkpoint | None:
     """Return the checkpoint of `resume`, or this launch's newest if torchrun restarted it."""
     if launch_id() is not None:
         newest = newest_checkpoint(run_folder(config))
@@ -163,7 +163,7 @@ def prepare_together(
         assert text is not None
         return replace(text, documents=[], training_text=[])
 
-    sent = processes.from_main(made)
+    sent = processes.broadcast_from_main(made)
     if tokenizer is not None:
         become(tokenizer, sent.tokenizer)
     return text or sent

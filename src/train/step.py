@@ -39,7 +39,7 @@ def accumulate_gradients(
     micro_batch_size: int | None = None,
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler = _NO_SCALING,
-    keep_local: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    no_sync: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     weight: float = 1.0,
     rounds: int = 1,
 ) -> torch.Tensor:
@@ -55,7 +55,7 @@ def accumulate_gradients(
         micro_batch_size: rows of a micro-batch; by default one micro-batch of all rows.
         precision: the autocast dtype.
         scaler: the loss scaler for fp16, in which small gradients underflow.
-        keep_local: the `no_sync` context of DDP or FSDP, entered for every micro-batch except the
+        no_sync: the `no_sync` context of DDP or FSDP, entered for every micro-batch except the
             last, whose backward pass all-reduces the gradients.
         weight: factor of the loss and its gradients. With several ranks: this rank's share of the
             global batch times the number of ranks, because DDP averages the gradients.
@@ -76,7 +76,7 @@ def accumulate_gradients(
         share = weight * len(x) / rows if len(x) else 0.0
         if not len(x):
             x = y = inputs.new_zeros(1, inputs.size(1)).to(device)
-        with contextlib.nullcontext() if first + size >= ends else keep_local():
+        with contextlib.nullcontext() if first + size >= ends else no_sync():
             with autocast(device, precision):
                 loss = loss_function(x, y) * share
             scaler.scale(loss).backward()

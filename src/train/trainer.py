@@ -112,17 +112,17 @@ class Trainer:
         self.folder = Path(folder)
         self.device = self.processes.device
         self.precision = select_precision(config.precision, self.device)
-        self.sharded = config.parallel == "fsdp" and self.processes.are_joined
+        self.sharded = config.parallel == "fsdp" and self.processes.is_initialized
         if self.sharded and self.precision == torch.float16:
             raise AGI2Error('precision: parallel = "fsdp" needs "bf16" or "fp32", not fp16')
         self._module = NextTokenLoss(model)
         if self.sharded:
-            self._keep_local = self.processes.shard(self._module, model.blocks)
+            self._no_sync = self.processes.wrap_fsdp(self._module, model.blocks)
         self.whole = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.optimizers = make_optimizers(model, config)
-        self._rows = self._own_rows()
+        self._rows = self._local_batch_size()
         self.micro_batch_size = min(self._rows, self._micro_batch_size())
         # torch.compile brought no measurable speedup on a CPU.
         wanted = self.device.type == "cuda" and not self.sharded
@@ -147,7 +147,7 @@ class Trainer:
         """The keys that the user set, as they are logged."""
         self.has_begun = False
         """Whether the run folder and its log have been created."""
-        self._must_save = False
+        self._save_next_step = False
         """Whether to save a checkpoint after the next step, because the folder was lost."""
         self.scaler = self._scaler()
         self.state = RunState()
@@ -160,7 +160,7 @@ class Trainer:
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
-    def _own_rows(self) -> int:
+    def _local_batch_size(self) -> int:
         """Return the local batch size: the maximum number of sequences of a batch on this rank."""
         batch, count = self.config.batch_size, self.processes.count
         if batch % count:
@@ -336,7 +336,7 @@ class Trainer:
         self.compiled = self.compiled and can_compile(self.device)
         shared: nn.Module = self._module
         if not self.sharded:
-            shared, self._keep_local = self.processes.share(self._module)
+            shared, self._no_sync = self.processes.wrap_ddp(self._module)
         self.loss: LossFunction = torch.compile(shared) if self.compiled else shared
 
     def _telemetry(self) -> Telemetry:
@@ -377,14 +377,14 @@ class Trainer:
     def _keep_folder(self) -> bool:
         """Create the run folder again if it was deleted or moved; return whether it was.
 
-        The best weights are lost with it, so the best validation loss is reset.
+        The best weights are lost with it, so the best val loss is reset.
         """
         has_best = self.state.best_loss < math.inf
-        if not self.processes.from_main(lambda: self._is_folder_lost(has_best)):
+        if not self.processes.broadcast_from_main(lambda: self._is_folder_lost(has_best)):
             return False
         log.warning("%s was deleted or moved away while training: making it anew", self.folder)
         self.state.best_loss, self.state.evaluations_without_gain = math.inf, 0
-        self._must_save = True
+        self._save_next_step = True
         if self.processes.is_main:
             self.telemetry.close()
             self.kept.make_folder()
@@ -412,17 +412,19 @@ class Trainer:
             self._train_one_step()
             self._stop_if_diverged()
             # Ranks must stop at the same step, or the others hang in a collective.
-            asked, self.state.seconds = self.processes.agree(interrupt.asked, self.state.seconds)
+            asked, self.state.seconds = self.processes.all_reduce_stop(
+                interrupt.asked, self.state.seconds
+            )
             if asked:
                 self._leave(self._save_and_wait())
             # After a skipped step the weights may be bad: do not rotate out a good checkpoint.
-            is_due = self.step % self.config.checkpoint_interval == 0 or self._must_save
+            is_due = self.step % self.config.checkpoint_interval == 0 or self._save_next_step
             if is_due and not self.state.skipped_in_a_row:
                 self.save()
 
     def _leave_if_asked(self, interrupt: Interrupt, place: Path) -> None:
         """Raise `KeyboardInterrupt` if a signal came while the last checkpoint was written."""
-        asked, _ = self.processes.agree(interrupt.asked, self.state.seconds)
+        asked, _ = self.processes.all_reduce_stop(interrupt.asked, self.state.seconds)
         if asked:
             self._leave(place)
 
@@ -443,7 +445,7 @@ class Trainer:
         norm, taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
         self.state.count_step(loss, taken, len(self.batches.rows(self.step)))
         if not taken:
-            log.warning("step %d left out: its loss or gradients are not finite", self.step)
+            log.warning("step %d skipped: its loss or gradients are not finite", self.step)
         now = time.monotonic()
         self.state.seconds = self._first_second + now - self._started
         self.telemetry.count_step(now - started)
@@ -479,11 +481,11 @@ class Trainer:
                     micro_batch_size=self.micro_batch_size,
                     precision=self.precision,
                     scaler=self.scaler,
-                    keep_local=self._keep_local,
+                    no_sync=self._no_sync,
                     weight=len(batch) * count / rows,
                     rounds=-(-rows // (count * self.micro_batch_size)),
                 )
-                return self.processes.mean(loss)
+                return self.processes.all_reduce_mean(loss)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -588,7 +590,9 @@ class Trainer:
         self.state.evaluated_at = self.step
         self.whole = self.kept.gather()
         if self.val_data is not None:
-            result = self.processes.from_main(lambda: self.evaluate(self.config.eval_tokens))
+            result = self.processes.broadcast_from_main(
+                lambda: self.evaluate(self.config.eval_tokens)
+            )
             self._keep_folder()
             is_best = self.state.count_validation(result.loss)
             self.telemetry.log_validation(self.step, result)
@@ -623,7 +627,7 @@ class Trainer:
     def save(self) -> Path:
         """Save a checkpoint and return its path; asynchronously if training on a GPU."""
         self._keep_folder()
-        self._must_save = False
+        self._save_next_step = False
         self.telemetry.sync()
         return self.kept.save(self.state_dict())
 
@@ -650,17 +654,17 @@ class Trainer:
         }
         if self.state.epoch_loss.count:  # of an incomplete epoch
             history["train_loss"] = [*history["train_loss"], self.state.epoch_loss.take()]
-            log.info("last epoch, in part  training loss %.4f", history["train_loss"][-1])
+            log.info("last epoch, in part  train loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
             with busy("validating on all held-out text", everywhere=True):
-                final = self.processes.from_main(self.evaluate)
+                final = self.processes.broadcast_from_main(self.evaluate)
             # best_loss is inf if the folder was lost after the last validation.
             best = self.state.best_loss
             history["best_val_loss"] = best if best < math.inf else final.loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte
             log.info(
-                "best weights: validation loss %.4f, perplexity %.2f, %s",
+                "best weights: val loss %.4f, perplexity %.2f, %s",
                 final.loss,
                 final.perplexity,
                 final.describe_bits(),

@@ -103,7 +103,7 @@ def test_results_are_those_of_the_logs(pair):
     rows = {name: found for name, *found in results([read_run(f) for f in folders(pair)])}
     assert rows["steps"] == ["12", "12"]
     losses = [f"{run.history['best_val_loss']:.4f}" for run in pair]
-    assert rows["best validation loss"] == losses
+    assert rows["best val loss"] == losses
     # To the last line of the log: the final validation comes after it.
     last = [[e for e in read_metrics(r.folder / "metrics.jsonl") if "loss" in e][-1] for r in pair]
     assert rows["time"] == [human_time(entry["seconds"]) for entry in last]

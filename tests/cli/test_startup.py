@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from src.cli.startup import announce, limit_spinning, loading
+from src.cli.startup import announce, limit_openmp_spinning, loading
 from tests.conftest import CHECKOUT, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
@@ -210,7 +210,7 @@ def test_loading_is_the_first_that_a_terminal_shows(quiet, expected, place):
 def test_spinning_is_limited_unless_the_user_has_chosen(monkeypatch):
     monkeypatch.setitem(os.environ, "GOMP_SPINCOUNT", "")
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    limit_spinning(10)
+    limit_openmp_spinning(10)
     assert os.environ["GOMP_SPINCOUNT"] == "10"
-    limit_spinning(20)
+    limit_openmp_spinning(20)
     assert os.environ["GOMP_SPINCOUNT"] == "10"

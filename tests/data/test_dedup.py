@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data import dedup
-from src.data.dedup import cut_out, group_related, shared_part, shingles
+from src.data.dedup import cluster_near_duplicates, containment, shingles, split_by_shingles
 from tests.bounds import by_chance
 
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=3000))
@@ -77,36 +77,36 @@ def test_documents_are_grouped_by_what_they_share(monkeypatch):
         "too short",
     ]
     expected = [0, 1, 0, 3, 1, 5, 6]
-    assert group_related(documents, 0.2) == expected
+    assert cluster_near_duplicates(documents, 0.2) == expected
     monkeypatch.setattr(dedup, "_BLOCK", 50)
-    assert group_related(documents, 0.2) == expected
-    assert group_related(documents, 0.05) == [0, 1, 0, 3, 1, 3, 6]
-    assert group_related(["short", "texts"], 0.2) == [0, 1]
-    assert group_related([], 0.2) == []
+    assert cluster_near_duplicates(documents, 0.2) == expected
+    assert cluster_near_duplicates(documents, 0.05) == [0, 1, 0, 3, 1, 3, 6]
+    assert cluster_near_duplicates(["short", "texts"], 0.2) == [0, 1]
+    assert cluster_near_duplicates([], 0.2) == []
 
 
 def test_a_large_corpus_is_sampled(monkeypatch):
     monkeypatch.setattr(dedup, "_SAMPLE", 1000)
     documents = [TEXT, "".join(random.Random(2).choices("abcd", k=3000)), TEXT[::-1], TEXT + "end"]
     assert dedup.sampling_rate(documents) > 10
-    assert group_related(documents, 0.2) == [0, 1, 2, 0]
-    assert shared_part([TEXT[:2000]], documents[1:]) == 1
-    assert shared_part([TEXT[:2000]], documents[1:3]) == 0
+    assert cluster_near_duplicates(documents, 0.2) == [0, 1, 2, 0]
+    assert containment([TEXT[:2000]], documents[1:]) == 1
+    assert containment([TEXT[:2000]], documents[1:3]) == 0
 
 
 def test_the_shared_part_is_counted():
-    assert shared_part(["short"], ["short"]) is None
-    assert shared_part([TEXT], []) == 0
+    assert containment(["short"], ["short"]) is None
+    assert containment([TEXT], []) == 0
     count, half = len(plain(TEXT)), TEXT[: len(TEXT) // 2]
-    assert shared_part([TEXT, "x" * 40], [TEXT]) == count / (count + 40 - 23)
-    assert shared_part([TEXT], [half]) == len(plain(half)) / count
+    assert containment([TEXT, "x" * 40], [TEXT]) == count / (count + 40 - 23)
+    assert containment([TEXT], [half]) == len(plain(half)) / count
 
 
 @given(start=st.integers(0, 2000), length=st.integers(0, 900), rate=st.sampled_from([1, 5]))
 def test_what_is_cut_out_of_a_text_is_the_passage_and_nothing_is_lost(start, length, rate):
     passage = TEXT[start : start + length]
     hashes = shingles(passage, rate).hashes
-    kept, cut = cut_out(TEXT, hashes, rate)
+    kept, cut = split_by_shingles(TEXT, hashes, rate)
     assert sum(map(len, kept + cut)) == len(TEXT)
     assert not np.isin(np.concatenate([shingles(text, rate).hashes for text in kept]), hashes).any()
     assert bool(cut) == bool(len(hashes))
@@ -115,6 +115,6 @@ def test_what_is_cut_out_of_a_text_is_the_passage_and_nothing_is_lost(start, len
 
 def test_passages_that_an_edit_parts_are_cut_out_together():
     edited = TEXT[:1000] + "another word" + TEXT[1010:2000]
-    kept, cut = cut_out(TEXT, shingles(edited[500:1500]).hashes)
+    kept, cut = split_by_shingles(TEXT, shingles(edited[500:1500]).hashes)
     assert len(cut) == 1
     assert len(kept) == 2

@@ -200,10 +200,10 @@ def test_a_size_is_bounded_whatever_the_header_says(library, tmp_path, length):
     Library.content, Library.headers_to_send = b"a" * 300_000, {"Content-Length": length}
     if length is None:
         with pytest.raises(AGI2Error, match=r"it is larger than 100\.0 KB"):
-            download(f"{library}/a.txt", most_bytes=100_000)
+            download(f"{library}/a.txt", max_bytes=100_000)
         assert not cached_files(tmp_path)
     else:
-        assert download(f"{library}/a.txt", most_bytes=100_000).read_bytes() == b"aaa"
+        assert download(f"{library}/a.txt", max_bytes=100_000).read_bytes() == b"aaa"
 
 
 def test_a_server_that_drips_is_given_up_at_the_deadline(library, tmp_path):

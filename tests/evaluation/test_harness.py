@@ -86,7 +86,7 @@ def test_likelihoods_are_those_of_transformers(name, request):
 
 def test_a_likelihood_does_not_depend_on_what_else_is_asked(bpe, monkeypatch):
     together = ask(bpe.loglikelihood, *PAIRS)
-    monkeypatch.setattr("src.evaluation.harness.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("src.evaluation.harness.EVAL_TOKENS_PER_BATCH", 40)
     in_parts = ask(bpe.loglikelihood, *reversed(PAIRS))
     for ours, theirs in zip(together, reversed(in_parts), strict=True):
         assert ours[0] == near(bpe, theirs[0], 2 * len("the old ship"))

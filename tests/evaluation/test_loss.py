@@ -270,7 +270,7 @@ def test_a_sliding_window_equals_one_over_transformers_model(tokenizer, position
 
 def test_windows_are_shared_out_to_batches(model, tokenizer, monkeypatch):
     expected = evaluate_text(model, [TEXT], tokenizer, 3).loss
-    monkeypatch.setattr("src.evaluation.loss.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr("src.evaluation.loss.EVAL_TOKENS_PER_BATCH", 40)
     found = evaluate_text(model, [TEXT], tokenizer, 3).loss
     assert found == pytest.approx(expected, rel=0, abs=2 * score_bound(model))
 

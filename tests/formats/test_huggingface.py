@@ -19,10 +19,10 @@ from src.errors import AGI2Error
 from src.formats.huggingface import (
     as_gpt2,
     export_huggingface,
+    from_hf_config,
     import_huggingface,
-    our_config,
-    their_config,
-    to_their_layout,
+    to_hf_config,
+    to_hf_state_dict,
 )
 from src.formats.model_dir import load_model
 from src.model import GPT2Model
@@ -459,7 +459,7 @@ def test_a_name_without_a_network_is_one_line_without_trying_for_long(tmp_path, 
 
 def test_each_weight_has_one_name_of_theirs_and_no_number_changes():
     model = random_model(position_embedding="learned", tie_weights=False)
-    theirs = to_their_layout(model.state_dict())
+    theirs = to_hf_state_dict(model.state_dict())
     twin = transformers_twin(model.config)
     assert theirs.keys() == twin.state_dict().keys()
     assert {key: value.shape for key, value in theirs.items()} == {
@@ -481,4 +481,4 @@ def test_a_model_as_gpt2_has_the_same_logits(changes):
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_an_architecture_survives_their_config(changes):
     config, _ = as_gpt2(random_model(**changes))
-    assert our_config({"model_type": "gpt2", **their_config(config)}, "x") == config
+    assert from_hf_config({"model_type": "gpt2", **to_hf_config(config)}, "x") == config

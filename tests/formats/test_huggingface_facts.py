@@ -12,7 +12,7 @@ from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.formats.export import export_model
 from src.formats.huggingface import import_huggingface
-from src.formats.huggingface_tokenizer import load_their_tokenizer
+from src.formats.huggingface_tokenizer import load_hf_tokenizer
 from src.formats.model_dir import load_model
 from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
 from src.tokenizer import load_tokenizer
@@ -469,7 +469,7 @@ def test_whatever_stands_anywhere_in_a_file_is_read_or_one_line(theirs, tmp_path
             inside[place[-1]] = odd
             (folder / file).write_text(json.dumps(content))
             try:
-                load_their_tokenizer(folder, "theirs", model)
+                load_hf_tokenizer(folder, "theirs", model)
             except AGI2Error as error:
                 refused.append(len(error.args))
     assert set(refused) == {1}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from src.generation import generate_batch, generate_text, generate_tokens
 from src.inference.beam_search import beam_search
-from src.inference.cuda_graph import FixedStep, GraphedLayers
-from src.inference.model_runner import Decoder
+from src.inference.cuda_graph import GraphedBackend, GraphedStep
+from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer
@@ -29,7 +29,7 @@ def pair(**changes) -> tuple[GPT2Model, GPT2Model]:
     """A model as it is, and one that takes its single tokens in fixed steps."""
     plain = random_model(max_seq_len=8, **changes).double()
     fixed = copy.deepcopy(plain)
-    fixed.few_tokens = GraphedLayers(fixed.blocks, after=0)
+    fixed.decode_backend = GraphedBackend(fixed.blocks, after=0)
     return plain, fixed
 
 
@@ -41,26 +41,26 @@ PAIRS = [pair(), pair(position_embedding="learned", norm_position="post", bias=F
 @settings(max_examples=30)
 def test_rows_get_the_same_logits_in_fixed_steps(models, prompts, seed, data):
     """Of unequal prompts, past the model's positions, in another order, fewer or more."""
-    plain, fixed = (Decoder(model, WIDTH) for model in models)
-    assert_same_in_float64(fixed.read(prompts), plain.read(prompts))
+    plain, fixed = (ModelRunner(model, WIDTH) for model in models)
+    assert_same_in_float64(fixed.prefill(prompts), plain.prefill(prompts))
     rows = len(prompts)
     for tokens in torch.randint(WIDTH, (6, 12), generator=torch.Generator().manual_seed(seed)):
         for _ in range(3):
-            assert_same_in_float64(fixed.step(tokens[:rows]), plain.step(tokens[:rows]))
+            assert_same_in_float64(fixed.decode(tokens[:rows]), plain.decode(tokens[:rows]))
         order = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=4))
         rows = len(order)
-        for decoder in (plain, fixed):
-            decoder.reorder(torch.tensor(order))
+        for runner in (plain, fixed):
+            runner.reorder(torch.tensor(order))
 
 
 @pytest.mark.parametrize("models", PAIRS)
 def test_a_text_that_begins_anew_in_the_same_cache_is_read_as_it_is(models):
-    plain, fixed = (Decoder(model, WIDTH) for model in models)
+    plain, fixed = (ModelRunner(model, WIDTH) for model in models)
     for prompt in ([1, 2, 3], [1, 2, 4, 5], [1]):
-        assert_same_in_float64(fixed.read([prompt]), plain.read([prompt]))
+        assert_same_in_float64(fixed.prefill([prompt]), plain.prefill([prompt]))
         for token in (7, 9):
             assert_same_in_float64(
-                fixed.step(torch.tensor([token])), plain.step(torch.tensor([token]))
+                fixed.decode(torch.tensor([token])), plain.decode(torch.tensor([token]))
             )
 
 
@@ -99,13 +99,13 @@ def test_a_step_that_is_taken_for_its_own_sake_changes_nothing_that_is_held():
     with torch.inference_mode():
         for cache in caches:
             plain(tokens, cache=cache)
-        FixedStep(list(fixed.blocks), caches[1])._compute()
+        GraphedStep(list(fixed.blocks), caches[1])._compute()
         found, expected = (plain(tokens[:, :1], cache=cache) for cache in caches)
     assert torch.equal(found, expected)
 
 
 def test_a_step_is_made_once_a_cache_has_had_some_tokens():
-    layers = GraphedLayers(PAIRS[0][0].blocks, after=3)
+    layers = GraphedBackend(PAIRS[0][0].blocks, after=3)
     one = torch.zeros(1, 1, 16, dtype=torch.float64)
     with torch.inference_mode():
         for _ in range(2):
@@ -117,15 +117,15 @@ def test_what_is_no_single_token_is_left_to_others():
     _, model = PAIRS[0]
     one, cache = torch.zeros(1, 1, 16, dtype=torch.float64), model.new_cache()
     with torch.inference_mode():
-        assert model.few_tokens(torch.zeros(1, 2, 16, dtype=torch.float64), None, cache) is None
-        assert model.few_tokens(one, torch.ones(1, 1, 1, dtype=torch.bool), cache) is None
+        assert model.decode_backend(torch.zeros(1, 2, 16, dtype=torch.float64), None, cache) is None
+        assert model.decode_backend(one, torch.ones(1, 1, 1, dtype=torch.bool), cache) is None
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert model.few_tokens(one, None, cache) is None
+            assert model.decode_backend(one, None, cache) is None
         for _ in range(8):
-            assert model.few_tokens(one, None, cache) is not None
-        assert model.few_tokens(one, None, cache) is None  # full: the cache says so itself
+            assert model.decode_backend(one, None, cache) is not None
+        assert model.decode_backend(one, None, cache) is None  # full: the cache says so itself
     with torch.no_grad():  # in which nothing of inference mode may be written
-        assert model.few_tokens(one, None, model.new_cache()) is None
+        assert model.decode_backend(one, None, model.new_cache()) is None
 
 
 def test_a_step_goes_with_its_cache():
@@ -155,7 +155,7 @@ def test_a_gpu_replays_what_it_computes():
 
     expected = written()
     prepare_for_generation(model)
-    assert isinstance(model.few_tokens, GraphedLayers)
+    assert isinstance(model.decode_backend, GraphedBackend)
     assert written() == expected
 
 
@@ -163,11 +163,11 @@ def test_a_gpu_replays_what_it_computes():
 @needs_cuda
 def test_a_gpu_s_graph_gives_the_logits_of_the_step():
     plain, fixed = pair()
-    decoders = [Decoder(model.cuda(), WIDTH) for model in (plain, fixed)]
+    runners = [ModelRunner(model.cuda(), WIDTH) for model in (plain, fixed)]
     prompts = [[3, 1, 4, 1], [5], [9, 2]]
-    assert_same_in_float64(*(decoder.read(prompts) for decoder in decoders))
+    assert_same_in_float64(*(runner.prefill(prompts) for runner in runners))
     for tokens in torch.randint(WIDTH, (14, 3), device="cuda"):  # past the model's positions
-        assert_same_in_float64(*(decoder.step(tokens) for decoder in decoders))
+        assert_same_in_float64(*(runner.decode(tokens) for runner in runners))
 
 
 @pytest.mark.gpu
@@ -176,5 +176,5 @@ def test_a_graph_is_recorded_and_not_only_tried(caplog):
     model = prepare_for_generation(random_model().cuda())
     list(generate_tokens(model, [1], 14, 0))
     with torch.inference_mode():
-        assert FixedStep(list(model.blocks), model.new_cache(1)).replay is not None
+        assert GraphedStep(list(model.blocks), model.new_cache(1)).replay is not None
     assert not caplog.messages

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
-from src.inference.model_runner import Decoder, check_prompt
+from src.inference.model_runner import ModelRunner, check_prompt
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
 
@@ -51,52 +51,52 @@ def test_rows_of_unequal_prompts_get_the_logits_that_each_gets_alone(model, prom
     """Past the model's positions, too, where each window slides when it is full."""
     steps = 14
     tokens = new_tokens(seed, len(prompts), steps)
-    decoder = Decoder(model, WIDTH)
-    found = [decoder.read(prompts), *(decoder.step(column) for column in tokens)]
+    runner = ModelRunner(model, WIDTH)
+    found = [runner.prefill(prompts), *(runner.decode(column) for column in tokens)]
     for row, prompt in enumerate(prompts):
         expected = alone(model, prompt, tokens[:, row].tolist())
         assert_same_in_float64(torch.stack([logits[row] for logits in found]), expected)
-        assert decoder.row(row).tolist() == [[*prompt, *tokens[:, row].tolist()]]
-    assert decoder.tokens.size(1) == max(map(len, prompts)) + steps
-    assert decoder.is_padded == (len({len(prompt) for prompt in prompts}) > 1)
+        assert runner.row(row).tolist() == [[*prompt, *tokens[:, row].tolist()]]
+    assert runner.tokens.size(1) == max(map(len, prompts)) + steps
+    assert runner.is_padded == (len({len(prompt) for prompt in prompts}) > 1)
 
 
 @given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
 @settings(max_examples=30)
 def test_rows_may_be_repeated_reordered_and_dropped(model, prompts, seed, data):
-    decoder = Decoder(model, WIDTH)
-    decoder.read(prompts)
+    runner = ModelRunner(model, WIDTH)
+    runner.prefill(prompts)
     texts = [list(prompt) for prompt in prompts]
     windows = [text[-POSITIONS:] for text in texts]
     for round_ in range(4):
         rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=4))
-        decoder.reorder(torch.tensor(rows))
+        runner.reorder(torch.tensor(rows))
         texts, windows = ([list(each[row]) for row in rows] for each in (texts, windows))
         for column in new_tokens(seed + round_, len(rows), 3):
-            logits = decoder.step(column)
+            logits = runner.decode(column)
             for row, token in enumerate(column.tolist()):
                 texts[row].append(token)
                 slides = len(windows[row]) == POSITIONS
                 windows[row] = texts[row][-(POSITIONS // 2) :] if slides else [*windows[row], token]
                 assert_same_in_float64(logits[row : row + 1], in_one_reading(model, windows[row]))
-        assert [decoder.row(row).tolist() for row in range(len(rows))] == [[t] for t in texts]
+        assert [runner.row(row).tolist() for row in range(len(rows))] == [[t] for t in texts]
 
 
 @given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
 @settings(max_examples=30)
 def test_tokens_may_be_appended_together_and_taken_back(model, prompts, seed, data):
-    decoder = Decoder(model, WIDTH)
-    decoder.read(prompts)
+    runner = ModelRunner(model, WIDTH)
+    runner.prefill(prompts)
     texts = [list(prompt) for prompt in prompts]
     windows = [text[-POSITIONS:] for text in texts]
     for round_ in range(6):
-        slides = decoder.room == 0
-        count = 1 if slides else data.draw(st.integers(1, decoder.room))
+        slides = runner.room == 0
+        count = 1 if slides else data.draw(st.integers(1, runner.room))
         tokens = new_tokens(seed + round_, len(prompts), count).T
-        logits = decoder.extend(tokens)
+        logits = runner.extend(tokens)
         assert logits.shape == (len(prompts), count, WIDTH)
         kept = count if slides else data.draw(st.integers(0, count))
-        decoder.take_back(count - kept)
+        runner.rollback(count - kept)
         for row, new in enumerate(tokens.tolist()):
             full = len(windows[row]) == POSITIONS
             before = (texts[row] + new)[-(POSITIONS // 2) :][:-1] if full else windows[row]
@@ -105,7 +105,7 @@ def test_tokens_may_be_appended_together_and_taken_back(model, prompts, seed, da
                 assert_same_in_float64(logits[row, place : place + 1], expected)
             texts[row] += new[:kept]
             windows[row] = [*before, *new[:kept]]
-        assert [decoder.row(row).tolist() for row in range(len(texts))] == [[t] for t in texts]
+        assert [runner.row(row).tolist() for row in range(len(texts))] == [[t] for t in texts]
 
 
 def counted(model, reads):
@@ -121,12 +121,12 @@ def counted(model, reads):
 )
 @settings(max_examples=60)
 def test_a_second_prompt_is_read_from_where_it_differs(model, first, written, second, goes_on):
-    decoder = Decoder(model, WIDTH)
-    decoder.read([first])
+    runner = ModelRunner(model, WIDTH)
+    runner.prefill([first])
     window = first[-POSITIONS:]
     text = list(first)
     for token in written:
-        decoder.step(torch.tensor([token]))
+        runner.decode(torch.tensor([token]))
         text.append(token)
         slides = len(window) == POSITIONS
         window = text[-(POSITIONS // 2) :] if slides else [*window, token]
@@ -138,17 +138,17 @@ def test_a_second_prompt_is_read_from_where_it_differs(model, first, written, se
         shared += 1
     reads = []
     handle = counted(model, reads)
-    logits = decoder.read([second])
+    logits = runner.prefill([second])
     handle.remove()
     assert_same_in_float64(logits, in_one_reading(model, wanted))
     assert reads == [len(wanted) - shared]
-    assert decoder.tokens.tolist() == [second]
+    assert runner.tokens.tolist() == [second]
 
 
 def test_a_reading_that_was_broken_off_leaves_nothing_to_share():
     model = random_model(n_layers=2).double()
-    decoder = Decoder(model, WIDTH)
-    decoder.read([[1, 2, 3]])
+    runner = ModelRunner(model, WIDTH)
+    runner.prefill([[1, 2, 3]])
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -156,31 +156,33 @@ def test_a_reading_that_was_broken_off_leaves_nothing_to_share():
     # In the second layer: the first one holds the token by then.
     handle = model.blocks[1].register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        decoder.step(torch.tensor([4]))
+        runner.decode(torch.tensor([4]))
     handle.remove()
-    assert_same_in_float64(decoder.read([[1, 2, 3, 4, 5]]), in_one_reading(model, [1, 2, 3, 4, 5]))
+    assert_same_in_float64(
+        runner.prefill([[1, 2, 3, 4, 5]]), in_one_reading(model, [1, 2, 3, 4, 5])
+    )
 
 
 def test_what_rows_that_are_gone_left_is_not_shared(model):
-    decoder = Decoder(model, WIDTH)
-    decoder.read([[1], [2, 3, 4]])
-    decoder.reorder(torch.tensor([0]))
-    decoder.step(torch.tensor([5]))
-    assert_same_in_float64(decoder.read([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
-    decoder.read([[1, 5], [1, 5, 6]])
-    assert_same_in_float64(decoder.read([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
+    runner = ModelRunner(model, WIDTH)
+    runner.prefill([[1], [2, 3, 4]])
+    runner.reorder(torch.tensor([0]))
+    runner.decode(torch.tensor([5]))
+    assert_same_in_float64(runner.prefill([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
+    runner.prefill([[1, 5], [1, 5, 6]])
+    assert_same_in_float64(runner.prefill([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
 
 
 def test_a_prompt_longer_than_the_positions_is_told_once(model, caplog):
     caplog.set_level(logging.WARNING, "agi2")
-    decoder = Decoder(model, WIDTH)
-    decoder.read([list(range(POSITIONS))])
+    runner = ModelRunner(model, WIDTH)
+    runner.prefill([list(range(POSITIONS))])
     for token in range(20):
-        decoder.step(torch.tensor([token]))
+        runner.decode(torch.tensor([token]))
     assert caplog.messages == []
     prompt = list(range(20))
     assert_same_in_float64(
-        Decoder(model, WIDTH).read([prompt, [1]])[:1], in_one_reading(model, prompt[-8:])
+        ModelRunner(model, WIDTH).prefill([prompt, [1]])[:1], in_one_reading(model, prompt[-8:])
     )
     assert caplog.messages == [
         "the prompt has 20 tokens, the model sees 8 at a time: only the last are read"
@@ -188,8 +190,8 @@ def test_a_prompt_longer_than_the_positions_is_told_once(model, caplog):
 
 
 def test_only_the_vocabulary_asked_for_is_offered(model):
-    decoder = Decoder(model, 7)
-    assert decoder.read([[1]]).shape == decoder.step(torch.tensor([2])).shape == (1, 7)
+    runner = ModelRunner(model, 7)
+    assert runner.prefill([[1]]).shape == runner.decode(torch.tensor([2])).shape == (1, 7)
 
 
 def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():

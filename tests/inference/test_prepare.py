@@ -21,7 +21,7 @@ from src.inference.beam_search import beam_search
 from src.inference.prepare import prepare_for_generation
 from src.nn.cpu_kernels import LIBRARY
 from src.nn.lora import add_lora, merge_lora
-from src.nn.quantized import FixedLinear
+from src.nn.quantized import QuantizedLinear
 from src.tokenizer import BPETokenizer
 from src.train.loss import NextTokenLoss
 from src.training import train_epoch
@@ -110,7 +110,7 @@ def test_without_the_compiled_part_the_logits_are_those_of_the_same_weights(
     assert not caplog.messages
     monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", None)
     plain = prepare_for_generation(make(), quantize)
-    assert plain.few_tokens is None
+    assert plain.decode_backend is None
     assert ("saves memory here, and no time" in caplog.text) == (quantize != "none")
     assert_all_is_within(plain)
     monkeypatch.undo()
@@ -144,16 +144,16 @@ def test_a_prepared_model_reads_in_bfloat16_with_the_products_there_are(quantize
     model = prepare_for_generation(make(), quantize)
     read = []
     for layer in model.modules():
-        if isinstance(layer, FixedLinear):
+        if isinstance(layer, QuantizedLinear):
             layer.register_forward_hook(lambda layer, x, out: read.append((layer, *x, out)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert log_probs(model).isfinite().all()
     assert {x.dtype for _, x, _ in read} == {torch.float32, torch.bfloat16}
     for layer, x, out in read.copy():
-        is_native = LIBRARY is not None and x.dtype == torch.float32
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=not is_native):
+        has_kernel = LIBRARY is not None and x.dtype == torch.float32
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=not has_kernel):
             bias = layer._weights.bias
-            expected = layer(x) if is_native else linear(x, layer.weight, bias)
+            expected = layer(x) if has_kernel else linear(x, layer.weight, bias)
         assert torch.equal(out, expected)
 
 
@@ -262,7 +262,7 @@ def test_a_model_of_other_numbers_stays_as_it_is_or_is_refused(kind, some):
         return model
 
     model = prepare_for_generation(other())
-    assert (model.prepared, model.few_tokens) == (None, None)
+    assert (model.prepared, model.decode_backend) == (None, None)
     if not some:  # PyTorch does not multiply numbers of different kinds
         assert torch.equal(log_probs(model), log_probs(other()))
         assert len(generate_text(model, "abc", 5, tokenizer=tokenizer(), temperature=0)) >= 3

@@ -25,7 +25,7 @@ from src.config import Config
 from src.errors import AGI2Error
 from src.inference.sampling import (
     _FEW,
-    NEVER,
+    MASKED,
     NOTHING,
     SamplingOptions,
     apply_count_penalties,
@@ -342,7 +342,7 @@ def test_a_rows_draw_does_not_depend_on_its_neighbours():
 
 
 def test_an_excluded_token_is_never_drawn_even_by_the_extreme_numbers():
-    logits = torch.tensor([[NEVER, 0.0, NEVER, 0.0, NEVER]])
+    logits = torch.tensor([[MASKED, 0.0, MASKED, 0.0, MASKED]])
     assert draw(logits, [0.0]).tolist() == [1]
     assert draw(logits, [0.5]).tolist() == [3]
     assert draw(logits, [1 - 2**-53]).tolist() == [3]
@@ -375,7 +375,7 @@ def test_one_candidate_is_always_drawn():
 
 @pytest.mark.parametrize("numbers", [None, [0.3, 0.3]])
 def test_where_every_token_is_excluded_nothing_is_drawn(numbers):
-    logits = torch.tensor([[NEVER, NEVER], [NEVER, 0.0]])
+    logits = torch.tensor([[MASKED, MASKED], [MASKED, 0.0]])
     assert draw(logits, numbers).tolist() == [NOTHING, 1]
     options = SamplingOptions(top_k=1, top_p=0.5, min_p=0.5, typical_p=0.5)
     logits = process_logits(logits, torch.zeros(2, 1).long(), options, 1)

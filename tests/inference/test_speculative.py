@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from src.errors import AGI2Error
 from src.generation import generate_tokens
-from src.inference.model_runner import Decoder
+from src.inference.model_runner import ModelRunner
 from src.inference.speculative import NgramIndex, speculate_tokens
 from tests.tiny_models import random_model, reciting_model
 
 
 def speculated(model, prompt, max_length=100, vocab_size=None, **options):
-    decoder = Decoder(model, vocab_size or model.config.vocab_size)
-    return speculate_tokens(decoder, prompt, max_length, **options)
+    runner = ModelRunner(model, vocab_size or model.config.vocab_size)
+    return speculate_tokens(runner, prompt, max_length, **options)
 
 
 def greedy(model, prompt, length, **options):
@@ -113,10 +113,10 @@ def test_after_a_bad_guess_as_many_tokens_are_written_plainly():
 
 def test_what_was_read_for_an_earlier_text_is_not_read_again():
     model = reciting_model(20, [0, 0, *range(4, 14)])
-    decoder = Decoder(model, 20)
-    first = list(speculate_tokens(decoder, [1, 2, 3], 5))
+    runner = ModelRunner(model, 20)
+    first = list(speculate_tokens(runner, [1, 2, 3], 5))
     counts = reads(model)
-    assert list(speculate_tokens(decoder, [1, 2, 3, *first], 5)) == list(range(9, 14))
+    assert list(speculate_tokens(runner, [1, 2, 3, *first], 5)) == list(range(9, 14))
     assert counts == [1] * 5
 
 

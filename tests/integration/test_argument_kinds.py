@@ -244,7 +244,7 @@ CASES = {
     ),
     "stream_text": case(
         src.stream_text, **TEXT_OUT, stopping_criteria=STOPPING,
-        skip_leading_space=("bool", False), decoder=("optional", None),
+        skip_leading_space=("bool", False), runner=("optional", None),
     ),
     "generate_tokens": case(
         src.generate_tokens, model=MODEL, prompt=("ids", [3, 4]), **DRAWN, end_token=("end", 1),

@@ -18,7 +18,7 @@ from src.generation import (
     generate_tokens,
     stream_text,
 )
-from src.inference.model_runner import Decoder
+from src.inference.model_runner import ModelRunner
 from src.interactive import InteractivePrompt
 from src.nn.dropout import evaluating
 from src.training import train_epoch
@@ -177,23 +177,26 @@ def test_evaluation_and_an_epoch_of_training_leave_a_stream_alone(tokenizer):
 
 def test_a_decoder_decodes_one_text_at_a_time(model, tokenizer):
     expected = list(stream_text(model, "abc", 9, tokenizer=tokenizer, seed=1))
-    decoder = Decoder(model, tokenizer.vocab_size)
+    runner = ModelRunner(model, tokenizer.vocab_size)
 
     def stream(**options):
-        return stream_text(model, "abc", 9, tokenizer=tokenizer, seed=1, decoder=decoder, **options)
+        return stream_text(model, "abc", 9, tokenizer=tokenizer, seed=1, runner=runner, **options)
 
     first = stream()
     pieces = [next(first)]
     for options in ({}, {"temperature": 0, "speculative": "ngram"}):
-        with pytest.raises(AGI2Error, match=r"^this decoder is decoding another text: exhaust or"):
+        with pytest.raises(AGI2Error, match=r"^this runner is decoding another text: exhaust or"):
             next(stream(**options))
     assert pieces + list(first) == expected
     assert list(stream()) == expected
 
 
 def test_a_decoder_of_another_model_is_refused(model, tokenizer):
-    for decoder in (Decoder(random_model(vocab_size=VOCABULARY), VOCABULARY), Decoder(model, 9)):
-        with pytest.raises(AGI2Error, match=r"^decoder is of another model or tokenizer"):
-            stream_text(model, "abc", 9, tokenizer=tokenizer, decoder=decoder)
+    for runner in (
+        ModelRunner(random_model(vocab_size=VOCABULARY), VOCABULARY),
+        ModelRunner(model, 9),
+    ):
+        with pytest.raises(AGI2Error, match=r"^runner is of another model or tokenizer"):
+            stream_text(model, "abc", 9, tokenizer=tokenizer, runner=runner)
     with pytest.raises(AGI2Error, match=r"^vocab_size 258 is above the model's 257 tokens$"):
-        Decoder(model, VOCABULARY + 1)
+        ModelRunner(model, VOCABULARY + 1)

@@ -104,7 +104,7 @@ def test_training_shows_its_progress_once(parts, part, prefix):
         assert sum(line.startswith(f"{prefix}epoch {number}") for line in lines) == 1
     assert all(line.startswith(prefix) for line in lines)
     text = "\n".join(lines)
-    for expected in ("training loss", "step 10/", "tok/s", " left", "bits per byte", "memory"):
+    for expected in ("train loss", "step 10/", "tok/s", " left", "bits per byte", "memory"):
         assert expected in text
 
 
@@ -116,7 +116,7 @@ def test_what_is_asked_to_be_quiet_shows_nothing(parts, part):
 
 
 def test_an_epoch_shows_its_loss(parts):
-    assert [line[:21] for line in parts["epoch"]] == ["epoch  training loss "]
+    assert [line[:18] for line in parts["epoch"]] == ["epoch  train loss "]
 
 
 def test_other_calls_show_what_they_read(parts):

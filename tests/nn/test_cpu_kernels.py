@@ -15,18 +15,18 @@ from src.ffn import ACTIVATIONS
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
 from src.nn.cpu_kernels import (
-    FEW,
     LIBRARY,
+    MAX_KERNEL_TOKENS,
     Gelu,
-    NativeLayers,
-    NativeLinear,
+    KernelBackend,
+    KernelLinear,
     Weights,
     load,
     pack,
     unpack,
 )
 from src.nn.kv_cache import KVCache
-from src.nn.quantized import _halves, arrange, restore
+from src.nn.quantized import _halves, dequantize, quantize_weight
 from tests.bounds import (
     TINY,
     Bounded,
@@ -49,7 +49,7 @@ def random(*shape, seed=0, std=1.0):
 
 def bounded_product(weights, x):
     """Of inputs (N, I) and fixed weights."""
-    expected = Bounded(x).linear(restore(weights), weights.bias, weights.bits)
+    expected = Bounded(x).linear(dequantize(weights), weights.bias, weights.bits)
     if weights.bits == 4:
         # Steps and lowest weights are multiplied apart, and may cancel: step q = w - lowest.
         lowest = _halves(weights.scale)[1].double().abs().repeat_interleave(32, dim=1)
@@ -71,10 +71,10 @@ def bounded_product(weights, x):
 @torch.inference_mode()
 def test_a_product_is_pytorchs_of_the_same_weights(rows, outputs, inputs, bits, bias, seed):
     given_bias = random(outputs, seed=seed + 1) if bias else None
-    weights = arrange(random(outputs, inputs, seed=seed), given_bias, bits)
+    weights = quantize_weight(random(outputs, inputs, seed=seed), given_bias, bits)
     x = random(2, rows, inputs, seed=seed + 2)[1:]
     expected = bounded_product(weights, x)
-    assert_within(NativeLinear(weights)(x), expected.exact, expected.error)
+    assert_within(KernelLinear(weights)(x), expected.exact, expected.error)
 
 
 def whole(weight):
@@ -107,7 +107,7 @@ def test_packed_weights_are_the_same_bit_for_bit(outputs, inputs, spread, zeros,
     assert torch.equal(unpack(packed, rows), weight[rows])
     for count in (1, 6, 8, 16, 17):
         x = random(count, inputs, seed=seed + 4)
-        assert torch.equal(NativeLinear(packed)(x), NativeLinear(whole(weight))(x))
+        assert torch.equal(KernelLinear(packed)(x), KernelLinear(whole(weight))(x))
 
 
 @needs_library
@@ -125,7 +125,7 @@ def test_ordinary_weights_take_28_bits_and_little_more():
 @torch.inference_mode()
 def test_inputs_of_any_size_are_rounded_to_the_nearest_level(bits):
     """Of a row, or of 32 inputs; few are so near to the middle of two that either is right."""
-    weights = arrange(random(37, 320), None, bits)
+    weights = quantize_weight(random(37, 320), None, bits)
     x = random(9, 320, seed=1) * torch.logspace(-2, 2, 320)
     levels = Bounded(x).levels(bits)
     size = x.double().unflatten(1, (-1, 320 if bits == 8 else 32)).abs().amax(-1, keepdim=True)
@@ -133,7 +133,7 @@ def test_inputs_of_any_size_are_rounded_to_the_nearest_level(bits):
     assert ((levels.exact - x).abs() <= half * (1 + 1e-12)).all()
     assert (levels.error < half / 50).double().mean() > 0.95
     expected = bounded_product(weights, x)
-    assert_within(NativeLinear(weights)(x), expected.exact, expected.error)
+    assert_within(KernelLinear(weights)(x), expected.exact, expected.error)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -157,7 +157,7 @@ def test_levels_of_inputs_that_are_off_are_within_their_bound(bits, error):
 @torch.inference_mode()
 def test_a_row_among_others_is_what_it_is_alone(bits):
     """Bit for bit: so a text does not depend on its batch."""
-    linear = NativeLinear(arrange(random(37, 128), None, bits))
+    linear = KernelLinear(quantize_weight(random(37, 128), None, bits))
     x = random(19, 128, seed=1)
     for count in range(1, 20):
         assert torch.equal(linear(x)[:count], linear(x[:count]))
@@ -167,10 +167,10 @@ def test_a_row_among_others_is_what_it_is_alone(bits):
 @torch.inference_mode()
 def test_the_widest_sums_of_8_bits_fit():
     inputs = 20_000
-    weights = arrange(torch.ones(3, inputs), None, 8)
+    weights = quantize_weight(torch.ones(3, inputs), None, 8)
     x = torch.ones(2, inputs)
     expected = bounded_product(weights, x)
-    assert_within(NativeLinear(weights)(x), expected.exact, expected.error)
+    assert_within(KernelLinear(weights)(x), expected.exact, expected.error)
     assert_within(expected.exact, torch.full((2, 3), float(inputs)), expected.error)
 
 
@@ -181,7 +181,7 @@ def test_the_widest_sums_of_8_bits_fit():
 def test_what_is_no_number_stays_none(bits, wrong):
     x = random(3, 64)
     x[1, 7] = wrong
-    found = NativeLinear(arrange(random(5, 64, seed=1), None, bits))(x)
+    found = KernelLinear(quantize_weight(random(5, 64, seed=1), None, bits))(x)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
 
@@ -276,7 +276,7 @@ def test_a_layer_over_a_few_tokens_is_the_models_own(changes, low, quantize):
     expected = bounded_block(block, Bounded(x), activation, bits)
     cache, found = model.new_cache(3), []
     for part in x.split(PARTS, dim=1):
-        read = model.few_tokens(part.clone(), None, cache)
+        read = model.decode_backend(part.clone(), None, cache)
         if read is None:  # too many rows: PyTorch's, with the same cache
             read = block(part, causal=True, cache=cache.layers[0])
         found.append(read)
@@ -293,9 +293,9 @@ def test_a_layer_over_a_few_tokens_is_the_models_own(changes, low, quantize):
 def test_layers_are_one_after_another(changes, quantize):
     """Bit for bit."""
     model = prepared_model(changes, quantize)
-    held = model.few_tokens._held
+    held = model.decode_backend._held
     alone = [
-        NativeLayers(
+        KernelBackend(
             [layer], model.config.n_heads, model.config.activation, model.blocks[0].pre_norm
         )
         for layer in held
@@ -306,7 +306,7 @@ def test_layers_are_one_after_another(changes, quantize):
         expected = part.clone()
         for layer, cache in zip(alone, apart, strict=True):
             expected = layer(expected, None, cache)
-        assert torch.equal(model.few_tokens(part.clone(), None, together), expected)
+        assert torch.equal(model.decode_backend(part.clone(), None, together), expected)
     for layer, cache in zip(together.layers, apart, strict=True):
         assert torch.equal(layer.keys[:, :, :20], cache.layers[0].keys[:, :, :20])
 
@@ -355,10 +355,13 @@ def test_with_rounded_weights_a_text_of_any_batch_is_what_it_is_alone(quantize):
 @torch.inference_mode()
 def test_what_the_compiled_pass_does_not_do_it_leaves_to_pytorch():
     model = prepare_for_generation(random_model(**WIDTHS))
-    few = model.few_tokens
+    few = model.decode_backend
     x = random(1, 3, 64)
     cache = model.new_cache(1)
-    assert few(random(FEW + 1, 1, 64), None, model.new_cache(FEW + 1)) is None
+    assert (
+        few(random(MAX_KERNEL_TOKENS + 1, 1, 64), None, model.new_cache(MAX_KERNEL_TOKENS + 1))
+        is None
+    )
     assert few(x.double(), None, cache) is None
     assert few(x.to("meta"), None, cache) is None
     assert few(x, torch.ones(1, 3, 3, dtype=torch.bool), cache) is None
@@ -431,7 +434,7 @@ def test_what_is_not_there_has_no_address_and_what_is_empty_is_as_good():
 @pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t.double(), lambda t: t.to("meta")])
 def test_a_matrix_whose_parts_do_not_fit_is_not_given_away(bits, part, change):
     inputs = 72 if bits == 32 else 64
-    weights = arrange(random(5, inputs), random(5), 32 if bits == 28 else bits)
+    weights = quantize_weight(random(5, inputs), random(5), 32 if bits == 28 else bits)
     assert weights.bits == bits
     if getattr(weights, part) is None or (bits == 28 and part == "values"):
         return
@@ -443,7 +446,7 @@ def test_a_matrix_whose_parts_do_not_fit_is_not_given_away(bits, part, change):
 @torch.inference_mode()
 def test_inputs_that_do_not_fit_are_refused():
     model = prepare_for_generation(random_model(**WIDTHS))
-    linear = NativeLinear(arrange(random(5, 64), None, 8))
+    linear = KernelLinear(quantize_weight(random(5, 64), None, 8))
     for x in (random(3, 48), random(64, 3), random(3, 64).double()):
         with pytest.raises(TypeError):
             linear(x)
@@ -454,12 +457,12 @@ def test_inputs_that_do_not_fit_are_refused():
         KVCache(4, 1, 4, 60, 16),
     ):
         with pytest.raises(TypeError):
-            model.few_tokens(random(1, 3, 64), None, cache)
+            model.decode_backend(random(1, 3, 64), None, cache)
     with pytest.raises(TypeError):
-        model.few_tokens(random(1, 3, 32), None, model.new_cache(1))
+        model.decode_backend(random(1, 3, 32), None, model.new_cache(1))
     halves = KVCache(3, 1, 4, 60, 16, dtype=torch.bfloat16)
-    assert model.few_tokens(random(1, 3, 64), None, halves) is None
-    assert model.few_tokens(random(0, 3, 64), None, model.new_cache(1)) is None
+    assert model.decode_backend(random(1, 3, 64), None, halves) is None
+    assert model.decode_backend(random(0, 3, 64), None, model.new_cache(1)) is None
 
 
 @needs_library
@@ -491,10 +494,10 @@ def test_a_matrix_too_large_for_its_rows_to_count_is_not_packed(monkeypatch):
 
 STACK = """
 import resource, torch
-from src.nn.cpu_kernels import NativeLinear
-from src.nn.quantized import arrange
+from src.nn.cpu_kernels import KernelLinear
+from src.nn.quantized import quantize_weight
 weights = torch.ones(2, 600_064)
-kinds = [NativeLinear(arrange(weights, None, bits)) for bits in (32, 8, 4)]
+kinds = [KernelLinear(quantize_weight(weights, None, bits)) for bits in (32, 8, 4)]
 torch.set_num_threads(1)
 resource.setrlimit(resource.RLIMIT_STACK, (2**19, 2**19))
 for linear in kinds:
@@ -511,7 +514,7 @@ def test_the_widest_matrix_needs_no_more_of_the_stack_than_another():
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "is_native"),
+    ("name", "norm", "has_kernel"),
     [
         ("attention_norm", torch.nn.LayerNorm(64, elementwise_affine=False), True),
         ("attention_norm", torch.nn.LayerNorm(64, eps=0.5), False),
@@ -520,13 +523,13 @@ def test_the_widest_matrix_needs_no_more_of_the_stack_than_another():
 )
 @needs_library
 @torch.inference_mode()
-def test_a_norm_without_weight_or_of_another_kind_is_right_all_the_same(name, norm, is_native):
+def test_a_norm_without_weight_or_of_another_kind_is_right_all_the_same(name, norm, has_kernel):
     model = random_model(**{**WIDTHS, "n_layers": 2})
     setattr(model.blocks[1], name, norm)
     plain = copy.deepcopy(model)
     prepare_for_generation(model)
-    assert (model.few_tokens is not None) == is_native
-    if is_native:
+    assert (model.decode_backend is not None) == has_kernel
+    if has_kernel:
         norm.weight = torch.nn.Parameter(torch.ones(64))  # what none stands for
         named = prepare_for_generation(copy.deepcopy(plain))
         ids = torch.tensor([[1, 2, 3]])

@@ -16,11 +16,11 @@ from src.formats.model_dir import save_weights
 from src.model import GPT2Model
 from src.train.checkpoint import (
     FORMAT,
+    delete_checkpoints_after,
     find_checkpoint,
-    forget_after,
     list_checkpoints,
     load_optimizer_tensors,
-    make_room,
+    move_aside,
     newest_checkpoint,
     open_checkpoint,
     optimizer_tensors,
@@ -118,7 +118,7 @@ def test_later_steps_are_forgotten(tmp_path):
     for step in (1, 2, 3):
         save_step(tmp_path, step)
     save_step(tmp_path, 3).rename(tmp_path / "checkpoints" / "step-00000003.old")
-    forget_after(tmp_path, 2)
+    delete_checkpoints_after(tmp_path, 2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
@@ -283,7 +283,7 @@ def test_resume_from_nowhere_is_one_clear_line(tmp_path):
 def test_a_folder_that_exists_moves_to_the_next_free_number(tmp_path):
     folder = tmp_path / "run"
     for content in ("first", "second", "third"):
-        make_room(folder)
+        move_aside(folder)
         folder.mkdir()
         (folder / "file").write_text(content)
     assert (tmp_path / "run.1" / "file").read_text() == "first"
@@ -293,7 +293,7 @@ def test_a_folder_that_exists_moves_to_the_next_free_number(tmp_path):
 
 def test_an_empty_folder_is_used_as_it_is(tmp_path):
     (tmp_path / "run").mkdir()
-    make_room(tmp_path / "run")
+    move_aside(tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -363,6 +363,6 @@ assert (run / "model.safetensors").read_bytes() == before
 def test_a_file_in_a_runs_place_is_moved_aside(tmp_path):
     place = tmp_path / "run"
     place.write_text("mine", encoding="utf-8")
-    make_room(place)
+    move_aside(place)
     assert not place.exists()
     assert (tmp_path / "run.1").read_text(encoding="utf-8") == "mine"

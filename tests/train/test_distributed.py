@@ -22,7 +22,7 @@ from src.train.distributed import (
     LostProcess,
     Processes,
     began_in_this_launch,
-    let_the_first_speak,
+    report_on_rank_0,
     start_processes,
 )
 from src.train.loss import NextTokenLoss
@@ -56,20 +56,20 @@ def test_without_torchrun_a_process_is_alone_and_shares_nothing():
     with start_processes("cpu") as processes:
         assert not dist.is_initialized()
         assert (processes.rank, processes.count, processes.is_main) == (0, 1, True)
-        assert processes.from_main(lambda: "made") == "made"
-        assert processes.mean(torch.tensor(3.0)) == 3
-        assert processes.agree(True, 2.5) == (True, 2.5)
+        assert processes.broadcast_from_main(lambda: "made") == "made"
+        assert processes.all_reduce_mean(torch.tensor(3.0)) == 3
+        assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
         module = torch.nn.Linear(1, 1)
-        assert processes.share(module)[0] is module
+        assert processes.wrap_ddp(module)[0] is module
 
 
 def test_a_group_is_left_also_after_an_error_and_can_be_joined_again(under_torchrun):
     def fail():
         with start_processes("cpu") as processes:
             assert dist.get_backend() == "gloo"
-            assert processes.agree(False, 2.5) == (False, 2.5)
-            assert processes.agree(True, 2.5) == (True, 2.5)
-            processes.wait_for_all()
+            assert processes.all_reduce_stop(False, 2.5) == (False, 2.5)
+            assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
+            processes.barrier()
             raise ZeroDivisionError
 
     for _ in range(2):
@@ -188,7 +188,7 @@ def test_the_main_process_speaks_first(monkeypatch, capsys, rank):
     own = list(waited)
     assert bool(own) == (rank == 1)
     waited.clear()
-    let_the_first_speak(LostProcess("gone"))
+    report_on_rank_0(LostProcess("gone"))
     assert waited[0] > max([0, *own])
 
 
@@ -269,9 +269,9 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch)
 def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):
     model = GPT2Model(GPT2Config(vocab_size=8, max_seq_len=4, d_model=4, n_layers=1, n_heads=1))
     with start_processes("cpu") as processes:
-        shared, keep_local = processes.share(NextTokenLoss(model))
+        shared, no_sync = processes.wrap_ddp(NextTokenLoss(model))
         tokens = torch.tensor([[1, 2, 3]])
-        with keep_local():
+        with no_sync():
             shared(tokens, tokens).backward()
         assert all(p.grad is not None for p in model.parameters())
         assert list(model.state_dict()) == [n for n, _ in model.named_parameters()]
@@ -281,8 +281,8 @@ def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):
 def test_each_process_takes_the_device_of_its_number(under_torchrun, monkeypatch):
     with start_processes("auto") as processes:
         assert processes.device == torch.device("cuda", 0)
-        assert processes.mean(torch.ones((), device="cuda")) == 1
-        assert processes.agree(True, 2.5) == (True, 2.5)
+        assert processes.all_reduce_mean(torch.ones((), device="cuda")) == 1
+        assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
     with pytest.raises(AGI2Error, match='finds no device of its own: set device = "cuda"'):
         start_processes("cuda:0").__enter__()
     monkeypatch.setenv("LOCAL_RANK", "99")

@@ -57,7 +57,7 @@ def test_the_log_has_loss_rate_tokens_memory_and_progress(caplog):
     with caplog.at_level(logging.INFO, logger="agi2"):
         mean = train_epoch(model, windows(25), sgd(model))
     shown, end = caplog.messages[:-1], caplog.messages[-1]
-    assert end.startswith(f"epoch  training loss {mean:.4f}  lr 0.1  800 tokens in ")
+    assert end.startswith(f"epoch  train loss {mean:.4f}  lr 0.1  800 tokens in ")
     assert "  memory " in end
     assert [line.split("  ")[1] for line in shown] == ["step 10/25", "step 20/25"]
     assert all("loss" in line and "left" in line for line in shown)

@@ -24,7 +24,7 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk,
     for chunked in (False, True):
         model = exact_model(tie_weights=tied)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loss_module, "LOGITS_AT_ONCE", chunk)
+            patch.setattr(loss_module, "LOGITS_CHUNK_TOKENS", chunk)
             loss_of = NextTokenLoss(model) if chunked else plain_loss(model)
             loss = loss_of(inputs, targets)
             (scale * loss).backward()

@@ -49,8 +49,8 @@ def test_speed_is_that_of_the_steps_since_the_last_line(telemetry, tiny_run, tmp
     telemetry.close()
     start, slow, fast = read_metrics(tmp_path / "metrics.jsonl")
     assert list(start["start"]) == ["time", "parameters", "device", "python", "torch"]
-    assert (slow["tokens_per_second"], slow["share_of_peak"]) == (5.0, 0.025)
-    assert (fast["tokens_per_second"], fast["share_of_peak"]) == (20.0, 0.1)
+    assert (slow["tokens_per_second"], slow["mfu"]) == (5.0, 0.025)
+    assert (fast["tokens_per_second"], fast["mfu"]) == (20.0, 0.1)
     assert slow["tokens"] == 20
 
 
@@ -60,7 +60,7 @@ def test_processes_share_the_peak_of_all_their_devices(telemetry, monkeypatch, t
     several.count_step(0.5)
     several.log_step(RunState(step=1, seconds=1.0), 0.5, 2.0, 0.1, 1.0)
     several.close()
-    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["share_of_peak"] == 0.1 / 4
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["mfu"] == 0.1 / 4
 
 
 def test_the_display_says_what_is_left_at_the_pace_so_far(telemetry):
@@ -73,7 +73,7 @@ def test_the_display_says_what_is_left_at_the_pace_so_far(telemetry):
     given, named = shown[0]
     assert given == (1, 0.25, 2.0)
     assert named["seconds_left"] == 90.0
-    assert (named["speed"], named["val_loss"], named["share_of_peak"]) == (5.0, 1.5, 0.025)
+    assert (named["speed"], named["val_loss"], named["mfu"]) == (5.0, 1.5, 0.025)
 
 
 def test_a_terminal_that_was_closed_changes_nothing(telemetry):
@@ -98,6 +98,6 @@ def test_without_a_log_everything_is_said_and_nothing_written(telemetry, tmp_pat
     telemetry.sync()
     telemetry.close()
     assert telemetry.log_size == 0
-    assert "step 3  validation loss 1.3863 (2.500 bits per byte)" in caplog.messages[0]
+    assert "step 3  val loss 1.3863 (2.500 bits per byte)" in caplog.messages[0]
     assert caplog.messages[1] == "sample: a b"
     assert not list(tmp_path.iterdir())
