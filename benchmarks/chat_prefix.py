@@ -53,7 +53,7 @@ def main() -> None:
         replies = []
         for reuse, chat in chats.items():
             if not reuse:
-                chat._decoder = ModelRunner(model, tokenizer.vocab_size)
+                chat._runner = ModelRunner(model, tokenizer.vocab_size)
             read.clear()
             start = time.perf_counter()
             replies.append(chat.send_message(message))

@@ -544,7 +544,7 @@ PLAIN_GREEDY: dict[str, Any] = {
 def not_greedy(options: Mapping[str, Any]) -> list[str]:
     """Return an error line for each option that is incompatible with `speculative = "ngram"`."""
     return [
-        f'{key} {options[key]} does not go with speculative = "ngram", which writes greedy text: '
+        f'{key} {options[key]} does not go with speculative = "ngram", which is greedy: '
         + (f"set {key} = {plain:g}" if isinstance(plain, float) else f"leave {key} out")
         for key, plain in PLAIN_GREEDY.items()
         if options[key] != plain

@@ -321,7 +321,7 @@ def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]
     """Return pydantic's errors of one value as a message."""
     name = key if key.strip() and key.isprintable() else repr(key)
     if isinstance(value, dict) and key != "logit_bias":
-        return f"keys stand at the top level: remove the header [{name}]"
+        return f"keys must be at the top level: remove the header [{name}]"
     if found[0]["type"] == "extra_forbidden":
         return f"unknown key {name}{_suggestion(key)}"
     what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in found)

@@ -324,7 +324,7 @@ def generate_batch(
     if n > 1 and given.is_greedy:
         raise AGI2Error(f"at temperature 0 all {n} texts would be equal: raise it, or ask for one")
     if given.speculative != "none":
-        raise AGI2Error('speculative = "ngram" writes one text at a time: leave it out')
+        raise AGI2Error('speculative = "ngram" decodes one sequence at a time: remove it')
     if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
         raise AGI2Error(f"prompts must be a list of texts or of token ids, not {shown(prompts)}")
     if isinstance(prompts, str):
@@ -454,7 +454,7 @@ def generate_choices(
     tokenizer = _fitting(tokenizer, model)
     given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
     if given.speculative != "none":
-        raise AGI2Error('speculative = "ngram" tells no probabilities: leave it out')
+        raise AGI2Error('speculative = "ngram" gives no probabilities: remove it')
     writer = IncrementalDetokenizer(tokenizer, given)
     characters = StreamDecoder(tokenizer)
     written: list[Choice] = []
@@ -648,7 +648,7 @@ def _options(
 def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
     for token in options.logit_bias:
         if isinstance(token, str) or not 0 <= token < vocab_size:
-            raise AGI2Error(f"logit_bias: {token!r} is no token id below {vocab_size}")
+            raise AGI2Error(f"logit_bias: {token!r} is not a token id below {vocab_size}")
 
 
 def _encode(

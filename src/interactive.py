@@ -80,7 +80,8 @@ class InteractivePrompt:
         self._room()
         if self.context_limit < max_context_length:
             log.info(
-                "max_context_length %d: the model's %d positions have room for %d beside a reply",
+                "max_context_length %d: the model's %d positions have room for %d in addition to "
+                "a reply",
                 max_context_length,
                 model.config.max_seq_len,
                 self.context_limit,

@@ -186,14 +186,12 @@ class BPETokenizer(Tokenizer):
         tokenizer.train_from_iterator(pieces, trainer)
         if budget.left_out:
             log.info(
-                "the vocabulary is learned without %s of %s characters that have hardly any spaces",
+                "the vocabulary is trained without %s of %s characters that have hardly any spaces",
                 f"{budget.left_out:,}",
                 f"{budget.left_out + _SPACELESS:,}",
             )
         if tokenizer.get_vocab_size() == 257 < self.max_vocab_size - len(self._own):
-            log.warning(
-                "the tokenizer has learned nothing, as the text is too small: it has only bytes"
-            )
+            log.warning("the tokenizer has no merges, only bytes, as the text is too small")
         tokenizer.add_special_tokens(list(map(_special_token, self._own)))
         self._set_tokenizer(tokenizer)
 

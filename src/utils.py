@@ -269,7 +269,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     found = parse_json(read_bytes(path), str(path))
     if not isinstance(found, dict):
-        raise AGI2Error(f"{path} holds no JSON object")
+        raise AGI2Error(f"{path} does not contain a JSON object")
     return found
 
 

@@ -220,8 +220,8 @@ def test_an_unknown_key_is_an_error_even_when_empty(nothing):
         ({"speculative": "ngram"}, "temperature 0.8 does not go with speculative"),
         (
             {"speculative": "ngram", "temperature": 0.0, "repetition_penalty": 1.2},
-            'repetition_penalty 1.2 does not go with speculative = "ngram", which writes greedy '
-            "text: set repetition_penalty = 1",
+            'repetition_penalty 1.2 does not go with speculative = "ngram", which is '
+            "greedy: set repetition_penalty = 1",
         ),
         ({"model_name": ".."}, "model_name '..' is not a folder's name"),
         ({"model_name": "a/b"}, "model_name 'a/b' is not a folder's name"),

@@ -197,7 +197,7 @@ def test_an_unknown_key_is_found_even_when_empty(write):
 )
 def test_keys_stand_at_the_top_level(write, text, line, header):
     assert problems_of(write(text)) == [
-        f"run.toml:{line}: keys stand at the top level: remove the header [{header}]"
+        f"run.toml:{line}: keys must be at the top level: remove the header [{header}]"
     ]
 
 
@@ -249,8 +249,8 @@ def test_an_ill_typed_or_wrong_value_is_one_line_with_its_place(write, line, fou
         ),
         (
             '\nspeculative = "ngram"',
-            'run.toml:2: temperature 0.8 does not go with speculative = "ngram", which writes '
-            "greedy text: set temperature = 0",
+            'run.toml:2: temperature 0.8 does not go with speculative = "ngram", which is '
+            "greedy: set temperature = 0",
         ),
     ],
 )

@@ -524,13 +524,13 @@ def test_a_logit_bias_that_names_no_token_is_one_clear_line(tokenizer, writer):
     for bias, message in (
         ({"xyz": 1.0}, "logit_bias: 'xyz' is not one token but 'x' + 'y' + 'z': name tokens"),
         ({"": 1.0}, "logit_bias: '' is not one token but no token: name tokens"),
-        ({290: 1.0}, "logit_bias: 290 is no token id below 290"),
-        ({-1: 1.0}, "logit_bias: -1 is no token id below 290"),
+        ({290: 1.0}, "logit_bias: 290 is not a token id below 290"),
+        ({-1: 1.0}, "logit_bias: -1 is not a token id below 290"),
     ):
         with pytest.raises(AGI2Error) as caught:
             generate_text(writer, "a", tokenizer=tokenizer, logit_bias=bias)
         assert str(caught.value) == message
-    with pytest.raises(AGI2Error, match=r"^logit_bias: 'a' is no token id below 290$"):
+    with pytest.raises(AGI2Error, match=r"^logit_bias: 'a' is not a token id below 290$"):
         next(generate_tokens(writer, [1], logit_bias={"a": 1.0}))
 
 
@@ -599,12 +599,12 @@ def test_speculation_writes_the_greedy_text(prompt, tokenizer, writer):
         ({"speculative": "tree"}, 'speculative must be "none" or "ngram", not \'tree\''),
         (
             {"speculative": "ngram", "temperature": 0.5},
-            'temperature 0.5 does not go with speculative = "ngram", which writes greedy text: '
+            'temperature 0.5 does not go with speculative = "ngram", which is greedy: '
             "set temperature = 0",
         ),
         (
             {"speculative": "ngram", "temperature": 0, "no_repeat_ngram": 2},
-            'no_repeat_ngram 2 does not go with speculative = "ngram", which writes greedy text: '
+            'no_repeat_ngram 2 does not go with speculative = "ngram", which is greedy: '
             "leave no_repeat_ngram out",
         ),
     ],
@@ -616,12 +616,12 @@ def test_speculation_that_cannot_be_is_one_clear_line(options, message, tokenize
 
 
 def test_speculation_writes_one_text_at_a_time(tokenizer, writer):
-    with pytest.raises(AGI2Error, match="writes one text at a time"):
+    with pytest.raises(AGI2Error, match="decodes one sequence at a time"):
         generate_batch(writer, ["a"], 9, 0, tokenizer=tokenizer, speculative="ngram")
 
 
 def test_speculation_tells_no_probabilities(tokenizer, writer):
-    with pytest.raises(AGI2Error, match="tells no probabilities"):
+    with pytest.raises(AGI2Error, match="gives no probabilities"):
         generate_choices(writer, "a", 9, 0, tokenizer=tokenizer, speculative="ngram")
 
 

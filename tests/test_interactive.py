@@ -36,7 +36,9 @@ def listening():
     read = ModelRunner.prefill
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ModelRunner, "read", lambda self, prompts: heard.append(*prompts) or read(self, prompts)
+            ModelRunner,
+            "prefill",
+            lambda self, prompts: heard.append(*prompts) or read(self, prompts),
         )
         yield heard
 
@@ -342,7 +344,8 @@ def test_the_context_length_is_what_was_given_and_the_log_says_what_fits(
     assert prompt.max_context_length == given
     assert prompt.context_limit == min(given, limit)
     expected = (
-        f"max_context_length {given}: the model's 64 positions have room for {limit} beside a reply"
+        f"max_context_length {given}: the model's 64 positions have room for {limit} in addition "
+        "to a reply"
     )
     assert caplog.messages == ([expected] if limit < given else [])
 
@@ -404,7 +407,7 @@ def test_a_reply_that_is_left_frees_the_conversation(model, tokenizer, end):
 def test_an_error_in_a_reply_frees_the_conversation(model, tokenizer, monkeypatch):
     prompt = InteractivePrompt(model, 40, tokenizer, max_length=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelRunner, "read", raising(RuntimeError))
+        patch.setattr(ModelRunner, "prefill", raising(RuntimeError))
         with pytest.raises(RuntimeError, match="stopped here"):
             prompt.send_message("Hi")
     prompt.clear_context()

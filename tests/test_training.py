@@ -472,7 +472,9 @@ def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny
     train_from_config(tiny_run(max_steps=2))
     monkeypatch.setattr("src.train.checkpoint.FORMAT", 99)
     monkeypatch.setattr("src.train.setup.prepare", raising(AssertionError))
-    with pytest.raises(AGI2Error, match="has the format 3, this version of AGI2 reads 99: go on"):
+    with pytest.raises(
+        AGI2Error, match="has the format 3, this version of AGI2 reads 99: resume with"
+    ):
         train_from_config(tiny_run(max_steps=3, resume="auto"))
 
 

@@ -143,7 +143,7 @@ Temperature = Annotated[
 
 TopK = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=0, help="Sample from so many likeliest tokens; 0 for all."),
+    typer.Option(min=0, help="Sample from the k most likely tokens; 0 for all."),
 ]
 
 
@@ -166,7 +166,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
 
 
 Resume = Annotated[
-    bool, typer.Option("--resume", "-r", help="Go on from this run's newest checkpoint, if any.")
+    bool, typer.Option("--resume", "-r", help="Resume from this run's newest checkpoint, if any.")
 ]
 
 

@@ -43,13 +43,13 @@ def import_(
         from ..utils import log
 
     import_huggingface(source, out)
-    log.info('%s is there; try it: agi2 generate %s "..."', out, shlex.quote(str(out)))
+    log.info('saved to %s; try it: agi2 generate %s "..."', out, shlex.quote(str(out)))
 
 
 @app.command()
 def export(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="What is written.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file or folder to create.")],
     format: Annotated[
         str,
         typer.Option(
@@ -60,7 +60,7 @@ def export(
     quantize: Annotated[
         Optional[str],  # noqa: UP045 (typer reads this at run time)
         typer.Option(
-            help="For gguf: q8_0, matrices of 8 bits.",
+            help="For gguf: q8_0, int8 weights.",
             autocompletion=completion.complete_quantization,
         ),
     ] = None,
@@ -78,4 +78,4 @@ def export(
         import torch  # noqa: F401
 
     export_model(folder, out, format, quantize)
-    log.info("%s is there", out)
+    log.info("saved to %s", out)

@@ -149,7 +149,7 @@ def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
     found = predict_duration(trainer, step, update, sizes.weights + sizes.optimizer)
     yield (
         f"time: {human_time(found.seconds)} for {plural(found.steps, 'step')}: "
-        f"{found.passes:.1f} passes over the text, {human_time(found.per_pass)} each"
+        f"{found.passes:.1f} epochs over the text, {human_time(found.per_pass)} each"
     )
     if found.passes < 1 and config.max_minutes is not None:
         yield (
@@ -159,8 +159,8 @@ def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
     if found.passes > _MANY_PASSES:
         key = "epochs" if config.epochs < UNBOUNDED_EPOCHS else "the time or the steps"
         yield (
-            f"advice: {found.passes:.0f} passes are many for this text, it will be learned by "
-            f"heart: lower {key}, raise dropout, or set early_stopping_patience"
+            f"advice: {found.passes:.0f} epochs are many for this text, the model will overfit: "
+            f"lower {key}, raise dropout, or set early_stopping_patience"
         )
 
 

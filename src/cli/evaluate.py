@@ -31,7 +31,7 @@ def eval_(
     model: Model,
     text: Annotated[
         Optional[str],  # noqa: UP045 (typer reads this at run time)
-        typer.Option(metavar="FILE", help="The text, which the model has not learned from."),
+        typer.Option(metavar="FILE", help="Text that the model was not trained on."),
     ] = None,
     stride: Annotated[
         Optional[int],  # noqa: UP045

@@ -90,7 +90,9 @@ def beam(
     max_length: MaxLength = None,
     results: Annotated[
         Optional[int],  # noqa: UP045 (typer reads this at run time)
-        typer.Option("--results", "-n", help="Show so many texts; above 1, each with its score."),
+        typer.Option(
+            "--results", "-n", help="Number of texts to show; above 1, each with its score."
+        ),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -123,7 +123,7 @@ def plan(
     ],
     minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")],
     more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
-    out: Annotated[str, typer.Option(metavar="FILE.toml", help="Where it is written.")] = "my.toml",
+    out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:

@@ -52,11 +52,11 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     check_rereadable(config.sources, "three runs read it here")
     if config.max_minutes is not None:
         yield (
-            f"max_minutes is left out for {steps} steps: by the clock no two runs are the same, "
+            f"max_minutes is ignored for {steps} steps: by the clock no two runs are the same, "
             "and only by steps is resuming exact"
         )
     if config.early_stopping_patience is not None:
-        yield "early_stopping_patience is left out, so that all runs reach the last step"
+        yield "early_stopping_patience is ignored, so that all runs reach the last step"
     if select_device(config.device).type != "cpu":  # pragma: needs gpu
         yield "on a GPU sums may come in another order: exactness is promised on the CPU alone"
     parent = config.output_dir if os.access(config.output_dir, os.W_OK) else None

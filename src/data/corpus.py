@@ -105,7 +105,7 @@ def _read(source: Source, text_field: str, is_logged: bool) -> Iterator[str]:
         amounts += [_count(characters, "character"), human_bytes(size)]
         log.info("%s", one_line(f"read {source.name}: {', '.join(amounts)}"))
     for line in source.skipped.lines():
-        log.warning("%s", one_line(f"left out of {source.name}: {line}"))
+        log.warning("%s", one_line(f"skipped in {source.name}: {line}"))
 
 
 def _count(number: int, what: str) -> str:

@@ -65,7 +65,7 @@ def read_file(path: Path, text_field: str) -> Reading:
     if empty:
         reading.skipped.add("without text", str(path), count=empty)
     if not reading.documents:
-        raise Unreadable("without text", f"{path}: holds no text")
+        raise Unreadable("without text", f"{path}: contains no text")
     return reading
 
 

@@ -145,7 +145,7 @@ def _find(name: str, fetch: bool) -> Source:
     if os.path.exists(place):
         return Source(name, files=[_named_file(Path(place))])
     if os.path.lexists(place):
-        raise AGI2Error(f"{name}: a link to a file that is not there")
+        raise AGI2Error(f"{name}: a broken symbolic link")
     if name == str(STDIN):
         return Source(name, files=[STDIN])
     return _find_by_pattern(name, place)

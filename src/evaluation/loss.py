@@ -205,7 +205,7 @@ def evaluate_text(
     verbose: bool = True,
 ) -> TextEvaluation:
     """Call `evaluate_tokens` on a text, or on documents joined with the end-of-text token."""
-    with visible(verbose), busy("cutting the text into tokens"):
+    with visible(verbose), busy("tokenizing the text"):
         tokens = tokenize([documents] if isinstance(documents, str) else documents, tokenizer)
     found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision, verbose=verbose)
     predicted = tokens[1:]

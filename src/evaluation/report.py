@@ -263,7 +263,7 @@ def _first_characters(documents: Sequence[str]) -> list[str]:
 def _samples(history: History) -> str:
     samples = history.samples
     if not samples:
-        return '<h2>Samples</h2><p class="soft">none were written</p>'
+        return '<h2>Samples</h2><p class="soft">no samples</p>'
     shown = samples
     if len(samples) > MAX_SAMPLES:
         last = len(samples) - 1

@@ -231,7 +231,7 @@ def import_huggingface(source: str | Path, folder: str | Path, *, verbose: bool 
 def _import(source: str, folder: Path) -> None:
     place = _find(source)
     if not (place / "config.json").exists():
-        raise AGI2Error(f"{source} is no Hugging Face model: it has no config.json")
+        raise AGI2Error(f"{source} is not a Hugging Face model: it has no config.json")
     theirs = read_hf_json(place / "config.json", source)
     architecture = from_hf_config(theirs, source)
     check_memory(architecture, f"{source}: this model")
@@ -334,7 +334,7 @@ def _check_dropout(theirs: Mapping[str, Any], name: str) -> None:
 def _whole_number(value: Any) -> int:
     """Check an integer: up to 2**31, so that a tensor's `numel` cannot overflow 64 bits."""
     if type(value) is not int or abs(value) > 2**31:
-        raise ValueError(f"{shown(value)} is no whole number that a model can have")
+        raise ValueError(f"{shown(value)} is not a valid integer for a model")
     return value
 
 
@@ -355,7 +355,7 @@ def _find(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=list(_FILES)))
     except Exception as error:  # any network or cache error
         raise AGI2Error(
-            f"{source} is no folder, and could not be fetched from the Hugging Face hub "
+            f"{source} is not a folder, and could not be fetched from the Hugging Face hub "
             f"({first_line(error)}): check the name and the network, or give a folder that holds "
             f"config.json, {WEIGHTS} and {FILE_NAME}"
         ) from error
@@ -383,7 +383,7 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     for file in sorted(files):
         more = load_tensors(place / file)
         if twice := more.keys() & tensors.keys():
-            raise AGI2Error(f"{name}: {min(twice)} stands in two of its files")
+            raise AGI2Error(f"{name}: {min(twice)} is in two of its files")
         tensors.update(more)
     # `GPT2LMHeadModel` saves keys with the prefix `transformer.`, `GPT2Model` without.
     found = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}

@@ -203,7 +203,7 @@ def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
     for token, id in folder.added.items():
         more.setdefault(token, (id, {**_PLAIN_ADDED, "special": token in named}))
     if not all(type(id) is int for id in [*ids.values(), *(id for id, _ in more.values())]):
-        raise AGI2Error(f"{folder.name}: a token's id is no whole number")
+        raise AGI2Error(f"{folder.name}: a token's id is not an integer")
     for token, (id, flags) in sorted(more.items(), key=lambda item: item[1][0]):
         if ids.setdefault(token, id) != id:
             raise AGI2Error(

@@ -213,7 +213,7 @@ def _check_layers(file: SafetensorsFile, config: Config) -> None:
     layers = {name.split(".")[1] for name in file.entries if name.startswith("blocks.")}
     if len(layers) != config.model_layer:
         raise AGI2Error(
-            f"{file.path} holds a model of another shape: it has {len(layers)} layers, "
+            f"{file.path} contains a model of another shape: it has {len(layers)} layers, "
             f"{CONFIG} says model_layer = {config.model_layer}"
         )
 
@@ -357,7 +357,7 @@ def _check_shapes(
         theirs = file.entries[name].shape if name in file.entries else "nothing"
         if ours != theirs:
             raise AGI2Error(
-                f"{file.path} holds a model of another shape: {name} is {theirs}, not {ours}"
+                f"{file.path} contains a model of another shape: {name} is {theirs}, not {ours}"
             )
         if file.entries[name].dtype not in _WEIGHT_DTYPES:
             kind = str(file.entries[name].dtype).removeprefix("torch.")

@@ -102,7 +102,9 @@ def _describe_folder(place: Path) -> str:
         return f"{place} holds a run's checkpoints: name the run's folder, {place.parent}"
     if next(place.glob(f"*/{CONFIG}"), None) is not None:
         return f"{place} holds runs: name one of them; agi2 list {place} shows them"
-    return f"{place} is no run's or model's folder: it has no {CONFIG}; agi2 list shows the runs"
+    return (
+        f"{place} is not a folder of a run or a model: it has no {CONFIG}; agi2 list shows the runs"
+    )
 
 
 def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
@@ -159,7 +161,7 @@ def check_weights(folder: Path, file: str | Path) -> None:
     if folder not in (Path(file), Path(file).parent):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
     if list_checkpoints(folder):
-        end = f"go on with the run: agi2 train {folder} --resume"
+        end = f"resume the run: agi2 train {folder} --resume"
     else:
         end = "its run ended before it saved one; train it again, or name another folder"
     raise AGI2Error(f"{folder} holds no trained model (no {WEIGHTS}): {end}")

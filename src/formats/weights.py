@@ -125,7 +125,7 @@ class SafetensorsFile:
             raise self._damage("its header is longer than the file")
         header = parse_json(bytes(self._bytes(8, length)), f"{self.path} is damaged: its header")
         if not isinstance(header, dict):
-            raise self._damage("its header is no JSON object")
+            raise self._damage("its header is not a JSON object")
         notes = header.pop("__metadata__", {})
         if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
             raise self._damage("its metadata is not made of texts")

@@ -206,7 +206,7 @@ class _Group:
         columns = (rows + self.rows.start, tokens, best.values, sums)
         beams = [_Beam(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
         if math.isnan(beams[0].total):  # topk orders NaN first
-            raise AGI2Error("the model's logits are not numbers: are its weights whole?")
+            raise AGI2Error("the model's logits are not numbers: are its weights corrupt?")
         return [beam for beam in beams if beam.total > -math.inf]
 
     def _is_finished(self, texts: torch.Tensor, beam: _Beam) -> bool:

@@ -109,7 +109,9 @@ class GraphedStep:
                     out = self._compute()
             except RuntimeError as error:
                 torch.cuda.set_stream(before)
-                log.warning("CUDA graphs do not work here (%s): writing without", first_line(error))
+                log.warning(
+                    "CUDA graphs do not work here (%s): decoding without", first_line(error)
+                )
                 return None
 
         def replay() -> torch.Tensor:

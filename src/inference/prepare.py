@@ -100,7 +100,7 @@ def _prepare(model: GPT2Model, quantize: str) -> None:
     model.mark_prepared(quantize, parameters)
     if model.decode_backend is None and bits < 32:
         log.warning(
-            "quantize saves memory here, and no time: the compiled part is not there, or the "
+            "quantize saves memory here, but no time: the CPU kernels are not available, or the "
             "model's widths are not divisible by %d",
             16 if bits == 8 else INT4_BLOCK,
         )

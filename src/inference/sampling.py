@@ -209,7 +209,7 @@ def check_beam_options(options: Mapping[str, Any]) -> None:
         AGI2Error: if one does; the message names it.
     """
     for name in options.keys() - set(_BEAM_OPTIONS):
-        raise AGI2Error(f"{name} does not go with beam search, which draws nothing: leave it out")
+        raise AGI2Error(f"{name} does not go with beam search, which does not sample: remove it")
 
 
 def non_sampling_options(options: SamplingOptions) -> dict[str, Any]:

@@ -106,9 +106,7 @@ def check_finite(name: str, weight: torch.Tensor) -> None:
     """
     # Minimum and maximum are NaN if any element is: twenty times as fast as isfinite on all.
     if not bool(torch.stack(weight.aminmax()).isfinite().all()):
-        raise AGI2Error(
-            f"{name} of the model has weights that are no finite numbers: train it again"
-        )
+        raise AGI2Error(f"{name} of the model has weights that are not finite: train it again")
 
 
 def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -78,7 +78,7 @@ class Tokenizer(ABC):
         Raises:
             AGI2Error: if `texts` is anything else, or a file cannot be read.
         """
-        with visible(verbose), busy("making the tokenizer"):
+        with visible(verbose), busy("training the tokenizer"):
             self._fit(read_texts(texts))
 
     @abstractmethod
@@ -145,7 +145,8 @@ class Tokenizer(ABC):
         for name in (names := listed(names, "allowed_special")):
             if name not in known:
                 raise AGI2Error(
-                    f"allowed_special: {name!r} is no special token: there are {', '.join(known)}"
+                    f"allowed_special: {name!r} is not a special token; the special tokens are "
+                    f"{', '.join(known)}"
                 )
         return {name: known[name] for name in names}
 
@@ -281,7 +282,7 @@ def new_names(names: Iterable[Any], taken: Collection[str]) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
             raise AGI2Error(
-                f"special_tokens: {_shown(name)} is no text of 1 to {MAX_NAME} characters"
+                f"special_tokens: {_shown(name)} is not a string of 1 to {MAX_NAME} characters"
             )
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise AGI2Error(f"special_tokens: {name!r} has half a character")

@@ -64,7 +64,7 @@ class BasicTokenizer(Tokenizer):
         if self._has_words and " " not in tokens:
             tokens.append(" ")
         if len(set(tokens)) != len(tokens):
-            raise AGI2Error("vocabulary: a character or word stands twice in it")
+            raise AGI2Error("vocabulary: a character or word occurs twice")
         for name in (UNKNOWN, END_OF_TEXT, *self._special):
             if name in tokens:
                 raise AGI2Error(f"vocabulary: {name} is a special token already")
@@ -123,7 +123,7 @@ class BasicTokenizer(Tokenizer):
         """Build the vocabulary of all characters of the texts."""
         self._set_vocabulary(sorted(set().union(*map(self.preprocess, texts))))
         if not self._tokens:
-            log.warning("the tokenizer has learned nothing: there is no text")
+            log.warning("the tokenizer has no vocabulary: there is no text")
 
     def _encode_parts(self, text: str) -> Iterator[list[int]]:
         text = self.preprocess(text)
@@ -185,7 +185,7 @@ class BasicTokenizer(Tokenizer):
         tokens, special = content.get("vocabulary"), content.get("special_tokens", [])
         for key, value in (("vocabulary", tokens), ("special_tokens", special)):
             if not isinstance(value, list) or len(value) > MAX_TOKENS:
-                raise AGI2Error(f"{broken}: {key} is no list of at most {MAX_TOKENS:,} tokens")
+                raise AGI2Error(f"{broken}: {key} is not a list of at most {MAX_TOKENS:,} tokens")
         try:
             return cls(tokens, lowercase=lowercase, fold_whitespace=fold, special_tokens=special)
         except AGI2Error as error:

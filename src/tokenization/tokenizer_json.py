@@ -55,7 +55,7 @@ def read_tokenizer_file(path: Path) -> dict[str, Any]:
     except AGI2Error as error:
         raise AGI2Error(f"{path} is not a tokenizer: {error}") from error
     if not isinstance(content, dict):
-        raise AGI2Error(f"{path} is not a tokenizer: it holds no JSON object")
+        raise AGI2Error(f"{path} is not a tokenizer: it does not contain a JSON object")
     return content
 
 
@@ -185,7 +185,7 @@ class _Check:
 
     def _vocabulary(self, vocab: Any) -> None:
         if not isinstance(vocab, dict) or not 1 <= len(vocab) <= MAX_TOKENS:
-            raise self._refuse(f"its vocabulary is no object of 1 to {MAX_TOKENS:,} tokens")
+            raise self._refuse(f"its vocabulary is not an object of 1 to {MAX_TOKENS:,} tokens")
         for token, id in vocab.items():
             self._id(token, id, 2 * len(vocab) + MAX_ADDED)
         if len(set(vocab.values())) < len(vocab):
@@ -251,7 +251,7 @@ class _Check:
                     raise self._refuse("its TemplateProcessing has no short list `single`")
                 texts = sum(isinstance(piece, dict) and "Sequence" in piece for piece in single)
                 if not all(isinstance(piece, dict) for piece in single):
-                    raise self._refuse("its TemplateProcessing has a piece that is no object")
+                    raise self._refuse("its TemplateProcessing has a piece that is not an object")
                 if texts != 1:
                     raise self._refuse(f"its TemplateProcessing has the text {texts} times")
             elif kind not in ("ByteLevel", "RobertaProcessing", "BertProcessing"):
@@ -260,7 +260,7 @@ class _Check:
     def added_tokens(self, added: Any, model: Mapping[str, Any]) -> None:
         """Check that added tokens are few, short, unique, and do not strip white space in text."""
         if not isinstance(added, list) or len(added) > MAX_ADDED:
-            raise self._refuse(f"added_tokens is no list of at most {MAX_ADDED:,}")
+            raise self._refuse(f"added_tokens is not a list of at most {MAX_ADDED:,}")
         vocab = model["vocab"]
         ids = {id: token for token, id in vocab.items()}
         seen: set[str] = set()
@@ -272,7 +272,7 @@ class _Check:
                 else (None, None, None)
             )
             if not isinstance(token, str) or not 1 <= len(token) <= MAX_NAME:
-                raise self._refuse(f"an added token is no text of 1 to {MAX_NAME} characters")
+                raise self._refuse(f"an added token is not a string of 1 to {MAX_NAME} characters")
             self._id(token, id, limit)
             if ids.setdefault(id, token) != token or vocab.get(token, id) != id or token in seen:
                 raise self._refuse(f"the added token {_show(token)} and another share id {id}")

@@ -298,7 +298,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         damaged = [name for name in manifest if not _is_intact(folder, name, manifest[name])]
         state = read_json_object(folder / STATE)
     except (AGI2Error, OSError, ValueError) as error:  # ValueError: a NUL in a file name
-        raise AGI2Error(f"{folder} is not a whole checkpoint: {error}") from error
+        raise AGI2Error(f"{folder} is not a complete checkpoint: {error}") from error
     sharded = any(name.startswith(f"{SHARDS}/") for name in manifest)
     needed = (STATE,) if sharded else (WEIGHTS, TENSORS, STATE)
     damaged += [name for name in needed if name not in manifest]
@@ -376,8 +376,8 @@ def find_checkpoint(config: Config) -> Checkpoint | None:
     if checkpoint is not None and checkpoint.state.get("format") != FORMAT:
         raise AGI2Error(
             f"{checkpoint.folder} has the format {checkpoint.state.get('format')}, this version of "
-            f"AGI2 reads {FORMAT}: go on with the version that wrote it, or start anew without "
-            "resume"
+            f"AGI2 reads {FORMAT}: resume with the version that wrote it, or start from scratch "
+            "without resume"
         )
     return checkpoint
 
@@ -393,7 +393,7 @@ def _named_checkpoint(config: Config) -> Checkpoint | None:
         return open_checkpoint(folder)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        raise AGI2Error(f"resume: {folder} holds no whole checkpoint")
+        raise AGI2Error(f"resume: {folder} contains no complete checkpoint")
     return checkpoint
 
 

@@ -110,7 +110,7 @@ class CheckpointManager:
             if was != value:
                 raise AGI2Error(
                     f"{checkpoint.folder} was trained with {key} = {was!r}, now it is {value!r}: "
-                    "set it back, or start anew without resume"
+                    "set it back, or start from scratch without resume"
                 )
         if before["text"] != now["text"]:
             raise AGI2Error(

@@ -198,7 +198,7 @@ def _own_device(preference: str) -> torch.device:
     number = int(os.environ["LOCAL_RANK"])  # pragma: needs gpu
     if device.index is not None or number >= torch.cuda.device_count():  # pragma: needs gpu
         raise AGI2Error(
-            f'process {number} of this machine finds no device of its own: set device = "cuda", '
+            f'process {number} of this machine has no device of its own: set device = "cuda", '
             f"and --nproc-per-node to at most {torch.cuda.device_count()}"
         )
     torch.cuda.set_device(number)  # pragma: needs gpu

@@ -90,7 +90,7 @@ class FittedRange:
         for what, value, (least, most), show in (
             ("the text has {}", text_bytes, self.text_bytes, human_bytes),
             ("the model has {} parameters", parameters, self.parameters, "{:,.0f}".format),
-            ("the run has {} passes over the text", passes, self.passes, "{:.3g}".format),
+            ("the run has {} epochs over the text", passes, self.passes, "{:.3g}".format),
             ("bzip2 needs {} bits for a byte", hardness, self.hardness, "{:.2f}".format),
         ):
             if not least / 2 <= value <= 2 * most:

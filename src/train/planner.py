@@ -182,7 +182,7 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     yield (
         f"# expected: {plural(plan.steps, 'step')} of "
         f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
-        f"{plan.passes:.1f} passes over the text"
+        f"{plan.passes:.1f} epochs over the text"
     )
     yield _expectation_line(plan)
     yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
@@ -346,13 +346,13 @@ def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed
 
 
 _COMMENTS = {
-    "sources": "What to learn from.",
+    "sources": "The text to train on.",
     "vocab_size": "By the size of the text: fewer tokens for it, but each seen often enough.",
-    "model_layer": "The size that is expected to learn most in the time.",
-    "dropout": "Against learning by heart, where many weights see the text many times.",
-    "batch_size": "Many small steps learn more in a short time than few large ones.",
+    "model_layer": "The size with the lowest expected loss for the time.",
+    "dropout": "Against overfitting, as many weights see the text many times.",
+    "batch_size": "In a short time, many small steps reach a lower loss than few large ones.",
     "max_minutes": "The learning rate falls with this clock.",
-    "max_steps": "More passes over this text would add next to nothing.",
+    "max_steps": "More epochs over this text would add next to nothing.",
     "eval_interval": "About ten validations, five checkpoints.",
 }
 

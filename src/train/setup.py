@@ -55,9 +55,9 @@ def prepare(
         documents = list(read_documents(config.sources, config.text_field))
     train, held_out = split_documents(documents, config.val_fraction, config.seed)
     if tokenizer is None or not is_fitted(tokenizer):
-        with busy("making the tokenizer"):
+        with busy("training the tokenizer"):
             tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
-    with busy("cutting the text into tokens"):
+    with busy("tokenizing the text"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
     # Preprocessed as the model's input is: memorized text is searched for in this.
     seen = [tokenizer.preprocess(document) for document in train]

@@ -63,7 +63,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         name = f"{path} cannot be read: line {number:,}"
         entry = parse_json(line, name)
         if not isinstance(entry, dict):
-            raise AGI2Error(f"{name} is no JSON object")
+            raise AGI2Error(f"{name} is not a JSON object")
         entries.append(entry)
     for number, entry in enumerate(entries, 1):
         if problem := _problem_of(entry):
@@ -83,7 +83,7 @@ def _problem_of(entry: dict[str, Any]) -> str:
     """Return what makes an entry invalid; empty if it is valid."""
     start = entry.get("start", {})
     if type(entry.get("step", 0)) is not int or not isinstance(start, dict):
-        return "its step is no whole number, or its start no description"
+        return "its step is not an integer, or its start is not an object"
     numbers = [value for value in [*entry.values(), *start.values()] if type(value) in (int, float)]
     # NaN fails this comparison, too; a run writes null instead.
     if not all(abs(number) <= _LARGEST_NUMBER for number in numbers) or entry.get("step", 0) < 0:
@@ -91,7 +91,7 @@ def _problem_of(entry: dict[str, Any]) -> str:
     counts = [start.get(key, 0) for key in _COUNTS]
     speeds = [entry[key] for key in _SPEED if key in entry]
     if not all(isinstance(value, int | float | None) for value in [*counts, *speeds]):
-        return "a number is none"
+        return "a value is not a number"
     if "tokens_per_second" in entry and (len(speeds) < len(_SPEED) or None in speeds):
         return "it has no tokens or seconds"
     return ""
@@ -227,7 +227,7 @@ def _read_run_id(note: Path) -> str:
     except (OSError, ValueError):
         found = ""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found):
-        raise AGI2Error(f"{note} holds no run's id: delete it, and a new run begins there")
+        raise AGI2Error(f"{note} contains no run id: delete it, and a new run begins there")
     return found
 
 

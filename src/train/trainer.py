@@ -325,7 +325,7 @@ class Trainer:
                 raise
             raise AGI2Error(
                 f"{self.device} failed at step {self.step} ({first_line(error)}): when it works "
-                "again, or with another device, go on with --resume"
+                "again, or with another device, continue with --resume"
             ) from error
         finally:
             self.telemetry.close()
@@ -382,7 +382,7 @@ class Trainer:
         has_best = self.state.best_loss < math.inf
         if not self.processes.broadcast_from_main(lambda: self._is_folder_lost(has_best)):
             return False
-        log.warning("%s was deleted or moved away while training: making it anew", self.folder)
+        log.warning("%s was deleted or moved away while training: creating it again", self.folder)
         self.state.best_loss, self.state.evaluations_without_gain = math.inf, 0
         self._save_next_step = True
         if self.processes.is_main:
@@ -503,7 +503,7 @@ class Trainer:
         whole, half = self.config.batch_size, self.micro_batch_size // 2
         smaller = max(n for n in range(1, half + 1) if whole % n == 0)
         log.warning(
-            "out of memory with %s at a time: going on with %d (the same gradients)",
+            "out of memory with %s at a time: continuing with %d (the same gradients)",
             plural(self.micro_batch_size, "sequence"),
             smaller,
         )
@@ -532,7 +532,7 @@ class Trainer:
             + (
                 f"continue with --resume from {newest}, or name an older checkpoint with resume"
                 if newest
-                else "start anew: there is no checkpoint from before"
+                else "start from scratch: there is no earlier checkpoint"
             )
         )
 
@@ -654,7 +654,7 @@ class Trainer:
         }
         if self.state.epoch_loss.count:  # of an incomplete epoch
             history["train_loss"] = [*history["train_loss"], self.state.epoch_loss.take()]
-            log.info("last epoch, in part  train loss %.4f", history["train_loss"][-1])
+            log.info("incomplete epoch  train loss %.4f", history["train_loss"][-1])
         if self.val_data is not None:
             with busy("validating on all held-out text", everywhere=True):
                 final = self.processes.broadcast_from_main(self.evaluate)

@@ -233,7 +233,7 @@ def test_fewer_than_two_runs_are_an_error(count, pair):
 
 
 def test_what_is_no_run_is_named(pair, tmp_path):
-    with pytest.raises(AGI2Error, match=r"nothing is no run's folder"):
+    with pytest.raises(AGI2Error, match=r"nothing is not a run's folder"):
         compare_runs([pair[0].folder, tmp_path / "nothing"])
 
 

@@ -586,7 +586,7 @@ def test_eval_tells_what_is_wrong_in_a_line(trained, tmp_path, capsys):
         assert len(err.splitlines()) == 1
     status, _, err = run(capsys, "eval", tmp_path / "no_run", "--text", tmp_path / "fine.txt")
     assert status == 2
-    assert "no_run is no run's or model's folder: it has no config.toml" in err
+    assert "no_run is not a folder of a run or a model: it has no config.toml" in err
 
 
 def test_eval_in_tasks_prints_a_table_or_json(trained, tmp_path, capsys, monkeypatch):

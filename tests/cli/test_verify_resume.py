@@ -33,9 +33,9 @@ def test_three_processes_prove_that_resuming_is_exact(tiny_run, tmp_path):
     config = tiny_run(dropout=0.1, early_stopping_patience=1, **options)
     (tmp_path / "trained").mkdir()
     lines = list(verify(config, 3))
-    assert lines[0].startswith("max_minutes is left out for 3 steps")
+    assert lines[0].startswith("max_minutes is ignored for 3 steps")
     assert lines[1:] == [
-        "early_stopping_patience is left out, so that all runs reach the last step",
+        "early_stopping_patience is ignored, so that all runs reach the last step",
         "trained 3 steps in one go",
         "trained again, and was killed after more than 1 steps",
         "resumed from step 1, to step 3",

@@ -93,7 +93,7 @@ def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, separator
     expected = [text for _, text in rows if text.strip()]
     path = tmp_path_factory.getbasetemp() / "written.csv"
     if not expected:
-        with pytest.raises(AGI2Error, match="holds no text"):
+        with pytest.raises(AGI2Error, match="contains no text"):
             read(path, written.getvalue())
         return
     reading = read(path, written.getvalue())

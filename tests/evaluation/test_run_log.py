@@ -96,7 +96,7 @@ def test_speed_is_that_since_the_line_before():
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path, run):
-    with pytest.raises(AGI2Error, match=r"is no run's folder.*agi2 list"):
+    with pytest.raises(AGI2Error, match=r"is not a run's folder.*agi2 list"):
         read_run(tmp_path / "nothing")
     (run.folder / "config.toml").unlink()
     with pytest.raises(AGI2Error, match=r"config\.toml: no such file"):
@@ -296,7 +296,7 @@ def test_a_manifest_names_files_of_its_checkpoint_alone(whole_run, tmp_path, nam
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps({**manifest, name: "0" * 64}))
     config = load_config(whole_run / "config.toml").changed(resume=str(place))
-    with pytest.raises(AGI2Error, match=r"is damaged|is not a whole checkpoint"):
+    with pytest.raises(AGI2Error, match=r"is damaged|is not a complete checkpoint"):
         find_checkpoint(config)
 
 

@@ -27,7 +27,7 @@ def test_a_model_goes_out_comes_in_and_writes(saved, tmp_path, capsys):
     model, folder = saved(position_embedding="learned")
     status, out, err = run(capsys, "export", folder, tmp_path / "hf")
     assert (status, out) == (0, "")
-    assert f"{tmp_path / 'hf'} is there" in err
+    assert f"saved to {tmp_path / 'hf'}" in err
     status, out, err = run(capsys, "import", tmp_path / "hf", tmp_path / "in")
     assert (status, out) == (0, "")
     assert f'agi2 generate {tmp_path / "in"} "..."' in err

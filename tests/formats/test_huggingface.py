@@ -280,9 +280,9 @@ WRONG = {
     "a key that is missing": (break_config(n_embd=...), "n_embd is missing in config.json"),
     "a key of another type": (break_config(n_head=[2]), "theirs: config.json: "),
     "an activation of another type": (break_config(activation_function=["gelu"]), "is none of"),
-    "a size beyond all": (break_config(n_embd=2 * 10**12), "is no whole number that a model"),
-    "a size that is not whole": (break_config(n_head=2.7), "2.7 is no whole number"),
-    "an endless vocabulary": (break_config(vocab_size=float("inf")), "inf is no whole number"),
+    "a size beyond all": (break_config(n_embd=2 * 10**12), "is not a valid integer for a model"),
+    "a size that is not whole": (break_config(n_head=2.7), "2.7 is not a valid integer"),
+    "an endless vocabulary": (break_config(vocab_size=float("inf")), "inf is not a valid integer"),
     "heads that do not divide": (break_config(n_head=5), "not divisible by n_heads 5"),
     "a broken config": (cut_short("config.json"), "config.json is damaged"),
     "no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
@@ -432,7 +432,7 @@ def test_a_name_is_fetched_from_the_hub_once(theirs, hub, tmp_path):
     said = import_names(endpoint, tmp_path, "someone/tiny", "someone/tiny", "someone/else")
     assert said[:2] == ["there", "there"]
     assert len(said) == 3
-    assert said[2].startswith("someone/else is no folder, and could not be fetched")
+    assert said[2].startswith("someone/else is not a folder, and could not be fetched")
     ours = load_model(tmp_path / "in-0")
     tokens = some_tokens(ours.model)
     assert_same_in_float64(exact_logits(ours.model, tokens), exact_logits(twin, tokens))
@@ -449,7 +449,7 @@ def test_a_name_without_a_network_is_one_line_without_trying_for_long(tmp_path, 
     monkeypatch.setattr(time, "sleep", waits.append)  # between tries
     with pytest.raises(AGI2Error, match="check the name and the network, or give a f") as found:
         import_huggingface("someone/tiny", tmp_path / "in")
-    assert str(found.value).startswith("someone/tiny is no folder, and could not be fetched")
+    assert str(found.value).startswith("someone/tiny is not a folder, and could not be fetched")
     assert "\n" not in str(found.value)
     assert sum(waits) < 8
 

@@ -350,7 +350,7 @@ REFUSED = {
         change("tokenizer_config.json", added_tokens_decoder=added(322, IM_END)),
         "token '<|im_end|>' cannot have the id 322",
     ),
-    "an id that is none": (change("added_tokens.json", x="5"), "id is no whole number"),
+    "an id that is none": (change("added_tokens.json", x="5"), "id is not an integer"),
     "added tokens that are none": (
         change("tokenizer_config.json", added_tokens_decoder={"x": 5}),
         "its added tokens are not listed as such",
@@ -365,11 +365,11 @@ REFUSED = {
     "two lengths": (change("config.json", n_ctx=12), "n_positions = 24 and n_ctx = 12 in config"),
     "two widths": (change("config.json", hidden_size=12), "n_embd = 32 and hidden_size = 12 in"),
     "a tie that is none": (change("config.json", tie_word_embeddings="no"), "tie_word_embeddings"),
-    "a truth value as size": (change("config.json", n_layer=True), "True is no whole number"),
+    "a truth value as size": (change("config.json", n_layer=True), "True is not a valid integer"),
     "too many layers": (change("config.json", n_layer=10**9), "n_layers must be an integer from"),
     "a tensor twice": (double, "a tensor twice, with and without transformer."),
     "whole numbers as weights": (whole_numbers, "h.0.mlp.c_fc.weight is of the type int8"),
-    "a tensor in two files": (in_two_files(["a.safetensors", "b.safetensors"]), "stands in two of"),
+    "a tensor in two files": (in_two_files(["a.safetensors", "b.safetensors"]), "is in two of"),
     "a file elsewhere": (in_two_files(["../a.safetensors"]), "files that are not in this folder"),
 }
 

@@ -76,7 +76,7 @@ def test_other_folders_and_files_are_refused_by_what_they_are(run, tmp_path):
         (checkpoint, f"is a checkpoint: name the run's folder, {run}"),
         (run / "checkpoints", f"holds a run's checkpoints: name the run's folder, {run}"),
         (run.parent, f"holds runs: name one of them; agi2 list {run.parent}"),
-        (empty, "is no run's or model's folder: it has no config.toml"),
+        (empty, "is not a folder of a run or a model: it has no config.toml"),
         (run / "metrics.jsonl", f"is part of a model: name its folder, {run}"),
     ]:
         with pytest.raises(AGI2Error) as caught:

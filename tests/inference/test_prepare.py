@@ -111,7 +111,7 @@ def test_without_the_compiled_part_the_logits_are_those_of_the_same_weights(
     monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", None)
     plain = prepare_for_generation(make(), quantize)
     assert plain.decode_backend is None
-    assert ("saves memory here, and no time" in caplog.text) == (quantize != "none")
+    assert ("saves memory here, but no time" in caplog.text) == (quantize != "none")
     assert_all_is_within(plain)
     monkeypatch.undo()
     assert torch.equal(expanding(compiled), expanding(plain))
@@ -127,7 +127,7 @@ def test_weights_that_are_no_numbers_are_one_clear_line(quantize):
     model = make()
     with torch.no_grad():
         model.blocks[1].ffn.expand.weight[3, 4] = float("nan")
-    with pytest.raises(AGI2Error, match="no finite numbers"):
+    with pytest.raises(AGI2Error, match="has weights that are not finite"):
         prepare_for_generation(model, quantize)
 
 

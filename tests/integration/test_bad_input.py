@@ -224,7 +224,8 @@ def test_a_missing_configuration(folder, mistakes):
 
 def test_a_folder_in_place_of_a_configuration(folder, mistakes):
     assert mistakes("train", folder) == [
-        f"{folder} is no run's or model's folder: it has no config.toml; agi2 list shows the runs"
+        f"{folder} is not a folder of a run or a model: it has no config.toml; agi2 list shows "
+        "the runs"
     ]
 
 
@@ -314,7 +315,7 @@ def test_weights_of_another_shape(trained, mistakes):
     assert status_of("train", "tiny.toml", *other) == 0
     shutil.copy("trained/other/model.safetensors", "trained/tiny/model.safetensors")
     (line,) = mistakes("generate", "tiny.toml", "a")
-    assert line.startswith("trained/tiny/model.safetensors holds a model of another shape: ")
+    assert line.startswith("trained/tiny/model.safetensors contains a model of another shape: ")
 
 
 def damage_truncate(path):
@@ -361,7 +362,7 @@ def test_a_checkpoint_that_misses_a_file_is_not_resumed(trained, mistakes):
     place = "trained/tiny/checkpoints/step-00000004"
     (trained / place / "manifest.json").unlink()
     (line,) = mistakes("train", "tiny.toml", "--set", f"resume={place}")
-    assert line.startswith(f"{place} is not a whole checkpoint: ")
+    assert line.startswith(f"{place} is not a complete checkpoint: ")
 
 
 def test_resume_passes_over_a_damaged_checkpoint(trained, capsys):
@@ -379,7 +380,7 @@ def test_a_run_without_any_whole_checkpoint_is_not_resumed(trained, capsys):
         (place / "state.json").write_text("{", encoding="utf-8")
     before = content(trained)
     assert status_of("train", "tiny.toml", "--quiet", "--set", "resume=trained/tiny") == 2
-    assert "error: resume: trained/tiny holds no whole checkpoint" in capsys.readouterr().err
+    assert "error: resume: trained/tiny contains no complete checkpoint" in capsys.readouterr().err
     assert content(trained) == before
 
 
@@ -387,7 +388,7 @@ def test_a_checkpoint_of_another_shape_is_not_resumed(trained, mistakes):
     (line,) = mistakes("train", "tiny.toml", "--resume", "--set", "model_embd=64")
     assert line == (
         "trained/tiny/checkpoints/step-00000004 was trained with model_embd = 32, now it is 64: "
-        "set it back, or start anew without resume"
+        "set it back, or start from scratch without resume"
     )
 
 

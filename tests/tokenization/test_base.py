@@ -81,9 +81,9 @@ def test_special_tokens_can_be_added_before_there_is_a_vocabulary(make):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("", "is no text of 1 to 200"),
-        ("x" * 201, "is no text of 1 to 200"),
-        (5, "int 5 is no text"),
+        ("", "is not a string of 1 to 200"),
+        ("x" * 201, "is not a string of 1 to 200"),
+        (5, "int 5 is not a string"),
         ("\ud800x", "has half a character"),
         ("<|endoftext|>", "is a token already"),
         ("<|a|>", "is a token already"),
@@ -106,7 +106,7 @@ def test_a_name_given_twice_is_refused(make):
 
 
 def test_an_unknown_special_token_is_named(make):
-    with pytest.raises(AGI2Error, match=r"allowed_special: '<b>' is no special token: .*<a>"):
+    with pytest.raises(AGI2Error, match=r"allowed_special: '<b>' is not a special token; .*<a>"):
         make(special_tokens=["<a>"]).encode("x", ["<b>"])
 
 

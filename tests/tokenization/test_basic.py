@@ -88,7 +88,7 @@ def test_a_vocabulary_is_kept_in_parts_of_long_texts(monkeypatch):
 def test_fitting_on_nothing_says_so(caplog):
     with caplog.at_level(logging.WARNING, "agi2"):
         BasicTokenizer().fit("")
-    assert "learned nothing: there is no text" in caplog.text
+    assert "no vocabulary: there is no text" in caplog.text
 
 
 def test_tokens_that_can_never_occur_are_told(caplog):
@@ -177,13 +177,13 @@ def test_files_of_characters_are_as_they_always_were(tmp_path):
     [
         ({"lowercase": "yes"}, "lowercase and fold_whitespace are not true or false"),
         ({"fold_whitespace": None}, "are not true or false"),
-        ({"vocabulary": None}, "vocabulary is no list"),
-        ({"vocabulary": "ab"}, "vocabulary is no list"),
+        ({"vocabulary": None}, "vocabulary is not a list"),
+        ({"vocabulary": "ab"}, "vocabulary is not a list"),
         ({"vocabulary": ["a", "a"]}, "twice"),
         ({"vocabulary": ["a", ["b"]]}, "is neither a character nor a word"),
-        ({"special_tokens": "ab"}, "special_tokens is no list"),
+        ({"special_tokens": "ab"}, "special_tokens is not a list"),
         ({"special_tokens": ["a"]}, "'a' is a token already"),
-        ({"special_tokens": [1]}, "int 1 is no text"),
+        ({"special_tokens": [1]}, "int 1 is not a string"),
     ],
 )
 def test_a_broken_file_is_named(changes, problem, tmp_path):

@@ -273,7 +273,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_not_passed_over(tmp_path)
 def test_resume_from_nowhere_is_one_clear_line(tmp_path):
     with pytest.raises(AGI2Error, match="nowhere does not exist; name a checkpoint folder"):
         find_checkpoint(Config(resume=str(tmp_path / "nowhere")))
-    with pytest.raises(AGI2Error, match="holds no whole checkpoint"):
+    with pytest.raises(AGI2Error, match="contains no complete checkpoint"):
         find_checkpoint(Config(resume=str(tmp_path)))
 
 

@@ -50,7 +50,7 @@ def test_a_resumed_run_may_not_become_another(tiny_run, finished):
         with pytest.raises(AGI2Error, match=f"trained with {key} = ") as error:
             train_from_config(tiny_run(max_steps=2, resume="auto", **{key: value}))
         assert "\n" not in str(error.value)
-        assert "set it back, or start anew" in str(error.value)
+        assert "set it back, or start from scratch" in str(error.value)
     assert contents(finished.folder) == before
 
 

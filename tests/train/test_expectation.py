@@ -123,7 +123,7 @@ def test_beyond_twice_the_runs_the_reason_is_named(key, factor):
     least, most = getattr(FITTED, key)
     value = factor * (least if factor < 1 else most)
     why = FITTED.why_outside(**{**INSIDE, key: value})
-    words = {"text_bytes": "the text has", "parameters": "parameters", "passes": "passes"}
+    words = {"text_bytes": "the text has", "parameters": "parameters", "passes": "epochs"}
     assert (words.get(key, "bzip2 needs") in why) == (factor in (0.49, 2.01))
 
 

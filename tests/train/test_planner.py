@@ -107,7 +107,7 @@ def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
     assert re.search(r"of 10 h 00 min the run takes \d+ s: more passes", told)
     assert config.max_steps
     assert config.max_minutes is None
-    assert "# More passes over this text would add next to nothing.\nmax_steps" in told
+    assert "# More epochs over this text would add next to nothing.\nmax_steps" in told
 
 
 def test_shapes_that_the_text_cannot_use_or_that_are_slow_are_not_measured(monkeypatch):

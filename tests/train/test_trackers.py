@@ -354,11 +354,11 @@ def test_a_run_id_of_somebody_else_is_one_line(tmp_path, content):
     note = tmp_path / "wandb" / "run_id"
     note.parent.mkdir()
     note.write_bytes(content)
-    with pytest.raises(AGI2Error, match=r"run_id holds no run's id: delete it"):
+    with pytest.raises(AGI2Error, match=r"run_id contains no run id: delete it"):
         metrics.WandbSink(config_of("wandb"), tmp_path)
     note.unlink()
     note.mkdir()
-    with pytest.raises(AGI2Error, match=r"run_id holds no run's id: delete it"):
+    with pytest.raises(AGI2Error, match=r"run_id contains no run id: delete it"):
         metrics.WandbSink(config_of("wandb"), tmp_path)
 
 

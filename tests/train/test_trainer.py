@@ -399,7 +399,7 @@ def test_a_run_whose_folder_is_lost_ends_with_a_model_all_the_same(
     options = {**EXACT, "val_fraction": 0.0} if step == 0 else EXACT
     whole = train_from_config(tiny_run("whole", **options))
     run = lose(monkeypatch, tiny_run("lost", **options), method, step, how)
-    assert caplog.text.count("was deleted or moved away while training: making it anew") == 1
+    assert caplog.text.count("was deleted or moved away while training: creating it again") == 1
     loaded = load_model(run.folder)
     assert all(map(torch.equal, loaded.model.parameters(), run.model.parameters()))
     assert loaded.tokenizer.fingerprint == run.tokenizer.fingerprint
@@ -437,7 +437,7 @@ def test_a_lock_that_was_deleted_is_taken_again(tiny_run, monkeypatch, caplog):
         (folder / ".lock").unlink()
 
     run = lose(monkeypatch, tiny_run(**EXACT), "_train_one_step", 7, unlock)
-    assert "making it anew" not in caplog.text
+    assert "creating it again" not in caplog.text
     assert not (run.folder / ".lock").exists()
 
 
@@ -633,7 +633,9 @@ def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
 def test_a_rate_that_spoils_the_weights_ends_the_run_by_its_steps(tiny_run, caplog):
     """Not by the sample that such weights cannot write."""
     options = {"learning_rate": 1e30, "eval_interval": 2, "sample_tokens": 4}
-    with pytest.raises(AGI2Error, match=r"5 steps in a row gave no finite loss.*start anew"):
+    with pytest.raises(
+        AGI2Error, match=r"5 steps in a row gave no finite loss.*start from scratch"
+    ):
         train_from_config(tiny_run(max_steps=40, checkpoint_interval=100, **options))
     assert "no sample: the model's logits are not finite" in caplog.text
 
@@ -696,7 +698,7 @@ def test_a_micro_batch_that_does_not_fit_is_made_smaller_and_the_step_repeated(
 
     monkeypatch.setattr(NextTokenLoss, "forward", cramped)
     run = train_from_config(tiny_run("cramped", micro_batch_size=batch, **options))
-    assert f"going on with {goes_on_with} (the same gradients)" in caplog.text
+    assert f"continuing with {goes_on_with} (the same gradients)" in caplog.text
     assert newest_checkpoint(run.folder).state["micro_batch_size"] == goes_on_with
     for name, weights in expected.model.state_dict().items():
         assert torch.equal(run.model.state_dict()[name], weights)
