@@ -14,7 +14,10 @@ setup(
             ["src/nn/cpu_kernels.c"],
             # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
             # threads is enough.
-            extra_compile_args=["-O3", "-fno-trapping-math", "-fopenmp", *instructions],
+            extra_compile_args=[
+                *("-O3", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"),
+                *instructions,
+            ],
             libraries=["m"],
             optional=True,  # without it everything works, more slowly
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FLAGS = (
-    *("-O1", "-g", "-fno-omit-frame-pointer", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"),
+    *("-O1", "-g", "-fno-omit-frame-pointer", "-fno-trapping-math", "-ffp-contract=off"),
+    *("-fopenmp", "-shared", "-fPIC"),
     *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
     *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
 )

@@ -100,6 +100,29 @@ INLINE uint32_t as_bits(float number) {
     return bits;
 }
 
+/* a * b + c with one rounding where the processor can, and never left to the compiler's choice: GCC
+   fuses some instances of a kernel and not others, and a row's sum would depend on the rows beside
+   it. Compile with -ffp-contract=off. */
+INLINE float fused(float a, float b, float c) {
+#ifdef __FMA__
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE floats fused_8(floats a, floats b, floats c) {
+#ifdef __FMA__
+    return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE floats repeated(float x) {
+    return (floats){x, x, x, x, x, x, x, x};
+}
+
 INLINE float total(floats x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
@@ -108,10 +131,13 @@ INLINE float total(floats x) {
    x is clamped to [-87, 40]: neither e^x nor a quotient by it is subnormal, which would be slow. */
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 40 ? 40 : x;
-    const float biased = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
+    const float biased = fused(x, 1.44269504f, 12582912.0f); /* adding 1.5 * 2^23 rounds to an integer */
     const float n = biased - 12582912.0f;
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1 + r * (1 + r * (0.5f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f))))));
+    const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
+    const float terms[] = {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1, 1};
+    float series = 1 / 720.0f;
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; i++) series = fused(r, series, terms[i]);
     /* n is in the low bits of `biased`; converting a NaN to an integer would be undefined. */
     return series * as_float((as_bits(biased) - as_bits(12582912.0f) + 127) << 23);
 }
@@ -187,7 +213,10 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
             if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + AHEAD);
             floats weights = *(const floats *)(w + r * I + i);
 #pragma GCC unroll 8
-            for (int t = 0; t < tokens; t++) sums[r][t] += weights * *(const floats *)(x + t * I + i);
+            for (int t = 0; t < tokens; t++) {
+                const floats inputs = *(const floats *)(x + t * I + i);
+                sums[r][t] = fused_8(weights, inputs, sums[r][t]);
+            }
         }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
@@ -213,7 +242,10 @@ INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int to
             if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + AHEAD);
             floats weights = piece(words, k, (uints){0} + of.lowest, &last);
 #pragma GCC unroll 8
-            for (int t = 0; t < tokens; t++) sums[t] += weights * *(const floats *)(x + t * I + i + 8 * k);
+            for (int t = 0; t < tokens; t++) {
+                const floats inputs = *(const floats *)(x + t * I + i + 8 * k);
+                sums[t] = fused_8(weights, inputs, sums[t]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -260,7 +292,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
                 const int64_t of = (first + t) * groups + group;
                 *(floats *)(steps + (r * tokens + t) * groups + group) =
                     (floats)(both & (int32_t)0xffff0000) * *(const floats *)(in->scale + of);
-                sums[r][t] += (floats)(both << 16) * *(const floats *)(in->sums + of);
+                sums[r][t] = fused_8((floats)(both << 16), *(const floats *)(in->sums + of), sums[r][t]);
             }
         }
         for (; group < groups; group++) {
@@ -269,7 +301,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
             for (int t = 0; t < tokens; t++) {
                 const int64_t of = (first + t) * groups + group;
                 steps[(r * tokens + t) * groups + group] = as_float(both & 0xffff0000u) * in->scale[of];
-                sums[r][t][0] += as_float(both << 16) * in->sums[of];
+                sums[r][t][0] = fused(as_float(both << 16), in->sums[of], sums[r][t][0]);
             }
         }
     }
@@ -283,8 +315,10 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
             for (int t = 0; t < tokens; t++) {
                 const int8_t *of = x + t * I + i;
                 const float *step = steps + (r * tokens + t) * groups + i / GROUP;
-                sums[r][t] += __builtin_convertvector(fours(low, *(const bytes *)of), floats) * step[0];
-                sums[r][t] += __builtin_convertvector(fours(high, *(const bytes *)(of + GROUP)), floats) * step[1];
+                const floats lows = __builtin_convertvector(fours(low, *(const bytes *)of), floats);
+                const floats highs = __builtin_convertvector(fours(high, *(const bytes *)(of + GROUP)), floats);
+                sums[r][t] = fused_8(lows, repeated(step[0]), sums[r][t]);
+                sums[r][t] = fused_8(highs, repeated(step[1]), sums[r][t]);
             }
         }
 #pragma GCC unroll 2
@@ -321,7 +355,7 @@ static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, i
 
 /* GELU(x) / x, tanh approximation: 1 / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3). */
 INLINE float gelu_share(float x) {
-    return 1 / (1 + exponential(-1.59576912f * (x + 0.044715f * x * x * x)));
+    return 1 / (1 + exponential(-1.59576912f * fused(0.044715f * x * x, x, x)));
 }
 
 static void activate(int activation, float *x, int64_t count) {
@@ -464,11 +498,11 @@ static void normalise(const float *const norm[2], float epsilon, const float *x,
     for (int64_t i = 0; i < C; i++) mean += x[i];
     mean /= C;
 #pragma omp simd reduction(+ : variance)
-    for (int64_t i = 0; i < C; i++) variance += (x[i] - mean) * (x[i] - mean);
+    for (int64_t i = 0; i < C; i++) variance = fused(x[i] - mean, x[i] - mean, variance);
     const float scale = 1 / sqrtf(variance / C + epsilon);
 #pragma omp simd
     for (int64_t i = 0; i < C; i++)
-        out[i] = (x[i] - mean) * scale * (norm[0] ? norm[0][i] : 1) + (norm[1] ? norm[1][i] : 0);
+        out[i] = fused((x[i] - mean) * scale, norm[0] ? norm[0][i] : 1, norm[1] ? norm[1][i] : 0);
 }
 
 /* Causal attention of one head of one sequence: append the new keys and values to the cache, then
@@ -485,7 +519,7 @@ static void attend(const float *q, int64_t stride, float *keys, float *values, f
         for (int64_t s = start; s < length; s++) {
             float score = 0;
 #pragma omp simd reduction(+ : score)
-            for (int64_t d = 0; d < D; d++) score += q[d] * keys[s * D + d];
+            for (int64_t d = 0; d < D; d++) score = fused(q[d], keys[s * D + d], score);
             scores[s] = score * scale;
             greatest = scores[s] > greatest ? scores[s] : greatest;
         }
@@ -495,7 +529,7 @@ static void attend(const float *q, int64_t stride, float *keys, float *values, f
         for (int64_t s = start; s < length; s++) {
             const float share = scores[s] / sum;
 #pragma omp simd
-            for (int64_t d = 0; d < D; d++) out[d] += share * values[s * D + d];
+            for (int64_t d = 0; d < D; d++) out[d] = fused(share, values[s * D + d], out[d]);
         }
     }
 }
@@ -524,8 +558,8 @@ void agi2_gelu(int64_t count, const float *x, float *out, int threads) {
 void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
     for (int64_t i = 0; i < count; i++) {
-        const float share = gelu_share(x[i]), slope = 1.59576912f * (1 + 0.134145f * x[i] * x[i]);
-        out[i] = grad[i] * share * (1 + x[i] * (1 - share) * slope);
+        const float share = gelu_share(x[i]), slope = 1.59576912f * fused(0.134145f * x[i], x[i], 1);
+        out[i] = grad[i] * share * fused(x[i] * (1 - share), slope, 1);
     }
 }
 

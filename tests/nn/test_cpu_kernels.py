@@ -3,6 +3,9 @@
 import copy
 import ctypes
 import math
+import os
+import platform
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -36,7 +39,7 @@ from tests.bounds import (
     product_bound,
     unit,
 )
-from tests.conftest import run_python
+from tests.conftest import CHECKOUT, run_python
 from tests.tiny_models import random_model
 
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="no C compiler at installation")
@@ -161,6 +164,27 @@ def test_a_row_among_others_is_what_it_is_alone(bits):
     x = random(19, 128, seed=1)
     for count in range(1, 20):
         assert torch.equal(linear(x)[:count], linear(x[:count]))
+
+
+@needs_library
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the option is of x86 compilers")
+def test_rows_are_alike_whatever_processor_the_compiler_tunes_for(tmp_path, monkeypatch):
+    """Tuned for Zen 3, GCC fuses some multiply-adds and not others, unless they are explicit."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path)]
+    flags = {"CFLAGS": "-mtune=znver3", "PYTHONWARNINGS": "ignore"}
+    folders = [*command, "--build-temp", str(tmp_path)]
+    subprocess.run(folders, env={**os.environ, **flags}, cwd=CHECKOUT, check=True, timeout=600)
+    tuned = load(tmp_path / "agi2/nn")
+    if tuned is None:
+        pytest.skip("the compiler does not know the option")
+    x = random(19, 128, seed=1)
+    for bits in (32, 8, 4):
+        linear = KernelLinear(quantize_weight(random(37, 128), None, bits))
+        expected = linear(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "LIBRARY", tuned)
+            for count in range(1, 20):
+                assert torch.equal(linear(x[:count]), expected[:count])
 
 
 @needs_library
