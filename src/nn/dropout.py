@@ -14,7 +14,7 @@ from ..arguments import Rate, checked
 
 _LEVELS = 2**16
 
-# Local to a thread. Compiled code guards on it, as on `module.training`.
+# Local to a thread.
 _evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
 
 
@@ -35,7 +35,14 @@ def evaluating() -> Iterator[None]:
 
 
 def is_training(module: nn.Module) -> bool:
-    """Return whether a module is in training mode, and not within `evaluating`."""
+    """Return whether a module is in training mode, and not within `evaluating`.
+
+    In code compiled by `torch.compile`, gradients must be enabled, too: it recompiles when the grad
+    mode changes, but cannot trace a `ContextVar` in every version of PyTorch, and would split the
+    model into a graph for each dropout.
+    """
+    if torch.compiler.is_compiling():
+        return module.training and torch.is_grad_enabled()
     return module.training and not _evaluating.get()
 
 
