@@ -283,7 +283,7 @@ def test_each_process_takes_the_device_of_its_number(under_torchrun, monkeypatch
         assert processes.device == torch.device("cuda", 0)
         assert processes.all_reduce_mean(torch.ones((), device="cuda")) == 1
         assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
-    with pytest.raises(AGI2Error, match='finds no device of its own: set device = "cuda"'):
+    with pytest.raises(AGI2Error, match='has no device of its own: set device = "cuda"'):
         start_processes("cuda:0").__enter__()
     monkeypatch.setenv("LOCAL_RANK", "99")
     with pytest.raises(AGI2Error, match="--nproc-per-node to at most"):
