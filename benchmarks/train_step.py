@@ -58,7 +58,7 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
     optimizers = make_optimizers(model, config)
     loss = NextTokenLoss(model)
     if backend is not None:
-        loss = torch.compile(loss, backend=backend)
+        loss.compile_parts(backend)
 
     def step() -> None:
         batch = torch.randint(0, vocabulary, (rows, context + 1))
@@ -114,7 +114,7 @@ def mfu(device: str, tokens_per_second: float) -> dict[str, float]:
     architecture = GPT2Config(position_embedding="learned")
     flops = training_flops(architecture, 124_439_808, architecture.max_seq_len)
     peak = peak_flops(torch.device(device), torch.bfloat16)
-    return {} if peak is None else {"share of peak": tokens_per_second * flops / peak}
+    return {} if peak is None else {"MFU": tokens_per_second * flops / peak}
 
 
 def default_step(folder: str) -> None:

@@ -183,9 +183,13 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
-# Tokens per chunk of logits in loss and evaluation: few enough for the cache and for the memory of
-# a large vocabulary, enough for matrix products at full speed.
-LOGITS_CHUNK_TOKENS = 1024
+def logits_chunk_tokens(device: torch.device) -> int:
+    """Return the number of tokens whose logits are materialized at once, in loss and evaluation.
+
+    Few enough for the memory of a large vocabulary, and on a CPU for its cache; enough for matrix
+    products at full speed.
+    """
+    return 1024 if device.type == "cpu" else 4096
 
 
 def can_compile(device: torch.device) -> bool:

@@ -6,7 +6,7 @@ B batch, T new tokens, S all tokens, those in the KV cache included, C channels,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -146,8 +146,14 @@ class GPT2Model(nn.Module):
         attention_mask: torch.Tensor | None = None,
         *,
         cache: KVCache | None = None,
+        blocks: Sequence[Callable[..., torch.Tensor]] | None = None,
     ) -> torch.Tensor:
-        """Compute the final hidden states (B, T, C); arguments as in `forward`."""
+        """Compute the final hidden states (B, T, C).
+
+        Args:
+            input_ids: as in `forward`; also the mask and the cache.
+            blocks: called in place of the model's blocks, such as these blocks compiled.
+        """
         seen = cache.length if cache is not None else 0
         input_ids = as_token_ids("input_ids", input_ids)
         if input_ids.dim() != 2:
@@ -172,7 +178,7 @@ class GPT2Model(nn.Module):
                 return cast(torch.Tensor, self.final_norm(read))
         if attention_mask is not None:
             mask = _narrowed_causal_mask(attention_mask, seen)
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(blocks or list(self.blocks)):
             layer = cache.layers[index] if cache is not None else None
             if self.config.gradient_checkpointing and is_training(self) and layer is None:
                 x = checkpoint(block, x, mask, causal=mask is None, use_reentrant=False)

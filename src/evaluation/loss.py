@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..arguments import NonNegativeInt, PositiveInt, checked
 from ..console import Advance, busy, visible
-from ..cuda_utils import LOGITS_CHUNK_TOKENS, autocast
+from ..cuda_utils import autocast, logits_chunk_tokens
 from ..dataset import TextDataset, tokenize
 from ..errors import AGI2Error
 from ..formats.model_dir import check_vocabulary
@@ -83,11 +83,8 @@ def _evaluate(
             fresh = torch.stack([_fresh_targets(dataset, index) for index in indices])
             targets = windows[:, 1:][fresh]
             hidden = model.hidden_states(windows[:, :-1].to(model.device))[fresh.to(model.device)]
-            for x, y in zip(
-                hidden.split(LOGITS_CHUNK_TOKENS),
-                targets.to(model.device).split(LOGITS_CHUNK_TOKENS),
-                strict=True,
-            ):
+            size = logits_chunk_tokens(model.device)
+            for x, y in zip(hidden.split(size), targets.to(model.device).split(size), strict=True):
                 losses = F.cross_entropy(model.logits(x).float(), y, reduction="none")
                 total += losses.cpu().sum(dtype=torch.float64).item()
             tokens += len(targets)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config, GPT2Config
-from ..cuda_utils import LOGITS_CHUNK_TOKENS
+from ..cuda_utils import logits_chunk_tokens
 from ..model import GPT2Model
 from ..nn.lora import add_lora
 
@@ -120,7 +120,7 @@ class Memory:
     activations: int
     """Activations of one micro-batch, and the gradients that exist at the same time."""
     logits: int
-    """Buffers for the logits of one chunk of the loss (`LOGITS_CHUNK_TOKENS` tokens)."""
+    """Buffers for the logits of one chunk of the loss (`logits_chunk_tokens`)."""
 
     @property
     def total(self) -> int:
@@ -195,7 +195,7 @@ def predict_memory(
     else:
         # A layer's activations are freed as its gradients are allocated, after those of the head.
         activations = max(activations + sizes.head, sizes.trained)
-    together = min(micro_batch_size * seq_len, LOGITS_CHUNK_TOKENS)
+    together = min(micro_batch_size * seq_len, logits_chunk_tokens(device))
     return Memory(
         process=process if device.type == "cpu" else 0,
         weights=2 * sizes.weights,

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..cuda_utils import autocast
 from ..utils import whole
-from .loss import LossFunction
+from .loss import IGNORED, LossFunction, count_targets
 from .optimizer import Optimizer
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
@@ -42,11 +42,12 @@ def accumulate_gradients(
     no_sync: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     weight: float = 1.0,
     rounds: int = 1,
+    is_padded: bool = False,
 ) -> torch.Tensor:
     """Accumulate a batch's gradients over micro-batches (gradient accumulation).
 
-    Micro-batches are weighted by their number of rows, so that the result is the gradient of the
-    batch's mean loss.
+    Micro-batches are weighted by their number of targets, so that the result is the gradient of the
+    mean loss of the batch's targets; those that are `IGNORED` do not count.
 
     Args:
         loss_function: returns the mean loss of inputs and targets.
@@ -60,25 +61,33 @@ def accumulate_gradients(
         weight: factor of the loss and its gradients. With several ranks: this rank's share of the
             global batch times the number of ranks, because DDP averages the gradients.
         rounds: minimum number of micro-batches. All ranks need the same number, or the all-reduce
-            hangs: a rank with fewer adds micro-batches of weight 0.
+            hangs: a rank with fewer adds micro-batches of ignored targets.
+        is_padded: whether to pad the last micro-batch to `micro_batch_size` rows, with ignored
+            targets: code that is compiled for one shape needs no other.
 
     Returns:
         The mean loss times `weight`, a scalar on `device` (no synchronization).
     """
     inputs, targets = split_batch(batch)
-    rows = inputs.size(0)
-    size = micro_batch_size or rows or 1
+    size = micro_batch_size or len(inputs) or 1
+    rounds = max(rounds, -(-len(inputs) // size))
+    missing = (rounds * size if is_padded else (rounds - 1) * size + 1) - len(inputs)
+    if missing > 0:
+        inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.size(1))])
+        targets = torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORED)])
+    counts = [count_targets(each) for each in targets.split(size)]
+    of_all = torch.stack(counts).sum().clamp(min=1).double()
     total = torch.zeros((), dtype=torch.float32, device=device)
-    ends = max(rows, rounds * size)
-    for first in range(0, ends, size):
-        x = inputs[first : first + size].to(device, non_blocking=True)
-        y = targets[first : first + size].to(device, non_blocking=True)
-        share = weight * len(x) / rows if len(x) else 0.0
-        if not len(x):
-            x = y = inputs.new_zeros(1, inputs.size(1)).to(device)
-        with contextlib.nullcontext() if first + size >= ends else no_sync():
+    for index, (x, y, count) in enumerate(
+        zip(inputs.split(size), targets.split(size), counts, strict=True), start=1
+    ):
+        with contextlib.nullcontext() if index == len(counts) else no_sync():
             with autocast(device, precision):
-                loss = loss_function(x, y) * share
+                loss = loss_function(
+                    x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+                )
+            # A tensor: a number would need a synchronization if the targets are on a GPU.
+            loss = loss * (weight * count.double() / of_all).to(loss.dtype)
             scaler.scale(loss).backward()
         total += loss.detach()
     return total

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
-from torch import nn
 
 from ..arguments import checked
 from ..config import UNBOUNDED_EPOCHS, Config
@@ -332,12 +331,13 @@ class Trainer:
             self.kept.release()
 
     def _prepare_loss(self) -> None:
-        """Wrap the model and its loss in DDP (unless it uses FSDP) and torch.compile."""
+        """Compile the model and its loss, and wrap them in DDP (unless they use FSDP)."""
         self.compiled = self.compiled and can_compile(self.device)
-        shared: nn.Module = self._module
+        if self.compiled:
+            self._module.compile_parts()
+        self.loss: LossFunction = self._module
         if not self.sharded:
-            shared, self._no_sync = self.processes.wrap_ddp(self._module)
-        self.loss: LossFunction = torch.compile(shared) if self.compiled else shared
+            self.loss, self._no_sync = self.processes.wrap_ddp(self._module)
 
     def _telemetry(self) -> Telemetry:
         config, targets = self.config, self.batches.dataset.seq_len - 1
@@ -484,6 +484,7 @@ class Trainer:
                     no_sync=self._no_sync,
                     weight=len(batch) * count / rows,
                     rounds=-(-rows // (count * self.micro_batch_size)),
+                    is_padded=self.compiled,
                 )
                 return self.processes.all_reduce_mean(loss)
             except Exception as error:

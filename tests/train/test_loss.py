@@ -1,11 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.cuda_utils import autocast
 from src.train import loss as loss_module
-from src.train.loss import NextTokenLoss
+from src.train.loss import IGNORED, NextTokenLoss
 from src.train.step import split_batch
 from tests.bounds import assert_same_in_float64, gamma
 from tests.train.test_step import CPU, exact_model, gradients, plain_loss, tiny_model, tokens
@@ -24,13 +25,45 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk,
     for chunked in (False, True):
         model = exact_model(tie_weights=tied)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loss_module, "LOGITS_CHUNK_TOKENS", chunk)
+            patch.setattr(loss_module, "logits_chunk_tokens", lambda _: chunk)
             loss_of = NextTokenLoss(model) if chunked else plain_loss(model)
             loss = loss_of(inputs, targets)
             (scale * loss).backward()
         results.append({"loss": loss.detach(), **gradients(model)})
     for name, expected in results[0].items():
         assert_same_in_float64(results[1][name], expected)
+
+
+@given(ignored=st.lists(st.booleans(), min_size=24, max_size=24), chunk=st.integers(1, 30))
+def test_ignored_targets_count_neither_in_the_loss_nor_in_its_mean(ignored, chunk):
+    inputs, targets = split_batch(tokens(3))
+    targets = targets.masked_fill(torch.tensor(ignored).view(3, 8), IGNORED)
+    results = []
+    for chunked in (False, True):
+        model = exact_model()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loss_module, "logits_chunk_tokens", lambda _: chunk)
+            if chunked:
+                loss = NextTokenLoss(model)(inputs, targets)
+            else:
+                logits = model(inputs).flatten(0, 1)
+                total = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+                loss = total / max(1, ignored.count(False))
+            loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        assert_same_in_float64(results[1][name], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_batch_of_ignored_targets_has_no_loss_and_no_gradient(dtype):
+    model = tiny_model()
+    inputs, targets = split_batch(tokens(2))
+    with autocast(CPU, dtype):
+        loss = NextTokenLoss(model)(inputs, torch.full_like(targets, IGNORED))
+    loss.backward()
+    assert loss == 0
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

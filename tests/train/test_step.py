@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from src.config import GPT2Config
 from src.model import GPT2Model
-from src.train.loss import NextTokenLoss
+from src.train.loss import IGNORED, NextTokenLoss
 from src.train.optimizer import make_optimizers
 from src.train.step import accumulate_gradients, apply_gradients
 from tests.bounds import assert_same_in_float64, gamma
@@ -92,6 +92,29 @@ def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, proc
     assert float(loss / processes) == near
     for name, expected in gradients(whole).items():
         assert_same_in_float64(shared[name], expected)
+
+
+@given(
+    ignored=st.lists(st.booleans(), min_size=40, max_size=40),
+    micro=st.integers(1, 6),
+    is_padded=st.booleans(),
+)
+@settings(max_examples=30)
+def test_micro_batches_count_by_their_targets_and_padding_does_not(ignored, micro, is_padded):
+    inputs, targets = tokens(5).split([8, 1], dim=1)[0], tokens(5)[:, 1:]
+    batch = inputs, targets.masked_fill(torch.tensor(ignored).view(5, 8), IGNORED)
+    results, shapes = [], set()
+    for size, padded in ((None, False), (micro, is_padded)):
+        model = exact_model()
+        loss_of = NextTokenLoss(model)
+        loss_of.register_forward_pre_hook(lambda _, given: shapes.add(tuple(given[0].shape)))
+        loss = accumulate_gradients(loss_of, batch, CPU, micro_batch_size=size, is_padded=padded)
+        results.append({"loss": loss.item(), **gradients(model)})
+    if is_padded:  # compiled code needs one shape
+        assert shapes == {(5, 8), (micro, 8)}
+    assert results[1].pop("loss") == pytest.approx(results[0].pop("loss"), rel=gamma(12), abs=0)
+    for name, expected in results[0].items():
+        assert_same_in_float64(results[1][name], expected)
 
 
 def test_windows_and_pairs_are_the_same_batch():
