@@ -14,7 +14,6 @@ import pytest
 # pytest-xdist runs one process per core: more threads would oversubscribe the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
 from hypothesis import HealthCheck, settings
 
 from src.utils import log
@@ -59,7 +58,19 @@ def run_python(code, *arguments):
     )
 
 
+def pytest_configure():
+    if sys.dont_write_bytecode:
+        # Each of the about hundred Python processes that tests start would compile PyTorch anew,
+        # for 4 s. This folder keeps the bytecode away from the sources.
+        folder = str(CHECKOUT / ".pytest_cache" / "bytecode")
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = folder
+        sys.dont_write_bytecode = False
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def pytest_collection_modifyitems(config, items):
+    import torch  # here, since the process that only starts the workers needs no PyTorch
+
     if config.getoption("hypothesis_profile", None) == "fuzz":
         # A new order for each run, equal in all xdist workers, as xdist requires.
         random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)
@@ -77,6 +88,8 @@ def cache_home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, cache_home):
     """Use a temporary cache folder; restore the thread count and the logger after each test."""
+    import torch
+
     monkeypatch.setenv("AGI2_CACHE", str(cache_home))
     threads = torch.get_num_threads()
     yield
