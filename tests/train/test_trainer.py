@@ -1,5 +1,6 @@
 """A run that can be stopped at any moment and resumed exactly."""
 
+import functools
 import itertools
 import json
 import logging
@@ -784,13 +785,14 @@ def test_where_compiling_fails_a_run_goes_on_without(tiny_run, monkeypatch, capl
     assert_same_outcome(plain, run)
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 @training_in_float64()
-def test_a_compiled_model_gives_the_same_loss(tiny_run, caplog):
+def test_a_compiled_model_gives_the_same_loss(tiny_run, monkeypatch, caplog):
+    """Traced forward and backward as always, and not translated to C++, which takes a minute."""
+    traced = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", traced)
     plain = train_from_config(tiny_run("plain", max_steps=4, dropout=0.0))
     compiled = train_from_config(tiny_run("compiled", max_steps=4, dropout=0.0, compile=True))
-    if "torch.compile does not work here" in caplog.text:
-        pytest.skip("torch.compile needs more than a C compiler")
+    assert "torch.compile does not work here" not in caplog.text
     assert newest_checkpoint(compiled.folder).state["compiled"]
     for a, b in zip(entries(plain.folder), entries(compiled.folder), strict=True):
         assert a == pytest.approx(b, rel=0, abs=validation_bound(plain))
