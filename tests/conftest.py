@@ -29,6 +29,17 @@ settings.load_profile("repeatable")
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "crew", "wind", "and"]
 
+_LONGEST = {
+    "test_many_processes",
+    "test_scripts",
+    "test_torch_defaults",
+    "test_verify_resume",
+    "test_wheel",
+    "test_visibility",
+    "test_trainer",
+    "test_estimates",
+}
+
 
 def make_text(words: int = 300, seed: int = 0) -> str:
     """Return sentences of random common words, reproducible by `seed`."""
@@ -71,6 +82,8 @@ def pytest_configure():
 def pytest_collection_modifyitems(config, items):
     import torch  # here, since the process that only starts the workers needs no PyTorch
 
+    # Longest first: what runs last should be short, so that no worker is left alone with it.
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
     if config.getoption("hypothesis_profile", None) == "fuzz":
         # A new order for each run, equal in all xdist workers, as xdist requires.
         random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)
@@ -91,6 +104,8 @@ def isolated(monkeypatch, cache_home):
     import torch
 
     monkeypatch.setenv("AGI2_CACHE", str(cache_home))
+    # Only a loss of power needs it. A training waits about 40 times for the disk.
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
