@@ -1,8 +1,9 @@
 """A run, to and from a folder: whole or not at all, and nothing unpickled."""
 
+import contextlib
 import json
 import os
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from src.config import Config
 from src.errors import AGI2Error
 from src.formats.model_dir import save_weights
 from src.model import GPT2Model
+from src.train import checkpoint
 from src.train.checkpoint import (
     FORMAT,
     delete_checkpoints_after,
@@ -27,10 +29,8 @@ from src.train.checkpoint import (
     save_checkpoint,
 )
 from src.train.optimizer import make_optimizers
-from tests.conftest import raising, run_python
+from tests.conftest import raising
 from tests.tiny_models import tiny_config, tiny_model
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def save_step(run, step, *, seed=None, keep=10, best=None, form=FORMAT, **more):
@@ -307,54 +307,62 @@ def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
 # Real processes.
 
 
-PREPARE = """
-import os, sys, torch
-from pathlib import Path
-from src.train import checkpoint
-from src.formats.model_dir import save_weights
-from src.config import GPT2Config
-from src.errors import AGI2Error
-from src.model import GPT2Model
-run = Path(sys.argv[1])
-def save(step):
-    model = GPT2Model(GPT2Config(vocab_size=28, max_seq_len=8, d_model=64, n_layers=1, n_heads=2))
-    weights = model.state_dict()
-    checkpoint.save_checkpoint(run, step, weights, {"x": torch.zeros(9)}, {"step": step}, 1)
-    save_weights(weights, run / "model.safetensors")
-save(1)
-"""
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
+def in_a_fork(action):
+    """Call a function in a copy of this process, which ends with it; return its exit status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            action()
+            status = 0
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@needs_fork
 def test_a_process_killed_in_the_middle_of_saving_leaves_the_last_checkpoint(tmp_path):
-    code = PREPARE + "checkpoint.os.rename = lambda *_: os._exit(9)\nsave(2)"
-    assert run_python(code, tmp_path).returncode == 9
+    save_step(tmp_path, 1, keep=1)
+
+    def killed():
+        checkpoint.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        save_step(tmp_path, 2, keep=1)
+
+    assert in_a_fork(killed) == -signal.SIGKILL
     assert (tmp_path / "checkpoints" / ".step-00000002.partial").is_dir()
     assert newest_checkpoint(tmp_path).state["step"] == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no file-size limit there")
+@needs_fork
 def test_a_disk_that_fills_leaves_the_last_checkpoint_and_says_so(tmp_path):
-    code = PREPARE + """
-import resource
-before = (run / "model.safetensors").read_bytes()
-model = GPT2Model(GPT2Config(vocab_size=28, max_seq_len=8, d_model=64, n_layers=1, n_heads=2))
-for limit in (100_000, 1_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    for attempt in (
-        lambda: save(2),
-        lambda: save_weights(model.state_dict(), run / "model.safetensors"),
-    ):
-        try:
-            attempt()
-        except AGI2Error as error:
-            print(error)
-assert (run / "model.safetensors").read_bytes() == before
-"""
-    done = run_python(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    import resource
+
+    file, (reading, writing) = tmp_path / "model.safetensors", os.pipe()
+    weights = tiny_model(model_embd=64, model_positions=8).state_dict()
+    save_step(tmp_path, 1, keep=1)
+    save_weights(weights, file)
+    before = file.read_bytes()
+
+    def filled():
+        for limit in (10_000, 1_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            for attempt in (
+                lambda: save_step(tmp_path, 2, keep=1),
+                lambda: save_weights(weights, file),
+            ):
+                with pytest.raises(AGI2Error) as caught:
+                    attempt()
+                os.write(writing, f"{caught.value}\n".encode())
+
+    assert in_a_fork(filled) == 0
+    os.close(writing)
+    with open(reading, encoding="utf-8") as pipe:
+        lines = pipe.read().splitlines()
     assert len(lines) == 4
     assert all("cannot write" in line and "free some room" in line for line in lines)
+    assert file.read_bytes() == before
     assert newest_checkpoint(tmp_path).state["step"] == 1
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
