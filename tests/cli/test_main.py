@@ -689,7 +689,7 @@ def test_other_errors_stay_as_they_are(monkeypatch, trained, error):
 
 
 def test_a_model_that_no_machine_holds_is_one_line(tmp_path, capsys):
-    file = write_run(tmp_path, model_embd=2**16, model_layer=500, seq_len=32)
+    file = write_run(tmp_path, model_embd=2**16, model_layer=20, seq_len=32)
     for command, said in (
         ("train", r"error: training a model of .* takes .*, this machine has .*: lower model_"),
         ("doctor", r"error: it does not fit \(memory: "),
