@@ -1,9 +1,11 @@
 """Shared fixtures and helpers."""
 
+import dataclasses
 import itertools
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,13 +139,49 @@ def corpus(tmp_path):
 @pytest.fixture
 def tiny_run(corpus, tmp_path):
     """Factory of configurations of runs that take seconds; keyword arguments override keys."""
+    return configurations(corpus, tmp_path / "trained")
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory):
+    """Train as configured by `tiny_run` and keyword arguments, once per worker; not to change."""
+    from src.training import train_from_config
+
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "corpus.txt").write_text(make_text(), encoding="utf-8")
+    make, runs = configurations(folder / "corpus.txt", folder / "trained"), {}
+
+    def trained(**changes):
+        key = repr(sorted(changes.items()))
+        if key not in runs:
+            runs[key] = train_from_config(make(**{"name": f"run-{len(runs)}", **changes}))
+        return runs[key]
+
+    return trained
+
+
+@pytest.fixture
+def copied_run(shared_run, tmp_path):
+    """A run as `shared_run` trains it, in a folder that the test may change."""
+
+    def copied(name, **changes):
+        run = shared_run(**changes)
+        folder = tmp_path / "trained" / name
+        shutil.copytree(run.folder, folder)
+        return dataclasses.replace(run, folder=folder)
+
+    return copied
+
+
+def configurations(corpus, output_dir):
+    """Return a factory of configurations of short runs on a text."""
     from src.config_loader import make_config
 
     def make(name="run", **changes):
         given = {
             "sources": [str(corpus)],
             "model_name": name,
-            "output_dir": str(tmp_path / "trained"),
+            "output_dir": str(output_dir),
             "tokenizer": "basic",
             "model_layer": 1,
             "model_head": 2,

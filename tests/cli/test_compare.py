@@ -25,11 +25,10 @@ from tests.evaluation.test_html import HOSTILE, Whole
 
 
 @pytest.fixture
-def pair(tiny_run):
+def pair(copied_run):
     options = {"eval_interval": 4, "sample_tokens": 0, "max_length": 12}
-    one = train_from_config(tiny_run("one", **options))
-    two = train_from_config(tiny_run("two", dropout=0.0, model_ff=24, **options))
-    return one, two
+    one = copied_run("one", **options)
+    return one, copied_run("two", dropout=0.0, model_ff=24, **options)
 
 
 def folders(pair):
