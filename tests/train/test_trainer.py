@@ -107,10 +107,10 @@ def assert_same_outcome(a, b):
     ],
 )
 def test_a_crash_and_a_resume_equal_a_run_without(
-    tiny_run, tmp_path, monkeypatch, optimizer, step, method
+    tiny_run, shared_run, tmp_path, monkeypatch, optimizer, step, method
 ):
     options = {**EXACT, "optimizer": optimizer}
-    whole = train_from_config(tiny_run("whole", **options))
+    whole = shared_run(**options)
     crash(monkeypatch, tiny_run("broken", **options), step, method)
     torch.manual_seed(99)
     resumed = train_from_config(tiny_run("broken", resume="auto", **options))
@@ -118,8 +118,8 @@ def test_a_crash_and_a_resume_equal_a_run_without(
     assert not list(resumed.folder.glob("**/*.partial"))
 
 
-def test_two_crashes_and_resumes_equal_a_run_without(tiny_run, monkeypatch):
-    whole = train_from_config(tiny_run("whole", **EXACT))
+def test_two_crashes_and_resumes_equal_a_run_without(tiny_run, shared_run, monkeypatch):
+    whole = shared_run(**EXACT)
     crash(monkeypatch, tiny_run("broken", **EXACT), 7)
     crash(monkeypatch, tiny_run("broken", resume="auto", **EXACT), 18)
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
@@ -310,9 +310,9 @@ def signalled(monkeypatch, config, method, *numbers):
     ],
 )
 def test_a_signal_at_any_time_leaves_a_model_and_a_run_that_continues(
-    tiny_run, monkeypatch, method, step
+    tiny_run, shared_run, monkeypatch, method, step
 ):
-    whole = train_from_config(tiny_run("whole", **EXACT))
+    whole = shared_run(**EXACT)
     folder = signalled(monkeypatch, tiny_run("broken", **EXACT), method, signal.SIGTERM)
     assert newest_checkpoint(folder).state["step"] == step
     assert load_model(folder).model.config == whole.model.config
@@ -661,8 +661,10 @@ def test_a_validation_that_fails_loses_no_step(tiny_run, monkeypatch):
     assert_same_outcome(resumed, train_from_config(tiny_run("whole", **options)))
 
 
-def test_a_device_that_fails_is_one_line_and_the_run_goes_on_later(tiny_run, monkeypatch):
-    whole = train_from_config(tiny_run("whole", **EXACT))
+def test_a_device_that_fails_is_one_line_and_the_run_goes_on_later(
+    tiny_run, shared_run, monkeypatch
+):
+    whole = shared_run(**EXACT)
     original = NextTokenLoss.forward
     calls = iter(range(100))
 
@@ -720,9 +722,9 @@ def test_where_one_sequence_does_not_fit_a_line_names_the_keys(tiny_run, monkeyp
     ],
 )
 def test_a_lack_of_memory_elsewhere_is_one_line_and_nothing_is_lost(
-    tiny_run, monkeypatch, where, name
+    tiny_run, shared_run, monkeypatch, where, name
 ):
-    whole = train_from_config(tiny_run("whole", **EXACT))
+    whole = shared_run(**EXACT)
     original = getattr(where, name)
     calls = iter(range(100))
 
