@@ -20,6 +20,7 @@ from .data.corpus import check_sources
 from .errors import AGI2Error
 from .evaluation.loss import evaluate
 from .evaluation.report import write_report
+from .formats.run_dir import run_folder
 from .generation import check_options, generate_text
 from .inference.sampling import sampling_keys
 from .model import GPT2Model
@@ -38,7 +39,7 @@ from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
 from .train.trainer import Trainer
-from .utils import log, plural
+from .utils import FolderLock, log, plural
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
 
@@ -160,13 +161,22 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
     threads = torch.get_num_threads()
     try:
         with start_processes(config.device) as processes:
-            return _train(config, processes, model, tokenizer)
+            if not processes.is_main:
+                return _train(config, processes, model, tokenizer)
+            # Locked before its checkpoint is chosen, until its report is written: else another
+            # process could train in between, or move the folder away.
+            with FolderLock(run_folder(config)) as lock:
+                return _train(config, processes, model, tokenizer, lock)
     finally:
         torch.set_num_threads(threads)
 
 
 def _train(
-    config: Config, processes: Processes, model: GPT2Model | None, tokenizer: Tokenizer | None
+    config: Config,
+    processes: Processes,
+    model: GPT2Model | None,
+    tokenizer: Tokenizer | None,
+    lock: FolderLock | None = None,
 ) -> Run:
     """Prepare the data, train, and write the report; create `model` and `tokenizer` if `None`."""
     if processes.is_main:
@@ -177,6 +187,7 @@ def _train(
     trainer = make_trainer(
         config, text, model, processes=processes, is_resumed=checkpoint is not None
     )
+    trainer.kept.lock = lock
     model = trainer.model
     log.info(
         "%s: %s, %s to train on, %s to validate; vocabulary %d",

@@ -312,36 +312,66 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
+LOCK = ".lock"
+"""The file in a folder on which its `FolderLock` is held."""
+
+
 class FolderLock:
     """An exclusive lock (flock) on a folder, held until `release` or the end of the process.
 
-    A no-op if the system has no flock.
+    It is held on a file in the folder, so a folder that is renamed stays locked. A no-op if the
+    system has no flock.
 
     Args:
-        folder: the folder; if it does not exist, nothing is locked.
+        folder: the folder; if it does not exist, nothing is locked until `take`.
 
     Raises:
         AGI2Error: if another process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
+        self._path = folder / LOCK
         self._descriptor: int | None = None
-        if fcntl is None or not folder.is_dir():
-            return
-        with writing(folder):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT)
+        self.take()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Lock the folder that has the name now, unless it is locked by this object already.
+
+        Raises:
+            AGI2Error: if another process holds the lock.
+        """
+        # Another process may delete the file, or rename the folder, after the file is opened and
+        # before it is locked: such a lock is not of the folder that has the name now.
+        while not self.is_held:
+            self.release()
+            if not self._lock_file():
+                return
+
+    def _lock_file(self) -> bool:
+        """Open and lock the file; return whether there is a folder to lock."""
+        missing = FileNotFoundError, NotADirectoryError
+        with writing(self._path.parent), contextlib.suppress(*missing):
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        if self._descriptor is None:
+            return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
             raise AGI2Error(
-                f"{folder}: another process is training there: wait for it, or set another "
-                "model_name"
+                f"{self._path.parent}: another process is training there: wait for it, or set "
+                "another model_name"
             ) from error
         except OSError:  # the file system has no locks
-            log.debug("%s cannot be kept for one process", folder)
-        self._descriptor = descriptor
+            log.debug("%s cannot be kept for one process", self._path.parent)
+        return True
 
     @property
     def is_held(self) -> bool:
@@ -353,14 +383,20 @@ class FolderLock:
         except OSError:
             return False
 
-    def release(self) -> None:
-        """Release the lock and delete its file."""
+    def release(self, folder: Path | None = None) -> None:
+        """Release the lock and delete its file.
+
+        Args:
+            folder: the folder's present path, if it was renamed.
+        """
+        own, self._path = self._path, self._path if folder is None else folder / LOCK
         if self._descriptor is not None:
             if self.is_held:  # else the file is another process's
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
+        self._path = own
 
 
 def end_with(parent: int, folder: str) -> None:

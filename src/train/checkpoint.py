@@ -17,6 +17,8 @@ There is no pickle: loading a checkpoint cannot execute code.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import re
@@ -47,6 +49,8 @@ from ..formats.run_dir import (
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME
 from ..utils import (
+    LOCK,
+    FolderLock,
     atomic_path,
     finite,
     log,
@@ -419,21 +423,49 @@ def clear_leftovers(folder: Path) -> None:
             beside.unlink(missing_ok=True)
 
 
-def move_aside(folder: Path) -> Path | None:
-    """Move an existing run folder to the first free NAME.1, NAME.2, ...
+def claim_folder(folder: Path, lock: FolderLock) -> Path | None:
+    """Create and lock an empty run folder; an existing one is locked, then moved to NAME.1.
+
+    Of several processes that claim a folder at a time, one gets it: a folder is only moved by the
+    process that holds its lock.
+
+    Args:
+        folder: the run folder.
+        lock: the lock of `folder`, which is taken if it is not held.
 
     Returns:
-        The new path; `None` if the folder did not exist or was empty.
+        The new path of the folder that existed; `None` if there was none, or it was empty.
 
     Raises:
-        AGI2Error: if it cannot be moved.
+        AGI2Error: if another process trains in the folder, or it cannot be created or moved.
     """
-    with writing(folder):
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return None
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
-        os.rename(folder, aside)
+    moved = None
+    while True:
+        with writing(folder):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise AGI2Error(f"{folder} is not a folder: move it away, or set model_name")
+            folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        with writing(folder), contextlib.suppress(FileNotFoundError):
+            if lock.is_held:  # else it was moved away before it was locked: create the next
+                if {path.name for path in folder.iterdir()} <= {LOCK}:
+                    return moved
+                moved = _move_aside(folder)
+                lock.release(moved)
+
+
+def _move_aside(folder: Path) -> Path:
+    """Rename a run folder, which this process has locked, to the first free NAME.1, NAME.2, ..."""
+    for number in itertools.count(1):
+        aside = folder.with_name(f"{folder.name}.{number}")
+        if os.path.lexists(aside):
+            continue
+        try:
+            os.rename(folder, aside)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # created since it was free
+                raise
+        else:
+            break
     log.info("%s exists: moved to %s", folder, aside)
     return aside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -62,8 +63,10 @@ class CheckpointManager:
     processes: Processes
     sharded: bool
     """Whether the parameters are sharded across ranks (FSDP)."""
+    lock: FolderLock | None = None
+    """The lock of the folder; if it is given, the caller releases it."""
     _saving: Background = field(default_factory=Background)
-    _lock: FolderLock | None = None
+    _is_lock_ours: bool = False
     _place: os.stat_result | None = None
     _moved: Path | None = None
     """The new path of an earlier run's folder that was moved away for this run."""
@@ -132,31 +135,50 @@ class CheckpointManager:
             AGI2Error: if another process trains in the folder, or it is not writable.
         """
         logged = 0
-        FolderLock(self.folder).release()  # raises if in use; released, as it may be moved below
+        lock = self._take_lock()
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
             logged = checkpoint.state["metrics_size"]
             checkpoints.delete_checkpoints_after(self.folder, checkpoint.state["step"])
         else:
-            self._moved = checkpoints.move_aside(self.folder)
-        self.make_folder()
+            self._moved = checkpoints.claim_folder(self.folder, lock)
+        self._enter_folder(lock)
         if checkpoint is not None:
             checkpoint.restore_best(self.best_weights)
         with writing(self.folder):
             checkpoints.clear_leftovers(self.folder)
         return logged
 
-    def make_folder(self) -> None:
-        """Create and lock the run folder; write the model's configuration and tokenizer to it.
+    def restore_folder(self) -> None:
+        """Create and lock the run folder again, or restore what was deleted in it.
 
         Raises:
             AGI2Error: if another process trains in the folder, or it is not writable.
         """
-        self.release()
+        lock = self._take_lock()
+        if not self._is_ours():
+            checkpoints.claim_folder(self.folder, lock)
+        self._enter_folder(lock)
+
+    def _take_lock(self) -> FolderLock:
+        if self.lock is None:
+            self.lock, self._is_lock_ours = FolderLock(self.folder), True
+        self.lock.take()
+        return self.lock
+
+    def _enter_folder(self, lock: FolderLock) -> None:
+        """Write the model's configuration and tokenizer to the run folder, and remember it."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            lock.take()
             self._place = self.folder.stat()
-        self._lock = FolderLock(self.folder)
         self._describe(self.folder)
+
+    def _is_ours(self) -> bool:
+        """Return whether the folder of this name is the one in which this run began."""
+        assert self._place is not None
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(self.folder.stat(), self._place)
+        return False
 
     def _describe(self, folder: Path) -> None:
         save_config_and_tokenizer(self.model.config, self.tokenizer, self.config, folder)
@@ -170,20 +192,18 @@ class CheckpointManager:
         Raises:
             AGI2Error: if another folder is in its place.
         """
-        assert self._place is not None
-        assert self._lock is not None
         with writing(self.folder):
             if not self.folder.is_dir():
                 return True
             content = {path.name for path in self.folder.iterdir()}
-            is_ours = os.path.samestat(self.folder.stat(), self._place)
+            is_ours = self._is_ours()
         if not is_ours and content:
             raise AGI2Error(
                 f"{self.folder} is not the folder any more in which this run began, which was "
                 "moved away: continue there with --resume and its model_name"
             )
-        if is_ours and not self._lock.is_held and content >= {CONFIG, TOKENIZER}:
-            self._lock = FolderLock(self.folder)  # raises if another process has locked it
+        if is_ours and content >= {CONFIG, TOKENIZER}:
+            self._take_lock()  # its file may be deleted; raises if another process has locked it
         needed = {CONFIG, TOKENIZER, *({WEIGHTS} if has_best else ())}
         return not is_ours or not needed <= content
 
@@ -240,9 +260,9 @@ class CheckpointManager:
         return place
 
     def release(self) -> None:
-        """Release the lock of the run folder."""
-        if self._lock is not None:
-            self._lock.release()
+        """Release the lock of the run folder, unless the caller has given it."""
+        if self.lock is not None and self._is_lock_ours:
+            self.lock.release()
 
     @property
     def newest(self) -> Path | None:

@@ -387,7 +387,7 @@ class Trainer:
         self._save_next_step = True
         if self.processes.is_main:
             self.telemetry.close()
-            self.kept.make_folder()
+            self.kept.restore_folder()
             self._open_log(0)
         return True
 

@@ -1,13 +1,22 @@
 """A run, to and from a folder: whole or not at all, and nothing unpickled."""
 
 import contextlib
+import errno
+import functools
 import json
 import os
+import random
 import signal
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -18,18 +27,19 @@ from src.model import GPT2Model
 from src.train import checkpoint
 from src.train.checkpoint import (
     FORMAT,
+    claim_folder,
     delete_checkpoints_after,
     find_checkpoint,
     list_checkpoints,
     load_optimizer_tensors,
-    move_aside,
     newest_checkpoint,
     open_checkpoint,
     optimizer_tensors,
     save_checkpoint,
 )
 from src.train.optimizer import make_optimizers
-from tests.conftest import raising
+from src.utils import FolderLock, fcntl
+from tests.conftest import raising, run_python
 from tests.tiny_models import tiny_config, tiny_model
 
 
@@ -280,21 +290,155 @@ def test_resume_from_nowhere_is_one_clear_line(tmp_path):
 # A folder that is taken.
 
 
+def claimed(folder):
+    """Claim a folder, as a run does at its start; return its lock and the moved folder's path."""
+    lock = FolderLock(folder)
+    return lock, claim_folder(folder, lock)
+
+
 def test_a_folder_that_exists_moves_to_the_next_free_number(tmp_path):
     folder = tmp_path / "run"
-    for content in ("first", "second", "third"):
-        move_aside(folder)
-        folder.mkdir()
+    (tmp_path / "run.2").symlink_to(tmp_path / "nowhere")
+    for content, aside in (("first", None), ("second", "run.1"), ("third", "run.3")):
+        lock, moved = claimed(folder)
+        assert moved == (aside and tmp_path / aside)
         (folder / "file").write_text(content)
-    assert (tmp_path / "run.1" / "file").read_text() == "first"
-    assert (tmp_path / "run.2" / "file").read_text() == "second"
-    assert (folder / "file").read_text() == "third"
+        lock.release()
+    texts = {place.parent.name: place.read_text() for place in tmp_path.glob("run*/*")}
+    assert texts == {"run.1": "first", "run.3": "second", "run": "third"}
 
 
-def test_an_empty_folder_is_used_as_it_is(tmp_path):
+@pytest.mark.parametrize("content", [[], [".lock"]])
+def test_an_empty_folder_is_used_as_it_is(tmp_path, content):
     (tmp_path / "run").mkdir()
-    move_aside(tmp_path / "run")
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    for name in content:
+        (tmp_path / "run" / name).touch()
+    lock, moved = claimed(tmp_path / "run")
+    assert moved is None
+    lock.release()
+    assert [p.name for p in tmp_path.rglob("*")] == ["run"]
+
+
+def test_a_number_that_is_taken_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "run" / "file").mkdir(parents=True)
+    (tmp_path / "run.1" / "other").mkdir(parents=True)
+    exists = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: exists(path) and Path(path).name == "run")
+    lock, moved = claimed(tmp_path / "run")
+    lock.release()
+    assert moved == tmp_path / "run.2"
+    assert (moved / "file").is_dir()
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "run" / "file").mkdir()
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(AGI2Error, match="cannot write .*run: Permission denied"):
+        claimed(tmp_path / "run")
+
+
+class Turns:
+    """Runs threads one at a time, switched before each system call on the file system.
+
+    Args:
+        choose: called with the number of threads that can go on; returns which one does.
+    """
+
+    CALLS = ("open", "mkdir", "rename", "unlink", "listdir", "scandir", "stat", "close")
+
+    def __init__(self, choose):
+        self._choose = choose
+        self._changed = threading.Condition()
+        self._waiting, self._running, self._chosen = set(), set(), None
+
+    def run(self, tasks):
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(tasks)) as pool:
+            for module, name in [(fcntl, "flock"), *((os, name) for name in self.CALLS)]:
+                patch.setattr(module, name, self._switching(getattr(module, name)))
+            self._running = set(range(len(tasks)))
+            futures = [pool.submit(self._run, *each) for each in enumerate(tasks)]
+            with self._changed:
+                while self._running:
+                    self._changed.wait_for(lambda: self._waiting == self._running)
+                    if self._running:
+                        self._chosen = sorted(self._waiting)[self._choose(len(self._waiting))]
+                        self._waiting.remove(self._chosen)
+                        self._changed.notify_all()
+        return [future.result() for future in futures]
+
+    def _run(self, number, task):
+        threading.current_thread().turn = number
+        self._wait()
+        try:
+            return task()
+        finally:
+            threading.current_thread().turn = None
+            with self._changed:
+                self._running.remove(number)
+                self._changed.notify_all()
+
+    def _wait(self):
+        number = getattr(threading.current_thread(), "turn", None)
+        if number is None:
+            return
+        with self._changed:
+            self._waiting.add(number)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._chosen == number)
+            self._chosen = None
+
+    def _switching(self, call):
+        def switched(*arguments, **options):
+            self._wait()
+            return call(*arguments, **options)
+
+        return switched
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no flock there")
+@given(
+    seed=st.integers(0, 2**32),
+    before=st.sampled_from([None, [], [".lock"], ["metrics.jsonl"]]),
+    count=st.integers(2, 4),
+    ends=st.booleans(),
+)
+@settings(max_examples=200)
+def test_starts_at_the_same_time_never_share_or_move_a_folder(seed, before, count, ends):
+    """In every order of the system calls of several starts, each winner keeps its own folder."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "trained", "run")
+        for name in before or []:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("old")
+
+        def start(number):
+            lock = None
+            try:
+                lock, _ = claimed(folder)
+                assert {path.name for path in folder.iterdir()} == {".lock"}
+                (folder / "metrics.jsonl").write_text(str(number))
+                assert lock.is_held
+            except AGI2Error as error:
+                assert "another process is training there" in str(error)
+                assert len(error.args) == 1
+                return False
+            finally:
+                if lock and ends:
+                    lock.release()
+            locks.append(lock)
+            return True
+
+        locks = []
+        turns = Turns(random.Random(seed).randrange)
+        won = turns.run([functools.partial(start, number) for number in range(count)])
+        found = sorted(path.read_text() for path in Path(root).rglob("metrics.jsonl"))
+        winners = [str(number) for number in range(count) if won[number]]
+        assert found == sorted(winners + (["old"] if before == ["metrics.jsonl"] else []))
+        assert len(winners) >= 1 if ends else len(winners) == 1
+        for lock in locks:
+            lock.release()
+        assert not list(Path(root).rglob(".lock"))
 
 
 def test_what_the_library_refuses_is_one_clear_line(tmp_path, monkeypatch):
@@ -368,9 +512,13 @@ def test_a_disk_that_fills_leaves_the_last_checkpoint_and_says_so(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
 
 
-def test_a_file_in_a_runs_place_is_moved_aside(tmp_path):
+@pytest.mark.parametrize("target", [None, "nowhere"])
+def test_a_file_in_a_runs_place_is_refused(tmp_path, target):
     place = tmp_path / "run"
-    place.write_text("mine", encoding="utf-8")
-    move_aside(place)
-    assert not place.exists()
-    assert (tmp_path / "run.1").read_text(encoding="utf-8") == "mine"
+    if target is None:
+        place.write_text("mine", encoding="utf-8")
+    else:
+        place.symlink_to(tmp_path / target)
+    with pytest.raises(AGI2Error, match="run is not a folder: move it away, or set model_name"):
+        claimed(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
