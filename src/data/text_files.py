@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import psutil
 
-from ..errors import AGI2Error, one_line
-from ..utils import human_bytes, open_file
+from ..errors import AGI2Error, one_line, printable
+from ..utils import human_bytes, log, open_file
 
 STDIN = Path("-")
 """The source that means standard input."""
 HEAD = 8192
 """Bytes at the beginning of a file by which binary files are detected."""
 _CHUNK = 2**20
+# Seconds without a byte from a pipe after which the log says what is waited for.
+_PATIENCE = 2.0
 # Magic numbers of document formats that may have no NUL byte, so that they look like text.
 _FORMATS = {b"%PDF-": "a PDF", b"%!PS": "PostScript", b"{\\rtf": "a Rich Text (RTF) document"}
 
@@ -148,11 +152,15 @@ def read_content(path: Path) -> bytes:
     """
     name = str(path)
     try:
-        with open(0, "rb", closefd=False) if path == STDIN else open(path, "rb") as file:
+        with (
+            _waiting_logged(path) as came,
+            # Opening a named pipe blocks until a program opens it for writing.
+            open(0, "rb", closefd=False) if path == STDIN else open(path, "rb") as file,
+        ):
             about = os.fstat(file.fileno())
             check_kind(about.st_mode, name)
             if not stat.S_ISREG(about.st_mode):
-                return _read_stream(file, name)
+                return _read_stream(file, name, came)
             content = file.read()
     except OSError as error:
         raise _refused(error, name) from error
@@ -164,12 +172,33 @@ def read_content(path: Path) -> bytes:
     return content
 
 
-def _read_stream(file: BinaryIO, name: str) -> bytes:
-    """Read a stream of unknown length to its end."""
+@contextlib.contextmanager
+def _waiting_logged(path: Path) -> Iterator[Callable[[], None]]:
+    """Log what is waited for if a pipe brings nothing for a while; files never wait.
+
+    Yields:
+        A function to call when the first bytes came.
+    """
+    advice = "waiting for %s: nothing has been written to this pipe; Ctrl-C stops"
+    what = "standard input" if path == STDIN else printable(str(path))
+    # A warning, so that --quiet does not hide why nothing happens.
+    timer = threading.Timer(_PATIENCE, log.warning, (advice, what))
+    timer.daemon = True
+    if path == STDIN or not path.is_file():
+        timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+def _read_stream(file: BufferedReader, name: str, came: Callable[[], None]) -> bytes:
+    """Read a stream of unknown length to its end; call `came` at its first bytes."""
     # The copy to `bytes`, the decoded text and its tokens need memory, too.
     most = psutil.virtual_memory().available // 4
     content = bytearray()
-    while chunk := file.read(_CHUNK):
+    while chunk := file.read1(_CHUNK):  # what is there, without waiting for a full chunk
+        came()
         content += chunk
         if len(content) > most:
             raise Unreadable(

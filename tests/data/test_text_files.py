@@ -1,4 +1,6 @@
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -86,6 +88,39 @@ def test_an_endless_pipe_is_refused(monkeypatch, tmp_path):
     with pytest.raises(Unreadable, match="more than 10 B came, too much for the memory"):
         read_content(type(tmp_path)(f"/dev/fd/{reader}"))
     os.close(reader)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no such pipes")
+@pytest.mark.parametrize("is_opened", [False, True])
+def test_a_pipe_that_brings_nothing_is_said_to_be_waited_for(
+    tmp_path, monkeypatch, caplog, is_opened
+):
+    """Whether no program has opened the pipe, or one has and writes nothing."""
+    monkeypatch.setattr(text_files, "_PATIENCE", 0.0)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR) if is_opened else None
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_content, path)
+        while not caplog.messages:
+            time.sleep(0.01)
+        file = os.open(path, os.O_WRONLY)
+        os.write(file, b"text")
+        for each in {file, writer} - {None}:
+            os.close(each)
+        assert reading.result() == b"text"
+    message = f"waiting for {path}: nothing has been written to this pipe; Ctrl-C stops"
+    assert caplog.messages == [message]
+
+
+def test_a_pipe_that_brings_text_is_not_said_to_be_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(text_files, "_PATIENCE", 1e6)
+    reader, writer = os.pipe()
+    os.write(writer, b"text")
+    os.close(writer)
+    assert read_content(type(tmp_path)(f"/dev/fd/{reader}")) == b"text"
+    os.close(reader)
+    assert not caplog.messages
 
 
 def test_a_folder_is_no_text(tmp_path):
