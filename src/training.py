@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,11 +162,10 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
     threads = torch.get_num_threads()
     try:
         with start_processes(config.device) as processes:
-            if not processes.is_main:
-                return _train(config, processes, model, tokenizer)
             # Locked before its checkpoint is chosen, until its report is written: else another
             # process could train in between, or move the folder away.
-            with FolderLock(run_folder(config)) as lock:
+            own = FolderLock(run_folder(config)) if processes.is_main else nullcontext()
+            with own as lock:
                 return _train(config, processes, model, tokenizer, lock)
     finally:
         torch.set_num_threads(threads)
@@ -178,7 +178,10 @@ def _train(
     tokenizer: Tokenizer | None,
     lock: FolderLock | None = None,
 ) -> Run:
-    """Prepare the data, train, and write the report; create `model` and `tokenizer` if `None`."""
+    """Prepare the data, train, and write the report; create `model` and `tokenizer` if `None`.
+
+    `lock` is the run folder's, on rank 0.
+    """
     if processes.is_main:
         check_log_to(config.log_to)
         check_sources(config.sources)

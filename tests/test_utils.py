@@ -347,6 +347,24 @@ def test_a_lock_knows_whether_it_is_still_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lock_stays_with_a_folder_that_is_renamed(tmp_path):
+    folder, moved = tmp_path / "a", tmp_path / "b"
+    folder.mkdir()
+    lock = FolderLock(folder)
+    folder.rename(moved)
+    assert not lock.is_held
+    with pytest.raises(AGI2Error, match="another process is training there"):
+        FolderLock(moved)
+    lock.release(moved)
+    assert not list(moved.iterdir())
+    folder.mkdir()
+    lock.take()
+    lock.take()  # as often as one likes
+    assert lock.is_held
+    lock.release()
+    assert not list(folder.iterdir())
+
+
 def test_another_thread_leaves_the_handlers_alone():
     before = [signal.getsignal(number) for number in SIGNALS]
     seen = []

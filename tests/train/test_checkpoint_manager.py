@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from src import training
 from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.tokenizer import BasicTokenizer
@@ -74,6 +75,37 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_run, finish
     lock.release()
     assert train_from_config(tiny_run(max_steps=3, resume="auto")).history["steps"] == 3
     assert not (finished.folder / ".lock").exists()
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_folder_is_locked_from_the_choice_of_its_checkpoint_to_its_report(
+    tiny_run, finished, monkeypatch, resume
+):
+    """Else another process could train in between, or the report be of another run."""
+    refused = []
+
+    def with_another_start(call):
+        def wrapped(*arguments):
+            with pytest.raises(AGI2Error, match="another process is training there"):
+                FolderLock(finished.folder)
+            refused.append(call.__name__)
+            return call(*arguments)
+
+        return wrapped
+
+    for call in (training.find_checkpoint_to_resume, training.write_report):
+        monkeypatch.setattr(training, call.__name__, with_another_start(call))
+    train_from_config(tiny_run(max_steps=3, resume=resume))
+    assert refused == ["find_checkpoint_to_resume", "write_report"]
+    assert not list(finished.folder.parent.rglob(".lock"))
+
+
+def test_a_refused_start_leaves_no_lock(tiny_run, finished, corpus):
+    corpus.write_text("Another text.", encoding="utf-8")
+    with pytest.raises(AGI2Error):
+        train_from_config(tiny_run(max_steps=3, resume="auto"))
+    FolderLock(finished.folder).release()
+    assert not list(finished.folder.parent.rglob(".lock"))
 
 
 def test_a_resumed_run_may_not_change_the_dtype_of_its_weights(tiny_run, finished):
