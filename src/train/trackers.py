@@ -14,7 +14,17 @@ from typing import Any, Protocol
 from ..config import Config
 from ..console import is_logged
 from ..errors import AGI2Error, masked
-from ..utils import json_line, open_file, parse_json, read_bytes, sync_file, write_text, writing
+from ..utils import (
+    human_bytes,
+    json_line,
+    log,
+    open_file,
+    parse_json,
+    read_bytes,
+    sync_file,
+    write_text,
+    writing,
+)
 
 
 class MetricsFile:
@@ -23,6 +33,9 @@ class MetricsFile:
     Args:
         path: the file.
         size: the size, in bytes, to truncate it to: its size at the resumed checkpoint.
+
+    Raises:
+        AGI2Error: if it cannot be written, or what is kept of it is damaged.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
@@ -32,7 +45,14 @@ class MetricsFile:
             # After a power failure the file may be shorter, and end in an incomplete line.
             with open_file(path) as file:
                 kept = file.read(size)
+            try:
+                _parse(kept, path)
+            except AGI2Error as error:
+                raise AGI2Error(f"{error}: delete it to resume without the earlier log") from error
             os.truncate(path, kept.rfind(b"\n") + 1)
+        if len(kept) < size:
+            missing = human_bytes(size - len(kept))
+            log.warning("%s: the last %s before the checkpoint are missing", path, missing)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one line; numbers that are not finite become `null`."""
@@ -57,7 +77,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         AGI2Error: if the file is missing or invalid.
     """
-    lines = read_bytes(path).split(b"\n")[:-1]
+    return _parse(read_bytes(path), path)
+
+
+def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """Parse the entries of a log, except an incomplete last line; `path` is for messages."""
+    lines = content.split(b"\n")[:-1]
     entries = []
     for number, line in enumerate(lines, 1):
         name = f"{path} cannot be read: line {number:,}"

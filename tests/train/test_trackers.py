@@ -81,9 +81,27 @@ def test_a_resumed_file_is_cut_back_to_the_checkpoint(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 20}\n'
 
 
-def test_a_resumed_file_that_was_lost_is_begun_anew(tmp_path):
-    file = MetricsFile(tmp_path / "metrics.jsonl", 1000)
-    assert file.size == 0
+@pytest.mark.parametrize("content", [None, "", '{"step": 1}\n', '{"step": 1}\n{"step": '])
+def test_what_is_missing_of_a_resumed_file_is_said(tmp_path, caplog, content):
+    path = tmp_path / "metrics.jsonl"
+    if content is not None:
+        path.write_text(content)
+    file = MetricsFile(path, 500)
+    assert file.size == (12 if content else 0)
+    missing = 500 - len(content or "")
+    assert caplog.messages == [f"{path}: the last {missing} B before the checkpoint are missing"]
+
+
+@pytest.mark.parametrize("content", [b"\0\xff\n", b"[1]\n", b"null\n", b'{"step": -1}\n'])
+def test_a_damaged_file_is_not_resumed(tmp_path, content):
+    """Else the run would train to its end, and its report and its line in a list be missing."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(AGI2Error, match=r"metrics\.jsonl.*: delete it to resume without") as error:
+        MetricsFile(path, 1000)
+    assert len(error.value.args) == 1
+    assert path.read_bytes() == content
+    assert MetricsFile(path).size == 0  # a fresh run does not need it
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
