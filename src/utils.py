@@ -261,13 +261,24 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
         raise AGI2Error(f"{path} cannot be read: {reason}") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+# Maximum size of a JSON file in bytes, as parsing takes up to 25 bytes of memory for each.
+MAX_JSON_BYTES = 16_000_000
+
+
+def read_json_object(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a file that contains a JSON object.
 
+    Args:
+        path: the file.
+        most: its maximum size in bytes.
+
     Raises:
-        AGI2Error: if the file cannot be read, or contains anything else.
+        AGI2Error: if the file cannot be read, is larger, or contains anything else.
     """
-    found = parse_json(read_bytes(path), str(path))
+    data = read_bytes(path, most + 1)
+    if len(data) > most:
+        raise AGI2Error(f"{path} is larger than {human_bytes(most)}")
+    found = parse_json(data, str(path))
     if not isinstance(found, dict):
         raise AGI2Error(f"{path} does not contain a JSON object")
     return found

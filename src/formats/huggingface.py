@@ -6,6 +6,7 @@ V vocabulary, C channels (`d_model`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from ..arguments import checked
-from ..config import GPT2Config
+from ..config import LARGEST, GPT2Config
 from ..config_loader import make_config
 from ..console import busy, visible
 from ..cuda_utils import check_memory, first_line
@@ -55,6 +56,19 @@ _OUR_ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "swish": "silu",
 }
+
+# Sizes in config.json: the key, and the field of `GPT2Config`.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "n_positions": "max_seq_len",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+    "n_inner": "d_ff",
+}
+# Their values if a file leaves them out; `None`: 4 x n_embd.
+_DEFAULTS: dict[str, Any] = {"n_positions": 1024, "n_inner": None}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 # Keys of config.json with one supported value each, as `GPT2Config` has no field for them.
 _FIXED = {
@@ -177,8 +191,9 @@ def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
 def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a folder for `from_pretrained` of `transformers`, with the same logits and token ids.
 
-    The one difference of `AutoTokenizer`: it encodes the string of a special token in a text as
-    that token, AGI2 as plain text.
+    Two differences of `AutoTokenizer` remain: it encodes the string of a special token in a text
+    as that token, AGI2 as plain text; and it encodes a word of over 1,200 characters at once,
+    which AGI2 splits (see `tokenization.pieces`).
 
     Args:
         model: pre-norm.
@@ -241,9 +256,8 @@ def _import(source: str, folder: Path) -> None:
         architecture = replace(architecture, tie_weights=False)
     with torch.device("meta"):
         model = GPT2Model(architecture)
-    check_vocabulary(tokenizer, model)
+    check_vocabulary(tokenizer, model, source)
     weights = _our_weights(found, model, source)
-    check_finite(weights, source)
     model.load_state_dict(weights, assign=True)
     given = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
     with atomic_folder(folder) as beside:
@@ -260,38 +274,51 @@ def from_hf_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
     Raises:
         AGI2Error: if it is not a GPT-2, or uses a feature that AGI2 does not support.
     """
+    name = f"{name}: config.json"
     if theirs.get("model_type") != "gpt2":
         kind = shown(theirs.get("model_type"))
-        raise AGI2Error(f"{name} is a {kind}, not a gpt2: it has other parts")
+        raise AGI2Error(f"{name}: model_type = {kind}; only gpt2 can be imported")
     theirs = _without_aliases(theirs, name)
     for key, value in {**_FIXED, **_ABSENT}.items():
-        if theirs.get(key, value) != value:
-            raise AGI2Error(f"{name}: {key} = {shown(theirs[key])}; AGI2 has only {value!r}")
-    _check_dropout(theirs, name)
-    activation = str(theirs.get("activation_function", "gelu_new"))
-    if activation not in _OUR_ACTIVATIONS:
+        found = theirs.get(key, value)
+        if found != value or isinstance(found, bool) != isinstance(value, bool):
+            raise AGI2Error(f"{name}: {key} = {shown(found)}; AGI2 has only {value!r}")
+    activation = theirs.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in _OUR_ACTIVATIONS:
         known = ", ".join(_OUR_ACTIVATIONS)
-        raise AGI2Error(f"{name}: activation_function {activation!r} is none of {known}")
-    tied = theirs.get("tie_word_embeddings", True)
-    if type(tied) is not bool:
-        raise AGI2Error(f"{name}: tie_word_embeddings = {shown(tied)} is neither true nor false")
-    try:
-        return GPT2Config(
-            vocab_size=_whole_number(theirs["vocab_size"]),
-            max_seq_len=_whole_number(theirs.get("n_positions", 1024)),
-            d_model=_whole_number(theirs["n_embd"]),
-            n_layers=_whole_number(theirs["n_layer"]),
-            n_heads=_whole_number(theirs["n_head"]),
-            d_ff=_whole_number(theirs.get("n_inner") or 0),
-            dropout=theirs.get("resid_pdrop", 0.1),
-            activation=_OUR_ACTIVATIONS[activation],  # type: ignore[arg-type]
-            position_embedding="learned",
-            tie_weights=tied,
+        raise AGI2Error(f"{name}: activation_function = {shown(activation)} is none of {known}")
+    # The order of operations under reorder_and_upcast_attn does not change what is computed.
+    for key in ("tie_word_embeddings", "reorder_and_upcast_attn"):
+        if type(theirs.get(key, True)) is not bool:
+            raise AGI2Error(f"{name}: {key} = {shown(theirs[key])} is neither true nor false")
+    sizes: dict[str, Any] = {ours: _size(theirs, key, name) for key, ours in _SIZES.items()}
+    if sizes["d_model"] % sizes["n_heads"]:
+        raise AGI2Error(
+            f"{name}: n_embd = {sizes['d_model']} is not divisible by n_head = {sizes['n_heads']}"
         )
-    except KeyError as error:
-        raise AGI2Error(f"{name}: {error.args[0]} is missing in config.json") from error
-    except (TypeError, ValueError) as error:
-        raise AGI2Error(f"{name}: config.json: {error}") from error
+    return GPT2Config(
+        **sizes,
+        dropout=_dropout(theirs, name),
+        activation=_OUR_ACTIVATIONS[activation],  # type: ignore[arg-type]
+        position_embedding="learned",
+        tie_weights=theirs.get("tie_word_embeddings", True),
+    )
+
+
+def _size(theirs: Mapping[str, Any], key: str, name: str) -> int:
+    """Return a size of config.json; 0 for an `n_inner` that is not set.
+
+    Raises:
+        AGI2Error: if it is missing, or is not an integer within the limits of `GPT2Config`.
+    """
+    if key not in theirs and key not in _DEFAULTS:
+        raise AGI2Error(f"{name}: {key} is missing")
+    value, most = theirs.get(key, _DEFAULTS.get(key)), LARGEST[_SIZES[key]]
+    if value is None and key == "n_inner":
+        return 0
+    if type(value) is not int or not 1 <= value <= most:
+        raise AGI2Error(f"{name}: {key} = {shown(value)} is not an integer from 1 to {most:,}")
+    return value
 
 
 # The `attribute_map` of `transformers.GPT2Config`: generic aliases that it accepts.
@@ -314,28 +341,29 @@ def _without_aliases(theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
         value = found.pop(alias, None)
         if value is not None and found.setdefault(key, value) != value:
             raise AGI2Error(
-                f"{name}: {key} = {shown(found[key])} and {alias} = {shown(value)} in config.json "
-                "contradict each other: take the wrong one out"
+                f"{name}: {key} = {shown(found[key])} and {alias} = {shown(value)} contradict each "
+                "other: take the wrong one out"
             )
     return found
 
 
-def _check_dropout(theirs: Mapping[str, Any], name: str) -> None:
-    """Warn if the dropout rates differ, which would change fine-tuning: AGI2 has one rate."""
-    rates = {key: theirs.get(key, 0.1) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-    if any(rate != rates["resid_pdrop"] for rate in rates.values()):
+def _dropout(theirs: Mapping[str, Any], name: str) -> float:
+    """Return the dropout rate; warn if there are several, as AGI2 has one for all.
+
+    Raises:
+        AGI2Error: if a rate is not a number from 0 to below 1.
+    """
+    rates = {key: theirs.get(key, 0.1) for key in _DROPOUTS}
+    for key, rate in rates.items():
+        if type(rate) not in (int, float) or not 0 <= rate < 1:
+            raise AGI2Error(f"{name}: {key} = {shown(rate)} is not a number from 0 to below 1")
+    if len(set(rates.values())) > 1:
         log.warning(
             "%s: not kept: %s; AGI2 has one rate for all: that of resid_pdrop",
             name,
             ", ".join(f"{key} = {shown(rate)}" for key, rate in rates.items()),
         )
-
-
-def _whole_number(value: Any) -> int:
-    """Check an integer: up to 2**31, so that a tensor's `numel` cannot overflow 64 bits."""
-    if type(value) is not int or abs(value) > 2**31:
-        raise ValueError(f"{shown(value)} is not a valid integer for a model")
-    return value
+    return float(rates["resid_pdrop"])
 
 
 def _find(source: str) -> Path:
@@ -364,15 +392,18 @@ def _find(source: str) -> Path:
 def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     """Load one safetensors file, or all shards of an index; strip the prefix `transformer.`."""
     index = place / f"{WEIGHTS}.index.json"
-    if (place / WEIGHTS).is_file():
+    if os.path.lexists(place / WEIGHTS):  # even if it cannot be read: no other is meant
         files = {WEIGHTS}
-    elif index.is_file():
+    elif os.path.lexists(index):
         places = read_hf_json(index, name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
             raise AGI2Error(f"{name}: {index.name} is damaged: it has no weight_map of file names")
         files = set(places.values())
-        if any(Path(file).name != file for file in files):
-            raise AGI2Error(f"{name}: {index.name} names files that are not in this folder")
+        if outside := [file for file in files if not re.fullmatch(r"[^/\\\0]+\.safetensors", file)]:
+            raise AGI2Error(
+                f"{name}: {index.name} names {shown(min(outside))}, which is no .safetensors file "
+                "of this folder"
+            )
     else:
         raise AGI2Error(
             f"{name} has no {WEIGHTS}; pytorch_model.bin is not read, as a pickle can run any "
@@ -406,7 +437,8 @@ def _our_weights(
     """Convert the tensors of `transformers` to our `state_dict`, in fp32.
 
     Raises:
-        AGI2Error: for a missing or unexpected key, a wrong shape, or a type that is not floating.
+        AGI2Error: for a missing or unexpected key, a wrong shape, a type that is not floating, or a
+            value that is NaN or infinite.
     """
     found, weights = dict(found), {}
     for ours, expected in model.state_dict().items():
@@ -424,6 +456,7 @@ def _our_weights(
             kind = str(weight.dtype).removeprefix("torch.")
             raise AGI2Error(f"{name}: {theirs} is of the type {kind}: AGI2 reads floating point")
         weights[ours] = weight.float().contiguous()
+        check_finite({theirs: weights[ours]}, name)
     # Ignored keys: causal masks, which old versions of `transformers` saved, and a tied head.
     strangers = [key for key in found if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", key)]
     strangers = [key for key in strangers if not (key == "lm_head.weight" and model.head is None)]

@@ -8,6 +8,8 @@ exports leave out: other libraries would add these tokens to every encoded text.
 from __future__ import annotations
 
 import json
+import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error, shown
-from ..tokenization.tokenizer_json import check_byte_level, read_bounded
+from ..tokenization.tokenizer_json import (
+    MAX_ADDED,
+    MAX_FILE_BYTES,
+    check_byte_level,
+    read_bounded,
+)
 from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
-from ..utils import log, read_json_object, write_text
+from ..utils import MAX_JSON_BYTES, log, read_json_object, write_text
 
 # Default BOS and EOS id of `transformers.GPT2Config`, saved even if the vocabulary is smaller.
 _DEFAULT_ID = 50256
@@ -27,6 +34,10 @@ _PLAIN_GENERATION = {
     *("use_cache", "output_attentions", "output_hidden_states", "output_scores"),
     "return_dict_in_generate",
 }
+# Maximum number of EOS tokens.
+MAX_ENDS = 60
+# Number of keys of generation_config.json that a warning names.
+_SHOWN_DEFAULTS = 8
 _PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -51,7 +62,8 @@ class Folder:
         """Load the files that exist; `model` is the content of config.json."""
 
         def optional(file: str) -> dict[str, Any]:
-            return read_hf_json(place / file, name) if (place / file).exists() else {}
+            # A broken link is refused, not taken for a missing file.
+            return read_hf_json(place / file, name) if os.path.lexists(place / file) else {}
 
         return cls(
             name,
@@ -64,27 +76,50 @@ class Folder:
 
     def token(self, kind: str) -> str | None:
         """Return the special token of a kind, such as `eos_token`, or `None`."""
-        found = self.tokenizer.get(kind)
-        found = self.special.get(kind) if found is None else found
-        found = found.get("content") if isinstance(found, dict) else found
-        if found is not None and not (isinstance(found, str) and found):
-            raise AGI2Error(f"{self.name}: {kind} = {shown(found)} is no token")
-        return found
+        files = {"tokenizer_config.json": self.tokenizer, "special_tokens_map.json": self.special}
+        found: dict[str, str] = {}
+        for file, given in files.items():
+            token = given.get(kind)
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                continue
+            if not isinstance(token, str) or not token:
+                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(token)} is no token")
+            found[token] = file
+        if len(found) > 1:
+            said = " and ".join(f"{shown(token)} in {file}" for token, file in found.items())
+            raise AGI2Error(f"{self.name}: {kind} = {said} contradict each other")
+        return next(iter(found), None)
 
     def ids(self, kind: str) -> list[int]:
         """Return the ids of a kind, such as `eos_token_id`; generation_config.json has priority."""
-        found = self.generation.get(kind)
-        found = self.model.get(kind) if found is None else found
-        ids = found if isinstance(found, list) else [] if found is None else [found]
-        if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
-            raise AGI2Error(f"{self.name}: {kind} = {shown(found)} is no token's id")
-        return ids
+        for file, given in (
+            ("generation_config.json", self.generation),
+            ("config.json", self.model),
+        ):
+            found = given.get(kind)
+            ids = found if isinstance(found, list) else [] if found is None else [found]
+            if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
+                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(found)} is no token's id")
+            if found is not None:
+                return list(dict.fromkeys(ids))
+        return []
+
+    def switch(self, key: str) -> bool | None:
+        """Return a value of tokenizer_config.json that is true, false or not set."""
+        found = self.tokenizer.get(key)
+        if not (found is None or isinstance(found, bool)):
+            raise AGI2Error(
+                f"{self.name}: tokenizer_config.json: {key} = {shown(found)} is neither true nor "
+                "false"
+            )
+        return found
 
 
-def read_hf_json(path: Path, name: str) -> dict[str, Any]:
-    """Load a JSON object from a file; `name` is the model's, for error messages."""
+def read_hf_json(path: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Load a JSON object from a file of at most `most` bytes; `name` is the model's."""
     try:
-        return read_json_object(path)
+        return read_json_object(path, most)
     except AGI2Error as error:
         reason = str(error).removeprefix(str(path)).strip()
         raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error
@@ -106,7 +141,10 @@ def load_hf_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Token
     content = _content(place, name)
     vocabulary = content.get("model")
     if not isinstance(vocabulary, dict) or not isinstance(vocabulary.get("vocab"), dict):
-        return load_tokenizer(place)  # raises, with the reason
+        kind = vocabulary.get("type") if isinstance(vocabulary, dict) else content.get("type")
+        raise AGI2Error(
+            f"{name}: {FILE_NAME} is of the kind {shown(kind)}: only byte-level BPE can be imported"
+        )
     _take_over_space(folder, content)
     check_byte_level(content, f"{name}: {FILE_NAME}")  # validates what the code below indexes
     _check_around(folder, content)
@@ -117,26 +155,27 @@ def load_hf_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Token
     if not (len(ends) == 1 and ends[0] == start == _default_end(content)):
         _set_template(content, names[start], [names[id] for id in ends])
     tokenizer = _load(content, name)
-    wrong = [token for token, id in ids.items() if _id_of(content, tokenizer, token) != id]
+    loaded = {**token_ids(tokenizer), **content["model"]["vocab"]}
+    wrong = [token for token, id in ids.items() if loaded.get(token) != id]
     if wrong or (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
         token = next(iter(wrong), names[start])
         raise AGI2Error(
             f"{name}: its token {token!r} cannot keep its id: the ids of added tokens follow the "
             "vocabulary without gaps"
         )
-    _say_what_is_not_kept(folder, place)
+    _say_what_is_not_kept(folder, place, content)
     return tokenizer
 
 
 def _content(place: Path, name: str) -> dict[str, Any]:
     """Load `tokenizer.json`, or build its content from GPT-2's vocab.json and merges.txt."""
     vocab, merges = place / "vocab.json", place / "merges.txt"
-    if (place / FILE_NAME).is_file():
-        return read_hf_json(place / FILE_NAME, name)
+    if os.path.lexists(place / FILE_NAME):
+        return read_hf_json(place / FILE_NAME, name, MAX_FILE_BYTES)
     if not (vocab.is_file() and merges.is_file()):
         load_tokenizer(place)  # raises, naming what is missing
     try:
-        lines = read_bounded(merges).decode("utf-8").split("\n")
+        lines = read_bounded(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{name}: {merges.name} is not UTF-8") from error
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -149,14 +188,18 @@ def _content(place: Path, name: str) -> dict[str, Any]:
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
-        "model": {"type": "BPE", "vocab": read_hf_json(vocab, name), "merges": pairs},
+        "model": {
+            "type": "BPE",
+            "vocab": read_hf_json(vocab, name, MAX_FILE_BYTES),
+            "merges": pairs,
+        },
     }
 
 
 def _check_around(folder: Folder, content: dict[str, Any]) -> None:
     """Raise if the tokenizer adds special tokens to every encoded text."""
     for key in ("add_bos_token", "add_eos_token"):
-        if folder.tokenizer.get(key):
+        if folder.switch(key):
             raise AGI2Error(f"{folder.name}: {key} = true: AGI2 puts no token around a text")
     for part in _processors(content):
         kind = part["type"]
@@ -178,7 +221,7 @@ def _processors(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _take_over_space(folder: Folder, content: dict[str, Any]) -> None:
     """Override `add_prefix_space` of the pre-tokenizer with that of tokenizer_config.json."""
-    leading = folder.tokenizer.get("add_prefix_space")
+    leading = folder.switch("add_prefix_space")
     cut = content.get("pre_tokenizer")
     if isinstance(leading, bool) and isinstance(cut, dict) and cut.get("type") == "ByteLevel":
         cut["add_prefix_space"] = leading
@@ -191,26 +234,25 @@ def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
     """
     added = content.setdefault("added_tokens", [])
     ids: dict[str, int] = dict(content["model"]["vocab"])
-    try:
-        ids.update({each["content"]: each["id"] for each in added})
-        more = {
-            _text(each["content"]): (int(id), {**_PLAIN_ADDED, "special": False, **each})
-            for id, each in dict(folder.tokenizer.get("added_tokens_decoder") or {}).items()
-        }
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise AGI2Error(f"{folder.name}: its added tokens are not listed as such") from error
+    ids.update({each["content"]: each["id"] for each in added})
+    more = _decoder_tokens(folder)
     named = {folder.token(kind) for kind in ("bos_token", "eos_token", "pad_token", "unk_token")}
     for token, id in folder.added.items():
+        if type(id) is not int:
+            raise AGI2Error(
+                f"{folder.name}: added_tokens.json: the id of {token!r} is not an integer"
+            )
         more.setdefault(token, (id, {**_PLAIN_ADDED, "special": token in named}))
-    if not all(type(id) is int for id in [*ids.values(), *(id for id, _ in more.values())]):
-        raise AGI2Error(f"{folder.name}: a token's id is not an integer")
+    present = {each["content"] for each in added}
+    if len(more.keys() | present) > MAX_ADDED:
+        raise AGI2Error(f"{folder.name} has over {MAX_ADDED:,} added tokens")
     for token, (id, flags) in sorted(more.items(), key=lambda item: item[1][0]):
         if ids.setdefault(token, id) != id:
             raise AGI2Error(
                 f"{folder.name}: the token {token!r} has the id {id} in one file, {ids[token]} in "
                 "another"
             )
-        if not any(each["content"] == token for each in added):
+        if token not in present:
             kept = {key: flags[key] for key in (*_PLAIN_ADDED, "special")}
             added.append({"id": id, "content": token, **kept})
     for name in filter(None, map(folder.token, ("bos_token", "eos_token"))):
@@ -220,10 +262,21 @@ def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
     return ids
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
+def _decoder_tokens(folder: Folder) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Return the `added_tokens_decoder` of tokenizer_config.json: id and flags by token."""
+    key = "added_tokens_decoder"
+    place = f"{folder.name}: tokenizer_config.json: {key}"
+    found = folder.tokenizer.get(key) or {}
+    if not isinstance(found, dict):
+        raise AGI2Error(f"{place} = {shown(found)} is not an object of tokens by id")
+    tokens = {}
+    for id, each in found.items():
+        token = each.get("content") if isinstance(each, dict) else None
+        # More digits would be no id, and Python refuses to convert thousands.
+        if not re.fullmatch("[0-9]{1,10}", id) or not isinstance(token, str):
+            raise AGI2Error(f"{place}: {shown(id)} = {shown(each)} is not a token by its id")
+        tokens[token] = (int(id), {**_PLAIN_ADDED, "special": False, **each})
+    return tokens
 
 
 def _marks(
@@ -241,6 +294,11 @@ def _marks(
     if not ends:
         raise AGI2Error(
             f"{folder.name} names no end-of-text token: set eos_token_id in its config.json"
+        )
+    if len(ends) > MAX_ENDS:
+        raise AGI2Error(
+            f"{folder.name} names {len(ends):,} end tokens (eos_token_id): AGI2 keeps at most "
+            f"{MAX_ENDS}"
         )
     bos = folder.token("bos_token")
     starts = _known(folder, "bos_token_id", ids) + ([ids[bos]] if bos is not None else [])
@@ -264,18 +322,17 @@ def _default_end(content: Mapping[str, Any]) -> int | None:
 
 def _make_special(content: dict[str, Any], tokens: list[tuple[int, str]]) -> None:
     """Mark tokens as special, except single bytes and BPE merges: those also encode plain text."""
-    merges = content["model"].get("merges") or []
+    added = {each["content"]: each for each in content["added_tokens"]}
+    if any(token not in added for _, token in tokens):
+        merges = content["model"]["merges"]
+        joined = ("".join(pair) if isinstance(pair, list) else pair for pair in merges)
+        merged = {piece.replace(" ", "") for piece in joined}
     for id, token in tokens:
-        for each in content["added_tokens"]:
-            if each["content"] == token:
-                each["special"] = True
-                break
-        else:
-            pieces = ("".join(pair) if isinstance(pair, list) else pair for pair in merges)
-            if len(token) == 1 or any(piece.replace(" ", "") == token for piece in pieces):
-                continue
-            entry = {"id": id, "content": token, **_PLAIN_ADDED, "special": True}
-            content["added_tokens"].append(entry)
+        if token in added:
+            added[token]["special"] = True
+        elif len(token) > 1 and token not in merged:
+            added[token] = {"id": id, "content": token, **_PLAIN_ADDED, "special": True}
+            content["added_tokens"].append(added[token])
     content["added_tokens"].sort(key=lambda each: each["id"])
 
 
@@ -325,32 +382,46 @@ def _load(content: dict[str, Any], name: str) -> Tokenizer:
             raise AGI2Error(str(error).replace(str(path), f"{name}: {FILE_NAME}")) from error
 
 
-def _id_of(content: Mapping[str, Any], tokenizer: Tokenizer, token: str) -> int | None:
-    """Return a token's id in the loaded tokenizer, which may have renumbered added tokens."""
-    vocabulary: dict[str, int] = content["model"]["vocab"]
-    if token in vocabulary:
-        return vocabulary[token]
-    return token_ids(tokenizer).get(token)
-
-
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of the added tokens, by token."""
     return {each["content"]: each["id"] for each in json.loads(tokenizer.to_json())["added_tokens"]}
 
 
-def _say_what_is_not_kept(folder: Folder, place: Path) -> None:
-    """Warn of settings that the import drops: chat template, padding, generation defaults."""
+def _unread_class(folder: Folder, content: Mapping[str, Any]) -> Any:
+    """Return the tokenizer class if it may replace parts of tokenizer.json, else `None`.
+
+    Such a class in `transformers` 5 takes the vocabulary and the merges alone.
+    """
+    kind = folder.tokenizer.get("tokenizer_class")
+    if kind in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+        return None
+    part = content["pre_tokenizer"]
+    is_plain = content.get("normalizer") is None and part["type"] == "ByteLevel"
+    return None if kind in ("GPT2Tokenizer", "GPT2TokenizerFast") and is_plain else kind
+
+
+def _say_what_is_not_kept(folder: Folder, place: Path, content: Mapping[str, Any]) -> None:
+    """Warn of what the import drops: chat template, padding, generation defaults, class."""
     left = []
     files = [place / f"chat_template.{kind}" for kind in ("jinja", "json")]
     if folder.tokenizer.get("chat_template") or any(file.exists() for file in files):
         left.append("its chat template (agi2 chat separates turns by an empty line)")
     if folder.token("pad_token") is not None:
         left.append("its pad_token (nothing is padded with it here)")
-    left += [
-        f"{key} = {shown(value)} of generation_config.json (set the keys of config.toml)"
+    defaults = [
+        f"{key} = {shown(value)}"
         for key, value in folder.generation.items()
         if key not in _PLAIN_GENERATION and value is not None
     ]
+    if more := len(defaults) - _SHOWN_DEFAULTS:
+        defaults = [*defaults[:_SHOWN_DEFAULTS], f"and {more:,} more"] if more > 0 else defaults
+    if defaults:
+        left.append(f"{', '.join(defaults)} of generation_config.json (set keys of config.toml)")
+    if (kind := _unread_class(folder, content)) is not None:
+        left.append(
+            f"tokenizer_class = {shown(kind)} of tokenizer_config.json (text is encoded as "
+            f"{FILE_NAME} says; some versions of transformers encode it otherwise for this class)"
+        )
     for what in left:
         log.warning("%s: not kept: %s", folder.name, what)
 

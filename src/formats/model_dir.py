@@ -156,7 +156,7 @@ def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
     with SafetensorsFile(folder / WEIGHTS) as file:
         model = _read_model(file, config)
         expected = _notes(file).get("tokenizer")
-    check_vocabulary(tokenizer, model)
+    check_vocabulary(tokenizer, model, folder)
     if expected is not None and sha256_of(folder / FILE_NAME) != expected:
         raise AGI2Error(
             f"{folder / FILE_NAME} is another tokenizer than the one that {folder / WEIGHTS} was "
@@ -277,14 +277,20 @@ def load_trained(
     return trained
 
 
-def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model) -> None:
+def check_vocabulary(tokenizer: Tokenizer, model: GPT2Model, name: object = "") -> None:
     """Check that every token id is within the model's vocabulary.
+
+    Args:
+        tokenizer: the tokenizer.
+        model: the model.
+        name: folder or name of the model, for the error message.
 
     Raises:
         AGI2Error: if the tokenizer has more tokens than the model.
     """
     if tokenizer.vocab_size > model.config.vocab_size:
         raise AGI2Error(
+            f"{name}{': ' if name else ''}"
             f"the tokenizer has {plural(tokenizer.vocab_size, 'token')}, the model only "
             f"{model.config.vocab_size}: they do not belong together"
         )

@@ -215,7 +215,10 @@ class _Check:
             kind = self._kind(each, "pre_tokenizer")
             if kind == "ByteLevel":
                 if each.get("add_prefix_space") is not False:
-                    raise self._refuse("add_prefix_space puts a space before every text")
+                    raise self._refuse(
+                        "add_prefix_space puts a space before every text, which decoding does not "
+                        "take back, so no text would come back as it was"
+                    )
                 splits = splits or each.get("use_regex") is not False
             elif kind == "Split":
                 self._split(each)

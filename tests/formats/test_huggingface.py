@@ -273,17 +273,20 @@ def break_index(weight_map):
 
 
 WRONG = {
-    "another architecture": (break_config(model_type="llama"), "is a 'llama', not a gpt2"),
+    "another architecture": (break_config(model_type="llama"), "model_type = 'llama'; only gpt2"),
     "another norm": (break_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
     "another scale": (break_config(scale_attn_weights=False), "AGI2 has only True"),
     "an unknown activation": (break_config(activation_function="gelu_fast"), "'gelu_fast' is none"),
-    "a key that is missing": (break_config(n_embd=...), "n_embd is missing in config.json"),
+    "a key that is missing": (break_config(n_embd=...), "config.json: n_embd is missing"),
     "a key of another type": (break_config(n_head=[2]), "theirs: config.json: "),
     "an activation of another type": (break_config(activation_function=["gelu"]), "is none of"),
-    "a size beyond all": (break_config(n_embd=2 * 10**12), "is not a valid integer for a model"),
-    "a size that is not whole": (break_config(n_head=2.7), "2.7 is not a valid integer"),
-    "an endless vocabulary": (break_config(vocab_size=float("inf")), "inf is not a valid integer"),
-    "heads that do not divide": (break_config(n_head=5), "not divisible by n_heads 5"),
+    "a size beyond all": (break_config(n_embd=2 * 10**12), "n_embd = 2000000000000 is not an int"),
+    "a size that is not whole": (break_config(n_head=2.7), "n_head = 2.7 is not an integer"),
+    "an endless vocabulary": (break_config(vocab_size=float("inf")), "vocab_size = inf is not an"),
+    "heads that do not divide": (
+        break_config(n_head=5),
+        "n_embd = 32 is not divisible by n_head = 5",
+    ),
     "a broken config": (cut_short("config.json"), "config.json is damaged"),
     "no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
     "weights cut short": (cut_short("model.safetensors"), "is damaged"),
@@ -307,7 +310,7 @@ WRONG = {
     ),
     "a weight that is no number": (
         break_weights(lambda w: w["transformer.wpe.weight"][3].fill_(torch.nan)),
-        "position_embeddings.weight has 32 values that are NaN or infinite",
+        "wpe.weight has 32 values that are NaN or infinite",
     ),
     "an index that names no files": (break_index(["model.safetensors"]), "no weight_map of file"),
     "an index of other things": (break_index({"a": 5}), "no weight_map of file names"),
@@ -322,7 +325,7 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(theirs, tmp_path, dama
     with pytest.raises(AGI2Error, match=message) as found:
         import_huggingface(str(folder), tmp_path / "in")
     assert "\n" not in str(found.value)
-    assert "theirs" in str(found.value) or "tokenizer has" in str(found.value)
+    assert "theirs" in str(found.value)
     assert not (tmp_path / "in").exists()
 
 
