@@ -272,6 +272,12 @@ def break_index(weight_map):
     return write
 
 
+def weights_as_folder(folder):
+    """Beside an index, which must not be read in their place."""
+    break_index({"wte.weight": "other.safetensors"})(folder)
+    (folder / "model.safetensors").mkdir()
+
+
 WRONG = {
     "another architecture": (break_config(model_type="llama"), "model_type = 'llama'; only gpt2"),
     "another norm": (break_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
@@ -314,6 +320,14 @@ WRONG = {
     ),
     "an index that names no files": (break_index(["model.safetensors"]), "no weight_map of file"),
     "an index of other things": (break_index({"a": 5}), "no weight_map of file names"),
+    "weights that are a folder": (
+        weights_as_folder,
+        "model.safetensors cannot be read: it is a fo",
+    ),
+    **{
+        f"an index that names {file!r}": (break_index({"wte.weight": file}), "no .safetensors file")
+        for file in ("", ".", "..", "/etc/passwd", "a/b.safetensors", "a\0.safetensors", "w.bin")
+    },
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer at"),
 }
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.formats.export import export_model
-from src.formats.huggingface import import_huggingface
+from src.formats.huggingface import from_hf_config, import_huggingface
 from src.formats.huggingface_tokenizer import load_hf_tokenizer
 from src.formats.model_dir import load_model
 from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text
-from src.tokenizer import load_tokenizer
+from src.tokenizer import BPETokenizer, load_tokenizer
 from src.training import train_from_config
 from tests.bounds import assert_same_in_float64
 from tests.conftest import make_text
@@ -326,7 +326,71 @@ def end_without_token(folder):
     (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
 
 
+def with_ends(count):
+    return change("generation_config.json", eos_token_id=list(range(count)))
+
+
+def with_added(count):
+    """That many added tokens, as a hostile file may list: more are never compared pairwise."""
+    names = {f"<{index}>": 320 + index for index in range(count)}
+    return change("added_tokens.json", **names)
+
+
+def broken_link(name):
+    def link(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to("nowhere")
+
+    return link
+
+
+def two_ends(folder):
+    rewrite(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    rewrite(folder / "special_tokens_map.json", eos_token={"content": "whale"})
+
+
+def too_large(folder):
+    with open(folder / "config.json", "ab") as file:
+        file.truncate(16_000_001)
+
+
+def without_vocabulary(folder):
+    content = {"type": "basic", "lowercase": True, "fold_whitespace": True, "vocabulary": ["a"]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 REFUSED = {
+    "too many ends": (with_ends(61), r"61 end tokens \(eos_token_id\): AGI2 keeps at most 60"),
+    "too many added tokens": (with_added(100_000), "theirs has over 2,000 added tokens"),
+    "a link to nothing": (broken_link("generation_config.json"), "generation_config.json is dam"),
+    "a tokenizer that is a link to nothing": (broken_link("tokenizer.json"), "tokenizer.json is d"),
+    "a file without end": (too_large, "config.json is damaged: is larger than 16.0 MB"),
+    "a character tokenizer": (without_vocabulary, "tokenizer.json is of the kind 'basic': only"),
+    "two end tokens": (
+        two_ends,
+        "eos_token = '<|endoftext|>' in tokenizer_config.json and 'whale' in special_tokens_map",
+    ),
+    "added tokens in a list": (
+        change("tokenizer_config.json", added_tokens_decoder=[1]),
+        r"added_tokens_decoder = \[1\] is not an object of tokens by id",
+    ),
+    "an id of 5,000 digits": (
+        change("tokenizer_config.json", added_tokens_decoder={"9" * 5000: {"content": "x"}}),
+        "tokenizer_config.json: added_tokens_decoder: '9999",
+    ),
+    "a truth value as text": (
+        change("tokenizer_config.json", add_bos_token="false"),
+        "tokenizer_config.json: add_bos_token = 'false' is neither true nor false",
+    ),
+    "a leading space as text": (
+        change("tokenizer_config.json", add_prefix_space="yes"),
+        "tokenizer_config.json: add_prefix_space = 'yes' is neither true nor false",
+    ),
+    "an order that is no truth value": (
+        change("config.json", reorder_and_upcast_attn="x"),
+        "config.json: reorder_and_upcast_attn = 'x' is neither",
+    ),
+    "a number as truth value": (change("config.json", scale_attn_weights=1), "attn_weights = 1; A"),
     "an end that no token has": (change("config.json", eos_token_id=322), "eos_token_id 322 is"),
     "an end that is no number": (change("config.json", eos_token_id="x"), "eos_token_id = 'x' is"),
     "an end below 0": (change("generation_config.json", eos_token_id=-1), "eos_token_id = -1 is"),
@@ -394,6 +458,25 @@ def test_what_cannot_be_kept_is_refused_by_name(theirs, tmp_path, damage, messag
     assert not (tmp_path / "in").exists()
 
 
+ODD_SIZES = (None, True, 0, -1, 2.0, float("nan"), 2**31, 10**400, "", "32", [], {})
+SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+@pytest.mark.parametrize("key", SIZES + RATES)
+def test_a_wrong_value_of_a_config_names_file_and_key(key):
+    sizes = {"vocab_size": 9, "n_positions": 4, "n_embd": 4, "n_layer": 1, "n_head": 2}
+    good = {"model_type": "gpt2", **sizes}
+    assert from_hf_config(good, "m").d_model == 4
+    for odd in ODD_SIZES:
+        if (key, odd) == ("n_inner", None) or (key in RATES and odd == 0 and odd is not True):
+            assert from_hf_config({**good, key: odd}, "m").d_ff == 16
+            continue
+        with pytest.raises(AGI2Error, match=f"^m: config.json: {key} = .* is not an? ") as error:
+            from_hf_config({**good, key: odd}, "m")
+        assert len(error.value.args) == 1
+
+
 FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
 FILES += ["special_tokens_map.json", "added_tokens.json"]
 
@@ -418,6 +501,62 @@ def test_what_is_left_out_is_told(theirs, tmp_path, caplog):
         import_huggingface(str(folder), tmp_path / "in")
     for what in ("chat template", "pad_token", "temperature = 0.6", "attn_pdrop = 0.5"):
         assert sum(what in message for message in caplog.messages) == 1
+
+
+def test_a_warning_names_a_few_of_many_settings(theirs, tmp_path, caplog):
+    _, folder = theirs()
+    rewrite(folder / "generation_config.json", **{f"key_{index}": 1 for index in range(3000)})
+    with caplog.at_level(logging.WARNING, "agi2"):
+        import_huggingface(str(folder), tmp_path / "in")
+    assert [message.count("key_") for message in caplog.messages] == [8]
+    assert "and 2,992 more of generation_config.json" in caplog.text
+
+
+NFC = {"normalizer": {"type": "NFC"}}
+CLASSES = [
+    (None, NFC, False),
+    ("GPT2Tokenizer", {}, False),
+    ("PreTrainedTokenizerFast", NFC, False),
+]
+CLASSES += [("GPT2Tokenizer", NFC, True), ("BertTokenizer", {}, True), (5, {}, True)]
+
+
+@pytest.mark.parametrize(("kind", "changes", "told"), CLASSES)
+def test_a_class_that_may_replace_parts_of_a_tokenizer_is_told(
+    theirs, tmp_path, caplog, kind, changes, told
+):
+    """`transformers` 5 loads the vocabulary alone for such a class, version 4 the whole file."""
+    _, folder = theirs()
+    rewrite(folder / "tokenizer_config.json", tokenizer_class=kind)
+    rewrite(folder / "tokenizer.json", **changes)
+    model = json.loads((folder / "config.json").read_text())
+    with caplog.at_level(logging.WARNING, "agi2"):
+        load_hf_tokenizer(folder, "theirs", model)
+    assert [f"tokenizer_class = {kind!r}" in message for message in caplog.messages] == [
+        True
+    ] * told
+
+
+def test_merges_with_line_ends_of_windows_give_the_same_tokens(theirs, byte_pairs, tmp_path):
+    _, folder = theirs()
+    as_two_files(folder, json.loads(byte_pairs.to_json()))
+    merges = (folder / "merges.txt").read_bytes().replace(b"\n", b"\r\n")
+    (folder / "merges.txt").write_bytes(merges)
+    tokenizer = import_folder(folder, tmp_path / "in").tokenizer
+    assert tokenizer.encode(make_text()) == byte_pairs.encode(make_text())
+
+
+def test_many_added_tokens_take_no_long_time(theirs, byte_pairs, tmp_path, monkeypatch):
+    """The tokenizer is serialized a fixed number of times, not once for each token."""
+    _, folder = theirs(rows=byte_pairs.vocab_size + 300)
+    size, calls = byte_pairs.vocab_size, []
+    tokens = [added(size + index, f"<{index}>") for index in range(300)]
+    merged = {id: token for each in tokens for id, token in each.items()}
+    rewrite(folder / "tokenizer_config.json", added_tokens_decoder=merged)
+    to_json = BPETokenizer.to_json
+    monkeypatch.setattr(BPETokenizer, "to_json", lambda self: calls.append(1) or to_json(self))
+    load_hf_tokenizer(folder, "theirs", json.loads((folder / "config.json").read_text()))
+    assert len(calls) < 5
 
 
 def test_other_names_of_the_sizes_are_read(theirs, tmp_path):
