@@ -447,6 +447,8 @@ def test_a_json_object_is_read(tmp_path):
         read_json_object(path)
     path.write_text('{"a": [1, null]}')
     assert read_json_object(path) == {"a": [1, None]}
+    with pytest.raises(AGI2Error, match="is larger than 5 B"):
+        read_json_object(path, most=5)
 
 
 def test_the_module_does_not_import_pytorch():

@@ -158,6 +158,11 @@ def check_weights(folder: Path, file: str | Path) -> None:
     if os.path.isfile(folder / WEIGHTS):
         return
     check_unsharded(folder)
+    if os.path.lexists(folder / WEIGHTS):
+        raise AGI2Error(
+            f"{folder / WEIGHTS} is a folder, a broken link or no regular file: put the weights' "
+            "file back"
+        )
     if folder not in (Path(file), Path(file).parent):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
     if list_checkpoints(folder):

@@ -42,7 +42,8 @@ def prepare_for_generation(
     """Prepare a model for fast generation, in place.
 
     On a CPU it can no longer be trained, moved or saved. `none` leaves a model in another dtype
-    than float32 as it is, and captures decode steps as CUDA graphs on a GPU.
+    than float32 as it is, and captures decode steps as CUDA graphs on a GPU. The CPU kernels take
+    float32 inputs under autocast, too, so `precision = "bf16"` hardly changes a prepared model.
 
     Args:
         model: on the CPU, in float32, for `int8` and `int4`.

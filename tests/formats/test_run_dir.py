@@ -1,5 +1,7 @@
 """Which file and folder an argument of a command means."""
 
+import os
+
 import pytest
 
 from src.config_loader import load_config
@@ -119,3 +121,17 @@ def test_an_empty_name_is_not_the_working_folder(run, monkeypatch):
     monkeypatch.chdir(run)
     with pytest.raises(AGI2Error, match="the name of the model is empty"):
         config_file("")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_weights_that_are_no_file_are_not_called_missing(tmp_path, kind):
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.parent.mkdir()
+    if kind == "folder":
+        weights.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(weights)
+    else:
+        weights.symlink_to("nowhere")
+    with pytest.raises(AGI2Error, match=r"model\.safetensors is a folder, a broken link or no"):
+        check_weights(weights.parent, weights.parent)
