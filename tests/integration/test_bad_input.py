@@ -421,7 +421,8 @@ def test_a_checkpoint_with_another_tokenizer_is_damaged(trained, capsys):
 def test_a_model_with_a_larger_tokenizer_is_not_used(trained, mistakes):
     other_tokenizer(trained, [chr(0x4E00 + index) for index in range(300)])
     assert mistakes("generate", "tiny.toml", "a") == [
-        "trained/tiny: the tokenizer has 302 tokens, the model only 262: they do not belong together"
+        "trained/tiny: the tokenizer has 302 tokens, the model only 262: they do not belong "
+        "together"
     ]
 
 
