@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import stat
 import time
 import tomllib
@@ -174,7 +175,7 @@ def _read(path: Path) -> str:
         is_pipe = path.name != CONFIG and stat.S_ISFIFO(os.stat(path).st_mode)
         data = (_read_pipe if is_pipe else _read_file)(path)
     except FileNotFoundError as error:
-        raise AGI2Error(f"{path}: no such file; resources/ holds examples to start from") from error
+        raise AGI2Error(f"{path}: {_advice_if_missing(path)}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise AGI2Error(f"{path}: cannot be read: {reason}") from error
@@ -184,6 +185,12 @@ def _read(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{path}: not UTF-8 text") from error
+
+
+def _advice_if_missing(path: Path) -> str:
+    if path.suffix.lower() == ".toml":
+        return "no such file; resources/ holds examples to start from"
+    return "no such file or folder; name a TOML file, or a run: agi2 list shows the runs"
 
 
 def _read_file(path: Path) -> bytes:
@@ -230,7 +237,13 @@ def _parse(text: str, name: str) -> dict[str, Any]:
         try:
             return _parse_toml(without_null, name)
         except tomllib.TOMLDecodeError as error:
-            raise AGI2Error(f"{name}: not TOML: {error}") from error
+            if Path(name).suffix.lower() in ("", ".toml") or not Path(name).is_file():
+                raise AGI2Error(f"{name}: not TOML: {error}") from error
+            # The first thing that many try: a text in the place of its configuration.
+            raise AGI2Error(
+                f"{name}: not TOML. If it is a text to train on, this writes a configuration for "
+                f"it: agi2 plan {shlex.quote(name)}"
+            ) from error
 
 
 def _parse_toml(text: str, name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from ..errors import AGI2Error, masked, one_line
+from ..errors import MAX_LINE, AGI2Error, masked, one_line
 from . import completion
 
 if TYPE_CHECKING:
@@ -31,14 +31,33 @@ _UsageError: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which ty
 
 
 @contextlib.contextmanager
-def _printable_usage_errors() -> Iterator[None]:
-    """Escape invalid arguments that typer quotes in its error messages."""
+def _usage_errors_in_one_line() -> Iterator[None]:
+    """Print a usage error like any other error, instead of typer's several lines."""
     try:
         yield
     except _UsageError as error:
-        if type(error).__name__ != "NoArgsIsHelpError":  # its message is the help text
-            error.message = one_line(error.message or "")
-        raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
+            raise
+        _fail(error, _usage_line(error))
+
+
+def _usage_line(error: Any) -> str:
+    """Return the message of a usage error: what is wrong, the invalid value, and what to do."""
+    message = one_line(error.format_message().rstrip("."), MAX_LINE * 2 // 3)
+    message = message[:1].lower() + message[1:]
+    details = getattr(error.__cause__, "errors", None)  # pydantic's, which typer quotes in part
+    if callable(details):
+        message += f", not {one_line(str(details()[0]['input']), MAX_LINE // 6)!r}"
+    command = error.ctx.command if error.ctx else app
+    if "extra argument" in message:
+        message += "; quote a text or a name that contains spaces"
+    elif type(error).__name__ == "NoSuchOption" and any(
+        isinstance(each, typer.core.TyperArgument) and each.name == "prompt"
+        for each in getattr(command, "params", ())
+    ):
+        message += "; a prompt that begins with - comes after --"
+    path = error.ctx.command_path if error.ctx else "agi2"
+    return f"{message}; {path} --help shows what it takes"
 
 
 class _Commands(typer.core.TyperGroup):
@@ -46,7 +65,7 @@ class _Commands(typer.core.TyperGroup):
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         try:
-            with _printable_usage_errors():
+            with _usage_errors_in_one_line():
                 return super().make_context(*arguments, **options)
         except OSError as error:  # --help and --version print, too
             if error.errno == errno.EPIPE:
@@ -55,7 +74,7 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _printable_usage_errors():
+            with _usage_errors_in_one_line():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # before RuntimeError, their base class
             raise
@@ -227,7 +246,13 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
         AGI2Error: if a key, a source or the run to resume is invalid.
     """
     from ..data.corpus import check_sources
-    from ..formats.run_dir import check_resume, check_resumed, config_file, naming
+    from ..formats.run_dir import (
+        check_resume,
+        check_resumed,
+        check_tokenizer,
+        config_file,
+        naming,
+    )
     from ..train.trackers import check_log_to
 
     place = naming(argument)  # a run's folder may have been moved: override its saved path
@@ -235,6 +260,7 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
     if not int(os.environ.get("RANK", 0)):  # under torchrun, only rank 0 reads the text
         check_log_to(config.log_to)
         check_sources(config.sources)
+        check_tokenizer(config)
         check_resume(config)
         check_resumed(config, argument)
     return config

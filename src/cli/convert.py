@@ -33,7 +33,10 @@ def import_(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a Hugging Face GPT-2 a model to generate with, or to train on from (init_from)."""
+    """Import a Hugging Face GPT-2.
+
+    It becomes a model to generate from, or to fine-tune (init_from).
+    """
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from ..formats.export import check_free
@@ -67,7 +70,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a trained model in another project's format."""
+    """Export a trained model to the format of another project."""
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from ..formats.export import check_export, export_model

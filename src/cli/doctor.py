@@ -149,12 +149,12 @@ def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
     found = predict_duration(trainer, step, update, sizes.weights + sizes.optimizer)
     yield (
         f"time: {human_time(found.seconds)} for {plural(found.steps, 'step')}: "
-        f"{found.passes:.1f} epochs over the text, {human_time(found.per_pass)} each"
+        f"{found.passes:.3g} epochs over the text, {human_time(found.per_pass)} each"
     )
     if found.passes < 1 and config.max_minutes is not None:
         yield (
-            f"advice: max_minutes = {config.max_minutes:g} is too short for one pass over the "
-            f"text: give it {math.ceil(found.per_pass / 6) / 10:g}, or take a smaller model"
+            f"advice: max_minutes = {config.max_minutes:g} is too short for one epoch over "
+            f"the text: give it {math.ceil(found.per_pass / 6) / 10:g}, or take a smaller model"
         )
     if found.passes > _MANY_PASSES:
         key = "epochs" if config.epochs < UNBOUNDED_EPOCHS else "the time or the steps"

@@ -50,7 +50,7 @@ def eval_(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say how good a model is: on a text, or in tasks of lm-eval.
+    """Evaluate a model on a text, or in tasks of lm-eval.
 
     A text is read through a sliding window as long as the model's positions. Each window begins
     --stride tokens after the one before it, the last one so that it ends with the text, and

@@ -97,7 +97,7 @@ def beam(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Search for the likeliest text with beams; nothing is drawn at random."""
+    """Generate the likeliest continuation by beam search."""
     limit_openmp_spinning(1_000)
     flags = [] if results is None else [f"beam_results={results}"]
     flags += as_overrides(max_length=max_length)
@@ -139,7 +139,7 @@ def chat(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Talk with a model."""
+    """Chat with a model."""
     limit_openmp_spinning(1_000)
     flags = as_overrides(temperature, top_k, max_length, seed)
     with loading(not quiet):

@@ -11,11 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from .common import app
-from .startup import announce
+from .startup import announce, ctrl_c_ends_at_once
 
-# Imported for their commands, in the order in which `--help` lists these.
-from . import completion, train, generate, evaluate, runs, convert  # noqa: F401  # isort: skip
+with ctrl_c_ends_at_once():
+    from .common import app
+
+    # Imported for their commands, in the order in which `--help` lists these.
+    from . import completion, train, generate, evaluate, runs, convert  # noqa: F401  # isort: skip
 
 
 def _replace_closed_streams() -> None:

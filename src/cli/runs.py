@@ -27,7 +27,7 @@ def list_(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the runs in a folder, the newest last."""
+    """List the runs in a folder, newest last."""
     set_up_log(quiet, verbose)
     from .compare import print_runs
 
@@ -51,7 +51,7 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what differs between runs: keys, losses, and what each generates."""
+    """Compare runs: their keys, losses and generated texts."""
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from .compare import compare_runs

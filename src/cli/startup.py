@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 _LOADING = "loading"
@@ -30,6 +32,23 @@ def announce(arguments: Sequence[str]) -> None:
 
 def _can_go_back() -> bool:
     return os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def ctrl_c_ends_at_once() -> Iterator[None]:
+    """Context manager in which Ctrl-C ends the process without a traceback.
+
+    For imports: there is nothing to clean up yet. A handler other than Python's own stays.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

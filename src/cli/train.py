@@ -87,7 +87,7 @@ def doctor(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say before a run how long it takes, what it needs, and whether it fits."""
+    """Estimate the time, memory and disk of a run."""
     with loading(not quiet):
         config = open_run(file, overrides, quiet, verbose)
         from ..console import print_line
@@ -106,7 +106,10 @@ def verify_resume(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prove that a run that is killed and resumed ends as one that never stopped."""
+    """Check that a run that is killed and resumed ends the same.
+
+    A short run is trained twice, once without interruption, and compared bit by bit.
+    """
     with loading(not quiet):
         config = open_run(file, overrides, quiet, verbose)
         from ..console import print_line
@@ -118,17 +121,29 @@ def verify_resume(
 
 @app.command()
 def plan(
+    named: Annotated[
+        Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
+        typer.Argument(metavar="SOURCE", help="The text to train on: files, folders, globs, URLs."),
+    ] = None,
     sources: Annotated[
-        list[str], typer.Option("--sources", metavar="FILE...", help="The text to train on.")
-    ],
-    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")],
-    more: Annotated[Optional[list[str]], typer.Argument(hidden=True)] = None,  # noqa: UP045
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--sources", metavar="SOURCE", help="The same; repeatable."),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")
+    ] = 10.0,
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Propose a configuration for a text and a time, and say what to expect of it."""
-    sources = [*sources, *(more or [])]  # `--sources A B C`: typer parses B and C as arguments
+    """Propose a configuration for a text and a time limit.
+
+    It measures the text and the machine, writes the configuration, and estimates the result.
+    """
+    # `--sources A B C`: typer parses B and C as arguments.
+    sources = [*(sources or []), *(named or [])]
+    if not sources:
+        raise AGI2Error("plan needs a text: agi2 plan my_book.txt --minutes 10")
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from ..console import print_line

@@ -67,7 +67,7 @@ def _report(leak: float) -> None:
             "lower than on new text",
             100 * leak,
         )
-    else:
+    elif leak >= 0.0005:  # 0.1 %, the least that is shown
         log.info("%.1f %% of the held-out text is in the training text, too", 100 * leak)
 
 

@@ -74,7 +74,7 @@ def _summary(run: RunRecord) -> str:
     else:
         tiles.append((f"best val loss (nats per token), step {best.step:,}", f"{best.loss:.4f}"))
         bits = best.bits_per_byte
-        tiles.append(("bits per byte, there", f"{bits:.3f}" if math.isfinite(bits) else "–"))
+        tiles.append(("bits per byte at that step", f"{bits:.3f}" if math.isfinite(bits) else "–"))
     resumed = len(history.starts) - 1
     facts = [
         str(history.starts[0][1].get("time", "")) if history.starts else "",
@@ -92,14 +92,14 @@ def _summary(run: RunRecord) -> str:
 
 
 def bounds(config: Config) -> str:
-    """Format the stopping criteria, such as `2.5 minutes` or `10 epochs`."""
+    """Format the stopping criteria, such as `2 min 30 s` or `10 epochs`."""
     ends = []
     if config.epochs < UNBOUNDED_EPOCHS:
         ends.append(_counted(config.epochs, "epoch"))
     if config.max_steps is not None:
         ends.append(_counted(config.max_steps, "step"))
     if config.max_minutes is not None:
-        ends.append(_counted(config.max_minutes, "minute"))
+        ends.append(human_time(60 * config.max_minutes))
     patience = config.early_stopping_patience
     if patience is not None:
         ends.append(f"{_counted(patience, 'validation')} without a better loss")
@@ -236,13 +236,20 @@ def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
 
 
 def _occurrences(span: str, text: str) -> int:
-    """Count the occurrences of a span in a text, overlapping ones included."""
+    """Count the occurrences of a span in a text, overlapping ones included, up to `_MOST_PLACES`.
+
+    In a text that repeats one character, a span occurs almost everywhere: counting all would take
+    minutes.
+    """
     if not any(span.startswith(span[start:]) for start in range(1, len(span))):
-        return text.count(span)  # its occurrences cannot overlap
+        return min(text.count(span), _MOST_PLACES)  # its occurrences cannot overlap
     count, at = 0, text.find(span)
-    while at >= 0:
+    while at >= 0 and count < _MOST_PLACES:
         count, at = count + 1, text.find(span, at + 1)
     return count
+
+
+_MOST_PLACES = 10_000
 
 
 # A lone surrogate, which no decoded UTF-8 contains: no common span can cross documents.
@@ -293,7 +300,8 @@ def _memorization(
         share = len(copy.span) / len(copy.written)
         place = f"document {copy.document:,}, at character {copy.offset:,}"
         if copy.places > 1:
-            place += f", and {copy.places - 1:,} more"
+            least = "at least " * (copy.places == _MOST_PLACES)
+            place += f", and {least}{copy.places - 1:,} more"
         rows.append(
             [
                 f"{copy.step:,}",

@@ -17,6 +17,8 @@ import tomli_w
 from ..config_loader import CONFIG
 from ..errors import AGI2Error
 
+# Tokenizers that are named rather than loaded from a file.
+TOKENIZER_KINDS = ("bpe", "basic", "gpt2")
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
@@ -208,6 +210,20 @@ def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
         raise AGI2Error(
             f"resume: {file} is of the run in {own}, but its keys name {resumed}: to go on with "
             f"the former, name its folder: agi2 train {own} --resume"
+        )
+
+
+def check_tokenizer(config: Mapping[str, Any]) -> None:
+    """Check that the tokenizer of a new run exists, before the text is read.
+
+    Raises:
+        AGI2Error: if `tokenizer` is no kind of tokenizer, and no file or folder.
+    """
+    name = config["tokenizer"]
+    if config["resume"] is None and name not in TOKENIZER_KINDS and not os.path.exists(name):
+        raise AGI2Error(
+            f"tokenizer: {name!r} is none of {', '.join(TOKENIZER_KINDS)}, and no such file or "
+            "folder exists"
         )
 
 

@@ -15,6 +15,7 @@ import tomli_w
 import torch
 
 from ..config_loader import make_config
+from ..console import busy, visible
 from ..cuda_utils import (
     available_memory,
     describe_device,
@@ -140,7 +141,7 @@ class Corpus:
                 missing -= len(document) + 2
         if size < _LEAST_BYTES:
             raise AGI2Error(
-                f"the text has {size:,} bytes, too few to plan for: name sources with at least "
+                f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at least "
                 f"{_LEAST_BYTES:,}, and some 100,000 for a model that writes words"
             )
         sample = "\n\n".join(parts)
@@ -177,12 +178,12 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     if plan.minutes < minutes:
         yield (
             f"# of {human_time(60 * minutes)} the run takes {human_time(60 * plan.minutes)}: more "
-            "passes over this text add next to nothing; more text would"
+            "epochs over this text would add next to nothing; more text would"
         )
     yield (
         f"# expected: {plural(plan.steps, 'step')} of "
         f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
-        f"{plan.passes:.1f} epochs over the text"
+        f"{plan.passes:.3g} epochs over the text"
     )
     yield _expectation_line(plan)
     yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
@@ -304,7 +305,13 @@ class Speed:
 
 
 def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
-    """Benchmark training steps of a shape on the sample."""
+    """Benchmark training steps of a shape on the sample; log none of this short run's lines."""
+    what = f"measuring the speed of a model of {_parameters(keys):,} parameters"
+    with busy(what), visible(False):
+        return _benchmark(keys, corpus)
+
+
+def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Speed:
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
@@ -359,7 +366,7 @@ _COMMENTS = {
 
 def to_toml(keys: dict[str, Any], minutes: float) -> str:
     """Return the keys as TOML with comments."""
-    lines = [f"# Planned for {minutes:.3g} minutes. resources/default.toml has every key."]
+    lines = [f"# Planned for {human_time(60 * minutes)}. resources/default.toml has every key."]
     for key, value in keys.items():
         if key in _COMMENTS:
             lines += ["", f"# {_COMMENTS[key]}"]
