@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import string
 import threading
 import time
@@ -117,6 +118,21 @@ def test_a_missing_file_says_where_examples_are(write):
     assert problems_of("nowhere.toml") == [
         "nowhere.toml: no such file; resources/ holds examples to start from"
     ]
+
+
+def test_a_missing_file_that_is_not_toml_may_be_a_run(write):
+    assert problems_of("trained/nothere") == [
+        "trained/nothere: no such file or folder; name a TOML file, or a run: agi2 list shows the "
+        "runs"
+    ]
+
+
+@pytest.mark.parametrize("name", ["my book.txt", "notes.MD", "a.jsonl", "a.csv", "a.html"])
+def test_a_text_for_a_configuration_says_how_to_get_one(name, tmp_path):
+    (tmp_path / name).write_text("Call me Ishmael.\n")
+    (problem,) = problems_of(tmp_path / name)
+    assert problem.startswith(f"{tmp_path / name}: not TOML. If it is a text to train on, ")
+    assert problem.endswith(f"agi2 plan {shlex.quote(str(tmp_path / name))}")
 
 
 def test_a_folder_cannot_be_read(tmp_path):

@@ -125,7 +125,8 @@ def _check_format(content: bytes, name: str) -> None:
 
 def _check_not_empty(content: bytes, name: str) -> None:
     if not content.strip():
-        raise Unreadable("empty", f"{name}: the file is empty")
+        what = "contains only white space" if content else "is empty"
+        raise Unreadable("empty", f"{name}: the file {what}")
 
 
 def _binary(name: str) -> Unreadable:

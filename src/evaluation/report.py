@@ -99,7 +99,8 @@ def bounds(config: Config) -> str:
     if config.max_steps is not None:
         ends.append(_counted(config.max_steps, "step"))
     if config.max_minutes is not None:
-        ends.append(human_time(60 * config.max_minutes))
+        seconds = 60 * config.max_minutes
+        ends.append(human_time(seconds) if seconds >= 1 else f"{seconds:.2g} s")
     patience = config.early_stopping_patience
     if patience is not None:
         ends.append(f"{_counted(patience, 'validation')} without a better loss")

@@ -141,8 +141,8 @@ class Corpus:
                 missing -= len(document) + 2
         if size < _LEAST_BYTES:
             raise AGI2Error(
-                f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at least "
-                f"{_LEAST_BYTES:,}, and some 100,000 for a model that writes words"
+                f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at "
+                f"least {_LEAST_BYTES:,}, and some 100,000 for a model that writes words"
             )
         sample = "\n\n".join(parts)
         return cls(list(sources), size, hardness_of(sample.encode("utf-8", "replace")), sample)

@@ -339,6 +339,7 @@ def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
     assert run(capsys, *given) == (0, "['a.txt', 'b.txt'] 30.0 my.toml\n", "")
     given += ["--sources", "c.txt", "--out", "x.toml", "--quiet"]
     assert run(capsys, *given) == (0, "['a.txt', 'c.txt', 'b.txt'] 30.0 x.toml\n", "")
+    assert run(capsys, "plan", "a.txt", "b.txt") == (0, "['a.txt', 'b.txt'] 10.0 my.toml\n", "")
     assert run(capsys, "plan", "--minutes", "30")[0] == 2
 
 
@@ -428,17 +429,33 @@ def test_a_late_ctrl_c_says_nothing():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fly"], "No such command 'fly'"),
-        (["train"], "Missing argument 'FILE.toml'"),
-        (["generate", "a.toml"], "Missing argument 'PROMPT'"),
-        (["train", "a.toml", "--fast"], "No such option: --fast"),
-        (["train", "a.toml", "b.toml"], "unexpected extra argument"),
+        (["fly"], "no such command 'fly'; agi2 --help"),
+        (["train"], "missing argument 'FILE.toml'; agi2 train --help"),
+        (["generate", "a.toml"], "missing argument 'PROMPT'; agi2 generate --help"),
+        (["train", "a.toml", "--fast"], "no such option: --fast"),
+        (["generate", "a", "-x"], "no such option: -x; a prompt that begins with - comes after --"),
+        (["train", "a.toml", "b.toml"], "quote a text or a name that contains spaces"),
+        (["generate", "a", "b", "--temperature", "hot"], "'--temperature'"),
+        (["generate", "a", "b", "--temperature", "hot"], "not 'hot'"),
+        (["generate", "a", "b", "--top-k", "-1"], "not '-1'"),
+        (["verify-resume", "a", "--steps", "2"], "not '2'"),
+        (["plan", "a", "--minutes", "0"], "not '0'"),
+        (["plan"], "agi2 plan my_book.txt --minutes 10"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments, said, capsys):
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
     assert said in err
+
+
+def test_the_list_of_commands_cuts_no_description(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = run(capsys, "--help")[1].partition("Commands:\n")[2].splitlines()
+    assert len(commands) >= 12
+    assert not [line for line in commands if line.endswith("...")]
 
 
 def test_without_arguments_the_help_is_shown(capsys):

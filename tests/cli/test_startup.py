@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 
 import pytest
 
-from src.cli.startup import announce, limit_openmp_spinning, loading
+from src.cli.startup import announce, ctrl_c_ends_at_once, limit_openmp_spinning, loading
 from tests.conftest import CHECKOUT, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
@@ -214,3 +216,36 @@ def test_spinning_is_limited_unless_the_user_has_chosen(monkeypatch):
     assert os.environ["GOMP_SPINCOUNT"] == "10"
     limit_openmp_spinning(20)
     assert os.environ["GOMP_SPINCOUNT"] == "10"
+
+
+@pytest.mark.parametrize("package", ["typer", "src.cli.evaluate"])
+def test_ctrl_c_while_packages_are_imported_prints_no_traceback(package):
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {package!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "import src.cli.main\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_handler_of_ctrl_c_is_kept_where_it_is_not_pythons():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+    try:
+        signal.signal(signal.SIGINT, mine := lambda *_: None)
+        with ctrl_c_ends_at_once():
+            assert signal.getsignal(signal.SIGINT) is mine
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with ctrl_c_ends_at_once():
+            seen.append(signal.getsignal(signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.SIG_DFL]

@@ -137,7 +137,7 @@ def test_a_run_without_bits_per_byte_shows_nats(run):
             {"step": 1, "val_loss": 2.5, "val_bits_per_byte": None, "sample": "x"},
         ]
         source = write_report(rewrite(run, log)).read_text(encoding="utf-8")
-        assert "<b>–</b><span>bits per byte, there" in source
+        assert "<b>–</b><span>bits per byte at that step" in source
         assert "val loss: 2.5 at" in source
         assert "nan" not in source
 
@@ -201,8 +201,8 @@ TAGS = {
         ({"max_steps": None, "epochs": 1}, "1 epoch"),
         ({"max_steps": 1000}, "1,000 steps"),
         ({"max_steps": 2_000_000}, "2,000,000 steps"),
-        ({"max_steps": None, "max_minutes": 2.5}, "2.5 minutes"),
-        ({"max_steps": 1, "max_minutes": 1.0}, "1 step or 1 minute, whichever comes first"),
+        ({"max_steps": None, "max_minutes": 2.5}, "2 min 30 s"),
+        ({"max_steps": 1, "max_minutes": 1.0}, "1 step or 1 min, whichever comes first"),
         (
             {"max_steps": 5, "epochs": 3, "early_stopping_patience": 2},
             "3 epochs or 5 steps or 2 validations without a better loss, whichever comes first",
@@ -275,7 +275,7 @@ def test_what_a_trained_model_brings_was_not_set(tiny_run):
 def test_no_internals_are_shown_as_facts(tiny_run):
     run = train_from_config(tiny_run(max_steps=None, max_minutes=0.001))
     page = text_of(run.folder)
-    assert "trains for 0.001 minutes" in page.text
+    assert "trains for 0.06 s" in page.text
     assert not re.search(r"total_steps|1,?000,?000", page.text.partition("keys")[0])
     for name in ("parameters", "tokens per step", "training tokens", "PyTorch"):
         assert name in page.text
@@ -402,3 +402,11 @@ def test_a_run_of_epochs_alone_trains_for_epochs(tiny_run):
 
 def test_a_run_without_another_bound_is_bounded_by_its_epochs():
     assert bounds(Config(epochs=1_000_000)) == "1,000,000 epochs"
+
+
+def test_the_places_of_a_span_are_counted_up_to_a_limit():
+    for span, text, count in (("ab", "abcab", 2), ("aa", "aaaa", 3), ("aba", "ababa b aba", 3)):
+        assert report._occurrences(span, text) == count
+    # Every place is one: without the limit, each find would compare the whole span.
+    assert report._occurrences("a" * 2000, "a" * 1_000_000) == report._MOST_PLACES
+    assert report._occurrences("ab", "ab" * 50_000) == report._MOST_PLACES

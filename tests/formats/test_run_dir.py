@@ -8,6 +8,7 @@ from src.config_loader import load_config
 from src.errors import AGI2Error
 from src.formats.run_dir import (
     check_output,
+    check_tokenizer,
     check_weights,
     config_file,
     folder_of,
@@ -135,3 +136,13 @@ def test_weights_that_are_no_file_are_not_called_missing(tmp_path, kind):
         weights.symlink_to("nowhere")
     with pytest.raises(AGI2Error, match=r"model\.safetensors is a folder, a broken link or no"):
         check_weights(weights.parent, weights.parent)
+
+
+def test_a_tokenizer_that_does_not_exist_is_told_before_the_text_is_read(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for name in ("bpe", "basic", "gpt2", str(tmp_path), str(tmp_path / "tokenizer.json")):
+        check_tokenizer({"tokenizer": name, "resume": None})
+    for name in ("word", "BPE", str(tmp_path / "none")):
+        check_tokenizer({"tokenizer": name, "resume": "auto"})  # the checkpoint brings it
+        with pytest.raises(AGI2Error, match="is none of bpe, basic, gpt2, and no such file"):
+            check_tokenizer({"tokenizer": name, "resume": None})

@@ -255,7 +255,7 @@ def test_a_missing_source(folder, mistakes):
     ("name", "data", "said"),
     [
         ("a.txt", b"", "a.txt: the file is empty"),
-        ("a.txt", b" \n\t\n", "a.txt: the file is empty"),
+        ("a.txt", b" \n\t\n", "a.txt: the file contains only white space"),
         ("a.txt", b"\x7fELF\0\0\x01", "a.txt: not a text file (it holds NUL bytes)"),
         (
             "a.txt",

@@ -19,6 +19,7 @@ from src.train.planner import (
     to_toml,
     vocabulary_for,
 )
+from src.utils import plural
 from tests.bounds import gamma, nearly
 from tests.conftest import make_text
 
@@ -72,7 +73,7 @@ def test_a_text_that_is_too_small_is_one_line(tmp_path, text, size):
     source = tmp_path / "text.txt"
     source.write_text(text, encoding="utf-8")
     # A file without text may be refused by the reader already.
-    expected = rf"the text has {size} bytes, too few to plan for: .*at least 1,000"
+    expected = f"the text has {plural(size, 'byte')}, too few to plan for: .*at least 1,000"
     with pytest.raises(AGI2Error, match=expected if size else "text"):
         list(propose([str(source)], 1, tmp_path / "mine.toml"))
     assert not (tmp_path / "mine.toml").exists()
@@ -104,7 +105,7 @@ def test_no_plan_is_larger_than_its_text_can_use(monkeypatch, size, widest, minu
 def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
     speeds(monkeypatch, 1e12)
     told, config = proposed(tmp_path, make_text(3000), 600)
-    assert re.search(r"of 10 h 00 min the run takes \d+ s: more passes", told)
+    assert re.search(r"of 10 h 00 min the run takes \d+ s: more epochs", told)
     assert config.max_steps
     assert config.max_minutes is None
     assert "# More epochs over this text would add next to nothing.\nmax_steps" in told
