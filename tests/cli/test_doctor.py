@@ -61,7 +61,7 @@ def test_too_many_passes_and_too_few_are_told(tiny_run, monkeypatch):
     many = list(examine(tiny_run(max_steps=None, epochs=50)))
     assert any("50 epochs are many" in line and "lower epochs" in line for line in many)
     few = list(examine(tiny_run(max_steps=None, max_minutes=1e-9, batch_size=2)))
-    assert any("too short for one pass" in line for line in few)
+    assert any("too short for one epoch" in line for line in few)
     enough = list(examine(tiny_run(max_steps=None, epochs=2)))
     assert not any(line.startswith("advice") for line in enough)
 
