@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +38,7 @@ from src.train.checkpoint import (
 )
 from src.train.optimizer import make_optimizers
 from src.utils import FolderLock, fcntl
-from tests.conftest import raising, run_python
+from tests.conftest import raising
 from tests.tiny_models import tiny_config, tiny_model
 
 
@@ -403,7 +402,7 @@ class Turns:
     count=st.integers(2, 4),
     ends=st.booleans(),
 )
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_starts_at_the_same_time_never_share_or_move_a_folder(seed, before, count, ends):
     """In every order of the system calls of several starts, each winner keeps its own folder."""
     with tempfile.TemporaryDirectory() as root:
