@@ -1,9 +1,12 @@
 """TOML files and overrides to a checked configuration, and back."""
 
+import ast
+import inspect
+import itertools
 import os
 import re
 import shlex
-import string
+import textwrap
 import threading
 import time
 import tomllib
@@ -622,12 +625,24 @@ def test_default_toml_comments_out_exactly_the_keys_without_a_default():
     assert commented == {key for key, value in Config().items() if value is None}
 
 
-def test_default_toml_explains_each_key_on_the_line_above():
+def key_docstrings():
+    """The docstring of each key in `Config`, without line breaks and backticks."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(Config))).body
+    for field, below in itertools.pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            yield field.target.id, " ".join(below.value.value.replace("`", "").split())
+
+
+def test_default_toml_explains_each_key_as_its_docstring_does():
+    documented = dict(key_docstrings())
+    assert sorted(documented) == sorted(Config.model_fields)
     lines = DEFAULT.read_text(encoding="utf-8").splitlines()
     for number, _, key in key_lines():
-        above = lines[number - 1]
-        assert above.startswith("# "), key
-        assert above[2] in string.ascii_uppercase + string.digits + '"', key
+        above = itertools.takewhile(
+            lambda line: re.match(r"# (?![a-z_0-9]+ = )", line), lines[number - 1 :: -1]
+        )
+        comment = " ".join(line.removeprefix("# ") for line in reversed([*above]))
+        assert comment.replace('"', "") == documented[key].replace('"', ""), key
 
 
 def test_default_toml_shows_examples_that_are_valid():
