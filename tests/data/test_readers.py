@@ -33,7 +33,7 @@ def test_a_broken_csv_is_refused_with_the_line(tmp_path, rows, problem):
 
 @pytest.mark.parametrize("content", ["\n\nid,text\n1,a\n", "\n"])
 def test_a_csv_whose_first_line_is_empty_says_so(tmp_path, content):
-    with pytest.raises(Unreadable, match=r"a.csv:1: the first line is empty|the file is empty"):
+    with pytest.raises(Unreadable, match=r"(:1: the first line is empty|contains only white)"):
         read(tmp_path / "a.csv", content)
 
 
