@@ -1,5 +1,6 @@
 """The command line, run inside this process: `main([...])` ends with a status."""
 
+import contextlib
 import errno
 import io
 import json
@@ -892,13 +893,24 @@ def test_output_that_cannot_be_written_is_one_line(option):
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize(
-    "arguments", ["list nothing", "list --nothing", "nothing", "train -s a=1 x"]
+    "arguments", ["", "list nothing", "list --nothing", "nothing", "train -s a=1 x"]
 )
 def test_a_status_needs_no_standard_error(arguments):
     program = f"from src.cli.main import main; main({arguments.split()})"
     with open("/dev/full", "w") as full:
         left = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full)
     assert left.returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_help_that_cannot_be_printed_is_a_status(monkeypatch):
+    full = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", full)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    with contextlib.suppress(OSError):
+        full.close()
 
 
 SECRETS = ("pa55word", "t0ken")
