@@ -83,7 +83,9 @@ def test_marks_and_line_ends_are_understood(tmp_path, content, text):
 
 @pytest.mark.parametrize("content", [b"", b" \n\t\r\n", b" " * 9000, b"\xef\xbb\xbf", b"\xff\xfe"])
 def test_a_file_without_text_is_an_error(tmp_path, content):
-    with pytest.raises(AGI2Error, match=r"a\.txt: the file (is empty|contains only)"):
+    with pytest.raises(
+        AGI2Error, match=r"a\.txt: (the file is empty|contains no text|the file contains only)"
+    ):
         read(write(tmp_path / "a.txt", content))
 
 
