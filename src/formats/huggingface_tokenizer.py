@@ -413,8 +413,8 @@ def _say_what_is_not_kept(folder: Folder, place: Path, content: Mapping[str, Any
         for key, value in folder.generation.items()
         if key not in _PLAIN_GENERATION and value is not None
     ]
-    if more := len(defaults) - _SHOWN_DEFAULTS:
-        defaults = [*defaults[:_SHOWN_DEFAULTS], f"and {more:,} more"] if more > 0 else defaults
+    if (more := len(defaults) - _SHOWN_DEFAULTS) > 0:
+        defaults = [*defaults[:_SHOWN_DEFAULTS], f"and {more:,} more"]
     if defaults:
         left.append(f"{', '.join(defaults)} of generation_config.json (set keys of config.toml)")
     if (kind := _unread_class(folder, content)) is not None:

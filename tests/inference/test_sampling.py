@@ -78,7 +78,11 @@ def frequencies(logits: torch.Tensor) -> torch.Tensor:
 # --- bias, penalties and bans ---------------------------------------------------------------
 
 
-@given(seed=SEEDS, bias=st.dictionaries(st.integers(0, 16), st.floats(-9, 9), min_size=1))
+# From 1: some versions of transformers refuse a bias of token 0.
+BIASES = st.dictionaries(st.integers(1, 16), st.floats(-9, 9), min_size=1)
+
+
+@given(seed=SEEDS, bias=BIASES)
 @settings(deadline=None, max_examples=30)
 def test_the_logit_bias_is_transformers(seed, bias):
     logits = random_logits(seed)

@@ -367,7 +367,11 @@ def test_a_folder_of_a_packages_name_is_no_package(tmp_path, monkeypatch):
         metrics.check_log_to(["nopackage"])
 
 
-@pytest.mark.parametrize("content", [b"", b"../x", b"a" * 65, b"\xff", b"a\nb", b"9" * 10**6])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"../x", b"a" * 65, b"\xff", b"a\nb", b"9" * 10**6],
+    ids=["empty", "path", "long", "bytes", "lines", "endless"],
+)
 def test_a_run_id_of_somebody_else_is_one_line(tmp_path, content):
     note = tmp_path / "wandb" / "run_id"
     note.parent.mkdir()
