@@ -98,7 +98,8 @@ p { margin: .35rem 0 }
 .plot { position: relative; height: 13rem; margin: .2rem .6rem 1.4rem 2.9rem;
   border-bottom: 1px solid var(--soft) }
 .wide .plot { height: 20rem }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden }
+.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible;
+  clip-path: inset(0 -5px) }  /* dots at the ends stay round */
 .plot path { fill: none; vector-effect: non-scaling-stroke }
 .plot .grid { stroke: var(--grid); stroke-width: 1 }
 .plot .mark { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3 }

@@ -292,7 +292,7 @@ def _samples(history: History) -> str:
 def _memorization(
     run: RunRecord, copies: Sequence[Copy] | None, documents: Sequence[str] | None
 ) -> str:
-    if copies is None or documents is None:
+    if copies is None or documents is None or not run.history.samples:
         return ""
     characters = sum(map(len, documents))
     compared = min(characters, COMPARED_TEXT)

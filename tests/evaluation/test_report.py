@@ -125,7 +125,7 @@ def test_hostile_texts_stay_text(run):
 def test_the_report_of_any_log_is_whole(run, entries):
     text = text_of(rewrite(run, entries), ["text"]).text
     assert "no samples" in text
-    assert "nothing in common" in text
+    assert "Memorization" not in text  # there is nothing to compare
 
 
 def test_a_run_without_bits_per_byte_shows_nats(run):
