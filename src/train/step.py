@@ -76,7 +76,7 @@ def accumulate_gradients(
         inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.size(1))])
         targets = torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORED)])
     counts = [count_targets(each) for each in targets.split(size)]
-    of_all = torch.stack(counts).sum().clamp(min=1).double()
+    count_of_all = torch.stack(counts).sum().clamp(min=1)
     total = torch.zeros((), dtype=torch.float32, device=device)
     for index, (x, y, count) in enumerate(
         zip(inputs.split(size), targets.split(size), counts, strict=True), start=1
@@ -86,8 +86,9 @@ def accumulate_gradients(
                 loss = loss_function(
                     x.to(device, non_blocking=True), y.to(device, non_blocking=True)
                 )
-            # A tensor: a number would need a synchronization if the targets are on a GPU.
-            loss = loss * (weight * count.double() / of_all).to(loss.dtype)
+            # Tensors: a number would need a synchronization if the targets are on a GPU.
+            dtype = torch.promote_types(loss.dtype, torch.float32)
+            loss = loss * (weight * (count.to(dtype) / count_of_all.to(dtype)))
             scaler.scale(loss).backward()
         total += loss.detach()
     return total
