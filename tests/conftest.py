@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,10 @@ def run_python(code, *arguments):
 
 
 def pytest_configure():
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # by nohup, or in a script's background
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
     if sys.dont_write_bytecode:
         # Each of the about hundred Python processes that tests start would compile PyTorch anew,
         # for 4 s. This folder keeps the bytecode away from the sources.
