@@ -18,9 +18,9 @@ from common import ROOT, parser, report
 from src.config import Config
 from src.config_loader import load_config
 from src.model import GPT2Model
-from src.train.checkpoint import optimizer_tensors, save_checkpoint
+from src.train.checkpoint import save_checkpoint
 from src.train.loss import NextTokenLoss
-from src.train.optimizer import make_optimizers
+from src.train.optimizer import make_optimizers, optimizer_tensors
 from src.train.step import accumulate_gradients, apply_gradients
 from src.train.trainer import Trainer
 from src.training import train_from_config

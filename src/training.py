@@ -35,12 +35,13 @@ from .train.arguments import (
 )
 from .train.distributed import Processes, start_processes
 from .train.epoch import Criterion, Epoch
+from .train.folder_lock import FolderLock
 from .train.setup import Prepared, find_checkpoint_to_resume, prepare_together
 from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
 from .train.trainer import Trainer
-from .utils import FolderLock, log, plural
+from .utils import log, plural
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
 

@@ -1,4 +1,4 @@
-"""Seeding, atomic files, hashes, JSON, formatting, locks and signals.
+"""Seeding, atomic files, hashes, JSON and formatting.
 
 PyTorch is imported inside the functions that need it, because the import is slow.
 """
@@ -9,20 +9,17 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import importlib.util
 import io
 import json
 import logging
 import math
 import os
 import shutil
-import signal
 import stat
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,8 +28,6 @@ from .errors import AGI2Error
 if TYPE_CHECKING:
     import torch
 
-# Windows has no fcntl.
-fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 log = logging.getLogger("agi2")
 
@@ -323,93 +318,6 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
-LOCK = ".lock"
-"""The file in a folder on which its `FolderLock` is held."""
-
-
-class FolderLock:
-    """An exclusive lock (flock) on a folder, held until `release` or the end of the process.
-
-    It is held on a file in the folder, so a folder that is renamed stays locked. A no-op if the
-    system has no flock.
-
-    Args:
-        folder: the folder; if it does not exist, nothing is locked until `take`.
-
-    Raises:
-        AGI2Error: if another process holds the lock.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
-        self._descriptor: int | None = None
-        self.take()
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def take(self) -> None:
-        """Lock the folder that has the name now, unless it is locked by this object already.
-
-        Raises:
-            AGI2Error: if another process holds the lock.
-        """
-        # Another process may delete the file, or rename the folder, after the file is opened and
-        # before it is locked: such a lock is not of the folder that has the name now.
-        while not self.is_held:
-            self.release()
-            if not self._lock_file():
-                return
-
-    def _lock_file(self) -> bool:
-        """Open and lock the file; return whether there is a folder to lock."""
-        missing = FileNotFoundError, NotADirectoryError
-        with writing(self._path.parent), contextlib.suppress(*missing):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        if self._descriptor is None:
-            return False
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            self._descriptor = None
-            raise AGI2Error(
-                f"{self._path.parent}: another process is training there: wait for it, or set "
-                "another model_name"
-            ) from error
-        except OSError:  # the file system has no locks
-            log.debug("%s cannot be kept for one process", self._path.parent)
-        return True
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the lock file is still the one locked: `False` if it was deleted or replaced."""
-        if self._descriptor is None:
-            return fcntl is None
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
-        except OSError:
-            return False
-
-    def release(self, folder: Path | None = None) -> None:
-        """Release the lock and delete its file.
-
-        Args:
-            folder: the folder's present path, if it was renamed.
-        """
-        own, self._path = self._path, self._path if folder is None else folder / LOCK
-        if self._descriptor is not None:
-            if self.is_held:  # else the file is another process's
-                with contextlib.suppress(OSError):
-                    self._path.unlink()
-            os.close(self._descriptor)
-            self._descriptor = None
-        self._path = own
-
-
 def end_with(parent: int, folder: str) -> None:
     """Exit this process when its parent exits, even if that was killed, and delete a folder.
 
@@ -428,64 +336,3 @@ def end_with(parent: int, folder: str) -> None:
 
 
 _WATCH_SECONDS = 0.2
-
-
-class Background:
-    """A background thread that runs one task at a time."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(1)
-        self._last: Future[Any] | None = None
-
-    def start(self, work: Callable[[], Any]) -> None:
-        """Wait for the previous task, then start `work` in the background."""
-        self.wait()
-        self._last = self._threads.submit(work)
-
-    def wait(self) -> None:
-        """Wait for the last task; raise the exception that it raised, if any."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-
-class Interrupt:
-    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets the flag `asked`.
-
-    A second signal raises `KeyboardInterrupt`, except SIGHUP: when a terminal is closed, it comes
-    from the kernel and again from the shell. Ignored signals (as under `nohup`) remain ignored.
-    """
-
-    # Windows has no SIGHUP.
-    _HANG_UP = getattr(signal, "SIGHUP", None)
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANG_UP] if _HANG_UP else []))
-
-    def __init__(self) -> None:
-        self.asked = False
-        """Whether a signal was received."""
-        self.at_once = False
-        """Whether the first signal raises, too, because there is nothing left to save."""
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        # Python allows signal handlers only in the main thread.
-        if threading.current_thread() is threading.main_thread():
-            found = {number: signal.getsignal(number) for number in self._SIGNALS}
-            # `None`: a handler that was not set from Python, which cannot be restored.
-            kept = (signal.SIG_IGN, None)
-            self._before = {number: was for number, was in found.items() if was not in kept}
-            for number in self._before:
-                signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and number == self._HANG_UP:
-            return
-        was_asked, self.asked = self.asked, True
-        if was_asked or self.at_once:
-            raise KeyboardInterrupt
-        log.info("stopping after this step; once more to stop at once, without saving")

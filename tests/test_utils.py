@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
+from src.train.checkpoint_manager import Background
+from src.train.folder_lock import FolderLock
+from src.train.interrupt import Interrupt
 from src.utils import (
-    Background,
-    FolderLock,
-    Interrupt,
     atomic_folder,
     atomic_path,
     end_with,
@@ -58,9 +58,9 @@ def test_a_folder_is_kept_for_one(tmp_path, monkeypatch):
     def without_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("src.utils.fcntl.flock", without_locks)
+    monkeypatch.setattr("src.train.folder_lock.fcntl.flock", without_locks)
     FolderLock(tmp_path).release()
-    monkeypatch.setattr("src.utils.fcntl", None)
+    monkeypatch.setattr("src.train.folder_lock.fcntl", None)
     FolderLock(tmp_path).release()
     assert not list(tmp_path.iterdir())
 

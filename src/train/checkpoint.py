@@ -17,20 +17,17 @@ There is no pickle: loading a checkpoint cannot execute code.
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..config import Config
 from ..errors import AGI2Error
@@ -49,14 +46,11 @@ from ..formats.run_dir import (
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME
 from ..utils import (
-    LOCK,
-    FolderLock,
     atomic_path,
     finite,
     log,
     read_json_object,
     sha256_of,
-    shard_like,
     sync_file,
     sync_folder,
     writing,
@@ -72,40 +66,6 @@ Describe = Callable[[Path], None]
 
 # The version of the checkpoint's layout and of `state.json`; `find_checkpoint` rejects others.
 FORMAT = 3
-
-
-def optimizer_tensors(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, torch.Tensor]:
-    """Return the optimizers' state as tensors named `optimizer.<parameter>.<key>`."""
-    return {
-        f"optimizer.{name}.{key}": torch.as_tensor(value, device=getattr(value, "device", "cpu"))
-        for name, parameter in model.named_parameters()
-        for optimizer in optimizers
-        if parameter in optimizer.state
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def load_optimizer_tensors(
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    tensors: Mapping[str, torch.Tensor],
-) -> None:
-    """Restore optimizer state from the tensors of `optimizer_tensors`; shard them as needed."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for optimizer in optimizers:
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            prefix = f"optimizer.{names[parameter]}."
-            optimizer.state[parameter] = {
-                key.removeprefix(prefix): (
-                    shard_like(value, parameter)
-                    if value.shape == parameter.shape
-                    else value.to(parameter.device)
-                )
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
 
 
 def save_checkpoint(
@@ -421,51 +381,3 @@ def clear_leftovers(folder: Path) -> None:
     for beside in folder.iterdir():
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", beside.name):  # `atomic_path`'s
             beside.unlink(missing_ok=True)
-
-
-def claim_folder(folder: Path, lock: FolderLock) -> Path | None:
-    """Create and lock an empty run folder; an existing one is locked, then moved to NAME.1.
-
-    Of several processes that claim a folder at a time, one gets it: a folder is only moved by the
-    process that holds its lock.
-
-    Args:
-        folder: the run folder.
-        lock: the lock of `folder`, which is taken if it is not held.
-
-    Returns:
-        The new path of the folder that existed; `None` if there was none, or it was empty.
-
-    Raises:
-        AGI2Error: if another process trains in the folder, or it cannot be created or moved.
-    """
-    moved = None
-    while True:
-        with writing(folder):
-            if os.path.lexists(folder) and not folder.is_dir():
-                raise AGI2Error(f"{folder} is not a folder: move it away, or set model_name")
-            folder.mkdir(parents=True, exist_ok=True)
-        lock.take()
-        with writing(folder), contextlib.suppress(FileNotFoundError):
-            if lock.is_held:  # else it was moved away before it was locked: create the next
-                if {path.name for path in folder.iterdir()} <= {LOCK}:
-                    return moved
-                moved = _move_aside(folder)
-                lock.release(moved)
-
-
-def _move_aside(folder: Path) -> Path:
-    """Rename a run folder, which this process has locked, to the first free NAME.1, NAME.2, ..."""
-    for number in itertools.count(1):
-        aside = folder.with_name(f"{folder.name}.{number}")
-        if os.path.lexists(aside):
-            continue
-        try:
-            os.rename(folder, aside)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # created since it was free
-                raise
-        else:
-            break
-    log.info("%s exists: moved to %s", folder, aside)
-    return aside

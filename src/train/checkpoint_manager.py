@@ -6,7 +6,8 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from ..formats.model_dir import WEIGHTS, load_weights, save_config_and_tokenizer
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
-from ..utils import Background, FolderLock, finite, log, plural, whole, writing
+from ..utils import finite, log, plural, whole, writing
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .distributed import Processes
-from .optimizer import Optimizer
+from .folder_lock import FolderLock, claim_folder
+from .optimizer import Optimizer, load_optimizer_tensors, optimizer_tensors
 
 # Keys that must not change on resume, as they determine the order of the data or the optimizer
 # steps. The text is compared by its hash, so its path may change.
@@ -43,6 +45,25 @@ FIXED_ON_RESUME = (
 
 
 _ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
+
+
+class Background:
+    """A background thread that runs one task at a time."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1)
+        self._last: Future[Any] | None = None
+
+    def start(self, work: Callable[[], Any]) -> None:
+        """Wait for the previous task, then start `work` in the background."""
+        self.wait()
+        self._last = self._threads.submit(work)
+
+    def wait(self) -> None:
+        """Wait for the last task; raise the exception that it raised, if any."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
 
 @dataclass
@@ -121,7 +142,7 @@ class CheckpointManager:
                 "anew without resume"
             )
         tensors = checkpoint.load_into(self.model)
-        checkpoints.load_optimizer_tensors(self.model, self.optimizers, tensors)
+        load_optimizer_tensors(self.model, self.optimizers, tensors)
 
     def prepare_folder(self, checkpoint: Checkpoint | None) -> int:
         """Restore the run folder to its state at the checkpoint, or create a new one, and lock it.
@@ -140,7 +161,7 @@ class CheckpointManager:
             logged = checkpoint.state["metrics_size"]
             checkpoints.delete_checkpoints_after(self.folder, checkpoint.state["step"])
         else:
-            self._moved = checkpoints.claim_folder(self.folder, lock)
+            self._moved = claim_folder(self.folder, lock)
         self._enter_folder(lock)
         if checkpoint is not None:
             checkpoint.restore_best(self.best_weights)
@@ -156,7 +177,7 @@ class CheckpointManager:
         """
         lock = self._take_lock()
         if not self._is_ours():
-            checkpoints.claim_folder(self.folder, lock)
+            claim_folder(self.folder, lock)
         self._enter_folder(lock)
 
     def _take_lock(self) -> FolderLock:
@@ -233,7 +254,7 @@ class CheckpointManager:
             return place
         best = None if state["best_loss"] is None else self.best_weights
         weights = self.model.state_dict()
-        tensors = checkpoints.optimizer_tensors(self.model, self.optimizers)
+        tensors = optimizer_tensors(self.model, self.optimizers)
         if self.sharded:
             folder, processes = self.folder, self.processes
             checkpoints.save_shards(

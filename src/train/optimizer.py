@@ -1,9 +1,10 @@
-"""Parameter groups, optimizers and learning-rate schedules."""
+"""Parameter groups, optimizers, their saved state, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -176,3 +177,37 @@ def _decay(schedule: str, progress: float, decay_fraction: float) -> float:
     if schedule == "wsd":
         return min(1.0, (1.0 - progress) / decay_fraction)
     return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, torch.Tensor]:
+    """Return the optimizers' state as tensors named `optimizer.<parameter>.<key>`."""
+    return {
+        f"optimizer.{name}.{key}": torch.as_tensor(value, device=getattr(value, "device", "cpu"))
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        if parameter in optimizer.state
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Restore optimizer state from the tensors of `optimizer_tensors`; shard them as needed."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            prefix = f"optimizer.{names[parameter]}."
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): (
+                    shard_like(value, parameter)
+                    if value.shape == parameter.shape
+                    else value.to(parameter.device)
+                )
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }

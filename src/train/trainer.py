@@ -23,11 +23,12 @@ from ..dataset import EpochBatches, TextDataset, bytes_of
 from ..errors import AGI2Error, masked
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
-from ..utils import Interrupt, human_time, keep_freed_memory, log, plural, seed_everything
+from ..utils import human_time, keep_freed_memory, log, plural, seed_everything
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import Processes, is_lost_process, launch_id
 from .estimates import choose_micro_batch_size, training_flops
+from .interrupt import Interrupt
 from .loss import LossFunction, NextTokenLoss
 from .metrics import Evaluation, Telemetry
 from .optimizer import learning_rate_factor, make_optimizers

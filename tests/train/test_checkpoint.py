@@ -26,18 +26,15 @@ from src.model import GPT2Model
 from src.train import checkpoint
 from src.train.checkpoint import (
     FORMAT,
-    claim_folder,
     delete_checkpoints_after,
     find_checkpoint,
     list_checkpoints,
-    load_optimizer_tensors,
     newest_checkpoint,
     open_checkpoint,
-    optimizer_tensors,
     save_checkpoint,
 )
-from src.train.optimizer import make_optimizers
-from src.utils import FolderLock, fcntl
+from src.train.folder_lock import FolderLock, claim_folder, fcntl
+from src.train.optimizer import load_optimizer_tensors, make_optimizers, optimizer_tensors
 from tests.conftest import raising
 from tests.tiny_models import tiny_config, tiny_model
 

@@ -13,8 +13,8 @@ from src.formats.model_dir import load_model
 from src.tokenizer import BasicTokenizer
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
 from src.train.checkpoint_manager import FIXED_ON_RESUME
+from src.train.folder_lock import FolderLock
 from src.training import train_from_config, train_model
-from src.utils import FolderLock
 from tests.tiny_models import training_in_float64
 
 OTHERS = {
