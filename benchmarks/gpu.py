@@ -330,7 +330,8 @@ def their_generate(sizes: Sizes, precision: str, device: str) -> Generate:
     import torch
     import transformers
 
-    from src.formats.huggingface import to_hf_config, to_hf_state_dict
+    from src.formats.huggingface_config import to_hf_config
+    from src.formats.huggingface_weights import to_hf_state_dict
 
     model = random_model(sizes)
     keys = {**to_hf_config(model.config), "bos_token_id": None, "eos_token_id": None}

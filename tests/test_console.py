@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from src import console as terminal
-from src.console import (
-    TrainingDisplay,
-    print_line,
-    print_table,
-    print_text,
-    setup_logging,
-    visible,
-)
+from src.cli.table import print_table
+from src.console import TrainingDisplay, print_line, print_text, setup_logging, visible
 from src.utils import log
 
 HOSTILE = "a\x1b[31mb\x07\r\x9bc\u202ed\n\te"

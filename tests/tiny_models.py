@@ -10,7 +10,8 @@ from unittest import mock
 import torch
 
 from src.config import Config, GPT2Config
-from src.formats.huggingface import to_hf_config, to_hf_state_dict
+from src.formats.huggingface_config import to_hf_config
+from src.formats.huggingface_weights import to_hf_state_dict
 from src.formats.model_dir import save_model
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ..console import Rows, print_line, print_table, print_text
+from ..console import print_line, print_text
 from ..errors import AGI2Error, masked
 from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
 from ..evaluation.html import escape, table
 from ..evaluation.report import axes, tokens_per_step
 from ..evaluation.run_log import History, RunRecord, RunSummary, list_runs, read_run
 from ..utils import human_bytes, human_time, log, write_text
+from .table import Rows, print_table
 
 NOTHING = "–"
 # Keys not compared: the location of a run, which the column names already show.

@@ -150,9 +150,9 @@ def _evaluate_in_tasks(
     as_json: bool,
 ) -> None:
     """Run tasks of lm-eval and print their metrics."""
-    from ..console import print_table
     from ..evaluation.harness import AGI2LM, run_tasks
     from ..utils import json_line
+    from .table import print_table
 
     results = run_tasks(AGI2LM(trained, precision), names, folder)
     if as_json:

@@ -11,7 +11,7 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path
-from .huggingface import as_gpt2, renamed
+from .huggingface_weights import as_gpt2, renamed
 
 # Tensor names in GGUF, by module of `GPT2Model`; then those inside a block.
 _NAMES = {

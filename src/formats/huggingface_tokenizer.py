@@ -12,7 +12,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from ..tokenization.tokenizer_json import (
     read_bounded,
 )
 from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
-from ..utils import MAX_JSON_BYTES, log, read_json_object, write_text
+from ..utils import log, write_text
+from .huggingface_folder import Folder, read_hf_json
 
 # Default BOS and EOS id of `transformers.GPT2Config`, saved even if the vocabulary is smaller.
 _DEFAULT_ID = 50256
@@ -39,90 +39,6 @@ MAX_ENDS = 60
 # Number of keys of generation_config.json that a warning names.
 _SHOWN_DEFAULTS = 8
 _PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The contents of the JSON files that describe a tokenizer; empty for a missing file."""
-
-    name: str
-    """Name of the model, for error messages."""
-    model: Mapping[str, Any]
-    """`config.json`."""
-    generation: Mapping[str, Any]
-    tokenizer: Mapping[str, Any]
-    """`tokenizer_config.json`."""
-    special: Mapping[str, Any]
-    """`special_tokens_map.json`."""
-    added: Mapping[str, Any]
-    """`added_tokens.json`."""
-
-    @classmethod
-    def read(cls, place: Path, name: str, model: Mapping[str, Any]) -> Folder:
-        """Load the files that exist; `model` is the content of config.json."""
-
-        def optional(file: str) -> dict[str, Any]:
-            # A broken link is refused, not taken for a missing file.
-            return read_hf_json(place / file, name) if os.path.lexists(place / file) else {}
-
-        return cls(
-            name,
-            model,
-            optional("generation_config.json"),
-            optional("tokenizer_config.json"),
-            optional("special_tokens_map.json"),
-            optional("added_tokens.json"),
-        )
-
-    def token(self, kind: str) -> str | None:
-        """Return the special token of a kind, such as `eos_token`, or `None`."""
-        files = {"tokenizer_config.json": self.tokenizer, "special_tokens_map.json": self.special}
-        found: dict[str, str] = {}
-        for file, given in files.items():
-            token = given.get(kind)
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is None:
-                continue
-            if not isinstance(token, str) or not token:
-                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(token)} is no token")
-            found[token] = file
-        if len(found) > 1:
-            said = " and ".join(f"{shown(token)} in {file}" for token, file in found.items())
-            raise AGI2Error(f"{self.name}: {kind} = {said} contradict each other")
-        return next(iter(found), None)
-
-    def ids(self, kind: str) -> list[int]:
-        """Return the ids of a kind, such as `eos_token_id`; generation_config.json has priority."""
-        for file, given in (
-            ("generation_config.json", self.generation),
-            ("config.json", self.model),
-        ):
-            found = given.get(kind)
-            ids = found if isinstance(found, list) else [] if found is None else [found]
-            if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
-                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(found)} is no token's id")
-            if found is not None:
-                return list(dict.fromkeys(ids))
-        return []
-
-    def switch(self, key: str) -> bool | None:
-        """Return a value of tokenizer_config.json that is true, false or not set."""
-        found = self.tokenizer.get(key)
-        if not (found is None or isinstance(found, bool)):
-            raise AGI2Error(
-                f"{self.name}: tokenizer_config.json: {key} = {shown(found)} is neither true nor "
-                "false"
-            )
-        return found
-
-
-def read_hf_json(path: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Load a JSON object from a file of at most `most` bytes; `name` is the model's."""
-    try:
-        return read_json_object(path, most)
-    except AGI2Error as error:
-        reason = str(error).removeprefix(str(path)).strip()
-        raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error
 
 
 def load_hf_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:

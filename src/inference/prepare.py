@@ -17,12 +17,8 @@ from ..arguments import checked
 from ..console import busy, visible
 from ..errors import AGI2Error
 from ..model import GPT2Model
-from ..nn.cpu_kernels import (
-    KernelBackend,
-    LayerWeights,
-    Norm,
-    Weights,
-)
+from ..nn.cpu_kernels import Weights
+from ..nn.kernel_backend import KernelBackend, LayerWeights, Norm
 from ..nn.quantized import (
     INT4_BLOCK,
     QuantizedEmbeddings,

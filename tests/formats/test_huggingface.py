@@ -16,14 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from src.errors import AGI2Error
-from src.formats.huggingface import (
-    as_gpt2,
-    export_huggingface,
-    from_hf_config,
-    import_huggingface,
-    to_hf_config,
-    to_hf_state_dict,
-)
+from src.formats.huggingface import export_huggingface, import_huggingface
+from src.formats.huggingface_config import from_hf_config, to_hf_config
+from src.formats.huggingface_weights import as_gpt2, to_hf_state_dict
 from src.formats.model_dir import load_model
 from src.model import GPT2Model
 from src.utils import sha256_of

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.formats.export import export_model
-from src.formats.huggingface import from_hf_config, import_huggingface
+from src.formats.huggingface import import_huggingface
+from src.formats.huggingface_config import from_hf_config
 from src.formats.huggingface_tokenizer import load_hf_tokenizer
 from src.formats.model_dir import load_model
 from src.generation import generate_batch, generate_beam_text, generate_choices, generate_text

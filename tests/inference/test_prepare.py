@@ -19,7 +19,7 @@ from src.formats.onnx import export_onnx
 from src.generation import generate_text, generate_tokens
 from src.inference.beam_search import beam_search
 from src.inference.prepare import prepare_for_generation
-from src.nn.cpu_kernels import LIBRARY
+from src.nn.cpu_library import LIBRARY
 from src.nn.lora import add_lora, merge_lora
 from src.nn.quantized import QuantizedLinear
 from src.tokenizer import BPETokenizer
@@ -108,7 +108,7 @@ def test_without_the_compiled_part_the_logits_are_those_of_the_same_weights(
 ):
     compiled = prepare_for_generation(make(), quantize)
     assert not caplog.messages
-    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", None)
+    monkeypatch.setattr("src.nn.cpu_library.LIBRARY", None)
     plain = prepare_for_generation(make(), quantize)
     assert plain.decode_backend is None
     assert ("saves memory here, but no time" in caplog.text) == (quantize != "none")

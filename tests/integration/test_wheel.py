@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src import __version__
-from src.nn.cpu_kernels import LIBRARY
+from src.nn.cpu_library import LIBRARY
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,17 +17,9 @@ from hypothesis import strategies as st
 from src.ffn import ACTIVATIONS
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
-from src.nn.cpu_kernels import (
-    LIBRARY,
-    MAX_KERNEL_TOKENS,
-    Gelu,
-    KernelBackend,
-    KernelLinear,
-    Weights,
-    load,
-    pack,
-    unpack,
-)
+from src.nn.cpu_kernels import MAX_KERNEL_TOKENS, Gelu, KernelLinear, Weights, pack, unpack
+from src.nn.cpu_library import LIBRARY, load
+from src.nn.kernel_backend import KernelBackend
 from src.nn.kv_cache import KVCache
 from src.nn.quantized import _halves, dequantize, quantize_weight
 from tests.bounds import (
@@ -405,7 +397,7 @@ def test_without_memory_there_is_an_error(monkeypatch):
     full = SimpleNamespace(
         agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1, agi2_unpack=LIBRARY.agi2_unpack
     )
-    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", full)
+    monkeypatch.setattr("src.nn.cpu_library.LIBRARY", full)
     with pytest.raises(MemoryError):
         model.head(random(1, 64))
     with pytest.raises(MemoryError):

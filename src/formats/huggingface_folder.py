@@ -1,0 +1,139 @@
+"""A model folder in the layout of Hugging Face: finding it and reading its files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cuda_utils import first_line
+from ..errors import AGI2Error, shown
+from ..tokenizer import FILE_NAME
+from ..utils import MAX_JSON_BYTES, read_json_object
+from .model_dir import CONFIG, WEIGHTS
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The contents of the JSON files that describe a tokenizer; empty for a missing file."""
+
+    name: str
+    """Name of the model, for error messages."""
+    model: Mapping[str, Any]
+    """`config.json`."""
+    generation: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    """`tokenizer_config.json`."""
+    special: Mapping[str, Any]
+    """`special_tokens_map.json`."""
+    added: Mapping[str, Any]
+    """`added_tokens.json`."""
+
+    @classmethod
+    def read(cls, place: Path, name: str, model: Mapping[str, Any]) -> Folder:
+        """Load the files that exist; `model` is the content of config.json."""
+
+        def optional(file: str) -> dict[str, Any]:
+            # A broken link is refused, not taken for a missing file.
+            return read_hf_json(place / file, name) if os.path.lexists(place / file) else {}
+
+        return cls(
+            name,
+            model,
+            optional("generation_config.json"),
+            optional("tokenizer_config.json"),
+            optional("special_tokens_map.json"),
+            optional("added_tokens.json"),
+        )
+
+    def token(self, kind: str) -> str | None:
+        """Return the special token of a kind, such as `eos_token`, or `None`."""
+        files = {"tokenizer_config.json": self.tokenizer, "special_tokens_map.json": self.special}
+        found: dict[str, str] = {}
+        for file, given in files.items():
+            token = given.get(kind)
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is None:
+                continue
+            if not isinstance(token, str) or not token:
+                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(token)} is no token")
+            found[token] = file
+        if len(found) > 1:
+            said = " and ".join(f"{shown(token)} in {file}" for token, file in found.items())
+            raise AGI2Error(f"{self.name}: {kind} = {said} contradict each other")
+        return next(iter(found), None)
+
+    def ids(self, kind: str) -> list[int]:
+        """Return the ids of a kind, such as `eos_token_id`; generation_config.json has priority."""
+        for file, given in (
+            ("generation_config.json", self.generation),
+            ("config.json", self.model),
+        ):
+            found = given.get(kind)
+            ids = found if isinstance(found, list) else [] if found is None else [found]
+            if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
+                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(found)} is no token's id")
+            if found is not None:
+                return list(dict.fromkeys(ids))
+        return []
+
+    def switch(self, key: str) -> bool | None:
+        """Return a value of tokenizer_config.json that is true, false or not set."""
+        found = self.tokenizer.get(key)
+        if not (found is None or isinstance(found, bool)):
+            raise AGI2Error(
+                f"{self.name}: tokenizer_config.json: {key} = {shown(found)} is neither true nor "
+                "false"
+            )
+        return found
+
+
+def read_hf_json(path: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Load a JSON object from a file of at most `most` bytes; `name` is the model's."""
+    try:
+        return read_json_object(path, most)
+    except AGI2Error as error:
+        reason = str(error).removeprefix(str(path)).strip()
+        raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error
+
+
+# File patterns to download from the hub. No pickle: pytorch_model.bin can run any code.
+_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def _find(source: str) -> Path:
+    """Return a local folder as it is; download a model id from the hub and return its folder."""
+    folder = Path(source)
+    if folder.is_dir():
+        if (folder / CONFIG).is_file():
+            raise AGI2Error(f"{source} is a model of AGI2's already: use it as it is")
+        return folder
+    if folder.exists():
+        raise AGI2Error(f"{source} is a file: name the folder that it is in")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+        raise AGI2Error(f"{source}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_FILES)))
+    except Exception as error:  # any network or cache error
+        raise AGI2Error(
+            f"{source} is not a folder, and could not be fetched from the Hugging Face hub "
+            f"({first_line(error)}): check the name and the network, or give a folder that holds "
+            f"config.json, {WEIGHTS} and {FILE_NAME}"
+        ) from error

@@ -1,0 +1,146 @@
+"""CPU decode backend: all layers of a model in one call of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import byref, c_void_p
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .cpu_kernels import ACTIVATIONS, MAX_KERNEL_TOKENS, Weights
+from .cpu_library import LIBRARY, _address, _is_plain, _Layer, _Model
+from .kv_cache import KVCache
+
+
+class Norm(NamedTuple):
+    """A layer norm's weight (C,) and bias (C,), each optional."""
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: nn.Module, width: int) -> Norm | None:
+        """Return the parameters of a module, or None if it is not a supported `nn.LayerNorm`.
+
+        They are kept alive here: parameters assigned to the module later are not used.
+        """
+        if type(module) is not nn.LayerNorm or module.normalized_shape != (width,):
+            return None
+        weight, bias = (
+            None if part is None else part.detach().contiguous()
+            for part in (module.weight, module.bias)
+        )
+        is_plain = all(part is None or _is_plain(part, torch.float32) for part in (weight, bias))
+        return cls(weight, bias, module.eps) if is_plain else None
+
+
+class LayerWeights(NamedTuple):
+    """The weights of one transformer layer."""
+
+    qkv: Weights
+    proj: Weights
+    expand: Weights
+    contract: Weights
+    attention_norm: Norm
+    ffn_norm: Norm
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether the library supports every matrix, and their shapes match."""
+        width, hidden = self.proj.inputs, self.expand.outputs
+        shapes = [(part.inputs, part.outputs) for part in self[:4]]
+        fit = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+        return shapes == fit and all(part.has_kernel for part in self[:4])
+
+
+class KernelBackend:
+    """CPU decode backend for all layers of a model; see `GPT2Model.decode_backend`.
+
+    Args:
+        layers: with `has_kernel` true, all of one shape and format.
+        n_heads: attention heads of a layer; divides the width.
+        activation: one of `ACTIVATIONS`.
+        pre_norm: pre-norm (GPT-2) or post-norm.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerWeights], n_heads: int, activation: str, pre_norm: bool
+    ) -> None:
+        self._held = list(layers)  # keeps alive what the pointers below point to
+        first = layers[0]
+        width = first.proj.inputs
+        array = (_Layer * len(layers))()
+        for place, layer in zip(array, layers, strict=True):
+            for name in ("qkv", "proj", "expand", "contract"):
+                setattr(place, name, getattr(layer, name).struct())
+            for name in ("attention_norm", "ffn_norm"):
+                norm = getattr(layer, name)
+                parts = (_address(part, torch.float32, width) for part in norm[:2])
+                setattr(place, name, (c_void_p * 2)(*parts))
+        self._rounded = first.qkv.bits < 28
+        self._model = _Model(
+            *(array, len(layers), width, n_heads),
+            *(ACTIVATIONS.index(activation), pre_norm, first.ffn_norm.epsilon),
+        )
+
+    def __call__(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
+    ) -> torch.Tensor | None:
+        """Return the layers' output (B, T, C), or None if PyTorch must compute it.
+
+        Args:
+            x: embeddings of the new tokens, (B, T, C); overwritten.
+            attention_mask: (B or 1, S), true for text and false for left padding.
+            cache: the new keys and values are appended to it.
+        """
+        texts, tokens, _ = x.shape
+        if not _is_plain(x, torch.float32) or torch.is_grad_enabled():
+            return None
+        if not _is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
+            return None
+        starts = _starts(attention_mask, texts)
+        if starts is None or (texts * tokens > MAX_KERNEL_TOKENS and not self._rounded):
+            return None
+        parts = x.split(max(1, MAX_KERNEL_TOKENS // texts), dim=1)
+        return torch.cat([self._read(part.contiguous(), starts, cache) for part in parts], dim=1)
+
+    def _read(self, x: torch.Tensor, starts: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Run the layers in place on new tokens (B, T, C) of sequences that begin at `starts`."""
+        assert LIBRARY is not None
+        texts, tokens, _ = x.shape
+        held, width = cache.length, self._model.channels
+        held_numbers = texts * cache.capacity * width
+        if len(cache.layers) != len(self._held):
+            raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._held)}")
+        addresses = c_void_p * len(self._held)
+        keys, values = (
+            addresses(*(_address(part, torch.float32, held_numbers) for part in parts))
+            for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
+        )
+        # Raises if the tokens do not fit, before the library writes to the buffers.
+        for layer in cache.layers:
+            layer.extend(tokens)
+        failed = LIBRARY.agi2_layers(
+            byref(self._model),
+            _address(x, torch.float32, texts * tokens * width),
+            *(keys, values, _address(starts, torch.int64, texts)),
+            *(texts, tokens, held, cache.capacity, torch.get_num_threads()),
+        )
+        if failed:
+            raise MemoryError("no memory for a pass of the model")
+        return x
+
+
+def _starts(attention_mask: torch.Tensor | None, texts: int) -> torch.Tensor | None:
+    """Return the padding before each sequence (B,), or None if the mask is not left padding."""
+    if attention_mask is None:
+        return torch.zeros(texts, dtype=torch.int64, device="cpu")
+    if attention_mask.dim() != 2:
+        return None
+    is_text = attention_mask.bool()
+    if bool((is_text[:, :-1] & ~is_text[:, 1:]).any()) or not bool(is_text[:, -1].all()):
+        return None
+    return (~is_text).sum(dim=1).expand(texts).contiguous()
