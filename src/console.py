@@ -1,4 +1,4 @@
-"""All terminal output: logging, progress bars, generated text, tables.
+"""Terminal output: logging, progress bars, generated text. Tables are in `cli/table.py`.
 
 Untrusted text (file names, generated text, tracebacks) is escaped before it reaches a terminal.
 """
@@ -308,7 +308,7 @@ def _logged(what: str, at_once: bool) -> Iterator[Advance]:
             timer.join()
 
 
-# Text and tables on standard output
+# Text on standard output
 
 
 def print_text(text: str, end: str = "\n") -> None:

@@ -35,7 +35,7 @@ WITHOUT_C = ("default_device", "stack", "no_longer_is", "keeps_no")
 NONE_HERE = 3
 BEYOND_THE_END = """
 import torch
-from src.nn.cpu_kernels import LIBRARY
+from src.nn.cpu_library import LIBRARY
 assert LIBRARY is not None, "the library with checks does not load"
 x, out = torch.ones(8), torch.ones(4096)
 LIBRARY.agi2_gelu(8, x.data_ptr(), out.data_ptr(), 1)

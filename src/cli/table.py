@@ -14,8 +14,6 @@ from rich.text import Text
 from ..errors import printable
 
 Rows = list[list[str]]
-
-
 # Spaces between columns: one of padding and one of rich's column divider.
 _GAP = 2
 

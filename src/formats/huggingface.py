@@ -1,7 +1,4 @@
-"""Import and export of Hugging Face GPT-2 models, in the layout of `transformers`.
-
-V vocabulary, C channels (`d_model`).
-"""
+"""Import and export of Hugging Face GPT-2 models, in the layout of `transformers`."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_folder, atomic_path, write_text, writing
 from .huggingface_config import from_hf_config, to_hf_config
-from .huggingface_folder import _find, read_hf_json
+from .huggingface_folder import find_folder, read_hf_json
 from .huggingface_tokenizer import load_hf_tokenizer, save_hf_tokenizer
 from .huggingface_weights import (
-    _has_own_head,
-    _our_weights,
-    _read_weights,
     as_gpt2,
+    from_hf_state_dict,
+    has_own_head,
+    read_hf_weights,
     to_hf_state_dict,
 )
 from .model_dir import (
@@ -95,20 +92,20 @@ def import_huggingface(source: str | Path, folder: str | Path, *, verbose: bool 
 
 
 def _import(source: str, folder: Path) -> None:
-    place = _find(source)
+    place = find_folder(source)
     if not (place / "config.json").exists():
         raise AGI2Error(f"{source} is not a Hugging Face model: it has no config.json")
     theirs = read_hf_json(place / "config.json", source)
     architecture = from_hf_config(theirs, source)
     check_memory(architecture, f"{source}: this model")
     tokenizer = load_hf_tokenizer(place, source, theirs)
-    found = _read_weights(place, source)
-    if _has_own_head(found):  # even if config.json says that it is tied
+    found = read_hf_weights(place, source)
+    if has_own_head(found):  # even if config.json says that it is tied
         architecture = replace(architecture, tie_weights=False)
     with torch.device("meta"):
         model = GPT2Model(architecture)
     check_vocabulary(tokenizer, model, source)
-    weights = _our_weights(found, model, source)
+    weights = from_hf_state_dict(found, model, source)
     model.load_state_dict(weights, assign=True)
     given = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
     with atomic_folder(folder) as beside:

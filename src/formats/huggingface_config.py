@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face GPT-2, from and to GPT2Config."""
+"""`config.json` of a Hugging Face GPT-2, from and to `GPT2Config`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from ..errors import AGI2Error, shown
 from ..utils import log
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
-
-
 _OUR_ACTIVATIONS = {
     **{theirs: ours for ours, theirs in ACTIVATIONS.items()},
     "gelu_pytorch_tanh": "gelu_tanh",
     "swish": "silu",
 }
-
 
 # Sizes in config.json: the key, and the field of `GPT2Config`.
 _SIZES = {
@@ -29,14 +26,9 @@ _SIZES = {
     "n_inner": "d_ff",
 }
 
-
 # Their values if a file leaves them out; `None`: 4 x n_embd.
 _DEFAULTS: dict[str, Any] = {"n_positions": 1024, "n_inner": None}
-
-
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-
-
 # Keys of config.json with one supported value each, as `GPT2Config` has no field for them.
 _FIXED = {
     "layer_norm_epsilon": 1e-5,
@@ -44,7 +36,6 @@ _FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-
 
 # Keys that are supported only if unset: pruned or quantized checkpoints.
 _ABSENT: dict[str, Any] = {"pruned_heads": {}, "quantization_config": None}

@@ -116,7 +116,7 @@ _FILES = (
 )
 
 
-def _find(source: str) -> Path:
+def find_folder(source: str) -> Path:
     """Return a local folder as it is; download a model id from the hub and return its folder."""
     folder = Path(source)
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face GPT-2, from and to our state_dict."""
+"""Weights of a Hugging Face GPT-2, from and to our `state_dict`. C channels (`d_model`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ _NAMES = {
     "final_norm": "transformer.ln_f",
     "head": "lm_head",
 }
-
-
 _NAMES_IN_A_BLOCK = {
     "attention_norm": "ln_1",
     "attention.qkv": "attn.c_attn",
@@ -33,8 +31,6 @@ _NAMES_IN_A_BLOCK = {
     "ffn.expand": "mlp.c_fc",
     "ffn.contract": "mlp.c_proj",
 }
-
-
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -107,7 +103,7 @@ def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
     return config, weights
 
 
-def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
+def read_hf_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     """Load one safetensors file, or all shards of an index; strip the prefix `transformer.`."""
     index = place / f"{WEIGHTS}.index.json"
     if os.path.lexists(place / WEIGHTS):  # even if it cannot be read: no other is meant
@@ -141,7 +137,7 @@ def _read_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def _has_own_head(found: Mapping[str, torch.Tensor]) -> bool:
+def has_own_head(found: Mapping[str, torch.Tensor]) -> bool:
     """Return whether the output head is untied: not equal to the token embedding."""
     head, embedding = found.get("lm_head.weight"), found.get("wte.weight")
     if head is None or embedding is None or head.shape != embedding.shape:
@@ -149,7 +145,7 @@ def _has_own_head(found: Mapping[str, torch.Tensor]) -> bool:
     return not torch.equal(head.float(), embedding.float())
 
 
-def _our_weights(
+def from_hf_state_dict(
     found: dict[str, torch.Tensor], model: GPT2Model, name: str
 ) -> dict[str, torch.Tensor]:
     """Convert the tensors of `transformers` to our `state_dict`, in fp32.

@@ -1,7 +1,6 @@
-"""Bindings of the CPU kernels: decode steps, quantized matmul and GELU. See `cpu_kernels.c`.
+"""CPU kernels of single operations: GELU, packed weights, (quantized) matmul. See `cpu_kernels.c`.
 
-They are available if a C compiler was found when the package was installed; otherwise PyTorch
-computes the same, more slowly. N rows, I input features, O output features.
+N rows, I input features, O output features.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .cpu_library import LIBRARY, _address, _is_plain, _Matrix
+from .cpu_library import LIBRARY, MatrixStruct, address_of, is_plain
 
 MAX_KERNEL_TOKENS = 128
 """Maximum number of rows for which the kernels are faster than PyTorch with float32 weights.
@@ -37,7 +36,7 @@ class Gelu(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        addresses = (_address(part, torch.float32, x.numel()) for part in (x, out))
+        addresses = (address_of(part, torch.float32, x.numel()) for part in (x, out))
         LIBRARY.agi2_gelu(x.numel(), *addresses, torch.get_num_threads())
         return out
 
@@ -49,7 +48,7 @@ class Gelu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad = grad.contiguous()
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        addresses = (_address(part, torch.float32, x.numel()) for part in (x, grad, out))
+        addresses = (address_of(part, torch.float32, x.numel()) for part in (x, grad, out))
         LIBRARY.agi2_gelu_backward(x.numel(), *addresses, torch.get_num_threads())
         return out
 
@@ -57,7 +56,7 @@ class Gelu(torch.autograd.Function):
     def suits(x: torch.Tensor) -> bool:
         """Return whether the library is loaded and supports this tensor."""
         is_compiling = torch.compiler.is_compiling()
-        return LIBRARY is not None and not is_compiling and _is_plain(x, torch.float32)
+        return LIBRARY is not None and not is_compiling and is_plain(x, torch.float32)
 
 
 class Weights(NamedTuple):
@@ -75,7 +74,7 @@ class Weights(NamedTuple):
         """Whether the library is loaded and supports the matrix."""
         together = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # weights per iteration of a kernel
         has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % together == 0
-        parts = (_is_plain(part, of) for part, of, _ in self._parts if part is not None)
+        parts = (is_plain(part, of) for part, of, _ in self._parts if part is not None)
         is_complete = (self.scale is None) == (self.bits == 32)
         return LIBRARY is not None and has_size and is_complete and all(parts)
 
@@ -93,14 +92,14 @@ class Weights(NamedTuple):
         bias = (self.bias, torch.float32, rows)
         return (self.values, values, count), (self.scale, scale, scales), bias
 
-    def struct(self) -> _Matrix:
+    def struct(self) -> MatrixStruct:
         """Return the struct for the library, valid while the tensors keep their storage.
 
         Raises:
             TypeError: if the tensors do not match the sizes.
         """
-        addresses = (_address(*part) for part in self._parts)
-        return _Matrix(*addresses, self.inputs, self.outputs, self.bits)
+        addresses = (address_of(*part) for part in self._parts)
+        return MatrixStruct(*addresses, self.inputs, self.outputs, self.bits)
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
@@ -115,9 +114,9 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
         return None
     assert LIBRARY is not None
     threads = torch.get_num_threads()
-    start = _address(weight, torch.float32, outputs * inputs)
+    start = address_of(weight, torch.float32, outputs * inputs)
     rows = torch.empty(outputs, 2, dtype=torch.int32, device="cpu")
-    place = _address(rows, torch.int32, 2 * outputs)
+    place = address_of(rows, torch.int32, 2 * outputs)
     vectors = LIBRARY.agi2_pack_rows(start, inputs, outputs, place, threads)
     if vectors < 0:  # beyond the 32-bit offsets of rows: 128 GB
         return None
@@ -142,9 +141,9 @@ def unpack(packed: Weights, rows: torch.Tensor | None = None) -> torch.Tensor:
     out = torch.empty(count, packed.inputs, dtype=torch.float32, device="cpu")
     LIBRARY.agi2_unpack(
         byref(packed.struct()),
-        _address(rows, torch.int64, count),
+        address_of(rows, torch.int64, count),
         count,
-        _address(out, torch.float32, count * packed.inputs),
+        address_of(out, torch.float32, count * packed.inputs),
         torch.get_num_threads(),
     )
     return out
@@ -164,7 +163,7 @@ class KernelLinear:
     def suits(self, x: torch.Tensor) -> bool:
         """Return whether the library supports this input, and no gradient is needed."""
         has_gradient = x.requires_grad and torch.is_grad_enabled()
-        return not has_gradient and _is_plain(x, torch.float32)
+        return not has_gradient and is_plain(x, torch.float32)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to an input for which `suits` is true.
@@ -181,8 +180,8 @@ class KernelLinear:
         failed = LIBRARY.agi2_linear(
             byref(self._matrix),
             rows,
-            _address(x, torch.float32, rows * inputs),
-            _address(out, torch.float32, rows * outputs),
+            address_of(x, torch.float32, rows * inputs),
+            address_of(out, torch.float32, rows * outputs),
             torch.get_num_threads(),
         )
         if failed:

@@ -1,4 +1,8 @@
-"""The compiled library of the CPU kernels: its structs, loading it, and the addresses it is given."""
+"""The compiled library of `cpu_kernels.c`: its structs, loading it, and addresses of tensors.
+
+It is available if a C compiler was found when the package was installed; otherwise PyTorch computes
+the same, more slowly.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ from pathlib import Path
 import torch
 
 
-class _Matrix(ctypes.Structure):
+class MatrixStruct(ctypes.Structure):
+    """A matrix and its bias, in a layout of `bits` bits a weight."""
+
     _fields_ = (
         ("weight", c_void_p),
         ("scale", c_void_p),
@@ -23,20 +29,24 @@ class _Matrix(ctypes.Structure):
     )
 
 
-class _Layer(ctypes.Structure):
+class LayerStruct(ctypes.Structure):
+    """One transformer layer: its matrices, and the weight and bias of its layer norms."""
+
     _fields_ = (
-        ("qkv", _Matrix),
-        ("proj", _Matrix),
-        ("expand", _Matrix),
-        ("contract", _Matrix),
+        ("qkv", MatrixStruct),
+        ("proj", MatrixStruct),
+        ("expand", MatrixStruct),
+        ("contract", MatrixStruct),
         ("attention_norm", c_void_p * 2),
         ("ffn_norm", c_void_p * 2),
     )
 
 
-class _Model(ctypes.Structure):
+class ModelStruct(ctypes.Structure):
+    """All layers of a model."""
+
     _fields_ = (
-        ("layers", POINTER(_Layer)),
+        ("layers", POINTER(LayerStruct)),
         ("n_layers", c_int64),
         ("channels", c_int64),
         ("heads", c_int64),
@@ -55,10 +65,10 @@ def load(folder: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"))
     except OSError:  # not built, or PyTorch has not loaded OpenMP, which it is not linked with
         return None
-    matrix, address, size = POINTER(_Matrix), c_void_p, c_int64
+    matrix, address, size = POINTER(MatrixStruct), c_void_p, c_int64
     for name, result, arguments in (
         ("agi2_linear", c_int, (matrix, size, address, address)),
-        ("agi2_layers", c_int, (POINTER(_Model), *[address] * 4, *[size] * 4)),
+        ("agi2_layers", c_int, (POINTER(ModelStruct), *[address] * 4, *[size] * 4)),
         ("agi2_pack_rows", c_int64, (address, size, size, address)),
         ("agi2_pack", None, (address, matrix)),
         ("agi2_unpack", None, (matrix, address, size, address)),
@@ -74,7 +84,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
 LIBRARY = load(Path(os.environ.get("AGI2_NATIVE") or Path(__file__).parent))
 
 
-def _is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+def is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     """Return whether a tensor is strided, on the CPU, not sharded, and of this dtype."""
     return (
         tensor.dtype == dtype
@@ -84,7 +94,7 @@ def _is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def _address(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> int | None:
+def address_of(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> int | None:
     """Return the address of a tensor's `count` elements; the only source of the library's pointers.
 
     Raises:
@@ -92,7 +102,7 @@ def _address(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> int
     """
     if tensor is None:
         return None
-    address = tensor.data_ptr() if _is_plain(tensor, dtype) and tensor.is_contiguous() else 0
+    address = tensor.data_ptr() if is_plain(tensor, dtype) and tensor.is_contiguous() else 0
     if tensor.numel() != count or (count and not address) or address % tensor.element_size():
         raise TypeError(
             f"the library needs {count} numbers of {dtype} in one piece on the CPU, not "

@@ -1,4 +1,4 @@
-"""CPU decode backend: all layers of a model in one call of the library."""
+"""CPU decode backend: all layers of a model in one call of the library. See `cpu_kernels.c`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .cpu_kernels import ACTIVATIONS, MAX_KERNEL_TOKENS, Weights
-from .cpu_library import LIBRARY, _address, _is_plain, _Layer, _Model
+from .cpu_library import LIBRARY, LayerStruct, ModelStruct, address_of, is_plain
 from .kv_cache import KVCache
 
 
@@ -33,8 +33,8 @@ class Norm(NamedTuple):
             None if part is None else part.detach().contiguous()
             for part in (module.weight, module.bias)
         )
-        is_plain = all(part is None or _is_plain(part, torch.float32) for part in (weight, bias))
-        return cls(weight, bias, module.eps) if is_plain else None
+        are_plain = all(part is None or is_plain(part, torch.float32) for part in (weight, bias))
+        return cls(weight, bias, module.eps) if are_plain else None
 
 
 class LayerWeights(NamedTuple):
@@ -72,16 +72,16 @@ class KernelBackend:
         self._held = list(layers)  # keeps alive what the pointers below point to
         first = layers[0]
         width = first.proj.inputs
-        array = (_Layer * len(layers))()
+        array = (LayerStruct * len(layers))()
         for place, layer in zip(array, layers, strict=True):
             for name in ("qkv", "proj", "expand", "contract"):
                 setattr(place, name, getattr(layer, name).struct())
             for name in ("attention_norm", "ffn_norm"):
                 norm = getattr(layer, name)
-                parts = (_address(part, torch.float32, width) for part in norm[:2])
+                parts = (address_of(part, torch.float32, width) for part in norm[:2])
                 setattr(place, name, (c_void_p * 2)(*parts))
         self._rounded = first.qkv.bits < 28
-        self._model = _Model(
+        self._model = ModelStruct(
             *(array, len(layers), width, n_heads),
             *(ACTIVATIONS.index(activation), pre_norm, first.ffn_norm.epsilon),
         )
@@ -97,9 +97,9 @@ class KernelBackend:
             cache: the new keys and values are appended to it.
         """
         texts, tokens, _ = x.shape
-        if not _is_plain(x, torch.float32) or torch.is_grad_enabled():
+        if not is_plain(x, torch.float32) or torch.is_grad_enabled():
             return None
-        if not _is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
+        if not is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
             return None
         starts = _starts(attention_mask, texts)
         if starts is None or (texts * tokens > MAX_KERNEL_TOKENS and not self._rounded):
@@ -117,7 +117,7 @@ class KernelBackend:
             raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._held)}")
         addresses = c_void_p * len(self._held)
         keys, values = (
-            addresses(*(_address(part, torch.float32, held_numbers) for part in parts))
+            addresses(*(address_of(part, torch.float32, held_numbers) for part in parts))
             for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
         )
         # Raises if the tokens do not fit, before the library writes to the buffers.
@@ -125,8 +125,8 @@ class KernelBackend:
             layer.extend(tokens)
         failed = LIBRARY.agi2_layers(
             byref(self._model),
-            _address(x, torch.float32, texts * tokens * width),
-            *(keys, values, _address(starts, torch.int64, texts)),
+            address_of(x, torch.float32, texts * tokens * width),
+            *(keys, values, address_of(starts, torch.int64, texts)),
             *(texts, tokens, held, cache.capacity, torch.get_num_threads()),
         )
         if failed:

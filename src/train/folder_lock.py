@@ -15,8 +15,6 @@ from ..utils import log, writing
 
 # Windows has no fcntl.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
-
-
 LOCK = ".lock"
 """The file in a folder on which its `FolderLock` is held."""
 

@@ -108,7 +108,7 @@ def test_without_the_compiled_part_the_logits_are_those_of_the_same_weights(
 ):
     compiled = prepare_for_generation(make(), quantize)
     assert not caplog.messages
-    monkeypatch.setattr("src.nn.cpu_library.LIBRARY", None)
+    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", None)
     plain = prepare_for_generation(make(), quantize)
     assert plain.decode_backend is None
     assert ("saves memory here, but no time" in caplog.text) == (quantize != "none")

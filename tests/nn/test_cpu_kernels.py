@@ -18,7 +18,7 @@ from src.ffn import ACTIVATIONS
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
 from src.nn.cpu_kernels import MAX_KERNEL_TOKENS, Gelu, KernelLinear, Weights, pack, unpack
-from src.nn.cpu_library import LIBRARY, load
+from src.nn.cpu_library import LIBRARY, address_of, load
 from src.nn.kernel_backend import KernelBackend
 from src.nn.kv_cache import KVCache
 from src.nn.quantized import _halves, dequantize, quantize_weight
@@ -397,7 +397,8 @@ def test_without_memory_there_is_an_error(monkeypatch):
     full = SimpleNamespace(
         agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1, agi2_unpack=LIBRARY.agi2_unpack
     )
-    monkeypatch.setattr("src.nn.cpu_library.LIBRARY", full)
+    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", full)
+    monkeypatch.setattr("src.nn.kernel_backend.LIBRARY", full)
     with pytest.raises(MemoryError):
         model.head(random(1, 64))
     with pytest.raises(MemoryError):
@@ -406,9 +407,9 @@ def test_without_memory_there_is_an_error(monkeypatch):
 
 def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monkeypatch):
     assert load(tmp_path) is None
-    monkeypatch.setattr("src.nn.cpu_kernels.platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("src.nn.cpu_library.platform.machine", lambda: "x86_64")
     monkeypatch.setattr(
-        "src.nn.cpu_kernels.torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT"
+        "src.nn.cpu_library.torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT"
     )
     loaded = []
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
@@ -434,14 +435,14 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_no_buffer_of_another_kind_gets_an_address(bad):
     x = random(6, 64)
-    assert native._address(x, torch.float32, 384) == x.data_ptr()
+    assert address_of(x, torch.float32, 384) == x.data_ptr()
     with pytest.raises(TypeError, match=r"^the library needs 384 numbers of torch.float32 in one"):
-        native._address(BAD[bad](x), torch.float32, 384)
+        address_of(BAD[bad](x), torch.float32, 384)
 
 
 def test_what_is_not_there_has_no_address_and_what_is_empty_is_as_good():
-    assert native._address(None, torch.float32, 384) is None
-    native._address(torch.empty(0, 7, dtype=torch.float32), torch.float32, 0)
+    assert address_of(None, torch.float32, 384) is None
+    address_of(torch.empty(0, 7, dtype=torch.float32), torch.float32, 0)
 
 
 @needs_library
