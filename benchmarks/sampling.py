@@ -16,7 +16,8 @@ import torch
 from common import parser, report
 from transformers.generation import logits_process as theirs
 
-from src.inference.sampling import SamplingOptions, draw, process_logits
+from src.inference.logits_processors import process_logits
+from src.inference.sampling import SamplingOptions, draw
 
 VOCABULARY, LENGTH = 50257, 200
 MANNERS = {

@@ -27,6 +27,7 @@ from .inference.detokenizer import (
     StreamDecoder,
     stop_strings,
 )
+from .inference.logits_processors import process_logits
 from .inference.model_runner import ModelRunner, check_prompt, max_batch_rows
 from .inference.sampling import (
     NOTHING,
@@ -37,7 +38,6 @@ from .inference.sampling import (
     end_ids,
     generation_options,
     non_sampling_options,
-    process_logits,
 )
 from .inference.speculative import speculate_tokens
 from .model import GPT2Model

@@ -13,8 +13,9 @@ from ..arguments import PositiveInt, checked
 from ..config import EarlyStopping
 from ..errors import AGI2Error
 from ..model import GPT2Model
+from .logits_processors import process_logits
 from .model_runner import ModelRunner, check_prompt, check_rows
-from .sampling import EndToken, SamplingOptions, check_beam_options, end_ids, process_logits
+from .sampling import EndToken, SamplingOptions, check_beam_options, end_ids
 
 
 @dataclass(frozen=True)

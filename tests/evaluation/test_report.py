@@ -13,8 +13,9 @@ from src.config import Config
 from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.evaluation import report
+from src.evaluation.copies import find_copies
 from src.evaluation.html import visible
-from src.evaluation.report import bounds, find_copies, write_report
+from src.evaluation.report import bounds, write_report
 from src.evaluation.run_log import History, read_run
 from src.training import train_from_config
 from tests.evaluation.test_charts import lines

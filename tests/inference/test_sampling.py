@@ -23,11 +23,8 @@ from transformers.generation.logits_process import (
 
 from src.config import Config
 from src.errors import AGI2Error
-from src.inference.sampling import (
+from src.inference.logits_processors import (
     _FEW,
-    MASKED,
-    NOTHING,
-    SamplingOptions,
     apply_count_penalties,
     apply_logit_bias,
     apply_min_p,
@@ -36,10 +33,9 @@ from src.inference.sampling import (
     apply_top_k,
     apply_top_p,
     apply_typical_p,
-    draw,
     process_logits,
-    sampling_keys,
 )
+from src.inference.sampling import MASKED, NOTHING, SamplingOptions, draw, sampling_keys
 from tests.bounds import (
     assert_within,
     by_chance,
@@ -196,7 +192,7 @@ def test_however_few_tokens_are_looked_at_first_the_same_stay(seed, p, few, step
         logits = (logits / step).round() * step
     expected = [apply_top_p(logits, p), apply_typical_p(logits, p)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.inference.sampling._FEW", few)
+        patch.setattr("src.inference.logits_processors._FEW", few)
         found = [apply_top_p(logits, p), apply_typical_p(logits, p)]
     assert all(map(torch.equal, found, expected))
 

@@ -1,0 +1,151 @@
+"""Copies of the training text in a run's samples, and their section of the report."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from .html import escape, table
+from .run_log import RunRecord
+
+COMPARED_SAMPLES = 10
+
+
+COMPARED_CHARACTERS = 2_000
+
+
+COMPARED_TEXT = 20_000_000
+
+
+_CONTEXT = 60
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The longest span that a sample has in common with the training text."""
+
+    step: int
+    written: str
+    """The sample without its prompt; cut if it is long."""
+    span: str
+    document: int
+    """Number of the document, from 1."""
+    offset: int
+    """Offset of the span in the document, in characters."""
+    places: int
+    """Number of occurrences of the span in the training text."""
+    before: str
+    after: str
+    """Context of the span in the training text; `before` it, `after` it."""
+
+
+def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
+    """Find the longest copy in each of the last samples; omit samples without any."""
+    # Deferred: it imports NumPy, which `agi2 list` does not need.
+    from .memorization import longest_common_span
+
+    text = _BETWEEN.join(_first_characters(documents))
+    starts = [0, *accumulate(len(document) + 1 for document in documents)]
+    copies = []
+    for step, sample in run.history.samples[-COMPARED_SAMPLES:]:
+        written = sample.removeprefix(run.config.model_seed)[:COMPARED_CHARACTERS]
+        span = longest_common_span(written, text)
+        if not span:
+            continue
+        at = text.find(span)
+        document = bisect.bisect_right(starts, at)
+        end = at + len(span)
+        copies.append(
+            Copy(
+                step,
+                written,
+                span,
+                document,
+                at - starts[document - 1],
+                _occurrences(span, text),
+                text[max(0, at - _CONTEXT) : at].rpartition(_BETWEEN)[2],
+                text[end : end + _CONTEXT].partition(_BETWEEN)[0],
+            )
+        )
+    return copies
+
+
+def _occurrences(span: str, text: str) -> int:
+    """Count the occurrences of a span in a text, overlapping ones included, up to `_MOST_PLACES`.
+
+    In a text that repeats one character, a span occurs almost everywhere: counting all would take
+    minutes.
+    """
+    if not any(span.startswith(span[start:]) for start in range(1, len(span))):
+        return min(text.count(span), _MOST_PLACES)  # its occurrences cannot overlap
+    count, at = 0, text.find(span)
+    while at >= 0 and count < _MOST_PLACES:
+        count, at = count + 1, text.find(span, at + 1)
+    return count
+
+
+_MOST_PLACES = 10_000
+
+
+# A lone surrogate, which no decoded UTF-8 contains: no common span can cross documents.
+_BETWEEN = "\udfff"
+
+
+def _first_characters(documents: Sequence[str]) -> list[str]:
+    """Truncate the documents to `COMPARED_TEXT` characters in total."""
+    kept, left = [], COMPARED_TEXT
+    for document in documents:
+        kept.append(document[:left])
+        left -= len(kept[-1])
+        if not left:
+            break
+    return kept
+
+
+def _memorization(
+    run: RunRecord, copies: Sequence[Copy] | None, documents: Sequence[str] | None
+) -> str:
+    if copies is None or documents is None or not run.history.samples:
+        return ""
+    characters = sum(map(len, documents))
+    compared = min(characters, COMPARED_TEXT)
+    rows = []
+    for copy in reversed(copies):
+        share = len(copy.span) / len(copy.written)
+        place = f"document {copy.document:,}, at character {copy.offset:,}"
+        if copy.places > 1:
+            least = "at least " * (copy.places == _MOST_PLACES)
+            place += f", and {least}{copy.places - 1:,} more"
+        rows.append(
+            [
+                f"{copy.step:,}",
+                f"{len(copy.span):,} <small>{share:.0%}</small>",
+                f"<pre>{_marked(copy.written, copy.span)}</pre>",
+                f"<pre>{_around(copy)}</pre><small>{place}</small>",
+            ]
+        )
+    cut = f"the first {compared:,} of {characters:,}"
+    samples = min(len(run.history.samples), COMPARED_SAMPLES)
+    note = (
+        "The longest span that "
+        + (f"each of the last {samples} samples" if samples > 1 else "the last sample")
+        + f" (its first {COMPARED_CHARACTERS:,} characters) has in common, character for "
+        f"character, with the training text ({cut if compared < characters else f'{characters:,}'} "
+        f"characters in {len(documents):,} document{'s' * (len(documents) != 1)})."
+    )
+    head = ["step", "characters", "sample", "training text"]
+    body = table(head, rows, "copies") if rows else '<p class="soft">nothing in common</p>'
+    return f'<h2>Memorization</h2><p class="soft">{note}</p>{body}'
+
+
+def _marked(text: str, span: str) -> str:
+    before, _, after = text.partition(span)
+    return f"{escape(before)}<mark>{escape(span)}</mark>{escape(after)}"
+
+
+def _around(copy: Copy) -> str:
+    before = "…" + copy.before if len(copy.before) == _CONTEXT else copy.before
+    after = copy.after + "…" if len(copy.after) == _CONTEXT else copy.after
+    return f"{escape(before)}<mark>{escape(copy.span)}</mark>{escape(after)}"
