@@ -10,16 +10,11 @@ from itertools import accumulate
 from .html import escape, table
 from .run_log import RunRecord
 
+# Limits that keep a report below a few seconds; it shows what they cut.
 COMPARED_SAMPLES = 10
-
-
 COMPARED_CHARACTERS = 2_000
-
-
 COMPARED_TEXT = 20_000_000
-
-
-_CONTEXT = 60
+_CONTEXT = 60  # characters shown before and after a copy
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,6 @@ def _occurrences(span: str, text: str) -> int:
 
 
 _MOST_PLACES = 10_000
-
-
 # A lone surrogate, which no decoded UTF-8 contains: no common span can cross documents.
 _BETWEEN = "\udfff"
 
@@ -104,9 +97,10 @@ def _first_characters(documents: Sequence[str]) -> list[str]:
     return kept
 
 
-def _memorization(
+def memorization_section(
     run: RunRecord, copies: Sequence[Copy] | None, documents: Sequence[str] | None
 ) -> str:
+    """Return the report's section on the copies; empty if they were not searched for."""
     if copies is None or documents is None or not run.history.samples:
         return ""
     characters = sum(map(len, documents))

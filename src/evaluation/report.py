@@ -12,7 +12,7 @@ from ..config import UNBOUNDED_EPOCHS, Config, GPT2Config
 from ..errors import masked
 from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
-from .copies import _memorization, find_copies
+from .copies import find_copies, memorization_section
 from .html import escape, table
 from .run_log import History, RunRecord, read_run
 
@@ -42,7 +42,7 @@ def write_report(folder: Path, training_text: Sequence[str] | None = None) -> Pa
         _summary(run),
         chart_group(_charts(run.history), [axes(run.history)]),
         _samples(run.history),
-        _memorization(run, copies, training_text),
+        memorization_section(run, copies, training_text),
         _configuration(run),
         _machine(run.history),
     ]

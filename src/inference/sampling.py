@@ -1,8 +1,4 @@
-"""Logits processors and the sampler, as pure functions. B batch, V vocabulary, T time.
-
-The order is that of `transformers`: bias, penalties and n-gram bans first, also in greedy decoding;
-then temperature, top-k, top-p, min-p and typical-p; then the sampler.
-"""
+"""Sampling parameters and the sampler. B batch, V vocabulary."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from src.config import Config
 from src.config_loader import make_config
 from src.errors import AGI2Error
-from src.evaluation import report
+from src.evaluation import copies, report
 from src.evaluation.copies import find_copies
 from src.evaluation.html import visible
 from src.evaluation.report import bounds, write_report
@@ -407,7 +407,7 @@ def test_a_run_without_another_bound_is_bounded_by_its_epochs():
 
 def test_the_places_of_a_span_are_counted_up_to_a_limit():
     for span, text, count in (("ab", "abcab", 2), ("aa", "aaaa", 3), ("aba", "ababa b aba", 3)):
-        assert report._occurrences(span, text) == count
+        assert copies._occurrences(span, text) == count
     # Every place is one: without the limit, each find would compare the whole span.
-    assert report._occurrences("a" * 2000, "a" * 1_000_000) == report._MOST_PLACES
-    assert report._occurrences("ab", "ab" * 50_000) == report._MOST_PLACES
+    assert copies._occurrences("a" * 2000, "a" * 1_000_000) == copies._MOST_PLACES
+    assert copies._occurrences("ab", "ab" * 50_000) == copies._MOST_PLACES
