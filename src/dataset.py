@@ -37,23 +37,17 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts[:-1]) if parts else np.array([], dtype=tokenizer.dtype)
 
 
-class TextDataset(Dataset[torch.Tensor]):
-    """Map-style dataset of token windows: `dataset[i]` is a LongTensor of shape (seq_len,).
+class TokenWindows(Dataset[torch.Tensor]):
+    """Map-style dataset of windows of a token array: `windows[i]` is a LongTensor (seq_len,).
 
     Args:
-        sources: one source or several (see `corpus.read_documents`).
-        tokenizer: a fitted tokenizer.
-        seq_len: tokens per window. A shorter text gives one shorter window, with a warning.
+        tokens: token ids, (N,).
+        seq_len: tokens per window. Fewer tokens give one shorter window, with a warning.
         stride: tokens between the starts of consecutive windows, at most `seq_len`, the default.
-            The last window ends at the last token of the text, so no token is dropped.
-        text_field: field of `.jsonl` and column of `.csv` files that holds the text.
-        preprocess: function from text to text, applied to each document before encoding.
-        seed: shuffles the windows; if `None`, they are in text order.
-        verbose: whether to log what is read (see `console.visible`).
+            The last window ends at the last token, so no token is dropped.
 
     Raises:
-        AGI2Error: if a source cannot be read, the text has fewer than two tokens, or `seq_len` or
-            `stride` is below 1.
+        AGI2Error: if there are fewer than two tokens, or `seq_len` or `stride` is below 1.
     """
 
     tokens: np.ndarray
@@ -62,43 +56,7 @@ class TextDataset(Dataset[torch.Tensor]):
     starts: np.ndarray
     """Index in `tokens` of the first token of each window."""
 
-    @checked
-    def __init__(
-        self,
-        sources: Sources,
-        tokenizer: Tokenizer,
-        seq_len: int,
-        *,
-        stride: int | None = None,
-        text_field: str = "text",
-        preprocess: Callable[[str], str] | None = None,
-        seed: NonNegativeInt | None = None,
-        verbose: bool = True,
-    ) -> None:
-        with visible(verbose), busy("reading the text"):
-            documents: Iterable[str] = read_documents(sources, text_field)
-            if preprocess is not None:
-                documents = (_preprocessed(each, preprocess) for each in documents)
-            tokens = tokenize(documents, tokenizer)
-            self._set_tokens(tokens, seq_len, stride)
-        if seed is not None:
-            self.starts = np.random.default_rng(seed).permutation(self.starts)
-
-    @classmethod
-    @checked
-    def from_tokens(
-        cls, tokens: np.ndarray | Sequence[int], seq_len: int, *, stride: int | None = None
-    ) -> TextDataset:
-        """Create a dataset from token ids: a 1-D integer array or a sequence, (N,).
-
-        Raises:
-            AGI2Error: if `tokens` is not 1-D or not of integers; also as for the class.
-        """
-        self = cls.__new__(cls)
-        self._set_tokens(_as_array(tokens), seq_len, stride)
-        return self
-
-    def _set_tokens(self, tokens: np.ndarray, seq_len: int, stride: int | None) -> None:
+    def __init__(self, tokens: np.ndarray, seq_len: int, stride: int | None = None) -> None:
         if seq_len < 1 or (stride is not None and stride < 1):
             raise AGI2Error(f"seq_len {seq_len} and stride {stride}: both must be at least 1")
         if len(tokens) < 2:
@@ -125,6 +83,62 @@ class TextDataset(Dataset[torch.Tensor]):
     def window(self, start: int) -> torch.Tensor:
         """Return the window, a LongTensor (T,), that starts at token `start`."""
         return torch.from_numpy(self.tokens[start : start + self.seq_len].astype(np.int64))
+
+
+class TextDataset(TokenWindows):
+    """Map-style dataset of token windows: `dataset[i]` is a LongTensor of shape (seq_len,).
+
+    Args:
+        sources: one source or several (see `corpus.read_documents`).
+        tokenizer: a fitted tokenizer.
+        seq_len: tokens per window. A shorter text gives one shorter window, with a warning.
+        stride: tokens between the starts of consecutive windows, at most `seq_len`, the default.
+            The last window ends at the last token of the text, so no token is dropped.
+        text_field: field of `.jsonl` and column of `.csv` files that holds the text.
+        preprocess: function from text to text, applied to each document before encoding.
+        seed: shuffles the windows; if `None`, they are in text order.
+        verbose: whether to log what is read (see `console.visible`).
+
+    Raises:
+        AGI2Error: if a source cannot be read, the text has fewer than two tokens, or `seq_len` or
+            `stride` is below 1.
+    """
+
+    @checked
+    def __init__(
+        self,
+        sources: Sources,
+        tokenizer: Tokenizer,
+        seq_len: int,
+        *,
+        stride: int | None = None,
+        text_field: str = "text",
+        preprocess: Callable[[str], str] | None = None,
+        seed: NonNegativeInt | None = None,
+        verbose: bool = True,
+    ) -> None:
+        with visible(verbose), busy("reading the text"):
+            documents: Iterable[str] = read_documents(sources, text_field)
+            if preprocess is not None:
+                documents = (_preprocessed(each, preprocess) for each in documents)
+            tokens = tokenize(documents, tokenizer)
+            super().__init__(tokens, seq_len, stride)
+        if seed is not None:
+            self.starts = np.random.default_rng(seed).permutation(self.starts)
+
+    @classmethod
+    @checked
+    def from_tokens(
+        cls, tokens: np.ndarray | Sequence[int], seq_len: int, *, stride: int | None = None
+    ) -> TextDataset:
+        """Create a dataset from token ids: a 1-D integer array or a sequence, (N,).
+
+        Raises:
+            AGI2Error: if `tokens` is not 1-D or not of integers; also as for the class.
+        """
+        self = cls.__new__(cls)
+        TokenWindows.__init__(self, _as_array(tokens), seq_len, stride)
+        return self
 
 
 def _preprocessed(document: str, preprocess: Callable[[str], str]) -> str:
@@ -161,7 +175,7 @@ class EpochBatches:
     batch_size: int
     """Windows in the largest batch, which is the first of each epoch."""
 
-    def __init__(self, dataset: TextDataset, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: TokenWindows, batch_size: int, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.windows = len(dataset)
