@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from src.dataset import EpochBatches, TextDataset, tokenize
+from src.data.batches import EpochBatches
+from src.data.tokens import tokenize
+from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
 from src.utils import plural

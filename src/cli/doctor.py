@@ -17,8 +17,8 @@ from ..cuda_utils import (
     memory_stats,
     select_device,
 )
+from ..data.batches import EpochBatches
 from ..data.corpus import check_sources
-from ..dataset import EpochBatches
 from ..errors import AGI2Error
 from ..formats.model_dir import run_folder
 from ..model import GPT2Model

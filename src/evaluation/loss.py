@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from ..arguments import NonNegativeInt, PositiveInt, checked
 from ..console import Advance, busy, visible
 from ..cuda_utils import autocast, logits_chunk_tokens
-from ..dataset import TextDataset, tokenize
+from ..data.tokens import tokenize
+from ..dataset import TextDataset
 from ..errors import AGI2Error
 from ..formats.model_dir import check_vocabulary
 from ..model import GPT2Model

@@ -12,7 +12,8 @@ from ..config import FREE_ARCHITECTURE_KEYS, Config
 from ..console import busy
 from ..cuda_utils import CPU, check_memory, select_device
 from ..data.corpus import read_documents
-from ..dataset import TextDataset, split_documents, tokenize
+from ..data.tokens import tokenize
+from ..dataset import TextDataset, split_documents
 from ..errors import AGI2Error
 from ..formats.model_dir import check_vocabulary, load_model, run_folder
 from ..model import GPT2Model

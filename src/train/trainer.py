@@ -19,7 +19,9 @@ from ..cuda_utils import (
     is_out_of_memory,
     select_precision,
 )
-from ..dataset import EpochBatches, TextDataset, bytes_of
+from ..data.batches import EpochBatches
+from ..data.tokens import bytes_of
+from ..dataset import TextDataset
 from ..errors import AGI2Error, masked
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config import GPT2Config
-from src.dataset import TextDataset, bytes_of, tokenize
+from src.data.tokens import bytes_of, tokenize
+from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.evaluation.loss import TextEvaluation, evaluate, evaluate_text
 from src.model import GPT2Model

@@ -1,0 +1,87 @@
+"""Batches of token windows: a pure function of the seed and the step. B batch, T time."""
+
+from __future__ import annotations
+
+import torch
+
+from .windows import TokenWindows
+
+
+class EpochBatches:
+    """Deterministic batch sampler: the batch of a step is a pure function of the seed and the step.
+
+    An epoch has as many windows as the dataset; they cover every token, and each is in exactly one
+    batch. Every epoch draws a new offset, as far as the number of windows allows, and a new
+    permutation. There is no sampler state to save: training can resume at any step.
+
+    Args:
+        dataset: the windows.
+        batch_size: maximum windows per batch. If it does not divide the windows of an epoch, the
+            batches are smaller, of sizes that differ by at most one: no short last batch.
+        seed: seed of the offsets and permutations.
+    """
+
+    batch_size: int
+    """Windows in the largest batch, which is the first of each epoch."""
+
+    def __init__(self, dataset: TokenWindows, batch_size: int, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.windows = len(dataset)
+        """Windows per epoch."""
+        self.steps_per_epoch = -(-self.windows // batch_size)
+        """Batches per epoch."""
+        self.batch_size = -(-self.windows // self.steps_per_epoch)
+        self._room = len(dataset.tokens) - dataset.seq_len
+        self._epoch = -1
+        self._starts = torch.empty(0, dtype=torch.long, device="cpu")
+
+    def windows_before(self, step: int) -> int:
+        """Return the number of windows in all batches before step `step`."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return epoch * self.windows + -(-index * self.windows // self.steps_per_epoch)
+
+    def rows(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """Return the range of window positions, counted over all epochs, of a batch or its shard.
+
+        Shard sizes differ by at most one; the last shards of a small batch may be empty.
+        """
+        first, last = self.windows_before(step), self.windows_before(step + 1)
+        size = last - first
+        return range(first - (-size * part // parts), first - (-size * (part + 1) // parts))
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> torch.Tensor:
+        """Return the batch of a step, or one shard of it.
+
+        Args:
+            step: step of the run, from 0.
+            part: index of the shard, such as a process's rank.
+            parts: number of shards, such as the world size.
+
+        Returns:
+            A LongTensor (B, T) on the CPU; B may be 0 for a shard.
+        """
+        self._lay(step // self.steps_per_epoch)
+        rows = self.rows(step, part, parts)
+        first = rows.start - self._epoch * self.windows
+        starts = self._starts[first : first + len(rows)].tolist()
+        if not starts:
+            return torch.empty(0, self.dataset.seq_len, dtype=torch.long, device="cpu")
+        return torch.stack([self.dataset.window(start) for start in starts])
+
+    def _lay(self, epoch: int) -> None:
+        """Compute the shuffled window starts of an epoch, unless they are cached."""
+        if epoch == self._epoch:
+            return
+        # A seed per (seed, epoch), unique for up to 1,000,003 epochs, in the range of manual_seed.
+        generator = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        stride = self.dataset.stride
+        # The first window starts at the first token and the last ends at the last token. The others
+        # are one stride apart, at a random offset with which the two end gaps are at most a stride.
+        least = self._room - (self.windows - 2) * stride if self.windows > 2 else stride
+        offset = torch.randint(least, stride + 1, (), generator=generator, device="cpu")
+        order = torch.randperm(self.windows, generator=generator, device="cpu")
+        starts = (order - 1) * stride + offset
+        starts[order == 0] = 0
+        starts[order == self.windows - 1] = self._room
+        self._epoch, self._starts = epoch, starts

@@ -1,0 +1,42 @@
+"""Documents to token ids, and back to a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..tokenizer import Tokenizer
+
+
+def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
+    """Encode documents into one token array, separated by the end-of-text token.
+
+    Args:
+        documents: the texts, encoded one at a time.
+        tokenizer: a fitted tokenizer.
+
+    Returns:
+        Token ids, (N,), of the tokenizer's `dtype` (uint16 or uint32).
+    """
+    separator = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype)
+    parts: list[np.ndarray] = []
+    for document in documents:
+        parts += [tokenizer.encode_array(document), separator]
+    return np.concatenate(parts[:-1]) if parts else np.array([], dtype=tokenizer.dtype)
+
+
+def bytes_of(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
+    """Count the UTF-8 bytes of the text that tokens decode to, as for bits per byte.
+
+    Args:
+        tokens: token ids, (N,).
+        tokenizer: the tokenizer of these ids.
+
+    Returns:
+        The number of bytes, or `None` if a token is `<unk>`, whose text is not known.
+    """
+    unknown = tokenizer.unknown
+    if unknown is not None and (tokens == unknown).any():
+        return None
+    return int(tokenizer.byte_lengths()[tokens].sum())
