@@ -175,17 +175,17 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Config(BaseModel, Mapping):
-    """Complete configuration of a run: flat, validated, immutable.
-
-    Also a mapping: `config["epochs"]` and `**config` work.
-    """
+class Section(BaseModel):
+    """A section of the configuration: keys, with default, range and docstring."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    # Training data and output.
+
+class DataKeys(Section):
+    """Training data, output and tokenizer."""
+
     sources: list[str] = Field(default_factory=list)
     """Training data: files, folders, globs, URLs or `builtin:python-docs`. Required for
     training.
@@ -212,6 +212,10 @@ class Config(BaseModel, Mapping):
     """Whether the basic tokenizer collapses each run of white space into one space (true,
     false).
     """
+
+
+class ModelKeys(Section):
+    """Fine-tuning and architecture."""
 
     # Fine-tuning.
     init_from: str | None = None
@@ -251,7 +255,10 @@ class Config(BaseModel, Mapping):
     time.
     """
 
-    # Training.
+
+class TrainKeys(Section):
+    """Training, device and precision."""
+
     epochs: int = Field(10, ge=1, le=_COUNT)
     """Number of epochs (1 or more); unlimited if only `max_steps` or `max_minutes` is set."""
     max_steps: int | None = Field(None, ge=1, le=_COUNT)
@@ -319,7 +326,10 @@ class Config(BaseModel, Mapping):
     resume: str | None = None
     """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
 
-    # Generation.
+
+class GenerationKeys(Section):
+    """Generation, beam search and chat."""
+
     max_length: int = Field(100, ge=1, le=2**30)
     """Maximum number of new tokens (1 or more)."""
     min_length: int = Field(0, ge=0, le=_COUNT)
@@ -391,6 +401,14 @@ class Config(BaseModel, Mapping):
     max_context_length: int = Field(1024, ge=1, le=_COUNT)
     """Maximum number of conversation tokens in a chat's context (1 or more); `model_positions` by
     default.
+    """
+
+
+# Pydantic orders the keys of base classes from the last to the first.
+class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
+    """Complete configuration of a run: flat, validated, immutable.
+
+    Also a mapping: `config["epochs"]` and `**config` work.
     """
 
     # Keys adopted from the model of `init_from` instead of set by the user.
