@@ -430,75 +430,24 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
             for key, value in given.items()
             if key not in cls.model_fields or (value is not None and value != "")
         }
-        given = {key: _plain(key, value) for key, value in given.items()}
-        given = {key: _whole(cls.model_fields.get(key), value) for key, value in given.items()}
-        # `_plain` makes None of `resume = false` and `top_k = 0`.
+        given = {key: plain_value(key, value) for key, value in given.items()}
+        given = {
+            key: integral_value(cls.model_fields.get(key), value) for key, value in given.items()
+        }
+        # `plain_value` makes None of `resume = false` and `top_k = 0`.
         given = {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
         for key in ("sources", "stop", "log_to"):
             if isinstance(given.get(key), str):
                 given[key] = [given[key]]
         given = {**PRESETS.get(str(given.get("preset")), {}), **given}
-        config = validate({**_dependent_defaults(given), **given})
+        config = validate({**dependent_defaults(given), **given})
         object.__setattr__(config, "__pydantic_fields_set__", set(given))
         return config
 
     @model_validator(mode="after")
     def _check_together(self) -> Config:
-        """Check constraints between keys; raise `ValueError` with a line per problem.
-
-        Each line begins with its key, so that `config_loader` can prepend the key's location.
-        """
-        problems = []
-        if self.model_embd % self.model_head:
-            problems.append(
-                f"model_embd {self.model_embd} is not divisible by model_head {self.model_head}"
-            )
-        if self.seq_len > self.model_positions:
-            problems.append(
-                f"seq_len {self.seq_len} is above model_positions {self.model_positions}: "
-                "lower the one or raise the other"
-            )
-        micro = self.micro_batch_size
-        if micro != "auto" and (micro < 1 or self.batch_size % micro):
-            problems.append(
-                f"micro_batch_size {micro} does not divide batch_size {self.batch_size}"
-            )
-        if self.threads != "auto" and not 1 <= self.threads <= MAX_THREADS:
-            problems.append(f"threads {self.threads} is not in the range 1 to {MAX_THREADS}")
-        if self.beam_size % self.beam_groups:
-            problems.append(
-                f"beam_groups {self.beam_groups} does not divide beam_size {self.beam_size}"
-            )
-        if self.beam_results > self.beam_size:
-            problems.append(
-                f"beam_results {self.beam_results} is above beam_size {self.beam_size}: "
-                "lower the one or raise the other"
-            )
-        if self.speculative != "none":
-            problems += not_greedy(self)
-        if self.lora_rank is not None:
-            if self.init_from is None:
-                problems.append("lora_rank goes with a trained model: set init_from")
-            if self.optimizer != "adamw":
-                problems.append('lora_rank is trained by AdamW: set optimizer = "adamw"')
-            if self.parallel != "ddp":
-                problems.append('lora_rank is not for sharded models: set parallel = "ddp"')
-        if self.model_name in (".", "..") or re.search(r"[/\\\x00-\x1f]", self.model_name):
-            problems.append(f"model_name {self.model_name!r} is not a folder's name")
-        if len(self.model_name.encode("utf-8", "replace")) > _LONGEST_NAME:
-            problems.append(
-                f"model_name {self.model_name!r} is too long for a folder's name: at most "
-                f"{_LONGEST_NAME} bytes"
-            )
-        if "\0" in self.output_dir:
-            problems.append(f"output_dir {self.output_dir!r} is not a folder's name")
-        if self.min_length > self.max_length:
-            problems.append(f"min_length {self.min_length} is above max_length {self.max_length}")
-        if self.samples > 1 and self.temperature == 0:
-            problems.append(f"samples {self.samples} would all be equal at temperature 0")
-        if not re.fullmatch(DEVICES, self.device):
-            problems.append(f"device {self.device!r} is none of auto, cpu, cuda, cuda:1, mps")
-        if problems:
+        """Raise `ValueError` with a line per contradiction between keys."""
+        if problems := contradictions(self):
             raise ValueError("\n".join(problems))
         return self
 
@@ -536,7 +485,7 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
         defaults = {
             **Config.model_validate({}),
             **PRESETS.get(str(self.preset), {}),
-            **_dependent_defaults(self),
+            **dependent_defaults(self),
             "model_ff": 4 * self.model_embd,
         }
         given = {key: self[key] for key in self if key in self.model_fields_set - self._adopted}
@@ -548,7 +497,7 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
         return GPT2Config.from_mapping(self)
 
 
-def _plain(key: str, value: Any) -> Any:
+def plain_value(key: str, value: Any) -> Any:
     """Convert a value to the type that it would have in TOML.
 
     Accepts paths, tuples, `torch.device` and zero-dimensional NumPy or PyTorch values; normalizes
@@ -573,12 +522,79 @@ def _plain(key: str, value: Any) -> Any:
     return value
 
 
-def _whole(field: FieldInfo | None, value: Any) -> Any:
+def integral_value(field: FieldInfo | None, value: Any) -> Any:
     """Convert an integral float (10.0, 1e3) to int if the key takes int but not float."""
     if type(value) is not float or field is None or not value.is_integer():
         return value
     kinds = get_args(field.annotation) or (field.annotation,)
     return int(value) if int in kinds and float not in kinds else value
+
+
+def contradictions(config: Any) -> list[str]:
+    """Return an error line for each constraint between keys that a configuration violates.
+
+    Each line begins with its key, so that `config_loader` can prepend the key's location.
+    """
+    return [
+        *_wrong_sizes(config),
+        *_wrong_generation(config),
+        *_wrong_lora(config),
+        *_wrong_names(config),
+    ]
+
+
+def _wrong_sizes(config: Any) -> Iterator[str]:
+    if config.model_embd % config.model_head:
+        yield f"model_embd {config.model_embd} is not divisible by model_head {config.model_head}"
+    if config.seq_len > config.model_positions:
+        yield (
+            f"seq_len {config.seq_len} is above model_positions {config.model_positions}: "
+            "lower the one or raise the other"
+        )
+    micro = config.micro_batch_size
+    if micro != "auto" and (micro < 1 or config.batch_size % micro):
+        yield f"micro_batch_size {micro} does not divide batch_size {config.batch_size}"
+    if config.threads != "auto" and not 1 <= config.threads <= MAX_THREADS:
+        yield f"threads {config.threads} is not in the range 1 to {MAX_THREADS}"
+
+
+def _wrong_generation(config: Any) -> Iterator[str]:
+    if config.beam_size % config.beam_groups:
+        yield f"beam_groups {config.beam_groups} does not divide beam_size {config.beam_size}"
+    if config.beam_results > config.beam_size:
+        yield (
+            f"beam_results {config.beam_results} is above beam_size {config.beam_size}: "
+            "lower the one or raise the other"
+        )
+    if config.speculative != "none":
+        yield from not_greedy(config)
+    if config.min_length > config.max_length:
+        yield f"min_length {config.min_length} is above max_length {config.max_length}"
+    if config.samples > 1 and config.temperature == 0:
+        yield f"samples {config.samples} would all be equal at temperature 0"
+
+
+def _wrong_lora(config: Any) -> Iterator[str]:
+    if config.lora_rank is None:
+        return
+    if config.init_from is None:
+        yield "lora_rank goes with a trained model: set init_from"
+    if config.optimizer != "adamw":
+        yield 'lora_rank is trained by AdamW: set optimizer = "adamw"'
+    if config.parallel != "ddp":
+        yield 'lora_rank is not for sharded models: set parallel = "ddp"'
+
+
+def _wrong_names(config: Any) -> Iterator[str]:
+    name = config.model_name
+    if name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
+        yield f"model_name {name!r} is not a folder's name"
+    if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+        yield f"model_name {name!r} is too long for a folder's name: at most {_LONGEST_NAME} bytes"
+    if "\0" in config.output_dir:
+        yield f"output_dir {config.output_dir!r} is not a folder's name"
+    if not re.fullmatch(DEVICES, config.device):
+        yield f"device {config.device!r} is none of auto, cpu, cuda, cuda:1, mps"
 
 
 # Speculative decoding by prompt lookup requires greedy decoding: these are the required values.
@@ -603,7 +619,7 @@ def not_greedy(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults that depend on other keys."""
     positions = given.get("model_positions", 1024)
     follows = {"seq_len": positions, "max_context_length": positions}
