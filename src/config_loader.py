@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from .arguments import checked
-from .config import FREE_ARCHITECTURE_KEYS, PRESETS, REQUIRED_KEYS, Config
+from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
+from .config_checks import PRESETS
 from .errors import AGI2Error, masked, shown
 from .utils import human_bytes, is_deep, open_file, write_text
 

@@ -11,7 +11,8 @@ import psutil
 import torch
 
 from .arguments import as_device, convert
-from .config import DEVICES, GPT2Config
+from .config import GPT2Config
+from .config_checks import DEVICES
 from .errors import AGI2Error
 from .utils import human_bytes, log, plural
 

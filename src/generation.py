@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .arguments import NonNegativeInt, PositiveInt, checked, convert
-from .config import EarlyStopping
+from .config_keys import EarlyStopping
 from .config_loader import make_config
 from .cuda_utils import select_device
 from .errors import AGI2Error, shown

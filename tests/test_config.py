@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from src.config import ARCHITECTURE_KEYS, LARGEST, PRESETS, REQUIRED_KEYS, Config, GPT2Config
+from src.config import ARCHITECTURE_KEYS, REQUIRED_KEYS, Config, GPT2Config
+from src.config_checks import PRESETS
+from src.config_keys import LARGEST
 from src.errors import AGI2Error
 from src.model import GPT2Model
 

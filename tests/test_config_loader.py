@@ -17,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.config import PLAIN_GREEDY, REQUIRED_KEYS, Activation, Config, Preset
+from src.config import REQUIRED_KEYS, Config
+from src.config_checks import PLAIN_GREEDY
+from src.config_keys import Activation, Preset
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error, printable
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..config import UNBOUNDED_EPOCHS, Config
+from ..config import Config
+from ..config_checks import UNBOUNDED_EPOCHS
 from ..cuda_utils import (
     available_memory,
     check_memory,

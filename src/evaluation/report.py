@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import UNBOUNDED_EPOCHS, Config, GPT2Config
+from ..config import Config, GPT2Config
+from ..config_checks import UNBOUNDED_EPOCHS
 from ..errors import masked
 from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page

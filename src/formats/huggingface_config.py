@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import LARGEST, GPT2Config
+from ..config import GPT2Config
+from ..config_keys import LARGEST
 from ..errors import AGI2Error, shown
 from ..utils import log
 

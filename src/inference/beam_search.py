@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..arguments import PositiveInt, checked
-from ..config import EarlyStopping
+from ..config_keys import EarlyStopping
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from .logits_processors import process_logits

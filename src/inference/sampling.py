@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..arguments import convert, convert_fields
-from ..config import PLAIN_GREEDY, not_greedy
+from ..config_checks import PLAIN_GREEDY, not_greedy
 from ..errors import AGI2Error, shown
 
 MASKED = float("-inf")

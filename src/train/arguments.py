@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..config import ARCHITECTURE_KEYS, PRESETS, Config
+from ..config import ARCHITECTURE_KEYS, Config
+from ..config_checks import PRESETS
 from ..config_loader import make_config
 from ..console import visible
 from ..errors import AGI2Error

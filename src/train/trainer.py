@@ -10,7 +10,8 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import torch
 
 from ..arguments import checked
-from ..config import UNBOUNDED_EPOCHS, Config
+from ..config import Config
+from ..config_checks import UNBOUNDED_EPOCHS
 from ..console import busy, visible
 from ..cuda_utils import (
     can_compile,

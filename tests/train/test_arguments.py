@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import PRESETS, Config
+from src.config import Config
+from src.config_checks import PRESETS
 from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.model import GPT2Model

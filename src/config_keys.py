@@ -1,0 +1,269 @@
+"""The keys of the configuration, by section: type, default, range and meaning of each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+)
+
+Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
+
+
+NormPosition = Literal["pre", "post"]
+
+
+PositionKind = Literal["sinusoidal", "learned"]
+
+
+Preset = Literal["small", "medium", "large", "xl"]
+
+
+EarlyStopping = bool | Literal["never"]
+
+
+# Upper bounds of the sizes, far beyond any GPT-2: a typo is an error before anything is allocated.
+LARGEST = {
+    "vocab_size": 2**20,
+    "max_seq_len": 2**20,
+    "d_model": 2**16,
+    "n_layers": 2**10,
+    "n_heads": 2**16,
+    "d_ff": 2**20,
+}
+
+
+# Upper bound of counts (steps, tokens), far below 2**53: exact in float64.
+_COUNT = 10**12
+
+
+class Section(BaseModel):
+    """A section of the configuration: keys, with default, range and docstring."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class DataKeys(Section):
+    """Training data, output and tokenizer."""
+
+    sources: list[str] = Field(default_factory=list)
+    """Training data: files, folders, globs, URLs or `builtin:python-docs`. Required for
+    training.
+    """
+    model_name: str = "model"
+    """Name of the run and of its folder in `output_dir`. Always required."""
+    output_dir: str = "trained"
+    """Parent folder of all runs."""
+    text_field: str = "text"
+    """Field of `.jsonl` and column of `.csv` files that contains the text."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Fraction held out for validation (0 to below 1): the end of each document, or complete
+    documents.
+    """
+
+    # Tokenizer.
+    tokenizer: str = "bpe"
+    """`bpe` (byte-level), `basic` (characters), `gpt2`, or the path of a trained tokenizer."""
+    vocab_size: int = Field(50257, ge=1, le=LARGEST["vocab_size"])
+    """Maximum vocabulary size (1 or more); a small text yields a smaller one."""
+    lowercase: bool = True
+    """Whether the basic tokenizer lowercases the text (true, false)."""
+    fold_whitespace: bool = True
+    """Whether the basic tokenizer collapses each run of white space into one space (true,
+    false).
+    """
+
+
+class ModelKeys(Section):
+    """Fine-tuning and architecture."""
+
+    # Fine-tuning.
+    init_from: str | None = None
+    """Folder of the pretrained model to fine-tune, which sets the architecture and tokenizer."""
+    lora_rank: int | None = Field(None, ge=1, le=4096)
+    """Fine-tune with LoRA adapters of this rank (1 or more); the weights of `init_from` are
+    frozen.
+    """
+
+    # Architecture.
+    preset: Preset | None = None
+    """GPT-2 size: `small`, `medium`, `large` or `xl`; explicit model_* keys override it."""
+    model_layer: int = Field(12, ge=1, le=LARGEST["n_layers"])
+    """Number of transformer blocks (1 or more)."""
+    model_head: int = Field(12, ge=1, le=LARGEST["n_heads"])
+    """Number of attention heads per block (1 or more); divides `model_embd`."""
+    model_embd: int = Field(768, ge=1, le=LARGEST["d_model"])
+    """Embedding size of the model (1 or more)."""
+    model_ff: int = Field(0, ge=0, le=LARGEST["d_ff"])
+    """Hidden size of the feed-forward layer (1 or more); 0 means 4 x `model_embd`."""
+    model_positions: int = Field(1024, ge=1, le=LARGEST["max_seq_len"])
+    """Maximum context length in tokens (1 or more)."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout probability in training (0 to below 1)."""
+    activation: Activation = "gelu_tanh"
+    """Activation of the feed-forward layer: `gelu_tanh` (GPT-2's), `gelu`, `relu` or `silu`."""
+    bias: bool = True
+    """Whether linear layers and layer norms have biases (true, false)."""
+    norm_position: NormPosition = "pre"
+    """Layer norm before each sublayer (`pre`, as in GPT-2) or after it (`post`)."""
+    position_embedding: PositionKind = "sinusoidal"
+    """Fixed position embeddings (`sinusoidal`), or learned ones as in GPT-2 (`learned`)."""
+    tie_weights: bool = True
+    """Whether the output head shares its weight with the token embedding (true, false)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass (true, false): less memory, about a third more
+    time.
+    """
+
+
+class TrainKeys(Section):
+    """Training, device and precision."""
+
+    epochs: int = Field(10, ge=1, le=_COUNT)
+    """Number of epochs (1 or more); unlimited if only `max_steps` or `max_minutes` is set."""
+    max_steps: int | None = Field(None, ge=1, le=_COUNT)
+    """Maximum number of optimizer steps (1 or more)."""
+    max_minutes: float | None = Field(None, gt=0, le=1e9)
+    """Maximum minutes (above 0); the schedule then follows the clock, and runs are not
+    reproducible.
+    """
+    batch_size: int = Field(12, ge=1, le=2**20)
+    """Sequences per optimizer step, over all processes (1 or more)."""
+    micro_batch_size: int | Literal["auto"] = Field("auto")
+    """Sequences per forward; divides `batch_size` (gradient accumulation). `auto`: fits memory."""
+    seq_len: int = Field(1024, ge=1, le=_COUNT)
+    """Tokens per training sequence (1 to `model_positions`, its default)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, or `muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
+    learning_rate: float = Field(3e-4, gt=0, le=1e30)
+    """Peak learning rate of AdamW (above 0), reached after warmup."""
+    muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
+    """Peak learning rate of Muon (above 0)."""
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Schedule after warmup: `cosine`, `linear` or `wsd` (warmup-stable-decay), to zero; or
+    `constant`.
+    """
+    lr_decay_fraction: float = Field(0.2, gt=0, le=1)
+    """Length of the decay phase of `wsd`, as a fraction of the run (above 0, at most 1)."""
+    warmup_steps: int = Field(100, ge=0, le=_COUNT)
+    """Linear warmup steps (0 or more), limited to a tenth of the run."""
+    weight_decay: float = Field(0.1, ge=0, le=1e30)
+    """Decoupled weight decay (0 or more), applied to matrices only."""
+    adam_beta2: float = Field(0.99, gt=0, lt=1)
+    """beta2 of AdamW (between 0 and 1)."""
+    clip_grad_norm: float = Field(1.0, gt=0)
+    """Maximum gradient norm (above 0); a huge number disables clipping."""
+    seed: int = Field(1337, ge=0, le=2**62)
+    """Random seed of training (0 or more)."""
+    eval_interval: int = Field(250, ge=1, le=_COUNT)
+    """Steps between validations (1 or more)."""
+    eval_tokens: int = Field(65536, ge=0, le=_COUNT)
+    """Validation tokens per evaluation, 0 for all; the last evaluation always uses all."""
+    early_stopping_patience: int | None = Field(None, ge=1, le=_COUNT)
+    """Stop after this many validations without a better val loss (1 or more)."""
+    checkpoint_interval: int = Field(500, ge=1, le=_COUNT)
+    """Steps between checkpoints (1 or more)."""
+    keep_checkpoints: int = Field(2, ge=1, le=_COUNT)
+    """Number of checkpoints kept on disk (1 or more)."""
+    log_interval: int = Field(10, ge=1, le=_COUNT)
+    """Steps between log lines (1 or more)."""
+    sample_tokens: int = Field(64, ge=0, le=_COUNT)
+    """Tokens to generate as a sample at each validation, 0 for none."""
+    log_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    """Experiment trackers, in addition to `metrics.jsonl`: a list of `tensorboard`, `wandb`."""
+
+    # Device and precision.
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`; the CPU is used if the device is not available."""
+    threads: int | Literal["auto"] = Field("auto")
+    """CPU threads in training (1 to 1024); `auto`: one per core, or those of the resumed run."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """In training: `fp32`, `bf16`, `fp16` (CUDA only); `auto`: bf16 or fp16 on CUDA, else fp32."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: replicate the model (`ddp`) or shard it (`fsdp`)."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether to train with `torch.compile` (true, false); `auto`: on CUDA."""
+    resume: str | None = None
+    """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
+
+
+class GenerationKeys(Section):
+    """Generation, beam search and chat."""
+
+    max_length: int = Field(100, ge=1, le=2**30)
+    """Maximum number of new tokens (1 or more)."""
+    min_length: int = Field(0, ge=0, le=_COUNT)
+    """New tokens before an end token or a sentence's end may stop generation (0 to `max_length`);
+    `stop` always may.
+    """
+    samples: int = Field(1, ge=1, le=10_000)
+    """Number of texts to generate from a prompt (1 or more); several need a temperature above 0."""
+    temperature: float = Field(0.8, ge=0)
+    """Sampling temperature (0 or more); 0 is greedy decoding."""
+    top_k: int | None = Field(None, ge=1, le=_COUNT)
+    """Sample from the k most likely tokens (1 or more)."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus sampling: sample from the most likely tokens with this total probability (above 0, to
+    1).
+    """
+    min_p: float | None = Field(None, gt=0, le=1)
+    """Sample from tokens with at least this fraction of the highest probability (above 0, to 1)."""
+    typical_p: float | None = Field(None, gt=0, le=1)
+    """Locally typical sampling (Meister et al., 2023): sample from the tokens whose information
+    content is closest to the entropy, with this total probability (above 0, to 1).
+    """
+    repetition_penalty: float = Field(1.0, ge=1e-4, le=1e4)
+    """Above 1 makes tokens of the prompt and the new text less likely, below 1 more likely (as in
+    CTRL).
+    """
+    presence_penalty: float = Field(0.0, ge=-1e4, le=1e4)
+    """Subtracted from the logits of tokens that occur in the new text; negative values encourage
+    them.
+    """
+    frequency_penalty: float = Field(0.0, ge=-1e4, le=1e4)
+    """Subtracted from the logits of tokens for each occurrence in the new text."""
+    no_repeat_ngram: int | None = Field(None, ge=1, le=_COUNT)
+    """N-grams of this size (1 or more) occur only once, in prompt and new text together."""
+    logit_bias: dict[str, float] = Field(default_factory=dict)
+    """Added to the logits of tokens, given by their text, such as { " the" = -5.0 }."""
+    stop: list[str] = Field(default_factory=list)
+    """Stop strings: generation ends before any of them."""
+    stop_at_sentence_end: bool = False
+    """Whether generation ends at the end of a sentence (true, false)."""
+    model_seed: str = ""
+    """Text put before every prompt."""
+    sampling_seed: int | None = Field(None, ge=0, le=2**62)
+    """Random seed of sampling (0 or more); by default a new one for each text."""
+    quantize: Literal["none", "int8", "int4"] = "none"
+    """Weight quantization for generation on a CPU: `none`, `int8` or `int4`; faster, slightly less
+    accurate.
+    """
+    speculative: Literal["none", "ngram"] = "none"
+    """`none`, or `ngram`: speculative decoding by prompt lookup; greedy decoding only, with the
+    same result.
+    """
+    beam_size: int = Field(5, ge=1, le=2**10)
+    """Number of beams (1 or more)."""
+    length_penalty: float = Field(1.0, ge=-10, le=10)
+    """Exponent of the length by which beam scores are divided; a higher one prefers longer
+    texts.
+    """
+    beam_results: int = Field(1, ge=1, le=_COUNT)
+    """Number of texts that `agi2 beam` shows (1 to `beam_size`); above 1, each with its score."""
+    beam_early_stopping: EarlyStopping = "never"
+    """As in `transformers`: true (at `beam_size` texts), false (heuristic), `never` (exact)."""
+    beam_groups: int = Field(1, ge=1, le=_COUNT)
+    """Number of groups in diverse beam search (1 or more); divides `beam_size`."""
+    diversity_penalty: float = Field(0.5, ge=0, le=1e6)
+    """Subtracted from the log-probability of a token for each beam of an earlier group that chose
+    it at this step (0 or more).
+    """
+    max_context_length: int = Field(1024, ge=1, le=_COUNT)
+    """Maximum number of conversation tokens in a chat's context (1 or more); `model_positions` by
+    default.
+    """
