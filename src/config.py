@@ -6,11 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from pydantic import (
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from .arguments import Range, Rate, convert_fields
 from .config_checks import PRESETS, contradictions, dependent_defaults, integral_value, plain_value

@@ -1,4 +1,4 @@
-"""Normal form of a configuration's values, defaults that depend on other keys, and contradictions."""
+"""Values as TOML would give them, defaults that depend on other keys, and contradictions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 MAX_THREADS = 1024
-
-
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]+)?"
-
 
 # The GPT-2 sizes (Radford et al., 2019), as configuration keys.
 PRESETS: dict[str, dict[str, int]] = {
@@ -157,7 +154,5 @@ def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 # File systems allow 255 bytes; the rest is for the suffix of a run's backup (`NAME.1`).
 _LONGEST_NAME = 240
-
-
 # Default of `epochs` if `max_steps` or `max_minutes` is set: epochs then do not end the run.
 UNBOUNDED_EPOCHS = 1_000_000

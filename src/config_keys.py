@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
-
-
 NormPosition = Literal["pre", "post"]
-
-
 PositionKind = Literal["sinusoidal", "learned"]
-
-
 Preset = Literal["small", "medium", "large", "xl"]
-
-
 EarlyStopping = bool | Literal["never"]
-
 
 # Upper bounds of the sizes, far beyond any GPT-2: a typo is an error before anything is allocated.
 LARGEST = {
@@ -34,8 +21,6 @@ LARGEST = {
     "n_heads": 2**16,
     "d_ff": 2**20,
 }
-
-
 # Upper bound of counts (steps, tokens), far below 2**53: exact in float64.
 _COUNT = 10**12
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from src.config import REQUIRED_KEYS, Config
 from src.config_checks import PLAIN_GREEDY
-from src.config_keys import Activation, Preset
+from src.config_keys import Activation, DataKeys, GenerationKeys, ModelKeys, Preset, TrainKeys
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error, printable
 
@@ -628,11 +628,12 @@ def test_default_toml_comments_out_exactly_the_keys_without_a_default():
 
 
 def key_docstrings():
-    """The docstring of each key in `Config`, without line breaks and backticks."""
-    [tree] = ast.parse(textwrap.dedent(inspect.getsource(Config))).body
-    for field, below in itertools.pairwise(tree.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            yield field.target.id, " ".join(below.value.value.replace("`", "").split())
+    """The docstring of each key of a section, without line breaks and backticks."""
+    for section in (DataKeys, ModelKeys, TrainKeys, GenerationKeys):
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+        for field, below in itertools.pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                yield field.target.id, " ".join(below.value.value.replace("`", "").split())
 
 
 def test_default_toml_explains_each_key_as_its_docstring_does():
