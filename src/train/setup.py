@@ -23,7 +23,8 @@ from ..utils import log, seed_everything
 from .arguments import become, fit_to, is_fitted
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .distributed import Processes, began_in_this_launch, launch_id
-from .trainer import Evaluate, Sample, Trainer
+from .trainer import Trainer
+from .validation import Evaluate, Sample
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import torch
 
@@ -34,41 +34,18 @@ from .estimates import choose_micro_batch_size, training_flops
 from .interrupt import Interrupt
 from .loss import LossFunction, NextTokenLoss
 from .metrics import Evaluation, Telemetry
-from .optimizer import learning_rate_factor, make_optimizers
+from .optimizer import make_optimizers
+from .schedule import learning_rate_factor
 from .state import History, RunState
 from .step import (
     accumulate_gradients,
     apply_gradients,
 )
+from .validation import Evaluate, Sample
 
 # A run ends after this many consecutive skipped steps. In fp16 the first steps overflow, each of
 # which halves the loss scale.
 _SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
-
-
-@runtime_checkable
-class Evaluate(Protocol):
-    """A function with the signature of `evaluation.loss.evaluate`."""
-
-    def __call__(  # noqa: D102 (see the class)
-        self,
-        model: GPT2Model,
-        dataset: TextDataset,
-        tokenizer: Tokenizer,
-        *,
-        batch_size: int,
-        max_tokens: int,
-        precision: torch.dtype,
-    ) -> Evaluation: ...
-
-
-@runtime_checkable
-class Sample(Protocol):
-    """A function that generates text of at most `max_length` tokens."""
-
-    def __call__(  # noqa: D102
-        self, model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int
-    ) -> str: ...
 
 
 class Trainer:

@@ -9,15 +9,8 @@ from torch import nn
 
 from src.config import Config, GPT2Config
 from src.model import GPT2Model
-from src.train.optimizer import (
-    SHORTEST_WARMUP,
-    WARMUP_SHARE,
-    Muon,
-    learning_rate_factor,
-    make_optimizers,
-    orthogonalize,
-    parameter_groups,
-)
+from src.train.optimizer import Muon, make_optimizers, orthogonalize, parameter_groups
+from src.train.schedule import SHORTEST_WARMUP, WARMUP_SHARE, learning_rate_factor
 from tests.bounds import assert_same_in_float64, differs_in_float64, gamma, nearly
 
 

@@ -22,7 +22,7 @@ from src.train import setup
 from src.train import trainer as trainer_module
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
 from src.train.loss import NextTokenLoss
-from src.train.optimizer import learning_rate_factor
+from src.train.schedule import learning_rate_factor
 from src.train.setup import prepare
 from src.train.trackers import read_metrics
 from src.train.trainer import Trainer

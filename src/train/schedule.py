@@ -1,0 +1,56 @@
+"""The schedule of a run: its learning rate, and when it ends."""
+
+from __future__ import annotations
+
+import math
+
+# Warmup ends when this share of the run is done, whatever the number of steps; but not before this
+# many steps, for runs that are slow or begin with a pause, such as compilation.
+WARMUP_SHARE, SHORTEST_WARMUP = 0.1, 5
+
+
+def learning_rate_factor(
+    schedule: str,
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    decay_fraction: float = 0.2,
+    clock: float = 0.0,
+) -> float:
+    """Compute the multiplicative factor of the learning rate: a pure function of the progress.
+
+    Progress is the completed fraction of the steps or of the time limit, whichever is larger.
+    Warmup and decay both follow it: the factor is continuous in steps and in time. Without a time
+    limit, it depends on the steps alone.
+
+    Args:
+        schedule: `constant`, or a decay from 1 after warmup to 0 at the end: `linear`, `cosine`
+            (Loshchilov and Hutter, 2017), or `wsd` (warmup, stable, decay: Hu et al., 2024), which
+            is constant until a linear decay.
+        step: steps done, counted from 0.
+        total_steps: maximum number of steps, at least 1.
+        warmup_steps: steps of linear warmup, of which the first has 1 / (warmup + 1); at most a
+            tenth of the run.
+        decay_fraction: the fraction of the run after warmup in which `wsd` decays.
+        clock: the elapsed fraction of the time limit; 0 without one.
+    """
+    progress = min(max(step / total_steps, clock), 1.0)
+    warmup = min(warmup_steps, total_steps // 10)
+    # With a time limit, the total number of steps is estimated as step / progress.
+    by_clock = min(warmup * progress / max(step, 1), WARMUP_SHARE)
+    start = warmup / total_steps if clock <= step / total_steps else by_clock
+    fastest = step / max(min(warmup, SHORTEST_WARMUP), 1)
+    rise = max((step + 1) / (warmup + 1), min(progress / WARMUP_SHARE, fastest))
+    return min(rise, 1.0) * _decay(schedule, (progress - start) / (1 - start), decay_fraction)
+
+
+def _decay(schedule: str, progress: float, decay_fraction: float) -> float:
+    """Return the factor after warmup, from 1 to 0 as `progress` goes from 0 to 1."""
+    progress = max(progress, 0.0)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - progress
+    if schedule == "wsd":
+        return min(1.0, (1.0 - progress) / decay_fraction)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
