@@ -36,6 +36,12 @@ class EpochBatches:
         self._epoch = -1
         self._starts = torch.empty(0, dtype=torch.long, device="cpu")
 
+    @property
+    def mean_size(self) -> float:
+        """Mean batch size over an epoch; an `int` if all batches are equal."""
+        mean = self.windows / self.steps_per_epoch
+        return int(mean) if mean.is_integer() else mean
+
     def windows_before(self, step: int) -> int:
         """Return the number of windows in all batches before step `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)

@@ -354,3 +354,17 @@ def log_changes(
             plural(total_steps, "step"),
             before["total_steps"],
         )
+
+
+def keep_threads(count: int, device: torch.device) -> None:
+    """Set the number of CPU threads of the checkpoint, so that reductions round as before."""
+    here = torch.get_num_threads()
+    if count != here and device.type == "cpu":
+        log.info(
+            "training with %d CPU threads as before, which keeps the run exact; this machine would "
+            "use %d: set threads = %d for these",
+            count,
+            here,
+            here,
+        )
+    torch.set_num_threads(count)

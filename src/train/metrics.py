@@ -16,7 +16,7 @@ import torch
 from ..config import Config
 from ..console import TrainingDisplay
 from ..cuda_utils import describe_device, memory_stats
-from ..utils import log
+from ..utils import human_time, log, plural
 from .estimates import peak_flops
 from .state import RunState
 from .trackers import RunLog
@@ -225,6 +225,26 @@ class Evaluation:
         if bits is None:
             return f"no bits per byte: {self.no_bits_per_byte}"
         return f"{bits:.3f} bits per byte"
+
+    def log_as_best(self) -> None:
+        """Log the result of the best weights."""
+        log.info(
+            "best weights: val loss %.4f, perplexity %.2f, %s",
+            self.loss,
+            self.perplexity,
+            self.describe_bits(),
+        )
+
+
+def log_end(stopped: str, state: RunState, folder: Path) -> None:
+    """Log why a run ended, after how many steps, and its folder."""
+    log.info(
+        "%s after %s, %s: %s",
+        {"early": "stopped early", "time": "time is over"}.get(stopped, stopped),
+        plural(state.step, "step"),
+        human_time(state.seconds),
+        folder,
+    )
 
 
 def exp_or_inf(value: float) -> float:

@@ -4,9 +4,72 @@ from __future__ import annotations
 
 import math
 
+from ..config import Config
+from .state import RunState
+
 # Warmup ends when this share of the run is done, whatever the number of steps; but not before this
 # many steps, for runs that are slow or begin with a pause, such as compilation.
 WARMUP_SHARE, SHORTEST_WARMUP = 0.1, 5
+
+
+class Schedule:
+    """How far a run is, its learning rate there, and whether it ends: functions of its state.
+
+    Args:
+        config: the run's configuration.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+        self._config = config
+        self.total_steps = config.epochs * steps_per_epoch
+        """Steps after which the run ends."""
+        if config.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_steps)
+
+    def _clock(self, state: RunState) -> float:
+        """Return the elapsed fraction of `max_minutes`; 0 without it."""
+        limit = self._config.max_minutes
+        return 0.0 if limit is None else state.seconds / (60 * limit)
+
+    def progress(self, state: RunState) -> float:
+        """Return the completed fraction of the run, by steps or by time, whichever is larger."""
+        return min(max(state.step / self.total_steps, self._clock(state)), 1.0)
+
+    def learning_rate_factor(self, state: RunState) -> float:
+        """Return the factor of the peak learning rates at the next step."""
+        config = self._config
+        return learning_rate_factor(
+            config.lr_schedule,
+            state.step,
+            self.total_steps,
+            config.warmup_steps,
+            config.lr_decay_fraction,
+            self._clock(state),
+        )
+
+    def stop_reason(self, state: RunState) -> str:
+        """Return why the run ends here: `early`, `finished` or `time`; empty if it goes on."""
+        patience = self._config.early_stopping_patience
+        if patience is not None and state.evaluations_without_gain >= patience:
+            return "early"
+        if state.step >= self.total_steps:
+            return "finished"
+        return "time" if self._clock(state) >= 1.0 else ""
+
+    def describe_end(self, state: RunState) -> str:
+        """Return why the run is complete, and how to continue it; empty if it is not complete."""
+        config, found = self._config, state.evaluations_without_gain
+        return {
+            "": "",
+            "early": (
+                f"the run stopped early, after {found} validations without a better loss; set "
+                f"early_stopping_patience above {found} (now {config.early_stopping_patience}), "
+                "or leave it out"
+            ),
+            "finished": f"the run has its {self.total_steps} steps; raise epochs or max_steps",
+            "time": f"the run has its {config.max_minutes or 0:g} minutes; raise max_minutes",
+        }[self.stop_reason(state)]
 
 
 def learning_rate_factor(

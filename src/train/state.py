@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..utils import finite
+from ..utils import finite, log
 
 History = dict[str, Any]
 
@@ -92,6 +92,23 @@ class RunState:
         else:
             self.evaluations_without_gain += 1
         return is_best
+
+    def result(self, stopped: str) -> History:
+        """Return the history of a run that ended, with the loss of its last, incomplete epoch.
+
+        Args:
+            stopped: why it ended.
+        """
+        result = {
+            **self.history,
+            "steps": self.step,
+            "seconds": self.seconds,
+            "stopped": stopped,
+        }
+        if self.epoch_loss.count:
+            result["train_loss"] = [*self.history["train_loss"], self.epoch_loss.take()]
+            log.info("incomplete epoch  train loss %.4f", result["train_loss"][-1])
+        return result
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serializable deep copy; numbers that are not finite become `None`."""

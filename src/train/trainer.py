@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,19 +27,19 @@ from ..dataset import TextDataset
 from ..errors import AGI2Error, masked
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
-from ..utils import human_time, keep_freed_memory, log, plural, seed_everything
+from ..utils import keep_freed_memory, log
+from .accumulator import GradientAccumulator
 from .checkpoint import FORMAT, Checkpoint
-from .checkpoint_manager import CheckpointManager, log_changes
-from .distributed import Processes, is_lost_process, launch_id
-from .estimates import choose_micro_batch_size, training_flops
+from .checkpoint_manager import CheckpointManager, keep_threads, log_changes
+from .distributed import NoSync, Processes, is_lost_process, launch_id
+from .estimates import training_flops
 from .interrupt import Interrupt
-from .loss import LossFunction, NextTokenLoss
-from .metrics import Evaluation, Telemetry
+from .loss import NextTokenLoss
+from .metrics import Evaluation, Telemetry, log_end
 from .optimizer import make_optimizers
-from .schedule import learning_rate_factor
+from .schedule import Schedule
 from .state import History, RunState
 from .step import (
-    accumulate_gradients,
     apply_gradients,
 )
 from .validation import Evaluate, Sample
@@ -96,14 +97,16 @@ class Trainer:
         if self.sharded and self.precision == torch.float16:
             raise AGI2Error('precision: parallel = "fsdp" needs "bf16" or "fp32", not fp16')
         self._module = NextTokenLoss(model)
+        no_sync: NoSync = nullcontext
         if self.sharded:
-            self._no_sync = self.processes.wrap_fsdp(self._module, model.blocks)
+            no_sync = self.processes.wrap_fsdp(self._module, model.blocks)
         self.whole = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.optimizers = make_optimizers(model, config)
-        self._rows = self._local_batch_size()
-        self.micro_batch_size = min(self._rows, self._micro_batch_size())
+        self.accumulator = GradientAccumulator(
+            self._module, config, self.batches, self.optimizers, self.processes, no_sync
+        )
         # torch.compile brought no measurable speedup on a CPU.
         wanted = self.device.type == "cuda" and not self.sharded
         self.compiled = wanted if config.compile == "auto" else config.compile
@@ -120,9 +123,7 @@ class Trainer:
         )
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
-        self.total_steps = config.epochs * self.batches.steps_per_epoch
-        if config.max_steps is not None:
-            self.total_steps = min(self.total_steps, config.max_steps)
+        self.schedule = Schedule(config, self.batches.steps_per_epoch)
         self.chosen = config.chosen()
         """The keys that the user set, as they are logged."""
         self.has_begun = False
@@ -137,34 +138,18 @@ class Trainer:
         """Number of optimizer steps so far, including skipped steps."""
         return self.state.step
 
+    @property
+    def total_steps(self) -> int:
+        """Number of steps after which the run ends, if nothing else ends it."""
+        return self.schedule.total_steps
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences of a forward pass on this rank; reduced if they do not fit the memory."""
+        return self.accumulator.micro_batch_size
+
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-
-    def _local_batch_size(self) -> int:
-        """Return the local batch size: the maximum number of sequences of a batch on this rank."""
-        batch, count = self.config.batch_size, self.processes.count
-        if batch % count:
-            raise AGI2Error(
-                f"batch_size: {plural(batch, 'sequence')} cannot be shared equally by {count} "
-                "processes"
-            )
-        return -(-self.batches.batch_size // count)
-
-    def _rows_per_step(self) -> float:
-        """Return the mean global batch size over an epoch; an `int` if all batches are equal."""
-        mean = self.batches.windows / self.batches.steps_per_epoch
-        return int(mean) if mean.is_integer() else mean
-
-    def _micro_batch_size(self) -> int:
-        size = self.config.micro_batch_size
-        if size == "auto":
-            return choose_micro_batch_size(
-                self.model.config,
-                self.batches.dataset.seq_len,
-                self.config.batch_size // self.processes.count,
-                self.device,
-            )
-        return size
 
     # Checkpoints.
 
@@ -205,9 +190,10 @@ class Trainer:
         # These affect rounding: on the same device type, keep the earlier values of "auto" keys.
         is_alike = state.get("device", self.device.type) == self.device.type
         if is_alike and self.config.micro_batch_size == "auto":
-            self.micro_batch_size = min(self._rows, state["micro_batch_size"])
+            accumulator = self.accumulator
+            accumulator.micro_batch_size = min(accumulator.rows, state["micro_batch_size"])
         if state["processes"] == self.processes.count and self.config.threads == "auto":
-            self._use_threads(state["threads"])
+            keep_threads(state["threads"], self.device)
         if is_alike and self.config.compile == "auto":
             self.compiled = state["compiled"]
         if is_alike and self.config.precision == "auto":
@@ -216,38 +202,8 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:  # pragma: needs gpu
             self.scaler.load_state_dict(state["scaler"])
         log_changes(checkpoint, self._choices(), self.config, self.total_steps)
-        if why := self._why_over():
-            log.warning("nothing is left to train: %s", why)
-
-    def _use_threads(self, count: int) -> None:
-        """Set the number of CPU threads of the checkpoint, so that reductions round as before."""
-        here = torch.get_num_threads()
-        if count != here and self.device.type == "cpu":
-            log.info(
-                "training with %d CPU threads as before, which keeps the run exact; this machine "
-                "would use %d: set threads = %d for these",
-                count,
-                here,
-                here,
-            )
-        torch.set_num_threads(count)
-
-    def _why_over(self) -> str:
-        """Return why the run is complete, and how to continue it; empty if it is not complete."""
-        if self._patience_is_over():
-            found, patience = (
-                self.state.evaluations_without_gain,
-                self.config.early_stopping_patience,
-            )
-            return (
-                f"the run stopped early, after {found} validations without a better loss; set "
-                f"early_stopping_patience above {found} (now {patience}), or leave it out"
-            )
-        if self.step >= self.total_steps:
-            return f"the run has its {self.total_steps} steps; raise epochs or max_steps"
-        if self._time_is_over():
-            return f"the run has its {self.config.max_minutes:g} minutes; raise max_minutes"
-        return ""
+        if end := self.schedule.describe_end(self.state):
+            log.warning("nothing is left to train: %s", end)
 
     # The training loop.
 
@@ -300,7 +256,7 @@ class Trainer:
             if interrupt.asked and is_lost_process(error):
                 raise KeyboardInterrupt from error
             if is_out_of_memory(error):
-                raise self._out_of_memory() from error
+                raise self.accumulator.out_of_memory(self.step) from error
             if not is_device_failure(error):
                 raise
             raise AGI2Error(
@@ -316,9 +272,9 @@ class Trainer:
         self.compiled = self.compiled and can_compile(self.device)
         if self.compiled:
             self._module.compile_parts()
-        self.loss: LossFunction = self._module
         if not self.sharded:
-            self.loss, self._no_sync = self.processes.wrap_ddp(self._module)
+            accumulator = self.accumulator
+            accumulator.loss, accumulator.no_sync = self.processes.wrap_ddp(self._module)
 
     def _telemetry(self) -> Telemetry:
         config, targets = self.config, self.batches.dataset.seq_len - 1
@@ -326,7 +282,7 @@ class Trainer:
         return Telemetry(
             self.device,
             self.precision,
-            tokens_per_step=self._rows_per_step() * targets,
+            tokens_per_step=self.batches.mean_size * targets,
             flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
             total_steps=self.total_steps if bounded else None,
             processes=self.processes.count,
@@ -380,16 +336,11 @@ class Trainer:
         self.model.train()
         self._first_step, self._first_second = self.step, self.state.seconds
         self._started = time.monotonic()
-        self._upcoming: torch.Tensor | None = None
         while True:
             if self.step % self.config.eval_interval == 0 and self.state.evaluated_at != self.step:
                 self._validate()
-            if self._patience_is_over():
-                return "early"
-            if self.step >= self.total_steps:
-                return "finished"
-            if self._time_is_over():
-                return "time"
+            if reason := self.schedule.stop_reason(self.state):
+                return reason
             self._train_one_step()
             self._stop_if_diverged()
             # Ranks must stop at the same step, or the others hang in a collective.
@@ -416,13 +367,13 @@ class Trainer:
     def _train_one_step(self) -> None:
         config = self.config
         started = time.monotonic()
-        factor = self._learning_rate_factor()
+        factor = self.schedule.learning_rate_factor(self.state)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-        loss = self._accumulate()
-        # Prefetch while the GPU computes: apply_gradients synchronizes for the grad norm.
-        self._upcoming = self._fetch(self.step + 1)
+        loss = self.accumulator.accumulate(self.step, self.precision, self.scaler, self.compiled)
+        # While the GPU computes: apply_gradients synchronizes for the grad norm.
+        self.accumulator.prefetch(self.step + 1)
         norm, taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
         self.state.count_step(loss, taken, len(self.batches.rows(self.step)))
         if not taken:
@@ -433,73 +384,10 @@ class Trainer:
         if self.step % config.log_interval == 0 or self.step == self.total_steps:
             self._log_step(config.learning_rate * factor, norm)
         elif self.step == self._first_step + 1:
-            self.telemetry.show(self.state, self._progress(), loss.item())
+            self.telemetry.show(self.state, self.schedule.progress(self.state), loss.item())
         if self.step % self.batches.steps_per_epoch == 0:
             self.state.count_epoch()
             self.telemetry.log_epoch(self.state)
-
-    def _fetch(self, step: int) -> torch.Tensor:
-        """Return this rank's batch of a step; on CUDA as a non-blocking copy to the device."""
-        batch = self.batches.batch(step, self.processes.rank, self.processes.count)
-        if self.device.type == "cuda":  # pragma: needs gpu
-            return batch.pin_memory().to(self.device, non_blocking=True)
-        return batch
-
-    def _accumulate(self) -> torch.Tensor:
-        """Accumulate gradients, in smaller micro-batches if out of memory; return the mean loss."""
-        batch = self._upcoming if self._upcoming is not None else self._fetch(self.step)
-        rows, count = len(self.batches.rows(self.step)), self.processes.count
-        while True:
-            # Dropout is seeded by the step, so that a retried or resumed step has the same masks,
-            # and by the rank, so that ranks have different ones. The factors keep seeds distinct.
-            seed = self.config.seed * 1_000_033 + self.step + self.processes.rank * 2**40
-            seed_everything(seed % 2**63)
-            try:
-                loss = accumulate_gradients(
-                    self.loss,
-                    batch,
-                    self.device,
-                    micro_batch_size=self.micro_batch_size,
-                    precision=self.precision,
-                    scaler=self.scaler,
-                    no_sync=self._no_sync,
-                    weight=len(batch) * count / rows,
-                    rounds=-(-rows // (count * self.micro_batch_size)),
-                    is_padded=self.compiled,
-                )
-                return self.processes.all_reduce_mean(loss)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Outside the except block, whose traceback keeps the tensors alive.
-            self._shrink_micro_batch()
-
-    def _shrink_micro_batch(self) -> None:
-        """Reduce the micro-batch size to the largest divisor of the batch up to half of it."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":  # pragma: needs gpu
-            torch.cuda.empty_cache()
-        if self.processes.count > 1 or self.micro_batch_size == 1:
-            raise self._out_of_memory()
-        whole, half = self.config.batch_size, self.micro_batch_size // 2
-        smaller = max(n for n in range(1, half + 1) if whole % n == 0)
-        log.warning(
-            "out of memory with %s at a time: continuing with %d (the same gradients)",
-            plural(self.micro_batch_size, "sequence"),
-            smaller,
-        )
-        self.micro_batch_size = smaller
-
-    def _out_of_memory(self) -> AGI2Error:
-        """Return the error for out of memory that a smaller micro-batch cannot fix."""
-        who = f" on process {self.processes.rank}" if self.processes.count > 1 else ""
-        return AGI2Error(
-            f"out of memory at step {self.step}{who}, with "
-            f"{plural(self.micro_batch_size, 'sequence')} at a time: lower micro_batch_size, set "
-            "gradient_checkpointing = true, or lower seq_len, vocab_size, model_layer or model_embd"
-            + ('; or share the model: parallel = "fsdp"' if who else "")
-        )
 
     def _stop_if_diverged(self) -> None:
         """Raise if too many consecutive steps were skipped."""
@@ -518,38 +406,10 @@ class Trainer:
             )
         )
 
-    @property
-    def _clock(self) -> float:
-        """Elapsed fraction of `max_minutes`; 0 without it."""
-        limit = self.config.max_minutes
-        return 0.0 if limit is None else self.state.seconds / (60 * limit)
-
-    def _progress(self) -> float:
-        """Return the completed fraction of the run, by steps or by time, whichever is larger."""
-        return min(max(self.step / self.total_steps, self._clock), 1.0)
-
-    def _learning_rate_factor(self) -> float:
-        config = self.config
-        return learning_rate_factor(
-            config.lr_schedule,
-            self.step,
-            self.total_steps,
-            config.warmup_steps,
-            config.lr_decay_fraction,
-            self._clock,
-        )
-
-    def _time_is_over(self) -> bool:
-        return self._clock >= 1.0
-
-    def _patience_is_over(self) -> bool:
-        patience = self.config.early_stopping_patience
-        return patience is not None and self.state.evaluations_without_gain >= patience
-
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
         self._keep_folder()
         epoch, loss = self.step / self.batches.steps_per_epoch, self.state.recent_loss.take()
-        self.telemetry.show(self.state, self._progress(), loss)
+        self.telemetry.show(self.state, self.schedule.progress(self.state), loss)
         self.telemetry.log_step(self.state, epoch, loss, rate, norm.item())
 
     def _validate(self) -> None:
@@ -628,15 +488,7 @@ class Trainer:
         elif self._keep_folder():
             self.save()
         self.whole = self.kept.load_best()
-        history = {
-            **self.state.history,
-            "steps": self.step,
-            "seconds": self.state.seconds,
-            "stopped": stopped,
-        }
-        if self.state.epoch_loss.count:  # of an incomplete epoch
-            history["train_loss"] = [*history["train_loss"], self.state.epoch_loss.take()]
-            log.info("incomplete epoch  train loss %.4f", history["train_loss"][-1])
+        history = self.state.result(stopped)
         if self.val_data is not None:
             with busy("validating on all held-out text", everywhere=True):
                 final = self.processes.broadcast_from_main(self.evaluate)
@@ -645,21 +497,10 @@ class Trainer:
             history["best_val_loss"] = best if best < math.inf else final.loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte
-            log.info(
-                "best weights: val loss %.4f, perplexity %.2f, %s",
-                final.loss,
-                final.perplexity,
-                final.describe_bits(),
-            )
+            final.log_as_best()
         if self._keep_folder():
             self.kept.save_best(self.whole)  # the folder with the only copy was lost
-        log.info(
-            "%s after %s, %s: %s",
-            {"early": "stopped early", "time": "time is over"}.get(stopped, stopped),
-            plural(self.step, "step"),
-            human_time(self.state.seconds),
-            self.folder,
-        )
+        log_end(stopped, self.state, self.folder)
         return history
 
 

@@ -291,7 +291,7 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
 
     file = write_run(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("src.train.trainer.accumulate_gradients", stopped_in_the_third)
+        patch.setattr("src.train.accumulator.accumulate_gradients", stopped_in_the_third)
         status, out, err = run(capsys, "train", file)
     assert (status, out) == (130, "")
     assert "step-00000003; continue with --resume" in err

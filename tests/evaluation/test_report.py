@@ -359,7 +359,7 @@ def test_the_prompt_is_not_held_against_a_sample(tiny_run):
 
 
 def test_what_is_compared_is_bounded(run, monkeypatch):
-    monkeypatch.setattr(copies, "COMPARED_TEXT", 12)
+    monkeypatch.setattr("src.evaluation.copies.COMPARED_TEXT", 12)
     folder = rewrite(run, [{"step": step, "sample": "abc def ghi"} for step in range(15)])
     documents = ["abc xyz", "def ghi jkl", "abc def ghi"]
     copies = find_copies(read_run(folder), documents)

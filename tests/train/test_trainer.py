@@ -20,9 +20,10 @@ from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.train import setup
 from src.train import trainer as trainer_module
+from src.train.accumulator import GradientAccumulator
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
 from src.train.loss import NextTokenLoss
-from src.train.schedule import learning_rate_factor
+from src.train.schedule import Schedule, learning_rate_factor
 from src.train.setup import prepare
 from src.train.trackers import read_metrics
 from src.train.trainer import Trainer
@@ -504,9 +505,11 @@ def test_a_checkpoint_that_is_named_must_be_whole(tiny_run):
 
 def test_a_run_ends_with_its_best_weights(tiny_run, monkeypatch):
     # After a while the rate is so high that it can only get worse.
-    original = Trainer._learning_rate_factor
+    original = Schedule.learning_rate_factor
     monkeypatch.setattr(
-        Trainer, "_learning_rate_factor", lambda self: 1e3 if self.step > 25 else original(self)
+        Schedule,
+        "learning_rate_factor",
+        lambda self, state: 1e3 if state.step > 25 else original(self, state),
     )
     run = train_from_config(tiny_run(max_steps=31, eval_interval=3, clip_grad_norm=None))
     losses = run.history["val_loss"]
@@ -599,18 +602,20 @@ def test_steps_whose_loss_is_no_number_are_left_out_and_counted(
     tiny_run, monkeypatch, caplog, in_a_row
 ):
     """Four in a row are passed over; the fifth ends the run, which goes on from before them."""
-    original = Trainer._fetch
+    original = GradientAccumulator.fetch
     options = {"max_steps": 12, "eval_interval": 100, "checkpoint_interval": 3}
     config = tiny_run(**options)
 
     def spoiled(self, step):
         if step == 6:
-            self.loss = lambda x, y: NextTokenLoss(self.model)(x, y) * torch.nan
+            losses.append(self.loss)
+            self.loss = lambda x, y: losses[0](x, y) * torch.nan
         if step == 6 + in_a_row:
-            self.loss = NextTokenLoss(self.model)
+            self.loss = losses[0]
         return original(self, step)
 
-    monkeypatch.setattr(Trainer, "_fetch", spoiled)
+    losses = []
+    monkeypatch.setattr(GradientAccumulator, "fetch", spoiled)
     # The step before has fetched its successor's batch already.
     if in_a_row == 4:
         run = train_from_config(config)

@@ -1,0 +1,165 @@
+"""`GradientAccumulator`: a step's loss and gradients, in micro-batches that fit the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from ..config import Config, GPT2Config
+from ..cuda_utils import is_out_of_memory
+from ..data.batches import EpochBatches
+from ..errors import AGI2Error
+from ..utils import log, plural, seed_everything
+from .distributed import NoSync, Processes
+from .estimates import choose_micro_batch_size
+from .loss import LossFunction, NextTokenLoss
+from .optimizer import Optimizer
+from .step import accumulate_gradients
+
+
+class GradientAccumulator:
+    """Computes the loss and the gradients of a step, on this rank's rows of the batch.
+
+    If a micro-batch does not fit the memory, the step is repeated with smaller ones: its gradients
+    are the same.
+
+    Args:
+        loss: the model and its loss; `loss` and `no_sync` are replaced if they are wrapped in DDP.
+        config: the run's configuration.
+        batches: the batches of the run.
+        optimizers: the optimizers, whose gradients are zeroed before a step is repeated.
+        processes: the process group.
+        no_sync: the `no_sync` context of FSDP.
+
+    Raises:
+        AGI2Error: if the batch size is not divisible by the number of processes.
+    """
+
+    def __init__(
+        self,
+        loss: NextTokenLoss,
+        config: Config,
+        batches: EpochBatches,
+        optimizers: Sequence[Optimizer],
+        processes: Processes,
+        no_sync: NoSync = nullcontext,
+    ) -> None:
+        self.loss: LossFunction = loss
+        self.no_sync = no_sync
+        self._config, self._batches = config, batches
+        self._optimizers, self._processes = optimizers, processes
+        self.rows = self._local_batch_size()
+        """Maximum number of sequences of a batch on this rank."""
+        self.micro_batch_size = min(self.rows, self._micro_batch_size(loss.model.config))
+        self._prefetched: tuple[int, torch.Tensor] | None = None
+
+    def _local_batch_size(self) -> int:
+        batch, count = self._config.batch_size, self._processes.count
+        if batch % count:
+            raise AGI2Error(
+                f"batch_size: {plural(batch, 'sequence')} cannot be shared equally by {count} "
+                "processes"
+            )
+        return -(-self._batches.batch_size // count)
+
+    def _micro_batch_size(self, architecture: GPT2Config) -> int:
+        size = self._config.micro_batch_size
+        if size == "auto":
+            return choose_micro_batch_size(
+                architecture,
+                self._batches.dataset.seq_len,
+                self._config.batch_size // self._processes.count,
+                self._processes.device,
+            )
+        return size
+
+    def fetch(self, step: int) -> torch.Tensor:
+        """Return this rank's batch of a step; on CUDA as a non-blocking copy to the device."""
+        batch = self._batches.batch(step, self._processes.rank, self._processes.count)
+        if self._processes.device.type == "cuda":  # pragma: needs gpu
+            return batch.pin_memory().to(self._processes.device, non_blocking=True)
+        return batch
+
+    def prefetch(self, step: int) -> None:
+        """Fetch the batch that `accumulate` needs next, while the GPU computes."""
+        self._prefetched = step, self.fetch(step)
+
+    def accumulate(
+        self,
+        step: int,
+        precision: torch.dtype,
+        scaler: torch.amp.GradScaler,
+        is_padded: bool = False,
+    ) -> torch.Tensor:
+        """Accumulate the gradients of a step, in smaller micro-batches if out of memory.
+
+        Args:
+            step: the step.
+            precision: the autocast dtype.
+            scaler: the loss scaler.
+            is_padded: as for `step.accumulate_gradients`.
+
+        Returns:
+            The mean loss of the global batch.
+
+        Raises:
+            AGI2Error: if a micro-batch of one sequence does not fit, or there are several ranks.
+        """
+        if self._prefetched is None or self._prefetched[0] != step:
+            self.prefetch(step)
+        assert self._prefetched is not None
+        batch = self._prefetched[1]
+        rows, count = len(self._batches.rows(step)), self._processes.count
+        while True:
+            # Dropout is seeded by the step, so that a retried or resumed step has the same masks,
+            # and by the rank, so that ranks have different ones. The factors keep seeds distinct.
+            seed = self._config.seed * 1_000_033 + step + self._processes.rank * 2**40
+            seed_everything(seed % 2**63)
+            try:
+                loss = accumulate_gradients(
+                    self.loss,
+                    batch,
+                    self._processes.device,
+                    micro_batch_size=self.micro_batch_size,
+                    precision=precision,
+                    scaler=scaler,
+                    no_sync=self.no_sync,
+                    weight=len(batch) * count / rows,
+                    rounds=-(-rows // (count * self.micro_batch_size)),
+                    is_padded=is_padded,
+                )
+                return self._processes.all_reduce_mean(loss)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block, whose traceback keeps the tensors alive.
+            self._shrink(step)
+
+    def _shrink(self, step: int) -> None:
+        """Reduce the micro-batch size to the largest divisor of the batch up to half of it."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self._processes.device.type == "cuda":  # pragma: needs gpu
+            torch.cuda.empty_cache()
+        if self._processes.count > 1 or self.micro_batch_size == 1:
+            raise self.out_of_memory(step)
+        whole, half = self._config.batch_size, self.micro_batch_size // 2
+        smaller = max(n for n in range(1, half + 1) if whole % n == 0)
+        log.warning(
+            "out of memory with %s at a time: continuing with %d (the same gradients)",
+            plural(self.micro_batch_size, "sequence"),
+            smaller,
+        )
+        self.micro_batch_size = smaller
+
+    def out_of_memory(self, step: int) -> AGI2Error:
+        """Return the error for out of memory that a smaller micro-batch cannot fix."""
+        who = f" on process {self._processes.rank}" if self._processes.count > 1 else ""
+        return AGI2Error(
+            f"out of memory at step {step}{who}, with "
+            f"{plural(self.micro_batch_size, 'sequence')} at a time: lower micro_batch_size, set "
+            "gradient_checkpointing = true, or lower seq_len, vocab_size, model_layer or model_embd"
+            + ('; or share the model: parallel = "fsdp"' if who else "")
+        )
