@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.cli.main import app  # noqa: E402
 from src.config import Config  # noqa: E402
+from src.config_keys import DataKeys, GenerationKeys, ModelKeys, TrainKeys  # noqa: E402
 from src.utils import json_line  # noqa: E402
 
 GENERATED = ROOT / "build" / "reference"
@@ -48,17 +49,18 @@ def configuration_reference() -> str:
 
 def _documented_keys() -> Iterator[tuple[str, str, str]]:
     """Yield each key with its docstring, and the heading if it is the first of a section."""
-    source = textwrap.dedent(inspect.getsource(Config))
-    lines = source.splitlines()
-    [tree] = ast.parse(source).body
-    assert isinstance(tree, ast.ClassDef)
-    for field, below in pairwise(tree.body):
-        if not isinstance(field, ast.AnnAssign) or not isinstance(below, ast.Expr):
-            continue
-        assert isinstance(field.target, ast.Name)
-        comment = lines[field.lineno - 2].strip()
-        heading = comment[2:].rstrip(".") if comment.startswith("# ") else ""
-        yield heading, field.target.id, " ".join(ast.literal_eval(below.value).split())
+    for section in (DataKeys, ModelKeys, TrainKeys, GenerationKeys):
+        source = textwrap.dedent(inspect.getsource(section))
+        lines = source.splitlines()
+        [tree] = ast.parse(source).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in pairwise(tree.body):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(below, ast.Expr):
+                continue
+            assert isinstance(field.target, ast.Name)
+            comment = lines[field.lineno - 2].strip()
+            heading = comment[2:].rstrip(".") if comment.startswith("# ") else ""
+            yield heading, field.target.id, " ".join(ast.literal_eval(below.value).split())
 
 
 def _types(annotation: Any) -> Iterator[str]:

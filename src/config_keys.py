@@ -36,6 +36,7 @@ class Section(BaseModel):
 class DataKeys(Section):
     """Training data, output and tokenizer."""
 
+    # Training data and output.
     sources: list[str] = Field(default_factory=list)
     """Training data: files, folders, globs, URLs or `builtin:python-docs`. Required for
     training.
@@ -109,6 +110,7 @@ class ModelKeys(Section):
 class TrainKeys(Section):
     """Training, device and precision."""
 
+    # Training.
     epochs: int = Field(10, ge=1, le=_COUNT)
     """Number of epochs (1 or more); unlimited if only `max_steps` or `max_minutes` is set."""
     max_steps: int | None = Field(None, ge=1, le=_COUNT)
@@ -180,6 +182,7 @@ class TrainKeys(Section):
 class GenerationKeys(Section):
     """Generation, beam search and chat."""
 
+    # Generation.
     max_length: int = Field(100, ge=1, le=2**30)
     """Maximum number of new tokens (1 or more)."""
     min_length: int = Field(0, ge=0, le=_COUNT)
