@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from src.train.expectation import Expectation, FittedRange, effective_bytes  # noqa: E402
+from src.train.expectation import FittedRange, ScalingLaw, effective_bytes  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "planning_runs.json"
 # Grid for the exponent of the data.
@@ -32,7 +32,7 @@ def seen_bytes(row: dict) -> float:
     return tokens * row["train_bytes"] / row["train_tokens"]
 
 
-def fit(rows: list[dict]) -> Expectation:
+def fit(rows: list[dict]) -> ScalingLaw:
     """Fit by least squares of the relative error, with non-negative constants.
 
     The constants are fitted with a free hardness per text, so that model and data sizes are
@@ -46,7 +46,7 @@ def fit(rows: list[dict]) -> Expectation:
     data = np.array([effective_bytes(row["train_bytes"], seen_bytes(row)) for row in rows])
     best, best_error = None, float("inf")
     for exponent in EXPONENTS:
-        terms = np.stack([np.ones(len(rows)), sizes**-Expectation.size_exponent, data**-exponent])
+        terms = np.stack([np.ones(len(rows)), sizes**-ScalingLaw.size_exponent, data**-exponent])
         for chosen in ([0, 1, 2], [0, 2], [1, 2]):
             law, within = _fit_law(bits, by_bzip2, texts, terms[chosen])
             if (law >= 0).all() and within < best_error:
@@ -54,7 +54,7 @@ def fit(rows: list[dict]) -> Expectation:
                 constants[chosen] = law
                 error = np.sqrt(np.mean((by_bzip2 * (constants @ terms) / bits - 1) ** 2))
                 best_error = within
-                best = Expectation(*map(float, constants), float(exponent), float(error))
+                best = ScalingLaw(*map(float, constants), float(exponent), float(error))
     assert best is not None
     return best
 
@@ -70,8 +70,8 @@ def fitted_range(rows: list[dict]) -> FittedRange:
     return FittedRange(
         text_bytes=span(row["train_bytes"] for row in rows),
         parameters=span(row["parameters"] for row in rows),
-        passes=span(passes),
-        hardness=span(row["compressed"] for row in rows),
+        epochs=span(passes),
+        entropy=span(row["compressed"] for row in rows),
     )
 
 

@@ -465,7 +465,7 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def end_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Kill this process group when the parent process ends, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -552,7 +552,7 @@ def main() -> int:
         results = run_all(given)
         show(results)
         return int(any(re.match("failed|stopped", each["ending"]) for each in results.values()))
-    threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=[os.getppid()], daemon=True).start()
     if given.device == "cuda":
         import torch
 

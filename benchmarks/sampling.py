@@ -17,7 +17,7 @@ from common import parser, report
 from transformers.generation import logits_process as theirs
 
 from src.inference.logits_processors import process_logits
-from src.inference.sampling import SamplingOptions, draw
+from src.inference.sampling import SamplingParams, sample
 
 VOCABULARY, LENGTH = 50257, 200
 MANNERS = {
@@ -67,12 +67,12 @@ def main() -> None:
             logits = some_logits(shape, texts)
             tokens = torch.randint(VOCABULARY, (texts, LENGTH))
             for manner, (keys, processors) in MANNERS.items():
-                ours = SamplingOptions(**keys)
+                ours = SamplingParams(**keys)
                 chain = theirs.LogitsProcessorList(processors)
                 numbers = None if ours.is_greedy else [0.5] * texts
 
                 def our_choice(logits=logits, tokens=tokens, ours=ours, numbers=numbers):
-                    return draw(process_logits(logits, tokens, ours, LENGTH // 2), numbers)
+                    return sample(process_logits(logits, tokens, ours, LENGTH // 2), numbers)
 
                 def their_choice(logits=logits, tokens=tokens, chain=chain, numbers=numbers):
                     scores = chain(tokens, logits)

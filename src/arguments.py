@@ -28,7 +28,7 @@ from typing import (
     get_origin,
 )
 
-from .errors import AGI2Error, shown
+from .errors import AGI2Error, safe_repr
 
 if TYPE_CHECKING:
     import torch
@@ -41,19 +41,19 @@ R = TypeVar("R")
 class Range:
     """Interval of the numbers that an annotation allows: >= `least`, <= `most` and < `below`."""
 
-    least: float
+    minimum: float
     below: float = math.inf
-    most: float = math.inf
+    maximum: float = math.inf
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most and value < self.below
+        return self.minimum <= value <= self.maximum and value < self.below
 
     def __str__(self) -> str:
-        if self.most < math.inf:
-            return f"from {self.least:,} to {self.most:,}"
+        if self.maximum < math.inf:
+            return f"from {self.minimum:,} to {self.maximum:,}"
         if self.below == math.inf:
-            return f"of at least {self.least:g}"
-        return f"in [{self.least:g}, {self.below:g})"
+            return f"of at least {self.minimum:g}"
+        return f"in [{self.minimum:g}, {self.below:g})"
 
 
 PositiveInt = Annotated[int, Range(1)]
@@ -118,9 +118,9 @@ def convert(hint: Any, name: str, value: Any) -> Any:
     try:
         return _convert(hint, value)
     except _MismatchError:
-        value = _plain(value)
-        found = type(value).__name__ if _is_large(value) else shown(value)
-        raise AGI2Error(f"{name} must be {_describe(hint)}, not {found}") from None
+        value = _to_scalar(value)
+        received = type(value).__name__ if _is_large(value) else safe_repr(value)
+        raise AGI2Error(f"{name} must be {_describe(hint)}, not {received}") from None
 
 
 class _MismatchError(Exception):
@@ -128,25 +128,25 @@ class _MismatchError(Exception):
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    origin, inside = get_origin(hint), get_args(hint)
+    origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        value = _convert(inside[0], value)
-        return _fitting(value, value in inside[1])
+        value = _convert(args[0], value)
+        return _require(value, value in args[1])
     if origin in (Union, types.UnionType):
-        return _convert_to_any(inside, value)
+        return _convert_to_any(args, value)
     if origin is Literal:
-        return _fitting(value, isinstance(value, str) and value in inside)
+        return _require(value, isinstance(value, str) and value in args)
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][1](value)
     if origin is Callable:
-        return _fitting(value, callable(value))
+        return _require(value, callable(value))
     if isinstance(hint, type) and origin is None and hint is not Any:
         original = getattr(value, "_orig_mod", value)  # unwraps a `torch.compile`d module
-        return _fitting(value, isinstance(original, hint))
+        return _require(value, isinstance(original, hint))
     return value
 
 
-def _fitting(value: Any, is_fitting: bool) -> Any:
+def _require(value: Any, is_fitting: bool) -> Any:
     if not is_fitting:
         raise _MismatchError
     return value
@@ -164,14 +164,14 @@ def _convert_to_any(hints: Sequence[Any], value: Any) -> Any:
     raise _MismatchError
 
 
-def _plain(value: Any) -> Any:
+def _to_scalar(value: Any) -> Any:
     """Convert a zero-dimensional array or tensor to a Python scalar; return others unchanged."""
     return value.item() if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 else value
 
 
 def to_int(value: Any) -> int:
     """Convert a number to an integer of the same value: 50.0, but not 50.5, `True` or "50"."""
-    value = _plain(value)
+    value = _to_scalar(value)
     if type(value) is int:
         return value
     number = to_float(value)
@@ -182,7 +182,7 @@ def to_int(value: Any) -> int:
 
 def to_float(value: Any) -> float:
     """Convert a number to a float; an integer is returned unchanged."""
-    value = _plain(value)
+    value = _to_scalar(value)
     if type(value) in (int, float):
         return typing.cast(float, value)
     if isinstance(value, str | bytes | bool | complex) or hasattr(value, "ndim"):
@@ -194,22 +194,22 @@ def to_float(value: Any) -> float:
 
 
 def _to_bool(value: Any) -> bool:
-    value = _plain(value)
-    return bool(_fitting(value, isinstance(value, bool)))
+    value = _to_scalar(value)
+    return bool(_require(value, isinstance(value, bool)))
 
 
 def _to_str(value: Any) -> str:
-    return str(_fitting(value, isinstance(value, str)))
+    return str(_require(value, isinstance(value, str)))
 
 
 def _to_path(value: Any) -> Path:
     is_path = isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str)
-    return Path(_fitting(value, is_path and os.fspath(value) != ""))
+    return Path(_require(value, is_path and os.fspath(value) != ""))
 
 
 def _to_strings(value: Any) -> list[str]:
     is_one = isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__")
-    return [_to_str(each) for each in _fitting(value, not is_one)]
+    return [_to_str(each) for each in _require(value, not is_one)]
 
 
 def _to_ids(value: Any) -> Sequence[int]:
@@ -217,10 +217,10 @@ def _to_ids(value: Any) -> Sequence[int]:
     if isinstance(value, list | tuple) and all(type(each) is int for each in value):
         return value
     if hasattr(value, "ndim"):
-        value = _fitting(value, value.ndim == 1).tolist()
+        value = _require(value, value.ndim == 1).tolist()
     is_one = isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__")
-    ids = [_plain(each) for each in _fitting(value, not is_one)]
-    return [to_int(_fitting(each, not isinstance(each, float))) for each in ids]
+    ids = [_to_scalar(each) for each in _require(value, not is_one)]
+    return [to_int(_require(each, not isinstance(each, float))) for each in ids]
 
 
 def _is_large(value: Any) -> bool:
@@ -236,20 +236,20 @@ _CONVERTERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
     Path: ("a path", _to_path),
     Sequence[str]: ("a sequence of strings", _to_strings),
     Sequence[int]: ("token ids (a sequence of integers)", _to_ids),
-    type(None): ("None", lambda value: _fitting(value, value is None)),
+    type(None): ("None", lambda value: _require(value, value is None)),
 }
 
 
 def _describe(hint: Any) -> str:
     """Return the description of a type for messages."""
-    origin, inside = get_origin(hint), get_args(hint)
+    origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{_describe(inside[0])} {inside[1]}"
+        return f"{_describe(args[0])} {args[1]}"
     if origin in (Union, types.UnionType):
-        kinds = [each for each in inside if not (each is str and Path in inside)]
+        kinds = [each for each in args if not (each is str and Path in args)]
         return " or ".join(map(_describe, kinds))
     if origin is Literal:
-        return " or ".join(map(repr, inside))
+        return " or ".join(map(repr, args))
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][0]
     if origin is Callable:
@@ -284,10 +284,10 @@ def as_device(name: str, value: Any) -> torch.device:
     if isinstance(value, torch.device):
         return value
     try:
-        return torch.device(_fitting(value, isinstance(value, str)))
+        return torch.device(_require(value, isinstance(value, str)))
     except (RuntimeError, _MismatchError):
         raise AGI2Error(
-            f"{name} must be a device such as cpu or cuda:1, not {shown(value)}"
+            f"{name} must be a device such as cpu or cuda:1, not {safe_repr(value)}"
         ) from None
 
 
@@ -304,8 +304,8 @@ def check_vectors(name: str, x: Any, width: int, dims: int | None = None) -> Non
         AGI2Error: if it is not a floating-point tensor of such a shape.
     """
     shape = "(B, T, C)" if dims == 3 else "(..., C)"
-    wanted = f"{name} must be a floating-point tensor {shape} with C = {width}"
+    expected = f"{name} must be a floating-point tensor {shape} with C = {width}"
     if not hasattr(x, "is_floating_point"):
-        raise AGI2Error(f"{wanted}, not {type(x).__name__}")
+        raise AGI2Error(f"{expected}, not {type(x).__name__}")
     if not x.is_floating_point() or x.dim() != (dims or max(x.dim(), 1)) or x.size(-1) != width:
-        raise AGI2Error(f"{wanted}, not {x.dtype} of the shape {tuple(x.shape)}")
+        raise AGI2Error(f"{expected}, not {x.dtype} of the shape {tuple(x.shape)}")

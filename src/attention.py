@@ -94,13 +94,13 @@ class MultiHeadAttention(nn.Module):
         if mask is not None:
             mask = _checked_mask(mask, q, k)
         # A single query is the last token: it may attend to every key, without a mask.
-        causal, need_weights = _truth("causal", causal), _truth("need_weights", need_weights)
+        causal, need_weights = _as_bool("causal", causal), _as_bool("need_weights", need_weights)
         causal = causal and bool(q.size(2) > 1)  # bool: torch.export has symbolic sizes
         rate = self.dropout if is_training(self) else 0.0
         # PyTorch's fused CPU kernels do not support dropout, and its fallback is slower than this.
         explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")
         if causal and (mask is not None or explicit or q.size(2) != k.size(2)):
-            mask = _both(mask, causal_mask(q.size(2), k.size(2), q.device))
+            mask = _combine_masks(mask, causal_mask(q.size(2), k.size(2), q.device))
             causal = False
         weights = None
         if explicit:
@@ -155,7 +155,7 @@ class MultiHeadAttention(nn.Module):
         return f"d_model={self.d_model}, n_heads={self.n_heads}, dropout={self.dropout}"
 
 
-def _truth(name: str, value: Any) -> bool:
+def _as_bool(name: str, value: Any) -> bool:
     """Convert to bool; a Python bool is returned at once, so that torch.compile can trace this."""
     return value if isinstance(value, bool) else bool(convert(bool, name, value))
 
@@ -167,9 +167,9 @@ def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     if mask.dim() == 3:
         mask = mask.unsqueeze(1)
     # In torch.export sizes are symbolic: these comparisons become guards.
-    given = (1,) * (4 - mask.dim()) + tuple(mask.shape)
-    fits = 2 <= mask.dim() <= 4 and given[3] == sizes[3]
-    if not fits or any(a not in (1, b) for a, b in zip(given, sizes, strict=True)):
+    shape = (1,) * (4 - mask.dim()) + tuple(mask.shape)
+    fits = 2 <= mask.dim() <= 4 and shape[3] == sizes[3]
+    if not fits or any(a not in (1, b) for a, b in zip(shape, sizes, strict=True)):
         batch, heads, queries, keys = sizes
         raise AGI2Error(
             f"mask has the shape {tuple(mask.shape)}; it must be (T, S), (B, T, S) or (B, H, T, S) "
@@ -178,14 +178,16 @@ def _checked_mask(mask: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return mask.to(q.dtype) if mask.is_floating_point() else mask
 
 
-def as_mask(name: str, mask: Any, device: torch.device, *, is_added: bool = True) -> torch.Tensor:
+def as_mask(
+    name: str, mask: Any, device: torch.device, *, is_additive: bool = True
+) -> torch.Tensor:
     """Convert a mask to a tensor, boolean (True may attend) or float (added to the scores).
 
     Args:
         name: of the argument, for messages.
         mask: a tensor or an array: boolean, integers of 0 and 1, or float.
         device: the target device.
-        is_added: whether a float mask is additive. Otherwise it must hold 0 and 1, as integers do.
+        is_additive: whether a float mask is additive; otherwise it must be 0 and 1, as integers.
 
     Raises:
         AGI2Error: if integers are not 0 and 1, or an additive mask holds only 0 and 1, which would
@@ -199,22 +201,22 @@ def as_mask(name: str, mask: Any, device: torch.device, *, is_added: bool = True
         mask = mask.to(device)
     if mask.dtype == torch.bool:
         return mask
-    is_added = is_added and mask.is_floating_point()
-    if not _is_recorded(device):
-        _check_values(name, mask, is_added)
-    return mask if is_added else mask.bool()
+    is_additive = is_additive and mask.is_floating_point()
+    if not _is_traced(device):
+        _check_values(name, mask, is_additive)
+    return mask if is_additive else mask.bool()
 
 
-def _is_recorded(device: torch.device) -> bool:
+def _is_traced(device: torch.device) -> bool:
     """Return whether operations are compiled or captured, so that values cannot be inspected."""
     if torch.compiler.is_compiling():
         return True
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _check_values(name: str, mask: torch.Tensor, is_added: bool) -> None:
+def _check_values(name: str, mask: torch.Tensor, is_additive: bool) -> None:
     is_binary = bool(((mask == 0) | (mask == 1)).all())
-    if not is_added:
+    if not is_additive:
         if not is_binary:
             raise AGI2Error(f"{name} has numbers other than 0 and 1: 1 may attend, 0 may not")
     elif is_binary and bool((mask == 1).any()):
@@ -236,13 +238,13 @@ def attention_weights(
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
     # The softmax of a fully masked row is NaN: its weights are set to 0.
-    hidden = (mask == float("-inf")).all(dim=-1, keepdim=True)
-    if not hidden.any():
+    is_masked = (mask == float("-inf")).all(dim=-1, keepdim=True)
+    if not is_masked.any():
         return (scores + mask).softmax(dim=-1)
-    return (scores + mask).masked_fill(hidden, 0.0).softmax(dim=-1).masked_fill(hidden, 0.0)
+    return (scores + mask).masked_fill(is_masked, 0.0).softmax(dim=-1).masked_fill(is_masked, 0.0)
 
 
-def _both(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:
+def _combine_masks(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:
     """Combine a mask, boolean or additive, with a boolean mask (T, S)."""
     if mask is None:
         return allowed

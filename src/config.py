@@ -21,11 +21,11 @@ from .config_keys import (
     Preset,
     TrainKeys,
 )
-from .errors import AGI2Error, shown
+from .errors import AGI2Error, safe_repr
 
 
-def _sizes(name: str, least: int = 1) -> Range:
-    return Range(least, most=LARGEST[name])
+def _sizes(name: str, minimum: int = 1) -> Range:
+    return Range(minimum, maximum=LARGEST[name])
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GPT2Config:
     d_model: Annotated[int, _sizes("d_model")] = 768
     n_layers: Annotated[int, _sizes("n_layers")] = 12
     n_heads: Annotated[int, _sizes("n_heads")] = 12
-    d_ff: Annotated[int, _sizes("d_ff", least=0)] = 0
+    d_ff: Annotated[int, _sizes("d_ff", minimum=0)] = 0
     """Hidden size of the feed-forward layer; 0 means 4 x d_model."""
     dropout: Rate = 0.1
     activation: Activation = "gelu_tanh"
@@ -91,7 +91,7 @@ class GPT2Config:
             AGI2Error: if there is no such preset, or a field is invalid.
         """
         if not isinstance(name, str) or name not in PRESETS:
-            raise AGI2Error(f"preset must be one of {', '.join(PRESETS)}, not {shown(name)}")
+            raise AGI2Error(f"preset must be one of {', '.join(PRESETS)}, not {safe_repr(name)}")
         sizes = {ARCHITECTURE_KEYS[key]: value for key, value in PRESETS[name].items()}
         return cls(**{**sizes, **changes})
 
@@ -104,22 +104,22 @@ class GPT2Config:
         """
         if not isinstance(config, Mapping):
             raise AGI2Error(
-                "config must be a GPT2Config or what load_config returns, not " + shown(config)
+                "config must be a GPT2Config or what load_config returns, not " + safe_repr(config)
             )
         for key in config:
             if key not in Config.model_fields:
                 known = ARCHITECTURE_FIELDS.get(key, "")
                 raise AGI2Error(
-                    f"config: unknown key {shown(key)}"
+                    f"config: unknown key {safe_repr(key)}"
                     + f"; did you mean {known}, or GPT2Config({key}=...)?" * bool(known)
                 )
         return cls(
-            **{ours: config[key] for key, ours in ARCHITECTURE_KEYS.items() if key in config}
+            **{field: config[key] for key, field in ARCHITECTURE_KEYS.items() if key in config}
         )
 
     def to_keys(self) -> dict[str, Any]:
         """Return the architecture as a dict of configuration keys."""
-        return {key: getattr(self, ours) for key, ours in ARCHITECTURE_KEYS.items()}
+        return {key: getattr(self, field) for key, field in ARCHITECTURE_KEYS.items()}
 
 
 # Fields of the architecture whose configuration key has another name.
@@ -161,7 +161,7 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
     @model_validator(mode="wrap")
     @classmethod
     def _fill_dependent_defaults(
-        cls, given: dict[str, Any], validate: ModelWrapValidatorHandler[Config]
+        cls, values: dict[str, Any], validate: ModelWrapValidatorHandler[Config]
     ) -> Config:
         """Normalize the given values and fill in the defaults that depend on other keys.
 
@@ -169,27 +169,27 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
         Such defaults are not in `model_fields_set`, so that `changed` derives them again.
         """
         # A known key with null or "" is not set; unknown keys are kept for the error message.
-        given = {
+        values = {
             key: value
-            for key, value in given.items()
+            for key, value in values.items()
             if key not in cls.model_fields or (value is not None and value != "")
         }
-        given = {key: plain_value(key, value) for key, value in given.items()}
-        given = {
-            key: integral_value(cls.model_fields.get(key), value) for key, value in given.items()
+        values = {key: plain_value(key, value) for key, value in values.items()}
+        values = {
+            key: integral_value(cls.model_fields.get(key), value) for key, value in values.items()
         }
         # `plain_value` makes None of `resume = false` and `top_k = 0`.
-        given = {k: v for k, v in given.items() if v is not None or k not in cls.model_fields}
+        values = {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
         for key in ("sources", "stop", "log_to"):
-            if isinstance(given.get(key), str):
-                given[key] = [given[key]]
-        given = {**PRESETS.get(str(given.get("preset")), {}), **given}
-        config = validate({**dependent_defaults(given), **given})
-        object.__setattr__(config, "__pydantic_fields_set__", set(given))
+            if isinstance(values.get(key), str):
+                values[key] = [values[key]]
+        values = {**PRESETS.get(str(values.get("preset")), {}), **values}
+        config = validate({**dependent_defaults(values), **values})
+        object.__setattr__(config, "__pydantic_fields_set__", set(values))
         return config
 
     @model_validator(mode="after")
-    def _check_together(self) -> Config:
+    def _check_constraints(self) -> Config:
         """Raise `ValueError` with a line per contradiction between keys."""
         if problems := contradictions(self):
             raise ValueError("\n".join(problems))
@@ -210,8 +210,8 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
     def changed(self, **changes: Any) -> Config:
         """Return a validated copy with some keys changed; dependent defaults are derived again."""
         sizes = PRESETS.get(str(self.preset), {})
-        given = {key: self[key] for key in self.model_fields_set if self[key] != sizes.get(key)}
-        changed = Config(**{**given, **changes})
+        values = {key: self[key] for key in self.model_fields_set if self[key] != sizes.get(key)}
+        changed = Config(**{**values, **changes})
         changed._adopted = self._adopted - changes.keys()
         return changed
 
@@ -232,8 +232,8 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
             **dependent_defaults(self),
             "model_ff": 4 * self.model_embd,
         }
-        given = {key: self[key] for key in self if key in self.model_fields_set - self._adopted}
-        return {k: v for k, v in given.items() if v != defaults[k] and (k, v) != ("model_ff", 0)}
+        values = {key: self[key] for key in self if key in self.model_fields_set - self._adopted}
+        return {k: v for k, v in values.items() if v != defaults[k] and (k, v) != ("model_ff", 0)}
 
     @property
     def architecture(self) -> GPT2Config:

@@ -91,7 +91,7 @@ def _wrong_generation(config: Any) -> Iterator[str]:
             "lower the one or raise the other"
         )
     if config.speculative != "none":
-        yield from not_greedy(config)
+        yield from greedy_conflicts(config)
     if config.min_length > config.max_length:
         yield f"min_length {config.min_length} is above max_length {config.max_length}"
     if config.samples > 1 and config.temperature == 0:
@@ -113,8 +113,10 @@ def _wrong_names(config: Any) -> Iterator[str]:
     name = config.model_name
     if name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
         yield f"model_name {name!r} is not a folder's name"
-    if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
-        yield f"model_name {name!r} is too long for a folder's name: at most {_LONGEST_NAME} bytes"
+    if len(name.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
+        yield (
+            f"model_name {name!r} is too long for a folder's name: at most {_MAX_NAME_BYTES} bytes"
+        )
     if "\0" in config.output_dir:
         yield f"output_dir {config.output_dir!r} is not a folder's name"
     if not re.fullmatch(DEVICES, config.device):
@@ -122,7 +124,7 @@ def _wrong_names(config: Any) -> Iterator[str]:
 
 
 # Speculative decoding by prompt lookup requires greedy decoding: these are the required values.
-PLAIN_GREEDY: dict[str, Any] = {
+GREEDY_VALUES: dict[str, Any] = {
     "temperature": 0.0,
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
@@ -133,13 +135,13 @@ PLAIN_GREEDY: dict[str, Any] = {
 }
 
 
-def not_greedy(options: Mapping[str, Any]) -> list[str]:
+def greedy_conflicts(options: Mapping[str, Any]) -> list[str]:
     """Return an error line for each option that is incompatible with `speculative = "ngram"`."""
     return [
         f'{key} {options[key]} does not go with speculative = "ngram", which is greedy: '
-        + (f"set {key} = {plain:g}" if isinstance(plain, float) else f"leave {key} out")
-        for key, plain in PLAIN_GREEDY.items()
-        if options[key] != plain
+        + (f"set {key} = {required:g}" if isinstance(required, float) else f"leave {key} out")
+        for key, required in GREEDY_VALUES.items()
+        if options[key] != required
     ]
 
 
@@ -153,6 +155,6 @@ def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # File systems allow 255 bytes; the rest is for the suffix of a run's backup (`NAME.1`).
-_LONGEST_NAME = 240
+_MAX_NAME_BYTES = 240
 # Default of `epochs` if `max_steps` or `max_minutes` is set: epochs then do not end the run.
 UNBOUNDED_EPOCHS = 1_000_000

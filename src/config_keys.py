@@ -22,7 +22,7 @@ LARGEST = {
     "d_ff": 2**20,
 }
 # Upper bound of counts (steps, tokens), far below 2**53: exact in float64.
-_COUNT = 10**12
+_MAX_COUNT = 10**12
 
 
 class Section(BaseModel):
@@ -111,9 +111,9 @@ class TrainKeys(Section):
     """Training, device and precision."""
 
     # Training.
-    epochs: int = Field(10, ge=1, le=_COUNT)
+    epochs: int = Field(10, ge=1, le=_MAX_COUNT)
     """Number of epochs (1 or more); unlimited if only `max_steps` or `max_minutes` is set."""
-    max_steps: int | None = Field(None, ge=1, le=_COUNT)
+    max_steps: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """Maximum number of optimizer steps (1 or more)."""
     max_minutes: float | None = Field(None, gt=0, le=1e9)
     """Maximum minutes (above 0); the schedule then follows the clock, and runs are not
@@ -123,7 +123,7 @@ class TrainKeys(Section):
     """Sequences per optimizer step, over all processes (1 or more)."""
     micro_batch_size: int | Literal["auto"] = Field("auto")
     """Sequences per forward; divides `batch_size` (gradient accumulation). `auto`: fits memory."""
-    seq_len: int = Field(1024, ge=1, le=_COUNT)
+    seq_len: int = Field(1024, ge=1, le=_MAX_COUNT)
     """Tokens per training sequence (1 to `model_positions`, its default)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
@@ -137,7 +137,7 @@ class TrainKeys(Section):
     """
     lr_decay_fraction: float = Field(0.2, gt=0, le=1)
     """Length of the decay phase of `wsd`, as a fraction of the run (above 0, at most 1)."""
-    warmup_steps: int = Field(100, ge=0, le=_COUNT)
+    warmup_steps: int = Field(100, ge=0, le=_MAX_COUNT)
     """Linear warmup steps (0 or more), limited to a tenth of the run."""
     weight_decay: float = Field(0.1, ge=0, le=1e30)
     """Decoupled weight decay (0 or more), applied to matrices only."""
@@ -147,19 +147,19 @@ class TrainKeys(Section):
     """Maximum gradient norm (above 0); a huge number disables clipping."""
     seed: int = Field(1337, ge=0, le=2**62)
     """Random seed of training (0 or more)."""
-    eval_interval: int = Field(250, ge=1, le=_COUNT)
+    eval_interval: int = Field(250, ge=1, le=_MAX_COUNT)
     """Steps between validations (1 or more)."""
-    eval_tokens: int = Field(65536, ge=0, le=_COUNT)
+    eval_tokens: int = Field(65536, ge=0, le=_MAX_COUNT)
     """Validation tokens per evaluation, 0 for all; the last evaluation always uses all."""
-    early_stopping_patience: int | None = Field(None, ge=1, le=_COUNT)
+    early_stopping_patience: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """Stop after this many validations without a better val loss (1 or more)."""
-    checkpoint_interval: int = Field(500, ge=1, le=_COUNT)
+    checkpoint_interval: int = Field(500, ge=1, le=_MAX_COUNT)
     """Steps between checkpoints (1 or more)."""
-    keep_checkpoints: int = Field(2, ge=1, le=_COUNT)
+    keep_checkpoints: int = Field(2, ge=1, le=_MAX_COUNT)
     """Number of checkpoints kept on disk (1 or more)."""
-    log_interval: int = Field(10, ge=1, le=_COUNT)
+    log_interval: int = Field(10, ge=1, le=_MAX_COUNT)
     """Steps between log lines (1 or more)."""
-    sample_tokens: int = Field(64, ge=0, le=_COUNT)
+    sample_tokens: int = Field(64, ge=0, le=_MAX_COUNT)
     """Tokens to generate as a sample at each validation, 0 for none."""
     log_to: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Experiment trackers, in addition to `metrics.jsonl`: a list of `tensorboard`, `wandb`."""
@@ -185,7 +185,7 @@ class GenerationKeys(Section):
     # Generation.
     max_length: int = Field(100, ge=1, le=2**30)
     """Maximum number of new tokens (1 or more)."""
-    min_length: int = Field(0, ge=0, le=_COUNT)
+    min_length: int = Field(0, ge=0, le=_MAX_COUNT)
     """New tokens before an end token or a sentence's end may stop generation (0 to `max_length`);
     `stop` always may.
     """
@@ -193,7 +193,7 @@ class GenerationKeys(Section):
     """Number of texts to generate from a prompt (1 or more); several need a temperature above 0."""
     temperature: float = Field(0.8, ge=0)
     """Sampling temperature (0 or more); 0 is greedy decoding."""
-    top_k: int | None = Field(None, ge=1, le=_COUNT)
+    top_k: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """Sample from the k most likely tokens (1 or more)."""
     top_p: float | None = Field(None, gt=0, le=1)
     """Nucleus sampling: sample from the most likely tokens with this total probability (above 0, to
@@ -215,7 +215,7 @@ class GenerationKeys(Section):
     """
     frequency_penalty: float = Field(0.0, ge=-1e4, le=1e4)
     """Subtracted from the logits of tokens for each occurrence in the new text."""
-    no_repeat_ngram: int | None = Field(None, ge=1, le=_COUNT)
+    no_repeat_ngram: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """N-grams of this size (1 or more) occur only once, in prompt and new text together."""
     logit_bias: dict[str, float] = Field(default_factory=dict)
     """Added to the logits of tokens, given by their text, such as { " the" = -5.0 }."""
@@ -241,17 +241,17 @@ class GenerationKeys(Section):
     """Exponent of the length by which beam scores are divided; a higher one prefers longer
     texts.
     """
-    beam_results: int = Field(1, ge=1, le=_COUNT)
+    beam_results: int = Field(1, ge=1, le=_MAX_COUNT)
     """Number of texts that `agi2 beam` shows (1 to `beam_size`); above 1, each with its score."""
     beam_early_stopping: EarlyStopping = "never"
     """As in `transformers`: true (at `beam_size` texts), false (heuristic), `never` (exact)."""
-    beam_groups: int = Field(1, ge=1, le=_COUNT)
+    beam_groups: int = Field(1, ge=1, le=_MAX_COUNT)
     """Number of groups in diverse beam search (1 or more); divides `beam_size`."""
     diversity_penalty: float = Field(0.5, ge=0, le=1e6)
     """Subtracted from the log-probability of a token for each beam of an earlier group that chose
     it at this step (0 or more).
     """
-    max_context_length: int = Field(1024, ge=1, le=_COUNT)
+    max_context_length: int = Field(1024, ge=1, le=_MAX_COUNT)
     """Maximum number of conversation tokens in a chat's context (1 or more); `model_positions` by
     default.
     """

@@ -21,8 +21,8 @@ from pydantic_core import ErrorDetails
 from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS
-from .errors import AGI2Error, masked, shown
-from .utils import human_bytes, is_deep, open_file, write_text
+from .errors import AGI2Error, mask_secrets, safe_repr
+from .utils import human_bytes, is_nested_deeper, open_file, write_text
 
 Kind = Literal["training", "generation", "interactive"]
 
@@ -30,11 +30,11 @@ Kind = Literal["training", "generation", "interactive"]
 CONFIG = "config.toml"
 
 # Read timeout of a pipe, in seconds without data.
-_SILENCE = 10.0
+_READ_TIMEOUT = 10.0
 # In bytes: far above any configuration, even one that lists many sources.
-_LARGEST_FILE = 2**20
+_MAX_FILE_BYTES = 2**20
 # Maximum number of problems reported one by one; the rest are only counted.
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 # Names that other projects use for these keys.
 _SYNONYMS = {
@@ -80,84 +80,86 @@ def load_config(
         AGI2Error: with a line per problem that names the file, the line and the key.
     """
     text = _read(Path(path))
-    given = _parse(text, str(path))
-    lines = _lines_of_keys(text)
-    places = {key: f"{path}:{lines[key]}" if key in lines else str(path) for key in given}
+    values = _parse(text, str(path))
+    lines = _key_lines(text)
+    locations = {key: f"{path}:{lines[key]}" if key in lines else str(path) for key in values}
     for override in overrides:
         key, value = _parse_override(override)
-        given[key] = value
-        places[key] = f"--set {key}"
-    return make_config(given, kind, str(path), places)
+        values[key] = value
+        locations[key] = f"--set {key}"
+    return make_config(values, kind, str(path), locations)
 
 
 def make_config(
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     kind: Kind | None = None,
     name: str = "configuration",
-    places: Mapping[str, str] | None = None,
+    locations: Mapping[str, str] | None = None,
 ) -> Config:
     """Validate a mapping of keys and values.
 
     Args:
-        given: keys and values.
+        values: keys and values.
         kind: as for `load_config`.
         name: name of the configuration in error messages.
-        places: location of each key (`file:line` or `--set key`) in error messages.
+        locations: location of each key (`file:line` or `--set key`) in error messages.
 
     Raises:
         AGI2Error: with a line per problem.
     """
-    missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not given.get(key)]
+    missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not values.get(key)]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
-    problems += _find_problems(dict(given), places or {}, name)
+    problems += _find_problems(dict(values), locations or {}, name)
     adopted: set[str] = set()
-    if not problems and kind == "training" and given.get("init_from"):
-        chosen = {key for key, value in given.items() if value not in (None, "")}
-        given = _with_trained(given, name, places or {})
-        adopted = given.keys() - chosen
-        problems = _find_problems(dict(given), places or {}, name)
+    if not problems and kind == "training" and values.get("init_from"):
+        chosen = {key for key, value in values.items() if value not in (None, "")}
+        values = _with_pretrained(values, name, locations or {})
+        adopted = values.keys() - chosen
+        problems = _find_problems(dict(values), locations or {}, name)
     if problems:
-        _refuse(problems)
-    return Config.model_validate(dict(given)).adopting(adopted)
+        _raise_problems(problems)
+    return Config.model_validate(dict(values)).adopting(adopted)
 
 
-def _refuse(problems: list[str]) -> NoReturn:
-    """Raise `AGI2Error` with a line per problem, at most `_MOST_PROBLEMS` of them."""
-    more = len(problems) - _MOST_PROBLEMS
+def _raise_problems(problems: list[str]) -> NoReturn:
+    """Raise `AGI2Error` with a line per problem, at most `_MAX_PROBLEMS` of them."""
+    more = len(problems) - _MAX_PROBLEMS
     if more > 0:
-        problems = [*problems[:_MOST_PROBLEMS], f"and {more:,} more problem{'s' * (more > 1)}"]
+        problems = [*problems[:_MAX_PROBLEMS], f"and {more:,} more problem{'s' * (more > 1)}"]
     raise AGI2Error(*problems)
 
 
-def _with_trained(given: Mapping[str, Any], name: str, places: Mapping[str, str]) -> dict[str, Any]:
+def _with_pretrained(
+    values: Mapping[str, Any], name: str, locations: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the keys updated with the architecture and the tokenizer of the `init_from` model.
 
     Raises:
         AGI2Error: if there is no such model, or a given key contradicts it.
     """
-    folder = given["init_from"]
+    folder = values["init_from"]
     if not (Path(folder) / CONFIG).is_file():
         foreign = (Path(folder) / "config.json").is_file()
         raise AGI2Error(
-            f"{places.get('init_from', name)}: init_from: no trained model in {folder}"
+            f"{locations.get('init_from', name)}: init_from: no trained model in {folder}"
             + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
         )
-    theirs = load_config(Path(folder) / CONFIG).architecture.to_keys()
-    fixed = {k: v for k, v in theirs.items() if k not in FREE_ARCHITECTURE_KEYS}
+    pretrained = load_config(Path(folder) / CONFIG).architecture.to_keys()
+    fixed = {k: v for k, v in pretrained.items() if k not in FREE_ARCHITECTURE_KEYS}
     fixed["tokenizer"] = folder
-    wanted = {**PRESETS.get(str(given.get("preset")), {}), **given}
-    if not wanted.get("model_ff"):  # 0 means the default, 4 x model_embd
-        wanted["model_ff"] = None
+    requested = {**PRESETS.get(str(values.get("preset")), {}), **values}
+    if not requested.get("model_ff"):  # 0 means the default, 4 x model_embd
+        requested["model_ff"] = None
     problems = [
-        f"{places.get(key, name)}: {key} = {shown(wanted[key])}, but the model of init_from has "
-        f"{value!r}: leave {key} out"
+        f"{locations.get(key, name)}: {key} = {safe_repr(requested[key])}, but the model of "
+        f"init_from has {value!r}: leave {key} out"
         for key, value in fixed.items()
-        if wanted.get(key) not in (None, "", value)
+        if requested.get(key) not in (None, "", value)
     ]
     if problems:
-        _refuse(problems)
-    dropout = {"dropout": theirs["dropout"]}
-    return {**dropout, **given, **fixed, "vocab_size": theirs["vocab_size"]}
+        _raise_problems(problems)
+    dropout = {"dropout": pretrained["dropout"]}
+    return {**dropout, **values, **fixed, "vocab_size": pretrained["vocab_size"]}
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -167,7 +169,7 @@ def save_config(config: Config, path: Path) -> None:
     file is then readable by its owner only.
     """
     content = {key: value for key, value in config.items() if value is not None}
-    write_text(path, tomli_w.dumps(content), private=masked(content) != content)
+    write_text(path, tomli_w.dumps(content), private=mask_secrets(content) != content)
 
 
 def _read(path: Path) -> str:
@@ -180,8 +182,10 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise AGI2Error(f"{path}: cannot be read: {reason}") from error
-    if len(data) > _LARGEST_FILE:
-        raise AGI2Error(f"{path}: no configuration: it is larger than {human_bytes(_LARGEST_FILE)}")
+    if len(data) > _MAX_FILE_BYTES:
+        raise AGI2Error(
+            f"{path}: no configuration: it is larger than {human_bytes(_MAX_FILE_BYTES)}"
+        )
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -196,33 +200,35 @@ def _advice_if_missing(path: Path) -> str:
 
 def _read_file(path: Path) -> bytes:
     with open_file(path) as file:
-        return file.read(_LARGEST_FILE + 1)
+        return file.read(_MAX_FILE_BYTES + 1)
 
 
 def _read_pipe(path: Path) -> bytes:
     """Read a pipe until end of file.
 
     Raises:
-        OSError: if no data arrives for `_SILENCE` seconds.
+        OSError: if no data arrives for `_READ_TIMEOUT` seconds.
     """
     content = b""
-    with open(path, "rb", 0, opener=_open_at_once) as pipe:
-        silent_since = time.monotonic()
-        while len(content) <= _LARGEST_FILE:
-            part = pipe.read(_LARGEST_FILE)  # None: no data yet; b"": no writer
+    with open(path, "rb", 0, opener=_open_nonblocking) as pipe:
+        last_read = time.monotonic()
+        while len(content) <= _MAX_FILE_BYTES:
+            part = pipe.read(_MAX_FILE_BYTES)  # None: no data yet; b"": no writer
             if part:
                 content += part
-                silent_since = time.monotonic()
+                last_read = time.monotonic()
             elif part == b"" and content:
                 break
-            elif time.monotonic() - silent_since > _SILENCE:
-                raise OSError(errno.ETIMEDOUT, f"it is a pipe, and nothing came for {_SILENCE:g} s")
+            elif time.monotonic() - last_read > _READ_TIMEOUT:
+                raise OSError(
+                    errno.ETIMEDOUT, f"it is a pipe, and nothing came for {_READ_TIMEOUT:g} s"
+                )
             else:
                 time.sleep(0.01)
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     """Open a pipe without blocking until a writer opens it (an `opener` for `open`)."""
     return os.open(path, flags | os.O_NONBLOCK)
 
@@ -255,16 +261,16 @@ def _parse_toml(text: str, name: str) -> dict[str, Any]:
         AGI2Error: if it is nested too deeply, or a number has too many digits.
     """
     try:
-        found = tomllib.loads(text)
+        parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
     except (RecursionError, ValueError) as error:
         is_deeply_nested = isinstance(error, RecursionError)
         reason = "it is nested too deeply" if is_deeply_nested else "a number has too many digits"
         raise AGI2Error(f"{name}: {reason}") from error
-    if is_deep(found):
+    if is_nested_deeper(parsed):
         raise AGI2Error(f"{name}: it is nested too deeply")
-    return found
+    return parsed
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -274,72 +280,75 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if value == "null":
         return key, None
     try:
-        found = _parse_toml(f"value = {value}", f"--set {key}")
+        parsed = _parse_toml(f"value = {value}", f"--set {key}")
     except tomllib.TOMLDecodeError:
         return key, value
-    if found.keys() != {"value"}:
+    if parsed.keys() != {"value"}:
         return key, value
     field = Config.model_fields.get(key)
     takes_text = field is not None and field.annotation in (str, str | None, list[str])
     # `--set model_name=2024` is a name, although TOML parses it as a number (or a date).
-    is_text = takes_text and not isinstance(found["value"], str | list | dict | bool)
-    return key, value if is_text else found["value"]
+    is_text = takes_text and not isinstance(parsed["value"], str | list | dict | bool)
+    return key, value if is_text else parsed["value"]
 
 
 # `key = ...`, `"key" = ...`, `key.part = ...` or `[key]`
 _KEY = re.compile(r"^[ \t]*(?:\[+[ \t]*)?[\"']?([\w-]+)[\"']?[ \t]*[=.\]]")
 
 
-def _lines_of_keys(text: str) -> dict[str, int]:
+def _key_lines(text: str) -> dict[str, int]:
     """Return the number of the line that first sets each key."""
     lines: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
-        if found := _KEY.match(line):
-            lines.setdefault(found[1], number)
+        if match := _KEY.match(line):
+            lines.setdefault(match[1], number)
     return lines
 
 
-def _find_problems(given: dict[str, Any], places: Mapping[str, str], name: str) -> list[str]:
+def _find_problems(values: dict[str, Any], locations: Mapping[str, str], name: str) -> list[str]:
     """Return a line per validation error, each with the location of its key."""
     try:
-        Config.model_validate(given)
+        Config.model_validate(values)
         return []
     except ValidationError as error:
         details = error.errors()
     if not details[0]["loc"]:  # each value is valid, but some contradict each other
         return [
-            f"{next((places[word] for word in problem.split() if word in places), name)}: {problem}"
+            f"{next((locations[w] for w in problem.split() if w in locations), name)}: {problem}"
             for problem in str(details[0]["ctx"]["error"]).split("\n")
         ]
     # pydantic reports a union's error once per member type: join those of a value in one line.
-    findings: dict[tuple, list[ErrorDetails]] = {}
+    errors_by_value: dict[tuple, list[ErrorDetails]] = {}
     for detail in details:
         key, *inside = detail["loc"]
-        if key in given:  # errors of derived keys repeat that of the key they derive from
-            where = (key, *(index for index in inside if isinstance(index, int)))
-            findings.setdefault(where, []).append(detail)
+        if key in values:  # errors of derived keys repeat that of the key they derive from
+            location = (key, *(index for index in inside if isinstance(index, int)))
+            errors_by_value.setdefault(location, []).append(detail)
     lines = [
-        f"{places.get(key, name)}: {_explain(key, indices, given[key], found)}"
-        for (key, *indices), found in list(findings.items())[:_MOST_PROBLEMS]
+        f"{locations.get(key, name)}: {_explain(key, indices, values[key], errors)}"
+        for (key, *indices), errors in list(errors_by_value.items())[:_MAX_PROBLEMS]
     ]
-    lines += [""] * (len(findings) - len(lines))  # placeholders, which `_refuse` only counts
+    lines += [""] * (
+        len(errors_by_value) - len(lines)
+    )  # placeholders, which `_raise_problems` only counts
     # The valid keys may still contradict each other.
-    wrong = {key for key, *_ in findings}
-    rest = {key: value for key, value in given.items() if key not in wrong}
+    wrong = {key for key, *_ in errors_by_value}
+    rest = {key: value for key, value in values.items() if key not in wrong}
     return lines + [
-        line for line in _find_problems(rest, places, name) if not wrong & set(line.split())
+        line for line in _find_problems(rest, locations, name) if not wrong & set(line.split())
     ]
 
 
-def _explain(key: str, indices: list[int], value: Any, found: list[ErrorDetails]) -> str:
+def _explain(key: str, indices: list[int], value: Any, errors: list[ErrorDetails]) -> str:
     """Return pydantic's errors of one value as a message."""
     name = key if key.strip() and key.isprintable() else repr(key)
     if isinstance(value, dict) and key != "logit_bias":
         return f"keys must be at the top level: remove the header [{name}]"
-    if found[0]["type"] == "extra_forbidden":
+    if errors[0]["type"] == "extra_forbidden":
         return f"unknown key {name}{_suggestion(key)}"
-    what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in found)
-    return f"{key}{''.join(f'[{index}]' for index in indices)} = {shown(found[0]['input'])}: {what}"
+    what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in errors)
+    path = "".join(f"[{index}]" for index in indices)
+    return f"{key}{path} = {safe_repr(errors[0]['input'])}: {what}"
 
 
 def _suggestion(key: str) -> str:

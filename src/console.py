@@ -81,7 +81,7 @@ class _Visibility:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls = 0
-        self._before: tuple[list[logging.Handler], int, bool] | None = None
+        self._previous: tuple[list[logging.Handler], int, bool] | None = None
 
     def begin(self) -> None:
         """Configure the logger on the first call, unless the application has configured it."""
@@ -90,7 +90,7 @@ class _Visibility:
             is_configured = log.handlers or log.disabled or not log.propagate
             if self._calls > 1 or is_configured:
                 return
-            self._before = log.handlers[:], log.level, log.propagate
+            self._previous = log.handlers[:], log.level, log.propagate
             level = log.level or logging.INFO
             if log.hasHandlers():  # root handlers, set by the application
                 log.setLevel(level)
@@ -101,11 +101,11 @@ class _Visibility:
         """Undo `begin` when the last call ends."""
         with self._lock:
             self._calls -= 1
-            if self._calls or self._before is None:
+            if self._calls or self._previous is None:
                 return
-            log.handlers[:], level, log.propagate = self._before
+            log.handlers[:], level, log.propagate = self._previous
             log.setLevel(level)
-            self._before = None
+            self._previous = None
 
 
 _visibility = _Visibility()
@@ -137,7 +137,7 @@ def visible(verbose: bool = True) -> Iterator[None]:
         _visibility.end()
 
 
-def is_drawn() -> bool:
+def can_draw() -> bool:
     """Return whether progress bars are drawn: in a terminal, if the log goes to the same console.
 
     Another handler would write into the line of the bar.
@@ -161,7 +161,7 @@ class TrainingDisplay:
     """
 
     def __init__(self, total_steps: int | None) -> None:
-        self._of = f"/{total_steps}" if total_steps else ""
+        self._total_label = f"/{total_steps}" if total_steps else ""
         self._is_live = False
         self._bar = BarColumn(bar_width=24)
         self._progress = Progress(
@@ -173,7 +173,7 @@ class TrainingDisplay:
         self._task = self._progress.add_task("starting", total=1.0)
 
     def __enter__(self) -> TrainingDisplay:
-        self._is_live = is_drawn() and _drawing.acquire(blocking=False)
+        self._is_live = can_draw() and _display_lock.acquire(blocking=False)
         if self._is_live:
             self._progress.start()
         return self
@@ -184,7 +184,7 @@ class TrainingDisplay:
             try:
                 self._progress.stop()
             finally:
-                _drawing.release()
+                _display_lock.release()
 
     def update(
         self,
@@ -211,7 +211,7 @@ class TrainingDisplay:
             memory: printed as it is.
         """
         # In display order, with a rank each: if space is short, the highest rank is dropped first.
-        parts = [(0, f"step {step}{self._of}"), (2, f"  loss {loss:.4f}")]
+        parts = [(0, f"step {step}{self._total_label}"), (2, f"  loss {loss:.4f}")]
         if val_loss is not None:
             parts.append((3, f"  val {val_loss:.4f}"))
         parts.append((4, f"  {speed:,.0f} tok/s"))
@@ -235,58 +235,62 @@ def _fit_parts(parts: Sequence[tuple[int, str]], width: int) -> str:
 
 
 # In seconds, without a bar: delay before an operation is logged, interval of its progress lines.
-_PATIENCE, _INTERVAL = 2.0, 30.0
-# Whether an enclosing `busy` already shows this operation.
-_is_busy: ContextVar[bool] = ContextVar("agi2_is_busy", default=False)
+_LOG_DELAY, _INTERVAL = 2.0, 30.0
+# Whether an enclosing `show_progress` already shows this operation.
+_is_showing: ContextVar[bool] = ContextVar("agi2_is_busy", default=False)
 # Held by whoever draws: rich supports one live display per console.
-_drawing = threading.Lock()
+_display_lock = threading.Lock()
 
 Advance = Callable[[float], None]
 
 
 @contextlib.contextmanager
-def busy(what: str, everywhere: bool = False, measured: bool = False) -> Iterator[Advance]:
+def show_progress(
+    what: str, log_at_once: bool = False, is_determinate: bool = False
+) -> Iterator[Advance]:
     """Show a spinner or a progress bar during an operation, in a terminal.
 
     Elsewhere the operation is logged if it takes longer than 2 s. Nested calls show nothing.
 
     Args:
         what: description, such as `reading the text`.
-        everywhere: if no bar can be drawn, log at once instead of after 2 s.
-        measured: whether progress will be reported: a bar instead of a spinner.
+        log_at_once: if no bar can be drawn, log at once instead of after 2 s.
+        is_determinate: whether progress will be reported: a bar instead of a spinner.
 
     Yields:
         A function that reports the completed fraction, 0 to 1.
     """
-    if _is_busy.get() or not is_logged():
-        yield lambda share: None
+    if _is_showing.get() or not is_logged():
+        yield lambda fraction: None
         return
-    token = _is_busy.set(True)
-    may_draw = is_drawn() and _drawing.acquire(blocking=False)
+    token = _is_showing.set(True)
+    may_draw = can_draw() and _display_lock.acquire(blocking=False)
     try:
-        with _drawn(what, measured) if may_draw else _logged(what, everywhere) as advance:
+        with (
+            _progress_bar(what, is_determinate) if may_draw else _log_if_slow(what, log_at_once)
+        ) as advance:
             yield advance
     finally:
         if may_draw:
-            _drawing.release()
-        _is_busy.reset(token)
+            _display_lock.release()
+        _is_showing.reset(token)
 
 
 @contextlib.contextmanager
-def _drawn(what: str, measured: bool) -> Iterator[Advance]:
+def _progress_bar(what: str, is_determinate: bool) -> Iterator[Advance]:
     columns = (
-        BarColumn(bar_width=24) if measured else SpinnerColumn(),
+        BarColumn(bar_width=24) if is_determinate else SpinnerColumn(),
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(printable(what), total=1.0 if measured else None)
-        yield lambda share: progress.update(task, completed=share)
+        task = progress.add_task(printable(what), total=1.0 if is_determinate else None)
+        yield lambda fraction: progress.update(task, completed=fraction)
 
 
 @contextlib.contextmanager
-def _logged(what: str, at_once: bool) -> Iterator[Advance]:
-    timer = threading.Timer(_PATIENCE, log.info, ("%s", what))
+def _log_if_slow(what: str, at_once: bool) -> Iterator[Advance]:
+    timer = threading.Timer(_LOG_DELAY, log.info, ("%s", what))
     timer.daemon = True
     if at_once or console.is_terminal:
         log.info("%s", what)
@@ -294,10 +298,10 @@ def _logged(what: str, at_once: bool) -> Iterator[Advance]:
         timer.start()
     last = time.monotonic()
 
-    def advance(share: float) -> None:
+    def advance(fraction: float) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= _INTERVAL:
-            log.info("%s: %.0f %%", what, 100 * share)
+            log.info("%s: %.0f %%", what, 100 * fraction)
             last = now
 
     try:

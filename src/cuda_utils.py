@@ -124,16 +124,16 @@ def container_memory(root: Path = Path("/")) -> int | None:
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            place, name = root / "sys/fs/cgroup", "memory.max"
+            mount, name = root / "sys/fs/cgroup", "memory.max"
         elif "memory" in controllers.split(","):
-            place, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
         for above in (group, *group.parents):
             # OSError: not visible in the container. ValueError: no limit ("max").
             with contextlib.suppress(OSError, ValueError):
-                limits.append(int((place / above / name).read_text()))
+                limits.append(int((mount / above / name).read_text()))
     return min(limits, default=None)
 
 
@@ -165,11 +165,11 @@ def check_memory(
         # Three temporary float64 tables while the embeddings are computed.
         table = 3 * 8 * architecture.max_seq_len * architecture.d_model
     needed = bytes_per_parameter * architecture.num_parameters + table
-    room = available_memory(device)
-    if needed > room:
+    available = available_memory(device)
+    if needed > available:
         raise AGI2Error(
             f"{what} of {architecture.num_parameters:,} parameters takes {human_bytes(needed)}, "
-            f"this machine has {human_bytes(room)}: lower model_layer, model_embd, model_ff, "
+            f"this machine has {human_bytes(available)}: lower model_layer, model_embd, model_ff, "
             "model_positions or vocab_size"
         )
 

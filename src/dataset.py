@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from .arguments import NonNegativeInt, checked
-from .console import busy, visible
+from .console import show_progress, visible
 from .data.batches import EpochBatches
 from .data.corpus import read_documents
 from .data.sources import Sources
@@ -52,7 +52,7 @@ class TextDataset(TokenWindows):
         seed: NonNegativeInt | None = None,
         verbose: bool = True,
     ) -> None:
-        with visible(verbose), busy("reading the text"):
+        with visible(verbose), show_progress("reading the text"):
             documents: Iterable[str] = read_documents(sources, text_field)
             if preprocess is not None:
                 documents = (_preprocessed(each, preprocess) for each in documents)
@@ -77,10 +77,10 @@ class TextDataset(TokenWindows):
 
 
 def _preprocessed(document: str, preprocess: Callable[[str], str]) -> str:
-    found = preprocess(document)
-    if not isinstance(found, str):
-        raise AGI2Error(f"preprocess must give a string, not {type(found).__name__}")
-    return found
+    result = preprocess(document)
+    if not isinstance(result, str):
+        raise AGI2Error(f"preprocess must give a string, not {type(result).__name__}")
+    return result
 
 
 def _as_array(tokens: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from .nn.dropout import Dropout
 INIT_STD = 0.02
 
 
-def draw_normal(weight: torch.Tensor, std: float = INIT_STD) -> None:
+def init_normal(weight: torch.Tensor, std: float = INIT_STD) -> None:
     """Initialize a weight in place from a normal distribution of mean 0.
 
     Tensors on the meta device are skipped: PyTorch would import its compiler for them, which takes
@@ -42,7 +42,7 @@ class TokenEmbeddings(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model, dtype=torch.float32))
         self.dropout = Dropout(dropout)
-        draw_normal(self.weight)
+        init_normal(self.weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Look up token ids (B, T), or any other shape: embeddings (B, T, C).
@@ -51,7 +51,7 @@ class TokenEmbeddings(nn.Module):
             AGI2Error: if they are not integers, or (checked on a CPU only) not in the vocabulary.
         """
         tokens = as_token_ids("tokens", tokens, self.weight.device)
-        return self.dropout(embedded(tokens, self.weight))
+        return self.dropout(embed(tokens, self.weight))
 
     def extra_repr(self) -> str:
         """Return the sizes."""
@@ -80,7 +80,7 @@ def as_token_ids(name: str, tokens: Any, device: torch.device | None = None) -> 
     return tokens
 
 
-def embedded(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def embed(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Look up rows of a matrix (V, C) by token ids (...): (..., C).
 
     Raises:
@@ -121,7 +121,7 @@ class _Positions(nn.Module):
             )
         return self.weight[offset : offset + seq_len]
 
-    def at(self, positions: torch.Tensor) -> torch.Tensor:
+    def lookup(self, positions: torch.Tensor) -> torch.Tensor:
         """Look up positions (...): embeddings (..., d_model)."""
         return nn.functional.embedding(positions, self.weight)
 
@@ -147,8 +147,8 @@ class PositionEmbeddings(_Positions):
         table = torch.empty(max_seq_len, d_model, dtype=torch.float32, device="cpu")
         table[:, 0::2] = angle.sin()
         table[:, 1::2] = angle.cos()[:, : d_model // 2]
-        if (place := torch.get_default_device()).type != "meta":
-            table = table.to(place)
+        if (default_device := torch.get_default_device()).type != "meta":
+            table = table.to(default_device)
         self.register_buffer("weight", table, persistent=False)
 
 
@@ -159,4 +159,4 @@ class LearnedPositionEmbeddings(_Positions):
     def __init__(self, max_seq_len: PositiveInt, d_model: PositiveInt) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(max_seq_len, d_model, dtype=torch.float32))
-        draw_normal(self.weight)
+        init_normal(self.weight)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MAX_LINE = 300
+MAX_LINE_LENGTH = 300
 """Maximum characters per line of a message, since quoted input may be arbitrarily long."""
 
 # C0 and C1 controls, line and paragraph separators, bidirectional controls, and lone surrogates
@@ -21,7 +21,7 @@ def printable(text: str, keep: str = "") -> str:
         text: any string.
         keep: control characters not to escape, such as `"\n\t"`.
     """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
 
 
 def _escape(character: str) -> str:
@@ -33,33 +33,33 @@ _URL = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
 
 def mask_urls(text: str) -> str:
     """Mask possible secrets in every URL: the user information and the query values."""
-    return _URL.sub(lambda found: _mask_url(found[0]), text)
+    return _URL.sub(lambda match: _mask_url(match[0]), text)
 
 
-def masked(value: Any) -> Any:
+def mask_secrets(value: Any) -> Any:
     """Return a copy of a configuration, or of one of its values, with all URLs masked."""
     if isinstance(value, str):
         return mask_urls(value)
     if isinstance(value, Mapping):
-        return {key: masked(inside) for key, inside in value.items()}
-    return [masked(inside) for inside in value] if isinstance(value, list | tuple) else value
+        return {key: mask_secrets(item) for key, item in value.items()}
+    return [mask_secrets(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _mask_url(url: str) -> str:
     address = url.rstrip(":,;.)")
     scheme, rest = address.split("://", 1)
-    place, mark, query = rest.partition("?")
-    authority = place.split("/", 1)[0]
+    address_path, mark, query = rest.partition("?")
+    authority = address_path.split("/", 1)[0]
     port = authority.rpartition(":")[2]
     # A password may contain a slash that is not percent-encoded.
-    part = authority if "@" in authority or port == authority or port.isdecimal() else place
+    part = authority if "@" in authority or port == authority or port.isdecimal() else address_path
     if "@" in part:
-        place = "***@" + place[part.rindex("@") + 1 :]
+        address_path = "***@" + address_path[part.rindex("@") + 1 :]
     query = re.sub(r"=[^&#]*", "=***", query)
-    return f"{scheme}://{place}{mark}{query}{url[len(address) :]}"
+    return f"{scheme}://{address_path}{mark}{query}{url[len(address) :]}"
 
 
-def one_line(text: str, limit: int = MAX_LINE) -> str:
+def one_line(text: str, limit: int = MAX_LINE_LENGTH) -> str:
     """Convert any text to one printable line of at most `limit` characters, with masked URLs.
 
     Longer text is shortened in the middle: a message says what is wrong at its beginning and what
@@ -76,7 +76,7 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     return f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
-def shown(value: object) -> str:
+def safe_repr(value: object) -> str:
     """Return a value's `repr` for a message, or its type if `repr` fails (size, recursion)."""
     try:
         return one_line(repr(value))

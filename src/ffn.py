@@ -15,7 +15,7 @@ from .nn.dropout import Dropout
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return Gelu.apply(x) if Gelu.suits(x) else F.gelu(x, approximate="tanh")
+    return Gelu.apply(x) if Gelu.supports(x) else F.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

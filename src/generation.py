@@ -18,7 +18,7 @@ from .arguments import NonNegativeInt, PositiveInt, checked, convert
 from .config_keys import EarlyStopping
 from .config_loader import make_config
 from .cuda_utils import select_device
-from .errors import AGI2Error, shown
+from .errors import AGI2Error, safe_repr
 from .formats.model_dir import TrainedModel, check_vocabulary
 from .inference.beam_search import beam_search
 from .inference.detokenizer import (
@@ -30,14 +30,14 @@ from .inference.detokenizer import (
 from .inference.logits_processors import process_logits
 from .inference.model_runner import ModelRunner, check_prompt, max_batch_rows
 from .inference.sampling import (
-    NOTHING,
+    NO_TOKEN,
     EndToken,
-    SamplingOptions,
+    SamplingParams,
     check_beam_options,
-    draw,
     end_ids,
     generation_options,
     non_sampling_options,
+    sample,
 )
 from .inference.speculative import speculate_tokens
 from .model import GPT2Model
@@ -71,26 +71,26 @@ def generate_tokens(
         end_token: ends the sequence; one or several.
         vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
         seed: makes sampling reproducible, whatever else runs; None for a random seed.
-        **options: other fields of `SamplingOptions`, `logit_bias` by token id; those that apply to
+        **options: other fields of `SamplingParams`, `logit_bias` by token id; those that apply to
             text (`stop`, `stop_at_sentence_end`) are ignored.
 
     Raises:
         AGI2Error: if an option is out of range, the prompt is not in the vocabulary, or the model's
             logits are not finite.
     """
-    given = SamplingOptions(
+    params = SamplingParams(
         max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
     )
     runner = ModelRunner(model, vocab_size or model.config.vocab_size)
-    _check_bias(given, runner.vocab_size)
+    _check_bias(params, runner.vocab_size)
     check_prompt(prompt, runner.vocab_size, end_token)
-    return _write(runner, prompt, given, end_token, seed)
+    return _generate_ids(runner, prompt, params, end_token, seed)
 
 
-def _write(
+def _generate_ids(
     runner: ModelRunner,
     prompt: Sequence[int],
-    options: SamplingOptions,
+    options: SamplingParams,
     end_token: EndToken,
     seed: int | None,
 ) -> Generator[int, None, None]:
@@ -98,27 +98,27 @@ def _write(
     if options.speculative == "ngram":
         yield from speculate_tokens(runner, prompt, options.max_length, end_token=end_token)
         return
-    with closing(_choose(runner, prompt, options, end_token, seed)) as choices:
+    with closing(_sample_tokens(runner, prompt, options, end_token, seed)) as choices:
         for token, _ in choices:
             yield token
 
 
-def _choose(
+def _sample_tokens(
     runner: ModelRunner,
     prompt: Sequence[int],
-    options: SamplingOptions,
+    options: SamplingParams,
     end_token: EndToken,
     seed: int | None,
 ) -> Generator[tuple[int, torch.Tensor], None, None]:
     """Yield new token ids, each with the model's logits (1, V) before processing."""
     check_prompt(prompt, runner.vocab_size)
-    numbers = random.Random(seed)
+    generator = random.Random(seed)
     with runner.reserved():
         logits = runner.prefill([prompt])
         for index in range(options.max_length):
-            tokens = _next_tokens(runner, logits, options, len(prompt), end_token, [numbers])
+            tokens = _next_tokens(runner, logits, options, len(prompt), end_token, [generator])
             token = int(tokens)
-            if token in (*end_ids(end_token), NOTHING):
+            if token in (*end_ids(end_token), NO_TOKEN):
                 return
             yield token, logits
             if index + 1 < options.max_length:
@@ -128,26 +128,26 @@ def _choose(
 def _next_tokens(
     runner: ModelRunner,
     logits: torch.Tensor,
-    options: SamplingOptions,
+    options: SamplingParams,
     prompt_length: int,
     end_token: EndToken,
-    numbers: Sequence[random.Random],
+    generators: Sequence[random.Random],
 ) -> torch.Tensor:
     """Sample the next token of each row, (B,), each with its own random number generator."""
     if runner.is_padded and options.needs_prompt:  # logits processors must not see padding
-        rows = [runner.row(index) for index in range(len(numbers))]
-        written = runner.tokens.size(1) - prompt_length
+        rows = [runner.row(index) for index in range(len(generators))]
+        num_generated = runner.tokens.size(1) - prompt_length
         logits = torch.cat(
             [
-                process_logits(part, row, options, row.size(1) - written, end_token)
+                process_logits(part, row, options, row.size(1) - num_generated, end_token)
                 for part, row in zip(logits.split(1), rows, strict=True)
             ]
         )
     else:
         logits = process_logits(logits, runner.tokens, options, prompt_length, end_token)
     if options.is_greedy:
-        return draw(logits, None)
-    return draw(logits, [each.random() for each in numbers])
+        return sample(logits, None)
+    return sample(logits, [each.random() for each in generators])
 
 
 @checked
@@ -182,30 +182,30 @@ def stream_text(
     Raises:
         AGI2Error: as `generate_text`; and from the iterator if `runner` is in use.
     """
-    tokenizer = _fitting(tokenizer, model)
-    given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
+    tokenizer = _check_tokenizer(tokenizer, model)
+    params = _sampling_params(tokenizer, max_length, temperature, top_k, top_p, options)
     if runner is None:
         runner = ModelRunner(model, tokenizer.vocab_size)
     elif runner.model is not model or runner.vocab_size != tokenizer.vocab_size:
         raise AGI2Error("runner is of another model or tokenizer: make one for these, or none")
     ids = _encode(prompt, tokenizer, model_seed)
     check_prompt(ids, tokenizer.vocab_size)
-    writer = IncrementalDetokenizer(tokenizer, given, stopping_criteria, skip_leading_space)
-    return _stream(_write(runner, ids, given, tokenizer.end_tokens, seed), writer)
+    detokenizer = IncrementalDetokenizer(tokenizer, params, stopping_criteria, skip_leading_space)
+    return _stream(_generate_ids(runner, ids, params, tokenizer.end_tokens, seed), detokenizer)
 
 
 def _stream(
-    tokens: Generator[int, None, None], writer: IncrementalDetokenizer
+    tokens: Generator[int, None, None], detokenizer: IncrementalDetokenizer
 ) -> Generator[str, None, None]:
     """Yield text as soon as it cannot belong to a stop string."""
     with closing(tokens):
         for token in tokens:
-            piece = writer.push(token)
+            piece = detokenizer.push(token)
             if piece:
                 yield piece
-            if writer.ended:
+            if detokenizer.ended:
                 return
-    rest = writer.finish()
+    rest = detokenizer.finish()
     if rest:
         yield rest
 
@@ -244,7 +244,7 @@ def generate_text(
         seed: makes sampling reproducible; None for a random seed.
         return_full_text: return prompt and continuation, or the continuation alone.
         on_text: called with each piece of the continuation as soon as it is generated.
-        **options: other fields of `SamplingOptions`.
+        **options: other fields of `SamplingParams`.
 
     Raises:
         AGI2Error: if an option is out of range, tokenizer and model do not match, or the model's
@@ -252,7 +252,7 @@ def generate_text(
     """
     if device is not None:
         model.to(select_device(str(device)))
-    tokenizer = _fitting(tokenizer, model)
+    tokenizer = _check_tokenizer(tokenizer, model)
     pieces = []
     for piece in stream_text(
         model,
@@ -271,7 +271,7 @@ def generate_text(
         if on_text is not None:
             on_text(piece)
     continuation = "".join(pieces)
-    return _text_of(prompt, tokenizer) + continuation if return_full_text else continuation
+    return _prompt_text(prompt, tokenizer) + continuation if return_full_text else continuation
 
 
 @checked
@@ -309,7 +309,7 @@ def generate_batch(
         model_seed: as in `generate_text`.
         seed: makes sampling reproducible; None for a random seed.
         return_full_text: return prompt and continuation, or the continuation alone.
-        **options: other fields of `SamplingOptions`.
+        **options: other fields of `SamplingParams`.
 
     Returns:
         For each prompt its `n` texts.
@@ -317,16 +317,18 @@ def generate_batch(
     Raises:
         AGI2Error: as `generate_text`; and if `n` is above 1 in greedy decoding.
     """
-    tokenizer = _fitting(tokenizer, model)
-    given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
+    tokenizer = _check_tokenizer(tokenizer, model)
+    params = _sampling_params(tokenizer, max_length, temperature, top_k, top_p, options)
     if n < 1:
         raise AGI2Error(f"n must be at least 1, not {n}")
-    if n > 1 and given.is_greedy:
+    if n > 1 and params.is_greedy:
         raise AGI2Error(f"at temperature 0 all {n} texts would be equal: raise it, or ask for one")
-    if given.speculative != "none":
+    if params.speculative != "none":
         raise AGI2Error('speculative = "ngram" decodes one sequence at a time: remove it')
     if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
-        raise AGI2Error(f"prompts must be a list of texts or of token ids, not {shown(prompts)}")
+        raise AGI2Error(
+            f"prompts must be a list of texts or of token ids, not {safe_repr(prompts)}"
+        )
     if isinstance(prompts, str):
         raise AGI2Error(f"prompts must be a list of texts, not one text: [{prompts!r}]")
     prompts = [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]
@@ -335,28 +337,32 @@ def generate_batch(
     ids = [_encode(prompt, tokenizer, model_seed) for prompt in prompts]
     for each in ids:
         check_prompt(each, tokenizer.vocab_size)
-    writers = [
-        IncrementalDetokenizer(tokenizer, given, stopping_criteria)
+    detokenizers = [
+        IncrementalDetokenizer(tokenizer, params, stopping_criteria)
         for _ in prompts
         for _ in range(n)
     ]
-    numbers = [random.Random(None if seed is None else seed + i) for _ in prompts for i in range(n)]
-    most = max_batch_rows(model)
-    together = min(n, most)  # texts of one prompt
-    for some, start in product(_parts(range(len(ids)), most // together), range(0, n, together)):
-        chosen = [i * n + j for i in some for j in range(start, min(n, start + together))]
-        _write_rows(
+    generators = [
+        random.Random(None if seed is None else seed + i) for _ in prompts for i in range(n)
+    ]
+    max_rows = max_batch_rows(model)
+    rows_of_prompt = min(n, max_rows)  # texts of one prompt
+    for some, start in product(
+        _parts(range(len(ids)), max_rows // rows_of_prompt), range(0, n, rows_of_prompt)
+    ):
+        chosen = [i * n + j for i in some for j in range(start, min(n, start + rows_of_prompt))]
+        _generate_rows(
             ModelRunner(model, tokenizer.vocab_size),
             [ids[i] for i in some],
-            given,
+            params,
             tokenizer,
-            [writers[row] for row in chosen],
-            [numbers[row] for row in chosen],
+            [detokenizers[row] for row in chosen],
+            [generators[row] for row in chosen],
         )
-    texts = [writer.text for writer in writers]
+    texts = [detokenizer.text for detokenizer in detokenizers]
     return [
         [
-            (_text_of(prompt, tokenizer) if return_full_text else "") + text
+            (_prompt_text(prompt, tokenizer) if return_full_text else "") + text
             for text in texts[n * i : n * (i + 1)]
         ]
         for i, prompt in enumerate(prompts)
@@ -368,23 +374,23 @@ def _parts(numbers: range, size: int) -> list[range]:
     return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
-def _write_rows(
+def _generate_rows(
     runner: ModelRunner,
     prompts: Sequence[Sequence[int]],
-    options: SamplingOptions,
+    options: SamplingParams,
     tokenizer: Tokenizer,
-    writers: Sequence[IncrementalDetokenizer],
-    numbers: Sequence[random.Random],
+    detokenizers: Sequence[IncrementalDetokenizer],
+    generators: Sequence[random.Random],
 ) -> None:
     """Generate one or more texts for each prompt, a row for each; finished rows leave the batch."""
     logits = runner.prefill(prompts)
     prompt_length = runner.tokens.size(1)
-    each = len(writers) // len(prompts)
+    each = len(detokenizers) // len(prompts)
     if each > 1:  # a prompt is prefilled once for all its texts
         rows = torch.arange(len(prompts), device=logits.device).repeat_interleave(each)
         runner.reorder(rows)
         logits = logits[rows]
-    active = list(range(len(writers)))
+    active = list(range(len(detokenizers)))
     for index in range(options.max_length):
         tokens = _next_tokens(
             runner,
@@ -392,25 +398,25 @@ def _write_rows(
             options,
             prompt_length,
             tokenizer.end_tokens,
-            [numbers[row] for row in active],
+            [generators[row] for row in active],
         )
-        staying = []
-        for place, token in enumerate(tokens.tolist()):
-            writer = writers[active[place]]
-            if token not in (*tokenizer.end_tokens, NOTHING):
-                writer.push(token)
-                if not writer.ended:
-                    staying.append(place)
-        if not staying or index + 1 == options.max_length:
+        unfinished = []
+        for slot, token in enumerate(tokens.tolist()):
+            detokenizer = detokenizers[active[slot]]
+            if token not in (*tokenizer.end_tokens, NO_TOKEN):
+                detokenizer.push(token)
+                if not detokenizer.ended:
+                    unfinished.append(slot)
+        if not unfinished or index + 1 == options.max_length:
             break
-        if len(staying) < len(active):
-            places = torch.tensor(staying, device=tokens.device)
-            runner.reorder(places)
-            tokens = tokens[places]
-            active = [active[place] for place in staying]
+        if len(unfinished) < len(active):
+            rows_kept = torch.tensor(unfinished, device=tokens.device)
+            runner.reorder(rows_kept)
+            tokens = tokens[rows_kept]
+            active = [active[slot] for slot in unfinished]
         logits = runner.decode(tokens)
-    for writer in writers:
-        writer.finish()
+    for detokenizer in detokenizers:
+        detokenizer.finish()
 
 
 @dataclass(frozen=True)
@@ -451,34 +457,36 @@ def generate_choices(
     Returns:
         One choice for each token.
     """
-    tokenizer = _fitting(tokenizer, model)
-    given = _options(tokenizer, max_length, temperature, top_k, top_p, options)
-    if given.speculative != "none":
+    tokenizer = _check_tokenizer(tokenizer, model)
+    params = _sampling_params(tokenizer, max_length, temperature, top_k, top_p, options)
+    if params.speculative != "none":
         raise AGI2Error('speculative = "ngram" gives no probabilities: remove it')
-    writer = IncrementalDetokenizer(tokenizer, given)
+    detokenizer = IncrementalDetokenizer(tokenizer, params)
     characters = StreamDecoder(tokenizer)
-    written: list[Choice] = []
+    choices_so_far: list[Choice] = []
     runner = ModelRunner(model, tokenizer.vocab_size)
     ids = _encode(prompt, tokenizer, model_seed)
-    with closing(_choose(runner, ids, given, tokenizer.end_tokens, seed)) as choices:
+    with closing(_sample_tokens(runner, ids, params, tokenizer.end_tokens, seed)) as choices:
         for token, logits in choices:
             probabilities = logits[0].float().softmax(dim=-1)
             best = probabilities.topk(min(runners_up + 1, probabilities.numel()))
             others = [
-                (other, share)
-                for other, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                (other, other_probability)
+                for other, other_probability in zip(
+                    best.indices.tolist(), best.values.tolist(), strict=True
+                )
                 if other != token
             ]
             text, probability = characters.push(token), float(probabilities[token])
-            written.append(Choice(token, text, probability, others[:runners_up]))
-            writer.push(token)
-            if writer.ended:
+            choices_so_far.append(Choice(token, text, probability, others[:runners_up]))
+            detokenizer.push(token)
+            if detokenizer.ended:
                 break
-    writer.finish()
-    return _cut(written, writer.text)
+    detokenizer.finish()
+    return _truncate_choices(choices_so_far, detokenizer.text)
 
 
-def _cut(choices: Sequence[Choice], text: str) -> list[Choice]:
+def _truncate_choices(choices: Sequence[Choice], text: str) -> list[Choice]:
     """Truncate choices to `text`: a prefix of their joined texts, perhaps ending in U+FFFD."""
     shown = []
     for choice in choices:
@@ -504,10 +512,10 @@ def generate_beam_text(
     **options: Any,
 ) -> str:
     """Return the best continuation found by beam search; arguments as `generate_beam_texts`."""
-    tokenizer = _fitting(tokenizer, model)
+    tokenizer = _check_tokenizer(tokenizer, model)
     sizes = (beam_size, max_length, length_penalty)
     best = generate_beam_texts(model, prompt, *sizes, tokenizer, **options)[0]
-    return _text_of(prompt, tokenizer) + best.text if return_full_text else best.text
+    return _prompt_text(prompt, tokenizer) + best.text if return_full_text else best.text
 
 
 @dataclass(frozen=True)
@@ -543,24 +551,24 @@ def generate_beam_texts(
         tokenizer: the model's.
         beam_size, max_length, length_penalty, early_stopping, groups, diversity_penalty: as in
             `beam_search`.
-        **options: those of `SamplingOptions` that `sampling.beam_keys` names.
+        **options: those of `SamplingParams` that `sampling.beam_keys` names.
 
     Raises:
         AGI2Error: if an option is out of range, or tokenizer and model do not match.
     """
-    tokenizer = _fitting(tokenizer, model)
+    tokenizer = _check_tokenizer(tokenizer, model)
     if not 1 <= results <= max(1, beam_size):
         raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
     check_beam_options(options)
-    given = _options(tokenizer, max_length, 0.0, None, None, options)
+    params = _sampling_params(tokenizer, max_length, 0.0, None, None, options)
 
-    def written(tokens: Sequence[int]) -> IncrementalDetokenizer:
-        writer = IncrementalDetokenizer(tokenizer, given)
+    def detokenize(tokens: Sequence[int]) -> IncrementalDetokenizer:
+        detokenizer = IncrementalDetokenizer(tokenizer, params)
         for token in tokens:
-            writer.push(token)
-        return writer
+            detokenizer.push(token)
+        return detokenizer
 
-    found = beam_search(
+    hypotheses = beam_search(
         model,
         _encode(prompt, tokenizer),
         beam_size,
@@ -572,18 +580,18 @@ def generate_beam_texts(
         end_token=tokenizer.end_tokens,
         vocab_size=tokenizer.vocab_size,
         is_finished=(
-            (lambda tokens: written(tokens).ended)
-            if stop_strings(given.stop) or given.stop_at_sentence_end
+            (lambda tokens: detokenize(tokens).ended)
+            if stop_strings(params.stop) or params.stop_at_sentence_end
             else None
         ),
-        **non_sampling_options(given),
+        **non_sampling_options(params),
     )
     texts: dict[str, float] = {}
-    for hypothesis in found:
-        writer = written(hypothesis.tokens)
-        writer.finish()
+    for hypothesis in hypotheses:
+        detokenizer = detokenize(hypothesis.tokens)
+        detokenizer.finish()
         # Hypotheses may differ only in what is cut off: the text keeps its best score.
-        texts.setdefault(writer.text, hypothesis.score)
+        texts.setdefault(detokenizer.text, hypothesis.score)
     return [BeamText(text, score) for text, score in texts.items()][:results]
 
 
@@ -595,8 +603,8 @@ def stream_as_configured(
     Raises:
         AGI2Error: if a key is invalid, or `quantize` is not what the model was prepared with.
     """
-    given = {key: trained.config[key] for key in trained.config.model_fields_set}
-    config = make_config({**given, **changes}, "generation", "generate")
+    keys = {key: trained.config[key] for key in trained.config.model_fields_set}
+    config = make_config({**keys, **changes}, "generation", "generate")
     if config.quantize not in ("none", trained.model.prepared):
         raise AGI2Error(
             f'quantize = "{config.quantize}": call prepare_for_generation(trained.model, '
@@ -620,32 +628,32 @@ def check_options(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
     names = ("max_length", "temperature", "top_k", "top_p")
     others = {key: value for key, value in options.items() if key not in names}
     length, temperature, top_k, top_p = (options[name] for name in names)
-    _options(tokenizer, length, temperature, top_k, top_p, others)
+    _sampling_params(tokenizer, length, temperature, top_k, top_p, others)
 
 
-def _options(
+def _sampling_params(
     tokenizer: Tokenizer,
     max_length: int,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     others: dict[str, Any],
-) -> SamplingOptions:
+) -> SamplingParams:
     """Return checked sampling options, with the keys of `logit_bias` as token ids."""
-    given = SamplingOptions(max_length, temperature=temperature, top_k=top_k, top_p=top_p, **others)
+    params = SamplingParams(max_length, temperature=temperature, top_k=top_k, top_p=top_p, **others)
     bias: dict[int, float] = {}
-    for name, value in given.logit_bias.items():
+    for name, value in params.logit_bias.items():
         ids = tokenizer.encode(name) if isinstance(name, str) else [name]
         if len(ids) != 1:
             pieces = " + ".join(repr(tokenizer.decode([id])) for id in ids) or "no token"
             raise AGI2Error(f"logit_bias: {name!r} is not one token but {pieces}: name tokens")
         bias[ids[0]] = value
-    given = replace(given, logit_bias=bias)
-    _check_bias(given, tokenizer.vocab_size)
-    return given
+    params = replace(params, logit_bias=bias)
+    _check_bias(params, tokenizer.vocab_size)
+    return params
 
 
-def _check_bias(options: SamplingOptions, vocab_size: int) -> None:
+def _check_bias(options: SamplingParams, vocab_size: int) -> None:
     for token in options.logit_bias:
         if isinstance(token, str) or not 0 <= token < vocab_size:
             raise AGI2Error(f"logit_bias: {token!r} is not a token id below {vocab_size}")
@@ -662,11 +670,11 @@ def _encode(
     return ids or [tokenizer.start_of_text]
 
 
-def _text_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
+def _prompt_text(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(list(prompt))
 
 
-def _fitting(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:
+def _check_tokenizer(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:
     if tokenizer is None:
         raise AGI2Error("a tokenizer is needed: pass the one the model was trained with")
     check_vocabulary(tokenizer, model)

@@ -12,7 +12,7 @@ from .errors import AGI2Error
 from .generation import stream_text
 from .inference.detokenizer import stop_strings
 from .inference.model_runner import ModelRunner
-from .inference.sampling import SamplingOptions
+from .inference.sampling import SamplingParams
 from .model import GPT2Model
 from .tokenizer import Tokenizer
 from .utils import log, plural
@@ -65,8 +65,8 @@ class InteractivePrompt:
         self.max_length = max_length
         self.seed = seed
         self.options = {"temperature": 0.8, **options}
-        given = SamplingOptions(max_length, **self.options)  # raises if an option is invalid
-        self.options["stop"] = [TURN_END, *stop_strings(given.stop)]
+        params = SamplingParams(max_length, **self.options)  # raises if an option is invalid
+        self.options["stop"] = [TURN_END, *stop_strings(params.stop)]
         self.history: list[str] = []
         """Messages and replies, alternating, as far as they are still in the context."""
         # Each turn is encoded by itself and its end character by character: GPT-2's pre-tokenizer
@@ -74,10 +74,10 @@ class InteractivePrompt:
         # the cached prefix would not match. A tokenizer that folds white space cannot represent
         # the separator: turns then end with the end-of-text token.
         turn_end = [token for character in TURN_END for token in tokenizer.encode(character)]
-        writes_it = tokenizer.decode(turn_end) == TURN_END
-        self._turn_end = turn_end if writes_it else [tokenizer.end_of_text]
+        round_trips = tokenizer.decode(turn_end) == TURN_END
+        self._turn_end = turn_end if round_trips else [tokenizer.end_of_text]
         self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
-        self._room()
+        self._context_budget()
         if self.context_limit < max_context_length:
             log.info(
                 "max_context_length %d: the model's %d positions have room for %d in addition to "
@@ -100,19 +100,19 @@ class InteractivePrompt:
         positions = self.model.config.max_seq_len
         return min(self.max_context_length, max(positions - self.max_length, (positions + 1) // 2))
 
-    def _room(self) -> int:
+    def _context_budget(self) -> int:
         """Return the number of context tokens left by `model_seed`.
 
         Raises:
             AGI2Error: if none are left.
         """
-        room = self.context_limit - len(self._seed_tokens)
-        if room < 1:
+        budget = self.context_limit - len(self._seed_tokens)
+        if budget < 1:
             raise AGI2Error(
                 f"model_seed has {plural(len(self._seed_tokens), 'token')}: a context of "
                 f"{self.context_limit} has no room for a message"
             )
-        return room
+        return budget
 
     def send_message(self, text: str) -> str:
         """Send a message and return the reply."""
@@ -127,11 +127,11 @@ class InteractivePrompt:
             AGI2Error: if another reply is being generated: exhaust or close its generator first.
         """
         text = convert(str, "text", text)
-        with self._one_at_a_time():
+        with self._exclusive():
             yield from self._reply_to(text)
 
     @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         if not self._replying.acquire(blocking=False):
             raise AGI2Error(
                 "a reply of this conversation is still being generated: finish it, or close its "
@@ -143,7 +143,7 @@ class InteractivePrompt:
             self._replying.release()
 
     def _reply_to(self, text: str) -> Generator[str, None, None]:
-        self._room()  # raises before the message is added to the history
+        self._context_budget()  # raises before the message is added to the history
         self.history.append(text)
         reply = ""
         seed = None if self.seed is None else self.seed + self._turns
@@ -172,7 +172,7 @@ class InteractivePrompt:
         Raises:
             AGI2Error: if a reply is being generated.
         """
-        with self._one_at_a_time():
+        with self._exclusive():
             self.history.clear()
             self._turns = 0
             self._runner = ModelRunner(self.model, self.tokenizer.vocab_size)
@@ -185,13 +185,13 @@ class InteractivePrompt:
         message. A single message that is still too long is truncated to its last tokens, with a
         warning.
         """
-        room = self._room()
+        budget = self._context_budget()
         turns = [self.tokenizer.encode(turn) + self._turn_end for turn in self.history]
         length = sum(map(len, turns))
-        if length > room:
-            while len(turns) > 1 and length > room - room // 4:
+        if length > budget:
+            while len(turns) > 1 and length > budget - budget // 4:
                 length -= len(turns.pop(0))
             del self.history[: len(self.history) - len(turns)]
-        if length > room:
+        if length > budget:
             log.warning("the message is longer than the context: only its end is seen")
-        return self._seed_tokens + [token for turn in turns for token in turn][-room:]
+        return self._seed_tokens + [token for turn in turns for token in turn][-budget:]

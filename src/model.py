@@ -25,7 +25,7 @@ from .embeddings import (
     PositionEmbeddings,
     TokenEmbeddings,
     as_token_ids,
-    draw_normal,
+    init_normal,
 )
 from .errors import AGI2Error
 from .nn.dropout import Dropout, is_training
@@ -101,12 +101,12 @@ class GPT2Model(nn.Module):
         layer norms                                 weight 1, bias 0
         ==========================================  =================================
         """
-        self.needs_weights("given other weights")
+        self.require_weights("given other weights")
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 residual = name.endswith(("attention.proj.weight", "ffn.contract.weight"))
-                draw_normal(parameter, residual_std if residual else INIT_STD)
+                init_normal(parameter, residual_std if residual else INIT_STD)
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
@@ -173,11 +173,11 @@ class GPT2Model(nn.Module):
             x = x + self.position_embeddings(input_ids.size(1), offset=seen)
         x = self.embedding_dropout(x)
         if self.decode_backend is not None and cache is not None:
-            read = self.decode_backend(x, attention_mask, cache)
-            if read is not None:
-                return cast(torch.Tensor, self.final_norm(read))
+            decoded = self.decode_backend(x, attention_mask, cache)
+            if decoded is not None:
+                return cast(torch.Tensor, self.final_norm(decoded))
         if attention_mask is not None:
-            mask = _narrowed_causal_mask(attention_mask, seen)
+            mask = _combined_mask(attention_mask, seen)
         for index, block in enumerate(blocks or list(self.blocks)):
             layer = cache.layers[index] if cache is not None else None
             if self.config.gradient_checkpointing and is_training(self) and layer is None:
@@ -195,27 +195,27 @@ class GPT2Model(nn.Module):
                 f"true may attend; not {mask.dtype}"
             )
         # A padding mask is never additive: zeros and ones of any dtype are accepted.
-        mask = as_mask("attention_mask", mask, x.device, is_added=False)
+        mask = as_mask("attention_mask", mask, x.device, is_additive=False)
         batch, length, _ = x.shape
-        wanted = {
+        expected = {
             2: (batch, seen + length),
             3: (batch, length, seen + length),
             4: (batch, self.config.n_heads, length, seen + length),
         }.get(mask.dim(), (batch, seen + length))
         shape = tuple(mask.shape)
         free = {0} if len(shape) < 4 else {0, 1}  # dimensions that may be 1
-        if len(shape) != len(wanted) or any(
+        if len(shape) != len(expected) or any(
             a != b and not (a == 1 and i in free)
-            for i, (a, b) in enumerate(zip(shape, wanted, strict=True))
+            for i, (a, b) in enumerate(zip(shape, expected, strict=True))
         ):
-            raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {wanted}")
+            raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {expected}")
         return mask
 
     def _positions_of_text(self, is_text: torch.Tensor, seen: int) -> torch.Tensor:
         """Return the new tokens' position embeddings, (B, T, C); padding does not count."""
         positions = (is_text.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         self.position_embeddings(int(positions.max()) + 1)  # raises if the sequence is too long
-        return self.position_embeddings.at(positions)
+        return self.position_embeddings.lookup(positions)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the head: hidden states (..., C) to logits (..., V)."""
@@ -246,7 +246,7 @@ class GPT2Model(nn.Module):
         """A description of the prepared model, for messages."""
         return f'the model was prepared for generation (quantize = "{self.prepared}")'
 
-    def needs_weights(self, use: str) -> None:
+    def require_weights(self, use: str) -> None:
         """Raise an `AGI2Error` if the model is prepared, so that `use` has no original weights."""
         if self.prepared is not None:
             raise AGI2Error(f"{self.prepared_line}: it cannot be {use}; load it again for that")
@@ -255,28 +255,28 @@ class GPT2Model(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """See `nn.Module.state_dict`; raises for a prepared model."""
-        self.needs_weights("saved or exported")
+        self.require_weights("saved or exported")
         out: dict[str, Any] = super().state_dict(*args, **kwargs)
         return out
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """See `nn.Module.load_state_dict`; raises for a prepared model."""
-        self.needs_weights("given other weights")
+        self.require_weights("given other weights")
         return super().load_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        self.needs_weights("copied or pickled")
+        self.require_weights("copied or pickled")
         return super().__reduce_ex__(protocol)
 
     def train(self, mode: bool = True) -> GPT2Model:
         """See `nn.Module.train`; raises for a prepared model if `mode` is true."""
         if mode:
-            self.needs_weights("trained")
+            self.require_weights("trained")
         return super().train(mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> GPT2Model:
         """See `nn.Module.requires_grad_`; raises for a prepared model, also for LoRA."""
-        self.needs_weights("trained")
+        self.require_weights("trained")
         return super().requires_grad_(requires_grad)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT2Model:
@@ -284,7 +284,7 @@ class GPT2Model(nn.Module):
         if self.prepared is not None:
             for tensor in (*self.parameters(), *self.buffers()):
                 if fn(tensor.detach()).data_ptr() != tensor.data_ptr():
-                    self.needs_weights("moved, or turned into other numbers")
+                    self.require_weights("moved, or turned into other numbers")
             return self
         return super()._apply(fn, recurse)
 
@@ -360,12 +360,12 @@ class GPT2Model(nn.Module):
         return f"parameters={self.num_parameters():,}"
 
 
-def _narrowed_causal_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
+def _combined_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
     """Combine an attention mask with the causal mask: (B or 1, T, S) or (B or 1, H or 1, T, S)."""
     if attention_mask.dim() == 2:
         attention_mask = attention_mask.unsqueeze(1)
     keys = attention_mask.size(-1)
     mask = attention_mask & causal_mask(keys - seen, keys, attention_mask.device)
     # Fully masked padding attends to itself: the softmax of its row would be NaN.
-    itself = torch.ones_like(mask).triu(seen).tril(seen)
-    return mask | (itself & ~mask.any(dim=-1, keepdim=True))
+    diagonal = torch.ones_like(mask).triu(seen).tril(seen)
+    return mask | (diagonal & ~mask.any(dim=-1, keepdim=True))

@@ -16,16 +16,16 @@ from .errors import AGI2Error
 from .tokenization.base import END_OF_TEXT as END_OF_TEXT
 from .tokenization.base import FILE_NAME as FILE_NAME
 from .tokenization.base import UNKNOWN as UNKNOWN
-from .tokenization.base import Tokenizer, any_of, as_id, listed, new_names
+from .tokenization.base import Tokenizer, as_id, check_new_names, compile_alternatives, to_list
 from .tokenization.basic import BasicTokenizer
-from .tokenization.pieces import SpacelessBudget, cut
+from .tokenization.pieces import SpacelessBudget, split_text
 from .tokenization.tokenizer_json import (
     MAX_TOKENS,
-    build,
     check_byte_level,
+    check_round_trip,
+    load_library_tokenizer,
     read_bounded,
     read_tokenizer_file,
-    try_out,
 )
 from .utils import log
 
@@ -47,12 +47,14 @@ class BPETokenizer(Tokenizer):
 
     @checked
     def __init__(self, vocab_size: int = 50000, *, special_tokens: Iterable[str] = ()) -> None:
-        self._own = new_names(listed(special_tokens, "special_tokens"), _TAKEN)
-        least = 257 + len(self._own)
-        if not least <= vocab_size <= MAX_TOKENS:
+        self._user_special = check_new_names(
+            to_list(special_tokens, "special_tokens"), _RESERVED_NAMES
+        )
+        min_size = 257 + len(self._user_special)
+        if not min_size <= vocab_size <= MAX_TOKENS:
             raise AGI2Error(
-                f"vocab_size must be at least {least} for byte pairs"
-                f"{' and the special tokens' * (least > 257)}, and at most {MAX_TOKENS:,}, not "
+                f"vocab_size must be at least {min_size} for byte pairs"
+                f"{' and the special tokens' * (min_size > 257)}, and at most {MAX_TOKENS:,}, not "
                 f"{vocab_size}"
             )
         self.max_vocab_size = vocab_size
@@ -69,7 +71,7 @@ class BPETokenizer(Tokenizer):
         self._end_of_text = next(
             (id for id, t in added.items() if t.special and t.content in KNOWN_EOS_TOKENS), None
         )
-        self._start, self._ends = _around_text(tokenizer)
+        self._start, self._ends = _template_tokens(tokenizer)
         self._end_of_text = self._ends[0] if self._ends else self._end_of_text
         # Not the number of tokens: ids may have gaps.
         self._size = 1 + max(tokenizer.get_vocab().values(), default=-1)
@@ -77,7 +79,7 @@ class BPETokenizer(Tokenizer):
         self._bytes = {id: b"" if t.special else t.content.encode() for id, t in added.items()}
         self._special = {t.content: id for id, t in added.items() if t.special}
         # Added tokens that are not special: text is split at them first, so as not to cut them.
-        self._in_text = {t.content: id for id, t in added.items() if not t.special}
+        self._added_text_tokens = {t.content: id for id, t in added.items() if not t.special}
 
     @classmethod
     @checked
@@ -91,7 +93,7 @@ class BPETokenizer(Tokenizer):
         try:
             content["model"]["vocab"] = read_tokenizer_file(Path(vocab))
             content["model"]["merges"] = _read_merges(Path(merges))
-            tokenizer = build(content, str(vocab))
+            tokenizer = load_library_tokenizer(content, str(vocab))
         except AGI2Error as error:
             raise AGI2Error(f"{vocab} and {merges} are not a GPT-2 vocabulary: {error}") from error
         known = (name for name in KNOWN_EOS_TOKENS if tokenizer.token_to_id(name) is not None)
@@ -122,9 +124,9 @@ class BPETokenizer(Tokenizer):
         self._set_tokenizer(tokenizer)
         if self._end_of_text is None:
             raise AGI2Error(f"{name} has no end-of-text token ({', '.join(KNOWN_EOS_TOKENS)})")
-        self._own = [name for name, id in self._special.items() if id != self._end_of_text]
-        samples = [*self._special, *self._in_text]
-        try_out(self.encode, self.decode, self.preprocess, samples, name)
+        self._user_special = [name for name, id in self._special.items() if id != self._end_of_text]
+        samples = [*self._special, *self._added_text_tokens]
+        check_round_trip(self.encode, self.decode, self.preprocess, samples, name)
         return self
 
     @property
@@ -135,7 +137,7 @@ class BPETokenizer(Tokenizer):
     @property
     def end_of_text(self) -> int:
         """Id of the end-of-text token, which separates documents."""
-        return int(self._trained()._end_of_text or 0)
+        return int(self._require_trained()._end_of_text or 0)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -154,14 +156,16 @@ class BPETokenizer(Tokenizer):
 
     def add_special_tokens(self, *names: str) -> None:
         """Add special tokens with the next free ids; `fit` and `save` keep them."""
-        new = new_names(names, {*_TAKEN, *self._own, *self._tokenizer.get_vocab()})
+        new = check_new_names(
+            names, {*_RESERVED_NAMES, *self._user_special, *self._tokenizer.get_vocab()}
+        )
         if self._size:
             if self._tokenizer.get_vocab_size() != self._size:
                 raise AGI2Error("special_tokens: there are gaps among the ids of this vocabulary")
             self._tokenizer.add_special_tokens(list(map(_special_token, new)))
             self._set_tokenizer(self._tokenizer)
-        self._own += new
-        self.max_vocab_size = max(self.max_vocab_size, self._size, 257 + len(self._own))
+        self._user_special += new
+        self.max_vocab_size = max(self.max_vocab_size, self._size, 257 + len(self._user_special))
 
     def _fit(self, texts: Iterator[str]) -> None:
         """Train the merges.
@@ -170,29 +174,29 @@ class BPETokenizer(Tokenizer):
         limit. The skipped characters are logged.
         """
         trainer = trainers.BpeTrainer(
-            vocab_size=self.max_vocab_size - len(self._own),
+            vocab_size=self.max_vocab_size - len(self._user_special),
             special_tokens=[END_OF_TEXT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         tokenizer = _byte_level(models.BPE())
-        budget = SpacelessBudget(_SPACELESS)
+        budget = SpacelessBudget(_MAX_SPACELESS_CHARACTERS)
         pieces = (
             piece
             for text in texts
             for stretch in budget.take(_well_formed(text))
-            for piece in cut(stretch, _MAX_TRAINING_WORD)
+            for piece in split_text(stretch, _MAX_TRAINING_WORD)
         )
         tokenizer.train_from_iterator(pieces, trainer)
-        if budget.left_out:
+        if budget.skipped_characters:
             log.info(
                 "the vocabulary is trained without %s of %s characters that have hardly any spaces",
-                f"{budget.left_out:,}",
-                f"{budget.left_out + _SPACELESS:,}",
+                f"{budget.skipped_characters:,}",
+                f"{budget.skipped_characters + _MAX_SPACELESS_CHARACTERS:,}",
             )
-        if tokenizer.get_vocab_size() == 257 < self.max_vocab_size - len(self._own):
+        if tokenizer.get_vocab_size() == 257 < self.max_vocab_size - len(self._user_special):
             log.warning("the tokenizer has no merges, only bytes, as the text is too small")
-        tokenizer.add_special_tokens(list(map(_special_token, self._own)))
+        tokenizer.add_special_tokens(list(map(_special_token, self._user_special)))
         self._set_tokenizer(tokenizer)
 
     train = Tokenizer.fit
@@ -202,16 +206,20 @@ class BPETokenizer(Tokenizer):
         normalizer = self._tokenizer.normalizer
         if normalizer is None:
             return text
-        return "".join(map(normalizer.normalize_str, cut(_well_formed(text))))
+        return "".join(map(normalizer.normalize_str, split_text(_well_formed(text))))
 
     def _encode_parts(self, text: str) -> Iterator[list[int]]:
         text = _well_formed(text)
-        between = any_of(self._in_text).split(text) if self._in_text else [text]
+        between = (
+            compile_alternatives(self._added_text_tokens).split(text)
+            if self._added_text_tokens
+            else [text]
+        )
         for index, part in enumerate(between):
             if index % 2:
-                yield [self._in_text[part]]
+                yield [self._added_text_tokens[part]]
                 continue
-            pieces = cut(part)
+            pieces = split_text(part)
             while batch := list(islice(pieces, _ENCODE_BATCH_SIZE)):
                 for encoded in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                     yield encoded.ids
@@ -229,7 +237,7 @@ class BPETokenizer(Tokenizer):
         """Serialize to the `tokenizers` library's `tokenizer.json` format."""
         return self._tokenizer.to_str(pretty=True)
 
-    def _trained(self) -> BPETokenizer:
+    def _require_trained(self) -> BPETokenizer:
         if not self._size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
         return self
@@ -245,7 +253,7 @@ _ENCODE_BATCH_SIZE = 16
 # Longer words are split for training, since each merge rescans all the words that contain it.
 _MAX_TRAINING_WORD = 256
 # Most characters of text without spaces to train on: the trainer needs 100 bytes of memory a byte.
-_SPACELESS = 4_000_000
+_MAX_SPACELESS_CHARACTERS = 4_000_000
 
 
 # An imported model may have a BOS token and several EOS tokens. They are stored in tokenizer.json
@@ -254,7 +262,7 @@ _SPACELESS = 4_000_000
 TEMPLATE_TYPE = 4711
 
 
-def _around_text(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, tuple[int, ...]]:
+def _template_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[int | None, tuple[int, ...]]:
     """Return the ids of the BOS and the EOS tokens in the template; (None, ()) without one."""
     if tokenizer.post_processor is None:
         return None, ()
@@ -293,10 +301,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     content = read_tokenizer_file(path)
     if content.get("type") == "basic":
         return BasicTokenizer.from_content(content, str(path))
-    return BPETokenizer._from_checked(build(content, str(path)), str(path))
+    return BPETokenizer._from_checked(load_library_tokenizer(content, str(path)), str(path))
 
 
-Tokenizer._read = load_tokenizer
+Tokenizer._load = load_tokenizer
 
 
 def new_tokenizer(
@@ -373,7 +381,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTE_OF = _byte_alphabet()
 # Names that no special token may have.
-_TAKEN = {END_OF_TEXT, *_BYTE_OF}
+_RESERVED_NAMES = {END_OF_TEXT, *_BYTE_OF}
 
 
 def _bytes_of(token: str) -> bytes:

@@ -30,13 +30,13 @@ from .tokenizer import Tokenizer
 from .train import setup
 from .train.arguments import (
     Sources,
-    beside_its_key,
     configuration_of,
+    ignore_tokenizer_key,
 )
-from .train.distributed import Processes, start_processes
+from .train.distributed import ProcessGroup, init_distributed
 from .train.epoch import Criterion, Epoch
 from .train.folder_lock import FolderLock
-from .train.setup import Prepared, find_checkpoint_to_resume, prepare_together
+from .train.setup import PreparedData, find_checkpoint_to_resume, prepare_on_rank_0
 from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
@@ -98,7 +98,7 @@ class Run:
     """Whether this is rank 0."""
 
 
-@beside_its_key
+@ignore_tokenizer_key
 def train_model(
     model: GPT2Model,
     tokenizer: Tokenizer | str,
@@ -130,15 +130,15 @@ def train_model(
         AGI2Error: if a source, a key or the resumed checkpoint is invalid.
     """
     with visible(verbose):
-        given = {**kwargs, "sources": sources, "epochs": epochs}
+        keys = {**kwargs, "sources": sources, "epochs": epochs}
         if isinstance(tokenizer, str | os.PathLike):
-            return _run(configuration_of(model, {**given, "tokenizer": tokenizer}), model).history
+            return _run(configuration_of(model, {**keys, "tokenizer": tokenizer}), model).history
         if not isinstance(tokenizer, Tokenizer):
             raise AGI2Error(
                 f"tokenizer: {type(tokenizer).__name__} is not a tokenizer: make a BPETokenizer or "
                 "a BasicTokenizer"
             )
-        return _run(configuration_of(model, given), model, tokenizer).history
+        return _run(configuration_of(model, keys), model, tokenizer).history
 
 
 def train_from_config(config: Config, *, verbose: bool = True) -> Run:
@@ -162,19 +162,19 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
     """Train in a single process, or as a rank of a process group under torchrun."""
     threads = torch.get_num_threads()
     try:
-        with start_processes(config.device) as processes:
+        with init_distributed(config.device) as process_group:
             # Locked before its checkpoint is chosen, until its report is written: else another
             # process could train in between, or move the folder away.
-            own = FolderLock(run_folder(config)) if processes.is_main else nullcontext()
-            with own as lock:
-                return _train(config, processes, model, tokenizer, lock)
+            folder_lock = FolderLock(run_folder(config)) if process_group.is_main else nullcontext()
+            with folder_lock as lock:
+                return _train(config, process_group, model, tokenizer, lock)
     finally:
         torch.set_num_threads(threads)
 
 
 def _train(
     config: Config,
-    processes: Processes,
+    process_group: ProcessGroup,
     model: GPT2Model | None,
     tokenizer: Tokenizer | None,
     lock: FolderLock | None = None,
@@ -183,15 +183,15 @@ def _train(
 
     `lock` is the run folder's, on rank 0.
     """
-    if processes.is_main:
+    if process_group.is_main:
         check_log_to(config.log_to)
         check_sources(config.sources)
-    checkpoint = processes.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
-    text = prepare_together(config, checkpoint, tokenizer, processes)
+    checkpoint = process_group.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
+    text = prepare_on_rank_0(config, checkpoint, tokenizer, process_group)
     trainer = make_trainer(
-        config, text, model, processes=processes, is_resumed=checkpoint is not None
+        config, text, model, process_group=process_group, is_resumed=checkpoint is not None
     )
-    trainer.kept.lock = lock
+    trainer.checkpoints.lock = lock
     model = trainer.model
     log.info(
         "%s: %s, %s to train on, %s to validate; vocabulary %d",
@@ -207,31 +207,33 @@ def _train(
         plural(trainer.batches.steps_per_epoch, "step"),
         plural(trainer.batches.batch_size, "sequence"),
         trainer.micro_batch_size,
-        plural(processes.count, "process", "processes"),
+        plural(process_group.world_size, "process", "processes"),
         describe_device(trainer.device),
     )
-    is_main = processes.is_main
+    is_main = process_group.is_main
     try:
         history = trainer.fit(checkpoint)
         if config.lora_rank is not None:
-            merge_lora(trainer.whole)
-            trainer.kept.save_best(trainer.whole)
+            merge_lora(trainer.full_model)
+            trainer.checkpoints.save_best(trainer.full_model)
     except BaseException:
         if is_main:
-            trainer.kept.warn_if_nothing_is_saved()
+            trainer.checkpoints.warn_if_nothing_is_saved()
         raise
     finally:  # also if the run was interrupted or failed
-        if is_main and trainer.has_begun:
+        if is_main and trainer.has_started:
             _write_report(trainer.folder, text.training_text)
-    return Run(trainer.whole, text.tokenizer, history, trainer.folder, text.training_text, is_main)
+    return Run(
+        trainer.full_model, text.tokenizer, history, trainer.folder, text.training_text, is_main
+    )
 
 
 def make_trainer(
     config: Config,
-    text: Prepared,
+    text: PreparedData,
     model: GPT2Model | None = None,
     kind: type[Trainer] = Trainer,
-    processes: Processes | None = None,
+    process_group: ProcessGroup | None = None,
     is_resumed: bool = False,
 ) -> Trainer:
     """Create a trainer that evaluates and samples according to the configuration.
@@ -241,7 +243,7 @@ def make_trainer(
         text: the result of `prepare`.
         model: the model to train; by default a new one.
         kind: the trainer's class.
-        processes: the process group; default: a single process.
+        process_group: the process group; default: a single process.
         is_resumed: whether a checkpoint is loaded later, so that `init_from` is ignored.
 
     Raises:
@@ -258,7 +260,7 @@ def make_trainer(
         )
 
     return setup.make_trainer(
-        config, text, model, kind, processes, is_resumed, evaluate=evaluate, sample=sample
+        config, text, model, kind, process_group, is_resumed, evaluate=evaluate, sample=sample
     )
 
 

@@ -53,7 +53,7 @@ def keep_freed_memory() -> None:
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: use mmap only from 32 MiB, the maximum
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full tensor of a `DTensor` (an all-gather on all ranks); other tensors as is."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
@@ -72,7 +72,7 @@ def shard_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Convert `OSError` (no permission, disk full) to an error message that names the path.
 
     Raises:
@@ -114,23 +114,23 @@ def atomic_path(path: Path, private: bool = False) -> Iterator[Path]:
     Raises:
         AGI2Error: if it cannot be written, or exists and is not a file; `path` is then unchanged.
     """
-    with writing(path):
+    with convert_write_errors(path):
         # Replacing a device such as /dev/null would break it for every program.
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "a device or a pipe"
             raise AGI2Error(f"cannot write {path}: it is {kind}; name a file")
         # Not `tempfile`, which creates files with mode 0600.
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        beside.touch(
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        temporary.touch(
             0o600 if private else 0o666, exist_ok=False
         )  # fails early if the folder is not writable
         try:
-            yield beside
-            sync_file(beside)
-            os.replace(beside, path)
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
             sync_folder(path.parent)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -140,33 +140,33 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         AGI2Error: if it cannot be written, or `path` exists; the temporary folder is then deleted.
     """
-    with writing(path):
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        beside.mkdir(parents=True)
+    with convert_write_errors(path):
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        temporary.mkdir(parents=True)
         try:
-            yield beside
-            os.rename(beside, path)
+            yield temporary
+            os.rename(temporary, path)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
     """Write a UTF-8 text file atomically; with mode 0600 if `private`."""
-    with atomic_path(path, private) as beside:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+    with atomic_path(path, private) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def json_line(value: Any) -> str:
     """Return a value as one line of JSON; numbers that are not finite become `null`."""
-    return json.dumps(finite(value), allow_nan=False)
+    return json.dumps(replace_non_finite(value), allow_nan=False)
 
 
-def finite(value: Any) -> Any:
+def replace_non_finite(value: Any) -> Any:
     """Return a JSON-serializable copy of a value; numbers that are not finite become `None`."""
     if isinstance(value, dict):
-        return {key: finite(inside) for key, inside in value.items()}
+        return {key: replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inside) for inside in value]
+        return [replace_non_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -174,15 +174,15 @@ def finite(value: Any) -> Any:
 MAX_DEPTH = 100
 
 
-def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
+def is_nested_deeper(value: Any, limit: int = MAX_DEPTH) -> bool:
     """Return whether lists and dicts are nested more than `limit` levels deep (no recursion)."""
     level = [value]
     for _ in range(limit + 1):
         level = [
-            inside
+            item
             for each in level
-            for inside in (each.values() if isinstance(each, dict) else each)
-            if isinstance(inside, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
         ]
         if not level:
             return False
@@ -200,7 +200,7 @@ def parse_json(data: str | bytes, name: str) -> Any:
         AGI2Error: if it is not JSON, is nested too deeply, or has a number with too many digits.
     """
     try:
-        found = json.loads(data)
+        parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "")
         if isinstance(error, RecursionError):
@@ -210,9 +210,9 @@ def parse_json(data: str | bytes, name: str) -> Any:
         raise AGI2Error(
             f"{name} is not JSON: {reason or 'a number has too many digits'}"
         ) from error
-    if isinstance(found, dict | list) and is_deep(found):
+    if isinstance(parsed, dict | list) and is_nested_deeper(parsed):
         raise AGI2Error(f"{name} is nested more than {MAX_DEPTH} levels deep")
-    return found
+    return parsed
 
 
 def open_file(path: Path) -> io.BufferedReader:
@@ -238,19 +238,19 @@ def _kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def read_bytes(path: Path, most: int = -1) -> bytes:
+def read_bytes(path: Path, max_bytes: int = -1) -> bytes:
     """Read a regular file.
 
     Args:
         path: the file.
-        most: the maximum number of bytes to read; by default all.
+        max_bytes: the maximum number of bytes to read; by default all.
 
     Raises:
         AGI2Error: if it cannot be read, or is not a regular file.
     """
     try:
         with open_file(path) as file:
-            return file.read(most)
+            return file.read(max_bytes)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise AGI2Error(f"{path} cannot be read: {reason}") from error
@@ -260,23 +260,23 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
 MAX_JSON_BYTES = 16_000_000
 
 
-def read_json_object(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a file that contains a JSON object.
 
     Args:
         path: the file.
-        most: its maximum size in bytes.
+        max_bytes: its maximum size in bytes.
 
     Raises:
         AGI2Error: if the file cannot be read, is larger, or contains anything else.
     """
-    data = read_bytes(path, most + 1)
-    if len(data) > most:
-        raise AGI2Error(f"{path} is larger than {human_bytes(most)}")
-    found = parse_json(data, str(path))
-    if not isinstance(found, dict):
+    data = read_bytes(path, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise AGI2Error(f"{path} is larger than {human_bytes(max_bytes)}")
+    parsed = parse_json(data, str(path))
+    if not isinstance(parsed, dict):
         raise AGI2Error(f"{path} does not contain a JSON object")
-    return found
+    return parsed
 
 
 def sha256_of(path: Path) -> str:
@@ -318,7 +318,7 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
-def end_with(parent: int, folder: str) -> None:
+def exit_with_parent(parent: int, folder: str) -> None:
     """Exit this process when its parent exits, even if that was killed, and delete a folder.
 
     Args:

@@ -332,10 +332,10 @@ def test_inputs_of_other_shapes_are_one_line():
 
 def test_a_mask_goes_to_the_device_of_the_scores():
     mask = torch.ones(2, 2, dtype=torch.bool)
-    assert as_mask("mask", mask, torch.device("meta"), is_added=True).is_meta
+    assert as_mask("mask", mask, torch.device("meta"), is_additive=True).is_meta
 
 
 def test_values_of_a_mask_are_not_looked_at_while_compiling(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     mask = torch.full((2, 2), 5)
-    assert as_mask("mask", mask, torch.device("cpu"), is_added=True).all()
+    assert as_mask("mask", mask, torch.device("cpu"), is_additive=True).all()

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.config import REQUIRED_KEYS, Config
-from src.config_checks import PLAIN_GREEDY
+from src.config_checks import GREEDY_VALUES
 from src.config_keys import Activation, DataKeys, GenerationKeys, ModelKeys, Preset, TrainKeys
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error, printable
@@ -496,7 +496,7 @@ def consistent(values):
     values["beam_size"] *= values["beam_groups"]
     values["beam_results"] = min(values["beam_results"], values["beam_size"])
     if values["speculative"] == "ngram":
-        values.update(PLAIN_GREEDY)
+        values.update(GREEDY_VALUES)
     if values["temperature"] == 0:
         values["samples"] = 1
     if values["lora_rank"] is not None:
@@ -720,13 +720,13 @@ def test_a_pipe_is_read_to_its_end_as_it_comes():
 
 @needs_pipes
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.config_loader._SILENCE", 0.05)
+    monkeypatch.setattr("src.config_loader._READ_TIMEOUT", 0.05)
     os.mkfifo(tmp_path / "my.toml")
     with pytest.raises(
         AGI2Error, match=r"my\.toml: cannot be read: it is a pipe, and nothing came"
     ):
         load_config(tmp_path / "my.toml")
-    monkeypatch.setattr("src.config_loader._SILENCE", 1e6)
+    monkeypatch.setattr("src.config_loader._READ_TIMEOUT", 1e6)
     os.mkfifo(tmp_path / "config.toml")  # in a run's folder
     with pytest.raises(AGI2Error, match=r"config\.toml: cannot be read: it is a pipe, not a file"):
         load_config(tmp_path / "config.toml")

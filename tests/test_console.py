@@ -305,13 +305,13 @@ def test_a_logger_that_the_host_has_set_up_is_left_alone(monkeypatch, capsys, ba
 def test_bars_are_drawn_where_the_log_goes_to_the_same_terminal(screen, bare_host):
     bare_host()
     with visible():
-        assert terminal.is_drawn()
+        assert terminal.can_draw()
         with visible(verbose=False):
-            assert not terminal.is_drawn()
+            assert not terminal.can_draw()
     log.addHandler(logging.StreamHandler(screen))
     log.setLevel(logging.INFO)
     assert terminal.is_logged()
-    assert not terminal.is_drawn()
+    assert not terminal.can_draw()
 
 
 # The display
@@ -354,7 +354,7 @@ def test_a_terminal_that_cannot_redraw_a_line_has_lines(monkeypatch, capsys):
     setup_logging()
     with TrainingDisplay(10) as display:
         show(display, 5, 0.5, 1.0, 1.0, 90)
-    with terminal.busy("reading"):
+    with terminal.show_progress("reading"):
         pass
     expected = " 50 %  step 5/10  loss 1.0000  1 tok/s  1.0 GB  1 min 30 s left"
     assert capsys.readouterr().err.splitlines() == [expected, "reading"]
@@ -363,7 +363,7 @@ def test_a_terminal_that_cannot_redraw_a_line_has_lines(monkeypatch, capsys):
 @pytest.mark.usefixtures("_no_terminal")
 def test_what_takes_long_is_logged_elsewhere_if_asked(capsys):
     setup_logging()
-    with terminal.busy("validating", everywhere=True), terminal.busy("reading"):
+    with terminal.show_progress("validating", log_at_once=True), terminal.show_progress("reading"):
         pass
     assert capsys.readouterr().err == "validating\n"
 
@@ -408,7 +408,7 @@ def test_of_two_displays_at_a_time_one_is_drawn_and_the_other_logged(screen):
     with first:
         second.__enter__()
         show(second, 3, 0.5, 1.0, 1.0, 1.0)
-        with terminal.busy("reading"):
+        with terminal.show_progress("reading"):
             show(first, 4, 0.5, 1.0, 1.0, 1.0)
     second.__exit__(None, None, None)  # not in the order of a stack, as in threads
     with TrainingDisplay(30) as third:
@@ -437,12 +437,12 @@ def test_a_quiet_display_logs_nothing(capsys):
 def test_what_takes_long_is_said_in_a_terminal_alone(monkeypatch):
     log.setLevel(logging.INFO)
     out = make_screen(monkeypatch, 80)
-    with terminal.busy("waiting [red]\x1b"):
+    with terminal.show_progress("waiting [red]\x1b"):
         pass
     assert r"waiting [red]\x1b" in out.getvalue()
     quiet = make_screen(monkeypatch, 80)
     log.setLevel(logging.WARNING)
-    with terminal.busy("waiting"):
+    with terminal.show_progress("waiting"):
         pass
     assert quiet.getvalue() == ""
 
@@ -469,22 +469,22 @@ def lines(monkeypatch):
 
 def test_what_takes_longer_than_a_moment_is_logged_once(lines, monkeypatch):
     found, seen = lines
-    monkeypatch.setattr(terminal, "_PATIENCE", 0.01)
-    with terminal.busy("reading"), terminal.busy("a part of it"):
+    monkeypatch.setattr(terminal, "_LOG_DELAY", 0.01)
+    with terminal.show_progress("reading"), terminal.show_progress("a part of it"):
         assert seen.wait(60)
     assert found == ["reading"]
 
 
 def test_what_is_done_in_a_moment_is_not_logged(lines, monkeypatch):
-    monkeypatch.setattr(terminal, "_PATIENCE", 3600)
-    with terminal.busy("reading"):
+    monkeypatch.setattr(terminal, "_LOG_DELAY", 3600)
+    with terminal.show_progress("reading"):
         pass
     assert lines[0] == []
 
 
 def test_how_far_it_is_is_logged_now_and_then(lines, monkeypatch):
-    monkeypatch.setattr(terminal, "_PATIENCE", 3600)
-    with terminal.busy("evaluating", measured=True) as advance:
+    monkeypatch.setattr(terminal, "_LOG_DELAY", 3600)
+    with terminal.show_progress("evaluating", is_determinate=True) as advance:
         advance(0.1)
         monkeypatch.setattr(terminal, "_INTERVAL", 0)
         advance(0.5)
@@ -492,7 +492,7 @@ def test_how_far_it_is_is_logged_now_and_then(lines, monkeypatch):
 
 
 def test_how_far_it_is_is_drawn_in_a_terminal_by_one_at_a_time(screen):
-    with terminal.busy("evaluating", measured=True) as advance:
+    with terminal.show_progress("evaluating", is_determinate=True) as advance:
         advance(0.5)
         other = threading.Thread(target=_be_busy)
         other.start()
@@ -503,5 +503,5 @@ def test_how_far_it_is_is_drawn_in_a_terminal_by_one_at_a_time(screen):
 
 
 def _be_busy():
-    with terminal.busy("beside it"):
+    with terminal.show_progress("beside it"):
         pass

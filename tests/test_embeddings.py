@@ -103,7 +103,7 @@ def test_an_offset_goes_on_where_earlier_positions_ended(kind):
     assert whole.shape == (10, 6)
     assert torch.equal(torch.cat([positions(4), positions(6, offset=4)]), whole)
     chosen = torch.tensor([[9, 0], [3, 3]])
-    assert torch.equal(positions.at(chosen), whole[chosen])
+    assert torch.equal(positions.lookup(chosen), whole[chosen])
 
 
 @pytest.mark.parametrize("kind", [PositionEmbeddings, LearnedPositionEmbeddings])

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.errors import MAX_LINE, AGI2Error, one_line, printable, shown
+from src.errors import MAX_LINE_LENGTH, AGI2Error, one_line, printable, safe_repr
 
 # Surrogates, too: Python makes them of file names that are not UTF-8.
 ANY_TEXT = st.text(st.characters())
@@ -16,11 +16,11 @@ CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 @given(ANY_TEXT | ANY_TEXT.map(lambda text: 200 * text))
 def test_a_line_of_any_text_is_short_and_printable(text):
     line = one_line(text)
-    assert len(line) <= MAX_LINE
+    assert len(line) <= MAX_LINE_LENGTH
     assert not CONTROLS.search(line)
     assert len(line.splitlines()) <= 1
     line.encode()  # no half characters
-    if not CONTROLS.search(text) and len(text) <= MAX_LINE:
+    if not CONTROLS.search(text) and len(text) <= MAX_LINE_LENGTH:
         assert line == text
 
 
@@ -54,7 +54,7 @@ def test_a_value_is_shown_in_one_line_even_where_python_cannot():
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    assert shown({"a": 1}) == "{'a': 1}"
-    assert shown(10**5000) == "a value of type int that is too large to show"
-    assert shown(deep) == "a value of type list that is too large to show"
-    assert len(shown("x" * 10**6)) == 300
+    assert safe_repr({"a": 1}) == "{'a': 1}"
+    assert safe_repr(10**5000) == "a value of type int that is too large to show"
+    assert safe_repr(deep) == "a value of type list that is too large to show"
+    assert len(safe_repr("x" * 10**6)) == 300

@@ -530,7 +530,7 @@ def test_one_long_word_can_be_learned_from(text):
 
 
 def test_text_without_spaces_is_learned_from_up_to_a_limit(monkeypatch, caplog):
-    monkeypatch.setattr(module, "_SPACELESS", 1000)
+    monkeypatch.setattr(module, "_MAX_SPACELESS_CHARACTERS", 1000)
     with caplog.at_level(logging.INFO, "agi2"):
         BPETokenizer(300).fit([SPACELESS["DNA"], *CORPUS])
     assert re.search(r"without 2,800 of [\d,]+ characters that have hardly any spaces", caplog.text)

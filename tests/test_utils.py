@@ -26,7 +26,8 @@ from src.train.interrupt import Interrupt
 from src.utils import (
     atomic_folder,
     atomic_path,
-    end_with,
+    convert_write_errors,
+    exit_with_parent,
     human_bytes,
     human_time,
     keep_freed_memory,
@@ -39,7 +40,6 @@ from src.utils import (
     sync_file,
     sync_folder,
     write_text,
-    writing,
 )
 from tests.conftest import CHECKOUT, run_python
 
@@ -86,7 +86,7 @@ def test_a_seed_repeats_what_is_drawn():
 
 def test_writing_names_the_path_and_the_reason(tmp_path):
     full = OSError(errno.ENOSPC, "No space left")
-    with pytest.raises(AGI2Error) as error, writing(tmp_path / "model.bin"):
+    with pytest.raises(AGI2Error) as error, convert_write_errors(tmp_path / "model.bin"):
         raise full
     assert str(error.value) == (
         f"cannot write {tmp_path / 'model.bin'}: No space left; free some room or set output_dir"
@@ -94,12 +94,15 @@ def test_writing_names_the_path_and_the_reason(tmp_path):
 
 
 def test_writing_names_the_reason_of_an_error_without_a_number(tmp_path):
-    with pytest.raises(AGI2Error, match=r"cannot write .*: broken; "), writing(tmp_path):
+    with (
+        pytest.raises(AGI2Error, match=r"cannot write .*: broken; "),
+        convert_write_errors(tmp_path),
+    ):
         raise OSError("broken")
 
 
 def test_writing_lets_other_errors_through(tmp_path):
-    with pytest.raises(ZeroDivisionError), writing(tmp_path):
+    with pytest.raises(ZeroDivisionError), convert_write_errors(tmp_path):
         1 / 0  # noqa: B018
 
 
@@ -250,9 +253,9 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 def test_the_first_signal_asks_and_the_second_stops(first, second):
     before = [signal.getsignal(number) for number in SIGNALS]
     with Interrupt() as interrupt:
-        assert not interrupt.asked
+        assert not interrupt.is_requested
         signal.raise_signal(first)
-        assert interrupt.asked
+        assert interrupt.is_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(second)
     assert [signal.getsignal(number) for number in SIGNALS] == before
@@ -270,12 +273,12 @@ def test_a_terminal_that_is_closed_asks_and_never_stops(first):
     """SIGHUP comes twice then: from the kernel, and from the shell."""
     with Interrupt() as interrupt:
         signal.raise_signal(first)
-        assert interrupt.asked
+        assert interrupt.is_requested
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
     with Interrupt() as interrupt:
         signal.raise_signal(signal.SIGHUP)
-        assert interrupt.asked
+        assert interrupt.is_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(first)
 
@@ -287,7 +290,7 @@ def test_a_signal_that_is_ignored_stays_ignored(number):
     try:
         with Interrupt() as interrupt:
             signal.raise_signal(number)
-            assert not interrupt.asked
+            assert not interrupt.is_requested
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, before)
@@ -296,7 +299,7 @@ def test_a_signal_that_is_ignored_stays_ignored(number):
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_once_all_is_saved_the_first_signal_stops(number):
     with Interrupt() as interrupt:
-        interrupt.at_once = True
+        interrupt.exits_at_once = True
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         signal.raise_signal(signal.SIGHUP)  # while it ends
@@ -305,8 +308,8 @@ def test_once_all_is_saved_the_first_signal_stops(number):
 CHILD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[3])
-from src.utils import end_with
-end_with(int(sys.argv[1]), sys.argv[2])
+from src.utils import exit_with_parent
+exit_with_parent(int(sys.argv[1]), sys.argv[2])
 print(os.getpid(), flush=True)
 time.sleep(600)
 """
@@ -371,7 +374,7 @@ def test_another_thread_leaves_the_handlers_alone():
 
     def work():
         with Interrupt() as interrupt:
-            seen.append(interrupt.asked)
+            seen.append(interrupt.is_requested)
             seen.extend(signal.getsignal(number) for number in SIGNALS)
 
     thread = threading.Thread(target=work)
@@ -448,7 +451,7 @@ def test_a_json_object_is_read(tmp_path):
     path.write_text('{"a": [1, null]}')
     assert read_json_object(path) == {"a": [1, None]}
     with pytest.raises(AGI2Error, match="is larger than 5 B"):
-        read_json_object(path, most=5)
+        read_json_object(path, max_bytes=5)
 
 
 def test_the_module_does_not_import_pytorch():
@@ -517,6 +520,6 @@ def test_a_process_ends_soon_after_its_parent(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(os, "_exit", lambda status: ended.set())
     (tmp_path / "work").mkdir()
-    end_with(5, str(tmp_path / "work"))
+    exit_with_parent(5, str(tmp_path / "work"))
     assert ended.wait(600)
     assert not (tmp_path / "work").exists()

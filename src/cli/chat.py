@@ -36,16 +36,16 @@ class _SigintHandler:
         self.pressed = False
         self.raises = True
         self.session: PromptSession[str] | None = None
-        self._before: Any = None
+        self._previous: Any = None
 
     def __enter__(self) -> _SigintHandler:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._press)
+            self._previous = signal.signal(signal.SIGINT, self._press)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
 
     def _press(self, *_: object) -> None:
         self.pressed = True
@@ -125,6 +125,6 @@ def _interrupted_after_enter(session: PromptSession[str]) -> bool:
     keyboard = session.app.input
     keys = session.app.key_processor.empty_queue() + get_typeahead(keyboard)
     keys += keyboard.read_keys()  # input that arrived after the prompt's last read
-    is_taken_back = bool(keys) and keys[0].key in (Keys.ControlC, Keys.SIGINT)
-    store_typeahead(keyboard, keys[is_taken_back:])
-    return is_taken_back
+    is_interrupted = bool(keys) and keys[0].key in (Keys.ControlC, Keys.SIGINT)
+    store_typeahead(keyboard, keys[is_interrupted:])
+    return is_interrupted

@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from ..errors import MAX_LINE, AGI2Error, masked, one_line
+from ..errors import MAX_LINE_LENGTH, AGI2Error, mask_secrets, one_line
 from . import completion
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 # Advice when not even the model fits in memory; the trainer's own message is more specific.
-_SMALLER = "lower model_embd, model_layer, model_positions, vocab_size, lora_rank or batch_size"
+_MEMORY_ADVICE = (
+    "lower model_embd, model_layer, model_positions, vocab_size, lora_rank or batch_size"
+)
 
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer does not export
@@ -43,11 +45,11 @@ def _usage_errors_in_one_line() -> Iterator[None]:
 
 def _usage_line(error: Any) -> str:
     """Return the message of a usage error: what is wrong, the invalid value, and what to do."""
-    message = one_line(error.format_message().rstrip("."), MAX_LINE * 2 // 3)
+    message = one_line(error.format_message().rstrip("."), MAX_LINE_LENGTH * 2 // 3)
     message = message[:1].lower() + message[1:]
     details = getattr(error.__cause__, "errors", None)  # pydantic's, which typer quotes in part
     if callable(details):
-        message += f", not {one_line(str(details()[0]['input']), MAX_LINE // 6)!r}"
+        message += f", not {one_line(str(details()[0]['input']), MAX_LINE_LENGTH // 6)!r}"
     command = error.ctx.command if error.ctx else app
     if "extra argument" in message:
         message += "; quote a text or a name that contains spaces"
@@ -89,7 +91,7 @@ class _Commands(typer.core.TyperGroup):
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-            _fail(error, f"out of memory: {_SMALLER}")
+            _fail(error, f"out of memory: {_MEMORY_ADVICE}")
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader closed the pipe: click exits quietly
                 raise
@@ -189,8 +191,8 @@ Resume = Annotated[
 ]
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"agi2 {__version__}")
         raise typer.Exit
 
@@ -229,7 +231,7 @@ def _start(
     set_up_log(quiet, verbose)
     config = load_config(file, kind, overrides or ())
     for key, value in config.items():
-        log.debug("%s = %r", key, masked(value))
+        log.debug("%s = %r", key, mask_secrets(value))
     return config
 
 
@@ -251,12 +253,16 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
         check_resumed,
         check_tokenizer,
         config_file,
-        naming,
+        overrides_for_folder,
     )
     from ..train.trackers import check_log_to
 
-    place = naming(argument)  # a run's folder may have been moved: override its saved path
-    config = _start(config_file(argument), "training", [*place, *(overrides or [])], quiet, verbose)
+    own_overrides = overrides_for_folder(
+        argument
+    )  # a run's folder may have been moved: override its saved path
+    config = _start(
+        config_file(argument), "training", [*own_overrides, *(overrides or [])], quiet, verbose
+    )
     if not int(os.environ.get("RANK", 0)):  # under torchrun, only rank 0 reads the text
         check_log_to(config.log_to)
         check_sources(config.sources)
@@ -274,23 +280,23 @@ def open_model(
     Returns:
         The configuration, and `argument` as it is.
     """
-    from ..formats.run_dir import check_weights, config_file, folder_of
+    from ..formats.run_dir import check_weights, config_file, resolve_folder
 
     file = config_file(argument)
     config = _start(file, kind, overrides, quiet, verbose)
-    check_weights(folder_of(config, argument), argument)
+    check_weights(resolve_folder(config, argument), argument)
     return config, argument
 
 
 def model_folder(argument: str) -> Path:
     """Return the folder of a run or a model, given by its folder or its TOML file."""
     from ..config_loader import load_config
-    from ..formats.run_dir import config_file, folder_of
+    from ..formats.run_dir import config_file, resolve_folder
 
     if os.path.isdir(argument):
         config_file(argument)  # raises if it is another kind of folder
         return Path(argument)
-    return folder_of(load_config(argument, "generation"), argument)
+    return resolve_folder(load_config(argument, "generation"), argument)
 
 
 def as_overrides(
@@ -300,12 +306,12 @@ def as_overrides(
     seed: int | None = None,
 ) -> list[str]:
     """Convert the sampling flags to `KEY=VALUE` overrides, as for `--set`."""
-    given = {"temperature": temperature, "max_length": max_length, "sampling_seed": seed}
-    flags = [f"{key}={value}" for key, value in given.items() if value is not None]
+    values = {"temperature": temperature, "max_length": max_length, "sampling_seed": seed}
+    flags = [f"{key}={value}" for key, value in values.items() if value is not None]
     return flags + ([] if top_k is None else [f"top_k={top_k or 'null'}"])
 
 
-def load_to_generate(config: Config, file: str) -> TrainedModel:
+def load_for_generation(config: Config, file: str) -> TrainedModel:
     """Load the trained model of a configuration and prepare it for generation."""
     from ..cuda_utils import select_device
     from ..formats.model_dir import load_trained

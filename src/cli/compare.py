@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..console import print_line, print_text
-from ..errors import AGI2Error, masked
+from ..errors import AGI2Error, mask_secrets
 from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
 from ..evaluation.html import escape, table
 from ..evaluation.report import axes, tokens_per_step
@@ -16,9 +16,9 @@ from ..evaluation.run_log import History, RunRecord, RunSummary, list_runs, read
 from ..utils import human_bytes, human_time, log, write_text
 from .table import Rows, print_table
 
-NOTHING = "–"
+EMPTY_CELL = "–"
 # Keys not compared: the location of a run, which the column names already show.
-_PLACES = ("model_name", "output_dir", "resume")
+_LOCATION_KEYS = ("model_name", "output_dir", "resume")
 _MAX_ROWS = 20
 
 
@@ -36,41 +36,43 @@ def print_runs(folder: Path) -> None:
         raise AGI2Error(f"{folder} holds no runs; name the folder that holds them (output_dir)")
     head = ["run", "parameters", "steps", "val loss", "bits/byte", "checkpoints", "size"]
     optional = ["checkpoints", "parameters", "size", "date", "steps", "val loss"]
-    rows = [_line(run) for run in runs]
-    if left_out := print_table([*head, "date", "state"], rows, optional):
-        log.info("not shown in a narrow terminal: %s", ", ".join(left_out))
+    rows = [_table_row(run) for run in runs]
+    if dropped := print_table([*head, "date", "state"], rows, optional):
+        log.info("not shown in a narrow terminal: %s", ", ".join(dropped))
     for run in runs:
         if run.problem:
             log.warning("%s is broken: %s", run.name, run.problem)
 
 
-def _line(run: RunSummary) -> list[str]:
+def _table_row(run: RunSummary) -> list[str]:
     history = run.history
     return [
         run.name,
-        _count(history.start.get("parameters")),
-        _count(history.steps),
+        _format_count(history.start.get("parameters")),
+        _format_count(history.steps),
         *_best(history),
-        ", ".join(map(str, run.checkpoints)) or NOTHING,
+        ", ".join(map(str, run.checkpoints)) or EMPTY_CELL,
         human_bytes(run.size),
         datetime.fromtimestamp(run.changed).isoformat(" ", "minutes"),
         "broken" if run.problem else "finished" if run.is_finished else "unfinished",
     ]
 
 
-def _count(number: float | None) -> str:
-    return NOTHING if number is None else f"{number:,.0f}"
+def _format_count(number: float | None) -> str:
+    return EMPTY_CELL if number is None else f"{number:,.0f}"
 
 
-def _figure(number: float | None, digits: int = 4) -> str:
-    return NOTHING if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
+def _format_number(number: float | None, digits: int = 4) -> str:
+    return EMPTY_CELL if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
 
 
 def _best(history: History) -> tuple[str, str]:
     """Return the formatted val loss and bits per byte of the best validation."""
     best = history.best
     return (
-        (NOTHING, NOTHING) if best is None else (_figure(best.loss), _figure(best.bits_per_byte, 3))
+        (EMPTY_CELL, EMPTY_CELL)
+        if best is None
+        else (_format_number(best.loss), _format_number(best.bits_per_byte, 3))
     )
 
 
@@ -110,12 +112,12 @@ def compare_runs(
         print_line("")
     texts = []
     for name, run in zip(names, runs, strict=True):
-        texts.append(_written(run, prompt, seed))
+        texts.append(_generate_sample(run, prompt, seed))
         print_line(f"--- {name} ---")
         print_text(f"{texts[-1]}\n")
     if html is not None:
-        drawing = _drawing(runs, names, unit, sections)
-        write_text(html, charts_page("Comparison", drawing + _texts(names, texts, prompt)))
+        charts = _charts_html(runs, names, unit, sections)
+        write_text(html, charts_page("Comparison", charts + _samples_html(names, texts, prompt)))
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
@@ -128,8 +130,8 @@ def differences(runs: Sequence[RunRecord]) -> Rows:
     """Return a row for each configuration key that differs: the key and each run's value."""
     rows = []
     for key in runs[0].config:
-        values = [masked(run.config[key]) for run in runs]
-        if key not in _PLACES and any(value != values[0] for value in values):
+        values = [mask_secrets(run.config[key]) for run in runs]
+        if key not in _LOCATION_KEYS and any(value != values[0] for value in values):
             rows.append([key, *("not set" if value is None else str(value) for value in values)])
     return rows
 
@@ -138,17 +140,19 @@ def results(runs: Sequence[RunRecord]) -> Rows:
     """Return rows of parameters, steps, tokens, time, tok/s and losses of each run."""
     histories = [run.history for run in runs]
     rows = {
-        "parameters": [_count(each.start.get("parameters")) for each in histories],
-        "steps": [_count(each.steps) for each in histories],
-        "tokens": [_count(each.last("tokens")) for each in histories],
+        "parameters": [_format_count(each.start.get("parameters")) for each in histories],
+        "steps": [_format_count(each.steps) for each in histories],
+        "tokens": [_format_count(each.last("tokens")) for each in histories],
         "time": [
-            NOTHING if seconds is None else human_time(seconds)
+            EMPTY_CELL if seconds is None else human_time(seconds)
             for seconds in (each.last("seconds") for each in histories)
         ],
-        "tokens/s": [_count(each.last("tokens_per_second")) for each in histories],
+        "tokens/s": [_format_count(each.last("tokens_per_second")) for each in histories],
         "best val loss": [_best(each)[0] for each in histories],
         "best bits per byte": [_best(each)[1] for each in histories],
-        "last bits per byte": [_figure(each.last("val_bits_per_byte"), 3) for each in histories],
+        "last bits per byte": [
+            _format_number(each.last("val_bits_per_byte"), 3) for each in histories
+        ],
     }
     return [[name, *cells] for name, cells in rows.items()]
 
@@ -164,17 +168,17 @@ def aligned_curves(runs: Sequence[RunRecord]) -> tuple[str, Rows]:
         of x and each run's value.
     """
     unit = _unit(runs)
-    curves = [_placed(run, run.history.curve("val_bits_per_byte"), unit) for run in runs]
+    curves = [_rescale_x(run, run.history.curve("val_bits_per_byte"), unit) for run in runs]
     if not all(curves):
         return unit, []
     start = max(curve[0][0] for curve in curves)
     end = min(curve[-1][0] for curve in curves)
-    places = [x for x, _ in min(curves, key=len) if start <= x <= end]
-    places = places[:: math.ceil(len(places) / _MAX_ROWS) or 1]
+    positions = [x for x, _ in min(curves, key=len) if start <= x <= end]
+    positions = positions[:: math.ceil(len(positions) / _MAX_ROWS) or 1]
     rows = []
-    for place in places:
-        values = [[y for x, y in curve if x <= place][-1] for curve in curves]
-        rows.append([_count(place), *(_figure(value, 3) for value in values)])
+    for position in positions:
+        values = [[y for x, y in curve if x <= position][-1] for curve in curves]
+        rows.append([_format_count(position), *(_format_number(value, 3) for value in values)])
     return unit, rows
 
 
@@ -183,13 +187,13 @@ def _unit(runs: Sequence[RunRecord]) -> str:
     return "step" if len(sizes) == 1 or None in sizes else "tokens"
 
 
-def _placed(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
+def _rescale_x(run: RunRecord, curve: list[Point], unit: str) -> list[Point]:
     """Return a curve with x in `unit`: steps, or tokens."""
     size = (tokens_per_step(run.history) if unit == "tokens" else None) or 1
     return [(step * size, value) for step, value in curve]
 
 
-def _written(run: RunRecord, prompt: str, seed: int) -> str:
+def _generate_sample(run: RunRecord, prompt: str, seed: int) -> str:
     """Generate text from a prompt with a run's own configuration; on failure, return the error."""
     # Imported here because they import PyTorch, which the tables do not need.
     from ..cuda_utils import select_device
@@ -211,7 +215,7 @@ def _written(run: RunRecord, prompt: str, seed: int) -> str:
         return f"({error})"
 
 
-def _drawing(
+def _charts_html(
     runs: Sequence[RunRecord],
     names: Sequence[str],
     unit: str,
@@ -219,12 +223,12 @@ def _drawing(
 ) -> str:
     """Return the HTML body: charts with the overlaid curves of all runs, and the tables."""
 
-    def drawn(title: str, what: str, curves: list[list[Point]], dots: bool = False) -> str:
+    def overlay(title: str, unit_name: str, curves: list[list[Point]], dots: bool = False) -> str:
         series = [
-            Series(name, _placed(run, curve, unit), color, noisy=not dots, dots=dots, run=color)
+            Series(name, _rescale_x(run, curve, unit), color, noisy=not dots, dots=dots, run=color)
             for color, (name, run, curve) in enumerate(zip(names, runs, curves, strict=True))
         ]
-        return chart(title, what, series, x_name=unit, log="loss" in title)
+        return chart(title, unit_name, series, x_name=unit, log="loss" in title)
 
     histories = [run.history for run in runs]
     validation = [each.curve("val_bits_per_byte") for each in histories]
@@ -233,9 +237,9 @@ def _drawing(
         for each in histories
     ]
     figures = [
-        f"<div class=\"wide\">{drawn('Val loss', 'bits per byte', validation, dots=True)}</div>",
-        drawn("Train loss", "bits per byte", training),
-        drawn("Speed", "tokens per second", [each.speed for each in histories]),
+        f"<div class=\"wide\">{overlay('Val loss', 'bits per byte', validation, dots=True)}</div>",
+        overlay("Train loss", "bits per byte", training),
+        overlay("Speed", "tokens per second", [each.speed for each in histories]),
     ]
     tables = "".join(
         f"<h2>{escape(title)}</h2>"
@@ -250,11 +254,11 @@ def _drawing(
     return f"<h1>{escape(' · '.join(names))}</h1><br>{charts}{tables}"
 
 
-def _texts(names: Sequence[str], texts: Sequence[str], prompt: str) -> str:
+def _samples_html(names: Sequence[str], texts: Sequence[str], prompt: str) -> str:
     """Return the samples of all runs as HTML."""
-    asked = f'<p class="soft">of the prompt: {escape(prompt)}</p>' if prompt else ""
+    prompt_note = f'<p class="soft">of the prompt: {escape(prompt)}</p>' if prompt else ""
     cards = "".join(
         f'<div class="card"><b>{escape(name)}</b><pre>{escape(text)}</pre></div>'
         for name, text in zip(names, texts, strict=True)
     )
-    return f"<h2>Generated continuations</h2>{asked}{cards}"
+    return f"<h2>Generated continuations</h2>{prompt_note}{cards}"

@@ -39,10 +39,10 @@ def _values(key: str) -> list[str]:
     from ..config import Config
 
     field = Config.model_fields.get(key)
-    return [] if field is None else list(_VALUES.get(key) or _listed(field.annotation))
+    return [] if field is None else list(_VALUES.get(key) or _literal_values(field.annotation))
 
 
-def _listed(kind: Any) -> Iterator[str]:
+def _literal_values(kind: Any) -> Iterator[str]:
     """Yield the values of a type annotation, as TOML literals."""
     if kind is bool:
         yield from ("true", "false")
@@ -50,7 +50,7 @@ def _listed(kind: Any) -> Iterator[str]:
         yield from map(str, get_args(kind))
     elif get_origin(kind) in (Union, UnionType, list):
         for part in get_args(kind):
-            yield from _listed(part)
+            yield from _literal_values(part)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -58,19 +58,19 @@ def complete_model(incomplete: str) -> list[str]:
     from ..config_loader import CONFIG
 
     base, start = os.path.split(incomplete)
-    found = []
-    for place in _entries(Path(base or ".")):
-        name = os.path.join(base, place.name)
-        if not place.name.startswith(start) or (place.name.startswith(".") and not start):
+    completions = []
+    for path in _entries(Path(base or ".")):
+        name = os.path.join(base, path.name)
+        if not path.name.startswith(start) or (path.name.startswith(".") and not start):
             continue
-        if place.is_dir():
-            found.append(name if (place / CONFIG).is_file() else name + "/")
-        elif place.suffix == ".toml":
-            found.append(name)
+        if path.is_dir():
+            completions.append(name if (path / CONFIG).is_file() else name + "/")
+        elif path.suffix == ".toml":
+            completions.append(name)
     if not base:
-        runs = (place for place in _entries(Path("trained")) if (place / CONFIG).is_file())
-        found += [str(place) for place in runs if str(place).startswith(start)]
-    return found
+        runs = (path for path in _entries(Path("trained")) if (path / CONFIG).is_file())
+        completions += [str(path) for path in runs if str(path).startswith(start)]
+    return completions
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -119,12 +119,12 @@ def join_words(environment: MutableMapping[str, str]) -> None:
         joined[-1] += "="
         incomplete = ""
     if joined and joined[-1].endswith("="):
-        given = joined.pop()[:-1]
-        option, equals, key = given.partition("=")
-        if given.startswith("--"):  # --set=KEY= or --format=
+        typed = joined.pop()[:-1]
+        option, equals, key = typed.partition("=")
+        if typed.startswith("--"):  # --set=KEY= or --format=
             joined.append(option)
-            given = key if equals else ""
-        if given:
-            environment[_KEY] = given
+            typed = key if equals else ""
+        if typed:
+            environment[_KEY] = typed
     environment["COMP_WORDS"] = "\n".join([*joined, incomplete])
     environment["COMP_CWORD"] = str(len(joined))

@@ -39,9 +39,9 @@ def import_(
     """
     with loading(not quiet):
         set_up_log(quiet, verbose)
-        from ..formats.export import check_free
+        from ..formats.export import check_not_exists
 
-        check_free(out)
+        check_not_exists(out)
         from ..formats.huggingface import import_huggingface
         from ..utils import log
 

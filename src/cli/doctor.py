@@ -34,16 +34,16 @@ from ..train.estimates import (
 )
 from ..train.loss import NextTokenLoss
 from ..train.optimizer import make_optimizers
-from ..train.setup import Prepared, prepare
+from ..train.setup import PreparedData, prepare
 from ..train.step import accumulate_gradients, apply_gradients
 from ..train.timing import measure_step, predict_duration
 from ..training import make_trainer
 from ..utils import human_bytes, human_time, keep_freed_memory, plural
 
 # Duration of the step benchmark in seconds, without the warm-up.
-_MEASURED_SECONDS = 8.0
+_BENCHMARK_SECONDS = 8.0
 # More epochs than this trigger advice against overfitting.
-_MANY_PASSES = 12
+_MANY_EPOCHS = 12
 
 
 def examine(config: Config) -> Iterator[str]:
@@ -71,35 +71,41 @@ def examine(config: Config) -> Iterator[str]:
     _warm_up(config)
     memory = predict_memory(config, micro, seq_len, device, memory_stats().process)
     sizes = model_sizes(config)
-    room = available_memory(device)
-    few = f" ({sizes.trained // 4:,} of them trained)" if sizes.trained < sizes.weights else ""
+    available = available_memory(device)
+    trained_note = (
+        f" ({sizes.trainable // 4:,} of them trained)" if sizes.trainable < sizes.weights else ""
+    )
     yield (
-        f"model: {sizes.weights // 4:,} parameters{few}, {plural(config.model_layer, 'layer')}, "
-        f"{config.model_embd} wide; {describe_device(device)}"
+        f"model: {sizes.weights // 4:,} parameters{trained_note}, "
+        f"{plural(config.model_layer, 'layer')}, {config.model_embd} wide; "
+        f"{describe_device(device)}"
     )
     yield (
         f"batch: {plural(batches.batch_size, 'sequence')} of {plural(seq_len, 'token')}, {micro} "
         f"at a time; {plural(batches.steps_per_epoch, 'step')} for a pass over the text"
     )
-    yield f"memory: about {human_bytes(memory.total)} of {human_bytes(room)} ({_parts(memory)})"
+    yield (
+        f"memory: about {human_bytes(memory.total)} of {human_bytes(available)} "
+        f"({_memory_breakdown(memory)})"
+    )
     disk, free = disk_needed(config), free_disk(run_folder(config))
     yield f"disk: {human_bytes(disk)} of {human_bytes(free)} free in {config.output_dir}"
 
     problems = []
-    if memory.total > room:
-        problems.append(f"memory: {human_bytes(memory.total)} of {human_bytes(room)}")
+    if memory.total > available:
+        problems.append(f"memory: {human_bytes(memory.total)} of {human_bytes(available)}")
     else:
         yield from _measure(config, text, sizes)
     if disk > free:
         problems.append(f"disk: {human_bytes(disk)} of {human_bytes(free)}")
         yield "advice: free some disk, set output_dir to another, or lower keep_checkpoints"
-    yield from _advise(config, micro, seq_len, device, memory, room)
+    yield from _advise(config, micro, seq_len, device, memory, available)
     if problems:
         raise AGI2Error(f"it does not fit ({'; '.join(problems)}): see the advice above")
     yield "it fits"
 
 
-def _describe_text(text: Prepared, config: Config) -> Iterator[str]:
+def _describe_text(text: PreparedData, config: Config) -> Iterator[str]:
     characters = sum(map(len, text.documents))
     size = sum(len(document.encode()) for document in text.documents)
     yield (
@@ -120,7 +126,7 @@ def _micro_batch_size(config: Config, batches: EpochBatches, device: torch.devic
     return min(size, batches.batch_size)
 
 
-def _parts(memory: Memory) -> str:
+def _memory_breakdown(memory: Memory) -> str:
     return ", ".join(
         f"{field.name} {human_bytes(getattr(memory, field.name))}" for field in fields(memory)
     )
@@ -139,47 +145,48 @@ def _warm_up(config: Config) -> None:
     apply_gradients(make_optimizers(model, tiny), 1.0)
 
 
-def _measure(config: Config, text: Prepared, sizes: Sizes) -> Iterator[str]:
+def _measure(config: Config, text: PreparedData, sizes: Sizes) -> Iterator[str]:
     """Measure training steps; yield lines on the throughput and the duration of the run."""
     trainer = make_trainer(config, text)
-    step, update = measure_step(trainer, _MEASURED_SECONDS)
+    step, update = measure_step(trainer, _BENCHMARK_SECONDS)
     tokens = trainer.batches.batch_size * (trainer.batches.dataset.seq_len - 1)
     precision = str(trainer.precision).removeprefix("torch.")
     uncompiled = ", not compiled as the run will be" if trainer.compiled else ""
     yield f"speed: {step:.3g} s a step, {tokens / step:,.0f} tokens/s ({precision}{uncompiled})"
-    found = predict_duration(trainer, step, update, sizes.weights + sizes.optimizer)
+    estimate = predict_duration(trainer, step, update, sizes.weights + sizes.optimizer)
     yield (
-        f"time: {human_time(found.seconds)} for {plural(found.steps, 'step')}: "
-        f"{found.passes:.3g} epochs over the text, {human_time(found.per_pass)} each"
+        f"time: {human_time(estimate.seconds)} for {plural(estimate.steps, 'step')}: "
+        f"{estimate.epochs:.3g} epochs over the text, {human_time(estimate.seconds_per_epoch)} each"
     )
-    if found.passes < 1 and config.max_minutes is not None:
+    if estimate.epochs < 1 and config.max_minutes is not None:
         yield (
             f"advice: max_minutes = {config.max_minutes:g} is too short for one epoch over "
-            f"the text: give it {math.ceil(found.per_pass / 6) / 10:g}, or take a smaller model"
+            f"the text: give it {math.ceil(estimate.seconds_per_epoch / 6) / 10:g}, or take a "
+            "smaller model"
         )
-    if found.passes > _MANY_PASSES:
+    if estimate.epochs > _MANY_EPOCHS:
         key = "epochs" if config.epochs < UNBOUNDED_EPOCHS else "the time or the steps"
         yield (
-            f"advice: {found.passes:.0f} epochs are many for this text, the model will overfit: "
+            f"advice: {estimate.epochs:.0f} epochs are many for this text, the model will overfit: "
             f"lower {key}, raise dropout, or set early_stopping_patience"
         )
 
 
 def _advise(
-    config: Config, micro: int, seq_len: int, device: torch.device, memory: Memory, room: int
+    config: Config, micro: int, seq_len: int, device: torch.device, memory: Memory, available: int
 ) -> Iterator[str]:
     """Yield what gradient checkpointing would save, and, if the run does not fit, other savings."""
-    fits = memory.total <= room
+    fits = memory.total <= available
     for what, cost, changes, rows, length in _savings(config, micro, seq_len):
         if fits and changes.keys() != {"gradient_checkpointing"}:
             continue
-        less = predict_memory(config.changed(**changes), rows, length, device, memory.process)
-        if less.total >= memory.total:
+        reduced = predict_memory(config.changed(**changes), rows, length, device, memory.process)
+        if reduced.total >= memory.total:
             continue
         yield (
-            f"{'note' if fits else 'advice'}: {what}: {human_bytes(less.total)}, saves "
-            f"{human_bytes(memory.total - less.total)}, {cost}"
-            f"{'' if fits else ' (fits)' if less.total <= room else ' (not enough)'}"
+            f"{'note' if fits else 'advice'}: {what}: {human_bytes(reduced.total)}, saves "
+            f"{human_bytes(memory.total - reduced.total)}, {cost}"
+            f"{'' if fits else ' (fits)' if reduced.total <= available else ' (not enough)'}"
         )
 
 

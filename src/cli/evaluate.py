@@ -15,7 +15,7 @@ from .common import (
     Quiet,
     Verbose,
     app,
-    load_to_generate,
+    load_for_generation,
     open_model,
 )
 from .startup import loading
@@ -77,7 +77,7 @@ def eval_(
 
         # Before importing PyTorch, so that an unreadable file is reported at once.
         documents = [] if text is None else list(read_documents(text, config.text_field))
-        trained = load_to_generate(config, file)
+        trained = load_for_generation(config, file)
         from ..cuda_utils import select_precision
 
     precision = select_precision(config.precision, trained.model.device)
@@ -105,27 +105,27 @@ def _evaluate_on_text(
     model = trained.model
     positions = model.config.max_seq_len
     stride = max(1, positions // 2) if stride is None else stride
-    found = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
-    figures = {
-        "loss": found.loss,
-        "perplexity_per_token": found.perplexity,
-        "perplexity_per_word": found.word_perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        "tokens": found.tokens,
-        "words": found.words,
-        "bytes": found.text_bytes,
+    evaluation = evaluate_text(model, documents, trained.tokenizer, stride, precision=precision)
+    metrics = {
+        "loss": evaluation.loss,
+        "perplexity_per_token": evaluation.perplexity,
+        "perplexity_per_word": evaluation.word_perplexity,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "tokens": evaluation.tokens,
+        "words": evaluation.words,
+        "bytes": evaluation.text_bytes,
         "window": positions,
         "stride": stride,
     }
     reasons = {
-        "perplexity_per_word": found.no_word_perplexity,
-        "bits_per_byte": found.no_bits_per_byte,
+        "perplexity_per_word": evaluation.no_word_perplexity,
+        "bits_per_byte": evaluation.no_bits_per_byte,
     }
-    reasons = {name: why for name, why in reasons.items() if why}
+    reasons = {name: reason for name, reason in reasons.items() if reason}
     if as_json:
-        print(json_line({**figures, "reasons": reasons} if reasons else figures))
+        print(json_line({**metrics, "reasons": reasons} if reasons else metrics))
         return
-    for name, value in figures.items():
+    for name, value in metrics.items():
         shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if value else "0"
         if value is None:
             shown = f"- ({reasons[name]})"

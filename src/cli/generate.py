@@ -19,7 +19,7 @@ from .common import (
     Verbose,
     app,
     as_overrides,
-    load_to_generate,
+    load_for_generation,
     open_model,
 )
 from .startup import limit_openmp_spinning, loading
@@ -58,25 +58,25 @@ def generate(
         from ..inference.sampling import sampling_keys
         from .token_view import print_choices
 
-        trained = load_to_generate(config, file)
-    given = {
+        trained = load_for_generation(config, file)
+    options = {
         "tokenizer": trained.tokenizer,
         "seed": _sampling_seed(config),
         **sampling_keys(config),
     }
     start = config.model_seed + prompt
     if show_probs:
-        print_choices(prompt, generate_choices(trained.model, start, **given), trained.tokenizer)
+        print_choices(prompt, generate_choices(trained.model, start, **options), trained.tokenizer)
     elif config.samples > 1:
         texts = generate_batch(
-            trained.model, [start], n=config.samples, return_full_text=False, **given
+            trained.model, [start], n=config.samples, return_full_text=False, **options
         )[0]
         for number, text in enumerate(texts, 1):
             print_text(f"--- sample {number} ---\n{prompt}{text}\n")
     else:
         # The prompt is printed with the first piece, after all options have been validated.
         shown = prompt
-        for piece in stream_text(trained.model, start, **given):
+        for piece in stream_text(trained.model, start, **options):
             print_text(shown + piece, end="")
             shown = ""
         print_text(shown)
@@ -107,7 +107,7 @@ def beam(
         from ..generation import generate_beam_texts
         from ..inference.sampling import beam_keys
 
-        trained = load_to_generate(config, file)
+        trained = load_for_generation(config, file)
     texts = generate_beam_texts(
         trained.model,
         config.model_seed + prompt,
@@ -150,7 +150,7 @@ def chat(
         from ..interactive import InteractivePrompt
         from .chat import chat as talk
 
-        trained = load_to_generate(config, file)
+        trained = load_for_generation(config, file)
     prompt = InteractivePrompt(
         trained.model,
         config.max_context_length,

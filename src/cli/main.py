@@ -11,9 +11,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from .startup import announce, ctrl_c_ends_at_once
+from .startup import announce, exit_on_sigint
 
-with ctrl_c_ends_at_once():
+with exit_on_sigint():
     from .common import app
 
     # Imported for their commands, in the order in which `--help` lists these.

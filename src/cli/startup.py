@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 
 _LOADING = "loading"
 # Commands that never show it, and flags with which none does.
-_AT_ONCE = {"list"}
-_SILENT = {"--help", "-h", "--quiet", "-q"}
+_WITHOUT_LOADING = {"list"}
+_SILENT_FLAGS = {"--help", "-h", "--quiet", "-q"}
 
 
 def announce(arguments: Sequence[str]) -> None:
@@ -25,17 +25,24 @@ def announce(arguments: Sequence[str]) -> None:
     The command's own `loading` erases it, or what is printed covers it. Nothing is shown to a
     terminal that cannot go back in a line.
     """
-    is_command = arguments and not arguments[0].startswith("-") and arguments[0] not in _AT_ONCE
-    if is_command and not _SILENT & set(arguments) and sys.stderr.isatty() and _can_go_back():
+    is_command = (
+        arguments and not arguments[0].startswith("-") and arguments[0] not in _WITHOUT_LOADING
+    )
+    if (
+        is_command
+        and not _SILENT_FLAGS & set(arguments)
+        and sys.stderr.isatty()
+        and _supports_carriage_return()
+    ):
         print(_LOADING, end="\r", file=sys.stderr, flush=True)
 
 
-def _can_go_back() -> bool:
+def _supports_carriage_return() -> bool:
     return os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 @contextlib.contextmanager
-def ctrl_c_ends_at_once() -> Iterator[None]:
+def exit_on_sigint() -> Iterator[None]:
     """Context manager in which Ctrl-C ends the process without a traceback.
 
     For imports: there is nothing to clean up yet. A handler other than Python's own stays.
@@ -61,7 +68,7 @@ def loading(is_shown: bool = True) -> Iterator[None]:
     if not is_shown or not sys.stderr.isatty():
         yield
         return
-    if not _can_go_back():
+    if not _supports_carriage_return():
         print(_LOADING, file=sys.stderr, flush=True)
         yield
         return

@@ -38,37 +38,39 @@ def print_table(head: Sequence[str], rows: Rows, optional: Sequence[str] = ()) -
         _print_plain(head, rows)
         return []
     console = Console(highlight=False)
-    left_out: list[str] = []
+    dropped: list[str] = []
     for name in optional:
         if _fit(head, rows, console.width) is None:
-            place = head.index(name)
-            head = head[:place] + head[place + 1 :]
-            rows = [row[:place] + row[place + 1 :] for row in rows]
-            left_out.append(name)
+            index = head.index(name)
+            head = head[:index] + head[index + 1 :]
+            rows = [row[:index] + row[index + 1 :] for row in rows]
+            dropped.append(name)
     widths = _fit(head, rows, console.width)
     if widths is None:
         _print_blocks(console, head, rows)
     else:
-        _print_drawn(console, head, rows, widths)
-    return left_out
+        _print_rich(console, head, rows, widths)
+    return dropped
 
 
-def _fit(head: Sequence[str], rows: Rows, room: int) -> list[int] | None:
-    """Return column widths that break no word, or None if `room` columns are not enough."""
+def _fit(head: Sequence[str], rows: Rows, max_width: int) -> list[int] | None:
+    """Return column widths that break no word, or None if `max_width` columns are not enough."""
     columns = list(zip(head, *rows, strict=True))
-    wanted = [max(map(cell_len, column)) for column in columns]
+    natural = [max(map(cell_len, column)) for column in columns]
     # Cells of up to 20 columns (names, numbers) stay on one line; longer ones may wrap at words.
-    least = [
+    minimal = [
         min(width, max(20, *(cell_len(word) for cell in column for word in cell.split())))
-        for width, column in zip(wanted, columns, strict=True)
+        for width, column in zip(natural, columns, strict=True)
     ]
-    spare = room - sum(least) - _GAP * (len(columns) - 1) - 1  # 1: padding of the last column
+    spare = (
+        max_width - sum(minimal) - _GAP * (len(columns) - 1) - 1
+    )  # 1: padding of the last column
     if spare < 0:
         return None
     widths = []
-    for width, small in zip(wanted, least, strict=True):
-        more = min(width - small, spare)
-        widths.append(small + more)
+    for width, low in zip(natural, minimal, strict=True):
+        more = min(width - low, spare)
+        widths.append(low + more)
         spare -= more
     return widths
 
@@ -82,13 +84,13 @@ def _print_plain(head: Sequence[str], rows: Rows) -> None:
         print((" " * _GAP).join(cells).rstrip())
 
 
-def _print_drawn(console: Console, head: Sequence[str], rows: Rows, widths: Sequence[int]) -> None:
-    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+def _print_rich(console: Console, head: Sequence[str], rows: Rows, widths: Sequence[int]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name, width in zip(head, widths, strict=True):
-        drawn.add_column(Text(name), width=width)
+        table.add_column(Text(name), width=width)
     for row in rows:
-        drawn.add_row(*map(Text, row))
-    console.print(drawn)
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def _print_blocks(console: Console, head: Sequence[str], rows: Rows) -> None:

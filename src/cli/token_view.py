@@ -13,7 +13,13 @@ from ..generation import Choice
 from ..tokenizer import Tokenizer
 
 # Lower bound of the probability for each color.
-COLOURS = ((0.5, "green"), (0.2, "cyan"), (0.05, "yellow"), (0.01, "magenta"), (0.0, "red"))
+PROBABILITY_COLORS = (
+    (0.5, "green"),
+    (0.2, "cyan"),
+    (0.05, "yellow"),
+    (0.01, "magenta"),
+    (0.0, "red"),
+)
 
 
 def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) -> None:
@@ -27,18 +33,18 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
         tokenizer: decodes the runners-up.
     """
     console = Console(highlight=False)
-    text, lines = Text(_shown(prompt)), Text()
+    text, lines = Text(_escape(prompt)), Text()
     for choice in choices:
-        colour = _colour(choice.probability)
+        color = _color(choice.probability)
         shown = repr(choice.text) if choice.text else _name(choice.token, tokenizer)
-        text.append(_shown(choice.text), colour)
-        lines.append(f"{choice.probability:7.1%}  {shown:<14}", colour)
+        text.append(_escape(choice.text), color)
+        lines.append(f"{choice.probability:7.1%}  {shown:<14}", color)
         for token, probability in choice.runners_up:
             lines.append(f"  {_name(token, tokenizer)} {probability:.1%}")
         lines.append("\n")
     legend = Text("probability  token  runners-up   ")
-    for bound, colour in COLOURS:
-        legend.append(f"  from {bound:.0%}", colour)
+    for bound, color in PROBABILITY_COLORS:
+        legend.append(f"  from {bound:.0%}", color)
     if console.is_terminal:
         console.print(text, soft_wrap=True)
     else:
@@ -47,12 +53,12 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
         console.print(part, soft_wrap=True)
 
 
-def _shown(text: str) -> str:
+def _escape(text: str) -> str:
     return printable(text, keep="\n\t")
 
 
-def _colour(probability: float) -> str:
-    return next(colour for bound, colour in COLOURS if probability >= bound)
+def _color(probability: float) -> str:
+    return next(color_name for bound, color_name in PROBABILITY_COLORS if probability >= bound)
 
 
 def _name(token: int, tokenizer: Tokenizer) -> str:

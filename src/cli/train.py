@@ -40,7 +40,7 @@ def train(
 
         check_output(config)
         from ..console import print_text
-        from ..evaluation.memorization import originality
+        from ..evaluation.memorization import measure_overlap
         from ..generation import generate_text
         from ..inference.sampling import sampling_keys
         from ..training import train_from_config
@@ -50,7 +50,7 @@ def train(
     if not run.is_main:
         return
     samples = []
-    for number in range(1, _SAMPLES + 1):
+    for number in range(1, _NUM_SAMPLES + 1):
         text = generate_text(
             run.model,
             config.model_seed,
@@ -62,11 +62,11 @@ def train(
         print_text(f"--- sample {number} ---\n{text}\n")
     if quiet:
         return
-    learned = "\n".join(run.training_text)[:_COMPARED]
-    found = [originality(text, learned) for text in samples]
-    copied = max((each.longest_copy for each in found), key=len)
-    known = sum(each.known_words for each in found) / len(found)
-    log.info("%.0f %% of the words of the samples occur in the training text", 100 * known)
+    training_text = "\n".join(run.training_text)[:_MAX_COMPARED_CHARACTERS]
+    overlaps = [measure_overlap(text, training_text) for text in samples]
+    copied = max((each.longest_copy for each in overlaps), key=len)
+    known_fraction = sum(each.known_words for each in overlaps) / len(overlaps)
+    log.info("%.0f %% of the words of the samples occur in the training text", 100 * known_fraction)
     length = plural(len(copied), "character")
     log.info("the longest span copied from it has %s: %r", length, copied)
     # The folder rather than the file, which --set may have overridden.
@@ -74,10 +74,10 @@ def train(
 
 
 # Samples printed after training; characters of the training text to search for copies in them.
-_SAMPLES = 3
+_NUM_SAMPLES = 3
 
 
-_COMPARED = 20_000_000
+_MAX_COMPARED_CHARACTERS = 20_000_000
 
 
 @app.command()

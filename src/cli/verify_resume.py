@@ -27,7 +27,14 @@ from ..train.trainer import Trainer
 from ..training import make_trainer
 
 # Keys of the metrics log that must be equal in both runs.
-_LOGGED = ("loss", "learning_rate", "grad_norm", "epoch_loss", "val_loss", "val_bits_per_byte")
+_COMPARED_METRICS = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "epoch_loss",
+    "val_loss",
+    "val_bits_per_byte",
+)
 
 
 def verify(config: Config, steps: int = 6) -> Iterator[str]:
@@ -76,15 +83,19 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
             sample_tokens=min(config.sample_tokens, 16),
             output_dir=folder,
         )
-        whole, broken = short.changed(model_name="whole"), short.changed(model_name="broken")
-        _train(whole)
+        uninterrupted, resumed = short.changed(model_name="whole"), short.changed(
+            model_name="broken"
+        )
+        _train(uninterrupted)
         yield f"trained {steps} steps in one go"
-        _train(broken, killed_after=steps // 3)
+        _train(resumed, killed_after=steps // 3)
         yield f"trained again, and was killed after more than {steps // 3} steps"
-        _train(broken.changed(resume="auto"))
+        _train(resumed.changed(resume="auto"))
         yield f"resumed from step {steps // 3}, to step {steps}"
         differences = 0
-        for what, difference in _compare(run_folder(whole), run_folder(broken), steps):
+        for what, difference in _compare_runs(
+            run_folder(uninterrupted), run_folder(resumed), steps
+        ):
             differences += difference is not None
             yield f"{what}: {difference or 'the same'}"
     if differences:
@@ -111,8 +122,8 @@ def _train(config: Config, killed_after: int = 0) -> None:
     package = __package__.partition(".")[0]
     program = (
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        f"from {package}.utils import end_with\n"
-        f"end_with({os.getpid()}, {str(file.parent)!r})\n"
+        f"from {package}.utils import exit_with_parent\n"
+        f"exit_with_parent({os.getpid()}, {str(file.parent)!r})\n"
         f"from {__package__}.verify_resume import _train_here\n"
         f"_train_here({str(file)!r}, {killed_after})"
     )
@@ -122,11 +133,11 @@ def _train(config: Config, killed_after: int = 0) -> None:
     if killed_after and process.returncode in (-_KILL, _KILL):
         return
     if process.returncode or killed_after:
-        said = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise AGI2Error(f"the run could not be made: {said[-1]}")
+        output = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise AGI2Error(f"the run could not be made: {output[-1]}")
 
 
-class _Doomed(Trainer):
+class _KilledTrainer(Trainer):
     """Trainer that kills its process instead of saving a second checkpoint."""
 
     killed_after: int
@@ -141,35 +152,39 @@ class _Doomed(Trainer):
 def _train_here(file: str, killed_after: int) -> None:
     """Train a run, from its newest checkpoint if any: entry point of the new process."""
     config = load_config(file)
-    _Doomed.killed_after = killed_after or sys.maxsize
+    _KilledTrainer.killed_after = killed_after or sys.maxsize
     checkpoint = find_checkpoint(config)
     text = prepare(config, checkpoint)
     resumed = checkpoint is not None
-    make_trainer(config, text, kind=_Doomed, is_resumed=resumed).fit(checkpoint)
+    make_trainer(config, text, kind=_KilledTrainer, is_resumed=resumed).fit(checkpoint)
 
 
-def _compare(whole: Path, broken: Path, steps: int) -> Iterator[tuple[str, str | None]]:
+def _compare_runs(
+    uninterrupted: Path, resumed: Path, steps: int
+) -> Iterator[tuple[str, str | None]]:
     """Yield the name of each artifact and its first difference, or None if they are equal."""
-    ends = [checkpoint_folder(run, steps) for run in (whole, broken)]
+    checkpoints = [checkpoint_folder(run, steps) for run in (uninterrupted, resumed)]
     for what, name in (("weights", WEIGHTS), ("optimizer state", TENSORS)):
-        yield what, _first_difference(*(load_file(end / name) for end in ends))
-    yield "best weights", _first_difference(*(load_file(run / WEIGHTS) for run in (whole, broken)))
-    logs = [read_metrics(run / "metrics.jsonl") for run in (whole, broken)]
-    for what, keys in (("losses logged", _LOGGED), ("samples", ("sample",))):
-        yield what, _first_difference(*(_logged(log, keys) for log in logs))
+        yield what, _first_difference(*(load_file(end / name) for end in checkpoints))
+    yield "best weights", _first_difference(
+        *(load_file(run / WEIGHTS) for run in (uninterrupted, resumed))
+    )
+    logs = [read_metrics(run / "metrics.jsonl") for run in (uninterrupted, resumed)]
+    for what, keys in (("losses logged", _COMPARED_METRICS), ("samples", ("sample",))):
+        yield what, _first_difference(*(_logged_values(log, keys) for log in logs))
 
 
-def _logged(log: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Any]:
+def _logged_values(log: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Any]:
     """Return the values of `keys` in a metrics log, by key and step."""
     return {f"{k} at step {line['step']}": line[k] for line in log for k in keys if k in line}
 
 
-def _first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+def _first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
     """Return a description of the first bitwise difference, or None."""
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in ours or name not in theirs:
+    for name in sorted(first.keys() | second.keys()):
+        if name not in first or name not in second:
             return f"{name} is in one alone"
-        a, b = ours[name], theirs[name]
+        a, b = first[name], second[name]
         if isinstance(a, torch.Tensor):
             if not torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (a, b))):
                 return f"{name} differs by up to {(a.double() - b.double()).abs().max():.3g}"

@@ -32,7 +32,7 @@ class EpochBatches:
         self.steps_per_epoch = -(-self.windows // batch_size)
         """Batches per epoch."""
         self.batch_size = -(-self.windows // self.steps_per_epoch)
-        self._room = len(dataset.tokens) - dataset.seq_len
+        self._last_start = len(dataset.tokens) - dataset.seq_len
         self._epoch = -1
         self._starts = torch.empty(0, dtype=torch.long, device="cpu")
 
@@ -47,35 +47,37 @@ class EpochBatches:
         epoch, index = divmod(step, self.steps_per_epoch)
         return epoch * self.windows + -(-index * self.windows // self.steps_per_epoch)
 
-    def rows(self, step: int, part: int = 0, parts: int = 1) -> range:
+    def rows(self, step: int, shard: int = 0, num_shards: int = 1) -> range:
         """Return the range of window positions, counted over all epochs, of a batch or its shard.
 
         Shard sizes differ by at most one; the last shards of a small batch may be empty.
         """
         first, last = self.windows_before(step), self.windows_before(step + 1)
         size = last - first
-        return range(first - (-size * part // parts), first - (-size * (part + 1) // parts))
+        return range(
+            first - (-size * shard // num_shards), first - (-size * (shard + 1) // num_shards)
+        )
 
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> torch.Tensor:
+    def batch(self, step: int, shard: int = 0, num_shards: int = 1) -> torch.Tensor:
         """Return the batch of a step, or one shard of it.
 
         Args:
             step: step of the run, from 0.
-            part: index of the shard, such as a process's rank.
-            parts: number of shards, such as the world size.
+            shard: index of the shard, such as a process's rank.
+            num_shards: number of shards, such as the world size.
 
         Returns:
             A LongTensor (B, T) on the CPU; B may be 0 for a shard.
         """
-        self._lay(step // self.steps_per_epoch)
-        rows = self.rows(step, part, parts)
+        self._shuffle_epoch(step // self.steps_per_epoch)
+        rows = self.rows(step, shard, num_shards)
         first = rows.start - self._epoch * self.windows
         starts = self._starts[first : first + len(rows)].tolist()
         if not starts:
             return torch.empty(0, self.dataset.seq_len, dtype=torch.long, device="cpu")
         return torch.stack([self.dataset.window(start) for start in starts])
 
-    def _lay(self, epoch: int) -> None:
+    def _shuffle_epoch(self, epoch: int) -> None:
         """Compute the shuffled window starts of an epoch, unless they are cached."""
         if epoch == self._epoch:
             return
@@ -84,10 +86,10 @@ class EpochBatches:
         stride = self.dataset.stride
         # The first window starts at the first token and the last ends at the last token. The others
         # are one stride apart, at a random offset with which the two end gaps are at most a stride.
-        least = self._room - (self.windows - 2) * stride if self.windows > 2 else stride
-        offset = torch.randint(least, stride + 1, (), generator=generator, device="cpu")
+        min_offset = self._last_start - (self.windows - 2) * stride if self.windows > 2 else stride
+        offset = torch.randint(min_offset, stride + 1, (), generator=generator, device="cpu")
         order = torch.randperm(self.windows, generator=generator, device="cpu")
         starts = (order - 1) * stride + offset
         starts[order == 0] = 0
-        starts[order == self.windows - 1] = self._room
+        starts[order == self.windows - 1] = self._last_start
         self._epoch, self._starts = epoch, starts

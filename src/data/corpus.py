@@ -15,9 +15,9 @@ from .sources import (
     Source,
     Sources,
     check_rereadable,
+    file_size,
     find_sources,
     list_sources,
-    size_of,
 )
 from .text_files import Unreadable
 
@@ -57,9 +57,9 @@ def read_documents(sources: Sources, text_field: str = "text") -> Iterator[str]:
             first bytes of a file show are raised before the first document.
     """
     # All sources are checked before any is read, so that a bad last one fails at once.
-    found = find_sources(sources)
-    for source in found:
-        yield from _read(source, text_field, len(found) <= _SOURCES_LOGGED)
+    resolved = find_sources(sources)
+    for source in resolved:
+        yield from _read(source, text_field, len(resolved) <= _SOURCES_LOGGED)
 
 
 def check_sources(sources: Sources) -> None:
@@ -91,7 +91,7 @@ def _read(source: Source, text_field: str, is_logged: bool) -> Iterator[str]:
         except Unreadable as problem:
             if source.is_named:
                 raise
-            source.skipped.add(problem.reason, str(problem), size=size_of(path))
+            source.skipped.add(problem.reason, str(problem), size=file_size(path))
             first_problem = first_problem or str(problem)
             continue
         files, documents = files + 1, documents + len(reading.documents)
@@ -101,12 +101,12 @@ def _read(source: Source, text_field: str, is_logged: bool) -> Iterator[str]:
     if source.files and not files:
         raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
     if is_logged:
-        amounts = [_count(files, "file"), _count(documents, "document")]
-        amounts += [_count(characters, "character"), human_bytes(size)]
+        amounts = [_format_count(files, "file"), _format_count(documents, "document")]
+        amounts += [_format_count(characters, "character"), human_bytes(size)]
         log.info("%s", one_line(f"read {source.name}: {', '.join(amounts)}"))
     for line in source.skipped.lines():
         log.warning("%s", one_line(f"skipped in {source.name}: {line}"))
 
 
-def _count(number: int, what: str) -> str:
+def _format_count(number: int, what: str) -> str:
     return f"{number:,} {what}" + "s" * (number != 1)

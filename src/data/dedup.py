@@ -16,9 +16,9 @@ import numpy as np
 
 SHINGLE = 24
 """Characters of a shingle: five English words, which texts of different authors rarely share."""
-_SAMPLE = 1_000_000  # most shingles of a corpus that are compared, approximately
+_MAX_SHINGLES = 1_000_000  # most shingles of a corpus that are compared, approximately
 _BLOCK = 2**16  # characters hashed at a time, so that the temporaries fit the CPU cache
-_CODES = 0x3100  # from here on (mostly CJK ideographs) every code point counts as alphanumeric
+_TABLE_SIZE = 0x3100  # from here on (mostly CJK ideographs) every code point counts as alphanumeric
 _SEPARATOR = "\0"  # between packed documents
 
 
@@ -33,45 +33,45 @@ class Shingles:
 
 def sampling_rate(documents: Sequence[str]) -> int:
     """Return the rate r at which shingles are sampled, 1 in r, to bound the size of the sample."""
-    return -(-sum(map(len, documents)) // _SAMPLE) or 1
+    return -(-sum(map(len, documents)) // _MAX_SHINGLES) or 1
 
 
 def shingles(text: str, rate: int = 1) -> Shingles:
     """Compute the shingles of a text, sampled by hash, 1 in `rate`; none spans a NUL character."""
-    codes, places = np.empty(0, np.uint32), np.empty(0, np.int64)
-    found = []
+    codes, offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
+    sampled = []
     for at in range(0, len(text), _BLOCK):
-        more, where = _letters(text[at : at + _BLOCK])
-        codes, places = np.concatenate([codes, more]), np.concatenate([places, where + at])
+        more, positions = _alphanumerics(text[at : at + _BLOCK])
+        codes, offsets = np.concatenate([codes, more]), np.concatenate([offsets, positions + at])
         hashes = _hash(codes)
         chosen = np.flatnonzero(hashes <= np.uint64((2**64 - 1) // rate))
         if len(chosen):
             breaks = np.concatenate([[0], np.cumsum(codes == 0)])
             chosen = chosen[breaks[chosen + SHINGLE] == breaks[chosen]]
             last = chosen + SHINGLE - 1
-            found.append((hashes[chosen], places[chosen], places[last] + 1))
-        codes, places = codes[-(SHINGLE - 1) :], places[-(SHINGLE - 1) :]
-    if not found:
+            sampled.append((hashes[chosen], offsets[chosen], offsets[last] + 1))
+        codes, offsets = codes[-(SHINGLE - 1) :], offsets[-(SHINGLE - 1) :]
+    if not sampled:
         return Shingles(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
-    return Shingles(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return Shingles(*(np.concatenate(parts) for parts in zip(*sampled, strict=True)))
 
 
 @functools.cache
-def _is_letter() -> np.ndarray:
-    table = np.array([chr(code).isalnum() for code in range(_CODES + 1)])
-    table[[0, _CODES]] = True  # the separator; all code points beyond the table
+def _alphanumeric_table() -> np.ndarray:
+    table = np.array([chr(code).isalnum() for code in range(_TABLE_SIZE + 1)])
+    table[[0, _TABLE_SIZE]] = True  # the separator; all code points beyond the table
     return table
 
 
-def _letters(text: str) -> tuple[np.ndarray, np.ndarray]:
+def _alphanumerics(text: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the code points of a text's alphanumeric characters, lower-cased, and their offsets.
 
     NUL, the separator, is kept. Only ASCII is lower-cased.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    places = np.flatnonzero(_is_letter()[np.minimum(codes, _CODES)])
-    codes = codes[places]
-    return codes + np.uint32(32) * ((codes >= 65) & (codes <= 90)), places
+    offsets = np.flatnonzero(_alphanumeric_table()[np.minimum(codes, _TABLE_SIZE)])
+    codes = codes[offsets]
+    return codes + np.uint32(32) * ((codes >= 65) & (codes <= 90)), offsets
 
 
 def _hash(codes: np.ndarray) -> np.ndarray:
@@ -100,15 +100,15 @@ def _hash(codes: np.ndarray) -> np.ndarray:
 
 def _all_shingles(documents: Sequence[str], rate: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes of all documents' shingles, (N,), and the document index of each, (N,)."""
-    hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for first, offsets, text in _packed(documents):
-        found = shingles(text, rate)
-        hashes.append(found.hashes)
-        owners.append(first + np.searchsorted(offsets, found.starts, "right") - 1)
-    return np.concatenate(hashes), np.concatenate(owners)
+    hashes, document_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for first, offsets, text in _pack_documents(documents):
+        sampled = shingles(text, rate)
+        hashes.append(sampled.hashes)
+        document_ids.append(first + np.searchsorted(offsets, sampled.starts, "right") - 1)
+    return np.concatenate(hashes), np.concatenate(document_ids)
 
 
-def _packed(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
+def _pack_documents(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
     """Pack documents into blocks, to amortize the overhead of NumPy calls.
 
     Yields:
@@ -134,41 +134,43 @@ def cluster_near_duplicates(documents: Sequence[str], threshold: float) -> list[
     Returns:
         The cluster of each document, as the index of the cluster's first document.
     """
-    hashes, owners = _all_shingles(documents, sampling_rate(documents))
-    order = np.lexsort((owners, hashes))
-    hashes, owners = hashes[order], owners[order]
-    fresh = np.ones(len(hashes), bool)  # each shingle counts once per document
-    fresh[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
-    hashes, owners = hashes[fresh], owners[fresh]
-    sizes = np.bincount(owners, minlength=len(documents))
+    hashes, document_ids = _all_shingles(documents, sampling_rate(documents))
+    order = np.lexsort((document_ids, hashes))
+    hashes, document_ids = hashes[order], document_ids[order]
+    is_first = np.ones(len(hashes), bool)  # each shingle counts once per document
+    is_first[1:] = (hashes[1:] != hashes[:-1]) | (document_ids[1:] != document_ids[:-1])
+    hashes, document_ids = hashes[is_first], document_ids[is_first]
+    sizes = np.bincount(document_ids, minlength=len(documents))
     groups = list(range(len(documents)))
-    for a, b, shared in _pairs(hashes, owners, len(documents)):
+    for a, b, shared in _pairs(hashes, document_ids, len(documents)):
         if shared >= threshold * min(sizes[a], sizes[b]):
-            a, b = sorted((_root(groups, a), _root(groups, b)))
+            a, b = sorted((_find_root(groups, a), _find_root(groups, b)))
             groups[b] = a
-    return [_root(groups, index) for index in groups]
+    return [_find_root(groups, index) for index in groups]
 
 
-def _pairs(hashes: np.ndarray, owners: np.ndarray, count: int) -> Iterator[tuple[int, int, int]]:
+def _pairs(
+    hashes: np.ndarray, document_ids: np.ndarray, count: int
+) -> Iterator[tuple[int, int, int]]:
     """Yield pairs of document indices with the number of shingles that they share.
 
     For each shingle, its first document is paired with every other, and each with the next one:
     linear, since all pairs would be quadratic. `hashes`, (N,), are sorted and unique per document
-    in `owners`, (N,).
+    in `document_ids`, (N,).
     """
-    again = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
-    if not len(again):
+    repeats = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
+    if not len(repeats):
         return
     begins = np.concatenate([[0], np.flatnonzero(hashes[1:] != hashes[:-1]) + 1])
-    first = owners[begins[np.searchsorted(begins, again, "right") - 1]]
-    before = owners[again - 1]
+    first = document_ids[begins[np.searchsorted(begins, repeats, "right") - 1]]
+    before = document_ids[repeats - 1]
     keys = np.concatenate([first, before[before != first]]) * count
-    keys += np.concatenate([owners[again], owners[again][before != first]])
+    keys += np.concatenate([document_ids[repeats], document_ids[repeats][before != first]])
     for key, shared in zip(*np.unique(keys, return_counts=True), strict=True):
         yield int(key) // count, int(key) % count, int(shared)
 
 
-def _root(groups: list[int], index: int) -> int:
+def _find_root(groups: list[int], index: int) -> int:
     """Find the root of a document in the union-find forest, with path halving."""
     while groups[index] != index:
         groups[index] = groups[groups[index]]
@@ -181,8 +183,8 @@ def isin(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     if not len(others):
         return np.zeros(len(hashes), bool)
     others = np.sort(others)
-    places = np.minimum(np.searchsorted(others, hashes), len(others) - 1)
-    return others[places] == hashes
+    indices = np.minimum(np.searchsorted(others, hashes), len(others) - 1)
+    return others[indices] == hashes
 
 
 def containment(text: Sequence[str], other: Sequence[str]) -> float | None:
@@ -210,17 +212,17 @@ def split_by_shingles(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[lis
     Returns:
         The passages without and the passages with them, each in order; together, the full text.
     """
-    found = shingles(text, rate)
-    hits = np.flatnonzero(isin(found.hashes, hashes))
-    without, within, done = [], [], 0
+    sampled = shingles(text, rate)
+    hits = np.flatnonzero(isin(sampled.hashes, hashes))
+    without, within, position = [], [], 0
     if len(hits):
-        starts, ends = found.starts[hits], found.ends[hits]
+        starts, ends = sampled.starts[hits], sampled.ends[hits]
         # Merge passages that are nearly adjacent: the gap is usually an edit of copied text.
         apart = np.flatnonzero(starts[1:] - ends[:-1] > SHINGLE * (1 + rate)) + 1
         for part in np.split(np.arange(len(hits)), apart):
             start, end = int(starts[part[0]]), int(ends[part[-1]])
-            without.append(text[done:start])
+            without.append(text[position:start])
             within.append(text[start:end])
-            done = end
-    without.append(text[done:])
+            position = end
+    without.append(text[position:])
     return [piece for piece in without if piece], within

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from ..errors import AGI2Error, one_line
-from ..utils import atomic_path, human_bytes, human_time, log, writing
+from ..utils import atomic_path, convert_write_errors, human_bytes, human_time, log
 from .text_files import check_head
 
 DEADLINE = 1800.0
 """Total timeout of a download, in seconds."""
 MAX_BYTES = 4 * 10**9
 """Maximum size of a download, in bytes."""
-_SILENCE = 30.0  # socket timeout, in seconds: the longest wait for the next byte
+_SOCKET_TIMEOUT = 30.0  # socket timeout, in seconds: the longest wait for the next byte
 _CHUNK = 2**16
 _HTML = re.compile(rb"\s*(<!doctype\s+html|<html)", re.IGNORECASE)
 
@@ -83,14 +83,14 @@ def download(url: str, *, deadline: float | None = None, max_bytes: int | None =
         check_head(cached)
         return cached
     log.info("%s", one_line(f"downloading {url}"))
-    with writing(cached):
+    with convert_write_errors(cached):
         cached.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(cached) as beside:
+    with atomic_path(cached) as temporary:
         try:
-            with open(beside, "wb") as file:
+            with open(temporary, "wb") as file:
                 _Transfer(url, file, max_bytes or MAX_BYTES).run(deadline or DEADLINE)
-            _check_content(url, beside)
-        except (_Refused, OSError, ValueError, http.client.HTTPException) as error:
+            _check_content(url, temporary)
+        except (_RejectedResponse, OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, AGI2Error):
                 raise
             raise AGI2Error(
@@ -100,7 +100,7 @@ def download(url: str, *, deadline: float | None = None, max_bytes: int | None =
     return cached
 
 
-class _Refused(Exception):
+class _RejectedResponse(Exception):
     """A rejected HTTP response; the message is the reason."""
 
 
@@ -120,60 +120,60 @@ class _Transfer:
     def __init__(self, url: str, file: BinaryIO, max_bytes: int) -> None:
         self._url = url
         self._file = file
-        self._most_bytes = max_bytes
+        self._max_bytes = max_bytes
         self._problem: BaseException | None = None
-        self._is_over = threading.Event()
+        self._is_cancelled = threading.Event()
 
     def run(self, deadline: float) -> None:
         """Run the transfer for at most `deadline` seconds; re-raise its exception, if any."""
-        thread = threading.Thread(target=self._try, daemon=True)
+        thread = threading.Thread(target=self._run_in_thread, daemon=True)
         thread.start()
         try:
             thread.join(deadline)
         finally:
-            self._is_over.set()
+            self._is_cancelled.set()
         if thread.is_alive():
-            raise _Refused(f"it takes longer than {human_time(deadline)}")
+            raise _RejectedResponse(f"it takes longer than {human_time(deadline)}")
         if self._problem is not None:
             raise self._problem
 
-    def _try(self) -> None:
+    def _run_in_thread(self) -> None:
         try:
             self._copy()
         except BaseException as error:
             self._problem = error
 
     def _copy(self) -> None:
-        with _opener().open(_request(self._url), timeout=_SILENCE) as response:
-            length = _check_answer(response, self._url, self._most_bytes)
+        with _opener().open(_request(self._url), timeout=_SOCKET_TIMEOUT) as response:
+            length = _check_response(response, self._url, self._max_bytes)
             count = 0
-            # `read1` makes one system call, so that the loop sees `_is_over` between two of them.
-            while not self._is_over.is_set() and count != length:
+            # `read1` makes one system call, so that the loop sees `_is_cancelled` between two.
+            while not self._is_cancelled.is_set() and count != length:
                 rest = _CHUNK if length is None else min(_CHUNK, length - count)
                 chunk = response.read1(rest)
                 if not chunk:
                     break
                 count += len(chunk)
-                if count > self._most_bytes:
-                    raise _Refused(f"it is larger than {human_bytes(self._most_bytes)}")
-                with writing(cached_path(self._url)):
+                if count > self._max_bytes:
+                    raise _RejectedResponse(f"it is larger than {human_bytes(self._max_bytes)}")
+                with convert_write_errors(cached_path(self._url)):
                     self._file.write(chunk)
         if length is not None and count < length:
-            raise _Refused(f"it broke off after {count:,} of {length:,} bytes")
+            raise _RejectedResponse(f"it broke off after {count:,} of {length:,} bytes")
 
 
-def _check_answer(response: Any, url: str, max_bytes: int) -> int | None:
+def _check_response(response: Any, url: str, max_bytes: int) -> int | None:
     """Check a response's status and headers; return its length in bytes, or `None` if unknown."""
     if response.status != 200:
-        raise _Refused(f"{response.status} {response.reason}")
+        raise _RejectedResponse(f"{response.status} {response.reason}")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise _Refused(f"it comes compressed ({encoding})")
-    if "html" in response.headers.get_content_type() and not _asks_for_html(url):
-        raise _Refused("the answer is a web page, not a text")
+        raise _RejectedResponse(f"it comes compressed ({encoding})")
+    if "html" in response.headers.get_content_type() and not _expects_html(url):
+        raise _RejectedResponse("the answer is a web page, not a text")
     length: int | None = response.length
     if length is not None and length > max_bytes:
-        raise _Refused(f"it is {human_bytes(length)}, more than {human_bytes(max_bytes)}")
+        raise _RejectedResponse(f"it is {human_bytes(length)}, more than {human_bytes(max_bytes)}")
     return length
 
 
@@ -182,13 +182,13 @@ def _check_content(url: str, path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(_CHUNK)
     if not head.strip():
-        raise _Refused("the answer is empty")
-    if _HTML.match(head) and not _asks_for_html(url):
-        raise _Refused("the answer is a web page, not a text")
+        raise _RejectedResponse("the answer is empty")
+    if _HTML.match(head) and not _expects_html(url):
+        raise _RejectedResponse("the answer is a web page, not a text")
     check_head(path, url)
 
 
-def _asks_for_html(url: str) -> bool:
+def _expects_html(url: str) -> bool:
     return re.split("[?#]", url, maxsplit=1)[0].lower().endswith((".html", ".htm", ".xhtml"))
 
 
@@ -233,12 +233,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """Create the redirected request, with the credentials of `req` if the host is the same."""
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme != "http" or req.type == "https"):
-            raise _Refused(f"it leads from {req.type}: to {scheme}:")
-        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+            raise _RejectedResponse(f"it leads from {req.type}: to {scheme}:")
+        redirected = super().redirect_request(req, fp, code, msg, headers, newurl)
         login = req.unredirected_hdrs.get("Authorization")
-        if following is not None and login and following.host == req.host:
-            following.add_unredirected_header("Authorization", login)
-        return following
+        if redirected is not None and login and redirected.host == req.host:
+            redirected.add_unredirected_header("Authorization", login)
+        return redirected
 
 
 def _opener() -> urllib.request.OpenerDirector:

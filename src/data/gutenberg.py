@@ -12,7 +12,7 @@ _MARKERS = tuple(
     for word in ("start", "end")
     for article in ("the", "this")
 )
-_LONGEST_MARKER = max(len(words) for words, _ in _MARKERS)
+_MAX_MARKER_CHARACTERS = max(len(words) for words, _ in _MARKERS)
 # Maximum length of a title, before the closing asterisks of its marker.
 _TITLE_CHARACTERS, _TITLE_LINES = 1000, 5
 # Search limits: a header has about 1,500 characters, a licence about 19,000.
@@ -39,7 +39,7 @@ _LICENCE_ENDS = re.compile("to hear about new ebooks", re.IGNORECASE)
 class _Marker:
     start: int
     end: int
-    opens: bool
+    is_start: bool
 
 
 def strip_gutenberg(text: str) -> str:
@@ -50,12 +50,12 @@ def strip_gutenberg(text: str) -> str:
     line. All other text is kept, and a text without such a pair is returned unchanged. Time is
     linear in the text.
     """
-    frames = list(_frames(text))
-    if not frames:
+    pairs = list(_marker_pairs(text))
+    if not pairs:
         return text
     pieces, done = [], 0
-    ends = [start.start for start, _ in frames[1:]] + [len(text)]
-    for (start, end), limit in zip(frames, ends, strict=True):
+    ends = [start.start for start, _ in pairs[1:]] + [len(text)]
+    for (start, end), limit in zip(pairs, ends, strict=True):
         pieces.append(text[done : _header_start(text, done, start.start)].strip("\n"))
         pieces.append(text[start.end : end.start].strip())
         done = _licence_end(text, end.end, limit)
@@ -63,11 +63,11 @@ def strip_gutenberg(text: str) -> str:
     return "\n\n".join(piece for piece in pieces if piece.strip()) + "\n"
 
 
-def _frames(text: str) -> Iterator[tuple[_Marker, _Marker]]:
+def _marker_pairs(text: str) -> Iterator[tuple[_Marker, _Marker]]:
     """Yield each END marker with the last START marker before it."""
     start = None
     for marker in _markers(text):
-        if marker.opens:
+        if marker.is_start:
             start = marker
         elif start is not None:
             yield start, marker
@@ -75,29 +75,29 @@ def _frames(text: str) -> Iterator[tuple[_Marker, _Marker]]:
 
 
 def _markers(text: str) -> Iterator[_Marker]:
-    at = text.find("***")
-    while at >= 0:
-        line = text.rfind("\n", 0, at) + 1
-        marker = None if text[line:at].strip() else _marker_at(text, line, at + 3)
+    offset = text.find("***")
+    while offset >= 0:
+        line = text.rfind("\n", 0, offset) + 1
+        marker = None if text[line:offset].strip() else _marker_at(text, line, offset + 3)
         if marker is not None:
             yield marker
         # At most one marker per line, so that each line is scanned once.
-        after = _line_end(text, at if marker is None else marker.end)
-        at = text.find("***", after)
+        after = _line_end(text, offset if marker is None else marker.end)
+        offset = text.find("***", after)
 
 
 def _marker_at(text: str, line: int, after_stars: int) -> _Marker | None:
-    words = text[after_stars : after_stars + _LONGEST_MARKER + 2].lower().lstrip(" ")
+    words = text[after_stars : after_stars + _MAX_MARKER_CHARACTERS + 2].lower().lstrip(" ")
     known = next((pair for pair in _MARKERS if words.startswith(pair[0])), None)
     if known is None:
         return None
-    phrase, opens = known
+    phrase, is_start = known
     title = after_stars + len(phrase)
     close = text.find("***", title, title + _TITLE_CHARACTERS)
     if close < 0 or text.count("\n", title, close) > _TITLE_LINES or "\n\n" in text[title:close]:
         return None
     rest = text[close + 3 : _line_end(text, close)]
-    return _Marker(line, close + 3 + len(rest) - len(rest.lstrip("* \t")), opens)
+    return _Marker(line, close + 3 + len(rest) - len(rest.lstrip("* \t")), is_start)
 
 
 def _line_end(text: str, at: int) -> int:
@@ -107,22 +107,22 @@ def _line_end(text: str, at: int) -> int:
 
 def _header_start(text: str, floor: int, start_line: int) -> int:
     """Return the offset of the header above a START line, or `start_line` if there is none."""
-    place = max(floor, start_line - _HEADER_CHARACTERS)
-    if place > floor:
-        place = min(start_line, _line_end(text, place) + 1)
+    offset = max(floor, start_line - _HEADER_CHARACTERS)
+    if offset > floor:
+        offset = min(start_line, _line_end(text, offset) + 1)
     begin, title, lines_since_title = start_line, None, 0
-    for line in text[place:start_line].split("\n"):
+    for line in text[offset:start_line].split("\n"):
         words = line.strip("*\ufeff \t").lower()
         lines_since_title += 1
         if words.startswith(_HEADER_TITLES) and "license" not in words:
-            title, lines_since_title = place, 0
+            title, lines_since_title = offset, 0
         is_terms = words.startswith(_HEADER_TERMS)
         if title is not None and lines_since_title <= _HEADER_LINES:
             if is_terms or words.startswith(_HEADER_FIELDS):
                 begin = title
         elif is_terms:
-            begin = place
-        place += len(line) + 1
+            begin = offset
+        offset += len(line) + 1
     return begin
 
 

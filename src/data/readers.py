@@ -93,11 +93,11 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
     separator, columns = _columns(path, text, text_field)
     column = columns.index(text_field)
     rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
-    begins = 1  # first line of the next row: a quoted field may span lines
+    start_line = 1  # first line of the next row: a quoted field may span lines
     is_warned = False
     try:
         for number, row in enumerate(rows):
-            line, begins = begins, rows.line_num + 1
+            line, start_line = start_line, rows.line_num + 1
             if number == 0 or not row:
                 continue
             if len(row) != len(columns):
@@ -115,7 +115,7 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
             yield row[column]
     except csv.Error as error:
         raise Unreadable(
-            "broken CSV", f"{path}:{begins}: not CSV: {error}; is a quote not closed?"
+            "broken CSV", f"{path}:{start_line}: not CSV: {error}; is a quote not closed?"
         ) from error
 
 
@@ -138,15 +138,17 @@ def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
     Returns:
         The separator and the column names.
     """
-    found: dict[str, list[str]] = {}
+    columns_by_separator: dict[str, list[str]] = {}
     for separator in _SEPARATORS:
         try:
             row = next(csv.reader(io.StringIO(text), delimiter=separator, strict=True))
         except (csv.Error, StopIteration):
             continue
-        found[separator] = [name.strip() for name in row]
-    matching = [separator for separator, columns in found.items() if text_field in columns]
-    columns = max(found.values(), key=len, default=[])
+        columns_by_separator[separator] = [name.strip() for name in row]
+    matching = [
+        separator for separator, columns in columns_by_separator.items() if text_field in columns
+    ]
+    columns = max(columns_by_separator.values(), key=len, default=[])
     if columns in ([], [""]):
         raise Unreadable(
             "broken CSV", f"{path}:1: the first line is empty; it has to name the columns"
@@ -156,6 +158,6 @@ def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
             "without the column",
             f"{path}: no column {text_field!r} among {', '.join(columns)}; set text_field",
         )
-    if found[matching[0]].count(text_field) > 1:
+    if columns_by_separator[matching[0]].count(text_field) > 1:
         raise Unreadable("broken CSV", f"{path}: the column {text_field!r} is there more than once")
-    return matching[0], found[matching[0]]
+    return matching[0], columns_by_separator[matching[0]]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from ..errors import AGI2Error, shown
+from ..errors import AGI2Error, safe_repr
 from ..utils import human_bytes
 from .builtin import BUILTIN
 from .downloads import download, is_url
@@ -21,7 +21,7 @@ from .text_files import STDIN, Skipped, Unreadable, check_head, check_kind
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
-_CACHES = {"node_modules", "__pycache__", "site-packages"}
+_CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages"}
 # A folder with `config.toml` and one of these is a run directory.
 _RUN_FILES = ("metrics.jsonl", "model.safetensors", "checkpoints")
 
@@ -47,14 +47,14 @@ def list_sources(sources: Sources) -> list[str]:
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
     if isinstance(sources, bytes | Mapping) or not isinstance(sources, Iterable):
-        raise AGI2Error(f"sources must be a path or a list of paths, not {shown(sources)}")
-    given = list(sources)
-    if not given:
+        raise AGI2Error(f"sources must be a path or a list of paths, not {safe_repr(sources)}")
+    paths = list(sources)
+    if not paths:
         raise AGI2Error("no sources: name a text file, a folder, or builtin:python-docs")
-    for source in given:
+    for source in paths:
         if not isinstance(source, str | os.PathLike):
-            raise AGI2Error(f"sources: {shown(source)} is not a path")
-    return [os.fsdecode(source) for source in given]
+            raise AGI2Error(f"sources: {safe_repr(source)} is not a path")
+    return [os.fsdecode(source) for source in paths]
 
 
 def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
@@ -68,20 +68,22 @@ def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
         AGI2Error: if a source has no files, a named file is not text, or all files together are
             larger than the machine's memory.
     """
-    found: list[Source] = []
+    resolved: list[Source] = []
     seen: dict[object, Path] = {}
     for name in list_sources(sources):
-        source = _find(name, fetch)
-        own, source.files = source.files, []
-        for path in own:
+        source = _resolve(name, fetch)
+        files, source.files = source.files, []
+        for path in files:
             first = seen.setdefault(_identity(path), path)
             if first is path:
                 source.files.append(path)
             else:
-                source.skipped.add("read already", f"{path}, which is {first}", size=size_of(path))
-        found.append(source)
-    _check_memory(path for source in found for path in source.files)
-    return found
+                source.skipped.add(
+                    "read already", f"{path}, which is {first}", size=file_size(path)
+                )
+        resolved.append(source)
+    _check_total_size(path for source in resolved for path in source.files)
+    return resolved
 
 
 def check_rereadable(sources: Sources, why: str) -> None:
@@ -107,13 +109,13 @@ def _identity(path: Path) -> object:
     if str(path) == BUILTIN:
         return BUILTIN
     try:
-        about = os.fstat(0) if path == STDIN else path.stat()
+        status = os.fstat(0) if path == STDIN else path.stat()
     except OSError:  # closed, or deleted since it was found: reading it raises the error
         return str(path)
-    return (about.st_dev, about.st_ino) if about.st_ino else path.resolve()
+    return (status.st_dev, status.st_ino) if status.st_ino else path.resolve()
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Return the size of a file in bytes, or 0 if it does not exist any more."""
     try:
         return path.stat().st_size
@@ -121,16 +123,16 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def _check_memory(files: Iterable[Path]) -> None:
-    size, room = sum(map(size_of, files)), psutil.virtual_memory().total
-    if size > room:
+def _check_total_size(files: Iterable[Path]) -> None:
+    size, memory = sum(map(file_size, files)), psutil.virtual_memory().total
+    if size > memory:
         raise AGI2Error(
             f"the sources hold {human_bytes(size)}, more than this machine's memory "
-            f"({human_bytes(room)}): name fewer files"
+            f"({human_bytes(memory)}): name fewer files"
         )
 
 
-def _find(name: str, fetch: bool) -> Source:
+def _resolve(name: str, fetch: bool) -> Source:
     if name == BUILTIN:
         return Source(name, files=[Path(BUILTIN)])
     if name.startswith("builtin:"):
@@ -139,16 +141,16 @@ def _find(name: str, fetch: bool) -> Source:
         return Source(name, files=[download(name)] if fetch else [])
     if not name.strip():
         raise AGI2Error("a source is an empty text: name a file, a folder, or " + BUILTIN)
-    place = os.path.expanduser(name)
-    if os.path.isdir(place):
-        return _find_in_folder(name, Path(place))
-    if os.path.exists(place):
-        return Source(name, files=[_named_file(Path(place))])
-    if os.path.lexists(place):
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _resolve_folder(name, Path(path))
+    if os.path.exists(path):
+        return Source(name, files=[_named_file(Path(path))])
+    if os.path.lexists(path):
         raise AGI2Error(f"{name}: a broken symbolic link")
     if name == str(STDIN):
         return Source(name, files=[STDIN])
-    return _find_by_pattern(name, place)
+    return _resolve_pattern(name, path)
 
 
 def _named_file(path: Path) -> Path:
@@ -160,22 +162,22 @@ def _named_file(path: Path) -> Path:
     return path
 
 
-def _find_in_folder(name: str, folder: Path) -> Source:
+def _resolve_folder(name: str, folder: Path) -> Source:
     source = Source(name, is_named=False)
-    inside = [path for path in _walk(folder, source.skipped) if _has_text_suffix(path, source)]
-    if not inside:
+    candidates = [path for path in _walk(folder, source.skipped) if _has_text_suffix(path, source)]
+    if not candidates:
         raise AGI2Error(f"{name}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-    return _check_found(source, inside)
+    return _check_found(source, candidates)
 
 
 def _has_text_suffix(path: Path, source: Source) -> bool:
     if path.suffix.lower() in TEXT_SUFFIXES:
         return True
-    source.skipped.add(f"not {', '.join(TEXT_SUFFIXES)}", str(path), size=size_of(path))
+    source.skipped.add(f"not {', '.join(TEXT_SUFFIXES)}", str(path), size=file_size(path))
     return False
 
 
-def _find_by_pattern(name: str, pattern: str) -> Source:
+def _resolve_pattern(name: str, pattern: str) -> Source:
     source = Source(name, is_named=False)
     matches = sorted(Path(match) for match in _matches(pattern, source.skipped))
     files = [path for path in matches if not os.path.isdir(path)]
@@ -207,7 +209,7 @@ def _check_found(source: Source, paths: Iterable[Path]) -> Source:
             check_head(path)
         except (Unreadable, OSError) as error:
             reason = getattr(error, "reason", "that cannot be read")
-            source.skipped.add(reason, str(path), size=size_of(path))
+            source.skipped.add(reason, str(path), size=file_size(path))
             first_problem = first_problem or str(error)
         else:
             source.files.append(path)
@@ -240,7 +242,7 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
             path = Path(entry.path)
             is_folder = os.path.isdir(path)
             if reason := _skip_reason(path, is_folder):
-                skipped.add(reason, str(path), size=0 if is_folder else size_of(path))
+                skipped.add(reason, str(path), size=0 if is_folder else file_size(path))
             elif not is_folder:
                 yield path
             elif entry.is_symlink():
@@ -253,7 +255,7 @@ def _skip_reason(path: Path, is_folder: bool) -> str:
     """Return the reason to skip a file or folder found in a source; empty if there is none."""
     if path.name.startswith("."):
         return "hidden"
-    if is_folder and (path.name in _CACHES or os.path.exists(path / "pyvenv.cfg")):
+    if is_folder and (path.name in _CACHE_FOLDERS or os.path.exists(path / "pyvenv.cfg")):
         return "installed packages or caches"
     if is_folder and _is_run(path):
         return "output of runs"
@@ -271,9 +273,9 @@ def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
     prefix, parts = _existing_prefix(pattern)
     if "**" not in parts:
         for match in glob.glob(os.path.join(glob.escape(prefix), *parts)):
-            inside = Path(match).relative_to(prefix).parents
-            if any(_is_run(Path(prefix, folder)) for folder in inside if folder.name):
-                skipped.add("output of runs", match, size=size_of(Path(match)))
+            parents = Path(match).relative_to(prefix).parents
+            if any(_is_run(Path(prefix, folder)) for folder in parents if folder.name):
+                skipped.add("output of runs", match, size=file_size(Path(match)))
             else:
                 yield match
         return
@@ -300,22 +302,22 @@ def _match_parts(names: tuple[str, ...], pattern: list[str]) -> bool:
     Time is O(len(names) * len(pattern)), where backtracking would be exponential.
     """
     # The states of an NFA: the numbers of pattern parts that the names so far can have consumed.
-    reached = _skip_stars({0}, pattern)
+    states = _skip_stars({0}, pattern)
     for name in names:
-        after = set()
-        for place in reached:
-            if place < len(pattern):
-                if pattern[place] == "**":
-                    after.add(place)
-                elif fnmatch.fnmatch(name, pattern[place]):
-                    after.add(place + 1)
-        reached = _skip_stars(after, pattern)
-    return len(pattern) in reached
+        next_states = set()
+        for state in states:
+            if state < len(pattern):
+                if pattern[state] == "**":
+                    next_states.add(state)
+                elif fnmatch.fnmatch(name, pattern[state]):
+                    next_states.add(state + 1)
+        states = _skip_stars(next_states, pattern)
+    return len(pattern) in states
 
 
-def _skip_stars(places: set[int], pattern: list[str]) -> set[int]:
+def _skip_stars(states: set[int], pattern: list[str]) -> set[int]:
     """Add to the states those reached by matching a `**` with no path part (epsilon moves)."""
-    for place, part in enumerate(pattern):
-        if part == "**" and place in places:
-            places = places | {place + 1}
-    return places
+    for state, part in enumerate(pattern):
+        if part == "**" and state in states:
+            states = states | {state + 1}
+    return states

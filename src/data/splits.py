@@ -19,12 +19,12 @@ from .dedup import (
 )
 
 # With at least this many documents, complete documents are held out; with fewer, the end of each.
-_MANY_DOCUMENTS = 20
+_MIN_DOCUMENTS_TO_HOLD_OUT = 20
 # Documents that share this fraction of the smaller one's shingles are on the same side. The higher
 # thresholds are for corpora with too many related documents, as when all begin with one template.
-_RELATED = (0.2, 0.5, 0.8)
+_NEAR_DUPLICATE_THRESHOLDS = (0.2, 0.5, 0.8)
 # Fraction of the held-out text that may be in the training text without a warning.
-_LEAK_WARNED = 0.05
+_MAX_LEAKAGE = 0.05
 
 Split = tuple[list[str], list[str]]
 
@@ -47,28 +47,28 @@ def split_documents(documents: Sequence[str], val_fraction: float, seed: int = 0
     """
     if val_fraction == 0:
         return list(documents), []
-    best, best_leak = None, 0.0
+    best, best_leakage = None, 0.0
     for split in _splits(documents, val_fraction, seed):
-        leak = containment(split[1], split[0]) if split[1] else None
-        if best is None or (leak or 0.0) < best_leak:
-            best, best_leak = split, leak or 0.0
-        if best_leak <= _LEAK_WARNED:
+        leakage = containment(split[1], split[0]) if split[1] else None
+        if best is None or (leakage or 0.0) < best_leakage:
+            best, best_leakage = split, leakage or 0.0
+        if best_leakage <= _MAX_LEAKAGE:
             break
     assert best is not None
     if best[1]:
-        _report(best_leak)
+        _log_leakage(best_leakage)
     return best
 
 
-def _report(leak: float) -> None:
-    if leak > _LEAK_WARNED:
+def _log_leakage(leakage: float) -> None:
+    if leakage > _MAX_LEAKAGE:
         log.warning(
             "%.1f %% of the held-out text is in the training text, too: the validation loss is "
             "lower than on new text",
-            100 * leak,
+            100 * leakage,
         )
-    elif leak >= 0.0005:  # 0.1 %, the least that is shown
-        log.info("%.1f %% of the held-out text is in the training text, too", 100 * leak)
+    elif leakage >= 0.0005:  # 0.1 %, the least that is shown
+        log.info("%.1f %% of the held-out text is in the training text, too", 100 * leakage)
 
 
 def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterator[Split]:
@@ -78,11 +78,11 @@ def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterato
     for document in documents:
         lengths[document] += len(document)
     texts = list(lengths)
-    if len(texts) >= _MANY_DOCUMENTS:
-        for threshold in _RELATED:
+    if len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
+        for threshold in _NEAR_DUPLICATE_THRESHOLDS:
             groups = cluster_near_duplicates(texts, threshold)
             related = len(texts) - len(set(groups))
-            chosen = _choose(texts, groups, lengths, val_fraction, seed)
+            chosen = _choose_held_out(texts, groups, lengths, val_fraction, seed)
             held_out = sum(lengths[text] for text in chosen)
             # Near-duplicate clusters can be too large to hold out: then too little is held out, and
             # the next threshold makes smaller ones. Without any, the documents are just long.
@@ -98,7 +98,7 @@ def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterato
     yield _split_each(documents, val_fraction)
 
 
-def _choose(
+def _choose_held_out(
     texts: Sequence[str],
     groups: Sequence[int],
     lengths: Counter[str],
@@ -110,15 +110,15 @@ def _choose(
     for text, group in zip(texts, groups, strict=True):
         members.setdefault(group, []).append(text)
     candidates = list(members.values())
-    wanted = val_fraction * lengths.total()
+    remaining = val_fraction * lengths.total()
     chosen: set[str] = set()
     generator = torch.Generator("cpu").manual_seed(seed)
     for index in torch.randperm(len(candidates), generator=generator, device="cpu").tolist():
         length = sum(lengths[text] for text in candidates[index])
         # A group that would overshoot by more than half its length stays in training.
-        if length <= 2 * wanted:
+        if length <= 2 * remaining:
             chosen.update(candidates[index])
-            wanted -= length
+            remaining -= length
     return chosen
 
 
@@ -126,7 +126,9 @@ def _split_each(documents: Sequence[str], val_fraction: float) -> Split:
     """Hold out the end of each document; near-duplicates are split together."""
     texts = list(dict.fromkeys(documents))
     members: dict[int, list[str]] = {}
-    for text, group in zip(texts, cluster_near_duplicates(texts, _RELATED[0]), strict=True):
+    for text, group in zip(
+        texts, cluster_near_duplicates(texts, _NEAR_DUPLICATE_THRESHOLDS[0]), strict=True
+    ):
         members.setdefault(group, []).append(text)
     parts: dict[str, Split] = {}
     for related in members.values():
@@ -144,23 +146,28 @@ def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
     """
     rate = sampling_rate(texts)
     cuts: dict[str, int] = {}
-    trained = held_out = np.empty(0, np.uint64)
+    train_hashes = held_out_hashes = np.empty(0, np.uint64)
     for text in sorted(texts, key=len, reverse=True):
         cut = int(len(text) * (1 - val_fraction))
         head, tail = shingles(text[:cut], rate).hashes, shingles(text[cut:], rate).hashes
-        if len(tail) and isin(tail, trained).mean() > 0.5:
+        if len(tail) and isin(tail, train_hashes).mean() > 0.5:
             # An excerpt or draft whose end is in the training part of a longer document stays in
             # training: the end of the longer one is held out.
             cut, head, tail = len(text), np.concatenate([head, tail]), tail[:0]
         cuts[text] = cut
-        trained, held_out = np.concatenate([trained, head]), np.concatenate([held_out, tail])
+        train_hashes, held_out_hashes = np.concatenate([train_hashes, head]), np.concatenate(
+            [held_out_hashes, tail]
+        )
     plain = {text: _pieces([text[:cut]], [text[cut:]]) for text, cut in cuts.items()}
-    is_copied = bool(len(held_out)) and isin(held_out, trained).mean() >= _RELATED[0]
+    is_copied = (
+        bool(len(held_out_hashes))
+        and isin(held_out_hashes, train_hashes).mean() >= _NEAR_DUPLICATE_THRESHOLDS[0]
+    )
     if not is_copied and len(texts) == 1:
         return plain
     split = {}
     for text, cut in cuts.items():
-        kept, moved = split_by_shingles(text[:cut], held_out, rate)
+        kept, moved = split_by_shingles(text[:cut], held_out_hashes, rate)
         split[text] = _pieces(kept, [*moved, text[cut:]])
     # If the text is mostly repetition, holding out all copies would leave too little to train on.
     return split if _train_size(split) >= _train_size(plain) / 2 else plain

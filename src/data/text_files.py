@@ -23,7 +23,7 @@ HEAD = 8192
 """Bytes at the beginning of a file by which binary files are detected."""
 _CHUNK = 2**20
 # Seconds without a byte from a pipe after which the log says what is waited for.
-_PATIENCE = 2.0
+_LOG_DELAY = 2.0
 # Magic numbers of document formats that may have no NUL byte, so that they look like text.
 _FORMATS = {b"%PDF-": "a PDF", b"%!PS": "PostScript", b"{\\rtf": "a Rich Text (RTF) document"}
 
@@ -109,12 +109,12 @@ def check_head(path: Path, name: str | None = None) -> None:
         with open_file(path) as file:
             head = file.read(HEAD)
     except OSError as error:
-        raise _refused(error, name) from error
+        raise _unreadable(error, name) from error
     if len(head) < HEAD:
         _check_not_empty(head, name)
     _check_format(head, name)
     if b"\0" in head and not _is_utf16(head):
-        raise _binary(name)
+        raise _binary_error(name)
 
 
 def _check_format(content: bytes, name: str) -> None:
@@ -129,11 +129,11 @@ def _check_not_empty(content: bytes, name: str) -> None:
         raise Unreadable("empty", f"{name}: the file {what}")
 
 
-def _binary(name: str) -> Unreadable:
+def _binary_error(name: str) -> Unreadable:
     return Unreadable("not text", f"{name}: not a text file (it holds NUL bytes)")
 
 
-def _refused(error: OSError, name: str) -> Unreadable:
+def _unreadable(error: OSError, name: str) -> Unreadable:
     reason = error.strerror or str(error)
     return Unreadable("that cannot be read", f"{name}: cannot be read: {reason}")
 
@@ -154,21 +154,21 @@ def read_content(path: Path) -> bytes:
     name = str(path)
     try:
         with (
-            _waiting_logged(path) as came,
+            _waiting_logged(path) as on_data,
             # Opening a named pipe blocks until a program opens it for writing.
             open(0, "rb", closefd=False) if path == STDIN else open(path, "rb") as file,
         ):
-            about = os.fstat(file.fileno())
-            check_kind(about.st_mode, name)
-            if not stat.S_ISREG(about.st_mode):
-                return _read_stream(file, name, came)
+            status = os.fstat(file.fileno())
+            check_kind(status.st_mode, name)
+            if not stat.S_ISREG(status.st_mode):
+                return _read_stream(file, name, on_data)
             content = file.read()
     except OSError as error:
-        raise _refused(error, name) from error
+        raise _unreadable(error, name) from error
     # Standard input may be redirected from a file and already be at a later offset.
-    if len(content) < about.st_size and path != STDIN:
+    if len(content) < status.st_size and path != STDIN:
         raise Unreadable(
-            "that change", f"{name}: only {len(content):,} of {about.st_size:,} bytes came: retry"
+            "that change", f"{name}: only {len(content):,} of {status.st_size:,} bytes came: retry"
         )
     return content
 
@@ -183,7 +183,7 @@ def _waiting_logged(path: Path) -> Iterator[Callable[[], None]]:
     advice = "waiting for %s: nothing has been written to this pipe; Ctrl-C stops"
     what = "standard input" if path == STDIN else printable(str(path))
     # A warning, so that --quiet does not hide why nothing happens.
-    timer = threading.Timer(_PATIENCE, log.warning, (advice, what))
+    timer = threading.Timer(_LOG_DELAY, log.warning, (advice, what))
     timer.daemon = True
     if path == STDIN or not path.is_file():
         timer.start()
@@ -193,17 +193,18 @@ def _waiting_logged(path: Path) -> Iterator[Callable[[], None]]:
         timer.cancel()
 
 
-def _read_stream(file: BufferedReader, name: str, came: Callable[[], None]) -> bytes:
-    """Read a stream of unknown length to its end; call `came` at its first bytes."""
+def _read_stream(file: BufferedReader, name: str, on_data: Callable[[], None]) -> bytes:
+    """Read a stream of unknown length to its end; call `on_data` at its first bytes."""
     # The copy to `bytes`, the decoded text and its tokens need memory, too.
-    most = psutil.virtual_memory().available // 4
+    max_bytes = psutil.virtual_memory().available // 4
     content = bytearray()
     while chunk := file.read1(_CHUNK):  # what is there, without waiting for a full chunk
-        came()
+        on_data()
         content += chunk
-        if len(content) > most:
+        if len(content) > max_bytes:
             raise Unreadable(
-                "too large", f"{name}: more than {human_bytes(most)} came, too much for the memory"
+                "too large",
+                f"{name}: more than {human_bytes(max_bytes)} came, too much for the memory",
             )
     return bytes(content)
 
@@ -220,7 +221,7 @@ def decode(content: bytes, name: str) -> str:
         text = content.decode("utf-16" if _is_utf16(content) else "utf-8-sig")
     except UnicodeDecodeError as error:
         if b"\0" in content[:HEAD] and not _is_utf16(content):
-            raise _binary(name) from error
+            raise _binary_error(name) from error
         line = content[: error.start].count(b"\n") + 1
         raise Unreadable(
             "not UTF-8",
@@ -228,7 +229,7 @@ def decode(content: bytes, name: str) -> str:
             f"with iconv -f latin1 -t utf-8",
         ) from error
     if "\0" in text:
-        raise _binary(name)
+        raise _binary_error(name)
     return unify_line_ends(text)
 
 

@@ -26,7 +26,7 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts[:-1]) if parts else np.array([], dtype=tokenizer.dtype)
 
 
-def bytes_of(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
+def count_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
     """Count the UTF-8 bytes of the text that tokens decode to, as for bits per byte.
 
     Args:

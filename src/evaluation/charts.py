@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .html import COLORS, escape, page, visible
+from .html import COLORS, escape, page, visible_text
 
 Point = tuple[float, float]
 Axes = dict[str, list[float]]
@@ -20,7 +20,7 @@ a run: at least two."""
 # Maximum points of a curve: more than a screen has pixels would only make the file larger.
 MAX_POINTS = 800
 # Larger values are excluded from scales: sums of them could overflow.
-_HUGE = 1e30
+_MAX_VALUE = 1e30
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Scale:
     high: float
     log: bool = False
 
-    def place(self, value: float) -> float:
+    def transform(self, value: float) -> float:
         """Map a value; the result is outside [0, 1] if the value is beyond the ends."""
         if self.log:
             if value <= 0:
@@ -72,7 +72,7 @@ class Scale:
         return self._inside(step * number for number in range(first, last + 1))
 
     def _inside(self, values: Iterable[float]) -> list[float]:
-        return [value for value in values if -1e-9 <= self.place(value) <= 1 + 1e-9]
+        return [value for value in values if -1e-9 <= self.transform(value) <= 1 + 1e-9]
 
 
 def fit_scale(values: Iterable[float], *, log: bool = False, from_zero: bool = False) -> Scale:
@@ -87,16 +87,16 @@ def fit_scale(values: Iterable[float], *, log: bool = False, from_zero: bool = F
         log: use a logarithmic scale if all values are positive.
         from_zero: start a linear scale at 0.
     """
-    found = sorted(value for value in values if abs(value) < _HUGE)
-    log = log and bool(found) and found[0] > 1 / _HUGE
-    found = [math.log(value) for value in found] if log else found
-    if not found:
+    finite = sorted(value for value in values if abs(value) < _MAX_VALUE)
+    log = log and bool(finite) and finite[0] > 1 / _MAX_VALUE
+    finite = [math.log(value) for value in finite] if log else finite
+    if not finite:
         return Scale(0.0, 1.0)
-    count = len(found)
-    lower, upper = found[count // 4], found[3 * count // 4]
-    reach = 3 * (upper - lower)
-    low = max(found[0], min(lower - reach, found[count // 20]))
-    high = min(found[-1], max(upper + reach, found[-1 - count // 20]))
+    count = len(finite)
+    lower, upper = finite[count // 4], finite[3 * count // 4]
+    whisker = 3 * (upper - lower)
+    low = max(finite[0], min(lower - whisker, finite[count // 20]))
+    high = min(finite[-1], max(upper + whisker, finite[-1 - count // 20]))
     if from_zero and not log:
         low = min(low, 0.0)
     margin = 0.04 * (high - low) or 0.1 * abs(high) or 0.5
@@ -105,7 +105,7 @@ def fit_scale(values: Iterable[float], *, log: bool = False, from_zero: bool = F
     return Scale(low if low == 0 else low - margin, high + margin)
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+def downsample(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     """Downsample a curve to about `limit` points, so that it looks the same.
 
     Each bin keeps its minimum and maximum; a bin without finite values stays a gap.
@@ -113,19 +113,24 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     if len(points) <= limit:
         return list(points)
     width = math.ceil(2 * len(points) / limit)
-    thinned: list[Point] = []
+    downsampled: list[Point] = []
     for start in range(0, len(points), width):
-        stretch = points[start : start + width]
-        finite = [point for point in stretch if math.isfinite(point[1])] or stretch[:1]
+        chunk = points[start : start + width]
+        finite = [point for point in chunk if math.isfinite(point[1])] or chunk[:1]
         ends = {min(finite, key=lambda point: point[1]), max(finite, key=lambda point: point[1])}
-        thinned += sorted(ends)
-    return thinned
+        downsampled += sorted(ends)
+    return downsampled
 
 
-def smooth(points: Sequence[Point], share: float = 0.03) -> list[Point]:
-    """Return the running median of the finite points, over a centered window of `share` of them."""
+def running_median(points: Sequence[Point], window_fraction: float = 0.03) -> list[Point]:
+    """Return the running median of the finite points.
+
+    Args:
+        points: the curve.
+        window_fraction: width of the centered window, as a fraction of the finite points.
+    """
     finite = [point for point in points if math.isfinite(point[1])]
-    half = max(1, round(share * len(finite) / 2))
+    half = max(1, round(window_fraction * len(finite) / 2))
     medians = []
     window: list[float] = []  # always sorted
     for index in range(-half, len(finite)):
@@ -155,11 +160,11 @@ def _lines(series: Sequence[Series]) -> list[_Line]:
     lines = []
     for each in series:
         points = sorted((x, y) for x, y in each.points if math.isfinite(x))
-        name, color = visible(each.name), each.color % COLORS
+        name, color = visible_text(each.name), each.color % COLORS
         if each.noisy and len(points) >= 40:
             lines += [
                 _Line(name, color, each.run, "faint", points),
-                _Line(f"{name}, running median", color, each.run, "median", smooth(points)),
+                _Line(f"{name}, running median", color, each.run, "median", running_median(points)),
             ]
         elif points:
             lines.append(_Line(name, color, each.run, "dots" if each.dots else "plain", points))
@@ -202,8 +207,8 @@ def chart(
     first = first if first > last / 2 else 0
     x_scale = Scale(first, last) if last > first else Scale(first - 0.5, first + 0.5)
     y_scale = fit_scale((y for _, y in finite), log=log, from_zero=from_zero)
-    outside = sum(not 0 <= y_scale.place(y) <= 1 for _, y in finite)
-    marks = [mark for mark in resumed if 0 <= x_scale.place(mark) <= 1]
+    num_outliers = sum(not 0 <= y_scale.transform(y) <= 1 for _, y in finite)
+    marks = [mark for mark in resumed if 0 <= x_scale.transform(mark) <= 1]
     data = {"axis": x_name, "log": log, "zero": from_zero, "resumed": marks}
     data["curves"] = [_data(line, len(lines)) for line in lines]
     return (
@@ -212,35 +217,35 @@ def chart(
         f'aria-label="{escape(title)} by {escape(x_name)}">{_grid(x_scale, y_scale, marks)}'
         f"{''.join(_draw(line, x_scale, y_scale) for line in lines)}</svg>"
         f'{_labels(x_scale, y_scale)}</div><p class="x-name">{escape(x_name)}</p>'
-        f'<figcaption class="legend">{_legend(lines, bool(marks), outside, y_scale.log)}'
+        f'<figcaption class="legend">{_legend(lines, bool(marks), num_outliers, y_scale.log)}'
         "</figcaption></figure>"
     )
 
 
 # Maximum points of a chart, over all its lines, that are embedded for the script.
-_DATA = 4_000
+_MAX_EMBEDDED_POINTS = 4_000
 
 
 def _data(line: _Line, lines: int) -> dict[str, Any]:
     """Return a line as JSON data for the script; a non-finite value becomes `null`."""
-    points = thin(line.points, max(100, min(2 * MAX_POINTS, _DATA // lines)))
+    points = downsample(line.points, max(100, min(2 * MAX_POINTS, _MAX_EMBEDDED_POINTS // lines)))
     values = [float(f"{y:.5g}") if math.isfinite(y) else None for _, y in points]
     fields = {"name": line.name, "color": line.color, "run": line.run, "kind": line.kind}
     return {**fields, "x": [x for x, _ in points], "y": values}
 
 
 def _grid(x_scale: Scale, y_scale: Scale, marks: Sequence[float]) -> str:
-    heights = [1000 * (1 - y_scale.place(value)) for value in y_scale.ticks()]
+    heights = [1000 * (1 - y_scale.transform(value)) for value in y_scale.ticks()]
     return "".join(
         [f'<path class="grid" d="M0 {y:.1f}H1000"/>' for y in heights]
-        + [f'<path class="mark" d="M{1000 * x_scale.place(x):.1f} 0V1000"/>' for x in marks]
+        + [f'<path class="mark" d="M{1000 * x_scale.transform(x):.1f} 0V1000"/>' for x in marks]
     )
 
 
 def _labels(x_scale: Scale, y_scale: Scale) -> str:
-    rows = [(100 * y_scale.place(value), short_number(value)) for value in y_scale.ticks()]
+    rows = [(100 * y_scale.transform(value), short_number(value)) for value in y_scale.ticks()]
     columns = [
-        (100 * x_scale.place(value), f"{value:,.0f}")
+        (100 * x_scale.transform(value), f"{value:,.0f}")
         for value in x_scale.ticks(5)
         if abs(value - round(value)) < 1e-9
     ]
@@ -250,7 +255,7 @@ def _labels(x_scale: Scale, y_scale: Scale) -> str:
     )
 
 
-def _legend(lines: Sequence[_Line], is_resumed: bool, outside: int, log: bool) -> str:
+def _legend(lines: Sequence[_Line], is_resumed: bool, num_outliers: int, log: bool) -> str:
     """Return the legend as HTML; the script updates the elements of class `note`."""
     keys = [
         f'<span><i class="c{line.color}{" faint" * (line.kind == "faint")}"></i>'
@@ -259,34 +264,34 @@ def _legend(lines: Sequence[_Line], is_resumed: bool, outside: int, log: bool) -
     ]
     if is_resumed:
         keys.append('<span><i class="mark"></i>resumed</span>')
-    if outside:
-        keys.append(f'<span class="note">{far_out(outside)}</span>')
+    if num_outliers:
+        keys.append(f'<span class="note">{outliers_note(num_outliers)}</span>')
     if log:
         keys.append('<span class="note">logarithmic</span>')
     return "".join(keys)
 
 
-def far_out(count: int) -> str:
-    """Format a number of outliers: 1 as `1 far-out point is not shown`."""
+def outliers_note(count: int) -> str:
+    """Format a number of outliers: 1 as `1 far-out point is not safe_repr`."""
     return f"{count:,} far-out point{' is' if count == 1 else 's are'} not shown"
 
 
 def _draw(line: _Line, x_scale: Scale, y_scale: Scale) -> str:
     """Return a line as SVG paths, in a box of 1000 x 1000 whose y-axis points down."""
-    path, dots, pen, color = "", "", "M", f"c{line.color}"
-    for x, y in thin(line.points):
+    path, dots, command, color = "", "", "M", f"c{line.color}"
+    for x, y in downsample(line.points):
         if not math.isfinite(y):
-            pen = "M"
+            command = "M"
             continue
         # The plot clips values outside anyway, and some browsers fail at huge coordinates.
-        height = max(-1.0, min(2.0, y_scale.place(y)))
-        place = f"{1000 * x_scale.place(x):.1f} {1000 * (1 - height):.1f}"
-        path += pen + place
-        pen = "L"
+        height = max(-1.0, min(2.0, y_scale.transform(y)))
+        point = f"{1000 * x_scale.transform(x):.1f} {1000 * (1 - height):.1f}"
+        path += command + point
+        command = "L"
         if line.kind == "dots":
             # A zero-length line with round caps is a round dot at any aspect ratio.
             dots += (
-                f'<path class="dot {color}" d="M{place}h0"><title>{escape(line.name)}: {y:.4g} at '
+                f'<path class="dot {color}" d="M{point}h0"><title>{escape(line.name)}: {y:.4g} at '
                 f"{x:,.0f}</title></path>"
             )
     faint = " faint" * (line.kind == "faint")

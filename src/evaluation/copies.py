@@ -11,9 +11,9 @@ from .html import escape, table
 from .run_log import RunRecord
 
 # Limits that keep a report below a few seconds; it shows what they cut.
-COMPARED_SAMPLES = 10
-COMPARED_CHARACTERS = 2_000
-COMPARED_TEXT = 20_000_000
+MAX_COMPARED_SAMPLES = 10
+MAX_COMPARED_CHARACTERS = 2_000
+MAX_COMPARED_TEXT = 20_000_000
 _CONTEXT = 60  # characters shown before and after a copy
 
 
@@ -22,14 +22,14 @@ class Copy:
     """The longest span that a sample has in common with the training text."""
 
     step: int
-    written: str
+    sample: str
     """The sample without its prompt; cut if it is long."""
     span: str
     document: int
     """Number of the document, from 1."""
     offset: int
     """Offset of the span in the document, in characters."""
-    places: int
+    occurrences: int
     """Number of occurrences of the span in the training text."""
     before: str
     after: str
@@ -41,54 +41,54 @@ def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
     # Deferred: it imports NumPy, which `agi2 list` does not need.
     from .memorization import longest_common_span
 
-    text = _BETWEEN.join(_first_characters(documents))
+    text = _DOCUMENT_SEPARATOR.join(_first_characters(documents))
     starts = [0, *accumulate(len(document) + 1 for document in documents)]
     copies = []
-    for step, sample in run.history.samples[-COMPARED_SAMPLES:]:
-        written = sample.removeprefix(run.config.model_seed)[:COMPARED_CHARACTERS]
-        span = longest_common_span(written, text)
+    for step, sample in run.history.samples[-MAX_COMPARED_SAMPLES:]:
+        generated = sample.removeprefix(run.config.model_seed)[:MAX_COMPARED_CHARACTERS]
+        span = longest_common_span(generated, text)
         if not span:
             continue
-        at = text.find(span)
-        document = bisect.bisect_right(starts, at)
-        end = at + len(span)
+        start = text.find(span)
+        document = bisect.bisect_right(starts, start)
+        end = start + len(span)
         copies.append(
             Copy(
                 step,
-                written,
+                generated,
                 span,
                 document,
-                at - starts[document - 1],
+                start - starts[document - 1],
                 _occurrences(span, text),
-                text[max(0, at - _CONTEXT) : at].rpartition(_BETWEEN)[2],
-                text[end : end + _CONTEXT].partition(_BETWEEN)[0],
+                text[max(0, start - _CONTEXT) : start].rpartition(_DOCUMENT_SEPARATOR)[2],
+                text[end : end + _CONTEXT].partition(_DOCUMENT_SEPARATOR)[0],
             )
         )
     return copies
 
 
 def _occurrences(span: str, text: str) -> int:
-    """Count the occurrences of a span in a text, overlapping ones included, up to `_MOST_PLACES`.
+    """Count the occurrences of a span in a text, also overlapping, up to `_MAX_OCCURRENCES`.
 
     In a text that repeats one character, a span occurs almost everywhere: counting all would take
     minutes.
     """
     if not any(span.startswith(span[start:]) for start in range(1, len(span))):
-        return min(text.count(span), _MOST_PLACES)  # its occurrences cannot overlap
-    count, at = 0, text.find(span)
-    while at >= 0 and count < _MOST_PLACES:
-        count, at = count + 1, text.find(span, at + 1)
+        return min(text.count(span), _MAX_OCCURRENCES)  # its occurrences cannot overlap
+    count, position = 0, text.find(span)
+    while position >= 0 and count < _MAX_OCCURRENCES:
+        count, position = count + 1, text.find(span, position + 1)
     return count
 
 
-_MOST_PLACES = 10_000
+_MAX_OCCURRENCES = 10_000
 # A lone surrogate, which no decoded UTF-8 contains: no common span can cross documents.
-_BETWEEN = "\udfff"
+_DOCUMENT_SEPARATOR = "\udfff"
 
 
 def _first_characters(documents: Sequence[str]) -> list[str]:
-    """Truncate the documents to `COMPARED_TEXT` characters in total."""
-    kept, left = [], COMPARED_TEXT
+    """Truncate the documents to `MAX_COMPARED_TEXT` characters in total."""
+    kept, left = [], MAX_COMPARED_TEXT
     for document in documents:
         kept.append(document[:left])
         left -= len(kept[-1])
@@ -104,28 +104,28 @@ def memorization_section(
     if copies is None or documents is None or not run.history.samples:
         return ""
     characters = sum(map(len, documents))
-    compared = min(characters, COMPARED_TEXT)
+    compared = min(characters, MAX_COMPARED_TEXT)
     rows = []
     for copy in reversed(copies):
-        share = len(copy.span) / len(copy.written)
+        share = len(copy.span) / len(copy.sample)
         place = f"document {copy.document:,}, at character {copy.offset:,}"
-        if copy.places > 1:
-            least = "at least " * (copy.places == _MOST_PLACES)
-            place += f", and {least}{copy.places - 1:,} more"
+        if copy.occurrences > 1:
+            least = "at least " * (copy.occurrences == _MAX_OCCURRENCES)
+            place += f", and {least}{copy.occurrences - 1:,} more"
         rows.append(
             [
                 f"{copy.step:,}",
                 f"{len(copy.span):,} <small>{share:.0%}</small>",
-                f"<pre>{_marked(copy.written, copy.span)}</pre>",
+                f"<pre>{_marked(copy.sample, copy.span)}</pre>",
                 f"<pre>{_around(copy)}</pre><small>{place}</small>",
             ]
         )
     cut = f"the first {compared:,} of {characters:,}"
-    samples = min(len(run.history.samples), COMPARED_SAMPLES)
+    samples = min(len(run.history.samples), MAX_COMPARED_SAMPLES)
     note = (
         "The longest span that "
         + (f"each of the last {samples} samples" if samples > 1 else "the last sample")
-        + f" (its first {COMPARED_CHARACTERS:,} characters) has in common, character for "
+        + f" (its first {MAX_COMPARED_CHARACTERS:,} characters) has in common, character for "
         f"character, with the training text ({cut if compared < characters else f'{characters:,}'} "
         f"characters in {len(documents):,} document{'s' * (len(documents) != 1)})."
     )

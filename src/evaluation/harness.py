@@ -41,7 +41,7 @@ class AGI2LM(LM):
         super().__init__()
         self.model, self.tokenizer = trained.model, trained.tokenizer
         self.precision = precision
-        self._has_cut = False
+        self._has_truncated = False
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Compute the log-likelihood of each continuation, given its context.
@@ -89,9 +89,9 @@ class AGI2LM(LM):
                 f"a continuation has {count} tokens, the model {positions} positions: "
                 f"{continuation[:40]!r} ..."
             )
-        if len(ids) > positions + 1 and not self._has_cut:
+        if len(ids) > positions + 1 and not self._has_truncated:
             log.warning("a context is longer than the model's positions: its end is seen")
-            self._has_cut = True
+            self._has_truncated = True
         return ids[-(positions + 1) :], count
 
     def _score(self, pairs: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
@@ -103,16 +103,16 @@ class AGI2LM(LM):
         device = self.model.device
         with evaluating(), autocast(device, self.precision):
             hidden = self.model.hidden_states(rows[:, :-1].to(device))
-            found = []
+            scores = []
             for row, state, (ids, count) in zip(rows, hidden, pairs, strict=True):
-                asked = slice(len(ids) - count - 1, len(ids) - 1)
-                log_probs = self.model.logits(state[asked]).float().log_softmax(-1).cpu()
-                targets = row[1:][asked]
+                span = slice(len(ids) - count - 1, len(ids) - 1)
+                log_probs = self.model.logits(state[span]).float().log_softmax(-1).cpu()
+                targets = row[1:][span]
                 total = log_probs.gather(1, targets[:, None]).double().sum().item()
                 if not math.isfinite(total):
                     raise AGI2Error("a likelihood is not finite: the model's weights are broken")
-                found.append((total, bool((log_probs.argmax(-1) == targets).all())))
-        return found
+                scores.append((total, bool((log_probs.argmax(-1) == targets).all())))
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """Compute the log-likelihood of each text in nats, in windows of P tokens.
@@ -126,10 +126,10 @@ class AGI2LM(LM):
             return 0.0
         tokens = np.insert(self.tokenizer.encode_array(text), 0, self.tokenizer.start_of_text)
         stride = self.model.config.max_seq_len
-        found = evaluate_tokens(
+        evaluation = evaluate_tokens(
             self.model, tokens, self.tokenizer, stride, precision=self.precision
         )
-        return -found.loss * found.tokens
+        return -evaluation.loss * evaluation.tokens
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Generate a continuation of each context; greedy unless the task sets `do_sample`.
@@ -137,9 +137,9 @@ class AGI2LM(LM):
         Raises:
             AGI2Error: if a task sets an unsupported key in `generation_kwargs`.
         """
-        return [self._continue(request, seed) for seed, request in enumerate(requests)]
+        return [self._generate(request, seed) for seed, request in enumerate(requests)]
 
-    def _continue(self, request: Instance, seed: int) -> str:
+    def _generate(self, request: Instance, seed: int) -> str:
         context, options = request.args
         unknown = options.keys() - _GENERATION_KEYS
         if unknown:
@@ -193,7 +193,7 @@ def run_tasks(
         manager.load(list(names))
     except Exception as error:  # an invalid file, or any network error
         raise AGI2Error(f"{', '.join(names)}: cannot be loaded: {first_line(error)}") from error
-    found = simple_evaluate(model, tasks=list(names), task_manager=manager, log_samples=False)
+    evaluated = simple_evaluate(model, tasks=list(names), task_manager=manager, log_samples=False)
     return {
         task: {
             # lm-eval's keys are METRIC,FILTER.
@@ -201,5 +201,5 @@ def run_tasks(
             for key, value in metrics.items()
             if isinstance(value, int | float)
         }
-        for task, metrics in found["results"].items()
+        for task, metrics in evaluated["results"].items()
     }

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 def escape(text: object) -> str:
     """Escape any text for HTML; control characters become visible, lone surrogates `?`."""
-    return html.escape(visible(text))
+    return html.escape(visible_text(text))
 
 
-def visible(text: object) -> str:
+def visible_text(text: object) -> str:
     """Make any text valid UTF-8; control characters become visible, lone surrogates `?`."""
     return str(text).translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..arguments import NonNegativeInt, PositiveInt, checked
-from ..console import Advance, busy, visible
+from ..console import Advance, show_progress, visible
 from ..cuda_utils import autocast, logits_chunk_tokens
 from ..data.tokens import tokenize
 from ..dataset import TextDataset
@@ -57,7 +57,7 @@ def evaluate(
     check_vocabulary(tokenizer, model)
     if dataset.seq_len < 2:
         raise AGI2Error("dataset: windows of one token have nothing to predict: seq_len is 1")
-    with visible(verbose), busy("evaluating", measured=True) as advance:
+    with visible(verbose), show_progress("evaluating", is_determinate=True) as advance:
         return _evaluate(model, dataset, tokenizer, batch_size, max_tokens, precision, advance)
 
 
@@ -81,9 +81,9 @@ def _evaluate(
         for first in range(0, len(chosen), batch_size):
             indices = chosen[first : first + batch_size]
             windows = torch.stack([dataset[index] for index in indices])
-            fresh = torch.stack([_fresh_targets(dataset, index) for index in indices])
-            targets = windows[:, 1:][fresh]
-            hidden = model.hidden_states(windows[:, :-1].to(model.device))[fresh.to(model.device)]
+            is_new = torch.stack([_new_targets_mask(dataset, index) for index in indices])
+            targets = windows[:, 1:][is_new]
+            hidden = model.hidden_states(windows[:, :-1].to(model.device))[is_new.to(model.device)]
             size = logits_chunk_tokens(model.device)
             for x, y in zip(hidden.split(size), targets.to(model.device).split(size), strict=True):
                 losses = F.cross_entropy(model.logits(x).float(), y, reduction="none")
@@ -96,14 +96,14 @@ def _evaluate(
     return Evaluation(total / tokens, tokens, text_bytes, unknown=unknown)
 
 
-def _fresh_targets(dataset: TextDataset, index: int) -> torch.Tensor:
+def _new_targets_mask(dataset: TextDataset, index: int) -> torch.Tensor:
     """Return the mask (T,) of a window's targets that are not in the window before it."""
     width = dataset.seq_len - 1
-    fresh = torch.ones(width, dtype=torch.bool, device="cpu")
+    is_new = torch.ones(width, dtype=torch.bool, device="cpu")
     if index:
         overlap = dataset.starts[index - 1] + width - dataset.starts[index]
-        fresh[: max(overlap, 0)] = False
-    return fresh
+        is_new[: max(overlap, 0)] = False
+    return is_new
 
 
 @checked
@@ -148,12 +148,12 @@ def evaluate_tokens(
     width = min(positions, len(tokens) - 1)
     windows = TextDataset.from_tokens(tokens, width + 1, stride=min(stride, width))
     rows = max(1, EVAL_TOKENS_PER_BATCH // width)
-    found = evaluate(
+    evaluation = evaluate(
         model, windows, tokenizer, batch_size=rows, precision=precision, verbose=verbose
     )
-    if not math.isfinite(found.loss):
+    if not math.isfinite(evaluation.loss):
         raise AGI2Error("the loss is not a finite number: the model's weights are broken")
-    return found
+    return evaluation
 
 
 # Tokens of a forward pass (B·T), which bounds its memory.
@@ -182,14 +182,14 @@ class TextEvaluation(Evaluation):
         """Why `word_perplexity` is `None`; empty if it is not."""
         if self.no_bits_per_byte:
             return self.no_bits_per_byte
-        if self.text_bytes > _LONGEST_WORD * self.words:
+        if self.text_bytes > _MAX_MEAN_WORD_BYTES * self.words:
             return f"the text has hardly any spaces: {self.words:,} words"
         return ""
 
 
 # Maximum mean bytes per word. In languages that separate words by spaces it is 5 to 17; above the
 # maximum the text has no such words (Chinese, Japanese).
-_LONGEST_WORD = 40
+_MAX_MEAN_WORD_BYTES = 40
 
 
 @checked
@@ -203,11 +203,15 @@ def evaluate_text(
     verbose: bool = True,
 ) -> TextEvaluation:
     """Call `evaluate_tokens` on a text, or on documents joined with the end-of-text token."""
-    with visible(verbose), busy("tokenizing the text"):
+    with visible(verbose), show_progress("tokenizing the text"):
         tokens = tokenize([documents] if isinstance(documents, str) else documents, tokenizer)
-    found = evaluate_tokens(model, tokens, tokenizer, stride, precision=precision, verbose=verbose)
+    evaluation = evaluate_tokens(
+        model, tokens, tokenizer, stride, precision=precision, verbose=verbose
+    )
     predicted = tokens[1:]
     ends = np.flatnonzero(predicted == tokenizer.end_of_text)
     parts = [tokenizer.decode(part.tolist()) for part in np.split(predicted, ends)]
     words = sum(len(part.split()) for part in parts)
-    return TextEvaluation(found.loss, found.tokens, found.text_bytes, words, unknown=found.unknown)
+    return TextEvaluation(
+        evaluation.loss, evaluation.tokens, evaluation.text_bytes, words, unknown=evaluation.unknown
+    )

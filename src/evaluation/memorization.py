@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Originality:
+class Overlap:
     """Overlap of a generated text with the training text."""
 
     known_words: float
@@ -18,134 +18,140 @@ class Originality:
     """Longest span that occurs verbatim in the training text."""
 
 
-def originality(written: str, learned: str) -> Originality:
-    """Measure the overlap of a generated text (`written`) with the training text (`learned`)."""
-    vocabulary = set(_words(learned))
-    words = _words(written)
+def measure_overlap(generated: str, training_text: str) -> Overlap:
+    """Measure the overlap of a generated text with the training text."""
+    vocabulary = set(_words(training_text))
+    words = _words(generated)
     known = sum(word in vocabulary for word in words) / max(len(words), 1)
-    return Originality(known, longest_common_span(written, learned))
+    return Overlap(known, longest_common_span(generated, training_text))
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text.lower())
 
 
-def longest_common_span(written: str, learned: str) -> str:
+def longest_common_span(generated: str, training_text: str) -> str:
     """Return the longest common substring of a generated text and the training text.
 
-    A common span of at least 8 characters consists of 8-grams of `learned` that all occur in
-    `written`. In natural language few places do, so only those are searched. If they contain no
+    A common span of at least 8 characters consists of 8-grams of `training_text` that all occur in
+    `generated`. In natural language few places do, so only those are searched. If they contain no
     such span, the search is repeated with 4-grams, 2-grams, and then on all of the text.
 
     Args:
-        written: the generated text.
-        learned: the training text.
+        generated: the generated text.
+        training_text: the training text.
     """
     best = ""
-    if not written:
+    if not generated:
         return best
     # In chunks, which bounds memory. They overlap by len(written), so no common span is cut.
-    size = max(_STRETCH, len(written))
+    size = max(_MIN_CHUNK_CHARACTERS, len(generated))
     for width in (8, 4, 2, 1):
-        for start in range(0, len(learned), size):
-            stretch = learned[start : start + size + len(written)]
-            best = max(best, _search_span(written, stretch, width), key=len)
+        for start in range(0, len(training_text), size):
+            chunk = training_text[start : start + size + len(generated)]
+            best = max(best, _search_span(generated, chunk, width), key=len)
         if len(best) >= width:  # any other common span is shorter than `width`
             break
     return best
 
 
 # Minimum characters of a chunk.
-_STRETCH = 1 << 20
+_MIN_CHUNK_CHARACTERS = 1 << 20
 
 
-def _search_span(written: str, learned: str, least: int) -> str:
-    """Return the longest common substring; if below `least` characters, perhaps a shorter one.
+def _search_span(generated: str, training_text: str, min_length: int) -> str:
+    """Return the longest common substring; if below `min_length` characters, perhaps a shorter one.
 
     Equal windows get equal integer names; the name of a window follows from those of two narrower
     windows that cover it (Karp, Miller and Rosenberg, 1972). The width is doubled while any window
     is common, then increased by smaller and smaller powers of two: O(n log n log s) time for a span
     of s characters.
     """
-    shared = _ngram_filter(written, learned, least)
+    shared = _ngram_filter(generated, training_text, min_length)
     if not shared.any():
         return ""
     kept = shared.copy()
     kept[1:] |= shared[:-1]  # and the character after, as a separator
-    known, ours = np.unique(_letters(written), return_inverse=True)
-    theirs = np.where(shared[kept], _names(known, _letters(learned)[kept], _LETTERS), -1)
-    if not (theirs >= 0).any():
+    known, generated_ids = np.unique(_code_points(generated), return_inverse=True)
+    training_ids = np.where(
+        shared[kept], _window_ids(known, _code_points(training_text)[kept], _NUM_CODE_POINTS), -1
+    )
+    if not (training_ids >= 0).any():
         return ""
     width = 1
-    while (wider := _widen(ours, theirs, width)) is not None:
-        (ours, theirs), width = wider, 2 * width
+    while (wider := _widen(generated_ids, training_ids, width)) is not None:
+        (generated_ids, training_ids), width = wider, 2 * width
     step = width // 2
     while step:
-        if (wider := _widen(ours, theirs, step)) is not None:
-            (ours, theirs), width = wider, width + step
+        if (wider := _widen(generated_ids, training_ids, step)) is not None:
+            (generated_ids, training_ids), width = wider, width + step
         step //= 2
-    start = int(np.argmax(ours == theirs.max()))
-    return written[start : start + width]
+    start = int(np.argmax(generated_ids == training_ids.max()))
+    return generated[start : start + width]
 
 
-def _letters(text: str) -> np.ndarray:
+def _code_points(text: str) -> np.ndarray:
     """Return the code points of a text, of shape (characters,)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 # Number of Unicode code points.
-_LETTERS = 0x110000
+_NUM_CODE_POINTS = 0x110000
 
 
-def _names(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
+def _window_ids(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
     """Return the index of each value (-1 to `bound` - 1) in the sorted `known`, or -1."""
     if bound <= 4 * len(values):  # a lookup table is faster than binary search
         table = np.full(bound + 1, -1)  # one more, so that the value -1 maps to -1
         table[known] = np.arange(len(known))
         return table[values]
-    places = np.searchsorted(known, values)
-    places[places == len(known)] = 0
-    places[known[places] != values] = -1
-    return places
+    indices = np.searchsorted(known, values)
+    indices[indices == len(known)] = 0
+    indices[known[indices] != values] = -1
+    return indices
 
 
-def _widen(ours: np.ndarray, theirs: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _widen(
+    generated_ids: np.ndarray, training_ids: np.ndarray, step: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the names of windows that are wider by `step`, or `None` if none is common.
 
     Args:
-        ours: name of the window that starts at each character of our text.
-        theirs: the same for the other text; -1 if our text has no such window.
+        generated_ids: name of the window that starts at each character of our text.
+        training_ids: the same for the other text; -1 if our text has no such window.
         step: characters, at most the present width.
     """
-    if step >= min(len(ours), len(theirs)):
+    if step >= min(len(generated_ids), len(training_ids)):
         return None
-    count = int(ours.max()) + 1
-    known, ours = np.unique(ours[:-step] * count + ours[step:], return_inverse=True)
-    first, second = theirs[:-step], theirs[step:]
+    count = int(generated_ids.max()) + 1
+    known, generated_ids = np.unique(
+        generated_ids[:-step] * count + generated_ids[step:], return_inverse=True
+    )
+    first, second = training_ids[:-step], training_ids[step:]
     pairs = np.where((first >= 0) & (second >= 0), first * count + second, -1)
-    theirs = _names(known, pairs, count * count)
-    return (ours, theirs) if (theirs >= 0).any() else None
+    training_ids = _window_ids(known, pairs, count * count)
+    return (generated_ids, training_ids) if (training_ids >= 0).any() else None
 
 
-def _ngram_filter(written: str, learned: str, width: int) -> np.ndarray:
-    """Return which characters of `learned` are in a `width`-gram that may occur in `written`.
+def _ngram_filter(generated: str, training_text: str, width: int) -> np.ndarray:
+    """Return which characters of `training_text` are in a `width`-gram that `generated` may have.
 
     A filter like a Bloom filter, over a hash of the characters' lowest bytes: it may have false
     positives, but no false negatives.
 
     Args:
-        written: the generated text.
-        learned: the training text.
+        generated: the generated text.
+        training_text: the training text.
         width: 8, 4 or 2; 1 selects all characters.
     """
-    if width == 1 or min(len(written), len(learned)) < width:
-        return np.full(len(learned), width == 1)
+    if width == 1 or min(len(generated), len(training_text)) < width:
+        return np.full(len(training_text), width == 1)
     known = np.zeros(2**_HASH_BITS, dtype=bool)
-    text = _low_bytes(written)
+    text = _low_bytes(generated)
     for offset in range(width):
         known[_window_hashes(text, offset, width)] = True
-    text = _low_bytes(learned)
-    begins = np.zeros(len(learned), dtype=bool)
+    text = _low_bytes(training_text)
+    begins = np.zeros(len(training_text), dtype=bool)
     for offset in range(width):
         hashes = _window_hashes(text, offset, width)
         begins[offset:][: len(hashes) * width : width] = known[hashes]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Config, GPT2Config
 from ..config_checks import UNBOUNDED_EPOCHS
-from ..errors import masked
+from ..errors import mask_secrets
 from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .copies import find_copies, memorization_section
@@ -59,10 +59,10 @@ def _summary(run: RunRecord) -> str:
     seconds, tokens, best = history.last("seconds"), history.last("tokens"), history.best
     parameters = history.start.get("parameters")
     tiles = [
-        ("parameters", _count(parameters)),
-        ("steps", _count(history.steps)),
+        ("parameters", _format_count(parameters)),
+        ("steps", _format_count(history.steps)),
         ("of training", "–" if seconds is None else human_time(seconds)),
-        ("tokens seen", _count(tokens)),
+        ("tokens seen", _format_count(tokens)),
     ]
     if best is None:
         tiles.append(("val loss", "none"))
@@ -90,25 +90,25 @@ def bounds(config: Config) -> str:
     """Format the stopping criteria, such as `2 min 30 s` or `10 epochs`."""
     ends = []
     if config.epochs < UNBOUNDED_EPOCHS:
-        ends.append(_counted(config.epochs, "epoch"))
+        ends.append(_format_plural(config.epochs, "epoch"))
     if config.max_steps is not None:
-        ends.append(_counted(config.max_steps, "step"))
+        ends.append(_format_plural(config.max_steps, "step"))
     if config.max_minutes is not None:
         seconds = 60 * config.max_minutes
         ends.append(human_time(seconds) if seconds >= 1 else f"{seconds:.2g} s")
     patience = config.early_stopping_patience
     if patience is not None:
-        ends.append(f"{_counted(patience, 'validation')} without a better loss")
+        ends.append(f"{_format_plural(patience, 'validation')} without a better loss")
     if not ends:
-        return _counted(config.epochs, "epoch")
+        return _format_plural(config.epochs, "epoch")
     return ends[0] if len(ends) == 1 else f"{' or '.join(ends)}, whichever comes first"
 
 
-def _counted(number: float, noun: str) -> str:
+def _format_plural(number: float, noun: str) -> str:
     return f"{number:,g} {noun}{'s' * (number != 1)}" if number < 1e6 else f"{number:,} {noun}s"
 
 
-def _count(number: float | None) -> str:
+def _format_count(number: float | None) -> str:
     if number is None:
         return "–"
     if number >= 1e6:
@@ -149,17 +149,17 @@ def axes(history: History) -> Axes:
             steps.append(step)
             seconds.append(second)
     every = math.ceil(len(steps) / _MAX_MOMENTS)
-    found = {}
+    values = {}
     if len(steps) > 1:
         steps, seconds = ([*each[:-1:every], each[-1]] for each in (steps, seconds))
-        found["time"] = seconds
+        values["time"] = seconds
     else:
         steps.append(max(history.steps, 1))
-    found["step"] = steps
+    values["step"] = steps
     size = tokens_per_step(history)
     if size is not None:
-        found["tokens"] = [step * size for step in steps]
-    return found
+        values["tokens"] = [step * size for step in steps]
+    return values
 
 
 def tokens_per_step(history: History) -> float | None:
@@ -193,9 +193,9 @@ def _samples(history: History) -> str:
     cards = []
     for step, text in shown:
         known = math.isfinite(bits.get(step, math.nan))
-        found = f" · {bits[step]:.3f} bits per byte" if known else ""
+        bits_note = f" · {bits[step]:.3f} bits per byte" if known else ""
         cards.append(
-            f'<div class="card"><b>step {step:,}</b><small>{found}</small>'
+            f'<div class="card"><b>step {step:,}</b><small>{bits_note}</small>'
             f"<pre>{escape(text)}</pre></div>"
         )
     note = "" if shown is samples else f'<p class="soft">{len(shown)} of {len(samples):,}</p>'
@@ -227,17 +227,19 @@ def _chosen(run: RunRecord) -> dict[str, Any]:
     Old runs did not log them: of their effective configuration, keys are excluded that training
     derives from the tokenizer (`vocab_size`) or from `init_from` (the architecture).
     """
-    noted = run.history.start.get("chosen")
-    if isinstance(noted, dict):
-        return {key: value for key, value in noted.items() if key in run.config}
-    followed = {"vocab_size"}
+    logged = run.history.start.get("chosen")
+    if isinstance(logged, dict):
+        return {key: value for key, value in logged.items() if key in run.config}
+    derived = {"vocab_size"}
     if run.config.init_from is not None:
-        followed |= {"tokenizer", *GPT2Config().to_keys()}
-    return {k: v for k, v in run.config.chosen().items() if k not in followed}
+        derived |= {"tokenizer", *GPT2Config().to_keys()}
+    return {k: v for k, v in run.config.chosen().items() if k not in derived}
 
 
 def _value(value: object) -> str:
-    return escape("not set" if value is None else json.dumps(masked(value), ensure_ascii=False))
+    return escape(
+        "not set" if value is None else json.dumps(mask_secrets(value), ensure_ascii=False)
+    )
 
 
 # Labels of the facts that a run logs at its start.
@@ -263,7 +265,7 @@ def _machine(history: History) -> str:
     if not starts:
         return ""
     rows = [
-        [name, *(_fact(start.get(key)) for _, start in starts)]
+        [name, *(_format_fact(start.get(key)) for _, start in starts)]
         for key, name in _FACTS.items()
         if any(key in start for _, start in starts)
     ]
@@ -275,7 +277,7 @@ def _machine(history: History) -> str:
     return f"<h2>Data, machine and versions</h2>{note}{table(head, rows)}"
 
 
-def _fact(value: object) -> str:
+def _format_fact(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):

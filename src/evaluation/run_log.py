@@ -55,8 +55,8 @@ class History:
     @cached_property
     def starts(self) -> list[tuple[int, dict[str, Any]]]:
         """Step and logged facts of the start, and of each resume."""
-        found = [(e.get("step", 0), e["start"]) for e in self.entries if "start" in e]
-        return [(step, start) for step, start in found if isinstance(start, dict)]
+        starts = [(e.get("step", 0), e["start"]) for e in self.entries if "start" in e]
+        return [(step, start) for step, start in starts if isinstance(start, dict)]
 
     @property
     def start(self) -> dict[str, Any]:
@@ -175,10 +175,10 @@ def list_runs(folder: Path) -> list[RunSummary]:
         AGI2Error: if the folder cannot be read.
     """
     try:
-        inside = [place for place in folder.iterdir() if is_run(place)]
+        runs = [path for path in folder.iterdir() if is_run(path)]
     except OSError as error:
         raise AGI2Error(f"{folder} cannot be read: {error.strerror}") from error
-    return sorted(map(summarize, inside), key=lambda run: run.changed)
+    return sorted(map(summarize, runs), key=lambda run: run.changed)
 
 
 def summarize(folder: Path) -> RunSummary:
@@ -193,9 +193,9 @@ def summarize(folder: Path) -> RunSummary:
     return RunSummary(
         name=folder.name,
         history=history,
-        checkpoints=[step_of(place) for place in list_checkpoints(folder)],
-        size=_size_of(folder),
-        changed=_time_of(folder / METRICS),
+        checkpoints=[step_of(path) for path in list_checkpoints(folder)],
+        size=_folder_size(folder),
+        changed=_modification_time(folder / METRICS),
         is_finished=is_finished,
         problem=problem,
     )
@@ -206,13 +206,13 @@ def _is_finished(folder: Path, config: Config, history: History) -> bool:
     total = history.start.get("total_steps")
     if total is not None and history.steps >= total:
         return True
-    seconds, without_gain = state.get("seconds"), state.get("evaluations_without_gain")
-    if not (isinstance(seconds, int | float) and isinstance(without_gain, int)):
+    seconds, without_improvement = state.get("seconds"), state.get("evaluations_without_gain")
+    if not (isinstance(seconds, int | float) and isinstance(without_improvement, int)):
         return False
     if config.max_minutes is not None and seconds >= 60 * config.max_minutes:
         return True
     patience = config.early_stopping_patience
-    return patience is not None and without_gain >= patience
+    return patience is not None and without_improvement >= patience
 
 
 def _read_config(folder: Path) -> Config:
@@ -220,26 +220,26 @@ def _read_config(folder: Path) -> Config:
 
 
 # Upper bound of times, in the year 9892: `datetime` raises beyond 9999.
-_LATEST = 250_000_000_000.0
+_MAX_TIME = 250_000_000_000.0
 
 
-def _time_of(path: Path) -> float:
+def _modification_time(path: Path) -> float:
     """Return the modification time of a file in seconds since 1970; 0 if it was deleted."""
     try:
-        return max(0.0, min(os.lstat(path).st_mtime, _LATEST))
+        return max(0.0, min(os.lstat(path).st_mtime, _MAX_TIME))
     except OSError:
         return 0.0
 
 
 def _newest_state(folder: Path) -> dict[str, Any]:
     """Load the state of the newest readable checkpoint, without tensors; empty if there is none."""
-    for place in reversed(list_checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         with contextlib.suppress(AGI2Error):
-            return read_json_object(place / STATE)
+            return read_json_object(path / STATE)
     return {}
 
 
-def _size_of(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     """Return the total size of a folder's files in bytes; hard links count once."""
     sizes = {}
     for place, _, names in os.walk(folder):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..arguments import checked
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..errors import AGI2Error
 from ..utils import atomic_folder
 from .run_dir import WEIGHTS, check_unsharded
@@ -38,7 +38,7 @@ def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None 
                 f"format {format} needs the package {package}, which is not installed: install it "
                 f"with uv sync --extra interop or pip install {package}"
             )
-    check_free(out)
+    check_not_exists(out)
     check_unsharded(run)
     if not os.path.isfile(run / WEIGHTS):
         raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
@@ -68,7 +68,7 @@ def export_model(
     """
     run, out = Path(run), Path(out)
     check_export(run, out, format, quantize)
-    with visible(verbose), busy(f"exporting {run}"):
+    with visible(verbose), show_progress(f"exporting {run}"):
         _export(run, out, format, quantize)
 
 
@@ -81,15 +81,15 @@ def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
 
     trained = load_model(run)
     if format == "hf":
-        with atomic_folder(out) as beside:
-            export_huggingface(trained.model, trained.tokenizer, beside)
+        with atomic_folder(out) as temporary:
+            export_huggingface(trained.model, trained.tokenizer, temporary)
     elif format == "gguf":
         export_gguf(trained.model, trained.tokenizer, out, quantize)
     else:
         export_onnx(trained.model, out)
 
 
-def check_free(out: Path) -> None:
+def check_not_exists(out: Path) -> None:
     """Check that a path does not exist, so that nothing is overwritten.
 
     Raises:

@@ -30,12 +30,12 @@ _NAMES_IN_A_BLOCK = {
 }
 
 # Block size of Q8_0: consecutive weights of a row that share one scale.
-_GROUP = 32
+_Q8_0_BLOCK = 32
 
 
-def gguf_name(ours: str) -> str:
+def gguf_name(key: str) -> str:
     """Return the GGUF tensor name of a parameter of `GPT2Model`."""
-    return renamed(ours, _NAMES, "blk", _NAMES_IN_A_BLOCK)
+    return renamed(key, _NAMES, "blk", _NAMES_IN_A_BLOCK)
 
 
 def export_gguf(
@@ -63,8 +63,8 @@ def export_gguf(
         )
     config, weights = as_gpt2(model)
     vocabulary = _vocabulary(tokenizer, config.vocab_size)
-    with atomic_path(path) as beside:
-        writer = gguf.GGUFWriter(beside, "gpt2")
+    with atomic_path(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, "gpt2")
         try:
             _write_architecture(writer, config, path.stem)
             _write_tokenizer(writer, vocabulary, tokenizer)
@@ -72,7 +72,7 @@ def export_gguf(
                 data = weight.detach().cpu().float().contiguous().numpy()
                 kind = gguf.GGMLQuantizationType.F32
                 is_matrix = data.ndim == 2 and not name.startswith("position_embeddings")
-                if quantize == "q8_0" and is_matrix and data.shape[1] % _GROUP == 0:
+                if quantize == "q8_0" and is_matrix and data.shape[1] % _Q8_0_BLOCK == 0:
                     kind = gguf.GGMLQuantizationType.Q8_0
                     data = gguf.quants.quantize(data, kind)
                 writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
@@ -113,7 +113,11 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
             "a place for three"
         )
     content = json.loads(tokenizer.to_json())
-    model, cut, added = content["model"], content["pre_tokenizer"] or {}, content["added_tokens"]
+    model, pre_tokenizer, added = (
+        content["model"],
+        content["pre_tokenizer"] or {},
+        content["added_tokens"],
+    )
     if not (
         model["type"] == "BPE"
         and not model.get("ignore_merges")
@@ -121,9 +125,9 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         and not model.get("continuing_subword_prefix")
         and not model.get("end_of_word_suffix")
         and content["normalizer"] is None
-        and cut.get("type") == "ByteLevel"
-        and cut.get("use_regex", True)
-        and not cut.get("add_prefix_space")
+        and pre_tokenizer.get("type") == "ByteLevel"
+        and pre_tokenizer.get("use_regex", True)
+        and not pre_tokenizer.get("add_prefix_space")
         and all(token["special"] for token in added)
     ):
         raise AGI2Error(
@@ -148,7 +152,7 @@ def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokeniz
     writer.add_token_merges(vocabulary["merges"])
     writer.add_bos_token_id(tokenizer.start_of_text)
     # llama.cpp stops at any of its three end-of-generation tokens: EOS, EOT and EOM.
-    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    for add, end in zip(places, tokenizer.end_tokens, strict=False):
+    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, end in zip(adders, tokenizer.end_tokens, strict=False):
         add(end)
     writer.add_add_bos_token(False)

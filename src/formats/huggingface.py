@@ -10,12 +10,12 @@ import torch
 
 from ..arguments import checked
 from ..config_loader import make_config
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..cuda_utils import check_memory
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
-from ..utils import atomic_folder, atomic_path, write_text, writing
+from ..utils import atomic_folder, atomic_path, convert_write_errors, write_text
 from .huggingface_config import from_hf_config, to_hf_config
 from .huggingface_folder import find_folder, read_hf_json
 from .huggingface_tokenizer import load_hf_tokenizer, save_hf_tokenizer
@@ -57,7 +57,7 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
             'a character tokenizer has no form in this format: train with tokenizer = "bpe"'
         )
     config, weights = as_gpt2(model)
-    with writing(folder):
+    with convert_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     ends = save_hf_tokenizer(tokenizer, folder, config.max_seq_len)
     model_notes = {
@@ -68,8 +68,8 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
     }
     write_text(folder / "config.json", json.dumps(model_notes, indent=2) + "\n")
     write_text(folder / "generation_config.json", json.dumps(ends, indent=2) + "\n")
-    with atomic_path(folder / WEIGHTS) as beside:
-        save_tensors(to_hf_state_dict(weights), beside, {"format": "pt"})
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_tensors(to_hf_state_dict(weights), temporary, {"format": "pt"})
 
 
 # Import
@@ -87,26 +87,26 @@ def import_huggingface(source: str | Path, folder: str | Path, *, verbose: bool 
     Raises:
         AGI2Error: if it cannot be downloaded, is not a GPT-2, or its files contradict each other.
     """
-    with visible(verbose), busy(f"importing {source}"):
+    with visible(verbose), show_progress(f"importing {source}"):
         _import(Path(source).as_posix(), Path(folder))
 
 
 def _import(source: str, folder: Path) -> None:
-    place = find_folder(source)
-    if not (place / "config.json").exists():
+    path = find_folder(source)
+    if not (path / "config.json").exists():
         raise AGI2Error(f"{source} is not a Hugging Face model: it has no config.json")
-    theirs = read_hf_json(place / "config.json", source)
-    architecture = from_hf_config(theirs, source)
+    hf_config = read_hf_json(path / "config.json", source)
+    architecture = from_hf_config(hf_config, source)
     check_memory(architecture, f"{source}: this model")
-    tokenizer = load_hf_tokenizer(place, source, theirs)
-    found = read_hf_weights(place, source)
-    if has_own_head(found):  # even if config.json says that it is tied
+    tokenizer = load_hf_tokenizer(path, source, hf_config)
+    tensors = read_hf_weights(path, source)
+    if has_own_head(tensors):  # even if config.json says that it is tied
         architecture = replace(architecture, tie_weights=False)
     with torch.device("meta"):
         model = GPT2Model(architecture)
     check_vocabulary(tokenizer, model, source)
-    weights = from_hf_state_dict(found, model, source)
+    weights = from_hf_state_dict(tensors, model, source)
     model.load_state_dict(weights, assign=True)
-    given = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
-    with atomic_folder(folder) as beside:
-        save_model(model, tokenizer, make_config(given, name=str(folder)), beside)
+    keys = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
+    with atomic_folder(folder) as temporary:
+        save_model(model, tokenizer, make_config(keys, name=str(folder)), temporary)

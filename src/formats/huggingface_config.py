@@ -7,11 +7,11 @@ from typing import Any
 
 from ..config import GPT2Config
 from ..config_keys import LARGEST
-from ..errors import AGI2Error, shown
+from ..errors import AGI2Error, safe_repr
 from ..utils import log
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
-_OUR_ACTIVATIONS = {
+_FROM_HF_ACTIVATIONS = {
     **{theirs: ours for ours, theirs in ACTIVATIONS.items()},
     "gelu_pytorch_tanh": "gelu_tanh",
     "swish": "silu",
@@ -60,60 +60,64 @@ def to_hf_config(config: GPT2Config) -> dict[str, Any]:
     }
 
 
-def from_hf_config(theirs: Mapping[str, Any], name: str) -> GPT2Config:
+def from_hf_config(hf_config: Mapping[str, Any], name: str) -> GPT2Config:
     """Convert a config.json of `transformers` to a `GPT2Config`.
 
     Args:
-        theirs: content of config.json.
+        hf_config: content of config.json.
         name: name of the model, for error messages.
 
     Raises:
         AGI2Error: if it is not a GPT-2, or uses a feature that AGI2 does not support.
     """
     name = f"{name}: config.json"
-    if theirs.get("model_type") != "gpt2":
-        kind = shown(theirs.get("model_type"))
+    if hf_config.get("model_type") != "gpt2":
+        kind = safe_repr(hf_config.get("model_type"))
         raise AGI2Error(f"{name}: model_type = {kind}; only gpt2 can be imported")
-    theirs = _without_aliases(theirs, name)
+    hf_config = _without_aliases(hf_config, name)
     for key, value in {**_FIXED, **_ABSENT}.items():
-        found = theirs.get(key, value)
-        if found != value or isinstance(found, bool) != isinstance(value, bool):
-            raise AGI2Error(f"{name}: {key} = {shown(found)}; AGI2 has only {value!r}")
-    activation = theirs.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in _OUR_ACTIVATIONS:
-        known = ", ".join(_OUR_ACTIVATIONS)
-        raise AGI2Error(f"{name}: activation_function = {shown(activation)} is none of {known}")
+        value_found = hf_config.get(key, value)
+        if value_found != value or isinstance(value_found, bool) != isinstance(value, bool):
+            raise AGI2Error(f"{name}: {key} = {safe_repr(value_found)}; AGI2 has only {value!r}")
+    activation = hf_config.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in _FROM_HF_ACTIVATIONS:
+        known = ", ".join(_FROM_HF_ACTIVATIONS)
+        raise AGI2Error(f"{name}: activation_function = {safe_repr(activation)} is none of {known}")
     # The order of operations under reorder_and_upcast_attn does not change what is computed.
     for key in ("tie_word_embeddings", "reorder_and_upcast_attn"):
-        if type(theirs.get(key, True)) is not bool:
-            raise AGI2Error(f"{name}: {key} = {shown(theirs[key])} is neither true nor false")
-    sizes: dict[str, Any] = {ours: _size(theirs, key, name) for key, ours in _SIZES.items()}
+        if type(hf_config.get(key, True)) is not bool:
+            raise AGI2Error(
+                f"{name}: {key} = {safe_repr(hf_config[key])} is neither true nor false"
+            )
+    sizes: dict[str, Any] = {field: _size(hf_config, key, name) for key, field in _SIZES.items()}
     if sizes["d_model"] % sizes["n_heads"]:
         raise AGI2Error(
             f"{name}: n_embd = {sizes['d_model']} is not divisible by n_head = {sizes['n_heads']}"
         )
     return GPT2Config(
         **sizes,
-        dropout=_dropout(theirs, name),
-        activation=_OUR_ACTIVATIONS[activation],  # type: ignore[arg-type]
+        dropout=_dropout(hf_config, name),
+        activation=_FROM_HF_ACTIVATIONS[activation],  # type: ignore[arg-type]
         position_embedding="learned",
-        tie_weights=theirs.get("tie_word_embeddings", True),
+        tie_weights=hf_config.get("tie_word_embeddings", True),
     )
 
 
-def _size(theirs: Mapping[str, Any], key: str, name: str) -> int:
+def _size(hf_config: Mapping[str, Any], key: str, name: str) -> int:
     """Return a size of config.json; 0 for an `n_inner` that is not set.
 
     Raises:
         AGI2Error: if it is missing, or is not an integer within the limits of `GPT2Config`.
     """
-    if key not in theirs and key not in _DEFAULTS:
+    if key not in hf_config and key not in _DEFAULTS:
         raise AGI2Error(f"{name}: {key} is missing")
-    value, most = theirs.get(key, _DEFAULTS.get(key)), LARGEST[_SIZES[key]]
+    value, maximum = hf_config.get(key, _DEFAULTS.get(key)), LARGEST[_SIZES[key]]
     if value is None and key == "n_inner":
         return 0
-    if type(value) is not int or not 1 <= value <= most:
-        raise AGI2Error(f"{name}: {key} = {shown(value)} is not an integer from 1 to {most:,}")
+    if type(value) is not int or not 1 <= value <= maximum:
+        raise AGI2Error(
+            f"{name}: {key} = {safe_repr(value)} is not an integer from 1 to {maximum:,}"
+        )
     return value
 
 
@@ -126,37 +130,37 @@ _ALIASES = {
 }
 
 
-def _without_aliases(theirs: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _without_aliases(hf_config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the content of a config.json with its aliases replaced by GPT-2's own keys.
 
     Raises:
         AGI2Error: if a key and its alias have different values.
     """
-    found = dict(theirs)
+    keys = dict(hf_config)
     for key, alias in [*_ALIASES.items(), ("n_positions", "n_ctx")]:
-        value = found.pop(alias, None)
-        if value is not None and found.setdefault(key, value) != value:
+        value = keys.pop(alias, None)
+        if value is not None and keys.setdefault(key, value) != value:
             raise AGI2Error(
-                f"{name}: {key} = {shown(found[key])} and {alias} = {shown(value)} contradict each "
-                "other: take the wrong one out"
+                f"{name}: {key} = {safe_repr(keys[key])} and {alias} = {safe_repr(value)} "
+                "contradict each other: take the wrong one out"
             )
-    return found
+    return keys
 
 
-def _dropout(theirs: Mapping[str, Any], name: str) -> float:
+def _dropout(hf_config: Mapping[str, Any], name: str) -> float:
     """Return the dropout rate; warn if there are several, as AGI2 has one for all.
 
     Raises:
         AGI2Error: if a rate is not a number from 0 to below 1.
     """
-    rates = {key: theirs.get(key, 0.1) for key in _DROPOUTS}
+    rates = {key: hf_config.get(key, 0.1) for key in _DROPOUTS}
     for key, rate in rates.items():
         if type(rate) not in (int, float) or not 0 <= rate < 1:
-            raise AGI2Error(f"{name}: {key} = {shown(rate)} is not a number from 0 to below 1")
+            raise AGI2Error(f"{name}: {key} = {safe_repr(rate)} is not a number from 0 to below 1")
     if len(set(rates.values())) > 1:
         log.warning(
             "%s: not kept: %s; AGI2 has one rate for all: that of resid_pdrop",
             name,
-            ", ".join(f"{key} = {shown(rate)}" for key, rate in rates.items()),
+            ", ".join(f"{key} = {safe_repr(rate)}" for key, rate in rates.items()),
         )
     return float(rates["resid_pdrop"])

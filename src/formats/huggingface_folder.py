@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cuda_utils import first_line
-from ..errors import AGI2Error, shown
+from ..errors import AGI2Error, safe_repr
 from ..tokenizer import FILE_NAME
 from ..utils import MAX_JSON_BYTES, read_json_object
 from .model_dir import CONFIG, WEIGHTS
@@ -33,12 +33,12 @@ class Folder:
     """`added_tokens.json`."""
 
     @classmethod
-    def read(cls, place: Path, name: str, model: Mapping[str, Any]) -> Folder:
+    def read(cls, path: Path, name: str, model: Mapping[str, Any]) -> Folder:
         """Load the files that exist; `model` is the content of config.json."""
 
         def optional(file: str) -> dict[str, Any]:
             # A broken link is refused, not taken for a missing file.
-            return read_hf_json(place / file, name) if os.path.lexists(place / file) else {}
+            return read_hf_json(path / file, name) if os.path.lexists(path / file) else {}
 
         return cls(
             name,
@@ -53,48 +53,50 @@ class Folder:
         """Return the special token of a kind, such as `eos_token`, or `None`."""
         files = {"tokenizer_config.json": self.tokenizer, "special_tokens_map.json": self.special}
         found: dict[str, str] = {}
-        for file, given in files.items():
-            token = given.get(kind)
+        for file, content in files.items():
+            token = content.get(kind)
             token = token.get("content") if isinstance(token, dict) else token
             if token is None:
                 continue
             if not isinstance(token, str) or not token:
-                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(token)} is no token")
+                raise AGI2Error(f"{self.name}: {file}: {kind} = {safe_repr(token)} is no token")
             found[token] = file
         if len(found) > 1:
-            said = " and ".join(f"{shown(token)} in {file}" for token, file in found.items())
-            raise AGI2Error(f"{self.name}: {kind} = {said} contradict each other")
+            values = " and ".join(f"{safe_repr(token)} in {file}" for token, file in found.items())
+            raise AGI2Error(f"{self.name}: {kind} = {values} contradict each other")
         return next(iter(found), None)
 
     def ids(self, kind: str) -> list[int]:
         """Return the ids of a kind, such as `eos_token_id`; generation_config.json has priority."""
-        for file, given in (
+        for file, content in (
             ("generation_config.json", self.generation),
             ("config.json", self.model),
         ):
-            found = given.get(kind)
+            found = content.get(kind)
             ids = found if isinstance(found, list) else [] if found is None else [found]
             if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
-                raise AGI2Error(f"{self.name}: {file}: {kind} = {shown(found)} is no token's id")
+                raise AGI2Error(
+                    f"{self.name}: {file}: {kind} = {safe_repr(found)} is no token's id"
+                )
             if found is not None:
                 return list(dict.fromkeys(ids))
         return []
 
-    def switch(self, key: str) -> bool | None:
+    def flag(self, key: str) -> bool | None:
         """Return a value of tokenizer_config.json that is true, false or not set."""
         found = self.tokenizer.get(key)
         if not (found is None or isinstance(found, bool)):
             raise AGI2Error(
-                f"{self.name}: tokenizer_config.json: {key} = {shown(found)} is neither true nor "
-                "false"
+                f"{self.name}: tokenizer_config.json: {key} = {safe_repr(found)} is neither true "
+                "nor false"
             )
         return found
 
 
-def read_hf_json(path: Path, name: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Load a JSON object from a file of at most `most` bytes; `name` is the model's."""
+def read_hf_json(path: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Load a JSON object from a file of at most `max_bytes` bytes; `name` is the model's."""
     try:
-        return read_json_object(path, most)
+        return read_json_object(path, max_bytes)
     except AGI2Error as error:
         reason = str(error).removeprefix(str(path)).strip()
         raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import AGI2Error, shown
+from ..errors import AGI2Error, safe_repr
 from ..tokenization.tokenizer_json import (
     MAX_ADDED,
     MAX_FILE_BYTES,
@@ -35,17 +35,17 @@ _PLAIN_GENERATION = {
     "return_dict_in_generate",
 }
 # Maximum number of EOS tokens.
-MAX_ENDS = 60
+MAX_EOS_TOKENS = 60
 # Number of keys of generation_config.json that a warning names.
 _SHOWN_DEFAULTS = 8
 _PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
-def load_hf_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
+def load_hf_tokenizer(path: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
     """Load the tokenizer of a Hugging Face folder, with its BOS and EOS tokens.
 
     Args:
-        place: the folder.
+        path: the folder.
         name: name of the model, for error messages.
         model: content of config.json.
 
@@ -53,43 +53,44 @@ def load_hf_tokenizer(place: Path, name: str, model: Mapping[str, Any]) -> Token
         AGI2Error: if there is none, a special token is not in its vocabulary, or it adds special
             tokens to every encoded text, which AGI2 does not support.
     """
-    folder = Folder.read(place, name, model)
-    content = _content(place, name)
+    files = Folder.read(path, name, model)
+    content = _content(path, name)
     vocabulary = content.get("model")
     if not isinstance(vocabulary, dict) or not isinstance(vocabulary.get("vocab"), dict):
         kind = vocabulary.get("type") if isinstance(vocabulary, dict) else content.get("type")
         raise AGI2Error(
-            f"{name}: {FILE_NAME} is of the kind {shown(kind)}: only byte-level BPE can be imported"
+            f"{name}: {FILE_NAME} is of the kind {safe_repr(kind)}: only byte-level BPE can be "
+            "imported"
         )
-    _take_over_space(folder, content)
+    _apply_add_prefix_space(files, content)
     check_byte_level(content, f"{name}: {FILE_NAME}")  # validates what the code below indexes
-    _check_around(folder, content)
-    ids = _add_tokens(folder, content)
-    start, ends = _marks(folder, content, ids)
+    _check_adds_no_tokens(files, content)
+    ids = _add_tokens(files, content)
+    start, ends = _bos_and_eos_ids(files, content, ids)
     names = {id: token for token, id in ids.items()}
     _make_special(content, [(id, names[id]) for id in ends])
-    if not (len(ends) == 1 and ends[0] == start == _default_end(content)):
+    if not (len(ends) == 1 and ends[0] == start == _default_eos_id(content)):
         _set_template(content, names[start], [names[id] for id in ends])
     tokenizer = _load(content, name)
     loaded = {**token_ids(tokenizer), **content["model"]["vocab"]}
-    wrong = [token for token, id in ids.items() if loaded.get(token) != id]
-    if wrong or (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
-        token = next(iter(wrong), names[start])
+    changed = [token for token, id in ids.items() if loaded.get(token) != id]
+    if changed or (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
+        token = next(iter(changed), names[start])
         raise AGI2Error(
             f"{name}: its token {token!r} cannot keep its id: the ids of added tokens follow the "
             "vocabulary without gaps"
         )
-    _say_what_is_not_kept(folder, place, content)
+    _warn_about_dropped(files, path, content)
     return tokenizer
 
 
-def _content(place: Path, name: str) -> dict[str, Any]:
+def _content(folder: Path, name: str) -> dict[str, Any]:
     """Load `tokenizer.json`, or build its content from GPT-2's vocab.json and merges.txt."""
-    vocab, merges = place / "vocab.json", place / "merges.txt"
-    if os.path.lexists(place / FILE_NAME):
-        return read_hf_json(place / FILE_NAME, name, MAX_FILE_BYTES)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    if os.path.lexists(folder / FILE_NAME):
+        return read_hf_json(folder / FILE_NAME, name, MAX_FILE_BYTES)
     if not (vocab.is_file() and merges.is_file()):
-        load_tokenizer(place)  # raises, naming what is missing
+        load_tokenizer(folder)  # raises, naming what is missing
     try:
         lines = read_bounded(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
@@ -112,17 +113,17 @@ def _content(place: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _check_around(folder: Folder, content: dict[str, Any]) -> None:
+def _check_adds_no_tokens(files: Folder, content: dict[str, Any]) -> None:
     """Raise if the tokenizer adds special tokens to every encoded text."""
     for key in ("add_bos_token", "add_eos_token"):
-        if folder.switch(key):
-            raise AGI2Error(f"{folder.name}: {key} = true: AGI2 puts no token around a text")
+        if files.flag(key):
+            raise AGI2Error(f"{files.name}: {key} = true: AGI2 puts no token around a text")
     for part in _processors(content):
         kind = part["type"]
         plain = kind == "TemplateProcessing" and [list(each) for each in part["single"]]
         if kind != "ByteLevel" and plain != [["Sequence"]]:
             raise AGI2Error(
-                f"{folder.name}: post_processor {shown(kind)} in {FILE_NAME} puts tokens around "
+                f"{files.name}: post_processor {safe_repr(kind)} in {FILE_NAME} puts tokens around "
                 "a text, which AGI2 does not"
             )
 
@@ -135,15 +136,19 @@ def _processors(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return processor["processors"] if processor["type"] == "Sequence" else [processor]
 
 
-def _take_over_space(folder: Folder, content: dict[str, Any]) -> None:
+def _apply_add_prefix_space(files: Folder, content: dict[str, Any]) -> None:
     """Override `add_prefix_space` of the pre-tokenizer with that of tokenizer_config.json."""
-    leading = folder.switch("add_prefix_space")
-    cut = content.get("pre_tokenizer")
-    if isinstance(leading, bool) and isinstance(cut, dict) and cut.get("type") == "ByteLevel":
-        cut["add_prefix_space"] = leading
+    leading = files.flag("add_prefix_space")
+    pre_tokenizer = content.get("pre_tokenizer")
+    if (
+        isinstance(leading, bool)
+        and isinstance(pre_tokenizer, dict)
+        and pre_tokenizer.get("type") == "ByteLevel"
+    ):
+        pre_tokenizer["add_prefix_space"] = leading
 
 
-def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
+def _add_tokens(files: Folder, content: dict[str, Any]) -> dict[str, int]:
     """Add the tokens of the other files to `added_tokens`; return the id of every token.
 
     As in `transformers`, a `bos_token` or `eos_token` without an id gets the next free one.
@@ -151,86 +156,88 @@ def _add_tokens(folder: Folder, content: dict[str, Any]) -> dict[str, int]:
     added = content.setdefault("added_tokens", [])
     ids: dict[str, int] = dict(content["model"]["vocab"])
     ids.update({each["content"]: each["id"] for each in added})
-    more = _decoder_tokens(folder)
-    named = {folder.token(kind) for kind in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    for token, id in folder.added.items():
+    more = _decoder_tokens(files)
+    named = {files.token(kind) for kind in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    for token, id in files.added.items():
         if type(id) is not int:
             raise AGI2Error(
-                f"{folder.name}: added_tokens.json: the id of {token!r} is not an integer"
+                f"{files.name}: added_tokens.json: the id of {token!r} is not an integer"
             )
         more.setdefault(token, (id, {**_PLAIN_ADDED, "special": token in named}))
     present = {each["content"] for each in added}
     if len(more.keys() | present) > MAX_ADDED:
-        raise AGI2Error(f"{folder.name} has over {MAX_ADDED:,} added tokens")
+        raise AGI2Error(f"{files.name} has over {MAX_ADDED:,} added tokens")
     for token, (id, flags) in sorted(more.items(), key=lambda item: item[1][0]):
         if ids.setdefault(token, id) != id:
             raise AGI2Error(
-                f"{folder.name}: the token {token!r} has the id {id} in one file, {ids[token]} in "
+                f"{files.name}: the token {token!r} has the id {id} in one file, {ids[token]} in "
                 "another"
             )
         if token not in present:
             kept = {key: flags[key] for key in (*_PLAIN_ADDED, "special")}
             added.append({"id": id, "content": token, **kept})
-    for name in filter(None, map(folder.token, ("bos_token", "eos_token"))):
+    for name in filter(None, map(files.token, ("bos_token", "eos_token"))):
         if name not in ids:
             ids[name] = 1 + max(ids.values(), default=-1)
             _make_special(content, [(ids[name], name)])
     return ids
 
 
-def _decoder_tokens(folder: Folder) -> dict[str, tuple[int, dict[str, Any]]]:
+def _decoder_tokens(files: Folder) -> dict[str, tuple[int, dict[str, Any]]]:
     """Return the `added_tokens_decoder` of tokenizer_config.json: id and flags by token."""
     key = "added_tokens_decoder"
-    place = f"{folder.name}: tokenizer_config.json: {key}"
-    found = folder.tokenizer.get(key) or {}
+    location = f"{files.name}: tokenizer_config.json: {key}"
+    found = files.tokenizer.get(key) or {}
     if not isinstance(found, dict):
-        raise AGI2Error(f"{place} = {shown(found)} is not an object of tokens by id")
+        raise AGI2Error(f"{location} = {safe_repr(found)} is not an object of tokens by id")
     tokens = {}
     for id, each in found.items():
         token = each.get("content") if isinstance(each, dict) else None
         # More digits would be no id, and Python refuses to convert thousands.
         if not re.fullmatch("[0-9]{1,10}", id) or not isinstance(token, str):
-            raise AGI2Error(f"{place}: {shown(id)} = {shown(each)} is not a token by its id")
+            raise AGI2Error(
+                f"{location}: {safe_repr(id)} = {safe_repr(each)} is not a token by its id"
+            )
         tokens[token] = (int(id), {**_PLAIN_ADDED, "special": False, **each})
     return tokens
 
 
-def _marks(
-    folder: Folder, content: dict[str, Any], ids: Mapping[str, int]
+def _bos_and_eos_ids(
+    files: Folder, content: dict[str, Any], ids: Mapping[str, int]
 ) -> tuple[int, list[int]]:
     """Return the BOS id and the EOS ids, without duplicates."""
-    eos = folder.token("eos_token")
+    eos = files.token("eos_token")
     ends = [ids[eos]] if eos is not None else []
-    ends = list(dict.fromkeys(ends + _known(folder, "eos_token_id", ids)))
-    default = _default_end(content)
+    ends = list(dict.fromkeys(ends + _known_ids(files, "eos_token_id", ids)))
+    default = _default_eos_id(content)
     if not ends and default is not None:
         ends = [default]
     if not ends:  # perhaps in the vocabulary, but not marked as special
         ends = [ids[token] for token in KNOWN_EOS_TOKENS if token in ids][:1]
     if not ends:
         raise AGI2Error(
-            f"{folder.name} names no end-of-text token: set eos_token_id in its config.json"
+            f"{files.name} names no end-of-text token: set eos_token_id in its config.json"
         )
-    if len(ends) > MAX_ENDS:
+    if len(ends) > MAX_EOS_TOKENS:
         raise AGI2Error(
-            f"{folder.name} names {len(ends):,} end tokens (eos_token_id): AGI2 keeps at most "
-            f"{MAX_ENDS}"
+            f"{files.name} names {len(ends):,} end tokens (eos_token_id): AGI2 keeps at most "
+            f"{MAX_EOS_TOKENS}"
         )
-    bos = folder.token("bos_token")
-    starts = _known(folder, "bos_token_id", ids) + ([ids[bos]] if bos is not None else [])
+    bos = files.token("bos_token")
+    starts = _known_ids(files, "bos_token_id", ids) + ([ids[bos]] if bos is not None else [])
     return [*starts, ends[0]][0], ends
 
 
-def _known(folder: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
+def _known_ids(files: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
     """Return the ids of a kind that are in the vocabulary; the default id may be missing."""
-    found, known = folder.ids(kind), set(ids.values())
+    found, known = files.ids(kind), set(ids.values())
     for id in found:
         if id not in known and id != _DEFAULT_ID:
-            raise AGI2Error(f"{folder.name}: {kind} {id} is the id of no token in its tokenizer")
+            raise AGI2Error(f"{files.name}: {kind} {id} is the id of no token in its tokenizer")
     return [id for id in found if id in known]
 
 
-def _default_end(content: Mapping[str, Any]) -> int | None:
+def _default_eos_id(content: Mapping[str, Any]) -> int | None:
     """Return the EOS id that `load_tokenizer` finds without a template, or `None`."""
     special = sorted((e["id"], e["content"]) for e in content["added_tokens"] if e.get("special"))
     return next((id for id, token in special if token in KNOWN_EOS_TOKENS), None)
@@ -273,18 +280,18 @@ def _set_template(content: dict[str, Any], start: str, ends: list[str]) -> None:
     content["post_processor"] = {"type": "Sequence", "processors": parts}
 
 
-def _without_template(content: dict[str, Any]) -> bool:
+def _remove_template(content: dict[str, Any]) -> bool:
     """Remove the template of `_set_template`; return whether there was one."""
     processor = content.get("post_processor") or {}
     parts = processor.get("processors", [])
     text = {"Sequence": {"id": "A", "type_id": TEMPLATE_TYPE}}
-    ours = [part for part in parts if text in part.get("single", [])]
-    rest = [part for part in parts if part not in ours]
-    if ours:
+    own_parts = [part for part in parts if text in part.get("single", [])]
+    rest = [part for part in parts if part not in own_parts]
+    if own_parts:
         content["post_processor"] = (
             {"type": "Sequence", "processors": rest} if len(rest) > 1 else next(iter(rest), None)
         )
-    return bool(ours)
+    return bool(own_parts)
 
 
 def _load(content: dict[str, Any], name: str) -> Tokenizer:
@@ -303,12 +310,12 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {each["content"]: each["id"] for each in json.loads(tokenizer.to_json())["added_tokens"]}
 
 
-def _unread_class(folder: Folder, content: Mapping[str, Any]) -> Any:
+def _unread_class(files: Folder, content: Mapping[str, Any]) -> Any:
     """Return the tokenizer class if it may replace parts of tokenizer.json, else `None`.
 
     Such a class in `transformers` 5 takes the vocabulary and the merges alone.
     """
-    kind = folder.tokenizer.get("tokenizer_class")
+    kind = files.tokenizer.get("tokenizer_class")
     if kind in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
         return None
     part = content["pre_tokenizer"]
@@ -316,30 +323,30 @@ def _unread_class(folder: Folder, content: Mapping[str, Any]) -> Any:
     return None if kind in ("GPT2Tokenizer", "GPT2TokenizerFast") and is_plain else kind
 
 
-def _say_what_is_not_kept(folder: Folder, place: Path, content: Mapping[str, Any]) -> None:
+def _warn_about_dropped(files: Folder, folder: Path, content: Mapping[str, Any]) -> None:
     """Warn of what the import drops: chat template, padding, generation defaults, class."""
-    left = []
-    files = [place / f"chat_template.{kind}" for kind in ("jinja", "json")]
-    if folder.tokenizer.get("chat_template") or any(file.exists() for file in files):
-        left.append("its chat template (agi2 chat separates turns by an empty line)")
-    if folder.token("pad_token") is not None:
-        left.append("its pad_token (nothing is padded with it here)")
+    dropped = []
+    templates = [folder / f"chat_template.{kind}" for kind in ("jinja", "json")]
+    if files.tokenizer.get("chat_template") or any(file.exists() for file in templates):
+        dropped.append("its chat template (agi2 chat separates turns by an empty line)")
+    if files.token("pad_token") is not None:
+        dropped.append("its pad_token (nothing is padded with it here)")
     defaults = [
-        f"{key} = {shown(value)}"
-        for key, value in folder.generation.items()
+        f"{key} = {safe_repr(value)}"
+        for key, value in files.generation.items()
         if key not in _PLAIN_GENERATION and value is not None
     ]
     if (more := len(defaults) - _SHOWN_DEFAULTS) > 0:
         defaults = [*defaults[:_SHOWN_DEFAULTS], f"and {more:,} more"]
     if defaults:
-        left.append(f"{', '.join(defaults)} of generation_config.json (set keys of config.toml)")
-    if (kind := _unread_class(folder, content)) is not None:
-        left.append(
-            f"tokenizer_class = {shown(kind)} of tokenizer_config.json (text is encoded as "
+        dropped.append(f"{', '.join(defaults)} of generation_config.json (set keys of config.toml)")
+    if (kind := _unread_class(files, content)) is not None:
+        dropped.append(
+            f"tokenizer_class = {safe_repr(kind)} of tokenizer_config.json (text is encoded as "
             f"{FILE_NAME} says; some versions of transformers encode it otherwise for this class)"
         )
-    for what in left:
-        log.warning("%s: not kept: %s", folder.name, what)
+    for what in dropped:
+        log.warning("%s: not kept: %s", files.name, what)
 
 
 def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dict[str, Any]:
@@ -356,7 +363,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dic
     content = json.loads(tokenizer.to_json())
     names = {id: token for token, id in content["model"]["vocab"].items()}
     names.update({each["id"]: each["content"] for each in content["added_tokens"]})
-    if _without_template(content):
+    if _remove_template(content):
         text = json.dumps(content, ensure_ascii=False, indent=2)
     else:
         text = tokenizer.to_json()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..config import GPT2Config
-from ..errors import AGI2Error, shown
+from ..errors import AGI2Error, safe_repr
 from ..model import GPT2Model
 from .huggingface_folder import read_hf_json
 from .model_dir import WEIGHTS, check_finite, load_tensors
@@ -34,30 +34,30 @@ _NAMES_IN_A_BLOCK = {
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def renamed(ours: str, names: Mapping[str, str], block: str, inside: Mapping[str, str]) -> str:
+def renamed(key: str, names: Mapping[str, str], block: str, inside: Mapping[str, str]) -> str:
     """Map a `state_dict` key of `GPT2Model` to another project's key.
 
     Args:
-        ours: key in our `state_dict`.
+        key: key in our `state_dict`.
         names: the other project's names of modules outside the blocks, by ours.
         block: its prefix of a block, before the index.
         inside: its names of modules inside a block, by ours.
     """
-    module, _, kind = ours.rpartition(".")
+    module, _, kind = key.rpartition(".")
     if not module.startswith("blocks."):
         return f"{names[module]}.{kind}"
     _, index, part = module.split(".", 2)
     return f"{block}.{index}.{inside[part]}.{kind}"
 
 
-def hf_key(ours: str) -> str:
+def hf_key(key: str) -> str:
     """Return the `transformers` key for a `state_dict` key of `GPT2Model`."""
-    return renamed(ours, _NAMES, "transformer.h", _NAMES_IN_A_BLOCK)
+    return renamed(key, _NAMES, "transformer.h", _NAMES_IN_A_BLOCK)
 
 
-def is_transposed(ours: str) -> bool:
+def is_transposed(key: str) -> bool:
     """Return whether `transformers` stores this weight as (inputs, outputs), in a `Conv1D`."""
-    return ours.startswith("blocks.") and ours.endswith(".weight") and "norm" not in ours
+    return key.startswith("blocks.") and key.endswith(".weight") and "norm" not in key
 
 
 def to_hf_state_dict(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -115,8 +115,8 @@ def read_hf_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
         files = set(places.values())
         if outside := [file for file in files if not re.fullmatch(r"[^/\\\0]+\.safetensors", file)]:
             raise AGI2Error(
-                f"{name}: {index.name} names {shown(min(outside))}, which is no .safetensors file "
-                "of this folder"
+                f"{name}: {index.name} names {safe_repr(min(outside))}, which is no .safetensors "
+                "file of this folder"
             )
     else:
         raise AGI2Error(

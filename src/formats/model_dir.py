@@ -15,14 +15,14 @@ import torch
 from ..arguments import checked
 from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
 from ..config_loader import CONFIG, load_config, save_config
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..cuda_utils import check_memory, select_device
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.lora import lora_shapes, merged
 from ..tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from ..utils import atomic_path, parse_json, plural, sha256_of, shard_like, writing
-from .run_dir import WEIGHTS, check_unsharded, check_weights, folder_of, run_folder
+from ..utils import atomic_path, convert_write_errors, parse_json, plural, sha256_of, shard_like
+from .run_dir import WEIGHTS, check_unsharded, check_weights, resolve_folder, run_folder
 from .weights import SafetensorsFile, load_tensors, save_tensors
 
 __all__ = ["load_tensors", "run_folder", "save_tensors"]  # re-exported
@@ -42,14 +42,14 @@ def save_weights(
     Raises:
         AGI2Error: if the file cannot be written.
     """
-    notes = {"sha256": _hash_of(tensors)}
+    notes = {"sha256": _hash_tensors(tensors)}
     if architecture is not None:
         notes["architecture"] = json.dumps(_fixed_keys(architecture), sort_keys=True)
     if tokenizer is not None:
         notes["tokenizer"] = tokenizer.fingerprint
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         # One metadata key: safetensors writes several in random order, so files would differ.
-        save_tensors(tensors, beside, {"agi2": json.dumps(notes)})
+        save_tensors(tensors, temporary, {"agi2": json.dumps(notes)})
 
 
 @checked
@@ -77,8 +77,8 @@ def save_model(
     if tokenizer is None and os.path.lexists(folder / FILE_NAME):
         raise AGI2Error(f"{folder} has a tokenizer: pass the model's own, or name a new folder")
     weights = model.state_dict()  # raises for a prepared model before any file is written
-    with visible(verbose), busy(f"saving {folder}"):
-        with writing(folder):
+    with visible(verbose), show_progress(f"saving {folder}"):
+        with convert_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         save_config_and_tokenizer(model.config, tokenizer, config, folder)
         save_weights(weights, folder / WEIGHTS, tokenizer, model.config)
@@ -90,7 +90,7 @@ def save_config_and_tokenizer(
     """Save the configuration and the tokenizer of a model, without its weights."""
     save_config(config.changed(**architecture.to_keys()), folder / CONFIG)
     if tokenizer is not None:
-        with writing(folder):
+        with convert_write_errors(folder):
             tokenizer.save(folder)
 
 
@@ -145,7 +145,7 @@ def load_model(
         AGI2Error: if a file is missing or corrupt, a weight is NaN or infinite, or weights,
             tokenizer and configuration do not match.
     """
-    with visible(verbose), busy(f"loading {folder}"):
+    with visible(verbose), show_progress(f"loading {folder}"):
         return _load_model(Path(folder), device)
 
 
@@ -155,7 +155,7 @@ def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
     tokenizer = load_tokenizer(folder)
     with SafetensorsFile(folder / WEIGHTS) as file:
         model = _read_model(file, config)
-        expected = _notes(file).get("tokenizer")
+        expected = _metadata(file).get("tokenizer")
     check_vocabulary(tokenizer, model, folder)
     if expected is not None and sha256_of(folder / FILE_NAME) != expected:
         raise AGI2Error(
@@ -184,7 +184,7 @@ def load_architecture(
         return load_model(folder, device, verbose=verbose).model
     with (
         visible(verbose),
-        busy(f"loading {folder}"),
+        show_progress(f"loading {folder}"),
         SafetensorsFile(folder / WEIGHTS) as file,
     ):
         model = _read_model(file, load_config(folder / CONFIG))
@@ -198,7 +198,7 @@ def _read_model(file: SafetensorsFile, config: Config) -> GPT2Model:
     # On the meta device, so that weights are neither initialized nor copied: see `assign`.
     with torch.device("meta"):
         model = GPT2Model(config)
-    _fill(model, file, assign=True, merge=True)
+    _load_into(model, file, assign=True, merge=True)
     _check_architecture(file, config)
     check_finite(model.state_dict(), str(file.path.parent))
     return model.eval()
@@ -231,11 +231,11 @@ def _check_architecture(file: SafetensorsFile, config: Config) -> None:
     Raises:
         AGI2Error: if a key differs.
     """
-    noted = parse_json(
-        _notes(file).get("architecture", "{}"), f"{file.path} is damaged: its architecture"
+    saved = parse_json(
+        _metadata(file).get("architecture", "{}"), f"{file.path} is damaged: its architecture"
     )
     keys = _fixed_keys(config.architecture)
-    for key, was in noted.items() if isinstance(noted, dict) else ():
+    for key, was in saved.items() if isinstance(saved, dict) else ():
         if key in keys and keys[key] != was:
             raise AGI2Error(
                 f"{file.path} was trained with {key} = {was!r}, but {CONFIG} beside it says "
@@ -251,13 +251,13 @@ def load_trained(
     Args:
         config: names the run with `output_dir` and `model_name`.
         device: as in `load_model`.
-        file: the folder or TOML file from which `config` was loaded. See `folder_of`.
+        file: the folder or TOML file from which `config` was loaded. See `resolve_folder`.
 
     Raises:
         AGI2Error: if the model is not trained yet, or its name or architecture is not that of
             `config`.
     """
-    folder = folder_of(config, file)
+    folder = resolve_folder(config, file)
     is_named = folder in (Path(file), Path(file).parent)
     check_weights(folder, file)
     trained = load_model(folder, device)
@@ -267,12 +267,12 @@ def load_trained(
                 f"{key} = {config[key]!r}, but {folder} is the model that was named: leave {key} "
                 "out, or name a configuration that is in no run's folder"
             )
-    wanted, has = config.architecture.to_keys(), trained.config.architecture.to_keys()
-    for key in sorted(wanted.keys() & config.model_fields_set - FREE_ARCHITECTURE_KEYS):
-        if wanted[key] != has[key]:
+    expected, actual = config.architecture.to_keys(), trained.config.architecture.to_keys()
+    for key in sorted(expected.keys() & config.model_fields_set - FREE_ARCHITECTURE_KEYS):
+        if expected[key] != actual[key]:
             raise AGI2Error(
-                f"{folder} was trained with {key} = {has[key]!r}, the configuration says "
-                f"{wanted[key]!r}: train again, or set it back"
+                f"{folder} was trained with {key} = {actual[key]!r}, the configuration says "
+                f"{expected[key]!r}: train again, or set it back"
             )
     return trained
 
@@ -332,15 +332,15 @@ def load_weights(
             floating point.
     """
     with SafetensorsFile(path) as file:
-        _fill(model, file, assign=assign, merge=merge)
+        _load_into(model, file, assign=assign, merge=merge)
 
 
-def _fill(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool) -> None:
+def _load_into(model: GPT2Model, file: SafetensorsFile, *, assign: bool, merge: bool) -> None:
     """Load weights from an open file; check all shapes before any tensor is read."""
     expected = model.state_dict()
     _check_shapes(file, {name: tuple(weight.shape) for name, weight in expected.items()}, merge)
     saved = file.tensors()
-    if _notes(file).get("sha256", "") not in ("", _hash_of(saved)):
+    if _metadata(file).get("sha256", "") not in ("", _hash_tensors(saved)):
         raise AGI2Error(f"{file.path} is damaged: its content does not match its hash")
     tensors = merged(saved) if merge else saved
     if assign:
@@ -359,11 +359,12 @@ def _check_shapes(
     if merge:
         expected.update(lora_shapes({name: e.shape for name, e in file.entries.items()}, expected))
     for name in sorted(expected.keys() | file.entries.keys()):
-        ours = expected.get(name, "nothing")
-        theirs = file.entries[name].shape if name in file.entries else "nothing"
-        if ours != theirs:
+        expected_shape = expected.get(name, "nothing")
+        found_shape = file.entries[name].shape if name in file.entries else "nothing"
+        if expected_shape != found_shape:
             raise AGI2Error(
-                f"{file.path} contains a model of another shape: {name} is {theirs}, not {ours}"
+                f"{file.path} contains a model of another shape: {name} is {found_shape}, not "
+                f"{expected_shape}"
             )
         if file.entries[name].dtype not in _WEIGHT_DTYPES:
             kind = str(file.entries[name].dtype).removeprefix("torch.")
@@ -373,7 +374,7 @@ def _check_shapes(
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of the names and bytes of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -383,7 +384,7 @@ def _hash_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _notes(file: SafetensorsFile) -> dict[str, str]:
+def _metadata(file: SafetensorsFile) -> dict[str, str]:
     """Return the metadata that `save_weights` stored in a file."""
     notes = parse_json(file.metadata.get("agi2", "{}"), f"{file.path} is damaged: its note")
     if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):

@@ -16,10 +16,10 @@ from ..model import GPT2Model
 from ..utils import atomic_path, human_bytes
 
 # Bytes of weights in one ONNX file: a protobuf message, graph included, is limited to 2 GiB.
-LARGEST = 2 * 1000**3
+MAX_FILE_BYTES = 2 * 1000**3
 
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
-_EXPORTING = threading.Lock()
+_EXPORT_LOCK = threading.Lock()
 
 
 def export_onnx(model: GPT2Model, path: Path) -> None:
@@ -35,16 +35,16 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
         AGI2Error: if the model is prepared for inference or too large for one file, or the file
             cannot be written.
     """
-    model.needs_weights("saved or exported")
+    model.require_weights("saved or exported")
     size = 4 * model.num_parameters()
-    if size > LARGEST:
+    if size > MAX_FILE_BYTES:
         raise AGI2Error(
-            f"an ONNX file holds {human_bytes(LARGEST)} at most, this model has "
+            f"an ONNX file holds {human_bytes(MAX_FILE_BYTES)} at most, this model has "
             f"{human_bytes(size)}: export it with --format hf or gguf"
         )
     # Not a batch of 1: torch.export would specialize the graph to that size.
     example = torch.zeros(2, min(8, model.config.max_seq_len), dtype=torch.long, device="cpu")
-    with atomic_path(path) as beside, _silence():
+    with atomic_path(path) as temporary, _silence():
         program = torch.onnx.export(
             model,
             (example,),
@@ -55,7 +55,7 @@ def export_onnx(model: GPT2Model, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
-        program.save(beside, external_data=False)
+        program.save(temporary, external_data=False)
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def _silence() -> Iterator[None]:
     Only the exporter's loggers change. The lock serializes exports: of two that overlap, each
     would restore the level that the other had set.
     """
-    with _EXPORTING, warnings.catch_warnings():
+    with _EXPORT_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         levels = {name: logging.getLogger(name).level for name in _LOGGERS}
         try:

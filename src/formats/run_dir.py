@@ -40,9 +40,9 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint folders of a run, newest last; a replaced one ends in `.old`."""
-    places = (folder / CHECKPOINTS).glob("step-*")
-    whole = [place for place in places if re.fullmatch(r"step-\d+(\.old)?", place.name)]
-    return sorted(whole, key=lambda place: (step_of(place), not place.name.endswith(".old")))
+    paths = (folder / CHECKPOINTS).glob("step-*")
+    complete = [path for path in paths if re.fullmatch(r"step-\d+(\.old)?", path.name)]
+    return sorted(complete, key=lambda path: (step_of(path), not path.name.endswith(".old")))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -64,17 +64,17 @@ def config_file(argument: str) -> str:
     """
     if not argument:
         raise AGI2Error("the name of the model is empty: name a run's folder or a TOML file")
-    place = Path(argument)
-    if place.is_dir():
-        if not (place / CONFIG).is_file():
-            raise AGI2Error(_describe_folder(place))
-        return str(place / CONFIG)
-    if place.is_file() and place.name in (WEIGHTS, TOKENIZER, METRICS):
-        raise AGI2Error(f"{argument} is part of a model: name its folder, {place.parent}")
+    path = Path(argument)
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise AGI2Error(_describe_folder(path))
+        return str(path / CONFIG)
+    if path.is_file() and path.name in (WEIGHTS, TOKENIZER, METRICS):
+        raise AGI2Error(f"{argument} is part of a model: name its folder, {path.parent}")
     return argument
 
 
-def naming(argument: str) -> list[str]:
+def overrides_for_folder(argument: str) -> list[str]:
     """Return the `--set` overrides that point a folder's configuration at the folder itself.
 
     If the folder was moved or renamed, its configuration still has the old name.
@@ -82,34 +82,34 @@ def naming(argument: str) -> list[str]:
     Args:
         argument: as in `config_file`; no overrides for a file.
     """
-    place = Path(argument)
-    if not place.is_dir():
+    path = Path(argument)
+    if not path.is_dir():
         return []
-    if place.name in ("", ".."):
-        place = place.resolve()
-    keys = {"output_dir": str(place.parent), "model_name": place.name}
+    if path.name in ("", ".."):
+        path = path.resolve()
+    keys = {"output_dir": str(path.parent), "model_name": path.name}
     return [
         tomli_w.dumps({key: value}).replace(" = ", "=", 1).strip() for key, value in keys.items()
     ]
 
 
-def _describe_folder(place: Path) -> str:
+def _describe_folder(path: Path) -> str:
     """Return an error message for a folder without a configuration: what to pass instead."""
-    if re.fullmatch(r"step-\d+(\.old)?", place.name) and (place / STATE).is_file():
-        run = place.absolute().parents[1]
-        return f"{place} is a checkpoint: name the run's folder, {run}"
-    if (place / "config.json").is_file():
-        return f"{place} is a model of another project: make it one: agi2 import {place} NEW_FOLDER"
-    if place.name == CHECKPOINTS and (place.parent / CONFIG).is_file():
-        return f"{place} holds a run's checkpoints: name the run's folder, {place.parent}"
-    if next(place.glob(f"*/{CONFIG}"), None) is not None:
-        return f"{place} holds runs: name one of them; agi2 list {place} shows them"
+    if re.fullmatch(r"step-\d+(\.old)?", path.name) and (path / STATE).is_file():
+        run = path.absolute().parents[1]
+        return f"{path} is a checkpoint: name the run's folder, {run}"
+    if (path / "config.json").is_file():
+        return f"{path} is a model of another project: make it one: agi2 import {path} NEW_FOLDER"
+    if path.name == CHECKPOINTS and (path.parent / CONFIG).is_file():
+        return f"{path} holds a run's checkpoints: name the run's folder, {path.parent}"
+    if next(path.glob(f"*/{CONFIG}"), None) is not None:
+        return f"{path} holds runs: name one of them; agi2 list {path} shows them"
     return (
-        f"{place} is not a folder of a run or a model: it has no {CONFIG}; agi2 list shows the runs"
+        f"{path} is not a folder of a run or a model: it has no {CONFIG}; agi2 list shows the runs"
     )
 
 
-def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
+def resolve_folder(config: Mapping[str, Any], file: str | Path) -> Path:
     """Return the folder of the model that an argument means.
 
     A folder, or the configuration file inside a run's folder, means that folder, even if it was
@@ -123,11 +123,11 @@ def folder_of(config: Mapping[str, Any], file: str | Path) -> Path:
     path = Path(file)
     if path.is_dir():
         return path
-    beside = path.absolute().parent
+    parent = path.absolute().parent
     # A run that was killed at its start may have left nothing but its configuration.
-    is_among_runs = beside.parent == Path(config["output_dir"]).absolute()
+    is_among_runs = parent.parent == Path(config["output_dir"]).absolute()
     parts = (WEIGHTS, TOKENIZER, METRICS, CHECKPOINTS)
-    is_own = is_among_runs or any(os.path.lexists(beside / part) for part in parts)
+    is_own = is_among_runs or any(os.path.lexists(parent / part) for part in parts)
     return path.parent if path.name == CONFIG and is_own else run_folder(config)
 
 
@@ -181,9 +181,9 @@ def check_output(config: Mapping[str, Any]) -> None:
         AGI2Error: if a parent is not a folder, or is not writable.
     """
     folder = run_folder(config)
-    for place in (folder, *folder.absolute().parents):
+    for path in (folder, *folder.absolute().parents):
         try:
-            is_folder = stat.S_ISDIR(os.stat(place).st_mode)
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except FileNotFoundError:
             continue
         except NotADirectoryError:  # a folder above is a file
@@ -191,9 +191,9 @@ def check_output(config: Mapping[str, Any]) -> None:
         except OSError as error:
             raise AGI2Error(f"output_dir: {folder}: {error.strerror}; set another") from error
         if not is_folder:
-            raise AGI2Error(f"output_dir: {place} is not a folder, so {folder} cannot be made")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise AGI2Error(f"output_dir: {place} cannot be written to; set another output_dir")
+            raise AGI2Error(f"output_dir: {path} is not a folder, so {folder} cannot be made")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise AGI2Error(f"output_dir: {path} cannot be written to; set another output_dir")
         return
 
 
@@ -205,7 +205,7 @@ def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
     """
     if config["resume"] != "auto":
         return
-    own, resumed = folder_of(config, file), run_folder(config)
+    own, resumed = resolve_folder(config, file), run_folder(config)
     if own.resolve() != resumed.resolve():
         raise AGI2Error(
             f"resume: {file} is of the run in {own}, but its keys name {resumed}: to go on with "

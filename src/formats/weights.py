@@ -22,9 +22,9 @@ from ..errors import AGI2Error
 from ..utils import open_file, parse_json
 
 # Maximum header size in bytes, as in the safetensors library.
-_LARGEST_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 # Minimum size in bytes of a memory-mapped tensor: a smaller one is not worth a mapping.
-_MAPPED = 1 << 16
+_MIN_MAPPED_BYTES = 1 << 16
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -115,50 +115,50 @@ class SafetensorsFile:
     def _unreadable(self, error: Exception) -> AGI2Error:
         return AGI2Error(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}")
 
-    def _damage(self, reason: object) -> AGI2Error:
+    def _corrupt_error(self, reason: object) -> AGI2Error:
         return AGI2Error(f"{self.path} is damaged: {reason}")
 
     def _read_header(self) -> None:
         size = os.fstat(self._descriptor).st_size
         length = int.from_bytes(self._bytes(0, 8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise self._damage("its header is longer than the file")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise self._corrupt_error("its header is longer than the file")
         header = parse_json(bytes(self._bytes(8, length)), f"{self.path} is damaged: its header")
         if not isinstance(header, dict):
-            raise self._damage("its header is not a JSON object")
+            raise self._corrupt_error("its header is not a JSON object")
         notes = header.pop("__metadata__", {})
         if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
-            raise self._damage("its metadata is not made of texts")
+            raise self._corrupt_error("its metadata is not made of texts")
         self.metadata = notes
         self.entries = {name: self._entry(name, each, 8 + length) for name, each in header.items()}
         end = 8 + length
         for entry in sorted(self.entries.values(), key=lambda entry: (entry.start, entry.size)):
             if entry.start != end:
-                raise self._damage("its tensors overlap, or leave gaps")
+                raise self._corrupt_error("its tensors overlap, or leave gaps")
             end += entry.size
         if end != size:
-            raise self._damage(f"it has {size:,} bytes, its header describes {end:,}")
+            raise self._corrupt_error(f"it has {size:,} bytes, its header describes {end:,}")
 
-    def _entry(self, name: str, given: Any, offset: int) -> TensorEntry:
+    def _entry(self, name: str, entry: Any, offset: int) -> TensorEntry:
         """Validate a tensor's entry in the header; `offset` is where the data section starts."""
-        given = given if isinstance(given, dict) else {}
-        dtype, shape, place = (given.get(key) for key in ("dtype", "shape", "data_offsets"))
+        entry = entry if isinstance(entry, dict) else {}
+        dtype, shape, data_offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise self._damage(f"{name} is of the unknown type {dtype!r}")
-        if not (_are_sizes(shape) and _are_sizes(place) and len(place) == 2):
-            raise self._damage(f"{name} has no shape, or no place in the file")
+            raise self._corrupt_error(f"{name} is of the unknown type {dtype!r}")
+        if not (_are_sizes(shape) and _are_sizes(data_offsets) and len(data_offsets) == 2):
+            raise self._corrupt_error(f"{name} has no shape, or no place in the file")
         size = math.prod(shape) * _DTYPES[dtype].itemsize
-        if place[1] - place[0] != size:
-            raise self._damage(f"{name} has another size than its shape")
-        return TensorEntry(_DTYPES[dtype], tuple(shape), offset + place[0], size)
+        if data_offsets[1] - data_offsets[0] != size:
+            raise self._corrupt_error(f"{name} has another size than its shape")
+        return TensorEntry(_DTYPES[dtype], tuple(shape), offset + data_offsets[0], size)
 
     def _bytes(self, start: int, count: int) -> bytearray:
         """Read `count` bytes from `start`; fewer at the end of the file."""
         os.lseek(self._descriptor, start, os.SEEK_SET)
-        found = bytearray()
-        while len(found) < count and (part := os.read(self._descriptor, count - len(found))):
-            found += part
-        return found
+        data = bytearray()
+        while len(data) < count and (part := os.read(self._descriptor, count - len(data))):
+            data += part
+        return data
 
     def _tensor(self, entry: TensorEntry) -> torch.Tensor:
         if not math.prod(entry.shape):
@@ -166,10 +166,10 @@ class SafetensorsFile:
         buffer: bytearray | mmap.mmap
         offset = 0
         # A misaligned tensor is copied: the CPU kernels in C load elements at aligned addresses.
-        if entry.size < _MAPPED or entry.start % entry.dtype.itemsize:
+        if entry.size < _MIN_MAPPED_BYTES or entry.start % entry.dtype.itemsize:
             buffer = self._bytes(entry.start, entry.size)
             if len(buffer) < entry.size:
-                raise self._damage("it was cut short while it was read")
+                raise self._corrupt_error("it was cut short while it was read")
         else:
             offset = entry.start % mmap.ALLOCATIONGRANULARITY
             buffer = mmap.mmap(

@@ -15,7 +15,7 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from .logits_processors import process_logits
 from .model_runner import ModelRunner, check_prompt, check_rows
-from .sampling import EndToken, SamplingOptions, check_beam_options, end_ids
+from .sampling import EndToken, SamplingParams, check_beam_options, end_ids
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def beam_search(
         end_token: ends a hypothesis; one or several.
         vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
         is_finished: called with a hypothesis's new tokens; returning true ends it after them.
-        **options: logits processors of `SamplingOptions` that do not require sampling (see
+        **options: logits processors of `SamplingParams` that do not require sampling (see
             `sampling.non_sampling_options`), applied to log-probabilities; `logit_bias` by
             token id.
 
@@ -79,11 +79,11 @@ def beam_search(
     """
     vocab_size = vocab_size or model.config.vocab_size
     check_beam_options(options)
-    given = SamplingOptions(max_length, temperature=0.0, **options)
+    params = SamplingParams(max_length, temperature=0.0, **options)
     check_prompt(prompt, vocab_size, end_token)
-    may_rise = min(given.presence_penalty, given.frequency_penalty) < 0
-    may_rise = may_rise or any(bias > 0 for bias in given.logit_bias.values())
-    rules = _Rules(
+    may_rise = min(params.presence_penalty, params.frequency_penalty) < 0
+    may_rise = may_rise or any(bias > 0 for bias in params.logit_bias.values())
+    rules = _SearchOptions(
         *(max_length, length_penalty, early_stopping, diversity_penalty),
         *(end_ids(end_token), is_finished, may_rise),
     )
@@ -94,13 +94,13 @@ def beam_search(
     logits = runner.prefill([prompt])
     while True:
         log_probs = logits.float().log_softmax(dim=-1)
-        log_probs = process_logits(log_probs, runner.tokens, given, len(prompt), end_token)
+        log_probs = process_logits(log_probs, runner.tokens, params, len(prompt), end_token)
         beams: list[_Beam] = []
-        taken: list[int] = []
+        preceding_tokens: list[int] = []
         for group in groups_of_beams:
             if not group.is_over:
-                kept = group.step(log_probs, runner.tokens[:, len(prompt) :], taken)
-                taken += [beam.token for beam in kept]
+                kept = group.step(log_probs, runner.tokens[:, len(prompt) :], preceding_tokens)
+                preceding_tokens += [beam.token for beam in kept]
                 if not group.is_over:
                     group.rows = slice(len(beams), len(beams) + len(kept))
                     beams += kept
@@ -109,11 +109,11 @@ def beam_search(
         runner.reorder(torch.tensor([beam.row for beam in beams], device=model.device))
         logits = runner.decode(torch.tensor([beam.token for beam in beams], device=model.device))
     # Two groups may find the same sequence.
-    found = {tuple(each.tokens): each for group in groups_of_beams for each in group.pool}
-    return sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
+    distinct = {tuple(each.tokens): each for group in groups_of_beams for each in group.pool}
+    return sorted(distinct.values(), key=lambda hypothesis: -hypothesis.score)
 
 
-class _Rules(NamedTuple):
+class _SearchOptions(NamedTuple):
     """Search options shared by all groups; see `beam_search`."""
 
     max_length: int
@@ -142,7 +142,7 @@ class _Group:
     `rows` is its slice of the runner's rows: at first the prompt, which all groups share.
     """
 
-    def __init__(self, size: int, rules: _Rules, device: torch.device) -> None:
+    def __init__(self, size: int, rules: _SearchOptions, device: torch.device) -> None:
         self.pool: list[Hypothesis] = []
         self.rows = slice(0, 1)
         self.is_over = False
@@ -151,14 +151,14 @@ class _Group:
         self._totals = self._log_probabilities = torch.zeros(1, dtype=torch.float32, device=device)
 
     def step(
-        self, log_probs: torch.Tensor, texts: torch.Tensor, taken: Sequence[int]
+        self, log_probs: torch.Tensor, texts: torch.Tensor, preceding_tokens: Sequence[int]
     ) -> list[_Beam]:
         """Choose the beams of the next step, and update the pool and `is_over`.
 
         Args:
             log_probs: of the next token, (R, V), for all rows of the runner.
             texts: the new tokens so far, (R, length).
-            taken: the next tokens of the beams of the preceding groups.
+            preceding_tokens: the next tokens of the beams of the preceding groups.
 
         Returns:
             The unfinished beams, also if the search is over; the most probable first.
@@ -166,7 +166,7 @@ class _Group:
         length = texts.size(1) + 1
         beams: list[_Beam] = []
         is_last = length == self._rules.max_length
-        candidates = self._candidates(log_probs, taken)
+        candidates = self._candidates(log_probs, preceding_tokens)
         if not candidates:  # every token is masked: the hypotheses end as they are
             for row, total in enumerate(self._log_probabilities.tolist(), self.rows.start):
                 self._add(texts[row].tolist(), total, max(1, length - 1))
@@ -180,7 +180,7 @@ class _Group:
                 beams.append(beam)
             if len(beams) == self._size:
                 break
-        self.is_over = is_last or self._cannot_gain(beams, length)
+        self.is_over = is_last or self._cannot_improve(beams, length)
         device = log_probs.device
         self._totals = torch.tensor(
             [beam.total for beam in beams], dtype=torch.float32, device=device
@@ -190,16 +190,16 @@ class _Group:
         )
         return beams
 
-    def _candidates(self, log_probs: torch.Tensor, taken: Sequence[int]) -> list[_Beam]:
+    def _candidates(self, log_probs: torch.Tensor, preceding_tokens: Sequence[int]) -> list[_Beam]:
         """Return the best 2 * size candidates: every beam may produce one that is finished."""
         log_probs = log_probs[self.rows]
-        wanted = log_probs
-        if taken:
-            ids = torch.tensor(taken, device=log_probs.device)
+        ranked = log_probs
+        if preceding_tokens:
+            ids = torch.tensor(preceding_tokens, device=log_probs.device)
             counts = ids.bincount(minlength=log_probs.size(1))
-            wanted = log_probs - self._rules.diversity_penalty * counts
+            ranked = log_probs - self._rules.diversity_penalty * counts
         # Top-k per row first: over all of (R, V) it would take longer than a small model's step.
-        values, tokens = wanted.topk(min(2 * self._size, wanted.size(1)), dim=1)
+        values, tokens = ranked.topk(min(2 * self._size, ranked.size(1)), dim=1)
         totals = (self._totals.unsqueeze(1) + values).flatten()
         best = totals.topk(min(2 * self._size, len(totals)))
         rows, tokens = best.indices // tokens.size(1), tokens.flatten()[best.indices]
@@ -221,7 +221,7 @@ class _Group:
         self.pool.sort(key=lambda hypothesis: -hypothesis.score)
         del self.pool[self._size :]
 
-    def _cannot_gain(self, beams: Sequence[_Beam], length: int) -> bool:
+    def _cannot_improve(self, beams: Sequence[_Beam], length: int) -> bool:
         """Return whether extending these beams cannot improve the pool (`early_stopping`)."""
         if not beams:
             return True
@@ -236,11 +236,11 @@ class _Group:
         # Log-probabilities only decrease: this one over the largest length bounds the score.
         penalty = self._rules.length_penalty
         to_the_end = self._rules.early_stopping == "never" and penalty > 0
-        reach = self._rules.max_length if to_the_end else length
-        return best / reach**penalty <= self.pool[-1].score
+        length_bound = self._rules.max_length if to_the_end else length
+        return best / length_bound**penalty <= self.pool[-1].score
 
 
-def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _Rules) -> None:
+def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _SearchOptions) -> None:
     """Check that the options of a search are in range."""
     checks = [
         (beam_size >= 1, f"beam_size must be at least 1, not {beam_size}"),
@@ -262,6 +262,6 @@ def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _Rules) ->
             f"diversity_penalty must be from 0 to 1000000, not {rules.diversity_penalty}",
         ),
     ]
-    for is_right, message in checks:
-        if not is_right:
+    for is_valid, message in checks:
+        if not is_valid:
             raise AGI2Error(message)

@@ -19,7 +19,7 @@ from ..cuda_utils import first_line
 from ..nn.kv_cache import KVCache, LayerCache
 from ..utils import log
 
-RECORDED_AFTER = 8
+CAPTURE_AFTER = 8
 """Decode steps of a KV cache before its step is captured: a capture costs several steps."""
 
 
@@ -65,7 +65,7 @@ class GraphedStep:
         self._layers = [StaticLayerCache(layer, self._column) for layer in cache.layers]
         self.replay: Callable[[], torch.Tensor] | None = None
         if like.device.type == "cuda":  # pragma: needs gpu
-            self.replay = self._recorded()
+            self.replay = self._capture()
 
     def __call__(self, x: torch.Tensor, is_text: torch.Tensor | None, column: int) -> torch.Tensor:
         """Return the blocks' output (B, 1, C) for embeddings (B, 1, C) of the token at `column`."""
@@ -88,27 +88,27 @@ class GraphedStep:
             x = block(x, mask, causal=False, cache=layer)
         return x
 
-    def _recorded(self) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
+    def _capture(self) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
         """Capture `_compute` as a CUDA graph; log a warning and return None if that fails."""
         device = self._x.device
         with torch.cuda.device(device):
-            before = torch.cuda.current_stream()
+            current_stream = torch.cuda.current_stream()
             # One stream per device: libraries keep a workspace for each stream they have run on.
             if device not in _STREAMS:
                 _STREAMS[device] = torch.cuda.Stream()
-            beside = _STREAMS[device]
+            side_stream = _STREAMS[device]
             # Warm-up: lazy initialization in libraries cannot be captured.
-            beside.wait_stream(before)
-            with torch.cuda.stream(beside):
+            side_stream.wait_stream(current_stream)
+            with torch.cuda.stream(side_stream):
                 self._compute()
-            before.wait_stream(beside)
+            current_stream.wait_stream(side_stream)
             graph = torch.cuda.CUDAGraph()
             try:
                 # Other threads may use the GPU during the capture.
-                with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, stream=side_stream, capture_error_mode="thread_local"):
                     out = self._compute()
             except RuntimeError as error:
-                torch.cuda.set_stream(before)
+                torch.cuda.set_stream(current_stream)
                 log.warning(
                     "CUDA graphs do not work here (%s): decoding without", first_line(error)
                 )
@@ -135,7 +135,7 @@ class GraphedBackend:
         after: decode steps of a cache before its step is captured.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], after: int = RECORDED_AFTER) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], after: int = CAPTURE_AFTER) -> None:
         self._blocks = list(blocks)
         self._after = after
         self._steps: WeakKeyDictionary[KVCache, GraphedStep | int] = WeakKeyDictionary()

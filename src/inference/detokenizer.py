@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ..arguments import checked
 from ..errors import AGI2Error
 from ..tokenizer import Tokenizer
-from .sampling import SamplingOptions
+from .sampling import SamplingParams
 
 StoppingCriterion = Callable[[str], bool]
 """Called with the continuation so far; returning true ends it."""
@@ -30,26 +30,26 @@ class IncrementalDetokenizer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        options: SamplingOptions,
+        options: SamplingParams,
         criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = (),
         skip_leading_space: bool = False,
     ) -> None:
         self._characters = StreamDecoder(tokenizer)
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
-        self._filter = StopStrings(options.stop, skip_leading_space)
+        self._stop_strings = StopStrings(options.stop, skip_leading_space)
         self._criteria = [criteria] if callable(criteria) else list(criteria or ())
         for each in self._criteria:
             if not callable(each):
                 raise AGI2Error(f"stopping_criteria must be functions of the text, not {each!r}")
-        self._missing = options.min_length
+        self._min_tokens_left = options.min_length
         self.text = ""
         """The text returned so far."""
         self.ended = False
 
     def push(self, token: int) -> str:
         """Append a token; return the new text that cannot belong to a stop string."""
-        self._missing -= 1
-        piece = self._show(self._characters.push(token))
+        self._min_tokens_left -= 1
+        piece = self._append_text(self._characters.push(token))
         self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
         return piece
 
@@ -57,21 +57,21 @@ class IncrementalDetokenizer:
         """End the sequence; return the text still held back."""
         if self.ended:
             return ""
-        piece = self._show(self._characters.flush())
-        rest = self._filter.flush()
+        piece = self._append_text(self._characters.flush())
+        rest = self._stop_strings.flush()
         self.text += rest
         self.ended = True
         return piece + rest
 
-    def _show(self, text: str) -> str:
+    def _append_text(self, text: str) -> str:
         sentence_ended = False
         if self._sentence is not None:
-            text, sentence_ended = self._sentence.push(text, may_end=self._missing <= 0)
-        piece = self._filter.push(text)
+            text, sentence_ended = self._sentence.push(text, may_end=self._min_tokens_left <= 0)
+        piece = self._stop_strings.push(text)
         if sentence_ended:
-            piece += self._filter.flush()
+            piece += self._stop_strings.flush()
         self.text += piece
-        self.ended = sentence_ended or self._filter.stopped
+        self.ended = sentence_ended or self._stop_strings.stopped
         return piece
 
 
@@ -90,12 +90,12 @@ class SentenceEnd:
 
         With `may_end` false, marks in this text do not end a sentence.
         """
-        for place, character in enumerate(text):
+        for position, character in enumerate(text):
             if character in self._MARKS + self._FULL_WIDTH_MARKS:
                 self._last_mark = character if may_end else ""
             elif self._last_mark and character not in self._CLOSING:
                 if character.isspace() or self._last_mark in self._FULL_WIDTH_MARKS:
-                    return text[:place], True
+                    return text[:position], True
                 self._last_mark = ""
         return text, False
 
@@ -106,7 +106,7 @@ class StopStrings:
     def __init__(self, stop: str | Sequence[str] | None, skip_leading_space: bool = False) -> None:
         self._stop = stop_strings(stop)
         self._skipping = skip_leading_space
-        self._held = ""
+        self._pending = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
@@ -114,23 +114,23 @@ class StopStrings:
         if self._skipping:
             text = text.lstrip()
             self._skipping = not text
-        text, self._held = self._held + text, ""
-        found = [
-            (place + len(string), place)
+        text, self._pending = self._pending + text, ""
+        ends = [
+            (start + len(string), start)
             for string in self._stop
-            if (place := text.find(string)) >= 0
+            if (start := text.find(string)) >= 0
         ]
-        if found:
+        if ends:
             self.stopped = True
             # The one completed first, so that the result does not depend on how text is chunked.
-            return text[: min(found)[1]]
+            return text[: min(ends)[1]]
         hold = max((_overlap(text, string) for string in self._stop), default=0)
-        self._held = text[len(text) - hold :]
+        self._pending = text[len(text) - hold :]
         return text[: len(text) - hold]
 
     def flush(self) -> str:
         """Return the text held back."""
-        text, self._held = self._held, ""
+        text, self._pending = self._pending, ""
         return text
 
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 import torch
 
-from .sampling import MASKED, EndToken, SamplingOptions, end_ids
+from .sampling import MASKED, EndToken, SamplingParams, end_ids
 
 
 def process_logits(
     logits: torch.Tensor,
     tokens: torch.Tensor,
-    options: SamplingOptions,
+    options: SamplingParams,
     prompt_length: int,
     end_token: EndToken = None,
 ) -> torch.Tensor:
@@ -34,9 +34,9 @@ def process_logits(
         logits = apply_logit_bias(logits, options.logit_bias)
     logits = apply_repetition_penalty(logits, tokens, options.repetition_penalty)
     if options.presence_penalty or options.frequency_penalty:
-        written = tokens[:, prompt_length:]
+        generated = tokens[:, prompt_length:]
         logits = apply_count_penalties(
-            logits, written, options.presence_penalty, options.frequency_penalty
+            logits, generated, options.presence_penalty, options.frequency_penalty
         )
     logits = apply_no_repeat_ngram(logits, tokens, options.no_repeat_ngram)
     ends = end_ids(end_token)
@@ -51,9 +51,9 @@ def process_logits(
 
 def apply_logit_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
     """Add a bias to the logits (B, V) of some token ids."""
-    places = torch.tensor(list(bias), device=logits.device)
+    ids = torch.tensor(list(bias), device=logits.device)
     values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
-    return logits.index_add(1, places, values.expand(logits.size(0), -1))
+    return logits.index_add(1, ids, values.expand(logits.size(0), -1))
 
 
 def apply_repetition_penalty(
@@ -74,7 +74,7 @@ def apply_repetition_penalty(
 
 
 def apply_count_penalties(
-    logits: torch.Tensor, written: torch.Tensor, presence: float, frequency: float
+    logits: torch.Tensor, generated: torch.Tensor, presence: float, frequency: float
 ) -> torch.Tensor:
     """Subtract the presence and frequency penalties from the logits of generated tokens.
 
@@ -82,12 +82,12 @@ def apply_count_penalties(
 
     Args:
         logits: (B, V).
-        written: generated token ids of each row, (B, N).
+        generated: generated token ids of each row, (B, N).
         presence: once per generated token; below 0 encourages repetition.
         frequency: once per occurrence; below 0 encourages repetition.
     """
-    ones = torch.ones_like(written, dtype=torch.float)
-    counts = torch.zeros_like(logits, dtype=torch.float).scatter_add_(1, written, ones)
+    ones = torch.ones_like(generated, dtype=torch.float)
+    counts = torch.zeros_like(logits, dtype=torch.float).scatter_add_(1, generated, ones)
     return logits - frequency * counts - presence * (counts > 0)
 
 
@@ -103,11 +103,11 @@ def apply_no_repeat_ngram(
     """
     if size is None or tokens.size(1) < size:
         return logits
-    runs = tokens.unfold(1, size, 1)
-    begun = tokens[:, tokens.size(1) - (size - 1) :]
-    rows, places = (runs[..., :-1] == begun.unsqueeze(1)).all(dim=-1).nonzero(as_tuple=True)
+    ngrams = tokens.unfold(1, size, 1)
+    prefix = tokens[:, tokens.size(1) - (size - 1) :]
+    rows, positions = (ngrams[..., :-1] == prefix.unsqueeze(1)).all(dim=-1).nonzero(as_tuple=True)
     banned = torch.zeros_like(logits, dtype=torch.bool)
-    banned[rows, runs[rows, places, -1]] = True
+    banned[rows, ngrams[rows, positions, -1]] = True
     return logits.masked_fill(banned, MASKED)
 
 
@@ -150,19 +150,19 @@ _FEW = 512
 
 def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Tensor:
     """Keep the smallest set of highest-ranked tokens, rank (B, V), of probability p or more."""
-    shares = logits.softmax(dim=-1)
+    probabilities = logits.softmax(dim=-1)
     if logits.size(-1) > _FEW:
         best, order = rank.topk(_FEW, dim=-1)
-        kept = _before(shares.gather(-1, order)).lt(p).sum(dim=-1, keepdim=True).clamp(min=1)
+        kept = _before(probabilities.gather(-1, order)).lt(p).sum(dim=-1, keepdim=True).clamp(min=1)
         excluded = rank < best.gather(-1, kept - 1)
         # Otherwise sort: more tokens are needed, or the last one kept ties with others.
         if (kept < _FEW).all() and torch.equal((~excluded).sum(dim=-1, keepdim=True), kept):
             return logits.masked_fill(excluded, MASKED)
     order = rank.argsort(dim=-1, descending=True, stable=True)
-    excluded = _before(shares.gather(-1, order)) >= p
+    excluded = _before(probabilities.gather(-1, order)) >= p
     return logits.masked_fill(excluded.scatter(-1, order, excluded), MASKED)
 
 
-def _before(shares: torch.Tensor) -> torch.Tensor:
+def _before(probabilities: torch.Tensor) -> torch.Tensor:
     """Return the exclusive cumulative sum: 0 for the first token, which is always kept."""
-    return shares.cumsum(dim=-1) - shares
+    return probabilities.cumsum(dim=-1) - probabilities

@@ -117,7 +117,7 @@ class ModelRunner:
         return self.extend(tokens.unsqueeze(1))[:, -1]
 
     @property
-    def room(self) -> int:
+    def remaining_capacity(self) -> int:
         """Number of tokens that fit into the KV cache before a window slides."""
         return self._positions - self._held.length
 
@@ -132,7 +132,7 @@ class ModelRunner:
             self._buffer = F.pad(self._buffer, (0, self._length + count))
         self._buffer[:, self._length : self._length + count] = tokens
         self._length += count
-        if count <= self.room:
+        if count <= self.remaining_capacity:
             self._windows = [window + count for window in self._windows]
             return self._forward(tokens, last_only=False)
         half = max(1, self._positions // 2)
@@ -198,7 +198,7 @@ class ModelRunner:
 
 
 # Maximum batch size: more rows do not raise throughput, and some work is quadratic in them.
-_MOST_ROWS = 256
+_MAX_ROWS = 256
 
 
 def _cache_bytes(model: GPT2Model, tokens: int) -> int:
@@ -209,8 +209,8 @@ def _cache_bytes(model: GPT2Model, tokens: int) -> int:
 
 def max_batch_rows(model: GPT2Model) -> int:
     """Return the batch size whose KV cache fits into a quarter of the available memory."""
-    room = available_memory(model.device) // 4
-    return max(1, min(_MOST_ROWS, room // _cache_bytes(model, model.config.max_seq_len)))
+    budget = available_memory(model.device) // 4
+    return max(1, min(_MAX_ROWS, budget // _cache_bytes(model, model.config.max_seq_len)))
 
 
 def check_rows(model: GPT2Model, rows: int, tokens: int, key: str) -> None:
@@ -225,11 +225,11 @@ def check_rows(model: GPT2Model, rows: int, tokens: int, key: str) -> None:
     Raises:
         AGI2Error: if it does not fit; the message has both sizes.
     """
-    needed, room = rows * _cache_bytes(model, tokens), available_memory(model.device)
-    if needed > room:
+    needed, available = rows * _cache_bytes(model, tokens), available_memory(model.device)
+    if needed > available:
         raise AGI2Error(
             f"{key} = {rows}: their keys and values take {human_bytes(needed)}, this machine has "
-            f"{human_bytes(room)}: lower {key} or max_length"
+            f"{human_bytes(available)}: lower {key} or max_length"
         )
 
 

@@ -14,7 +14,7 @@ from typing import cast
 from torch import nn
 
 from ..arguments import checked
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.cpu_kernels import Weights
@@ -92,7 +92,7 @@ def prepare_for_generation(
 
 def _prepare(model: GPT2Model, quantize: str) -> None:
     bits, parameters = _BITS[quantize], model.num_parameters()
-    with busy("preparing the weights"):
+    with show_progress("preparing the weights"):
         _replace_weights(model, bits)
     model.mark_prepared(quantize, parameters)
     if model.decode_backend is None and bits < 32:

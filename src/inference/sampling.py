@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from ..arguments import convert, convert_fields
-from ..config_checks import PLAIN_GREEDY, not_greedy
-from ..errors import AGI2Error, shown
+from ..config_checks import GREEDY_VALUES, greedy_conflicts
+from ..errors import AGI2Error, safe_repr
 
 MASKED = float("-inf")
 MIN_TEMPERATURE = 1e-5
 """Minimum temperature; below it decoding is greedy, as division would overflow the logits."""
 MAX_PENALTY = 1e4
 """Maximum of a penalty or bias: larger ones have no further effect, and their sums overflow."""
-NOTHING = -1
+NO_TOKEN = -1
 """Returned in place of a token id if every token is masked."""
 
 
@@ -34,7 +34,7 @@ def end_ids(end_token: EndToken) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingParams:
     """Sampling parameters and stopping conditions, named like the configuration's keys.
 
     Raises:
@@ -79,9 +79,9 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         convert_fields(self)
         object.__setattr__(self, "top_k", self.top_k or None)
-        object.__setattr__(self, "logit_bias", _bias_of(self.logit_bias))
+        object.__setattr__(self, "logit_bias", _convert_bias(self.logit_bias))
 
-        def share(value: float | None) -> bool:
+        def is_fraction(value: float | None) -> bool:
             return value is None or 0 < value <= 1
 
         checks = [
@@ -89,9 +89,9 @@ class SamplingOptions:
             (self.min_length >= 0, "min_length must be at least 0"),
             (0 <= self.temperature < math.inf, "temperature must be a number from 0 on"),
             (self.top_k is None or self.top_k >= 1, "top_k must be at least 0"),
-            (share(self.top_p), "top_p must be above 0 and at most 1"),
-            (share(self.min_p), "min_p must be above 0 and at most 1"),
-            (share(self.typical_p), "typical_p must be above 0 and at most 1"),
+            (is_fraction(self.top_p), "top_p must be above 0 and at most 1"),
+            (is_fraction(self.min_p), "min_p must be above 0 and at most 1"),
+            (is_fraction(self.typical_p), "typical_p must be above 0 and at most 1"),
             (
                 1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
                 f"repetition_penalty must be from {1 / MAX_PENALTY:g} to {MAX_PENALTY:g}",
@@ -113,13 +113,13 @@ class SamplingOptions:
                 f"logit_bias must be made of numbers from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
             ),
         ]
-        for is_right, message in checks:
-            if not is_right:
+        for is_valid, message in checks:
+            if not is_valid:
                 raise AGI2Error(f"{message}, not {getattr(self, message.split()[0])}")
         if self.speculative not in ("none", "ngram"):
             raise AGI2Error(f'speculative must be "none" or "ngram", not {self.speculative!r}')
         if self.speculative == "ngram":
-            for problem in not_greedy({key: getattr(self, key) for key in PLAIN_GREEDY}):
+            for problem in greedy_conflicts({key: getattr(self, key) for key in GREEDY_VALUES}):
                 raise AGI2Error(problem)
         if self.min_length > self.max_length:
             raise AGI2Error(
@@ -138,23 +138,23 @@ class SamplingOptions:
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
 
 
-def _bias_of(given: Any) -> dict[str | int, float]:
+def _convert_bias(biases: Any) -> dict[str | int, float]:
     """Return a `logit_bias` with keys and values converted to plain Python types."""
-    if given is None:
+    if biases is None:
         return {}
-    if not isinstance(given, Mapping):
-        raise AGI2Error(f"logit_bias must be a mapping from tokens to numbers, not {given!r}")
+    if not isinstance(biases, Mapping):
+        raise AGI2Error(f"logit_bias must be a mapping from tokens to numbers, not {biases!r}")
     return {
         convert(str | int, "a token of logit_bias", token): convert(
             float, f"logit_bias of {token!r}", bias
         )
-        for token, bias in given.items()
+        for token, bias in biases.items()
     }
 
 
 def sampling_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a run's configuration that are fields of `SamplingOptions`."""
-    return {each.name: config[each.name] for each in fields(SamplingOptions)}
+    """Return the keys of a run's configuration that are fields of `SamplingParams`."""
+    return {each.name: config[each.name] for each in fields(SamplingParams)}
 
 
 def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
         AGI2Error: if it is not a mapping.
     """
     if not isinstance(config, Mapping):
-        raise AGI2Error(f"config must be what load_config returns, not {shown(config)}")
+        raise AGI2Error(f"config must be what load_config returns, not {safe_repr(config)}")
     return {
         "model_seed": config["model_seed"],
         "seed": config["sampling_seed"],
@@ -180,7 +180,7 @@ def generation_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Logits processors that do not require sampling: beam search applies them, too.
-_CHOSEN_ANYHOW = (
+_NON_SAMPLING_KEYS = (
     "min_length",
     "repetition_penalty",
     "presence_penalty",
@@ -190,7 +190,7 @@ _CHOSEN_ANYHOW = (
 )
 
 
-_BEAM_OPTIONS = (*_CHOSEN_ANYHOW, "stop", "stop_at_sentence_end")
+_BEAM_OPTIONS = (*_NON_SAMPLING_KEYS, "stop", "stop_at_sentence_end")
 
 
 def beam_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,12 +208,12 @@ def check_beam_options(options: Mapping[str, Any]) -> None:
         raise AGI2Error(f"{name} does not go with beam search, which does not sample: remove it")
 
 
-def non_sampling_options(options: SamplingOptions) -> dict[str, Any]:
+def non_sampling_options(options: SamplingParams) -> dict[str, Any]:
     """Return the options that `beam_search` accepts: those that do not require sampling."""
-    return {name: getattr(options, name) for name in _CHOSEN_ANYHOW}
+    return {name: getattr(options, name) for name in _NON_SAMPLING_KEYS}
 
 
-def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
+def sample(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
     """Sample a token for each row of processed logits: (B, V) to ids (B,).
 
     Args:
@@ -223,7 +223,7 @@ def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
             are. None takes the argmax.
 
     Returns:
-        Token ids (B,), `NOTHING` for a row in which every token is masked.
+        Token ids (B,), `NO_TOKEN` for a row in which every token is masked.
 
     Raises:
         AGI2Error: if the model's logits are not finite.
@@ -238,8 +238,8 @@ def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
         device = "cpu" if logits.device.type == "mps" else logits.device
         cumulated = logits.softmax(dim=-1).to(device).cumsum(dim=-1, dtype=torch.float64)
         largest = cumulated[:, -1]
-        places = torch.tensor(uniform, dtype=torch.float64, device=device) * largest
-        tokens = torch.searchsorted(cumulated, places.unsqueeze(1), right=True).squeeze(1)
+        thresholds = torch.tensor(uniform, dtype=torch.float64, device=device) * largest
+        tokens = torch.searchsorted(cumulated, thresholds.unsqueeze(1), right=True).squeeze(1)
         tokens = tokens.to(logits.device)
     if all(map(math.isfinite, largest.tolist())):
         return tokens
@@ -249,4 +249,4 @@ def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
             "the model's logits are not finite: its weights hold NaN or infinity; go back to an "
             "earlier checkpoint, or train again with a lower learning_rate"
         )
-    return tokens.masked_fill(excluded, NOTHING)
+    return tokens.masked_fill(excluded, NO_TOKEN)

@@ -9,7 +9,7 @@ import torch
 from ..arguments import checked
 from ..errors import AGI2Error
 from .model_runner import ModelRunner, check_prompt
-from .sampling import EndToken, SamplingOptions, draw, end_ids
+from .sampling import EndToken, SamplingParams, end_ids, sample
 
 
 class NgramIndex:
@@ -23,14 +23,14 @@ class NgramIndex:
     def __init__(self, tokens: Sequence[int], ngram: int) -> None:
         self.tokens: list[int] = []
         self._ngram = ngram
-        self._places: dict[tuple[int, ...], int] = {}
+        self._positions: dict[tuple[int, ...], int] = {}
         for token in tokens:
             self.append(token)
 
     def append(self, token: int) -> None:
         """Append a token to the sequence."""
         if len(self.tokens) >= self._ngram:
-            self._places[tuple(self.tokens[-self._ngram :])] = len(self.tokens)
+            self._positions[tuple(self.tokens[-self._ngram :])] = len(self.tokens)
         self.tokens.append(token)
 
     def propose(self, count: int) -> list[int]:
@@ -38,11 +38,11 @@ class NgramIndex:
 
         If fewer than `count` tokens have followed it, they are repeated: a loop is continued.
         """
-        place = self._places.get(tuple(self.tokens[-self._ngram :]))
-        if place is None:
+        position = self._positions.get(tuple(self.tokens[-self._ngram :]))
+        if position is None:
             return []
-        period = len(self.tokens) - place
-        return [self.tokens[place + index % period] for index in range(count)]
+        period = len(self.tokens) - position
+        return [self.tokens[position + index % period] for index in range(count)]
 
 
 @checked
@@ -77,7 +77,7 @@ def speculate_tokens(
         AGI2Error: if an option is out of range, the prompt is not in the vocabulary, the runner
             is in use, or the model's logits are not finite.
     """
-    SamplingOptions(max_length)  # checks it
+    SamplingParams(max_length)  # checks it
     check_prompt(prompt, runner.vocab_size)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:
@@ -86,26 +86,26 @@ def speculate_tokens(
     ends = end_ids(end_token)
     with runner.reserved():
         logits = runner.prefill([prompt])
-        guess: list[int] = []
-        left, wait = max_length, 0
+        draft: list[int] = []
+        remaining, cooldown = max_length, 0
         while True:
-            written = draw(logits, None).tolist()
-            agreed = 0
-            while agreed < len(guess) and guess[agreed] == written[agreed]:
-                agreed += 1
-            runner.rollback(len(guess) - agreed)
+            greedy = sample(logits, None).tolist()
+            accepted = 0
+            while accepted < len(draft) and draft[accepted] == greedy[accepted]:
+                accepted += 1
+            runner.rollback(len(draft) - accepted)
             # The accepted draft tokens, and the token that the model generates after them.
-            for token in written[: agreed + 1]:
+            for token in greedy[: accepted + 1]:
                 if token in ends:
                     return
                 yield token
                 text.append(token)
-            left -= agreed + 1
-            if left == 0:
+            remaining -= accepted + 1
+            if remaining == 0:
                 return
-            wait = proposals if 4 * agreed < len(guess) else wait - agreed - 1
+            cooldown = proposals if 4 * accepted < len(draft) else cooldown - accepted - 1
             # A full window slides at the next token: a draft must fit before that.
-            most = min(proposals, runner.room - 1, left - 1)
-            guess = text.propose(most) if wait <= 0 else []
-            unread = torch.tensor([[text.tokens[-1], *guess]], device=logits.device)
-            logits = runner.extend(unread)[0]
+            max_draft = min(proposals, runner.remaining_capacity - 1, remaining - 1)
+            draft = text.propose(max_draft) if cooldown <= 0 else []
+            inputs = torch.tensor([[text.tokens[-1], *draft]], device=logits.device)
+            logits = runner.extend(inputs)[0]

@@ -23,17 +23,17 @@
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 enum {
-    TOKENS = 6, ROWS = 2, /* register tile: 12 accumulators and operands in 16 vector registers */
-    MOST = 8,     /* tokens in a tile of a single row */
-    LINE = 16,    /* floats in a cache line: no two threads write to one (false sharing) */
-    AHEAD = 3072, /* prefetch distance in bytes: near a page, where hardware prefetchers stop */
+    TILE_TOKENS = 6, TILE_ROWS = 2, /* register tile: 12 accumulators and operands in 16 vector registers */
+    MAX_TILE_TOKENS = 8,     /* tokens in a tile of a single row */
+    CACHE_LINE_FLOATS = 16,    /* floats in a cache line: no two threads write to one (false sharing) */
+    PREFETCH_BYTES = 3072, /* prefetch distance in bytes: near a page, where hardware prefetchers stop */
     GROUP = 32,   /* int4 weights that share a scale and a minimum */
-    BLOCK = 32768, /* weights that stay in a core's cache for all tiles: 128 KiB of float32 */
+    BLOCK_WEIGHTS = 32768, /* weights that stay in a core's cache for all tiles: 128 KiB of float32 */
 };
 
 /* Packed float32: the sign, the mantissa and the low four bits of the exponent (less the minimum of
    the row) stay in place; the four bits between are free for a part of another number. */
-static const uint32_t SIGN = 1u << 31, SPARE = 15u << 27, EXPONENT = 255u << 23, KEPT = (1u << 27) - 1;
+static const uint32_t SIGN_BIT = 1u << 31, SPARE_BITS = 15u << 27, EXPONENT_BITS = 255u << 23, KEPT_BITS = (1u << 27) - 1;
 
 /* GCC vector types, in as many registers as the target needs for 32 bytes. */
 typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
@@ -45,7 +45,7 @@ typedef int8_t half_bytes __attribute__((vector_size(16), aligned(1), may_alias)
 
 /* A matrix (O, I) and the bias of its layer.
 
-   32 bits: float32. 28 bits: packed rows (see `piece`), or float32 (WHOLE) if the exponents of a
+   32 bits: float32. 28 bits: packed rows (see `unpack_vector`), or float32 (FLOAT32_ROW) if the exponents of a
    row differ too much, and a `Row` for each (O,). 8 bits: int8, and a scale for each row (O,). 4
    bits: 64 consecutive weights in 32 bytes, the first 32 in the low nibbles, the others in the high
    ones; and for each group of 32 a scale and a minimum, bfloat16, as the high and low half of a
@@ -58,12 +58,12 @@ typedef struct {
     int32_t bits;
 } Matrix;
 
-/* The offset of a row, in vectors of 8, and its minimum exponent, added to all; or WHOLE. */
+/* The offset of a row, in vectors of 8, and its minimum exponent, added to all; or FLOAT32_ROW. */
 typedef struct {
     uint32_t start, lowest;
 } Row;
 
-enum { WHOLE = 1 };
+enum { FLOAT32_ROW = 1 };
 
 typedef struct {
     Matrix qkv, proj, expand, contract;
@@ -103,7 +103,7 @@ INLINE uint32_t as_bits(float number) {
 /* a * b + c with one rounding where the processor can, and never left to the compiler's choice: GCC
    fuses some instances of a kernel and not others, and a row's sum would depend on the rows beside
    it. Compile with -ffp-contract=off. */
-INLINE float fused(float a, float b, float c) {
+INLINE float fma_1(float a, float b, float c) {
 #ifdef __FMA__
     return __builtin_fmaf(a, b, c);
 #else
@@ -111,7 +111,7 @@ INLINE float fused(float a, float b, float c) {
 #endif
 }
 
-INLINE floats fused_8(floats a, floats b, floats c) {
+INLINE floats fma_8(floats a, floats b, floats c) {
 #ifdef __FMA__
     return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
@@ -119,11 +119,11 @@ INLINE floats fused_8(floats a, floats b, floats c) {
 #endif
 }
 
-INLINE floats repeated(float x) {
+INLINE floats broadcast(float x) {
     return (floats){x, x, x, x, x, x, x, x};
 }
 
-INLINE float total(floats x) {
+INLINE float reduce(floats x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
@@ -131,19 +131,19 @@ INLINE float total(floats x) {
    x is clamped to [-87, 40]: neither e^x nor a quotient by it is subnormal, which would be slow. */
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 40 ? 40 : x;
-    const float biased = fused(x, 1.44269504f, 12582912.0f); /* adding 1.5 * 2^23 rounds to an integer */
+    const float biased = fma_1(x, 1.44269504f, 12582912.0f); /* adding 1.5 * 2^23 rounds to an integer */
     const float n = biased - 12582912.0f;
-    const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
+    const float r = fma_1(n, 2.12194440e-4f, fma_1(n, -0.693359375f, x));
     const float terms[] = {1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1, 1};
     float series = 1 / 720.0f;
 #pragma GCC unroll 6
-    for (int i = 0; i < 6; i++) series = fused(r, series, terms[i]);
+    for (int i = 0; i < 6; i++) series = fma_1(r, series, terms[i]);
     /* n is in the low bits of `biased`; converting a NaN to an integer would be undefined. */
     return series * as_float((as_bits(biased) - as_bits(12582912.0f) + 127) << 23);
 }
 
 /* Multiply int16 and add adjacent pairs: 16 to 8 int32. */
-INLINE ints pairs(shorts a, shorts b) {
+INLINE ints multiply_pairs(shorts a, shorts b) {
 #ifdef __AVX2__
     return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
@@ -155,7 +155,7 @@ INLINE ints pairs(shorts a, shorts b) {
 
 /* Multiply int8 and add adjacent fours: 32 to 8 int32. a is from 0 to 15, so that the int16 sums of
    two cannot saturate. */
-INLINE ints fours(bytes a, bytes b) {
+INLINE ints multiply_fours(bytes a, bytes b) {
 #ifdef __AVX2__
     return (ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
 #else
@@ -167,17 +167,17 @@ INLINE ints fours(bytes a, bytes b) {
 
 /* Unpack vector k of 8, which are stored in 7: 64 consecutive weights of a row. The spare bits of
    the 7 hold the last vector, four bits each. */
-INLINE floats piece(const uint32_t *words, int k, uints lowest, uints *last) {
-    if (k == 7) return (floats)(((*last << 1 & SIGN) | (*last >> 3 & KEPT)) + lowest);
+INLINE floats unpack_vector(const uint32_t *words, int k, uints lowest, uints *last) {
+    if (k == 7) return (floats)(((*last << 1 & SIGN_BIT) | (*last >> 3 & KEPT_BITS)) + lowest);
     uints word = *(const uints *)(words + 8 * k);
-    *last = *last >> 4 | (word & SPARE);
-    return (floats)((word & ~SPARE) + lowest);
+    *last = *last >> 4 | (word & SPARE_BITS);
+    return (floats)((word & ~SPARE_BITS) + lowest);
 }
 
 static void pack(const float *row, int64_t I, uint32_t lowest, uint32_t *words) {
     for (const float *end = row + I; row < end; row += 64, words += 56) {
         uints last = *(const uints *)(row + 56) - lowest;
-        last = (last & SIGN) >> 4 | (last & KEPT);
+        last = (last & SIGN_BIT) >> 4 | (last & KEPT_BITS);
         for (int k = 0; k < 7; k++)
             *(uints *)(words + 8 * k) = (*(const uints *)(row + 8 * k) - lowest) | (last >> 4 * k & 15) << 27;
     }
@@ -186,7 +186,7 @@ static void pack(const float *row, int64_t I, uint32_t lowest, uint32_t *words) 
 static void unpack(const Matrix *m, int64_t row, float *out) {
     const Row of = ((const Row *)m->scale)[row];
     const uint32_t *words = (const uint32_t *)m->weight + 8 * (int64_t)of.start;
-    if (of.lowest == WHOLE) {
+    if (of.lowest == FLOAT32_ROW) {
         memcpy(out, words, m->inputs * sizeof *out);
         return;
     }
@@ -194,8 +194,8 @@ static void unpack(const Matrix *m, int64_t row, float *out) {
         uints last = {0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + AHEAD);
-            *(floats *)(out + 8 * k) = piece(words, k, (uints){0} + of.lowest, &last);
+            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + PREFETCH_BYTES);
+            *(floats *)(out + 8 * k) = unpack_vector(words, k, (uints){0} + of.lowest, &last);
         }
     }
 }
@@ -206,22 +206,22 @@ static void unpack(const Matrix *m, int64_t row, float *out) {
 INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t first, int tokens, int rows, int ahead,
                         float *out) {
     const float *x = in->x + first * I;
-    floats sums[ROWS][MOST] = {0};
+    floats sums[TILE_ROWS][MAX_TILE_TOKENS] = {0};
     for (int64_t i = 0; i < I; i += 8)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + AHEAD);
+            if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + PREFETCH_BYTES);
             floats weights = *(const floats *)(w + r * I + i);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {
                 const floats inputs = *(const floats *)(x + t * I + i);
-                sums[r][t] = fused_8(weights, inputs, sums[r][t]);
+                sums[r][t] = fma_8(weights, inputs, sums[r][t]);
             }
         }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
+        for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
 }
 
 /* One row, accumulated in the order of `multiply_32`: the sums are bitwise equal. */
@@ -230,26 +230,26 @@ INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int to
     const Row of = ((const Row *)m->scale)[row];
     const uint32_t *words = (const uint32_t *)m->weight + 8 * (int64_t)of.start;
     const float *x = in->x + first * I;
-    if (of.lowest == WHOLE) {
+    if (of.lowest == FLOAT32_ROW) {
         multiply_32((const float *)words, I, in, first, tokens, 1, 1, out);
         return;
     }
-    floats sums[MOST] = {0};
+    floats sums[MAX_TILE_TOKENS] = {0};
     for (int64_t i = 0; i < I; i += 64, words += 56) {
         uints last = {0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + AHEAD);
-            floats weights = piece(words, k, (uints){0} + of.lowest, &last);
+            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + PREFETCH_BYTES);
+            floats weights = unpack_vector(words, k, (uints){0} + of.lowest, &last);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {
                 const floats inputs = *(const floats *)(x + t * I + i + 8 * k);
-                sums[t] = fused_8(weights, inputs, sums[t]);
+                sums[t] = fma_8(weights, inputs, sums[t]);
             }
         }
     }
 #pragma GCC unroll 8
-    for (int t = 0; t < tokens; t++) out[t] = total(sums[t]);
+    for (int t = 0; t < tokens; t++) out[t] = reduce(sums[t]);
 }
 
 INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, int rows,
@@ -258,20 +258,20 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tok
     const int8_t *w = (const int8_t *)m->weight + row * I;
     const int16_t *x = (const int16_t *)in->levels + first * I;
     const float *scale = (const float *)m->scale + row;
-    ints sums[ROWS][TOKENS] = {0};
+    ints sums[TILE_ROWS][TILE_TOKENS] = {0};
     for (int64_t i = 0; i < I; i += 16)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __builtin_prefetch(w + r * I + i + AHEAD);
+            __builtin_prefetch(w + r * I + i + PREFETCH_BYTES);
             shorts weights = __builtin_convertvector(*(const half_bytes *)(w + r * I + i), shorts);
 #pragma GCC unroll 6
-            for (int t = 0; t < tokens; t++) sums[r][t] += pairs(weights, *(const shorts *)(x + t * I + i));
+            for (int t = 0; t < tokens; t++) sums[r][t] += multiply_pairs(weights, *(const shorts *)(x + t * I + i));
         }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 6
         for (int t = 0; t < tokens; t++)
-            out[r * tokens + t] = total(__builtin_convertvector(sums[r][t], floats)) * scale[r] * in->scale[first + t];
+            out[r * tokens + t] = reduce(__builtin_convertvector(sums[r][t], floats)) * scale[r] * in->scale[first + t];
 }
 
 /* steps: scratch (rows, tokens, I / 32), the scale of a group's products: that of its weights times
@@ -281,7 +281,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
     const int64_t I = m->inputs, groups = I / GROUP;
     const int8_t *w = (const int8_t *)m->weight + row * (I / 2), *x = (const int8_t *)in->levels + first * I;
     const uint32_t *scale = (const uint32_t *)m->scale + row * groups;
-    floats sums[ROWS][TOKENS] = {0};
+    floats sums[TILE_ROWS][TILE_TOKENS] = {0};
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++) {
         int64_t group = 0;
@@ -292,7 +292,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
                 const int64_t of = (first + t) * groups + group;
                 *(floats *)(steps + (r * tokens + t) * groups + group) =
                     (floats)(both & (int32_t)0xffff0000) * *(const floats *)(in->scale + of);
-                sums[r][t] = fused_8((floats)(both << 16), *(const floats *)(in->sums + of), sums[r][t]);
+                sums[r][t] = fma_8((floats)(both << 16), *(const floats *)(in->sums + of), sums[r][t]);
             }
         }
         for (; group < groups; group++) {
@@ -301,39 +301,39 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
             for (int t = 0; t < tokens; t++) {
                 const int64_t of = (first + t) * groups + group;
                 steps[(r * tokens + t) * groups + group] = as_float(both & 0xffff0000u) * in->scale[of];
-                sums[r][t][0] = fused(as_float(both << 16), in->sums[of], sums[r][t][0]);
+                sums[r][t][0] = fma_1(as_float(both << 16), in->sums[of], sums[r][t][0]);
             }
         }
     }
     for (int64_t i = 0; i < I; i += 2 * GROUP)
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __builtin_prefetch(w + (r * I + i) / 2 + AHEAD);
+            __builtin_prefetch(w + (r * I + i) / 2 + PREFETCH_BYTES);
             bytes all = *(const bytes *)(w + (r * I + i) / 2);
             bytes low = all & 15, high = (bytes)((shorts)all >> 4) & 15;
 #pragma GCC unroll 6
             for (int t = 0; t < tokens; t++) {
                 const int8_t *of = x + t * I + i;
                 const float *step = steps + (r * tokens + t) * groups + i / GROUP;
-                const floats lows = __builtin_convertvector(fours(low, *(const bytes *)of), floats);
-                const floats highs = __builtin_convertvector(fours(high, *(const bytes *)(of + GROUP)), floats);
-                sums[r][t] = fused_8(lows, repeated(step[0]), sums[r][t]);
-                sums[r][t] = fused_8(highs, repeated(step[1]), sums[r][t]);
+                const floats lows = __builtin_convertvector(multiply_fours(low, *(const bytes *)of), floats);
+                const floats highs = __builtin_convertvector(multiply_fours(high, *(const bytes *)(of + GROUP)), floats);
+                sums[r][t] = fma_8(lows, broadcast(step[0]), sums[r][t]);
+                sums[r][t] = fma_8(highs, broadcast(step[1]), sums[r][t]);
             }
         }
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < tokens; t++) out[r * tokens + t] = total(sums[r][t]);
+        for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
 }
 
-/* Dispatch to a micro-kernel. unpacked: the rows of a packed matrix, if `is_unpacking`; otherwise
-   NULL. room: see `room_of`. */
+/* Dispatch to a micro-kernel. unpacked: the rows of a packed matrix, if `unpacks_blocks`; otherwise
+   NULL. room: see `scratch_size`. */
 static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, int64_t first, int tokens, int64_t row,
-                     int rows, float *room, float *out) {
+                     int rows, float *scratch, float *out) {
     const int64_t I = m->inputs;
     const float *w = (const float *)m->weight + row * I;
-#define ONE(T)                                  \
+#define CASE_28(T)                                  \
     case T:                                     \
         multiply_28(m, in, first, T, row, out); \
         break;
@@ -342,10 +342,10 @@ static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, i
         if (unpacked) multiply_32(unpacked, I, in, first, T, R, 0, out);    \
         else if (m->bits == 32) multiply_32(w, I, in, first, T, R, 1, out); \
         else if (m->bits == 8) multiply_8(m, in, first, T, row, R, out);    \
-        else multiply_4(m, in, first, T, row, R, room, out);                \
+        else multiply_4(m, in, first, T, row, R, scratch, out);                \
         break;
     if (m->bits == 28 && !unpacked)
-        switch (tokens) { ONE(1) ONE(2) ONE(3) ONE(4) ONE(5) ONE(6) ONE(7) ONE(8) }
+        switch (tokens) { CASE_28(1) CASE_28(2) CASE_28(3) CASE_28(4) CASE_28(5) CASE_28(6) CASE_28(7) CASE_28(8) }
     else
         switch (10 * tokens + rows) {
             CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
@@ -354,14 +354,14 @@ static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, i
 }
 
 /* GELU(x) / x, tanh approximation: 1 / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3). */
-INLINE float gelu_share(float x) {
-    return 1 / (1 + exponential(-1.59576912f * fused(0.044715f * x * x, x, x)));
+INLINE float gelu_ratio(float x) {
+    return 1 / (1 + exponential(-1.59576912f * fma_1(0.044715f * x * x, x, x)));
 }
 
 static void activate(int activation, float *x, int64_t count) {
     if (activation == GELU_TANH) {
 #pragma omp simd
-        for (int64_t i = 0; i < count; i++) x[i] *= gelu_share(x[i]);
+        for (int64_t i = 0; i < count; i++) x[i] *= gelu_ratio(x[i]);
     } else if (activation == GELU) {
         for (int64_t i = 0; i < count; i++) x[i] *= 0.5f * (1 + erff(x[i] * 0.70710678f));
     } else if (activation == RELU) {
@@ -373,63 +373,63 @@ static void activate(int activation, float *x, int64_t count) {
 }
 
 /* Sizes come from files and are not trusted: the checked sum and product, -1 on overflow. */
-static int64_t sum(int64_t a, int64_t b) {
+static int64_t checked_add(int64_t a, int64_t b) {
     int64_t out;
     return a < 0 || b < 0 || __builtin_add_overflow(a, b, &out) ? -1 : out;
 }
 
-static int64_t times(int64_t a, int64_t b) {
+static int64_t checked_multiply(int64_t a, int64_t b) {
     int64_t out;
     return a < 0 || b < 0 || __builtin_mul_overflow(a, b, &out) ? -1 : out;
 }
 
-static void *memory_of(int64_t bytes) {
+static void *checked_malloc(int64_t bytes) {
     return bytes < 0 || (uint64_t)bytes > SIZE_MAX ? NULL : malloc((size_t)bytes);
 }
 
 /* Whether to unpack a packed matrix block by block: every tile of tokens would unpack it again. */
-static int is_unpacking(const Matrix *m, int64_t tokens) {
-    return m->bits == 28 && tokens > 2 * MOST;
+static int unpacks_blocks(const Matrix *m, int64_t tokens) {
+    return m->bits == 28 && tokens > 2 * MAX_TILE_TOKENS;
 }
 
 /* Rows of a block. */
-static int64_t block_of(int64_t I) {
-    return MAX(BLOCK / I / ROWS, 1) * ROWS;
+static int64_t block_rows(int64_t I) {
+    return MAX(BLOCK_WEIGHTS / I / TILE_ROWS, 1) * TILE_ROWS;
 }
 
 /* Scratch that each thread needs for a product, in floats. Not on the stack: it grows with the
    matrix. Rounded up to cache lines. */
-static int64_t room_of(const Matrix *m, int64_t tokens) {
-    const int64_t I = m->inputs, steps = m->bits == 4 ? times(ROWS * TOKENS, I / GROUP) : 0;
-    const int64_t count = is_unpacking(m, tokens) ? times(block_of(I), I) : steps;
-    return count < 0 ? -1 : sum(count, LINE - count % LINE);
+static int64_t scratch_size(const Matrix *m, int64_t tokens) {
+    const int64_t I = m->inputs, steps = m->bits == 4 ? checked_multiply(TILE_ROWS * TILE_TOKENS, I / GROUP) : 0;
+    const int64_t count = unpacks_blocks(m, tokens) ? checked_multiply(block_rows(I), I) : steps;
+    return count < 0 ? -1 : checked_add(count, CACHE_LINE_FLOATS - count % CACHE_LINE_FLOATS);
 }
 
 /* out (N, O) = activation(inputs (N, I) times the transposed matrix, + bias); `add` accumulates
-   into out. Called by all threads of a parallel region, each with its own `room`; ends with a
+   into out. Called by all threads of a parallel region, each with its own `scratch`; ends with a
    barrier. */
-static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *room, float *out, int activation,
+static void matmul(const Matrix *m, const Inputs *in, int64_t tokens, float *scratch, float *out, int activation,
                     int add) {
     const int64_t I = m->inputs, O = m->outputs;
-    const int unpacking = is_unpacking(m, tokens), alone = m->bits == 28 && !unpacking;
-    const int64_t most = alone ? MOST : TOKENS, parts = (tokens + most - 1) / most;
-    const int64_t block = block_of(I);
+    const int unpacking = unpacks_blocks(m, tokens), single_rows = m->bits == 28 && !unpacking;
+    const int64_t max_tokens = single_rows ? MAX_TILE_TOKENS : TILE_TOKENS, parts = (tokens + max_tokens - 1) / max_tokens;
+    const int64_t block = block_rows(I);
     /* Long sequential reads, yet several chunks for each thread, for load balancing. */
-    const int64_t chunk = (O / (4 * omp_get_num_threads()) / LINE + 1) * LINE;
+    const int64_t chunk = (O / (4 * omp_get_num_threads()) / CACHE_LINE_FLOATS + 1) * CACHE_LINE_FLOATS;
 #pragma omp for schedule(dynamic)
     for (int64_t begin = 0; begin < O; begin += chunk) {
         const int64_t end = MIN(begin + chunk, O);
         for (int64_t from = begin, to; from < end; from = to) {
             to = MIN(from + block, end);
-            for (int64_t row = from; unpacking && row < to; row++) unpack(m, row, room + (row - from) * I);
+            for (int64_t row = from; unpacking && row < to; row++) unpack(m, row, scratch + (row - from) * I);
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
                 for (int64_t row = from, rows; row < to; row += rows) {
                     /* One float32 token is memory-bound: single rows. The rest is compute-bound. */
-                    rows = alone || (m->bits == 32 && tokens == 1) ? 1 : MIN(ROWS, to - row);
-                    float sums[ROWS * MOST];
-                    const float *unpacked = unpacking ? room + (row - from) * I : NULL;
-                    multiply(m, unpacked, in, first, (int)count, row, (int)rows, room, sums);
+                    rows = single_rows || (m->bits == 32 && tokens == 1) ? 1 : MIN(TILE_ROWS, to - row);
+                    float sums[TILE_ROWS * MAX_TILE_TOKENS];
+                    const float *unpacked = unpacking ? scratch + (row - from) * I : NULL;
+                    multiply(m, unpacked, in, first, (int)count, row, (int)rows, scratch, sums);
                     for (int64_t r = 0; r < rows; r++)
                         for (int64_t t = 0; t < count; t++) {
                             float *of = out + (first + t) * O + row + r;
@@ -445,14 +445,14 @@ static void product(const Matrix *m, const Inputs *in, int64_t tokens, float *ro
 
 /* The scale with which the largest absolute value quantizes to `top`; NaN if any value is not
    finite, as 0 * x is NaN then. 1e-30 keeps the scale of zeros above 0. */
-INLINE float level_of(const float *x, int64_t count, float top) {
-    float greatest = 1e-30f, nothing = 0;
-#pragma omp simd reduction(max : greatest) reduction(+ : nothing)
+INLINE float scale_for(const float *x, int64_t count, float top) {
+    float maximum = 1e-30f, nan_if_not_finite = 0;
+#pragma omp simd reduction(max : maximum) reduction(+ : nan_if_not_finite)
     for (int64_t i = 0; i < count; i++) {
-        greatest = fabsf(x[i]) > greatest ? fabsf(x[i]) : greatest;
-        nothing += 0 * x[i];
+        maximum = fabsf(x[i]) > maximum ? fabsf(x[i]) : maximum;
+        nan_if_not_finite += 0 * x[i];
     }
-    return greatest / top + nothing;
+    return maximum / top + nan_if_not_finite;
 }
 
 INLINE int32_t nearest(float x) {
@@ -460,12 +460,12 @@ INLINE int32_t nearest(float x) {
 }
 
 /* Quantize row `token` of the inputs of a matrix, if its weights are quantized. */
-static void round_inputs(const Matrix *m, const Inputs *in, int64_t token) {
+static void quantize_inputs(const Matrix *m, const Inputs *in, int64_t token) {
     const int64_t I = m->inputs, groups = I / GROUP;
     const float *x = in->x + token * I;
     if (m->bits == 8) {
         /* No int32 overflow: each of 8 lanes adds I / 8 products, 1.35e8 / 8 * 127 < 2^31. */
-        const float level = level_of(x, I, fminf(32767, 1.35e8f / (float)I)), scale = 1 / level;
+        const float level = scale_for(x, I, fminf(32767, 1.35e8f / (float)I)), scale = 1 / level;
         int16_t *levels = (int16_t *)in->levels + token * I;
         in->scale[token] = level;
         if (isnan(level)) memset(levels, 0, I * sizeof *levels); /* the scale propagates the NaN */
@@ -475,7 +475,7 @@ static void round_inputs(const Matrix *m, const Inputs *in, int64_t token) {
         }
     } else if (m->bits == 4)
         for (int64_t group = 0; group < groups; group++, x += GROUP) {
-            const float level = level_of(x, GROUP, 127), scale = 1 / level;
+            const float level = scale_for(x, GROUP, 127), scale = 1 / level;
             int8_t *levels = (int8_t *)in->levels + token * I + group * GROUP;
             int32_t total = 0;
             if (isnan(level)) memset(levels, 0, GROUP);
@@ -492,17 +492,17 @@ static void round_inputs(const Matrix *m, const Inputs *in, int64_t token) {
 }
 
 /* Layer norm of x (C,) to out (C,), which may alias x. */
-static void normalise(const float *const norm[2], float epsilon, const float *x, float *out, int64_t C) {
+static void layer_norm(const float *const norm[2], float epsilon, const float *x, float *out, int64_t C) {
     float mean = 0, variance = 0;
 #pragma omp simd reduction(+ : mean)
     for (int64_t i = 0; i < C; i++) mean += x[i];
     mean /= C;
 #pragma omp simd reduction(+ : variance)
-    for (int64_t i = 0; i < C; i++) variance = fused(x[i] - mean, x[i] - mean, variance);
+    for (int64_t i = 0; i < C; i++) variance = fma_1(x[i] - mean, x[i] - mean, variance);
     const float scale = 1 / sqrtf(variance / C + epsilon);
 #pragma omp simd
     for (int64_t i = 0; i < C; i++)
-        out[i] = fused((x[i] - mean) * scale, norm[0] ? norm[0][i] : 1, norm[1] ? norm[1][i] : 0);
+        out[i] = fma_1((x[i] - mean) * scale, norm[0] ? norm[0][i] : 1, norm[1] ? norm[1][i] : 0);
 }
 
 /* Causal attention of one head of one sequence: append the new keys and values to the cache, then
@@ -515,51 +515,51 @@ static void attend(const float *q, int64_t stride, float *keys, float *values, f
         const int64_t length = held + t + 1;
         memcpy(keys + (held + t) * D, q + C, D * sizeof *q);
         memcpy(values + (held + t) * D, q + 2 * C, D * sizeof *q);
-        float greatest = -INFINITY, sum = 0;
+        float maximum = -INFINITY, sum = 0;
         for (int64_t s = start; s < length; s++) {
             float score = 0;
 #pragma omp simd reduction(+ : score)
-            for (int64_t d = 0; d < D; d++) score = fused(q[d], keys[s * D + d], score);
+            for (int64_t d = 0; d < D; d++) score = fma_1(q[d], keys[s * D + d], score);
             scores[s] = score * scale;
-            greatest = scores[s] > greatest ? scores[s] : greatest;
+            maximum = scores[s] > maximum ? scores[s] : maximum;
         }
 #pragma omp simd reduction(+ : sum)
-        for (int64_t s = start; s < length; s++) sum += scores[s] = exponential(scores[s] - greatest);
+        for (int64_t s = start; s < length; s++) sum += scores[s] = exponential(scores[s] - maximum);
         memset(out, 0, D * sizeof *out);
         for (int64_t s = start; s < length; s++) {
             const float share = scores[s] / sum;
 #pragma omp simd
-            for (int64_t d = 0; d < D; d++) out[d] = fused(share, values[s * D + d], out[d]);
+            for (int64_t d = 0; d < D; d++) out[d] = fma_1(share, values[s * D + d], out[d]);
         }
     }
 }
 
-/* Allocate the inputs of a product at `*place`, which is advanced by `bytes_of_inputs`. */
-static Inputs inputs_at(char **place, int64_t tokens, int64_t count) {
+/* Allocate the inputs of a product at `*place`, which is advanced by `inputs_bytes`. */
+static Inputs allocate_inputs(char **cursor, int64_t tokens, int64_t count) {
     Inputs in;
-    in.x = (float *)*place, *place += tokens * count * sizeof(float);
-    in.levels = *place, *place += tokens * count * sizeof(int16_t);
-    in.scale = (float *)*place, *place += tokens * (count / GROUP + 1) * sizeof(float);
-    in.sums = (float *)*place, *place += tokens * (count / GROUP + 1) * sizeof(float);
+    in.x = (float *)*cursor, *cursor += tokens * count * sizeof(float);
+    in.levels = *cursor, *cursor += tokens * count * sizeof(int16_t);
+    in.scale = (float *)*cursor, *cursor += tokens * (count / GROUP + 1) * sizeof(float);
+    in.sums = (float *)*cursor, *cursor += tokens * (count / GROUP + 1) * sizeof(float);
     return in;
 }
 
-static int64_t bytes_of_inputs(int64_t tokens, int64_t count) {
-    return times(tokens, sum(times(count, 6), (count / GROUP + 1) * 8));
+static int64_t inputs_bytes(int64_t tokens, int64_t count) {
+    return checked_multiply(tokens, checked_add(checked_multiply(count, 6), (count / GROUP + 1) * 8));
 }
 
 /* GELU with the tanh approximation. */
 void agi2_gelu(int64_t count, const float *x, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
-    for (int64_t i = 0; i < count; i++) out[i] = x[i] * gelu_share(x[i]);
+    for (int64_t i = 0; i < count; i++) out[i] = x[i] * gelu_ratio(x[i]);
 }
 
 /* The gradient of GELU's input, from that of its output. */
 void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float *out, int threads) {
 #pragma omp parallel for simd num_threads(threads)
     for (int64_t i = 0; i < count; i++) {
-        const float share = gelu_share(x[i]), slope = 1.59576912f * fused(0.134145f * x[i], x[i], 1);
-        out[i] = grad[i] * share * fused(x[i] * (1 - share), slope, 1);
+        const float share = gelu_ratio(x[i]), slope = 1.59576912f * fma_1(0.134145f * x[i], x[i], 1);
+        out[i] = grad[i] * share * fma_1(x[i] * (1 - share), slope, 1);
     }
 }
 
@@ -568,19 +568,19 @@ void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float 
 int64_t agi2_pack_rows(const uint32_t *weight, int64_t I, int64_t O, Row *rows, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < O; r++) {
-        uint32_t least = EXPONENT, greatest = 0;
-#pragma omp simd reduction(min : least) reduction(max : greatest)
+        uint32_t minimum = EXPONENT_BITS, maximum = 0;
+#pragma omp simd reduction(min : minimum) reduction(max : maximum)
         for (int64_t i = 0; i < I; i++) {
-            uint32_t exponent = weight[r * I + i] & EXPONENT;
-            least = MIN(least, exponent);
-            greatest = MAX(greatest, exponent);
+            uint32_t exponent = weight[r * I + i] & EXPONENT_BITS;
+            minimum = MIN(minimum, exponent);
+            maximum = MAX(maximum, exponent);
         }
-        rows[r].lowest = greatest - least <= KEPT ? least : WHOLE;
+        rows[r].lowest = maximum - minimum <= KEPT_BITS ? minimum : FLOAT32_ROW;
     }
     int64_t vectors = 0;
     for (int64_t r = 0; r < O; r++) {
         rows[r].start = (uint32_t)vectors;
-        vectors += rows[r].lowest == WHOLE ? I / 8 : I / 64 * 7;
+        vectors += rows[r].lowest == FLOAT32_ROW ? I / 8 : I / 64 * 7;
     }
     return vectors > UINT32_MAX ? -1 : vectors;
 }
@@ -592,7 +592,7 @@ void agi2_pack(const float *weight, const Matrix *m, int threads) {
     for (int64_t r = 0; r < m->outputs; r++) {
         const float *row = weight + r * m->inputs;
         uint32_t *words = (uint32_t *)m->weight + 8 * (int64_t)rows[r].start;
-        if (rows[r].lowest == WHOLE) memcpy(words, row, m->inputs * sizeof *row);
+        if (rows[r].lowest == FLOAT32_ROW) memcpy(words, row, m->inputs * sizeof *row);
         else pack(row, m->inputs, rows[r].lowest, words);
     }
 }
@@ -605,17 +605,17 @@ void agi2_unpack(const Matrix *m, const int64_t *which, int64_t count, float *ou
 
 /* A linear layer, x (N, I) to out (N, O). Returns 0, or 1 if the allocation fails. */
 int agi2_linear(const Matrix *m, int64_t tokens, const float *x, float *out, int threads) {
-    const int64_t room = room_of(m, tokens), rooms = times(threads, times(room, sizeof(float)));
-    char *memory = memory_of(sum(bytes_of_inputs(tokens, m->inputs), rooms)), *place = memory;
+    const int64_t scratch = scratch_size(m, tokens), all_scratch = checked_multiply(threads, checked_multiply(scratch, sizeof(float)));
+    char *memory = checked_malloc(checked_add(inputs_bytes(tokens, m->inputs), all_scratch)), *cursor = memory;
     if (!memory) return 1;
-    Inputs in = inputs_at(&place, tokens, m->inputs);
-    float *own = (float *)place;
+    Inputs in = allocate_inputs(&cursor, tokens, m->inputs);
+    float *thread_scratch = (float *)cursor;
     in.x = (float *)x; /* only read */
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-        for (int64_t token = 0; token < tokens; token++) round_inputs(m, &in, token);
-        product(m, &in, tokens, own + omp_get_thread_num() * room, out, NONE, 0);
+        for (int64_t token = 0; token < tokens; token++) quantize_inputs(m, &in, token);
+        matmul(m, &in, tokens, thread_scratch + omp_get_thread_num() * scratch, out, NONE, 0);
     }
     free(memory);
     return 0;
@@ -630,62 +630,62 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
                 int64_t texts, int64_t tokens, int64_t held, int64_t capacity, int threads) {
     const int64_t C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
     const int64_t F = model->n_layers ? model->layers[0].expand.outputs : 0;
-    int64_t room = capacity; /* of each thread: attention scores, or the scratch of a product */
+    int64_t scratch = capacity; /* of each thread: attention scores, or the scratch of a product */
     for (int64_t l = 0; l < model->n_layers; l++) {
         const Matrix *of[] = {&model->layers[l].qkv, &model->layers[l].proj, &model->layers[l].expand,
                               &model->layers[l].contract};
         for (int i = 0; i < 4; i++) {
-            const int64_t needed = room_of(of[i], N);
-            room = room < 0 || needed < 0 ? -1 : MAX(room, needed);
+            const int64_t needed = scratch_size(of[i], N);
+            scratch = scratch < 0 || needed < 0 ? -1 : MAX(scratch, needed);
         }
     }
-    const int64_t numbers = sum(times(N, times(3, C)), times(threads, room));
-    const int64_t inputs = sum(times(2, bytes_of_inputs(N, C)), bytes_of_inputs(N, F));
-    char *memory = memory_of(sum(inputs, times(numbers, sizeof(float)))), *place = memory;
+    const int64_t numbers = checked_add(checked_multiply(N, checked_multiply(3, C)), checked_multiply(threads, scratch));
+    const int64_t inputs = checked_add(checked_multiply(2, inputs_bytes(N, C)), inputs_bytes(N, F));
+    char *memory = checked_malloc(checked_add(inputs, checked_multiply(numbers, sizeof(float)))), *cursor = memory;
     if (!memory) return 1;
-    const Inputs normed = inputs_at(&place, N, C), heads = inputs_at(&place, N, C), hidden = inputs_at(&place, N, F);
-    float *qkv = (float *)place, *rooms = qkv + 3 * N * C;
+    const Inputs normed = allocate_inputs(&cursor, N, C), heads = allocate_inputs(&cursor, N, C), hidden = allocate_inputs(&cursor, N, F);
+    float *qkv = (float *)cursor, *all_scratch = qkv + 3 * N * C;
     /* Every thread runs this loop; `omp for` divides the work of a step and ends with a barrier. */
 #pragma omp parallel num_threads(threads)
     for (int64_t l = 0; l < model->n_layers; l++) {
-        float *own = rooms + omp_get_thread_num() * room;
+        float *thread_scratch = all_scratch + omp_get_thread_num() * scratch;
         const Layer *layer = model->layers + l;
 #pragma omp for
         for (int64_t n = 0; n < N; n++) {
-            if (model->pre_norm) normalise(layer->attention_norm, model->epsilon, x + n * C, normed.x + n * C, C);
+            if (model->pre_norm) layer_norm(layer->attention_norm, model->epsilon, x + n * C, normed.x + n * C, C);
             else memcpy(normed.x + n * C, x + n * C, C * sizeof *x);
-            round_inputs(&layer->qkv, &normed, n);
+            quantize_inputs(&layer->qkv, &normed, n);
         }
-        product(&layer->qkv, &normed, N, own, qkv, NONE, 0);
+        matmul(&layer->qkv, &normed, N, thread_scratch, qkv, NONE, 0);
 #pragma omp for
         for (int64_t task = 0; task < texts * H; task++) {
             const int64_t text = task / H, head = task % H, at = (text * H + head) * capacity * D;
             attend(qkv + text * tokens * 3 * C + head * D, 3 * C, keys[l] + at, values[l] + at,
-                   heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens, own);
+                   heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens, thread_scratch);
         }
         if (layer->proj.bits < 28) {
 #pragma omp for
-            for (int64_t n = 0; n < N; n++) round_inputs(&layer->proj, &heads, n);
+            for (int64_t n = 0; n < N; n++) quantize_inputs(&layer->proj, &heads, n);
         }
-        product(&layer->proj, &heads, N, own, x, NONE, 1);
+        matmul(&layer->proj, &heads, N, thread_scratch, x, NONE, 1);
 #pragma omp for
         for (int64_t n = 0; n < N; n++) {
-            if (model->pre_norm) normalise(layer->ffn_norm, model->epsilon, x + n * C, normed.x + n * C, C);
+            if (model->pre_norm) layer_norm(layer->ffn_norm, model->epsilon, x + n * C, normed.x + n * C, C);
             else {
-                normalise(layer->attention_norm, model->epsilon, x + n * C, x + n * C, C);
+                layer_norm(layer->attention_norm, model->epsilon, x + n * C, x + n * C, C);
                 memcpy(normed.x + n * C, x + n * C, C * sizeof *x);
             }
-            round_inputs(&layer->expand, &normed, n);
+            quantize_inputs(&layer->expand, &normed, n);
         }
-        product(&layer->expand, &normed, N, own, hidden.x, model->activation, 0);
+        matmul(&layer->expand, &normed, N, thread_scratch, hidden.x, model->activation, 0);
         if (layer->contract.bits < 28) {
 #pragma omp for
-            for (int64_t n = 0; n < N; n++) round_inputs(&layer->contract, &hidden, n);
+            for (int64_t n = 0; n < N; n++) quantize_inputs(&layer->contract, &hidden, n);
         }
-        product(&layer->contract, &hidden, N, own, x, NONE, 1);
+        matmul(&layer->contract, &hidden, N, thread_scratch, x, NONE, 1);
         if (!model->pre_norm) {
 #pragma omp for
-            for (int64_t n = 0; n < N; n++) normalise(layer->ffn_norm, model->epsilon, x + n * C, x + n * C, C);
+            for (int64_t n = 0; n < N; n++) layer_norm(layer->ffn_norm, model->epsilon, x + n * C, x + n * C, C);
         }
     }
     free(memory);

@@ -53,7 +53,7 @@ class Gelu(torch.autograd.Function):
         return out
 
     @staticmethod
-    def suits(x: torch.Tensor) -> bool:
+    def supports(x: torch.Tensor) -> bool:
         """Return whether the library is loaded and supports this tensor."""
         is_compiling = torch.compiler.is_compiling()
         return LIBRARY is not None and not is_compiling and is_plain(x, torch.float32)
@@ -72,8 +72,8 @@ class Weights(NamedTuple):
     @property
     def has_kernel(self) -> bool:
         """Whether the library is loaded and supports the matrix."""
-        together = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # weights per iteration of a kernel
-        has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % together == 0
+        multiple = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # weights per iteration of a kernel
+        has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % multiple == 0
         parts = (is_plain(part, of) for part, of, _ in self._parts if part is not None)
         is_complete = (self.scale is None) == (self.bits == 32)
         return LIBRARY is not None and has_size and is_complete and all(parts)
@@ -116,8 +116,8 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> Weights | None:
     threads = torch.get_num_threads()
     start = address_of(weight, torch.float32, outputs * inputs)
     rows = torch.empty(outputs, 2, dtype=torch.int32, device="cpu")
-    place = address_of(rows, torch.int32, 2 * outputs)
-    vectors = LIBRARY.agi2_pack_rows(start, inputs, outputs, place, threads)
+    row_address = address_of(rows, torch.int32, 2 * outputs)
+    vectors = LIBRARY.agi2_pack_rows(start, inputs, outputs, row_address, threads)
     if vectors < 0:  # beyond the 32-bit offsets of rows: 128 GB
         return None
     values = torch.empty(vectors, 8, dtype=torch.int32, device="cpu")
@@ -160,7 +160,7 @@ class KernelLinear:
         self._weights = weights
         self._matrix = weights.struct()
 
-    def suits(self, x: torch.Tensor) -> bool:
+    def supports(self, x: torch.Tensor) -> bool:
         """Return whether the library supports this input, and no gradient is needed."""
         has_gradient = x.requires_grad and torch.is_grad_enabled()
         return not has_gradient and is_plain(x, torch.float32)

@@ -69,18 +69,18 @@ class KernelBackend:
     def __init__(
         self, layers: Sequence[LayerWeights], n_heads: int, activation: str, pre_norm: bool
     ) -> None:
-        self._held = list(layers)  # keeps alive what the pointers below point to
+        self._layers = list(layers)  # keeps alive what the pointers below point to
         first = layers[0]
         width = first.proj.inputs
         array = (LayerStruct * len(layers))()
-        for place, layer in zip(array, layers, strict=True):
+        for struct, layer in zip(array, layers, strict=True):
             for name in ("qkv", "proj", "expand", "contract"):
-                setattr(place, name, getattr(layer, name).struct())
+                setattr(struct, name, getattr(layer, name).struct())
             for name in ("attention_norm", "ffn_norm"):
                 norm = getattr(layer, name)
                 parts = (address_of(part, torch.float32, width) for part in norm[:2])
-                setattr(place, name, (c_void_p * 2)(*parts))
-        self._rounded = first.qkv.bits < 28
+                setattr(struct, name, (c_void_p * 2)(*parts))
+        self._is_quantized = first.qkv.bits < 28
         self._model = ModelStruct(
             *(array, len(layers), width, n_heads),
             *(ACTIVATIONS.index(activation), pre_norm, first.ffn_norm.epsilon),
@@ -96,28 +96,30 @@ class KernelBackend:
             attention_mask: (B or 1, S), true for text and false for left padding.
             cache: the new keys and values are appended to it.
         """
-        texts, tokens, _ = x.shape
+        batch, tokens, _ = x.shape
         if not is_plain(x, torch.float32) or torch.is_grad_enabled():
             return None
         if not is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
             return None
-        starts = _starts(attention_mask, texts)
-        if starts is None or (texts * tokens > MAX_KERNEL_TOKENS and not self._rounded):
+        starts = _starts(attention_mask, batch)
+        if starts is None or (batch * tokens > MAX_KERNEL_TOKENS and not self._is_quantized):
             return None
-        parts = x.split(max(1, MAX_KERNEL_TOKENS // texts), dim=1)
-        return torch.cat([self._read(part.contiguous(), starts, cache) for part in parts], dim=1)
+        parts = x.split(max(1, MAX_KERNEL_TOKENS // batch), dim=1)
+        return torch.cat(
+            [self._run_layers(part.contiguous(), starts, cache) for part in parts], dim=1
+        )
 
-    def _read(self, x: torch.Tensor, starts: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    def _run_layers(self, x: torch.Tensor, starts: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Run the layers in place on new tokens (B, T, C) of sequences that begin at `starts`."""
         assert LIBRARY is not None
-        texts, tokens, _ = x.shape
-        held, width = cache.length, self._model.channels
-        held_numbers = texts * cache.capacity * width
-        if len(cache.layers) != len(self._held):
-            raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._held)}")
-        addresses = c_void_p * len(self._held)
+        batch, tokens, _ = x.shape
+        past_tokens, width = cache.length, self._model.channels
+        cache_elements = batch * cache.capacity * width
+        if len(cache.layers) != len(self._layers):
+            raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._layers)}")
+        addresses = c_void_p * len(self._layers)
         keys, values = (
-            addresses(*(address_of(part, torch.float32, held_numbers) for part in parts))
+            addresses(*(address_of(part, torch.float32, cache_elements) for part in parts))
             for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
         )
         # Raises if the tokens do not fit, before the library writes to the buffers.
@@ -125,22 +127,22 @@ class KernelBackend:
             layer.extend(tokens)
         failed = LIBRARY.agi2_layers(
             byref(self._model),
-            address_of(x, torch.float32, texts * tokens * width),
-            *(keys, values, address_of(starts, torch.int64, texts)),
-            *(texts, tokens, held, cache.capacity, torch.get_num_threads()),
+            address_of(x, torch.float32, batch * tokens * width),
+            *(keys, values, address_of(starts, torch.int64, batch)),
+            *(batch, tokens, past_tokens, cache.capacity, torch.get_num_threads()),
         )
         if failed:
             raise MemoryError("no memory for a pass of the model")
         return x
 
 
-def _starts(attention_mask: torch.Tensor | None, texts: int) -> torch.Tensor | None:
+def _starts(attention_mask: torch.Tensor | None, batch: int) -> torch.Tensor | None:
     """Return the padding before each sequence (B,), or None if the mask is not left padding."""
     if attention_mask is None:
-        return torch.zeros(texts, dtype=torch.int64, device="cpu")
+        return torch.zeros(batch, dtype=torch.int64, device="cpu")
     if attention_mask.dim() != 2:
         return None
     is_text = attention_mask.bool()
     if bool((is_text[:, :-1] & ~is_text[:, 1:]).any()) or not bool(is_text[:, -1].all()):
         return None
-    return (~is_text).sum(dim=1).expand(texts).contiguous()
+    return (~is_text).sum(dim=1).expand(batch).contiguous()

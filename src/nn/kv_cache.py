@@ -68,7 +68,7 @@ class KVCache:
             for _ in range(n_layers)
         ]
         # Length of the prefix that every two rows are known to share, (B, B).
-        self._alike = torch.zeros(batch_size, batch_size, dtype=torch.long, device="cpu")
+        self._shared_prefix = torch.zeros(batch_size, batch_size, dtype=torch.long, device="cpu")
 
     @property
     def length(self) -> int:
@@ -88,11 +88,11 @@ class KVCache:
             return self
         length = self.length
         chosen = torch.tensor(order, device="cpu")
-        alike = self._alike[chosen][:, chosen]
-        alike[chosen.unsqueeze(1) == chosen] = length
+        shared_prefix = self._shared_prefix[chosen][:, chosen]
+        shared_prefix[chosen.unsqueeze(1) == chosen] = length
         if len(order) == count:
             cache = self
-            first = min(int(self._alike[i, row]) for i, row in enumerate(order) if i != row)
+            first = min(int(self._shared_prefix[i, row]) for i, row in enumerate(order) if i != row)
         else:
             cache, first = self._empty(len(order)), 0
         # Indexing by `rows` copies, so source and target may be the same buffers.
@@ -100,7 +100,7 @@ class KVCache:
             target.keys[:, :, first:length] = source.keys[rows, :, first:length]
             target.values[:, :, first:length] = source.values[rows, :, first:length]
             target.length = length
-        cache._alike = alike
+        cache._shared_prefix = shared_prefix
         return cache
 
     def _empty(self, batch_size: int) -> KVCache:
@@ -120,4 +120,4 @@ class KVCache:
             raise AGI2Error(f"cannot cut a cache of {self.length} tokens to {length}")
         for layer in self.layers:
             layer.length = length
-        self._alike.clamp_(max=length)
+        self._shared_prefix.clamp_(max=length)

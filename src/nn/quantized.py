@@ -16,7 +16,7 @@ INT4_BLOCK = 2 * GROUP
 """int4 weights that are stored together; the width of a matrix must be divisible by it."""
 
 
-_SHARES = (1.0, 0.95)
+_RANGE_FRACTIONS = (1.0, 0.95)
 """Fractions of a group's range that its levels may cover; more candidates do not help."""
 
 
@@ -42,7 +42,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weights: Weights) -> None:
         super().__init__()
         self._weights = weights
-        self._few = KernelLinear(weights) if weights.has_kernel else None
+        self._kernel = KernelLinear(weights) if weights.has_kernel else None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -51,10 +51,12 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer: (..., I) to (..., O)."""
-        few = self._weights.bits < 28 or x.numel() <= MAX_KERNEL_TOKENS * self._weights.inputs
+        has_kernel_size = (
+            self._weights.bits < 28 or x.numel() <= MAX_KERNEL_TOKENS * self._weights.inputs
+        )
         # PyTorch computes other dtypes (autocast) and gradients.
-        if self._few is not None and few and self._few.suits(x):
-            return self._few(x)
+        if self._kernel is not None and has_kernel_size and self._kernel.supports(x):
+            return self._kernel(x)
         return F.linear(x, self.weight, self._weights.bias)
 
     def extra_repr(self) -> str:
@@ -70,11 +72,11 @@ def quantize_weight(weight: torch.Tensor, bias: torch.Tensor | None, bits: int) 
     """Quantize a finite matrix (O, I) to 8 or 4 bits; for 32, pack it into 28 if supported."""
     outputs, inputs = weight.shape
     if bits == 32:
-        whole = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)
-        return pack(weight, bias) or whole
-    in_bits = _in_8_bits if bits == 8 else _in_4_bits
+        unpacked = Weights(weight.contiguous(), None, bias, inputs, outputs, bits)
+        return pack(weight, bias) or unpacked
+    quantize = _quantize_int8 if bits == 8 else _quantize_int4
     # In chunks that fit into the CPU cache.
-    parts = [in_bits(rows) for rows in weight.split(256)]
+    parts = [quantize(rows) for rows in weight.split(256)]
     values, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     return Weights(values, scale, bias, inputs, outputs, bits)
 
@@ -92,9 +94,9 @@ def dequantize(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tens
     assert weights.scale is not None
     if weights.bits == 8:
         return weights.values * weights.scale.unsqueeze(1)
-    halves = weights.values.unflatten(1, (-1, GROUP))
-    levels = torch.stack([halves & 15, halves >> 4], dim=2).flatten(1)
-    step, lowest = (part.float().unsqueeze(-1) for part in _halves(weights.scale))
+    packed = weights.values.unflatten(1, (-1, GROUP))
+    levels = torch.stack([packed & 15, packed >> 4], dim=2).flatten(1)
+    step, lowest = (part.float().unsqueeze(-1) for part in _unpack_scales(weights.scale))
     return (levels.unflatten(1, (-1, GROUP)) * step + lowest).flatten(1)
 
 
@@ -109,19 +111,22 @@ def check_finite(name: str, weight: torch.Tensor) -> None:
         raise AGI2Error(f"{name} of the model has weights that are not finite: train it again")
 
 
-def _in_8_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize to int8, symmetric: levels from -127 to 127, and a scale for each row."""
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight / scale.unsqueeze(1)).round().to(torch.int8), scale
 
 
-def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize to int4, asymmetric: levels from 0 to 15, a scale and a minimum for each group."""
     groups = weight.unflatten(1, (-1, GROUP))
     low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
     middle = (low + high) / 2
     # Clip the outermost weights if this lowers the squared error of the group.
-    steps = [((high - low).clamp(min=1e-12) * share / 15).bfloat16().float() for share in _SHARES]
+    steps = [
+        ((high - low).clamp(min=1e-12) * fraction / 15).bfloat16().float()
+        for fraction in _RANGE_FRACTIONS
+    ]
     lowests = [(middle - 7.5 * step).bfloat16().float() for step in steps]
     errors = [
         (_levels(groups, *pair) * pair[0]).add_(pair[1]).sub_(groups).square_().sum(-1, True)
@@ -132,15 +137,15 @@ def _in_4_bits(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     levels = _levels(groups, step, lowest)
     # 64 consecutive weights in 32 bytes: 32 in the low nibbles, 32 in the high nibbles.
     low, high = levels.to(torch.uint8).unflatten(1, (-1, 2)).unbind(2)
-    upper_and_lower = torch.cat([lowest, step], dim=-1).bfloat16()
-    return (low | high << 4).flatten(1), upper_and_lower.view(torch.int32).squeeze(-1)
+    minimum_and_scale = torch.cat([lowest, step], dim=-1).bfloat16()
+    return (low | high << 4).flatten(1), minimum_and_scale.view(torch.int32).squeeze(-1)
 
 
 def _levels(groups: torch.Tensor, step: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
     return (groups - lowest).div_(step).round_().clamp_(0, 15)
 
 
-def _halves(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split the scale tensor of `_in_4_bits`, (O, I / 32), into scales and minimums, bfloat16."""
+def _unpack_scales(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split the scale tensor of `_quantize_int4`, (O, I / 32), into scales and minimums."""
     lowest, step = scale.unsqueeze(-1).view(torch.bfloat16).unbind(-1)
     return step, lowest

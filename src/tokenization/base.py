@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ..arguments import convert
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..errors import AGI2Error
-from ..utils import log, write_text, writing
+from ..utils import convert_write_errors, log, write_text
 from .tokenizer_json import MAX_NAME
 
 END_OF_TEXT = "<|endoftext|>"
@@ -27,7 +27,7 @@ FILE_NAME = "tokenizer.json"
 class Tokenizer(ABC):
     """Base class of all tokenizers. Text is never encoded as a special token unless allowed."""
 
-    _read: ClassVar[Callable[[str | Path], Tokenizer]]
+    _load: ClassVar[Callable[[str | Path], Tokenizer]]
     """`load_tokenizer`, set by its module, since importing it here would be circular."""
 
     @property
@@ -78,7 +78,7 @@ class Tokenizer(ABC):
         Raises:
             AGI2Error: if `texts` is anything else, or a file cannot be read.
         """
-        with visible(verbose), busy("training the tokenizer"):
+        with visible(verbose), show_progress("training the tokenizer"):
             self._fit(read_texts(texts))
 
     @abstractmethod
@@ -125,14 +125,14 @@ class Tokenizer(ABC):
 
     def _parts(self, text: str, allowed_special: str | Collection[str]) -> Iterator[list[int]]:
         if not isinstance(text, str):
-            raise AGI2Error(f"text must be a str, not {_shown(text)}")
+            raise AGI2Error(f"text must be a str, not {_describe_value(text)}")
         if not self.vocab_size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
         ids = self._allowed(allowed_special)
         if not ids:
             yield from self._encode_parts(text)
             return
-        for index, part in enumerate(any_of(ids).split(text)):
+        for index, part in enumerate(compile_alternatives(ids).split(text)):
             if index % 2:
                 yield [ids[part]]
             elif part:
@@ -142,7 +142,7 @@ class Tokenizer(ABC):
         known = self.special_tokens
         if isinstance(names, str) and names == "all":
             return known
-        for name in (names := listed(names, "allowed_special")):
+        for name in (names := to_list(names, "allowed_special")):
             if name not in known:
                 raise AGI2Error(
                     f"allowed_special: {name!r} is not a special token; the special tokens are "
@@ -196,7 +196,7 @@ class Tokenizer(ABC):
         if not self.vocab_size:
             raise AGI2Error(f"{path}: nothing to save, as there is no vocabulary: call fit(texts)")
         file = path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
-        with writing(file):
+        with convert_write_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, self.to_json())
 
@@ -207,7 +207,7 @@ class Tokenizer(ABC):
         Raises:
             AGI2Error: if there is none, it cannot be read, or it is of another class.
         """
-        found = cls._read(path)
+        found = cls._load(path)
         if not isinstance(found, cls):
             raise AGI2Error(f"{path} holds a {type(found).__name__}, not a {cls.__name__}")
         return found
@@ -243,7 +243,7 @@ def as_id(token: Any) -> int:
             raise TypeError
         return operator.index(token)
     except TypeError as error:
-        raise AGI2Error(f"a token must be an integer, not {_shown(token)}") from error
+        raise AGI2Error(f"a token must be an integer, not {_describe_value(token)}") from error
 
 
 def as_ids(tokens: Any) -> list[int]:
@@ -255,44 +255,45 @@ def as_ids(tokens: Any) -> list[int]:
     if hasattr(tokens, "tolist"):  # an array or a tensor
         tokens = tokens.tolist()
     if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):
-        raise AGI2Error(f"tokens must be a list of integers, not {_shown(tokens)}")
+        raise AGI2Error(f"tokens must be a list of integers, not {_describe_value(tokens)}")
     return [as_id(token) for token in tokens]
 
 
-def listed(values: Any, name: str) -> list[Any]:
+def to_list(values: Any, name: str) -> list[Any]:
     """Convert an iterable argument to a list; a `str` is one item, except for `vocabulary`.
 
     Raises:
         AGI2Error: if it is not iterable, or is `bytes` or a mapping.
     """
     if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
-        raise AGI2Error(f"{name} must be a list of strings, not {_shown(values)}")
+        raise AGI2Error(f"{name} must be a list of strings, not {_describe_value(values)}")
     if isinstance(values, str) and name != "vocabulary":
         return [values]
     return list(values)
 
 
-def new_names(names: Iterable[Any], taken: Collection[str]) -> list[str]:
+def check_new_names(names: Iterable[Any], reserved: Collection[str]) -> list[str]:
     """Check the names of special tokens to add.
 
     Raises:
         AGI2Error: if a name is not a string of 1 to 200 characters, or is already taken.
     """
-    found: list[str] = []
+    checked_names: list[str] = []
     for name in names:
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
             raise AGI2Error(
-                f"special_tokens: {_shown(name)} is not a string of 1 to {MAX_NAME} characters"
+                f"special_tokens: {_describe_value(name)} is not a string of 1 to {MAX_NAME} "
+                "characters"
             )
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise AGI2Error(f"special_tokens: {name!r} has half a character")
-        if name in taken or name in found:
+        if name in reserved or name in checked_names:
             raise AGI2Error(f"special_tokens: {name!r} is a token already")
-        found.append(name)
-    return found
+        checked_names.append(name)
+    return checked_names
 
 
-def any_of(names: Iterable[str]) -> re.Pattern[str]:
+def compile_alternatives(names: Iterable[str]) -> re.Pattern[str]:
     """Compile a regex with one group that matches any of the names, the longest first."""
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
@@ -309,7 +310,8 @@ def read_texts(texts: str | Path | Iterable[str | Path]) -> Iterator[str]:
         return
     if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
         raise AGI2Error(
-            "texts must be a str (a text), a Path (a file) or a list of them, not " + _shown(texts)
+            "texts must be a str (a text), a Path (a file) or a list of them, not "
+            + _describe_value(texts)
         )
     for index, text in enumerate(texts):
         yield _read_text(text, f"texts[{index}]")
@@ -321,7 +323,9 @@ def _read_text(text: Any, name: str) -> str:
             log.warning("%s: %r is taken for a text: for the file, pass a Path", name, text)
         return text
     if not isinstance(text, Path):
-        raise AGI2Error(f"{name} must be a str (a text) or a Path (a file), not {_shown(text)}")
+        raise AGI2Error(
+            f"{name} must be a str (a text) or a Path (a file), not {_describe_value(text)}"
+        )
     try:
         return text.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -334,12 +338,12 @@ def _read_text(text: Any, name: str) -> str:
 
 
 # PATH_MAX of Linux: a longer text is not a path.
-_LONGEST_PATH = 4096
+_MAX_PATH = 4096
 
 
 def _is_file(text: str) -> bool:
-    return len(text) <= _LONGEST_PATH and os.path.isfile(text)
+    return len(text) <= _MAX_PATH and os.path.isfile(text)
 
 
-def _shown(value: object) -> str:
+def _describe_value(value: object) -> str:
     return f"{type(value).__name__} {value!r}"

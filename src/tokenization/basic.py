@@ -10,14 +10,14 @@ from typing import Any
 from ..arguments import checked
 from ..errors import AGI2Error
 from ..utils import log
-from .base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, listed, new_names
+from .base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, check_new_names, to_list
 from .tokenizer_json import MAX_TOKENS
 
 # Characters encoded at a time.
-_CHARACTERS = 1 << 16
+_CHUNK_CHARACTERS = 1 << 16
 _WORDS = re.compile(r"\w+|\W")
 # Maximum matches of `_WORDS` in a token: bounds the longest-match search at each word.
-_MOST_WORDS = 16
+_MAX_WORDS = 16
 
 
 class BasicTokenizer(Tokenizer):
@@ -53,10 +53,10 @@ class BasicTokenizer(Tokenizer):
         self.fold_whitespace = fold_whitespace
         self._special: list[str] = []
         self._set_vocabulary([] if vocabulary is None else vocabulary)
-        self.add_special_tokens(*listed(special_tokens, "special_tokens"))
+        self.add_special_tokens(*to_list(special_tokens, "special_tokens"))
 
     def _set_vocabulary(self, tokens: Iterable[str]) -> None:
-        tokens = list(listed(tokens, "vocabulary"))
+        tokens = list(to_list(tokens, "vocabulary"))
         for token in tokens:
             if not isinstance(token, str) or not token:
                 raise AGI2Error(f"vocabulary: {token!r} is neither a character nor a word")
@@ -68,11 +68,11 @@ class BasicTokenizer(Tokenizer):
         for name in (UNKNOWN, END_OF_TEXT, *self._special):
             if name in tokens:
                 raise AGI2Error(f"vocabulary: {name} is a special token already")
-        self._longest = max((len(_WORDS.findall(token)) for token in tokens), default=1)
-        if self._longest > _MOST_WORDS:
-            raise AGI2Error(f"vocabulary: a token has more than {_MOST_WORDS} words and characters")
+        self._max_words = max((len(_WORDS.findall(token)) for token in tokens), default=1)
+        if self._max_words > _MAX_WORDS:
+            raise AGI2Error(f"vocabulary: a token has more than {_MAX_WORDS} words and characters")
         self._tokens = tokens
-        self._number()
+        self._assign_ids()
         changed = [token for token in tokens if self.preprocess(token) != token]
         if changed:
             log.warning(
@@ -82,7 +82,7 @@ class BasicTokenizer(Tokenizer):
                 changed[0],
             )
 
-    def _number(self) -> None:
+    def _assign_ids(self) -> None:
         self.vocabulary = [UNKNOWN, END_OF_TEXT, *self._tokens, *self._special]
         self._ids = {token: id for id, token in enumerate(self._tokens, 2)}
 
@@ -110,8 +110,8 @@ class BasicTokenizer(Tokenizer):
 
     def add_special_tokens(self, *names: str) -> None:
         """Add special tokens with the next free ids; `fit` and `save` keep them."""
-        self._special += new_names(names, self.vocabulary)
-        self._number()
+        self._special += check_new_names(names, self.vocabulary)
+        self._assign_ids()
 
     def preprocess(self, text: str) -> str:
         """Normalize a text as `encode` does: lower-case it and fold white space, if enabled."""
@@ -130,22 +130,22 @@ class BasicTokenizer(Tokenizer):
         if self._has_words:
             yield self._encode_words(_WORDS.findall(text))
             return
-        for start in range(0, len(text), _CHARACTERS):
-            yield [self._ids.get(each, 0) for each in text[start : start + _CHARACTERS]]
+        for start in range(0, len(text), _CHUNK_CHARACTERS):
+            yield [self._ids.get(each, 0) for each in text[start : start + _CHUNK_CHARACTERS]]
 
     def _encode_words(self, words: list[str]) -> list[int]:
         ids: list[int] = []
-        here = 0
-        while here < len(words):
-            for count in range(min(self._longest, len(words) - here), 0, -1):
-                id = self._ids.get("".join(words[here : here + count]))
+        position = 0
+        while position < len(words):
+            for count in range(min(self._max_words, len(words) - position), 0, -1):
+                id = self._ids.get("".join(words[position : position + count]))
                 if id is not None:
                     ids.append(id)
                     break
             else:
-                spelled = [self._ids.get(each, 0) for each in words[here]]
+                spelled = [self._ids.get(each, 0) for each in words[position]]
                 ids += spelled if 0 not in spelled else [0]
-            here += count
+            position += count
         return ids
 
     def token_bytes(self, token: int) -> bytes:

@@ -30,7 +30,7 @@ _BOUNDARY = (
 _LAST_BOUNDARY = re.compile(rf"(?s:.)+(?:{_BOUNDARY})")
 
 
-def cut(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str]:
+def split_text(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str]:
     """Split a text at known word boundaries into pieces of about `size` characters.
 
     Args:
@@ -41,21 +41,21 @@ def cut(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str]:
     Yields:
         Pieces of at most `size + run` characters, whose concatenation is the text.
     """
-    start = here = 0
-    while len(text) - here > run:
+    start = position = 0
+    while len(text) - position > run:
         # One character more than `run`: the lookahead of a boundary needs the next character.
-        found = _LAST_BOUNDARY.match(text, here, here + run + 1)
-        here = here + run if found is None else found.end()
-        if found is None or here - start >= size:
-            yield text[start:here]
-            start = here
+        found = _LAST_BOUNDARY.match(text, position, position + run + 1)
+        position = position + run if found is None else found.end()
+        if found is None or position - start >= size:
+            yield text[start:position]
+            start = position
     if start < len(text):
         yield text[start:]
 
 
 # Average characters per word from which a text counts as without spaces: such words rarely repeat.
 _LONG_WORD = 16
-_LOOK = 1 << 16  # characters of a stretch, over which that average is taken
+_STRETCH_CHARACTERS = 1 << 16  # characters of a stretch, over which that average is taken
 
 
 class SpacelessBudget:
@@ -66,17 +66,17 @@ class SpacelessBudget:
     """
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
-        self.left_out = 0
+        self._remaining = limit
+        self.skipped_characters = 0
 
     def take(self, text: str) -> Iterator[str]:
         """Yield the stretches of a text, without those over the limit, counted in `left_out`."""
-        for stretch in cut(text, size=_LOOK):
+        for stretch in split_text(text, size=_STRETCH_CHARACTERS):
             words = 1 + sum(map(stretch.count, " \n\t"))
             if len(stretch) < _LONG_WORD * words:
                 yield stretch
-            elif self._left > 0:
-                self._left -= len(stretch)
+            elif self._remaining > 0:
+                self._remaining -= len(stretch)
                 yield stretch
             else:
-                self.left_out += len(stretch)
+                self.skipped_characters += len(stretch)

@@ -71,7 +71,7 @@ def read_bounded(path: Path) -> bytes:
     return data
 
 
-def build(content: Mapping[str, Any], name: str) -> tokenizers.Tokenizer:
+def load_library_tokenizer(content: Mapping[str, Any], name: str) -> tokenizers.Tokenizer:
     """Validate a tokenizer's content and load it with the library.
 
     Args:
@@ -85,7 +85,7 @@ def build(content: Mapping[str, Any], name: str) -> tokenizers.Tokenizer:
     # Serialized again, so that the library parses what was checked: parsers differ on duplicate
     # keys. Truncation and padding are disabled.
     text = json.dumps({**content, "truncation": None, "padding": None})
-    with guarded(f"{name} is not a tokenizer"):
+    with convert_library_errors(f"{name} is not a tokenizer"):
         built = tokenizers.Tokenizer.from_str(text)
     # The library may assign another id to an added token than the file does.
     for each in content.get("added_tokens", []):
@@ -99,7 +99,7 @@ def build(content: Mapping[str, Any], name: str) -> tokenizers.Tokenizer:
 
 
 @contextlib.contextmanager
-def guarded(problem: str) -> Iterator[None]:
+def convert_library_errors(problem: str) -> Iterator[None]:
     """Context manager that converts any exception of the library, panics included.
 
     Raises:
@@ -139,13 +139,13 @@ class _Check:
         self._name = name
         self._merged: set[str] = set()
 
-    def _refuse(self, why: str) -> AGI2Error:
+    def _error(self, why: str) -> AGI2Error:
         return AGI2Error(f"{self._name} is not a tokenizer that AGI2 can use: {why}")
 
     def _kind(self, part: Any, key: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str):
-            raise self._refuse(f"its {key} has no type")
+            raise self._error(f"its {key} has no type")
         return kind
 
     def _parts(self, part: Any, key: str) -> list[Any]:
@@ -156,45 +156,45 @@ class _Check:
             return [part]
         inside = part.get(key)
         if not isinstance(inside, list) or len(inside) > MAX_PARTS:
-            raise self._refuse(f"a Sequence has no list of at most {MAX_PARTS} {key}")
+            raise self._error(f"a Sequence has no list of at most {MAX_PARTS} {key}")
         return inside
 
     def model(self, model: Any) -> None:
         """Check that the model is deterministic BPE with consistent vocabulary and merges."""
         if self._kind(model, "model") != "BPE":
-            raise self._refuse(f"its model is {model['type']}, not BPE")
+            raise self._error(f"its model is {model['type']}, not BPE")
         for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
             if model.get(key):
-                raise self._refuse(f"its model has {key} = {model[key]!r}")
+                raise self._error(f"its model has {key} = {model[key]!r}")
         vocab, merges = model.get("vocab"), model.get("merges")
         self._vocabulary(vocab)
         if not isinstance(merges, list) or len(merges) > MAX_TOKENS:
-            raise self._refuse(f"its model has no list of at most {MAX_TOKENS:,} merges")
-        self._merged = {self._product(merge, vocab) for merge in merges}
+            raise self._error(f"its model has no list of at most {MAX_TOKENS:,} merges")
+        self._merged = {self._merged_token(merge, vocab) for merge in merges}
 
-    def _product(self, merge: Any, vocab: dict[str, int]) -> str:
+    def _merged_token(self, merge: Any, vocab: dict[str, int]) -> str:
         """Return the token that a merge produces."""
         try:
             first, second = merge.split(" ") if isinstance(merge, str) else merge
             known = first in vocab and second in vocab and first + second in vocab
         except (TypeError, ValueError) as error:
-            raise self._refuse(f"the merge {_show(merge)} is not a pair of tokens") from error
+            raise self._error(f"the merge {_show(merge)} is not a pair of tokens") from error
         if not known or not first or not second:
-            raise self._refuse(f"the merge {_show(merge)} is of tokens not in the vocabulary")
+            raise self._error(f"the merge {_show(merge)} is of tokens not in the vocabulary")
         return str(first + second)
 
     def _vocabulary(self, vocab: Any) -> None:
         if not isinstance(vocab, dict) or not 1 <= len(vocab) <= MAX_TOKENS:
-            raise self._refuse(f"its vocabulary is not an object of 1 to {MAX_TOKENS:,} tokens")
+            raise self._error(f"its vocabulary is not an object of 1 to {MAX_TOKENS:,} tokens")
         for token, id in vocab.items():
             self._id(token, id, 2 * len(vocab) + MAX_ADDED)
         if len(set(vocab.values())) < len(vocab):
-            raise self._refuse("two tokens of its vocabulary have the same id")
+            raise self._error("two tokens of its vocabulary have the same id")
 
     def _id(self, token: object, id: Any, limit: int) -> None:
         """Check the id of a token: gaps are allowed, but ids must not be arbitrarily large."""
         if type(id) is not int or not 0 <= id < limit:
-            raise self._refuse(f"the token {_show(token)} has the id {id!r}, not 0 to {limit - 1}")
+            raise self._error(f"the token {_show(token)} has the id {id!r}, not 0 to {limit - 1}")
 
     def decoder(self, decoder: Any) -> None:
         """Check that the decoder is byte-level."""
@@ -205,7 +205,7 @@ class _Check:
         """Check that the normalizer is none or NFC: others are lossy, and some are unbounded."""
         for kind in (self._kind(each, "normalizer") for each in self._parts(part, "normalizers")):
             if kind != "NFC":
-                raise self._refuse(f"its normalizer {kind} changes text that is not given back")
+                raise self._error(f"its normalizer {kind} changes text that is not given back")
 
     def pre_tokenizer(self, part: Any) -> None:
         """Check that the pre-tokenizer splits text into bounded words without dropping any."""
@@ -215,7 +215,7 @@ class _Check:
             kind = self._kind(each, "pre_tokenizer")
             if kind == "ByteLevel":
                 if each.get("add_prefix_space") is not False:
-                    raise self._refuse(
+                    raise self._error(
                         "add_prefix_space puts a space before every text, which decoding does not "
                         "take back, so no text would come back as it was"
                     )
@@ -224,14 +224,14 @@ class _Check:
                 self._split(each)
                 splits = True
             elif kind not in ("Digits", "Punctuation"):
-                raise self._refuse(f"its pre_tokenizer {kind} is unknown here")
+                raise self._error(f"its pre_tokenizer {kind} is unknown here")
             elif each.get("behavior", "Isolated") not in ("Isolated", "Contiguous"):
-                raise self._refuse(f"its {kind} has the behavior {each['behavior']!r}")
+                raise self._error(f"its {kind} has the behavior {each['behavior']!r}")
         kinds = [each["type"] for each in parts]
         if "ByteLevel" in kinds[:-1] or "ByteLevel" not in kinds:
-            raise self._refuse("its pre_tokenizer does not end in its only ByteLevel")
+            raise self._error("its pre_tokenizer does not end in its only ByteLevel")
         if not splits:
-            raise self._refuse(
+            raise self._error(
                 "its pre_tokenizer does not cut text into words, so that encoding has no bound"
             )
 
@@ -239,10 +239,10 @@ class _Check:
         pattern = part.get("pattern")
         regex = pattern.get("Regex") if isinstance(pattern, dict) else None
         if regex not in KNOWN_PATTERNS:
-            raise self._refuse(f"its Split has the unknown pattern {_show(pattern)}")
+            raise self._error(f"its Split has the unknown pattern {_show(pattern)}")
         how = (part.get("behavior"), part.get("invert"))
         if how not in (("Isolated", False), ("Removed", True)):
-            raise self._refuse(f"its Split has behavior and invert {how!r}")
+            raise self._error(f"its Split has behavior and invert {how!r}")
 
     def post_processor(self, part: Any) -> None:
         """Check that the post-processor adds nothing if `add_special_tokens` is false."""
@@ -251,19 +251,19 @@ class _Check:
             if kind == "TemplateProcessing":
                 single = each.get("single")
                 if not isinstance(single, list) or len(single) > 64:
-                    raise self._refuse("its TemplateProcessing has no short list `single`")
+                    raise self._error("its TemplateProcessing has no short list `single`")
                 texts = sum(isinstance(piece, dict) and "Sequence" in piece for piece in single)
                 if not all(isinstance(piece, dict) for piece in single):
-                    raise self._refuse("its TemplateProcessing has a piece that is not an object")
+                    raise self._error("its TemplateProcessing has a piece that is not an object")
                 if texts != 1:
-                    raise self._refuse(f"its TemplateProcessing has the text {texts} times")
+                    raise self._error(f"its TemplateProcessing has the text {texts} times")
             elif kind not in ("ByteLevel", "RobertaProcessing", "BertProcessing"):
-                raise self._refuse(f"its post_processor {kind} is unknown here")
+                raise self._error(f"its post_processor {kind} is unknown here")
 
     def added_tokens(self, added: Any, model: Mapping[str, Any]) -> None:
         """Check that added tokens are few, short, unique, and do not strip white space in text."""
         if not isinstance(added, list) or len(added) > MAX_ADDED:
-            raise self._refuse(f"added_tokens is not a list of at most {MAX_ADDED:,}")
+            raise self._error(f"added_tokens is not a list of at most {MAX_ADDED:,}")
         vocab = model["vocab"]
         ids = {id: token for token, id in vocab.items()}
         seen: set[str] = set()
@@ -275,15 +275,15 @@ class _Check:
                 else (None, None, None)
             )
             if not isinstance(token, str) or not 1 <= len(token) <= MAX_NAME:
-                raise self._refuse(f"an added token is not a string of 1 to {MAX_NAME} characters")
+                raise self._error(f"an added token is not a string of 1 to {MAX_NAME} characters")
             self._id(token, id, limit)
             if ids.setdefault(id, token) != token or vocab.get(token, id) != id or token in seen:
-                raise self._refuse(f"the added token {_show(token)} and another share id {id}")
+                raise self._error(f"the added token {_show(token)} and another share id {id}")
             seen.add(token)
             if special and (token in self._merged or (len(token) == 1 and token in vocab)):
-                raise self._refuse(f"the special token {_show(token)} is a token of text, too")
+                raise self._error(f"the special token {_show(token)} is a token of text, too")
             if not special and any(each.get(key) for key in ("lstrip", "rstrip", "single_word")):
-                raise self._refuse(
+                raise self._error(
                     f"the added token {_show(token)} has lstrip, rstrip or single_word"
                 )
 
@@ -295,7 +295,7 @@ def _show(value: object) -> str:
 
 # Characters of one to four UTF-8 bytes from all planes, all kinds of white space, combining marks,
 # joined emoji, right-to-left script, and noncharacters.
-SAMPLES: tuple[str, ...] = (
+ROUND_TRIP_SAMPLES: tuple[str, ...] = (
     "".join(map(chr, range(0x180))),
     "".join(chr(c) for c in range(0x400, 0x110000, 0x3FD) if not 0xD800 <= c < 0xE000),
     "a  b\n\n \t\r\n c\u2028\u3000d \x85\xa0e 12345 don't DON'T x=1;\n  y",
@@ -304,27 +304,27 @@ SAMPLES: tuple[str, ...] = (
 )
 
 
-def try_out(
+def check_round_trip(
     encode: Callable[[str], list[int]],
     decode: Callable[[list[int]], str],
     expect: Callable[[str], str],
     more: Iterable[str],
     name: str,
 ) -> None:
-    """Check that encoding and decoding round-trips `SAMPLES`.
+    """Check that encoding and decoding round-trips `ROUND_TRIP_SAMPLES`.
 
     Args:
         encode: the tokenizer's `encode`.
         decode: the tokenizer's `decode`.
         expect: the expected result for a text: its normalization.
-        more: texts to check in addition to `SAMPLES`.
+        more: texts to check in addition to `ROUND_TRIP_SAMPLES`.
         name: name of the tokenizer, for messages.
 
     Raises:
         AGI2Error: if a sample does not round-trip.
     """
-    with guarded(f"{name} is not a tokenizer that AGI2 can use"):
-        for sample in (*SAMPLES, *more):
+    with convert_library_errors(f"{name} is not a tokenizer that AGI2 can use"):
+        for sample in (*ROUND_TRIP_SAMPLES, *more):
             found, expected = decode(encode(sample)), expect(sample)
             if found != expected:
                 same = (a == b for a, b in zip(found, expected, strict=False))

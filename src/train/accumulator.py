@@ -12,7 +12,7 @@ from ..cuda_utils import is_out_of_memory
 from ..data.batches import EpochBatches
 from ..errors import AGI2Error
 from ..utils import log, plural, seed_everything
-from .distributed import NoSync, Processes
+from .distributed import NoSync, ProcessGroup
 from .estimates import choose_micro_batch_size
 from .loss import LossFunction, NextTokenLoss
 from .optimizer import Optimizer
@@ -43,7 +43,7 @@ class GradientAccumulator:
         config: Config,
         batches: EpochBatches,
         optimizers: Sequence[Optimizer],
-        processes: Processes,
+        processes: ProcessGroup,
         no_sync: NoSync = nullcontext,
     ) -> None:
         self.loss: LossFunction = loss
@@ -56,7 +56,7 @@ class GradientAccumulator:
         self._prefetched: tuple[int, torch.Tensor] | None = None
 
     def _local_batch_size(self) -> int:
-        batch, count = self._config.batch_size, self._processes.count
+        batch, count = self._config.batch_size, self._processes.world_size
         if batch % count:
             raise AGI2Error(
                 f"batch_size: {plural(batch, 'sequence')} cannot be shared equally by {count} "
@@ -70,14 +70,14 @@ class GradientAccumulator:
             return choose_micro_batch_size(
                 architecture,
                 self._batches.dataset.seq_len,
-                self._config.batch_size // self._processes.count,
+                self._config.batch_size // self._processes.world_size,
                 self._processes.device,
             )
         return size
 
     def fetch(self, step: int) -> torch.Tensor:
         """Return this rank's batch of a step; on CUDA as a non-blocking copy to the device."""
-        batch = self._batches.batch(step, self._processes.rank, self._processes.count)
+        batch = self._batches.batch(step, self._processes.rank, self._processes.world_size)
         if self._processes.device.type == "cuda":  # pragma: needs gpu
             return batch.pin_memory().to(self._processes.device, non_blocking=True)
         return batch
@@ -111,7 +111,7 @@ class GradientAccumulator:
             self.prefetch(step)
         assert self._prefetched is not None
         batch = self._prefetched[1]
-        rows, count = len(self._batches.rows(step)), self._processes.count
+        rows, count = len(self._batches.rows(step)), self._processes.world_size
         while True:
             # Dropout is seeded by the step, so that a retried or resumed step has the same masks,
             # and by the rank, so that ranks have different ones. The factors keep seeds distinct.
@@ -127,7 +127,7 @@ class GradientAccumulator:
                     scaler=scaler,
                     no_sync=self.no_sync,
                     weight=len(batch) * count / rows,
-                    rounds=-(-rows // (count * self.micro_batch_size)),
+                    min_micro_batches=-(-rows // (count * self.micro_batch_size)),
                     is_padded=is_padded,
                 )
                 return self._processes.all_reduce_mean(loss)
@@ -143,7 +143,7 @@ class GradientAccumulator:
             optimizer.zero_grad(set_to_none=True)
         if self._processes.device.type == "cuda":  # pragma: needs gpu
             torch.cuda.empty_cache()
-        if self._processes.count > 1 or self.micro_batch_size == 1:
+        if self._processes.world_size > 1 or self.micro_batch_size == 1:
             raise self.out_of_memory(step)
         whole, half = self._config.batch_size, self.micro_batch_size // 2
         smaller = max(n for n in range(1, half + 1) if whole % n == 0)
@@ -156,7 +156,7 @@ class GradientAccumulator:
 
     def out_of_memory(self, step: int) -> AGI2Error:
         """Return the error for out of memory that a smaller micro-batch cannot fix."""
-        who = f" on process {self._processes.rank}" if self._processes.count > 1 else ""
+        who = f" on process {self._processes.rank}" if self._processes.world_size > 1 else ""
         return AGI2Error(
             f"out of memory at step {step}{who}, with "
             f"{plural(self.micro_batch_size, 'sequence')} at a time: lower micro_batch_size, set "

@@ -33,7 +33,7 @@ UNUSED_IN_TRAINING = (
 )
 
 
-def beside_its_key(function: F) -> F:
+def ignore_tokenizer_key(function: F) -> F:
     """Decorate a function so that the key `tokenizer` may be passed in addition to its tokenizer.
 
     Without this, `f(model, tokenizer, **config)` raises `TypeError` (multiple values for argument
@@ -47,25 +47,25 @@ def beside_its_key(function: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         if len(args) > 1 and "tokenizer" in kwargs:
             with visible(kwargs.get("verbose", True)):
-                _say_if_other(args[1], kwargs.pop("tokenizer"))
+                _warn_if_other(args[1], kwargs.pop("tokenizer"))
         return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
-def _say_if_other(tokenizer: Any, key: Any) -> None:
+def _warn_if_other(tokenizer: Any, key: Any) -> None:
     kinds = {"bpe": BPETokenizer, "gpt2": BPETokenizer, "basic": BasicTokenizer}
     kind = kinds.get(key) if isinstance(key, str) else None
     if key not in (None, "", tokenizer) and (kind is None or not isinstance(tokenizer, kind)):
         log.warning("tokenizer = %r is not followed: the tokenizer that was given is used", key)
 
 
-def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
+def configuration_of(model: GPT2Model, values: Mapping[str, Any]) -> Config:
     """Create a run's configuration from a model and keyword arguments.
 
     Args:
         model: the model, which determines the architecture.
-        given: keys of the configuration; paths, devices, tuples and NumPy or PyTorch scalars are
+        values: keys of the configuration; paths, devices, tuples and NumPy or PyTorch scalars are
             converted to strings, lists and numbers.
 
     Raises:
@@ -80,8 +80,8 @@ def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
                 f"model: its weights are {str(kind)[6:]}, in which small steps vanish: pass "
                 'model.float(), and precision = "auto" for fast products'
             )
-    keys = {key: _plain(value) for key, value in given.items()}
-    keys["sources"] = _sources(given["sources"])
+    keys = {key: _to_scalar(value) for key, value in values.items()}
+    keys["sources"] = _sources(values["sources"])
     if isinstance(keys.get("resume"), bool):
         keys["resume"] = "auto" if keys["resume"] else None
     # seq_len cannot exceed the model's context length.
@@ -91,13 +91,13 @@ def configuration_of(model: GPT2Model, given: Mapping[str, Any]) -> Config:
     elif isinstance(length, int) and length > positions:
         log.warning("seq_len = %d is not followed: the model has %d positions", length, positions)
         keys["seq_len"] = positions
-    followed = {**keys, **model.config.to_keys(), "preset": None}
-    config = make_config(followed, name="train_model")
-    _say_what_is_not_followed(keys, model)
+    effective = {**keys, **model.config.to_keys(), "preset": None}
+    config = make_config(effective, name="train_model")
+    _log_ignored_keys(keys, model)
     return config
 
 
-def _plain(value: Any) -> Any:
+def _to_scalar(value: Any) -> Any:
     """Convert a value to a type that TOML has."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.dim() == 0):
         return value.item()
     if isinstance(value, tuple | list):
-        return [_plain(inside) for inside in value]
+        return [_to_scalar(inside) for inside in value]
     return value
 
 
@@ -125,25 +125,28 @@ def _sources(sources: Any) -> list[str]:
                 f"sources: {type(source).__name__} is not a path: give a string, a Path, or a list "
                 "of these"
             )
-    return [str(_plain(source)) for source in listed]
+    return [str(_to_scalar(source)) for source in listed]
 
 
-def _say_what_is_not_followed(keys: Mapping[str, Any], model: GPT2Model) -> None:
+def _log_ignored_keys(keys: Mapping[str, Any], model: GPT2Model) -> None:
     """Log keys that are unused in training, or that conflict with the model's architecture."""
-    ours = model.config.to_keys()
-    wanted = {**PRESETS.get(str(keys.get("preset")).lower(), {}), **keys}
+    model_keys = model.config.to_keys()
+    requested = {**PRESETS.get(str(keys.get("preset")).lower(), {}), **keys}
     for key in ARCHITECTURE_KEYS:
-        value = wanted.get(key)
-        if value in (None, "", ours[key]) or (key == "model_ff" and value == 0):
+        value = requested.get(key)
+        if value in (None, "", model_keys[key]) or (key == "model_ff" and value == 0):
             continue
-        log.warning("%s = %r is not followed: the model has %r", key, value, ours[key])
+        log.warning("%s = %r is not followed: the model has %r", key, value, model_keys[key])
     fields = Config.model_fields
     unused = [
         key
         for key in UNUSED_IN_TRAINING
         if keys.get(key) not in (None, "", fields[key].get_default(call_default_factory=True))
     ]
-    if "max_context_length" in unused and keys["max_context_length"] == ours["model_positions"]:
+    if (
+        "max_context_length" in unused
+        and keys["max_context_length"] == model_keys["model_positions"]
+    ):
         unused.remove("max_context_length")  # its default is `model_positions`
     if unused:
         log.info("not used in training, written to the run's config.toml: %s", ", ".join(unused))
@@ -173,11 +176,11 @@ def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> T
         AGI2Error: if `vocab_size` is too small for the tokenizer.
     """
     if isinstance(tokenizer, BPETokenizer):
-        least = BPETokenizer(vocab_size=257).max_vocab_size
-        if vocab_size < least:
+        min_size = BPETokenizer(vocab_size=257).max_vocab_size
+        if vocab_size < min_size:
             raise AGI2Error(
-                f"the model has {vocab_size} tokens, byte pairs are at least {least}: make it with "
-                f"vocab_size = {least} or more, or take a BasicTokenizer"
+                f"the model has {vocab_size} tokens, byte pairs are at least {min_size}: make it "
+                f"with vocab_size = {min_size} or more, or take a BasicTokenizer"
             )
         tokenizer.max_vocab_size = min(tokenizer.max_vocab_size, vocab_size)
     tokenizer.fit(documents)
@@ -185,7 +188,7 @@ def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> T
     return tokenizer
 
 
-def become(tokenizer: Tokenizer, other: Tokenizer) -> Tokenizer:
+def copy_vocabulary(tokenizer: Tokenizer, other: Tokenizer) -> Tokenizer:
     """Copy the vocabulary of `other`, of the same class, into `tokenizer`; return `tokenizer`.
 
     Raises:

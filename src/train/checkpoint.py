@@ -47,21 +47,21 @@ from ..model import GPT2Model
 from ..tokenizer import FILE_NAME
 from ..utils import (
     atomic_path,
-    finite,
+    convert_write_errors,
     log,
     read_json_object,
+    replace_non_finite,
     sha256_of,
     sync_file,
     sync_folder,
-    writing,
 )
-from .distributed import Processes
+from .distributed import ProcessGroup
 
 BEST = "best.safetensors"
 TENSORS = "training.safetensors"
 MANIFEST = "manifest.json"
 
-Describe = Callable[[Path], None]
+SaveMetadata = Callable[[Path], None]
 """Writes a model's tokenizer and configuration into a folder."""
 
 # The version of the checkpoint's layout and of `state.json`; `find_checkpoint` rejects others.
@@ -76,7 +76,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int,
     best: Path | None = None,
-    describe: Describe = lambda folder: None,
+    save_metadata: SaveMetadata = lambda folder: None,
 ) -> Path:
     """Save a checkpoint atomically: write to a temporary folder, fsync it, and rename it.
 
@@ -89,7 +89,7 @@ def save_checkpoint(
         keep: number of checkpoints to keep; older ones are deleted once this one is complete.
         best: the best weights so far, added to the checkpoint (to save disk space as a hard link,
             if the file system has them).
-        describe: writes the tokenizer and the configuration into the checkpoint.
+        save_metadata: writes the tokenizer and the configuration into the checkpoint.
 
     Returns:
         The checkpoint's folder.
@@ -97,9 +97,9 @@ def save_checkpoint(
     Raises:
         AGI2Error: if it cannot be written; older checkpoints are kept.
     """
-    with _placing(folder, step, state, keep, best, describe) as beside:
-        save_tensors(weights, beside / WEIGHTS)
-        save_tensors(tensors, beside / TENSORS)
+    with _atomic_checkpoint(folder, step, state, keep, best, save_metadata) as temporary:
+        save_tensors(weights, temporary / WEIGHTS)
+        save_tensors(tensors, temporary / TENSORS)
     return checkpoint_folder(folder, step)
 
 
@@ -111,8 +111,8 @@ def save_shards(
     state: Mapping[str, Any],
     keep: int,
     best: Path | None,
-    describe: Describe,
-    processes: Processes,
+    save_metadata: SaveMetadata,
+    process_group: ProcessGroup,
 ) -> None:
     """Save a sharded checkpoint: as `save_checkpoint`, but each rank writes a file of its shards.
 
@@ -125,62 +125,64 @@ def save_shards(
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    placing = _placing(folder, step, state, keep, best, describe)
-    with placing if processes.is_main else contextlib.nullcontext(_beside(folder, step)) as beside:
-        processes.barrier()  # until rank 0 has created the folder
-        writer = dcp.HuggingFaceStorageWriter(str(beside / SHARDS), save_distributed=True)
+    atomic = _atomic_checkpoint(folder, step, state, keep, best, save_metadata)
+    with (
+        atomic if process_group.is_main else contextlib.nullcontext(_temporary_folder(folder, step))
+    ) as temporary:
+        process_group.barrier()  # until rank 0 has created the folder
+        writer = dcp.HuggingFaceStorageWriter(str(temporary / SHARDS), save_distributed=True)
         try:
             dcp.save({**weights, **tensors}, storage_writer=writer)
         except CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
-            raise AGI2Error(f"cannot write {beside}: {reason}; set output_dir") from error
-    processes.barrier()  # until rank 0 has renamed the folder
+            raise AGI2Error(f"cannot write {temporary}: {reason}; set output_dir") from error
+    process_group.barrier()  # until rank 0 has renamed the folder
 
 
-def _beside(folder: Path, step: int) -> Path:
-    place = checkpoint_folder(folder, step)
-    return place.with_name(f".{place.name}.partial")
+def _temporary_folder(folder: Path, step: int) -> Path:
+    target = checkpoint_folder(folder, step)
+    return target.with_name(f".{target.name}.partial")
 
 
 @contextlib.contextmanager
-def _placing(
+def _atomic_checkpoint(
     folder: Path,
     step: int,
     state: Mapping[str, Any],
     keep: int,
     best: Path | None,
-    describe: Describe,
+    save_metadata: SaveMetadata,
 ) -> Iterator[Path]:
     """Yield a temporary folder for the tensors; add the other files, fsync and rename it."""
-    place, beside = checkpoint_folder(folder, step), _beside(folder, step)
-    with writing(place):
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+    target, temporary = checkpoint_folder(folder, step), _temporary_folder(folder, step)
+    with convert_write_errors(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         try:
-            yield beside
-            describe(beside)
-            content = json.dumps(finite(dict(state)), indent=1, allow_nan=False)
-            (beside / STATE).write_text(content, encoding="utf-8")
+            yield temporary
+            save_metadata(temporary)
+            content = json.dumps(replace_non_finite(dict(state)), indent=1, allow_nan=False)
+            (temporary / STATE).write_text(content, encoding="utf-8")
             if best is not None:
-                _link(best, beside / BEST)
-            files = sorted(file for file in beside.rglob("*") if file.is_file())
-            hashes = {file.relative_to(beside).as_posix(): sha256_of(file) for file in files}
-            (beside / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-            for file in [*files, beside / MANIFEST]:
+                _link(best, temporary / BEST)
+            files = sorted(file for file in temporary.rglob("*") if file.is_file())
+            hashes = {file.relative_to(temporary).as_posix(): sha256_of(file) for file in files}
+            (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+            for file in [*files, temporary / MANIFEST]:
                 sync_file(file)
-            for inside in {file.parent for file in files}:
-                sync_folder(inside)
-            old = place.with_name(f"{place.name}.old")
+            for subfolder in {file.parent for file in files}:
+                sync_folder(subfolder)
+            old = target.with_name(f"{target.name}.old")
             # Renamed, not deleted, so that this step always has a complete checkpoint:
             # `list_checkpoints` finds .old folders, too.
-            if place.exists():
+            if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                os.rename(place, old)
-            os.rename(beside, place)
-            sync_folder(place.parent)
+                os.rename(target, old)
+            os.rename(temporary, target)
+            sync_folder(target.parent)
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -220,8 +222,8 @@ class Checkpoint:
     def restore_best(self, path: Path) -> None:
         """Copy the best weights at the time of the checkpoint, if there were any, to `path`."""
         if (self.folder / BEST).is_file():
-            with atomic_path(path) as beside:
-                shutil.copyfile(self.folder / BEST, beside)
+            with atomic_path(path) as temporary:
+                shutil.copyfile(self.folder / BEST, temporary)
 
 
 def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
@@ -238,10 +240,10 @@ def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
         if name not in weights:
             assert isinstance(saved, dcp.TensorStorageMetadata)
             parameter = parameters[name.removeprefix("optimizer.").rpartition(".")[0]]
-            alike = saved.size == parameter.shape
+            is_parameter_shaped = saved.size == parameter.shape
             tensors[name] = (
                 torch.zeros_like(parameter.detach())
-                if alike
+                if is_parameter_shaped
                 else torch.zeros(saved.size, dtype=saved.properties.dtype, device="cpu")
             )
     is_sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())
@@ -322,9 +324,9 @@ def check_state(checkpoint: Checkpoint) -> None:
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return a run's newest complete checkpoint; skip damaged ones with a warning."""
-    for place in reversed(list_checkpoints(folder)):
+    for path in reversed(list_checkpoints(folder)):
         try:
-            return open_checkpoint(place)
+            return open_checkpoint(path)
         except AGI2Error as error:
             log.warning("%s; trying the one before", error)
     return None
@@ -367,17 +369,17 @@ def delete_checkpoints_after(folder: Path, step: int) -> None:
     Raises:
         AGI2Error: if they cannot be deleted.
     """
-    for place in list_checkpoints(folder):
-        if step_of(place) > step:
-            log.warning("%s is of a later step: deleted", place)
-            with writing(place):
-                shutil.rmtree(place)
+    for path in list_checkpoints(folder):
+        if step_of(path) > step:
+            log.warning("%s is of a later step: deleted", path)
+            with convert_write_errors(path):
+                shutil.rmtree(path)
 
 
-def clear_leftovers(folder: Path) -> None:
+def delete_temporary_files(folder: Path) -> None:
     """Delete the temporary files of a killed process from a run folder."""
     for partial in (folder / CHECKPOINTS).glob(".step-*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
-    for beside in folder.iterdir():
-        if re.fullmatch(r"\..+\.[0-9a-f]{8}", beside.name):  # `atomic_path`'s
-            beside.unlink(missing_ok=True)
+    for temporary in folder.iterdir():
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", temporary.name):  # `atomic_path`'s
+            temporary.unlink(missing_ok=True)

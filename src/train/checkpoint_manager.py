@@ -17,15 +17,15 @@ import torch
 from ..config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
 from ..config_loader import CONFIG
 from ..dataset import TextDataset
-from ..errors import AGI2Error, masked
+from ..errors import AGI2Error, mask_secrets
 from ..formats.model_dir import WEIGHTS, load_weights, save_config_and_tokenizer, save_weights
 from ..model import GPT2Model
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
-from ..utils import finite, log, plural, whole, writing
+from ..utils import convert_write_errors, full_tensor, log, plural, replace_non_finite
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
-from .distributed import Processes
+from .distributed import ProcessGroup
 from .folder_lock import FolderLock, claim_folder
 from .optimizer import Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -81,15 +81,15 @@ class CheckpointManager:
     tokenizer: Tokenizer
     data: Sequence[TextDataset]
     """The training data, and the validation data if any."""
-    processes: Processes
+    process_group: ProcessGroup
     sharded: bool
     """Whether the parameters are sharded across ranks (FSDP)."""
     lock: FolderLock | None = None
     """The lock of the folder; if it is given, the caller releases it."""
     _saving: Background = field(default_factory=Background)
-    _is_lock_ours: bool = False
-    _place: os.stat_result | None = None
-    _moved: Path | None = None
+    _owns_lock: bool = False
+    _folder_stat: os.stat_result | None = None
+    _moved_to: Path | None = None
     """The new path of an earlier run's folder that was moved away for this run."""
 
     @property
@@ -155,19 +155,19 @@ class CheckpointManager:
         Raises:
             AGI2Error: if another process trains in the folder, or it is not writable.
         """
-        logged = 0
+        log_size = 0
         lock = self._take_lock()
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
-            logged = checkpoint.state["metrics_size"]
+            log_size = checkpoint.state["metrics_size"]
             checkpoints.delete_checkpoints_after(self.folder, checkpoint.state["step"])
         else:
-            self._moved = claim_folder(self.folder, lock)
-        self._enter_folder(lock)
+            self._moved_to = claim_folder(self.folder, lock)
+        self._initialize_folder(lock)
         if checkpoint is not None:
             checkpoint.restore_best(self.best_weights)
-        with writing(self.folder):
-            checkpoints.clear_leftovers(self.folder)
-        return logged
+        with convert_write_errors(self.folder):
+            checkpoints.delete_temporary_files(self.folder)
+        return log_size
 
     def restore_folder(self) -> None:
         """Create and lock the run folder again, or restore what was deleted in it.
@@ -176,32 +176,32 @@ class CheckpointManager:
             AGI2Error: if another process trains in the folder, or it is not writable.
         """
         lock = self._take_lock()
-        if not self._is_ours():
+        if not self._is_same_folder():
             claim_folder(self.folder, lock)
-        self._enter_folder(lock)
+        self._initialize_folder(lock)
 
     def _take_lock(self) -> FolderLock:
         if self.lock is None:
-            self.lock, self._is_lock_ours = FolderLock(self.folder), True
+            self.lock, self._owns_lock = FolderLock(self.folder), True
         self.lock.take()
         return self.lock
 
-    def _enter_folder(self, lock: FolderLock) -> None:
+    def _initialize_folder(self, lock: FolderLock) -> None:
         """Write the model's configuration and tokenizer to the run folder, and remember it."""
-        with writing(self.folder):
+        with convert_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.take()
-            self._place = self.folder.stat()
-        self._describe(self.folder)
+            self._folder_stat = self.folder.stat()
+        self._save_metadata(self.folder)
 
-    def _is_ours(self) -> bool:
+    def _is_same_folder(self) -> bool:
         """Return whether the folder of this name is the one in which this run began."""
-        assert self._place is not None
+        assert self._folder_stat is not None
         with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(self.folder.stat(), self._place)
+            return os.path.samestat(self.folder.stat(), self._folder_stat)
         return False
 
-    def _describe(self, folder: Path) -> None:
+    def _save_metadata(self, folder: Path) -> None:
         save_config_and_tokenizer(self.model.config, self.tokenizer, self.config, folder)
 
     def is_lost(self, has_best: bool) -> bool:
@@ -213,28 +213,28 @@ class CheckpointManager:
         Raises:
             AGI2Error: if another folder is in its place.
         """
-        with writing(self.folder):
+        with convert_write_errors(self.folder):
             if not self.folder.is_dir():
                 return True
             content = {path.name for path in self.folder.iterdir()}
-            is_ours = self._is_ours()
-        if not is_ours and content:
+            is_same = self._is_same_folder()
+        if not is_same and content:
             raise AGI2Error(
                 f"{self.folder} is not the folder any more in which this run began, which was "
                 "moved away: continue there with --resume and its model_name"
             )
-        if is_ours and content >= {CONFIG, TOKENIZER}:
+        if is_same and content >= {CONFIG, TOKENIZER}:
             self._take_lock()  # its file may be deleted; raises if another process has locked it
         needed = {CONFIG, TOKENIZER, *({WEIGHTS} if has_best else ())}
-        return not is_ours or not needed <= content
+        return not is_same or not needed <= content
 
     def warn_if_nothing_is_saved(self) -> None:
         """Log where the earlier run was moved to if this one ends without saving a model."""
-        if self._moved is not None and not self.best_weights.is_file():
+        if self._moved_to is not None and not self.best_weights.is_file():
             log.warning(
                 "nothing was saved: %s holds no model; the run that was there is %s",
                 self.folder,
-                self._moved,
+                self._moved_to,
             )
 
     def save(self, state: Mapping[str, Any]) -> Path:
@@ -249,40 +249,48 @@ class CheckpointManager:
             The checkpoint's folder.
         """
         step, keep = state["step"], self.config.keep_checkpoints
-        place = checkpoints.checkpoint_folder(self.folder, step)
-        if not (self.sharded or self.processes.is_main):
-            return place
+        path = checkpoints.checkpoint_folder(self.folder, step)
+        if not (self.sharded or self.process_group.is_main):
+            return path
         best = None if state["best_loss"] is None else self.best_weights
         weights = self.model.state_dict()
         tensors = optimizer_tensors(self.model, self.optimizers)
         if self.sharded:
-            folder, processes = self.folder, self.processes
+            folder, process_group = self.folder, self.process_group
             checkpoints.save_shards(
-                folder, step, weights, tensors, state, keep, best, self._describe, processes
+                folder,
+                step,
+                weights,
+                tensors,
+                state,
+                keep,
+                best,
+                self._save_metadata,
+                process_group,
             )
             if best is None:
                 self.save_best(self.gather())
-            return place
+            return path
 
         def write() -> None:
             checkpoints.save_checkpoint(
-                self.folder, step, weights, tensors, state, keep, best, self._describe
+                self.folder, step, weights, tensors, state, keep, best, self._save_metadata
             )
             if best is None:
                 save_weights(weights, self.best_weights, self.tokenizer, self.model.config)
 
         self._saving.wait()
-        if self.processes.device.type == "cpu":
+        if self.process_group.device.type == "cpu":
             write()
         else:  # pragma: needs gpu
             weights = {name: tensor.cpu() for name, tensor in weights.items()}
             tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
             self._saving.start(write)
-        return place
+        return path
 
     def release(self) -> None:
         """Release the lock of the run folder, unless the caller has given it."""
-        if self.lock is not None and self._is_lock_ours:
+        if self.lock is not None and self._owns_lock:
             self.lock.release()
 
     @property
@@ -293,11 +301,11 @@ class CheckpointManager:
     def wait(self) -> None:
         """Wait on all ranks (a barrier) until the last checkpoint is complete."""
         self._saving.wait()
-        self.processes.barrier()
+        self.process_group.barrier()
 
     def save_best(self, model: GPT2Model) -> None:
         """Save rank 0's `model` as the run's best weights."""
-        if self.processes.is_main:
+        if self.process_group.is_main:
             self._saving.wait()  # an asynchronous save may be writing or linking the same file
             save_weights(model.state_dict(), self.best_weights, self.tokenizer, model.config)
 
@@ -305,12 +313,12 @@ class CheckpointManager:
         """Load the best weights into the model; return it as `gather` does."""
         self._saving.wait()
         if self.sharded:
-            self.processes.barrier()  # until rank 0 has written them
+            self.process_group.barrier()  # until rank 0 has written them
             load_weights(self.model, self.best_weights)
             return self.gather()
-        if self.processes.is_main:
+        if self.process_group.is_main:
             load_weights(self.model, self.best_weights)
-        self.processes.broadcast(self.model.state_dict().values())
+        self.process_group.broadcast(self.model.state_dict().values())
         return self.model
 
     def gather(self) -> GPT2Model:
@@ -322,15 +330,17 @@ class CheckpointManager:
             return self.model
         weights = {}
         for name, tensor in self.model.state_dict().items():
-            gathered = whole(tensor)  # tensor by tensor, so that other ranks never hold them all
-            if self.processes.is_main:
+            gathered = full_tensor(
+                tensor
+            )  # tensor by tensor, so that other ranks never hold them all
+            if self.process_group.is_main:
                 weights[name] = gathered
         model = self.model
-        if self.processes.is_main:
+        if self.process_group.is_main:
             with torch.device("meta"):
                 model = GPT2Model(self.model.config)
             model.load_state_dict(weights, assign=True)
-            model.to(self.processes.device)
+            model.to(self.process_group.device)
         return model
 
 
@@ -345,8 +355,8 @@ def log_changes(
     log.info("resuming %s at step %d", checkpoint.folder, before["step"])
     for key, was in before["config"].items():
         # The architecture is that of the model, which `load` has compared already.
-        was, now = masked(was), masked(config.get(key))
-        if key not in ("resume", *_ARCHITECTURE) and was != finite(now):
+        was, now = mask_secrets(was), mask_secrets(config.get(key))
+        if key not in ("resume", *_ARCHITECTURE) and was != replace_non_finite(now):
             log.info("%s is now %r, it was %r", key, now, was)
     if before["total_steps"] != total_steps:
         log.info(

@@ -37,14 +37,14 @@ class LostProcess(AGI2Error):
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """The process group, as seen from one rank."""
 
     device: torch.device
     """This rank's device."""
     rank: int = 0
     """The global rank of this process."""
-    count: int = 1
+    world_size: int = 1
     """The world size."""
 
     @property
@@ -63,18 +63,18 @@ class Processes:
         """All-reduce `value` in place to its mean over all ranks, bitwise equal on each."""
         if dist.is_initialized():
             dist.all_reduce(value)
-            value /= self.count
+            value /= self.world_size
         return value
 
-    def all_reduce_stop(self, asked: bool, seconds: float) -> tuple[bool, float]:
+    def all_reduce_stop(self, is_requested: bool, seconds: float) -> tuple[bool, float]:
         """All-reduce whether any rank was asked to stop, and broadcast the seconds of rank 0."""
         if not dist.is_initialized():
-            return asked, seconds
-        votes = torch.tensor(
-            [asked, seconds if self.is_main else 0.0], dtype=torch.float64, device="cpu"
+            return is_requested, seconds
+        flags = torch.tensor(
+            [is_requested, seconds if self.is_main else 0.0], dtype=torch.float64, device="cpu"
         )
-        dist.all_reduce(votes)  # on the CPU (gloo), so as not to synchronize with the GPU
-        return votes[0].item() > 0, votes[1].item()
+        dist.all_reduce(flags)  # on the CPU (gloo), so as not to synchronize with the GPU
+        return flags[0].item() > 0, flags[1].item()
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Broadcast tensors from rank 0, in place."""
@@ -110,7 +110,7 @@ class Processes:
         from torch.distributed.fsdp import fully_shard
 
         self.broadcast(parameter.data for parameter in module.parameters())
-        mesh = init_device_mesh(self.device.type, (self.count,))
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         root = fully_shard(module, mesh=mesh)
@@ -135,17 +135,17 @@ class Processes:
             return module, contextlib.nullcontext
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the new name is not in 2.11
-            shared = DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 module,
                 # The only buffers are the position tables, which are the same on all ranks.
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
-        return shared, shared.no_sync
+        return wrapped, wrapped.no_sync
 
 
 @contextlib.contextmanager
-def start_processes(device: str = "auto") -> Iterator[Processes]:
+def init_distributed(device: str = "auto") -> Iterator[ProcessGroup]:
     """Initialize the process group under torchrun and destroy it at exit; else a single process.
 
     Args:
@@ -157,12 +157,12 @@ def start_processes(device: str = "auto") -> Iterator[Processes]:
         LostProcess: instead of the backend's error, if another rank died.
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
-        yield Processes(select_device(device))
+        yield ProcessGroup(select_device(device))
         return
-    own = _own_device(device)
-    _join(own)
+    own = _local_device(device)
+    _init_process_group(own)
     try:
-        yield Processes(own, dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(own, dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
         if is_lost_process(error):
             raise LostProcess(
@@ -177,7 +177,7 @@ def start_processes(device: str = "auto") -> Iterator[Processes]:
 _groups = itertools.count()
 
 
-def _join(device: torch.device) -> None:
+def _init_process_group(device: torch.device) -> None:
     # gloo for CPU tensors: collectives on flags between steps do not synchronize with the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, count = next(dist.rendezvous("env://", timeout=_TIMEOUT))
@@ -191,7 +191,7 @@ def is_lost_process(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def _own_device(preference: str) -> torch.device:
+def _local_device(preference: str) -> torch.device:
     device = select_device(preference)
     if device.type != "cuda":
         return torch.device("cpu")  # gloo supports no other
@@ -227,12 +227,12 @@ def report_on_rank_0(error: AGI2Error) -> None:
     while they sleep. If only this rank has it, no other exits first and it logs the error itself.
     """
     if isinstance(error, LostProcess):
-        time.sleep(_FOLLOWERS_WAIT)
+        time.sleep(_LOST_PROCESS_DELAY)
     elif int(os.environ.get("RANK", 0)):
-        time.sleep(_OTHERS_WAIT)
+        time.sleep(_NONZERO_RANK_DELAY)
 
 
 # Seconds; torchrun polls its processes every 0.1 s. A rank with `LostProcess` waits longest: the
 # root cause must be logged first.
-_OTHERS_WAIT = 5.0
-_FOLLOWERS_WAIT = 15.0
+_NONZERO_RANK_DELAY = 5.0
+_LOST_PROCESS_DELAY = 15.0

@@ -25,7 +25,7 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Progress is shown about 20 times an epoch, but at most every 10 batches; every 100 batches if the
 # dataloader has no length.
-_SHOWN, _SHOWN_AT_MOST, _SHOWN_WITHOUT_END = 20, 10, 100
+_DISPLAYS_PER_EPOCH, _MIN_DISPLAY_INTERVAL, _DISPLAY_INTERVAL_WITHOUT_LENGTH = 20, 10, 100
 
 
 @dataclass
@@ -61,20 +61,22 @@ class Epoch:
                 "the model's weights are float16, in which steps overflow and vanish: train "
                 "model.float()"
             )
-        self.device = self._own_device()
+        self.device = self._model_device()
 
-    def _own_device(self) -> torch.device:
+    def _model_device(self) -> torch.device:
         """Return the model's device; check that `device`, if given, is the same."""
-        place = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         if self.device in (None, "auto"):
-            return place
+            return device
         try:
-            wanted = torch.device(self.device)
+            requested = torch.device(self.device)
         except (RuntimeError, TypeError) as error:
             raise AGI2Error(f"device = {self.device!r}: give cpu, cuda, cuda:1 or mps") from error
-        if wanted.type != place.type or wanted.index not in (None, place.index):
-            raise AGI2Error(f"device = {str(wanted)!r}, but the model is on {place}: move it first")
-        return place
+        if requested.type != device.type or requested.index not in (None, device.index):
+            raise AGI2Error(
+                f"device = {str(requested)!r}, but the model is on {device}: move it first"
+            )
+        return device
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of inputs and targets (B, T)."""
@@ -157,7 +159,11 @@ class Epoch:
 
 
 def _interval(count: int | None) -> int:
-    return _SHOWN_WITHOUT_END if count is None else max(_SHOWN_AT_MOST, count // _SHOWN)
+    return (
+        _DISPLAY_INTERVAL_WITHOUT_LENGTH
+        if count is None
+        else max(_MIN_DISPLAY_INTERVAL, count // _DISPLAYS_PER_EPOCH)
+    )
 
 
 def _checked(dataloader: Iterable[Batch]) -> Iterator[Batch]:

@@ -54,7 +54,7 @@ def training_flops(architecture: GPT2Config, parameters: int, seq_len: int) -> f
 
 
 # Peak FLOP/s of dense matrix products in bf16 (before Ampere: fp16), from NVIDIA's data sheets.
-_PEAKS = {
+_PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -77,7 +77,7 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
     """
     if device.type == "cuda":  # pragma: needs gpu
         name = torch.cuda.get_device_name(device)
-        known = (peak for model, peak in _PEAKS.items() if re.search(rf"\b{model}\b", name))
+        known = (peak for model, peak in _PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name))
         return None if precision == torch.float32 else next(known, None)
     if device.type != "cpu":
         return None
@@ -139,13 +139,13 @@ class Sizes:
     """Sizes of a model and its optimizer, in bytes."""
 
     weights: int
-    trained: int
+    trainable: int
     """Trainable parameters: with LoRA, only the adapters."""
     head: int
     """The LM head's share of the trainable parameters."""
     optimizer: int
     """Persistent optimizer state."""
-    muon_work: int
+    muon_buffers: int
     """Temporary buffers of Muon: all updates, and 3.5 copies of the largest group of matrices."""
 
 
@@ -165,18 +165,18 @@ def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> S
         if lora_rank is not None:
             add_lora(model, lora_rank)
     weights = 4 * model.num_parameters()
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = 4 * model.output_weight.numel() if model.output_weight.requires_grad else 0
     if optimizer == "adamw":
-        return Sizes(weights, trained, head, 2 * trained, 0)
+        return Sizes(weights, trainable, head, 2 * trainable, 0)
     groups: dict[tuple[int, ...], int] = defaultdict(int)
     for matrix in (p for p in model.blocks.parameters() if p.dim() == 2):
         rows, columns = sorted(matrix.shape)
         # Muon splits the concatenated query, key and value into three square matrices.
         groups[rows, rows if columns == 3 * rows else columns] += 4 * matrix.numel()
     matrices = sum(groups.values())
-    work = matrices + 7 * max(groups.values()) // 2
-    return Sizes(weights, trained, head, 2 * trained - matrices, work)
+    buffers = matrices + 7 * max(groups.values()) // 2
+    return Sizes(weights, trainable, head, 2 * trainable - matrices, buffers)
 
 
 def predict_memory(
@@ -197,17 +197,17 @@ def predict_memory(
         # Gradient accumulation: the accumulated gradients, and this micro-batch's gradients of the
         # tied embeddings, as LM head and as table. 1.4: the accumulated gradients were allocated
         # among the first micro-batch's activations and fragment the heap.
-        activations = int(1.4 * activations) + sizes.trained + 2 * sizes.head
+        activations = int(1.4 * activations) + sizes.trainable + 2 * sizes.head
     else:
         # A layer's activations are freed as its gradients are allocated, after those of the head.
-        activations = max(activations + sizes.head, sizes.trained)
-    together = min(micro_batch_size * seq_len, logits_chunk_tokens(device))
+        activations = max(activations + sizes.head, sizes.trainable)
+    chunk_tokens = min(micro_batch_size * seq_len, logits_chunk_tokens(device))
     return Memory(
         process=process if device.type == "cpu" else 0,
         weights=2 * sizes.weights,
-        optimizer=sizes.optimizer + sizes.muon_work,
+        optimizer=sizes.optimizer + sizes.muon_buffers,
         activations=activations,
-        logits=4 * 2 * together * config.vocab_size,
+        logits=4 * 2 * chunk_tokens * config.vocab_size,
     )
 
 
@@ -224,7 +224,7 @@ def disk_needed(config: Config) -> int:
 
 def free_disk(folder: Path) -> int:
     """Return the free bytes of a folder's file system; the folder need not exist."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    path = folder.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -26,12 +26,14 @@ def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
         The amount of unique text, in bytes, of equal value.
     """
     repeats = max(seen_bytes / text_bytes - 1, 0.0)
-    fresh = min(seen_bytes, text_bytes)
-    return fresh + text_bytes * REPEAT_DECAY_EPOCHS * (1 - math.exp(-repeats / REPEAT_DECAY_EPOCHS))
+    unique = min(seen_bytes, text_bytes)
+    return unique + text_bytes * REPEAT_DECAY_EPOCHS * (
+        1 - math.exp(-repeats / REPEAT_DECAY_EPOCHS)
+    )
 
 
 @dataclass(frozen=True)
-class Expectation:
+class ScalingLaw:
     """A scaling law for bits per byte on held-out text (Hoffmann et al., 2022).
 
     bits per byte = hardness * (floor + size / parameters^size_exponent
@@ -47,31 +49,31 @@ class Expectation:
     size_exponent: ClassVar[float] = 0.34
 
     def bits_per_byte(
-        self, hardness: float, parameters: int, text_bytes: float, seen_bytes: float
+        self, entropy: float, parameters: int, text_bytes: float, seen_bytes: float
     ) -> float:
         """Predict the bits per byte of a trained model on held-out text.
 
         Args:
-            hardness: bits per byte of the text after bzip2 (see `hardness_of`).
+            entropy: bits per byte of the text after bzip2 (see `estimate_entropy`).
             parameters: number of model parameters.
             text_bytes: size of the training text.
             seen_bytes: bytes over all epochs.
         """
-        return hardness * (
+        return entropy * (
             self.floor
             + self.size * parameters**-self.size_exponent
             + self.data * effective_bytes(text_bytes, seen_bytes) ** -self.data_exponent
         )
 
 
-def hardness_of(text: bytes) -> float:
+def estimate_entropy(text: bytes) -> float:
     """Return the bits per byte of a text's beginning after bzip2, an estimate of its entropy."""
     part = text[:_COMPRESSED_BYTES]
     return 8 * len(bz2.compress(part)) / len(part)
 
 
 # Fitted to 17 runs on three texts of about 1 MB, by benchmarks/fit_plan.py.
-EXPECTATION = Expectation(floor=0.7338, size=5.092, data=174.4, data_exponent=0.5, error=0.0482)
+SCALING_LAW = ScalingLaw(floor=0.7338, size=5.092, data=174.4, data_exponent=0.5, error=0.0482)
 
 
 @dataclass(frozen=True)
@@ -80,27 +82,28 @@ class FittedRange:
 
     text_bytes: tuple[float, float]
     parameters: tuple[float, float]
-    passes: tuple[float, float]
-    hardness: tuple[float, float]
+    epochs: tuple[float, float]
+    entropy: tuple[float, float]
 
     def why_outside(
-        self, text_bytes: float, parameters: float, passes: float, hardness: float
+        self, text_bytes: float, parameters: float, epochs: float, entropy: float
     ) -> str:
         """Return which variable is outside the range by over a factor of 2; empty if none is."""
-        for what, value, (least, most), show in (
+        for what, value, (low, high), format_value in (
             ("the text has {}", text_bytes, self.text_bytes, human_bytes),
             ("the model has {} parameters", parameters, self.parameters, "{:,.0f}".format),
-            ("the run has {} epochs over the text", passes, self.passes, "{:.3g}".format),
-            ("bzip2 needs {} bits for a byte", hardness, self.hardness, "{:.2f}".format),
+            ("the run has {} epochs over the text", epochs, self.epochs, "{:.3g}".format),
+            ("bzip2 needs {} bits for a byte", entropy, self.entropy, "{:.2f}".format),
         ):
-            if not least / 2 <= value <= 2 * most:
-                return f"{what.format(show(value))}, those runs {show(least)} to {show(most)}"
+            if not low / 2 <= value <= 2 * high:
+                limits = f"{format_value(low)} to {format_value(high)}"
+                return f"{what.format(format_value(value))}, those runs {limits}"
         return ""
 
 
 FITTED = FittedRange(
     text_bytes=(844_003, 1_093_707),
     parameters=(370_432, 4_240_896),
-    passes=(0.3158, 12.03),
-    hardness=(1.786, 2.457),
+    epochs=(0.3158, 12.03),
+    entropy=(1.786, 2.457),
 )

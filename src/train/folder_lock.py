@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error
-from ..utils import log, writing
+from ..utils import convert_write_errors, log
 
 # Windows has no fcntl.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
@@ -59,7 +59,7 @@ class FolderLock:
     def _lock_file(self) -> bool:
         """Open and lock the file; return whether there is a folder to lock."""
         missing = FileNotFoundError, NotADirectoryError
-        with writing(self._path.parent), contextlib.suppress(*missing):
+        with convert_write_errors(self._path.parent), contextlib.suppress(*missing):
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         if self._descriptor is None:
             return False
@@ -92,14 +92,14 @@ class FolderLock:
         Args:
             folder: the folder's present path, if it was renamed.
         """
-        own, self._path = self._path, self._path if folder is None else folder / LOCK
+        own_path, self._path = self._path, self._path if folder is None else folder / LOCK
         if self._descriptor is not None:
             if self.is_held:  # else the file is another process's
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
-        self._path = own
+        self._path = own_path
 
 
 def claim_folder(folder: Path, lock: FolderLock) -> Path | None:
@@ -120,12 +120,12 @@ def claim_folder(folder: Path, lock: FolderLock) -> Path | None:
     """
     moved = None
     while True:
-        with writing(folder):
+        with convert_write_errors(folder):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise AGI2Error(f"{folder} is not a folder: move it away, or set model_name")
             folder.mkdir(parents=True, exist_ok=True)
         lock.take()
-        with writing(folder), contextlib.suppress(FileNotFoundError):
+        with convert_write_errors(folder), contextlib.suppress(FileNotFoundError):
             if lock.is_held:  # else it was moved away before it was locked: create the next
                 if {path.name for path in folder.iterdir()} <= {LOCK}:
                     return moved

@@ -17,35 +17,37 @@ class Interrupt:
     """
 
     # Windows has no SIGHUP.
-    _HANG_UP = getattr(signal, "SIGHUP", None)
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANG_UP] if _HANG_UP else []))
+    _SIGHUP = getattr(signal, "SIGHUP", None)
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_SIGHUP] if _SIGHUP else []))
 
     def __init__(self) -> None:
-        self.asked = False
+        self.is_requested = False
         """Whether a signal was received."""
-        self.at_once = False
+        self.exits_at_once = False
         """Whether the first signal raises, too, because there is nothing left to save."""
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
         # Python allows signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
-            found = {number: signal.getsignal(number) for number in self._SIGNALS}
+            handlers = {number: signal.getsignal(number) for number in self._SIGNALS}
             # `None`: a handler that was not set from Python, which cannot be restored.
-            kept = (signal.SIG_IGN, None)
-            self._before = {number: was for number, was in found.items() if was not in kept}
-            for number in self._before:
-                signal.signal(number, self._ask)
+            unrestorable = (signal.SIG_IGN, None)
+            self._previous = {
+                number: was for number, was in handlers.items() if was not in unrestorable
+            }
+            for number in self._previous:
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and number == self._HANG_UP:
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.is_requested and number == self._SIGHUP:
             return
-        was_asked, self.asked = self.asked, True
-        if was_asked or self.at_once:
+        was_asked, self.is_requested = self.is_requested, True
+        if was_asked or self.exits_at_once:
             raise KeyboardInterrupt
         log.info("stopping after this step; once more to stop at once, without saving")

@@ -18,7 +18,7 @@ from ..model import GPT2Model
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Takes inputs and targets, (B, T) each; returns the mean loss."""
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """A target that does not count: neither in the loss, nor in its mean. As in `F.cross_entropy`."""
 
 
@@ -49,7 +49,7 @@ class NextTokenLoss(nn.Module):
     def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy, in nats per token, of inputs and targets (B, T).
 
-        Targets that are `IGNORED` do not count; if none counts, the loss is 0.
+        Targets that are `IGNORE_INDEX` do not count; if none counts, the loss is 0.
         """
         hidden = self.model.hidden_states(inputs, blocks=self._blocks).flatten(0, 1)
         weight, targets = self.model.output_weight, targets.flatten()
@@ -58,7 +58,7 @@ class NextTokenLoss(nn.Module):
         if dtype == torch.float16:
             # Its gradients underflow unless the scaler scales them while they are in fp32.
             logits = F.linear(hidden, weight).float()
-            total = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+            total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
             return total / count_targets(targets).clamp(min=1)
         loss: torch.Tensor = _LinearCrossEntropy.apply(
             hidden, weight, targets, dtype, self._softmax_gradient
@@ -67,8 +67,8 @@ class NextTokenLoss(nn.Module):
 
 
 def count_targets(targets: torch.Tensor) -> torch.Tensor:
-    """Return the number of targets that are not `IGNORED`, a scalar."""
-    return (targets != IGNORED).sum()
+    """Return the number of targets that are not `IGNORE_INDEX`, a scalar."""
+    return (targets != IGNORE_INDEX).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # Pad V to a multiple of 64 for tensor cores; the cast copies the weight anyway.
             matrix = F.pad(matrix.to(dtype), (0, 0, 0, -vocabulary % 64))
             hidden = hidden.to(dtype)
-        ignored = targets == IGNORED
+        ignored = targets == IGNORE_INDEX
         # A hidden state of 0 adds nothing to the weight's gradient, whatever the logits are.
         hidden = hidden.masked_fill(ignored[:, None], 0.0)
         loss = weight.new_zeros(())
@@ -150,7 +150,7 @@ def _softmax_gradient_of_rows(
     """
     rows[:, vocabulary:] = -torch.inf
     torch.log_softmax(rows, -1, out=rows)
-    ignored = targets == IGNORED
+    ignored = targets == IGNORE_INDEX
     at = (torch.arange(len(targets), device=targets.device), targets.masked_fill(ignored, 0))
     loss = -rows[at].masked_fill(ignored, 0.0).sum()
     rows.exp_()
@@ -162,7 +162,7 @@ def _softmax_gradient(logits: torch.Tensor, targets: torch.Tensor, vocabulary: i
     """As `_softmax_gradient_of_rows` for half-precision logits, by a softmax in fp32."""
     logits[:, vocabulary:] = -torch.inf
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)
-    ignored = targets == IGNORED
+    ignored = targets == IGNORE_INDEX
     at = (torch.arange(len(targets), device=targets.device), targets.masked_fill(ignored, 0))
     chosen = scores[at]
     logits.copy_(scores.exp_())

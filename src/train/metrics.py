@@ -1,4 +1,4 @@
-"""Training and evaluation metrics: `Telemetry` (log, progress, tok/s, MFU) and `Evaluation`."""
+"""Training and evaluation metrics: `MetricsLogger` (log, progress, tok/s, MFU) and `Evaluation`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .state import RunState
 from .trackers import RunLog
 
 
-class Telemetry:
+class MetricsLogger:
     """A run's log (opened on rank 0 only), progress display, tok/s and MFU.
 
     Args:
@@ -31,7 +31,7 @@ class Telemetry:
         tokens_per_step: mean number of target tokens of a global batch.
         flops_per_token: training FLOPs per token.
         total_steps: the number of steps; `None` if the run is not limited by steps.
-        processes: the world size; each rank has such a device.
+        world_size: the world size; each rank has such a device.
     """
 
     def __init__(
@@ -41,26 +41,26 @@ class Telemetry:
         tokens_per_step: float,
         flops_per_token: float,
         total_steps: int | None,
-        processes: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.display = TrainingDisplay(total_steps)
         self._device = device
         self.tokens_per_step = tokens_per_step
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops(device, precision)
-        self._processes = processes
+        self._world_size = world_size
         self._log: RunLog | None = None
         # Since the last logged step.
         self._seconds, self._steps = 0.0, 0
 
     def open(
-        self, config: Config, folder: Path, logged: int, step: int, about: dict[str, Any]
+        self, config: Config, folder: Path, logged: int, step: int, facts: dict[str, Any]
     ) -> None:
-        """Open the log, truncate it to `logged` bytes, and append a start entry with `about`."""
+        """Open the log, truncate it to `logged` bytes, and append a start entry with `facts`."""
         self._log = RunLog(config, folder, logged, step)
         start = {
             "time": datetime.now().isoformat(" ", "seconds"),
-            **about,
+            **facts,
             "device": describe_device(self._device),
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -116,7 +116,7 @@ class Telemetry:
         """Model FLOPs utilization (MFU), from 0 to 1; `None` if the peak FLOP/s is unknown."""
         if self._peak_flops is None:  # pragma: needs gpu
             return None
-        return self._speed * self._flops_per_token / (self._processes * self._peak_flops)
+        return self._speed * self._flops_per_token / (self._world_size * self._peak_flops)
 
     def show(self, state: RunState, progress: float, loss: float) -> None:
         """Update the progress display; `progress` is from 0 to 1, the loss in nats per token."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..config import Config
-from ..utils import shard_like, whole
+from ..utils import full_tensor, shard_like
 
 Optimizer = torch.optim.Optimizer
 
@@ -23,12 +23,12 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     of the transformer blocks, AdamW for embeddings, LM head, biases and layer norms.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inside = {
+    matrices = {
         name: p
         for name, p in named
         if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2
     }
-    rest = [p for name, p in named if name not in inside]
+    rest = [p for name, p in named if name not in matrices]
     groups = parameter_groups(rest, config.weight_decay)
     device = next(model.parameters()).device.type
     optimizers: list[Optimizer] = [
@@ -39,9 +39,11 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
             fused=device in ("cpu", "cuda"),
         )
     ]
-    if inside:
+    if matrices:
         # Query, key and value are three matrices concatenated in one parameter.
-        split = [{"params": [p], "parts": 3 if "qkv" in name else 1} for name, p in inside.items()]
+        split = [
+            {"params": [p], "parts": 3 if "qkv" in name else 1} for name, p in matrices.items()
+        ]
         optimizers.append(Muon(split, config.muon_learning_rate, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -92,7 +94,7 @@ class Muon(Optimizer):
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])
                 # Under FSDP, all-gather it: the singular values of a shard are different.
-                update = whole(update)
+                update = full_tensor(update)
                 updates.append((parameter, update, group))
                 for part in update.chunk(group["parts"]):
                     # rows <= columns, so that x @ x.mT is the smaller Gram matrix.
@@ -103,9 +105,9 @@ class Muon(Optimizer):
                 part.copy_(result)
         for parameter, update, group in updates:
             # Jordan et al. scale by sqrt(max(1, rows / columns)).
-            tallness = update.size(0) / group["parts"] / update.size(1)
+            aspect_ratio = update.size(0) / group["parts"] / update.size(1)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            rate = group["lr"] * math.sqrt(max(1.0, tallness))
+            rate = group["lr"] * math.sqrt(max(1.0, aspect_ratio))
             parameter.add_(shard_like(update, parameter), alpha=-rate)
 
 

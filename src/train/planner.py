@@ -15,7 +15,7 @@ import tomli_w
 import torch
 
 from ..config_loader import make_config
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..cuda_utils import (
     available_memory,
     describe_device,
@@ -26,17 +26,17 @@ from ..data.corpus import check_rereadable, check_sources, read_documents
 from ..errors import AGI2Error, mask_urls
 from ..utils import human_bytes, human_time, plural, write_text
 from .estimates import model_sizes, predict_memory, training_flops
-from .expectation import EXPECTATION, FITTED, REPEAT_DECAY_EPOCHS, hardness_of
+from .expectation import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
 from .setup import make_trainer, prepare
 from .timing import measure_step
 
-# Seconds to benchmark each shape; no further shape is benchmarked after `_MEASURING_SECONDS`.
-_MEASURED_SECONDS = 3.0
-_MEASURING_SECONDS = 60.0
+# Seconds to benchmark each shape; no further shape is benchmarked after `_MAX_BENCHMARK_SECONDS`.
+_BENCHMARK_SECONDS = 3.0
+_MAX_BENCHMARK_SECONDS = 60.0
 # Seconds: a shape with a longer estimated step is not benchmarked.
-_LONGEST_STEP = 10.0
+_MAX_STEP_SECONDS = 10.0
 # A shorter text is too short for held-out text (10% of it) and training windows.
-_LEAST_BYTES = 1000
+_MIN_BYTES = 1000
 # Characters of the text that are used for the benchmarks and to estimate its entropy.
 _SAMPLE_CHARACTERS = 2_000_000
 
@@ -81,20 +81,20 @@ _LARGE_VOCABULARY = 32_000
 # Maximum parameters per byte of text. The largest model known to benefit from its size on 1 MB of
 # text has 10 (nanoGPT's 10.7 M on tinyshakespeare, with dropout); the runs of the fit have 0.3
 # to 4.
-_PARAMETERS_FOR_BYTE = 12.0
+_MAX_PARAMETERS_PER_BYTE = 12.0
 # Maximum epochs: further ones have almost no value (by `effective_bytes`, a twentieth of that of
-# the text). Even the smallest text is trained on for `_STEPS_USED` steps.
-_PASSES_USED = 3 * REPEAT_DECAY_EPOCHS
-_STEPS_USED = 300
+# the text). Even the smallest text is trained on for `_MIN_STEPS` steps.
+_MAX_EPOCHS = 3 * REPEAT_DECAY_EPOCHS
+_MIN_STEPS = 300
 # (maximum of parameters / tokens * epochs, dropout): the higher, the more the model overfits.
 _DROPOUTS = ((25.0, 0.0), (250.0, 0.1), (math.inf, 0.2))
 # Up to 4 epochs, repeated data is as good as new data (Muennighoff et al., 2023).
-_AS_GOOD_AS_FRESH = 4.0
+_FULL_VALUE_EPOCHS = 4.0
 # Predictions within this factor are considered equal.
-_EQUAL = 1.01
+_TIE_FACTOR = 1.01
 # The fraction of the time limit for training steps, at the speed of the first seconds: validations
 # and samples take time, and a CPU clocks down under load (0.66 to 0.73 in three runs).
-_STEPS_SHARE = 0.7
+_STEPS_TIME_FRACTION = 0.7
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Plan:
     parameters: int
     steps: int
     tokens: int
-    passes: float
+    epochs: float
     bits_per_byte: float
     """Predicted by the scaling law, which is also used outside its valid range to rank shapes."""
     outside: str
@@ -120,7 +120,7 @@ class Corpus:
 
     sources: list[str]
     bytes: int
-    hardness: float
+    entropy: float
     sample: str
     """The beginning of the text, to fit a tokenizer and to benchmark on."""
 
@@ -133,19 +133,19 @@ class Corpus:
         """
         size = 0
         parts: list[str] = []
-        missing = _SAMPLE_CHARACTERS
+        remaining = _SAMPLE_CHARACTERS
         for document in read_documents(sources):
             size += len(document.encode("utf-8", "replace"))
-            if missing > 0:
-                parts.append(document[:missing])
-                missing -= len(document) + 2
-        if size < _LEAST_BYTES:
+            if remaining > 0:
+                parts.append(document[:remaining])
+                remaining -= len(document) + 2
+        if size < _MIN_BYTES:
             raise AGI2Error(
                 f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at "
-                f"least {_LEAST_BYTES:,}, and some 100,000 for a model that writes words"
+                f"least {_MIN_BYTES:,}, and some 100,000 for a model that writes words"
             )
         sample = "\n\n".join(parts)
-        return cls(list(sources), size, hardness_of(sample.encode("utf-8", "replace")), sample)
+        return cls(list(sources), size, estimate_entropy(sample.encode("utf-8", "replace")), sample)
 
 
 def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
@@ -168,10 +168,10 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     corpus = Corpus.read(sources)
     device = select_device("auto")
     yield (
-        f"# text: {human_bytes(corpus.bytes)}, {corpus.hardness:.2f} bits per byte after bzip2; "
+        f"# text: {human_bytes(corpus.bytes)}, {corpus.entropy:.2f} bits per byte after bzip2; "
         f"{describe_device(device)}"
     )
-    plan = choose(corpus, minutes, device, out.stem)
+    plan = choose_shape(corpus, minutes, device, out.stem)
     text = to_toml(plan.keys, plan.minutes)
     write_text(out, text, private=mask_urls(text) != text)
     yield mask_urls(text)
@@ -183,7 +183,7 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     yield (
         f"# expected: {plural(plan.steps, 'step')} of "
         f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
-        f"{plan.passes:.3g} epochs over the text"
+        f"{plan.epochs:.3g} epochs over the text"
     )
     yield _expectation_line(plan)
     yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
@@ -195,7 +195,7 @@ def _expectation_line(plan: Plan) -> str:
             f"# no expectation of the bits per byte, as the formula comes from other runs: "
             f"{plan.outside}"
         )
-    error = 2 * EXPECTATION.error * plan.bits_per_byte
+    error = 2 * SCALING_LAW.error * plan.bits_per_byte
     return (
         f"# expected: {plan.bits_per_byte:.2f} bits per byte on held-out text, give or take "
         f"{error:.2f} (twice the error over the runs behind the formula), from {plan.parameters:,} "
@@ -203,7 +203,7 @@ def _expectation_line(plan: Plan) -> str:
     )
 
 
-def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> Plan:
+def choose_shape(corpus: Corpus, minutes: float, device: torch.device, name: str) -> Plan:
     """Choose the shape with the best predicted bits per byte, and benchmark it.
 
     Args:
@@ -213,28 +213,30 @@ def choose(corpus: Corpus, minutes: float, device: torch.device, name: str) -> P
         name: the run's name.
     """
     shapes = [_keys(corpus, shape, name) for shape in SHAPES]
-    most = _PARAMETERS_FOR_BYTE * corpus.bytes
-    usable = [keys for keys in shapes if _parameters(keys) <= most and _fits(keys, device)]
+    max_parameters = _MAX_PARAMETERS_PER_BYTE * corpus.bytes
+    usable = [
+        keys for keys in shapes if _parameters(keys) <= max_parameters and _fits(keys, device)
+    ]
     shapes = usable or shapes[:1]
-    measured: dict[int, Speed] = {}
+    measured: dict[int, Throughput] = {}
     chosen = min(1 if device.type == "cpu" else 6, len(shapes) - 1)
-    until = time.monotonic() + _MEASURING_SECONDS
+    deadline = time.monotonic() + _MAX_BENCHMARK_SECONDS
     step_seconds = 0.0
-    while chosen not in measured and step_seconds <= _LONGEST_STEP:
+    while chosen not in measured and step_seconds <= _MAX_STEP_SECONDS:
         measured[chosen] = _measure(shapes[chosen], corpus)
         plans, speeds = [], []
         for index, keys in enumerate(shapes):
             # Until it is benchmarked, assume the same FLOP/s as the nearest benchmarked shape.
             nearest = min(measured, key=partial(_distance, index))
-            work = measured[nearest].tokens_per_second * _flops(shapes[nearest])
-            speed = replace(measured[nearest], tokens_per_second=work / _flops(keys))
+            flops_per_second = measured[nearest].tokens_per_second * _flops(shapes[nearest])
+            speed = replace(measured[nearest], tokens_per_second=flops_per_second / _flops(keys))
             speeds.append(speed)
             plans.append(_estimate(corpus, keys, minutes, speed))
         best = min(plan.bits_per_byte for plan in plans)
         # The scaling law ignores overfitting: of equals, take the largest, with fewest epochs.
-        chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _EQUAL * best)
+        chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _TIE_FACTOR * best)
         step_seconds = _step_tokens(shapes[chosen]) / speeds[chosen].tokens_per_second
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             break
     return plans[chosen]
 
@@ -249,15 +251,15 @@ def _distance(a: int, b: int) -> int:
 
 def vocabulary_for(text_bytes: int) -> int:
     """Return the vocabulary size for a text of this many bytes."""
-    return next((v for most, v in _VOCABULARIES if text_bytes <= most), _LARGE_VOCABULARY)
+    return next((v for maximum, v in _VOCABULARIES if text_bytes <= maximum), _LARGE_VOCABULARY)
 
 
-def dropout_for(parameters: int, text_tokens: float, passes: float) -> float:
+def dropout_for(parameters: int, text_tokens: float, epochs: float) -> float:
     """Return the dropout rate for this many epochs, from the runs in `benchmarks/README.md`."""
-    if passes <= _AS_GOOD_AS_FRESH:
+    if epochs <= _FULL_VALUE_EPOCHS:
         return 0.0
-    by_heart = parameters / text_tokens * passes
-    return next(rate for most, rate in _DROPOUTS if by_heart <= most)
+    exposure = parameters / text_tokens * epochs
+    return next(rate for maximum, rate in _DROPOUTS if exposure <= maximum)
 
 
 def _keys(corpus: Corpus, shape: Shape, name: str) -> dict[str, Any]:
@@ -297,47 +299,47 @@ def _flops(keys: dict[str, Any]) -> float:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """The training throughput of a shape on this machine."""
 
     tokens_per_second: float
     bytes_per_token: float
 
 
-def _measure(keys: dict[str, Any], corpus: Corpus) -> Speed:
+def _measure(keys: dict[str, Any], corpus: Corpus) -> Throughput:
     """Benchmark training steps of a shape on the sample; log none of this short run's lines."""
     what = f"measuring the speed of a model of {_parameters(keys):,} parameters"
-    with busy(what), visible(False):
+    with show_progress(what), visible(False):
         return _benchmark(keys, corpus)
 
 
-def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Speed:
+def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
         config = make_config({**keys, "sources": [str(sample)], "max_steps": 1000})
         trainer = make_trainer(config, replace(prepare(config), val_data=None))
     data = trainer.batches.dataset
-    seconds, _ = measure_step(trainer, _MEASURED_SECONDS)
+    seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
     tokens = trainer.batches.batch_size * (data.seq_len - 1)
     size = trainer.tokenizer.byte_lengths()[data.tokens].mean()
-    return Speed(tokens / seconds, float(size))
+    return Throughput(tokens / seconds, float(size))
 
 
-def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed) -> Plan:
+def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Throughput) -> Plan:
     """Estimate the steps, epochs and result of a shape within the time limit."""
-    learned = (1 - make_config(keys).val_fraction) * corpus.bytes
+    train_bytes = (1 - make_config(keys).val_fraction) * corpus.bytes
     # A batch cannot have more windows than the text.
-    per_step = max(1, min(_step_tokens(keys), int(learned / speed.bytes_per_token)))
-    affordable = 60 * minutes * _STEPS_SHARE * speed.tokens_per_second / per_step
-    useful = max(_STEPS_USED, _PASSES_USED * learned / (per_step * speed.bytes_per_token))
+    per_step = max(1, min(_step_tokens(keys), int(train_bytes / speed.bytes_per_token)))
+    affordable = 60 * minutes * _STEPS_TIME_FRACTION * speed.tokens_per_second / per_step
+    useful = max(_MIN_STEPS, _MAX_EPOCHS * train_bytes / (per_step * speed.bytes_per_token))
     steps = max(1, int(min(affordable, useful)))
     seen = steps * per_step * speed.bytes_per_token
-    passes = seen / learned
+    epochs = seen / train_bytes
     parameters = _parameters(keys)
     keys = {
         **keys,
-        "dropout": dropout_for(parameters, learned / speed.bytes_per_token, passes),
+        "dropout": dropout_for(parameters, train_bytes / speed.bytes_per_token, epochs),
         **(
             {"max_steps": steps}
             if useful < affordable
@@ -346,10 +348,10 @@ def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Speed
         "eval_interval": max(10, steps // 10),
         "checkpoint_interval": max(10, steps // 5),
     }
-    bits = EXPECTATION.bits_per_byte(corpus.hardness, parameters, learned, seen)
-    outside = FITTED.why_outside(learned, parameters, passes, corpus.hardness)
-    taken = minutes * min(1.0, useful / affordable)
-    return Plan(keys, parameters, steps, steps * per_step, passes, bits, outside, taken)
+    bits = SCALING_LAW.bits_per_byte(corpus.entropy, parameters, train_bytes, seen)
+    outside = FITTED.why_outside(train_bytes, parameters, epochs, corpus.entropy)
+    estimated_minutes = minutes * min(1.0, useful / affordable)
+    return Plan(keys, parameters, steps, steps * per_step, epochs, bits, outside, estimated_minutes)
 
 
 _COMMENTS = {

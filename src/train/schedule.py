@@ -9,7 +9,7 @@ from .state import RunState
 
 # Warmup ends when this share of the run is done, whatever the number of steps; but not before this
 # many steps, for runs that are slow or begin with a pause, such as compilation.
-WARMUP_SHARE, SHORTEST_WARMUP = 0.1, 5
+WARMUP_FRACTION, MIN_WARMUP_STEPS = 0.1, 5
 
 
 class Schedule:
@@ -27,14 +27,14 @@ class Schedule:
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
 
-    def _clock(self, state: RunState) -> float:
+    def _elapsed_fraction(self, state: RunState) -> float:
         """Return the elapsed fraction of `max_minutes`; 0 without it."""
         limit = self._config.max_minutes
         return 0.0 if limit is None else state.seconds / (60 * limit)
 
     def progress(self, state: RunState) -> float:
         """Return the completed fraction of the run, by steps or by time, whichever is larger."""
-        return min(max(state.step / self.total_steps, self._clock(state)), 1.0)
+        return min(max(state.step / self.total_steps, self._elapsed_fraction(state)), 1.0)
 
     def learning_rate_factor(self, state: RunState) -> float:
         """Return the factor of the peak learning rates at the next step."""
@@ -45,7 +45,7 @@ class Schedule:
             self.total_steps,
             config.warmup_steps,
             config.lr_decay_fraction,
-            self._clock(state),
+            self._elapsed_fraction(state),
         )
 
     def stop_reason(self, state: RunState) -> str:
@@ -55,7 +55,7 @@ class Schedule:
             return "early"
         if state.step >= self.total_steps:
             return "finished"
-        return "time" if self._clock(state) >= 1.0 else ""
+        return "time" if self._elapsed_fraction(state) >= 1.0 else ""
 
     def describe_end(self, state: RunState) -> str:
         """Return why the run is complete, and how to continue it; empty if it is not complete."""
@@ -78,7 +78,7 @@ def learning_rate_factor(
     total_steps: int,
     warmup_steps: int,
     decay_fraction: float = 0.2,
-    clock: float = 0.0,
+    elapsed_fraction: float = 0.0,
 ) -> float:
     """Compute the multiplicative factor of the learning rate: a pure function of the progress.
 
@@ -95,16 +95,18 @@ def learning_rate_factor(
         warmup_steps: steps of linear warmup, of which the first has 1 / (warmup + 1); at most a
             tenth of the run.
         decay_fraction: the fraction of the run after warmup in which `wsd` decays.
-        clock: the elapsed fraction of the time limit; 0 without one.
+        elapsed_fraction: the elapsed fraction of the time limit; 0 without one.
     """
-    progress = min(max(step / total_steps, clock), 1.0)
+    progress = min(max(step / total_steps, elapsed_fraction), 1.0)
     warmup = min(warmup_steps, total_steps // 10)
     # With a time limit, the total number of steps is estimated as step / progress.
-    by_clock = min(warmup * progress / max(step, 1), WARMUP_SHARE)
-    start = warmup / total_steps if clock <= step / total_steps else by_clock
-    fastest = step / max(min(warmup, SHORTEST_WARMUP), 1)
-    rise = max((step + 1) / (warmup + 1), min(progress / WARMUP_SHARE, fastest))
-    return min(rise, 1.0) * _decay(schedule, (progress - start) / (1 - start), decay_fraction)
+    estimated_warmup = min(warmup * progress / max(step, 1), WARMUP_FRACTION)
+    start = warmup / total_steps if elapsed_fraction <= step / total_steps else estimated_warmup
+    fastest = step / max(min(warmup, MIN_WARMUP_STEPS), 1)
+    warmup_factor = max((step + 1) / (warmup + 1), min(progress / WARMUP_FRACTION, fastest))
+    return min(warmup_factor, 1.0) * _decay(
+        schedule, (progress - start) / (1 - start), decay_fraction
+    )
 
 
 def _decay(schedule: str, progress: float, decay_fraction: float) -> float:

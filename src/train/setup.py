@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..config import FREE_ARCHITECTURE_KEYS, Config
-from ..console import busy
+from ..console import show_progress
 from ..cuda_utils import CPU, check_memory, select_device
 from ..data.corpus import read_documents
 from ..data.tokens import tokenize
@@ -20,15 +20,15 @@ from ..model import GPT2Model
 from ..nn.lora import add_lora
 from ..tokenizer import Tokenizer, load_tokenizer, new_tokenizer
 from ..utils import log, seed_everything
-from .arguments import become, fit_to, is_fitted
+from .arguments import copy_vocabulary, fit_to, is_fitted
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
-from .distributed import Processes, began_in_this_launch, launch_id
+from .distributed import ProcessGroup, began_in_this_launch, launch_id
 from .trainer import Trainer
 from .validation import Evaluate, Sample
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """The data and the tokenizer of a run."""
 
     tokenizer: Tokenizer
@@ -42,7 +42,7 @@ class Prepared:
 
 def prepare(
     config: Config, checkpoint: Checkpoint | None = None, tokenizer: Tokenizer | None = None
-) -> Prepared:
+) -> PreparedData:
     """Read the text, load or fit the tokenizer, and tokenize the text into windows.
 
     Args:
@@ -53,25 +53,25 @@ def prepare(
     Raises:
         AGI2Error: if the text cannot be read, or the tokenizer cannot be loaded or fitted.
     """
-    with busy("reading the text"):
+    with show_progress("reading the text"):
         documents = list(read_documents(config.sources, config.text_field))
     train, held_out = split_documents(documents, config.val_fraction, config.seed)
     if tokenizer is None or not is_fitted(tokenizer):
-        with busy("training the tokenizer"):
+        with show_progress("training the tokenizer"):
             tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
-    with busy("tokenizing the text"):
+    with show_progress("tokenizing the text"):
         train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
     # Preprocessed as the model's input is: memorized text is searched for in this.
-    seen = [tokenizer.preprocess(document) for document in train]
-    return Prepared(tokenizer, train_data, val_data, documents, seen)
+    preprocessed = [tokenizer.preprocess(document) for document in train]
+    return PreparedData(tokenizer, train_data, val_data, documents, preprocessed)
 
 
 def make_trainer(
     config: Config,
-    text: Prepared,
+    text: PreparedData,
     model: GPT2Model | None = None,
     kind: type[Trainer] = Trainer,
-    processes: Processes | None = None,
+    process_group: ProcessGroup | None = None,
     is_resumed: bool = False,
     evaluate: Evaluate | None = None,
     sample: Sample | None = None,
@@ -83,7 +83,7 @@ def make_trainer(
         text: the result of `prepare`.
         model: the model to train; by default a new one.
         kind: the trainer's class.
-        processes: the process group; default: a single process.
+        process_group: the process group; default: a single process.
         is_resumed: whether a checkpoint is loaded later, so that `init_from` is ignored.
         evaluate: see `Trainer`.
         sample: see `Trainer`.
@@ -101,30 +101,37 @@ def make_trainer(
             config = config.changed(vocab_size=text.tokenizer.vocab_size)
         # Bytes per parameter in fp32: weight, gradient and two AdamW moments. With LoRA few
         # parameters have the latter three; with FSDP all are sharded.
-        is_whole = config.lora_rank is None and config.parallel == "ddp"
-        device = processes.device if processes else CPU
-        check_memory(config.architecture, "training a model", 16 if is_whole else 4, device)
+        has_full_state = config.lora_rank is None and config.parallel == "ddp"
+        device = process_group.device if process_group else CPU
+        check_memory(config.architecture, "training a model", 16 if has_full_state else 4, device)
         with torch.device("cpu"):  # not the user's default device: the model is moved below
             model = GPT2Model(config)
     check_vocabulary(text.tokenizer, model)
     if config.init_from is not None and not is_resumed:
-        _start_from(Path(config.init_from), model, text.tokenizer)
+        _load_pretrained(Path(config.init_from), model, text.tokenizer)
     if config.lora_rank is not None:
         add_lora(model, config.lora_rank)
-    processes = processes or Processes(select_device(config.device))
+    process_group = process_group or ProcessGroup(select_device(config.device))
     # FSDP moves the model shard by shard: the full model may not fit on the device.
-    if not (config.parallel == "fsdp" and processes.is_initialized):
-        model.to(processes.device)
+    if not (config.parallel == "fsdp" and process_group.is_initialized):
+        model.to(process_group.device)
     folder = run_folder(config)
     data = text.train_data, text.val_data
     trainer = kind(
-        model, text.tokenizer, *data, config, folder, processes, evaluate=evaluate, sample=sample
+        model,
+        text.tokenizer,
+        *data,
+        config,
+        folder,
+        process_group,
+        evaluate=evaluate,
+        sample=sample,
     )
     trainer.chosen = chosen  # as the user set it; `vocab_size` was changed to the tokenizer's
     return trainer
 
 
-def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
+def _load_pretrained(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
     """Load pretrained weights into a model (`init_from`).
 
     Raises:
@@ -133,12 +140,12 @@ def _start_from(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:
     trained = load_model(folder)
     if trained.tokenizer.fingerprint != tokenizer.fingerprint:
         raise AGI2Error(f"init_from: {folder} has another tokenizer than this run: use its own")
-    ours, theirs = model.config.to_keys(), trained.model.config.to_keys()
-    for key in sorted(ours.keys() - (FREE_ARCHITECTURE_KEYS - {"vocab_size"})):
-        if ours[key] != theirs[key]:
+    keys, pretrained_keys = model.config.to_keys(), trained.model.config.to_keys()
+    for key in sorted(keys.keys() - (FREE_ARCHITECTURE_KEYS - {"vocab_size"})):
+        if keys[key] != pretrained_keys[key]:
             raise AGI2Error(
-                f"init_from: {folder} has {key} = {theirs[key]!r}, this run {ours[key]!r}: "
-                "both must be the same"
+                f"init_from: {folder} has {key} = {pretrained_keys[key]!r}, this run "
+                f"{keys[key]!r}: both must be the same"
             )
     model.load_state_dict(trained.model.state_dict())
 
@@ -152,23 +159,23 @@ def find_checkpoint_to_resume(config: Config) -> Checkpoint | None:
     return find_checkpoint(config)
 
 
-def prepare_together(
+def prepare_on_rank_0(
     config: Config,
     checkpoint: Checkpoint | None,
     tokenizer: Tokenizer | None,
-    processes: Processes,
-) -> Prepared:
+    process_group: ProcessGroup,
+) -> PreparedData:
     """Call `prepare` on rank 0; broadcast its tokenizer and tokens, but not the text."""
-    text = prepare(config, checkpoint, tokenizer) if processes.is_main else None
+    text = prepare(config, checkpoint, tokenizer) if process_group.is_main else None
 
-    def made() -> Prepared:
+    def without_documents() -> PreparedData:
         assert text is not None
         return replace(text, documents=[], training_text=[])
 
-    sent = processes.broadcast_from_main(made)
+    received = process_group.broadcast_from_main(without_documents)
     if tokenizer is not None:
-        become(tokenizer, sent.tokenizer)
-    return text or sent
+        copy_vocabulary(tokenizer, received.tokenizer)
+    return text or received
 
 
 def _make_tokenizer(
@@ -180,7 +187,7 @@ def _make_tokenizer(
     """Return the checkpoint's tokenizer if resumed; else the given or configured one, fitted."""
     if checkpoint is not None:
         saved = load_tokenizer(checkpoint.tokenizer)
-        return saved if unfitted is None else become(unfitted, saved)
+        return saved if unfitted is None else copy_vocabulary(unfitted, saved)
     if unfitted is not None:
         return fit_to(unfitted, documents, config.vocab_size)
     tokenizer, is_new = new_tokenizer(

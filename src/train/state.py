@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..utils import finite, log
+from ..utils import log, replace_non_finite
 
 History = dict[str, Any]
 
@@ -67,10 +67,10 @@ class RunState:
         """The last val loss; `None` before the first validation."""
         return self.history["val_loss"][-1] if self.history["val_loss"] else None
 
-    def count_step(self, loss: torch.Tensor, taken: bool, rows: int = 1) -> None:
+    def count_step(self, loss: torch.Tensor, is_taken: bool, rows: int = 1) -> None:
         """Count a step that was taken or skipped, with the mean loss of its `rows` sequences."""
         self.step += 1
-        if taken:
+        if is_taken:
             self.epoch_loss.add(loss, rows)
             self.recent_loss.add(loss, rows)
             self.skipped_in_a_row = 0
@@ -119,19 +119,19 @@ class RunState:
             "best_loss": self.best_loss if self.best_loss < math.inf else None,
             "history": {key: list(values) for key, values in self.history.items()},
         }
-        return dict(finite(copy))
+        return dict(replace_non_finite(copy))
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RunState:
         """Create a state from the result of `to_json`; other keys are ignored."""
-        found = {field.name: saved[field.name] for field in fields(cls)}
+        kwargs = {field.name: saved[field.name] for field in fields(cls)}
         for name in ("epoch_loss", "recent_loss"):
-            total, count = found[name]
-            found[name] = RunningMean(math.nan if total is None else total, count)
-        found["history"] = {
+            total, count = kwargs[name]
+            kwargs[name] = RunningMean(math.nan if total is None else total, count)
+        kwargs["history"] = {
             key: [math.nan if value is None else value for value in values]
-            for key, values in found["history"].items()
+            for key, values in kwargs["history"].items()
         }
-        if found["best_loss"] is None:
-            found["best_loss"] = math.inf
-        return cls(**found)
+        if kwargs["best_loss"] is None:
+            kwargs["best_loss"] = math.inf
+        return cls(**kwargs)

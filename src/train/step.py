@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..cuda_utils import autocast
-from ..utils import whole
-from .loss import IGNORED, LossFunction, count_targets
+from ..utils import full_tensor
+from .loss import IGNORE_INDEX, LossFunction, count_targets
 from .optimizer import Optimizer
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
@@ -41,13 +41,13 @@ def accumulate_gradients(
     scaler: torch.amp.GradScaler = _NO_SCALING,
     no_sync: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     weight: float = 1.0,
-    rounds: int = 1,
+    min_micro_batches: int = 1,
     is_padded: bool = False,
 ) -> torch.Tensor:
     """Accumulate a batch's gradients over micro-batches (gradient accumulation).
 
     Micro-batches are weighted by their number of targets, so that the result is the gradient of the
-    mean loss of the batch's targets; those that are `IGNORED` do not count.
+    mean loss of the batch's targets; those that are `IGNORE_INDEX` do not count.
 
     Args:
         loss_function: returns the mean loss of inputs and targets.
@@ -60,8 +60,8 @@ def accumulate_gradients(
             last, whose backward pass all-reduces the gradients.
         weight: factor of the loss and its gradients. With several ranks: this rank's share of the
             global batch times the number of ranks, because DDP averages the gradients.
-        rounds: minimum number of micro-batches. All ranks need the same number, or the all-reduce
-            hangs: a rank with fewer adds micro-batches of ignored targets.
+        min_micro_batches: minimum number of micro-batches. All ranks need the same number, or the
+            all-reduce hangs: a rank with fewer adds micro-batches of ignored targets.
         is_padded: whether to pad the last micro-batch to `micro_batch_size` rows, with ignored
             targets: code that is compiled for one shape needs no other.
 
@@ -70,11 +70,13 @@ def accumulate_gradients(
     """
     inputs, targets = split_batch(batch)
     size = micro_batch_size or len(inputs) or 1
-    rounds = max(rounds, -(-len(inputs) // size))
-    missing = (rounds * size if is_padded else (rounds - 1) * size + 1) - len(inputs)
+    min_micro_batches = max(min_micro_batches, -(-len(inputs) // size))
+    missing = (min_micro_batches * size if is_padded else (min_micro_batches - 1) * size + 1) - len(
+        inputs
+    )
     if missing > 0:
         inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.size(1))])
-        targets = torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORED)])
+        targets = torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORE_INDEX)])
     counts = [count_targets(each) for each in targets.split(size)]
     count_of_all = torch.stack(counts).sum().clamp(min=1)
     total = torch.zeros((), dtype=torch.float32, device=device)
@@ -116,7 +118,7 @@ def apply_gradients(
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     norm, finite = torch.zeros((), dtype=torch.float32, device="cpu"), True
     if clip_grad_norm is not None:
-        norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad_norm))
+        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, clip_grad_norm))
         finite = bool(norm.isfinite())  # the only host-device synchronization of a step
     for optimizer in optimizers:
         if finite:

@@ -44,15 +44,18 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
     # Warm up: the first step selects kernels and allocates the optimizer state.
     micro_batch(trainer.batches.batch(0)[:1, :65])
     optimizer_step()
-    passes, updates = [], []
-    until = time.monotonic() + seconds
+    micro_batch_seconds, update_seconds = [], []
+    deadline = time.monotonic() + seconds
     for step in range(trainer.total_steps):
-        passes.append(micro_batch(trainer.batches.batch(step)[:rows]))
-        updates.append(optimizer_step())
-        if time.monotonic() + passes[-1] + updates[-1] > until:
+        micro_batch_seconds.append(micro_batch(trainer.batches.batch(step)[:rows]))
+        update_seconds.append(optimizer_step())
+        if time.monotonic() + micro_batch_seconds[-1] + update_seconds[-1] > deadline:
             break
-    update = statistics.median(updates)
-    return statistics.median(passes) * (trainer.batches.batch_size / rows) + update, update
+    update = statistics.median(update_seconds)
+    return (
+        statistics.median(micro_batch_seconds) * (trainer.batches.batch_size / rows) + update,
+        update,
+    )
 
 
 def _synchronize(device: torch.device) -> None:
@@ -66,9 +69,9 @@ class Duration:
 
     seconds: float
     steps: int
-    passes: float
+    epochs: float
     """Epochs."""
-    per_pass: float
+    seconds_per_epoch: float
     """Seconds per epoch."""
 
 
@@ -85,20 +88,20 @@ def predict_duration(
     """
     config = trainer.config
     # Validation is forward only, a third of the FLOPs of forward and backward; samples are short.
-    each = (step_seconds - update_seconds) / 3 / trainer.batches.batch_size
+    window_seconds = (step_seconds - update_seconds) / 3 / trainer.batches.batch_size
     windows = len(trainer.val_data) if trainer.val_data is not None else 0
-    looked_at = windows
+    evaluated_windows = windows
     if config.eval_tokens and trainer.val_data is not None:
-        looked_at = min(windows, config.eval_tokens // (trainer.val_data.seq_len - 1))
-    aside = looked_at * each / config.eval_interval
-    aside += checkpoint_bytes / _DISK_SPEED / config.checkpoint_interval
+        evaluated_windows = min(windows, config.eval_tokens // (trainer.val_data.seq_len - 1))
+    overhead = evaluated_windows * window_seconds / config.eval_interval
+    overhead += checkpoint_bytes / _DISK_SPEED / config.checkpoint_interval
     steps = trainer.total_steps
     if config.max_minutes is not None:
-        steps = max(1, min(steps, int(60 * config.max_minutes / (step_seconds + aside))))
+        steps = max(1, min(steps, int(60 * config.max_minutes / (step_seconds + overhead))))
     per_epoch = trainer.batches.steps_per_epoch
     return Duration(
-        steps * (step_seconds + aside) + windows * each,
+        steps * (step_seconds + overhead) + windows * window_seconds,
         steps,
         steps / per_epoch,
-        per_epoch * (step_seconds + aside),
+        per_epoch * (step_seconds + overhead),
     )

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from ..config import Config
 from ..console import is_logged
-from ..errors import AGI2Error, masked
+from ..errors import AGI2Error, mask_secrets
 from ..utils import (
+    convert_write_errors,
     human_bytes,
     json_line,
     log,
@@ -23,7 +24,6 @@ from ..utils import (
     read_bytes,
     sync_file,
     write_text,
-    writing,
 )
 
 
@@ -40,7 +40,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
-        with writing(path):
+        with convert_write_errors(path):
             path.touch()
             # After a power failure the file may be shorter, and end in an incomplete line.
             with open_file(path) as file:
@@ -56,18 +56,21 @@ class MetricsFile:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append one line; numbers that are not finite become `null`."""
-        with writing(self.path), open(self.path, "a", encoding="utf-8", newline="\n") as file:
+        with (
+            convert_write_errors(self.path),
+            open(self.path, "a", encoding="utf-8", newline="\n") as file,
+        ):
             file.write(json_line(entry) + "\n")
 
     def sync(self) -> None:
         """Flush the file to disk (fsync)."""
-        with writing(self.path):
+        with convert_write_errors(self.path):
             sync_file(self.path)
 
     @property
     def size(self) -> int:
         """The file's size, in bytes."""
-        with writing(self.path):
+        with convert_write_errors(self.path):
             return self.path.stat().st_size
 
 
@@ -91,7 +94,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
             raise AGI2Error(f"{name} is not a JSON object")
         entries.append(entry)
     for number, entry in enumerate(entries, 1):
-        if problem := _problem_of(entry):
+        if problem := _find_problem(entry):
             raise AGI2Error(f"{path}:{number}: {problem}: not a line that a run has written")
     return entries
 
@@ -101,17 +104,17 @@ _SPEED = ("tokens_per_second", "tokens", "seconds")
 # Keys of a start entry that are used in calculations.
 _COUNTS = ("parameters", "total_steps", "train_tokens", "train_bytes", "tokens_per_step")
 # No valid metric is larger, and the product of two does not overflow in a chart.
-_LARGEST_NUMBER = 1e100
+_MAX_NUMBER = 1e100
 
 
-def _problem_of(entry: dict[str, Any]) -> str:
+def _find_problem(entry: dict[str, Any]) -> str:
     """Return what makes an entry invalid; empty if it is valid."""
     start = entry.get("start", {})
     if type(entry.get("step", 0)) is not int or not isinstance(start, dict):
         return "its step is not an integer, or its start is not an object"
     numbers = [value for value in [*entry.values(), *start.values()] if type(value) in (int, float)]
     # NaN fails this comparison, too; a run writes null instead.
-    if not all(abs(number) <= _LARGEST_NUMBER for number in numbers) or entry.get("step", 0) < 0:
+    if not all(abs(number) <= _MAX_NUMBER for number in numbers) or entry.get("step", 0) < 0:
         return "a number is negative, or too large"
     counts = [start.get(key, 0) for key in _COUNTS]
     speeds = [entry[key] for key in _SPEED if key in entry]
@@ -122,7 +125,7 @@ def _problem_of(entry: dict[str, Any]) -> str:
     return ""
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """An experiment tracker that receives the entries of the log."""
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -148,18 +151,18 @@ class RunLog:
     def __init__(self, config: Config, folder: Path, size: int = 0, step: int = 0) -> None:
         check_log_to(config.log_to)
         self.file = MetricsFile(folder / "metrics.jsonl", size)
-        self.sinks: list[Sink] = []
+        self.trackers: list[Tracker] = []
         if "tensorboard" in config.log_to:
             logged = read_metrics(self.file.path)
-            self.sinks.append(TensorBoardSink(config, folder, step, logged))
+            self.trackers.append(TensorBoardTracker(config, folder, step, logged))
         if "wandb" in config.log_to:
-            self.sinks.append(WandbSink(config, folder))
+            self.trackers.append(WandbTracker(config, folder))
 
     def write(self, entry: dict[str, Any]) -> None:
         """Log one entry to the file and to all trackers."""
         self.file.write(entry)
-        for sink in self.sinks:
-            sink.write(entry)
+        for tracker in self.trackers:
+            tracker.write(entry)
 
     def sync(self) -> None:
         """Flush `metrics.jsonl` to disk (fsync)."""
@@ -172,8 +175,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close all trackers; also called if the run fails."""
-        for sink in self.sinks:
-            sink.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def check_log_to(names: Sequence[str]) -> None:
@@ -197,7 +200,7 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in entry.items() if k not in axes and isinstance(v, int | float)}
 
 
-class TensorBoardSink:
+class TensorBoardTracker:
     """Writes TensorBoard event files to `tensorboard/` in the run folder.
 
     A resumed run purges the events at or after `step` and writes the log's entries of that step
@@ -215,12 +218,14 @@ class TensorBoardSink:
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        place = folder / "tensorboard"
-        is_new = not place.exists()
-        with writing(place):
-            self._writer = SummaryWriter(place, purge_step=step, flush_secs=10)
+        path = folder / "tensorboard"
+        is_new = not path.exists()
+        with convert_write_errors(path):
+            self._writer = SummaryWriter(path, purge_step=step, flush_secs=10)
         if is_new:
-            rows = "".join(f"    {key} = {value!r}\n" for key, value in masked(config).items())
+            rows = "".join(
+                f"    {key} = {value!r}\n" for key, value in mask_secrets(config).items()
+            )
             self._writer.add_text("config", rows, 0)
         for entry in logged:
             if is_new or entry.get("step", 0) >= step:
@@ -240,23 +245,23 @@ class TensorBoardSink:
         self._writer.close()
 
 
-def _read_run_id(note: Path) -> str:
+def _read_run_id(path: Path) -> str:
     """Read the W&B run id of an earlier start of the run.
 
     Raises:
         AGI2Error: if the file does not contain one.
     """
     try:
-        with open_file(note) as file:
+        with open_file(path) as file:
             found = file.read(100).decode("ascii").strip()
     except (OSError, ValueError):
         found = ""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found):
-        raise AGI2Error(f"{note} contains no run id: delete it, and a new run begins there")
+        raise AGI2Error(f"{path} contains no run id: delete it, and a new run begins there")
     return found
 
 
-class WandbSink:
+class WandbTracker:
     """Logs to Weights & Biases: to a run named `model_name` in the project `agi2`.
 
     The W&B run id is stored in `wandb/` in the run folder, so that a resumed run continues the
@@ -273,13 +278,15 @@ class WandbSink:
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb
 
-        note = folder / "wandb" / "run_id"
-        run_id = _read_run_id(note) if note.exists() else uuid.uuid4().hex[:12]
-        with writing(note):
-            note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, run_id)
+        path = folder / "wandb" / "run_id"
+        run_id = _read_run_id(path) if path.exists() else uuid.uuid4().hex[:12]
+        with convert_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, run_id)
         # W&B also uploads the command line: not if it contains secrets.
-        hiding: dict[str, Any] = {"x_disable_meta": True} if masked(sys.argv) != sys.argv else {}
+        extra_settings: dict[str, Any] = (
+            {"x_disable_meta": True} if mask_secrets(sys.argv) != sys.argv else {}
+        )
         try:
             self._run = wandb.init(
                 project="agi2",
@@ -287,11 +294,11 @@ class WandbSink:
                 id=run_id,
                 resume="allow",
                 dir=folder,
-                config=masked(config),
+                config=mask_secrets(config),
                 settings=wandb.Settings(
                     console="off",  # W&B must not capture the terminal, where progress is shown
                     silent=not is_logged(),
-                    **hiding,
+                    **extra_settings,
                 ),
             )
         except (wandb.Error, ValueError) as error:  # ValueError: environment variables of W&B

@@ -13,7 +13,7 @@ import torch
 from ..arguments import checked
 from ..config import Config
 from ..config_checks import UNBOUNDED_EPOCHS
-from ..console import busy, visible
+from ..console import show_progress, visible
 from ..cuda_utils import (
     can_compile,
     first_line,
@@ -22,20 +22,20 @@ from ..cuda_utils import (
     select_precision,
 )
 from ..data.batches import EpochBatches
-from ..data.tokens import bytes_of
+from ..data.tokens import count_bytes
 from ..dataset import TextDataset
-from ..errors import AGI2Error, masked
+from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from ..utils import keep_freed_memory, log
 from .accumulator import GradientAccumulator
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, keep_threads, log_changes
-from .distributed import NoSync, Processes, is_lost_process, launch_id
+from .distributed import NoSync, ProcessGroup, is_lost_process, launch_id
 from .estimates import training_flops
 from .interrupt import Interrupt
 from .loss import NextTokenLoss
-from .metrics import Evaluation, Telemetry, log_end
+from .metrics import Evaluation, MetricsLogger, log_end
 from .optimizer import make_optimizers
 from .schedule import Schedule
 from .state import History, RunState
@@ -46,7 +46,7 @@ from .validation import Evaluate, Sample
 
 # A run ends after this many consecutive skipped steps. In fp16 the first steps overflow, each of
 # which halves the loss scale.
-_SKIPPED_AT_MOST, _SKIPPED_IN_FP16 = 5, 30
+_MAX_SKIPPED_STEPS, _MAX_SKIPPED_STEPS_FP16 = 5, 30
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
         val_data: the same for the held-out text, if any.
         config: the run's configuration.
         folder: the run folder, created if it does not exist.
-        processes: the process group. Each rank has the same data and trains on its own rows of
+        process_group: the process group. Each rank has the same data and trains on its own rows of
             every batch; rank 0 writes to `folder`. Default: a single process.
         evaluate: evaluates the model on `val_data`; required if that is given.
         sample: generates the text that is logged at each validation; optional.
@@ -77,7 +77,7 @@ class Trainer:
         val_data: TextDataset | None,
         config: Config,
         folder: str | Path,
-        processes: Processes | None = None,
+        process_group: ProcessGroup | None = None,
         *,
         evaluate: Evaluate | None = None,
         sample: Sample | None = None,
@@ -86,39 +86,39 @@ class Trainer:
             raise AGI2Error("evaluate: needed to validate on val_data")
         self._evaluate, self._sample = evaluate, sample
         self.model = model
-        self.processes = processes or Processes(model.device)
+        self.process_group = process_group or ProcessGroup(model.device)
         self.tokenizer = tokenizer
         self.val_data = val_data
         self.config = config
         self.folder = Path(folder)
-        self.device = self.processes.device
+        self.device = self.process_group.device
         self.precision = select_precision(config.precision, self.device)
-        self.sharded = config.parallel == "fsdp" and self.processes.is_initialized
+        self.sharded = config.parallel == "fsdp" and self.process_group.is_initialized
         if self.sharded and self.precision == torch.float16:
             raise AGI2Error('precision: parallel = "fsdp" needs "bf16" or "fp32", not fp16')
         self._module = NextTokenLoss(model)
         no_sync: NoSync = nullcontext
         if self.sharded:
-            no_sync = self.processes.wrap_fsdp(self._module, model.blocks)
-        self.whole = model
+            no_sync = self.process_group.wrap_fsdp(self._module, model.blocks)
+        self.full_model = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
         self.optimizers = make_optimizers(model, config)
         self.accumulator = GradientAccumulator(
-            self._module, config, self.batches, self.optimizers, self.processes, no_sync
+            self._module, config, self.batches, self.optimizers, self.process_group, no_sync
         )
         # torch.compile brought no measurable speedup on a CPU.
-        wanted = self.device.type == "cuda" and not self.sharded
-        self.compiled = wanted if config.compile == "auto" else config.compile
+        compile_by_default = self.device.type == "cuda" and not self.sharded
+        self.compiled = compile_by_default if config.compile == "auto" else config.compile
         data = [train_data] if val_data is None else [train_data, val_data]
-        self.kept = CheckpointManager(
+        self.checkpoints = CheckpointManager(
             self.folder,
             config,
             model,
             self.optimizers,
             tokenizer,
             data,
-            self.processes,
+            self.process_group,
             self.sharded,
         )
         if val_data is None and config.early_stopping_patience is not None:
@@ -126,7 +126,7 @@ class Trainer:
         self.schedule = Schedule(config, self.batches.steps_per_epoch)
         self.chosen = config.chosen()
         """The keys that the user set, as they are logged."""
-        self.has_begun = False
+        self.has_started = False
         """Whether the run folder and its log have been created."""
         self._save_next_step = False
         """Whether to save a checkpoint after the next step, because the folder was lost."""
@@ -158,14 +158,14 @@ class Trainer:
         return {
             "format": FORMAT,
             **self.state.to_json(),
-            "metrics_size": self.telemetry.log_size,
+            "metrics_size": self.metrics_logger.log_size,
             **self._choices(),
             "device": self.device.type,
             "scaler": self.scaler.state_dict(),
             "total_steps": self.total_steps,
-            **self.kept.identity,
+            **self.checkpoints.identity,
             "launch": launch_id(),
-            "config": masked(self.config),
+            "config": mask_secrets(self.config),
         }
 
     def _choices(self) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class Trainer:
         return {
             "micro_batch_size": self.micro_batch_size,
             "compiled": self.compiled,
-            "precision": _name_of(self.precision),
-            "processes": self.processes.count,
+            "precision": _dtype_name(self.precision),
+            "processes": self.process_group.world_size,
             "threads": torch.get_num_threads(),
         }
 
@@ -184,7 +184,7 @@ class Trainer:
         Raises:
             AGI2Error: if the model, tokenizer or configuration does not match the checkpoint.
         """
-        self.kept.load(checkpoint)
+        self.checkpoints.load(checkpoint)
         state = checkpoint.state
         self.state = RunState.from_json(state)
         # These affect rounding: on the same device type, keep the earlier values of "auto" keys.
@@ -192,7 +192,7 @@ class Trainer:
         if is_alike and self.config.micro_batch_size == "auto":
             accumulator = self.accumulator
             accumulator.micro_batch_size = min(accumulator.rows, state["micro_batch_size"])
-        if state["processes"] == self.processes.count and self.config.threads == "auto":
+        if state["processes"] == self.process_group.world_size and self.config.threads == "auto":
             keep_threads(state["threads"], self.device)
         if is_alike and self.config.compile == "auto":
             self.compiled = state["compiled"]
@@ -237,23 +237,23 @@ class Trainer:
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
         self._prepare_loss()
-        self.telemetry = self._telemetry()
+        self.metrics_logger = self._make_metrics_logger()
         interrupt = Interrupt()
         try:
             with interrupt:
                 # `_begin` may move an old folder away: signals are deferred until a model is saved.
-                if self.processes.is_main:
+                if self.process_group.is_main:
                     self._begin(checkpoint)
-                with self.telemetry.shown():
+                with self.metrics_logger.shown():
                     stopped = self._loop(interrupt)
                     # Before the final validation, so that a failure in it loses no progress.
-                    place = self._save_and_wait()
-                self._leave_if_asked(interrupt, place)
-                interrupt.at_once = True
+                    checkpoint_path = self._save_and_wait()
+                self._raise_if_interrupted(interrupt, checkpoint_path)
+                interrupt.exits_at_once = True
                 return self._finish(stopped)
         except (RuntimeError, MemoryError) as error:
             # When one rank dies, torchrun sends SIGTERM to the others: not an error of this one.
-            if interrupt.asked and is_lost_process(error):
+            if interrupt.is_requested and is_lost_process(error):
                 raise KeyboardInterrupt from error
             if is_out_of_memory(error):
                 raise self.accumulator.out_of_memory(self.step) from error
@@ -264,8 +264,8 @@ class Trainer:
                 "again, or with another device, continue with --resume"
             ) from error
         finally:
-            self.telemetry.close()
-            self.kept.release()
+            self.metrics_logger.close()
+            self.checkpoints.release()
 
     def _prepare_loss(self) -> None:
         """Compile the model and its loss, and wrap them in DDP (unless they use FSDP)."""
@@ -274,67 +274,67 @@ class Trainer:
             self._module.compile_parts()
         if not self.sharded:
             accumulator = self.accumulator
-            accumulator.loss, accumulator.no_sync = self.processes.wrap_ddp(self._module)
+            accumulator.loss, accumulator.no_sync = self.process_group.wrap_ddp(self._module)
 
-    def _telemetry(self) -> Telemetry:
+    def _make_metrics_logger(self) -> MetricsLogger:
         config, targets = self.config, self.batches.dataset.seq_len - 1
         bounded = config.epochs < UNBOUNDED_EPOCHS or config.max_steps is not None
-        return Telemetry(
+        return MetricsLogger(
             self.device,
             self.precision,
             tokens_per_step=self.batches.mean_size * targets,
             flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
             total_steps=self.total_steps if bounded else None,
-            processes=self.processes.count,
+            world_size=self.process_group.world_size,
         )
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Create or reopen the run folder and its log."""
-        self._open_log(self.kept.prepare_folder(checkpoint))
-        self.has_begun = True
+        self._open_log(self.checkpoints.prepare_folder(checkpoint))
+        self.has_started = True
 
     def _open_log(self, logged: int) -> None:
         """Truncate the log to `logged` bytes and append an entry that describes this start."""
         tokens = self.batches.dataset.tokens
-        about = {
-            "chosen": masked(self.chosen),
+        facts = {
+            "chosen": mask_secrets(self.chosen),
             "parameters": self.model.num_parameters(),
             "total_steps": self.total_steps,
-            "tokens_per_step": self.telemetry.tokens_per_step,
+            "tokens_per_step": self.metrics_logger.tokens_per_step,
             "train_tokens": len(tokens),
-            "train_bytes": bytes_of(tokens, self.tokenizer),
+            "train_bytes": count_bytes(tokens, self.tokenizer),
             "val_tokens": len(self.val_data.tokens) if self.val_data else 0,
-            "processes": self.processes.count,
+            "processes": self.process_group.world_size,
             "micro_batch_size": self.micro_batch_size,
-            "precision": _name_of(self.precision),
+            "precision": _dtype_name(self.precision),
             "compiled": self.compiled,
         }
-        self.telemetry.open(self.config, self.folder, logged, self.step, about)
+        self.metrics_logger.open(self.config, self.folder, logged, self.step, facts)
 
-    def _keep_folder(self) -> bool:
+    def _recreate_folder_if_lost(self) -> bool:
         """Create the run folder again if it was deleted or moved; return whether it was.
 
         The best weights are lost with it, so the best val loss is reset.
         """
         has_best = self.state.best_loss < math.inf
-        if not self.processes.broadcast_from_main(lambda: self._is_folder_lost(has_best)):
+        if not self.process_group.broadcast_from_main(lambda: self._is_folder_lost(has_best)):
             return False
         log.warning("%s was deleted or moved away while training: creating it again", self.folder)
         self.state.best_loss, self.state.evaluations_without_gain = math.inf, 0
         self._save_next_step = True
-        if self.processes.is_main:
-            self.telemetry.close()
-            self.kept.restore_folder()
+        if self.process_group.is_main:
+            self.metrics_logger.close()
+            self.checkpoints.restore_folder()
             self._open_log(0)
         return True
 
     def _is_folder_lost(self, has_best: bool) -> bool:
-        return self.kept.is_lost(has_best) or self.telemetry.is_lost
+        return self.checkpoints.is_lost(has_best) or self.metrics_logger.is_lost
 
     def _loop(self, interrupt: Interrupt) -> str:
         """Run training steps until a stop condition holds; return which one."""
         self.model.train()
-        self._first_step, self._first_second = self.step, self.state.seconds
+        self._first_step, self._seconds_before = self.step, self.state.seconds
         self._started = time.monotonic()
         while True:
             if self.step % self.config.eval_interval == 0 and self.state.evaluated_at != self.step:
@@ -344,24 +344,26 @@ class Trainer:
             self._train_one_step()
             self._stop_if_diverged()
             # Ranks must stop at the same step, or the others hang in a collective.
-            asked, self.state.seconds = self.processes.all_reduce_stop(
-                interrupt.asked, self.state.seconds
+            is_requested, self.state.seconds = self.process_group.all_reduce_stop(
+                interrupt.is_requested, self.state.seconds
             )
-            if asked:
-                self._leave(self._save_and_wait())
+            if is_requested:
+                self._raise_interrupted(self._save_and_wait())
             # After a skipped step the weights may be bad: do not rotate out a good checkpoint.
             is_due = self.step % self.config.checkpoint_interval == 0 or self._save_next_step
             if is_due and not self.state.skipped_in_a_row:
                 self.save()
 
-    def _leave_if_asked(self, interrupt: Interrupt, place: Path) -> None:
+    def _raise_if_interrupted(self, interrupt: Interrupt, path: Path) -> None:
         """Raise `KeyboardInterrupt` if a signal came while the last checkpoint was written."""
-        asked, _ = self.processes.all_reduce_stop(interrupt.asked, self.state.seconds)
-        if asked:
-            self._leave(place)
+        is_requested, _ = self.process_group.all_reduce_stop(
+            interrupt.is_requested, self.state.seconds
+        )
+        if is_requested:
+            self._raise_interrupted(path)
 
-    def _leave(self, place: Path) -> NoReturn:
-        log.info("interrupted: saved %s; continue with --resume", place)
+    def _raise_interrupted(self, path: Path) -> NoReturn:
+        log.info("interrupted: saved %s; continue with --resume", path)
         raise KeyboardInterrupt
 
     def _train_one_step(self) -> None:
@@ -374,28 +376,28 @@ class Trainer:
         loss = self.accumulator.accumulate(self.step, self.precision, self.scaler, self.compiled)
         # While the GPU computes: apply_gradients synchronizes for the grad norm.
         self.accumulator.prefetch(self.step + 1)
-        norm, taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
-        self.state.count_step(loss, taken, len(self.batches.rows(self.step)))
-        if not taken:
+        norm, is_taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
+        self.state.count_step(loss, is_taken, len(self.batches.rows(self.step)))
+        if not is_taken:
             log.warning("step %d skipped: its loss or gradients are not finite", self.step)
         now = time.monotonic()
-        self.state.seconds = self._first_second + now - self._started
-        self.telemetry.count_step(now - started)
+        self.state.seconds = self._seconds_before + now - self._started
+        self.metrics_logger.count_step(now - started)
         if self.step % config.log_interval == 0 or self.step == self.total_steps:
             self._log_step(config.learning_rate * factor, norm)
         elif self.step == self._first_step + 1:
-            self.telemetry.show(self.state, self.schedule.progress(self.state), loss.item())
+            self.metrics_logger.show(self.state, self.schedule.progress(self.state), loss.item())
         if self.step % self.batches.steps_per_epoch == 0:
             self.state.count_epoch()
-            self.telemetry.log_epoch(self.state)
+            self.metrics_logger.log_epoch(self.state)
 
     def _stop_if_diverged(self) -> None:
         """Raise if too many consecutive steps were skipped."""
-        limit = _SKIPPED_IN_FP16 if self.scaler.is_enabled() else _SKIPPED_AT_MOST
+        limit = _MAX_SKIPPED_STEPS_FP16 if self.scaler.is_enabled() else _MAX_SKIPPED_STEPS
         if self.state.skipped_in_a_row < limit:
             return
-        self.kept.wait()
-        newest = self.kept.newest
+        self.checkpoints.wait()
+        newest = self.checkpoints.newest
         raise AGI2Error(
             f"{limit} steps in a row gave no finite loss: lower learning_rate (now "
             f"{self.config.learning_rate:g}) and "
@@ -407,53 +409,53 @@ class Trainer:
         )
 
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
-        self._keep_folder()
+        self._recreate_folder_if_lost()
         epoch, loss = self.step / self.batches.steps_per_epoch, self.state.recent_loss.take()
-        self.telemetry.show(self.state, self.schedule.progress(self.state), loss)
-        self.telemetry.log_step(self.state, epoch, loss, rate, norm.item())
+        self.metrics_logger.show(self.state, self.schedule.progress(self.state), loss)
+        self.metrics_logger.log_step(self.state, epoch, loss, rate, norm.item())
 
     def _validate(self) -> None:
         """Evaluate, save the weights if they are the best so far, and log a sample.
 
         If this fails, save a checkpoint of the state before it.
         """
-        self._keep_folder()
+        self._recreate_folder_if_lost()
         before = self.state_dict()
         try:
-            self._look()
+            self._evaluate_and_sample()
         except Exception:
             # With several ranks, saving ends in a barrier that the others may not reach.
-            if self.processes.count == 1:
-                self.kept.save(before)
-                self.kept.wait()
+            if self.process_group.world_size == 1:
+                self.checkpoints.save(before)
+                self.checkpoints.wait()
             raise
 
-    def _look(self) -> None:
+    def _evaluate_and_sample(self) -> None:
         self.state.evaluated_at = self.step
-        self.whole = self.kept.gather()
+        self.full_model = self.checkpoints.gather()
         if self.val_data is not None:
-            result = self.processes.broadcast_from_main(
+            result = self.process_group.broadcast_from_main(
                 lambda: self.evaluate(self.config.eval_tokens)
             )
-            self._keep_folder()
+            self._recreate_folder_if_lost()
             is_best = self.state.count_validation(result.loss)
-            self.telemetry.log_validation(self.step, result)
+            self.metrics_logger.log_validation(self.step, result)
             if is_best:
-                self.kept.save_best(self.whole)
-        if self._sample and self.config.sample_tokens and self.processes.is_main:
+                self.checkpoints.save_best(self.full_model)
+        if self._sample and self.config.sample_tokens and self.process_group.is_main:
             try:
                 text = self.sample(self.config.sample_tokens, self.config.seed + self.step)
-                self.telemetry.log_sample(self.step, text)
+                self.metrics_logger.log_sample(self.step, text)
             except AGI2Error as error:  # non-finite weights: `_stop_if_diverged` ends the run
                 log.warning("no sample: %s", error)
-        self.whole = self.model  # frees the gathered copy
+        self.full_model = self.model  # frees the gathered copy
 
     def evaluate(self, max_tokens: int = 0) -> Evaluation:
         """Evaluate on about `max_tokens` tokens of the held-out text, or on all of it (0)."""
         assert self.val_data is not None
         assert self._evaluate is not None
         return self._evaluate(
-            self.whole,
+            self.full_model,
             self.val_data,
             self.tokenizer,
             batch_size=self.micro_batch_size,
@@ -464,45 +466,45 @@ class Trainer:
     def sample(self, max_length: int, seed: int) -> str:
         """Generate text of at most `max_length` tokens with the current weights."""
         assert self._sample is not None
-        return self._sample(self.whole, self.tokenizer, max_length=max_length, seed=seed)
+        return self._sample(self.full_model, self.tokenizer, max_length=max_length, seed=seed)
 
     def save(self) -> Path:
         """Save a checkpoint and return its path; asynchronously if training on a GPU."""
-        self._keep_folder()
+        self._recreate_folder_if_lost()
         self._save_next_step = False
-        self.telemetry.sync()
-        return self.kept.save(self.state_dict())
+        self.metrics_logger.sync()
+        return self.checkpoints.save(self.state_dict())
 
     def _save_and_wait(self) -> Path:
         """Save a checkpoint and wait until it is complete, on all ranks."""
-        place = self.save()
-        self.kept.wait()
-        return place
+        path = self.save()
+        self.checkpoints.wait()
+        return path
 
     def _finish(self, stopped: str) -> History:
         """Validate, load the best weights into the model and return the history."""
         if self.state.evaluated_at != self.step:
-            with busy("validating", everywhere=True):
+            with show_progress("validating", log_at_once=True):
                 self._validate()
             self.save()  # with the result of the validation, so that the run can be extended
-        elif self._keep_folder():
+        elif self._recreate_folder_if_lost():
             self.save()
-        self.whole = self.kept.load_best()
+        self.full_model = self.checkpoints.load_best()
         history = self.state.result(stopped)
         if self.val_data is not None:
-            with busy("validating on all held-out text", everywhere=True):
-                final = self.processes.broadcast_from_main(self.evaluate)
+            with show_progress("validating on all held-out text", log_at_once=True):
+                final = self.process_group.broadcast_from_main(self.evaluate)
             # best_loss is inf if the folder was lost after the last validation.
             best = self.state.best_loss
             history["best_val_loss"] = best if best < math.inf else final.loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte
             final.log_as_best()
-        if self._keep_folder():
-            self.kept.save_best(self.whole)  # the folder with the only copy was lost
+        if self._recreate_folder_if_lost():
+            self.checkpoints.save_best(self.full_model)  # the folder with the only copy was lost
         log_end(stopped, self.state, self.folder)
         return history
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

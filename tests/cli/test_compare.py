@@ -213,7 +213,7 @@ def test_curves_are_drawn_over_each_other_and_texts_shown(pair, tmp_path, capsys
 
 
 def test_no_text_of_a_run_becomes_html_in_a_comparison(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.cli.compare._written", lambda *_: HOSTILE)
+    monkeypatch.setattr("src.cli.compare._generate_sample", lambda *_: HOSTILE)
     (pair[0].folder).rename(pair[0].folder.with_name("<script>"))
     compared = [pair[0].folder.with_name("<script>"), pair[1].folder]
     compare_runs(compared, prompt=HOSTILE, html=tmp_path / "both.html")

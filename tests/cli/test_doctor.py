@@ -57,7 +57,7 @@ def test_the_examination_tells_all_and_leaves_nothing(tiny_run, tmp_path):
 
 
 def test_too_many_passes_and_too_few_are_told(tiny_run, monkeypatch):
-    monkeypatch.setattr(doctor, "_MEASURED_SECONDS", 0)
+    monkeypatch.setattr(doctor, "_BENCHMARK_SECONDS", 0)
     many = list(examine(tiny_run(max_steps=None, epochs=50)))
     assert any("50 epochs are many" in line and "lower epochs" in line for line in many)
     few = list(examine(tiny_run(max_steps=None, max_minutes=1e-9, batch_size=2)))

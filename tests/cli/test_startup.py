@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from src.cli.startup import announce, ctrl_c_ends_at_once, limit_openmp_spinning, loading
+from src.cli.startup import announce, exit_on_sigint, limit_openmp_spinning, loading
 from tests.conftest import CHECKOUT, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
@@ -240,10 +240,10 @@ def test_a_handler_of_ctrl_c_is_kept_where_it_is_not_pythons():
     seen = []
     try:
         signal.signal(signal.SIGINT, mine := lambda *_: None)
-        with ctrl_c_ends_at_once():
+        with exit_on_sigint():
             assert signal.getsignal(signal.SIGINT) is mine
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with ctrl_c_ends_at_once():
+        with exit_on_sigint():
             seen.append(signal.getsignal(signal.SIGINT))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:

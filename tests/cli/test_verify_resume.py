@@ -67,7 +67,7 @@ def test_every_kind_of_difference_is_named(tiny_run):
         run_of(tiny_run(name, learning_rate=rate, max_steps=6, eval_interval=3, sample_tokens=4))
         for name, rate in (("a", 0.01), ("b", 0.02))
     ]
-    found = dict(verify_resume._compare(*runs, 6))
+    found = dict(verify_resume._compare_runs(*runs, 6))
     assert set(found) == {
         *("weights", "optimizer state", "best weights", "losses logged", "samples")
     }
@@ -75,7 +75,7 @@ def test_every_kind_of_difference_is_named(tiny_run):
     assert (
         "learning_rate at step 1 is" in found["losses logged"] or "grad" in found["losses logged"]
     )
-    assert dict(verify_resume._compare(runs[0], runs[0], 6)) == dict.fromkeys(found)
+    assert dict(verify_resume._compare_runs(runs[0], runs[0], 6)) == dict.fromkeys(found)
 
 
 def test_differences_are_counted_bit_by_bit():

@@ -86,7 +86,7 @@ def test_documents_are_grouped_by_what_they_share(monkeypatch):
 
 
 def test_a_large_corpus_is_sampled(monkeypatch):
-    monkeypatch.setattr(dedup, "_SAMPLE", 1000)
+    monkeypatch.setattr(dedup, "_MAX_SHINGLES", 1000)
     documents = [TEXT, "".join(random.Random(2).choices("abcd", k=3000)), TEXT[::-1], TEXT + "end"]
     assert dedup.sampling_rate(documents) > 10
     assert cluster_near_duplicates(documents, 0.2) == [0, 1, 2, 0]

@@ -237,7 +237,7 @@ def test_redirects_away_from_the_web_are_refused(library, tmp_path, target):
 @pytest.mark.parametrize("target", ["http://b/", "file:///b", "ftp://b/"])
 def test_https_is_left_for_nothing_else(target):
     request = urllib.request.Request("https://a/")
-    with pytest.raises(downloads._Refused, match="it leads from https:"):
+    with pytest.raises(downloads._RejectedResponse, match="it leads from https:"):
         downloads._Redirects().redirect_request(request, None, 302, "", {}, target)
     followed = downloads._Redirects().redirect_request(request, None, 302, "", {}, "https://b/")
     assert followed.full_url == "https://b/"

@@ -255,7 +255,7 @@ def test_more_text_than_memory_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_file_that_vanishes_is_not_counted(tmp_path):
-    assert module.size_of(tmp_path / "gone.txt") == 0
+    assert module.file_size(tmp_path / "gone.txt") == 0
     assert module._identity(tmp_path / "gone.txt") == str(tmp_path / "gone.txt")
 
 

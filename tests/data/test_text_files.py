@@ -96,7 +96,7 @@ def test_a_pipe_that_brings_nothing_is_said_to_be_waited_for(
     tmp_path, monkeypatch, caplog, is_opened
 ):
     """Whether no program has opened the pipe, or one has and writes nothing."""
-    monkeypatch.setattr(text_files, "_PATIENCE", 0.0)
+    monkeypatch.setattr(text_files, "_LOG_DELAY", 0.0)
     path = tmp_path / "pipe"
     os.mkfifo(path)
     writer = os.open(path, os.O_RDWR) if is_opened else None
@@ -114,7 +114,7 @@ def test_a_pipe_that_brings_nothing_is_said_to_be_waited_for(
 
 
 def test_a_pipe_that_brings_text_is_not_said_to_be_waited_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(text_files, "_PATIENCE", 1e6)
+    monkeypatch.setattr(text_files, "_LOG_DELAY", 1e6)
     reader, writer = os.pipe()
     os.write(writer, b"text")
     os.close(writer)

@@ -17,10 +17,10 @@ from src.evaluation.charts import (
     chart,
     chart_group,
     charts_page,
+    downsample,
     fit_scale,
+    running_median,
     short_number,
-    smooth,
-    thin,
 )
 from src.evaluation.html import COLORS
 from tests.bounds import gamma, nearly
@@ -45,13 +45,13 @@ def test_a_scale_fits_any_values_and_has_sensible_ticks(values, log, from_zero):
     scale = fit_scale(values, log=log, from_zero=from_zero)
     assert scale.low < scale.high
     finite = [value for value in values if abs(value) < 1e30]
-    inside = [value for value in finite if 0 <= scale.place(value) <= 1]
+    inside = [value for value in finite if 0 <= scale.transform(value) <= 1]
     assert len(inside) >= 0.85 * len(finite)
     ticks = scale.ticks()
     assert ticks == sorted(ticks)
     assert len(ticks) <= 8
     # Rounding at an end loses no tick.
-    assert all(-1e-9 <= scale.place(tick) <= 1 + 1e-9 for tick in ticks)
+    assert all(-1e-9 <= scale.transform(tick) <= 1 + 1e-9 for tick in ticks)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_neither_first_steps_nor_a_spike_flatten_a_curve():
     bulk = [3 + 0.001 * index for index in range(1000)]
     for log in (False, True):
         scale = fit_scale([11.0, 10.0, *bulk, 900.0], log=log)
-        assert scale.place(3.9) - scale.place(3.1) > 0.2
-        assert scale.place(900.0) > 1
+        assert scale.transform(3.9) - scale.transform(3.1) > 0.2
+        assert scale.transform(900.0) > 1
 
 
 def test_a_scale_from_zero_and_one_of_equal_values():
@@ -89,7 +89,7 @@ def test_a_scale_from_zero_and_one_of_equal_values():
 
 @given(CURVES, st.integers(4, 40))
 def test_thinned_points_keep_the_lowest_and_the_highest(points, limit):
-    thinned = thin(points, limit)
+    thinned = downsample(points, limit)
     assert len(thinned) <= max(limit, 2) + 2
     finite = [y for _, y in points if math.isfinite(y)]
     kept = [y for _, y in thinned if math.isfinite(y)]
@@ -104,7 +104,7 @@ def test_thinned_points_keep_the_lowest_and_the_highest(points, limit):
 def test_smoothing_is_a_running_median(points, share):
     finite = [point for point in points if math.isfinite(point[1])]
     half = max(1, round(share * len(finite) / 2))
-    result = smooth(points, share)
+    result = running_median(points, share)
     assert [x for x, _ in result] == [x for x, _ in finite]
     for index, (_, y) in enumerate(result):
         window = sorted(y for _, y in finite[max(0, index - half) : index + half + 1])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.evaluation.html import COLORS, escape, page, table, visible
+from src.evaluation.html import COLORS, escape, page, table, visible_text
 
 VOID = {"meta", "br", "img"}
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \" ' &lt; ]]>"
@@ -108,8 +108,8 @@ def test_only_the_pages_own_script_runs(title, text):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert found.policy["script-src"] == [f"'sha256-{digest}'"]
     assert found.policy["default-src"] == ["'none'"]
-    assert ("p", {"title": visible(text)}) in found.elements
-    assert found.text.count(visible(text)) >= 3 or not text
+    assert ("p", {"title": visible_text(text)}) in found.elements
+    assert found.text.count(visible_text(text)) >= 3 or not text
 
 
 @pytest.mark.parametrize("script", ["a</script>b", "a</SCRIPT b", "<!-- a"])

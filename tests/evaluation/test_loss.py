@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config import GPT2Config
-from src.data.tokens import bytes_of, tokenize
+from src.data.tokens import count_bytes, tokenize
 from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.evaluation.loss import TextEvaluation, evaluate, evaluate_text
@@ -218,10 +218,10 @@ def test_a_text_of_unknown_characters_has_no_bits_per_byte(text):
     assert math.isfinite(found.loss)
     tokens = tokenizer.encode_array(text)
     if lacking or text[0] in "🐳鯨":
-        assert bytes_of(tokens, tokenizer) is None
+        assert count_bytes(tokens, tokenizer) is None
     else:
         assert found.text_bytes == len(text[1:].encode())
-        assert bytes_of(tokens, tokenizer) == len(text.encode())
+        assert count_bytes(tokens, tokenizer) == len(text.encode())
 
 
 # A sliding window

@@ -5,7 +5,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.evaluation.memorization import longest_common_span, originality
+from src.evaluation.memorization import longest_common_span, measure_overlap
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -41,7 +41,7 @@ def test_long_spans_are_found_whatever_stands_around_them(data):
 @given(data=st.data(), stretch=st.integers(1, 30))
 def test_a_long_text_is_searched_in_stretches(data, stretch):
     written, learned = data.draw(st.text("ab", max_size=12)), data.draw(st.text("ab", max_size=90))
-    with mock.patch("src.evaluation.memorization._STRETCH", stretch):
+    with mock.patch("src.evaluation.memorization._MIN_CHUNK_CHARACTERS", stretch):
         span = longest_common_span(written, learned)
     assert span in written
     assert span in learned
@@ -70,7 +70,7 @@ def test_equal_low_bytes_are_not_taken_for_equal_letters():
 
 
 def test_originality_counts_known_words_whatever_their_case():
-    result = originality("The WHALE sang 42 naïve_songs", "a whale; the naïve whale sang.")
+    result = measure_overlap("The WHALE sang 42 naïve_songs", "a whale; the naïve whale sang.")
     assert result.known_words == 4 / 5
     assert result.longest_copy == " naïve"
 
@@ -78,9 +78,9 @@ def test_originality_counts_known_words_whatever_their_case():
 def test_a_copied_span_is_found_letter_for_letter():
     learned = "Call me Ishmael. Some years ago I went to sea."
     written = "he said: me Ishmael. Some y!"
-    assert originality(written, learned).longest_copy == " me Ishmael. Some y"
+    assert measure_overlap(written, learned).longest_copy == " me Ishmael. Some y"
 
 
 def test_a_text_without_words_knows_none():
-    assert originality("", "some text").known_words == 0
-    assert originality("12 !", "some text").known_words == 0
+    assert measure_overlap("", "some text").known_words == 0
+    assert measure_overlap("12 !", "some text").known_words == 0

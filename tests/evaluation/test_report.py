@@ -14,7 +14,7 @@ from src.config_loader import make_config
 from src.errors import AGI2Error
 from src.evaluation import copies, report
 from src.evaluation.copies import find_copies
-from src.evaluation.html import visible
+from src.evaluation.html import visible_text
 from src.evaluation.report import bounds, write_report
 from src.evaluation.run_log import History, read_run
 from src.training import train_from_config
@@ -180,7 +180,7 @@ def test_no_text_of_a_run_becomes_html(run, texts):
     assert tags.count("script") == 1
     assert set(tags) <= TAGS
     for text in (device, version, sample):
-        assert visible(text) in page.text
+        assert visible_text(text) in page.text
     assert page.policy["default-src"] == ["'none'"]
 
 
@@ -355,11 +355,11 @@ def test_the_prompt_is_not_held_against_a_sample(tiny_run):
     assert all(text.startswith("the ship") for _, text in read_run(run.folder).history.samples)
     copies = find_copies(read_run(run.folder), ["the ship"])
     assert len(copies) == len(read_run(run.folder).history.samples)
-    assert not any(copy.written.startswith("the ship") for copy in copies)
+    assert not any(copy.sample.startswith("the ship") for copy in copies)
 
 
 def test_what_is_compared_is_bounded(run, monkeypatch):
-    monkeypatch.setattr("src.evaluation.copies.COMPARED_TEXT", 12)
+    monkeypatch.setattr("src.evaluation.copies.MAX_COMPARED_TEXT", 12)
     folder = rewrite(run, [{"step": step, "sample": "abc def ghi"} for step in range(15)])
     documents = ["abc xyz", "def ghi jkl", "abc def ghi"]
     copies = find_copies(read_run(folder), documents)
@@ -370,7 +370,7 @@ def test_what_is_compared_is_bounded(run, monkeypatch):
 
 def test_overlapping_places_are_counted(run):
     (copy,) = find_copies(read_run(rewrite(run, [{"step": 1, "sample": "aba"}])), ["ababa, aba"])
-    assert (copy.span, copy.places) == ("aba", 3)
+    assert (copy.span, copy.occurrences) == ("aba", 3)
 
 
 def test_the_note_counts_the_samples_that_there_are(run):
@@ -409,5 +409,5 @@ def test_the_places_of_a_span_are_counted_up_to_a_limit():
     for span, text, count in (("ab", "abcab", 2), ("aa", "aaaa", 3), ("aba", "ababa b aba", 3)):
         assert copies._occurrences(span, text) == count
     # Every place is one: without the limit, each find would compare the whole span.
-    assert copies._occurrences("a" * 2000, "a" * 1_000_000) == copies._MOST_PLACES
-    assert copies._occurrences("ab", "ab" * 50_000) == copies._MOST_PLACES
+    assert copies._occurrences("a" * 2000, "a" * 1_000_000) == copies._MAX_OCCURRENCES
+    assert copies._occurrences("ab", "ab" * 50_000) == copies._MAX_OCCURRENCES

@@ -125,7 +125,7 @@ def test_a_file_with_two_names_counts_once(run):
 
 
 def test_a_file_that_vanishes_meanwhile_does_not_stop_the_list(run, monkeypatch):
-    whole = runs._size_of(run.folder)
+    whole = runs._folder_size(run.folder)
     walk = os.walk
 
     def vanishing(folder):
@@ -133,7 +133,7 @@ def test_a_file_that_vanishes_meanwhile_does_not_stop_the_list(run, monkeypatch)
         yield from walk(folder)
 
     monkeypatch.setattr(os, "walk", vanishing)
-    assert runs._size_of(run.folder) == whole > 0
+    assert runs._folder_size(run.folder) == whole > 0
 
 
 def cut_back(run, steps):
@@ -316,4 +316,4 @@ def test_a_pipe_in_a_file_s_place_is_not_waited_for(whole_run, tmp_path, name):
 
 
 def test_a_log_that_is_gone_by_now_has_no_time(tmp_path):
-    assert runs._time_of(tmp_path / "gone") == 0.0
+    assert runs._modification_time(tmp_path / "gone") == 0.0

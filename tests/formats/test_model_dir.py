@@ -28,7 +28,7 @@ from src.formats.model_dir import (
     save_tensors,
     save_weights,
 )
-from src.formats.run_dir import check_resumed, folder_of
+from src.formats.run_dir import check_resumed, resolve_folder
 from src.generation import generate_text
 from src.inference.sampling import generation_options
 from src.model import GPT2Model
@@ -446,7 +446,7 @@ def test_another_model_than_the_named_folder_is_refused(two_runs, key):
 def test_a_configuration_of_ones_own_names_the_model_that_it_trains(two_runs):
     Path("config.toml").touch()
     for named in ("config.toml", "mine.toml"):
-        assert folder_of(Config(model_name="m"), named) == Path("trained/m")
+        assert resolve_folder(Config(model_name="m"), named) == Path("trained/m")
         assert load_trained(Config(model_name="m"), file=named).config.model_name == "m"
 
 
@@ -479,7 +479,9 @@ def test_a_key_that_changes_no_shape_is_still_the_one_that_was_trained_with(tmp_
 
 
 def test_long_loading_and_saving_are_shown(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("src.console._logged", lambda what, _: contextlib.nullcontext(print(what)))
+    monkeypatch.setattr(
+        "src.console._log_if_slow", lambda what, _: contextlib.nullcontext(print(what))
+    )
     model = saved_model(tmp_path / "m")
     GPT2Model.from_pretrained(tmp_path / "m")
     model.save_pretrained(tmp_path / "n")

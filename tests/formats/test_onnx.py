@@ -46,7 +46,7 @@ def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
 
 def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch):
     model, _ = saved()
-    monkeypatch.setattr("src.formats.onnx.LARGEST", 4 * model.num_parameters() - 1)
+    monkeypatch.setattr("src.formats.onnx.MAX_FILE_BYTES", 4 * model.num_parameters() - 1)
     with pytest.raises(AGI2Error, match="export it with --format hf or gguf"):
         export_onnx(model, tmp_path / "model.onnx")
 

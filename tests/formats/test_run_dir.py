@@ -11,8 +11,8 @@ from src.formats.run_dir import (
     check_tokenizer,
     check_weights,
     config_file,
-    folder_of,
-    naming,
+    overrides_for_folder,
+    resolve_folder,
     run_folder,
 )
 
@@ -31,14 +31,14 @@ def test_a_folder_is_its_own_configuration_and_model(run):
     for argument in (str(run), f"{run}/"):
         file = config_file(argument)
         assert file == str(run / "config.toml")
-        assert folder_of(load_config(file), file) == run
+        assert resolve_folder(load_config(file), file) == run
 
 
 @pytest.mark.parametrize("part", ["model.safetensors", "tokenizer.json", "checkpoints"])
 def test_a_model_without_a_log_is_its_own_folder(part, run):
     (run / "metrics.jsonl").rename(run / part)
     file = config_file(str(run))
-    assert folder_of(load_config(file), file) == run
+    assert resolve_folder(load_config(file), file) == run
 
 
 def test_a_file_is_of_the_run_that_it_names(tmp_path):
@@ -48,15 +48,15 @@ def test_a_file_is_of_the_run_that_it_names(tmp_path):
         file.write_text('model_name = "m"\n')
         assert config_file(str(file)) == str(file)
         config = load_config(file)
-        assert folder_of(config, str(file)) == run_folder(config)
-        assert naming(str(file)) == []
+        assert resolve_folder(config, str(file)) == run_folder(config)
+        assert overrides_for_folder(str(file)) == []
 
 
 def test_a_configuration_is_made_one_of_the_folder_that_was_named(run, monkeypatch):
-    config = load_config(run / "config.toml", overrides=naming(str(run)))
+    config = load_config(run / "config.toml", overrides=overrides_for_folder(str(run)))
     assert run_folder(config) == run
     monkeypatch.chdir(run)
-    assert run_folder(load_config("config.toml", overrides=naming("."))) == run
+    assert run_folder(load_config("config.toml", overrides=overrides_for_folder("."))) == run
 
 
 @pytest.mark.parametrize("name", ["123", 'a"b', "käse = 1", "1.5", "true"])
@@ -64,7 +64,10 @@ def test_a_folder_of_any_name_can_be_named(name, tmp_path):
     folder = tmp_path / name
     folder.mkdir()
     (folder / "config.toml").write_text("")
-    assert run_folder(load_config(folder / "config.toml", None, naming(str(folder)))) == folder
+    assert (
+        run_folder(load_config(folder / "config.toml", None, overrides_for_folder(str(folder))))
+        == folder
+    )
 
 
 def test_other_folders_and_files_are_refused_by_what_they_are(run, tmp_path):

@@ -33,7 +33,7 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.mark.parametrize("mapped", [1, 1 << 16], ids=["mapped", "read"])
 def test_every_tensor_is_as_the_library_reads_it(tmp_path, monkeypatch, mapped):
-    monkeypatch.setattr(safetensors_file, "_MAPPED", mapped)
+    monkeypatch.setattr(safetensors_file, "_MIN_MAPPED_BYTES", mapped)
     tensors = {
         str(dtype): torch.arange(60).reshape(3, 4, 5).to(dtype)
         for dtype in [*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool]
@@ -53,7 +53,7 @@ def test_every_tensor_is_as_the_library_reads_it(tmp_path, monkeypatch, mapped):
 
 
 def test_a_tensor_that_does_not_lie_at_a_multiple_of_its_size_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_file, "_MAPPED", 1)
+    monkeypatch.setattr(safetensors_file, "_MIN_MAPPED_BYTES", 1)
     header = {"a": entry("U8", (1,), (0, 1)), "b": entry("F32", (2,), (1, 9))}
     path = tmp_path / "w"
     path.write_bytes(file_of(header, b"\x07" + struct.pack("<2f", 1.5, -2.0)))
@@ -106,7 +106,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize("mapped", [1, 1 << 16], ids=["mapped", "read"])
 def test_a_file_that_is_cut_short_meanwhile_is_refused(tmp_path, monkeypatch, mapped):
-    monkeypatch.setattr(safetensors_file, "_MAPPED", mapped)
+    monkeypatch.setattr(safetensors_file, "_MIN_MAPPED_BYTES", mapped)
     save_tensors({"a": torch.ones(100)}, tmp_path / "w")
     with SafetensorsFile(tmp_path / "w") as file:
         os.truncate(tmp_path / "w", 100)
@@ -135,7 +135,7 @@ def test_any_change_of_a_file_is_read_or_refused(tmp_path_factory, place, value,
 
 
 def test_a_file_that_is_replaced_all_the_time_is_one_or_the_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_file, "_MAPPED", 1 << 10)
+    monkeypatch.setattr(safetensors_file, "_MIN_MAPPED_BYTES", 1 << 10)
     path = tmp_path / "w"
     for name, value in (("a", 1.0), ("b", 2.0)):
         tensors = {f"t{i}": torch.full((20, 30), value) for i in range(8)}

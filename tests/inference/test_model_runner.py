@@ -90,8 +90,8 @@ def test_tokens_may_be_appended_together_and_taken_back(model, prompts, seed, da
     texts = [list(prompt) for prompt in prompts]
     windows = [text[-POSITIONS:] for text in texts]
     for round_ in range(6):
-        slides = runner.room == 0
-        count = 1 if slides else data.draw(st.integers(1, runner.room))
+        slides = runner.remaining_capacity == 0
+        count = 1 if slides else data.draw(st.integers(1, runner.remaining_capacity))
         tokens = new_tokens(seed + round_, len(prompts), count).T
         logits = runner.extend(tokens)
         assert logits.shape == (len(prompts), count, WIDTH)

@@ -35,7 +35,7 @@ from src.inference.logits_processors import (
     apply_typical_p,
     process_logits,
 )
-from src.inference.sampling import MASKED, NOTHING, SamplingOptions, draw, sampling_keys
+from src.inference.sampling import MASKED, NO_TOKEN, SamplingParams, sample, sampling_keys
 from tests.bounds import (
     assert_within,
     by_chance,
@@ -67,7 +67,7 @@ def uniforms(count: int, seed: int = 0) -> list[float]:
 
 def frequencies(logits: torch.Tensor) -> torch.Tensor:
     """How often each token is drawn for one row of processed logits."""
-    drawn = draw(logits.expand(MANY, -1), uniforms(MANY))
+    drawn = sample(logits.expand(MANY, -1), uniforms(MANY))
     return torch.bincount(drawn, minlength=logits.size(-1)) / MANY
 
 
@@ -268,7 +268,7 @@ def test_all_options_together_are_transformers_in_its_order(seed, temperature, o
         if options[key] is not None:
             theirs.append(kind(options[key]))
     before = logits.clone()
-    given = SamplingOptions(temperature=temperature, **options)
+    given = SamplingParams(temperature=temperature, **options)
     found = process_logits(logits, tokens, given, prompt_length, end_token)
     assert torch.equal(found, theirs(tokens, logits.clone()))
     greedy = dataclasses.replace(given, temperature=0.0)
@@ -278,21 +278,21 @@ def test_all_options_together_are_transformers_in_its_order(seed, temperature, o
 
 
 def test_presence_and_frequency_penalties_count_the_new_text_alone():
-    options = SamplingOptions(temperature=0, presence_penalty=1.0, frequency_penalty=0.5)
+    options = SamplingParams(temperature=0, presence_penalty=1.0, frequency_penalty=0.5)
     found = process_logits(torch.zeros(1, 4), torch.tensor([[0, 1, 1, 2, 1]]), options, 2)
     assert found.tolist() == [[0.0, -2.0, -1.5, 0.0]]
 
 
 def test_greedy_without_options_hands_back_the_models_own_logits():
     logits = random_logits(0)
-    options = SamplingOptions(temperature=0, top_k=3, top_p=0.5)
+    options = SamplingParams(temperature=0, top_k=3, top_p=0.5)
     assert process_logits(logits, random_tokens(0, 4), options, 2, 1) is logits
 
 
 def test_half_precision_logits_can_be_sampled():
-    options = SamplingOptions(temperature=0.8, top_k=5, top_p=0.9, frequency_penalty=0.1)
+    options = SamplingParams(temperature=0.8, top_k=5, top_p=0.9, frequency_penalty=0.1)
     logits = process_logits(random_logits(4).bfloat16(), random_tokens(0, 4), options, 2)
-    drawn = draw(logits, uniforms(3))
+    drawn = sample(logits, uniforms(3))
     assert drawn.shape == (3,)
     assert bool(((drawn >= 0) & (drawn < WIDTH)).all())
 
@@ -304,7 +304,7 @@ def test_half_precision_logits_can_be_sampled():
 def test_tokens_are_drawn_as_often_as_the_tempered_softmax_says(temperature):
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     expected = TemperatureLogitsWarper(temperature)(None, logits).softmax(-1)[0]
-    options = SamplingOptions(temperature=temperature)
+    options = SamplingParams(temperature=temperature)
     found = frequencies(process_logits(logits, torch.zeros(1, 1).long(), options, 1))
     assert_within(found, expected, by_chance(expected, MANY))
 
@@ -316,7 +316,7 @@ def test_limits_are_applied_after_the_temperature_first_k_then_p():
     assert not torch.equal(expected, by_k(None, by_p(None, logits / 1.7)))
     shares = expected.softmax(-1)[0]
     assert 1 < int((shares > 0).sum()) < 6
-    options = SamplingOptions(temperature=1.7, top_k=6, top_p=0.8)
+    options = SamplingParams(temperature=1.7, top_k=6, top_p=0.8)
     found = frequencies(process_logits(logits, torch.zeros(1, 1).long(), options, 1))
     assert_within(found, shares, by_chance(shares, MANY))  # of none, none
 
@@ -325,7 +325,7 @@ def test_limits_are_applied_after_the_temperature_first_k_then_p():
 @settings(deadline=None, max_examples=30)
 def test_a_number_draws_the_token_at_which_the_cumulated_probability_passes_it(seed):
     logits, numbers = random_logits(seed), uniforms(3, seed)
-    for row, number, token in zip(logits, numbers, draw(logits, numbers).tolist(), strict=True):
+    for row, number, token in zip(logits, numbers, sample(logits, numbers).tolist(), strict=True):
         sums = list(itertools.accumulate(row.double().softmax(-1).tolist(), initial=0.0))
         # Each share is a power of e of a log-probability, computed in float32; sums are float64's.
         rounding = math.expm1(log_softmax_bound(row))
@@ -335,24 +335,24 @@ def test_a_number_draws_the_token_at_which_the_cumulated_probability_passes_it(s
 
 def test_a_rows_draw_does_not_depend_on_its_neighbours():
     logits, numbers = random_logits(2, rows=50), uniforms(50)
-    together = draw(logits, numbers)
-    alone = [draw(logits[i : i + 1], numbers[i : i + 1]) for i in range(50)]
+    together = sample(logits, numbers)
+    alone = [sample(logits[i : i + 1], numbers[i : i + 1]) for i in range(50)]
     assert torch.equal(together, torch.cat(alone))
     assert len(set(together.tolist())) > 3
 
 
 def test_an_excluded_token_is_never_drawn_even_by_the_extreme_numbers():
     logits = torch.tensor([[MASKED, 0.0, MASKED, 0.0, MASKED]])
-    assert draw(logits, [0.0]).tolist() == [1]
-    assert draw(logits, [0.5]).tolist() == [3]
-    assert draw(logits, [1 - 2**-53]).tolist() == [3]
+    assert sample(logits, [0.0]).tolist() == [1]
+    assert sample(logits, [0.5]).tolist() == [3]
+    assert sample(logits, [1 - 2**-53]).tolist() == [3]
 
 
 def test_tokens_of_tiny_probability_keep_their_share():
     """Ten thousand of one in ten million each: in single precision most would have none."""
     logits = torch.full((1, 10_001), math.log(1e-8))
     logits[0, 0] = 0.0
-    drawn = draw(logits.expand(1000, -1), [1 - 1e-4 * (i + 0.5) / 1000 for i in range(1000)])
+    drawn = sample(logits.expand(1000, -1), [1 - 1e-4 * (i + 0.5) / 1000 for i in range(1000)])
     assert len(set(drawn.tolist())) == 1000
 
 
@@ -360,26 +360,26 @@ def test_tokens_of_tiny_probability_keep_their_share():
 @settings(deadline=None, max_examples=30)
 def test_temperature_0_and_what_is_next_to_it_take_the_likeliest(seed, temperature):
     logits = random_logits(seed)
-    assert SamplingOptions(temperature=temperature).is_greedy
-    assert torch.equal(draw(logits, None), logits.argmax(-1))
-    assert torch.equal(draw(logits.bfloat16(), None), logits.bfloat16().argmax(-1))
+    assert SamplingParams(temperature=temperature).is_greedy
+    assert torch.equal(sample(logits, None), logits.argmax(-1))
+    assert torch.equal(sample(logits.bfloat16(), None), logits.bfloat16().argmax(-1))
 
 
 def test_one_candidate_is_always_drawn():
     logits, tokens = random_logits(1), torch.zeros(3, 1).long()
     for limit in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        options = SamplingOptions(temperature=5.0, **limit)
-        drawn = draw(process_logits(logits, tokens, options, 1), uniforms(3))
+        options = SamplingParams(temperature=5.0, **limit)
+        drawn = sample(process_logits(logits, tokens, options, 1), uniforms(3))
         assert torch.equal(drawn, logits.argmax(-1))
 
 
 @pytest.mark.parametrize("numbers", [None, [0.3, 0.3]])
 def test_where_every_token_is_excluded_nothing_is_drawn(numbers):
     logits = torch.tensor([[MASKED, MASKED], [MASKED, 0.0]])
-    assert draw(logits, numbers).tolist() == [NOTHING, 1]
-    options = SamplingOptions(top_k=1, top_p=0.5, min_p=0.5, typical_p=0.5)
+    assert sample(logits, numbers).tolist() == [NO_TOKEN, 1]
+    options = SamplingParams(top_k=1, top_p=0.5, min_p=0.5, typical_p=0.5)
     logits = process_logits(logits, torch.zeros(2, 1).long(), options, 1)
-    assert draw(logits, numbers).tolist() == [NOTHING, 1]
+    assert sample(logits, numbers).tolist() == [NO_TOKEN, 1]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -388,7 +388,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(broken, numbers):
     logits = random_logits(0, rows=2)
     logits[1, 3] = broken
     with pytest.raises(AGI2Error, match=r"^the model's logits are not finite: .*[^\n]*$"):
-        draw(logits, numbers)
+        sample(logits, numbers)
 
 
 # --- options --------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(broken, numbers):
 )
 def test_options_out_of_range_or_in_contradiction_are_one_clear_line(options, message):
     with pytest.raises(AGI2Error) as caught:
-        SamplingOptions(**options)
+        SamplingParams(**options)
     assert str(caught.value) == message
 
 
@@ -447,12 +447,12 @@ def test_every_option_is_a_key_of_the_configuration_and_means_the_same():
         "speculative": "none",
     }
     assert sampling_keys(Config(**given)) == given
-    assert dataclasses.asdict(SamplingOptions(**given)) == given
+    assert dataclasses.asdict(SamplingParams(**given)) == given
     defaults = {**sampling_keys(Config()), "temperature": 1.0}
-    assert dataclasses.asdict(SamplingOptions()) == defaults
+    assert dataclasses.asdict(SamplingParams()) == defaults
 
 
 def test_a_bias_is_a_mapping_or_none():
-    assert SamplingOptions(5, logit_bias=None).logit_bias == {}
+    assert SamplingParams(5, logit_bias=None).logit_bias == {}
     with pytest.raises(AGI2Error, match="logit_bias must be a mapping"):
-        SamplingOptions(5, logit_bias=[1])
+        SamplingParams(5, logit_bias=[1])

@@ -21,7 +21,7 @@ from src.nn.cpu_kernels import MAX_KERNEL_TOKENS, Gelu, KernelLinear, Weights, p
 from src.nn.cpu_library import LIBRARY, address_of, load
 from src.nn.kernel_backend import KernelBackend
 from src.nn.kv_cache import KVCache
-from src.nn.quantized import _halves, dequantize, quantize_weight
+from src.nn.quantized import _unpack_scales, dequantize, quantize_weight
 from tests.bounds import (
     TINY,
     Bounded,
@@ -47,7 +47,7 @@ def bounded_product(weights, x):
     expected = Bounded(x).linear(dequantize(weights), weights.bias, weights.bits)
     if weights.bits == 4:
         # Steps and lowest weights are multiplied apart, and may cancel: step q = w - lowest.
-        lowest = _halves(weights.scale)[1].double().abs().repeat_interleave(32, dim=1)
+        lowest = _unpack_scales(weights.scale)[1].double().abs().repeat_interleave(32, dim=1)
         expected.error += product_bound(x, 2 * lowest, more=12)
     return expected
 
@@ -247,9 +247,9 @@ def test_gelu_far_from_zero():
 
 
 def test_gelu_of_other_types_and_devices_is_pytorchs():
-    assert Gelu.suits(random(3)) == (LIBRARY is not None)
-    assert not Gelu.suits(random(3).double())
-    assert not Gelu.suits(random(3).to("meta"))
+    assert Gelu.supports(random(3)) == (LIBRARY is not None)
+    assert not Gelu.supports(random(3).double())
+    assert not Gelu.supports(random(3).to("meta"))
 
 
 MODELS = [

@@ -79,7 +79,7 @@ def test_basic_refuses_a_broken_vocabulary(vocabulary, problem):
 
 
 def test_a_vocabulary_is_kept_in_parts_of_long_texts(monkeypatch):
-    monkeypatch.setattr(basic_tokenizer, "_CHARACTERS", 3)
+    monkeypatch.setattr(basic_tokenizer, "_CHUNK_CHARACTERS", 3)
     tokenizer = BasicTokenizer("ab")
     assert tokenizer.encode_array("abbabab").tolist() == tokenizer.encode("abbabab")
     assert tokenizer.encode("abbabab") == [2, 3, 3, 2, 3, 2, 3]

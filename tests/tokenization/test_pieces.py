@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from src.tokenization import pieces as text_pieces
-from src.tokenization.pieces import SpacelessBudget, cut
+from src.tokenization.pieces import SpacelessBudget, split_text
 from src.tokenization.tokenizer_json import KNOWN_PATTERNS
 
 quick = settings(deadline=None, max_examples=60)
@@ -45,7 +45,7 @@ def test_a_cut_at_a_boundary_changes_no_word_of_any_known_pre_tokenizer(pre, tex
     def words(part):
         return [word for word, _ in pre.pre_tokenize_str(part)]
 
-    pieces = list(cut(text, run=len(text) + 1, size=1)) if text else []
+    pieces = list(split_text(text, run=len(text) + 1, size=1)) if text else []
     # Every boundary in turn, since a run without one is never longer than the text.
     ends = [found.start() for found in re.finditer(text_pieces._BOUNDARY, text)]
     assert all(words(text[:end]) + words(text[end:]) == words(text) for end in ends)
@@ -55,7 +55,7 @@ def test_a_cut_at_a_boundary_changes_no_word_of_any_known_pre_tokenizer(pre, tex
 @quick
 @given(text=dense_text, run=st.integers(1, 9), size=st.integers(1, 20))
 def test_pieces_are_the_text_and_bounded(text, run, size):
-    pieces = list(cut(text, run, size))
+    pieces = list(split_text(text, run, size))
     assert "".join(pieces) == text
     assert all(0 < len(piece) <= size + run for piece in pieces)
 
@@ -69,7 +69,7 @@ def test_where_a_long_run_is_cut_depends_on_the_run_alone(text, before, size):
         """Cuts that no boundary explains."""
         boundaries = {found.start() for found in re.finditer(text_pieces._BOUNDARY, whole)}
         ends, place = set(), 0
-        for piece in cut(whole, run, size):
+        for piece in split_text(whole, run, size):
             place += len(piece)
             ends.add(place)
         return ends - boundaries - {len(whole)}
@@ -82,7 +82,7 @@ def test_where_a_long_run_is_cut_depends_on_the_run_alone(text, before, size):
 
 
 def test_a_long_text_is_cut_before_spaces():
-    pieces = list(cut("one two three four five six", run=10, size=10))
+    pieces = list(split_text("one two three four five six", run=10, size=10))
     assert pieces == ["one two three", " four five", " six"]
 
 
@@ -90,7 +90,7 @@ def test_a_long_text_is_cut_before_spaces():
 def test_cutting_looks_at_each_character_a_bounded_number_of_times(unit):
     """As many searches as a text of that length has runs, whatever it is made of."""
     text = unit * (40_000 // len(unit))
-    pieces = list(cut(text))
+    pieces = list(split_text(text))
     assert "".join(pieces) == text
     assert len(pieces) <= len(text) / text_pieces.MAX_RUN + 1
 
@@ -110,5 +110,5 @@ def test_a_budget_is_spent_on_text_without_spaces_alone():
     assert kept.startswith(prose)
     assert kept.endswith(prose)
     learned = len(kept) - 2 * len(prose)
-    assert 30_000 <= learned <= 30_000 + text_pieces._LOOK + text_pieces.MAX_RUN
-    assert budget.left_out == len(chinese) - learned
+    assert 30_000 <= learned <= 30_000 + text_pieces._STRETCH_CHARACTERS + text_pieces.MAX_RUN
+    assert budget.skipped_characters == len(chinese) - learned

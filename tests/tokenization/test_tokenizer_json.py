@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.errors import MAX_LINE, AGI2Error
+from src.errors import MAX_LINE_LENGTH, AGI2Error
 from src.tokenization import tokenizer_json as tokenizer_file
-from src.tokenization.tokenizer_json import KNOWN_PATTERNS, SAMPLES, guarded
+from src.tokenization.tokenizer_json import (
+    KNOWN_PATTERNS,
+    ROUND_TRIP_SAMPLES,
+    convert_library_errors,
+)
 from src.tokenizer import BPETokenizer, load_tokenizer
 
 TEXT = "The whale's 1851 ships, don't they'll?! <|im_end|> naïve 🐳 鯨は海を泳ぐ。\n\n  e\u0301 end"
@@ -217,9 +221,9 @@ def test_a_panic_is_one_line_and_an_interrupt_none():
     class Panic(BaseException):
         pass
 
-    with pytest.raises(AGI2Error, match="broken: at line 3"), guarded("broken"):
+    with pytest.raises(AGI2Error, match="broken: at line 3"), convert_library_errors("broken"):
         raise Panic("at line 3")
-    with pytest.raises(KeyboardInterrupt), guarded("broken"):
+    with pytest.raises(KeyboardInterrupt), convert_library_errors("broken"):
         raise KeyboardInterrupt
 
 
@@ -262,12 +266,12 @@ def test_a_file_with_anything_changed_works_or_is_one_line(data, content, tmp_pa
     try:
         tokenizer = load(broken, folder)
     except AGI2Error as error:
-        assert all(len(line) <= MAX_LINE for line in error.args)  # noqa: PT017
+        assert all(len(line) <= MAX_LINE_LENGTH for line in error.args)  # noqa: PT017
         return
-    for text in (*SAMPLES, TEXT):
+    for text in (*ROUND_TRIP_SAMPLES, TEXT):
         assert tokenizer.decode(tokenizer.encode(text)) == tokenizer.preprocess(text)
 
 
 def test_the_samples_hold_characters_of_every_length():
-    lengths = {len(character.encode()) for sample in SAMPLES for character in sample}
+    lengths = {len(character.encode()) for sample in ROUND_TRIP_SAMPLES for character in sample}
     assert lengths == {1, 2, 3, 4}

@@ -14,7 +14,7 @@ from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, BPETokenizer
-from src.train.arguments import UNUSED_IN_TRAINING, become, configuration_of
+from src.train.arguments import UNUSED_IN_TRAINING, configuration_of, copy_vocabulary
 from src.training import train_model
 from tests.test_training import same_weights, tiny_model
 
@@ -217,9 +217,9 @@ def test_a_vocabulary_that_the_model_has_no_room_for_is_one_line(corpus, options
 
 def test_a_tokenizer_becomes_another_of_its_class(fitted):
     empty = BasicTokenizer()
-    assert become(empty, fitted) is empty
+    assert copy_vocabulary(empty, fitted) is empty
     assert empty.fingerprint == fitted.fingerprint
-    assert become(fitted, fitted) is fitted
+    assert copy_vocabulary(fitted, fitted) is fitted
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

@@ -20,10 +20,10 @@ from src.train import distributed
 from src.train.checkpoint import newest_checkpoint
 from src.train.distributed import (
     LostProcess,
-    Processes,
+    ProcessGroup,
     began_in_this_launch,
+    init_distributed,
     report_on_rank_0,
-    start_processes,
 )
 from src.train.loss import NextTokenLoss
 from src.train.trackers import read_metrics
@@ -53,9 +53,9 @@ def under_torchrun(monkeypatch):
 
 
 def test_without_torchrun_a_process_is_alone_and_shares_nothing():
-    with start_processes("cpu") as processes:
+    with init_distributed("cpu") as processes:
         assert not dist.is_initialized()
-        assert (processes.rank, processes.count, processes.is_main) == (0, 1, True)
+        assert (processes.rank, processes.world_size, processes.is_main) == (0, 1, True)
         assert processes.broadcast_from_main(lambda: "made") == "made"
         assert processes.all_reduce_mean(torch.tensor(3.0)) == 3
         assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
@@ -65,7 +65,7 @@ def test_without_torchrun_a_process_is_alone_and_shares_nothing():
 
 def test_a_group_is_left_also_after_an_error_and_can_be_joined_again(under_torchrun):
     def fail():
-        with start_processes("cpu") as processes:
+        with init_distributed("cpu") as processes:
             assert dist.get_backend() == "gloo"
             assert processes.all_reduce_stop(False, 2.5) == (False, 2.5)
             assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
@@ -83,7 +83,7 @@ def test_a_broken_connection_is_told_from_other_errors(under_torchrun):
         ("[/gloo/transport/tcp/pair.cc:456] Connection closed by peer", LostProcess),
         ("size mismatch", RuntimeError),
     ):
-        with pytest.raises(error) as raised, start_processes("cpu"):
+        with pytest.raises(error) as raised, init_distributed("cpu"):
             raise RuntimeError(text)
         assert isinstance(raised.value, AGI2Error) == (error is LostProcess)
 
@@ -198,7 +198,7 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tiny_run, monkeypatch
     original = Trainer.__init__
 
     def second(self, *args, **options):
-        original(self, *args[:-1], Processes(CPU, rank=1, count=2), **options)
+        original(self, *args[:-1], ProcessGroup(CPU, rank=1, world_size=2), **options)
         trainers.append(self)
 
     monkeypatch.setattr(Trainer, "__init__", second)
@@ -246,7 +246,7 @@ def test_out_of_memory_in_one_of_several_processes_ends_the_run(tiny_run, monkey
     original = Trainer.__init__
 
     def first(self, *args, **options):
-        original(self, *args[:-1], Processes(CPU, count=2), **options)
+        original(self, *args[:-1], ProcessGroup(CPU, world_size=2), **options)
 
     monkeypatch.setattr(Trainer, "__init__", first)
     with pytest.raises(AGI2Error, match="out of memory at step 0 on process 0, with 4 sequences"):
@@ -257,7 +257,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch)
     original = Trainer.__init__
 
     def first(self, *args, **options):
-        original(self, *args[:-1], Processes(CPU, count=3), **options)
+        original(self, *args[:-1], ProcessGroup(CPU, world_size=3), **options)
 
     monkeypatch.setattr(Trainer, "__init__", first)
     with pytest.raises(AGI2Error, match=r"8 sequences cannot be shared equally by 3 processes$"):
@@ -268,7 +268,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch)
 
 def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):
     model = GPT2Model(GPT2Config(vocab_size=8, max_seq_len=4, d_model=4, n_layers=1, n_heads=1))
-    with start_processes("cpu") as processes:
+    with init_distributed("cpu") as processes:
         shared, no_sync = processes.wrap_ddp(NextTokenLoss(model))
         tokens = torch.tensor([[1, 2, 3]])
         with no_sync():
@@ -279,12 +279,12 @@ def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):
 
 @pytest.mark.gpu
 def test_each_process_takes_the_device_of_its_number(under_torchrun, monkeypatch):
-    with start_processes("auto") as processes:
+    with init_distributed("auto") as processes:
         assert processes.device == torch.device("cuda", 0)
         assert processes.all_reduce_mean(torch.ones((), device="cuda")) == 1
         assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
     with pytest.raises(AGI2Error, match='has no device of its own: set device = "cuda"'):
-        start_processes("cuda:0").__enter__()
+        init_distributed("cuda:0").__enter__()
     monkeypatch.setenv("LOCAL_RANK", "99")
     with pytest.raises(AGI2Error, match="--nproc-per-node to at most"):
-        start_processes("cuda").__enter__()
+        init_distributed("cuda").__enter__()

@@ -168,9 +168,9 @@ def test_the_sizes_are_those_of_the_tensors(tiny_run):
         sizes = model_sizes(config)
         assert sizes.optimizer == held
         assert sizes.weights == 4 * model.num_parameters()
-        assert sizes.trained == sizes.weights
+        assert sizes.trainable == sizes.weights
         assert sizes.head == 4 * model.output_weight.numel()
-        assert (sizes.muon_work > 0) == (optimizer == "muon")
+        assert (sizes.muon_buffers > 0) == (optimizer == "muon")
 
 
 def test_with_lora_only_its_own_weights_have_states(tiny_run, tmp_path):
@@ -181,7 +181,7 @@ def test_with_lora_only_its_own_weights_have_states(tiny_run, tmp_path):
     sizes = model_sizes(config)
     assert 0 < trained < sizes.weights
     assert sizes.weights == 4 * model.num_parameters()
-    assert (sizes.trained, sizes.optimizer, sizes.head) == (trained, 2 * trained, 0)
+    assert (sizes.trainable, sizes.optimizer, sizes.head) == (trained, 2 * trained, 0)
 
 
 def test_predicted_memory_follows_what_is_asked_for(tiny_run):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.train.expectation import EXPECTATION, FITTED, Expectation, effective_bytes, hardness_of
+from src.train.expectation import FITTED, SCALING_LAW, ScalingLaw, effective_bytes, estimate_entropy
 from tests.bounds import gamma, nearly
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def fitting():
 def test_the_constants_are_those_that_the_table_of_runs_gives():
     module = fitting()
     found = module.fit(module.load())
-    assert all(map(is_rounded, astuple(EXPECTATION), astuple(found)))
+    assert all(map(is_rounded, astuple(SCALING_LAW), astuple(found)))
 
 
 def test_the_runs_of_the_table_are_within_twice_the_stated_error():
@@ -45,19 +45,19 @@ def test_the_runs_of_the_table_are_within_twice_the_stated_error():
         row["text"]
         for row in rows
         if abs(
-            EXPECTATION.bits_per_byte(
+            SCALING_LAW.bits_per_byte(
                 row["compressed"], row["parameters"], row["train_bytes"], module.seen_bytes(row)
             )
             / row["bits_per_byte"]
             - 1
         )
-        > 2 * EXPECTATION.error
+        > 2 * SCALING_LAW.error
     ]
     assert len(wrong) <= 0.1 * len(rows)
 
 
 def test_the_fit_finds_a_law_that_made_its_table():
-    law = Expectation(0.5, 3.0, 80.0, 0.4, 0.0)
+    law = ScalingLaw(0.5, 3.0, 80.0, 0.4, 0.0)
     rows = []
     for text, hardness in (("a", 2.0), ("b", 2.5)):
         for parameters in (10**5, 10**6, 10**7):
@@ -87,14 +87,14 @@ def test_repeated_text_is_worth_less_than_fresh_text(size, passes):
 
 
 def test_a_text_that_repeats_itself_is_easier():
-    assert hardness_of(b"whale " * 1000) < 1 < hardness_of(bytes(range(256)) * 4)
+    assert estimate_entropy(b"whale " * 1000) < 1 < estimate_entropy(bytes(range(256)) * 4)
 
 
 def test_the_table_names_no_place():
     rows = json.loads((ROOT / "benchmarks/results/planning_runs.json").read_text("utf-8"))["rows"]
     assert all("/" not in row["text"] for row in rows)
     assert all(math.isfinite(row["bits_per_byte"]) for row in rows)
-    assert {field.name for field in fields(Expectation)} == {
+    assert {field.name for field in fields(ScalingLaw)} == {
         *("floor", "size", "data", "data_exponent", "error")
     }
 

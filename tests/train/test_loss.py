@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from src.cuda_utils import autocast
 from src.train import loss as loss_module
-from src.train.loss import IGNORED, NextTokenLoss
+from src.train.loss import IGNORE_INDEX, NextTokenLoss
 from src.train.step import split_batch
 from tests.bounds import assert_same_in_float64, gamma
 from tests.train.test_step import CPU, exact_model, gradients, plain_loss, tiny_model, tokens
@@ -37,7 +37,7 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk,
 @given(ignored=st.lists(st.booleans(), min_size=24, max_size=24), chunk=st.integers(1, 30))
 def test_ignored_targets_count_neither_in_the_loss_nor_in_its_mean(ignored, chunk):
     inputs, targets = split_batch(tokens(3))
-    targets = targets.masked_fill(torch.tensor(ignored).view(3, 8), IGNORED)
+    targets = targets.masked_fill(torch.tensor(ignored).view(3, 8), IGNORE_INDEX)
     results = []
     for chunked in (False, True):
         model = exact_model()
@@ -60,7 +60,7 @@ def test_a_batch_of_ignored_targets_has_no_loss_and_no_gradient(dtype):
     model = tiny_model()
     inputs, targets = split_batch(tokens(2))
     with autocast(CPU, dtype):
-        loss = NextTokenLoss(model)(inputs, torch.full_like(targets, IGNORED))
+        loss = NextTokenLoss(model)(inputs, torch.full_like(targets, IGNORE_INDEX))
     loss.backward()
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients(model).values())

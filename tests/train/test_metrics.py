@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.train.metrics import Evaluation, Telemetry
+from src.train.metrics import Evaluation, MetricsLogger
 from src.train.state import RunState
 from src.train.trackers import read_metrics
 from src.training import train_from_config
@@ -35,7 +35,7 @@ def test_the_log_holds_every_kind_of_line(tiny_run):
 def telemetry(monkeypatch):
     """Of a device that reaches 1,000 FLOP/s, and a run of 10 tokens a step, 5 FLOPs each."""
     monkeypatch.setattr("src.train.metrics.peak_flops", lambda *_: 1000.0)
-    return Telemetry(torch.device("cpu"), torch.float32, 10, 5.0, total_steps=4)
+    return MetricsLogger(torch.device("cpu"), torch.float32, 10, 5.0, total_steps=4)
 
 
 def test_speed_is_that_of_the_steps_since_the_last_line(telemetry, tiny_run, tmp_path):
@@ -55,7 +55,9 @@ def test_speed_is_that_of_the_steps_since_the_last_line(telemetry, tiny_run, tmp
 
 
 def test_processes_share_the_peak_of_all_their_devices(telemetry, monkeypatch, tiny_run, tmp_path):
-    several = Telemetry(torch.device("cpu"), torch.float32, 10, 5.0, total_steps=4, processes=4)
+    several = MetricsLogger(
+        torch.device("cpu"), torch.float32, 10, 5.0, total_steps=4, world_size=4
+    )
     several.open(tiny_run(), tmp_path, 0, 0, {})
     several.count_step(0.5)
     several.log_step(RunState(step=1, seconds=1.0), 0.5, 2.0, 0.1, 1.0)

@@ -10,7 +10,7 @@ from torch import nn
 from src.config import Config, GPT2Config
 from src.model import GPT2Model
 from src.train.optimizer import Muon, make_optimizers, orthogonalize, parameter_groups
-from src.train.schedule import SHORTEST_WARMUP, WARMUP_SHARE, learning_rate_factor
+from src.train.schedule import MIN_WARMUP_STEPS, WARMUP_FRACTION, learning_rate_factor
 from tests.bounds import assert_same_in_float64, differs_in_float64, gamma, nearly
 
 
@@ -175,7 +175,7 @@ def simulate(schedule, pace, total_steps, minutes, warmup=100):
     seconds, step, found = 0.0, 0, []
     while step < total_steps and (minutes is None or seconds < 60 * minutes):
         clock = 0.0 if minutes is None else seconds / (60 * minutes)
-        factor = learning_rate_factor(schedule, step, total_steps, warmup, clock=clock)
+        factor = learning_rate_factor(schedule, step, total_steps, warmup, elapsed_fraction=clock)
         found.append((max(step / total_steps, clock), factor))
         seconds += pace(step)
         step += 1
@@ -189,22 +189,22 @@ def simulate(schedule, pace, total_steps, minutes, warmup=100):
 def test_the_factor_is_continuous_however_fast_a_machine_is(schedule, pace, end, warmup):
     found = simulate(schedule, PACES[pace], *ENDS[end], warmup)
     factors = [factor for _, factor in found]
-    assert factors[0] <= 1 / SHORTEST_WARMUP
+    assert factors[0] <= 1 / MIN_WARMUP_STEPS
     # How far the factor falls while a share of the run passes, and where warm-up ends later.
     slope = {"constant": 0.0, "linear": 1.0, "wsd": 5.0, "cosine": math.pi / 2}[schedule]
-    slope /= 1 - WARMUP_SHARE
+    slope /= 1 - WARMUP_FRACTION
     first = 1 / (min(warmup, ENDS[end][0] // 10) + 1)
     for number, ((before, old), (after, new)) in enumerate(pairwise(found)):
         passed = after - before
-        assert old - new <= slope * (passed + WARMUP_SHARE / (number + 1))
-        assert new - old <= max(passed / WARMUP_SHARE, 1 / SHORTEST_WARMUP) + first
+        assert old - new <= slope * (passed + WARMUP_FRACTION / (number + 1))
+        assert new - old <= max(passed / WARMUP_FRACTION, 1 / MIN_WARMUP_STEPS) + first
     # It rises to its peak within a tenth of the run, or its first steps, and then only falls.
     peak = factors.index(max(factors))
     assert factors[:peak] == sorted(factors[:peak])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
-    assert peak <= SHORTEST_WARMUP or found[peak - 1][0] <= WARMUP_SHARE
-    if len(found) > 2 * SHORTEST_WARMUP:
-        assert factors[peak] >= 1 - slope * max(found[peak][0] - WARMUP_SHARE, 0) - ROUNDED
+    assert peak <= MIN_WARMUP_STEPS or found[peak - 1][0] <= WARMUP_FRACTION
+    if len(found) > 2 * MIN_WARMUP_STEPS:
+        assert factors[peak] >= 1 - slope * max(found[peak][0] - WARMUP_FRACTION, 0) - ROUNDED
     # Its last step is about as far from 0 as from the end of the run.
     if schedule != "constant":
         assert factors[-1] <= slope * (1 - found[-1][0]) + ROUNDED

@@ -12,8 +12,8 @@ from src.train import planner as planning
 from src.train.planner import (
     SHAPES,
     Corpus,
-    Speed,
-    choose,
+    Throughput,
+    choose_shape,
     dropout_for,
     propose,
     to_toml,
@@ -43,7 +43,7 @@ def proposed(tmp_path, text, minutes):
 
 
 def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_MEASURED_SECONDS", 0)
+    monkeypatch.setattr(planning, "_BENCHMARK_SECONDS", 0)
     monkeypatch.setattr(planning, "SHAPES", SHAPES[:2])
     told, config = proposed(tmp_path, make_text(2000), 0.1)
     assert (config.model_name, config.sources) == ("mine", [str(tmp_path / "text.txt")])
@@ -56,7 +56,7 @@ def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
 
 def test_a_text_like_those_of_the_runs_gets_an_expectation(tmp_path, monkeypatch):
     speeds(monkeypatch, 4e10)
-    monkeypatch.setattr(planning, "hardness_of", lambda text: 2.3)
+    monkeypatch.setattr(planning, "estimate_entropy", lambda text: 2.3)
     told, config = proposed(tmp_path, "the old whale swam " * 60_000, 3)
     assert re.search(r"expected: \d\.\d\d bits per byte .* give or take \d\.\d\d", told)
     assert config.max_minutes == 2.85  # of 3
@@ -87,12 +87,12 @@ def test_a_text_that_is_too_small_is_one_line(tmp_path, text, size):
 def test_no_plan_is_larger_than_its_text_can_use(monkeypatch, size, widest, minutes, flops):
     speeds(monkeypatch, flops)
     monkeypatch.setattr(planning, "available_memory", lambda device: 10**13)
-    plan = choose(Corpus(["a.txt"], size, 2.4, ""), minutes, CPU, "m")
+    plan = choose_shape(Corpus(["a.txt"], size, 2.4, ""), minutes, CPU, "m")
     assert plan.keys["model_embd"] <= widest
-    assert plan.parameters <= max(150_000, planning._PARAMETERS_FOR_BYTE * size)
+    assert plan.parameters <= max(150_000, planning._MAX_PARAMETERS_PER_BYTE * size)
     assert plan.minutes <= minutes
     # As many passes as still add something, or as the smallest number of steps is.
-    assert plan.passes <= 45 * (1 + gamma(8, torch.float64)) or plan.steps <= planning._STEPS_USED
+    assert plan.epochs <= 45 * (1 + gamma(8, torch.float64)) or plan.steps <= planning._MIN_STEPS
     config = make_config(plan.keys)
     assert (config.max_steps is None) == (plan.minutes == minutes)
     if config.max_steps is not None:
@@ -117,32 +117,32 @@ def test_shapes_that_the_text_cannot_use_or_that_are_slow_are_not_measured(monke
 
     def measure(keys, corpus):
         measured.append(keys["model_embd"])
-        return Speed(flops / planning._flops(keys), 3.5)
+        return Throughput(flops / planning._flops(keys), 3.5)
 
     monkeypatch.setattr(planning, "_measure", measure)
     flops = 1e13
-    choose(Corpus(["a.txt"], 80_000, 2.4, ""), 600, CPU, "m")
+    choose_shape(Corpus(["a.txt"], 80_000, 2.4, ""), 600, CPU, "m")
     assert set(measured) <= {64, 128}
     # On a slow machine a day is enough for a model whose single step is not worth waiting for.
     measured.clear()
     flops = 2e9
-    plan = choose(Corpus(["a.txt"], 10**9, 2.4, ""), 100_000, CPU, "m")
+    plan = choose_shape(Corpus(["a.txt"], 10**9, 2.4, ""), 100_000, CPU, "m")
     assert plan.keys["model_embd"] not in measured
     work = 2e9 / planning._flops(plan.keys)
-    assert planning._step_tokens(plan.keys) / work > planning._LONGEST_STEP
+    assert planning._step_tokens(plan.keys) / work > planning._MAX_STEP_SECONDS
 
 
 def test_measuring_ends_after_a_time(monkeypatch):
-    monkeypatch.setattr(planning, "_MEASURING_SECONDS", 0)
+    monkeypatch.setattr(planning, "_MAX_BENCHMARK_SECONDS", 0)
     measured = []
 
     def measure(keys, corpus):
         measured.append(keys["model_embd"])
-        return Speed(1e13 / planning._flops(keys), 3.5)
+        return Throughput(1e13 / planning._flops(keys), 3.5)
 
     monkeypatch.setattr(planning, "_measure", measure)
     monkeypatch.setattr(planning.time, "monotonic", iter(range(100)).__next__)
-    plan = choose(Corpus(["a.txt"], 10**7, 2.4, ""), 600, CPU, "m")
+    plan = choose_shape(Corpus(["a.txt"], 10**7, 2.4, ""), 600, CPU, "m")
     assert len(measured) == 1
     assert plan.keys["model_embd"] > measured[0]
 
@@ -159,7 +159,7 @@ def test_a_corpus_keeps_a_bounded_sample(tmp_path, monkeypatch):
 def speeds(monkeypatch, flops):
     """A machine that does so many operations a second, whatever the shape."""
     monkeypatch.setattr(
-        planning, "_measure", lambda keys, corpus: Speed(flops / planning._flops(keys), 3.5)
+        planning, "_measure", lambda keys, corpus: Throughput(flops / planning._flops(keys), 3.5)
     )
 
 
@@ -175,7 +175,7 @@ def test_more_time_and_a_faster_machine_make_a_larger_model(monkeypatch):
         (4e14, 600, large),
     ):
         speeds(monkeypatch, flops)
-        plans.append(choose(what, minutes, CPU, "m"))
+        plans.append(choose_shape(what, minutes, CPU, "m"))
     sizes = [plan.parameters for plan in plans]
     assert sizes == sorted(set(sizes))
     assert plans[-1].parameters > 100_000_000
@@ -187,17 +187,17 @@ def test_more_time_and_a_faster_machine_make_a_larger_model(monkeypatch):
 
 def test_what_a_plan_says_fits_together(monkeypatch):
     speeds(monkeypatch, 4e10)
-    plan = choose(Corpus(["a.txt"], 1_200_000, 2.5, ""), 10, CPU, "m")
+    plan = choose_shape(Corpus(["a.txt"], 1_200_000, 2.5, ""), 10, CPU, "m")
     config = make_config(plan.keys)
     assert plan.tokens == plan.steps * config.batch_size * config.seq_len
-    assert plan.passes == nearly(3.5 * plan.tokens / 1_080_000, 8)
+    assert plan.epochs == nearly(3.5 * plan.tokens / 1_080_000, 8)
     assert 9 <= plan.steps / config.eval_interval <= 11
 
 
 def test_no_shape_is_chosen_that_does_not_fit(monkeypatch):
     speeds(monkeypatch, 4e14)
     monkeypatch.setattr(planning, "available_memory", lambda device: 0)
-    plan = choose(Corpus(["a.txt"], 2_000_000_000, 2.5, ""), 600, CPU, "m")
+    plan = choose_shape(Corpus(["a.txt"], 2_000_000_000, 2.5, ""), 600, CPU, "m")
     assert plan.keys["model_embd"] == SHAPES[0].width
 
 

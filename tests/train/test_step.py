@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from src.config import GPT2Config
 from src.model import GPT2Model
-from src.train.loss import IGNORED, NextTokenLoss
+from src.train.loss import IGNORE_INDEX, NextTokenLoss
 from src.train.optimizer import make_optimizers
 from src.train.step import accumulate_gradients, apply_gradients
 from tests.bounds import assert_same_in_float64, gamma
@@ -81,7 +81,7 @@ def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, proc
             CPU,
             micro_batch_size=micro,
             weight=len(part) * processes / rows,
-            rounds=-(-rows // (processes * micro)),
+            min_micro_batches=-(-rows // (processes * micro)),
         )
         for name, gradient in gradients(model).items():
             shared[name] += gradient / processes
@@ -102,7 +102,7 @@ def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, proc
 @settings(max_examples=30)
 def test_micro_batches_count_by_their_targets_and_padding_does_not(ignored, micro, is_padded):
     inputs, targets = tokens(5).split([8, 1], dim=1)[0], tokens(5)[:, 1:]
-    batch = inputs, targets.masked_fill(torch.tensor(ignored).view(5, 8), IGNORED)
+    batch = inputs, targets.masked_fill(torch.tensor(ignored).view(5, 8), IGNORE_INDEX)
     results, shapes = [], set()
     for size, padded in ((None, False), (micro, is_padded)):
         model = exact_model()

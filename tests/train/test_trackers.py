@@ -377,11 +377,11 @@ def test_a_run_id_of_somebody_else_is_one_line(tmp_path, content):
     note.parent.mkdir()
     note.write_bytes(content)
     with pytest.raises(AGI2Error, match=r"run_id contains no run id: delete it"):
-        metrics.WandbSink(config_of("wandb"), tmp_path)
+        metrics.WandbTracker(config_of("wandb"), tmp_path)
     note.unlink()
     note.mkdir()
     with pytest.raises(AGI2Error, match=r"run_id contains no run id: delete it"):
-        metrics.WandbSink(config_of("wandb"), tmp_path)
+        metrics.WandbTracker(config_of("wandb"), tmp_path)
 
 
 def test_a_folder_in_a_log_s_place_is_one_line(tmp_path):

@@ -758,8 +758,8 @@ def test_a_checkpoint_that_is_written_while_training_goes_on_is_as_it_was_asked_
     text = prepare(config)
     trainer = make_trainer(config, text)
     states = []
-    original = trainer.kept.save
-    trainer.kept.save = lambda state: states.append(state) or original(state)
+    original = trainer.checkpoints.save
+    trainer.checkpoints.save = lambda state: states.append(state) or original(state)
     trainer.fit()
     assert [state["step"] for state in states] == [4, 4]
     assert [len(state["history"]["val_loss"]) for state in states] == [1, 2]
