@@ -23,17 +23,27 @@
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 enum {
-    TILE_TOKENS = 6, TILE_ROWS = 2, /* register tile: 12 accumulators and operands in 16 vector registers */
-    MAX_TILE_TOKENS = 8,     /* tokens in a tile of a single row */
-    CACHE_LINE_FLOATS = 16,    /* floats in a cache line: no two threads write to one (false sharing) */
-    PREFETCH_BYTES = 3072, /* prefetch distance in bytes: near a page, where hardware prefetchers stop */
-    GROUP = 32,   /* int4 weights that share a scale and a minimum */
-    BLOCK_WEIGHTS = 32768, /* weights that stay in a core's cache for all tiles: 128 KiB of float32 */
+    /* Register tile: 6 x 2 accumulators, and operands, in the 16 vector registers of AVX2. */
+    TILE_TOKENS = 6,
+    TILE_ROWS = 2,
+    /* Tile of a single row, as packed weights use: 8 accumulators, and registers to unpack in. */
+    MAX_TILE_TOKENS = 8,
+    /* Threads share out the outputs in multiples of it: two that write to one cache line would take
+       it from each other (false sharing). */
+    CACHE_LINE_FLOATS = 16,
+    /* Prefetch distance: far enough to hide the latency of memory, within a page of 4 KiB, at whose
+       end hardware prefetchers stop. */
+    PREFETCH_BYTES = 3072,
+    /* int4 weights that share a scale and a minimum. */
+    GROUP = 32,
+    /* Weights that stay in a core's L2 cache for all tiles of tokens: 128 KiB of float32. */
+    BLOCK_WEIGHTS = 32768,
 };
 
 /* Packed float32: the sign, the mantissa and the low four bits of the exponent (less the minimum of
    the row) stay in place; the four bits between are free for a part of another number. */
-static const uint32_t SIGN_BIT = 1u << 31, SPARE_BITS = 15u << 27, EXPONENT_BITS = 255u << 23, KEPT_BITS = (1u << 27) - 1;
+static const uint32_t SIGN_BIT = 1u << 31, SPARE_BITS = 15u << 27, EXPONENT_BITS = 255u << 23;
+static const uint32_t KEPT_BITS = (1u << 27) - 1;
 
 /* GCC vector types, in as many registers as the target needs for 32 bytes. */
 typedef float floats __attribute__((vector_size(32), aligned(4), may_alias));
@@ -85,7 +95,7 @@ typedef struct {
     float *x;
     void *levels; /* (N, I), int16 or int8 */
     float *scale; /* (N, 1 or I / 32) */
-    float *sums;  /* (N, I / 32), the dequantized sum of each group, for the weights' minimum */
+    float *sums;  /* (N, I / 32), the dequantized sum of each group, for the minimum of the weights' group */
 } Inputs;
 
 INLINE float as_float(uint32_t bits) {
@@ -154,7 +164,7 @@ INLINE ints multiply_pairs(shorts a, shorts b) {
 }
 
 /* Multiply int8 and add adjacent fours: 32 to 8 int32. a is from 0 to 15, so that the int16 sums of
-   two cannot saturate. */
+   two products cannot saturate. */
 INLINE ints multiply_fours(bytes a, bytes b) {
 #ifdef __AVX2__
     return (ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
@@ -316,7 +326,8 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
                 const int8_t *of = x + t * I + i;
                 const float *step = steps + (r * tokens + t) * groups + i / GROUP;
                 const floats lows = __builtin_convertvector(multiply_fours(low, *(const bytes *)of), floats);
-                const floats highs = __builtin_convertvector(multiply_fours(high, *(const bytes *)(of + GROUP)), floats);
+                const ints products = multiply_fours(high, *(const bytes *)(of + GROUP));
+                const floats highs = __builtin_convertvector(products, floats);
                 sums[r][t] = fma_8(lows, broadcast(step[0]), sums[r][t]);
                 sums[r][t] = fma_8(highs, broadcast(step[1]), sums[r][t]);
             }
@@ -328,7 +339,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
 }
 
 /* Dispatch to a micro-kernel. unpacked: the rows of a packed matrix, if `unpacks_blocks`; otherwise
-   NULL. room: see `scratch_size`. */
+   NULL. scratch: see `scratch_size`. */
 static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, int64_t first, int tokens, int64_t row,
                      int rows, float *scratch, float *out) {
     const int64_t I = m->inputs;
@@ -409,10 +420,11 @@ static int64_t scratch_size(const Matrix *m, int64_t tokens) {
    into out. Called by all threads of a parallel region, each with its own `scratch`; ends with a
    barrier. */
 static void matmul(const Matrix *m, const Inputs *in, int64_t tokens, float *scratch, float *out, int activation,
-                    int add) {
+                   int add) {
     const int64_t I = m->inputs, O = m->outputs;
     const int unpacking = unpacks_blocks(m, tokens), single_rows = m->bits == 28 && !unpacking;
-    const int64_t max_tokens = single_rows ? MAX_TILE_TOKENS : TILE_TOKENS, parts = (tokens + max_tokens - 1) / max_tokens;
+    const int64_t max_tokens = single_rows ? MAX_TILE_TOKENS : TILE_TOKENS;
+    const int64_t parts = (tokens + max_tokens - 1) / max_tokens;
     const int64_t block = block_rows(I);
     /* Long sequential reads, yet several chunks for each thread, for load balancing. */
     const int64_t chunk = (O / (4 * omp_get_num_threads()) / CACHE_LINE_FLOATS + 1) * CACHE_LINE_FLOATS;
@@ -605,7 +617,8 @@ void agi2_unpack(const Matrix *m, const int64_t *which, int64_t count, float *ou
 
 /* A linear layer, x (N, I) to out (N, O). Returns 0, or 1 if the allocation fails. */
 int agi2_linear(const Matrix *m, int64_t tokens, const float *x, float *out, int threads) {
-    const int64_t scratch = scratch_size(m, tokens), all_scratch = checked_multiply(threads, checked_multiply(scratch, sizeof(float)));
+    const int64_t scratch = scratch_size(m, tokens);
+    const int64_t all_scratch = checked_multiply(threads, checked_multiply(scratch, sizeof(float)));
     char *memory = checked_malloc(checked_add(inputs_bytes(tokens, m->inputs), all_scratch)), *cursor = memory;
     if (!memory) return 1;
     Inputs in = allocate_inputs(&cursor, tokens, m->inputs);
@@ -639,11 +652,13 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
             scratch = scratch < 0 || needed < 0 ? -1 : MAX(scratch, needed);
         }
     }
-    const int64_t numbers = checked_add(checked_multiply(N, checked_multiply(3, C)), checked_multiply(threads, scratch));
+    const int64_t qkv_floats = checked_multiply(N, checked_multiply(3, C));
+    const int64_t numbers = checked_add(qkv_floats, checked_multiply(threads, scratch));
     const int64_t inputs = checked_add(checked_multiply(2, inputs_bytes(N, C)), inputs_bytes(N, F));
     char *memory = checked_malloc(checked_add(inputs, checked_multiply(numbers, sizeof(float)))), *cursor = memory;
     if (!memory) return 1;
-    const Inputs normed = allocate_inputs(&cursor, N, C), heads = allocate_inputs(&cursor, N, C), hidden = allocate_inputs(&cursor, N, F);
+    const Inputs normed = allocate_inputs(&cursor, N, C), heads = allocate_inputs(&cursor, N, C);
+    const Inputs hidden = allocate_inputs(&cursor, N, F);
     float *qkv = (float *)cursor, *all_scratch = qkv + 3 * N * C;
     /* Every thread runs this loop; `omp for` divides the work of a step and ends with a barrier. */
 #pragma omp parallel num_threads(threads)
