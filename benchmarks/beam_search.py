@@ -1,4 +1,4 @@
-"""What beam search itself costs: steps with the search, and steps of the model alone.
+"""Overhead of beam search: time per step with the search, compared with the model alone.
 
 python benchmarks/beam_search.py [--rounds 5] [--json FILE]
 

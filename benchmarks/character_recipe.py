@@ -1,4 +1,4 @@
-"""nanoGPT's CPU recipe, by character, beside AGI2 with the same shape and number of tokens.
+"""Val loss of nanoGPT's character-level CPU recipe, compared with AGI2 of the same size and tokens.
 
 python benchmarks/character_recipe.py NANOGPT_FOLDER TEXT [--steps 2000] [--json FILE]
 

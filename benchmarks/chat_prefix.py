@@ -1,4 +1,4 @@
-"""Seconds for each reply of a long chat, with and without reuse of what the model has read.
+"""Latency of each reply of a long chat, with and without reuse of the KV cache between turns.
 
 python benchmarks/chat_prefix.py [--turns 20] [--layers 12] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What saving costs: the share of a run's time that goes into checkpoints at the default interval.
+"""Checkpoint overhead: fraction of a run's time spent on saving at the default interval.
 
 python benchmarks/checkpoint_cost.py [--steps 1000] [--json FILE]
 

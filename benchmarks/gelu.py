@@ -1,4 +1,4 @@
-"""GELU in GPT-2's form, as training uses it: `cpu_kernels.c` beside PyTorch's.
+"""Time of tanh GELU, forward and backward: `cpu_kernels.c` compared with PyTorch.
 
 python benchmarks/gelu.py [--rounds 30] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Writing with GPT-2 124M, random weights, beside `transformers`, CTranslate2 and llama.cpp.
+"""Generation throughput of GPT-2 124M, compared with `transformers`, CTranslate2 and llama.cpp.
 
 python benchmarks/generation.py GPT2_VOCABULARY [--rounds 2] [--json FILE]
     [--only WORDS] [--device cuda] [--trained RUN --text FILE]

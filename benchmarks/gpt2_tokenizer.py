@@ -1,4 +1,4 @@
-"""Ids and speed of a GPT-2 vocabulary, beside `transformers`' GPT2TokenizerFast.
+"""Token ids and encoding speed of a GPT-2 vocabulary, compared with GPT2TokenizerFast.
 
 python benchmarks/gpt2_tokenizer.py FOLDER TEXT [--rounds 5] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What a GPU is asked, in one call: tests, training, a character model, generation.
+"""All GPU checks and benchmarks in one call: tests, training, a character model, generation.
 
 python benchmarks/gpu.py --out FOLDER [--nanogpt NANOGPT_FOLDER] [--text TEXT] [--minutes 8]
     [--only WORDS] [--device cpu --tiny]

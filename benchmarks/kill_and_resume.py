@@ -1,4 +1,4 @@
-"""A run that is killed again and again, beside one that never was: the same weights in the end?
+"""Exact resume: compare the weights of a run that is killed repeatedly with an uninterrupted one.
 
 python benchmarks/kill_and_resume.py [--kills 100] [--optimizer muon] [--json FILE]
 

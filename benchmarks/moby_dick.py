@@ -1,4 +1,4 @@
-"""`resources/moby_dick.toml` beside nanoGPT's CPU recipe on the same split of the same text.
+"""Val loss of `resources/moby_dick.toml` and of nanoGPT's CPU recipe on the same split.
 
 python benchmarks/moby_dick.py NANOGPT_FOLDER MOBY_DICK.txt [--steps 20000] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What choosing a token costs, beside `transformers`' logits processors.
+"""Time of logits processors and sampling per token, compared with `transformers`.
 
 python benchmarks/sampling.py [--rounds 30] [--json FILE]
 

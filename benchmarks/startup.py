@@ -1,4 +1,4 @@
-"""From typing a command to the first word on the screen, beside a bare `import torch`.
+"""Time from starting a command to its first output, compared with `import torch` alone.
 
 python benchmarks/startup.py GPT2_VOCABULARY [--rounds 7] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Time and memory of one more token after texts of different lengths.
+"""Time and memory of a decode step after contexts of different lengths.
 
 python benchmarks/token_time.py [--json FILE]
 

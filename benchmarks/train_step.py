@@ -1,4 +1,4 @@
-"""A training step on this machine: tokens per second and peak memory.
+"""Throughput (tok/s), MFU and peak memory of a training step on this machine.
 
 python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--device cuda]
     [--json FILE]

@@ -1,4 +1,4 @@
-"""What is accepted as what, and the line where it is not."""
+"""Conversion of arguments to their annotated types, and the error messages."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""The architecture and the whole run, as objects."""
+"""`GPT2Config` and `Config`: validation, defaults, presets."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TOML files and overrides to a checked configuration, and back."""
+"""Loading and saving of configurations: TOML files and overrides."""
 
 import ast
 import inspect

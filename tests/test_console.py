@@ -1,4 +1,4 @@
-"""Tables at any width, the log, progress; and text of others that a terminal must not follow."""
+"""Terminal output: tables at any width, logging, progress, escaping of untrusted text."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Choosing a device, a precision and a micro-batch; memory figures."""
+"""Selection of device and precision, and memory statistics."""
 
 import logging
 

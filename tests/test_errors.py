@@ -1,4 +1,4 @@
-"""Messages: one printable line for each problem, whatever the input holds."""
+"""Error messages: one printable line per problem, for any input."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""The package's public names, and what importing it costs."""
+"""The package's public names, and the time to import it."""
 
 import subprocess
 import sys

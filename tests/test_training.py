@@ -1,4 +1,4 @@
-"""`train_epoch`, `train_model`, and a run from a configuration, from end to end."""
+"""`train_epoch`, `train_model` and `train_from_config`, end to end."""
 
 import logging
 import math

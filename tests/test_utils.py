@@ -1,4 +1,4 @@
-"""Seeding, files that are whole or not there, words for numbers, interruption."""
+"""Seeding, atomic files, formatting of numbers, locks, signals."""
 
 import contextlib
 import ctypes

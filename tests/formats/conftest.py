@@ -1,4 +1,4 @@
-"""Tiny models with a byte-pair tokenizer, in folders."""
+"""Fixtures: tiny saved models with a BPE tokenizer."""
 
 import pytest
 
