@@ -190,7 +190,7 @@ def as_mask(
         is_additive: whether a float mask is additive; otherwise it must be 0 and 1, as integers.
 
     Raises:
-        AGI2Error: if integers are not 0 and 1, or an additive mask holds only 0 and 1, which would
+        AGI2Error: if integers are not 0 and 1, or an additive mask has only 0 and 1, which would
             mask nothing, or NaN or positive infinity.
     """
     if not isinstance(mask, torch.Tensor):
@@ -221,8 +221,8 @@ def _check_values(name: str, mask: torch.Tensor, is_additive: bool) -> None:
             raise AGI2Error(f"{name} has numbers other than 0 and 1: 1 may attend, 0 may not")
     elif is_binary and bool((mask == 1).any()):
         raise AGI2Error(
-            f"{name} is of a floating type, which is added to the scores, and holds only 0 and 1, "
-            f"which would mask nothing: pass {name}.bool() if 1 may attend"
+            f"{name} is of a floating type, which is added to the scores, and contains only 0 and "
+            f"1, which would mask nothing: pass {name}.bool() if 1 may attend"
         )
     elif not bool((mask < math.inf).all()):
         raise AGI2Error(f"{name} has NaN or positive infinity: only -inf forbids to attend")

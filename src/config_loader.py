@@ -194,7 +194,7 @@ def _read(path: Path) -> str:
 
 def _advice_if_missing(path: Path) -> str:
     if path.suffix.lower() == ".toml":
-        return "no such file; resources/ holds examples to start from"
+        return "no such file; resources/ contains examples"
     return "no such file or folder; name a TOML file, or a run: agi2 list shows the runs"
 
 

@@ -118,7 +118,7 @@ class BPETokenizer(Tokenizer):
         if lacking:
             raise AGI2Error(
                 f"{name} has no token for {lacking} of the 256 bytes, so that text would lose "
-                "characters: take the whole vocabulary"
+                "characters: use the complete vocabulary"
             )
         self = cls(max(257, tokenizer.get_vocab_size()))
         self._set_tokenizer(tokenizer)

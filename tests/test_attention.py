@@ -289,7 +289,10 @@ def test_integers_of_0_and_1_mean_what_booleans_mean(shape, kind, density, causa
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(T, S), r"^mask is of a floating type, .* holds only 0 and 1, .* mask.bool\(\)"),
+        (
+            torch.ones(T, S),
+            r"^mask is of a floating type, .* contains only 0 and 1, .* mask.bool\(\)",
+        ),
         (torch.eye(S)[:T].half(), r"^mask is of a floating type"),
         (torch.full((T, S), 2), r"^mask has numbers other than 0 and 1"),
         (torch.full((T, S), -1, dtype=torch.int8), r"^mask has numbers other than 0 and 1"),

@@ -121,7 +121,7 @@ def test_files_of_every_editor_load(write, prefix, line_end):
 
 def test_a_missing_file_says_where_examples_are(write):
     assert problems_of("nowhere.toml") == [
-        "nowhere.toml: no such file; resources/ holds examples to start from"
+        "nowhere.toml: no such file; resources/ contains examples"
     ]
 
 

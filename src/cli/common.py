@@ -59,7 +59,7 @@ def _usage_line(error: Any) -> str:
     ):
         message += "; a prompt that begins with - comes after --"
     path = error.ctx.command_path if error.ctx else "agi2"
-    return f"{message}; {path} --help shows what it takes"
+    return f"{message}; {path} --help shows its usage"
 
 
 class _Commands(typer.core.TyperGroup):
@@ -158,7 +158,7 @@ Overrides = Annotated[
 
 Temperature = Annotated[
     Optional[float],  # noqa: UP045 (typer reads this at run time)
-    typer.Option(min=0, help="0 is greedy; higher is more surprising."),
+    typer.Option(min=0, help="Sampling temperature; 0 is greedy decoding."),
 ]
 
 
@@ -170,20 +170,20 @@ TopK = Annotated[
 
 MaxLength = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="New tokens at most."),
+    typer.Option(min=1, help="Maximum number of new tokens."),
 ]
 
 
 Seed = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=0, max=2**62, help="Repeats a text."),
+    typer.Option(min=0, max=2**62, help="Random seed of sampling."),
 ]
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Log warnings only.")]
 
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log debug messages, too.")]
 
 
 Resume = Annotated[
@@ -200,7 +200,8 @@ def _print_version(is_requested: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show version."),
     ] = False,
 ) -> None:
     """Train a GPT-2 on your own text from one TOML file, and use it."""

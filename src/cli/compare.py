@@ -33,7 +33,9 @@ def print_runs(folder: Path) -> None:
     """
     runs = list_runs(folder)
     if not runs:
-        raise AGI2Error(f"{folder} holds no runs; name the folder that holds them (output_dir)")
+        raise AGI2Error(
+            f"{folder} contains no runs; name the folder that contains them (output_dir)"
+        )
     head = ["run", "parameters", "steps", "val loss", "bits/byte", "checkpoints", "size"]
     optional = ["checkpoints", "parameters", "size", "date", "steps", "val loss"]
     rows = [_table_row(run) for run in runs]

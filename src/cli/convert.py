@@ -29,13 +29,13 @@ def import_(
             help="A Hugging Face GPT-2: a folder, or a name such as openai-community/gpt2.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that it becomes.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Import a Hugging Face GPT-2.
 
-    It becomes a model to generate from, or to fine-tune (init_from).
+    The result is a model to generate from, or to fine-tune (init_from).
     """
     with loading(not quiet):
         set_up_log(quiet, verbose)

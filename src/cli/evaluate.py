@@ -35,7 +35,7 @@ def eval_(
     ] = None,
     stride: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(metavar="TOKENS", help="Of the sliding window; half of it by default."),
+        typer.Option(metavar="TOKENS", help="Window stride; half of the window by default."),
     ] = None,
     tasks: Annotated[
         Optional[str],  # noqa: UP045
@@ -43,7 +43,7 @@ def eval_(
     ] = None,
     task_path: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Where tasks of your own are (YAML files)."),
+        typer.Option(metavar="FOLDER", help="Folder of custom tasks (YAML files)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     overrides: Overrides = None,

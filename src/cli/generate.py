@@ -39,12 +39,12 @@ def generate(
     seed: Seed = None,
     show_probs: Annotated[
         bool,
-        typer.Option("--show-probs", help="Show how likely each token was, and the runners-up."),
+        typer.Option("--show-probs", help="Show the probability of each token, and alternatives."),
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Continue a prompt, token by token."""
+    """Generate a continuation of a prompt."""
     limit_openmp_spinning(1_000)
     flags = as_overrides(temperature, top_k, max_length, seed)
     with loading(not quiet):
@@ -97,7 +97,7 @@ def beam(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Generate the likeliest continuation by beam search."""
+    """Generate the most likely continuation by beam search."""
     limit_openmp_spinning(1_000)
     flags = [] if results is None else [f"beam_results={results}"]
     flags += as_overrides(max_length=max_length)

@@ -22,7 +22,7 @@ from .startup import loading
 @app.command(name="list")
 def list_(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="The folder that holds the runs.")
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder that contains the runs.")
     ] = Path("trained"),
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -42,16 +42,16 @@ def compare(
             metavar="MODEL MODEL...", help=MODEL_HELP, autocompletion=completion.complete_model
         ),
     ],
-    prompt: Annotated[str, typer.Option(help="The text that each continues.")] = "",
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Repeats the texts.")] = 1,
+    prompt: Annotated[str, typer.Option(help="Prompt of the samples.")] = "",
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Random seed of sampling.")] = 1,
     html: Annotated[
         Optional[Path],  # noqa: UP045 (typer reads this at run time)
-        typer.Option(metavar="FILE", help="Also draw the curves into this file."),
+        typer.Option(metavar="FILE", help="Also write the comparison to this HTML file."),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare runs: their keys, losses and generated texts."""
+    """Compare the configurations, losses and samples of runs."""
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from .compare import compare_runs

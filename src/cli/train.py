@@ -31,7 +31,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a model, and print what it generates."""
+    """Train a model, and print samples."""
     limit_openmp_spinning(10_000)
     overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
     with loading(not quiet):
@@ -129,9 +129,7 @@ def plan(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--sources", metavar="SOURCE", help="The same; repeatable."),
     ] = None,
-    minutes: Annotated[
-        float, typer.Option(min=0.1, max=1e6, help="How long the run may take.")
-    ] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="Time limit of the run.")] = 10.0,
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
     quiet: Quiet = False,
     verbose: Verbose = False,

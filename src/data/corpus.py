@@ -73,7 +73,7 @@ def check_sources(sources: Sources) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise AGI2Error(
-                f"{name}: the name is not UTF-8, so no configuration can hold it: rename it, or "
+                f"{name}: the name is not UTF-8, so no configuration can contain it: rename it, or "
                 "name the folder that it is in"
             ) from error
     find_sources(sources, fetch=False)

@@ -109,7 +109,7 @@ def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
             if not is_warned and _has_unclosed_quote(row, separator, len(columns)):
                 log.warning(
                     "%s",
-                    one_line(f"{path}:{line}: a field holds lines like rows: is a quote missing?"),
+                    one_line(f"{path}:{line}: a field has lines like rows: is a quote missing?"),
                 )
                 is_warned = True
             yield row[column]
@@ -159,5 +159,5 @@ def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
             f"{path}: no column {text_field!r} among {', '.join(columns)}; set text_field",
         )
     if columns_by_separator[matching[0]].count(text_field) > 1:
-        raise Unreadable("broken CSV", f"{path}: the column {text_field!r} is there more than once")
+        raise Unreadable("broken CSV", f"{path}: the column {text_field!r} occurs more than once")
     return matching[0], columns_by_separator[matching[0]]

@@ -127,7 +127,7 @@ def _check_total_size(files: Iterable[Path]) -> None:
     size, memory = sum(map(file_size, files)), psutil.virtual_memory().total
     if size > memory:
         raise AGI2Error(
-            f"the sources hold {human_bytes(size)}, more than this machine's memory "
+            f"the sources have {human_bytes(size)}, more than this machine's memory "
             f"({human_bytes(memory)}): name fewer files"
         )
 

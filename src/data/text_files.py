@@ -130,7 +130,7 @@ def _check_not_empty(content: bytes, name: str) -> None:
 
 
 def _binary_error(name: str) -> Unreadable:
-    return Unreadable("not text", f"{name}: not a text file (it holds NUL bytes)")
+    return Unreadable("not text", f"{name}: not a text file (it contains NUL bytes)")
 
 
 def _unreadable(error: OSError, name: str) -> Unreadable:

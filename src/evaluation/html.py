@@ -48,7 +48,7 @@ def page(title: str, body: str, script: str = "") -> str:
         ValueError: if the script contains `</script` or `<!--`.
     """
     if "</script" in script.lower() or "<!--" in script:
-        raise ValueError("a script cannot hold what ends it in HTML")
+        raise ValueError("a script must not contain what ends it in HTML")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"; script-src 'sha256-{digest}'" if script else ""
     return (

@@ -138,7 +138,7 @@ def read_run(folder: str | Path) -> RunRecord:
     folder = Path(folder)
     if not is_run(folder) and not (folder / WEIGHTS).is_file():
         raise AGI2Error(
-            f"{folder} is not a run's folder: there is no {METRICS} in it; agi2 list shows the runs"
+            f"{folder} is not a run's folder: it has no {METRICS}; agi2 list shows the runs"
         )
     entries = read_metrics(folder / METRICS) if is_run(folder) else []
     return RunRecord(folder, _read_config(folder), History(entries))

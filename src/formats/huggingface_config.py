@@ -142,7 +142,7 @@ def _without_aliases(hf_config: Mapping[str, Any], name: str) -> dict[str, Any]:
         if value is not None and keys.setdefault(key, value) != value:
             raise AGI2Error(
                 f"{name}: {key} = {safe_repr(keys[key])} and {alias} = {safe_repr(value)} "
-                "contradict each other: take the wrong one out"
+                "contradict each other: remove the wrong one"
             )
     return keys
 

@@ -59,7 +59,7 @@ class Folder:
             if token is None:
                 continue
             if not isinstance(token, str) or not token:
-                raise AGI2Error(f"{self.name}: {file}: {kind} = {safe_repr(token)} is no token")
+                raise AGI2Error(f"{self.name}: {file}: {kind} = {safe_repr(token)} is not a token")
             found[token] = file
         if len(found) > 1:
             values = " and ".join(f"{safe_repr(token)} in {file}" for token, file in found.items())
@@ -76,7 +76,7 @@ class Folder:
             ids = found if isinstance(found, list) else [] if found is None else [found]
             if not all(type(id) is int and 0 <= id < 2**31 for id in ids):
                 raise AGI2Error(
-                    f"{self.name}: {file}: {kind} = {safe_repr(found)} is no token's id"
+                    f"{self.name}: {file}: {kind} = {safe_repr(found)} is not a token id"
                 )
             if found is not None:
                 return list(dict.fromkeys(ids))

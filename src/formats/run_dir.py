@@ -101,9 +101,9 @@ def _describe_folder(path: Path) -> str:
     if (path / "config.json").is_file():
         return f"{path} is a model of another project: make it one: agi2 import {path} NEW_FOLDER"
     if path.name == CHECKPOINTS and (path.parent / CONFIG).is_file():
-        return f"{path} holds a run's checkpoints: name the run's folder, {path.parent}"
+        return f"{path} contains a run's checkpoints: name the run's folder, {path.parent}"
     if next(path.glob(f"*/{CONFIG}"), None) is not None:
-        return f"{path} holds runs: name one of them; agi2 list {path} shows them"
+        return f"{path} contains runs: name one of them; agi2 list {path} shows them"
     return (
         f"{path} is not a folder of a run or a model: it has no {CONFIG}; agi2 list shows the runs"
     )
@@ -171,7 +171,7 @@ def check_weights(folder: Path, file: str | Path) -> None:
         end = f"resume the run: agi2 train {folder} --resume"
     else:
         end = "its run ended before it saved one; train it again, or name another folder"
-    raise AGI2Error(f"{folder} holds no trained model (no {WEIGHTS}): {end}")
+    raise AGI2Error(f"{folder} contains no trained model (no {WEIGHTS}): {end}")
 
 
 def check_output(config: Mapping[str, Any]) -> None:
@@ -208,7 +208,7 @@ def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
     own, resumed = resolve_folder(config, file), run_folder(config)
     if own.resolve() != resumed.resolve():
         raise AGI2Error(
-            f"resume: {file} is of the run in {own}, but its keys name {resumed}: to go on with "
+            f"resume: {file} is of the run in {own}, but its keys name {resumed}: to resume "
             f"the former, name its folder: agi2 train {own} --resume"
         )
 

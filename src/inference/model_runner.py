@@ -65,7 +65,7 @@ class ModelRunner:
         if not self._in_use.acquire(blocking=False):
             raise AGI2Error(
                 "this runner is decoding another text: exhaust or close that generator first, "
-                "or take another runner"
+                "or use another runner"
             )
         try:
             yield

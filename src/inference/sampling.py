@@ -246,7 +246,7 @@ def sample(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tenso
     excluded = (logits == MASKED).all(dim=-1)
     if not (largest.to(logits.device).isfinite() | excluded).all():
         raise AGI2Error(
-            "the model's logits are not finite: its weights hold NaN or infinity; go back to an "
+            "the model's logits are not finite: its weights contain NaN or infinity; use an "
             "earlier checkpoint, or train again with a lower learning_rate"
         )
     return tokens.masked_fill(excluded, NO_TOKEN)

@@ -180,7 +180,7 @@ def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> T
         if vocab_size < min_size:
             raise AGI2Error(
                 f"the model has {vocab_size} tokens, byte pairs are at least {min_size}: make it "
-                f"with vocab_size = {min_size} or more, or take a BasicTokenizer"
+                f"with vocab_size = {min_size} or more, or use a BasicTokenizer"
             )
         tokenizer.max_vocab_size = min(tokenizer.max_vocab_size, vocab_size)
     tokenizer.fit(documents)

@@ -304,7 +304,7 @@ def check_state(checkpoint: Checkpoint) -> None:
     state, path = checkpoint.state, checkpoint.folder / STATE
     for key, types in _STATE_TYPES.items():
         if type(state.get(key)) not in types:
-            raise AGI2Error(f"{path}: {key} is missing, or of another type than a run writes")
+            raise AGI2Error(f"{path}: {key} is missing, or of another type than AGI2 writes")
     counts = [state[key] for key, types in _STATE_TYPES.items() if types == (int,)]
     curves = [state["history"].get(key) for key in ("train_loss", "val_loss", "val_steps")]
     losses = [state["epoch_loss"], state["recent_loss"]]
@@ -319,7 +319,7 @@ def check_state(checkpoint: Checkpoint) -> None:
         or not (state["threads"] and state["micro_batch_size"] and state["total_steps"])
         or state["precision"] not in ("float32", "bfloat16", "float16")
     ):
-        raise AGI2Error(f"{path}: a number or a name in it is none that a run writes")
+        raise AGI2Error(f"{path}: a value in it is invalid")
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -138,8 +138,8 @@ class CheckpointManager:
                 )
         if before["text"] != now["text"]:
             raise AGI2Error(
-                f"the text has changed since {checkpoint.folder}: put it back as it was, or start "
-                "anew without resume"
+                f"the text has changed since {checkpoint.folder}: restore it, or start from "
+                "scratch without resume"
             )
         tensors = checkpoint.load_into(self.model)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
@@ -232,7 +232,7 @@ class CheckpointManager:
         """Log where the earlier run was moved to if this one ends without saving a model."""
         if self._moved_to is not None and not self.best_weights.is_file():
             log.warning(
-                "nothing was saved: %s holds no model; the run that was there is %s",
+                "nothing was saved: %s contains no model; the earlier run was moved to %s",
                 self.folder,
                 self._moved_to,
             )

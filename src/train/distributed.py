@@ -167,7 +167,7 @@ def init_distributed(device: str = "auto") -> Iterator[ProcessGroup]:
         if is_lost_process(error):
             raise LostProcess(
                 "the connection to another process broke: that one's error says why, and a run "
-                "goes on from its last checkpoint with --resume"
+                "continues from its last checkpoint with --resume"
             ) from error
         raise
     finally:

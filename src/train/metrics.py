@@ -216,7 +216,7 @@ class Evaluation:
                 "what they stand for"
             )
         if not self.text_bytes:
-            return "the tokens stand for no text"
+            return "the tokens decode to no text"
         return "" if math.isfinite(self.loss) else "the loss is not a finite number"
 
     def describe_bits(self) -> str:

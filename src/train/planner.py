@@ -142,7 +142,7 @@ class Corpus:
         if size < _MIN_BYTES:
             raise AGI2Error(
                 f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at "
-                f"least {_MIN_BYTES:,}, and some 100,000 for a model that writes words"
+                f"least {_MIN_BYTES:,}, and some 100,000 for a model that generates words"
             )
         sample = "\n\n".join(parts)
         return cls(list(sources), size, estimate_entropy(sample.encode("utf-8", "replace")), sample)

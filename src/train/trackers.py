@@ -95,7 +95,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
         entries.append(entry)
     for number, entry in enumerate(entries, 1):
         if problem := _find_problem(entry):
-            raise AGI2Error(f"{path}:{number}: {problem}: not a line that a run has written")
+            raise AGI2Error(f"{path}:{number}: {problem}: not a valid log entry")
     return entries
 
 
@@ -190,7 +190,7 @@ def check_log_to(names: Sequence[str]) -> None:
         if found is None or found.origin is None:  # None: a folder of that name, not a package
             raise AGI2Error(
                 f"log_to: {name} is not installed; install it with uv sync --extra {name} or "
-                f"pip install {name}, or take it out of log_to"
+                f"pip install {name}, or remove it from log_to"
             )
 
 

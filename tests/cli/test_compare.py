@@ -78,7 +78,7 @@ def test_runs_are_listed_with_what_they_reached(pair, capsys, caplog):
 
 def test_a_folder_without_runs_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AGI2Error, match=r"empty holds no runs"):
+    with pytest.raises(AGI2Error, match=r"empty contains no runs"):
         print_runs(tmp_path / "empty")
 
 

@@ -94,7 +94,7 @@ def test_a_file_without_text_is_an_error(tmp_path, content):
     [b"\x89PNG\r\n\0\0", "text".encode("utf-16-le"), "te".encode("utf-32"), b"\0\0\xfe\xff\0\0\0a"],
 )
 def test_a_binary_file_is_an_error(tmp_path, content):
-    with pytest.raises(AGI2Error, match=r"a\.txt: not a text file \(it holds NUL bytes\)"):
+    with pytest.raises(AGI2Error, match=r"a\.txt: not a text file \(it contains NUL bytes\)"):
         read(write(tmp_path / "a.txt", content))
 
 

@@ -42,7 +42,7 @@ def test_a_field_that_has_swallowed_rows_is_told_of_once(tmp_path, caplog):
     rows = '1,"abc\n2,def\n3,ghi"\n4,x\n5,"abc\n6,def\n7,ghi"\n'
     assert len(read(tmp_path / "a.csv", "id,text\n" + rows).documents) == 3
     (line,) = caplog.messages
-    assert line.endswith("a.csv:2: a field holds lines like rows: is a quote missing?")
+    assert line.endswith("a.csv:2: a field has lines like rows: is a quote missing?")
 
 
 @pytest.mark.parametrize("content", ['id,text\n1,"a\nb\nc"\n2,d\n', 'text\n"a\nb\nc"\n'])
@@ -62,7 +62,7 @@ def test_all_formats_have_the_same_line_ends(tmp_path):
 
 
 def test_a_column_that_is_there_twice_is_refused_unless_it_is_another(tmp_path):
-    with pytest.raises(Unreadable, match="the column 'text' is there more than once"):
+    with pytest.raises(Unreadable, match="the column 'text' occurs more than once"):
         read(tmp_path / "a.csv", "text,text\na,b\n")
     assert read(tmp_path / "a.csv", "id,text,id\n1,b,2\n").documents == ["b"]
 

@@ -250,7 +250,7 @@ def test_more_text_than_memory_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "a.txt", "text" * 100)
     memory = psutil.virtual_memory()
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory._replace(total=100))
-    with pytest.raises(AGI2Error, match="the sources hold 400 B, more than this machine's memory"):
+    with pytest.raises(AGI2Error, match="the sources have 400 B, more than this machine's memory"):
         find_sources(str(tmp_path))
 
 

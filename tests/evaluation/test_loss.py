@@ -184,7 +184,7 @@ def test_figures_of_extreme_losses_are_finite():
     [
         (TextEvaluation(1.0, 9, 5, 2, unknown=1), "1 of 9 tokens is <unk>, as the vocabulary"),
         (TextEvaluation(1.0, 9000, 5, 2, unknown=8000), "8,000 of 9,000 tokens are <unk>"),
-        (TextEvaluation(1.0, 9, 0, 0), "the tokens stand for no text"),
+        (TextEvaluation(1.0, 9, 0, 0), "the tokens decode to no text"),
         (TextEvaluation(math.nan, 9, 9, 2), "the loss is not a finite number"),
         (TextEvaluation(math.inf, 9, 9, 2), "the loss is not a finite number"),
     ],

@@ -409,7 +409,7 @@ def two_runs(tmp_path, monkeypatch):
 def test_a_folder_without_weights_is_never_another_run(two_runs):
     for inside in ("tokenizer.json", "metrics.jsonl", "config.toml"):
         for named in ("trained/m.1", "trained/m.1/config.toml", Path("trained/m.1").absolute()):
-            with pytest.raises(AGI2Error, match=r"m\.1 holds no trained model") as error:
+            with pytest.raises(AGI2Error, match=r"m\.1 contains no trained model") as error:
                 load_trained(Config(model_name="m"), file=named)
             assert "train it again" in str(error.value)
         # As early as a run may be killed, the less there is in its folder.

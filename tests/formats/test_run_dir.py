@@ -80,8 +80,8 @@ def test_other_folders_and_files_are_refused_by_what_they_are(run, tmp_path):
     for argument, said in [
         (foreign, f"another project: make it one: agi2 import {foreign} NEW_FOLDER"),
         (checkpoint, f"is a checkpoint: name the run's folder, {run}"),
-        (run / "checkpoints", f"holds a run's checkpoints: name the run's folder, {run}"),
-        (run.parent, f"holds runs: name one of them; agi2 list {run.parent}"),
+        (run / "checkpoints", f"contains a run's checkpoints: name the run's folder, {run}"),
+        (run.parent, f"contains runs: name one of them; agi2 list {run.parent}"),
         (empty, "is not a folder of a run or a model: it has no config.toml"),
         (run / "metrics.jsonl", f"is part of a model: name its folder, {run}"),
     ]:
@@ -92,7 +92,7 @@ def test_other_folders_and_files_are_refused_by_what_they_are(run, tmp_path):
 
 def test_a_folder_without_weights_says_how_to_train_them(run):
     file = str(run / "config.toml")
-    with pytest.raises(AGI2Error, match=r"m\.1 holds no trained model .*train it again"):
+    with pytest.raises(AGI2Error, match=r"m\.1 contains no trained model .*train it again"):
         check_weights(run, file)
     (run / "model.safetensors").write_text("")
     check_weights(run, file)

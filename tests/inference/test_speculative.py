@@ -157,6 +157,6 @@ def test_weights_that_are_not_numbers_are_one_clear_line():
     with torch.no_grad():
         model.token_embeddings.weight[5] = math.nan
     with pytest.raises(
-        AGI2Error, match=r"^the model's logits are not finite: its weights hold NaN"
+        AGI2Error, match=r"^the model's logits are not finite: its weights contain NaN"
     ):
         next(speculated(model, [1], 5))

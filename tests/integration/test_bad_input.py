@@ -218,7 +218,7 @@ def test_all_mistakes_are_told_at_once(folder, mistakes):
 
 def test_a_missing_configuration(folder, mistakes):
     assert mistakes("train", "none.toml") == [
-        "none.toml: no such file; resources/ holds examples to start from"
+        "none.toml: no such file; resources/ contains examples"
     ]
 
 
@@ -256,7 +256,7 @@ def test_a_missing_source(folder, mistakes):
     [
         ("a.txt", b"", "a.txt: the file is empty"),
         ("a.txt", b" \n\t\n", "a.txt: the file contains only white space"),
-        ("a.txt", b"\x7fELF\0\0\x01", "a.txt: not a text file (it holds NUL bytes)"),
+        ("a.txt", b"\x7fELF\0\0\x01", "a.txt: not a text file (it contains NUL bytes)"),
         (
             "a.txt",
             "one\ntwo caf\xe9\n".encode("latin1"),
@@ -620,7 +620,7 @@ def test_an_earlier_run_without_weights_is_not_the_later_one(command, own, train
     for file in files:
         (line,) = mistakes(command, file, *NAMED[command])
         assert line.startswith(
-            ("trained/tiny.1 holds no trained model", "trained/tiny.1: no train")
+            ("trained/tiny.1 contains no trained model", "trained/tiny.1: no train")
         )
 
 

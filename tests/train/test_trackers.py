@@ -237,7 +237,7 @@ def test_a_resumed_tensorboard_has_no_point_twice(tmp_path):
 def test_a_line_that_no_run_has_written_is_named(tmp_path, bad):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1, "loss": null}}\n{json.dumps(bad)}\n')
-    with pytest.raises(AGI2Error, match=r"metrics\.jsonl:2: .*: not a line that a run has written"):
+    with pytest.raises(AGI2Error, match=r"metrics\.jsonl:2: .*: not a valid log entry"):
         read_metrics(path)
 
 

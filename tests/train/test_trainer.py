@@ -327,7 +327,7 @@ def test_a_second_signal_before_anything_is_saved_says_where_the_old_run_is(
     signalled(monkeypatch, tiny_run(), "_train_one_step", signal.SIGINT, signal.SIGINT)
     aside = first.folder.with_name("run.1")
     assert (
-        f"nothing was saved: {first.folder} holds no model; the run that was there is {aside}"
+        f"nothing was saved: {first.folder} contains no model; the earlier run was moved to {aside}"
         in (caplog.text)
     )
     assert load_model(aside).model.config == first.model.config
