@@ -237,7 +237,7 @@ def _fit_parts(parts: Sequence[tuple[int, str]], width: int) -> str:
 # In seconds, without a bar: delay before an operation is logged, interval of its progress lines.
 _LOG_DELAY, _INTERVAL = 2.0, 30.0
 # Whether an enclosing `show_progress` already shows this operation.
-_is_showing: ContextVar[bool] = ContextVar("agi2_is_busy", default=False)
+_is_showing: ContextVar[bool] = ContextVar("agi2_is_showing", default=False)
 # Held by whoever draws: rich supports one live display per console.
 _display_lock = threading.Lock()
 

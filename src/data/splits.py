@@ -155,9 +155,8 @@ def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
             # training: the end of the longer one is held out.
             cut, head, tail = len(text), np.concatenate([head, tail]), tail[:0]
         cuts[text] = cut
-        train_hashes, held_out_hashes = np.concatenate([train_hashes, head]), np.concatenate(
-            [held_out_hashes, tail]
-        )
+        train_hashes = np.concatenate([train_hashes, head])
+        held_out_hashes = np.concatenate([held_out_hashes, tail])
     plain = {text: _pieces([text[:cut]], [text[cut:]]) for text, cut in cuts.items()}
     is_copied = (
         bool(len(held_out_hashes))

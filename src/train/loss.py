@@ -72,7 +72,11 @@ def count_targets(targets: torch.Tensor) -> torch.Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """cross_entropy(hidden @ weight.T, targets), with the gradients computed in `forward`."""
+    """cross_entropy(hidden @ weight.T, targets), with the gradients computed in `forward`.
+
+    A chunk's logits are overwritten by their gradient and used at once: kept for `backward`, they
+    would take N x V elements, the largest tensor of a step; recomputed, a third matrix product.
+    """
 
     @staticmethod
     def forward(
