@@ -115,8 +115,8 @@ def read_hf_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
         files = set(places.values())
         if outside := [file for file in files if not re.fullmatch(r"[^/\\\0]+\.safetensors", file)]:
             raise AGI2Error(
-                f"{name}: {index.name} names {safe_repr(min(outside))}, which is not a .safetensors "
-                "file of this folder"
+                f"{name}: {index.name} names {safe_repr(min(outside))}, which is not a "
+                ".safetensors file of this folder"
             )
     else:
         raise AGI2Error(
