@@ -57,13 +57,13 @@ EXPECTED = {}
 
 
 def check():
-    for name, home in src._HOMES.items():
+    for name, home in src._MODULES.items():
         found = getattr(src, name)
         assert not isinstance(found, types.ModuleType), name
         assert found is getattr(sys.modules[f"src.{home}"], name), name
         assert EXPECTED.setdefault(name, found.__qualname__) == found.__qualname__ == name
     for name in MODULES:
-        if name not in src._HOMES and f"src.{name}" in sys.modules:
+        if name not in src._MODULES and f"src.{name}" in sys.modules:
             assert getattr(src, name) is sys.modules[f"src.{name}"]
 
 

@@ -79,9 +79,9 @@ def test_neither_first_steps_nor_a_spike_flatten_a_curve():
 
 def test_a_scale_from_zero_and_one_of_equal_values():
     assert fit_scale([5.0, 6.0], from_zero=True).low == 0
-    assert 0 < fit_scale([7.0, 7.0]).place(7.0) < 1
+    assert 0 < fit_scale([7.0, 7.0]).transform(7.0) < 1
     assert fit_scale([2.0, 0.0], log=True).log is False
-    assert Scale(1, 10, log=True).place(0.0) < 0
+    assert Scale(1, 10, log=True).transform(0.0) < 0
 
 
 # Points

@@ -331,7 +331,7 @@ def test_copies_are_found_with_their_place(run):
     documents = ["first", "He said: Call me Ishmael. Some", "I went to sea.", " Call me. Call me "]
     one, two = find_copies(read_run(folder), documents)
     assert (one.step, one.span, one.document, one.offset) == (1, " Call me Ishmael. ", 2, 8)
-    assert (one.before, one.after, one.places) == ("He said:", "Some", 1)
+    assert (one.before, one.after, one.occurrences) == ("He said:", "Some", 1)
     # Not across documents, though the sample goes on as the next one does.
     assert (two.span, two.document, two.offset) == ("to sea.", 3, 7)
     page = text_of(folder, documents)

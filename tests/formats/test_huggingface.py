@@ -320,7 +320,10 @@ WRONG = {
         "model.safetensors cannot be read: it is a fo",
     ),
     **{
-        f"an index that names {file!r}": (break_index({"wte.weight": file}), "no .safetensors file")
+        f"an index that names {file!r}": (
+            break_index({"wte.weight": file}),
+            "not a .safetensors file",
+        )
         for file in ("", ".", "..", "/etc/passwd", "a/b.safetensors", "a\0.safetensors", "w.bin")
     },
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer at"),

@@ -200,7 +200,7 @@ CASES = {
     "Trainer": case(
         src.Trainer, model=MODEL, tokenizer=TOKENIZER, train_data=("object", w("data")),
         val_data=("object", w("data")), config=("object", w("config")),
-        folder=("path", w("free")), processes=("optional", None),
+        folder=("path", w("free")), process_group=("optional", None),
         evaluate=("function", src.evaluate), sample=("function", lambda *_, **__: ""),
     ),
     "prepare_for_generation": case(

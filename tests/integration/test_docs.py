@@ -207,4 +207,4 @@ def test_the_command_reference_has_every_command_with_its_flags():
 def test_the_api_reference_has_every_public_name():
     text = read(ROOT / "docs" / "reference" / "api.md")
     listed = set(re.findall(r"^::: src\.([\w.]+)$", text, re.M))
-    assert listed == {f"{home}.{name}" for name, home in src._HOMES.items()}
+    assert listed == {f"{home}.{name}" for name, home in src._MODULES.items()}

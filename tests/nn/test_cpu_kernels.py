@@ -309,7 +309,7 @@ def test_a_layer_over_a_few_tokens_is_the_models_own(changes, low, quantize):
 def test_layers_are_one_after_another(changes, quantize):
     """Bit for bit."""
     model = prepared_model(changes, quantize)
-    held = model.decode_backend._held
+    held = model.decode_backend._layers
     alone = [
         KernelBackend(
             [layer], model.config.n_heads, model.config.activation, model.blocks[0].pre_norm

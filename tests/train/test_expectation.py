@@ -106,7 +106,7 @@ def test_the_range_is_that_of_the_table_of_runs():
         assert all(map(is_rounded, ours, theirs))
 
 
-INSIDE = {"text_bytes": 1e6, "parameters": 1e6, "passes": 3.0, "hardness": 2.2}
+INSIDE = {"text_bytes": 1e6, "parameters": 1e6, "epochs": 3.0, "entropy": 2.2}
 
 
 def test_every_run_of_the_table_is_inside_the_range():
@@ -123,7 +123,7 @@ def test_beyond_twice_the_runs_the_reason_is_named(key, factor):
     least, most = getattr(FITTED, key)
     value = factor * (least if factor < 1 else most)
     why = FITTED.why_outside(**{**INSIDE, key: value})
-    words = {"text_bytes": "the text has", "parameters": "parameters", "passes": "epochs"}
+    words = {"text_bytes": "the text has", "parameters": "parameters", "epochs": "epochs"}
     assert (words.get(key, "bzip2 needs") in why) == (factor in (0.49, 2.01))
 
 

@@ -391,7 +391,7 @@ def lose(monkeypatch, config, method, step, how):
         ("sample", 12, delete),
         ("save", 16, delete),
         ("_finish", 21, delete),
-        ("_leave_if_asked", 21, delete),
+        ("_raise_if_interrupted", 21, delete),
         ("evaluate", 21, delete),  # when all is done
     ],
 )
@@ -880,6 +880,6 @@ def test_samples_end_at_the_stop_strings(tiny_run):
 
 def test_a_folder_that_is_lost_after_the_last_validation_is_made_anew(tiny_run, monkeypatch):
     config = tiny_run("lost", max_steps=4, eval_interval=4)
-    run = lose(monkeypatch, config, "_leave_if_asked", 4, delete)
+    run = lose(monkeypatch, config, "_raise_if_interrupted", 4, delete)
     assert newest_checkpoint(run.folder).state["step"] == 4
     assert load_model(run.folder).tokenizer.fingerprint == run.tokenizer.fingerprint
