@@ -55,7 +55,7 @@ def work(**options):
 work(verbose=False)
 part("calls")
 before = log.handlers[:], log.level, log.propagate
-console._PATIENCE = 1e9
+console._LOG_DELAY = 1e9
 work()
 assert before == (log.handlers, log.level, log.propagate)
 part("generated")
