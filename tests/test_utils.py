@@ -1,4 +1,4 @@
-"""Seeding, atomic files, formatting of numbers, locks, signals."""
+"""Seeding, atomic files, JSON, formatting of numbers, processes."""
 
 import contextlib
 import ctypes
@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
@@ -20,9 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
-from src.train.checkpoint_manager import Background
-from src.train.folder_lock import FolderLock
-from src.train.interrupt import Interrupt
 from src.utils import (
     atomic_folder,
     atomic_path,
@@ -44,25 +40,6 @@ from src.utils import (
 from tests.conftest import CHECKOUT, run_python
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
-
-
-def test_a_folder_is_kept_for_one(tmp_path, monkeypatch):
-    first = FolderLock(tmp_path)
-    with pytest.raises(AGI2Error, match="another process is training there: wait for it"):
-        FolderLock(tmp_path)
-    first.release()
-    first.release()  # as often as one likes
-    assert not list(tmp_path.iterdir())
-    FolderLock(tmp_path / "nowhere").release()
-
-    def without_locks(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("src.train.folder_lock.fcntl.flock", without_locks)
-    FolderLock(tmp_path).release()
-    monkeypatch.setattr("src.train.folder_lock.fcntl", None)
-    FolderLock(tmp_path).release()
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_written_half_leaves_nothing(tmp_path):
@@ -245,65 +222,6 @@ def test_a_number_agrees_with_its_noun(count, words):
 
 # Interruption
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
-
-
-@pytest.mark.parametrize("first", SIGNALS)
-@pytest.mark.parametrize("second", SIGNALS)
-def test_the_first_signal_asks_and_the_second_stops(first, second):
-    before = [signal.getsignal(number) for number in SIGNALS]
-    with Interrupt() as interrupt:
-        assert not interrupt.is_requested
-        signal.raise_signal(first)
-        assert interrupt.is_requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(second)
-    assert [signal.getsignal(number) for number in SIGNALS] == before
-
-
-def test_handlers_are_put_back_after_an_error():
-    before = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(RuntimeError, match="stop"), Interrupt():
-        raise RuntimeError("stop")
-    assert [signal.getsignal(number) for number in SIGNALS] == before
-
-
-@pytest.mark.parametrize("first", SIGNALS)
-def test_a_terminal_that_is_closed_asks_and_never_stops(first):
-    """SIGHUP comes twice then: from the kernel, and from the shell."""
-    with Interrupt() as interrupt:
-        signal.raise_signal(first)
-        assert interrupt.is_requested
-        signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGHUP)
-    with Interrupt() as interrupt:
-        signal.raise_signal(signal.SIGHUP)
-        assert interrupt.is_requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(first)
-
-
-@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
-def test_a_signal_that_is_ignored_stays_ignored(number):
-    """As SIGHUP is under nohup, and SIGINT in the background of a script."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        with Interrupt() as interrupt:
-            signal.raise_signal(number)
-            assert not interrupt.is_requested
-        assert signal.getsignal(number) == signal.SIG_IGN
-    finally:
-        signal.signal(number, before)
-
-
-@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
-def test_once_all_is_saved_the_first_signal_stops(number):
-    with Interrupt() as interrupt:
-        interrupt.exits_at_once = True
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-        signal.raise_signal(signal.SIGHUP)  # while it ends
-
 
 CHILD = """
 import os, sys, time
@@ -335,54 +253,6 @@ def test_a_process_ends_with_its_parent_and_takes_its_folder_along(tmp_path):
     assert not folder.exists()
 
 
-def test_a_lock_knows_whether_it_is_still_there(tmp_path):
-    lock = FolderLock(tmp_path)
-    assert lock.is_held
-    (tmp_path / ".lock").unlink()
-    assert not lock.is_held
-    other = FolderLock(tmp_path)
-    assert other.is_held
-    assert not lock.is_held
-    lock.release()  # leaves the other's alone
-    assert other.is_held
-    other.release()
-    assert not other.is_held
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_lock_stays_with_a_folder_that_is_renamed(tmp_path):
-    folder, moved = tmp_path / "a", tmp_path / "b"
-    folder.mkdir()
-    lock = FolderLock(folder)
-    folder.rename(moved)
-    assert not lock.is_held
-    with pytest.raises(AGI2Error, match="another process is training there"):
-        FolderLock(moved)
-    lock.release(moved)
-    assert not list(moved.iterdir())
-    folder.mkdir()
-    lock.take()
-    lock.take()  # as often as one likes
-    assert lock.is_held
-    lock.release()
-    assert not list(folder.iterdir())
-
-
-def test_another_thread_leaves_the_handlers_alone():
-    before = [signal.getsignal(number) for number in SIGNALS]
-    seen = []
-
-    def work():
-        with Interrupt() as interrupt:
-            seen.append(interrupt.is_requested)
-            seen.extend(signal.getsignal(number) for number in SIGNALS)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False, *before]
-
-
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     asked = []
     library = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
@@ -395,31 +265,6 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
 
 
 # Work in the background.
-
-
-def test_background_work_is_done_one_piece_at_a_time_and_waited_for():
-    done, background, may_end = [], Background(), threading.Event()
-
-    def slow(piece):
-        may_end.wait()
-        done.append(piece)
-
-    background.start(lambda: slow(1))
-    assert done == []  # the start has not waited
-    may_end.set()
-    background.start(lambda: done.append(2))  # waits for the first
-    assert done[0] == 1
-    background.wait()
-    background.wait()
-    assert done == [1, 2]
-
-
-def test_what_background_work_raises_is_raised_by_whoever_waits():
-    background = Background()
-    background.start(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        background.wait()
-    background.wait()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from src.errors import AGI2Error
 from src.formats.huggingface import export_huggingface, import_huggingface
-from src.formats.huggingface_config import from_hf_config, to_hf_config
-from src.formats.huggingface_weights import as_gpt2, to_hf_state_dict
 from src.formats.model_dir import load_model
-from src.model import GPT2Model
 from src.utils import sha256_of
 from tests.bounds import assert_same_in_float64
 from tests.conftest import CHECKOUT
@@ -470,30 +467,3 @@ def test_a_name_without_a_network_is_one_line_without_trying_for_long(tmp_path, 
 
 
 # The mapping
-
-
-def test_each_weight_has_one_name_of_theirs_and_no_number_changes():
-    model = random_model(position_embedding="learned", tie_weights=False)
-    theirs = to_hf_state_dict(model.state_dict())
-    twin = transformers_twin(model.config)
-    assert theirs.keys() == twin.state_dict().keys()
-    assert {key: value.shape for key, value in theirs.items()} == {
-        key: value.shape for key, value in twin.state_dict().items()
-    }
-
-
-@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_a_model_as_gpt2_has_the_same_logits(changes):
-    model = random_model(**changes)
-    config, weights = as_gpt2(model)
-    assert (config.position_embedding, config.bias) == ("learned", True)
-    same = GPT2Model(config).eval()
-    same.load_state_dict(weights)
-    tokens = some_tokens(model)
-    assert_same_in_float64(exact_logits(same, tokens), exact_logits(model, tokens))
-
-
-@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
-def test_an_architecture_survives_their_config(changes):
-    config, _ = as_gpt2(random_model(**changes))
-    assert from_hf_config({"model_type": "gpt2", **to_hf_config(config)}, "x") == config

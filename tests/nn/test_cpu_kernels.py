@@ -1,7 +1,5 @@
-"""The compiled part beside PyTorch: the same products, the same layers."""
+"""The CPU kernels against PyTorch: products, packing, activation functions."""
 
-import copy
-import ctypes
 import math
 import os
 import platform
@@ -14,32 +12,23 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.ffn import ACTIVATIONS
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
-from src.nn.cpu_kernels import MAX_KERNEL_TOKENS, Gelu, KernelLinear, Weights, pack, unpack
-from src.nn.cpu_library import LIBRARY, address_of, load
-from src.nn.kernel_backend import KernelBackend
+from src.nn.cpu_kernels import Gelu, KernelLinear, Weights, pack, unpack
+from src.nn.cpu_library import LIBRARY, load
 from src.nn.kv_cache import KVCache
 from src.nn.quantized import _unpack_scales, dequantize, quantize_weight
 from tests.bounds import (
     TINY,
     Bounded,
     assert_within,
-    bounded_block,
     gamma,
     product_bound,
     unit,
 )
 from tests.conftest import CHECKOUT, run_python
+from tests.nn.kernels import WIDTHS, needs_library, random
 from tests.tiny_models import random_model
-
-needs_library = pytest.mark.skipif(LIBRARY is None, reason="no C compiler at installation")
-WIDTHS = {"d_model": 64, "d_ff": 192, "n_heads": 4, "n_layers": 3, "max_seq_len": 60}
-
-
-def random(*shape, seed=0, std=1.0):
-    return torch.empty(*shape).normal_(std=std, generator=torch.Generator().manual_seed(seed))
 
 
 def bounded_product(weights, x):
@@ -252,197 +241,7 @@ def test_gelu_of_other_types_and_devices_is_pytorchs():
     assert not Gelu.supports(random(3).to("meta"))
 
 
-MODELS = [
-    {},
-    {"position_embedding": "learned", "tie_weights": False},
-    {"norm_position": "post", "bias": False},
-    {"activation": "gelu"},
-    {"activation": "relu", "n_heads": 1},
-    {"activation": "silu", "n_layers": 1},
-]
-
-
-def prepared_model(changes, quantize):
-    return prepare_for_generation(random_model(std=0.1, **{**WIDTHS, **changes}), quantize)
-
-
-PARTS = [4, 1, 1, 5, 45, 2, 1, 1]  # prompt, single tokens, several, more rows than are read at once
-
-
-@needs_library
-@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
-@pytest.mark.parametrize("low", [None, "attention.proj", "ffn.contract"])
-@pytest.mark.parametrize("changes", MODELS, ids=str)
-@torch.inference_mode()
-def test_a_layer_over_a_few_tokens_is_the_models_own(changes, low, quantize):
-    """To what rounding allows: see `bounds`.
-
-    The error of one half grows in the other to what might hide a fault: so each is looked at, too,
-    with the other one's output made a millionth of itself, which changes no rounding.
-    """
-    model = random_model(std=0.1, **{**WIDTHS, **changes, "n_layers": 1})
-    block = model.blocks[0]
-    if low is not None:
-        for parameter in block.get_submodule(low).parameters():
-            parameter.mul_(2.0**-20)
-    prepare_for_generation(model, quantize)
-    x = random(3, 60, 64, seed=1)
-    activation = ACTIVATIONS[model.config.activation]
-    bits = {"none": 32, "int8": 8, "int4": 4}[quantize]
-    expected = bounded_block(block, Bounded(x), activation, bits)
-    cache, found = model.new_cache(3), []
-    for part in x.split(PARTS, dim=1):
-        read = model.decode_backend(part.clone(), None, cache)
-        if read is None:  # too many rows: PyTorch's, with the same cache
-            read = block(part, causal=True, cache=cache.layers[0])
-        found.append(read)
-    assert_within(torch.cat(found, dim=1), expected.exact, expected.error)
-    if low is not None:
-        most = 0.5 if quantize == "int4" else 0.05
-        assert expected.error.mean() < most * expected.exact.std()
-
-
-@needs_library
-@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
-@pytest.mark.parametrize("changes", MODELS, ids=str)
-@torch.inference_mode()
-def test_layers_are_one_after_another(changes, quantize):
-    """Bit for bit."""
-    model = prepared_model(changes, quantize)
-    held = model.decode_backend._layers
-    alone = [
-        KernelBackend(
-            [layer], model.config.n_heads, model.config.activation, model.blocks[0].pre_norm
-        )
-        for layer in held
-    ]
-    together = model.new_cache(3)
-    apart = [KVCache(1, 3, model.config.n_heads, 60, model.config.head_dim) for _ in held]
-    for part in random(3, 20, 64, seed=1).split([4, 1, 1, 5, 9], dim=1):
-        expected = part.clone()
-        for layer, cache in zip(alone, apart, strict=True):
-            expected = layer(expected, None, cache)
-        assert torch.equal(model.decode_backend(part.clone(), None, together), expected)
-    for layer, cache in zip(together.layers, apart, strict=True):
-        assert torch.equal(layer.keys[:, :, :20], cache.layers[0].keys[:, :, :20])
-
-
-@needs_library
-@pytest.mark.parametrize("quantize", ["none", "int8"])
-@torch.inference_mode()
-def test_padding_before_a_text_is_not_seen(quantize):
-    """Bit for bit."""
-    model = prepared_model({"position_embedding": "learned"}, quantize)
-    ids = torch.randint(0, 29, (3, 6), generator=torch.Generator().manual_seed(2))
-    starts = [3, 0, 2]
-    is_text = torch.arange(6) >= torch.tensor(starts).unsqueeze(1)
-    cache = model.new_cache(3)
-    found = torch.cat(
-        [
-            model(ids[:, first:end], is_text[:, :end], cache=cache)
-            for first, end in ((0, 4), (4, 5), (5, 6))
-        ],
-        dim=1,
-    )
-    # All of a text is read by few tokens at a time, as in the batch.
-    for row, start in enumerate(starts):
-        alone = model(ids[row : row + 1, start:], cache=model.new_cache(1))
-        assert torch.equal(found[row, start:], alone[0])
-
-
-@needs_library
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-@torch.inference_mode()
-def test_with_rounded_weights_a_text_of_any_batch_is_what_it_is_alone(quantize):
-    """Bit for bit, however many rows are read at once and however a text is cut to be read."""
-    model = prepare_for_generation(random_model(**{**WIDTHS, "max_seq_len": 64}), quantize)
-    ids = torch.randint(0, 29, (5, 60), generator=torch.Generator().manual_seed(3))
-    padding = torch.tensor([0, 7, 23, 40, 59])
-    together = model(ids, torch.arange(60) >= padding.unsqueeze(1), cache=model.new_cache(5))
-    for row, start in enumerate(padding.tolist()):
-        alone = model(ids[row : row + 1, start:], cache=model.new_cache(1))
-        cache = model.new_cache(1)
-        cut = [model(part, cache=cache) for part in ids[row : row + 1, start:].split(11, dim=1)]
-        assert torch.equal(together[row, start:], alone[0])
-        assert torch.equal(torch.cat(cut, dim=1), alone)
-
-
-@needs_library
-@torch.inference_mode()
-def test_what_the_compiled_pass_does_not_do_it_leaves_to_pytorch():
-    model = prepare_for_generation(random_model(**WIDTHS))
-    few = model.decode_backend
-    x = random(1, 3, 64)
-    cache = model.new_cache(1)
-    assert (
-        few(random(MAX_KERNEL_TOKENS + 1, 1, 64), None, model.new_cache(MAX_KERNEL_TOKENS + 1))
-        is None
-    )
-    assert few(x.double(), None, cache) is None
-    assert few(x.to("meta"), None, cache) is None
-    assert few(x, torch.ones(1, 3, 3, dtype=torch.bool), cache) is None
-    for mask in ([[True, False, True]], [[True, True, False]]):
-        assert few(x, torch.tensor(mask), cache) is None
-    with torch.inference_mode(False), torch.enable_grad():
-        assert few(random(1, 3, 64), None, cache) is None
-    assert cache.length == 0
-    assert few(x, None, cache) is not None
-    assert cache.length == 3
-
-
-@needs_library
-@torch.inference_mode()
-def test_without_memory_there_is_an_error(monkeypatch):
-    model = prepare_for_generation(random_model(**WIDTHS))
-    full = SimpleNamespace(
-        agi2_linear=lambda *_: 1, agi2_layers=lambda *_: 1, agi2_unpack=LIBRARY.agi2_unpack
-    )
-    monkeypatch.setattr("src.nn.cpu_kernels.LIBRARY", full)
-    monkeypatch.setattr("src.nn.kernel_backend.LIBRARY", full)
-    with pytest.raises(MemoryError):
-        model.head(random(1, 64))
-    with pytest.raises(MemoryError):
-        model(torch.tensor([[1, 2]]), cache=model.new_cache(1))
-
-
-def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monkeypatch):
-    assert load(tmp_path) is None
-    monkeypatch.setattr("src.nn.cpu_library.platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(
-        "src.nn.cpu_library.torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT"
-    )
-    loaded = []
-    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
-    assert load(tmp_path) is None
-    assert loaded == []
-
-
 # What the library is given.
-
-
-BAD = {
-    "other numbers": lambda x: x.double(),
-    "half as wide": lambda x: x.bfloat16(),
-    "integers": lambda x: x.int(),
-    "another device": lambda x: x.to("meta"),
-    "not in one piece": lambda x: torch.stack([x, x], dim=-1)[..., 0],
-    "too few": lambda x: x[:-1],
-    "too many": lambda x: torch.cat([x, x]),
-    "not laid out": lambda x: x.to_sparse(),
-}
-
-
-@pytest.mark.parametrize("bad", BAD)
-def test_no_buffer_of_another_kind_gets_an_address(bad):
-    x = random(6, 64)
-    assert address_of(x, torch.float32, 384) == x.data_ptr()
-    with pytest.raises(TypeError, match=r"^the library needs 384 numbers of torch.float32 in one"):
-        address_of(BAD[bad](x), torch.float32, 384)
-
-
-def test_what_is_not_there_has_no_address_and_what_is_empty_is_as_good():
-    assert address_of(None, torch.float32, 384) is None
-    address_of(torch.empty(0, 7, dtype=torch.float32), torch.float32, 0)
 
 
 @needs_library
@@ -483,17 +282,6 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 @needs_library
-@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
-@pytest.mark.parametrize("token", [-1, 29, 2**40])
-def test_a_token_that_the_vocabulary_has_not_is_refused(quantize, token):
-    model = prepare_for_generation(random_model(**WIDTHS), quantize)
-    with pytest.raises(IndexError):
-        model(torch.tensor([[1, token]]))
-    few = model.token_embeddings(torch.tensor([[1, 2]]))
-    assert torch.equal(model.token_embeddings(torch.tensor([[1, 2]], dtype=torch.int32)), few)
-
-
-@needs_library
 def test_a_gradient_goes_through_fixed_weights_by_pytorch():
     model = prepare_for_generation(random_model(**WIDTHS), "int8")
     x = random(2, 64).requires_grad_()
@@ -528,27 +316,3 @@ for linear in kinds:
 def test_the_widest_matrix_needs_no_more_of_the_stack_than_another():
     done = run_python(STACK)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "norm", "has_kernel"),
-    [
-        ("attention_norm", torch.nn.LayerNorm(64, elementwise_affine=False), True),
-        ("attention_norm", torch.nn.LayerNorm(64, eps=0.5), False),
-        ("ffn_norm", torch.nn.RMSNorm(64, eps=1e-5), False),
-    ],
-)
-@needs_library
-@torch.inference_mode()
-def test_a_norm_without_weight_or_of_another_kind_is_right_all_the_same(name, norm, has_kernel):
-    model = random_model(**{**WIDTHS, "n_layers": 2})
-    setattr(model.blocks[1], name, norm)
-    plain = copy.deepcopy(model)
-    prepare_for_generation(model)
-    assert (model.decode_backend is not None) == has_kernel
-    if has_kernel:
-        norm.weight = torch.nn.Parameter(torch.ones(64))  # what none stands for
-        named = prepare_for_generation(copy.deepcopy(plain))
-        ids = torch.tensor([[1, 2, 3]])
-        found, expected = (each(ids, cache=each.new_cache()) for each in (model, named))
-        assert torch.equal(found, expected)

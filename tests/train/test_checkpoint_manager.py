@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from src.errors import AGI2Error
 from src.formats.model_dir import load_model
 from src.tokenizer import BasicTokenizer
 from src.train.checkpoint import list_checkpoints, newest_checkpoint
-from src.train.checkpoint_manager import FIXED_ON_RESUME
+from src.train.checkpoint_manager import FIXED_ON_RESUME, Background
 from src.train.folder_lock import FolderLock
 from src.training import train_from_config, train_model
 from tests.tiny_models import training_in_float64
@@ -219,3 +220,28 @@ def test_what_a_kill_left_half_written_is_gone_after_the_next_start(tiny_run):
     assert kept.is_file()
     assert not partial.exists()
     assert not (run.folder / ".model.safetensors.0123abcd").exists()
+
+
+def test_background_work_is_done_one_piece_at_a_time_and_waited_for():
+    done, background, may_end = [], Background(), threading.Event()
+
+    def slow(piece):
+        may_end.wait()
+        done.append(piece)
+
+    background.start(lambda: slow(1))
+    assert done == []  # the start has not waited
+    may_end.set()
+    background.start(lambda: done.append(2))  # waits for the first
+    assert done[0] == 1
+    background.wait()
+    background.wait()
+    assert done == [1, 2]
+
+
+def test_what_background_work_raises_is_raised_by_whoever_waits():
+    background = Background()
+    background.start(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        background.wait()
+    background.wait()

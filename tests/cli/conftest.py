@@ -1,0 +1,32 @@
+import logging
+
+import pytest
+
+from src.cli.main import main
+from tests.cli.commands import write_run
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before():
+    """The command sets up the project's log; other tests have it as it was."""
+    log = logging.getLogger("agi2")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The configuration file of a model that is trained."""
+    file = write_run(tmp_path_factory.mktemp("cli"))
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", str(file), "--quiet"])
+    assert leaving.value.code == 0
+    return file
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    path = tmp_path / "held_out.txt"
+    path.write_text("the dog sat on hills and rivers\nwhile a cat ran. " * 9, encoding="utf-8")
+    return path

@@ -1,0 +1,60 @@
+"""The lock of a run folder, and moving an old run aside."""
+
+import errno
+
+import pytest
+
+from src.errors import AGI2Error
+from src.train.folder_lock import FolderLock
+
+
+def test_a_folder_is_kept_for_one(tmp_path, monkeypatch):
+    first = FolderLock(tmp_path)
+    with pytest.raises(AGI2Error, match="another process is training there: wait for it"):
+        FolderLock(tmp_path)
+    first.release()
+    first.release()  # as often as one likes
+    assert not list(tmp_path.iterdir())
+    FolderLock(tmp_path / "nowhere").release()
+
+    def without_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("src.train.folder_lock.fcntl.flock", without_locks)
+    FolderLock(tmp_path).release()
+    monkeypatch.setattr("src.train.folder_lock.fcntl", None)
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_knows_whether_it_is_still_there(tmp_path):
+    lock = FolderLock(tmp_path)
+    assert lock.is_held
+    (tmp_path / ".lock").unlink()
+    assert not lock.is_held
+    other = FolderLock(tmp_path)
+    assert other.is_held
+    assert not lock.is_held
+    lock.release()  # leaves the other's alone
+    assert other.is_held
+    other.release()
+    assert not other.is_held
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_stays_with_a_folder_that_is_renamed(tmp_path):
+    folder, moved = tmp_path / "a", tmp_path / "b"
+    folder.mkdir()
+    lock = FolderLock(folder)
+    folder.rename(moved)
+    assert not lock.is_held
+    with pytest.raises(AGI2Error, match="another process is training there"):
+        FolderLock(moved)
+    lock.release(moved)
+    assert not list(moved.iterdir())
+    folder.mkdir()
+    lock.take()
+    lock.take()  # as often as one likes
+    assert lock.is_held
+    lock.release()
+    assert not list(folder.iterdir())
