@@ -1,5 +1,6 @@
 """Shared fixtures and helpers."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -70,6 +71,24 @@ def run_python(code, *arguments):
         text=True,
         timeout=600,
     )
+
+
+@contextlib.contextmanager
+def open_terminal(arguments, **options):
+    """Run Python in a pseudo-terminal of pexpect; wait for its end, or kill it after an error."""
+    pexpect = pytest.importorskip("pexpect")
+    # The time limit is for a machine with nothing to spare; it takes seconds elsewhere.
+    options = {"encoding": "utf-8", "timeout": 600, **options}
+    terminal = pexpect.spawn(sys.executable, arguments, **options)
+    try:
+        yield terminal
+        terminal.expect(pexpect.EOF)
+    except BaseException:
+        terminal.kill(signal.SIGKILL)
+        raise
+    finally:
+        terminal.wait()  # `close` alone gives up after 0.1 s
+        terminal.close()
 
 
 def pytest_configure():

@@ -15,6 +15,7 @@ from src.console import TrainingDisplay, print_line, print_text, setup_logging, 
 from src.utils import log
 from tests.cli.commands import HOSTILE
 from tests.cli.test_table import Terminal
+from tests.conftest import CHECKOUT, open_terminal
 
 
 def test_generated_text_is_escaped_in_a_terminal_and_raw_elsewhere(monkeypatch, capfdbinary):
@@ -34,7 +35,6 @@ def test_a_line_of_ours_is_always_escaped(capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_model_that_recites_escape_codes_cannot_reach_a_real_terminal(tmp_path):
-    pexpect = pytest.importorskip("pexpect")
     program = """
 import sys
 from tests.tiny_models import reciting_model
@@ -52,19 +52,10 @@ for piece in stream_text(model, "A", len(script), tokenizer=tokenizer, temperatu
 print_choices("\\x1b[31m", [Choice(65, "\\x1b[32mx\\x07", 0.5, [])], tokenizer)
 print("THE END")
 """
-    terminal = pexpect.spawn(
-        sys.executable,
-        ["-c", program],
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-        env={**os.environ, "TERM": "xterm", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"},
-        encoding="utf-8",
-        timeout=240,
-    )
-    try:
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    with open_terminal(["-c", program], cwd=str(CHECKOUT), env=environment) as terminal:
         terminal.expect("THE END")
         seen = terminal.before
-    finally:
-        terminal.close(force=True)
     assert r"\x1b]0;owned\x07" in seen
     assert r"\x1b[31m" in seen
     assert not re.search(
@@ -397,7 +388,7 @@ def test_what_takes_longer_than_a_moment_is_logged_once(lines, monkeypatch):
     found, seen = lines
     monkeypatch.setattr(terminal, "_LOG_DELAY", 0.01)
     with terminal.show_progress("reading"), terminal.show_progress("a part of it"):
-        assert seen.wait(60)
+        assert seen.wait(600)
     assert found == ["reading"]
 
 

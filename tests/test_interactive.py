@@ -421,13 +421,13 @@ def test_one_of_two_threads_is_refused(model, tokenizer):
 
     def wait(*_):
         inside.set()
-        assert go.wait(60)
+        assert go.wait(600)
 
     handle = model.register_forward_pre_hook(wait)
     replies = []
     thread = threading.Thread(target=lambda: replies.append(prompt.send_message("Hi")))
     thread.start()
-    assert inside.wait(60)
+    assert inside.wait(600)
     with pytest.raises(AGI2Error, match=BUSY):
         prompt.send_message("What?")
     go.set()

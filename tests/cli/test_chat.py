@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -13,10 +12,10 @@ from prompt_toolkit.output import DummyOutput
 
 from src.cli.chat import HELP, chat
 from src.interactive import InteractivePrompt
+from tests.conftest import CHECKOUT, open_terminal
 from tests.test_interactive import VOCABULARY, interrupt_after, says
 from tests.tiny_models import byte_tokenizer
 
-CHECKOUT = Path(__file__).parents[2]
 CTRL_C, CTRL_D, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
 
 
@@ -153,20 +152,15 @@ def test_the_chat_works_in_a_pipe_and_ends_with_its_input(tmp_path):
 @pytest.mark.parametrize("ignored", [False, True], ids=["usual", "started-in-the-background"])
 def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
     """Also where a shell has set Ctrl-C to be ignored, as it does for what ends in `&`."""
-    pexpect = pytest.importorskip("pexpect")
     arguments, environment = chat_process(tmp_path, 10**9)
     handler = signal.SIG_IGN if ignored else signal.SIG_DFL
-    terminal = pexpect.spawn(
-        sys.executable,
+    ready = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
+    with open_terminal(
         arguments,
         env=environment,
-        encoding="utf-8",
-        timeout=600,  # of a machine with nothing to spare; else it takes seconds
         echo=False,
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
-    )
-    ready = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
-    try:
+    ) as terminal:
         terminal.expect("Write a message")
         terminal.expect(ready)
         terminal.send(f"/hlp{LEFT}{LEFT}e{ENTER}")  # edited into /help
@@ -186,10 +180,6 @@ def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
         terminal.sendintr()  # at the prompt: a new line
         terminal.expect(ready)
         terminal.send(CTRL_D)
-        terminal.expect(pexpect.EOF)
-        terminal.wait()
-    finally:
-        terminal.close(force=True)
     assert terminal.exitstatus == 0
 
 
@@ -313,7 +303,6 @@ chat(InteractivePrompt(model, 20, tokenizer, temperature=0, max_length=len(scrip
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_they_are(tmp_path):
-    pexpect = pytest.importorskip("pexpect")
     _, environment = chat_process(tmp_path, 4)
     program = tmp_path / "reciter.py"
     program.write_text(RECITER)
@@ -322,18 +311,12 @@ def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_th
         input=b"Hi\n/x\x1b[2J\n",
         env=environment,
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
     assert "\x1b]0;owned\x07\x9b2J".encode() in piped.stdout, piped
     assert piped.stderr.startswith(rb"unknown command /x\x1b[2J")
-    terminal = pexpect.spawn(
-        sys.executable, [str(program)], env=environment, encoding="utf-8", timeout=300, echo=False
-    )
-    try:
+    with open_terminal([str(program)], env=environment, echo=False) as terminal:
         terminal.expect(r"\x1b\[\?2004h[^>]*>")
         terminal.send(f"Hi{ENTER}")
         terminal.expect_exact(r"\x1b]0;owned\x07\x9b2J")
         terminal.send(CTRL_D)
-        terminal.expect(pexpect.EOF)
-    finally:
-        terminal.close(force=True)

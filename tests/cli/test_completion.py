@@ -35,7 +35,7 @@ def complete(shell, words, folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.stderr == ""
     return done.stdout

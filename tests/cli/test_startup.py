@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from src.cli.startup import announce, exit_on_sigint, limit_openmp_spinning, loading
-from tests.conftest import CHECKOUT, run_python
+from tests.conftest import CHECKOUT, open_terminal, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
 WITHOUT_PYTORCH = """
@@ -189,23 +189,13 @@ def test_loading_is_erased_before_an_error_is_printed(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 @pytest.mark.parametrize(("quiet", "expected"), [([], "loading"), (["--quiet"], "error: ")])
 def test_loading_is_the_first_that_a_terminal_shows(quiet, expected, place):
-    pexpect = pytest.importorskip("pexpect")
     program = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{WITHOUT_PYTORCH}"
-    terminal = pexpect.spawn(
-        sys.executable,
-        ["-c", f"{program}\nmain(sys.argv[1:])", "generate", "my.toml", "a", *quiet],
-        cwd=str(place),
-        env={**os.environ, "TERM": "xterm"},
-        encoding="utf-8",
-        timeout=120,
-    )
-    try:
+    arguments = ["-c", f"{program}\nmain(sys.argv[1:])", "generate", "my.toml", "a", *quiet]
+    environment = {**os.environ, "TERM": "xterm"}
+    with open_terminal(arguments, cwd=str(place), env=environment) as terminal:
         terminal.expect("(loading|error: )")
         assert terminal.match[0] == expected
         terminal.expect("no trained model there")
-        terminal.expect(pexpect.EOF)
-    finally:
-        terminal.close(force=True)
     assert terminal.exitstatus == 2
 
 
