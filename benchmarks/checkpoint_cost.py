@@ -18,7 +18,7 @@ from common import ROOT, parser, report
 from src.config import Config
 from src.config_loader import load_config
 from src.model import GPT2Model
-from src.train.checkpoint import save_checkpoint
+from src.train.checkpoint import Snapshot, save_checkpoint
 from src.train.loss import NextTokenLoss
 from src.train.optimizer import make_optimizers, optimizer_tensors
 from src.train.step import accumulate_gradients, apply_gradients
@@ -60,7 +60,8 @@ def gpt2_small(folder: str) -> dict[str, Any]:
         update = time.perf_counter() - start
     tensors = optimizer_tensors(model, optimizers)
     start = time.perf_counter()
-    save_checkpoint(Path(folder) / "gpt2", 1, model.state_dict(), tensors, {}, 2)
+    snapshot = Snapshot({"step": 1}, model.state_dict(), tensors)
+    save_checkpoint(Path(folder) / "gpt2", snapshot, 2)
     saving = time.perf_counter() - start
     step = config.batch_size * micro_batch + update
     return row("default.toml, GPT-2 124M", config.checkpoint_interval, step, saving)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .config import Config
 from .console import visible
-from .cuda_utils import describe_device
+from .cuda_utils import describe_device, select_device
 from .data.corpus import check_sources
 from .errors import AGI2Error
 from .evaluation.loss import evaluate
@@ -27,7 +27,6 @@ from .inference.sampling import sampling_keys
 from .model import GPT2Model
 from .nn.lora import merge_lora
 from .tokenizer import Tokenizer
-from .train import setup
 from .train.arguments import (
     Sources,
     configuration_of,
@@ -36,7 +35,12 @@ from .train.arguments import (
 from .train.distributed import ProcessGroup, init_distributed
 from .train.epoch import Criterion, Epoch
 from .train.folder_lock import FolderLock
-from .train.setup import PreparedData, find_checkpoint_to_resume, prepare_on_rank_0
+from .train.setup import (
+    PreparedData,
+    find_checkpoint_to_resume,
+    make_model,
+    prepare_on_rank_0,
+)
 from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
@@ -206,9 +210,9 @@ def _train(
         plural(model.num_parameters(), "parameter"),
         plural(trainer.batches.steps_per_epoch, "step"),
         plural(trainer.batches.batch_size, "sequence"),
-        trainer.micro_batch_size,
+        trainer.runner.micro_batch_size,
         plural(process_group.world_size, "process", "processes"),
-        describe_device(trainer.device),
+        describe_device(trainer.runner.device),
     )
     is_main = process_group.is_main
     try:
@@ -236,7 +240,7 @@ def make_trainer(
     process_group: ProcessGroup | None = None,
     is_resumed: bool = False,
 ) -> Trainer:
-    """Create a trainer that evaluates and samples according to the configuration.
+    """Create the model and its trainer; write nothing to disk.
 
     Args:
         config: the run's configuration.
@@ -248,7 +252,7 @@ def make_trainer(
 
     Raises:
         AGI2Error: if a generation option does not fit the tokenizer, or as for
-            `train.setup.make_trainer`.
+            `train.setup.make_model`.
     """
     options = sampling_keys(config)
     check_options(text.tokenizer, options)
@@ -259,9 +263,22 @@ def make_trainer(
             model, config.model_seed, tokenizer=tokenizer, seed=seed, **{**options, **limits}
         )
 
-    return setup.make_trainer(
-        config, text, model, kind, process_group, is_resumed, evaluate=evaluate, sample=sample
+    process_group = process_group or ProcessGroup(select_device(config.device))
+    chosen = config.chosen()  # as the user set it: `vocab_size` is changed to the tokenizer's
+    model, config = make_model(config, text.tokenizer, process_group, model, is_resumed)
+    trainer = kind(
+        model,
+        text.tokenizer,
+        text.train_data,
+        text.val_data,
+        config,
+        run_folder(config),
+        process_group,
+        evaluate=evaluate,
+        sample=sample,
     )
+    trainer.chosen = chosen
+    return trainer
 
 
 def _write_report(folder: Path, training_text: list[str]) -> None:

@@ -150,8 +150,8 @@ def _measure(config: Config, text: PreparedData, sizes: Sizes) -> Iterator[str]:
     trainer = make_trainer(config, text)
     step, update = measure_step(trainer, _BENCHMARK_SECONDS)
     tokens = trainer.batches.batch_size * (trainer.batches.dataset.seq_len - 1)
-    precision = str(trainer.precision).removeprefix("torch.")
-    uncompiled = ", not compiled as the run will be" if trainer.compiled else ""
+    precision = str(trainer.runner.precision).removeprefix("torch.")
+    uncompiled = ", not compiled as the run will be" if trainer.runner.compiled else ""
     yield f"speed: {step:.3g} s a step, {tokens / step:,.0f} tokens/s ({precision}{uncompiled})"
     estimate = predict_duration(trainer, step, update, sizes.weights + sizes.optimizer)
     yield (

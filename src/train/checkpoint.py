@@ -68,28 +68,29 @@ SaveMetadata = Callable[[Path], None]
 FORMAT = 3
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    weights: Mapping[str, torch.Tensor],
-    tensors: Mapping[str, torch.Tensor],
-    state: Mapping[str, Any],
-    keep: int,
-    best: Path | None = None,
-    save_metadata: SaveMetadata = lambda folder: None,
-) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is written from."""
+
+    state: Mapping[str, Any]
+    """Everything except tensors, JSON-serializable, with the key `step`."""
+    weights: Mapping[str, torch.Tensor]
+    """The model's state dict."""
+    tensors: Mapping[str, torch.Tensor]
+    """The optimizers' state."""
+    best: Path | None = None
+    """The best weights so far, added as a hard link if the file system has them, else copied."""
+    save_metadata: SaveMetadata = lambda folder: None
+    """Writes the tokenizer and the configuration into the checkpoint."""
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int) -> Path:
     """Save a checkpoint atomically: write to a temporary folder, fsync it, and rename it.
 
     Args:
         folder: the run folder.
-        step: optimizer steps done.
-        weights: the model's state dict.
-        tensors: the optimizers' state.
-        state: everything else, JSON-serializable.
+        snapshot: what to save.
         keep: number of checkpoints to keep; older ones are deleted once this one is complete.
-        best: the best weights so far, added to the checkpoint (to save disk space as a hard link,
-            if the file system has them).
-        save_metadata: writes the tokenizer and the configuration into the checkpoint.
 
     Returns:
         The checkpoint's folder.
@@ -97,23 +98,13 @@ def save_checkpoint(
     Raises:
         AGI2Error: if it cannot be written; older checkpoints are kept.
     """
-    with _atomic_checkpoint(folder, step, state, keep, best, save_metadata) as temporary:
-        save_tensors(weights, temporary / WEIGHTS)
-        save_tensors(tensors, temporary / TENSORS)
-    return checkpoint_folder(folder, step)
+    with _atomic_checkpoint(folder, snapshot, keep) as temporary:
+        save_tensors(snapshot.weights, temporary / WEIGHTS)
+        save_tensors(snapshot.tensors, temporary / TENSORS)
+    return checkpoint_folder(folder, snapshot.state["step"])
 
 
-def save_shards(
-    folder: Path,
-    step: int,
-    weights: Mapping[str, torch.Tensor],
-    tensors: Mapping[str, torch.Tensor],
-    state: Mapping[str, Any],
-    keep: int,
-    best: Path | None,
-    save_metadata: SaveMetadata,
-    process_group: ProcessGroup,
-) -> None:
+def save_shards(folder: Path, snapshot: Snapshot, keep: int, process_group: ProcessGroup) -> None:
     """Save a sharded checkpoint: as `save_checkpoint`, but each rank writes a file of its shards.
 
     A collective: all ranks must call it. Rank 0 writes everything that is not a tensor.
@@ -125,67 +116,74 @@ def save_shards(
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    atomic = _atomic_checkpoint(folder, step, state, keep, best, save_metadata)
     with (
-        atomic if process_group.is_main else contextlib.nullcontext(_temporary_folder(folder, step))
+        _atomic_checkpoint(folder, snapshot, keep)
+        if process_group.is_main
+        else contextlib.nullcontext(_temporary_folder(folder, snapshot))
     ) as temporary:
         process_group.barrier()  # until rank 0 has created the folder
         writer = dcp.HuggingFaceStorageWriter(str(temporary / SHARDS), save_distributed=True)
         try:
-            dcp.save({**weights, **tensors}, storage_writer=writer)
+            dcp.save({**snapshot.weights, **snapshot.tensors}, storage_writer=writer)
         except CheckpointException as error:
             reason = next(iter(error.failures.values()))[0]
             raise AGI2Error(f"cannot write {temporary}: {reason}; set output_dir") from error
     process_group.barrier()  # until rank 0 has renamed the folder
 
 
-def _temporary_folder(folder: Path, step: int) -> Path:
-    target = checkpoint_folder(folder, step)
+def _temporary_folder(folder: Path, snapshot: Snapshot) -> Path:
+    target = checkpoint_folder(folder, snapshot.state["step"])
     return target.with_name(f".{target.name}.partial")
 
 
 @contextlib.contextmanager
-def _atomic_checkpoint(
-    folder: Path,
-    step: int,
-    state: Mapping[str, Any],
-    keep: int,
-    best: Path | None,
-    save_metadata: SaveMetadata,
-) -> Iterator[Path]:
+def _atomic_checkpoint(folder: Path, snapshot: Snapshot, keep: int) -> Iterator[Path]:
     """Yield a temporary folder for the tensors; add the other files, fsync and rename it."""
-    target, temporary = checkpoint_folder(folder, step), _temporary_folder(folder, step)
+    target = checkpoint_folder(folder, snapshot.state["step"])
+    temporary = _temporary_folder(folder, snapshot)
     with convert_write_errors(target):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             yield temporary
-            save_metadata(temporary)
-            content = json.dumps(replace_non_finite(dict(state)), indent=1, allow_nan=False)
+            snapshot.save_metadata(temporary)
+            content = json.dumps(
+                replace_non_finite(dict(snapshot.state)), indent=1, allow_nan=False
+            )
             (temporary / STATE).write_text(content, encoding="utf-8")
-            if best is not None:
-                _link(best, temporary / BEST)
-            files = sorted(file for file in temporary.rglob("*") if file.is_file())
-            hashes = {file.relative_to(temporary).as_posix(): sha256_of(file) for file in files}
-            (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
-            for file in [*files, temporary / MANIFEST]:
-                sync_file(file)
-            for subfolder in {file.parent for file in files}:
-                sync_folder(subfolder)
-            old = target.with_name(f"{target.name}.old")
-            # Renamed, not deleted, so that this step always has a complete checkpoint:
-            # `list_checkpoints` finds .old folders, too.
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(target, old)
-            os.rename(temporary, target)
-            sync_folder(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            if snapshot.best is not None:
+                _link(snapshot.best, temporary / BEST)
+            _write_manifest(temporary)
+            _replace_folder(target, temporary)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    """Write the hashes of all files in a folder, and fsync everything in it."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    hashes = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+    (folder / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+    for file in [*files, folder / MANIFEST]:
+        sync_file(file)
+    for subfolder in {file.parent for file in files}:
+        sync_folder(subfolder)
+
+
+def _replace_folder(target: Path, temporary: Path) -> None:
+    """Rename a complete checkpoint to its name, and delete the earlier one of this name."""
+    old = target.with_name(f"{target.name}.old")
+    # Renamed, not deleted, so that this step always has a complete checkpoint: `list_checkpoints`
+    # finds .old folders, too.
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+    os.rename(temporary, target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
 from ..utils import convert_write_errors, full_tensor, log, plural, replace_non_finite
 from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Snapshot
 from .distributed import ProcessGroup
 from .folder_lock import FolderLock, claim_folder
 from .optimizer import Optimizer, load_optimizer_tensors, optimizer_tensors
@@ -248,45 +248,40 @@ class CheckpointManager:
         Returns:
             The checkpoint's folder.
         """
-        step, keep = state["step"], self.config.keep_checkpoints
-        path = checkpoints.checkpoint_folder(self.folder, step)
+        path = checkpoints.checkpoint_folder(self.folder, state["step"])
         if not (self.sharded or self.process_group.is_main):
             return path
-        best = None if state["best_loss"] is None else self.best_weights
-        weights = self.model.state_dict()
-        tensors = optimizer_tensors(self.model, self.optimizers)
+        has_best = state["best_loss"] is not None
+        snapshot = Snapshot(
+            state,
+            self.model.state_dict(),
+            optimizer_tensors(self.model, self.optimizers),
+            self.best_weights if has_best else None,
+            self._save_metadata,
+        )
         if self.sharded:
-            folder, process_group = self.folder, self.process_group
-            checkpoints.save_shards(
-                folder,
-                step,
-                weights,
-                tensors,
-                state,
-                keep,
-                best,
-                self._save_metadata,
-                process_group,
-            )
-            if best is None:
+            keep = self.config.keep_checkpoints
+            checkpoints.save_shards(self.folder, snapshot, keep, self.process_group)
+            if not has_best:
                 self.save_best(self.gather())
             return path
-
-        def write() -> None:
-            checkpoints.save_checkpoint(
-                self.folder, step, weights, tensors, state, keep, best, self._save_metadata
-            )
-            if best is None:
-                save_weights(weights, self.best_weights, self.tokenizer, self.model.config)
-
         self._saving.wait()
         if self.process_group.device.type == "cpu":
-            write()
+            self._write(snapshot)
         else:  # pragma: needs gpu
-            weights = {name: tensor.cpu() for name, tensor in weights.items()}
-            tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-            self._saving.start(write)
+            snapshot = replace(
+                snapshot,
+                weights={name: tensor.cpu() for name, tensor in snapshot.weights.items()},
+                tensors={name: tensor.cpu() for name, tensor in snapshot.tensors.items()},
+            )
+            self._saving.start(functools.partial(self._write, snapshot))
         return path
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint; until the first validation, also the run's weights."""
+        checkpoints.save_checkpoint(self.folder, snapshot, self.config.keep_checkpoints)
+        if snapshot.best is None:
+            save_weights(snapshot.weights, self.best_weights, self.tokenizer, self.model.config)
 
     def release(self) -> None:
         """Release the lock of the run folder, unless the caller has given it."""
@@ -330,9 +325,8 @@ class CheckpointManager:
             return self.model
         weights = {}
         for name, tensor in self.model.state_dict().items():
-            gathered = full_tensor(
-                tensor
-            )  # tensor by tensor, so that other ranks never hold them all
+            # Tensor by tensor, so that other ranks never hold them all.
+            gathered = full_tensor(tensor)
             if self.process_group.is_main:
                 weights[name] = gathered
         model = self.model
@@ -364,17 +358,3 @@ def log_changes(
             plural(total_steps, "step"),
             before["total_steps"],
         )
-
-
-def keep_threads(count: int, device: torch.device) -> None:
-    """Set the number of CPU threads of the checkpoint, so that reductions round as before."""
-    here = torch.get_num_threads()
-    if count != here and device.type == "cpu":
-        log.info(
-            "training with %d CPU threads as before, which keeps the run exact; this machine would "
-            "use %d: set threads = %d for these",
-            count,
-            here,
-            here,
-        )
-    torch.set_num_threads(count)

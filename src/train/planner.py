@@ -24,11 +24,14 @@ from ..cuda_utils import (
 )
 from ..data.corpus import check_rereadable, check_sources, read_documents
 from ..errors import AGI2Error, mask_urls
+from ..formats.run_dir import run_folder
 from ..utils import human_bytes, human_time, plural, write_text
+from .distributed import ProcessGroup
 from .estimates import model_sizes, predict_memory, training_flops
 from .expectation import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
-from .setup import make_trainer, prepare
+from .setup import make_model, prepare
 from .timing import measure_step
+from .trainer import Trainer
 
 # Seconds to benchmark each shape; no further shape is benchmarked after `_MAX_BENCHMARK_SECONDS`.
 _BENCHMARK_SECONDS = 3.0
@@ -318,7 +321,11 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
         config = make_config({**keys, "sources": [str(sample)], "max_steps": 1000})
-        trainer = make_trainer(config, replace(prepare(config), val_data=None))
+        text = prepare(config)
+        group = ProcessGroup(select_device(config.device))
+        model, config = make_model(config, text.tokenizer, group)
+        data = text.train_data, None
+        trainer = Trainer(model, text.tokenizer, *data, config, run_folder(config), group)
     data = trainer.batches.dataset
     seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
     tokens = trainer.batches.batch_size * (data.seq_len - 1)

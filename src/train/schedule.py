@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..config import Config
+from ..config_checks import UNBOUNDED_EPOCHS
 from .state import RunState
 
 # Warmup ends when this share of the run is done, whatever the number of steps; but not before this
@@ -26,6 +27,13 @@ class Schedule:
         """Steps after which the run ends."""
         if config.max_steps is not None:
             self.total_steps = min(self.total_steps, config.max_steps)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps of the run; `None` if it is limited by time or early stopping only."""
+        config = self._config
+        bounded = config.epochs < UNBOUNDED_EPOCHS or config.max_steps is not None
+        return self.total_steps if bounded else None
 
     def _elapsed_fraction(self, state: RunState) -> float:
         """Return the elapsed fraction of `max_minutes`; 0 without it."""

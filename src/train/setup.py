@@ -1,4 +1,4 @@
-"""From a configuration to a `Trainer`: read the text, tokenize it, create datasets and model."""
+"""What a run needs before training: its text, tokenizer, datasets and model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ..config import FREE_ARCHITECTURE_KEYS, Config
 from ..console import show_progress
-from ..cuda_utils import CPU, check_memory, select_device
+from ..cuda_utils import check_memory
 from ..data.corpus import read_documents
 from ..data.tokens import tokenize
 from ..dataset import TextDataset, split_documents
@@ -23,8 +23,6 @@ from ..utils import log, seed_everything
 from .arguments import copy_vocabulary, fit_to, is_fitted
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .distributed import ProcessGroup, began_in_this_launch, launch_id
-from .trainer import Trainer
-from .validation import Evaluate, Sample
 
 
 @dataclass(frozen=True)
@@ -66,27 +64,24 @@ def prepare(
     return PreparedData(tokenizer, train_data, val_data, documents, preprocessed)
 
 
-def make_trainer(
+def make_model(
     config: Config,
-    text: PreparedData,
+    tokenizer: Tokenizer,
+    process_group: ProcessGroup,
     model: GPT2Model | None = None,
-    kind: type[Trainer] = Trainer,
-    process_group: ProcessGroup | None = None,
     is_resumed: bool = False,
-    evaluate: Evaluate | None = None,
-    sample: Sample | None = None,
-) -> Trainer:
-    """Create the model and its trainer; write nothing to disk.
+) -> tuple[GPT2Model, Config]:
+    """Create a model, or adapt the one given, and move it to the device; seed everything first.
 
     Args:
         config: the run's configuration.
-        text: the result of `prepare`.
+        tokenizer: the fitted tokenizer, whose vocabulary size a new model has.
+        process_group: the process group.
         model: the model to train; by default a new one.
-        kind: the trainer's class.
-        process_group: the process group; default: a single process.
         is_resumed: whether a checkpoint is loaded later, so that `init_from` is ignored.
-        evaluate: see `Trainer`.
-        sample: see `Trainer`.
+
+    Returns:
+        The model, and the configuration with its vocabulary size.
 
     Raises:
         AGI2Error: if the model does not fit into memory, its vocabulary is smaller than the
@@ -95,40 +90,29 @@ def make_trainer(
     seed_everything(config.seed)
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
-    chosen = config.chosen()
     if model is None:
         if config.init_from is None:
-            config = config.changed(vocab_size=text.tokenizer.vocab_size)
-        # Bytes per parameter in fp32: weight, gradient and two AdamW moments. With LoRA few
-        # parameters have the latter three; with FSDP all are sharded.
-        has_full_state = config.lora_rank is None and config.parallel == "ddp"
-        device = process_group.device if process_group else CPU
-        check_memory(config.architecture, "training a model", 16 if has_full_state else 4, device)
-        with torch.device("cpu"):  # not the user's default device: the model is moved below
-            model = GPT2Model(config)
-    check_vocabulary(text.tokenizer, model)
+            config = config.changed(vocab_size=tokenizer.vocab_size)
+        model = _new_model(config, process_group.device)
+    check_vocabulary(tokenizer, model)
     if config.init_from is not None and not is_resumed:
-        _load_pretrained(Path(config.init_from), model, text.tokenizer)
+        _load_pretrained(Path(config.init_from), model, tokenizer)
     if config.lora_rank is not None:
         add_lora(model, config.lora_rank)
-    process_group = process_group or ProcessGroup(select_device(config.device))
     # FSDP moves the model shard by shard: the full model may not fit on the device.
     if not (config.parallel == "fsdp" and process_group.is_initialized):
         model.to(process_group.device)
-    folder = run_folder(config)
-    data = text.train_data, text.val_data
-    trainer = kind(
-        model,
-        text.tokenizer,
-        *data,
-        config,
-        folder,
-        process_group,
-        evaluate=evaluate,
-        sample=sample,
-    )
-    trainer.chosen = chosen  # as the user set it; `vocab_size` was changed to the tokenizer's
-    return trainer
+    return model, config
+
+
+def _new_model(config: Config, device: torch.device) -> GPT2Model:
+    """Create a model on the CPU, if there is memory to train it on `device`."""
+    # Bytes per parameter in fp32: weight, gradient and two AdamW moments. With LoRA few
+    # parameters have the latter three; with FSDP all are sharded.
+    has_full_state = config.lora_rank is None and config.parallel == "ddp"
+    check_memory(config.architecture, "training a model", 16 if has_full_state else 4, device)
+    with torch.device("cpu"):  # not the user's default device: the model is moved later
+        return GPT2Model(config)
 
 
 def _load_pretrained(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> None:

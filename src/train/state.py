@@ -93,6 +93,10 @@ class RunState:
             self.evaluations_without_gain += 1
         return is_best
 
+    def forget_best(self) -> None:
+        """Reset the best val loss, because the best weights are lost."""
+        self.best_loss, self.evaluations_without_gain = math.inf, 0
+
     def result(self, stopped: str) -> History:
         """Return the history of a run that ended, with the loss of its last, incomplete epoch.
 

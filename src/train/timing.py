@@ -27,18 +27,18 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
         The seconds of a complete step (all micro-batches and the update), and of the update alone.
     """
     loss = NextTokenLoss(trainer.model.train())
-    rows = trainer.micro_batch_size
+    rows = trainer.runner.micro_batch_size
 
     def micro_batch(batch: torch.Tensor) -> float:
         start = time.perf_counter()
-        accumulate_gradients(loss, batch, trainer.device, precision=trainer.precision)
-        _synchronize(trainer.device)
+        accumulate_gradients(loss, batch, trainer.runner.device, precision=trainer.runner.precision)
+        _synchronize(trainer.runner.device)
         return time.perf_counter() - start
 
     def optimizer_step() -> float:
         start = time.perf_counter()
-        apply_gradients(trainer.optimizers, trainer.config.clip_grad_norm)
-        _synchronize(trainer.device)
+        apply_gradients(trainer.runner.optimizers, trainer.config.clip_grad_norm)
+        _synchronize(trainer.runner.device)
         return time.perf_counter() - start
 
     # Warm up: the first step selects kernels and allocates the optimizer state.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,15 +11,7 @@ import torch
 
 from ..arguments import checked
 from ..config import Config
-from ..config_checks import UNBOUNDED_EPOCHS
 from ..console import show_progress, visible
-from ..cuda_utils import (
-    can_compile,
-    first_line,
-    is_device_failure,
-    is_out_of_memory,
-    select_precision,
-)
 from ..data.batches import EpochBatches
 from ..data.tokens import count_bytes
 from ..dataset import TextDataset
@@ -28,25 +19,20 @@ from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from ..utils import keep_freed_memory, log
-from .accumulator import GradientAccumulator
 from .checkpoint import FORMAT, Checkpoint
-from .checkpoint_manager import CheckpointManager, keep_threads, log_changes
-from .distributed import NoSync, ProcessGroup, is_lost_process, launch_id
+from .checkpoint_manager import CheckpointManager, log_changes
+from .distributed import ProcessGroup, is_lost_process, launch_id
 from .estimates import training_flops
 from .interrupt import Interrupt
-from .loss import NextTokenLoss
 from .metrics import Evaluation, MetricsLogger, log_end
-from .optimizer import make_optimizers
+from .run_folder import RunFolder
 from .schedule import Schedule
 from .state import History, RunState
-from .step import (
-    apply_gradients,
-)
+from .step_runner import StepRunner
 from .validation import Evaluate, Sample
 
-# A run ends after this many consecutive skipped steps. In fp16 the first steps overflow, each of
-# which halves the loss scale.
-_MAX_SKIPPED_STEPS, _MAX_SKIPPED_STEPS_FP16 = 5, 30
+# The settings of `StepRunner.settings` that the start entry of the log records.
+_LOGGED_SETTINGS = ("processes", "micro_batch_size", "precision", "compiled")
 
 
 class Trainer:
@@ -91,35 +77,20 @@ class Trainer:
         self.val_data = val_data
         self.config = config
         self.folder = Path(folder)
-        self.device = self.process_group.device
-        self.precision = select_precision(config.precision, self.device)
-        self.sharded = config.parallel == "fsdp" and self.process_group.is_initialized
-        if self.sharded and self.precision == torch.float16:
-            raise AGI2Error('precision: parallel = "fsdp" needs "bf16" or "fp32", not fp16')
-        self._module = NextTokenLoss(model)
-        no_sync: NoSync = nullcontext
-        if self.sharded:
-            no_sync = self.process_group.wrap_fsdp(self._module, model.blocks)
         self.full_model = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
         self.batches = EpochBatches(train_data, config.batch_size, config.seed)
-        self.optimizers = make_optimizers(model, config)
-        self.accumulator = GradientAccumulator(
-            self._module, config, self.batches, self.optimizers, self.process_group, no_sync
-        )
-        # torch.compile brought no measurable speedup on a CPU.
-        compile_by_default = self.device.type == "cuda" and not self.sharded
-        self.compiled = compile_by_default if config.compile == "auto" else config.compile
+        self.runner = StepRunner(model, config, self.batches, self.process_group)
         data = [train_data] if val_data is None else [train_data, val_data]
         self.checkpoints = CheckpointManager(
             self.folder,
             config,
             model,
-            self.optimizers,
+            self.runner.optimizers,
             tokenizer,
             data,
             self.process_group,
-            self.sharded,
+            self.runner.sharded,
         )
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
@@ -128,9 +99,6 @@ class Trainer:
         """The keys that the user set, as they are logged."""
         self.has_started = False
         """Whether the run folder and its log have been created."""
-        self._save_next_step = False
-        """Whether to save a checkpoint after the next step, because the folder was lost."""
-        self.scaler = self._scaler()
         self.state = RunState()
 
     @property
@@ -143,14 +111,6 @@ class Trainer:
         """Number of steps after which the run ends, if nothing else ends it."""
         return self.schedule.total_steps
 
-    @property
-    def micro_batch_size(self) -> int:
-        """Sequences of a forward pass on this rank; reduced if they do not fit the memory."""
-        return self.accumulator.micro_batch_size
-
-    def _scaler(self) -> torch.amp.GradScaler:
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
-
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,23 +119,13 @@ class Trainer:
             "format": FORMAT,
             **self.state.to_json(),
             "metrics_size": self.metrics_logger.log_size,
-            **self._choices(),
-            "device": self.device.type,
-            "scaler": self.scaler.state_dict(),
+            **self.runner.settings(),
+            "device": self.runner.device.type,
+            "scaler": self.runner.scaler.state_dict(),
             "total_steps": self.total_steps,
             **self.checkpoints.identity,
             "launch": launch_id(),
             "config": mask_secrets(self.config),
-        }
-
-    def _choices(self) -> dict[str, Any]:
-        """Return the settings that affect floating-point rounding."""
-        return {
-            "micro_batch_size": self.micro_batch_size,
-            "compiled": self.compiled,
-            "precision": _dtype_name(self.precision),
-            "processes": self.process_group.world_size,
-            "threads": torch.get_num_threads(),
         }
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -185,23 +135,9 @@ class Trainer:
             AGI2Error: if the model, tokenizer or configuration does not match the checkpoint.
         """
         self.checkpoints.load(checkpoint)
-        state = checkpoint.state
-        self.state = RunState.from_json(state)
-        # These affect rounding: on the same device type, keep the earlier values of "auto" keys.
-        is_alike = state.get("device", self.device.type) == self.device.type
-        if is_alike and self.config.micro_batch_size == "auto":
-            accumulator = self.accumulator
-            accumulator.micro_batch_size = min(accumulator.rows, state["micro_batch_size"])
-        if state["processes"] == self.process_group.world_size and self.config.threads == "auto":
-            keep_threads(state["threads"], self.device)
-        if is_alike and self.config.compile == "auto":
-            self.compiled = state["compiled"]
-        if is_alike and self.config.precision == "auto":
-            self.precision = getattr(torch, state["precision"])
-        self.scaler = self._scaler()
-        if self.scaler.is_enabled() and state["scaler"]:  # pragma: needs gpu
-            self.scaler.load_state_dict(state["scaler"])
-        log_changes(checkpoint, self._choices(), self.config, self.total_steps)
+        self.state = RunState.from_json(checkpoint.state)
+        self.runner.restore(checkpoint.state)
+        log_changes(checkpoint, self.runner.settings(), self.config, self.total_steps)
         if end := self.schedule.describe_end(self.state):
             log.warning("nothing is left to train: %s", end)
 
@@ -236,14 +172,18 @@ class Trainer:
         keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
-        self._prepare_loss()
+        self.runner.prepare()
         self.metrics_logger = self._make_metrics_logger()
+        self.run_folder = RunFolder(
+            self.checkpoints, self.metrics_logger, self.process_group, self._describe_start
+        )
         interrupt = Interrupt()
         try:
             with interrupt:
-                # `_begin` may move an old folder away: signals are deferred until a model is saved.
+                # This may move an old folder away: signals are deferred until a model is saved.
                 if self.process_group.is_main:
-                    self._begin(checkpoint)
+                    self.run_folder.open(checkpoint, self.step)
+                    self.has_started = True
                 with self.metrics_logger.shown():
                     stopped = self._loop(interrupt)
                     # Before the final validation, so that a failure in it loses no progress.
@@ -255,48 +195,27 @@ class Trainer:
             # When one rank dies, torchrun sends SIGTERM to the others: not an error of this one.
             if interrupt.is_requested and is_lost_process(error):
                 raise KeyboardInterrupt from error
-            if is_out_of_memory(error):
-                raise self.accumulator.out_of_memory(self.step) from error
-            if not is_device_failure(error):
+            if (failure := self.runner.describe_failure(error, self.step)) is None:
                 raise
-            raise AGI2Error(
-                f"{self.device} failed at step {self.step} ({first_line(error)}): when it works "
-                "again, or with another device, continue with --resume"
-            ) from error
+            raise failure from error
         finally:
-            self.metrics_logger.close()
-            self.checkpoints.release()
-
-    def _prepare_loss(self) -> None:
-        """Compile the model and its loss, and wrap them in DDP (unless they use FSDP)."""
-        self.compiled = self.compiled and can_compile(self.device)
-        if self.compiled:
-            self._module.compile_parts()
-        if not self.sharded:
-            accumulator = self.accumulator
-            accumulator.loss, accumulator.no_sync = self.process_group.wrap_ddp(self._module)
+            self.run_folder.close()
 
     def _make_metrics_logger(self) -> MetricsLogger:
-        config, targets = self.config, self.batches.dataset.seq_len - 1
-        bounded = config.epochs < UNBOUNDED_EPOCHS or config.max_steps is not None
+        targets = self.batches.dataset.seq_len - 1
         return MetricsLogger(
-            self.device,
-            self.precision,
+            self.runner.device,
+            self.runner.precision,
             tokens_per_step=self.batches.mean_size * targets,
             flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
-            total_steps=self.total_steps if bounded else None,
+            total_steps=self.schedule.planned_steps,
             world_size=self.process_group.world_size,
         )
 
-    def _begin(self, checkpoint: Checkpoint | None) -> None:
-        """Create or reopen the run folder and its log."""
-        self._open_log(self.checkpoints.prepare_folder(checkpoint))
-        self.has_started = True
-
-    def _open_log(self, logged: int) -> None:
-        """Truncate the log to `logged` bytes and append an entry that describes this start."""
-        tokens = self.batches.dataset.tokens
-        facts = {
+    def _describe_start(self) -> dict[str, Any]:
+        """Return what the start entry of the log says about the run."""
+        tokens, settings = self.batches.dataset.tokens, self.runner.settings()
+        return {
             "chosen": mask_secrets(self.chosen),
             "parameters": self.model.num_parameters(),
             "total_steps": self.total_steps,
@@ -304,32 +223,8 @@ class Trainer:
             "train_tokens": len(tokens),
             "train_bytes": count_bytes(tokens, self.tokenizer),
             "val_tokens": len(self.val_data.tokens) if self.val_data else 0,
-            "processes": self.process_group.world_size,
-            "micro_batch_size": self.micro_batch_size,
-            "precision": _dtype_name(self.precision),
-            "compiled": self.compiled,
+            **{key: settings[key] for key in _LOGGED_SETTINGS},
         }
-        self.metrics_logger.open(self.config, self.folder, logged, self.step, facts)
-
-    def _recreate_folder_if_lost(self) -> bool:
-        """Create the run folder again if it was deleted or moved; return whether it was.
-
-        The best weights are lost with it, so the best val loss is reset.
-        """
-        has_best = self.state.best_loss < math.inf
-        if not self.process_group.broadcast_from_main(lambda: self._is_folder_lost(has_best)):
-            return False
-        log.warning("%s was deleted or moved away while training: creating it again", self.folder)
-        self.state.best_loss, self.state.evaluations_without_gain = math.inf, 0
-        self._save_next_step = True
-        if self.process_group.is_main:
-            self.metrics_logger.close()
-            self.checkpoints.restore_folder()
-            self._open_log(0)
-        return True
-
-    def _is_folder_lost(self, has_best: bool) -> bool:
-        return self.checkpoints.is_lost(has_best) or self.metrics_logger.is_lost
 
     def _loop(self, interrupt: Interrupt) -> str:
         """Run training steps until a stop condition holds; return which one."""
@@ -350,7 +245,9 @@ class Trainer:
             if is_requested:
                 self._raise_interrupted(self._save_and_wait())
             # After a skipped step the weights may be bad: do not rotate out a good checkpoint.
-            is_due = self.step % self.config.checkpoint_interval == 0 or self._save_next_step
+            is_due = (
+                self.step % self.config.checkpoint_interval == 0 or self.run_folder.needs_checkpoint
+            )
             if is_due and not self.state.skipped_in_a_row:
                 self.save()
 
@@ -370,13 +267,7 @@ class Trainer:
         config = self.config
         started = time.monotonic()
         factor = self.schedule.learning_rate_factor(self.state)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        loss = self.accumulator.accumulate(self.step, self.precision, self.scaler, self.compiled)
-        # While the GPU computes: apply_gradients synchronizes for the grad norm.
-        self.accumulator.prefetch(self.step + 1)
-        norm, is_taken = apply_gradients(self.optimizers, config.clip_grad_norm, self.scaler)
+        loss, norm, is_taken = self.runner.run(self.step, factor)
         self.state.count_step(loss, is_taken, len(self.batches.rows(self.step)))
         if not is_taken:
             log.warning("step %d skipped: its loss or gradients are not finite", self.step)
@@ -393,7 +284,7 @@ class Trainer:
 
     def _stop_if_diverged(self) -> None:
         """Raise if too many consecutive steps were skipped."""
-        limit = _MAX_SKIPPED_STEPS_FP16 if self.scaler.is_enabled() else _MAX_SKIPPED_STEPS
+        limit = self.runner.max_skipped_steps
         if self.state.skipped_in_a_row < limit:
             return
         self.checkpoints.wait()
@@ -409,7 +300,7 @@ class Trainer:
         )
 
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
-        self._recreate_folder_if_lost()
+        self.run_folder.recreate_if_lost(self.state)
         epoch, loss = self.step / self.batches.steps_per_epoch, self.state.recent_loss.take()
         self.metrics_logger.show(self.state, self.schedule.progress(self.state), loss)
         self.metrics_logger.log_step(self.state, epoch, loss, rate, norm.item())
@@ -419,7 +310,7 @@ class Trainer:
 
         If this fails, save a checkpoint of the state before it.
         """
-        self._recreate_folder_if_lost()
+        self.run_folder.recreate_if_lost(self.state)
         before = self.state_dict()
         try:
             self._evaluate_and_sample()
@@ -437,7 +328,7 @@ class Trainer:
             result = self.process_group.broadcast_from_main(
                 lambda: self.evaluate(self.config.eval_tokens)
             )
-            self._recreate_folder_if_lost()
+            self.run_folder.recreate_if_lost(self.state)
             is_best = self.state.count_validation(result.loss)
             self.metrics_logger.log_validation(self.step, result)
             if is_best:
@@ -458,9 +349,9 @@ class Trainer:
             self.full_model,
             self.val_data,
             self.tokenizer,
-            batch_size=self.micro_batch_size,
+            batch_size=self.runner.micro_batch_size,
             max_tokens=max_tokens,
-            precision=self.precision,
+            precision=self.runner.precision,
         )
 
     def sample(self, max_length: int, seed: int) -> str:
@@ -470,10 +361,9 @@ class Trainer:
 
     def save(self) -> Path:
         """Save a checkpoint and return its path; asynchronously if training on a GPU."""
-        self._recreate_folder_if_lost()
-        self._save_next_step = False
+        self.run_folder.recreate_if_lost(self.state)
         self.metrics_logger.sync()
-        return self.checkpoints.save(self.state_dict())
+        return self.run_folder.save(self.state_dict())
 
     def _save_and_wait(self) -> Path:
         """Save a checkpoint and wait until it is complete, on all ranks."""
@@ -487,7 +377,7 @@ class Trainer:
             with show_progress("validating", log_at_once=True):
                 self._validate()
             self.save()  # with the result of the validation, so that the run can be extended
-        elif self._recreate_folder_if_lost():
+        elif self.run_folder.recreate_if_lost(self.state):
             self.save()
         self.full_model = self.checkpoints.load_best()
         history = self.state.result(stopped)
@@ -500,11 +390,7 @@ class Trainer:
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte
             final.log_as_best()
-        if self._recreate_folder_if_lost():
+        if self.run_folder.recreate_if_lost(self.state):
             self.checkpoints.save_best(self.full_model)  # the folder with the only copy was lost
         log_end(stopped, self.state, self.folder)
         return history
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
