@@ -137,4 +137,7 @@ def test_auto_takes_the_micro_batch_that_the_run_takes(tiny_run):
         config = tiny_run(micro_batch_size=size)
         trainer = trainer_of(config)
         config = trainer.config
-        assert doctor._micro_batch_size(config, trainer.batches, CPU) == trainer.micro_batch_size
+        assert (
+            doctor._micro_batch_size(config, trainer.batches, CPU)
+            == trainer.runner.micro_batch_size
+        )

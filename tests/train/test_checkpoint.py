@@ -26,6 +26,7 @@ from src.model import GPT2Model
 from src.train import checkpoint
 from src.train.checkpoint import (
     FORMAT,
+    Snapshot,
     delete_checkpoints_after,
     find_checkpoint,
     list_checkpoints,
@@ -42,7 +43,8 @@ from tests.tiny_models import tiny_config, tiny_model
 def save_step(run, step, *, seed=None, keep=10, best=None, form=FORMAT, **more):
     model = tiny_model(step if seed is None else seed)
     tensors, state = {"random": torch.arange(3)}, {"format": form, "step": step, **more}
-    return save_checkpoint(run, step, model.state_dict(), tensors, state, keep, best)
+    snapshot = Snapshot(state, model.state_dict(), tensors, best)
+    return save_checkpoint(run, snapshot, keep)
 
 
 # Optimizer states.

@@ -150,7 +150,7 @@ def test_a_shard_that_cannot_be_written_is_one_line(tiny_run, under_torchrun, mo
 
 
 def test_a_sharded_run_in_fp16_is_refused(tiny_run, under_torchrun, monkeypatch):
-    monkeypatch.setattr("src.train.trainer.select_precision", lambda *_: torch.float16)
+    monkeypatch.setattr("src.train.step_runner.select_precision", lambda *_: torch.float16)
     with pytest.raises(AGI2Error, match='parallel = "fsdp" needs "bf16" or "fp32"'):
         train_from_config(tiny_run(parallel="fsdp"))
 
@@ -206,7 +206,7 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tiny_run, monkeypatch
     config = tiny_run(max_steps=6, log_interval=1, checkpoint_interval=2, val_fraction=0.0)
     train_from_config(config)
     assert trainers[0].step == 6
-    assert trainers[0].micro_batch_size == 4
+    assert trainers[0].runner.micro_batch_size == 4
     assert not (tmp_path / "trained").exists()
 
 
