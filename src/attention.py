@@ -96,23 +96,34 @@ class MultiHeadAttention(nn.Module):
         # A single query is the last token: it may attend to every key, without a mask.
         causal, need_weights = _as_bool("causal", causal), _as_bool("need_weights", need_weights)
         causal = causal and bool(q.size(2) > 1)  # bool: torch.export has symbolic sizes
+        heads, weights = self._attend(q, k, v, mask, causal, need_weights)
+        joined = heads.transpose(1, 2).flatten(2)
+        out = self.output_dropout(self.proj(joined))
+        return out if weights is None or not need_weights else (out, weights)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        causal: bool,
+        need_weights: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the heads' outputs (B, H, T, D), and the weights if they were materialized."""
         rate = self.dropout if is_training(self) else 0.0
         # PyTorch's fused CPU kernels do not support dropout, and its fallback is slower than this.
         explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")
         if causal and (mask is not None or explicit or q.size(2) != k.size(2)):
             mask = _combine_masks(mask, causal_mask(q.size(2), k.size(2), q.device))
             causal = False
-        weights = None
         if explicit:
             weights = attention_weights(q, k, mask)
-            heads = dropout(weights, rate) @ v
-        else:
-            heads = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=rate, is_causal=causal
-            )
-        joined = heads.transpose(1, 2).flatten(2)
-        out = self.output_dropout(self.proj(joined))
-        return out if weights is None or not need_weights else (out, weights)
+            return dropout(weights, rate) @ v, weights
+        heads = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=rate, is_causal=causal
+        )
+        return heads, None
 
     def _project(
         self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None

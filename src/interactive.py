@@ -69,13 +69,7 @@ class InteractivePrompt:
         self.options["stop"] = [TURN_END, *stop_strings(params.stop)]
         self.history: list[str] = []
         """Messages and replies, alternating, as far as they are still in the context."""
-        # Each turn is encoded by itself and its end character by character: GPT-2's pre-tokenizer
-        # splits "\n\n" before text, and the tokens of a turn must not depend on the next turn, or
-        # the cached prefix would not match. A tokenizer that folds white space cannot represent
-        # the separator: turns then end with the end-of-text token.
-        turn_end = [token for character in TURN_END for token in tokenizer.encode(character)]
-        round_trips = tokenizer.decode(turn_end) == TURN_END
-        self._turn_end = turn_end if round_trips else [tokenizer.end_of_text]
+        self._turn_end = _encode_turn_end(tokenizer)
         self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
         self._context_budget()
         if self.context_limit < max_context_length:
@@ -195,3 +189,15 @@ class InteractivePrompt:
         if length > budget:
             log.warning("the message is longer than the context: only its end is seen")
         return self._seed_tokens + [token for turn in turns for token in turn][-budget:]
+
+
+def _encode_turn_end(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that end a turn.
+
+    Each turn is encoded by itself and its end character by character: GPT-2's pre-tokenizer splits
+    "\\n\\n" before text, and the tokens of a turn must not depend on the next turn, or the cached
+    prefix would not match. A tokenizer that folds white space cannot represent the separator:
+    turns then end with the end-of-text token.
+    """
+    turn_end = [token for character in TURN_END for token in tokenizer.encode(character)]
+    return turn_end if tokenizer.decode(turn_end) == TURN_END else [tokenizer.end_of_text]

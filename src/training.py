@@ -45,6 +45,7 @@ from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
 from .train.trainer import Trainer
+from .train.validation import Sample
 from .utils import log, plural
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
@@ -196,24 +197,7 @@ def _train(
         config, text, model, process_group=process_group, is_resumed=checkpoint is not None
     )
     trainer.checkpoints.lock = lock
-    model = trainer.model
-    log.info(
-        "%s: %s, %s to train on, %s to validate; vocabulary %d",
-        config.model_name,
-        plural(sum(map(len, text.documents)), "character"),
-        plural(len(text.train_data.tokens), "token"),
-        f"{len(text.val_data.tokens) if text.val_data else 0:,}",
-        text.tokenizer.vocab_size,
-    )
-    log.info(
-        "%s; %s an epoch of %s (%d at a time); %s, each: %s",
-        plural(model.num_parameters(), "parameter"),
-        plural(trainer.batches.steps_per_epoch, "step"),
-        plural(trainer.batches.batch_size, "sequence"),
-        trainer.runner.micro_batch_size,
-        plural(process_group.world_size, "process", "processes"),
-        describe_device(trainer.runner.device),
-    )
+    _log_sizes(trainer, text)
     is_main = process_group.is_main
     try:
         history = trainer.fit(checkpoint)
@@ -254,15 +238,7 @@ def make_trainer(
         AGI2Error: if a generation option does not fit the tokenizer, or as for
             `train.setup.make_model`.
     """
-    options = sampling_keys(config)
-    check_options(text.tokenizer, options)
-
-    def sample(model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int) -> str:
-        limits = {"max_length": max_length, "min_length": 0}
-        return generate_text(
-            model, config.model_seed, tokenizer=tokenizer, seed=seed, **{**options, **limits}
-        )
-
+    sample = _make_sampler(config, text.tokenizer)
     process_group = process_group or ProcessGroup(select_device(config.device))
     chosen = config.chosen()  # as the user set it: `vocab_size` is changed to the tokenizer's
     model, config = make_model(config, text.tokenizer, process_group, model, is_resumed)
@@ -279,6 +255,41 @@ def make_trainer(
     )
     trainer.chosen = chosen
     return trainer
+
+
+def _make_sampler(config: Config, tokenizer: Tokenizer) -> Sample:
+    """Return a function that generates samples according to the configuration."""
+    options = sampling_keys(config)
+    check_options(tokenizer, options)
+
+    def sample(model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int) -> str:
+        limits = {"max_length": max_length, "min_length": 0}
+        return generate_text(
+            model, config.model_seed, tokenizer=tokenizer, seed=seed, **{**options, **limits}
+        )
+
+    return sample
+
+
+def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
+    """Log the sizes of the text, the model and the batches."""
+    log.info(
+        "%s: %s, %s to train on, %s to validate; vocabulary %d",
+        trainer.config.model_name,
+        plural(sum(map(len, text.documents)), "character"),
+        plural(len(text.train_data.tokens), "token"),
+        f"{len(text.val_data.tokens) if text.val_data else 0:,}",
+        text.tokenizer.vocab_size,
+    )
+    log.info(
+        "%s; %s an epoch of %s (%d at a time); %s, each: %s",
+        plural(trainer.model.num_parameters(), "parameter"),
+        plural(trainer.batches.steps_per_epoch, "step"),
+        plural(trainer.batches.batch_size, "sequence"),
+        trainer.runner.micro_batch_size,
+        plural(trainer.process_group.world_size, "process", "processes"),
+        describe_device(trainer.runner.device),
+    )
 
 
 def _write_report(folder: Path, training_text: list[str]) -> None:

@@ -72,17 +72,10 @@ def examine(config: Config) -> Iterator[str]:
     memory = predict_memory(config, micro, seq_len, device, memory_stats().process)
     sizes = model_sizes(config)
     available = available_memory(device)
-    trained_note = (
-        f" ({sizes.trainable // 4:,} of them trained)" if sizes.trainable < sizes.weights else ""
-    )
-    yield (
-        f"model: {sizes.weights // 4:,} parameters{trained_note}, "
-        f"{plural(config.model_layer, 'layer')}, {config.model_embd} wide; "
-        f"{describe_device(device)}"
-    )
+    yield _describe_model(config, sizes, device)
     yield (
         f"batch: {plural(batches.batch_size, 'sequence')} of {plural(seq_len, 'token')}, {micro} "
-        f"at a time; {plural(batches.steps_per_epoch, 'step')} for a pass over the text"
+        f"at a time; {plural(batches.steps_per_epoch, 'step')} per epoch"
     )
     yield (
         f"memory: about {human_bytes(memory.total)} of {human_bytes(available)} "
@@ -115,6 +108,17 @@ def _describe_text(text: PreparedData, config: Config) -> Iterator[str]:
     held_out = len(text.val_data.tokens) if text.val_data is not None else 0
     yield f"tokens: {len(text.train_data.tokens):,} to train on, {held_out:,} to validate"
     yield f"vocabulary: {plural(text.tokenizer.vocab_size, 'token')}"
+
+
+def _describe_model(config: Config, sizes: Sizes, device: torch.device) -> str:
+    trained_note = (
+        f" ({sizes.trainable // 4:,} of them trained)" if sizes.trainable < sizes.weights else ""
+    )
+    return (
+        f"model: {sizes.weights // 4:,} parameters{trained_note}, "
+        f"{plural(config.model_layer, 'layer')}, {config.model_embd} wide; "
+        f"{describe_device(device)}"
+    )
 
 
 def _micro_batch_size(config: Config, batches: EpochBatches, device: torch.device) -> int:

@@ -63,14 +63,7 @@ def eval_(
     perplexity per word   exp(loss x tokens / words); words stand between white space
     bits per byte         loss x tokens / ln(2) / bytes of UTF-8
     """
-    if (text is None) == (tasks is None):
-        raise AGI2Error("eval needs --text FILE or --tasks NAME,NAME, one of them")
-    if stride is not None and text is None:
-        raise AGI2Error("--stride goes with --text")
-    if task_path is not None and tasks is None:
-        raise AGI2Error("--task-path goes with --tasks")
-    if tasks is not None:
-        _check_lm_eval()
+    _check_flags(text, stride, tasks, task_path)
     with loading(not quiet):
         config, file = open_model(model, "generation", overrides, quiet, verbose)
         from ..data.corpus import read_documents
@@ -89,6 +82,20 @@ def eval_(
         _evaluate_in_tasks(trained, precision, tasks.split(","), task_path, as_json)
     else:
         _evaluate_on_text(trained, precision, documents, stride, as_json)
+
+
+def _check_flags(
+    text: str | None, stride: int | None, tasks: str | None, task_path: Path | None
+) -> None:
+    """Check which flags are given together, and that lm-eval is installed if it is needed."""
+    if (text is None) == (tasks is None):
+        raise AGI2Error("eval needs --text FILE or --tasks NAME,NAME, one of them")
+    if stride is not None and text is None:
+        raise AGI2Error("--stride goes with --text")
+    if task_path is not None and tasks is None:
+        raise AGI2Error("--task-path goes with --tasks")
+    if tasks is not None:
+        _check_lm_eval()
 
 
 def _evaluate_on_text(

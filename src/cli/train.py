@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -21,6 +21,9 @@ from .common import (
     set_up_log,
 )
 from .startup import limit_openmp_spinning, loading
+
+if TYPE_CHECKING:
+    from ..training import Run
 
 
 @app.command()
@@ -40,11 +43,10 @@ def train(
 
         check_output(config)
         from ..console import print_text
-        from ..evaluation.memorization import measure_overlap
         from ..generation import generate_text
         from ..inference.sampling import sampling_keys
         from ..training import train_from_config
-        from ..utils import log, plural
+        from ..utils import log
 
     run = train_from_config(config)
     if not run.is_main:
@@ -60,8 +62,22 @@ def train(
         )
         samples.append(text)
         print_text(f"--- sample {number} ---\n{text}\n")
-    if quiet:
-        return
+    if not quiet:
+        _log_overlap(run, samples)
+        # The folder rather than the file, which --set may have overridden.
+        log.info('generate more with: agi2 generate %s "..."', shlex.quote(str(run.folder)))
+
+
+# Samples printed after training; characters of the training text to search for copies in them.
+_NUM_SAMPLES = 3
+_MAX_COMPARED_CHARACTERS = 20_000_000
+
+
+def _log_overlap(run: Run, samples: list[str]) -> None:
+    """Log how many of the samples' words occur in the training text, and the longest copy."""
+    from ..evaluation.memorization import measure_overlap
+    from ..utils import log, plural
+
     training_text = "\n".join(run.training_text)[:_MAX_COMPARED_CHARACTERS]
     overlaps = [measure_overlap(text, training_text) for text in samples]
     copied = max((each.longest_copy for each in overlaps), key=len)
@@ -69,15 +85,6 @@ def train(
     log.info("%.0f %% of the words of the samples occur in the training text", 100 * known_fraction)
     length = plural(len(copied), "character")
     log.info("the longest span copied from it has %s: %r", length, copied)
-    # The folder rather than the file, which --set may have overridden.
-    log.info('generate more with: agi2 generate %s "..."', shlex.quote(str(run.folder)))
-
-
-# Samples printed after training; characters of the training text to search for copies in them.
-_NUM_SAMPLES = 3
-
-
-_MAX_COMPARED_CHARACTERS = 20_000_000
 
 
 @app.command()

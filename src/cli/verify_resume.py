@@ -68,26 +68,11 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
         yield "on a GPU sums may come in another order: exactness is promised on the CPU alone"
     parent = config.output_dir if os.access(config.output_dir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".verify-resume-", dir=parent) as folder:
-        short = config.changed(
-            max_steps=steps,
-            max_minutes=None,
-            epochs=None,
-            resume=None,
-            checkpoint_interval=steps // 3,
-            keep_checkpoints=1,
-            eval_interval=steps // 3,
-            eval_tokens=min(config.eval_tokens or 2048, 2048),
-            log_interval=1,
-            early_stopping_patience=None,  # both runs must reach the last step
-            log_to=[],
-            sample_tokens=min(config.sample_tokens, 16),
-            output_dir=folder,
-        )
-        uninterrupted, resumed = short.changed(model_name="whole"), short.changed(
-            model_name="broken"
-        )
+        short = _shortened(config, steps, folder)
+        uninterrupted = short.changed(model_name="uninterrupted")
+        resumed = short.changed(model_name="resumed")
         _train(uninterrupted)
-        yield f"trained {steps} steps in one go"
+        yield f"trained {steps} steps without interruption"
         _train(resumed, killed_after=steps // 3)
         yield f"trained again, and was killed after more than {steps // 3} steps"
         _train(resumed.changed(resume="auto"))
@@ -101,6 +86,25 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     if differences:
         raise AGI2Error("the resumed run differs from the unbroken one, see above")
     yield "exact"
+
+
+def _shortened(config: Config, steps: int, folder: str) -> Config:
+    """Return the configuration of a run of `steps` steps in `folder`."""
+    return config.changed(
+        max_steps=steps,
+        max_minutes=None,
+        epochs=None,
+        resume=None,
+        checkpoint_interval=steps // 3,
+        keep_checkpoints=1,
+        eval_interval=steps // 3,
+        eval_tokens=min(config.eval_tokens or 2048, 2048),
+        log_interval=1,
+        early_stopping_patience=None,  # both runs must reach the last step
+        log_to=[],
+        sample_tokens=min(config.sample_tokens, 16),
+        output_dir=folder,
+    )
 
 
 # Windows has no SIGKILL; its SIGTERM terminates the process unconditionally.

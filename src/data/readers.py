@@ -41,23 +41,8 @@ def read_file(path: Path, text_field: str) -> Reading:
     reading = Reading([], len(content))
     text = decode(content, str(path))
     del content
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        rows = _jsonl(path, text, text_field)
-    elif suffix == ".csv":
-        rows = _csv(path, text, text_field)
-    else:
-        stripped = strip_gutenberg(text)
-        if removed := len(text) - len(stripped):
-            reading.skipped.add(
-                "header and licence of Project Gutenberg",
-                str(path),
-                size=removed,
-                unit="characters",
-            )
-        rows = iter([stripped])
     empty = 0
-    for document in rows:
+    for document in _documents(path, text, text_field, reading.skipped):
         if document.strip():
             reading.documents.append(document)
         else:
@@ -67,6 +52,20 @@ def read_file(path: Path, text_field: str) -> Reading:
     if not reading.documents:
         raise Unreadable("without text", f"{path}: contains no text")
     return reading
+
+
+def _documents(path: Path, text: str, text_field: str, skipped: Skipped) -> Iterator[str]:
+    """Return the documents of a file, also empty ones; count what is stripped in `skipped`."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return _jsonl(path, text, text_field)
+    if suffix == ".csv":
+        return _csv(path, text, text_field)
+    stripped = strip_gutenberg(text)
+    if removed := len(text) - len(stripped):
+        what = "header and licence of Project Gutenberg"
+        skipped.add(what, str(path), size=removed, unit="characters")
+    return iter([stripped])
 
 
 def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:

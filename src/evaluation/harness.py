@@ -177,6 +177,21 @@ def run_tasks(
     Raises:
         AGI2Error: if a task does not exist, or its data set cannot be loaded.
     """
+    manager = _load_tasks(names, folder)
+    evaluated = simple_evaluate(model, tasks=list(names), task_manager=manager, log_samples=False)
+    return {
+        task: {
+            # lm-eval's keys are METRIC,FILTER.
+            key.removesuffix(",none"): float(value)
+            for key, value in metrics.items()
+            if isinstance(value, int | float)
+        }
+        for task, metrics in evaluated["results"].items()
+    }
+
+
+def _load_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
+    """Load tasks and their data sets, of `folder` if it has them all; return their manager."""
     if folder is not None and not folder.is_dir():
         raise AGI2Error(f"{folder}: no such folder with tasks")
     # Custom tasks first: indexing the thousands of files of lm-eval takes many seconds.
@@ -193,13 +208,4 @@ def run_tasks(
         manager.load(list(names))
     except Exception as error:  # an invalid file, or any network error
         raise AGI2Error(f"{', '.join(names)}: cannot be loaded: {first_line(error)}") from error
-    evaluated = simple_evaluate(model, tasks=list(names), task_manager=manager, log_samples=False)
-    return {
-        task: {
-            # lm-eval's keys are METRIC,FILTER.
-            key.removesuffix(",none"): float(value)
-            for key, value in metrics.items()
-            if isinstance(value, int | float)
-        }
-        for task, metrics in evaluated["results"].items()
-    }
+    return manager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..config import GPT2Config
 from ..errors import AGI2Error
@@ -68,19 +71,25 @@ def export_gguf(
         try:
             _write_architecture(writer, config, path.stem)
             _write_tokenizer(writer, vocabulary, tokenizer)
-            for name, weight in weights.items():
-                data = weight.detach().cpu().float().contiguous().numpy()
-                kind = gguf.GGMLQuantizationType.F32
-                is_matrix = data.ndim == 2 and not name.startswith("position_embeddings")
-                if quantize == "q8_0" and is_matrix and data.shape[1] % _Q8_0_BLOCK == 0:
-                    kind = gguf.GGMLQuantizationType.Q8_0
-                    data = gguf.quants.quantize(data, kind)
-                writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
+            _write_tensors(writer, weights, quantize)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
         finally:
             writer.close()
+
+
+def _write_tensors(writer: Any, weights: Mapping[str, torch.Tensor], quantize: str | None) -> None:
+    import gguf
+
+    for name, weight in weights.items():
+        data = weight.detach().cpu().float().contiguous().numpy()
+        kind = gguf.GGMLQuantizationType.F32
+        is_matrix = data.ndim == 2 and not name.startswith("position_embeddings")
+        if quantize == "q8_0" and is_matrix and data.shape[1] % _Q8_0_BLOCK == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            data = gguf.quants.quantize(data, kind)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
 
 
 def _write_architecture(writer: Any, config: GPT2Config, name: str) -> None:
@@ -105,19 +114,29 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """
     from gguf import TokenType
 
+    content = json.loads(tokenizer.to_json())
+    _check_supported(tokenizer, content)
+    # The embedding may be padded: ids without a token become unused placeholders.
+    tokens = [f"[PAD{id}]" for id in range(size)]
+    types = [TokenType.UNUSED] * size
+    for token, id in content["model"]["vocab"].items():
+        tokens[id], types[id] = token, TokenType.NORMAL
+    for token in content["added_tokens"]:
+        tokens[token["id"]], types[token["id"]] = token["content"], TokenType.CONTROL
+    merges = [" ".join(pair) for pair in content["model"]["merges"]]
+    return {"tokens": tokens, "types": types, "merges": merges}
+
+
+def _check_supported(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
+    """Check that llama.cpp's pre-tokenizer `gpt-2` encodes as the tokenizer of this `content`."""
     if not isinstance(tokenizer, BPETokenizer):
         raise AGI2Error('a character tokenizer has no form in GGUF: train with tokenizer = "bpe"')
     if len(tokenizer.end_tokens) > 3:
         raise AGI2Error(
-            f"a text of this model ends with one of {len(tokenizer.end_tokens)} tokens: GGUF has "
-            "a place for three"
+            f"a text of this model ends with one of {len(tokenizer.end_tokens)} tokens: GGUF "
+            "supports at most three"
         )
-    content = json.loads(tokenizer.to_json())
-    model, pre_tokenizer, added = (
-        content["model"],
-        content["pre_tokenizer"] or {},
-        content["added_tokens"],
-    )
+    model, pre_tokenizer = content["model"], content["pre_tokenizer"] or {}
     if not (
         model["type"] == "BPE"
         and not model.get("ignore_merges")
@@ -128,20 +147,12 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         and pre_tokenizer.get("type") == "ByteLevel"
         and pre_tokenizer.get("use_regex", True)
         and not pre_tokenizer.get("add_prefix_space")
-        and all(token["special"] for token in added)
+        and all(token["special"] for token in content["added_tokens"])
     ):
         raise AGI2Error(
-            "this tokenizer cuts text otherwise than GPT-2's: llama.cpp would read other tokens"
+            "this tokenizer splits text differently from GPT-2's: llama.cpp would encode it to "
+            "other tokens"
         )
-    # The embedding may be padded: ids without a token become unused placeholders.
-    tokens = [f"[PAD{id}]" for id in range(size)]
-    types = [TokenType.UNUSED] * size
-    for token, id in model["vocab"].items():
-        tokens[id], types[id] = token, TokenType.NORMAL
-    for token in added:
-        tokens[token["id"]], types[token["id"]] = token["content"], TokenType.CONTROL
-    merges = [" ".join(pair) for pair in model["merges"]]
-    return {"tokens": tokens, "types": types, "merges": merges}
 
 
 def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokenizer) -> None:

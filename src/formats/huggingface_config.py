@@ -75,6 +75,24 @@ def from_hf_config(hf_config: Mapping[str, Any], name: str) -> GPT2Config:
         kind = safe_repr(hf_config.get("model_type"))
         raise AGI2Error(f"{name}: model_type = {kind}; only gpt2 can be imported")
     hf_config = _without_aliases(hf_config, name)
+    _check_features(hf_config, name)
+    activation = hf_config.get("activation_function", "gelu_new")
+    sizes: dict[str, Any] = {field: _size(hf_config, key, name) for key, field in _SIZES.items()}
+    if sizes["d_model"] % sizes["n_heads"]:
+        raise AGI2Error(
+            f"{name}: n_embd = {sizes['d_model']} is not divisible by n_head = {sizes['n_heads']}"
+        )
+    return GPT2Config(
+        **sizes,
+        dropout=_dropout(hf_config, name),
+        activation=_FROM_HF_ACTIVATIONS[activation],  # type: ignore[arg-type]
+        position_embedding="learned",
+        tie_weights=hf_config.get("tie_word_embeddings", True),
+    )
+
+
+def _check_features(hf_config: Mapping[str, Any], name: str) -> None:
+    """Check that a GPT-2's config.json has only features that AGI2 supports."""
     for key, value in {**_FIXED, **_ABSENT}.items():
         value_found = hf_config.get(key, value)
         if value_found != value or isinstance(value_found, bool) != isinstance(value, bool):
@@ -89,18 +107,6 @@ def from_hf_config(hf_config: Mapping[str, Any], name: str) -> GPT2Config:
             raise AGI2Error(
                 f"{name}: {key} = {safe_repr(hf_config[key])} is neither true nor false"
             )
-    sizes: dict[str, Any] = {field: _size(hf_config, key, name) for key, field in _SIZES.items()}
-    if sizes["d_model"] % sizes["n_heads"]:
-        raise AGI2Error(
-            f"{name}: n_embd = {sizes['d_model']} is not divisible by n_head = {sizes['n_heads']}"
-        )
-    return GPT2Config(
-        **sizes,
-        dropout=_dropout(hf_config, name),
-        activation=_FROM_HF_ACTIVATIONS[activation],  # type: ignore[arg-type]
-        position_embedding="learned",
-        tie_weights=hf_config.get("tie_word_embeddings", True),
-    )
 
 
 def _size(hf_config: Mapping[str, Any], key: str, name: str) -> int:

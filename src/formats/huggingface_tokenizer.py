@@ -74,11 +74,12 @@ def load_hf_tokenizer(path: Path, name: str, model: Mapping[str, Any]) -> Tokeni
     tokenizer = _load(content, name)
     loaded = {**token_ids(tokenizer), **content["model"]["vocab"]}
     changed = [token for token, id in ids.items() if loaded.get(token) != id]
-    if changed or (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
-        token = next(iter(changed), names[start])
+    if (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
+        changed.append(names[start])
+    if changed:
         raise AGI2Error(
-            f"{name}: its token {token!r} cannot keep its id: the ids of added tokens follow the "
-            "vocabulary without gaps"
+            f"{name}: its token {changed[0]!r} cannot keep its id: the ids of added tokens follow "
+            "the vocabulary without gaps"
         )
     _warn_about_dropped(files, path, content)
     return tokenizer

@@ -14,9 +14,9 @@ from ..errors import AGI2Error
 from ..utils import log, plural, seed_everything
 from .distributed import NoSync, ProcessGroup
 from .estimates import choose_micro_batch_size
-from .loss import LossFunction, NextTokenLoss
+from .loss import LossFunction, NextTokenLoss, count_targets
 from .optimizer import Optimizer
-from .step import accumulate_gradients
+from .step import Batch, accumulate_gradients, split_batch
 
 
 class GradientAccumulator:
@@ -53,7 +53,7 @@ class GradientAccumulator:
         self.rows = self._local_batch_size()
         """Maximum number of sequences of a batch on this rank."""
         self.micro_batch_size = min(self.rows, self._micro_batch_size(loss.model.config))
-        self._prefetched: tuple[int, torch.Tensor] | None = None
+        self._prefetched: tuple[int, Batch] | None = None
 
     def _local_batch_size(self) -> int:
         batch, count = self._config.batch_size, self._processes.world_size
@@ -75,7 +75,7 @@ class GradientAccumulator:
             )
         return size
 
-    def fetch(self, step: int) -> torch.Tensor:
+    def fetch(self, step: int) -> Batch:
         """Return this rank's batch of a step; on CUDA as a non-blocking copy to the device."""
         batch = self._batches.batch(step, self._processes.rank, self._processes.world_size)
         if self._processes.device.type == "cuda":  # pragma: needs gpu
@@ -111,12 +111,10 @@ class GradientAccumulator:
             self.prefetch(step)
         assert self._prefetched is not None
         batch = self._prefetched[1]
-        rows, count = len(self._batches.rows(step)), self._processes.world_size
+        rows, world_size = len(self._batches.rows(step)), self._processes.world_size
+        num_targets = self._processes.all_reduce_sum(count_targets(split_batch(batch)[1]))
         while True:
-            # Dropout is seeded by the step, so that a retried or resumed step has the same masks,
-            # and by the rank, so that ranks have different ones. The factors keep seeds distinct.
-            seed = self._config.seed * 1_000_033 + step + self._processes.rank * 2**40
-            seed_everything(seed % 2**63)
+            self._seed_dropout(step)
             try:
                 loss = accumulate_gradients(
                     self.loss,
@@ -126,8 +124,10 @@ class GradientAccumulator:
                     precision=precision,
                     scaler=scaler,
                     no_sync=self.no_sync,
-                    weight=len(batch) * count / rows,
-                    min_micro_batches=-(-rows // (count * self.micro_batch_size)),
+                    num_targets=num_targets,
+                    world_size=world_size,
+                    # The rows of the largest share, which every rank must split equally.
+                    min_micro_batches=-(-rows // (world_size * self.micro_batch_size)),
                     is_padded=is_padded,
                 )
                 return self._processes.all_reduce_mean(loss)
@@ -136,6 +136,14 @@ class GradientAccumulator:
                     raise
             # Outside the except block, whose traceback keeps the tensors alive.
             self._shrink(step)
+
+    def _seed_dropout(self, step: int) -> None:
+        """Seed dropout by the step and the rank; the factors keep seeds distinct.
+
+        A retried or resumed step has the same masks, and ranks have different ones.
+        """
+        seed = self._config.seed * 1_000_033 + step + self._processes.rank * 2**40
+        seed_everything(seed % 2**63)
 
     def _shrink(self, step: int) -> None:
         """Reduce the micro-batch size to the largest divisor of the batch up to half of it."""

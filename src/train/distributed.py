@@ -59,10 +59,16 @@ class ProcessGroup:
             dist.broadcast_object_list(result, device=torch.device("cpu"))
         return cast(T, result[0])
 
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
+        """All-reduce `value` in place to its sum over all ranks."""
+        if dist.is_initialized():
+            dist.all_reduce(value)
+        return value
+
     def all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
         """All-reduce `value` in place to its mean over all ranks, bitwise equal on each."""
         if dist.is_initialized():
-            dist.all_reduce(value)
+            self.all_reduce_sum(value)
             value /= self.world_size
         return value
 

@@ -18,6 +18,7 @@ from ..console import TrainingDisplay
 from ..cuda_utils import memory_stats
 from ..errors import AGI2Error
 from ..utils import human_time, log
+from .loss import count_targets
 from .step import Batch, accumulate_gradients, apply_gradients, split_batch
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -89,24 +90,26 @@ class Epoch:
             AGI2Error: if the dataloader is empty.
         """
         self.model.train()
-        total, tokens, started = (
-            torch.zeros((), dtype=torch.float64, device="cpu"),
-            0,
-            time.monotonic(),
-        )
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
+        tokens, counted, started = 0, 0, time.monotonic()
         count = len(dataloader) if isinstance(dataloader, Sized) else None
         with TrainingDisplay(count) as display:
             for number, batch in enumerate(_checked(dataloader), 1):
+                targets = split_batch(batch)[1]
+                num_targets = int(count_targets(targets))
+                tokens += targets.numel()
+                if not num_targets:
+                    log.warning("batch %d skipped: all of its targets are ignored", number)
+                    continue
                 loss = self._step(batch, number)
-                targets = split_batch(batch)[1].numel()
-                total += loss.cpu().double() * targets
-                tokens += targets
+                total += loss.cpu().double() * num_targets
+                counted += num_targets
                 if number % _interval(count) == 0:
                     seconds = time.monotonic() - started
                     self._show(display, number, count, loss.item(), tokens, seconds)
         if not tokens:
             raise AGI2Error("the dataloader is empty: there is nothing to train on")
-        mean = total.item() / tokens
+        mean = total.item() / max(counted, 1)
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(mean)
         log.info(

@@ -40,14 +40,15 @@ def accumulate_gradients(
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler = _NO_SCALING,
     no_sync: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    weight: float = 1.0,
+    num_targets: torch.Tensor | None = None,
+    world_size: int = 1,
     min_micro_batches: int = 1,
     is_padded: bool = False,
 ) -> torch.Tensor:
     """Accumulate a batch's gradients over micro-batches (gradient accumulation).
 
     Micro-batches are weighted by their number of targets, so that the result is the gradient of the
-    mean loss of the batch's targets; those that are `IGNORE_INDEX` do not count.
+    mean loss over the targets of the global batch; those that are `IGNORE_INDEX` do not count.
 
     Args:
         loss_function: returns the mean loss of inputs and targets.
@@ -58,27 +59,27 @@ def accumulate_gradients(
         scaler: the loss scaler for fp16, in which small gradients underflow.
         no_sync: the `no_sync` context of DDP or FSDP, entered for every micro-batch except the
             last, whose backward pass all-reduces the gradients.
-        weight: factor of the loss and its gradients. With several ranks: this rank's share of the
-            global batch times the number of ranks, because DDP averages the gradients.
+        num_targets: the number of targets of the global batch that count, a scalar; by default
+            those of `batch`. If it is 0, the loss and its gradients are 0.
+        world_size: the number of ranks, a factor of the loss, because DDP averages the gradients.
         min_micro_batches: minimum number of micro-batches. All ranks need the same number, or the
             all-reduce hangs: a rank with fewer adds micro-batches of ignored targets.
         is_padded: whether to pad the last micro-batch to `micro_batch_size` rows, with ignored
             targets: code that is compiled for one shape needs no other.
 
     Returns:
-        The mean loss times `weight`, a scalar on `device` (no synchronization).
+        This rank's part of the mean loss times `world_size`, a scalar on `device` (no
+        synchronization): the mean of it over all ranks is the loss of the global batch.
     """
     inputs, targets = split_batch(batch)
     size = micro_batch_size or len(inputs) or 1
+    if num_targets is None:
+        num_targets = count_targets(targets)
+    num_targets = num_targets.clamp(min=1)
     min_micro_batches = max(min_micro_batches, -(-len(inputs) // size))
-    missing = (min_micro_batches * size if is_padded else (min_micro_batches - 1) * size + 1) - len(
-        inputs
-    )
-    if missing > 0:
-        inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.size(1))])
-        targets = torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORE_INDEX)])
+    rows = min_micro_batches * size if is_padded else (min_micro_batches - 1) * size + 1
+    inputs, targets = _pad(inputs, targets, rows)
     counts = [count_targets(each) for each in targets.split(size)]
-    count_of_all = torch.stack(counts).sum().clamp(min=1)
     total = torch.zeros((), dtype=torch.float32, device=device)
     for index, (x, y, count) in enumerate(
         zip(inputs.split(size), targets.split(size), counts, strict=True), start=1
@@ -90,10 +91,23 @@ def accumulate_gradients(
                 )
             # Tensors: a number would need a synchronization if the targets are on a GPU.
             dtype = torch.promote_types(loss.dtype, torch.float32)
-            loss = loss * (weight * (count.to(dtype) / count_of_all.to(dtype)))
+            loss = loss * ((world_size * count).to(dtype) / num_targets.to(dtype))
             scaler.scale(loss).backward()
         total += loss.detach()
     return total
+
+
+def _pad(
+    inputs: torch.Tensor, targets: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad inputs and targets (B, T) to at least `rows` rows, with ignored targets."""
+    missing = rows - len(inputs)
+    if missing <= 0:
+        return inputs, targets
+    return (
+        torch.cat([inputs, inputs.new_zeros(missing, inputs.size(1))]),
+        torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORE_INDEX)]),
+    )
 
 
 def apply_gradients(

@@ -36,7 +36,7 @@ def test_three_processes_prove_that_resuming_is_exact(tiny_run, tmp_path):
     assert lines[0].startswith("max_minutes is ignored for 3 steps")
     assert lines[1:] == [
         "early_stopping_patience is ignored, so that all runs reach the last step",
-        "trained 3 steps in one go",
+        "trained 3 steps without interruption",
         "trained again, and was killed after more than 1 steps",
         "resumed from step 1, to step 3",
         "weights: the same",

@@ -268,7 +268,7 @@ def test_several_ends_go_to_gguf_as_far_as_it_has_places(theirs, tmp_path):
     assert [int(reader.fields[name].parts[-1][0]) for name in names] == [3, 5, 0, 7]
     rewrite(folder / "config.json", eos_token_id=[5, 0, 7, 8])
     import_folder(folder, tmp_path / "four")
-    with pytest.raises(AGI2Error, match="ends with one of 4 tokens: GGUF has a place for three"):
+    with pytest.raises(AGI2Error, match="ends with one of 4 tokens: GGUF supports at most three"):
         export_model(tmp_path / "four", tmp_path / "n.gguf", "gguf")
 
 

@@ -19,6 +19,7 @@ from src.train.checkpoint import newest_checkpoint, open_checkpoint
 from src.train.trackers import read_metrics
 from src.training import train_from_config
 from tests.bounds import assert_same_in_float64, gamma, validation_bound
+from tests.integration import train_in_processes
 from tests.tiny_models import training_in_float64
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def torchrun(count, script, *arguments, options=()):
     )
 
 
-def train_in_processes(folder, count, jobs, *options):
+def train_in_torchrun(folder, count, jobs, *options):
     """Each job's outcome on each process, and all that each process printed."""
     file = folder / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
@@ -104,6 +105,10 @@ def alone(make):
         }
 
 
+def masked_job(make, name):
+    return {"config": make.keys(name, micro_batch_size=2), "hazard": "masked"}
+
+
 @pytest.fixture(scope="module")
 def two(make):
     """Runs in two processes; those to compare with one process's are in float64, too."""
@@ -112,6 +117,7 @@ def two(make):
             kind: {"config": make.keys(f"two-{kind}", **keys), "float64": True}
             for kind, keys in KINDS.items()
         },
+        "masked": {**masked_job(make, "two-masked"), "float64": True},
         "dropout": {"config": make.keys("two-dropout", dropout=0.1)},
         "asked": {"config": make.keys("two-asked", checkpoint_interval=100), "hazard": "asked"},
         "memory": {"config": make.keys("two-memory"), "hazard": "memory"},
@@ -119,7 +125,7 @@ def two(make):
         # The last: all processes are started once more.
         "killed": {"config": make.keys("killed", dropout=0.1), "hazard": "killed"},
     }
-    outcomes, printed = train_in_processes(make.folder, 2, [*jobs.values()], "--max-restarts=1")
+    outcomes, printed = train_in_torchrun(make.folder, 2, [*jobs.values()], "--max-restarts=1")
     return SimpleNamespace(printed=printed, **dict(zip(jobs, outcomes, strict=True)))
 
 
@@ -167,6 +173,15 @@ def test_two_processes_equal_one_with_the_joined_batch(make, alone, two, kind):
         assert outcomes[0]["history"][key] == wanted
     mine, theirs = (everything(newest_checkpoint(f)) for f in (folder, expected.folder))
     assert_same(mine, theirs)
+
+
+def test_two_processes_with_unequal_numbers_of_targets_equal_one_with_the_joined_batch(make, two):
+    """The mean is over the targets that count in all micro-batches of both."""
+    expected = train_in_processes.outcome(**masked_job(make, "alone-masked"), float64=True)
+    weights = {name: torch.tensor(each).double() for name, each in expected["weights"].items()}
+    assert_same(two.masked[0]["weights"], weights)
+    assert two.masked[0]["history"]["train_loss"] == near(expected["history"]["train_loss"])
+    assert losses(run_folder(make, "two-masked")) == near(losses(run_folder(make, "alone-masked")))
 
 
 def everything(checkpoint):
@@ -230,7 +245,7 @@ def test_a_run_goes_on_in_another_number_of_processes(make, two):
         from_shards = train_from_config(make_config(keys("fsdp", "ddp")))
     assert_same(from_shards.model.state_dict(), expected.model.state_dict())
     ways = [("adamw", "ddp"), ("adamw", "fsdp"), ("fsdp", "fsdp"), ("fsdp", "ddp")]
-    results, printed = train_in_processes(
+    results, printed = train_in_torchrun(
         make.folder, 4, [{"config": keys(*way), "float64": True} for way in ways]
     )
     assert printed[0].count("processes was 2 in this run: the rounding changes") == len(ways)

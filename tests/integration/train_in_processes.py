@@ -18,12 +18,13 @@ import torch
 from src.config_loader import make_config
 from src.console import setup_logging
 from src.errors import AGI2Error
-from src.train.loss import NextTokenLoss
+from src.train.accumulator import GradientAccumulator
+from src.train.loss import IGNORE_INDEX, NextTokenLoss
 from src.train.trainer import Trainer
 from src.training import train_from_config
 from tests.tiny_models import training_in_float64
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", 0))
 _step = Trainer._train_one_step
 
 
@@ -46,10 +47,22 @@ def out_of_memory(loss, inputs, targets):
     return torch.empty(2**60)
 
 
+_fetch = GradientAccumulator.fetch
+
+
+def masked_fetch(accumulator, step):
+    """A step's batch; each window begins with a number of ignored targets of its own."""
+    windows = _fetch(accumulator, step)
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    ignored = torch.arange(targets.size(1)) < windows[:, :1] % targets.size(1)
+    return inputs, targets.masked_fill(ignored, IGNORE_INDEX)
+
+
 HAZARDS = {
     None: contextlib.nullcontext(),
     "asked": mock.patch.object(Trainer, "_train_one_step", asked_to_stop),
     "killed": mock.patch.object(Trainer, "_train_one_step", killed),
+    "masked": mock.patch.object(GradientAccumulator, "fetch", masked_fetch),
     "memory": mock.patch.object(NextTokenLoss, "forward", out_of_memory),
 }
 

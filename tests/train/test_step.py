@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from src.config import GPT2Config
 from src.model import GPT2Model
-from src.train.loss import IGNORE_INDEX, NextTokenLoss
+from src.train.loss import IGNORE_INDEX, NextTokenLoss, count_targets
 from src.train.optimizer import make_optimizers
 from src.train.step import accumulate_gradients, apply_gradients
 from tests.bounds import assert_same_in_float64, gamma
@@ -64,23 +64,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro):
 @pytest.mark.parametrize("micro", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 2, 4, 7])
 def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, processes):
-    """Parts of unequal size, or of none: what DDP and FSDP take the mean of."""
-    batch = tokens(rows, seed=rows)
+    """Parts of unequal size and numbers of targets, or of none: what DDP and FSDP average."""
+    inputs, targets = tokens(rows, seed=rows)[:, :-1], tokens(rows, seed=rows)[:, 1:]
+    targets = targets.masked_fill(targets < 3 * torch.arange(rows)[:, None], IGNORE_INDEX)
+    batch = inputs, targets
     whole = exact_model()
     expected_loss = accumulate_gradients(NextTokenLoss(whole), batch, CPU)
     loss, calls = 0.0, []
     shared = {name: torch.zeros_like(p) for name, p in whole.named_parameters()}
     for rank in range(processes):
-        part = batch[-(-rows * rank // processes) : -(-rows * (rank + 1) // processes)]
+        own = slice(-(-rows * rank // processes), -(-rows * (rank + 1) // processes))
         model = exact_model()
         loss_of = NextTokenLoss(model)
         loss_of.register_forward_hook(lambda *_, rank=rank: calls.append(rank))
         loss += accumulate_gradients(
             loss_of,
-            part,
+            (inputs[own], targets[own]),
             CPU,
             micro_batch_size=micro,
-            weight=len(part) * processes / rows,
+            num_targets=count_targets(targets),
+            world_size=processes,
             min_micro_batches=-(-rows // (processes * micro)),
         )
         for name, gradient in gradients(model).items():
@@ -115,6 +118,13 @@ def test_micro_batches_count_by_their_targets_and_padding_does_not(ignored, micr
     assert results[1].pop("loss") == pytest.approx(results[0].pop("loss"), rel=gamma(12), abs=0)
     for name, expected in results[0].items():
         assert_same_in_float64(results[1][name], expected)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient():
+    model = exact_model()
+    batch = tokens(3)[:, :-1], torch.full((3, 8), IGNORE_INDEX)
+    assert accumulate_gradients(NextTokenLoss(model), batch, CPU, micro_batch_size=2) == 0
+    assert not any(gradient.any() for gradient in gradients(model).values())
 
 
 def test_windows_and_pairs_are_the_same_batch():
