@@ -3,7 +3,7 @@
 python benchmarks/fit_plan.py
 
 Prints the measured and the predicted loss of each run, and the fitted constants of
-`src/train/expectation.py`. To add a run, add a row to the table.
+`src/train/scaling_law.py`. To add a run, add a row to the table.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from src.train.expectation import FittedRange, ScalingLaw, effective_bytes  # noqa: E402
+from src.train.scaling_law import FittedRange, ScalingLaw, effective_bytes  # noqa: E402
 
 TABLE = ROOT / "benchmarks" / "results" / "planning_runs.json"
 # Grid for the exponent of the data.
@@ -35,9 +35,9 @@ def seen_bytes(row: dict) -> float:
 def fit(rows: list[dict]) -> ScalingLaw:
     """Fit by least squares of the relative error, with non-negative constants.
 
-    The constants are fitted with a free hardness per text, so that model and data sizes are
+    The constants are fitted with a free entropy per text, so that model and data sizes are
     compared within a text. The reported error is that of the complete prediction, in which the
-    hardness is estimated from bzip2's compression.
+    entropy is estimated from bzip2's compression.
     """
     bits = np.array([row["bits_per_byte"] for row in rows])
     by_bzip2 = np.array([row["compressed"] for row in rows])
@@ -61,7 +61,7 @@ def fit(rows: list[dict]) -> ScalingLaw:
 
 def fitted_range(rows: list[dict]) -> FittedRange:
     """Return the ranges covered by the runs."""
-    passes = [seen_bytes(row) / row["train_bytes"] for row in rows]
+    epochs = [seen_bytes(row) / row["train_bytes"] for row in rows]
 
     def span(values: Iterable[float]) -> tuple[float, float]:
         values = list(values)
@@ -70,7 +70,7 @@ def fitted_range(rows: list[dict]) -> FittedRange:
     return FittedRange(
         text_bytes=span(row["train_bytes"] for row in rows),
         parameters=span(row["parameters"] for row in rows),
-        epochs=span(passes),
+        epochs=span(epochs),
         entropy=span(row["compressed"] for row in rows),
     )
 
@@ -79,27 +79,27 @@ def _fit_law(
     bits: np.ndarray, by_bzip2: np.ndarray, texts: np.ndarray, terms: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Return the constants of the terms and their relative error (alternating least squares)."""
-    hardness = by_bzip2.copy()
+    entropy = by_bzip2.copy()
     for _ in range(40):
-        law = np.linalg.lstsq((hardness / bits * terms).T, np.ones(len(bits)))[0]
+        law = np.linalg.lstsq((entropy / bits * terms).T, np.ones(len(bits)))[0]
         expected = law @ terms
         for text in set(texts.tolist()):
             here = texts == text
-            hardness[here] = np.mean(bits[here] / expected[here])
-    # Hardness and law are determined up to a common factor: normalize the hardness to bzip2's.
-    factor = np.exp(np.mean(np.log(hardness / by_bzip2)))
-    return law * factor, float(np.sqrt(np.mean((hardness * expected / bits - 1) ** 2)))
+            entropy[here] = np.mean(bits[here] / expected[here])
+    # Entropy and law are determined up to a common factor: normalize the entropy to bzip2's.
+    factor = np.exp(np.mean(np.log(entropy / by_bzip2)))
+    return law * factor, float(np.sqrt(np.mean((entropy * expected / bits - 1) ** 2)))
 
 
 def main() -> None:
     rows = load()
     found = fit(rows)
     for row in rows:
-        expected = found.bits_per_byte(
+        predicted = found.bits_per_byte(
             row["compressed"], row["parameters"], row["train_bytes"], seen_bytes(row)
         )
         shape = f"{row['layers']} x {row['width']}, {row['steps']} steps"
-        print(f"{row['text']:22} {shape:22} {row['bits_per_byte']:.3f}  expected {expected:.3f}")
+        print(f"{row['text']:22} {shape:22} {row['bits_per_byte']:.3f}  predicted {predicted:.3f}")
     print(found)
     print(fitted_range(rows))
 

@@ -13,9 +13,8 @@ from typing import Any
 from ..config import Config
 from ..config_loader import CONFIG, load_config
 from ..errors import AGI2Error
-from ..formats.run_dir import METRICS, STATE, WEIGHTS, list_checkpoints, step_of
+from ..formats.run_dir import METRICS, WEIGHTS, list_checkpoints, read_state, step_of
 from ..train.trackers import read_metrics
-from ..utils import read_json_object
 from .charts import Point
 
 
@@ -206,7 +205,9 @@ def _is_finished(folder: Path, config: Config, history: History) -> bool:
     total = history.start.get("total_steps")
     if total is not None and history.steps >= total:
         return True
-    seconds, without_improvement = state.get("seconds"), state.get("evaluations_without_gain")
+    seconds, without_improvement = state.get("seconds"), state.get(
+        "validations_without_improvement"
+    )
     if not (isinstance(seconds, int | float) and isinstance(without_improvement, int)):
         return False
     if config.max_minutes is not None and seconds >= 60 * config.max_minutes:
@@ -235,7 +236,7 @@ def _newest_state(folder: Path) -> dict[str, Any]:
     """Load the state of the newest readable checkpoint, without tensors; empty if there is none."""
     for path in reversed(list_checkpoints(folder)):
         with contextlib.suppress(AGI2Error):
-            return read_json_object(path / STATE)
+            return read_state(path)
     return {}
 
 

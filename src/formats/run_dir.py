@@ -16,6 +16,7 @@ import tomli_w
 
 from ..config_loader import CONFIG
 from ..errors import AGI2Error
+from ..utils import read_json_object
 
 # Tokenizers that are named rather than loaded from a file.
 TOKENIZER_KINDS = ("bpe", "basic", "gpt2")
@@ -26,6 +27,9 @@ CHECKPOINTS = "checkpoints"
 # In a checkpoint: training state other than tensors; tensors of a sharded checkpoint (FSDP).
 STATE = "state.json"
 SHARDS = "shards"
+
+# Keys of `state.json` that earlier versions wrote under another name.
+_RENAMED_STATE_KEYS = {"evaluations_without_gain": "validations_without_improvement"}
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -48,6 +52,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step of a checkpoint folder, from its name."""
     return int(checkpoint.name.removeprefix("step-").removesuffix(".old"))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read the training state of a checkpoint folder, also as earlier versions wrote it.
+
+    Raises:
+        AGI2Error: if it is not a JSON object.
+        OSError: if it cannot be read.
+    """
+    state = read_json_object(checkpoint / STATE)
+    return {_RENAMED_STATE_KEYS.get(key, key): value for key, value in state.items()}
 
 
 def config_file(argument: str) -> str:

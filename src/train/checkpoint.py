@@ -40,6 +40,7 @@ from ..formats.run_dir import (
     check_resume,
     checkpoint_folder,
     list_checkpoints,
+    read_state,
     run_folder,
     step_of,
 )
@@ -260,7 +261,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         manifest = read_json_object(folder / MANIFEST)
         damaged = [name for name in manifest if not _is_intact(folder, name, manifest[name])]
-        state = read_json_object(folder / STATE)
+        state = read_state(folder)
     except (AGI2Error, OSError, ValueError) as error:  # ValueError: a NUL in a file name
         raise AGI2Error(f"{folder} is not a complete checkpoint: {error}") from error
     sharded = any(name.startswith(f"{SHARDS}/") for name in manifest)
@@ -282,7 +283,7 @@ def _is_intact(folder: Path, name: str, digest: Any) -> bool:
 _NUMBER, _NUMBER_OR_NONE = (int, float), (int, float, type(None))
 _STATE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "skipped_steps", "skipped_in_a_row", "evaluated_at"), (int,)),
-    **dict.fromkeys(("evaluations_without_gain", "metrics_size", "total_steps"), (int,)),
+    **dict.fromkeys(("validations_without_improvement", "metrics_size", "total_steps"), (int,)),
     **dict.fromkeys(("micro_batch_size", "processes", "threads"), (int,)),
     **dict.fromkeys(("tokenizer", "text", "precision"), (str,)),
     **dict.fromkeys(("fixed", "config", "history", "scaler"), (dict,)),

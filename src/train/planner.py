@@ -28,7 +28,7 @@ from ..formats.run_dir import run_folder
 from ..utils import human_bytes, human_time, plural, write_text
 from .distributed import ProcessGroup
 from .estimates import model_sizes, predict_memory, training_flops
-from .expectation import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
+from .scaling_law import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
 from .setup import make_model, prepare
 from .timing import measure_step
 from .trainer import Trainer
@@ -180,29 +180,29 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
     yield mask_urls(text)
     if plan.minutes < minutes:
         yield (
-            f"# of {human_time(60 * minutes)} the run takes {human_time(60 * plan.minutes)}: more "
-            "epochs over this text would add next to nothing; more text would"
+            f"# the run takes {human_time(60 * plan.minutes)} of {human_time(60 * minutes)}: more "
+            "epochs over this text would hardly lower the loss; more text would"
         )
     yield (
-        f"# expected: {plural(plan.steps, 'step')} of "
+        f"# predicted: {plural(plan.steps, 'step')} of "
         f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
         f"{plan.epochs:.3g} epochs over the text"
     )
-    yield _expectation_line(plan)
+    yield _prediction_line(plan)
     yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
 
 
-def _expectation_line(plan: Plan) -> str:
+def _prediction_line(plan: Plan) -> str:
     if plan.outside:
         return (
-            f"# no expectation of the bits per byte, as the formula comes from other runs: "
+            "# no prediction of the bits per byte, as the scaling law was fitted to other runs: "
             f"{plan.outside}"
         )
     error = 2 * SCALING_LAW.error * plan.bits_per_byte
     return (
-        f"# expected: {plan.bits_per_byte:.2f} bits per byte on held-out text, give or take "
-        f"{error:.2f} (twice the error over the runs behind the formula), from {plan.parameters:,} "
-        "parameters and how far bzip2 gets"
+        f"# predicted: {plan.bits_per_byte:.2f} ± {error:.2f} bits per byte on held-out text "
+        f"(twice the error of the scaling law's fit), for {plan.parameters:,} parameters and the "
+        "entropy that bzip2 estimates"
     )
 
 
@@ -368,7 +368,7 @@ _COMMENTS = {
     "dropout": "Against overfitting, as many weights see the text many times.",
     "batch_size": "In a short time, many small steps reach a lower loss than few large ones.",
     "max_minutes": "The learning rate falls with this clock.",
-    "max_steps": "More epochs over this text would add next to nothing.",
+    "max_steps": "More epochs over this text would hardly lower the loss.",
     "eval_interval": "About ten validations, five checkpoints.",
 }
 

@@ -36,13 +36,15 @@ def effective_bytes(text_bytes: float, seen_bytes: float) -> float:
 class ScalingLaw:
     """A scaling law for bits per byte on held-out text (Hoffmann et al., 2022).
 
-    bits per byte = hardness * (floor + size / parameters^size_exponent
-    + data / effective_bytes^data_exponent). The constants are fitted by `benchmarks/fit_plan.py`.
+    bits per byte = entropy * (irreducible + size_coefficient / parameters^size_exponent
+    + data_coefficient / effective_bytes^data_exponent). The constants are fitted by
+    `benchmarks/fit_plan.py`.
     """
 
-    floor: float
-    size: float
-    data: float
+    irreducible: float
+    """The loss of an infinite model on infinite data, relative to the entropy."""
+    size_coefficient: float
+    data_coefficient: float
     data_exponent: float
     error: float
     """Root mean square of the relative error over the runs of the fit."""
@@ -60,9 +62,9 @@ class ScalingLaw:
             seen_bytes: bytes over all epochs.
         """
         return entropy * (
-            self.floor
-            + self.size * parameters**-self.size_exponent
-            + self.data * effective_bytes(text_bytes, seen_bytes) ** -self.data_exponent
+            self.irreducible
+            + self.size_coefficient * parameters**-self.size_exponent
+            + self.data_coefficient * effective_bytes(text_bytes, seen_bytes) ** -self.data_exponent
         )
 
 
@@ -73,7 +75,13 @@ def estimate_entropy(text: bytes) -> float:
 
 
 # Fitted to 17 runs on three texts of about 1 MB, by benchmarks/fit_plan.py.
-SCALING_LAW = ScalingLaw(floor=0.7338, size=5.092, data=174.4, data_exponent=0.5, error=0.0482)
+SCALING_LAW = ScalingLaw(
+    irreducible=0.7338,
+    size_coefficient=5.092,
+    data_coefficient=174.4,
+    data_exponent=0.5,
+    error=0.0482,
+)
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,11 @@ class FittedRange:
             ("the text has {}", text_bytes, self.text_bytes, human_bytes),
             ("the model has {} parameters", parameters, self.parameters, "{:,.0f}".format),
             ("the run has {} epochs over the text", epochs, self.epochs, "{:.3g}".format),
-            ("bzip2 needs {} bits for a byte", entropy, self.entropy, "{:.2f}".format),
+            ("bzip2 compresses it to {} bits per byte", entropy, self.entropy, "{:.2f}".format),
         ):
             if not low / 2 <= value <= 2 * high:
                 limits = f"{format_value(low)} to {format_value(high)}"
-                return f"{what.format(format_value(value))}, those runs {limits}"
+                return f"{what.format(format_value(value))}, those runs had {limits}"
         return ""
 
 

@@ -59,7 +59,7 @@ class Schedule:
     def stop_reason(self, state: RunState) -> str:
         """Return why the run ends here: `early`, `finished` or `time`; empty if it goes on."""
         patience = self._config.early_stopping_patience
-        if patience is not None and state.evaluations_without_gain >= patience:
+        if patience is not None and state.validations_without_improvement >= patience:
             return "early"
         if state.step >= self.total_steps:
             return "finished"
@@ -67,7 +67,7 @@ class Schedule:
 
     def describe_end(self, state: RunState) -> str:
         """Return why the run is complete, and how to continue it; empty if it is not complete."""
-        config, found = self._config, state.evaluations_without_gain
+        config, found = self._config, state.validations_without_improvement
         return {
             "": "",
             "early": (

@@ -58,7 +58,7 @@ class RunState:
     """Train loss since the last logged step, in nats per token."""
     evaluated_at: int = 0
     best_loss: float = math.inf
-    evaluations_without_gain: int = 0
+    validations_without_improvement: int = 0
     history: History = field(default_factory=_no_history)
     """`train_loss` per epoch; `val_loss` per validation, and its step in `val_steps`."""
 
@@ -88,14 +88,14 @@ class RunState:
         self.history["val_steps"].append(self.step)
         is_best = loss < self.best_loss
         if is_best:
-            self.best_loss, self.evaluations_without_gain = loss, 0
+            self.best_loss, self.validations_without_improvement = loss, 0
         else:
-            self.evaluations_without_gain += 1
+            self.validations_without_improvement += 1
         return is_best
 
     def forget_best(self) -> None:
         """Reset the best val loss, because the best weights are lost."""
-        self.best_loss, self.evaluations_without_gain = math.inf, 0
+        self.best_loss, self.validations_without_improvement = math.inf, 0
 
     def result(self, stopped: str) -> History:
         """Return the history of a run that ended, with the loss of its last, incomplete epoch.

@@ -122,6 +122,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000015", "step-00000100"]
 
 
+def test_a_state_of_an_earlier_version_is_read_under_todays_names(tmp_path):
+    place = save_step(tmp_path, 1, evaluations_without_gain=3)
+    state = {"format": FORMAT, "step": 1, "validations_without_improvement": 3}
+    assert open_checkpoint(place).state == state
+
+
 def test_later_steps_are_forgotten(tmp_path):
     for step in (1, 2, 3):
         save_step(tmp_path, step)

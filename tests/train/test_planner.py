@@ -1,4 +1,4 @@
-"""A plan is a configuration that runs, and an expectation that its table bears out."""
+"""Planning a run: the configuration that is written, and the predicted result."""
 
 import re
 import tomllib
@@ -47,9 +47,9 @@ def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SHAPES", SHAPES[:2])
     told, config = proposed(tmp_path, make_text(2000), 0.1)
     assert (config.model_name, config.sources) == ("mine", [str(tmp_path / "text.txt")])
-    assert re.search(r"expected: [\d,]+ steps of 1,024 tokens, [\d,]+ in all", told)
-    assert "# no expectation of the bits per byte" in told
-    assert re.search(r"the text has [\d.]+ KB, those runs 844\.0 KB to 1\.1 MB", told)
+    assert re.search(r"predicted: [\d,]+ steps of 1,024 tokens, [\d,]+ in all", told)
+    assert "# no prediction of the bits per byte" in told
+    assert re.search(r"the text has [\d.]+ KB, those runs had 844\.0 KB to 1\.1 MB", told)
     with pytest.raises(AGI2Error, match="exists: name another file with --out"):
         list(propose([str(tmp_path / "text.txt")], 0.1, tmp_path / "mine.toml"))
 
@@ -58,9 +58,9 @@ def test_a_text_like_those_of_the_runs_gets_an_expectation(tmp_path, monkeypatch
     speeds(monkeypatch, 4e10)
     monkeypatch.setattr(planning, "estimate_entropy", lambda text: 2.3)
     told, config = proposed(tmp_path, "the old whale swam " * 60_000, 3)
-    assert re.search(r"expected: \d\.\d\d bits per byte .* give or take \d\.\d\d", told)
+    assert re.search(r"predicted: \d\.\d\d ± \d\.\d\d bits per byte", told)
     assert config.max_minutes == 2.85  # of 3
-    assert "next to nothing" not in told
+    assert "hardly lower the loss" not in told
 
 
 # Texts of all sizes
@@ -105,10 +105,10 @@ def test_no_plan_is_larger_than_its_text_can_use(monkeypatch, size, widest, minu
 def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
     speeds(monkeypatch, 1e12)
     told, config = proposed(tmp_path, make_text(3000), 600)
-    assert re.search(r"of 10 h 00 min the run takes \d+ s: more epochs", told)
+    assert re.search(r"the run takes \d+ s of 10 h 00 min: more epochs", told)
     assert config.max_steps
     assert config.max_minutes is None
-    assert "# More epochs over this text would add next to nothing.\nmax_steps" in told
+    assert "# More epochs over this text would hardly lower the loss.\nmax_steps" in told
 
 
 def test_shapes_that_the_text_cannot_use_or_that_are_slow_are_not_measured(monkeypatch):

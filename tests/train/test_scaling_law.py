@@ -1,4 +1,4 @@
-"""An expectation that its table of runs bears out, and that knows where it holds."""
+"""The scaling law: its constants, its error, and the range in which it is valid."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.train.expectation import FITTED, SCALING_LAW, ScalingLaw, effective_bytes, estimate_entropy
+from src.train.scaling_law import FITTED, SCALING_LAW, ScalingLaw, effective_bytes, estimate_entropy
 from tests.bounds import gamma, nearly
 
 ROOT = Path(__file__).parents[2]
@@ -59,14 +59,14 @@ def test_the_runs_of_the_table_are_within_twice_the_stated_error():
 def test_the_fit_finds_a_law_that_made_its_table():
     law = ScalingLaw(0.5, 3.0, 80.0, 0.4, 0.0)
     rows = []
-    for text, hardness in (("a", 2.0), ("b", 2.5)):
+    for text, entropy in (("a", 2.0), ("b", 2.5)):
         for parameters in (10**5, 10**6, 10**7):
             for steps in (100, 1000, 10_000):
-                row = {"text": text, "compressed": hardness, "parameters": parameters}
+                row = {"text": text, "compressed": entropy, "parameters": parameters}
                 row |= {"steps": steps, "batch": 8, "context": 128}
                 row |= {"train_bytes": 10**6, "train_tokens": 3 * 10**5}
                 seen = fitting().seen_bytes(row)
-                row["bits_per_byte"] = law.bits_per_byte(hardness, parameters, 10**6, seen)
+                row["bits_per_byte"] = law.bits_per_byte(entropy, parameters, 10**6, seen)
                 rows.append(row)
     found = fitting().fit(rows)
     # Least squares in float64: a few thousand roundings, which the fit's condition enlarges.
@@ -75,15 +75,15 @@ def test_the_fit_finds_a_law_that_made_its_table():
 
 
 @given(st.floats(1e3, 1e9), st.floats(0.01, 100))
-def test_repeated_text_is_worth_less_than_fresh_text(size, passes):
-    worth = effective_bytes(size, passes * size)
+def test_repeated_text_is_worth_less_than_fresh_text(size, epochs):
+    worth = effective_bytes(size, epochs * size)
     # 15 texts by the difference of 1 and a power of e: 16 times the error of a few roundings.
     rounding = gamma(16 * 16, torch.float64)
-    assert worth <= passes * size * (1 + rounding)
+    assert worth <= epochs * size * (1 + rounding)
     assert worth <= 16 * size
-    if passes <= 1:
-        assert worth == passes * size
-    assert effective_bytes(size, 1.1 * passes * size) > worth * (1 - rounding)
+    if epochs <= 1:
+        assert worth == epochs * size
+    assert effective_bytes(size, 1.1 * epochs * size) > worth * (1 - rounding)
 
 
 def test_a_text_that_repeats_itself_is_easier():
@@ -95,7 +95,7 @@ def test_the_table_names_no_place():
     assert all("/" not in row["text"] for row in rows)
     assert all(math.isfinite(row["bits_per_byte"]) for row in rows)
     assert {field.name for field in fields(ScalingLaw)} == {
-        *("floor", "size", "data", "data_exponent", "error")
+        *("irreducible", "size_coefficient", "data_coefficient", "data_exponent", "error")
     }
 
 
@@ -112,8 +112,8 @@ INSIDE = {"text_bytes": 1e6, "parameters": 1e6, "epochs": 3.0, "entropy": 2.2}
 def test_every_run_of_the_table_is_inside_the_range():
     module = fitting()
     for row in module.load():
-        passes = module.seen_bytes(row) / row["train_bytes"]
-        found = (row["train_bytes"], row["parameters"], passes, row["compressed"])
+        epochs = module.seen_bytes(row) / row["train_bytes"]
+        found = (row["train_bytes"], row["parameters"], epochs, row["compressed"])
         assert not FITTED.why_outside(*found)
 
 
@@ -124,9 +124,9 @@ def test_beyond_twice_the_runs_the_reason_is_named(key, factor):
     value = factor * (least if factor < 1 else most)
     why = FITTED.why_outside(**{**INSIDE, key: value})
     words = {"text_bytes": "the text has", "parameters": "parameters", "epochs": "epochs"}
-    assert (words.get(key, "bzip2 needs") in why) == (factor in (0.49, 2.01))
+    assert (words.get(key, "bzip2 compresses") in why) == (factor in (0.49, 2.01))
 
 
 def test_the_reason_has_the_figures():
     why = FITTED.why_outside(**{**INSIDE, "text_bytes": 13})
-    assert why == "the text has 13 B, those runs 844.0 KB to 1.1 MB"
+    assert why == "the text has 13 B, those runs had 844.0 KB to 1.1 MB"

@@ -118,7 +118,7 @@ def test_the_best_validation_is_the_lowest_that_is_a_number():
     assert state.val_loss is None
     found = [state.count_validation(loss) for loss in (math.nan, 3.0, 3.0, math.nan, 2.0)]
     assert found == [False, True, False, False, True]
-    assert (state.best_loss, state.evaluations_without_gain, state.val_loss) == (2.0, 0, 2.0)
+    assert (state.best_loss, state.validations_without_improvement, state.val_loss) == (2.0, 0, 2.0)
     assert not state.count_validation(2.5)
-    assert (state.best_loss, state.evaluations_without_gain) == (2.0, 1)
+    assert (state.best_loss, state.validations_without_improvement) == (2.0, 1)
     assert state.history["val_steps"] == [0] * 6
