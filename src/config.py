@@ -37,14 +37,19 @@ class GPT2Config:
     """
 
     vocab_size: Annotated[int, _sizes("vocab_size")] = 50257
+    """Number of tokens in the vocabulary (V)."""
     max_seq_len: Annotated[int, _sizes("max_seq_len")] = 1024
     """Number of positions: the maximum context length in tokens."""
     d_model: Annotated[int, _sizes("d_model")] = 768
+    """Width of the embeddings and of every layer's output (C)."""
     n_layers: Annotated[int, _sizes("n_layers")] = 12
+    """Number of transformer blocks."""
     n_heads: Annotated[int, _sizes("n_heads")] = 12
+    """Number of attention heads per block (H); divides `d_model`."""
     d_ff: Annotated[int, _sizes("d_ff", minimum=0)] = 0
     """Hidden size of the feed-forward layer; 0 means 4 x d_model."""
     dropout: Rate = 0.1
+    """Dropout probability in training, 0 to below 1."""
     activation: Activation = "gelu_tanh"
     """`gelu_tanh` is GPT-2's approximation; `gelu` is the exact form."""
     bias: bool = True
@@ -52,6 +57,7 @@ class GPT2Config:
     norm_position: NormPosition = "pre"
     """`pre`: pre-norm, as in GPT-2; `post`: post-norm, as in the original Transformer."""
     position_embedding: PositionKind = "sinusoidal"
+    """`sinusoidal`: a fixed table; `learned`: trained embeddings, as in GPT-2."""
     tie_weights: bool = True
     """Whether the output head shares its weight with the token embedding."""
     gradient_checkpointing: bool = False

@@ -221,7 +221,7 @@ def _read_pipe(path: Path) -> bytes:
                 break
             elif time.monotonic() - last_read > _READ_TIMEOUT:
                 raise OSError(
-                    errno.ETIMEDOUT, f"it is a pipe, and nothing came for {_READ_TIMEOUT:g} s"
+                    errno.ETIMEDOUT, f"it is a pipe, and no data arrived for {_READ_TIMEOUT:g} s"
                 )
             else:
                 time.sleep(0.01)

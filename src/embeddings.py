@@ -117,7 +117,7 @@ class _Positions(nn.Module):
             raise AGI2Error(f"seq_len {seq_len} and offset {offset} must be at least 0")
         if offset + seq_len > self.weight.size(0):
             raise AGI2Error(
-                f"{offset + seq_len} positions asked for, the model has {self.weight.size(0)}"
+                f"{offset + seq_len} positions requested, the model has {self.weight.size(0)}"
             )
         return self.weight[offset : offset + seq_len]
 

@@ -74,7 +74,7 @@ class InteractivePrompt:
         self._context_budget()
         if self.context_limit < max_context_length:
             log.info(
-                "max_context_length %d: the model's %d positions have room for %d in addition to "
+                "max_context_length %d: the model's %d positions leave %d in addition to "
                 "a reply",
                 max_context_length,
                 model.config.max_seq_len,
@@ -104,7 +104,7 @@ class InteractivePrompt:
         if budget < 1:
             raise AGI2Error(
                 f"model_seed has {plural(len(self._seed_tokens), 'token')}: a context of "
-                f"{self.context_limit} has no room for a message"
+                f"{self.context_limit} leaves no tokens for a message"
             )
         return budget
 
@@ -187,7 +187,7 @@ class InteractivePrompt:
                 length -= len(turns.pop(0))
             del self.history[: len(self.history) - len(turns)]
         if length > budget:
-            log.warning("the message is longer than the context: only its end is seen")
+            log.warning("the message is longer than the context: only its end is used")
         return self._seed_tokens + [token for turn in turns for token in turn][-budget:]
 
 

@@ -83,7 +83,7 @@ def convert_write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise AGI2Error(
-            f"cannot write {path}: {reason}; free some room or set output_dir"
+            f"cannot write {path}: {reason}; free some space or set output_dir"
         ) from error
 
 

@@ -52,15 +52,15 @@ def eval_(
 ) -> None:
     """Evaluate a model on a text, or in tasks of lm-eval.
 
-    A text is read through a sliding window as long as the model's positions. Each window begins
-    --stride tokens after the one before it, the last one so that it ends with the text, and
-    predicts the tokens that none before has predicted: all but the text's first token are
-    predicted, once. Bytes and words are those of the predicted tokens, as the tokenizer has them.
+    A text is evaluated in sliding windows of the model's context length. Each window starts
+    --stride tokens after the previous one, the last one ends with the text, and a window scores
+    only the tokens that no earlier window has scored: each token but the first is scored once.
+    Bytes and words are those of the scored tokens, after the tokenizer's preprocessing.
 
     \b
-    loss                  mean of -ln(probability) of the predicted tokens, in nats
+    loss                  mean of -ln(probability) of the scored tokens, in nats
     perplexity per token  exp(loss)
-    perplexity per word   exp(loss x tokens / words); words stand between white space
+    perplexity per word   exp(loss x tokens / words); words are separated by white space
     bits per byte         loss x tokens / ln(2) / bytes of UTF-8
     """
     _check_flags(text, stride, tasks, task_path)
@@ -89,7 +89,7 @@ def _check_flags(
 ) -> None:
     """Check which flags are given together, and that lm-eval is installed if it is needed."""
     if (text is None) == (tasks is None):
-        raise AGI2Error("eval needs --text FILE or --tasks NAME,NAME, one of them")
+        raise AGI2Error("eval needs either --text FILE or --tasks NAME,NAME")
     if stride is not None and text is None:
         raise AGI2Error("--stride goes with --text")
     if task_path is not None and tasks is None:

@@ -23,7 +23,7 @@ def announce(arguments: Sequence[str]) -> None:
     """Show `loading` before the arguments are parsed, which takes typer a while.
 
     The command's own `loading` erases it, or what is printed covers it. Nothing is shown to a
-    terminal that cannot go back in a line.
+    terminal that cannot redraw a line.
     """
     is_command = (
         arguments and not arguments[0].startswith("-") and arguments[0] not in _WITHOUT_LOADING
@@ -84,8 +84,8 @@ def limit_openmp_spinning(spins: int) -> None:
     """Limit the busy-waiting of OpenMP threads (libgomp). Call before importing PyTorch.
 
     With the default, a step takes several times as long if other processes use the cores; the
-    limit has no measurable cost on an idle machine. The forward in C (`nn/cpu_kernels.c`) needs
-    even fewer spins.
+    limit has no measurable cost on an idle machine. The forward pass in C (`nn/cpu_kernels.c`)
+    needs even fewer spins.
 
     Args:
         spins: value of GOMP_SPINCOUNT, unless the user has set it.

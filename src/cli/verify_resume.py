@@ -59,13 +59,13 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     check_rereadable(config.sources, "three runs read it here")
     if config.max_minutes is not None:
         yield (
-            f"max_minutes is ignored for {steps} steps: by the clock no two runs are the same, "
-            "and only by steps is resuming exact"
+            f"max_minutes is ignored for {steps} steps: a run that is limited by time is not "
+            "reproducible"
         )
     if config.early_stopping_patience is not None:
         yield "early_stopping_patience is ignored, so that all runs reach the last step"
     if select_device(config.device).type != "cpu":  # pragma: needs gpu
-        yield "on a GPU sums may come in another order: exactness is promised on the CPU alone"
+        yield "on a GPU the order of sums may vary: resuming is exact on the CPU only"
     parent = config.output_dir if os.access(config.output_dir, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".verify-resume-", dir=parent) as folder:
         short = _shortened(config, steps, folder)
@@ -84,7 +84,7 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
             differences += difference is not None
             yield f"{what}: {difference or 'the same'}"
     if differences:
-        raise AGI2Error("the resumed run differs from the unbroken one, see above")
+        raise AGI2Error("the resumed run differs from the uninterrupted one, see above")
     yield "exact"
 
 
@@ -138,7 +138,7 @@ def _train(config: Config, killed_after: int = 0) -> None:
         return
     if process.returncode or killed_after:
         output = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise AGI2Error(f"the run could not be made: {output[-1]}")
+        raise AGI2Error(f"the run failed: {output[-1]}")
 
 
 class _KilledTrainer(Trainer):
@@ -187,7 +187,7 @@ def _first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> st
     """Return a description of the first bitwise difference, or None."""
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second:
-            return f"{name} is in one alone"
+            return f"{name} is in only one of them"
         a, b = first[name], second[name]
         if isinstance(a, torch.Tensor):
             if not torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (a, b))):

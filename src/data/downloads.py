@@ -159,7 +159,7 @@ class _Transfer:
                 with convert_write_errors(cached_path(self._url)):
                     self._file.write(chunk)
         if length is not None and count < length:
-            raise _RejectedResponse(f"it broke off after {count:,} of {length:,} bytes")
+            raise _RejectedResponse(f"the connection closed after {count:,} of {length:,} bytes")
 
 
 def _check_response(response: Any, url: str, max_bytes: int) -> int | None:
@@ -168,9 +168,9 @@ def _check_response(response: Any, url: str, max_bytes: int) -> int | None:
         raise _RejectedResponse(f"{response.status} {response.reason}")
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise _RejectedResponse(f"it comes compressed ({encoding})")
+        raise _RejectedResponse(f"the response is compressed ({encoding})")
     if "html" in response.headers.get_content_type() and not _expects_html(url):
-        raise _RejectedResponse("the answer is a web page, not a text")
+        raise _RejectedResponse("the response is a web page, not text")
     length: int | None = response.length
     if length is not None and length > max_bytes:
         raise _RejectedResponse(f"it is {human_bytes(length)}, more than {human_bytes(max_bytes)}")
@@ -184,7 +184,7 @@ def _check_content(url: str, path: Path) -> None:
     if not head.strip():
         raise _RejectedResponse("the answer is empty")
     if _HTML.match(head) and not _expects_html(url):
-        raise _RejectedResponse("the answer is a web page, not a text")
+        raise _RejectedResponse("the response is a web page, not text")
     check_head(path, url)
 
 
@@ -233,7 +233,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """Create the redirected request, with the credentials of `req` if the host is the same."""
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme != "https" and (scheme != "http" or req.type == "https"):
-            raise _RejectedResponse(f"it leads from {req.type}: to {scheme}:")
+            raise _RejectedResponse(f"it redirects from {req.type}: to {scheme}:")
         redirected = super().redirect_request(req, fp, code, msg, headers, newurl)
         login = req.unredirected_hdrs.get("Authorization")
         if redirected is not None and login and redirected.host == req.host:

@@ -22,7 +22,7 @@ STDIN = Path("-")
 HEAD = 8192
 """Bytes at the beginning of a file by which binary files are detected."""
 _CHUNK = 2**20
-# Seconds without a byte from a pipe after which the log says what is waited for.
+# Seconds without a byte from a pipe after which a warning is logged.
 _LOG_DELAY = 2.0
 # Magic numbers of document formats that may have no NUL byte, so that they look like text.
 _FORMATS = {b"%PDF-": "a PDF", b"%!PS": "PostScript", b"{\\rtf": "a Rich Text (RTF) document"}
@@ -168,17 +168,18 @@ def read_content(path: Path) -> bytes:
     # Standard input may be redirected from a file and already be at a later offset.
     if len(content) < status.st_size and path != STDIN:
         raise Unreadable(
-            "that change", f"{name}: only {len(content):,} of {status.st_size:,} bytes came: retry"
+            "that change",
+            f"{name}: only {len(content):,} of {status.st_size:,} bytes were read: retry",
         )
     return content
 
 
 @contextlib.contextmanager
 def _waiting_logged(path: Path) -> Iterator[Callable[[], None]]:
-    """Log what is waited for if a pipe brings nothing for a while; files never wait.
+    """Warn if a pipe delivers no data for a while; files never block.
 
     Yields:
-        A function to call when the first bytes came.
+        A function to call when the first bytes have arrived.
     """
     advice = "waiting for %s: nothing has been written to this pipe; Ctrl-C stops"
     what = "standard input" if path == STDIN else printable(str(path))
@@ -204,7 +205,8 @@ def _read_stream(file: BufferedReader, name: str, on_data: Callable[[], None]) -
         if len(content) > max_bytes:
             raise Unreadable(
                 "too large",
-                f"{name}: more than {human_bytes(max_bytes)} came, too much for the memory",
+                f"{name}: more than {human_bytes(max_bytes)} arrived, which exceeds the memory "
+                "limit",
             )
     return bytes(content)
 

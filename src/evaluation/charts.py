@@ -272,7 +272,7 @@ def _legend(lines: Sequence[_Line], is_resumed: bool, num_outliers: int, log: bo
 
 
 def outliers_note(count: int) -> str:
-    """Format a number of outliers: 1 as `1 far-out point is not safe_repr`."""
+    """Format a number of outliers: 1 as `1 far-out point is not shown`."""
     return f"{count:,} far-out point{' is' if count == 1 else 's are'} not shown"
 
 

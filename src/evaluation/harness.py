@@ -90,7 +90,7 @@ class AGI2LM(LM):
                 f"{continuation[:40]!r} ..."
             )
         if len(ids) > positions + 1 and not self._has_truncated:
-            log.warning("a context is longer than the model's positions: its end is seen")
+            log.warning("a context is longer than the model's positions: its end is used")
             self._has_truncated = True
         return ids[-(positions + 1) :], count
 

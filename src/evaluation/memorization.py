@@ -34,8 +34,8 @@ def longest_common_span(generated: str, training_text: str) -> str:
     """Return the longest common substring of a generated text and the training text.
 
     A common span of at least 8 characters consists of 8-grams of `training_text` that all occur in
-    `generated`. In natural language few places do, so only those are searched. If they contain no
-    such span, the search is repeated with 4-grams, 2-grams, and then on all of the text.
+    `generated`. In natural language few positions do, so only those are searched. If they contain
+    no such span, the search is repeated with 4-grams, 2-grams, and then on all of the text.
 
     Args:
         generated: the generated text.
@@ -44,7 +44,7 @@ def longest_common_span(generated: str, training_text: str) -> str:
     best = ""
     if not generated:
         return best
-    # In chunks, which bounds memory. They overlap by len(written), so no common span is cut.
+    # In chunks, which bounds memory. They overlap by len(generated), so no common span is cut.
     size = max(_MIN_CHUNK_CHARACTERS, len(generated))
     for width in (8, 4, 2, 1):
         for start in range(0, len(training_text), size):
@@ -62,9 +62,9 @@ _MIN_CHUNK_CHARACTERS = 1 << 20
 def _search_span(generated: str, training_text: str, min_length: int) -> str:
     """Return the longest common substring; if below `min_length` characters, perhaps a shorter one.
 
-    Equal windows get equal integer names; the name of a window follows from those of two narrower
+    Equal windows get equal integer ids; the id of a window follows from those of two narrower
     windows that cover it (Karp, Miller and Rosenberg, 1972). The width is doubled while any window
-    is common, then increased by smaller and smaller powers of two: O(n log n log s) time for a span
+    is common, then increased by decreasing powers of two: O(n log n log s) time for a span
     of s characters.
     """
     shared = _ngram_filter(generated, training_text, min_length)
@@ -114,12 +114,12 @@ def _window_ids(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray
 def _widen(
     generated_ids: np.ndarray, training_ids: np.ndarray, step: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the names of windows that are wider by `step`, or `None` if none is common.
+    """Return the ids of windows that are wider by `step`, or `None` if none is common.
 
     Args:
-        generated_ids: name of the window that starts at each character of our text.
-        training_ids: the same for the other text; -1 if our text has no such window.
-        step: characters, at most the present width.
+        generated_ids: id of the window that starts at each character of the generated text.
+        training_ids: the same for the training text; -1 if the generated text has no such window.
+        step: characters, at most the current width.
     """
     if step >= min(len(generated_ids), len(training_ids)):
         return None

@@ -199,7 +199,7 @@ def _samples(history: History) -> str:
             f"<pre>{escape(text)}</pre></div>"
         )
     note = "" if shown is samples else f'<p class="soft">{len(shown)} of {len(samples):,}</p>'
-    return f"<h2>Samples as they changed</h2>{note}{''.join(cards)}"
+    return f"<h2>Samples during training</h2>{note}{''.join(cards)}"
 
 
 # Settings and machine
@@ -210,7 +210,7 @@ def _configuration(run: RunRecord) -> str:
     defaults = Config.model_validate({})
     changed = [[key, _value(value), _value(defaults[key])] for key, value in chosen.items()]
     rows = [[f"<code>{key}</code>", f"<code>{_value(config[key])}</code>"] for key in config]
-    note = "What was set to something else than its default:" if changed else "All by default."
+    note = "Keys that differ from their defaults:" if changed else "All by default."
     return (
         f'<h2>Configuration</h2><p class="soft">{note}</p>'
         + table(["key", "value", "default"], [[f"<code>{c}</code>" for c in r] for r in changed])

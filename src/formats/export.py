@@ -31,7 +31,7 @@ def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None 
         raise AGI2Error(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     if quantize is not None and (format != "gguf" or quantize not in QUANTIZATIONS):
         known = ", ".join(QUANTIZATIONS)
-        raise AGI2Error(f"quantize is for format gguf alone, and one of {known}: not {quantize!r}")
+        raise AGI2Error(f"quantize is for format gguf only, and one of {known}: not {quantize!r}")
     for package in FORMATS[format]:
         if importlib.util.find_spec(package) is None:
             raise AGI2Error(
@@ -59,7 +59,7 @@ def export_model(
         run: folder of the run or model.
         out: the folder to create for `hf`, the file to create for the other formats.
         format: `hf` (Hugging Face `transformers`), `gguf` (llama.cpp) or `onnx`.
-        quantize: `q8_0`, for `gguf` alone: int8 weights.
+        quantize: `q8_0`, for `gguf` only: int8 weights.
         verbose: whether to show progress (see `console.visible`).
 
     Raises:

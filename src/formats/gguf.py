@@ -61,8 +61,8 @@ def export_gguf(
 
     if model.config.activation != "gelu_tanh":
         raise AGI2Error(
-            f'llama.cpp\'s GPT-2 computes "gelu_tanh" alone: a model with activation = "'
-            f'{model.config.activation}" has no form in this format'
+            'llama.cpp\'s GPT-2 supports only activation = "gelu_tanh", not '
+            f'"{model.config.activation}"'
         )
     config, weights = as_gpt2(model)
     vocabulary = _vocabulary(tokenizer, config.vocab_size)
@@ -130,7 +130,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
 def _check_supported(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
     """Check that llama.cpp's pre-tokenizer `gpt-2` encodes as the tokenizer of this `content`."""
     if not isinstance(tokenizer, BPETokenizer):
-        raise AGI2Error('a character tokenizer has no form in GGUF: train with tokenizer = "bpe"')
+        raise AGI2Error('GGUF does not support a character tokenizer: train with tokenizer = "bpe"')
     if len(tokenizer.end_tokens) > 3:
         raise AGI2Error(
             f"a text of this model ends with one of {len(tokenizer.end_tokens)} tokens: GGUF "

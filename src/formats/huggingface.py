@@ -54,7 +54,7 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
     """
     if not isinstance(tokenizer, BPETokenizer):
         raise AGI2Error(
-            'a character tokenizer has no form in this format: train with tokenizer = "bpe"'
+            'this format does not support a character tokenizer: train with tokenizer = "bpe"'
         )
     config, weights = as_gpt2(model)
     with convert_write_errors(folder):

@@ -118,13 +118,13 @@ def _check_adds_no_tokens(files: Folder, content: dict[str, Any]) -> None:
     """Raise if the tokenizer adds special tokens to every encoded text."""
     for key in ("add_bos_token", "add_eos_token"):
         if files.flag(key):
-            raise AGI2Error(f"{files.name}: {key} = true: AGI2 puts no token around a text")
+            raise AGI2Error(f"{files.name}: {key} = true: AGI2 adds no tokens to a text")
     for part in _processors(content):
         kind = part["type"]
         plain = kind == "TemplateProcessing" and [list(each) for each in part["single"]]
         if kind != "ByteLevel" and plain != [["Sequence"]]:
             raise AGI2Error(
-                f"{files.name}: post_processor {safe_repr(kind)} in {FILE_NAME} puts tokens around "
+                f"{files.name}: post_processor {safe_repr(kind)} in {FILE_NAME} adds tokens to "
                 "a text, which AGI2 does not"
             )
 
@@ -314,7 +314,7 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 def _unread_class(files: Folder, content: Mapping[str, Any]) -> Any:
     """Return the tokenizer class if it may replace parts of tokenizer.json, else `None`.
 
-    Such a class in `transformers` 5 takes the vocabulary and the merges alone.
+    Such a class in `transformers` 5 takes only the vocabulary and the merges.
     """
     kind = files.tokenizer.get("tokenizer_class")
     if kind in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
@@ -344,7 +344,7 @@ def _warn_about_dropped(files: Folder, folder: Path, content: Mapping[str, Any])
     if (kind := _unread_class(files, content)) is not None:
         dropped.append(
             f"tokenizer_class = {safe_repr(kind)} of tokenizer_config.json (text is encoded as "
-            f"{FILE_NAME} says; some versions of transformers encode it otherwise for this class)"
+            f"{FILE_NAME} says; some versions of transformers encode it differently for this class)"
         )
     for what in dropped:
         log.warning("%s: not kept: %s", files.name, what)

@@ -84,8 +84,8 @@ def as_gpt2(model: GPT2Model) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
     config, weights = model.config, dict(model.state_dict())
     if config.norm_position != "pre":
         raise AGI2Error(
-            f'GPT-2 normalises before each layer: a model with norm_position = "'
-            f'{config.norm_position}" has no form in this format'
+            "GPT-2 is pre-norm: a model with norm_position = "
+            f'"{config.norm_position}" cannot be converted to it'
         )
     if config.position_embedding != "learned":
         weights["head.weight"] = model.output_weight.detach()
@@ -121,7 +121,7 @@ def read_hf_weights(place: Path, name: str) -> dict[str, torch.Tensor]:
     else:
         raise AGI2Error(
             f"{name} has no {WEIGHTS}; pytorch_model.bin is not read, as a pickle can run any "
-            "code: open it with transformers where you trust it, and save_pretrained() writes "
+            "code: if you trust it, open it with transformers, and save_pretrained() writes "
             "safetensors"
         )
     tensors: dict[str, torch.Tensor] = {}
@@ -175,5 +175,5 @@ def from_hf_state_dict(
     strangers = [key for key in found if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", key)]
     strangers = [key for key in strangers if not (key == "lm_head.weight" and model.head is None)]
     if strangers:
-        raise AGI2Error(f"{name}: {sorted(strangers)[0]} has no place in a GPT-2")
+        raise AGI2Error(f"{name}: {sorted(strangers)[0]} is not a tensor of GPT-2")
     return weights

@@ -386,7 +386,7 @@ def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _metadata(file: SafetensorsFile) -> dict[str, str]:
     """Return the metadata that `save_weights` stored in a file."""
-    notes = parse_json(file.metadata.get("agi2", "{}"), f"{file.path} is damaged: its note")
+    notes = parse_json(file.metadata.get("agi2", "{}"), f"{file.path} is damaged: its metadata")
     if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
-        raise AGI2Error(f"{file.path} is damaged: its note is not made of texts")
+        raise AGI2Error(f"{file.path} is damaged: its metadata is not made of strings")
     return notes

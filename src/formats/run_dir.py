@@ -206,7 +206,7 @@ def check_output(config: Mapping[str, Any]) -> None:
         except OSError as error:
             raise AGI2Error(f"output_dir: {folder}: {error.strerror}; set another") from error
         if not is_folder:
-            raise AGI2Error(f"output_dir: {path} is not a folder, so {folder} cannot be made")
+            raise AGI2Error(f"output_dir: {path} is not a folder, so {folder} cannot be created")
         if not os.access(path, os.W_OK | os.X_OK):
             raise AGI2Error(f"output_dir: {path} cannot be written to; set another output_dir")
         return
@@ -232,7 +232,7 @@ def check_tokenizer(config: Mapping[str, Any]) -> None:
     """Check that the tokenizer of a new run exists, before the text is read.
 
     Raises:
-        AGI2Error: if `tokenizer` is no kind of tokenizer, and no file or folder.
+        AGI2Error: if `tokenizer` is neither a kind of tokenizer nor a file or folder.
     """
     name = config["tokenizer"]
     if config["resume"] is None and name not in TOKENIZER_KINDS and not os.path.exists(name):

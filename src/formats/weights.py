@@ -128,7 +128,7 @@ class SafetensorsFile:
             raise self._corrupt_error("its header is not a JSON object")
         notes = header.pop("__metadata__", {})
         if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
-            raise self._corrupt_error("its metadata is not made of texts")
+            raise self._corrupt_error("its metadata is not made of strings")
         self.metadata = notes
         self.entries = {name: self._entry(name, each, 8 + length) for name, each in header.items()}
         end = 8 + length
@@ -146,7 +146,7 @@ class SafetensorsFile:
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise self._corrupt_error(f"{name} is of the unknown type {dtype!r}")
         if not (_are_sizes(shape) and _are_sizes(data_offsets) and len(data_offsets) == 2):
-            raise self._corrupt_error(f"{name} has no shape, or no place in the file")
+            raise self._corrupt_error(f"{name} has no shape, or no position in the file")
         size = math.prod(shape) * _DTYPES[dtype].itemsize
         if data_offsets[1] - data_offsets[0] != size:
             raise self._corrupt_error(f"{name} has another size than its shape")

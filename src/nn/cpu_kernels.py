@@ -31,7 +31,7 @@ class Gelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """Apply GELU to a tensor of any shape for which `suits` is true."""
+        """Apply GELU to a tensor of any shape for which `supports` is true."""
         assert LIBRARY is not None
         x = x.contiguous()
         ctx.save_for_backward(x)
@@ -166,7 +166,7 @@ class KernelLinear:
         return not has_gradient and is_plain(x, torch.float32)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the layer to an input for which `suits` is true.
+        """Apply the layer to an input for which `supports` is true.
 
         Raises:
             TypeError: if the input is not supported, or its last dimension is not I.

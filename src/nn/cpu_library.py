@@ -105,7 +105,7 @@ def address_of(tensor: torch.Tensor | None, dtype: torch.dtype, count: int) -> i
     address = tensor.data_ptr() if is_plain(tensor, dtype) and tensor.is_contiguous() else 0
     if tensor.numel() != count or (count and not address) or address % tensor.element_size():
         raise TypeError(
-            f"the library needs {count} numbers of {dtype} in one piece on the CPU, not "
+            f"the library needs {count} contiguous elements of {dtype} on the CPU, not "
             f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device} with strides "
             f"{tensor.stride() if tensor.layout == torch.strided else None}"
         )

@@ -153,8 +153,8 @@ class GradientAccumulator:
             torch.cuda.empty_cache()
         if self._processes.world_size > 1 or self.micro_batch_size == 1:
             raise self.out_of_memory(step)
-        whole, half = self._config.batch_size, self.micro_batch_size // 2
-        smaller = max(n for n in range(1, half + 1) if whole % n == 0)
+        batch_size, half = self._config.batch_size, self.micro_batch_size // 2
+        smaller = max(n for n in range(1, half + 1) if batch_size % n == 0)
         log.warning(
             "out of memory with %s at a time: continuing with %d (the same gradients)",
             plural(self.micro_batch_size, "sequence"),

@@ -172,7 +172,7 @@ def init_distributed(device: str = "auto") -> Iterator[ProcessGroup]:
     except RuntimeError as error:
         if is_lost_process(error):
             raise LostProcess(
-                "the connection to another process broke: that one's error says why, and a run "
+                "the connection to another process was lost: its error is the cause, and a run "
                 "continues from its last checkpoint with --resume"
             ) from error
         raise

@@ -176,7 +176,10 @@ def _checked(dataloader: Iterable[Batch]) -> Iterator[Batch]:
         AGI2Error: if a batch is neither a tensor of windows nor a pair of inputs and targets.
     """
     if not isinstance(dataloader, Iterable):
-        raise AGI2Error(f"dataloader: {_kind(dataloader)} gives no batches")
+        raise AGI2Error(
+            f"dataloader: {_kind(dataloader)} is not iterable: give a DataLoader, or another "
+            "iterable of batches"
+        )
     for batch in dataloader:
         is_window = isinstance(batch, torch.Tensor)
         if is_window and (batch.dim() != 2 or batch.size(1) < 2):  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from ..utils import log
 
 
 class Interrupt:
-    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets the flag `asked`.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP only sets the flag `is_requested`.
 
     A second signal raises `KeyboardInterrupt`, except SIGHUP: when a terminal is closed, it comes
     from the kernel and again from the shell. Ignored signals (as under `nohup`) remain ignored.
@@ -47,7 +47,7 @@ class Interrupt:
     def _handle(self, number: int, frame: Any) -> None:
         if self.is_requested and number == self._SIGHUP:
             return
-        was_asked, self.is_requested = self.is_requested, True
-        if was_asked or self.exits_at_once:
+        was_requested, self.is_requested = self.is_requested, True
+        if was_requested or self.exits_at_once:
             raise KeyboardInterrupt
         log.info("stopping after this step; once more to stop at once, without saving")

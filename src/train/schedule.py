@@ -57,7 +57,7 @@ class Schedule:
         )
 
     def stop_reason(self, state: RunState) -> str:
-        """Return why the run ends here: `early`, `finished` or `time`; empty if it goes on."""
+        """Return why the run ends here: `early`, `finished` or `time`; empty if it continues."""
         patience = self._config.early_stopping_patience
         if patience is not None and state.validations_without_improvement >= patience:
             return "early"

@@ -70,9 +70,7 @@ class Duration:
     seconds: float
     steps: int
     epochs: float
-    """Epochs."""
     seconds_per_epoch: float
-    """Seconds per epoch."""
 
 
 def predict_duration(
