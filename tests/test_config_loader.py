@@ -723,7 +723,7 @@ def test_a_pipe_that_nobody_writes_to_is_not_waited_for_without_end(tmp_path, mo
     monkeypatch.setattr("src.config_loader._READ_TIMEOUT", 0.05)
     os.mkfifo(tmp_path / "my.toml")
     with pytest.raises(
-        AGI2Error, match=r"my\.toml: cannot be read: it is a pipe, and nothing came"
+        AGI2Error, match=r"my\.toml: cannot be read: it is a pipe, and no data arrived"
     ):
         load_config(tmp_path / "my.toml")
     monkeypatch.setattr("src.config_loader._READ_TIMEOUT", 1e6)

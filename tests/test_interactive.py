@@ -224,7 +224,7 @@ def test_a_message_longer_than_the_context_keeps_its_last_tokens(
     assert caplog.messages == []
     prompt.send_message("0123456789")
     assert tokenizer.decode(hears[1]) == "Me:3456789\n\n"
-    assert caplog.messages == ["the message is longer than the context: only its end is seen"]
+    assert caplog.messages == ["the message is longer than the context: only its end is used"]
 
 
 def test_a_cleared_context_starts_the_conversation_again(tokenizer, model):
@@ -310,7 +310,7 @@ def test_the_models_mode_is_not_changed_by_a_reply(tokenizer):
         ({"max_context_length": 0}, "max_context_length must be at least 1, not 0"),
         (
             {"max_context_length": 3, "model_seed": "Me:"},
-            "model_seed has 3 tokens: a context of 3 has no room for a message",
+            "model_seed has 3 tokens: a context of 3 leaves no tokens for a message",
         ),
         ({"temperature": -1}, "temperature must be a number from 0 on, not -1"),
     ],
@@ -344,7 +344,7 @@ def test_the_context_length_is_what_was_given_and_the_log_says_what_fits(
     assert prompt.max_context_length == given
     assert prompt.context_limit == min(given, limit)
     expected = (
-        f"max_context_length {given}: the model's 64 positions have room for {limit} in addition "
+        f"max_context_length {given}: the model's 64 positions leave {limit} in addition "
         "to a reply"
     )
     assert caplog.messages == ([expected] if limit < given else [])
@@ -357,7 +357,7 @@ def test_a_context_length_that_is_changed_later_counts(model, tokenizer):
     prompt.max_context_length = 20
     assert len(prompt.context_tokens()) == 20
     prompt.max_context_length = 8
-    with pytest.raises(AGI2Error, match=r"^model_seed has 8 tokens: a context of 8 has no room"):
+    with pytest.raises(AGI2Error, match="^model_seed has 8 tokens: a context of 8 leaves"):
         prompt.send_message("Hi")
     prompt.max_context_length = 20
     assert prompt.history == ["four five six"]

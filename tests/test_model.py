@@ -106,7 +106,7 @@ def test_a_length_of_2048_works_and_one_more_is_an_error():
     logits = model(tokens[:, :2048])
     assert logits.shape == (1, 2048, 29)
     assert bool(logits.isfinite().all())
-    with pytest.raises(AGI2Error, match=r"^2049 positions asked for, the model has 2048$"):
+    with pytest.raises(AGI2Error, match=r"^2049 positions requested, the model has 2048$"):
         model(tokens)
 
 
@@ -276,7 +276,7 @@ def test_padding_takes_no_position():
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
     assert_same_in_float64(model(tokens, mask)[0, 2:], model(tokens[:1, 2:])[0])
     mask[0, 1] = 1
-    with pytest.raises(AGI2Error, match=r"^5 positions asked for, the model has 4$"):
+    with pytest.raises(AGI2Error, match=r"^5 positions requested, the model has 4$"):
         model(tokens, mask)
 
 

@@ -53,7 +53,7 @@ def test_a_run_that_resumes_otherwise_is_found(tiny_run, in_this_process, tmp_pa
     config = tiny_run(lr_schedule="constant", warmup_steps=0, early_stopping_patience=1)
     assert list(verify(config, 6))[-1] == "exact"
     in_this_process["clip_grad_norm"] = 1e-9
-    with pytest.raises(AGI2Error, match="differs from the unbroken one"):
+    with pytest.raises(AGI2Error, match="differs from the uninterrupted one"):
         list(verify(config, 6))
     assert not (tmp_path / "trained").exists()
 
@@ -82,7 +82,7 @@ def test_differences_are_counted_bit_by_bit():
     zero = {"a": torch.zeros(2), "b": torch.tensor(1.0)}
     assert verify_resume._first_difference(zero, {**zero, "a": torch.zeros(2)}) is None
     assert verify_resume._first_difference(zero, {**zero, "a": -torch.zeros(2)}) is not None
-    assert verify_resume._first_difference(zero, {}) == "a is in one alone"
+    assert verify_resume._first_difference(zero, {}) == "a is in only one of them"
     assert (
         verify_resume._first_difference({"x": 1.0}, {"x": 2.0})
         == "x is 1.0 in one, 2.0 in the other"
@@ -113,5 +113,5 @@ def test_the_doomed_run_dies_with_its_first_checkpoint_behind_it(tiny_run, tmp_p
 
 def test_what_a_process_could_not_do_is_said(tiny_run, tmp_path):
     config = tiny_run(sources=[str(tmp_path / "gone.txt")], output_dir=str(tmp_path))
-    with pytest.raises(AGI2Error, match=r"the run could not be made: .*gone\.txt"):
+    with pytest.raises(AGI2Error, match=r"the run failed: .*gone\.txt"):
         verify_resume._train(config)

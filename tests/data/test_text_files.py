@@ -74,7 +74,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, monkeypatch):
         return os.stat_result(about)
 
     monkeypatch.setattr(text_files.os, "fstat", fstat)
-    with pytest.raises(Unreadable, match="only 4 of 104 bytes came: retry"):
+    with pytest.raises(Unreadable, match="only 4 of 104 bytes were read: retry"):
         read_content(path)
 
 
@@ -85,7 +85,7 @@ def test_an_endless_pipe_is_refused(monkeypatch, tmp_path):
     reader, writer = os.pipe()
     os.write(writer, b"a" * 100)
     os.close(writer)
-    with pytest.raises(Unreadable, match="more than 10 B came, too much for the memory"):
+    with pytest.raises(Unreadable, match="more than 10 B arrived, which exceeds the memory limit"):
         read_content(type(tmp_path)(f"/dev/fd/{reader}"))
     os.close(reader)
 

@@ -28,7 +28,7 @@ def test_a_run_writes_its_report(tiny_run, caplog):
     path = run.folder / "report.html"
     assert f"report: {path}" in caplog.text
     text = Whole(path.read_text(encoding="utf-8")).text
-    for section in ("Loss", "Speed", "Samples as they changed", "Memorization", "Configuration"):
+    for section in ("Loss", "Speed", "Samples during training", "Memorization", "Configuration"):
         assert section in text
     best = min(run.history["val_loss"])
     assert f"{best:.4f}" in text

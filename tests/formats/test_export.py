@@ -84,7 +84,7 @@ def test_a_run_s_own_configuration_goes_where_its_folder_goes(saved, tmp_path, c
     ("format", "quantize", "message"),
     [
         ("pickle", None, "format must be one of hf, gguf, onnx, not 'pickle'"),
-        ("hf", "q8_0", "quantize is for format gguf alone"),
+        ("hf", "q8_0", "quantize is for format gguf only"),
         ("gguf", "q4_0", "one of q8_0: not 'q4_0'"),
     ],
 )

@@ -152,8 +152,8 @@ def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(byte_pairs, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "relu"}, 'activation = "relu" has no form'),
-        ({"norm_position": "post"}, 'norm_position = "post" has no form'),
+        ({"activation": "relu"}, 'supports only activation = "gelu_tanh", not "relu"'),
+        ({"norm_position": "post"}, 'norm_position = "post" cannot be converted'),
     ],
 )
 def test_what_llama_cpp_cannot_express_is_refused(byte_pairs, tmp_path, changes, message):

@@ -141,7 +141,7 @@ def test_an_exported_model_is_described_whole(exported, byte_pairs):
 
 
 def test_what_gpt2_cannot_express_is_refused(exported, saved, tmp_path):
-    with pytest.raises(AGI2Error, match='norm_position = "post" has no form'):
+    with pytest.raises(AGI2Error, match='norm_position = "post" cannot be converted'):
         exported(norm_position="post")
     model, _ = saved(tokenizer=alphabet())
     with pytest.raises(AGI2Error, match='train with tokenizer = "bpe"'):
@@ -304,7 +304,7 @@ WRONG = {
     ),
     "a weight too many": (
         break_weights(lambda w: w.update({"score.weight": torch.ones(2)})),
-        "score.weight has no place in a GPT-2",
+        "score.weight is not a tensor of GPT-2",
     ),
     "a weight that is no number": (
         break_weights(lambda w: w["transformer.wpe.weight"][3].fill_(torch.nan)),

@@ -462,7 +462,7 @@ def test_a_moved_run_s_own_configuration_does_not_resume_another(two_runs):
 @pytest.mark.parametrize("note", ["[1]", '{"sha256": 5}', "{", "[" * 9999])
 def test_a_note_that_is_none_is_one_line(tmp_path, note):
     save_tensors(tiny_model().state_dict(), tmp_path / "w", {"agi2": note})
-    with pytest.raises(AGI2Error, match="w is damaged: its note is n"):
+    with pytest.raises(AGI2Error, match="w is damaged: its metadata is n"):
         load_weights(tiny_model(), tmp_path / "w")
 
 

@@ -512,7 +512,7 @@ def test_a_disk_that_fills_leaves_the_last_checkpoint_and_says_so(tmp_path):
     with open(reading, encoding="utf-8") as pipe:
         lines = pipe.read().splitlines()
     assert len(lines) == 4
-    assert all("cannot write" in line and "free some room" in line for line in lines)
+    assert all("cannot write" in line and "free some space" in line for line in lines)
     assert file.read_bytes() == before
     assert newest_checkpoint(tmp_path).state["step"] == 1
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]

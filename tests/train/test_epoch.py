@@ -90,7 +90,7 @@ def test_the_device_is_the_models(device):
         ({"device": "gpu"}, "device = 'gpu': give cpu"),
         ({"device": 1.5}, "device = 1.5: give cpu"),
         ({"device": "meta"}, "device = 'meta', but the model is on cpu: move it first"),
-        ({"dataloader": 7}, "dataloader: int gives no batches"),
+        ({"dataloader": 7}, "dataloader: int is not iterable: give a DataLoader"),
         ({"dataloader": [torch.arange(9)]}, r"has the shape \(9,\), not .*wrap a dataset"),
         ({"dataloader": [torch.zeros(2, 1).long()]}, r"has the shape \(2, 1\)"),
         ({"dataloader": ["text"]}, "a batch is a str"),
