@@ -1,4 +1,4 @@
-"""What was typed before: found again by its owner, and by nobody else."""
+"""The history of chat messages: private to its owner."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Runs side by side, as tables and as texts."""
+"""Comparison of runs: tables, curves and samples."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Completion, driven through the environment as the shells do it, in a process without PyTorch."""
+"""Shell completion, in a process without PyTorch."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is predicted before a run, beside what the run then takes."""
+"""The estimates of `agi2 doctor`, compared with measurements."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line, run inside this process: `main([...])` ends with a status."""
+"""The command line, in this process: `main([...])` exits with a status."""
 
 import contextlib
 import errno

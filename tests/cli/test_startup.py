@@ -1,4 +1,4 @@
-"""What a command shows before PyTorch is imported, and which commands never import it."""
+"""Output before PyTorch is imported, and commands that never import it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A proof is only worth something if it can fail."""
+"""`agi2 verify-resume`: exact runs pass, and any difference is found."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Charts: where curves are drawn, and what their script reads."""
+"""Charts: the drawn curves, and the data for the script."""
 
 import json
 import math

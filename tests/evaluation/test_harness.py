@@ -1,4 +1,4 @@
-"""Likelihoods and texts for lm-eval, beside `transformers` and lm-eval's own windows."""
+"""Log-likelihoods and generation for lm-eval, compared with `transformers` and lm-eval."""
 
 import json
 import math

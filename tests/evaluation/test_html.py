@@ -1,4 +1,4 @@
-"""HTML pages: whole whatever is written in them, and closed to all but one script."""
+"""HTML pages: escaping, validity, and the Content-Security-Policy."""
 
 import base64
 import hashlib

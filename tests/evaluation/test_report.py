@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file, from what the run wrote down."""
+"""The report of a run: one HTML file, from the logged metrics."""
 
 import html
 import json

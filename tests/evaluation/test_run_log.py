@@ -1,4 +1,4 @@
-"""Runs read back from their folders."""
+"""Loading the logs of runs from their folders."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""`agi2 import` and `agi2 export`: from the command line, and what they refuse."""
+"""`agi2 import` and `agi2 export` on the command line, and their errors."""
 
 import errno
 import importlib.util

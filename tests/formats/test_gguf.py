@@ -1,4 +1,4 @@
-"""GGUF, as llama.cpp reads it."""
+"""Export to GGUF: tensors, types and vocabulary, read back."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Hugging Face's layout, against `transformers` itself and a hub on this machine."""
+"""Import and export of Hugging Face models, compared with `transformers`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of its model and tokens: kept everywhere, or refused by name."""
+"""Every setting of a Hugging Face model and tokenizer is imported, or refused by name."""
 
 import json
 import logging

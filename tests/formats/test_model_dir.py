@@ -1,4 +1,4 @@
-"""A trained model, to and from a folder: whole or not at all, and nothing unpickled."""
+"""Saving and loading a model folder: atomic, verified, without pickle."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""ONNX, as ONNX Runtime computes it."""
+"""Export to ONNX, computed with ONNX Runtime."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""Which file and folder an argument of a command means."""
+"""Resolution of command arguments to files and folders."""
 
 import os
 

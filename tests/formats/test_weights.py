@@ -1,4 +1,4 @@
-"""One file's content, whatever takes its place meanwhile; and headers that lie."""
+"""safetensors files: consistent reads, and validation of the header."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""A step in fixed tensors gives what a step in growing ones gives; on a GPU, as a graph."""
+"""Decode steps in a static KV cache equal those in a growing one; on a GPU, as a CUDA graph."""
 
 import copy
 import weakref

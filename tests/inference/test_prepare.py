@@ -1,4 +1,4 @@
-"""Weights for generation: the same model to rounding, or to the levels that were asked for."""
+"""Preparation for generation: packed, int8 and int4 weights."""
 
 import copy
 import functools

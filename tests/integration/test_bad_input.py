@@ -1,4 +1,4 @@
-"""Mistakes as a user meets them: one clear line each, status 2, and nothing is lost."""
+"""Bad input on the command line: one line each, exit status 2, and no file is lost."""
 
 import contextlib
 import json

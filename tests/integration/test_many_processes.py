@@ -1,4 +1,4 @@
-"""Training under torchrun, for real: several processes on this machine, some of them killed."""
+"""Training under torchrun in several processes, some of which are killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The specification's example of use from Python, line by line, on a small corpus."""
+"""The specification's example of use from Python, on a small corpus."""
 
 from pathlib import Path
 

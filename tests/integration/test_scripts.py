@@ -1,4 +1,4 @@
-"""The four scripts and the command's completion, as processes of their own."""
+"""The four scripts and the command's completion, in processes of their own."""
 
 import os
 import random

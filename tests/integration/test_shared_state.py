@@ -1,4 +1,4 @@
-"""Streams, searches, evaluation and training steps on one model at the same time."""
+"""Concurrent streams, beam searches, evaluations and training steps on one model."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""Every signature of the specification, by position and by keyword, with its own names."""
+"""Every signature of the specification, by position and by keyword."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""PyTorch's global defaults are the user's own: they change no result, and break nothing."""
+"""PyTorch's global defaults (device, dtype) change no result."""
 
 import json
 import os

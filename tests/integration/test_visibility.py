@@ -1,4 +1,4 @@
-"""What calls from Python show, in fresh processes: by default, when asked not to, in a host."""
+"""Log and progress of calls from Python, in new processes: default, `verbose`, own handlers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The package as it is published: a wheel, in an environment of its own."""
+"""The wheel, installed in a virtual environment."""
 
 import os
 import shutil

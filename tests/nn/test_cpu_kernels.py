@@ -1,4 +1,4 @@
-"""The CPU kernels against PyTorch: products, packing, activation functions."""
+"""The CPU kernels, compared with PyTorch."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Dropout: what is dropped, how often, and what it does to the mean and the gradient."""
+"""Dropout: the rate, the mean, the gradient, and `evaluating`."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""LoRA: what is trained, what it starts as, and that merging changes nothing."""
+"""LoRA: initialization, trained parameters, and merging."""
 
 import torch
 from torch import nn

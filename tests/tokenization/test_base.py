@@ -1,4 +1,4 @@
-"""What all tokenizers share: special tokens of one's own, files, and the types that people pass."""
+"""What all tokenizers have in common: special tokens, files, argument types."""
 
 import copy
 import logging

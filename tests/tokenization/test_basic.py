@@ -1,4 +1,4 @@
-"""Tokens of characters, or of the words of a vocabulary of one's own."""
+"""The basic tokenizer: characters, or the words of a given vocabulary."""
 
 import json
 import logging

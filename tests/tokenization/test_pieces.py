@@ -1,4 +1,4 @@
-"""Cuts of a text: in order, bounded, and without effect on its tokens at certain boundaries."""
+"""Splitting of a text into pieces that are encoded separately."""
 
 import re
 import unicodedata

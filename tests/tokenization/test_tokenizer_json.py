@@ -1,4 +1,4 @@
-"""A stranger's tokenizer.json is a working tokenizer or one clear line, whatever it holds."""
+"""Validation of untrusted tokenizer.json files: a working tokenizer, or one line."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What `train_model` is given from Python, as a configuration."""
+"""The arguments of `train_model`, converted to a configuration."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""A run, to and from a folder: whole or not at all, and nothing unpickled."""
+"""Checkpoints: atomic, verified, without pickle."""
 
 import contextlib
 import errno

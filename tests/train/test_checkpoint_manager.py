@@ -1,4 +1,4 @@
-"""What a run keeps on disk, and which checkpoints it goes on from."""
+"""The run folder, and which checkpoints a run resumes from."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What several processes share: here in a group of one, in `integration/` in larger ones."""
+"""The process group: here with one process; with several in `integration/`."""
 
 import signal
 import socket

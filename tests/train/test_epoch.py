@@ -1,4 +1,4 @@
-"""`train_epoch`: its scheduler, its log, and what it refuses."""
+"""`train_epoch`: scheduler, log, and invalid arguments."""
 
 import logging
 import math

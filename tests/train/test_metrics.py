@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""Logged metrics: tok/s, MFU, memory, evaluation results."""
 
 import math
 from types import SimpleNamespace

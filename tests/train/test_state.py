@@ -1,4 +1,4 @@
-"""Where a run is, and how that is kept."""
+"""The state of a run: counters, means, and JSON."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""One optimizer step: the loss, the gradients, the update."""
+"""One optimizer step: loss, gradient accumulation, update."""
 
 import pytest
 import torch

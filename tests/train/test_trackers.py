@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, and where else the log goes."""
+"""`metrics.jsonl` and experiment trackers."""
 
 import json
 import math

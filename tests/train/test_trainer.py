@@ -1,4 +1,4 @@
-"""A run that can be stopped at any moment and resumed exactly."""
+"""The trainer: exact resume after an interrupt at any step, and failures."""
 
 import functools
 import itertools
