@@ -73,10 +73,7 @@ def examine(config: Config) -> Iterator[str]:
     sizes = model_sizes(config)
     available = available_memory(device)
     yield _describe_model(config, sizes, device)
-    yield (
-        f"batch: {plural(batches.batch_size, 'sequence')} of {plural(seq_len, 'token')}, {micro} "
-        f"at a time; {plural(batches.steps_per_epoch, 'step')} per epoch"
-    )
+    yield _describe_batches(batches, micro)
     yield (
         f"memory: about {human_bytes(memory.total)} of {human_bytes(available)} "
         f"({_memory_breakdown(memory)})"
@@ -118,6 +115,14 @@ def _describe_model(config: Config, sizes: Sizes, device: torch.device) -> str:
         f"model: {sizes.weights // 4:,} parameters{trained_note}, "
         f"{plural(config.model_layer, 'layer')}, {config.model_embd} wide; "
         f"{describe_device(device)}"
+    )
+
+
+def _describe_batches(batches: EpochBatches, micro: int) -> str:
+    seq_len = batches.dataset.seq_len - 1
+    return (
+        f"batch: {plural(batches.batch_size, 'sequence')} of {plural(seq_len, 'token')}, {micro} "
+        f"at a time; {plural(batches.steps_per_epoch, 'step')} per epoch"
     )
 
 

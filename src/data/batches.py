@@ -45,6 +45,8 @@ class EpochBatches:
     def windows_before(self, step: int) -> int:
         """Return the number of windows in all batches before step `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)
+        # Rounded up, so that the first batch of an epoch is its largest: a batch that does not fit
+        # the memory fails in the first step.
         return epoch * self.windows + -(-index * self.windows // self.steps_per_epoch)
 
     def rows(self, step: int, shard: int = 0, num_shards: int = 1) -> range:
@@ -54,6 +56,8 @@ class EpochBatches:
         """
         first, last = self.windows_before(step), self.windows_before(step + 1)
         size = last - first
+        # Rounded up, so that the first ranks have the largest shards: a rank's number of rows, and
+        # so of micro-batches, is at most that of rank 0.
         return range(
             first - (-size * shard // num_shards), first - (-size * (shard + 1) // num_shards)
         )

@@ -33,9 +33,9 @@ def _words(text: str) -> list[str]:
 def longest_common_span(generated: str, training_text: str) -> str:
     """Return the longest common substring of a generated text and the training text.
 
-    A common span of at least 8 characters consists of 8-grams of `training_text` that all occur in
-    `generated`. In natural language few positions do, so only those are searched. If they contain
-    no such span, the search is repeated with 4-grams, 2-grams, and then on all of the text.
+    By n-gram overlap and extension: a common span of at least 8 characters is in a run of 8-grams
+    of `training_text` that all occur in `generated`. Few runs are long, and those are searched. If
+    they contain no such span, the search is repeated with 4-grams, 2-grams and single characters.
 
     Args:
         generated: the generated text.
@@ -44,12 +44,16 @@ def longest_common_span(generated: str, training_text: str) -> str:
     best = ""
     if not generated:
         return best
+    substrings = SuffixAutomaton(generated)
     # In chunks, which bounds memory. They overlap by len(generated), so no common span is cut.
     size = max(_MIN_CHUNK_CHARACTERS, len(generated))
     for width in (8, 4, 2, 1):
         for start in range(0, len(training_text), size):
             chunk = training_text[start : start + size + len(generated)]
-            best = max(best, _search_span(generated, chunk, width), key=len)
+            for first, last in _runs(_ngram_filter(generated, chunk, width)):
+                if last - first <= len(best):
+                    break
+                best = max(best, substrings.longest_in(chunk[first:last]), key=len)
         if len(best) >= width:  # any other common span is shorter than `width`
             break
     return best
@@ -59,78 +63,70 @@ def longest_common_span(generated: str, training_text: str) -> str:
 _MIN_CHUNK_CHARACTERS = 1 << 20
 
 
-def _search_span(generated: str, training_text: str, min_length: int) -> str:
-    """Return the longest common substring; if below `min_length` characters, perhaps a shorter one.
-
-    Equal windows get equal integer ids; the id of a window follows from those of two narrower
-    windows that cover it (Karp, Miller and Rosenberg, 1972). The width is doubled while any window
-    is common, then increased by decreasing powers of two: O(n log n log s) time for a span
-    of s characters.
-    """
-    shared = _ngram_filter(generated, training_text, min_length)
-    if not shared.any():
-        return ""
-    kept = shared.copy()
-    kept[1:] |= shared[:-1]  # and the character after, as a separator
-    known, generated_ids = np.unique(_code_points(generated), return_inverse=True)
-    training_ids = np.where(
-        shared[kept], _window_ids(known, _code_points(training_text)[kept], _NUM_CODE_POINTS), -1
-    )
-    if not (training_ids >= 0).any():
-        return ""
-    width = 1
-    while (wider := _widen(generated_ids, training_ids, width)) is not None:
-        (generated_ids, training_ids), width = wider, 2 * width
-    step = width // 2
-    while step:
-        if (wider := _widen(generated_ids, training_ids, step)) is not None:
-            (generated_ids, training_ids), width = wider, width + step
-        step //= 2
-    start = int(np.argmax(generated_ids == training_ids.max()))
-    return generated[start : start + width]
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Return start and end of each run of true elements, longest first."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False)).reshape(-1, 2)
+    order = np.argsort(edges[:, 0] - edges[:, 1], kind="stable")
+    return [(first, last) for first, last in edges[order].tolist()]
 
 
-def _code_points(text: str) -> np.ndarray:
-    """Return the code points of a text, of shape (characters,)."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+class SuffixAutomaton:
+    """The minimal automaton of all substrings of a text (Blumer et al., 1985).
 
-
-# Number of Unicode code points.
-_NUM_CODE_POINTS = 0x110000
-
-
-def _window_ids(known: np.ndarray, values: np.ndarray, bound: int) -> np.ndarray:
-    """Return the index of each value (-1 to `bound` - 1) in the sorted `known`, or -1."""
-    if bound <= 4 * len(values):  # a lookup table is faster than binary search
-        table = np.full(bound + 1, -1)  # one more, so that the value -1 maps to -1
-        table[known] = np.arange(len(known))
-        return table[values]
-    indices = np.searchsorted(known, values)
-    indices[indices == len(known)] = 0
-    indices[known[indices] != values] = -1
-    return indices
-
-
-def _widen(
-    generated_ids: np.ndarray, training_ids: np.ndarray, step: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the ids of windows that are wider by `step`, or `None` if none is common.
+    A state stands for the substrings that end at the same positions. `_link` leads to the state of
+    the longest of their suffixes that ends at other positions, too.
 
     Args:
-        generated_ids: id of the window that starts at each character of the generated text.
-        training_ids: the same for the training text; -1 if the generated text has no such window.
-        step: characters, at most the current width.
+        text: any text; time and memory are linear in its length.
     """
-    if step >= min(len(generated_ids), len(training_ids)):
-        return None
-    count = int(generated_ids.max()) + 1
-    known, generated_ids = np.unique(
-        generated_ids[:-step] * count + generated_ids[step:], return_inverse=True
-    )
-    first, second = training_ids[:-step], training_ids[step:]
-    pairs = np.where((first >= 0) & (second >= 0), first * count + second, -1)
-    training_ids = _window_ids(known, pairs, count * count)
-    return (generated_ids, training_ids) if (training_ids >= 0).any() else None
+
+    def __init__(self, text: str) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._link, self._length = [-1], [0]
+        last = 0
+        for character in text:
+            last = self._append(last, character)
+
+    def _append(self, last: int, character: str) -> int:
+        """Append a character to the text of which `last` is the state; return the new state."""
+        new = self._add_state({}, self._length[last] + 1, 0)
+        state = last
+        while state >= 0 and character not in self._next[state]:
+            self._next[state][character] = new
+            state = self._link[state]
+        if state < 0:
+            return new
+        target = self._next[state][character]
+        if self._length[target] > self._length[state] + 1:
+            # Its shorter substrings end at the new position, too: they get a state of their own.
+            longer, length = target, self._length[state] + 1
+            target = self._add_state(dict(self._next[longer]), length, self._link[longer])
+            self._link[longer] = target
+            while state >= 0 and self._next[state].get(character) == longer:
+                self._next[state][character] = target
+                state = self._link[state]
+        self._link[new] = target
+        return new
+
+    def _add_state(self, transitions: dict[str, int], length: int, link: int) -> int:
+        self._next.append(transitions)
+        self._length.append(length)
+        self._link.append(link)
+        return len(self._next) - 1
+
+    def longest_in(self, text: str) -> str:
+        """Return the longest substring of `text` that occurs in the automaton's text."""
+        state = length = best = end = 0
+        for position, character in enumerate(text, 1):
+            while state and character not in self._next[state]:
+                state = self._link[state]
+                length = self._length[state]
+            if character in self._next[state]:
+                state = self._next[state][character]
+                length += 1
+                if length > best:
+                    best, end = length, position
+        return text[end - best : end]
 
 
 def _ngram_filter(generated: str, training_text: str, width: int) -> np.ndarray:

@@ -89,7 +89,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """Return the mean loss of hidden (N, C), weight (V, C) of the LM head and targets (N,).
 
-        Matrix products are in `dtype`, or, if `None`, in that of the arguments.
+        Matrix products are in `dtype`, or, if `None`, in that of the arguments. Long because all
+        chunks share its buffers.
         """
         vocabulary = len(weight)
         matrix = weight.detach()
@@ -105,6 +106,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Not needed if the LM head is frozen, as with LoRA.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         size = logits_chunk_tokens(hidden.device)
+        # In fp32 all chunks use one buffer of padded rows (see `_row_length`).
         rows = weight.new_empty(0)
         if dtype is None:
             rows = weight.new_empty(min(len(hidden), size), _row_length(vocabulary))

@@ -1,3 +1,5 @@
+"""Overlap of generated text with the training text, compared with brute force."""
+
 import random
 import time
 from unittest import mock
@@ -5,7 +7,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.evaluation.memorization import longest_common_span, measure_overlap
+from src.evaluation.memorization import SuffixAutomaton, longest_common_span, measure_overlap
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -22,6 +24,15 @@ def test_longest_common_span_equals_brute_force(written, learned):
     assert span in written
     assert span in learned
     assert len(span) == brute_force(written, learned)
+
+
+@quick
+@given(text=st.text("ab c", max_size=14), other=st.text("ab c", max_size=20))
+def test_a_suffix_automaton_finds_the_longest_common_substring(text, other):
+    span = SuffixAutomaton(text).longest_in(other)
+    assert span in text
+    assert span in other
+    assert len(span) == brute_force(text, other)
 
 
 @quick
