@@ -22,7 +22,7 @@ from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS
 from .errors import AGI2Error, mask_secrets, safe_repr
-from .utils import human_bytes, is_nested_deeper, open_file, write_text
+from .utils import describe_path, human_bytes, is_nested_deeper, open_file, write_text
 
 Kind = Literal["training", "generation", "interactive"]
 
@@ -141,8 +141,8 @@ def _with_pretrained(
     if not (Path(folder) / CONFIG).is_file():
         foreign = (Path(folder) / "config.json").is_file()
         raise AGI2Error(
-            f"{locations.get('init_from', name)}: init_from: no trained model in {folder}"
-            + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
+            f"{locations.get('init_from', name)}: init_from = {safe_repr(folder)}: no trained "
+            "model there" + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
         )
     pretrained = load_config(Path(folder) / CONFIG).architecture.to_keys()
     fixed = {k: v for k, v in pretrained.items() if k not in FREE_ARCHITECTURE_KEYS}
@@ -193,6 +193,8 @@ def _read(path: Path) -> str:
 
 
 def _advice_if_missing(path: Path) -> str:
+    if path.is_symlink():
+        return f"it {describe_path(path)}"
     if path.suffix.lower() == ".toml":
         return "no such file; resources/ contains examples"
     return "no such file or folder; name a TOML file, or a run: agi2 list shows the runs"

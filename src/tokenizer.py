@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -293,7 +294,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if vocab.is_file() and merges.is_file() and not (path / FILE_NAME).is_file():
             return BPETokenizer.from_gpt2_files(vocab, merges)
         path = path / FILE_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise AGI2Error(
             f"no tokenizer at {path}: give a tokenizer.json, or a folder that holds one, or "
             "vocab.json and merges.txt"

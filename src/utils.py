@@ -219,9 +219,14 @@ def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; reject others without blocking, as a pipe may never end.
 
     Raises:
-        OSError: if it cannot be opened, or is a folder, a pipe, a socket or a device.
+        OSError: if it cannot be opened or is no regular file.
     """
-    return open(path, "rb", opener=_open_regular)
+    try:
+        return open(path, "rb", opener=_open_regular)
+    except FileNotFoundError as error:
+        if not os.path.islink(path):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "it is a broken link", str(path)) from error
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -235,7 +240,20 @@ def _open_regular(path: str, flags: int) -> int:
 
 def _kind_of(mode: int) -> str:
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kinds[stat.S_IFREG] = "a file"
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def describe_path(path: str | Path) -> str:
+    """Return what a path is, for messages: `is a file`, `is a broken link`, `does not exist`."""
+    try:
+        return f"is {_kind_of(os.stat(path).st_mode)}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if os.path.islink(path):
+            return "is a broken link"
+        if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
+            return "does not exist"
+        return f"cannot be read: {error.strerror}"
 
 
 def read_bytes(path: Path, max_bytes: int = -1) -> bytes:

@@ -576,7 +576,7 @@ def test_only_training_reads_what_a_run_started_from(tmp_path, kind):
         ({"preset": "small"}, "model_embd = 768, but the model of init_from has 32"),
         ({"tokenizer": "gpt2"}, "b.toml: tokenizer = 'gpt2', but the model of init_from has"),
         ({"seq_len": 100}, "seq_len 100 is above model_positions 48"),
-        ({"init_from": "nowhere"}, "b.toml: init_from: no trained model in nowhere"),
+        ({"init_from": "nowhere"}, "b.toml: init_from = 'nowhere': no trained model there"),
         ({"lora_rank": 2, "optimizer": "muon"}, "lora_rank is trained by AdamW: set optimizer"),
         ({"lora_rank": 2, "parallel": "fsdp"}, "lora_rank is not for sharded models"),
         ({"lora_rank": 2, "init_from": None}, "lora_rank goes with a trained model: set init_from"),

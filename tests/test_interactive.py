@@ -357,7 +357,7 @@ def test_a_context_length_that_is_changed_later_counts(model, tokenizer):
     prompt.max_context_length = 20
     assert len(prompt.context_tokens()) == 20
     prompt.max_context_length = 8
-    with pytest.raises(AGI2Error, match="^model_seed has 8 tokens: a context of 8 leaves"):
+    with pytest.raises(AGI2Error, match=r"^model_seed has 8 tokens: a context of 8 leaves"):
         prompt.send_message("Hi")
     prompt.max_context_length = 20
     assert prompt.history == ["four five six"]

@@ -251,6 +251,20 @@ def test_half_a_gpt2_vocabulary_is_none(bpe, tmp_path, missing):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "broken link"])
+def test_what_is_no_tokenizer_file_is_said_to_be_what_it_is(tmp_path, kind):
+    path = tmp_path / "tokenizer.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere" if kind == "broken link" else os.devnull)
+    for place in (tmp_path, path) if kind != "folder" else (tmp_path,):
+        with pytest.raises(AGI2Error, match=rf"tokenizer\.json cannot be read: it is a {kind}"):
+            load_tokenizer(place)
+
+
 def test_a_missing_path_says_what_to_give(tmp_path):
     with pytest.raises(AGI2Error, match=r"no tokenizer at .*nowhere: give a tokenizer\.json"):
         load_tokenizer(tmp_path / "nowhere")

@@ -23,6 +23,7 @@ from src.utils import (
     atomic_folder,
     atomic_path,
     convert_write_errors,
+    describe_path,
     exit_with_parent,
     human_bytes,
     human_time,
@@ -324,15 +325,37 @@ def test_only_a_regular_file_is_read(tmp_path):
     assert read_bytes(tmp_path / "file") == b"text"
     assert read_bytes(tmp_path / "file", 2) == b"te"
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
     for path, reason in {
         tmp_path: "it is a folder, not a file",
         tmp_path / "pipe": "it is a pipe, not a file",
+        tmp_path / "link": "it is a broken link",
         Path("/dev/zero"): "it is a device, not a file",
         tmp_path / "nothing": "No such file",
         tmp_path / "a\0b": "embedded null",
     }.items():
         with pytest.raises(AGI2Error, match=f"cannot be read: {reason}"):
             read_bytes(path)
+
+
+def test_a_path_is_described_by_what_it_is(tmp_path):
+    (tmp_path / "file").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    for path, what in {
+        tmp_path: "is a folder",
+        tmp_path / "file": "is a file",
+        tmp_path / "pipe": "is a pipe",
+        os.devnull: "is a device",
+        tmp_path / "link": "is a broken link",
+        tmp_path / "circle": "is a broken link",
+        tmp_path / "nothing": "does not exist",
+        tmp_path / "file" / "inside": "does not exist",
+        "a\0b": "does not exist",
+        "x" * 300: "cannot be read: File name too long",
+    }.items():
+        assert describe_path(path) == what
 
 
 def test_what_is_no_file_is_never_replaced(tmp_path):

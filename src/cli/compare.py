@@ -13,6 +13,7 @@ from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
 from ..evaluation.html import escape, table
 from ..evaluation.report import axes, tokens_per_step
 from ..evaluation.run_log import History, RunRecord, RunSummary, list_runs, read_run
+from ..formats.run_dir import METRICS
 from ..utils import human_bytes, human_time, log, write_text
 from .table import Rows, print_table
 
@@ -44,6 +45,12 @@ def print_runs(folder: Path) -> None:
     for run in runs:
         if run.problem:
             log.warning("%s is broken: %s", run.name, run.problem)
+        elif not run.has_log and run.checkpoints:
+            log.warning(
+                "%s has no %s: steps and losses are those of its newest checkpoint",
+                run.name,
+                METRICS,
+            )
 
 
 def _table_row(run: RunSummary) -> list[str]:
@@ -56,8 +63,16 @@ def _table_row(run: RunSummary) -> list[str]:
         ", ".join(map(str, run.checkpoints)) or EMPTY_CELL,
         human_bytes(run.size),
         datetime.fromtimestamp(run.changed).isoformat(" ", "minutes"),
-        "broken" if run.problem else "finished" if run.is_finished else "unfinished",
+        _state(run),
     ]
+
+
+def _state(run: RunSummary) -> str:
+    if run.problem:
+        return "broken"
+    if not run.has_log and not run.checkpoints:  # such as an imported model
+        return "no log"
+    return "finished" if run.is_finished else "unfinished"
 
 
 def _format_count(number: float | None) -> str:

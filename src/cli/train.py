@@ -75,14 +75,14 @@ _MAX_COMPARED_CHARACTERS = 20_000_000
 
 def _log_overlap(run: Run, samples: list[str]) -> None:
     """Log how many of the samples' words occur in the training text, and the longest copy."""
-    from ..evaluation.memorization import measure_overlap
+    from ..evaluation.memorization import known_words, longest_common_span
     from ..utils import log, plural
 
     training_text = "\n".join(run.training_text)[:_MAX_COMPARED_CHARACTERS]
-    overlaps = [measure_overlap(text, training_text) for text in samples]
-    copied = max((each.longest_copy for each in overlaps), key=len)
-    known_fraction = sum(each.known_words for each in overlaps) / len(overlaps)
-    log.info("%.0f %% of the words of the samples occur in the training text", 100 * known_fraction)
+    known = known_words("\n".join(samples), training_text)
+    if known is not None:
+        log.info("%.0f %% of the words of the samples occur in the training text", 100 * known)
+    copied = max((longest_common_span(text, training_text) for text in samples), key=len)
     length = plural(len(copied), "character")
     log.info("the longest span copied from it has %s: %r", length, copied)
 

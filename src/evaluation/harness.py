@@ -21,7 +21,7 @@ from ..errors import AGI2Error
 from ..formats.model_dir import TrainedModel
 from ..generation import generate_text
 from ..nn.dropout import evaluating
-from ..utils import log
+from ..utils import describe_path, log
 from .loss import EVAL_TOKENS_PER_BATCH, evaluate_tokens
 
 # Default of `max_gen_toks`, as in lm-eval.
@@ -193,7 +193,7 @@ def run_tasks(
 def _load_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
     """Load tasks and their data sets, of `folder` if it has them all; return their manager."""
     if folder is not None and not folder.is_dir():
-        raise AGI2Error(f"{folder}: no such folder with tasks")
+        raise AGI2Error(f"{folder} {describe_path(folder)}: name a folder with tasks")
     # Custom tasks first: indexing the thousands of files of lm-eval takes many seconds.
     manager = TaskManager(include_path=folder, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):

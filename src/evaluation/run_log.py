@@ -13,8 +13,16 @@ from typing import Any
 from ..config import Config
 from ..config_loader import CONFIG, load_config
 from ..errors import AGI2Error
-from ..formats.run_dir import METRICS, WEIGHTS, list_checkpoints, read_state, step_of
-from ..train.trackers import read_metrics
+from ..formats.run_dir import (
+    CHECKPOINTS,
+    METRICS,
+    TOKENIZER,
+    WEIGHTS,
+    list_checkpoints,
+    read_state,
+    step_of,
+)
+from ..train.trackers import find_problem, read_metrics
 from .charts import Point
 
 
@@ -37,6 +45,21 @@ class History:
 
     def __init__(self, entries: list[dict[str, Any]]) -> None:
         self.entries = entries
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> History:
+        """Return the history that a checkpoint's state holds: its step, time and validations."""
+        history = state.get("history")
+        curves = history if isinstance(history, dict) else {}
+        steps, losses = curves.get("val_steps"), curves.get("val_loss")
+        are_lists = isinstance(steps, list) and isinstance(losses, list)
+        pairs = zip(steps, losses, strict=False) if are_lists else ()
+        entries = [
+            {"step": 0, "start": {"total_steps": state.get("total_steps")}},
+            *({"step": at, "val_loss": loss} for at, loss in pairs),
+            {"step": state.get("step"), "seconds": state.get("seconds")},
+        ]
+        return cls([entry for entry in entries if not find_problem(entry)])
 
     def curve(self, key: str) -> list[Point]:
         """Return step and value of each logged number of this name; NaN if it was not finite."""
@@ -139,14 +162,24 @@ def read_run(folder: str | Path) -> RunRecord:
         raise AGI2Error(
             f"{folder} is not a run's folder: it has no {METRICS}; agi2 list shows the runs"
         )
-    entries = read_metrics(folder / METRICS) if is_run(folder) else []
-    return RunRecord(folder, _read_config(folder), History(entries))
+    return RunRecord(folder, _read_config(folder), _read_history(folder))
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's: it has a log."""
+    """Return whether a folder is a run's: it has a log, or a configuration and parts of a model."""
+
     # Not `isfile`: a broken link or a folder of this name is a corrupt run, to be reported.
-    return os.path.lexists(folder / METRICS)
+    def has(name: str) -> bool:
+        return os.path.lexists(folder / name)
+
+    return has(METRICS) or (has(CONFIG) and any(map(has, (WEIGHTS, CHECKPOINTS, TOKENIZER))))
+
+
+def _read_history(folder: Path) -> History:
+    """Read a run's log; without a log, derive what is known from the newest checkpoint."""
+    if os.path.lexists(folder / METRICS):
+        return History(read_metrics(folder / METRICS))
+    return History.from_state(_newest_state(folder))
 
 
 @dataclass(frozen=True)
@@ -160,7 +193,8 @@ class RunSummary:
     size: int
     """Size on disk in bytes."""
     changed: float
-    """Time of the last log entry, in seconds since the epoch (1970)."""
+    """Time of the last log entry, or without a log of the model, in seconds since 1970."""
+    has_log: bool
     is_finished: bool
     """Whether it reached its steps, `max_minutes`, or early stopping."""
     problem: str
@@ -184,17 +218,20 @@ def summarize(folder: Path) -> RunSummary:
     """Summarize a run; errors go to `problem`."""
     history, is_finished, problem = History([]), False, ""
     try:
-        history = History(read_metrics(folder / METRICS))
+        history = _read_history(folder)
         config = _read_config(folder)
         is_finished = _is_finished(folder, config, history)
     except AGI2Error as error:
         problem = str(error).splitlines()[0]
+    has_log = os.path.lexists(folder / METRICS)
+    dated = (METRICS,) if has_log else (CONFIG, WEIGHTS)
     return RunSummary(
         name=folder.name,
         history=history,
         checkpoints=[step_of(path) for path in list_checkpoints(folder)],
         size=_folder_size(folder),
-        changed=_modification_time(folder / METRICS),
+        changed=max(_modification_time(folder / name) for name in dated),
+        has_log=has_log,
         is_finished=is_finished,
         problem=problem,
     )

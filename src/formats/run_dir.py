@@ -16,7 +16,7 @@ import tomli_w
 
 from ..config_loader import CONFIG
 from ..errors import AGI2Error
-from ..utils import read_json_object
+from ..utils import describe_path, read_json_object
 
 # Tokenizers that are named rather than loaded from a file.
 TOKENIZER_KINDS = ("bpe", "basic", "gpt2")
@@ -177,8 +177,7 @@ def check_weights(folder: Path, file: str | Path) -> None:
     check_unsharded(folder)
     if os.path.lexists(folder / WEIGHTS):
         raise AGI2Error(
-            f"{folder / WEIGHTS} is a folder, a broken link or no regular file: put the weights' "
-            "file back"
+            f"{folder / WEIGHTS} {describe_path(folder / WEIGHTS)}: put the weights' file back"
         )
     if folder not in (Path(file), Path(file).parent):
         raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
@@ -237,8 +236,8 @@ def check_tokenizer(config: Mapping[str, Any]) -> None:
     name = config["tokenizer"]
     if config["resume"] is None and name not in TOKENIZER_KINDS and not os.path.exists(name):
         raise AGI2Error(
-            f"tokenizer: {name!r} is none of {', '.join(TOKENIZER_KINDS)}, and no such file or "
-            "folder exists"
+            f"tokenizer: {name!r} is none of {', '.join(TOKENIZER_KINDS)}, and as a file or folder "
+            f"it {describe_path(name)}"
         )
 
 
@@ -251,5 +250,6 @@ def check_resume(config: Mapping[str, Any]) -> None:
     folder = config["resume"]
     if folder not in (None, "auto") and not Path(folder).is_dir():
         raise AGI2Error(
-            f"resume: {folder} does not exist; name a checkpoint folder, a run folder, or auto"
+            f"resume: {folder} {describe_path(folder)}; name a checkpoint folder, a run folder, or "
+            "auto"
         )

@@ -94,7 +94,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
             raise AGI2Error(f"{name} is not a JSON object")
         entries.append(entry)
     for number, entry in enumerate(entries, 1):
-        if problem := _find_problem(entry):
+        if problem := find_problem(entry):
             raise AGI2Error(f"{path}:{number}: {problem}: not a valid log entry")
     return entries
 
@@ -107,7 +107,7 @@ _COUNTS = ("parameters", "total_steps", "train_tokens", "train_bytes", "tokens_p
 _MAX_NUMBER = 1e100
 
 
-def _find_problem(entry: dict[str, Any]) -> str:
+def find_problem(entry: dict[str, Any]) -> str:
     """Return what makes an entry invalid; empty if it is valid."""
     start = entry.get("start", {})
     if type(entry.get("step", 0)) is not int or not isinstance(start, dict):

@@ -268,5 +268,5 @@ def test_tasks_that_cannot_be_run_are_one_clear_line(basic, tasks):
     with pytest.raises(AGI2Error, match="broken: cannot be loaded: ") as error:
         run_tasks(basic, ["broken"], tasks)
     assert "\n" not in str(error.value)
-    with pytest.raises(AGI2Error, match="nowhere: no such folder with tasks"):
+    with pytest.raises(AGI2Error, match="nowhere does not exist: name a folder with tasks"):
         run_tasks(basic, ["own_choice"], tasks / "nowhere")

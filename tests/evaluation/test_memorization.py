@@ -2,12 +2,15 @@
 
 import random
 import time
+from pydoc_data.topics import topics
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.evaluation.memorization import SuffixAutomaton, longest_common_span, measure_overlap
+from src.evaluation.memorization import SuffixAutomaton, known_words, longest_common_span
+from tests.conftest import make_text
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -80,18 +83,59 @@ def test_equal_low_bytes_are_not_taken_for_equal_letters():
     assert longest_common_span("abcdefghij", learned) == "ab"
 
 
-def test_originality_counts_known_words_whatever_their_case():
-    result = measure_overlap("The WHALE sang 42 naïve_songs", "a whale; the naïve whale sang.")
-    assert result.known_words == 4 / 5
-    assert result.longest_copy == " naïve"
+def test_known_words_are_counted_whatever_their_case():
+    written = "The WHALE sang 42 naïve_songs"
+    learned = "a whale; the naïve whale sang. The whale."
+    assert known_words(written, learned) == 4 / 5
+    assert longest_common_span(written, learned) == " naïve"
 
 
 def test_a_copied_span_is_found_letter_for_letter():
     learned = "Call me Ishmael. Some years ago I went to sea."
     written = "he said: me Ishmael. Some y!"
-    assert measure_overlap(written, learned).longest_copy == " me Ishmael. Some y"
+    assert longest_common_span(written, learned) == " me Ishmael. Some y"
 
 
-def test_a_text_without_words_knows_none():
-    assert measure_overlap("", "some text").known_words == 0
-    assert measure_overlap("12 !", "some text").known_words == 0
+def zipf(alphabet, count, seed=1):
+    """Letters as frequent as in a language: the n-th has a share of 1 / n."""
+    weights = [1 / rank for rank in range(1, len(alphabet) + 1)]
+    return "".join(random.Random(seed).choices(alphabet, weights, k=count))
+
+
+def in_pieces(text, sizes, separator):
+    draw, pieces = random.Random(2), []
+    while text:
+        size = draw.choice(sizes)
+        pieces.append(text[:size])
+        text = text[size:]
+    return separator.join(pieces)
+
+
+HAN = zipf([chr(0x4E00 + i) for i in range(3000)], 60_000)
+BASES = "".join(random.Random(3).choices("acgt", k=60_000))
+WITHOUT_WORDS = {
+    "no text": "",
+    "numbers": "12 3.5 % !" * 100,
+    "Chinese, in clauses": in_pieces(HAN, range(4, 15), "，"),
+    "Chinese, in verses": in_pieces(HAN, [5, 7], "\n"),
+    "Chinese, in one piece": HAN,
+    "DNA, in lines": in_pieces(BASES, [70], "\n"),
+    "DNA, in tens": in_pieces(BASES, [10], " "),
+    "DNA, in one piece": BASES,
+}
+
+
+@pytest.mark.parametrize("learned", WITHOUT_WORDS.values(), ids=list(WITHOUT_WORDS))
+def test_where_words_do_not_recur_none_are_counted(learned):
+    assert known_words(learned[:500] + " and more", learned) is None
+
+
+def test_words_recur_in_a_short_text_of_a_language_with_spaces():
+    topic = topics["if"]
+    assert 0.9 < known_words(topic, topic) <= 1
+    assert known_words("zyzzyva", topic) == 0
+
+
+@pytest.mark.parametrize("written", ["", "12 !"])
+def test_a_sample_without_words_has_no_share_of_known_ones(written):
+    assert known_words(written, make_text()) is None

@@ -235,6 +235,50 @@ def damage(path, kind, place, value):
 KINDS = ["folder", "pipe", "gone", "cut", "byte", *["value"] * 6]
 
 
+def test_a_run_without_its_log_is_listed_with_what_its_checkpoint_knows(
+    whole_run, tmp_path, capsys, caplog
+):
+    shutil.copytree(whole_run, tmp_path / "one")
+    known = list_runs(tmp_path)[0]
+    (tmp_path / "one" / "metrics.jsonl").unlink()
+    (row,) = list_runs(tmp_path)
+    assert (row.history.steps, row.is_finished, row.problem) == (4, True, "")
+    assert row.history.best.loss == nearly(known.history.best.loss, 8)
+    assert row.changed > 0
+    print_runs(tmp_path)
+    assert "finished" in capsys.readouterr().out
+    assert "one has no metrics.jsonl: steps and losses are those of its newest" in caplog.text
+
+
+def test_a_model_that_was_never_trained_here_is_listed_without_figures(
+    whole_run, tmp_path, capsys, caplog
+):
+    for name in ("config.toml", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        shutil.copy(whole_run / name, tmp_path / "one")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "config.toml").write_text("baseURL = 'of another program'")
+    print_runs(tmp_path)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split()[:3] == ["one", "–", "0"]
+    assert line.endswith("no log")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *({}, {"step": "x"}, {"step": -1}, {"step": 10**400}, {"step": True}),
+        *({"step": 1, "total_steps": [], "seconds": "x", "history": 3},),
+        {"step": 1, "history": {"val_steps": [1, "a", None], "val_loss": [10**300, 2.0, {}]}},
+    ],
+)
+def test_a_state_of_other_types_gives_a_history_without_them(state):
+    history = History.from_state(state)
+    assert history.steps in (0, 1)
+    assert history.best is None
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(FILES),
@@ -252,7 +296,7 @@ def test_a_damaged_run_is_a_row_or_one_line_and_hides_no_other(
     rows = {run.name: run for run in list_runs(folder)}
     assert rows["two"].problem == ""
     assert rows["two"].is_finished
-    assert set(rows) >= {"two"} | ({"one"} if (name, kind) != ("metrics.jsonl", "gone") else set())
+    assert set(rows) == {"one", "two"}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AGI2Error):
         print_runs(folder)
     config = load_config(whole_run / "config.toml")
