@@ -178,13 +178,36 @@ def _find_root(groups: list[int], index: int) -> int:
     return index
 
 
-def isin(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the mask `np.isin(hashes, others)`, by binary search, ten times as fast here."""
-    if not len(others):
-        return np.zeros(len(hashes), bool)
-    others = np.sort(others)
-    indices = np.minimum(np.searchsorted(others, hashes), len(others) - 1)
-    return others[indices] == hashes
+class HashSet:
+    """A growing set of hashes: sorted arrays, each at least twice as long as the next.
+
+    Many small additions and lookups take O(n log² n) time for n hashes. In a single array, which
+    must be sorted after each addition, they would take O(n²).
+
+    Args:
+        hashes: the first hashes, (N,).
+    """
+
+    def __init__(self, hashes: np.ndarray | None = None) -> None:
+        self._parts: list[np.ndarray] = []
+        if hashes is not None:
+            self.add(hashes)
+
+    def add(self, hashes: np.ndarray) -> None:
+        """Add hashes, (N,), which may be in the set already."""
+        if not len(hashes):
+            return
+        while self._parts and len(self._parts[-1]) < 2 * len(hashes):
+            hashes = np.concatenate([self._parts.pop(), hashes])
+        self._parts.append(np.sort(hashes))
+
+    def contains(self, hashes: np.ndarray) -> np.ndarray:
+        """Return the mask, (N,), of the hashes that are in the set, found by binary search."""
+        found = np.zeros(len(hashes), bool)
+        for part in self._parts:
+            indices = np.minimum(np.searchsorted(part, hashes), len(part) - 1)
+            found |= part[indices] == hashes
+        return found
 
 
 def containment(text: Sequence[str], other: Sequence[str]) -> float | None:
@@ -198,10 +221,10 @@ def containment(text: Sequence[str], other: Sequence[str]) -> float | None:
     if not len(hashes):
         return None
     others, _ = _all_shingles(other, rate)
-    return float(isin(hashes, others).mean())
+    return float(HashSet(others).contains(hashes).mean())
 
 
-def split_by_shingles(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[list[str], list[str]]:
+def split_by_shingles(text: str, hashes: HashSet, rate: int = 1) -> tuple[list[str], list[str]]:
     """Split a text into the passages without any of the given shingles and those with them.
 
     Args:
@@ -213,7 +236,7 @@ def split_by_shingles(text: str, hashes: np.ndarray, rate: int = 1) -> tuple[lis
         The passages without and the passages with them, each in order; together, the full text.
     """
     sampled = shingles(text, rate)
-    hits = np.flatnonzero(isin(sampled.hashes, hashes))
+    hits = np.flatnonzero(hashes.contains(sampled.hashes))
     without, within, position = [], [], 0
     if len(hits):
         starts, ends = sampled.starts[hits], sampled.ends[hits]

@@ -10,9 +10,9 @@ import torch
 
 from ..utils import log
 from .dedup import (
+    HashSet,
     cluster_near_duplicates,
     containment,
-    isin,
     sampling_rate,
     shingles,
     split_by_shingles,
@@ -146,27 +146,28 @@ def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
     """
     rate = sampling_rate(texts)
     cuts: dict[str, int] = {}
-    train_hashes = held_out_hashes = np.empty(0, np.uint64)
+    train_hashes, tails = HashSet(), [np.empty(0, np.uint64)]
     for text in sorted(texts, key=len, reverse=True):
         cut = int(len(text) * (1 - val_fraction))
         head, tail = shingles(text[:cut], rate).hashes, shingles(text[cut:], rate).hashes
-        if len(tail) and isin(tail, train_hashes).mean() > 0.5:
+        if len(tail) and train_hashes.contains(tail).mean() > 0.5:
             # An excerpt or draft whose end is in the training part of a longer document stays in
             # training: the end of the longer one is held out.
             cut, head, tail = len(text), np.concatenate([head, tail]), tail[:0]
         cuts[text] = cut
-        train_hashes = np.concatenate([train_hashes, head])
-        held_out_hashes = np.concatenate([held_out_hashes, tail])
+        train_hashes.add(head)
+        tails.append(tail)
+    held_out_hashes = np.concatenate(tails)
     plain = {text: _pieces([text[:cut]], [text[cut:]]) for text, cut in cuts.items()}
     is_copied = (
         bool(len(held_out_hashes))
-        and isin(held_out_hashes, train_hashes).mean() >= _NEAR_DUPLICATE_THRESHOLDS[0]
+        and train_hashes.contains(held_out_hashes).mean() >= _NEAR_DUPLICATE_THRESHOLDS[0]
     )
     if not is_copied and len(texts) == 1:
         return plain
-    split = {}
+    split, held_out = {}, HashSet(held_out_hashes)
     for text, cut in cuts.items():
-        kept, moved = split_by_shingles(text[:cut], held_out_hashes, rate)
+        kept, moved = split_by_shingles(text[:cut], held_out, rate)
         split[text] = _pieces(kept, [*moved, text[cut:]])
     # If the text is mostly repetition, holding out all copies would leave too little to train on.
     return split if _train_size(split) >= _train_size(plain) / 2 else plain

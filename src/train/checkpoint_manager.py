@@ -156,11 +156,18 @@ class CheckpointManager:
             AGI2Error: if another process trains in the folder, or it is not writable.
         """
         log_size = 0
+        # There was no folder to lock when the checkpoint was chosen.
+        is_new = self.lock is not None and not self.lock.is_held
         lock = self._take_lock()
         if checkpoint is not None and checkpoint.run.resolve() == self.folder.resolve():
             log_size = checkpoint.state["metrics_size"]
             checkpoints.delete_checkpoints_after(self.folder, checkpoint.state["step"])
         else:
+            if is_new and self.config.resume == "auto" and self.newest is not None:
+                raise AGI2Error(
+                    f"{self.folder}: another process has trained there meanwhile: give the same "
+                    "command again, which resumes that run"
+                )
             self._moved_to = claim_folder(self.folder, lock)
         self._initialize_folder(lock)
         if checkpoint is not None:

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data import dedup
-from src.data.dedup import cluster_near_duplicates, containment, shingles, split_by_shingles
+from src.data.dedup import (
+    HashSet,
+    cluster_near_duplicates,
+    containment,
+    shingles,
+    split_by_shingles,
+)
+from src.data.splits import split_documents
 from tests.bounds import by_chance
 
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=3000))
@@ -106,7 +113,7 @@ def test_the_shared_part_is_counted():
 def test_what_is_cut_out_of_a_text_is_the_passage_and_nothing_is_lost(start, length, rate):
     passage = TEXT[start : start + length]
     hashes = shingles(passage, rate).hashes
-    kept, cut = split_by_shingles(TEXT, hashes, rate)
+    kept, cut = split_by_shingles(TEXT, HashSet(hashes), rate)
     assert sum(map(len, kept + cut)) == len(TEXT)
     assert not np.isin(np.concatenate([shingles(text, rate).hashes for text in kept]), hashes).any()
     assert bool(cut) == bool(len(hashes))
@@ -115,6 +122,35 @@ def test_what_is_cut_out_of_a_text_is_the_passage_and_nothing_is_lost(start, len
 
 def test_passages_that_an_edit_parts_are_cut_out_together():
     edited = TEXT[:1000] + "another word" + TEXT[1010:2000]
-    kept, cut = split_by_shingles(TEXT, shingles(edited[500:1500]).hashes)
+    kept, cut = split_by_shingles(TEXT, HashSet(shingles(edited[500:1500]).hashes))
     assert len(cut) == 1
     assert len(kept) == 2
+
+
+NUMBERS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=20)
+
+
+@given(additions=st.lists(NUMBERS, max_size=12), asked=NUMBERS)
+def test_a_hash_set_contains_what_was_added(additions, asked):
+    found, known = HashSet(), set()
+    for each in additions:
+        found.add(np.array(each, np.uint64))
+        known.update(each)
+        mask = found.contains(np.array(asked + each, np.uint64))
+        assert mask.tolist() == [number in known for number in asked + each]
+
+
+def test_the_work_of_splitting_related_documents_grows_with_their_length_alone(monkeypatch):
+    """The elements that are sorted, as a measure of it: quadratic, they would be 16 times as many."""
+    sort, letter = np.sort, TEXT[:900]
+    totals = []
+    for count in (50, 200):
+        sizes = []
+        monkeypatch.setattr(np, "sort", lambda a, sizes=sizes: sizes.append(len(a)) or sort(a))
+        draw = random.Random(1)
+        documents = [letter + "".join(draw.choices("abcdefgh", k=120)) for _ in range(count)]
+        train, held_out = split_documents(documents, 0.1)
+        assert train
+        assert held_out
+        totals.append(sum(sizes))
+    assert totals[1] < 4 * 2 * totals[0]  # of n log(n), 4 * log(200) / log(50) = 5.4

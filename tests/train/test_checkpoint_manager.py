@@ -78,6 +78,24 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_run, finish
     assert not (finished.folder / ".lock").exists()
 
 
+def test_a_run_that_was_trained_since_the_folder_was_looked_for_is_not_moved_away(
+    tiny_run, monkeypatch
+):
+    prepare = training.prepare_on_rank_0
+
+    def after_another_process(*arguments):
+        monkeypatch.setattr(training, "prepare_on_rank_0", prepare)
+        train_from_config(tiny_run(max_steps=2))
+        return prepare(*arguments)
+
+    monkeypatch.setattr(training, "prepare_on_rank_0", after_another_process)
+    with pytest.raises(AGI2Error, match="another process has trained there meanwhile"):
+        train_from_config(tiny_run(max_steps=3, resume="auto"))
+    resumed = train_from_config(tiny_run(max_steps=3, resume="auto"))
+    assert resumed.history["steps"] == 3
+    assert [path.name for path in resumed.folder.parent.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_a_folder_is_locked_from_the_choice_of_its_checkpoint_to_its_report(
     tiny_run, finished, monkeypatch, resume
