@@ -101,7 +101,7 @@ def _messages(ctrl_c: _SigintHandler) -> Iterator[str]:
         for line in sys.stdin:
             yield line.rstrip("\n")
         return
-    session: PromptSession[str] = PromptSession(history=open_history())
+    session: PromptSession[str] = PromptSession(history=open_history(), enable_suspend=True)
     console.print("Write a message, or /help.")
     ctrl_c.raises, ctrl_c.session = False, session
     while True:

@@ -1,4 +1,3 @@
-import contextlib
 import os
 import shutil
 
@@ -90,26 +89,19 @@ def test_a_head_that_is_not_trained_has_no_gradient_and_changes_no_other(dtype):
     shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler"
 )
 def test_code_compiled_by_inductor_gives_the_same_loss_and_gradients():
-    """In float64 by the block's code, in bfloat16 by that of the loss, too."""
     inputs, targets = split_batch(tokens(2))
     torch._dynamo.reset()
-    for dtype, model in ((torch.float64, exact_model()), (torch.bfloat16, tiny_model())):
-        results = []
-        for is_compiled in (False, True):
-            model.zero_grad()
-            module = NextTokenLoss(model)
-            if is_compiled:
-                module.compile_parts()
-            with autocast(CPU, dtype) if dtype == torch.bfloat16 else contextlib.nullcontext():
-                loss = module(inputs, targets)
-            loss.backward()
-            results.append({"loss": loss.detach(), **gradients(model)})
-        for name, expected in results[0].items():
-            if dtype == torch.float64:
-                assert_same_in_float64(results[1][name], expected)
-            else:
-                difference = (results[1][name] - expected).norm()
-                assert difference <= gamma(20, dtype) * expected.norm()
+    results = []
+    for is_compiled in (False, True):
+        model = exact_model()
+        module = NextTokenLoss(model)
+        if is_compiled:
+            module.compile_parts()
+        loss = module(inputs, targets)
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        assert_same_in_float64(results[1][name], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
