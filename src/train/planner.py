@@ -324,8 +324,8 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
         text = prepare(config)
         group = ProcessGroup(select_device(config.device))
         model, config = make_model(config, text.tokenizer, group)
-        data = text.train_data, None
-        trainer = Trainer(model, text.tokenizer, *data, config, run_folder(config), group)
+        datasets = text.train_data, None
+        trainer = Trainer(model, text.tokenizer, *datasets, config, run_folder(config), group)
     data = trainer.batches.dataset
     seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
     tokens = trainer.batches.batch_size * (data.seq_len - 1)

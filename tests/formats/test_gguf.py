@@ -163,5 +163,5 @@ def test_what_llama_cpp_cannot_express_is_refused(byte_pairs, tmp_path, changes,
 
 
 def test_a_character_tokenizer_is_refused(tmp_path):
-    with pytest.raises(AGI2Error, match="no form in GGUF"):
+    with pytest.raises(AGI2Error, match="GGUF does not support a character"):
         export_gguf(random_model(), alphabet(), tmp_path / "model.gguf")

@@ -178,7 +178,9 @@ def test_two_processes_equal_one_with_the_joined_batch(make, alone, two, kind):
 def test_two_processes_with_unequal_numbers_of_targets_equal_one_with_the_joined_batch(make, two):
     """The mean is over the targets that count in all micro-batches of both."""
     expected = train_in_processes.outcome(**masked_job(make, "alone-masked"), float64=True)
-    weights = {name: torch.tensor(each).double() for name, each in expected["weights"].items()}
+    weights = {
+        name: torch.tensor(each, dtype=torch.float64) for name, each in expected["weights"].items()
+    }
     assert_same(two.masked[0]["weights"], weights)
     assert two.masked[0]["history"]["train_loss"] == near(expected["history"]["train_loss"])
     assert losses(run_folder(make, "two-masked")) == near(losses(run_folder(make, "alone-masked")))
