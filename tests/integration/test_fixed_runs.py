@@ -5,7 +5,7 @@ the val losses, the samples and a hash of the weights; and for each `PRECISIONS`
 and logits of `REQUESTS`. They must be equal to the last bit if this machine computes as the one
 that recorded them (see `arithmetic`). On other machines these tests are skipped; there, as
 everywhere, runs in float64 must have the recorded losses to within its rounding, and greedy texts
-in float64 must be the recorded ones.
+in float64 must be the recorded ones. A run of an earlier version is resumed, and ends as it did there.
 
 `python tests/integration/test_fixed_runs.py` prints every difference, and with `--record` writes
 the file anew. That is honest if results are to change (another default, a corrected gradient), or
@@ -23,6 +23,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import string
 import sys
 import tempfile
@@ -49,6 +50,7 @@ from src import (
     generate_batch,
     generate_beam_texts,
     generate_text,
+    load_config,
     prepare_for_generation,
     train_model,
 )
@@ -58,6 +60,8 @@ from tests.bounds import rounding_in_float64, unit
 from tests.conftest import configurations, make_text
 
 RECORD = Path(__file__).with_name("fixed_runs.json")
+EARLIER = Path(__file__).with_name("earlier_run.tar.xz")
+"""A run folder of an earlier version, with a checkpoint at step 4 of 8, and its text."""
 
 _COMMON = {
     "threads": 1,  # the order of sums depends on it
@@ -242,6 +246,16 @@ def _logged(folder: Path) -> dict[str, list[Any]]:
     return {key: [entry[key] for entry in entries if key in entry] for key in keys}
 
 
+def resume_earlier(folder: Path) -> dict[str, Any]:
+    """Resume the run of `EARLIER` in a folder; return its log and a hash of its weights."""
+    shutil.unpack_archive(EARLIER, folder)
+    path = folder / "trained/run/config.toml"
+    paths = [f'sources=["{folder / "corpus.txt"}"]', f"output_dir={folder / 'trained'}"]
+    config = load_config(path, "training", [*paths, "resume=auto"])
+    run = train_from_config(config, verbose=False)
+    return {**_logged(run.folder), "weights": digest(run.model.state_dict().values())}
+
+
 def losses_in_float64(name: str, folder: Path) -> list[float]:
     """Train a run of `RUNS` in float64, from the weights of `fill`; return its train losses."""
     text = make_text()
@@ -336,6 +350,14 @@ def test_a_run_equals_the_recorded_one(name, shared_run, recorded):
     assert difference(result_of(train(name, shared_run)), recorded["runs"][name]) == ""
 
 
+def test_a_run_of_an_earlier_version_is_resumed_exactly(tmp_path, recorded, other_rounding):
+    found, expected = resume_earlier(tmp_path), recorded["resumed"]
+    assert found["loss"][:4] == expected["loss"][:4]  # the log of the earlier version is kept
+    assert len(found["loss"]) == 8
+    if not other_rounding:
+        assert difference(found, expected) == ""
+
+
 @pytest.mark.usefixtures("same_arithmetic")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_texts_equal_the_recorded_ones(precision, recorded):
@@ -400,6 +422,7 @@ def record(folder: Path) -> dict[str, Any]:
         "runs": {name: result_of(train(name, trained)) for name in RUNS},
         "losses in float64": {name: losses_in_float64(name, folder) for name in RUNS_IN_FLOAT64},
         "texts": {precision: texts_of(precision) for precision in PRECISIONS},
+        "resumed": resume_earlier(folder / "earlier"),
     }
 
 
