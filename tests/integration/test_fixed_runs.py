@@ -5,7 +5,8 @@ the val losses, the samples and a hash of the weights; and for each `PRECISIONS`
 and logits of `REQUESTS`. They must be equal to the last bit if this machine computes as the one
 that recorded them (see `arithmetic`). On other machines these tests are skipped; there, as
 everywhere, runs in float64 must have the recorded losses to within its rounding, and greedy texts
-in float64 must be the recorded ones. A run of an earlier version is resumed, and ends as it did there.
+in float64 must be the recorded ones. A run of an earlier version is resumed, and ends as it did
+there.
 
 `python tests/integration/test_fixed_runs.py` prints every difference, and with `--record` writes
 the file anew. That is honest if results are to change (another default, a corrected gradient), or
