@@ -1,0 +1,166 @@
+"""A sequence: the state of one request, from its prompt to its finished text. No model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+
+from .detokenizer import IncrementalDetokenizer
+from .sampling import NO_TOKEN, EndToken, SamplingParams, end_ids
+
+FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled"]
+"""Why a sequence has ended: an end token; a stop string, the end of a sentence or a stopping
+criterion; `max_length`; no token left to choose; or its consumer no longer needs it."""
+
+
+class TokenProbability(NamedTuple):
+    """The model's probability of a new token, before logits processors."""
+
+    probability: float
+    best: list[tuple[int, float]]
+    """The most probable token ids with their probabilities, in descending order."""
+
+
+class Sequence:
+    """One request: its tokens, sampling parameters, random generator and detokenizer.
+
+    The model attends to a window of the last tokens, at most `positions`. A full window slides: its
+    older half is dropped and the rest is prefilled again, which keeps the amortized cost per token
+    small. `computed` of the window's tokens have keys and values in the KV cache.
+
+    Args:
+        prompt: token ids, at least one.
+        options: sampling parameters, with `logit_bias` by token id.
+        positions: number of tokens that the model can attend to.
+        end_token: ends the sequence; one or several.
+        seed: makes sampling reproducible, whatever else runs; None for a random seed.
+        detokenizer: turns new tokens into text and ends it; None for token ids alone.
+        top: number of most probable tokens to record for each new token; None records nothing.
+    """
+
+    def __init__(
+        self,
+        prompt: Iterable[int],
+        options: SamplingParams,
+        positions: int,
+        *,
+        end_token: EndToken = None,
+        seed: int | None = None,
+        detokenizer: IncrementalDetokenizer | None = None,
+        top: int | None = None,
+    ) -> None:
+        self.tokens = [int(token) for token in prompt]
+        self.prompt_length = len(self.tokens)
+        self.options = options
+        self.end_tokens = end_ids(end_token)
+        self.top = top
+        self.probabilities: list[TokenProbability] = []
+        """One for each new token, if `top` is not None."""
+        self.computed = 0
+        self.arrival = 0
+        """Its place in the order of arrival, which the scheduler sets."""
+        self.finish_reason: FinishReason | None = None
+        self._positions = positions
+        self._start = max(0, len(self.tokens) - positions)
+        self._random = random.Random(seed)
+        self._uniform: float | None = None
+        self._detokenizer = detokenizer
+        self._pieces: list[str] = []
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The tokens after the prompt."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def window(self) -> list[int]:
+        """The tokens that the model attends to."""
+        return self.tokens[self._start :]
+
+    @property
+    def pending(self) -> int:
+        """Number of tokens of the window that are not in the KV cache: 1 in a decode step."""
+        return len(self.tokens) - self._start - self.computed
+
+    def next_tokens(self, count: int) -> list[int]:
+        """Return the first `count` pending tokens."""
+        first = self._start + self.computed
+        return self.tokens[first : first + count]
+
+    @property
+    def text(self) -> str:
+        """The text so far; "" without a detokenizer."""
+        return "" if self._detokenizer is None else self._detokenizer.text
+
+    def take_pieces(self) -> list[str]:
+        """Return the pieces of text that have become complete since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def uniform(self) -> float:
+        """Return the random number of the next token, in [0, 1): the same until it is appended."""
+        if self._uniform is None:
+            self._uniform = self._random.random()
+        return self._uniform
+
+    def processed_tokens(self) -> tuple[list[int], int]:
+        """Return the tokens that the logits processors need, and how many of them are the prompt's.
+
+        They are as few as possible: sequences of the same options are sampled together if they
+        have as many of them.
+        """
+        options, count = self.options, len(self.tokens) - self.prompt_length
+        if options.needs_prompt:
+            return self.tokens, self.prompt_length
+        is_short = bool(self.end_tokens) and count < options.min_length
+        if options.presence_penalty or options.frequency_penalty or is_short:
+            return self.new_tokens, 0
+        return [], -options.min_length  # as if the new tokens were `min_length`
+
+    def append(self, token: int, logits: torch.Tensor | None = None) -> None:
+        """Append a sampled token, or finish the sequence at it.
+
+        Args:
+            token: its id, or `NO_TOKEN` if every token is masked.
+            logits: the model's, (V,), before logits processors; needed if `top` is not None.
+        """
+        if token == NO_TOKEN or token in self.end_tokens:
+            self.finish("masked" if token == NO_TOKEN else "end_token")
+            return
+        self._uniform = None
+        is_full = len(self.tokens) - self._start == self._positions
+        self.tokens.append(token)
+        if is_full:
+            self._start = len(self.tokens) - max(1, self._positions // 2)
+            self.computed = 0
+        if self.top is not None and logits is not None:
+            self.probabilities.append(_probability(logits, token, self.top))
+        if self._detokenizer is not None:
+            self._add(self._detokenizer.push(token))
+            if self._detokenizer.ended:
+                self.finish("stop")
+                return
+        if len(self.tokens) - self.prompt_length == self.options.max_length:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the sequence, unless it has ended; text that was held back is released."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            if self._detokenizer is not None:
+                self._add(self._detokenizer.finish())
+
+    def _add(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+
+
+def _probability(logits: torch.Tensor, token: int, top: int) -> TokenProbability:
+    """Return the probability of a token and of the `top` most probable, for logits (V,)."""
+    probabilities = logits.float().softmax(dim=-1)
+    best = probabilities.topk(min(top, probabilities.numel()))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return TokenProbability(float(probabilities[token]), list(pairs))
