@@ -78,7 +78,9 @@ class MultiHeadAttention(nn.Module):
                 attend to no key gets zeros. Two dimensions are always queries and keys: pass a
                 padding mask (B, S) as `mask[:, None]`.
             causal: a query attends only to keys up to its own position, aligned at the last one.
-            cache: keys and values of earlier tokens, to which the new ones are appended.
+            cache: keys and values of earlier tokens, to which the new ones are appended, in each
+                row after its own tokens. If rows differ in length, `causal` must be true, or the
+                mask must be `cache.causal_mask(T)` or narrower.
             need_weights: also return the attention weights (B, H, T, S).
 
         Returns:
@@ -89,12 +91,16 @@ class MultiHeadAttention(nn.Module):
                 float mask has only 0 and 1.
         """
         q, k, v = self._project(query, key, value)
+        causal, need_weights = _as_bool("causal", causal), _as_bool("need_weights", need_weights)
+        own = None  # of rows of different lengths
         if cache is not None:
+            own = cache.causal_mask(q.size(2)) if causal else None
             k, v = cache.append(k, v)
         if mask is not None:
             mask = _checked_mask(mask, q, k)
+        if own is not None:
+            mask, causal = _combine_masks(mask, own.unsqueeze(1)), False
         # A single query is the last token: it may attend to every key, without a mask.
-        causal, need_weights = _as_bool("causal", causal), _as_bool("need_weights", need_weights)
         causal = causal and bool(q.size(2) > 1)  # bool: torch.export has symbolic sizes
         heads, weights = self._attend(q, k, v, mask, causal, need_weights)
         joined = heads.transpose(1, 2).flatten(2)

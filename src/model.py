@@ -119,6 +119,7 @@ class GPT2Model(nn.Module):
         *,
         cache: KVCache | None = None,
         last_only: bool = False,
+        counts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute next-token logits (B, T, V) for token ids (B, T).
 
@@ -128,8 +129,11 @@ class GPT2Model(nn.Module):
                 padding, on either side; or (B or 1, T, S) or (B or 1, H or 1, T, S), true if a
                 token may attend. It is combined with the causal mask. Two dimensions are always a
                 padding mask, whatever their sizes.
-            cache: KV cache of the earlier tokens, to which the new ones are appended.
+            cache: KV cache of the earlier tokens, to which the new ones are appended: in each row
+                after its own tokens. Rows of different lengths take no `attention_mask`.
             last_only: return the logits of the last token only, (B, 1, V), as generation needs.
+            counts: with `last_only`, the number of tokens (B,) before padding on the right: the
+                logits are those of the last of them.
 
         Raises:
             AGI2Error: if the sequence is longer than the model's positions, token ids are not
@@ -138,6 +142,9 @@ class GPT2Model(nn.Module):
         if not isinstance(last_only, bool):
             last_only = convert(bool, "last_only", last_only)
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
+        if last_only and counts is not None:
+            rows = torch.arange(hidden.size(0), device=hidden.device)
+            return self.logits(hidden[rows, counts - 1].unsqueeze(1))
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def hidden_states(
@@ -165,10 +172,15 @@ class GPT2Model(nn.Module):
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         mask = None
+        is_ragged = cache is not None and cache.layers[0].is_ragged
         if attention_mask is not None:
+            if is_ragged:
+                raise AGI2Error("attention_mask is for a cache whose rows have the same length")
             attention_mask = self._checked_mask(attention_mask, x, seen)
         if attention_mask is not None and attention_mask.dim() == 2:
             x = x + self._positions_of_text(attention_mask, seen)
+        elif cache is not None and is_ragged:
+            x = x + self._positions_from(cache.lengths, input_ids.size(1))
         else:
             x = x + self.position_embeddings(input_ids.size(1), offset=seen)
         x = self.embedding_dropout(x)
@@ -178,6 +190,8 @@ class GPT2Model(nn.Module):
                 return cast(torch.Tensor, self.final_norm(decoded))
         if attention_mask is not None:
             mask = _combined_mask(attention_mask, seen)
+        elif cache is not None:
+            mask = cache.layers[0].causal_mask(input_ids.size(1))
         for index, block in enumerate(blocks or list(self.blocks)):
             layer = cache.layers[index] if cache is not None else None
             if self.config.gradient_checkpointing and is_training(self) and layer is None:
@@ -216,6 +230,12 @@ class GPT2Model(nn.Module):
         positions = (is_text.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         self.position_embeddings(int(positions.max()) + 1)  # raises if the sequence is too long
         return self.position_embeddings.lookup(positions)
+
+    def _positions_from(self, starts: Sequence[int], count: int) -> torch.Tensor:
+        """Return the position embeddings (B, T, C) of T tokens from the positions `starts`."""
+        self.position_embeddings(max(starts) + count)  # raises if the sequence is too long
+        first = torch.tensor(starts, device=self.device).unsqueeze(1)
+        return self.position_embeddings.lookup(first + torch.arange(count, device=self.device))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the head: hidden states (..., C) to logits (..., V)."""

@@ -213,6 +213,22 @@ def test_a_cache_goes_on_where_earlier_tokens_ended():
     assert_same_in_float64(torch.cat(parts, dim=1), whole)
 
 
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 5, dtype=torch.bool)])
+@torch.no_grad()
+def test_rows_of_a_cache_that_differ_in_length_attend_to_their_own_tokens(mask):
+    attention, lengths, x = make(), [3, 0, 1], randn(3, 5, C)
+    cache = KVCache(1, 3, H, 5, C // H, dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        view = cache.view(row, row + 1)
+        attention(x[row : row + 1, :length], causal=True, cache=view.layers[0])
+    cache.set_lengths(dict(enumerate(lengths)))
+    new = torch.stack([x[row, length : length + 2] for row, length in enumerate(lengths)])
+    found = attention(new, mask=mask, causal=True, cache=cache.layers[0])
+    for row, length in enumerate(lengths):
+        alone = attention(x[row : row + 1, : length + 2], causal=True)
+        assert_same_in_float64(found[row], alone[0, length:])
+
+
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_dropout_on_the_weights_and_on_the_output_acts_in_training_only(need_weights):
     attention = make(bias=False, dropout=0.5).train()

@@ -24,24 +24,26 @@ CAPTURE_AFTER = 8
 
 
 class StaticLayerCache(LayerCache):
-    """A static view of a layer's KV cache: updated at the column in a tensor, returned in full.
+    """A static view of a layer's KV cache: updated at the columns in a tensor, returned in full.
 
     Args:
         layer: the cache whose buffers are shared.
-        column: index of the new token, (1,).
+        columns: column of each row's new token, (B,).
     """
 
-    def __init__(self, layer: LayerCache, column: torch.Tensor) -> None:
+    def __init__(self, layer: LayerCache, columns: torch.Tensor) -> None:
         super().__init__(layer.keys, layer.values)
-        self._column = column
+        batch, heads, _, width = layer.keys.shape
+        self._columns = columns.view(batch, 1, 1, 1).expand(batch, heads, 1, width)
         # Masked positions have weight 0, but 0 * NaN is NaN: uninitialized memory must be cleared.
-        self.keys[:, :, layer.length :] = 0
-        self.values[:, :, layer.length :] = 0
+        for row, length in enumerate(layer.lengths):
+            self.keys[row, :, length:] = 0
+            self.values[row, :, length:] = 0
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store one token's key and value, (B, H, 1, D); return the buffers, (B, H, S, D)."""
-        self.keys.index_copy_(2, self._column, key)
-        self.values.index_copy_(2, self._column, value)
+        self.keys.scatter_(2, self._columns, key)
+        self.values.scatter_(2, self._columns, value)
         return self.keys, self.values
 
 
@@ -58,20 +60,29 @@ class GraphedStep:
         like = cache.layers[0].keys
         self._blocks = blocks
         self._x = like.new_zeros(batch, 1, heads * width)
-        # A free column from the start: the warm-up before a capture writes to it.
-        self._column = torch.tensor([cache.length], device=like.device)
+        # Free columns from the start: the warm-up before a capture writes to them.
+        self._lengths = torch.tensor(cache.lengths, device=like.device)
         self._columns = torch.arange(capacity, device=like.device)
         self._is_text = torch.ones(batch, 1, 1, capacity, dtype=torch.bool, device=like.device)
-        self._layers = [StaticLayerCache(layer, self._column) for layer in cache.layers]
+        self._layers = [StaticLayerCache(layer, self._lengths) for layer in cache.layers]
         self.replay: Callable[[], torch.Tensor] | None = None
         if like.device.type == "cuda":  # pragma: needs gpu
             self.replay = self._capture()
 
-    def __call__(self, x: torch.Tensor, is_text: torch.Tensor | None, column: int) -> torch.Tensor:
-        """Return the blocks' output (B, 1, C) for embeddings (B, 1, C) of the token at `column`."""
+    def __call__(
+        self, x: torch.Tensor, is_text: torch.Tensor | None, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """Return the blocks' output (B, 1, C) for embeddings (B, 1, C) of one token of each row.
+
+        Args:
+            x: the embeddings.
+            is_text: (B or 1, S), false for padding, if all rows have the same length; None if there
+                is no padding.
+            lengths: number of earlier tokens of each row.
+        """
         self._x.copy_(x)
-        self._column.fill_(column)
-        seen = self._is_text[..., : column + 1]
+        self._lengths.copy_(torch.tensor(lengths, device="cpu"))
+        seen = self._is_text[..., : max(lengths) + 1]
         if is_text is None:
             seen.fill_(True)
         else:
@@ -80,7 +91,8 @@ class GraphedStep:
 
     def _compute(self) -> torch.Tensor:
         # A token attends to itself, even padding: the softmax of a fully masked row is NaN.
-        is_seen = self._is_text & (self._columns < self._column) | (self._columns == self._column)
+        last = self._lengths[:, None, None, None]
+        is_seen = self._is_text & (self._columns < last) | (self._columns == last)
         # An additive float mask: every layer would convert a boolean one again.
         mask = torch.zeros_like(is_seen, dtype=self._x.dtype).masked_fill_(~is_seen, -torch.inf)
         x = self._x
@@ -166,7 +178,7 @@ class GraphedBackend:
             if x.device.type == "cuda" and step.replay is None:  # pragma: needs gpu
                 self._works = False
                 return None
-        out = step(x, attention_mask, cache.length)
+        out = step(x, attention_mask, cache.lengths)
         for layer in cache.layers:
             layer.extend(1)
         return out

@@ -1,4 +1,4 @@
-"""Model runner: prefill, decode steps and rollback of a batch of sequences with a KV cache.
+"""Model runner: computes tokens of the rows of a KV cache: prefill, decode steps and rollback.
 
 B batch (rows), T tokens, V vocabulary.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,21 @@ from ..utils import human_bytes, log, plural
 from .sampling import EndToken, end_ids
 
 
-class ModelRunner:
-    """A batch of sequences with a KV cache: each step computes the new tokens only.
+class Chunk(NamedTuple):
+    """Tokens to compute in a row of the KV cache, behind the first `offset` that it holds."""
 
-    Past the model's positions a row's window slides: the older half is dropped and the rest is
-    prefilled again, which keeps the amortized cost per token small. A row's logits are those it
-    would have alone, whatever the lengths of the others.
+    row: int
+    offset: int
+    tokens: list[int]
+
+
+class ModelRunner:
+    """A model with a KV cache, whose rows have lengths of their own.
+
+    `compute` is what the engine uses: each row belongs to a sequence. `prefill`, `decode`,
+    `extend`, `rollback` and `reorder` are for sequences that are decoded in step, as beams and
+    speculation need: past the model's positions a row's window slides (see `Sequence`). A row's
+    logits are those it would have alone.
 
     Args:
         model: evaluated without dropout, whatever mode it is in. Its weights must not change while
@@ -44,15 +54,15 @@ class ModelRunner:
             )
         self.model = model
         self.vocab_size = vocab_size
-        self._positions = model.config.max_seq_len
+        self.positions = model.config.max_seq_len
         self._cache: KVCache | None = None
-        # Token ids, (B, capacity), of which `_length` columns are filled. Rows are left-padded:
-        # all end in the same column; row i begins in column `_starts[i]`.
+        # Token ids that each row of the cache holds, as far as a later prompt may reuse them.
+        self._held_tokens: list[list[int]] = []
+        # Token ids of sequences in step, (B, capacity), of which `_length` columns are filled. Rows
+        # are left-padded: all end in the same column; row i begins in column `_starts[i]`.
         self._buffer = torch.empty(0, 0, dtype=torch.long, device="cpu")
         self._length = 0
         self._starts: list[int] = []
-        # Number of last tokens of each row that the model attends to, which the cache holds.
-        self._windows: list[int] = []
         self._in_use = threading.Lock()
 
     @contextlib.contextmanager
@@ -73,8 +83,131 @@ class ModelRunner:
             self._in_use.release()
 
     @property
+    def _held(self) -> KVCache:
+        assert self._cache is not None, "prefill comes first"
+        return self._cache
+
+    @torch.inference_mode()
+    def reserve_rows(self, rows: int) -> None:
+        """Make sure that the KV cache has this many rows; those that it has keep their tokens."""
+        cache = self._cache
+        if cache is None or cache.layers[0].keys.device != self.model.device:
+            self._cache, self._held_tokens = self.model.new_cache(rows), [[] for _ in range(rows)]
+        elif cache.batch_size < rows:
+            self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
+            self._cache = cache.grow(rows)
+
+    def reusable(self, row: int, window: Sequence[int]) -> int:
+        """Return the length of the prefix of a window, less than all of it, that a row holds.
+
+        Reserve the row first.
+        """
+        held = self._held_tokens[row]
+        pairs = enumerate(zip(held, window, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(held), len(window)))
+        return min(shared, len(window) - 1)  # the last token's logits are wanted
+
+    @torch.inference_mode()
+    def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Compute tokens of some rows; return the logits (N, V) after the last token of each chunk.
+
+        An exception, such as an interrupt, leaves the rows as they were, less what is behind the
+        offsets.
+
+        Args:
+            chunks: N, at most one for each row, in the order of the rows.
+        """
+        lengths = self._held.lengths
+        self._truncate({row: offset for row, offset, _ in chunks if offset < lengths[row]})
+        parts: list[torch.Tensor] = []
+        places: list[int] = []
+        for group in self._groups(chunks):
+            parts.append(self._compute_together(group))
+            places += [chunk.row for chunk in group]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts)[sorted(range(len(places)), key=places.__getitem__)]
+
+    def _groups(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+        """Divide chunks into those that one forward pass computes, padded on the right.
+
+        All together if at most half is padding; otherwise decode steps first, then adjacent rows as
+        long as at most half is padding.
+        """
+        if self._is_dense(chunks):
+            yield list(chunks)
+            return
+        if single := [chunk for chunk in chunks if len(chunk.tokens) == 1]:
+            yield single
+        group: list[Chunk] = []
+        for chunk in chunks:
+            if len(chunk.tokens) > 1:
+                if group and not self._is_dense([*group, chunk]):
+                    yield group
+                    group = []
+                group.append(chunk)
+        if group:
+            yield group
+
+    def _is_dense(self, chunks: Sequence[Chunk]) -> bool:
+        """Return whether a forward pass of these rows, and those between, is at most half padding.
+
+        The padding must fit behind the tokens of every row, too.
+        """
+        first, last = chunks[0].row, chunks[-1].row
+        width = max(len(chunk.tokens) for chunk in chunks)
+        needed = sum(len(chunk.tokens) for chunk in chunks)
+        if (last - first + 1) * width > 2 * needed:
+            return False
+        return max(self._held.lengths[first : last + 1]) + width <= self._held.capacity
+
+    def _compute_together(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Run one forward pass over adjacent rows; return the logits (N, V) of each chunk.
+
+        Rows between that have no chunk compute a token that is dropped.
+        """
+        first, last = chunks[0].row, chunks[-1].row
+        width = max(len(chunk.tokens) for chunk in chunks)
+        rows = [[0] * width for _ in range(first, last + 1)]
+        counts = [width] * len(rows)
+        for row, _, tokens in chunks:
+            rows[row - first][: len(tokens)] = tokens
+            counts[row - first] = len(tokens)
+        # Rows between may hold more of an earlier window than leaves room for padding.
+        most, lengths = self._held.capacity - width, self._held.lengths
+        self._truncate({row: most for row in range(first, last + 1) if lengths[row] > most})
+        device = self.model.device
+        is_padded = min(counts) < width
+        with evaluating():
+            logits = self.model(
+                torch.tensor(rows, device=device),
+                cache=self._held.view(first, last + 1),
+                last_only=True,
+                counts=torch.tensor(counts, device=device) if is_padded else None,
+            )[:, -1, : self.vocab_size]
+        self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens in chunks})
+        for row, _, tokens in chunks:
+            self._held_tokens[row] += tokens
+        if len(chunks) == len(rows):
+            return logits
+        return logits[[chunk.row - first for chunk in chunks]]
+
+    def _truncate(self, lengths: dict[int, int]) -> None:
+        """Shorten rows to lengths by row."""
+        if lengths:
+            self._held.set_lengths(lengths)
+            for row, length in lengths.items():
+                del self._held_tokens[row][length:]
+
+    @torch.inference_mode()
+    def copy_row(self, source: int, target: int) -> None:
+        """Replace the tokens of a row by a copy of another row's."""
+        self._held.copy_row(source, target)
+        self._held_tokens[target] = list(self._held_tokens[source])
+
+    @property
     def tokens(self) -> torch.Tensor:
-        """Prompts and new tokens, (B, T), left-padded with 0."""
+        """Prompts and new tokens of the sequences in step, (B, T), left-padded with 0."""
         return self._buffer[:, : self._length]
 
     def row(self, index: int) -> torch.Tensor:
@@ -83,7 +216,7 @@ class ModelRunner:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any row has padding."""
+        """Whether any row of `tokens` has padding."""
         return any(self._starts)
 
     @torch.inference_mode()
@@ -94,23 +227,19 @@ class ModelRunner:
         cache. A prompt longer than the model's positions is truncated on the left, with a warning.
         """
         longest = max(map(len, prompts))
-        if longest > self._positions:
-            log.warning(
-                "the prompt has %s, the model sees %d at a time: only the last are read",
-                plural(longest, "token"),
-                self._positions,
-            )
-        shared = self._shared_tokens(prompts)
+        warn_if_long(longest, self.positions)
+        windows = [list(prompt[-self.positions :]) for prompt in prompts]
+        if self._cache is not None and self._cache.batch_size != len(prompts):
+            self._cache = None
+        self.reserve_rows(len(prompts))
+        shared = self.reusable(0, windows[0]) if len(prompts) == 1 else 0
         self._starts = [longest - len(prompt) for prompt in prompts]
         self._length = longest
         rows = [[0] * start + list(row) for start, row in zip(self._starts, prompts, strict=True)]
         self._buffer = F.pad(torch.tensor(rows, device=self.model.device), (0, longest))
-        self._windows = [min(len(prompt), self._positions) for prompt in prompts]
-        if shared:
-            self._held.truncate(shared)
-        else:
-            self._cache = self.model.new_cache(len(prompts))
-        return self._forward(self.tokens[:, shared - max(self._windows) :], last_only=True)[:, -1]
+        return self.compute(
+            [Chunk(row, shared, window[shared:]) for row, window in enumerate(windows)]
+        )
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run a decode step: append a token to each row, (B,); return logits (B, V) of the next."""
@@ -119,35 +248,53 @@ class ModelRunner:
     @property
     def remaining_capacity(self) -> int:
         """Number of tokens that fit into the KV cache before a window slides."""
-        return self._positions - self._held.length
+        return self.positions - self._held.length
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append T tokens to each row, (B, T); return logits (B, T, V), one forward pass for all.
 
-        A single token slides full windows; more than one must fit into `room`.
+        A single token slides full windows; more than one must fit into `remaining_capacity`.
         """
         count = tokens.size(1)
         if self._length + count > self._buffer.size(1):
             self._buffer = F.pad(self._buffer, (0, self._length + count))
         self._buffer[:, self._length : self._length + count] = tokens
         self._length += count
-        if count <= self.remaining_capacity:
-            self._windows = [window + count for window in self._windows]
-            return self._forward(tokens, last_only=False)
-        half = max(1, self._positions // 2)
-        self._windows = [
-            half if window == self._positions else window + 1 for window in self._windows
-        ]
-        self._held.truncate(0)
-        return self._forward(self.tokens[:, -max(self._windows) :], last_only=True)
+        if count > self.remaining_capacity:
+            half = max(1, self.positions // 2)
+            return self.compute(
+                [
+                    (
+                        Chunk(row, 0, self._last(row, half))
+                        if length == self.positions
+                        else Chunk(row, length, self._last(row, 1))
+                    )
+                    for row, length in enumerate(self._held.lengths)
+                ]
+            ).unsqueeze(1)
+        try:
+            with evaluating():
+                logits = self.model(tokens, cache=self._held)
+        except BaseException:
+            self._held.truncate(0)  # interrupted between layers, their lengths may differ
+            self._held_tokens = [[] for _ in self._held_tokens]
+            raise
+        for held, new in zip(self._held_tokens, tokens.tolist(), strict=True):
+            held += new
+        return logits[..., : self.vocab_size]
+
+    def _last(self, row: int, count: int) -> list[int]:
+        tokens: list[int] = self._buffer[row, self._length - count : self._length].tolist()
+        return tokens
 
     @torch.inference_mode()
     def rollback(self, count: int) -> None:
         """Roll back the last `count` tokens that `extend` has just appended, in each row."""
         self._length -= count
-        self._windows = [window - count for window in self._windows]
-        self._held.truncate(self._held.length - count)
+        self._held.rollback(count)
+        for held in self._held_tokens:
+            del held[len(held) - count :]
 
     @torch.inference_mode()
     def reorder(self, rows: torch.Tensor) -> None:
@@ -156,45 +303,17 @@ class ModelRunner:
         self._cache = self._held.select(rows)
         order = rows.tolist()
         self._starts = [self._starts[row] for row in order]
-        self._windows = [self._windows[row] for row in order]
+        self._held_tokens = [list(self._held_tokens[row]) for row in order]
 
-    @property
-    def _held(self) -> KVCache:
-        assert self._cache is not None, "prefill comes first"
-        return self._cache
 
-    def _forward(self, tokens: torch.Tensor, *, last_only: bool) -> torch.Tensor:
-        """Run the model on the last columns of the windows, those not in the KV cache yet.
-
-        Returns:
-            Logits (B, T, V), or of the last column alone (B, 1, V).
-        """
-        width = self._held.length + tokens.size(1)
-        is_text = None
-        if min(self._windows) < width:
-            starts = [[width - window] for window in self._windows]
-            padding = torch.tensor(starts, device=tokens.device)
-            is_text = torch.arange(width, device=tokens.device) >= padding
-        try:
-            with evaluating():
-                logits = self.model(tokens, is_text, cache=self._held, last_only=last_only)
-        except BaseException:
-            self._held.truncate(0)  # interrupted between layers, their lengths may differ
-            raise
-        return logits[..., : self.vocab_size]
-
-    def _shared_tokens(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Return the length of the prefix of a single prompt's window that is in the KV cache."""
-        if len(prompts) > 1 or len(self._windows) != 1 or self._buffer.device != self.model.device:
-            return 0
-        held = self._held.length
-        if held > self._windows[0]:  # padding left by longer rows that have been removed
-            return 0
-        read = self._buffer[0, self._length - held : self._length].tolist()
-        window = prompts[0][-self._positions :]
-        pairs = enumerate(zip(read, window, strict=False))
-        shared = next((i for i, (a, b) in pairs if a != b), min(held, len(window)))
-        return min(shared, len(window) - 1)  # the last token's logits are wanted
+def warn_if_long(length: int, positions: int) -> None:
+    """Log a warning if a prompt of this length does not fit into the model's positions."""
+    if length > positions:
+        log.warning(
+            "the prompt has %s, the model sees %d at a time: only the last are read",
+            plural(length, "token"),
+            positions,
+        )
 
 
 # Maximum batch size: more rows do not raise throughput, and some work is quadratic in them.

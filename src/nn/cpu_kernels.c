@@ -637,10 +637,10 @@ int agi2_linear(const Matrix *m, int64_t tokens, const float *x, float *out, int
 /* All layers of the model, from embeddings to the last residual sum (without the final norm).
 
    x: (texts * tokens, C), in place. keys, values: the KV cache of each layer, (texts, H, capacity,
-   D), which has `held` tokens; the new ones are appended. starts: (texts,), left padding of each
-   sequence. Returns 0, or 1 if the allocation fails. */
+   D). lengths: (texts,), the tokens of each row of it; the new ones are appended. starts: (texts,),
+   left padding of each sequence. Returns 0, or 1 if the allocation fails. */
 int agi2_layers(const Model *model, float *x, float *const *keys, float *const *values, const int64_t *starts,
-                int64_t texts, int64_t tokens, int64_t held, int64_t capacity, int threads) {
+                const int64_t *lengths, int64_t texts, int64_t tokens, int64_t capacity, int threads) {
     const int64_t C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
     const int64_t F = model->n_layers ? model->layers[0].expand.outputs : 0;
     int64_t scratch = capacity; /* of each thread: attention scores, or the scratch of a product */
@@ -676,7 +676,7 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
         for (int64_t task = 0; task < texts * H; task++) {
             const int64_t text = task / H, head = task % H, at = (text * H + head) * capacity * D;
             attend(qkv + text * tokens * 3 * C + head * D, 3 * C, keys[l] + at, values[l] + at,
-                   heads.x + text * tokens * C + head * D, C, D, starts[text], held, tokens, thread_scratch);
+                   heads.x + text * tokens * C + head * D, C, D, starts[text], lengths[text], tokens, thread_scratch);
         }
         if (layer->proj.bits < 28) {
 #pragma omp for

@@ -68,7 +68,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
     matrix, address, size = POINTER(MatrixStruct), c_void_p, c_int64
     for name, result, arguments in (
         ("agi2_linear", c_int, (matrix, size, address, address)),
-        ("agi2_layers", c_int, (POINTER(ModelStruct), *[address] * 4, *[size] * 4)),
+        ("agi2_layers", c_int, (POINTER(ModelStruct), *[address] * 5, *[size] * 3)),
         ("agi2_pack_rows", c_int64, (address, size, size, address)),
         ("agi2_pack", None, (address, matrix)),
         ("agi2_unpack", None, (matrix, address, size, address)),

@@ -94,7 +94,7 @@ class KernelBackend:
         Args:
             x: embeddings of the new tokens, (B, T, C); overwritten.
             attention_mask: (B or 1, S), true for text and false for left padding.
-            cache: the new keys and values are appended to it.
+            cache: the new keys and values are appended to it, in each row after its own tokens.
         """
         batch, tokens, _ = x.shape
         if not is_plain(x, torch.float32) or torch.is_grad_enabled():
@@ -113,7 +113,8 @@ class KernelBackend:
         """Run the layers in place on new tokens (B, T, C) of sequences that begin at `starts`."""
         assert LIBRARY is not None
         batch, tokens, _ = x.shape
-        past_tokens, width = cache.length, self._model.channels
+        width = self._model.channels
+        lengths = torch.tensor(cache.lengths, dtype=torch.int64, device="cpu")
         cache_elements = batch * cache.capacity * width
         if len(cache.layers) != len(self._layers):
             raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._layers)}")
@@ -129,7 +130,8 @@ class KernelBackend:
             byref(self._model),
             address_of(x, torch.float32, batch * tokens * width),
             *(keys, values, address_of(starts, torch.int64, batch)),
-            *(batch, tokens, past_tokens, cache.capacity, torch.get_num_threads()),
+            *(address_of(lengths, torch.int64, batch), batch, tokens, cache.capacity),
+            torch.get_num_threads(),
         )
         if failed:
             raise MemoryError("no memory for a pass of the model")

@@ -1,37 +1,93 @@
 """KV cache: keys and values of earlier tokens, so that a decode step computes new tokens only.
 
-B batch, H heads, S capacity in tokens, T new tokens, D head size.
+Each row has a length of its own: sequences join, leave and slide their windows without moving
+others. B batch (rows), H heads, S capacity in tokens, T new tokens, D head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
 import torch
 
 from ..arguments import PositiveInt, as_device, checked
 from ..errors import AGI2Error
 
+_CLEARED = 64
+"""Columns that are cleared at a time in rows that are shorter than others."""
+
+
+class _Rows:
+    """The number of tokens of each row, which the layers of a cache share."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.set(lengths)
+
+    def set(self, lengths: list[int]) -> None:
+        """Set all lengths."""
+        self.lengths = lengths
+        self.longest = max(lengths)
+        self.is_ragged = min(lengths) != self.longest
+
 
 class LayerCache:
     """One layer's keys and values, in two preallocated buffers of shape (B, H, S, D)."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: _Rows | None = None) -> None:
         self.keys = keys
         self.values = values
-        self.length = 0
+        self.added = 0
+        """Tokens that have been appended to each row since `rows` was set."""
+        self._rows = rows or _Rows([0] * keys.size(0))
+        self.cleared = np.zeros(keys.size(0), dtype=np.int64)
+        """Columns of each row that are known to be initialized, if above its length."""
+
+    def view(self, start: int, stop: int, rows: _Rows) -> LayerCache:
+        """Return a view of some rows with lengths of its own."""
+        part = LayerCache(self.keys[start:stop], self.values[start:stop], rows)
+        part.cleared = self.cleared[start:stop]
+        return part
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the longest row."""
+        return self._rows.longest + self.added
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each row."""
+        return [length + self.added for length in self._rows.lengths]
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows have different lengths."""
+        return self._rows.is_ragged
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append T tokens, each (B, H, T, D); return all, (B, H, length, D), views of the buffers.
+        """Append T tokens to each row, each (B, H, T, D).
+
+        Returns:
+            All keys and values, (B, H, length, D), views of the buffers. Past a row's own length
+            they have no meaning, but are finite: `causal_mask` excludes them.
 
         Raises:
             AGI2Error: if the capacity is exceeded.
         """
         start, end = self.length, self.extend(key.size(2))
-        self.keys[:, :, start:end] = key
-        self.values[:, :, start:end] = value
+        if self.is_ragged:
+            self._append_ragged(key, value, end)
+        else:
+            self.keys[:, :, start:end] = key
+            self.values[:, :, start:end] = value
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def extend(self, count: int) -> int:
-        """Add `count` tokens, whose keys and values the caller stores; return the new length.
+        """Add `count` tokens to each row, whose keys and values the caller stores.
+
+        Returns:
+            The length of the longest row.
 
         Raises:
             AGI2Error: if the capacity is exceeded.
@@ -39,8 +95,48 @@ class LayerCache:
         end = self.length + count
         if end > self.keys.size(2):
             raise AGI2Error(f"the cache holds {self.keys.size(2)} tokens, not {end}")
-        self.length = end
+        self.added += count
         return end
+
+    def causal_mask(self, queries: int) -> torch.Tensor | None:
+        """Return the boolean mask (B, T, S) of T new tokens, each row up to its own length.
+
+        Returns:
+            The mask, S being the length with the new tokens; None if all rows are of one length.
+        """
+        if not self.is_ragged:
+            return None
+        device = self.keys.device
+        last = torch.tensor(self.lengths, device=device)[:, None, None]
+        last = last + torch.arange(queries, device=device)[:, None]
+        return torch.arange(self.length + queries, device=device) <= last
+
+    def _append_ragged(self, key: torch.Tensor, value: torch.Tensor, end: int) -> None:
+        """Store T tokens, which `extend` has added, in each row behind its own tokens."""
+        lengths = self.lengths
+        # An attention weight of 0 does not hide NaN: uninitialized memory must be cleared.
+        for row, length in enumerate(lengths):
+            first = max(length, int(self.cleared[row]))
+            if first < end:
+                ahead = min(self.keys.size(2), -(-end // _CLEARED) * _CLEARED)
+                self.keys[row, :, first:ahead] = 0
+                self.values[row, :, first:ahead] = 0
+                self.cleared[row] = ahead
+        starts = tuple(length - key.size(2) for length in lengths)
+        rows, columns = _places(starts, key.size(2), self.keys.device)
+        self.keys[rows, :, columns] = key.transpose(1, 2)
+        self.values[rows, :, columns] = value.transpose(1, 2)
+
+
+@lru_cache(maxsize=4)  # all layers of a forward pass need the same
+@torch.inference_mode(False)
+def _places(
+    starts: tuple[int, ...], count: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows (B, 1) and columns (B, T) of new tokens in rows of these lengths."""
+    rows = torch.arange(len(starts), device=device).unsqueeze(1)
+    first = torch.tensor(starts, device=device).unsqueeze(1)
+    return rows, first + torch.arange(count, device=device)
 
 
 class KVCache:
@@ -60,20 +156,98 @@ class KVCache:
         device = as_device("device", device)
         shape = (batch_size, n_heads, capacity, head_dim)
         self.capacity = capacity
+        self._rows = _Rows([0] * batch_size)
         self.layers = [
             LayerCache(
                 torch.empty(shape, device=device, dtype=dtype),
                 torch.empty(shape, device=device, dtype=dtype),
+                self._rows,
             )
             for _ in range(n_layers)
         ]
+        self._views: dict[tuple[int, int], KVCache] = {}
         # Length of the prefix that every two rows are known to share, (B, B).
-        self._shared_prefix = torch.zeros(batch_size, batch_size, dtype=torch.long, device="cpu")
+        self._shared_prefix = np.zeros((batch_size, batch_size), dtype=np.int64)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows."""
+        return len(self._rows.lengths)
 
     @property
     def length(self) -> int:
-        """Number of tokens in the cache."""
+        """Number of tokens of the longest row."""
         return self.layers[0].length
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each row."""
+        return self.layers[0].lengths
+
+    def view(self, start: int, stop: int) -> KVCache:
+        """Return a view of the rows from `start` to before `stop`, to append tokens to.
+
+        It shares the buffers and has lengths of its own: `set_lengths` tells this cache how many of
+        the tokens to keep. Until then a forward pass that is interrupted has changed nothing here.
+        The same rows give the same object, to which a CUDA graph may belong.
+        """
+        if (start, stop) not in self._views:
+            part = self._views[start, stop] = KVCache.__new__(KVCache)
+            part.capacity, part._views, part._shared_prefix = (
+                self.capacity,
+                {},
+                self._shared_prefix[:0, :0],
+            )
+            part._rows = _Rows(self.lengths[start:stop])
+            part.layers = [layer.view(start, stop, part._rows) for layer in self.layers]
+        part = self._views[start, stop]
+        part._set_lengths(self.lengths[start:stop])
+        return part
+
+    def set_lengths(self, changes: Mapping[int, int]) -> None:
+        """Set the number of tokens of some rows: fewer, or more that a view has appended.
+
+        Args:
+            changes: the new lengths by row.
+
+        Raises:
+            AGI2Error: if the capacity is exceeded.
+        """
+        lengths = self.lengths
+        for row, length in changes.items():
+            if not 0 <= length <= self.capacity:
+                raise AGI2Error(f"the cache holds {self.capacity} tokens, not {length}")
+            if length < lengths[row]:
+                np.minimum(self._shared_prefix[row], length, out=self._shared_prefix[row])
+                np.minimum(self._shared_prefix[:, row], length, out=self._shared_prefix[:, row])
+            lengths[row] = length
+        self._set_lengths(lengths)
+
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self._rows.set(lengths)
+        for layer in self.layers:
+            layer.added = 0
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Replace the tokens of a row by a copy of another row's."""
+        length = self.lengths[source]
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+        self.set_lengths({target: length})
+        self._shared_prefix[target] = self._shared_prefix[source]
+        self._shared_prefix[:, target] = self._shared_prefix[:, source]
+        self._shared_prefix[source, target] = self._shared_prefix[target, source] = length
+
+    def grow(self, batch_size: int) -> KVCache:
+        """Return a cache of more rows, the first of which have the tokens of this one."""
+        cache, count, length = self._empty(batch_size), self.batch_size, self.length
+        for source, target in zip(self.layers, cache.layers, strict=True):
+            target.keys[:count, :, :length] = source.keys[:, :, :length]
+            target.values[:count, :, :length] = source.values[:, :, :length]
+        cache._set_lengths(self.lengths + [0] * (batch_size - count))
+        cache._shared_prefix[:count, :count] = self._shared_prefix
+        return cache
 
     def select(self, rows: torch.Tensor) -> KVCache:
         """Return a cache whose row i is row `rows[i]` of this one, to reorder beams.
@@ -83,13 +257,15 @@ class KVCache:
         most of their tokens.
         """
         order = rows.tolist()
-        count = self.layers[0].keys.size(0)
+        count = self.batch_size
         if order == list(range(count)):
             return self
-        length = self.length
-        chosen = torch.tensor(order, device="cpu")
-        shared_prefix = self._shared_prefix[chosen][:, chosen]
-        shared_prefix[chosen.unsqueeze(1) == chosen] = length
+        length, lengths = self.length, self.lengths
+        chosen = np.array(order)
+        shared_prefix = self._shared_prefix[np.ix_(chosen, chosen)]
+        for row in set(order):
+            copies = np.flatnonzero(chosen == row)
+            shared_prefix[np.ix_(copies, copies)] = lengths[row]
         if len(order) == count:
             cache = self
             first = min(int(self._shared_prefix[i, row]) for i, row in enumerate(order) if i != row)
@@ -99,7 +275,8 @@ class KVCache:
         for source, target in zip(self.layers, cache.layers, strict=True):
             target.keys[:, :, first:length] = source.keys[rows, :, first:length]
             target.values[:, :, first:length] = source.values[rows, :, first:length]
-            target.length = length
+            target.cleared[:] = 0
+        cache._set_lengths([lengths[row] for row in order])
         cache._shared_prefix = shared_prefix
         return cache
 
@@ -110,6 +287,19 @@ class KVCache:
             len(self.layers), batch_size, n_heads, capacity, head_dim, old.device, old.dtype
         )
 
+    def rollback(self, count: int) -> None:
+        """Remove the last `count` tokens of each row, which have just been appended to all.
+
+        Raises:
+            AGI2Error: if a row has fewer tokens.
+        """
+        shortest = min(self.lengths)
+        if not 0 <= count <= shortest:
+            raise AGI2Error(f"cannot remove {count} of {shortest} tokens")
+        self._set_lengths([each - count for each in self.lengths])
+        np.minimum(self._shared_prefix, self._rows.lengths, out=self._shared_prefix)
+        np.minimum(self._shared_prefix.T, self._rows.lengths, out=self._shared_prefix.T)
+
     def truncate(self, length: int) -> None:
         """Remove every token from `length` on.
 
@@ -118,6 +308,5 @@ class KVCache:
         """
         if not 0 <= length <= self.length:
             raise AGI2Error(f"cannot cut a cache of {self.length} tokens to {length}")
-        for layer in self.layers:
-            layer.length = length
-        self._shared_prefix.clamp_(max=length)
+        self._set_lengths([min(each, length) for each in self.lengths])
+        np.minimum(self._shared_prefix, length, out=self._shared_prefix)

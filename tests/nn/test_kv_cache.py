@@ -101,3 +101,89 @@ def test_truncating_to_what_is_not_held_is_an_error(length):
     fill(cache, 3)
     with pytest.raises(AGI2Error, match=f"^cannot cut a cache of 3 tokens to {length}$"):
         cache.truncate(length)
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.integers(0, 3), st.integers(1, 4), st.integers(1, 3)),
+            st.tuples(st.just("shorten"), st.integers(0, 3), st.floats(0, 1)),
+            st.tuples(st.just("copy"), st.integers(0, 3), st.integers(0, 3)),
+            st.tuples(st.just("select"), st.lists(st.integers(0, 3), min_size=4, max_size=4)),
+            st.tuples(st.just("rollback"), st.floats(0, 1)),
+        ),
+        max_size=25,
+    )
+)
+@settings(deadline=None, max_examples=150)
+def test_every_row_has_a_length_of_its_own(steps):
+    """Rows grow alone, or several in a view, and never see what another row holds."""
+    cache, expected = KVCache(LAYERS, 2, H, 20, D).grow(4), [torch.empty(H, 0, D)] * 4
+    for layer in cache.layers:
+        layer.keys.fill_(float("nan"))  # as uninitialized memory may be
+        layer.values.fill_(float("inf"))
+    for kind, *given_ in steps:
+        if kind == "append":
+            first, count, tokens = given_[0], min(given_[1], 4 - given_[0]), given_[2]
+            rows = range(first, first + count)
+            if max(expected[row].size(1) for row in rows) + tokens > 20:
+                continue
+            new = torch.randn(count, H, tokens, D)
+            view = cache.view(rows.start, rows.stop)
+            mask = view.layers[0].causal_mask(tokens)
+            for layer in view.layers:
+                keys, values = layer.append(new, -new)
+                assert keys.isfinite().all() or mask is None
+                assert values.isfinite().all() or mask is None
+            assert cache.lengths == [each.size(1) for each in expected]  # not yet told
+            for row, key in zip(rows, new, strict=True):
+                if mask is not None:
+                    length = expected[row].size(1)
+                    assert mask[row - first].sum(dim=1).tolist() == [
+                        length + token + 1 for token in range(tokens)
+                    ]
+                expected[row] = torch.cat([expected[row], key], dim=1)
+            cache.set_lengths({row: expected[row].size(1) for row in rows})
+        elif kind == "shorten":
+            row, length = given_[0], int(given_[1] * expected[given_[0]].size(1))
+            cache.set_lengths({row: length})
+            expected[row] = expected[row][:, :length]
+        elif kind == "copy":
+            cache.copy_row(*given_)
+            expected[given_[1]] = expected[given_[0]]
+        elif kind == "select":
+            cache = cache.select(torch.tensor(given_[0]))
+            expected = [expected[row] for row in given_[0]]
+        else:
+            count = int(given_[0] * min(cache.lengths))
+            cache.rollback(count)
+            expected = [each[:, : each.size(1) - count] for each in expected]
+        assert cache.lengths == [each.size(1) for each in expected]
+        for layer in cache.layers:
+            for row, keys in enumerate(expected):
+                assert torch.equal(layer.keys[row, :, : keys.size(1)], keys)
+                assert torch.equal(layer.values[row, :, : keys.size(1)], -keys)
+
+
+def test_a_view_of_the_same_rows_is_the_same_object_and_forgets_an_interrupted_pass():
+    cache = KVCache(LAYERS, B, H, S, D)
+    view = cache.view(1, 3)
+    view.layers[0].append(torch.randn(2, H, 3, D), torch.randn(2, H, 3, D))
+    assert cache.view(1, 3) is view
+    assert (view.lengths, cache.lengths) == ([0, 0], [0, 0, 0])
+    cache.set_lengths({2: 3})
+    assert cache.view(1, 3).lengths == [0, 3]
+
+
+@pytest.mark.parametrize("length", [-1, S + 1])
+def test_a_length_that_no_row_can_have_is_an_error(length):
+    cache = KVCache(LAYERS, B, H, S, D)
+    with pytest.raises(AGI2Error, match=f"^the cache holds {S} tokens, not {length}$"):
+        cache.set_lengths({0: length})
+
+
+def test_no_more_is_rolled_back_than_the_shortest_row_has():
+    cache = KVCache(LAYERS, B, H, S, D)
+    cache.set_lengths({0: 2, 1: 3, 2: 3})
+    with pytest.raises(AGI2Error, match=r"^cannot remove 3 of 2 tokens$"):
+        cache.rollback(3)
