@@ -22,7 +22,8 @@ from .errors import AGI2Error
 from .evaluation.loss import evaluate
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
-from .generation import check_options, generate_text
+from .generation import generate_text
+from .inference.requests import check_options
 from .inference.sampling import sampling_keys
 from .model import GPT2Model
 from .nn.lora import merge_lora

@@ -148,7 +148,7 @@ def _same_draws(monkeypatch):
     def seeded(seed=None):
         return random.Random(next(seeds) if seed is None else seed)
 
-    monkeypatch.setattr("src.generation.random", SimpleNamespace(Random=seeded))
+    monkeypatch.setattr("src.inference.sequence.random", SimpleNamespace(Random=seeded))
     monkeypatch.setattr("secrets.randbelow", lambda limit: next(seeds) % limit)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from src.errors import AGI2Error
 from src.generation import stream_text
-from src.inference.model_runner import ModelRunner
+from src.inference.engine import Engine
 from src.interactive import TURN_END, InteractivePrompt
 from src.tokenizer import BasicTokenizer
 from tests.conftest import raising
@@ -33,12 +33,12 @@ def model():
 def listening():
     """What stands before each reply, as tokens, whether it is read then or was read before."""
     heard = []
-    read = ModelRunner.prefill
+    add = Engine.add
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ModelRunner,
-            "prefill",
-            lambda self, prompts: heard.append(*prompts) or read(self, prompts),
+            Engine,
+            "add",
+            lambda self, sequence: heard.append(list(sequence.tokens)) or add(self, sequence),
         )
         yield heard
 
@@ -407,7 +407,7 @@ def test_a_reply_that_is_left_frees_the_conversation(model, tokenizer, end):
 def test_an_error_in_a_reply_frees_the_conversation(model, tokenizer, monkeypatch):
     prompt = InteractivePrompt(model, 40, tokenizer, max_length=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelRunner, "prefill", raising(RuntimeError))
+        patch.setattr(Engine, "step", raising(RuntimeError))
         with pytest.raises(RuntimeError, match="stopped here"):
             prompt.send_message("Hi")
     prompt.clear_context()

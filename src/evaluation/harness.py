@@ -19,7 +19,10 @@ from lm_eval.tasks import TaskManager
 from ..cuda_utils import autocast, first_line
 from ..errors import AGI2Error
 from ..formats.model_dir import TrainedModel
-from ..generation import generate_text
+from ..inference.engine import Engine
+from ..inference.model_runner import ModelRunner, max_batch_rows
+from ..inference.requests import encode_prompt, sampling_params, text_request
+from ..inference.sequence import Sequence as Request
 from ..nn.dropout import evaluating
 from ..utils import describe_path, log
 from .loss import EVAL_TOKENS_PER_BATCH, evaluate_tokens
@@ -134,12 +137,17 @@ class AGI2LM(LM):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Generate a continuation of each context; greedy unless the task sets `do_sample`.
 
+        Each request has sampling parameters of its own; the engine decodes them together.
+
         Raises:
             AGI2Error: if a task sets an unsupported key in `generation_kwargs`.
         """
-        return [self._generate(request, seed) for seed, request in enumerate(requests)]
+        sequences = [self._sequence(request, seed) for seed, request in enumerate(requests)]
+        runner = ModelRunner(self.model, self.tokenizer.vocab_size)
+        Engine(runner, max_batch_rows(self.model)).run(sequences)
+        return [sequence.text for sequence in sequences]
 
-    def _generate(self, request: Instance, seed: int) -> str:
+    def _sequence(self, request: Instance, seed: int) -> Request:
         context, options = request.args
         unknown = options.keys() - _GENERATION_KEYS
         if unknown:
@@ -147,18 +155,16 @@ class AGI2LM(LM):
                 f"generation_kwargs: {min(unknown)} is not known here; there are "
                 + ", ".join(sorted(_GENERATION_KEYS))
             )
-        return generate_text(
-            self.model,
-            context,
+        params = sampling_params(
+            self.tokenizer,
             options.get("max_gen_toks", _MAX_LENGTH),
             options.get("temperature", 1.0) if options.get("do_sample") else 0.0,
             options.get("top_k"),
             options.get("top_p"),
-            self.tokenizer,
-            stop=options.get("until") or (),
-            seed=seed,
-            return_full_text=False,
+            {"stop": options.get("until") or ()},
         )
+        ids = encode_prompt(context, self.tokenizer)
+        return text_request(ids, params, self.model, self.tokenizer, seed=seed)
 
 
 def run_tasks(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..arguments import checked
 from ..errors import AGI2Error
@@ -31,7 +31,7 @@ class IncrementalDetokenizer:
         self,
         tokenizer: Tokenizer,
         options: SamplingParams,
-        criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = (),
+        criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = (),
         skip_leading_space: bool = False,
     ) -> None:
         self._characters = StreamDecoder(tokenizer)
@@ -73,6 +73,31 @@ class IncrementalDetokenizer:
         self.text += piece
         self.ended = sentence_ended or self._stop_strings.stopped
         return piece
+
+
+def decode_until_stop(tokens: Sequence[int], tokenizer: Tokenizer, options: SamplingParams) -> str:
+    """Return the text of new tokens, up to where `stop` or `stop_at_sentence_end` ends it."""
+    detokenizer = _detokenize(tokens, tokenizer, options)
+    detokenizer.finish()
+    return detokenizer.text
+
+
+def stop_condition(
+    tokenizer: Tokenizer, options: SamplingParams
+) -> Callable[[Sequence[int]], bool] | None:
+    """Return a function that tells whether new tokens end their text; None if none can."""
+    if not stop_strings(options.stop) and not options.stop_at_sentence_end:
+        return None
+    return lambda tokens: _detokenize(tokens, tokenizer, options).ended
+
+
+def _detokenize(
+    tokens: Sequence[int], tokenizer: Tokenizer, options: SamplingParams
+) -> IncrementalDetokenizer:
+    detokenizer = IncrementalDetokenizer(tokenizer, options)
+    for token in tokens:
+        detokenizer.push(token)
+    return detokenizer
 
 
 class SentenceEnd:

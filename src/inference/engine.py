@@ -1,0 +1,178 @@
+"""The engine: one token loop for all sequences, whenever they join and leave.
+
+A step: the scheduler chooses tokens of running sequences and admits waiting ones; the model runner
+computes them in one forward pass, or a few; each sequence whose window is complete gets a token,
+sampled with its own parameters and random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from collections.abc import Sequence as SequenceOf
+
+import torch
+
+from .logits_processors import process_logits
+from .model_runner import Chunk, ModelRunner, warn_if_long
+from .sampling import sample
+from .scheduler import Scheduler
+from .sequence import Sequence
+from .speculative import speculate_tokens
+
+STEP_TOKENS = 4096
+"""Default limit of the tokens of a step: enough for the throughput of a prefill to be flat."""
+
+
+class Engine:
+    """Generates the tokens of any number of sequences.
+
+    A sequence gets the tokens that it has alone, at every moment of joining and leaving.
+
+    Args:
+        runner: the model; used by one engine at a time.
+        max_rows: maximum number of sequences that run at once.
+        max_tokens: maximum number of tokens of a step; longer prompts are prefilled in chunks.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, max_rows: int = 1, max_tokens: int = STEP_TOKENS
+    ) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(
+            max_rows, max_tokens, lambda sequence, row: runner.reusable(row, sequence.window)
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        """Add a sequence to the end of the queue; the next steps generate its tokens."""
+        warn_if_long(sequence.prompt_length, self.runner.positions)
+        self.scheduler.add(sequence)
+
+    def step(self) -> list[Sequence]:
+        """Run one step; return the sequences that got a token or were finished by it.
+
+        If it raises or is interrupted, no sequence has changed: another step continues.
+
+        Raises:
+            AGI2Error: if the model's logits are not finite.
+        """
+        self._close_gaps()
+        self.runner.reserve_rows(max(1, self.scheduler.rows_wanted))
+        scheduled, forks = self.scheduler.schedule()
+        if not scheduled:
+            return []
+        logits = self.runner.compute(
+            [
+                Chunk(row, sequence.computed, sequence.next_tokens(count))
+                for row, sequence, count in scheduled
+            ]
+        )
+        for row, _, source in forks:
+            self.runner.copy_row(source, row)
+        places = {row: place for place, (row, _, _) in enumerate(scheduled)}
+        ready = [
+            (sequence, places[row])
+            for row, sequence, count in scheduled
+            if count == sequence.pending
+        ]
+        ready += [(sequence, places[source]) for _, sequence, source in forks]
+        sequences = [sequence for sequence, _ in ready]
+        if [place for _, place in ready] != list(range(len(scheduled))):
+            logits = logits[[place for _, place in ready]]
+        tokens = sample_tokens(logits, sequences) if ready else []
+        for _, sequence, count in scheduled:
+            sequence.computed += count
+        for _, sequence, _ in forks:
+            sequence.computed = len(sequence.window)
+        for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            sequence.append(token, None if sequence.top is None else logits[place])
+        self._close_gaps()
+        return sequences
+
+    def run(self, sequences: Iterable[Sequence]) -> None:
+        """Generate all tokens of the sequences.
+
+        Raises:
+            AGI2Error: if the runner is in use, or the model's logits are not finite.
+        """
+        with self.runner.reserved():
+            for sequence in sequences:
+                self.add(sequence)
+            while not self.scheduler.is_idle:
+                self.step()
+
+    def stream(self, sequence: Sequence) -> Generator[int, None, None]:
+        """Yield the new tokens of a sequence as they are sampled; finish it if closed.
+
+        Raises:
+            AGI2Error: if the runner is in use, or the model's logits are not finite.
+        """
+        if sequence.options.speculative == "ngram":
+            yield from self._speculate(sequence)
+            return
+        with self.runner.reserved():
+            self.add(sequence)
+            try:
+                while sequence.finish_reason is None:
+                    count = len(sequence.tokens)
+                    self.step()
+                    yield from sequence.tokens[count:]
+            finally:
+                sequence.finish("cancelled")
+                self._close_gaps()
+
+    def _speculate(self, sequence: Sequence) -> Generator[int, None, None]:
+        """Yield the new tokens of a sequence that is decoded greedily, with draft tokens."""
+        tokens = speculate_tokens(
+            self.runner, sequence.tokens, sequence.options.max_length, end_token=sequence.end_tokens
+        )
+        try:
+            for token in tokens:
+                sequence.append(token)
+                yield token
+                if sequence.finish_reason is not None:
+                    return
+            sequence.finish("end_token")
+        finally:
+            tokens.close()
+            sequence.finish("cancelled")
+
+    def _close_gaps(self) -> None:
+        """Free the rows of finished sequences, and move others into the gaps."""
+        for source, target in self.scheduler.remove_finished():
+            self.runner.copy_row(source, target)
+
+
+def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
+    """Sample the next token of each sequence from the model's logits (N, V).
+
+    Sequences whose logits processors have the same parameters and as many tokens to look at are
+    processed together. A token does not depend on the other sequences.
+
+    Returns:
+        N token ids, `NO_TOKEN` for a sequence in which every token is masked.
+
+    Raises:
+        AGI2Error: if the logits are not finite.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    looked_at = [sequence.processed_tokens() for sequence in sequences]
+    for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
+        key = (id(sequence.options), sequence.end_tokens, len(seen), start)
+        groups.setdefault(key, []).append(place)
+    tokens = [0] * len(sequences)
+    for places in groups.values():
+        first = sequences[places[0]]
+        rows = [looked_at[place][0] for place in places]
+        processed = process_logits(
+            logits if len(groups) == 1 else logits[places],
+            torch.tensor(rows, dtype=torch.long, device=logits.device),
+            first.options,
+            looked_at[places[0]][1],
+            first.end_tokens,
+        )
+        numbers = None
+        if not first.options.is_greedy:
+            numbers = [sequences[place].uniform() for place in places]
+        for place, token in zip(places, sample(processed, numbers).tolist(), strict=True):
+            tokens[place] = token
+    return tokens

@@ -1,0 +1,134 @@
+"""Requests: the prompts and options of the public functions, checked, as sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..arguments import convert
+from ..errors import AGI2Error, safe_repr
+from ..formats.model_dir import check_vocabulary
+from ..model import GPT2Model
+from ..tokenizer import Tokenizer
+from .detokenizer import IncrementalDetokenizer, StoppingCriterion
+from .model_runner import check_prompt
+from .sampling import SamplingParams
+from .sequence import Sequence as Request
+
+
+def text_request(
+    ids: list[int],
+    options: SamplingParams,
+    model: GPT2Model,
+    tokenizer: Tokenizer,
+    criteria: StoppingCriterion | Iterable[StoppingCriterion] = (),
+    skip_leading_space: bool = False,
+    *,
+    seed: int | None = None,
+    top: int | None = None,
+) -> Request:
+    """Return a sequence that generates text.
+
+    Args:
+        ids: the prompt, from `encode_prompt`.
+        options: from `sampling_params`.
+        model: gives the number of positions.
+        tokenizer: the model's.
+        criteria: stopping criteria.
+        skip_leading_space: whether to strip white space from the start of the text.
+        seed, top: as in `sequence.Sequence`.
+
+    Raises:
+        AGI2Error: if a token is not in the vocabulary, or a criterion is not callable.
+    """
+    check_prompt(ids, tokenizer.vocab_size)
+    return Request(
+        ids,
+        options,
+        model.config.max_seq_len,
+        end_token=tokenizer.end_tokens,
+        seed=seed,
+        detokenizer=IncrementalDetokenizer(tokenizer, options, criteria, skip_leading_space),
+        top=top,
+    )
+
+
+def checked_prompts(prompts: Any) -> list[str | Sequence[int]]:
+    """Return the prompts of a batch as a list; raise an `AGI2Error` if they are something else."""
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise AGI2Error(
+            f"prompts must be a list of texts or of token ids, not {safe_repr(prompts)}"
+        )
+    if isinstance(prompts, str):
+        raise AGI2Error(f"prompts must be a list of texts, not one text: [{prompts!r}]")
+    return [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]
+
+
+def check_options(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
+    """Check sampling options against a tokenizer, before anything is computed.
+
+    Args:
+        tokenizer: the model's.
+        options: as returned by `sampling.sampling_keys`.
+
+    Raises:
+        AGI2Error: as `generate_text`.
+    """
+    names = ("max_length", "temperature", "top_k", "top_p")
+    others = {key: value for key, value in options.items() if key not in names}
+    length, temperature, top_k, top_p = (options[name] for name in names)
+    sampling_params(tokenizer, length, temperature, top_k, top_p, others)
+
+
+def sampling_params(
+    tokenizer: Tokenizer,
+    max_length: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    others: dict[str, Any],
+) -> SamplingParams:
+    """Return checked sampling options, with the keys of `logit_bias` as token ids."""
+    params = SamplingParams(max_length, temperature=temperature, top_k=top_k, top_p=top_p, **others)
+    bias: dict[int, float] = {}
+    for name, value in params.logit_bias.items():
+        ids = tokenizer.encode(name) if isinstance(name, str) else [name]
+        if len(ids) != 1:
+            pieces = " + ".join(repr(tokenizer.decode([id])) for id in ids) or "no token"
+            raise AGI2Error(f"logit_bias: {name!r} is not one token but {pieces}: name tokens")
+        bias[ids[0]] = value
+    params = replace(params, logit_bias=bias)
+    check_bias(params, tokenizer.vocab_size)
+    return params
+
+
+def check_bias(options: SamplingParams, vocab_size: int) -> None:
+    """Check that the keys of `logit_bias` are token ids below `vocab_size`."""
+    for token in options.logit_bias:
+        if isinstance(token, str) or not 0 <= token < vocab_size:
+            raise AGI2Error(f"logit_bias: {token!r} is not a token id below {vocab_size}")
+
+
+def encode_prompt(
+    prompt: str | Iterable[int], tokenizer: Tokenizer, model_seed: str = ""
+) -> list[int]:
+    """Return the token ids of `model_seed` and a prompt; if empty, the start-of-text token."""
+    if isinstance(prompt, str):
+        ids = list(tokenizer.encode(model_seed + prompt))
+    else:
+        ids = [*tokenizer.encode(model_seed), *prompt]
+    return ids or [tokenizer.start_of_text]
+
+
+def prompt_text(prompt: str | Iterable[int], tokenizer: Tokenizer) -> str:
+    """Return a prompt, text or token ids, as text."""
+    return prompt if isinstance(prompt, str) else tokenizer.decode(list(prompt))
+
+
+def check_tokenizer(tokenizer: Tokenizer | None, model: GPT2Model) -> Tokenizer:
+    """Return the tokenizer; raise an `AGI2Error` if there is none, or it is not the model's."""
+    if tokenizer is None:
+        raise AGI2Error("a tokenizer is needed: pass the one the model was trained with")
+    check_vocabulary(tokenizer, model)
+    return tokenizer
