@@ -33,7 +33,7 @@ def main() -> None:
     def alone(beams: int) -> None:
         """Run the decode steps and KV cache reorderings of a search, with fixed tokens."""
         runner = ModelRunner(model, 50257)
-        runner.prefill([prompt])
+        runner.prefill(prompt)
         rows = torch.arange(beams)
         for step in range(NEW - 1):
             runner.reorder(torch.zeros(beams, dtype=torch.long) if step == 0 else rows.flip(0))

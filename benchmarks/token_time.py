@@ -37,7 +37,7 @@ def main() -> None:
         memory: dict[int, float] = {}
         for _ in range(5):
             for length in LENGTHS:
-                logits = runner.prefill([[draw.randrange(50257) for _ in range(length)]])
+                logits = runner.prefill([draw.randrange(50257) for _ in range(length)])
                 start = time.perf_counter()
                 for _ in range(TOKENS):
                     logits = runner.decode(logits.argmax(dim=-1))

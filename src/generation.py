@@ -121,7 +121,7 @@ def stream_text(
         AGI2Error: as `generate_text`; and from the iterator if `runner` is in use.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, options)
+    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, **options)
     if runner is None:
         runner = ModelRunner(model, tokenizer.vocab_size)
     elif runner.model is not model or runner.vocab_size != tokenizer.vocab_size:
@@ -238,7 +238,7 @@ def generate_batch(
         AGI2Error: as `generate_text`; and if `n` is above 1 in greedy decoding.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, options)
+    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, **options)
     if n < 1:
         raise AGI2Error(f"n must be at least 1, not {n}")
     if n > 1 and params.is_greedy:
@@ -284,7 +284,7 @@ def generate_choices(
         One choice for each token.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, options)
+    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, **options)
     if params.speculative != "none":
         raise AGI2Error('speculative = "ngram" gives no probabilities: remove it')
     ids = encode_prompt(prompt, tokenizer, model_seed)
@@ -354,7 +354,7 @@ def generate_beam_texts(
     if not 1 <= results <= max(1, beam_size):
         raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
     check_beam_options(options)
-    params = sampling_params(tokenizer, max_length, 0.0, None, None, options)
+    params = sampling_params(tokenizer, max_length, 0.0, **options)
 
     found = beam_search(
         model,

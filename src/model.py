@@ -28,14 +28,13 @@ from .embeddings import (
     init_normal,
 )
 from .errors import AGI2Error
+from .nn.decode_backend import DecodeBackend, EagerBackend
 from .nn.dropout import Dropout, is_training
 from .nn.kv_cache import KVCache
 from .transformer import TransformerBlock
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
-
-DecodeBackend = Callable[[torch.Tensor, torch.Tensor | None, KVCache], torch.Tensor | None]
 
 
 class GPT2Model(nn.Module):
@@ -80,9 +79,7 @@ class GPT2Model(nn.Module):
             if config.tie_weights
             else nn.Linear(config.d_model, config.vocab_size, bias=False, dtype=torch.float32)
         )
-        # The decode backend, if any: takes embeddings, attention mask and KV cache; returns the
-        # output of the blocks, or None if it does not support the call.
-        self.decode_backend: DecodeBackend | None = None
+        self._decode_backend: DecodeBackend = EagerBackend()
         # The `quantize` with which `prepare_for_generation` has replaced the weights, if it has;
         # and the number of parameters before.
         self.prepared: str | None = None
@@ -119,7 +116,6 @@ class GPT2Model(nn.Module):
         *,
         cache: KVCache | None = None,
         last_only: bool = False,
-        counts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute next-token logits (B, T, V) for token ids (B, T).
 
@@ -132,8 +128,6 @@ class GPT2Model(nn.Module):
             cache: KV cache of the earlier tokens, to which the new ones are appended: in each row
                 after its own tokens. Rows of different lengths take no `attention_mask`.
             last_only: return the logits of the last token only, (B, 1, V), as generation needs.
-            counts: with `last_only`, the number of tokens (B,) before padding on the right: the
-                logits are those of the last of them.
 
         Raises:
             AGI2Error: if the sequence is longer than the model's positions, token ids are not
@@ -142,9 +136,6 @@ class GPT2Model(nn.Module):
         if not isinstance(last_only, bool):
             last_only = convert(bool, "last_only", last_only)
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
-        if last_only and counts is not None:
-            rows = torch.arange(hidden.size(0), device=hidden.device)
-            return self.logits(hidden[rows, counts - 1].unsqueeze(1))
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def hidden_states(
@@ -172,7 +163,7 @@ class GPT2Model(nn.Module):
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
         mask = None
-        is_ragged = cache is not None and cache.layers[0].is_ragged
+        is_ragged = cache is not None and cache.is_ragged
         if attention_mask is not None:
             if is_ragged:
                 raise AGI2Error("attention_mask is for a cache whose rows have the same length")
@@ -184,8 +175,8 @@ class GPT2Model(nn.Module):
         else:
             x = x + self.position_embeddings(input_ids.size(1), offset=seen)
         x = self.embedding_dropout(x)
-        if self.decode_backend is not None and cache is not None:
-            decoded = self.decode_backend(x, attention_mask, cache)
+        if cache is not None:
+            decoded = self._decode_backend(x, attention_mask, cache)
             if decoded is not None:
                 return cast(torch.Tensor, self.final_norm(decoded))
         if attention_mask is not None:
@@ -250,6 +241,15 @@ class GPT2Model(nn.Module):
         weight = self.token_embeddings.weight if self.head is None else self.head.weight
         return cast(torch.Tensor, weight)
 
+    @property
+    def decode_backend(self) -> DecodeBackend:
+        """What computes the blocks for the new tokens of a KV cache."""
+        return self._decode_backend
+
+    def use_decode_backend(self, backend: DecodeBackend) -> None:
+        """Compute the new tokens of KV caches with this backend, until the weights are moved."""
+        self._decode_backend = backend
+
     def mark_prepared(self, quantize: str, parameters: int) -> None:
         """Mark the weights as packed or quantized in place: methods that need the originals raise.
 
@@ -301,12 +301,19 @@ class GPT2Model(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT2Model:
         """Implement `to`, `cuda`, `half` etc.; raises if a prepared model would change."""
+        tensors = (*self.parameters(), *self.buffers())
         if self.prepared is not None:
-            for tensor in (*self.parameters(), *self.buffers()):
+            for tensor in tensors:
                 if fn(tensor.detach()).data_ptr() != tensor.data_ptr():
                     self.require_weights("moved, or turned into other numbers")
             return self
-        return super()._apply(fn, recurse)
+        is_eager = isinstance(self._decode_backend, EagerBackend)
+        addresses = [] if is_eager else [tensor.data_ptr() for tensor in tensors]
+        super()._apply(fn, recurse)
+        moved = zip(addresses, (*self.parameters(), *self.buffers()), strict=False)
+        if any(tensor.data_ptr() != address for address, tensor in moved):
+            self.use_decode_backend(EagerBackend())  # the weights it reads are gone
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,7 @@ from .evaluation.loss import evaluate
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
 from .generation import generate_text
-from .inference.requests import check_options
+from .inference.requests import sampling_params
 from .inference.sampling import sampling_keys
 from .model import GPT2Model
 from .nn.lora import merge_lora
@@ -261,7 +261,7 @@ def make_trainer(
 def _make_sampler(config: Config, tokenizer: Tokenizer) -> Sample:
     """Return a function that generates samples according to the configuration."""
     options = sampling_keys(config)
-    check_options(tokenizer, options)
+    sampling_params(tokenizer, **options)  # raises if one is invalid
 
     def sample(model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int) -> str:
         limits = {"max_length": max_length, "min_length": 0}

@@ -157,11 +157,11 @@ class AGI2LM(LM):
             )
         params = sampling_params(
             self.tokenizer,
-            options.get("max_gen_toks", _MAX_LENGTH),
-            options.get("temperature", 1.0) if options.get("do_sample") else 0.0,
-            options.get("top_k"),
-            options.get("top_p"),
-            {"stop": options.get("until") or ()},
+            max_length=options.get("max_gen_toks", _MAX_LENGTH),
+            temperature=options.get("temperature", 1.0) if options.get("do_sample") else 0.0,
+            top_k=options.get("top_k"),
+            top_p=options.get("top_p"),
+            stop=options.get("until") or (),
         )
         ids = encode_prompt(context, self.tokenizer)
         return text_request(ids, params, self.model, self.tokenizer, seed=seed)

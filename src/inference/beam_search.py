@@ -91,7 +91,7 @@ def beam_search(
     check_rows(model, beam_size, len(prompt) + max_length, "beam_size")
     groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
     runner = ModelRunner(model, vocab_size)
-    logits = runner.prefill([prompt])
+    logits = runner.prefill(prompt)
     while True:
         log_probs = logits.float().log_softmax(dim=-1)
         log_probs = process_logits(log_probs, runner.tokens, params, len(prompt), end_token)

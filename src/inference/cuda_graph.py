@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..cuda_utils import first_line
+from ..nn.decode_backend import DecodeBackend
 from ..nn.kv_cache import KVCache, LayerCache
 from ..utils import log
 
@@ -137,10 +138,11 @@ _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 """The side stream used for captures, by device."""
 
 
-class GraphedBackend:
-    """CUDA-graph decode backend for all layers of a model; see `GPT2Model.decode_backend`.
+class GraphedBackend(DecodeBackend):
+    """CUDA-graph decode backend for all layers of a model.
 
-    A graph belongs to a KV cache and is freed with it.
+    A graph belongs to a KV cache and is freed with it. There are few, as numbers of rows are
+    rounded up to powers of two. A copy of the backend has none.
 
     Args:
         blocks: of the model.
@@ -152,6 +154,13 @@ class GraphedBackend:
         self._after = after
         self._steps: WeakKeyDictionary[KVCache, GraphedStep | int] = WeakKeyDictionary()
         self._works = True
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._blocks, self._after)
+
+    def rows_of_step(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the first rows, a power of two: one graph serves several numbers of rows."""
+        return 0, 1 << (stop - 1).bit_length()
 
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache

@@ -44,49 +44,55 @@ class Engine:
 
     def add(self, sequence: Sequence) -> None:
         """Add a sequence to the end of the queue; the next steps generate its tokens."""
-        warn_if_long(sequence.prompt_length, self.runner.positions)
         self.scheduler.add(sequence)
 
     def step(self) -> list[Sequence]:
         """Run one step; return the sequences that got a token or were finished by it.
 
-        If it raises or is interrupted, no sequence has changed: another step continues.
+        If it raises or is interrupted, sequences that got no token in it get the same token in the
+        next step: random numbers are kept, and all rows are computed again.
 
         Raises:
             AGI2Error: if the model's logits are not finite.
         """
-        self._close_gaps()
+        try:
+            self._close_gaps()
+            sequences, logits = self._compute()
+            tokens = sample_tokens(logits, sequences) if sequences else []
+            for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+                sequence.append(token, None if sequence.top is None else logits[place])
+            self._close_gaps()
+        except BaseException:
+            for sequence in self.scheduler.running:
+                sequence.computed = 0
+            raise
+        return sequences
+
+    def _compute(self) -> tuple[list[Sequence], torch.Tensor]:
+        """Compute a step; return the N sequences to sample and their logits (N, V)."""
         self.runner.reserve_rows(max(1, self.scheduler.rows_wanted))
         scheduled, forks = self.scheduler.schedule()
         if not scheduled:
-            return []
+            return [], torch.empty(0, 0, device="cpu")
         logits = self.runner.compute(
             [
-                Chunk(row, sequence.computed, sequence.next_tokens(count))
-                for row, sequence, count in scheduled
+                Chunk(row, sequence.computed, sequence.next_tokens(size))
+                for row, sequence, size in scheduled
             ]
         )
-        for row, _, source in forks:
+        sequences, places, place_of_row = [], [], {}
+        for place, (row, sequence, size) in enumerate(scheduled):
+            sequence.computed += size
+            place_of_row[row] = place
+            if sequence.pending == 0:
+                sequences.append(sequence)
+                places.append(place)
+        for row, sequence, source in forks:
             self.runner.copy_row(source, row)
-        places = {row: place for place, (row, _, _) in enumerate(scheduled)}
-        ready = [
-            (sequence, places[row])
-            for row, sequence, count in scheduled
-            if count == sequence.pending
-        ]
-        ready += [(sequence, places[source]) for _, sequence, source in forks]
-        sequences = [sequence for sequence, _ in ready]
-        if [place for _, place in ready] != list(range(len(scheduled))):
-            logits = logits[[place for _, place in ready]]
-        tokens = sample_tokens(logits, sequences) if ready else []
-        for _, sequence, count in scheduled:
-            sequence.computed += count
-        for _, sequence, _ in forks:
             sequence.computed = len(sequence.window)
-        for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            sequence.append(token, None if sequence.top is None else logits[place])
-        self._close_gaps()
-        return sequences
+            sequences.append(sequence)
+            places.append(place_of_row[source])
+        return sequences, logits if places == list(range(len(scheduled))) else logits[places]
 
     def run(self, sequences: Iterable[Sequence]) -> None:
         """Generate all tokens of the sequences.
@@ -94,8 +100,11 @@ class Engine:
         Raises:
             AGI2Error: if the runner is in use, or the model's logits are not finite.
         """
+        requests = list(sequences)
         with self.runner.reserved():
-            for sequence in sequences:
+            longest = max((sequence.prompt_length for sequence in requests), default=0)
+            warn_if_long(longest, self.runner.positions)
+            for sequence in requests:
                 self.add(sequence)
             while not self.scheduler.is_idle:
                 self.step()
@@ -110,6 +119,7 @@ class Engine:
             yield from self._speculate(sequence)
             return
         with self.runner.reserved():
+            warn_if_long(sequence.prompt_length, self.runner.positions)
             self.add(sequence)
             try:
                 while sequence.finish_reason is None:

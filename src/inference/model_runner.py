@@ -34,9 +34,9 @@ class ModelRunner:
     """A model with a KV cache, whose rows have lengths of their own.
 
     `compute` is what the engine uses: each row belongs to a sequence. `prefill`, `decode`,
-    `extend`, `rollback` and `reorder` are for sequences that are decoded in step, as beams and
-    speculation need: past the model's positions a row's window slides (see `Sequence`). A row's
-    logits are those it would have alone.
+    `extend`, `rollback` and `reorder` are for one prompt and continuations of equal lengths, as
+    beams and speculation need: past the model's positions their windows slide (see `Sequence`). A
+    row's logits are those it would have alone.
 
     Args:
         model: evaluated without dropout, whatever mode it is in. Its weights must not change while
@@ -58,11 +58,9 @@ class ModelRunner:
         self._cache: KVCache | None = None
         # Token ids that each row of the cache holds, as far as a later prompt may reuse them.
         self._held_tokens: list[list[int]] = []
-        # Token ids of sequences in step, (B, capacity), of which `_length` columns are filled. Rows
-        # are left-padded: all end in the same column; row i begins in column `_starts[i]`.
+        # Token ids of a prompt's continuations, (B, capacity); `_length` columns are filled.
         self._buffer = torch.empty(0, 0, dtype=torch.long, device="cpu")
         self._length = 0
-        self._starts: list[int] = []
         self._in_use = threading.Lock()
 
     @contextlib.contextmanager
@@ -166,80 +164,63 @@ class ModelRunner:
 
         Rows between that have no chunk compute a token that is dropped.
         """
-        first, last = chunks[0].row, chunks[-1].row
         width = max(len(chunk.tokens) for chunk in chunks)
-        rows = [[0] * width for _ in range(first, last + 1)]
-        counts = [width] * len(rows)
+        first, stop = chunks[0].row, chunks[-1].row + 1
+        if width == 1:
+            first, stop = self.model.decode_backend.rows_of_step(first, stop)
+            stop = min(stop, self._held.batch_size)
+        rows = [[0] * width for _ in range(first, stop)]
         for row, _, tokens in chunks:
             rows[row - first][: len(tokens)] = tokens
-            counts[row - first] = len(tokens)
         # Rows between may hold more of an earlier window than leaves room for padding.
         most, lengths = self._held.capacity - width, self._held.lengths
-        self._truncate({row: most for row in range(first, last + 1) if lengths[row] > most})
-        device = self.model.device
-        is_padded = min(counts) < width
+        self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
         with evaluating():
-            logits = self.model(
-                torch.tensor(rows, device=device),
-                cache=self._held.view(first, last + 1),
-                last_only=True,
-                counts=torch.tensor(counts, device=device) if is_padded else None,
-            )[:, -1, : self.vocab_size]
+            hidden = self.model.hidden_states(
+                torch.tensor(rows, device=self.model.device), cache=self._held.view(first, stop)
+            )
+            logits = self.model.logits(_last_states(hidden, chunks, first))
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens in chunks})
         for row, _, tokens in chunks:
             self._held_tokens[row] += tokens
-        if len(chunks) == len(rows):
-            return logits
-        return logits[[chunk.row - first for chunk in chunks]]
+        return logits[:, -1, : self.vocab_size]
 
     def _truncate(self, lengths: dict[int, int]) -> None:
         """Shorten rows to lengths by row."""
+        for row, length in lengths.items():
+            del self._held_tokens[row][length:]
         if lengths:
             self._held.set_lengths(lengths)
-            for row, length in lengths.items():
-                del self._held_tokens[row][length:]
 
     @torch.inference_mode()
     def copy_row(self, source: int, target: int) -> None:
         """Replace the tokens of a row by a copy of another row's."""
+        self._held_tokens[target] = []  # nothing to reuse if the copy is interrupted
         self._held.copy_row(source, target)
         self._held_tokens[target] = list(self._held_tokens[source])
 
     @property
     def tokens(self) -> torch.Tensor:
-        """Prompts and new tokens of the sequences in step, (B, T), left-padded with 0."""
+        """The prompt and the new tokens of its continuations, (B, T)."""
         return self._buffer[:, : self._length]
 
-    def row(self, index: int) -> torch.Tensor:
-        """Return the tokens of one row without padding, (1, T)."""
-        return self._buffer[index : index + 1, self._starts[index] : self._length]
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether any row of `tokens` has padding."""
-        return any(self._starts)
-
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Prefill prompts of any lengths; return logits (B, V) of the next tokens.
+    def prefill(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Prefill a prompt in a single row; return logits (1, V) of the next token.
 
-        The prefix that a single prompt shares with the previous sequence is reused from the KV
-        cache. A prompt longer than the model's positions is truncated on the left, with a warning.
+        The prefix that it shares with the previous sequence is reused from the KV cache. A prompt
+        longer than the model's positions is truncated on the left, with a warning.
         """
-        longest = max(map(len, prompts))
-        warn_if_long(longest, self.positions)
-        windows = [list(prompt[-self.positions :]) for prompt in prompts]
-        if self._cache is not None and self._cache.batch_size != len(prompts):
+        warn_if_long(len(prompt), self.positions)
+        tokens = [int(token) for token in prompt]
+        window = tokens[-self.positions :]
+        if self._cache is not None and self._cache.batch_size > 1:
             self._cache = None
-        self.reserve_rows(len(prompts))
-        shared = self.reusable(0, windows[0]) if len(prompts) == 1 else 0
-        self._starts = [longest - len(prompt) for prompt in prompts]
-        self._length = longest
-        rows = [[0] * start + list(row) for start, row in zip(self._starts, prompts, strict=True)]
-        self._buffer = F.pad(torch.tensor(rows, device=self.model.device), (0, longest))
-        return self.compute(
-            [Chunk(row, shared, window[shared:]) for row, window in enumerate(windows)]
-        )
+        self.reserve_rows(1)
+        shared = self.reusable(0, window)
+        self._length = len(tokens)
+        self._buffer = F.pad(torch.tensor([tokens], device=self.model.device), (0, self._length))
+        return self.compute([Chunk(0, shared, window[shared:])])
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run a decode step: append a token to each row, (B,); return logits (B, V) of the next."""
@@ -261,40 +242,24 @@ class ModelRunner:
             self._buffer = F.pad(self._buffer, (0, self._length + count))
         self._buffer[:, self._length : self._length + count] = tokens
         self._length += count
+        rows, length = range(self._held.batch_size), self._held.length
         if count > self.remaining_capacity:
             half = max(1, self.positions // 2)
-            return self.compute(
-                [
-                    (
-                        Chunk(row, 0, self._last(row, half))
-                        if length == self.positions
-                        else Chunk(row, length, self._last(row, 1))
-                    )
-                    for row, length in enumerate(self._held.lengths)
-                ]
-            ).unsqueeze(1)
-        try:
-            with evaluating():
-                logits = self.model(tokens, cache=self._held)
-        except BaseException:
-            self._held.truncate(0)  # interrupted between layers, their lengths may differ
-            self._held_tokens = [[] for _ in self._held_tokens]
-            raise
+            last = self._buffer[:, self._length - half : self._length].tolist()
+            return self.compute([Chunk(row, 0, last[row]) for row in rows]).unsqueeze(1)
+        with evaluating():
+            logits = self.model(tokens, cache=self._held.view(0, len(rows)))
+        self._held.set_lengths(dict.fromkeys(rows, length + count))
         for held, new in zip(self._held_tokens, tokens.tolist(), strict=True):
             held += new
         return logits[..., : self.vocab_size]
-
-    def _last(self, row: int, count: int) -> list[int]:
-        tokens: list[int] = self._buffer[row, self._length - count : self._length].tolist()
-        return tokens
 
     @torch.inference_mode()
     def rollback(self, count: int) -> None:
         """Roll back the last `count` tokens that `extend` has just appended, in each row."""
         self._length -= count
-        self._held.rollback(count)
-        for held in self._held_tokens:
-            del held[len(held) - count :]
+        length = self._held.length - count
+        self._truncate(dict.fromkeys(range(self._held.batch_size), length) if count else {})
 
     @torch.inference_mode()
     def reorder(self, rows: torch.Tensor) -> None:
@@ -302,8 +267,23 @@ class ModelRunner:
         self._buffer = self._buffer[rows]
         self._cache = self._held.select(rows)
         order = rows.tolist()
-        self._starts = [self._starts[row] for row in order]
         self._held_tokens = [list(self._held_tokens[row]) for row in order]
+
+
+def _last_states(hidden: torch.Tensor, chunks: Sequence[Chunk], first: int) -> torch.Tensor:
+    """Return the hidden state (N, 1, C) of the last token of each chunk.
+
+    Args:
+        hidden: (B, T, C), of rows from `first` on, padded on the right.
+        chunks: N.
+        first: the first row.
+    """
+    rows, width, _ = hidden.shape
+    if len(chunks) == rows and all(len(chunk.tokens) == width for chunk in chunks):
+        return hidden[:, -1:]
+    places = [[chunk.row - first, len(chunk.tokens) - 1] for chunk in chunks]
+    places_of_rows, columns = torch.tensor(places, device=hidden.device).unbind(1)
+    return hidden[places_of_rows, columns].unsqueeze(1)
 
 
 def warn_if_long(length: int, positions: int) -> None:

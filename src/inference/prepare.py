@@ -18,6 +18,7 @@ from ..console import show_progress, visible
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.cpu_kernels import Weights
+from ..nn.decode_backend import EagerBackend
 from ..nn.kernel_backend import KernelBackend, LayerWeights, Norm
 from ..nn.quantized import (
     INT4_BLOCK,
@@ -60,19 +61,27 @@ def prepare_for_generation(
     if model.prepared is not None:
         if model.prepared != quantize:
             raise AGI2Error(f"{model.prepared_line}: load it again to quantize it otherwise")
-        return model.eval()
+    elif model.device.type == "cuda" and quantize == "none":  # pragma: needs gpu
+        if isinstance(model.decode_backend, EagerBackend):
+            model.use_decode_backend(GraphedBackend(model.blocks))
+    elif _is_supported(model, quantize):
+        with visible(verbose):
+            _prepare(model, quantize)
+    return model.eval()
+
+
+def _is_supported(model: GPT2Model, quantize: str) -> bool:
+    """Return whether the weights can be replaced; raise an `AGI2Error` if they must be."""
     if model.device.type != "cpu":
         if quantize == "none":
-            if model.device.type == "cuda":  # pragma: needs gpu
-                model.decode_backend = GraphedBackend(model.blocks)
-            return model.eval()
+            return False
         raise AGI2Error(
             f'quantize = "{quantize}" is for a CPU: set device = "cpu", or leave it out'
         )
     others = {str(p.dtype) for p in model.parameters()} - {"torch.float32"}
     if others:
         if quantize == "none":
-            return model.eval()
+            return False
         raise AGI2Error(
             f'quantize = "{quantize}" needs a model in float32, not {", ".join(sorted(others))}: '
             "call model.float() first"
@@ -85,9 +94,7 @@ def prepare_for_generation(
     for name, weight in model.named_parameters():  # before any weight is replaced
         if weight.dim() == 2:
             check_finite(name, weight.detach())
-    with visible(verbose):
-        _prepare(model, quantize)
-    return model
+    return True
 
 
 def _prepare(model: GPT2Model, quantize: str) -> None:
@@ -95,7 +102,7 @@ def _prepare(model: GPT2Model, quantize: str) -> None:
     with show_progress("preparing the weights"):
         _replace_weights(model, bits)
     model.mark_prepared(quantize, parameters)
-    if model.decode_backend is None and bits < 32:
+    if isinstance(model.decode_backend, EagerBackend) and bits < 32:
         log.warning(
             "quantize saves memory here, but no time: the CPU kernels are not available, or the "
             "model's widths are not divisible by %d",
@@ -120,8 +127,10 @@ def _replace_weights(model: GPT2Model, bits: int) -> None:
     config, epsilons = model.config, {norm.eps for block in blocks for norm in block.norms}
     complete = [layer for layer in layers if layer is not None and layer.has_kernel]
     if len(complete) == len(layers) and len(epsilons) == 1:
-        model.decode_backend = KernelBackend(
-            complete, config.n_heads, config.activation, config.norm_position == "pre"
+        model.use_decode_backend(
+            KernelBackend(
+                complete, config.n_heads, config.activation, config.norm_position == "pre"
+            )
         )
 
 

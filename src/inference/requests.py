@@ -65,32 +65,27 @@ def checked_prompts(prompts: Any) -> list[str | Sequence[int]]:
     return [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]
 
 
-def check_options(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
-    """Check sampling options against a tokenizer, before anything is computed.
+def sampling_params(
+    tokenizer: Tokenizer,
+    max_length: int = 100,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    **options: Any,
+) -> SamplingParams:
+    """Return sampling parameters, checked, with the keys of `logit_bias` as token ids.
 
     Args:
         tokenizer: the model's.
-        options: as returned by `sampling.sampling_keys`.
+        max_length, temperature, top_k, top_p: as in `SamplingParams`.
+        **options: its other fields.
 
     Raises:
-        AGI2Error: as `generate_text`.
+        AGI2Error: if an option is out of range, or a key of `logit_bias` is not one token.
     """
-    names = ("max_length", "temperature", "top_k", "top_p")
-    others = {key: value for key, value in options.items() if key not in names}
-    length, temperature, top_k, top_p = (options[name] for name in names)
-    sampling_params(tokenizer, length, temperature, top_k, top_p, others)
-
-
-def sampling_params(
-    tokenizer: Tokenizer,
-    max_length: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    others: dict[str, Any],
-) -> SamplingParams:
-    """Return checked sampling options, with the keys of `logit_bias` as token ids."""
-    params = SamplingParams(max_length, temperature=temperature, top_k=top_k, top_p=top_p, **others)
+    params = SamplingParams(
+        max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
+    )
     bias: dict[int, float] = {}
     for name, value in params.logit_bias.items():
         ids = tokenizer.encode(name) if isinstance(name, str) else [name]

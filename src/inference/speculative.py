@@ -85,7 +85,7 @@ def speculate_tokens(
     text = NgramIndex(prompt, ngram)
     ends = end_ids(end_token)
     with runner.reserved():
-        logits = runner.prefill([prompt])
+        logits = runner.prefill(prompt)
         draft: list[int] = []
         remaining, cooldown = max_length, 0
         while True:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .cpu_kernels import ACTIVATIONS, MAX_KERNEL_TOKENS, Weights
 from .cpu_library import LIBRARY, LayerStruct, ModelStruct, address_of, is_plain
+from .decode_backend import DecodeBackend
 from .kv_cache import KVCache
 
 
@@ -56,8 +57,8 @@ class LayerWeights(NamedTuple):
         return shapes == fit and all(part.has_kernel for part in self[:4])
 
 
-class KernelBackend:
-    """CPU decode backend for all layers of a model; see `GPT2Model.decode_backend`.
+class KernelBackend(DecodeBackend):
+    """CPU decode backend for all layers of a model.
 
     Args:
         layers: with `has_kernel` true, all of one shape and format.

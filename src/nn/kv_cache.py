@@ -165,7 +165,7 @@ class KVCache:
             )
             for _ in range(n_layers)
         ]
-        self._views: dict[tuple[int, int], KVCache] = {}
+        self._views: dict[int, KVCache] = {}
         # Length of the prefix that every two rows are known to share, (B, B).
         self._shared_prefix = np.zeros((batch_size, batch_size), dtype=np.int64)
 
@@ -184,24 +184,28 @@ class KVCache:
         """Number of tokens of each row."""
         return self.layers[0].lengths
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows have different lengths."""
+        return self._rows.is_ragged
+
     def view(self, start: int, stop: int) -> KVCache:
         """Return a view of the rows from `start` to before `stop`, to append tokens to.
 
         It shares the buffers and has lengths of its own: `set_lengths` tells this cache how many of
         the tokens to keep. Until then a forward pass that is interrupted has changed nothing here.
-        The same rows give the same object, to which a CUDA graph may belong.
+        The first rows give the same object each time, to which a CUDA graph may belong.
         """
-        if (start, stop) not in self._views:
-            part = self._views[start, stop] = KVCache.__new__(KVCache)
-            part.capacity, part._views, part._shared_prefix = (
-                self.capacity,
-                {},
-                self._shared_prefix[:0, :0],
-            )
-            part._rows = _Rows(self.lengths[start:stop])
-            part.layers = [layer.view(start, stop, part._rows) for layer in self.layers]
-        part = self._views[start, stop]
-        part._set_lengths(self.lengths[start:stop])
+        lengths = self.lengths[start:stop]
+        if start == 0 and stop in self._views:
+            self._views[stop]._set_lengths(lengths)
+            return self._views[stop]
+        part = KVCache.__new__(KVCache)
+        part.capacity, part._rows, part._views = self.capacity, _Rows(lengths), {}
+        part.layers = [layer.view(start, stop, part._rows) for layer in self.layers]
+        part._shared_prefix = self._shared_prefix[start:stop, start:stop]
+        if start == 0:
+            self._views[stop] = part
         return part
 
     def set_lengths(self, changes: Mapping[int, int]) -> None:
@@ -216,7 +220,9 @@ class KVCache:
         lengths = self.lengths
         for row, length in changes.items():
             if not 0 <= length <= self.capacity:
-                raise AGI2Error(f"the cache holds {self.capacity} tokens, not {length}")
+                raise AGI2Error(
+                    f"a row of the cache holds 0 to {self.capacity} tokens, not {length}"
+                )
             if length < lengths[row]:
                 np.minimum(self._shared_prefix[row], length, out=self._shared_prefix[row])
                 np.minimum(self._shared_prefix[:, row], length, out=self._shared_prefix[:, row])
@@ -287,19 +293,6 @@ class KVCache:
             len(self.layers), batch_size, n_heads, capacity, head_dim, old.device, old.dtype
         )
 
-    def rollback(self, count: int) -> None:
-        """Remove the last `count` tokens of each row, which have just been appended to all.
-
-        Raises:
-            AGI2Error: if a row has fewer tokens.
-        """
-        shortest = min(self.lengths)
-        if not 0 <= count <= shortest:
-            raise AGI2Error(f"cannot remove {count} of {shortest} tokens")
-        self._set_lengths([each - count for each in self.lengths])
-        np.minimum(self._shared_prefix, self._rows.lengths, out=self._shared_prefix)
-        np.minimum(self._shared_prefix.T, self._rows.lengths, out=self._shared_prefix.T)
-
     def truncate(self, length: int) -> None:
         """Remove every token from `length` on.
 
@@ -308,5 +301,4 @@ class KVCache:
         """
         if not 0 <= length <= self.length:
             raise AGI2Error(f"cannot cut a cache of {self.length} tokens to {length}")
-        self._set_lengths([min(each, length) for each in self.lengths])
-        np.minimum(self._shared_prefix, length, out=self._shared_prefix)
+        self.set_lengths({row: min(each, length) for row, each in enumerate(self.lengths)})

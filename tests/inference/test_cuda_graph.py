@@ -1,6 +1,7 @@
 """Decode steps in a static KV cache equal those in a growing one; on a GPU, as a CUDA graph."""
 
 import copy
+import pickle
 import weakref
 
 import pytest
@@ -11,17 +12,19 @@ from hypothesis import strategies as st
 from src.generation import generate_batch, generate_text, generate_tokens
 from src.inference.beam_search import beam_search
 from src.inference.cuda_graph import GraphedBackend, GraphedStep
+from src.inference.engine import Engine
 from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
+from src.inference.sampling import SamplingParams
+from src.inference.sequence import Sequence
 from src.model import GPT2Model
+from src.nn.decode_backend import EagerBackend
 from src.tokenizer import BasicTokenizer
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
 
 WIDTH = 29
-PROMPTS = st.lists(
-    st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=10), min_size=1, max_size=4
-)
+PROMPT = st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=10)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -29,7 +32,7 @@ def pair(**changes) -> tuple[GPT2Model, GPT2Model]:
     """A model as it is, and one that takes its single tokens in fixed steps."""
     plain = random_model(max_seq_len=8, **changes).double()
     fixed = copy.deepcopy(plain)
-    fixed.decode_backend = GraphedBackend(fixed.blocks, after=0)
+    fixed.use_decode_backend(GraphedBackend(fixed.blocks, after=0))
     return plain, fixed
 
 
@@ -37,13 +40,13 @@ PAIRS = [pair(), pair(position_embedding="learned", norm_position="post", bias=F
 
 
 @pytest.mark.parametrize("models", PAIRS)
-@given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
+@given(prompt=PROMPT, seed=st.integers(0, 999), data=st.data())
 @settings(max_examples=30)
-def test_rows_get_the_same_logits_in_fixed_steps(models, prompts, seed, data):
-    """Of unequal prompts, past the model's positions, in another order, fewer or more."""
+def test_rows_get_the_same_logits_in_fixed_steps(models, prompt, seed, data):
+    """Past the model's positions, in another order, fewer or more."""
     plain, fixed = (ModelRunner(model, WIDTH) for model in models)
-    assert_same_in_float64(fixed.prefill(prompts), plain.prefill(prompts))
-    rows = len(prompts)
+    assert_same_in_float64(fixed.prefill(prompt), plain.prefill(prompt))
+    rows = 1
     for tokens in torch.randint(WIDTH, (6, 12), generator=torch.Generator().manual_seed(seed)):
         for _ in range(3):
             assert_same_in_float64(fixed.decode(tokens[:rows]), plain.decode(tokens[:rows]))
@@ -54,10 +57,32 @@ def test_rows_get_the_same_logits_in_fixed_steps(models, prompts, seed, data):
 
 
 @pytest.mark.parametrize("models", PAIRS)
+@given(prompts=st.lists(PROMPT, min_size=1, max_size=7), max_rows=st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_sequences_that_join_and_leave_get_the_same_tokens_in_few_fixed_steps(
+    models, prompts, max_rows
+):
+    """One step for each power of two of rows, the rest of which compute tokens that are dropped."""
+    texts = []
+    for model in models:
+        sequences = [
+            Sequence(prompt, SamplingParams(3 + 4 * seed), 8, seed=seed)
+            for seed, prompt in enumerate(prompts)
+        ]
+        runner = ModelRunner(model, WIDTH)
+        Engine(runner, max_rows).run(sequences)
+        texts.append([each.new_tokens for each in sequences])
+    assert texts[0] == texts[1]
+    steps = [cache.batch_size for cache in models[1].decode_backend._steps]
+    assert set(steps) <= {1, 2, 4, min(max_rows, len(prompts))}
+    assert len(set(steps)) == len(steps)
+
+
+@pytest.mark.parametrize("models", PAIRS)
 def test_a_text_that_begins_anew_in_the_same_cache_is_read_as_it_is(models):
     plain, fixed = (ModelRunner(model, WIDTH) for model in models)
     for prompt in ([1, 2, 3], [1, 2, 4, 5], [1]):
-        assert_same_in_float64(fixed.prefill([prompt]), plain.prefill([prompt]))
+        assert_same_in_float64(fixed.prefill(prompt), plain.prefill(prompt))
         for token in (7, 9):
             assert_same_in_float64(
                 fixed.decode(torch.tensor([token])), plain.decode(torch.tensor([token]))
@@ -138,6 +163,30 @@ def test_a_step_goes_with_its_cache():
     assert buffer() is None
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_copy_of_a_model_has_steps_of_its_own(copied):
+    plain, model = pair()
+    tokens = torch.tensor([[3]])
+    with torch.inference_mode():
+        model(tokens, cache=model.new_cache())
+        twin = copied(model)
+        with torch.no_grad():
+            twin.blocks[0].ffn.contract.bias += 1.0
+        assert twin.decode_backend._blocks == list(twin.blocks)
+        found = twin(tokens, cache=twin.new_cache())
+        assert_same_in_float64(found, twin(tokens))
+        assert_same_in_float64(model(tokens, cache=model.new_cache()), plain(tokens))
+
+
+def test_weights_that_are_moved_are_decoded_by_pytorch_again():
+    """A recorded step would read the old ones."""
+    _, model = pair()
+    model.double()
+    assert isinstance(model.decode_backend, GraphedBackend)  # they are where they were
+    model.float()
+    assert isinstance(model.decode_backend, EagerBackend)
+
+
 @pytest.mark.gpu
 @needs_cuda
 def test_a_gpu_replays_what_it_computes():
@@ -164,8 +213,9 @@ def test_a_gpu_replays_what_it_computes():
 def test_a_gpu_s_graph_gives_the_logits_of_the_step():
     plain, fixed = pair()
     runners = [ModelRunner(model.cuda(), WIDTH) for model in (plain, fixed)]
-    prompts = [[3, 1, 4, 1], [5], [9, 2]]
-    assert_same_in_float64(*(runner.prefill(prompts) for runner in runners))
+    assert_same_in_float64(*(runner.prefill([3, 1, 4, 1]) for runner in runners))
+    for runner in runners:
+        runner.reorder(torch.zeros(3, dtype=torch.long, device="cuda"))
     for tokens in torch.randint(WIDTH, (14, 3), device="cuda"):  # past the model's positions
         assert_same_in_float64(*(runner.decode(tokens) for runner in runners))
 

@@ -122,7 +122,10 @@ def busy(engine) -> bool:
 
 def reads(model):
     shapes = []
-    handle = model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    embeddings = model.token_embeddings
+    handle = embeddings.register_forward_pre_hook(
+        lambda _, args: shapes.append(tuple(args[0].shape))
+    )
     return shapes, handle
 
 

@@ -6,15 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
-from src.inference.model_runner import ModelRunner, check_prompt
+from src.inference.model_runner import Chunk, ModelRunner, check_prompt
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
 
 POSITIONS = 8
 WIDTH = 29
-PROMPTS = st.lists(
-    st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=12), min_size=1, max_size=4
-)
 
 
 @pytest.fixture(scope="module", params=["sinusoidal", "learned"])
@@ -32,42 +29,60 @@ def in_one_reading(model, window) -> torch.Tensor:
         return model(torch.tensor([window]))[:, -1]
 
 
-def alone(model, prompt, tokens):
-    """Logits after a prompt and after each further token, each from one reading of the window."""
-    window = list(prompt)[-POSITIONS:]
-    found = [in_one_reading(model, window)]
-    text = list(prompt)
-    for token in tokens:
-        text.append(token)
-        slides = len(window) == POSITIONS
-        window = text[-(POSITIONS // 2) :] if slides else [*window, token]
-        found.append(in_one_reading(model, window))
-    return torch.cat(found)
+@given(
+    steps=st.lists(
+        st.dictionaries(
+            st.integers(0, 4),  # row
+            st.tuples(st.floats(0, 1), st.integers(1, 8)),  # share to keep, new tokens
+            min_size=1,
+        ),
+        max_size=8,
+    ),
+    interrupted=st.sets(st.integers(0, 7), max_size=2),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_get_the_logits_that_each_gets_alone(model, steps, interrupted, seed):
+    """Of any lengths, in any rows, each from any place on; also after an interrupt."""
+    runner, generator = ModelRunner(model, WIDTH), torch.Generator().manual_seed(seed)
+    runner.reserve_rows(5)
+    held: list[list[int]] = [[] for _ in range(5)]
+    for index, step in enumerate(steps):
+        chunks = []
+        for row, (share, count) in sorted(step.items()):
+            offset = min(int(share * len(held[row])), POSITIONS - count)
+            new = torch.randint(WIDTH, (count,), generator=generator).tolist()
+            held[row] = held[row][:offset] + new
+            chunks.append(Chunk(row, offset, new))
+        if index in interrupted:
+            handle = model.blocks[-1].register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                runner.compute(chunks)
+            handle.remove()
+        logits = runner.compute(chunks)
+        for chunk, found in zip(chunks, logits, strict=True):
+            assert_same_in_float64(found[None], in_one_reading(model, held[chunk.row]))
+        for row, tokens in enumerate(held):
+            assert runner.reusable(row, [*tokens, 0]) <= len(tokens)
+        copied = generator.initial_seed() % 5
+        runner.copy_row(copied, 4)
+        held[4] = list(held[copied])
 
 
-@given(prompts=PROMPTS, seed=st.integers(0, 999))
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@given(
+    prompt=st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=12),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
 @settings(max_examples=30)
-def test_rows_of_unequal_prompts_get_the_logits_that_each_gets_alone(model, prompts, seed):
-    """Past the model's positions, too, where each window slides when it is full."""
-    steps = 14
-    tokens = new_tokens(seed, len(prompts), steps)
+def test_continuations_may_be_repeated_reordered_and_dropped(model, prompt, seed, data):
     runner = ModelRunner(model, WIDTH)
-    found = [runner.prefill(prompts), *(runner.decode(column) for column in tokens)]
-    for row, prompt in enumerate(prompts):
-        expected = alone(model, prompt, tokens[:, row].tolist())
-        assert_same_in_float64(torch.stack([logits[row] for logits in found]), expected)
-        assert runner.row(row).tolist() == [[*prompt, *tokens[:, row].tolist()]]
-    assert runner.tokens.size(1) == max(map(len, prompts)) + steps
-    assert runner.is_padded == (len({len(prompt) for prompt in prompts}) > 1)
-
-
-@given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
-@settings(max_examples=30)
-def test_rows_may_be_repeated_reordered_and_dropped(model, prompts, seed, data):
-    runner = ModelRunner(model, WIDTH)
-    runner.prefill(prompts)
-    texts = [list(prompt) for prompt in prompts]
-    windows = [text[-POSITIONS:] for text in texts]
+    runner.prefill(prompt)
+    texts, windows = [list(prompt)], [prompt[-POSITIONS:]]
     for round_ in range(4):
         rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=4))
         runner.reorder(torch.tensor(rows))
@@ -79,22 +94,28 @@ def test_rows_may_be_repeated_reordered_and_dropped(model, prompts, seed, data):
                 slides = len(windows[row]) == POSITIONS
                 windows[row] = texts[row][-(POSITIONS // 2) :] if slides else [*windows[row], token]
                 assert_same_in_float64(logits[row : row + 1], in_one_reading(model, windows[row]))
-        assert [runner.row(row).tolist() for row in range(len(rows))] == [[t] for t in texts]
+        assert runner.tokens.tolist() == texts
 
 
-@given(prompts=PROMPTS, seed=st.integers(0, 999), data=st.data())
+@given(
+    prompt=st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=12),
+    copies=st.integers(1, 3),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
 @settings(max_examples=30)
-def test_tokens_may_be_appended_together_and_taken_back(model, prompts, seed, data):
+def test_tokens_may_be_appended_together_and_rolled_back(model, prompt, copies, seed, data):
     runner = ModelRunner(model, WIDTH)
-    runner.prefill(prompts)
-    texts = [list(prompt) for prompt in prompts]
+    runner.prefill(prompt)
+    runner.reorder(torch.zeros(copies, dtype=torch.long))
+    texts = [list(prompt) for _ in range(copies)]
     windows = [text[-POSITIONS:] for text in texts]
     for round_ in range(6):
         slides = runner.remaining_capacity == 0
         count = 1 if slides else data.draw(st.integers(1, runner.remaining_capacity))
-        tokens = new_tokens(seed + round_, len(prompts), count).T
+        tokens = new_tokens(seed + round_, copies, count).T
         logits = runner.extend(tokens)
-        assert logits.shape == (len(prompts), count, WIDTH)
+        assert logits.shape == (copies, count, WIDTH)
         kept = count if slides else data.draw(st.integers(0, count))
         runner.rollback(count - kept)
         for row, new in enumerate(tokens.tolist()):
@@ -105,12 +126,13 @@ def test_tokens_may_be_appended_together_and_taken_back(model, prompts, seed, da
                 assert_same_in_float64(logits[row, place : place + 1], expected)
             texts[row] += new[:kept]
             windows[row] = [*before, *new[:kept]]
-        assert [runner.row(row).tolist() for row in range(len(texts))] == [[t] for t in texts]
+        assert runner.tokens.tolist() == texts
 
 
 def counted(model, reads):
     """Note how many tokens the model reads each time."""
-    return model.register_forward_pre_hook(lambda _, args: reads.append(args[0].shape[1]))
+    embeddings = model.token_embeddings
+    return embeddings.register_forward_pre_hook(lambda _, args: reads.append(args[0].shape[1]))
 
 
 @given(
@@ -122,7 +144,7 @@ def counted(model, reads):
 @settings(max_examples=60)
 def test_a_second_prompt_is_read_from_where_it_differs(model, first, written, second, goes_on):
     runner = ModelRunner(model, WIDTH)
-    runner.prefill([first])
+    runner.prefill(first)
     window = first[-POSITIONS:]
     text = list(first)
     for token in written:
@@ -138,51 +160,48 @@ def test_a_second_prompt_is_read_from_where_it_differs(model, first, written, se
         shared += 1
     reads = []
     handle = counted(model, reads)
-    logits = runner.prefill([second])
+    logits = runner.prefill(second)
     handle.remove()
     assert_same_in_float64(logits, in_one_reading(model, wanted))
     assert reads == [len(wanted) - shared]
     assert runner.tokens.tolist() == [second]
 
 
-def test_a_reading_that_was_broken_off_leaves_nothing_to_share():
+def test_an_interrupted_decode_step_leaves_what_was_computed_before():
     model = random_model(n_layers=2).double()
     runner = ModelRunner(model, WIDTH)
-    runner.prefill([[1, 2, 3]])
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
+    runner.prefill([1, 2, 3])
     # In the second layer: the first one holds the token by then.
     handle = model.blocks[1].register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         runner.decode(torch.tensor([4]))
     handle.remove()
-    assert_same_in_float64(
-        runner.prefill([[1, 2, 3, 4, 5]]), in_one_reading(model, [1, 2, 3, 4, 5])
-    )
+    reads = []
+    handle = counted(model, reads)
+    logits = runner.prefill([1, 2, 3, 4, 5])
+    handle.remove()
+    assert_same_in_float64(logits, in_one_reading(model, [1, 2, 3, 4, 5]))
+    assert reads == [2]
 
 
-def test_what_rows_that_are_gone_left_is_not_shared(model):
+def test_a_prompt_reuses_nothing_of_several_continuations(model):
     runner = ModelRunner(model, WIDTH)
-    runner.prefill([[1], [2, 3, 4]])
-    runner.reorder(torch.tensor([0]))
-    runner.decode(torch.tensor([5]))
-    assert_same_in_float64(runner.prefill([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
-    runner.prefill([[1, 5], [1, 5, 6]])
-    assert_same_in_float64(runner.prefill([[1, 5, 6]]), in_one_reading(model, [1, 5, 6]))
+    runner.prefill([1, 2])
+    runner.reorder(torch.tensor([0, 0]))
+    runner.decode(torch.tensor([5, 6]))
+    assert_same_in_float64(runner.prefill([1, 2, 6, 7]), in_one_reading(model, [1, 2, 6, 7]))
 
 
 def test_a_prompt_longer_than_the_positions_is_told_once(model, caplog):
     caplog.set_level(logging.WARNING, "agi2")
     runner = ModelRunner(model, WIDTH)
-    runner.prefill([list(range(POSITIONS))])
+    runner.prefill(list(range(POSITIONS)))
     for token in range(20):
         runner.decode(torch.tensor([token]))
     assert caplog.messages == []
     prompt = list(range(20))
     assert_same_in_float64(
-        ModelRunner(model, WIDTH).prefill([prompt, [1]])[:1], in_one_reading(model, prompt[-8:])
+        ModelRunner(model, WIDTH).prefill(prompt), in_one_reading(model, prompt[-8:])
     )
     assert caplog.messages == [
         "the prompt has 20 tokens, the model sees 8 at a time: only the last are read"
@@ -191,7 +210,7 @@ def test_a_prompt_longer_than_the_positions_is_told_once(model, caplog):
 
 def test_only_the_vocabulary_asked_for_is_offered(model):
     runner = ModelRunner(model, 7)
-    assert runner.prefill([[1]]).shape == runner.decode(torch.tensor([2])).shape == (1, 7)
+    assert runner.prefill([1]).shape == runner.decode(torch.tensor([2])).shape == (1, 7)
 
 
 def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():

@@ -1,0 +1,48 @@
+"""Decode backends: what computes a model's blocks for the new tokens of a KV cache.
+
+B batch (rows), T new tokens, S all tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from .kv_cache import KVCache
+
+
+class DecodeBackend(Protocol):
+    """Computes a model's blocks for new tokens in place of the blocks themselves.
+
+    Implementations: `EagerBackend`, `kernel_backend.KernelBackend` (compiled CPU kernels) and
+    `inference.cuda_graph.GraphedBackend` (CUDA graphs).
+    """
+
+    def __call__(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
+    ) -> torch.Tensor | None:
+        """Return the blocks' output (B, T, C), or None if the blocks themselves must compute it.
+
+        Args:
+            x: embeddings of the new tokens, (B, T, C); may be overwritten.
+            attention_mask: (B or 1, S), true for text and false for padding; None without padding.
+            cache: the new keys and values are appended to it, in each row after its own tokens.
+        """
+
+    def rows_of_step(self, first: int, stop: int) -> tuple[int, int]:
+        """Return the rows, from first to before stop, that a decode step of these should compute.
+
+        It may be more rows, whose tokens are then dropped, and more than the KV cache has.
+        """
+        return first, stop
+
+
+class EagerBackend(DecodeBackend):
+    """The model's blocks, in PyTorch."""
+
+    def __call__(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
+    ) -> torch.Tensor | None:
+        """Return None."""
+        return None
