@@ -90,10 +90,7 @@ def _wrong_generation(config: Any) -> Iterator[str]:
             f"beam_results {config.beam_results} is above beam_size {config.beam_size}: "
             "lower the one or raise the other"
         )
-    if config.speculative != "none":
-        yield from greedy_conflicts(config)
-    if config.min_length > config.max_length:
-        yield f"min_length {config.min_length} is above max_length {config.max_length}"
+    yield from sampling_contradictions(config)
     if config.samples > 1 and config.temperature == 0:
         yield f"samples {config.samples} would all be equal at temperature 0"
 
@@ -135,14 +132,23 @@ GREEDY_VALUES: dict[str, Any] = {
 }
 
 
-def greedy_conflicts(options: Mapping[str, Any]) -> list[str]:
-    """Return an error line for each option that is incompatible with `speculative = "ngram"`."""
-    return [
-        f'{key} {options[key]} does not go with speculative = "ngram", which is greedy: '
-        + (f"set {key} = {required:g}" if isinstance(required, float) else f"leave {key} out")
-        for key, required in GREEDY_VALUES.items()
-        if options[key] != required
-    ]
+def sampling_contradictions(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield an error line for each contradiction between sampling options."""
+    for key, required in GREEDY_VALUES.items():
+        if options["speculative"] != "none" and options[key] != required:
+            yield (
+                f'{key} {options[key]} does not go with speculative = "ngram", which is greedy: '
+                + (
+                    f"set {key} = {required:g}"
+                    if isinstance(required, float)
+                    else f"leave {key} out"
+                )
+            )
+    if options["min_length"] > options["max_length"]:
+        yield (
+            f"min_length {options['min_length']} is above max_length {options['max_length']}: "
+            "lower the one or raise the other"
+        )
 
 
 def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -255,3 +256,27 @@ class GenerationKeys(Section):
     """Maximum number of conversation tokens in a chat's context (1 or more); `model_positions` by
     default.
     """
+
+
+def range_problem(key: str, value: float) -> str | None:
+    """Check a number against the range of a generation key.
+
+    Returns:
+        None if it is in the range; otherwise what it must be, such as "at least 1".
+    """
+    field = GenerationKeys.model_fields[key]
+    bounds = {
+        name: getattr(each, name)
+        for each in field.metadata
+        for name in ("ge", "gt", "le")
+        if hasattr(each, name)
+    }
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", math.inf)
+    is_inside = value > low if "gt" in bounds else value >= low
+    if is_inside and value <= high and math.isfinite(value):
+        return None
+    if int in (field.annotation, *get_args(field.annotation)):
+        return f"at most {high:,}" if value > high else f"at least {low}"
+    if "gt" in bounds:
+        return f"above {low:g} and at most {high:g}"
+    return f"a number from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"

@@ -225,7 +225,8 @@ def generate_batch(
     """Generate `n` continuations of each of several prompts, in batches.
 
     A text does not depend on the rest of its batch: text `i` of a prompt is what `generate_text`
-    returns for that prompt with the seed `seed + i`. Arguments as there, and:
+    returns for that prompt with the seed `seed + i`, up to the rounding of matrix products, which
+    is rarely visible except in bfloat16 and float16. Arguments as there, and:
 
     Args:
         prompts: texts or their token ids, of any lengths.

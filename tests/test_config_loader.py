@@ -244,7 +244,10 @@ def test_keys_stand_at_the_top_level(write, text, line, header):
         ('model_name = "a/b"', "model_name 'a/b' is not a folder's name"),
         ("logit_bias = 3", "logit_bias = 3: input should be a valid dictionary"),
         ('logit_bias = { the = "x" }', "logit_bias = 'x': input should be a valid number"),
-        ("min_length = 101", "min_length 101 is above max_length 100"),
+        (
+            "min_length = 101",
+            "min_length 101 is above max_length 100: lower the one or raise the other",
+        ),
     ],
 )
 def test_an_ill_typed_or_wrong_value_is_one_line_with_its_place(write, line, found):

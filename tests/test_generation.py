@@ -565,7 +565,7 @@ def test_the_device_is_chosen_as_everywhere_else(tokenizer, writer, caplog):
         ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
         ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
         ({"temperature": math.inf}, "temperature must be a number from 0 on, not inf"),
-        ({"top_k": -1}, "top_k must be at least 0, not -1"),
+        ({"top_k": -1}, "top_k must be at least 1, not -1"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
         ({"top_p": math.nan}, "top_p must be above 0 and at most 1, not nan"),
@@ -596,7 +596,7 @@ def test_speculation_writes_the_greedy_text(prompt, tokenizer, writer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"speculative": "tree"}, 'speculative must be "none" or "ngram", not \'tree\''),
+        ({"speculative": "tree"}, "speculative must be 'none' or 'ngram', not 'tree'"),
         (
             {"speculative": "ngram", "temperature": 0.5},
             'temperature 0.5 does not go with speculative = "ngram", which is greedy: '
@@ -779,8 +779,8 @@ def test_choices_show_nothing_of_a_stop_string(tokenizer):
     [
         ({"beam_size": 0}, "beam_size must be at least 1, not 0"),
         ({"max_length": -1}, "max_length must be at least 1, not -1"),
-        ({"length_penalty": 1e4}, "length_penalty must be between -10 and 10, not 10000.0"),
-        ({"length_penalty": math.nan}, "length_penalty must be between -10 and 10, not nan"),
+        ({"length_penalty": 1e4}, "length_penalty must be from -10 to 10, not 10000.0"),
+        ({"length_penalty": math.nan}, "length_penalty must be from -10 to 10, not nan"),
         ({"repetition_penalty": -2}, "repetition_penalty must be from 0.0001 to 10000, not -2"),
         (
             {"tokenizer": None},

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..arguments import PositiveInt, checked
-from ..config_keys import EarlyStopping
+from ..config_keys import EarlyStopping, range_problem
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from .logits_processors import process_logits
@@ -242,26 +242,17 @@ class _Group:
 
 def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _SearchOptions) -> None:
     """Check that the options of a search are in range."""
-    checks = [
-        (beam_size >= 1, f"beam_size must be at least 1, not {beam_size}"),
-        (
-            beam_size <= vocab_size,
-            f"beam_size {beam_size} is above the vocabulary of {vocab_size} tokens: lower it",
-        ),
-        (groups >= 1, f"beam_groups must be at least 1, not {groups}"),
-        (
-            groups >= 1 and beam_size % groups == 0,
-            f"beam_groups {groups} does not divide beam_size {beam_size}",
-        ),
-        (
-            -10 <= rules.length_penalty <= 10,
-            f"length_penalty must be between -10 and 10, not {rules.length_penalty}",
-        ),
-        (
-            0 <= rules.diversity_penalty <= 1e6,
-            f"diversity_penalty must be from 0 to 1000000, not {rules.diversity_penalty}",
-        ),
-    ]
-    for is_valid, message in checks:
-        if not is_valid:
-            raise AGI2Error(message)
+    for key, value in (
+        ("beam_size", beam_size),
+        ("beam_groups", groups),
+        ("length_penalty", rules.length_penalty),
+        ("diversity_penalty", rules.diversity_penalty),
+    ):
+        if problem := range_problem(key, value):
+            raise AGI2Error(f"{key} must be {problem}, not {value}")
+    if beam_size > vocab_size:
+        raise AGI2Error(
+            f"beam_size {beam_size} is above the vocabulary of {vocab_size} tokens: lower it"
+        )
+    if beam_size % groups:
+        raise AGI2Error(f"beam_groups {groups} does not divide beam_size {beam_size}")

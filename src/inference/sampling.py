@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..arguments import convert, convert_fields
-from ..config_checks import GREEDY_VALUES, greedy_conflicts
+from ..config_checks import GREEDY_VALUES, sampling_contradictions
+from ..config_keys import GenerationKeys, range_problem
 from ..errors import AGI2Error, safe_repr
 
 MASKED = float("-inf")
 MIN_TEMPERATURE = 1e-5
 """Minimum temperature; below it decoding is greedy, as division would overflow the logits."""
 MAX_PENALTY = 1e4
-"""Maximum of a penalty or bias: larger ones have no further effect, and their sums overflow."""
+"""Maximum of a bias: larger ones have no further effect, and their sums overflow."""
 NO_TOKEN = -1
 """Returned in place of a token id if every token is masked."""
 
@@ -73,59 +74,24 @@ class SamplingParams:
     """End the text after `.`, `!`, `?` or `…` and closing quotes, if white space follows (also
     after an abbreviation), or after `。`, `！`, `？`."""
 
-    speculative: str = "none"
+    speculative: Literal["none", "ngram"] = "none"
     """`ngram`: speculative decoding, for the same greedy text faster (`speculative.py`)."""
 
     def __post_init__(self) -> None:
         convert_fields(self)
         object.__setattr__(self, "top_k", self.top_k or None)
         object.__setattr__(self, "logit_bias", _convert_bias(self.logit_bias))
-
-        def is_fraction(value: float | None) -> bool:
-            return value is None or 0 < value <= 1
-
-        checks = [
-            (self.max_length >= 1, "max_length must be at least 1"),
-            (self.min_length >= 0, "min_length must be at least 0"),
-            (0 <= self.temperature < math.inf, "temperature must be a number from 0 on"),
-            (self.top_k is None or self.top_k >= 1, "top_k must be at least 0"),
-            (is_fraction(self.top_p), "top_p must be above 0 and at most 1"),
-            (is_fraction(self.min_p), "min_p must be above 0 and at most 1"),
-            (is_fraction(self.typical_p), "typical_p must be above 0 and at most 1"),
-            (
-                1 / MAX_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
-                f"repetition_penalty must be from {1 / MAX_PENALTY:g} to {MAX_PENALTY:g}",
-            ),
-            (
-                -MAX_PENALTY <= self.presence_penalty <= MAX_PENALTY,
-                f"presence_penalty must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
-            ),
-            (
-                -MAX_PENALTY <= self.frequency_penalty <= MAX_PENALTY,
-                f"frequency_penalty must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
-            ),
-            (
-                self.no_repeat_ngram is None or self.no_repeat_ngram >= 1,
-                "no_repeat_ngram must be at least 1",
-            ),
-            (
-                all(-MAX_PENALTY <= bias <= MAX_PENALTY for bias in self.logit_bias.values()),
-                f"logit_bias must be made of numbers from {-MAX_PENALTY:g} to {MAX_PENALTY:g}",
-            ),
-        ]
-        for is_valid, message in checks:
-            if not is_valid:
-                raise AGI2Error(f"{message}, not {getattr(self, message.split()[0])}")
-        if self.speculative not in ("none", "ngram"):
-            raise AGI2Error(f'speculative must be "none" or "ngram", not {self.speculative!r}')
-        if self.speculative == "ngram":
-            for problem in greedy_conflicts({key: getattr(self, key) for key in GREEDY_VALUES}):
-                raise AGI2Error(problem)
-        if self.min_length > self.max_length:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (problem := range_problem(name, value)):
+                raise AGI2Error(f"{name} must be {problem}, not {value}")
+        if not all(-MAX_PENALTY <= bias <= MAX_PENALTY for bias in self.logit_bias.values()):
             raise AGI2Error(
-                f"min_length {self.min_length} is above max_length {self.max_length}: lower the "
-                "one or raise the other"
+                f"logit_bias must be made of numbers from {-MAX_PENALTY:g} to {MAX_PENALTY:g}, "
+                f"not {self.logit_bias}"
             )
+        for problem in sampling_contradictions({key: getattr(self, key) for key in _CONDITIONS}):
+            raise AGI2Error(problem)
 
     @property
     def is_greedy(self) -> bool:
@@ -136,6 +102,14 @@ class SamplingParams:
     def needs_prompt(self) -> bool:
         """Whether a logits processor depends on the tokens of the prompt."""
         return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
+
+
+_NUMBERS = [
+    each.name
+    for each in fields(SamplingParams)
+    if GenerationKeys.model_fields[each.name].metadata  # its range
+]
+_CONDITIONS = (*GREEDY_VALUES, "max_length", "speculative")
 
 
 def _convert_bias(biases: Any) -> dict[str | int, float]:

@@ -163,7 +163,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(broken, numbers):
         ({"min_length": -1}, "min_length must be at least 0, not -1"),
         ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
         ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
-        ({"top_k": -1}, "top_k must be at least 0, not -1"),
+        ({"top_k": -1}, "top_k must be at least 1, not -1"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
         ({"min_p": 0.0}, "min_p must be above 0 and at most 1, not 0.0"),
         ({"typical_p": math.nan}, "typical_p must be above 0 and at most 1, not nan"),
