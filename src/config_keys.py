@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -271,12 +272,12 @@ def range_problem(key: str, value: float) -> str | None:
         for name in ("ge", "gt", "le")
         if hasattr(each, name)
     }
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", math.inf)
+    low, high = bounds["gt" if "gt" in bounds else "ge"], bounds.get("le", math.inf)
     is_inside = value > low if "gt" in bounds else value >= low
-    if is_inside and value <= high and math.isfinite(value):
+    if is_inside and value <= high and abs(value) <= sys.float_info.max:
         return None
     if int in (field.annotation, *get_args(field.annotation)):
         return f"at most {high:,}" if value > high else f"at least {low}"
     if "gt" in bounds:
         return f"above {low:g} and at most {high:g}"
-    return f"a number from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"
+    return f"a number from {low:g} on" if high == math.inf else f"from {low:.10g} to {high:.10g}"

@@ -116,6 +116,7 @@ class GPT2Model(nn.Module):
         *,
         cache: KVCache | None = None,
         last_only: bool = False,
+        counts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute next-token logits (B, T, V) for token ids (B, T).
 
@@ -128,6 +129,8 @@ class GPT2Model(nn.Module):
             cache: KV cache of the earlier tokens, to which the new ones are appended: in each row
                 after its own tokens. Rows of different lengths take no `attention_mask`.
             last_only: return the logits of the last token only, (B, 1, V), as generation needs.
+            counts: number of tokens (B,) of each row before padding on the right: return the logits
+                of the last of them only, (B, 1, V).
 
         Raises:
             AGI2Error: if the sequence is longer than the model's positions, token ids are not
@@ -136,6 +139,9 @@ class GPT2Model(nn.Module):
         if not isinstance(last_only, bool):
             last_only = convert(bool, "last_only", last_only)
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
+        if counts is not None:
+            rows = torch.arange(hidden.size(0), device=hidden.device)
+            return self.logits(hidden[rows, counts - 1].unsqueeze(1))
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def hidden_states(

@@ -1,9 +1,14 @@
 """The keys: defaults, types, bounds."""
 
+from typing import get_args
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from src.config import Config
+from src.config_keys import GenerationKeys, range_problem
 
 
 def test_defaults_are_the_specification_s():
@@ -35,3 +40,29 @@ def test_every_number_of_a_run_has_a_bound():
             if field.annotation in (kind, kind | None) and not name.endswith("seed"):
                 with pytest.raises(ValidationError, match=name):
                     Config(**{name: value})
+
+
+NUMBERS = [name for name, field in GenerationKeys.model_fields.items() if field.metadata]
+
+
+@given(
+    key=st.sampled_from(NUMBERS),
+    value=st.one_of(
+        st.integers(-3, 3),
+        st.integers(),
+        st.floats(-2, 2),
+        st.floats(),
+        st.sampled_from([1024, 1025, 10**4, 10**12, 10**12 + 1, 2**30, 1e4, -1e4, 1e-4, 10**400]),
+    ),
+)
+@settings(deadline=None)
+def test_a_range_problem_is_what_the_configuration_refuses(key, value):
+    annotation = GenerationKeys.model_fields[key].annotation
+    if int in (annotation, *get_args(annotation)) and isinstance(value, float):
+        return  # another type
+    try:
+        GenerationKeys(**{key: value})
+        is_valid = True
+    except ValidationError:
+        is_valid = False
+    assert (range_problem(key, value) is None) == is_valid

@@ -361,6 +361,10 @@ def test_rows_of_a_cache_may_differ_in_length(held, width, learned):
     for row, length in enumerate(held):
         alone = model(tokens[row : row + 1, : length + width])
         assert_same_in_float64(found[row], alone[0, length:])
+    counts = torch.randint(1, width + 1, (len(held),))
+    cache.set_lengths(dict(enumerate(held)))
+    last = model(new, cache=cache, counts=counts)
+    assert_same_in_float64(last[:, 0], found[range(len(held)), counts - 1])
 
 
 def test_a_mask_does_not_go_with_rows_of_different_lengths():

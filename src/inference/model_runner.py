@@ -170,20 +170,28 @@ class ModelRunner:
             first, stop = self.model.decode_backend.rows_of_step(first, stop)
             stop = min(stop, self._held.batch_size)
         rows = [[0] * width for _ in range(first, stop)]
+        counts = [width] * len(rows)
         for row, _, tokens in chunks:
             rows[row - first][: len(tokens)] = tokens
+            counts[row - first] = len(tokens)
         # Rows between may hold more of an earlier window than leaves room for padding.
         most, lengths = self._held.capacity - width, self._held.lengths
         self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
+        device = self.model.device
+        is_padded = min(counts) < width
         with evaluating():
-            hidden = self.model.hidden_states(
-                torch.tensor(rows, device=self.model.device), cache=self._held.view(first, stop)
-            )
-            logits = self.model.logits(_last_states(hidden, chunks, first))
+            logits = self.model(
+                torch.tensor(rows, device=device),
+                cache=self._held.view(first, stop),
+                last_only=True,
+                counts=torch.tensor(counts, device=device) if is_padded else None,
+            )[:, -1, : self.vocab_size]
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens in chunks})
         for row, _, tokens in chunks:
             self._held_tokens[row] += tokens
-        return logits[:, -1, : self.vocab_size]
+        if len(chunks) == len(rows):
+            return logits
+        return logits[[chunk.row - first for chunk in chunks]]
 
     def _truncate(self, lengths: dict[int, int]) -> None:
         """Shorten rows to lengths by row."""
@@ -268,22 +276,6 @@ class ModelRunner:
         self._cache = self._held.select(rows)
         order = rows.tolist()
         self._held_tokens = [list(self._held_tokens[row]) for row in order]
-
-
-def _last_states(hidden: torch.Tensor, chunks: Sequence[Chunk], first: int) -> torch.Tensor:
-    """Return the hidden state (N, 1, C) of the last token of each chunk.
-
-    Args:
-        hidden: (B, T, C), of rows from `first` on, padded on the right.
-        chunks: N.
-        first: the first row.
-    """
-    rows, width, _ = hidden.shape
-    if len(chunks) == rows and all(len(chunk.tokens) == width for chunk in chunks):
-        return hidden[:, -1:]
-    places = [[chunk.row - first, len(chunk.tokens) - 1] for chunk in chunks]
-    places_of_rows, columns = torch.tensor(places, device=hidden.device).unbind(1)
-    return hidden[places_of_rows, columns].unsqueeze(1)
 
 
 def warn_if_long(length: int, positions: int) -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from src.errors import AGI2Error
 from src.inference.engine import Engine, sample_tokens
+from src.inference.logits_processors import process_logits
 from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
-from src.inference.sampling import NO_TOKEN, SamplingParams
+from src.inference.sampling import NO_TOKEN, SamplingParams, sample
 from src.inference.sequence import Sequence
 from src.nn.cpu_kernels import LIBRARY
 from tests.tiny_models import random_model
@@ -75,7 +76,7 @@ def alone(model, *arguments) -> Sequence:
     max_rows=st.integers(1, 5),
     max_tokens=st.integers(1, 40),
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 def test_a_sequence_gets_the_tokens_that_it_gets_alone(
     name, requests, cancelled, interrupted, max_rows, max_tokens
 ):
@@ -184,6 +185,65 @@ def test_a_later_sequence_reuses_the_prefix_that_its_row_holds():
         twin = Sequence(each.tokens[: each.prompt_length], each.options, POSITIONS)
         Engine(ModelRunner(model, WIDTH)).run([twin])
         assert twin.tokens == each.tokens
+
+
+def test_prompts_longer_than_the_positions_are_warned_about_once(caplog):
+    caplog.set_level("WARNING", "agi2")
+    prompts = [[1] * (POSITIONS + more) for more in range(4)]
+    sequences = [Sequence(prompt, SamplingParams(2), POSITIONS, seed=0) for prompt in prompts]
+    Engine(ModelRunner(exact(), WIDTH), 4).run(sequences)
+    assert caplog.messages == [
+        f"the prompt has {POSITIONS + 3} tokens, the model sees {POSITIONS} at a time: only the "
+        "last are read"
+    ]
+
+
+@pytest.mark.parametrize("place", ["process_logits", "sample", "Sequence.append"])
+def test_an_interrupt_at_any_place_of_a_step_changes_no_text(place, monkeypatch):
+    """Between the forward pass, the sampling and the bookkeeping of several sequences."""
+
+    class Interrupted(Sequence):
+        def append(self, token, logits=None):
+            if place == "Sequence.append" and self.prompt_length == 2 and left:
+                left.pop()
+                raise KeyboardInterrupt
+            super().append(token, logits)
+
+    def interrupting(function):
+        def wrapper(*arguments):
+            if left and time in (1, 3, 4):
+                left.pop()
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return wrapper
+
+    model, left, time = exact(), [1, 2, 3], 0
+    prompts = [[1], [2, 3], [2, 3], [4, 5, 6], [7]]
+    engine = Engine(ModelRunner(model, WIDTH), 4, 6)
+    sequences = [
+        Interrupted(prompt, SamplingParams(3 + index), POSITIONS, seed=index)
+        for index, prompt in enumerate(prompts)
+    ]
+    for each in sequences:
+        engine.add(each)
+    if place != "Sequence.append":
+        name = f"src.inference.engine.{place}"
+        original = process_logits if place == "process_logits" else sample
+        monkeypatch.setattr(name, interrupting(original))
+    interrupts = 0
+    while not engine.scheduler.is_idle:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+        time += 1
+    monkeypatch.undo()
+    assert interrupts == 3
+    for index, each in enumerate(sequences):
+        twin = Sequence(prompts[index], SamplingParams(3 + index), POSITIONS, seed=index)
+        Engine(ModelRunner(model, WIDTH)).run([twin])
+        assert each.tokens == twin.tokens
 
 
 def test_a_stream_that_is_closed_frees_its_row():

@@ -160,6 +160,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(broken, numbers):
     ("options", "message"),
     [
         ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"max_length": 2**31}, "max_length must be at most 1,073,741,824, not 2147483648"),
         ({"min_length": -1}, "min_length must be at least 0, not -1"),
         ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
         ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
