@@ -96,6 +96,7 @@ def test_a_pipe_that_brings_nothing_is_said_to_be_waited_for(
     tmp_path, monkeypatch, caplog, is_opened
 ):
     """Whether no program has opened the pipe, or one has and writes nothing."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     monkeypatch.setattr(text_files, "_LOG_DELAY", 0.0)
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -106,6 +107,9 @@ def test_a_pipe_that_brings_nothing_is_said_to_be_waited_for(
             time.sleep(0.01)
         file = os.open(path, os.O_WRONLY)
         os.write(file, b"text")
+        # Closed before the reader has opened the pipe, it would be lost.
+        while any(fcntl.ioctl(file, termios.FIONREAD, bytes(4))):
+            time.sleep(0.01)
         for each in {file, writer} - {None}:
             os.close(each)
         assert reading.result() == b"text"
