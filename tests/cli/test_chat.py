@@ -1,5 +1,7 @@
 import io
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tests.test_interactive import VOCABULARY, interrupt_after, says
 from tests.tiny_models import byte_tokenizer
 
 CTRL_C, CTRL_D, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
+READY = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,6 @@ def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
     """Also where a shell has set Ctrl-C to be ignored, as it does for what ends in `&`."""
     arguments, environment = chat_process(tmp_path, 10**9)
     handler = signal.SIG_IGN if ignored else signal.SIG_DFL
-    ready = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
     with open_terminal(
         arguments,
         env=environment,
@@ -162,25 +164,48 @@ def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     ) as terminal:
         terminal.expect("Write a message")
-        terminal.expect(ready)
+        terminal.expect(READY)
         terminal.send(f"/hlp{LEFT}{LEFT}e{ENTER}")  # edited into /help
         terminal.expect("forget the conversation")
-        terminal.expect(ready)
+        terminal.expect(READY)
         terminal.send(f"Hi{ENTER}")
         terminal.expect("(ha|ah){20}")
         terminal.sendintr()  # in the middle of a reply that would go on for ever
         terminal.expect(r"\[stopped\]")
-        terminal.expect(ready)
+        terminal.expect(READY)
         terminal.send(f"/clear{ENTER}")
         terminal.expect("the conversation is forgotten")
-        terminal.expect(ready)
+        terminal.expect(READY)
         terminal.send(f"{UP}{UP}{UP}{ENTER}")  # /clear, Hi, /help
         terminal.expect("forget the conversation")
-        terminal.expect(ready)
+        terminal.expect(READY)
         terminal.sendintr()  # at the prompt: a new line
-        terminal.expect(ready)
+        terminal.expect(READY)
         terminal.send(CTRL_D)
     assert terminal.exitstatus == 0
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_ctrl_z_suspends_the_chat_and_fg_continues_it(tmp_path):
+    arguments, environment = chat_process(tmp_path, 10**9)
+    shell = "import os; os.execvp('bash', ['bash', '--norc', '-i'])"
+    with open_terminal(["-c", shell], env={**environment, "PS1": "shell: "}) as terminal:
+        terminal.sendline(shlex.join([sys.executable, *arguments]))
+        terminal.expect("Write a message")
+        terminal.expect(READY)
+        for typed, shown in (("H", "H"), (f"i{ENTER}", "(ha|ah){20}")):  # at the prompt; a reply
+            terminal.send(typed)
+            terminal.expect(shown)
+            terminal.send("\x1a")
+            terminal.expect("Stopped")
+            terminal.sendline("fg")
+            terminal.expect(shown)
+        terminal.sendintr()
+        terminal.expect(r"\[stopped\]")
+        terminal.expect(READY)
+        terminal.send(CTRL_D)
+        terminal.expect("shell: ")
+        terminal.sendline("exit")
 
 
 def test_ctrl_c_ends_a_reply_also_where_its_exception_is_lost(tokenizer, monkeypatch, capsys):

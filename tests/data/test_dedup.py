@@ -141,7 +141,7 @@ def test_a_hash_set_contains_what_was_added(additions, asked):
 
 
 def test_the_work_of_splitting_related_documents_grows_with_their_length_alone(monkeypatch):
-    """The elements that are sorted, as a measure of it: quadratic, they would be 16 times as many."""
+    """The elements that are sorted, as a measure of it: 16 times as many if it were quadratic."""
     sort, letter = np.sort, TEXT[:900]
     totals = []
     for count in (50, 200):
