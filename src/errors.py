@@ -77,11 +77,13 @@ def one_line(text: str, limit: int = MAX_LINE_LENGTH) -> str:
 
 
 def safe_repr(value: object) -> str:
-    """Return a value's `repr` for a message, or its type if `repr` fails (size, recursion)."""
+    """Return a value's `repr` for a message, or its type if `repr` fails."""
     try:
         return one_line(repr(value))
     except (ValueError, RecursionError):
         return f"a value of type {type(value).__name__} that is too large to show"
+    except Exception:  # of the value's own class
+        return f"a value of type {type(value).__name__} that cannot be shown"
 
 
 class AGI2Error(ValueError):

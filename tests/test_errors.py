@@ -58,3 +58,11 @@ def test_a_value_is_shown_in_one_line_even_where_python_cannot():
     assert safe_repr(10**5000) == "a value of type int that is too large to show"
     assert safe_repr(deep) == "a value of type list that is too large to show"
     assert len(safe_repr("x" * 10**6)) == 300
+
+
+def test_a_value_whose_repr_fails_is_named_by_its_type():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert safe_repr(Broken()) == "a value of type Broken that cannot be shown"
