@@ -40,17 +40,19 @@ def main(arguments: Sequence[str] | None = None, program: str = "agi2") -> None:
         arguments: command-line arguments; by default those of `sys.argv`.
         program: program name in the help.
     """
-    _replace_closed_streams()
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
-    if os.environ.get("_AGI2_COMPLETE") == "complete_bash":
-        completion.join_words(os.environ)
     try:
+        _replace_closed_streams()
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(encoding="utf-8", errors="replace")
+        if os.environ.get("_AGI2_COMPLETE") == "complete_bash":
+            completion.join_words(os.environ)
         announce(sys.argv[1:] if arguments is None else arguments)
         app(args=arguments, prog_name=program)
     except OSError as error:  # typer could not print its error message to standard error
         raise SystemExit(2) from error
+    except KeyboardInterrupt as interrupt:  # before or after the command itself
+        raise SystemExit(130) from interrupt
     finally:
         # A Ctrl-C during the libraries' clean-up would print a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

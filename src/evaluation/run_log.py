@@ -52,11 +52,11 @@ class History:
         history = state.get("history")
         curves = history if isinstance(history, dict) else {}
         steps, losses = curves.get("val_steps"), curves.get("val_loss")
-        are_lists = isinstance(steps, list) and isinstance(losses, list)
-        pairs = zip(steps, losses, strict=False) if are_lists else ()
+        if not (isinstance(steps, list) and isinstance(losses, list)):
+            steps = losses = []
         entries = [
             {"step": 0, "start": {"total_steps": state.get("total_steps")}},
-            *({"step": at, "val_loss": loss} for at, loss in pairs),
+            *({"step": a, "val_loss": b} for a, b in zip(steps, losses, strict=False)),
             {"step": state.get("step"), "seconds": state.get("seconds")},
         ]
         return cls([entry for entry in entries if not find_problem(entry)])

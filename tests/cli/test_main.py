@@ -62,6 +62,34 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"agi2 {__version__}\n", "")
 
 
+def test_ctrl_c_at_any_moment_ends_with_130(capsys):
+    """At any call of a Python function: also before the command begins, and after its end."""
+
+    def calls_until(last):
+        count = 0
+
+        def press(frame, event, argument):
+            nonlocal count
+            count += event == "call"
+            if count == last:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(press)
+        try:
+            main(["--version"])
+        except SystemExit as end:
+            return end.code, count
+        finally:
+            sys.setprofile(None)
+
+    status, total = calls_until(0)
+    assert status == 0
+    for last in range(2, total, max(1, total // 100)):  # 1 is the call of `main`
+        assert calls_until(last)[0] == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_a_late_ctrl_c_says_nothing():
     """One that comes while the process is ending: what was to be saved is saved."""
     program = (
