@@ -147,12 +147,15 @@ def train_model(
         return _run(configuration_of(model, keys), model, tokenizer).history
 
 
-def train_from_config(config: Config, *, verbose: bool = True) -> Run:
+def train_from_config(
+    config: Config, *, verbose: bool = True, kind: type[Trainer] = Trainer
+) -> Run:
     """Train from a configuration: create the tokenizer and the model, and train.
 
     Args:
         config: the run's configuration.
         verbose: whether to log (see `console.visible`).
+        kind: the trainer's class.
 
     Returns:
         The trained model, its tokenizer and the history.
@@ -161,10 +164,15 @@ def train_from_config(config: Config, *, verbose: bool = True) -> Run:
         AGI2Error: as for `train_model`.
     """
     with visible(verbose):
-        return _run(config)
+        return _run(config, kind=kind)
 
 
-def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | None = None) -> Run:
+def _run(
+    config: Config,
+    model: GPT2Model | None = None,
+    tokenizer: Tokenizer | None = None,
+    kind: type[Trainer] = Trainer,
+) -> Run:
     """Train in a single process, or as a rank of a process group under torchrun."""
     threads = torch.get_num_threads()
     try:
@@ -173,7 +181,7 @@ def _run(config: Config, model: GPT2Model | None = None, tokenizer: Tokenizer | 
             # process could train in between, or move the folder away.
             folder_lock = FolderLock(run_folder(config)) if process_group.is_main else nullcontext()
             with folder_lock as lock:
-                return _train(config, process_group, model, tokenizer, lock)
+                return _train(config, process_group, model, tokenizer, kind, lock)
     finally:
         torch.set_num_threads(threads)
 
@@ -183,6 +191,7 @@ def _train(
     process_group: ProcessGroup,
     model: GPT2Model | None,
     tokenizer: Tokenizer | None,
+    kind: type[Trainer],
     lock: FolderLock | None = None,
 ) -> Run:
     """Prepare the data, train, and write the report; create `model` and `tokenizer` if `None`.
@@ -195,7 +204,7 @@ def _train(
     checkpoint = process_group.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
     text = prepare_on_rank_0(config, checkpoint, tokenizer, process_group)
     trainer = make_trainer(
-        config, text, model, process_group=process_group, is_resumed=checkpoint is not None
+        config, text, model, kind, process_group, is_resumed=checkpoint is not None
     )
     trainer.checkpoints.lock = lock
     _log_sizes(trainer, text)

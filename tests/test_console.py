@@ -13,9 +13,8 @@ from rich.console import Console
 from src import console as terminal
 from src.console import TrainingDisplay, print_line, print_text, setup_logging, visible
 from src.utils import log
-from tests.cli.commands import HOSTILE
-from tests.cli.test_table import Terminal
-from tests.conftest import CHECKOUT, open_terminal
+from tests.cli.test_table import HOSTILE, Terminal
+from tests.processes import in_terminal, needs_fork
 
 
 def test_generated_text_is_escaped_in_a_terminal_and_raw_elsewhere(monkeypatch, capfdbinary):
@@ -33,9 +32,7 @@ def test_a_line_of_ours_is_always_escaped(capsys):
     assert capsys.readouterr().out == "disk: free in \\x1b[2J\nnext\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_a_model_that_recites_escape_codes_cannot_reach_a_real_terminal(tmp_path):
-    program = """
+RECITER = """
 import sys
 from tests.tiny_models import reciting_model
 from src.console import print_text
@@ -52,8 +49,12 @@ for piece in stream_text(model, "A", len(script), tokenizer=tokenizer, temperatu
 print_choices("\\x1b[31m", [Choice(65, "\\x1b[32mx\\x07", 0.5, [])], tokenizer)
 print("THE END")
 """
-    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-    with open_terminal(["-c", program], cwd=str(CHECKOUT), env=environment) as terminal:
+
+
+@needs_fork
+def test_a_model_that_recites_escape_codes_cannot_reach_a_real_terminal():
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    with in_terminal("-c", RECITER, environment=environment) as (terminal, _):
         terminal.expect("THE END")
         seen = terminal.before
     assert r"\x1b]0;owned\x07" in seen
@@ -388,7 +389,7 @@ def test_what_takes_longer_than_a_moment_is_logged_once(lines, monkeypatch):
     found, seen = lines
     monkeypatch.setattr(terminal, "_LOG_DELAY", 0.01)
     with terminal.show_progress("reading"), terminal.show_progress("a part of it"):
-        assert seen.wait(600)
+        assert seen.wait(60)
     assert found == ["reading"]
 
 

@@ -29,6 +29,7 @@ from tests.bounds import (
 )
 from tests.conftest import raising
 from tests.tiny_models import training_in_float64
+from tests.train.trainers import at
 
 TINY = GPT2Config(
     vocab_size=20, max_seq_len=8, d_model=16, n_layers=1, n_heads=2, dropout=0.0, bias=True
@@ -417,11 +418,10 @@ def test_lora_resumes_exactly(tiny_run, base, val_fraction):
     assert same_weights(again.model, whole.model)
 
 
-def test_a_lora_run_that_was_stopped_is_a_model_all_the_same(tiny_run, base, monkeypatch):
-    monkeypatch.setattr("src.train.trainer.Trainer._finish", raising(KeyboardInterrupt))
+def test_a_lora_run_that_was_stopped_is_a_model_all_the_same(tiny_run, base):
     config = make_tuned(tiny_run, base, lora_rank=2)
     with pytest.raises(KeyboardInterrupt):
-        train_from_config(config)
+        train_from_config(config, kind=at("evaluate", 12, raising(KeyboardInterrupt)))
     names = load_file(run_folder(config) / "model.safetensors").keys()
     assert any("lora_up" in name for name in names)
     loaded = load_model(run_folder(config)).model

@@ -3,7 +3,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 
@@ -14,11 +13,11 @@ from prompt_toolkit.output import DummyOutput
 
 from src.cli.chat import HELP, chat
 from src.interactive import InteractivePrompt
-from tests.conftest import CHECKOUT, open_terminal
+from tests.processes import CHECKOUT, in_terminal, needs_fork, run_python
 from tests.test_interactive import VOCABULARY, interrupt_after, says
 from tests.tiny_models import byte_tokenizer
 
-CTRL_C, CTRL_D, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
+CTRL_C, CTRL_D, CTRL_Z, UP, LEFT, ENTER = "\x03", "\x04", "\x1a", "\x1b[A", "\x1b[D", "\r"
 READY = r"\x1b\[\?2004h[^>]*>"  # the prompt takes over the terminal, then shows itself
 
 
@@ -120,49 +119,33 @@ chat(InteractivePrompt(endless, 60, tokenizer, temperature=0, max_length=int(sys
 """
 
 
-def chat_process(tmp_path, max_length: int) -> tuple[list[str], dict[str, str]]:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    environment = {
+@pytest.fixture
+def environment(tmp_path):
+    """The environment of a chat in a process of its own."""
+    return {
         **os.environ,
-        "PYTHONPATH": str(CHECKOUT),
         "PYTHONIOENCODING": "utf-8",
         "AGI2_CACHE": str(tmp_path / "cache"),
         "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
         "TERM": "xterm",
     }
-    return [str(program), str(max_length)], environment
 
 
-def test_the_chat_works_in_a_pipe_and_ends_with_its_input(tmp_path):
-    arguments, environment = chat_process(tmp_path, 4)
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        input="Hi\nπ😀\n/help\n",
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=600,
-    )
+@needs_fork
+def test_the_chat_works_in_a_pipe_and_ends_with_its_input(environment):
+    done = run_python("-c", PROGRAM, 4, text="Hi\nπ😀\n/help\n", environment=environment)
     assert done.returncode == 0, done.stderr
     assert [set(line) for line in done.stdout.splitlines()] == [{"h", "a"}] * 2
     assert [len(line) for line in done.stdout.splitlines()] == [4, 4]
     assert done.stderr.splitlines() == HELP.splitlines()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@needs_fork
 @pytest.mark.parametrize("ignored", [False, True], ids=["usual", "started-in-the-background"])
-def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
+def test_the_chat_works_in_a_real_terminal(environment, ignored):
     """Also where a shell has set Ctrl-C to be ignored, as it does for what ends in `&`."""
-    arguments, environment = chat_process(tmp_path, 10**9)
-    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
-    with open_terminal(
-        arguments,
-        env=environment,
-        echo=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
-    ) as terminal:
+    options = {"environment": environment, "ignores_sigint": ignored}
+    with in_terminal("-c", PROGRAM, 10**9, **options) as (terminal, process):
         terminal.expect("Write a message")
         terminal.expect(READY)
         terminal.send(f"/hlp{LEFT}{LEFT}e{ENTER}")  # edited into /help
@@ -170,7 +153,7 @@ def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
         terminal.expect(READY)
         terminal.send(f"Hi{ENTER}")
         terminal.expect("(ha|ah){20}")
-        terminal.sendintr()  # in the middle of a reply that would go on for ever
+        terminal.send(CTRL_C)  # in the middle of a reply that would go on for ever
         terminal.expect(r"\[stopped\]")
         terminal.expect(READY)
         terminal.send(f"/clear{ENTER}")
@@ -179,28 +162,31 @@ def test_the_chat_works_in_a_real_terminal(tmp_path, ignored):
         terminal.send(f"{UP}{UP}{UP}{ENTER}")  # /clear, Hi, /help
         terminal.expect("forget the conversation")
         terminal.expect(READY)
-        terminal.sendintr()  # at the prompt: a new line
+        terminal.send(CTRL_C)  # at the prompt: a new line
         terminal.expect(READY)
         terminal.send(CTRL_D)
-    assert terminal.exitstatus == 0
+    assert process.status == 0
 
 
+@needs_fork
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_ctrl_z_suspends_the_chat_and_fg_continues_it(tmp_path):
-    arguments, environment = chat_process(tmp_path, 10**9)
+def test_ctrl_z_suspends_the_chat_and_fg_continues_it(environment, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = shlex.join([sys.executable, str(tmp_path / "program.py"), str(10**9)])
+    environment = {**environment, "PYTHONPATH": str(CHECKOUT), "PS1": "shell: "}
     shell = "import os; os.execvp('bash', ['bash', '--norc', '-i'])"
-    with open_terminal(["-c", shell], env={**environment, "PS1": "shell: "}) as terminal:
-        terminal.sendline(shlex.join([sys.executable, *arguments]))
+    with in_terminal("-c", shell, environment=environment) as (terminal, _):
+        terminal.sendline(command)
         terminal.expect("Write a message")
         terminal.expect(READY)
         for typed, shown in (("H", "H"), (f"i{ENTER}", "(ha|ah){20}")):  # at the prompt; a reply
             terminal.send(typed)
             terminal.expect(shown)
-            terminal.send("\x1a")
+            terminal.send(CTRL_Z)
             terminal.expect("Stopped")
             terminal.sendline("fg")
             terminal.expect(shown)
-        terminal.sendintr()
+        terminal.send(CTRL_C)
         terminal.expect(r"\[stopped\]")
         terminal.expect(READY)
         terminal.send(CTRL_D)
@@ -326,21 +312,12 @@ chat(InteractivePrompt(model, 20, tokenizer, temperature=0, max_length=len(scrip
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_they_are(tmp_path):
-    _, environment = chat_process(tmp_path, 4)
-    program = tmp_path / "reciter.py"
-    program.write_text(RECITER)
-    piped = subprocess.run(
-        [sys.executable, str(program)],
-        input=b"Hi\n/x\x1b[2J\n",
-        env=environment,
-        capture_output=True,
-        timeout=600,
-    )
-    assert "\x1b]0;owned\x07\x9b2J".encode() in piped.stdout, piped
-    assert piped.stderr.startswith(rb"unknown command /x\x1b[2J")
-    with open_terminal([str(program)], env=environment, echo=False) as terminal:
+@needs_fork
+def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_they_are(environment):
+    piped = run_python("-c", RECITER, text="Hi\n/x\x1b[2J\n", environment=environment)
+    assert "\x1b]0;owned\x07\x9b2J" in piped.stdout, piped
+    assert piped.stderr.startswith("unknown command /x\x1b[2J")
+    with in_terminal("-c", RECITER, environment=environment) as (terminal, _):
         terminal.expect(r"\x1b\[\?2004h[^>]*>")
         terminal.send(f"Hi{ENTER}")
         terminal.expect_exact(r"\x1b]0;owned\x07\x9b2J")

@@ -12,6 +12,7 @@ from src.errors import AGI2Error
 from src.formats.model_dir import run_folder
 from src.train.checkpoint import list_checkpoints
 from src.training import train_from_config
+from tests.processes import needs_fork, run_python
 
 
 @pytest.fixture
@@ -28,6 +29,18 @@ def in_this_process(monkeypatch):
     return changes
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """The runs are made in processes that need not import PyTorch."""
+
+    def run(command, **_):
+        return run_python(*command[1:])
+
+    monkeypatch.setattr(verify_resume.subprocess, "run", run)
+
+
+@needs_fork
+@pytest.mark.usefixtures("forked")
 def test_three_processes_prove_that_resuming_is_exact(tiny_run, tmp_path):
     options = {"optimizer": "muon", "sample_tokens": 4, "max_steps": None, "max_minutes": 1}
     config = tiny_run(dropout=0.1, early_stopping_patience=1, **options)
@@ -111,6 +124,8 @@ def test_the_doomed_run_dies_with_its_first_checkpoint_behind_it(tiny_run, tmp_p
     assert list_checkpoints(folder)[-1].name == "step-00000006"
 
 
+@needs_fork
+@pytest.mark.usefixtures("forked")
 def test_what_a_process_could_not_do_is_said(tiny_run, tmp_path):
     config = tiny_run(sources=[str(tmp_path / "gone.txt")], output_dir=str(tmp_path))
     with pytest.raises(AGI2Error, match=r"the run failed: .*gone\.txt"):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -20,7 +18,7 @@ from src.formats.huggingface import export_huggingface, import_huggingface
 from src.formats.model_dir import load_model
 from src.utils import sha256_of
 from tests.bounds import assert_same_in_float64
-from tests.conftest import CHECKOUT
+from tests.processes import needs_fork, run_python
 from tests.tiny_models import (
     alphabet,
     exact_logits,
@@ -425,18 +423,12 @@ for number, name in enumerate(sys.argv[2:]):
 def import_names(endpoint, folder, *names):
     """Import in a process of its own, whose hub is `endpoint`: what it says of each name."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home")}
-    found = subprocess.run(
-        [sys.executable, "-c", IMPORT, str(folder), *names],
-        cwd=CHECKOUT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    found = run_python("-c", IMPORT, folder, *names, environment=environment)
     assert found.returncode == 0, found.stderr
     return found.stdout.splitlines()
 
 
+@needs_fork
 def test_a_name_is_fetched_from_the_hub_once(theirs, hub, tmp_path):
     twin, folder = theirs()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle, which nobody asks for")

@@ -7,6 +7,7 @@ argument, or a new public name, without a kind here is a failure.
 import inspect
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import GeneratorType
 
@@ -71,31 +72,66 @@ def case(function, **arguments):
 
 
 class World:
-    """What the arguments are, made anew for each call."""
+    """What the arguments are, each made anew for each call that needs it."""
 
     def __init__(self, folder):
         self.folder = folder
-        self.tokenizer = alphabet()
-        self.model = random_model(vocab_size=28, dropout=0.0)
-        self.text = folder / "text.txt"
-        self.text.write_text("the quick brown fox jumps over the lazy dog " * 3, encoding="utf-8")
-        self.toml = folder / "run.toml"
-        self.toml.write_text('sources = ["a"]\nmodel_name = "m"\n', encoding="utf-8")
-        self.bpe = BPETokenizer(257)
-        self.bpe.fit("ab", verbose=False)
-        self.data = TextDataset(self.text, self.tokenizer, 9, verbose=False)
-        self.config = tiny_config()
-        self.saved = folder / "saved"
-        if not self.saved.exists():
-            bpe_model = random_model(vocab_size=257, position_embedding="learned")
-            save_model(bpe_model, self.bpe, Config(**{"model_layer": 2}), self.saved)
-            export_model(self.saved, folder / "theirs", verbose=False)
-        self.theirs = folder / "theirs"
         self.free = folder / f"new{len(list(folder.iterdir()))}"
         self.batches = [torch.arange(8).reshape(2, 4)]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1)
+
+    @cached_property
+    def tokenizer(self):
+        return alphabet()
+
+    @cached_property
+    def model(self):
+        return random_model(vocab_size=28, dropout=0.0)
+
+    @cached_property
+    def text(self):
+        path = self.folder / "text.txt"
+        path.write_text("the quick brown fox jumps over the lazy dog " * 3, encoding="utf-8")
+        return path
+
+    @cached_property
+    def toml(self):
+        path = self.folder / "run.toml"
+        path.write_text('sources = ["a"]\nmodel_name = "m"\n', encoding="utf-8")
+        return path
+
+    @cached_property
+    def data(self):
+        return TextDataset(self.text, self.tokenizer, 9, verbose=False)
+
+    @cached_property
+    def config(self):
+        return tiny_config()
+
+    @cached_property
+    def saved(self):
+        path = self.folder / "saved"
+        if not path.exists():
+            bpe = BPETokenizer(257)
+            bpe.fit("ab", verbose=False)
+            model = random_model(vocab_size=257, position_embedding="learned")
+            save_model(model, bpe, Config(**{"model_layer": 2}), path)
+        return path
+
+    @cached_property
+    def theirs(self):
+        path = self.folder / "theirs"
+        if not path.exists():
+            export_model(self.saved, path, verbose=False)
+        return path
+
+    @cached_property
+    def optimizer(self):
+        return torch.optim.SGD(self.model.parameters(), 0.1)
+
+    @cached_property
+    def attention(self):
         torch.manual_seed(0)
-        self.attention = MultiHeadAttention(8, 2, 0.0).eval()
+        return MultiHeadAttention(8, 2, 0.0).eval()
 
 
 def w(name):

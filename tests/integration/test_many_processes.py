@@ -1,10 +1,7 @@
 """Training under torchrun in several processes, some of which are killed."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,20 +17,21 @@ from src.train.trackers import read_metrics
 from src.training import train_from_config
 from tests.bounds import assert_same_in_float64, gamma, validation_bound
 from tests.integration import train_in_processes
+from tests.processes import needs_fork, run_python
 from tests.tiny_models import training_in_float64
+
+pytestmark = needs_fork
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
 SHARED = {"max_steps": STEPS, "checkpoint_interval": 4, "eval_interval": 4, "dropout": 0.0}
 
 
-def torchrun(count, script, *arguments, options=()):
-    """Start a script in so many processes; each one's own output is in `logs`, by its rank."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={count}", *options, script, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=900
+def torchrun(count, *arguments):
+    """Start a script in a number of processes, with options of torchrun before it."""
+    program = "from torch.distributed.run import main; main()"
+    return run_python(
+        "-c", program, "--standalone", f"--nproc-per-node={count}", *arguments, timeout=900
     )
 
 
@@ -42,8 +40,10 @@ def train_in_torchrun(folder, count, jobs, *options):
     file = folder / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
     logs = folder / f"logs-{count}"
-    options = ("--redirects=3", f"--log-dir={logs}", *options)
-    done = torchrun(count, "tests/integration/train_in_processes.py", file, options=options)
+    # Forks of torchrun's own process, which has imported PyTorch.
+    options = ("--run-path", "--start-method=fork", *options)
+    options += ("--redirects=3", f"--log-dir={logs}")
+    done = torchrun(count, *options, "tests/integration/train_in_processes.py", file)
     printed = {
         rank: "".join(
             path.read_text(encoding="utf-8") for path in sorted(logs.glob(f"*/*/{rank}/std*.log"))

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from src.train.trackers import read_metrics
+from tests.processes import Process, needs_fork, run_python
 
 try:
     import fcntl
@@ -22,21 +23,28 @@ except ImportError:
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
 STEPS = 300
+pytestmark = needs_fork
 
 
-def start(*arguments, **options):
-    """Start a script in the checkout's root."""
-    command = [sys.executable, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **{**pipes, **options})
+def run(*arguments, text=""):
+    """Run a script of the checkout to its end; return its standard output and error."""
+    done = run_python(*arguments, text=text, environment=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
-def run(*arguments, said=None):
-    """Run a script to its end, with some text on its standard input."""
-    process = start(*arguments, stdin=subprocess.PIPE if said else subprocess.DEVNULL)
-    out, err = process.communicate(said)
-    assert process.returncode == 0, err
-    return out, err
+def run_as_users_do(*arguments):
+    """As `run`, in a Python process that is started for it."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def runs(tmp_path_factory):
             "device": "cpu",
         }
         (folder / f"{name}.toml").write_text(tomli_w.dumps(keys), encoding="utf-8")
-    out, err = run("agi2_train.py", folder / "whole.toml")
+    out, err = run_as_users_do("agi2_train.py", folder / "whole.toml")
     return folder, out, err
 
 
@@ -99,7 +107,7 @@ def test_the_beam_script_writes_only_text(runs):
 
 
 def test_the_interactive_script_talks_through_a_pipe_to_its_end(runs):
-    out, err = run("agi2_interactive.py", runs[0] / "whole.toml", said="the cat\n/help\n/clear\n")
+    out, err = run("agi2_interactive.py", runs[0] / "whole.toml", text="the cat\n/help\n/clear\n")
     assert out.endswith("\n")
     assert "/quit" in err
 
@@ -110,15 +118,20 @@ def stop(number, *arguments, after):
     It writes its log into a pipe that holds about 70 lines and is read no further, so that it
     cannot be far ahead.
     """
-    process = start(*arguments, encoding=None, bufsize=0)
+    reader, writer = os.pipe()
     if hasattr(fcntl, "F_SETPIPE_SZ"):
-        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
-    for line in process.stderr:
-        if f"step {after}/{STEPS} ".encode() in line:
-            process.send_signal(number)
-            break
-    _, err = process.communicate()
-    return process.returncode, err.decode()
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    with open(os.devnull, "r+b") as null:
+        streams = [null.fileno(), null.fileno(), writer]
+        process = Process(*arguments, streams=streams, environment=ENVIRONMENT)
+    os.close(writer)
+    with open(reader, "rb", buffering=0) as log:
+        for line in log:
+            if f"step {after}/{STEPS} ".encode() in line:
+                process.kill(number)
+                break
+        err = log.read()
+    return process.wait(), err.decode()
 
 
 def newest_step(folder):
@@ -126,7 +139,6 @@ def newest_step(folder):
     return max(int(place.name.removeprefix("step-")) for place in places)
 
 
-@pytest.mark.skipif(fcntl is None, reason="Windows has no such signals between processes")
 def test_a_run_that_is_stopped_and_killed_ends_as_if_it_never_was(runs):
     """Ctrl-C, then `kill -9`, each followed by `--resume`."""
     folder = runs[0]

@@ -2,7 +2,10 @@
 
 import pytest
 
-from tests.conftest import make_text, run_python
+from tests.conftest import make_text
+from tests.processes import needs_fork, run_python
+
+pytestmark = needs_fork
 
 # Each part's standard error follows a line that names it.
 CODE = """
@@ -83,7 +86,7 @@ train()
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("host")
     (folder / "corpus.txt").write_text(make_text(), encoding="utf-8")
-    done = run_python(CODE, folder)
+    done = run_python("-c", CODE, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     found = {}

@@ -23,23 +23,21 @@ from src.train.loss import IGNORE_INDEX, NextTokenLoss
 from src.train.trainer import Trainer
 from src.training import train_from_config
 from tests.tiny_models import training_in_float64
+from tests.train.trainers import at
 
 RANK = int(os.environ.get("RANK", 0))
-_step = Trainer._train_one_step
 
 
-def asked_to_stop(trainer):
-    """Process 1 alone gets SIGTERM during step 5."""
-    if trainer.step == 4 and RANK == 1:
+def stop():
+    """Process 1 alone gets SIGTERM."""
+    if RANK == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    _step(trainer)
 
 
-def killed(trainer):
-    """The main process dies in step 7 of its first life."""
-    if trainer.step == 6 and RANK == 0 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+def kill():
+    """The main process dies in its first life."""
+    if RANK == 0 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    _step(trainer)
 
 
 def out_of_memory(loss, inputs, targets):
@@ -58,20 +56,29 @@ def masked_fetch(accumulator, step):
     return inputs, targets.masked_fill(ignored, IGNORE_INDEX)
 
 
-HAZARDS = {
-    None: contextlib.nullcontext(),
-    "asked": mock.patch.object(Trainer, "_train_one_step", asked_to_stop),
-    "killed": mock.patch.object(Trainer, "_train_one_step", killed),
-    "masked": mock.patch.object(GradientAccumulator, "fetch", masked_fetch),
-    "memory": mock.patch.object(NextTokenLoss, "forward", out_of_memory),
+# Process 1 is asked to stop in step 5; the main process dies in step 7.
+TRAINERS = {"asked": at("step", 4, stop), "killed": at("step", 6, kill)}
+PATCHES = {
+    "masked": (GradientAccumulator, "fetch", masked_fetch),
+    "memory": (NextTokenLoss, "forward", out_of_memory),
 }
+
+
+@contextlib.contextmanager
+def context(hazard, float64):
+    with contextlib.ExitStack() as stack:
+        if hazard in PATCHES:
+            stack.enter_context(mock.patch.object(*PATCHES[hazard]))
+        if float64:
+            stack.enter_context(training_in_float64())
+        yield
 
 
 def outcome(config, hazard=None, float64=False):
     """How a run ended."""
     try:
-        with HAZARDS[hazard], training_in_float64() if float64 else contextlib.nullcontext():
-            run = train_from_config(make_config(config))
+        with context(hazard, float64):
+            run = train_from_config(make_config(config), kind=TRAINERS.get(hazard, Trainer))
     except KeyboardInterrupt:
         return {"ended": "interrupted"}
     except AGI2Error as error:

@@ -30,6 +30,7 @@ from src.train.trackers import read_metrics
 from src.train.trainer import Trainer
 from src.training import train_from_config
 from src.utils import log
+from tests.train.trainers import at
 
 CPU = torch.device("cpu")
 
@@ -192,19 +193,27 @@ def test_the_main_process_speaks_first(monkeypatch, capsys, rank):
     assert waited[0] > max([0, *own])
 
 
-def test_a_process_that_is_not_the_main_one_writes_nothing(tiny_run, monkeypatch, tmp_path):
-    """Process 1 of two, whose companion takes part in nothing."""
+def rank_of(rank, world_size):
+    """Return a class of trainers of one of several processes, and a list of those made."""
     trainers = []
-    original = Trainer.__init__
 
-    def second(self, *args, **options):
-        original(self, *args[:-1], ProcessGroup(CPU, rank=1, world_size=2), **options)
-        trainers.append(self)
+    class OneOfSeveral(Trainer):
+        def __init__(self, *args, **options):
+            super().__init__(*args[:-1], ProcessGroup(CPU, rank, world_size), **options)
+            trainers.append(self)
 
-    monkeypatch.setattr(Trainer, "__init__", second)
-    monkeypatch.setattr(Trainer, "evaluate", lambda *_: 1 / 0)
+        def evaluate(self, max_tokens=0):
+            assert rank == 0
+            return super().evaluate(max_tokens)
+
+    return OneOfSeveral, trainers
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tiny_run, tmp_path):
+    """Process 1 of two, whose companion takes part in nothing."""
+    kind, trainers = rank_of(1, 2)
     config = tiny_run(max_steps=6, log_interval=1, checkpoint_interval=2, val_fraction=0.0)
-    train_from_config(config)
+    train_from_config(config, kind=kind)
     assert trainers[0].step == 6
     assert trainers[0].runner.micro_batch_size == 4
     assert not (tmp_path / "trained").exists()
@@ -229,41 +238,30 @@ def test_only_the_main_process_prints_samples(tiny_run, monkeypatch, capsys, tmp
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_process_that_was_asked_to_stop_does_not_complain_that_others_have(
-    tiny_run, under_torchrun, monkeypatch, asked
+    tiny_run, under_torchrun, asked
 ):
-    def alone(self):
+    def lose_the_others():
         if asked:
             signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("[gloo/transport] Connection closed by peer")
 
-    monkeypatch.setattr(Trainer, "_train_one_step", alone)
     with pytest.raises(KeyboardInterrupt if asked else LostProcess):
-        train_from_config(tiny_run())
+        train_from_config(tiny_run(), kind=at("step", 0, lose_the_others))
 
 
 def test_out_of_memory_in_one_of_several_processes_ends_the_run(tiny_run, monkeypatch):
     monkeypatch.setattr(NextTokenLoss, "forward", lambda *_: torch.empty(2**60))
-    original = Trainer.__init__
-
-    def first(self, *args, **options):
-        original(self, *args[:-1], ProcessGroup(CPU, world_size=2), **options)
-
-    monkeypatch.setattr(Trainer, "__init__", first)
     with pytest.raises(AGI2Error, match="out of memory at step 0 on process 0, with 4 sequences"):
-        train_from_config(tiny_run())
+        train_from_config(tiny_run(), kind=rank_of(0, 2)[0])
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run, monkeypatch):
-    original = Trainer.__init__
-
-    def first(self, *args, **options):
-        original(self, *args[:-1], ProcessGroup(CPU, world_size=3), **options)
-
-    monkeypatch.setattr(Trainer, "__init__", first)
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tiny_run):
+    kind = rank_of(0, 3)[0]
     with pytest.raises(AGI2Error, match=r"8 sequences cannot be shared equally by 3 processes$"):
-        train_from_config(tiny_run())
+        train_from_config(tiny_run(), kind=kind)
     # A text of fewer windows than a batch is shared as far as it goes.
-    assert train_from_config(tiny_run(batch_size=3000, max_steps=2)).history["steps"] == 2
+    run = train_from_config(tiny_run(batch_size=3000, max_steps=2), kind=kind)
+    assert run.history["steps"] == 2
 
 
 def test_gradients_are_shared_under_the_bare_models_names(under_torchrun):

@@ -1,11 +1,7 @@
 import json
-import os
 import random
 import shutil
 import string
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,8 +31,8 @@ from src.train.estimates import (
 from src.train.optimizer import make_optimizers
 from src.train.setup import prepare
 from src.training import train_from_config
+from tests.processes import needs_fork, run_python
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -70,7 +66,7 @@ print(json.dumps([process, memory.total, peak]))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+@needs_fork
 @pytest.mark.parametrize(
     "shape",
     [
@@ -108,7 +104,7 @@ def test_a_run_takes_the_memory_that_was_predicted(shape, tmp_path):
     assert_memory_is_predicted(given)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+@needs_fork
 @pytest.mark.parametrize("micro_batch_size", [2, 4])
 def test_a_run_with_lora_takes_the_memory_that_was_predicted(tmp_path, micro_batch_size):
     """So wide a model that gradients and states of all of it would be far more."""
@@ -139,14 +135,8 @@ def test_a_run_with_lora_takes_the_memory_that_was_predicted(tmp_path, micro_bat
 
 def assert_memory_is_predicted(given):
     """Reckon what a run takes, then make it, both in a process of its own."""
-    child = subprocess.run(
-        [sys.executable, "-c", PREDICT_AND_TRAIN, json.dumps(given)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    child = run_python("-c", PREDICT_AND_TRAIN, json.dumps(given))
+    assert child.returncode == 0, child.stderr
     process, predicted, peak = json.loads(child.stdout.splitlines()[-1])
     # No rounding, but what a prediction is for: what the allocator keeps is not in any tensor.
     assert 0.85 <= predicted / peak <= 1.15

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from src import training as training_module
 from src.errors import AGI2Error
-from src.formats.model_dir import load_model
+from src.formats.model_dir import load_model, run_folder
 from src.model import GPT2Model
 from src.train import step_runner
 from src.train.accumulator import GradientAccumulator
@@ -26,10 +26,11 @@ from src.train.loss import NextTokenLoss
 from src.train.schedule import Schedule, learning_rate_factor
 from src.train.setup import prepare
 from src.train.trackers import read_metrics
-from src.train.trainer import Trainer
 from src.training import make_trainer, train_from_config
 from tests.bounds import assert_same_in_float64, nearly, validation_bound
+from tests.conftest import raising
 from tests.tiny_models import training_in_float64
+from tests.train.trainers import at
 
 # Checkpoints and validations at the same steps and at different ones; more than one epoch.
 EXACT = {
@@ -47,19 +48,10 @@ class Crash(Exception):
     pass
 
 
-def crash(monkeypatch, config, step, method="_train_one_step"):
-    """Train until this method is called at this step."""
-    original = getattr(Trainer, method)
-
-    def crashing(self, *args, **kwargs):
-        if self.step == step:
-            raise Crash
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, method, crashing)
-        with pytest.raises(Crash):
-            train_from_config(config)
+def crash(config, step, moment="step"):
+    """Train until a moment of a step."""
+    with pytest.raises(Crash):
+        train_from_config(config, kind=at(moment, step, raising(Crash)))
 
 
 def entries(folder):
@@ -94,39 +86,37 @@ def assert_same_outcome(a, b):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "step", "method"),
+    ("optimizer", "step", "moment"),
     [
-        ("adamw", 0, "_train_one_step"),  # before the first checkpoint: starts anew
-        ("adamw", 5, "_train_one_step"),
+        ("adamw", 0, "step"),  # before the first checkpoint: starts anew
+        ("adamw", 5, "step"),
         ("adamw", 12, "sample"),  # in the middle of a validation
         ("adamw", 18, "sample"),  # with a validation since the last checkpoint
         ("adamw", 8, "save"),
-        ("adamw", 21, "_finish"),
-        ("muon", 13, "_train_one_step"),
+        ("adamw", 21, "best"),
+        ("muon", 13, "step"),
         ("muon", 12, "evaluate"),  # between a checkpoint and the validation of the same step
         ("muon", 21, "evaluate"),
     ],
 )
-def test_a_crash_and_a_resume_equal_a_run_without(
-    tiny_run, shared_run, tmp_path, monkeypatch, optimizer, step, method
-):
+def test_a_crash_and_a_resume_equal_a_run_without(tiny_run, shared_run, optimizer, step, moment):
     options = {**EXACT, "optimizer": optimizer}
     whole = shared_run(**options)
-    crash(monkeypatch, tiny_run("broken", **options), step, method)
+    crash(tiny_run("broken", **options), step, moment)
     torch.manual_seed(99)
     resumed = train_from_config(tiny_run("broken", resume="auto", **options))
     assert_same_outcome(whole, resumed)
     assert not list(resumed.folder.glob("**/*.partial"))
 
 
-def test_two_crashes_and_resumes_equal_a_run_without(tiny_run, shared_run, monkeypatch):
+def test_two_crashes_and_resumes_equal_a_run_without(tiny_run, shared_run):
     whole = shared_run(**EXACT)
-    crash(monkeypatch, tiny_run("broken", **EXACT), 7)
-    crash(monkeypatch, tiny_run("broken", resume="auto", **EXACT), 18)
+    crash(tiny_run("broken", **EXACT), 7)
+    crash(tiny_run("broken", resume="auto", **EXACT), 18)
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
 
 
-def test_a_resumed_run_counts_its_patience_on(tiny_run, monkeypatch):
+def test_a_resumed_run_counts_its_patience_on(tiny_run):
     # So high a rate makes it worse soon.
     options = {
         **EXACT,
@@ -140,7 +130,7 @@ def test_a_resumed_run_counts_its_patience_on(tiny_run, monkeypatch):
     assert whole.history["stopped"] == "early"
     end = whole.history["steps"]
     assert end < 60
-    crash(monkeypatch, tiny_run("broken", **options), end - 1)
+    crash(tiny_run("broken", **options), end - 1)
     resumed = train_from_config(tiny_run("broken", resume="auto", **options))
     assert_same_outcome(whole, resumed)
     # Three validations without a better one, and the best weights are the model's.
@@ -156,10 +146,10 @@ def test_a_finished_run_that_is_resumed_is_finished(tiny_run):
     assert outcome(again) == before
 
 
-def test_a_run_resumes_without_held_out_text(tiny_run, monkeypatch):
+def test_a_run_resumes_without_held_out_text(tiny_run):
     options = {**EXACT, "val_fraction": 0.0}
     whole = train_from_config(tiny_run("whole", **options))
-    crash(monkeypatch, tiny_run("broken", **options), 14)
+    crash(tiny_run("broken", **options), 14)
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **options)))
 
 
@@ -227,10 +217,10 @@ def test_more_epochs_recompute_the_schedule(tiny_run, caplog):
         assert rates[step] == expected
 
 
-def test_the_micro_batch_of_the_first_run_is_used_again(tiny_run, monkeypatch):
+def test_the_micro_batch_of_the_first_run_is_used_again(tiny_run):
     options = {key: value for key, value in EXACT.items() if key != "micro_batch_size"}
     whole = train_from_config(tiny_run("whole", micro_batch_size=2, **options))
-    crash(monkeypatch, tiny_run("broken", micro_batch_size=2, **options), 14)
+    crash(tiny_run("broken", micro_batch_size=2, **options), 14)
     # `auto` alone would choose 8.
     resumed = train_from_config(tiny_run("broken", resume="auto", **options))
     assert_same_outcome(whole, resumed)
@@ -243,10 +233,11 @@ def test_a_micro_batch_that_is_set_when_resuming_is_used(tiny_run, caplog):
     assert "micro_batch_size was 8 in this run: the rounding changes" in caplog.text
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(tiny_run, monkeypatch, caplog):
-    whole = train_from_config(tiny_run("whole", **EXACT))
-    crash(monkeypatch, tiny_run("broken", **EXACT), 14)
-    newest = list_checkpoints(whole.folder.with_name("broken"))[-1]
+def test_a_damaged_newest_checkpoint_is_passed_over(tiny_run, shared_run, caplog):
+    whole = shared_run(**EXACT)
+    config = tiny_run("broken", **EXACT)
+    crash(config, 14)
+    newest = list_checkpoints(run_folder(config))[-1]
     assert newest.name == "step-00000012"
     path = newest / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
@@ -261,70 +252,52 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_run, monkeypatch, caplo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_saves_and_leaves_and_the_run_goes_on(tiny_run, monkeypatch, number):
-    whole = train_from_config(tiny_run("whole", **EXACT))
-    original = Trainer._train_one_step
+def test_an_interrupt_saves_and_leaves_and_the_run_goes_on(tiny_run, shared_run, number):
+    whole = shared_run(**EXACT)
+    config = tiny_run("broken", **EXACT)
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-
-    def interrupted(self):
-        if self.step == 9:
-            signal.raise_signal(number)
-        original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_one_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train_from_config(tiny_run("broken", **EXACT))
+    interrupted = at("step", 9, lambda: signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt):
+        train_from_config(config, kind=interrupted)
     assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    folder = whole.folder.with_name("broken")
+    folder = run_folder(config)
     assert newest_checkpoint(folder).state["step"] == 10
     assert load_model(folder).model.config == whole.model.config
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
 
 
-def signalled(monkeypatch, config, method, *numbers):
-    """Train, with signals sent the first time that this method is called."""
-    original, sent = getattr(Trainer, method), []
-
-    def signalling(self, *given, **named):
-        if not sent:
-            sent.append(method)
-            for number in numbers:
-                signal.raise_signal(number)
-        return original(self, *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, method, signalling)
-        with pytest.raises(KeyboardInterrupt):
-            train_from_config(config)
-    return Path(config.output_dir) / config.model_name
-
-
 @pytest.mark.parametrize(
-    ("method", "step"),
+    ("moment", "step", "saved"),
     [
-        ("_describe_start", 1),  # after an old folder has moved, before there is a model
-        ("evaluate", 7),
-        ("sample", 7),
-        ("_save_and_wait", 21),  # while the last checkpoint is written
-        ("_finish", 21),
+        ("open", 0, 1),  # after an old folder has moved, before there is a model
+        ("evaluate", 6, 7),
+        ("sample", 6, 7),
+        ("save", 21, 21),  # while the last checkpoint is written
+        ("evaluate", 21, 21),  # after it
     ],
 )
 def test_a_signal_at_any_time_leaves_a_model_and_a_run_that_continues(
-    tiny_run, shared_run, monkeypatch, method, step
+    tiny_run, shared_run, moment, step, saved
 ):
     whole = shared_run(**EXACT)
-    folder = signalled(monkeypatch, tiny_run("broken", **EXACT), method, signal.SIGTERM)
-    assert newest_checkpoint(folder).state["step"] == step
+    config = tiny_run("broken", **EXACT)
+    stop = functools.partial(signal.raise_signal, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train_from_config(config, kind=at(moment, step, stop))
+    folder = run_folder(config)
+    assert newest_checkpoint(folder).state["step"] == saved
     assert load_model(folder).model.config == whole.model.config
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **EXACT)))
 
 
-def test_a_second_signal_before_anything_is_saved_says_where_the_old_run_is(
-    tiny_run, monkeypatch, caplog
-):
+def test_a_second_signal_before_anything_is_saved_says_where_the_old_run_is(tiny_run, caplog):
+    def interrupt_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
     first = train_from_config(tiny_run(max_steps=1))
-    signalled(monkeypatch, tiny_run(), "_train_one_step", signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train_from_config(tiny_run(), kind=at("step", 0, interrupt_twice))
     aside = first.folder.with_name("run.1")
     assert (
         f"nothing was saved: {first.folder} contains no model; the earlier run was moved to {aside}"
@@ -360,54 +333,42 @@ def replace_by_an_empty_one(folder):
     folder.with_name("other").rename(folder)
 
 
-def lose(monkeypatch, config, method, step, how):
-    """Train, with the folder lost when this method is called at this step."""
-    folder, done = Path(config.output_dir) / config.model_name, []
-    original = getattr(Trainer, method)
-
-    def losing(self, *given, **named):
-        if self.step == step:
-            done.append(method)
-            # The second evaluation of the last step is of the best weights.
-            if len(done) == 1 + (method == "evaluate"):
-                how(folder)
-        return original(self, *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, method, losing)
-        return train_from_config(config)
+def lose(config, moment, step, how, occurrence=1):
+    """Train, with the folder lost at a moment of a step."""
+    losing = at(moment, step, lambda: how(run_folder(config)), occurrence)
+    return train_from_config(config, kind=losing)
 
 
 @pytest.mark.parametrize(
-    ("method", "step", "how"),
+    ("moment", "step", "how", "occurrence"),
     [
-        ("_train_one_step", 0, delete),
-        ("_train_one_step", 7, delete),
-        ("_train_one_step", 7, move),
-        ("_train_one_step", 8, empty),
-        ("_train_one_step", 13, lose_weights),
-        ("_train_one_step", 13, replace_by_an_empty_one),
-        ("_validate", 12, delete),
-        ("sample", 12, delete),
-        ("save", 16, delete),
-        ("_finish", 21, delete),
-        ("_raise_if_interrupted", 21, delete),
-        ("evaluate", 21, delete),  # when all is done
+        ("step", 0, delete, 1),
+        ("step", 7, delete, 1),
+        ("step", 7, move, 1),
+        ("step", 8, empty, 1),
+        ("step", 13, lose_weights, 1),
+        ("step", 13, replace_by_an_empty_one, 1),
+        ("saved", 12, delete, 1),  # just before a validation
+        ("sample", 12, delete, 1),
+        ("save", 16, delete, 1),
+        ("stop", 21, delete, 2),  # after the last checkpoint
+        ("evaluate", 21, delete, 1),
+        ("evaluate", 21, delete, 2),  # of the best weights, when all is done
     ],
 )
 def test_a_run_whose_folder_is_lost_ends_with_a_model_all_the_same(
-    tiny_run, monkeypatch, caplog, method, step, how
+    tiny_run, shared_run, caplog, moment, step, how, occurrence
 ):
     options = {**EXACT, "val_fraction": 0.0} if step == 0 else EXACT
-    whole = train_from_config(tiny_run("whole", **options))
-    run = lose(monkeypatch, tiny_run("lost", **options), method, step, how)
+    whole = shared_run(**options)
+    run = lose(tiny_run("lost", **options), moment, step, how, occurrence)
     assert caplog.text.count("was deleted or moved away while training: creating it again") == 1
     loaded = load_model(run.folder)
     assert all(map(torch.equal, loaded.model.parameters(), run.model.parameters()))
     assert loaded.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert read_metrics(run.folder / "metrics.jsonl")[0]["start"]
     assert not (run.folder / ".lock").exists()
-    if method != "evaluate":
+    if occurrence == 1 or moment != "evaluate":
         checkpoint = newest_checkpoint(run.folder)
         assert checkpoint.state["step"] == 21
         ends = [
@@ -417,7 +378,7 @@ def test_a_run_whose_folder_is_lost_ends_with_a_model_all_the_same(
         assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run, monkeypatch):
+def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run):
     other = train_from_config(tiny_run("other", **EXACT))
     before = {path: path.read_bytes() for path in other.folder.rglob("*") if path.is_file()}
 
@@ -426,7 +387,7 @@ def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run, monkeypa
         other.folder.rename(folder)
 
     with pytest.raises(AGI2Error, match="is not the folder any more in which this run began"):
-        lose(monkeypatch, tiny_run("lost", **EXACT), "_train_one_step", 7, replace)
+        lose(tiny_run("lost", **EXACT), "step", 7, replace)
     folder = other.folder.with_name("lost")
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     after.pop(folder / "report.html")
@@ -434,11 +395,11 @@ def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run, monkeypa
     assert [*after.values()] == [*before.values()]
 
 
-def test_a_lock_that_was_deleted_is_taken_again(tiny_run, monkeypatch, caplog):
+def test_a_lock_that_was_deleted_is_taken_again(tiny_run, caplog):
     def unlock(folder):
         (folder / ".lock").unlink()
 
-    run = lose(monkeypatch, tiny_run(**EXACT), "_train_one_step", 7, unlock)
+    run = lose(tiny_run(**EXACT), "step", 7, unlock)
     assert "creating it again" not in caplog.text
     assert not (run.folder / ".lock").exists()
 
@@ -533,8 +494,8 @@ def test_a_run_leaves_only_what_can_be_read_without_unpickling(tiny_run):
     }
 
 
-def test_the_model_is_usable_from_the_first_checkpoint_on(tiny_run, monkeypatch):
-    crash(monkeypatch, tiny_run(checkpoint_interval=3), 5)
+def test_the_model_is_usable_from_the_first_checkpoint_on(tiny_run):
+    crash(tiny_run(checkpoint_interval=3), 5)
     folder = Path(tiny_run().output_dir) / "run"
     checkpoint = newest_checkpoint(folder)
     weights = load_file(checkpoint.folder / "model.safetensors")
@@ -646,20 +607,12 @@ def test_a_rate_that_spoils_the_weights_ends_the_run_by_its_steps(tiny_run, capl
     assert "no sample: the model's logits are not finite" in caplog.text
 
 
-def test_a_validation_that_fails_loses_no_step(tiny_run, monkeypatch):
+def test_a_validation_that_fails_loses_no_step(tiny_run):
     options = {"max_steps": 12, "eval_interval": 5, "checkpoint_interval": 100, "dropout": 0.1}
     config = tiny_run("broken", **options)
-    original = Trainer.evaluate
-
-    def failing(self, *given):
-        if self.step == 10:
-            raise MemoryError
-        return original(self, *given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "evaluate", failing)
-        with pytest.raises(AGI2Error, match="out of memory at step 10"):
-            train_from_config(config)
+    failing = at("evaluate", 10, raising(MemoryError))
+    with pytest.raises(AGI2Error, match="out of memory at step 10"):
+        train_from_config(config, kind=failing)
     saved = newest_checkpoint(Path(config.output_dir) / "broken").state
     assert (saved["step"], saved["evaluated_at"]) == (10, 5)
     resumed = train_from_config(tiny_run("broken", resume="auto", **options))
@@ -746,9 +699,9 @@ def test_a_lack_of_memory_elsewhere_is_one_line_and_nothing_is_lost(
     assert_same_outcome(whole, resumed)
 
 
-def test_an_interrupted_run_has_its_report(tiny_run, monkeypatch):
+def test_an_interrupted_run_has_its_report(tiny_run):
     config = tiny_run(max_steps=9)
-    crash(monkeypatch, config, 5)
+    crash(config, 5)
     assert (Path(config.output_dir) / config.model_name / "report.html").is_file()
 
 
@@ -837,12 +790,12 @@ def test_what_another_kind_of_device_had_chosen_is_chosen_anew(tiny_run, device,
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_run_on_cuda_resumes(tiny_run, monkeypatch, precision):
+def test_a_run_on_cuda_resumes(tiny_run, precision):
     """From the weights that it had; their gradients a GPU adds up in another order each time."""
     options = {**EXACT, "device": "cuda", "precision": precision}
     whole = train_from_config(tiny_run("whole", **options))
     broken = tiny_run("broken", **options)
-    crash(monkeypatch, broken, 13)
+    crash(broken, 13)
     lines = entries(Path(broken.output_dir) / "broken")
     seen = [line["val_loss"] for line in lines if "val_loss" in line]
     torch.manual_seed(99)
@@ -857,8 +810,8 @@ def test_a_run_on_cuda_resumes(tiny_run, monkeypatch, precision):
 
 
 @pytest.mark.gpu
-def test_a_run_begun_on_the_cpu_goes_on_on_cuda(tiny_run, monkeypatch):
-    crash(monkeypatch, tiny_run(**EXACT), 13)
+def test_a_run_begun_on_the_cpu_goes_on_on_cuda(tiny_run):
+    crash(tiny_run(**EXACT), 13)
     run = train_from_config(tiny_run(device="cuda", resume="auto", **EXACT))
     assert run.history["steps"] == 21
     assert run.model.device.type == "cuda"
@@ -876,8 +829,8 @@ def test_samples_end_at_the_stop_strings(tiny_run):
     assert not any(" " in sample for sample in samples)
 
 
-def test_a_folder_that_is_lost_after_the_last_validation_is_made_anew(tiny_run, monkeypatch):
+def test_a_folder_that_is_lost_after_the_last_validation_is_made_anew(tiny_run):
     config = tiny_run("lost", max_steps=4, eval_interval=4)
-    run = lose(monkeypatch, config, "_raise_if_interrupted", 4, delete)
+    run = lose(config, "stop", 4, delete, 2)
     assert newest_checkpoint(run.folder).state["step"] == 4
     assert load_model(run.folder).tokenizer.fingerprint == run.tokenizer.fingerprint
