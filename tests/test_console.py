@@ -389,7 +389,7 @@ def test_what_takes_longer_than_a_moment_is_logged_once(lines, monkeypatch):
     found, seen = lines
     monkeypatch.setattr(terminal, "_LOG_DELAY", 0.01)
     with terminal.show_progress("reading"), terminal.show_progress("a part of it"):
-        assert seen.wait(60)
+        assert seen.wait(600)
     assert found == ["reading"]
 
 

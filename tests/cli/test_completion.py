@@ -1,8 +1,6 @@
 """Shell completion, in a process without PyTorch."""
 
-import os
-import subprocess
-import sys
+import json
 
 import pytest
 
@@ -15,12 +13,25 @@ from src.cli.completion import (
 )
 from src.config import Config
 from tests.cli.test_startup import WITHOUT_PYTORCH
-from tests.conftest import CHECKOUT
+from tests.conftest import run_python
+
+# Asks for each completion as a shell does, in one process.
+ASK_EACH = """
+import contextlib, io, json, os
+os.chdir(sys.argv[1])
+before = dict(os.environ)
+for environment in json.loads(sys.argv[2]):
+    os.environ.clear()
+    os.environ.update(before | environment)
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    print(json.dumps(out.getvalue()))
+"""
 
 
-def complete(shell, words, folder):
-    """What a shell is offered after these words, the last of which is incomplete."""
-    environment = {**os.environ, "_AGI2_COMPLETE": f"complete_{shell}"}
+def asked(shell, words):
+    """The environment in which a shell asks for completions of the last of some words."""
+    environment = {"_AGI2_COMPLETE": f"complete_{shell}"}
     if shell == "bash":
         # As bash has it in COMP_WORDS: `=` is a word of its own.
         split = [part for word in words for part in word.replace("=", "\n=\n").split("\n") if part]
@@ -28,17 +39,7 @@ def complete(shell, words, folder):
         environment |= {"COMP_WORDS": "\n".join(split), "COMP_CWORD": str(len(split) - 1)}
     else:
         environment["_TYPER_COMPLETE_ARGS"] = " ".join(words)
-    program = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{WITHOUT_PYTORCH}\nmain()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.stderr == ""
-    return done.stdout
+    return environment
 
 
 @pytest.fixture(scope="module")
@@ -53,45 +54,53 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["agi2", "train", "my.toml", "--set", "optimizer="], ["adamw", "muon"]),
-        (["agi2", "train", "my.toml", "--set", "optimizer=m"], ["muon"]),
-        (["agi2", "train", "my.toml", "--set=optimizer=m"], ["muon"]),
-        (["agi2", "train", "my.toml", "-s", "a=1", "-s", "bias=f"], ["false"]),
-        (["agi2", "train", "my.toml", "--set", "seq_l"], ["seq_len="]),
-        (["agi2", "train", "my.toml", "--set=lora_"], ["lora_rank="]),
-        (["agi2", "export", "trained/one", "out", "--format", "g"], ["gguf"]),
-        (["agi2", "export", "trained/one", "out", "--format=o"], ["onnx"]),
-        (["agi2", "export", "trained/one", "out", "--quantize", ""], ["q8_0"]),
-        (["agi2", "generate", "trained/o"], ["trained/one"]),
-        (["agi2", "generate", "m"], ["models/", "my.toml"]),
-        (["agi2", "compare", "trained/one", "trained/t"], ["trained/two"]),
-        (["agi2", "verify"], ["verify-resume"]),
-        (["agi2", "chat", "my.toml", "--temp"], ["--temperature"]),
-    ],
-    ids=lambda case: " ".join(case),
-)
-def test_bash_is_offered_the_word_that_it_completes(words, offered, place):
-    assert complete("bash", words, place).split() == offered
+BASH = [
+    (["agi2", "train", "my.toml", "--set", "optimizer="], ["adamw", "muon"]),
+    (["agi2", "train", "my.toml", "--set", "optimizer=m"], ["muon"]),
+    (["agi2", "train", "my.toml", "--set=optimizer=m"], ["muon"]),
+    (["agi2", "train", "my.toml", "-s", "a=1", "-s", "bias=f"], ["false"]),
+    (["agi2", "train", "my.toml", "--set", "seq_l"], ["seq_len="]),
+    (["agi2", "train", "my.toml", "--set=lora_"], ["lora_rank="]),
+    (["agi2", "export", "trained/one", "out", "--format", "g"], ["gguf"]),
+    (["agi2", "export", "trained/one", "out", "--format=o"], ["onnx"]),
+    (["agi2", "export", "trained/one", "out", "--quantize", ""], ["q8_0"]),
+    (["agi2", "generate", "trained/o"], ["trained/one"]),
+    (["agi2", "generate", "m"], ["models/", "my.toml"]),
+    (["agi2", "compare", "trained/one", "trained/t"], ["trained/two"]),
+    (["agi2", "verify"], ["verify-resume"]),
+    (["agi2", "chat", "my.toml", "--temp"], ["--temperature"]),
+]
+ZSH = [
+    (
+        ["agi2", "train", "my.toml", "--set", "optimizer="],
+        ["optimizer=adamw", "optimizer=muon"],
+    ),
+    (["agi2", "generate", "trained/o"], ["trained/one"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (
-            ["agi2", "train", "my.toml", "--set", "optimizer="],
-            ["optimizer=adamw", "optimizer=muon"],
-        ),
-        (["agi2", "generate", "trained/o"], ["trained/one"]),
-    ],
-    ids=lambda case: " ".join(case),
-)
-def test_zsh_is_offered_the_whole_word(words, offered, place):
-    found = complete("zsh", words, place)
+@pytest.fixture(scope="module")
+def offered(place):
+    """What a shell is offered after some words, the last of which is incomplete."""
+    questions = [("bash", words) for words, _ in BASH] + [("zsh", words) for words, _ in ZSH]
+    environments = json.dumps([asked(*question) for question in questions])
+    done = run_python(WITHOUT_PYTORCH + ASK_EACH, place, environments)
+    assert done.stderr == ""
+    answers = map(json.loads, done.stdout.splitlines())
+    known = {(shell, *words): next(answers) for shell, words in questions}
+    return lambda shell, words: known[shell, *words]
+
+
+@pytest.mark.parametrize(("words", "expected"), BASH, ids=lambda case: " ".join(case))
+def test_bash_is_offered_the_word_that_it_completes(words, expected, offered):
+    assert offered("bash", words).split() == expected
+
+
+@pytest.mark.parametrize(("words", "expected"), ZSH, ids=lambda case: " ".join(case))
+def test_zsh_is_offered_the_whole_word(words, expected, offered):
+    found = offered("zsh", words)
     assert found.startswith("_arguments")
-    assert [word for word in found.split('"') if word in offered] == offered
+    assert [word for word in found.split('"') if word in expected] == expected
 
 
 def test_every_key_is_offered_and_its_values_are_right():
