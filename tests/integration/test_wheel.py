@@ -1,5 +1,6 @@
 """The wheel, installed in a virtual environment."""
 
+import ensurepip
 import os
 import shutil
 import subprocess
@@ -52,7 +53,7 @@ def wheel(tmp_path_factory):
 def programs(wheel, tmp_path_factory):
     """The folder of programs of a fresh environment with the wheel in it."""
     folder = tmp_path_factory.mktemp("fresh") / "environment"
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     places = {"base": str(folder), "platbase": str(folder)}
     scheme = "venv" if "venv" in sysconfig.get_scheme_names() else None
     scripts, library = (
@@ -60,7 +61,10 @@ def programs(wheel, tmp_path_factory):
         for name in ("scripts", "purelib")
     )
     python = scripts / Path(sys.executable).name
-    run(folder, python, "-m", "pip", "install", "--no-deps", "--no-index", "-q", wheel)
+    # The pip that comes with Python, run from its wheel: to install it would take longer.
+    bundled = Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or Path(ensurepip.__file__).parent)
+    pip = next(bundled.rglob("pip-*.whl")) / "pip"
+    run(folder, python, pip, "install", "--no-deps", "--no-index", "-q", wheel)
     # The dependencies are borrowed. A .pth file in a borrowed folder is not followed, so that an
     # editable installation of the checkout stays out.
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}

@@ -40,7 +40,7 @@ EXACT = {
     "log_interval": 3,
     "sample_tokens": 6,
     "dropout": 0.1,
-    "micro_batch_size": 2,
+    "micro_batch_size": 4,
 }
 
 
@@ -627,7 +627,7 @@ def test_a_device_that_fails_is_one_line_and_the_run_goes_on_later(
     calls = iter(range(100))
 
     def vanishing(self, inputs, targets):
-        if next(calls) == 40:
+        if next(calls) == 20:  # two a step
             raise RuntimeError("CUDA error: unspecified launch failure\nand more")
         return original(self, inputs, targets)
 
@@ -693,7 +693,7 @@ def test_a_lack_of_memory_elsewhere_is_one_line_and_nothing_is_lost(
 
     with monkeypatch.context() as patch:
         patch.setattr(where, name, cramped)
-        with pytest.raises(AGI2Error, match=r"out of memory at step (9|12), with 2 sequences"):
+        with pytest.raises(AGI2Error, match=r"out of memory at step (9|12), with 4 sequences"):
             train_from_config(tiny_run("broken", **EXACT))
     resumed = train_from_config(tiny_run("broken", resume="auto", **EXACT))
     assert_same_outcome(whole, resumed)
