@@ -316,7 +316,7 @@ chat(InteractivePrompt(model, 20, tokenizer, temperature=0, max_length=len(scrip
 def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_they_are(environment):
     piped = run_python("-c", RECITER, text="Hi\n/x\x1b[2J\n", environment=environment)
     assert "\x1b]0;owned\x07\x9b2J" in piped.stdout, piped
-    assert piped.stderr.startswith("unknown command /x\x1b[2J")
+    assert piped.stderr.startswith(r"unknown command /x\x1b[2J")
     with in_terminal("-c", RECITER, environment=environment) as (terminal, _):
         terminal.expect(r"\x1b\[\?2004h[^>]*>")
         terminal.send(f"Hi{ENTER}")
