@@ -26,6 +26,7 @@ from src.train.loss import NextTokenLoss
 from src.train.schedule import Schedule, learning_rate_factor
 from src.train.setup import prepare
 from src.train.trackers import read_metrics
+from src.train.trainer import Trainer
 from src.training import make_trainer, train_from_config
 from tests.bounds import assert_same_in_float64, nearly, validation_bound
 from tests.conftest import raising
