@@ -166,7 +166,12 @@ def _convert_to_any(hints: Sequence[Any], value: Any) -> Any:
 
 def _to_scalar(value: Any) -> Any:
     """Convert a zero-dimensional array or tensor to a Python scalar; return others unchanged."""
-    return value.item() if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0 else value
+    if not (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0):
+        return value
+    try:
+        return value.item()
+    except RuntimeError:  # a tensor on the meta device has no value
+        return value
 
 
 def to_int(value: Any) -> int:

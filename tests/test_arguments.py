@@ -215,3 +215,9 @@ def test_what_are_not_vectors_of_the_width_is_one_line(x, found):
         check_vectors("x", x, 4, dims=3)
     check_vectors("x", torch.ones(2, 3, 4, dtype=torch.bfloat16), 4, dims=3)
     check_vectors("x", torch.ones(3, 4), 4)
+
+
+@pytest.mark.parametrize("hint", [int, float, bool, str, PositiveInt, Sequence[int]])
+def test_a_tensor_on_the_meta_device_has_no_value(hint):
+    with pytest.raises(AGI2Error, match=r"x must be .*, not Tensor"):
+        convert(hint, "x", torch.tensor(2, device="meta"))

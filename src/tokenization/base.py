@@ -269,7 +269,12 @@ def to_list(values: Any, name: str) -> list[Any]:
         raise AGI2Error(f"{name} must be a list of strings, not {_describe_value(values)}")
     if isinstance(values, str) and name != "vocabulary":
         return [values]
-    return list(values)
+    try:
+        return list(values)
+    except TypeError as error:  # a zero-dimensional array or tensor
+        raise AGI2Error(
+            f"{name} must be a list of strings, not {_describe_value(values)}"
+        ) from error
 
 
 def check_new_names(names: Iterable[Any], reserved: Collection[str]) -> list[str]:

@@ -80,7 +80,10 @@ def configuration_of(model: GPT2Model, values: Mapping[str, Any]) -> Config:
                 f"model: its weights are {str(kind)[6:]}, in which small steps vanish: pass "
                 'model.float(), and precision = "auto" for fast products'
             )
-    keys = {key: _to_scalar(value) for key, value in values.items()}
+    try:
+        keys = {key: _to_plain(value) for key, value in values.items()}
+    except (RuntimeError, NotImplementedError) as error:
+        raise AGI2Error("a tensor on the meta device has no value: pass a number") from error
     keys["sources"] = _sources(values["sources"])
     if isinstance(keys.get("resume"), bool):
         keys["resume"] = "auto" if keys["resume"] else None
@@ -97,7 +100,7 @@ def configuration_of(model: GPT2Model, values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _to_scalar(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Convert a value to a type that TOML has."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -105,10 +108,10 @@ def _to_scalar(value: Any) -> Any:
         return os.fsdecode(value)
     if isinstance(value, torch.device):
         return str(value)
-    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.dim() == 0):
-        return value.item()
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.tolist()
     if isinstance(value, tuple | list):
-        return [_to_scalar(inside) for inside in value]
+        return [_to_plain(inside) for inside in value]
     return value
 
 
@@ -125,7 +128,7 @@ def _sources(sources: Any) -> list[str]:
                 f"sources: {type(source).__name__} is not a path: give a string, a Path, or a list "
                 "of these"
             )
-    return [str(_to_scalar(source)) for source in listed]
+    return [str(_to_plain(source)) for source in listed]
 
 
 def _log_ignored_keys(keys: Mapping[str, Any], model: GPT2Model) -> None:

@@ -273,3 +273,9 @@ def test_an_unknown_token_counts_no_bytes_of_text():
     assert tokenizer.byte_lengths().tolist() == [0, 0, 1, 2]
     assert tokenizer.token_bytes(tokenizer.unknown).decode() == "\ufffd"
     assert BPETokenizer().unknown is None
+
+
+def test_a_zero_dimensional_array_is_no_list_of_names():
+    for value in (torch.tensor(2), np.array(2)):
+        with pytest.raises(AGI2Error, match="allowed_special must be a list of strings, not"):
+            BasicTokenizer("ab").encode("ab", allowed_special=value)

@@ -141,6 +141,18 @@ def test_a_wrong_value_is_one_line_that_names_it(keys, message):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("key", ["epochs", "learning_rate", "top_k", "model_name", "resume"])
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_an_array_is_no_value_of_a_key(key, make):
+    with pytest.raises(AGI2Error, match=key):
+        configuration_of(tiny_model(), {"sources": "a", key: make([1, 2])})
+
+
+def test_a_tensor_without_a_value_is_refused():
+    with pytest.raises(AGI2Error, match="meta device"):
+        configuration_of(tiny_model(), {"sources": "a", "epochs": torch.tensor(2, device="meta")})
+
+
 def test_models_and_tokenizers_of_another_kind_are_refused(corpus, fitted, options):
     with pytest.raises(AGI2Error, match="model: Linear is not a GPT2Model"):
         train_model(torch.nn.Linear(1, 1), fitted, str(corpus), **options)
