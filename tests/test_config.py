@@ -14,7 +14,7 @@ from src.config_checks import PRESETS
 from src.config_keys import LARGEST
 from src.errors import AGI2Error
 from src.model import GPT2Model
-from tests.bounds import TINY
+from tests.test_config_checks import TINY
 
 # GPT2Config
 

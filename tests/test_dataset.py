@@ -13,7 +13,7 @@ from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
 from src.utils import plural
-from tests.test_tokenizer import quick
+from tests.data.test_batches import quick
 
 TEXT = "abcdefghijklmnopqrstuvwxyz"
 

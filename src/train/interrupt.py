@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
+from contextvars import copy_context
 from typing import Any
 
 from ..utils import log
@@ -50,4 +52,7 @@ class Interrupt:
         was_requested, self.is_requested = self.is_requested, True
         if was_requested or self.exits_at_once:
             raise KeyboardInterrupt
-        log.info("stopping after this step; once more to stop at once, without saving")
+        # In a thread: this one may be inside a write, which it cannot enter twice. Not by a
+        # `threading.Thread`, whose start waits for a lock that this thread may hold.
+        advice = "stopping after this step; once more to stop at once, without saving"
+        _thread.start_new_thread(copy_context().run, (log.info, advice))

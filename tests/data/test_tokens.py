@@ -6,7 +6,7 @@ import pytest
 from src.data.tokens import tokenize
 from src.dataset import TextDataset
 from src.tokenizer import BasicTokenizer
-from tests.data.test_dedup import TEXT
+from tests.test_dataset import TEXT
 
 
 @pytest.fixture

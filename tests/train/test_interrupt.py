@@ -1,11 +1,14 @@
 """Signals during training: the first one asks, the second one stops."""
 
+import io
+import logging
 import signal
 import threading
 
 import pytest
 
 from src.train.interrupt import Interrupt
+from src.utils import log
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -80,3 +83,30 @@ def test_another_thread_leaves_the_handlers_alone():
     thread.start()
     thread.join()
     assert seen == [False, *before]
+
+
+def test_a_signal_in_the_middle_of_a_log_line_is_logged_after_it(capsys):
+    """Python refuses a second write to a stream within a write by the same thread."""
+    written, is_advised = bytearray(), threading.Event()
+
+    class Terminal(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            written.extend(data)
+            if bytes(data) == b"a line\n":
+                signal.raise_signal(signal.SIGINT)
+            if b"stopping" in written:
+                is_advised.set()
+            return len(data)
+
+    stream = io.TextIOWrapper(io.BufferedWriter(Terminal()), line_buffering=True)
+    log.addHandler(logging.StreamHandler(stream))
+    log.setLevel(logging.INFO)
+    with Interrupt() as interrupt:
+        log.info("a line")
+        assert is_advised.wait(600)
+    assert interrupt.is_requested
+    assert written.startswith(b"a line\nstopping after this step")
+    assert capsys.readouterr().err == ""
