@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -13,8 +13,8 @@ from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
 from src.utils import plural
-from tests.data.test_batches import quick
 
+quick = settings(deadline=None, max_examples=60)
 TEXT = "abcdefghijklmnopqrstuvwxyz"
 
 
