@@ -318,7 +318,8 @@ def test_escape_codes_of_a_reply_or_a_command_reach_no_terminal_and_a_pipe_as_th
     assert "\x1b]0;owned\x07\x9b2J" in piped.stdout, piped
     assert piped.stderr.startswith(r"unknown command /x\x1b[2J")
     with in_terminal("-c", RECITER, environment=environment) as (terminal, _):
-        terminal.expect(r"\x1b\[\?2004h[^>]*>")
+        terminal.expect(READY)
         terminal.send(f"Hi{ENTER}")
         terminal.expect_exact(r"\x1b]0;owned\x07\x9b2J")
+        terminal.expect(READY)
         terminal.send(CTRL_D)
