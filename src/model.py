@@ -134,12 +134,21 @@ class GPT2Model(nn.Module):
 
         Raises:
             AGI2Error: if the sequence is longer than the model's positions, token ids are not
-                integers (B, T) in the vocabulary, or the mask has another type or shape.
+                integers (B, T) in the vocabulary, or the mask or `counts` has another type, shape
+                or range.
         """
         if not isinstance(last_only, bool):
             last_only = convert(bool, "last_only", last_only)
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
         if counts is not None:
+            counts = as_token_ids("counts", counts, hidden.device)
+            if counts.shape != hidden.shape[
+                :1
+            ] or not 1 <= counts.min() <= counts.max() <= hidden.size(1):
+                raise AGI2Error(
+                    f"counts must be {hidden.size(0)} integers from 1 to {hidden.size(1)}, a number "
+                    "of tokens for each row"
+                )
             rows = torch.arange(hidden.size(0), device=hidden.device)
             return self.logits(hidden[rows, counts - 1].unsqueeze(1))
         return self.logits(hidden[:, -1:] if last_only else hidden)

@@ -374,7 +374,7 @@ def test_a_mask_does_not_go_with_rows_of_different_lengths():
     with pytest.raises(AGI2Error, match=r"^attention_mask is for a cache whose rows have the same"):
         model(torch.tensor([[1], [2]]), torch.ones(2, 2), cache=cache)
     cache.set_lengths({0: 16})
-    with pytest.raises(AGI2Error, match=r"^17 positions asked for, the model has 16$"):
+    with pytest.raises(AGI2Error, match=r"^17 positions requested, the model has 16$"):
         model(torch.tensor([[1], [2]]), cache=cache)
 
 

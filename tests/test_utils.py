@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(AGI2Error, match=r"cannot write .*a\.txt: File too large; free some ro"):
+        with pytest.raises(AGI2Error, match=r"cannot write .*a\.txt: File too large; free some sp"):
             write_text(path, "x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -172,12 +172,15 @@ def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list
     tokens = [0] * len(sequences)
     for places in groups.values():
         first = sequences[places[0]]
-        rows = [looked_at[place][0] for place in places]
+        seen, start = looked_at[places[0]]
+        rows = torch.empty(len(places), 0, dtype=torch.long, device=logits.device)
+        if seen:
+            rows = torch.tensor([looked_at[place][0] for place in places], device=logits.device)
         processed = process_logits(
             logits if len(groups) == 1 else logits[places],
-            torch.tensor(rows, dtype=torch.long, device=logits.device),
+            rows,
             first.options,
-            looked_at[places[0]][1],
+            start,
             first.end_tokens,
         )
         numbers = None

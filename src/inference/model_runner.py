@@ -89,7 +89,7 @@ class ModelRunner:
     def reserve_rows(self, rows: int) -> None:
         """Make sure that the KV cache has this many rows; those that it has keep their tokens."""
         cache = self._cache
-        if cache is None or cache.layers[0].keys.device != self.model.device:
+        if cache is None or cache.device != self.model.device:
             self._cache, self._held_tokens = self.model.new_cache(rows), [[] for _ in range(rows)]
         elif cache.batch_size < rows:
             self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
@@ -177,7 +177,7 @@ class ModelRunner:
         # Rows between may hold more of an earlier window than leaves room for padding.
         most, lengths = self._held.capacity - width, self._held.lengths
         self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
-        device = self.model.device
+        device = self._held.device
         is_padded = min(counts) < width
         with evaluating():
             logits = self.model(

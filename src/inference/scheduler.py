@@ -120,10 +120,12 @@ class Scheduler:
 
     def _running_counts(self) -> dict[int, int]:
         """Return the number of tokens of this step for each running sequence, by id."""
-        counts = {id(each): int(each.pending == 1) for each in self.running}
-        budget = self.max_tokens - sum(counts.values())
+        counts = {id(each): 1 for each in self.running if each.pending == 1}
+        if len(counts) == len(self.running):
+            return counts
+        budget = self.max_tokens - len(counts)
         for each in sorted(self.running, key=lambda each: each.arrival):
-            if each.pending > 1:
+            if id(each) not in counts:
                 counts[id(each)] = min(each.pending, budget)
                 budget -= counts[id(each)]
         return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import byref, c_void_p
+from ctypes import byref, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
@@ -115,7 +115,7 @@ class KernelBackend(DecodeBackend):
         assert LIBRARY is not None
         batch, tokens, _ = x.shape
         width = self._model.channels
-        lengths = torch.tensor(cache.lengths, dtype=torch.int64, device="cpu")
+        lengths = (c_int64 * batch)(*cache.lengths)
         cache_elements = batch * cache.capacity * width
         if len(cache.layers) != len(self._layers):
             raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._layers)}")
@@ -131,7 +131,7 @@ class KernelBackend(DecodeBackend):
             byref(self._model),
             address_of(x, torch.float32, batch * tokens * width),
             *(keys, values, address_of(starts, torch.int64, batch)),
-            *(address_of(lengths, torch.int64, batch), batch, tokens, cache.capacity),
+            *(lengths, batch, tokens, cache.capacity),
             torch.get_num_threads(),
         )
         if failed:

@@ -170,6 +170,11 @@ class KVCache:
         self._shared_prefix = np.zeros((batch_size, batch_size), dtype=np.int64)
 
     @property
+    def device(self) -> torch.device:
+        """Where the buffers are."""
+        return self.layers[0].keys.device
+
+    @property
     def batch_size(self) -> int:
         """Number of rows."""
         return len(self._rows.lengths)

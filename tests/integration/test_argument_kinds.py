@@ -58,6 +58,10 @@ KINDS = {
         lambda v: [v.long(), v.numpy(), v.tolist()],
         ["x", torch.ones(7, 3), 3 * torch.ones(1, 2)],
     ),
+    "counts": (
+        lambda v: [v.tolist(), v.numpy(), v.int()],
+        ["x", 5, [1.5], [True], [0], [-1], [3], [1, 1], [[1]], torch.ones(1)],
+    ),
     "path key": (lambda v: [str(v), Path(v)], [5, True]),  # "" is a key that is not set
     "device": (lambda v: [torch.device(v)], [5, "nowhere", [1]]),
     "dtype": (lambda v: [], ["float32", 5]),
@@ -316,7 +320,7 @@ METHODS = {
         lambda world, **given: world.model(**given),
         input_ids=("rows", torch.tensor([[3, 4]])),
         attention_mask=("mask", torch.tensor([[True, True]])), cache=("optional", None),
-        last_only=("bool", False),
+        last_only=("bool", False), counts=("counts", torch.tensor([1])),
     ),
     "model.new_cache": case(
         lambda world, **given: world.model.new_cache(**given),

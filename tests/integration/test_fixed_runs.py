@@ -287,7 +287,13 @@ def fixed_model(precision: str) -> tuple[GPT2Model, BasicTokenizer]:
 def texts_of(precision: str) -> dict[str, Any]:
     """Return what a fixed model generates at each of `REQUESTS`."""
     model, tokenizer = fixed_model(precision)
-    return {name: request(model, tokenizer=tokenizer) for name, request in REQUESTS.items()}
+    # In bfloat16 a row's rounding may depend on the rows beside it.
+    left_out = {"batch"} if precision == "bfloat16" else set()
+    return {
+        name: request(model, tokenizer=tokenizer)
+        for name, request in REQUESTS.items()
+        if name not in left_out
+    }
 
 
 def _beams(model: GPT2Model, size: int, *arguments: Any, **options: Any) -> list[list[Any]]:

@@ -37,7 +37,9 @@ BAD = {
 def test_no_buffer_of_another_kind_gets_an_address(bad):
     x = random(6, 64)
     assert address_of(x, torch.float32, 384) == x.data_ptr()
-    with pytest.raises(TypeError, match=r"^the library needs 384 numbers of torch.float32 in one"):
+    with pytest.raises(
+        TypeError, match=r"^the library needs 384 contiguous elements of torch.float32"
+    ):
         address_of(BAD[bad](x), torch.float32, 384)
 
 
