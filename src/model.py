@@ -142,15 +142,14 @@ class GPT2Model(nn.Module):
         hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
         if counts is not None:
             counts = as_token_ids("counts", counts, hidden.device)
-            if counts.shape != hidden.shape[
-                :1
-            ] or not 1 <= counts.min() <= counts.max() <= hidden.size(1):
+            batch, tokens, _ = hidden.shape
+            if counts.shape != (batch,) or not 1 <= counts.min() <= counts.max() <= tokens:
                 raise AGI2Error(
-                    f"counts must be {hidden.size(0)} integers from 1 to {hidden.size(1)}, a number "
-                    "of tokens for each row"
+                    f"counts must be {batch} integers from 1 to {tokens}: the tokens of each row"
                 )
-            rows = torch.arange(hidden.size(0), device=hidden.device)
-            return self.logits(hidden[rows, counts - 1].unsqueeze(1))
+            return self.logits(
+                hidden[torch.arange(batch, device=hidden.device), counts - 1].unsqueeze(1)
+            )
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def hidden_states(

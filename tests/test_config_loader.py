@@ -703,6 +703,12 @@ def test_what_has_no_end_is_not_read_to_its_end():
         load_config("a\0b")
 
 
+def test_a_broken_link_is_said_to_be_one(tmp_path):
+    (tmp_path / "my.toml").symlink_to("nowhere")
+    with pytest.raises(AGI2Error, match=r"my\.toml: it is a broken link"):
+        load_config(tmp_path / "my.toml")
+
+
 @needs_pipes
 def test_a_pipe_is_read_to_its_end_as_it_comes():
     reading, writing = os.pipe()

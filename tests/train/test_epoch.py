@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from src.errors import AGI2Error
+from src.train.loss import IGNORE_INDEX
 from src.training import train_epoch
 from tests.bounds import unit
 from tests.test_training import same_weights, tiny_model, windows
@@ -50,6 +51,19 @@ def test_a_step_that_is_skipped_does_not_move_the_scheduler(caplog):
     assert caplog.messages[:2] == [
         f"batch {number} skipped: its loss or gradients are not finite" for number in (1, 2)
     ]
+
+
+def test_a_batch_whose_targets_are_all_ignored_is_skipped(caplog):
+    batch = windows(1)[0]
+    pairs = [
+        (batch[:, :-1], torch.full_like(batch[:, 1:], IGNORE_INDEX)),
+        (batch[:, :-1], batch[:, 1:]),
+    ]
+    model, other = tiny_model(), tiny_model()
+    loss = train_epoch(model, pairs, sgd(model))
+    assert loss == train_epoch(other, pairs[1:], sgd(other))
+    assert same_weights(model, other)
+    assert caplog.messages[0] == "batch 1 skipped: all of its targets are ignored"
 
 
 def test_the_log_has_loss_rate_tokens_memory_and_progress(caplog):
