@@ -1,7 +1,7 @@
 """Logits processors, as pure functions. B batch, V vocabulary, T time.
 
 The order is that of `transformers`: bias, penalties and n-gram bans first, also in greedy decoding;
-then temperature, top-k, top-p, min-p and typical-p; then the sampler (`sampling.draw`).
+then temperature, top-k, top-p, min-p and typical-p; then the sampler (`sampling.sample`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Preparation for generation: packed or quantized weights on a CPU, CUDA graphs on a GPU.
+"""Prepares a model for generation: its weights, and its decode backend.
+
+On a CPU it packs or quantizes the weights and chooses the CPU kernels, on a GPU CUDA graphs.
 
 A decode step reads every weight once, so it is bound by memory bandwidth. The exponents in a row
 of a weight matrix hardly differ: 28 bits hold a float32 weight without loss. `cpu_kernels.c`

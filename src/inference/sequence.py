@@ -1,4 +1,4 @@
-"""A sequence: the state of one request, from its prompt to its finished text. No model."""
+"""A sequence: the state of one request: tokens, sliding window, finished text. No model."""
 
 from __future__ import annotations
 

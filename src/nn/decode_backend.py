@@ -1,5 +1,7 @@
 """Decode backends: what computes a model's blocks for the new tokens of a KV cache.
 
+The interface, and `EagerBackend`; `inference.prepare` chooses one.
+
 B batch (rows), T new tokens, S all tokens, C channels.
 """
 

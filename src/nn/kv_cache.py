@@ -1,7 +1,8 @@
 """KV cache: keys and values of earlier tokens, so that a decode step computes new tokens only.
 
-Each row has a length of its own: sequences join, leave and slide their windows without moving
-others. B batch (rows), H heads, S capacity in tokens, T new tokens, D head size.
+Each row has a length of its own: sequences join, leave and slide their windows (see
+`inference.sequence`) without moving others. B batch (rows), H heads, S capacity in tokens, T new
+tokens, D head size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quantized layers: linear layers and embeddings over packed, int8 or int4 weights.
+"""Quantizes weights to int8 or int4; linear layers and embeddings over such weights.
 
 O output features, I input features.
 """

@@ -1,4 +1,4 @@
-"""`GradientAccumulator`: a step's loss and gradients, in micro-batches that fit the memory."""
+"""`GradientAccumulator`: calls `step` with micro-batches that fit the memory, in every rank."""
 
 from __future__ import annotations
 

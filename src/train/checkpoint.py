@@ -1,4 +1,4 @@
-"""Checkpoints: everything that is needed to resume a run exactly.
+"""Checkpoints: all that resumes a run exactly; written atomically, verified by hashes.
 
 A checkpoint is a self-contained folder. It can be copied and resumed anywhere, and, unless it is
 sharded, loaded as a model directory:

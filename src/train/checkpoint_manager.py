@@ -1,4 +1,4 @@
-"""`CheckpointManager`: saves, loads and validates a run's checkpoints and best weights."""
+"""`CheckpointManager`: saves and loads the checkpoints and best weights that belong to a run."""
 
 from __future__ import annotations
 
