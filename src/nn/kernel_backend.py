@@ -115,7 +115,6 @@ class KernelBackend(DecodeBackend):
         assert LIBRARY is not None
         batch, tokens, _ = x.shape
         width = self._model.channels
-        lengths = (c_int64 * batch)(*cache.lengths)
         cache_elements = batch * cache.capacity * width
         if len(cache.layers) != len(self._layers):
             raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._layers)}")
@@ -124,6 +123,7 @@ class KernelBackend(DecodeBackend):
             addresses(*(address_of(part, torch.float32, cache_elements) for part in parts))
             for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
         )
+        lengths = (c_int64 * batch)(*cache.lengths)
         # Raises if the tokens do not fit, before the library writes to the buffers.
         for layer in cache.layers:
             layer.extend(tokens)
