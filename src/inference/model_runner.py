@@ -85,15 +85,17 @@ class ModelRunner:
         assert self._cache is not None, "prefill comes first"
         return self._cache
 
-    @torch.inference_mode()
     def reserve_rows(self, rows: int) -> None:
         """Make sure that the KV cache has this many rows; those that it has keep their tokens."""
         cache = self._cache
         if cache is None or cache.device != self.model.device:
-            self._cache, self._held_tokens = self.model.new_cache(rows), [[] for _ in range(rows)]
+            with torch.inference_mode():
+                self._cache = self.model.new_cache(rows)
+            self._held_tokens = [[] for _ in range(rows)]
         elif cache.batch_size < rows:
             self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
-            self._cache = cache.grow(rows)
+            with torch.inference_mode():
+                self._cache = cache.grow(rows)
 
     def reusable(self, row: int, window: Sequence[int]) -> int:
         """Return the length of the prefix of a window, less than all of it, that a row holds.
@@ -132,7 +134,8 @@ class ModelRunner:
         All together if at most half is padding; otherwise decode steps first, then adjacent rows as
         long as at most half is padding.
         """
-        if self._is_dense(chunks):
+        is_decode_step = all(len(chunk.tokens) == 1 for chunk in chunks)
+        if is_decode_step or self._is_dense(chunks):
             yield list(chunks)
             return
         if single := [chunk for chunk in chunks if len(chunk.tokens) == 1]:

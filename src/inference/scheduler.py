@@ -93,16 +93,17 @@ class Scheduler:
     def schedule(self) -> Step:
         """Choose the tokens of the next step, and admit waiting sequences to free rows."""
         counts = self._running_counts()
-        forks = self._admit(counts) if self.waiting and len(self.running) < self.max_rows else []
+        twins = self._admit(counts) if self.waiting and len(self.running) < self.max_rows else []
+        scheduled = [
+            Scheduled(row, sequence, counts[id(sequence)])
+            for row, sequence in enumerate(self.running)
+            if counts.get(id(sequence), 0)
+        ]
+        if not twins:
+            return Step(scheduled, [])
         rows = {id(sequence): row for row, sequence in enumerate(self.running)}
-        return Step(
-            [
-                Scheduled(row, sequence, counts[id(sequence)])
-                for row, sequence in enumerate(self.running)
-                if counts.get(id(sequence), 0)
-            ],
-            [Fork(rows[id(sequence)], sequence, rows[id(twin)]) for sequence, twin in forks],
-        )
+        forks = [Fork(rows[id(sequence)], sequence, rows[id(twin)]) for sequence, twin in twins]
+        return Step(scheduled, forks)
 
     def remove_finished(self) -> list[Move]:
         """Free the rows of finished sequences; return the moves that close gaps, in order."""

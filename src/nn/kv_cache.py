@@ -58,7 +58,9 @@ class LayerCache:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each row."""
+        """Number of tokens of each row; not to be changed."""
+        if not self.added:
+            return self._rows.lengths
         return [length + self.added for length in self._rows.lengths]
 
     @property
@@ -187,7 +189,7 @@ class KVCache:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each row."""
+        """Number of tokens of each row; not to be changed."""
         return self.layers[0].lengths
 
     @property
@@ -223,7 +225,7 @@ class KVCache:
         Raises:
             AGI2Error: if the capacity is exceeded.
         """
-        lengths = self.lengths
+        lengths = list(self.lengths)
         for row, length in changes.items():
             if not 0 <= length <= self.capacity:
                 raise AGI2Error(
