@@ -80,10 +80,7 @@ def configuration_of(model: GPT2Model, values: Mapping[str, Any]) -> Config:
                 f"model: its weights are {str(kind)[6:]}, in which small steps vanish: pass "
                 'model.float(), and precision = "auto" for fast products'
             )
-    try:
-        keys = {key: _to_plain(value) for key, value in values.items()}
-    except (RuntimeError, NotImplementedError) as error:
-        raise AGI2Error("a tensor on the meta device has no value: pass a number") from error
+    keys = {key: _to_plain(key, value) for key, value in values.items()}
     keys["sources"] = _sources(values["sources"])
     if isinstance(keys.get("resume"), bool):
         keys["resume"] = "auto" if keys["resume"] else None
@@ -100,18 +97,20 @@ def configuration_of(model: GPT2Model, values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _to_plain(value: Any) -> Any:
-    """Convert a value to a type that TOML has."""
+def _to_plain(key: str, value: Any) -> Any:
+    """Convert the value of a key to a type that TOML has."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, bytes):
         return os.fsdecode(value)
     if isinstance(value, torch.device):
         return str(value)
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        raise AGI2Error(f"{key}: a tensor on the meta device has no value: pass a number")
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         return value.tolist()
     if isinstance(value, tuple | list):
-        return [_to_plain(inside) for inside in value]
+        return [_to_plain(key, inside) for inside in value]
     return value
 
 
@@ -128,7 +127,7 @@ def _sources(sources: Any) -> list[str]:
                 f"sources: {type(source).__name__} is not a path: give a string, a Path, or a list "
                 "of these"
             )
-    return [str(_to_plain(source)) for source in listed]
+    return [str(_to_plain("sources", source)) for source in listed]
 
 
 def _log_ignored_keys(keys: Mapping[str, Any], model: GPT2Model) -> None:
