@@ -23,6 +23,17 @@ def causal_mask(queries: int, keys: int, device: torch.device | str | None = Non
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+def combined_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
+    """Combine an attention mask with the causal mask: (B or 1, T, S) or (B or 1, H or 1, T, S)."""
+    if attention_mask.dim() == 2:
+        attention_mask = attention_mask.unsqueeze(1)
+    keys = attention_mask.size(-1)
+    mask = attention_mask & causal_mask(keys - seen, keys, attention_mask.device)
+    # Fully masked padding attends to itself: the softmax of its row would be NaN.
+    diagonal = torch.ones_like(mask).triu(seen).tril(seen)
+    return mask | (diagonal & ~mask.any(dim=-1, keepdim=True))
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head scaled dot-product attention with a fused projection of Q, K and V.
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .arguments import PositiveInt, as_tensor, checked, convert
-from .attention import as_mask, causal_mask
+from .attention import as_mask, combined_mask
 from .config import Config, GPT2Config
 from .embeddings import (
     INIT_STD,
@@ -194,7 +194,7 @@ class GPT2Model(nn.Module):
             if decoded is not None:
                 return cast(torch.Tensor, self.final_norm(decoded))
         if attention_mask is not None:
-            mask = _combined_mask(attention_mask, seen)
+            mask = combined_mask(attention_mask, seen)
         elif cache is not None:
             mask = cache.layers[0].causal_mask(input_ids.size(1))
         for index, block in enumerate(blocks or list(self.blocks)):
@@ -403,14 +403,3 @@ class GPT2Model(nn.Module):
     def extra_repr(self) -> str:
         """Return the number of parameters."""
         return f"parameters={self.num_parameters():,}"
-
-
-def _combined_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
-    """Combine an attention mask with the causal mask: (B or 1, T, S) or (B or 1, H or 1, T, S)."""
-    if attention_mask.dim() == 2:
-        attention_mask = attention_mask.unsqueeze(1)
-    keys = attention_mask.size(-1)
-    mask = attention_mask & causal_mask(keys - seen, keys, attention_mask.device)
-    # Fully masked padding attends to itself: the softmax of its row would be NaN.
-    diagonal = torch.ones_like(mask).triu(seen).tril(seen)
-    return mask | (diagonal & ~mask.any(dim=-1, keepdim=True))
