@@ -177,7 +177,7 @@ class ModelRunner:
         for row, _, tokens in chunks:
             rows[row - first][: len(tokens)] = tokens
             counts[row - first] = len(tokens)
-        # Rows between may hold more of an earlier window than leaves room for padding.
+        # Rows between may hold more of an earlier window than leaves space for padding.
         most, lengths = self._held.capacity - width, self._held.lengths
         self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
         device = self._held.device

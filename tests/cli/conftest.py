@@ -1,18 +1,7 @@
-import logging
-
 import pytest
 
 from src.cli.main import main
 from tests.cli.commands import write_run
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before():
-    """The command sets up the project's log; other tests have it as it was."""
-    log = logging.getLogger("agi2")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(steps, seed):
 
 
 def test_epochs_and_seeds_differ_in_order_and_offset():
-    dataset = TextDataset.from_tokens(counting(401), 8)  # room for all offsets from 1 to 8
+    dataset = TextDataset.from_tokens(counting(401), 8)  # enough for all offsets from 1 to 8
     batches = EpochBatches(dataset, 4, seed=1)
     epochs = [starts_of(batches, epoch) for epoch in range(60)]
     assert {sorted(starts)[1] for starts in epochs} == set(range(1, 9))

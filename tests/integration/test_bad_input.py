@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import random
 import shutil
@@ -32,15 +31,6 @@ KEYS = {
     "max_length": 8,
     "device": "cpu",
 }
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before():
-    """The command sets up the project's log; other tests have it as it was."""
-    log = logging.getLogger("agi2")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture
