@@ -26,8 +26,8 @@ from tests.bounds import (
     product_bound,
     unit,
 )
-from tests.conftest import CHECKOUT, run_python
 from tests.nn.kernels import WIDTHS, needs_library, random
+from tests.processes import CHECKOUT, needs_fork, run_python
 from tests.tiny_models import random_model
 
 
@@ -312,7 +312,7 @@ for linear in kinds:
 
 
 @needs_library
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+@needs_fork
 def test_the_widest_matrix_needs_no_more_of_the_stack_than_another():
-    done = run_python(STACK)
+    done = run_python("-c", STACK)
     assert done.returncode == 0, done.stderr
