@@ -25,7 +25,7 @@ from src.utils import log
 # No deadlines: on a busy machine an example may take any time.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # Derandomized, so that every run has the same examples; `tests/fuzz.py` generates new ones.
-settings.register_profile("repeatable", _PATIENT, derandomize=True)
+settings.register_profile("repeatable", _PATIENT, max_examples=40, derandomize=True)
 settings.register_profile("fuzz", _PATIENT, derandomize=False, print_blob=True)
 settings.register_profile("few", _PATIENT, max_examples=10, derandomize=True)
 settings.load_profile("repeatable")

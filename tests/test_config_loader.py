@@ -513,7 +513,7 @@ def test_the_round_trip_below_draws_every_key():
 
 @given(st.fixed_dictionaries(VALUES).map(consistent))
 @settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -39,7 +39,7 @@ def lines(source):
 # Scales
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(FLOATS, max_size=60), st.booleans(), st.booleans())
 def test_a_scale_fits_any_values_and_has_sensible_ticks(values, log, from_zero):
     scale = fit_scale(values, log=log, from_zero=from_zero)

@@ -222,7 +222,7 @@ def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
     early_stopping="never",
     manner={"logit_bias": {0: 2.0, 3: -1.5}, "min_length": 3},
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_narrow_beams_equal_a_plain_search(seed, penalty, size, early_stopping, manner):
     model = exact_model(seed, vocab_size=6, std=0.5)
     options = {"end_token": 0, "early_stopping": early_stopping, **manner}
@@ -239,7 +239,7 @@ def test_narrow_beams_equal_a_plain_search(seed, penalty, size, early_stopping, 
     early_stopping=st.sampled_from([True, False, "never"]),
     end_token=st.sampled_from([None, 0]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_groups_of_beams_equal_a_plain_search(
     seed, penalty, size_and_groups, diversity_penalty, early_stopping, end_token
 ):

@@ -58,7 +58,7 @@ def test_more_tokens_than_it_holds_are_an_error_and_change_nothing():
         max_size=12,
     )
 )
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 def test_rows_hold_what_the_rows_they_go_on_from_held(steps):
     cache, expected = KVCache(LAYERS, 1, H, 40, D), [torch.empty(1, H, 0, D)] * LAYERS
     for step in steps:
@@ -115,7 +115,7 @@ def test_truncating_to_what_is_not_held_is_an_error(length):
         max_size=25,
     )
 )
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 def test_every_row_has_a_length_of_its_own(steps):
     """Rows grow alone, or several in a view, and never see what another row holds."""
     cache, expected = KVCache(LAYERS, 2, H, 20, D).grow(4), [torch.empty(H, 0, D)] * 4
