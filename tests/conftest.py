@@ -1,7 +1,10 @@
 """Shared fixtures and helpers."""
 
+import atexit
 import contextlib
 import dataclasses
+import gc
+import importlib
 import itertools
 import logging
 import os
@@ -14,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from xdist import is_xdist_controller
 
 # pytest-xdist runs one process per core: more threads would oversubscribe the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,15 +37,19 @@ settings.load_profile("repeatable")
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "crew", "wind", "and"]
 
+# Files that take more than 15 s of CPU time.
 _LONGEST = {
+    "test_argument_kinds",
+    "test_beam_search",
+    "test_cuda_graph",
+    "test_estimates",
+    "test_generation",
     "test_many_processes",
     "test_scripts",
     "test_torch_defaults",
+    "test_trainer",
     "test_verify_resume",
     "test_wheel",
-    "test_visibility",
-    "test_trainer",
-    "test_estimates",
 }
 
 
@@ -91,7 +99,10 @@ def open_terminal(arguments, **options):
         terminal.close()
 
 
-def pytest_configure():
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        # Runs last. Python would spend seconds on freeing all that the tests have imported.
+        atexit.register(os._exit, 0)
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) is signal.SIG_IGN:  # by nohup, or in a script's background
             is_interrupt = number == signal.SIGINT
@@ -103,6 +114,34 @@ def pytest_configure():
         sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = folder
         sys.dont_write_bytecode = False
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def import_untraced(*names):
+    """Import modules without measuring coverage, which would take twice as long."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        sys.settrace(trace)
+
+
+def pytest_collection(session):
+    """Import what most tests need; if folders of tests are to run, what a few need, too."""
+    if is_xdist_controller(session):
+        return
+    import_untraced("torch")
+    if all(Path(each).is_dir() for each in session.config.args):
+        import_untraced("torch._dynamo", "torch.distributed.checkpoint", "torch.utils.checkpoint")
+        for name in ("transformers.generation.logits_process", "lm_eval.utils"):
+            with contextlib.suppress(ImportError):
+                import_untraced(name)
+
+
+def pytest_collection_finish(session):
+    if hasattr(session.config, "workerinput"):
+        gc.freeze()  # collections need not look at what was imported
 
 
 def pytest_collection_modifyitems(config, items):
