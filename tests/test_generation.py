@@ -645,9 +645,9 @@ MANNERS = [
     prompts=st.lists(
         st.sampled_from(["", "a", "The cat", "sat." * 9, "猫は座った。", SCRIPTS]),
         min_size=1,
-        max_size=4,
+        max_size=3,
     ),
-    n=st.integers(1, 3),
+    n=st.integers(1, 2),
     seed=st.integers(0, 99),
     manner=st.sampled_from(MANNERS),
 )
