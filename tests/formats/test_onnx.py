@@ -51,6 +51,7 @@ def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch)
         export_onnx(model, tmp_path / "model.onnx")
 
 
+@pytest.mark.no_cover  # as the first test; tracing doubles its time
 def test_exports_that_overlap_leave_every_log_as_it_was(saved, tmp_path):
     def state():
         names = ("", "agi2", *_LOGGERS)
@@ -61,11 +62,11 @@ def test_exports_that_overlap_leave_every_log_as_it_was(saved, tmp_path):
         list(
             threads.map(
                 lambda seed: export_onnx(random_model(seed, n_layers=1), tmp_path / f"{seed}.onnx"),
-                range(3),
+                range(2),
             )
         )
     assert state() == before
-    assert len(list(tmp_path.glob("*.onnx"))) == 3
+    assert len(list(tmp_path.glob("*.onnx"))) == 2
 
 
 def test_only_the_exporter_is_silent_during_an_export(caplog):
