@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 
@@ -22,8 +23,20 @@ def visible_text(text: object) -> str:
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 
 
+# Between a number and its unit, and between the parts of a duration.
+_SPACE_IN_FIGURE = re.compile(r"(?<=\d) (?=[A-Za-z%])|(?<=\bmin) (?=\d)|(?<=\bh) (?=\d)")
+
+
+def unbroken(text: str) -> str:
+    """Replace the spaces within figures, such as `2 min 30 s`, by no-break spaces."""
+    return _SPACE_IN_FIGURE.sub("\u00a0", text)
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Return a table of cells that are HTML already; if too wide, it scrolls."""
+    """Return a table of cells that are HTML already; if too wide, it scrolls.
+
+    Figures are not broken into lines: cells that begin with a digit and have at most 30 characters.
+    """
     return "".join(_table(head, rows, kind))
 
 
@@ -32,8 +45,17 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> Ite
     yield from (f"<th>{cell}</th>" for cell in head)
     yield "</tr></thead><tbody>"
     for row in rows:
-        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
+        yield "<tr>" + "".join(map(_cell, row)) + "</tr>"
     yield "</tbody></table></div>"
+
+
+_TAG = re.compile(r"<[^>]*>")
+_FIGURE = re.compile(r"-?\d.{,29}", re.DOTALL)
+
+
+def _cell(content: str) -> str:
+    is_figure = _FIGURE.fullmatch(_TAG.sub("", content))
+    return f'<td class="figure">{content}</td>' if is_figure else f"<td>{content}</td>"
 
 
 def page(title: str, body: str, script: str = "") -> str:
@@ -83,13 +105,12 @@ h2 { font-size: 1.15rem; margin: 2.25rem 0 .75rem }
 h3 { font-size: .95rem; margin: 0 0 .6rem }
 small, .soft { color: var(--soft); font-weight: 400; font-size: .85rem }
 p { margin: .35rem 0 }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem;
-  margin: 1.25rem 0 .75rem }
+.tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0 .75rem }
 .tiles div, .card, .chart { background: var(--card); border: 1px solid var(--line);
   border-radius: 10px }
-.tiles div { padding: .7rem .9rem }
+.tiles div { flex: 1 1 8.5rem; padding: .7rem .9rem }  /* at least as wide as its figure */
 .tiles b { display: block; font-size: 1.3rem; font-weight: 600; line-height: 1.3;
-  font-variant-numeric: tabular-nums }
+  white-space: nowrap; font-variant-numeric: tabular-nums }
 .tiles span { color: var(--soft); font-size: .85rem }
 .charts { display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)) }
@@ -147,6 +168,7 @@ th, td { text-align: left; padding: .35rem .9rem; border-bottom: 1px solid var(-
 tbody tr:last-child td { border-bottom: 0 }
 th { color: var(--soft); font-weight: 500; white-space: nowrap }
 td { overflow-wrap: anywhere; min-width: 4rem }
+td.figure { white-space: nowrap }
 td pre { margin: 0; min-width: 14rem }
 summary { cursor: pointer; margin: .5rem 0; color: var(--soft) }
 code { font: .95em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }

@@ -14,7 +14,7 @@ from ..errors import mask_secrets
 from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .copies import find_copies, memorization_section
-from .html import escape, table
+from .html import escape, table, unbroken
 from .run_log import History, RunRecord, read_run
 
 FILE_NAME = "report.html"
@@ -79,7 +79,7 @@ def _summary(run: RunRecord) -> str:
     ]
     return (
         f"<header><h1>{escape(run.config.model_name)}</h1>"
-        f'<p class="soft">{escape(" · ".join(filter(None, facts)))}</p></header>'
+        f'<p class="soft">{unbroken(escape(" · ".join(filter(None, facts))))}</p></header>'
         '<div class="tiles">'
         + "".join(f"<div><b>{escape(value)}</b><span>{name}</span></div>" for name, value in tiles)
         + "</div>"
@@ -195,7 +195,7 @@ def _samples(history: History) -> str:
         known = math.isfinite(bits.get(step, math.nan))
         bits_note = f" · {bits[step]:.3f} bits per byte" if known else ""
         cards.append(
-            f'<div class="card"><b>step {step:,}</b><small>{bits_note}</small>'
+            f'<div class="card"><b>step {step:,}</b><small>{unbroken(bits_note)}</small>'
             f"<pre>{escape(text)}</pre></div>"
         )
     note = "" if shown is samples else f'<p class="soft">{len(shown)} of {len(samples):,}</p>'
@@ -286,4 +286,4 @@ def _format_fact(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return escape(value)
+    return unbroken(escape(value))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.evaluation.html import COLORS, escape, page, table, visible_text
+from src.evaluation.html import COLORS, escape, page, table, unbroken, visible_text
+from src.utils import human_bytes, human_time
 
 VOID = {"meta", "br", "img"}
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \" ' &lt; ]]>"
@@ -72,6 +73,37 @@ def test_a_page_loads_nothing():
     assert not re.search(r"url\(|@import|https?:", source)
     assert "prefers-color-scheme: dark" in source
     assert ("table", {"class": "kind"}) in found.elements
+
+
+@given(st.floats(0, 1e9))
+def test_a_figure_has_no_space_at_which_a_line_could_break(number):
+    for figure in (human_time(number), human_bytes(number), f"{number:,.0f} epochs", f"{number} %"):
+        text = unbroken(f"trains for {figure} or less")
+        assert text.replace("\u00a0", " ") == f"trains for {figure} or less"
+        assert text.split(" ") == ["trains", "for", figure.replace(" ", "\u00a0"), "or", "less"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "is_figure"),
+    [
+        *(("1,071,872", True), ("32 min 02 s", True), ("-0.5", True), ("0", True)),
+        *(("1,234 <small>5 %</small>", True), ("<code>0.016</code>", True)),
+        *(("2026-11-27 10:00", True), ("–", False), ("not set", False), ("", False)),
+        *(("<pre>1 " + "word " * 20 + "</pre>", False), ("9" * 31, False), ("9" * 30, True)),
+    ],
+)
+def test_a_cell_breaks_no_figure(cell, is_figure):
+    found = Whole(page("", table(["a"], [[cell]])))
+    (attributes,) = [keys for tag, keys in found.elements if tag == "td"]
+    assert attributes == ({"class": "figure"} if is_figure else {})
+
+
+def test_figures_of_tiles_and_tables_stay_on_one_line():
+    style = re.sub(r"/\*.*?\*/|\s+", " ", page("", ""), flags=re.DOTALL)
+    rules = dict(re.findall(r"([^{}]+?) ?\{ ([^{}]*?) ?\}", style))
+    for selector in (".tiles b", "td.figure"):
+        (rule,) = [body for name, body in rules.items() if name.strip() == selector]
+        assert "white-space: nowrap" in rule
 
 
 def _luminance(color):

@@ -68,7 +68,7 @@ def test_resumes_are_marked(tiny_run):
     train_from_config(config)
     run = train_from_config(config.changed(max_steps=8, resume="auto"))
     page = text_of(run.folder)
-    assert "resumed 1 time" in page.text
+    assert "resumed 1\u00a0time" in page.text
     assert "resumed at step 4" in page.text
     assert page.elements.count(("path", {"class": "mark", "d": "M500.0 0V1000"})) == 4
 
@@ -261,7 +261,7 @@ def test_what_a_trained_model_brings_was_not_set(tiny_run):
 def test_no_internals_are_shown_as_facts(tiny_run):
     run = train_from_config(tiny_run(max_steps=None, max_minutes=0.001))
     page = text_of(run.folder)
-    assert "trains for 0.06 s" in page.text
+    assert "trains for 0.06\u00a0s" in page.text
     assert not re.search(r"total_steps|1,?000,?000", page.text.partition("keys")[0])
     for name in ("parameters", "tokens per step", "training tokens", "PyTorch"):
         assert name in page.text
@@ -323,7 +323,7 @@ def test_a_folder_that_is_no_run_has_no_report(tmp_path):
 
 def test_a_run_of_epochs_alone_trains_for_epochs(tiny_run):
     page = text_of(train_from_config(tiny_run(max_steps=None, epochs=1)).folder)
-    assert "trains for 1 epoch" in page.text
+    assert "trains for 1\u00a0epoch" in page.text
 
 
 def test_a_run_without_another_bound_is_bounded_by_its_epochs():
