@@ -105,6 +105,8 @@ class MultiHeadAttention(nn.Module):
         causal, need_weights = _as_bool("causal", causal), _as_bool("need_weights", need_weights)
         own = None  # of rows of different lengths
         if cache is not None:
+            if not isinstance(cache, LayerCache):
+                convert(LayerCache, "cache", cache)
             own = cache.causal_mask(q.size(2)) if causal else None
             k, v = cache.append(k, v)
         if mask is not None:

@@ -166,7 +166,6 @@ class GPT2Model(nn.Module):
             input_ids: as in `forward`; also the mask and the cache.
             blocks: called in place of the model's blocks, such as these blocks compiled.
         """
-        seen = cache.length if cache is not None else 0
         input_ids = as_token_ids("input_ids", input_ids)
         if input_ids.dim() != 2:
             raise AGI2Error(
@@ -176,6 +175,10 @@ class GPT2Model(nn.Module):
         x = self.token_embeddings(input_ids)
         if self.embedding_scale != 1.0:
             x = x * self.embedding_scale
+        seen = 0
+        if cache is not None:
+            self._check_cache(cache, x)
+            seen = cache.length
         mask = None
         is_ragged = cache is not None and cache.is_ragged
         if attention_mask is not None:
@@ -204,6 +207,25 @@ class GPT2Model(nn.Module):
             else:
                 x = block(x, mask, causal=mask is None, cache=layer)
         return self.final_norm(x)
+
+    def _check_cache(self, cache: Any, x: torch.Tensor) -> None:
+        """Check a KV cache against embeddings (B, T, C), before a layer changes it."""
+        if not isinstance(cache, KVCache):
+            convert(KVCache, "cache", cache)
+        keys, config = cache.layers[0].keys, self.config
+        found = (len(cache.layers), keys.size(0), keys.size(1), keys.size(3))
+        expected = (config.n_layers, x.size(0), config.n_heads, config.head_dim)
+        if found != expected:
+            raise AGI2Error(
+                f"cache has {found} layers, rows, heads and channels of a head, the model and its "
+                f"tokens need {expected}: make it with model.new_cache({x.size(0)})"
+            )
+        is_cast = keys.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
+        if keys.device != x.device or is_cast:
+            raise AGI2Error(
+                f"cache is {keys.dtype} on {keys.device}, the model {x.dtype} on {x.device}: make "
+                f"it with model.new_cache({x.size(0)})"
+            )
 
     def _checked_mask(self, attention_mask: Any, x: torch.Tensor, seen: int) -> torch.Tensor:
         """Check an attention mask against embeddings (B, T, C); return it as boolean."""

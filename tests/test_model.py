@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from src.config import Config, GPT2Config
 from src.errors import AGI2Error
+from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
+from src.nn.kv_cache import KVCache
 from tests import tiny_models
 from tests.bounds import assert_same_in_float64, deviation_by_chance, differs_in_float64
 from tests.tiny_models import in_their_layout, transformers_twin
@@ -330,6 +332,47 @@ def test_one_mask_serves_a_whole_batch():
     tokens = torch.randint(29, (3, 4))
     mask = torch.tensor([[0, 1, 1, 1]])
     assert_same_in_float64(model(tokens, mask), model(tokens, mask.expand(3, 4)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"n_layers": 1}, {"n_layers": 3}, {"batch_size": 1}, {"batch_size": 3}),
+        *({"n_heads": 1}, {"n_heads": 4}, {"head_dim": 1}, {"head_dim": 32}),
+        *({"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"device": "meta"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_cache_that_is_not_for_the_model_and_its_tokens_is_one_line(prepared, change):
+    model = tiny_models.random_model()
+    if prepared:
+        prepare_for_generation(model, verbose=False)
+    config, tokens = model.config, torch.tensor([[1, 2], [3, 4]])
+    sizes = {"n_layers": config.n_layers, "n_heads": config.n_heads, "head_dim": config.head_dim}
+    cache = KVCache(**{**sizes, "batch_size": 2, "capacity": 4, **change})
+    with torch.inference_mode(), pytest.raises(AGI2Error, match=r"^cache (has|is) .*new_cache"):
+        model(tokens, cache=cache)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("other", [{}, (), "x", [torch.ones(1, 2, 3, 4)]], ids=repr)
+def test_what_is_no_cache_is_one_line(other):
+    model = tiny_models.random_model()
+    with pytest.raises(AGI2Error, match=r"^cache must be a KVCache, not"):
+        model(torch.tensor([[1, 2]]), cache=other)
+    with pytest.raises(AGI2Error, match=r"^cache must be a LayerCache, not"):
+        model.blocks[0](torch.ones(1, 2, model.config.d_model), cache=other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_autocast_a_cache_may_have_the_dtype_of_the_products(dtype):
+    model = tiny_models.random_model()
+    config, tokens = model.config, torch.tensor([[1, 2]])
+    cache = KVCache(config.n_layers, 1, config.n_heads, 4, config.head_dim, dtype=dtype)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model(tokens, cache=cache).isfinite().all()
+    assert cache.length == 2
 
 
 def test_a_cache_of_its_own_size_ends_where_it_is_full():

@@ -76,8 +76,15 @@ class LayerCache:
             they have no meaning, but are finite: `causal_mask` excludes them.
 
         Raises:
-            AGI2Error: if the capacity is exceeded.
+            AGI2Error: if the capacity is exceeded, or B, H or D is not the buffers'.
         """
+        batch, heads, capacity, width = self.keys.shape
+        expected = (batch, heads, key.size(2), width)  # other sizes could be broadcast to these
+        if not key.shape == value.shape == expected:
+            raise AGI2Error(
+                f"cache is for keys and values {(batch, heads, capacity, width)}, not "
+                f"{tuple(key.shape)} and {tuple(value.shape)}"
+            )
         start, end = self.length, self.extend(key.size(2))
         if self.is_ragged:
             self._append_ragged(key, value, end)

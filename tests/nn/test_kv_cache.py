@@ -48,6 +48,18 @@ def test_more_tokens_than_it_holds_are_an_error_and_change_nothing():
     assert torch.equal(cache.layers[0].keys[:, :, : S - 1], before)
 
 
+@pytest.mark.parametrize("shape", [(1, H, 1, D), (B, 1, 1, D), (B, H, 1, 1), (B + 1, H, 1, D)])
+@pytest.mark.parametrize("is_value", [False, True])
+def test_keys_and_values_of_other_sizes_are_an_error_and_change_nothing(shape, is_value):
+    cache = KVCache(LAYERS, B, H, S, D)
+    (before, _), _ = fill(cache, 2)
+    parts = [torch.zeros(B, H, 1, D), torch.zeros(shape)]
+    with pytest.raises(AGI2Error, match=r"^cache is for keys and values"):
+        cache.layers[0].append(*(parts if is_value else parts[::-1]))
+    assert cache.length == 2
+    assert torch.equal(cache.layers[0].keys[:, :, :2], before)
+
+
 @given(
     steps=st.lists(
         st.one_of(
