@@ -13,7 +13,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import (
@@ -212,9 +212,18 @@ def _to_path(value: Any) -> Path:
     return Path(_require(value, is_path and os.fspath(value) != ""))
 
 
+def is_several(value: Any) -> bool:
+    """Return whether a value is an iterable of items; not bytes, a mapping, or a 0-D array.
+
+    An array without dimensions has `__iter__`, too, which raises.
+    """
+    is_iterable = isinstance(value, Iterable) and not isinstance(value, bytes | Mapping)
+    return is_iterable and getattr(value, "ndim", 1) != 0
+
+
 def _to_strings(value: Any) -> list[str]:
-    is_one = isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__")
-    return [_to_str(each) for each in _require(value, not is_one)]
+    is_list = is_several(value) and not isinstance(value, str)
+    return [_to_str(each) for each in _require(value, is_list)]
 
 
 def _to_ids(value: Any) -> Sequence[int]:
@@ -222,10 +231,17 @@ def _to_ids(value: Any) -> Sequence[int]:
     if isinstance(value, list | tuple) and all(type(each) is int for each in value):
         return value
     if hasattr(value, "ndim"):
-        value = _require(value, value.ndim == 1).tolist()
-    is_one = isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__")
-    ids = [_to_scalar(each) for each in _require(value, not is_one)]
+        value = _to_list(_require(value, value.ndim == 1))
+    is_list = is_several(value) and not isinstance(value, str)
+    ids = [_to_scalar(each) for each in _require(value, is_list)]
     return [to_int(_require(each, not isinstance(each, float))) for each in ids]
+
+
+def _to_list(array: Any) -> Any:
+    try:
+        return array.tolist()
+    except RuntimeError:  # a sparse tensor, or one on the meta device
+        raise _MismatchError from None
 
 
 def _is_large(value: Any) -> bool:

@@ -20,7 +20,12 @@ from .errors import AGI2Error
 from .formats.model_dir import TrainedModel
 from .inference.beam_search import beam_search
 from .inference.choices import Choice, choices_of
-from .inference.detokenizer import StoppingCriterion, decode_until_stop, stop_condition
+from .inference.detokenizer import (
+    StoppingCriterion,
+    decode_until_stop,
+    stop_condition,
+    stopping_functions,
+)
 from .inference.engine import Engine
 from .inference.model_runner import ModelRunner, check_prompt, max_batch_rows
 from .inference.requests import (
@@ -247,9 +252,10 @@ def generate_batch(
     if params.speculative != "none":
         raise AGI2Error('speculative = "ngram" decodes one sequence at a time: remove it')
     given_prompts = checked_prompts(prompts)
+    criteria = stopping_functions(stopping_criteria)
     seeds = [None if seed is None else seed + i for i in range(n)]
     requests = [
-        text_request(ids, params, model, tokenizer, stopping_criteria, seed=each)
+        text_request(ids, params, model, tokenizer, criteria, seed=each)
         for ids in [encode_prompt(prompt, tokenizer, model_seed) for prompt in given_prompts]
         for each in seeds
     ]

@@ -6,12 +6,13 @@ import fnmatch
 import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from ..arguments import is_several
 from ..errors import AGI2Error, safe_repr
 from ..utils import human_bytes
 from .builtin import BUILTIN
@@ -46,7 +47,7 @@ def list_sources(sources: Sources) -> list[str]:
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
-    if isinstance(sources, bytes | Mapping) or not isinstance(sources, Iterable):
+    if not is_several(sources):
         raise AGI2Error(f"sources must be a path or a list of paths, not {safe_repr(sources)}")
     paths = list(sources)
     if not paths:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..arguments import NonNegativeInt, PositiveInt, checked
+from ..arguments import NonNegativeInt, PositiveInt, checked, convert, is_several
 from ..console import Advance, show_progress, visible
 from ..cuda_utils import autocast, logits_chunk_tokens
 from ..data.tokens import tokenize
@@ -143,6 +143,8 @@ def evaluate_tokens(
             f"stride must be between 1 and the model's {plural(positions, 'position')}, "
             f"not {stride}"
         )
+    if not is_several(tokens):
+        convert(Sequence[int], "tokens", tokens)
     if len(tokens) < 2:
         raise AGI2Error(f"the text has {plural(len(tokens), 'token')}: at least 2 are needed")
     width = min(positions, len(tokens) - 1)

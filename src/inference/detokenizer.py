@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from ..arguments import checked
-from ..errors import AGI2Error
+from ..arguments import checked, is_several
+from ..errors import AGI2Error, safe_repr
 from ..tokenizer import Tokenizer
 from .sampling import SamplingParams
 
@@ -37,10 +38,7 @@ class IncrementalDetokenizer:
         self._characters = StreamDecoder(tokenizer)
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
         self._stop_strings = StopStrings(options.stop, skip_leading_space)
-        self._criteria = [criteria] if callable(criteria) else list(criteria or ())
-        for each in self._criteria:
-            if not callable(each):
-                raise AGI2Error(f"stopping_criteria must be functions of the text, not {each!r}")
+        self._criteria = stopping_functions(criteria)
         self._min_tokens_left = options.min_length
         self.text = ""
         """The text returned so far."""
@@ -73,6 +71,25 @@ class IncrementalDetokenizer:
         self.text += piece
         self.ended = sentence_ended or self._stop_strings.stopped
         return piece
+
+
+def stopping_functions(
+    criteria: StoppingCriterion | Iterable[StoppingCriterion] | None,
+) -> list[StoppingCriterion]:
+    """Return one or several stopping criteria as a list.
+
+    Raises:
+        AGI2Error: if one is not callable.
+    """
+    criteria = () if criteria is None else criteria
+    several: Any = criteria if is_several(criteria) and not callable(criteria) else [criteria]
+    functions = list(several)
+    for each in functions:
+        if not callable(each):
+            raise AGI2Error(
+                f"stopping_criteria must be functions of the text, not {safe_repr(each)}"
+            )
+    return functions
 
 
 def decode_until_stop(tokens: Sequence[int], tokenizer: Tokenizer, options: SamplingParams) -> str:

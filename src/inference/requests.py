@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..arguments import convert
+from ..arguments import convert, is_several
 from ..errors import AGI2Error, safe_repr
 from ..formats.model_dir import check_vocabulary
 from ..model import GPT2Model
@@ -56,7 +56,7 @@ def text_request(
 
 def checked_prompts(prompts: Any) -> list[str | Sequence[int]]:
     """Return the prompts of a batch as a list; raise an `AGI2Error` if they are something else."""
-    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+    if not is_several(prompts):
         raise AGI2Error(
             f"prompts must be a list of texts or of token ids, not {safe_repr(prompts)}"
         )

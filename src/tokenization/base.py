@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import operator
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..arguments import convert
+from ..arguments import convert, is_several
 from ..console import show_progress, visible
-from ..errors import AGI2Error
+from ..errors import AGI2Error, safe_repr
 from ..utils import convert_write_errors, log, write_text
 from .tokenizer_json import MAX_NAME
 
@@ -143,10 +144,10 @@ class Tokenizer(ABC):
         if isinstance(names, str) and names == "all":
             return known
         for name in (names := to_list(names, "allowed_special")):
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise AGI2Error(
-                    f"allowed_special: {name!r} is not a special token; the special tokens are "
-                    f"{', '.join(known)}"
+                    f"allowed_special: {safe_repr(name)} is not a special token; the special "
+                    f"tokens are {', '.join(known)}"
                 )
         return {name: known[name] for name in names}
 
@@ -253,8 +254,9 @@ def as_ids(tokens: Any) -> list[int]:
         AGI2Error: if it is not a 1-D sequence of integers.
     """
     if hasattr(tokens, "tolist"):  # an array or a tensor
-        tokens = tokens.tolist()
-    if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):
+        with contextlib.suppress(RuntimeError):  # a tensor that is sparse or has no values
+            tokens = tokens.tolist()
+    if isinstance(tokens, str) or hasattr(tokens, "tolist") or not is_several(tokens):
         raise AGI2Error(f"tokens must be a list of integers, not {_describe_value(tokens)}")
     return [as_id(token) for token in tokens]
 
@@ -265,16 +267,11 @@ def to_list(values: Any, name: str) -> list[Any]:
     Raises:
         AGI2Error: if it is not iterable, or is `bytes` or a mapping.
     """
-    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
+    if not is_several(values):
         raise AGI2Error(f"{name} must be a list of strings, not {_describe_value(values)}")
     if isinstance(values, str) and name != "vocabulary":
         return [values]
-    try:
-        return list(values)
-    except TypeError as error:  # a zero-dimensional array or tensor
-        raise AGI2Error(
-            f"{name} must be a list of strings, not {_describe_value(values)}"
-        ) from error
+    return list(values)
 
 
 def check_new_names(names: Iterable[Any], reserved: Collection[str]) -> list[str]:
@@ -313,7 +310,7 @@ def read_texts(texts: str | Path | Iterable[str | Path]) -> Iterator[str]:
     if isinstance(texts, str | Path):
         yield _read_text(texts, "texts")
         return
-    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+    if not is_several(texts):
         raise AGI2Error(
             "texts must be a str (a text), a Path (a file) or a list of them, not "
             + _describe_value(texts)
@@ -351,4 +348,4 @@ def _is_file(text: str) -> bool:
 
 
 def _describe_value(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {safe_repr(value)}"

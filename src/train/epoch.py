@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import convert
+from ..arguments import convert, is_several
 from ..console import TrainingDisplay
 from ..cuda_utils import memory_stats
 from ..errors import AGI2Error
@@ -92,7 +92,9 @@ class Epoch:
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device="cpu")
         tokens, counted, started = 0, 0, time.monotonic()
-        count = len(dataloader) if isinstance(dataloader, Sized) else None
+        count = None
+        if isinstance(dataloader, Sized) and is_several(dataloader):
+            count = len(dataloader)
         with TrainingDisplay(count) as display:
             for number, batch in enumerate(_checked(dataloader), 1):
                 targets = split_batch(batch)[1]
@@ -175,7 +177,7 @@ def _checked(dataloader: Iterable[Batch]) -> Iterator[Batch]:
     Raises:
         AGI2Error: if a batch is neither a tensor of windows nor a pair of inputs and targets.
     """
-    if not isinstance(dataloader, Iterable):
+    if not is_several(dataloader):
         raise AGI2Error(
             f"dataloader: {_kind(dataloader)} is not iterable: give a DataLoader, or another "
             "iterable of batches"

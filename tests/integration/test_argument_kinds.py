@@ -28,19 +28,25 @@ from tests.tiny_models import alphabet, random_model, tiny_config
 
 # What means the same as a plain value, and what means nothing.
 NUMBERS_NEVER = ["1", True, [1], object()]
+# Arrays without dimensions have `__iter__`, which raises.
+WITHOUT_ITEMS = [np.array(2), np.array("a"), torch.tensor(2), torch.tensor(True), np.array(None)]
 KINDS = {
     "int": (lambda v: [np.int64(v), float(v), torch.tensor(v)], [*NUMBERS_NEVER, 1.5]),
     "end": (lambda v: [np.int64(v), [v], (v,), torch.tensor([v])], ["1", True, 1.5, [1.5], {}]),
     "float": (lambda v: [np.float64(v), torch.tensor(v, dtype=torch.float64)], NUMBERS_NEVER),
     "bool": (lambda v: [np.bool_(v), torch.tensor(v)], ["yes", 1, [True]]),
     "str": (lambda v: [np.str_(v)], [5, b"x", {}]),
-    "strs": (lambda v: [tuple(v), iter(v)], [5, [5], b"x"]),
+    "strs": (lambda v: [tuple(v), iter(v), np.array(v)], [5, [5], b"x", *WITHOUT_ITEMS]),
     "choice": (lambda v: [np.str_(v)], ["nothing", 5, [1]]),
     "path": (lambda v: [str(v), Path(v)], [5, b"x", True, ""]),
-    "paths": (lambda v: [str(v), [v], (str(v),)], [5, b"x", [5], {"a": 1}]),
+    "texts": (lambda v: [[v], (v,), iter([v])], [5, b"x", {"a": 1}, [5], *WITHOUT_ITEMS]),
+    "paths": (
+        lambda v: [str(v), [v], (str(v),)], [5, b"x", [5], {"a": 1}, *WITHOUT_ITEMS],
+    ),
     "ids": (
         lambda v: [tuple(v), np.array(v), torch.tensor(v), iter(v)],
-        [5, [1.5], {1: 2}, [True], np.ones(2), torch.ones(1, 2), [[1]]],
+        [5, [1.5], {1: 2}, [True], np.ones(2), torch.ones(1, 2), [[1]], *WITHOUT_ITEMS,
+         torch.ones(2).to_sparse(), torch.ones(2, device="meta").long()],
     ),
     "rows": (
         lambda v: [v.tolist(), v.numpy(), v.int(), v.to(torch.uint8)],
@@ -67,6 +73,12 @@ KINDS = {
     "dtype": (lambda v: [], ["float32", 5]),
     "function": (lambda v: [], ["x", 5]),
     "object": (lambda v: [], ["x", 5, [1], object()]),
+    "optional": (lambda v: [], ["x", 5, [1], {"a": 1}, object()]),
+    "batches": (lambda v: [tuple(v), iter(v)], ["x", 5, [1], object(), *WITHOUT_ITEMS]),
+    "criteria": (
+        lambda v: [v[0], tuple(v), iter(v)],
+        ["x", 5, 0, [5], {"a": 1}, torch.ones(2), object(), *WITHOUT_ITEMS],
+    ),
 }  # fmt: skip
 
 
@@ -137,6 +149,11 @@ class World:
         torch.manual_seed(0)
         return MultiHeadAttention(8, 2, 0.0).eval()
 
+    @cached_property
+    def block(self):
+        torch.manual_seed(0)
+        return src.TransformerBlock(8, 2, 9, 0.0).eval()
+
 
 def w(name):
     return lambda world: getattr(world, name)
@@ -170,7 +187,7 @@ DIVERSE = {
     "groups": ("int", 1),
     "diversity_penalty": ("float", 0.5),
 }
-STOPPING = ("skip", ())
+STOPPING = ("criteria", [lambda text: len(text) > 1])
 SIZES = {"d_model": ("int", 8), "n_heads": ("int", 2)}
 DROPOUT, BIAS, QUIET = ("float", 0.25), ("bool", True), ("bool", False)
 EVALUATION = {"precision": ("dtype", torch.float32), "verbose": QUIET}
@@ -226,7 +243,7 @@ CASES = {
         seed=("int", 3), verbose=QUIET,
     ),
     "train_epoch": case(
-        src.train_epoch, model=MODEL, dataloader=("object", w("batches")),
+        src.train_epoch, model=MODEL, dataloader=("batches", w("batches")),
         optimizer=("object", w("optimizer")), criterion=("object", nn.functional.cross_entropy),
         device=("device", "cpu"), clip_grad_norm=("float", 1.0), scheduler=("optional", None),
         verbose=QUIET,
@@ -349,6 +366,14 @@ METHODS = {
         mask=("skip", torch.ones(2, 2, dtype=torch.bool)), causal=("bool", True),
         cache=("optional", None), need_weights=("bool", False),
     ),
+    "block.forward": case(
+        lambda world, **given: world.block(**given),
+        x=("vectors", torch.ones(1, 2, 8)), mask=("skip", torch.ones(2, 2, dtype=torch.bool)),
+        causal=("bool", True), cache=("optional", None),
+    ),
+    "block.ffn.forward": case(
+        lambda world, **given: world.block.ffn(**given), x=("vectors", torch.ones(1, 2, 8))
+    ),
     "tokenizer.encode": case(
         lambda world, **given: world.tokenizer.encode(**given),
         text=("str", "the"), allowed_special=("strs", ["<unk>"]),
@@ -358,7 +383,7 @@ METHODS = {
         tokens=("ids", [3, 4]), skip_special_tokens=("bool", True),
     ),
     "tokenizer.fit": case(
-        lambda world, **given: world.tokenizer.fit(**given), texts=("str", "the"), verbose=QUIET
+        lambda world, **given: world.tokenizer.fit(**given), texts=("texts", "the"), verbose=QUIET
     ),
     "tokenizer.save": case(
         lambda world, **given: world.tokenizer.save(**given), path=("path", w("free"))
