@@ -16,8 +16,9 @@ import torch
 from common import parser, report
 from transformers.generation import logits_process as theirs
 
+from src.config_keys import GenerationConfig
 from src.inference.logits_processors import process_logits
-from src.inference.sampling import SamplingParams, sample
+from src.inference.sampling import sample
 
 VOCABULARY, LENGTH = 50257, 200
 MANNERS = {
@@ -67,7 +68,7 @@ def main() -> None:
             logits = some_logits(shape, texts)
             tokens = torch.randint(VOCABULARY, (texts, LENGTH))
             for manner, (keys, processors) in MANNERS.items():
-                ours = SamplingParams(**keys)
+                ours = GenerationConfig(**{"temperature": 1.0, **keys})
                 chain = theirs.LogitsProcessorList(processors)
                 numbers = None if ours.is_greedy else [0.5] * texts
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.testing import CliRunner
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.cli.main import app  # noqa: E402
 from src.config import Config  # noqa: E402
-from src.config_keys import DataKeys, GenerationKeys, ModelKeys, TrainKeys  # noqa: E402
+from src.config_keys import DataConfig, GenerationConfig, ModelConfig, TrainConfig  # noqa: E402
 from src.utils import json_line  # noqa: E402
 
 GENERATED = ROOT / "build" / "reference"
@@ -49,7 +49,7 @@ def configuration_reference() -> str:
 
 def _documented_keys() -> Iterator[tuple[str, str, str]]:
     """Yield each key with its docstring, and the heading if it is the first of a section."""
-    for section in (DataKeys, ModelKeys, TrainKeys, GenerationKeys):
+    for section in (DataConfig, ModelConfig, TrainConfig, GenerationConfig):
         source = textwrap.dedent(inspect.getsource(section))
         lines = source.splitlines()
         [tree] = ast.parse(source).body
@@ -68,6 +68,8 @@ def _types(annotation: Any) -> Iterator[str]:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         yield from (f"`{json_line(value)}`" for value in parts)
+    elif origin is Annotated:
+        yield from _types(parts[0])
     elif origin is list:
         yield f"list of {' or '.join(_plurals(parts[0]))}"
     elif origin is dict:

@@ -117,13 +117,13 @@ def convert(hint: Any, name: str, value: Any) -> Any:
     """
     try:
         return _convert(hint, value)
-    except _MismatchError:
-        value = _to_scalar(value)
+    except MismatchError:
+        value = to_scalar(value)
         received = type(value).__name__ if _is_large(value) else safe_repr(value)
-        raise AGI2Error(f"{name} must be {_describe(hint)}, not {received}") from None
+        raise AGI2Error(f"{name} must be {describe(hint)}, not {received}") from None
 
 
-class _MismatchError(Exception):
+class MismatchError(Exception):
     """A value cannot be converted to the annotated type."""
 
 
@@ -148,7 +148,7 @@ def _convert(hint: Any, value: Any) -> Any:
 
 def _require(value: Any, is_fitting: bool) -> Any:
     if not is_fitting:
-        raise _MismatchError
+        raise MismatchError
     return value
 
 
@@ -159,12 +159,12 @@ def _convert_to_any(hints: Sequence[Any], value: Any) -> Any:
     for hint in hints:
         try:
             return _convert(hint, value)
-        except _MismatchError:
+        except MismatchError:
             continue
-    raise _MismatchError
+    raise MismatchError
 
 
-def _to_scalar(value: Any) -> Any:
+def to_scalar(value: Any) -> Any:
     """Convert a zero-dimensional array or tensor to a Python scalar; return others unchanged."""
     if not (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0):
         return value
@@ -176,30 +176,30 @@ def _to_scalar(value: Any) -> Any:
 
 def to_int(value: Any) -> int:
     """Convert a number to an integer of the same value: 50.0, but not 50.5, `True` or "50"."""
-    value = _to_scalar(value)
+    value = to_scalar(value)
     if type(value) is int:
         return value
     number = to_float(value)
     if not (math.isfinite(number) and number == int(number)):
-        raise _MismatchError
+        raise MismatchError
     return int(value)
 
 
 def to_float(value: Any) -> float:
     """Convert a number to a float; an integer is returned unchanged."""
-    value = _to_scalar(value)
+    value = to_scalar(value)
     if type(value) in (int, float):
         return typing.cast(float, value)
     if isinstance(value, str | bytes | bool | complex) or hasattr(value, "ndim"):
-        raise _MismatchError
+        raise MismatchError
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise _MismatchError from error
+        raise MismatchError from error
 
 
 def _to_bool(value: Any) -> bool:
-    value = _to_scalar(value)
+    value = to_scalar(value)
     return bool(_require(value, isinstance(value, bool)))
 
 
@@ -233,7 +233,7 @@ def _to_ids(value: Any) -> Sequence[int]:
     if hasattr(value, "ndim"):
         value = _to_list(_require(value, value.ndim == 1))
     is_list = is_several(value) and not isinstance(value, str)
-    ids = [_to_scalar(each) for each in _require(value, is_list)]
+    ids = [to_scalar(each) for each in _require(value, is_list)]
     return [to_int(_require(each, not isinstance(each, float))) for each in ids]
 
 
@@ -241,7 +241,7 @@ def _to_list(array: Any) -> Any:
     try:
         return array.tolist()
     except RuntimeError:  # a sparse tensor, or one on the meta device
-        raise _MismatchError from None
+        raise MismatchError from None
 
 
 def _is_large(value: Any) -> bool:
@@ -261,16 +261,17 @@ _CONVERTERS: dict[Any, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
     """Return the description of a type for messages."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{_describe(args[0])} {args[1]}"
+        return f"{describe(args[0])} {args[1]}"
     if origin in (Union, types.UnionType):
         kinds = [each for each in args if not (each is str and Path in args)]
-        return " or ".join(map(_describe, kinds))
+        return " or ".join(map(describe, kinds))
     if origin is Literal:
-        return " or ".join(map(repr, args))
+        *others, last = map(repr, args)
+        return f"{', '.join(others)} or {last}" if others else last
     if hint in _CONVERTERS:
         return _CONVERTERS[hint][0]
     if origin is Callable:
@@ -306,7 +307,7 @@ def as_device(name: str, value: Any) -> torch.device:
         return value
     try:
         return torch.device(_require(value, isinstance(value, str)))
-    except (RuntimeError, _MismatchError):
+    except (RuntimeError, MismatchError):
         raise AGI2Error(
             f"{name} must be a device such as cpu or cuda:1, not {safe_repr(value)}"
         ) from None

@@ -9,17 +9,17 @@ from typing import Annotated, Any
 from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from .arguments import Range, Rate, convert_fields
-from .config_checks import PRESETS, contradictions, dependent_defaults, integral_value, plain_value
+from .config_checks import PRESETS, contradictions, dependent_defaults, plain_values
 from .config_keys import (
     LARGEST,
     Activation,
-    DataKeys,
-    GenerationKeys,
-    ModelKeys,
+    DataConfig,
+    GenerationConfig,
+    ModelConfig,
     NormPosition,
     PositionKind,
     Preset,
-    TrainKeys,
+    TrainConfig,
 )
 from .errors import AGI2Error, safe_repr
 
@@ -155,10 +155,16 @@ REQUIRED_KEYS: dict[str, tuple[str, ...]] = {
 
 
 # Pydantic orders the keys of base classes from the last to the first.
-class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
-    """Complete configuration of a run: flat, validated, immutable.
+class Config(GenerationConfig, TrainConfig, ModelConfig, DataConfig, Mapping):
+    """Complete configuration of a run: four sections in one, flat, validated, immutable.
 
     Also a mapping: `config["epochs"]` and `**config` work.
+
+    Args:
+        **keys: values by key; None and "" mean "not set".
+
+    Raises:
+        AGI2Error: with a line per problem.
     """
 
     # Keys adopted from the model of `init_from` instead of set by the user.
@@ -180,26 +186,22 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
             for key, value in values.items()
             if key not in cls.model_fields or (value is not None and value != "")
         }
-        values = {key: plain_value(key, value) for key, value in values.items()}
-        values = {
-            key: integral_value(cls.model_fields.get(key), value) for key, value in values.items()
-        }
-        # `plain_value` makes None of `resume = false` and `top_k = 0`.
+        values = plain_values(cls.model_fields, values)
+        # `plain_values` makes None of `resume = false` and `top_k = 0`.
         values = {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
-        for key in ("sources", "stop", "log_to"):
-            if isinstance(values.get(key), str):
-                values[key] = [values[key]]
         values = {**PRESETS.get(str(values.get("preset")), {}), **values}
         config = validate({**dependent_defaults(values), **values})
         object.__setattr__(config, "__pydantic_fields_set__", set(values))
         return config
 
-    @model_validator(mode="after")
-    def _check_constraints(self) -> Config:
-        """Raise `ValueError` with a line per contradiction between keys."""
-        if problems := contradictions(self):
-            raise ValueError("\n".join(problems))
-        return self
+    def _contradictions(self) -> list[str]:
+        return contradictions(self)
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The section of generation, beam search and chat."""
+        keys = {key: self[key] for key in GenerationConfig.model_fields}
+        return GenerationConfig.model_construct(**keys)
 
     # The `Mapping` interface, over the keys.
     def __getitem__(self, key: str) -> Any:
@@ -233,7 +235,7 @@ class Config(GenerationKeys, TrainKeys, ModelKeys, DataKeys, Mapping):
         adopted from a pretrained model.
         """
         defaults = {
-            **Config.model_validate({}),
+            **Config(),
             **PRESETS.get(str(self.preset), {}),
             **dependent_defaults(self),
             "model_ff": 4 * self.model_embd,

@@ -1,13 +1,20 @@
-"""Values as TOML would give them, defaults that depend on other keys, and contradictions."""
+"""Values as TOML would give them, dependent defaults, contradictions, and error messages."""
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+
+from .arguments import MismatchError, describe, to_float, to_int, to_scalar
+from .errors import AGI2Error, safe_repr
 
 MAX_THREADS = 1024
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]+)?"
@@ -21,37 +28,69 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-def plain_value(key: str, value: Any) -> Any:
-    """Convert a value to the type that it would have in TOML.
+def plain_values(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the values of known keys to the types that they would have in TOML.
 
-    Accepts paths, tuples, `torch.device` and zero-dimensional NumPy or PyTorch values; normalizes
-    a preset's case, a boolean `resume`, and `top_k = 0`, which means no limit.
+    Args:
+        fields: the known keys.
+        values: values by key, such as paths, tuples, a `torch.device`, NumPy or PyTorch scalars,
+            and numbers of other types that the key takes without loss (10.0 and 1e3 as integers).
     """
-    if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if isinstance(value, tuple):
-        value = list(value)
-    if isinstance(value, list):
-        value = [os.fspath(each) if isinstance(each, os.PathLike) else each for each in value]
+    return {
+        key: _plain_value(key, value, fields[key].annotation) if key in fields else value
+        for key, value in values.items()
+    }
+
+
+def _plain_value(key: str, value: Any, annotation: Any) -> Any:
+    value = to_scalar(value)
+    if get_origin(annotation) is list:
+        return _plain_list(value)
+    if get_origin(annotation) is dict:
+        return _plain_dict(value)
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+        return os.fspath(value)
     if key == "device" and type(value).__name__ == "device":
-        value = str(value)
+        return str(value)
     if key == "preset" and isinstance(value, str):
-        value = value.lower()
+        return value.lower()
     if key == "resume" and isinstance(value, bool):
-        value = "auto" if value else None
-    if key == "top_k" and value == 0 and not isinstance(value, bool):
-        value = None
-    return value
+        return "auto" if value else None
+    value = _plain_number(value, get_args(annotation) or (annotation,))
+    return None if key == "top_k" and value == 0 and not isinstance(value, bool) else value
 
 
-def integral_value(field: FieldInfo | None, value: Any) -> Any:
-    """Convert an integral float (10.0, 1e3) to int if the key takes int but not float."""
-    if type(value) is not float or field is None or not value.is_integer():
+def _plain_list(value: Any) -> Any:
+    """Convert one text, several or none to a list; return what is neither unchanged."""
+    if value is None:
+        return []
+    if isinstance(value, str | os.PathLike):
+        return [os.fspath(value)]
+    if isinstance(value, bytes | Mapping) or not hasattr(value, "__iter__"):
         return value
-    kinds = get_args(field.annotation) or (field.annotation,)
-    return int(value) if int in kinds and float not in kinds else value
+    return [os.fspath(each) if isinstance(each, os.PathLike) else to_scalar(each) for each in value]
+
+
+def _plain_dict(value: Any) -> Any:
+    """Convert a mapping from tokens, texts or ids, to numbers; return what is none unchanged."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        _plain_number(token, (int,)): _plain_number(number, (float,))
+        for token, number in value.items()
+    }
+
+
+def _plain_number(value: Any, kinds: Sequence[Any]) -> Any:
+    """Convert a number to one of the types `kinds` if that loses nothing."""
+    try:
+        if float in kinds:
+            return to_float(value)
+        return to_int(value) if int in kinds else value
+    except MismatchError:
+        return to_scalar(value)
 
 
 def contradictions(config: Any) -> list[str]:
@@ -61,7 +100,7 @@ def contradictions(config: Any) -> list[str]:
     """
     return [
         *_wrong_sizes(config),
-        *_wrong_generation(config),
+        *generation_contradictions(config),
         *_wrong_lora(config),
         *_wrong_names(config),
     ]
@@ -82,7 +121,12 @@ def _wrong_sizes(config: Any) -> Iterator[str]:
         yield f"threads {config.threads} is not in the range 1 to {MAX_THREADS}"
 
 
-def _wrong_generation(config: Any) -> Iterator[str]:
+def generation_contradictions(config: Any) -> list[str]:
+    """Return an error line for each constraint between keys of generation that is violated."""
+    return [*_wrong_beams(config), *_wrong_sampling(config)]
+
+
+def _wrong_beams(config: Any) -> Iterator[str]:
     if config.beam_size % config.beam_groups:
         yield f"beam_groups {config.beam_groups} does not divide beam_size {config.beam_size}"
     if config.beam_results > config.beam_size:
@@ -90,7 +134,25 @@ def _wrong_generation(config: Any) -> Iterator[str]:
             f"beam_results {config.beam_results} is above beam_size {config.beam_size}: "
             "lower the one or raise the other"
         )
-    yield from sampling_contradictions(config)
+
+
+def _wrong_sampling(config: Any) -> Iterator[str]:
+    for key, required in GREEDY_VALUES.items():
+        value = getattr(config, key)
+        if config.speculative != "none" and value != required:
+            yield (
+                f'{key} {value} does not go with speculative = "ngram", which is greedy: '
+                + (
+                    f"set {key} = {required:g}"
+                    if isinstance(required, float)
+                    else f"leave {key} out"
+                )
+            )
+    if config.min_length > config.max_length:
+        yield (
+            f"min_length {config.min_length} is above max_length {config.max_length}: "
+            "lower the one or raise the other"
+        )
     if config.samples > 1 and config.temperature == 0:
         yield f"samples {config.samples} would all be equal at temperature 0"
 
@@ -107,6 +169,9 @@ def _wrong_lora(config: Any) -> Iterator[str]:
 
 
 def _wrong_names(config: Any) -> Iterator[str]:
+    for token in config.logit_bias:
+        if isinstance(token, int):  # TOML has no such keys; from Python, a request may have them
+            yield f"logit_bias {token} is a token id: a configuration names tokens by their text"
     name = config.model_name
     if name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name):
         yield f"model_name {name!r} is not a folder's name"
@@ -132,25 +197,6 @@ GREEDY_VALUES: dict[str, Any] = {
 }
 
 
-def sampling_contradictions(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield an error line for each contradiction between sampling options."""
-    for key, required in GREEDY_VALUES.items():
-        if options["speculative"] != "none" and options[key] != required:
-            yield (
-                f'{key} {options[key]} does not go with speculative = "ngram", which is greedy: '
-                + (
-                    f"set {key} = {required:g}"
-                    if isinstance(required, float)
-                    else f"leave {key} out"
-                )
-            )
-    if options["min_length"] > options["max_length"]:
-        yield (
-            f"min_length {options['min_length']} is above max_length {options['max_length']}: "
-            "lower the one or raise the other"
-        )
-
-
 def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults that depend on other keys."""
     positions = given.get("model_positions", 1024)
@@ -164,3 +210,144 @@ def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 _MAX_NAME_BYTES = 240
 # Default of `epochs` if `max_steps` or `max_minutes` is set: epochs then do not end the run.
 UNBOUNDED_EPOCHS = 1_000_000
+
+# Names that other projects use for these keys.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "max_iters": "max_steps",
+    "iterations": "max_steps",
+    "block_size": "seq_len",
+    "context_length": "model_positions",
+    "n_positions": "model_positions",
+    "n_layer": "model_layer",
+    "n_layers": "model_layer",
+    "num_layers": "model_layer",
+    "n_head": "model_head",
+    "n_heads": "model_head",
+    "num_heads": "model_head",
+    "n_embd": "model_embd",
+    "d_model": "model_embd",
+    "hidden_size": "model_embd",
+    "d_ff": "model_ff",
+    "grad_clip": "clip_grad_norm",
+    "num_beams": "beam_size",
+    "max_new_tokens": "max_length",
+    "beta2": "adam_beta2",
+    "source": "sources",
+    "name": "model_name",
+}
+
+MAX_PROBLEMS = 20
+"""Maximum number of problems reported one by one; the rest are only counted."""
+
+
+def error_of(problems: Sequence[str]) -> AGI2Error:
+    """Return an error with a line per problem, at most `MAX_PROBLEMS` of them."""
+    more = len(problems) - MAX_PROBLEMS
+    if more > 0:
+        problems = [*problems[:MAX_PROBLEMS], f"and {more:,} more problem{'s' * (more > 1)}"]
+    return AGI2Error(*problems)
+
+
+def explain(
+    fields: Mapping[str, FieldInfo], values: Mapping[str, Any], error: ValidationError
+) -> list[tuple[str | None, str]]:
+    """Return the key and a one-line message of each value that pydantic refused.
+
+    Args:
+        fields: the known keys.
+        values: the values by key, as given: errors in others repeat that of the key they derive
+            from.
+        error: pydantic's.
+
+    Returns:
+        Pairs of key and message; the key is None for values that contradict each other. Messages
+        after the first `MAX_PROBLEMS` are empty: only their number is shown.
+    """
+    details = error.errors(include_url=False)
+    if not details[0]["loc"]:
+        return [(None, line) for line in str(details[0]["ctx"]["error"]).split("\n")]
+    # pydantic reports a union's error once per member type.
+    refused: dict[tuple[Any, ...], Any] = {}
+    for detail in details:
+        key, *inside = detail["loc"]
+        if key in values:
+            is_token = "[key]" in inside
+            refused.setdefault((key, *inside[: _depth(fields, key)], is_token), detail["input"])
+    return [
+        (key, _message(fields, key, inside, is_token, value) if number < MAX_PROBLEMS else "")
+        for number, ((key, *inside, is_token), value) in enumerate(refused.items())
+    ]
+
+
+def _depth(fields: Mapping[str, FieldInfo], key: Any) -> int:
+    """Return 1 if a value has elements that are validated, 0 if not."""
+    return int(key in fields and get_origin(fields[key].annotation) in (list, dict))
+
+
+def _message(
+    fields: Mapping[str, FieldInfo], key: str, inside: Sequence[Any], is_token: bool, value: Any
+) -> str:
+    """Return what a value, or an element of it, must be, and what it is."""
+    if key not in fields:
+        name = key if key.strip() and key.isprintable() else repr(key)
+        return f"unknown key {name}{_suggestion(key, fields)}"
+    hint, bounds, name = fields[key].annotation, fields[key].metadata, key
+    if inside and get_origin(hint) is list:
+        hint, name = get_args(hint)[0], f"{key}[{inside[0]}]"
+    elif inside:
+        hint = get_args(hint)[0 if is_token else 1]
+        name = f"a token of {key}" if is_token else f"{key} of {inside[0]!r}"
+    if get_origin(hint) is Annotated:
+        hint, bounds = get_args(hint)[0], get_args(hint)[1].metadata
+    return f"{name} must be {_allowed(hint, bounds, value)}, not {safe_repr(value)}"
+
+
+def _allowed(hint: Any, bounds: Iterable[Any], value: Any) -> str:
+    """Return the range of a number, or the type if the value has another one."""
+    origin = get_origin(hint)
+    is_union = origin in (Union, UnionType)
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if is_union else [hint]
+    if bounds and float in kinds and type(value) in (int, float):
+        return describe_range(bounds)
+    if bounds and int in kinds and type(value) is int:
+        return describe_range(bounds, value)
+    if origin is list:
+        return "a list of strings"
+    if origin is dict:
+        return "a mapping from tokens to numbers"
+    return " or ".join(map(describe, kinds))
+
+
+def describe_range(bounds: Iterable[Any], integer: int | None = None) -> str:
+    """Return the range of a key as text, such as "above 0 and at most 1".
+
+    Args:
+        bounds: pydantic's metadata of the field.
+        integer: for integers, the value: only the bound that it violates is named.
+    """
+    limits = {
+        name: getattr(each, name)
+        for each in bounds
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(each, name)
+    }
+    low = limits["gt" if "gt" in limits else "ge"]
+    high = limits.get("le", limits.get("lt", math.inf))
+    if integer is not None:
+        return f"at most {high:,}" if integer > high else f"at least {low}"
+    if high == math.inf:
+        return f"above {low:g}" if "gt" in limits else f"a number from {low:g} on"
+    upper = f"at most {high:g}" if "le" in limits else f"below {high:g}"
+    if "gt" in limits:
+        return f"above {low:g} and {upper}"
+    return f"from {low:.10g} to {high:.10g}" if "le" in limits else f"from {low:g} to {upper}"
+
+
+def _suggestion(key: str, fields: Iterable[str]) -> str:
+    synonym = SYNONYMS.get(key.lower(), "")
+    close = difflib.get_close_matches(key[:50].lower(), fields, n=1)
+    nearest = synonym if synonym in fields else close[0] if close else None
+    if nearest:
+        return f"; did you mean {nearest}?"
+    return "; resources/default.toml lists every key"

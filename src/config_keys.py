@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import sys
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .config_checks import error_of, explain, generation_contradictions, plain_values
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
@@ -23,19 +24,60 @@ LARGEST = {
     "n_heads": 2**16,
     "d_ff": 2**20,
 }
+MIN_TEMPERATURE = 1e-5
+"""Minimum temperature; below it decoding is greedy, as division would overflow the logits."""
 # Upper bound of counts (steps, tokens), far below 2**53: exact in float64.
 _MAX_COUNT = 10**12
 
 
 class Section(BaseModel):
-    """A section of the configuration: keys, with default, range and docstring."""
+    """A section of the configuration: keys, with default, range and docstring.
+
+    Args:
+        **keys: values of the type that TOML would give, or equivalent ones (`plain_values`).
+
+    Raises:
+        AGI2Error: with a line for each key that is unknown, of another type or out of its range; or
+            for each contradiction between keys.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    def __init__(self, /, **keys: Any) -> None:
+        try:
+            super().__init__(**keys)
+        except ValidationError as error:
+            found = explain(type(self).model_fields, keys, error)
+            raise error_of([line for _, line in found]) from None
 
-class DataKeys(Section):
+    @classmethod
+    def problems(cls, keys: Mapping[str, Any]) -> list[tuple[str | None, str]]:
+        """Return the problems of values, each with its key; see `config_checks.explain`."""
+        try:
+            BaseModel.__init__(cls.__new__(cls), **keys)
+        except ValidationError as error:
+            return explain(cls.model_fields, keys, error)
+        return []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return plain_values(cls.model_fields, values)
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Self:
+        if found := self._contradictions():
+            raise ValueError("\n".join(found))
+        return self
+
+    def _contradictions(self) -> list[str]:
+        """Return an error line for each contradiction between keys."""
+        return []
+
+
+class DataConfig(Section):
     """Training data, output and tokenizer."""
 
     # Training data and output.
@@ -67,7 +109,7 @@ class DataKeys(Section):
     """
 
 
-class ModelKeys(Section):
+class ModelConfig(Section):
     """Fine-tuning and architecture."""
 
     # Fine-tuning.
@@ -109,7 +151,7 @@ class ModelKeys(Section):
     """
 
 
-class TrainKeys(Section):
+class TrainConfig(Section):
     """Training, device and precision."""
 
     # Training.
@@ -181,8 +223,12 @@ class TrainKeys(Section):
     """A checkpoint folder, a run folder, or `auto`: this run's newest checkpoint, if any."""
 
 
-class GenerationKeys(Section):
-    """Generation, beam search and chat."""
+class GenerationConfig(Section):
+    """Generation, beam search and chat: of a run, or of one request (a `Sequence`).
+
+    The options of `generate_text` and the other functions are these keys. A request names the
+    tokens of `logit_bias` by id, too.
+    """
 
     # Generation.
     max_length: int = Field(100, ge=1, le=2**30)
@@ -219,7 +265,9 @@ class GenerationKeys(Section):
     """Subtracted from the logits of tokens for each occurrence in the new text."""
     no_repeat_ngram: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """N-grams of this size (1 or more) occur only once, in prompt and new text together."""
-    logit_bias: dict[str, float] = Field(default_factory=dict)
+    logit_bias: dict[str | int, Annotated[float, Field(ge=-1e4, le=1e4)]] = Field(
+        default_factory=dict
+    )
     """Added to the logits of tokens, given by their text, such as { " the" = -5.0 }."""
     stop: list[str] = Field(default_factory=list)
     """Stop strings: generation ends before any of them."""
@@ -258,26 +306,15 @@ class GenerationKeys(Section):
     default.
     """
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether decoding is greedy (argmax)."""
+        return self.temperature < MIN_TEMPERATURE
 
-def range_problem(key: str, value: float) -> str | None:
-    """Check a number against the range of a generation key.
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether a logits processor depends on the tokens of the prompt."""
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram is not None
 
-    Returns:
-        None if it is in the range; otherwise what it must be, such as "at least 1".
-    """
-    field = GenerationKeys.model_fields[key]
-    bounds = {
-        name: getattr(each, name)
-        for each in field.metadata
-        for name in ("ge", "gt", "le")
-        if hasattr(each, name)
-    }
-    low, high = bounds["gt" if "gt" in bounds else "ge"], bounds.get("le", math.inf)
-    is_inside = value > low if "gt" in bounds else value >= low
-    if is_inside and value <= high and abs(value) <= sys.float_info.max:
-        return None
-    if int in (field.annotation, *get_args(field.annotation)):
-        return f"at most {high:,}" if value > high else f"at least {low}"
-    if "gt" in bounds:
-        return f"above {low:g} and at most {high:g}"
-    return f"a number from {low:g} on" if high == math.inf else f"from {low:.10g} to {high:.10g}"
+    def _contradictions(self) -> list[str]:
+        return generation_contradictions(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
@@ -12,15 +11,13 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
-from .config_checks import PRESETS
+from .config_checks import PRESETS, error_of
 from .errors import AGI2Error, mask_secrets, safe_repr
 from .utils import describe_path, human_bytes, is_nested_deeper, open_file, write_text
 
@@ -33,34 +30,6 @@ CONFIG = "config.toml"
 _READ_TIMEOUT = 10.0
 # In bytes: far above any configuration, even one that lists many sources.
 _MAX_FILE_BYTES = 2**20
-# Maximum number of problems reported one by one; the rest are only counted.
-_MAX_PROBLEMS = 20
-
-# Names that other projects use for these keys.
-_SYNONYMS = {
-    "lr": "learning_rate",
-    "max_iters": "max_steps",
-    "iterations": "max_steps",
-    "block_size": "seq_len",
-    "context_length": "model_positions",
-    "n_positions": "model_positions",
-    "n_layer": "model_layer",
-    "n_layers": "model_layer",
-    "num_layers": "model_layer",
-    "n_head": "model_head",
-    "n_heads": "model_head",
-    "num_heads": "model_head",
-    "n_embd": "model_embd",
-    "d_model": "model_embd",
-    "hidden_size": "model_embd",
-    "d_ff": "model_ff",
-    "grad_clip": "clip_grad_norm",
-    "num_beams": "beam_size",
-    "max_new_tokens": "max_length",
-    "beta2": "adam_beta2",
-    "source": "sources",
-    "name": "model_name",
-}
 
 
 @checked
@@ -117,16 +86,8 @@ def make_config(
         adopted = values.keys() - chosen
         problems = _find_problems(dict(values), locations or {}, name)
     if problems:
-        _raise_problems(problems)
-    return Config.model_validate(dict(values)).adopting(adopted)
-
-
-def _raise_problems(problems: list[str]) -> NoReturn:
-    """Raise `AGI2Error` with a line per problem, at most `_MAX_PROBLEMS` of them."""
-    more = len(problems) - _MAX_PROBLEMS
-    if more > 0:
-        problems = [*problems[:_MAX_PROBLEMS], f"and {more:,} more problem{'s' * (more > 1)}"]
-    raise AGI2Error(*problems)
+        raise error_of(problems)
+    return Config(**values).adopting(adopted)
 
 
 def _with_pretrained(
@@ -157,7 +118,7 @@ def _with_pretrained(
         if requested.get(key) not in (None, "", value)
     ]
     if problems:
-        _raise_problems(problems)
+        raise error_of(problems)
     dropout = {"dropout": pretrained["dropout"]}
     return {**dropout, **values, **fixed, "vocab_size": pretrained["vocab_size"]}
 
@@ -309,53 +270,24 @@ def _key_lines(text: str) -> dict[str, int]:
 
 def _find_problems(values: dict[str, Any], locations: Mapping[str, str], name: str) -> list[str]:
     """Return a line per validation error, each with the location of its key."""
-    try:
-        Config.model_validate(values)
+    problems = Config.problems(values)
+    if not problems:
         return []
-    except ValidationError as error:
-        details = error.errors()
-    if not details[0]["loc"]:  # each value is valid, but some contradict each other
+    if problems[0][0] is None:  # the values are valid, but some contradict each other
         return [
             f"{next((locations[w] for w in problem.split() if w in locations), name)}: {problem}"
-            for problem in str(details[0]["ctx"]["error"]).split("\n")
+            for _, problem in problems
         ]
-    # pydantic reports a union's error once per member type: join those of a value in one line.
-    errors_by_value: dict[tuple, list[ErrorDetails]] = {}
-    for detail in details:
-        key, *inside = detail["loc"]
-        if key in values:  # errors of derived keys repeat that of the key they derive from
-            location = (key, *(index for index in inside if isinstance(index, int)))
-            errors_by_value.setdefault(location, []).append(detail)
-    lines = [
-        f"{locations.get(key, name)}: {_explain(key, indices, values[key], errors)}"
-        for (key, *indices), errors in list(errors_by_value.items())[:_MAX_PROBLEMS]
-    ]
-    lines += [""] * (
-        len(errors_by_value) - len(lines)
-    )  # placeholders, which `_raise_problems` only counts
+    lines = []
+    for key, problem in problems:
+        assert key is not None
+        if isinstance(values[key], dict) and key != "logit_bias":
+            shown = key if key.strip() and key.isprintable() else repr(key)
+            problem = f"keys must be at the top level: remove the header [{shown}]"
+        lines.append(f"{locations.get(key, name)}: {problem}")
     # The valid keys may still contradict each other.
-    wrong = {key for key, *_ in errors_by_value}
+    wrong = {key for key, _ in problems}
     rest = {key: value for key, value in values.items() if key not in wrong}
     return lines + [
         line for line in _find_problems(rest, locations, name) if not wrong & set(line.split())
     ]
-
-
-def _explain(key: str, indices: list[int], value: Any, errors: list[ErrorDetails]) -> str:
-    """Return pydantic's errors of one value as a message."""
-    name = key if key.strip() and key.isprintable() else repr(key)
-    if isinstance(value, dict) and key != "logit_bias":
-        return f"keys must be at the top level: remove the header [{name}]"
-    if errors[0]["type"] == "extra_forbidden":
-        return f"unknown key {name}{_suggestion(key)}"
-    what = " or ".join(detail["msg"][0].lower() + detail["msg"][1:] for detail in errors)
-    path = "".join(f"[{index}]" for index in indices)
-    return f"{key}{path} = {safe_repr(errors[0]['input'])}: {what}"
-
-
-def _suggestion(key: str) -> str:
-    close = difflib.get_close_matches(key[:50].lower(), Config.model_fields, n=1)
-    nearest = _SYNONYMS.get(key.lower()) or (close[0] if close else None)
-    if nearest:
-        return f"; did you mean {nearest}?"
-    return "; resources/default.toml lists every key"

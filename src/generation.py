@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from .arguments import NonNegativeInt, PositiveInt, checked
-from .config_keys import EarlyStopping
+from .config_keys import EarlyStopping, GenerationConfig
 from .config_loader import make_config
 from .cuda_utils import select_device
 from .errors import AGI2Error
 from .formats.model_dir import TrainedModel
-from .inference.beam_search import beam_search
+from .inference.beam_search import search_beams
 from .inference.choices import Choice, choices_of
 from .inference.detokenizer import (
     StoppingCriterion,
@@ -34,16 +34,10 @@ from .inference.requests import (
     checked_prompts,
     encode_prompt,
     prompt_text,
-    sampling_params,
     text_request,
+    with_token_ids,
 )
-from .inference.sampling import (
-    EndToken,
-    SamplingParams,
-    check_beam_options,
-    generation_options,
-    non_sampling_options,
-)
+from .inference.sampling import EndToken, beam_config, sampling_config
 from .inference.sequence import Sequence as Request
 from .model import GPT2Model
 from .tokenizer import Tokenizer
@@ -76,20 +70,20 @@ def generate_tokens(
         end_token: ends the sequence; one or several.
         vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
         seed: makes sampling reproducible, whatever else runs; None for a random seed.
-        **options: other fields of `SamplingParams`, `logit_bias` by token id; those that apply to
-            text (`stop`, `stop_at_sentence_end`) are ignored.
+        **options: other sampling keys of `GenerationConfig`, `logit_bias` by token id; those that
+            apply to text (`stop`, `stop_at_sentence_end`) are ignored.
 
     Raises:
         AGI2Error: if an option is out of range, the prompt is not in the vocabulary, or the model's
             logits are not finite.
     """
-    params = SamplingParams(
-        max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
+    config = sampling_config(
+        max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
     )
     runner = ModelRunner(model, vocab_size or model.config.vocab_size)
-    check_bias(params, runner.vocab_size)
+    check_bias(config, runner.vocab_size)
     check_prompt(prompt, runner.vocab_size, end_token)
-    request = Request(prompt, params, runner.positions, end_token=end_token, seed=seed)
+    request = Request(prompt, config, runner.positions, end_token=end_token, seed=seed)
     return Engine(runner).stream(request)
 
 
@@ -126,14 +120,41 @@ def stream_text(
         AGI2Error: as `generate_text`; and from the iterator if `runner` is in use.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, **options)
+    config = sampling_config(
+        max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
+    )
+    ids = encode_prompt(prompt, tokenizer, model_seed)
+    return stream_configured(
+        model,
+        ids,
+        config,
+        tokenizer,
+        stopping_criteria=stopping_criteria,
+        skip_leading_space=skip_leading_space,
+        seed=seed,
+        runner=runner,
+    )
+
+
+def stream_configured(
+    model: GPT2Model,
+    ids: list[int],
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    *,
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    skip_leading_space: bool = False,
+    seed: int | None = None,
+    runner: ModelRunner | None = None,
+) -> Generator[str, None, None]:
+    """Stream the continuation of a prompt's token ids as configured; see `stream_text`."""
+    config = with_token_ids(config, tokenizer)
     if runner is None:
         runner = ModelRunner(model, tokenizer.vocab_size)
     elif runner.model is not model or runner.vocab_size != tokenizer.vocab_size:
         raise AGI2Error("runner is of another model or tokenizer: make one for these, or none")
-    ids = encode_prompt(prompt, tokenizer, model_seed)
     request = text_request(
-        ids, params, model, tokenizer, stopping_criteria, skip_leading_space, seed=seed
+        ids, config, model, tokenizer, stopping_criteria, skip_leading_space, seed=seed
     )
     return _pieces(Engine(runner), request)
 
@@ -180,7 +201,7 @@ def generate_text(
         seed: makes sampling reproducible; None for a random seed.
         return_full_text: return prompt and continuation, or the continuation alone.
         on_text: called with each piece of the continuation as soon as it is generated.
-        **options: other fields of `SamplingParams`.
+        **options: other sampling keys of `GenerationConfig`, such as `min_p` and `stop`.
 
     Raises:
         AGI2Error: if an option is out of range, tokenizer and model do not match, or the model's
@@ -244,18 +265,21 @@ def generate_batch(
         AGI2Error: as `generate_text`; and if `n` is above 1 in greedy decoding.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, **options)
+    config = sampling_config(
+        max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
+    )
+    config = with_token_ids(config, tokenizer)
     if n < 1:
         raise AGI2Error(f"n must be at least 1, not {n}")
-    if n > 1 and params.is_greedy:
+    if n > 1 and config.is_greedy:
         raise AGI2Error(f"at temperature 0 all {n} texts would be equal: raise it, or ask for one")
-    if params.speculative != "none":
+    if config.speculative != "none":
         raise AGI2Error('speculative = "ngram" decodes one sequence at a time: remove it')
     given_prompts = checked_prompts(prompts)
     criteria = stopping_functions(stopping_criteria)
     seeds = [None if seed is None else seed + i for i in range(n)]
     requests = [
-        text_request(ids, params, model, tokenizer, criteria, seed=each)
+        text_request(ids, config, model, tokenizer, criteria, seed=each)
         for ids in [encode_prompt(prompt, tokenizer, model_seed) for prompt in given_prompts]
         for each in seeds
     ]
@@ -291,11 +315,14 @@ def generate_choices(
         One choice for each token.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    params = sampling_params(tokenizer, max_length, temperature, top_k, top_p, **options)
-    if params.speculative != "none":
+    config = sampling_config(
+        max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
+    )
+    config = with_token_ids(config, tokenizer)
+    if config.speculative != "none":
         raise AGI2Error('speculative = "ngram" gives no probabilities: remove it')
     ids = encode_prompt(prompt, tokenizer, model_seed)
-    request = text_request(ids, params, model, tokenizer, seed=seed, top=runners_up + 1)
+    request = text_request(ids, config, model, tokenizer, seed=seed, top=runners_up + 1)
     Engine(ModelRunner(model, tokenizer.vocab_size)).run([request])
     return choices_of(request, tokenizer, runners_up)
 
@@ -352,35 +379,35 @@ def generate_beam_texts(
         tokenizer: the model's.
         beam_size, max_length, length_penalty, early_stopping, groups, diversity_penalty: as in
             `beam_search`.
-        **options: those of `SamplingParams` that `sampling.beam_keys` names.
+        **options: keys of `GenerationConfig` that do not require sampling.
 
     Raises:
         AGI2Error: if an option is out of range, or tokenizer and model do not match.
     """
     tokenizer = check_tokenizer(tokenizer, model)
-    if not 1 <= results <= max(1, beam_size):
-        raise AGI2Error(f"beam_results must be from 1 to beam_size {beam_size}, not {results}")
-    check_beam_options(options)
-    params = sampling_params(tokenizer, max_length, 0.0, **options)
-
-    found = beam_search(
+    config = beam_config(
+        options,
+        max_length=max_length,
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        beam_results=results,
+        beam_early_stopping=early_stopping,
+        beam_groups=groups,
+        diversity_penalty=diversity_penalty,
+    )
+    config = with_token_ids(config, tokenizer)
+    found = search_beams(
         model,
         encode_prompt(prompt, tokenizer),
-        beam_size,
-        max_length,
-        length_penalty,
-        early_stopping=early_stopping,
-        groups=groups,
-        diversity_penalty=diversity_penalty,
-        end_token=tokenizer.end_tokens,
-        vocab_size=tokenizer.vocab_size,
-        is_finished=stop_condition(tokenizer, params),
-        **non_sampling_options(params),
+        config,
+        tokenizer.end_tokens,
+        tokenizer.vocab_size,
+        stop_condition(tokenizer, config),
     )
     texts: dict[str, float] = {}
     for hypothesis in found:
         # Hypotheses may differ only in what is cut off: the text keeps its best score.
-        texts.setdefault(decode_until_stop(hypothesis.tokens, tokenizer, params), hypothesis.score)
+        texts.setdefault(decode_until_stop(hypothesis.tokens, tokenizer, config), hypothesis.score)
     return [BeamText(text, score) for text, score in texts.items()][:results]
 
 
@@ -399,6 +426,7 @@ def stream_as_configured(
             f'quantize = "{config.quantize}": call prepare_for_generation(trained.model, '
             f'"{config.quantize}") first, or pass quantize="none"'
         )
-    return stream_text(
-        trained.model, prompt, tokenizer=trained.tokenizer, **generation_options(config)
+    ids = encode_prompt(prompt, trained.tokenizer, config.model_seed)
+    return stream_configured(
+        trained.model, ids, config.generation, trained.tokenizer, seed=config.sampling_seed
     )

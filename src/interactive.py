@@ -7,12 +7,12 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from .arguments import NonNegativeInt, PositiveInt, checked, convert
+from .arguments import NonNegativeInt, checked, convert
 from .errors import AGI2Error
-from .generation import stream_text
+from .generation import stream_configured
 from .inference.detokenizer import stop_strings
 from .inference.model_runner import ModelRunner
-from .inference.sampling import SamplingParams
+from .inference.sampling import sampling_config
 from .model import GPT2Model
 from .tokenizer import Tokenizer
 from .utils import log, plural
@@ -52,7 +52,7 @@ class InteractivePrompt:
         tokenizer: Tokenizer,
         *,
         model_seed: str = "",
-        max_length: PositiveInt = 100,
+        max_length: int = 100,
         seed: NonNegativeInt | None = None,
         **options: Any,
     ) -> None:
@@ -64,9 +64,10 @@ class InteractivePrompt:
         """The value as given; `context_limit` is the effective one."""
         self.max_length = max_length
         self.seed = seed
-        self.options = {"temperature": 0.8, **options}
-        params = SamplingParams(max_length, **self.options)  # raises if an option is invalid
-        self.options["stop"] = [TURN_END, *stop_strings(params.stop)]
+        config = sampling_config(max_length=max_length, **options)
+        stop = [TURN_END, *stop_strings(config.stop)]
+        self.config = config.model_copy(update={"stop": stop})
+        """How replies are generated."""
         self.history: list[str] = []
         """Messages and replies, alternating, as far as they are still in the context."""
         self._turn_end = _encode_turn_end(tokenizer)
@@ -142,15 +143,14 @@ class InteractivePrompt:
         reply = ""
         seed = None if self.seed is None else self.seed + self._turns
         self._turns += 1
-        pieces = stream_text(
+        pieces = stream_configured(
             self.model,
             self.context_tokens(),
-            self.max_length,
-            tokenizer=self.tokenizer,
+            self.config,
+            self.tokenizer,
             skip_leading_space=True,
             seed=seed,
             runner=self._runner,
-            **self.options,
         )
         try:
             with closing(pieces):

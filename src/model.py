@@ -397,7 +397,7 @@ class GPT2Model(nn.Module):
         """
         from .formats.model_dir import save_model
 
-        config = config or Config.model_validate({})
+        config = config or Config()
         save_model(self, tokenizer, config, folder, verbose=verbose)
 
     @classmethod

@@ -23,8 +23,8 @@ from .evaluation.loss import evaluate
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
 from .generation import generate_text
-from .inference.requests import sampling_params
-from .inference.sampling import sampling_keys
+from .inference.requests import with_token_ids
+from .inference.sampling import generation_options
 from .model import GPT2Model
 from .nn.lora import merge_lora
 from .tokenizer import Tokenizer
@@ -269,14 +269,12 @@ def make_trainer(
 
 def _make_sampler(config: Config, tokenizer: Tokenizer) -> Sample:
     """Return a function that generates samples according to the configuration."""
-    options = sampling_keys(config)
-    sampling_params(tokenizer, **options)  # raises if one is invalid
+    with_token_ids(config.generation, tokenizer)  # raises if a bias does not name a token
+    options = {**generation_options(config), "model_seed": "", "min_length": 0}
 
     def sample(model: GPT2Model, tokenizer: Tokenizer, *, max_length: int, seed: int) -> str:
-        limits = {"max_length": max_length, "min_length": 0}
-        return generate_text(
-            model, config.model_seed, tokenizer=tokenizer, seed=seed, **{**options, **limits}
-        )
+        own = {"tokenizer": tokenizer, "max_length": max_length, "seed": seed}
+        return generate_text(model, config.model_seed, **{**options, **own})
 
     return sample
 

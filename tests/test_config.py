@@ -170,7 +170,7 @@ def test_null_and_empty_mean_not_set(nothing):
 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_an_unknown_key_is_an_error_even_when_empty(nothing):
-    with pytest.raises(ValidationError, match="temprature"):
+    with pytest.raises(AGI2Error, match="temprature"):
         Config(temprature=nothing)
 
 
@@ -181,12 +181,12 @@ def test_changed_is_a_validated_copy():
     config = Config(epochs=3, batch_size=4)
     changed = config.changed(epochs=5)
     assert (config.epochs, changed.epochs, changed.batch_size) == (3, 5, 4)
-    with pytest.raises(ValidationError, match="epoch"):
+    with pytest.raises(AGI2Error, match="epoch"):
         config.changed(epoch=5)
 
 
 def test_what_was_given_stays():
-    with pytest.raises(ValidationError, match="seq_len 1024 is above model_positions 64"):
+    with pytest.raises(AGI2Error, match="seq_len 1024 is above model_positions 64"):
         Config(seq_len=1024).changed(model_positions=64)
     assert Config(model_embd=24, model_head=2).changed(epochs=1).model_embd == 24
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from src.config import Config
+from src.errors import AGI2Error
 
 TINY = {"model_layer": 2, "model_head": 2, "model_embd": 16, "model_positions": 8, "vocab_size": 50}
 
@@ -74,7 +74,7 @@ def test_a_limit_alone_ends_a_run_instead_of_the_epochs(limit):
     ],
 )
 def test_wrong_values_and_contradictions_are_errors(keys, problem):
-    with pytest.raises(ValidationError) as error:
+    with pytest.raises(AGI2Error) as error:
         Config(**keys)
     assert problem in str(error.value)
 
@@ -123,5 +123,5 @@ def test_a_value_of_python_is_what_a_file_would_have_given(key, given, plain):
 
 @pytest.mark.parametrize("key_and_value", [("top_k", False), ("epochs", True), ("epochs", "3")])
 def test_a_value_of_another_meaning_is_refused(key_and_value):
-    with pytest.raises(ValidationError):
+    with pytest.raises(AGI2Error):
         Config(**dict([key_and_value]))

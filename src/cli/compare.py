@@ -216,18 +216,14 @@ def _generate_sample(run: RunRecord, prompt: str, seed: int) -> str:
     from ..cuda_utils import select_device
     from ..formats.model_dir import load_model
     from ..generation import generate_text
-    from ..inference.sampling import sampling_keys
+    from ..inference.sampling import generation_options
 
     config = run.config
     try:
         trained = load_model(run.folder, select_device(config.device))
-        return generate_text(
-            trained.model,
-            config.model_seed + prompt,
-            tokenizer=trained.tokenizer,
-            seed=seed,
-            **sampling_keys(config),
-        )
+        options = {**generation_options(config), "model_seed": "", "seed": seed}
+        start = config.model_seed + prompt
+        return generate_text(trained.model, start, tokenizer=trained.tokenizer, **options)
     except AGI2Error as error:
         return f"({error})"
 

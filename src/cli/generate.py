@@ -55,28 +55,27 @@ def generate(
             )
         from ..console import print_text
         from ..generation import generate_batch, generate_choices, stream_text
-        from ..inference.sampling import sampling_keys
+        from ..inference.sampling import generation_options
         from .token_view import print_choices
 
         trained = load_for_generation(config, file)
     options = {
+        **generation_options(config),
         "tokenizer": trained.tokenizer,
         "seed": _sampling_seed(config),
-        **sampling_keys(config),
     }
-    start = config.model_seed + prompt
     if show_probs:
-        print_choices(prompt, generate_choices(trained.model, start, **options), trained.tokenizer)
+        print_choices(prompt, generate_choices(trained.model, prompt, **options), trained.tokenizer)
     elif config.samples > 1:
         texts = generate_batch(
-            trained.model, [start], n=config.samples, return_full_text=False, **options
+            trained.model, [prompt], n=config.samples, return_full_text=False, **options
         )[0]
         for number, text in enumerate(texts, 1):
             print_text(f"--- sample {number} ---\n{prompt}{text}\n")
     else:
         # The prompt is printed with the first piece, after all options have been validated.
         shown = prompt
-        for piece in stream_text(trained.model, start, **options):
+        for piece in stream_text(trained.model, prompt, **options):
             print_text(shown + piece, end="")
             shown = ""
         print_text(shown)
@@ -105,21 +104,14 @@ def beam(
         config, file = open_model(model, "generation", [*(overrides or []), *flags], quiet, verbose)
         from ..console import print_text
         from ..generation import generate_beam_texts
-        from ..inference.sampling import beam_keys
+        from ..inference.sampling import beam_options
 
         trained = load_for_generation(config, file)
     texts = generate_beam_texts(
         trained.model,
         config.model_seed + prompt,
-        config.beam_size,
-        config.max_length,
-        config.length_penalty,
-        trained.tokenizer,
-        results=config.beam_results,
-        early_stopping=config.beam_early_stopping,
-        groups=config.beam_groups,
-        diversity_penalty=config.diversity_penalty,
-        **beam_keys(config),
+        tokenizer=trained.tokenizer,
+        **beam_options(config),
     )
     if config.beam_results == 1:
         print_text(prompt + texts[0].text)
@@ -146,18 +138,14 @@ def chat(
         config, file = open_model(
             model, "interactive", [*(overrides or []), *flags], quiet, verbose
         )
-        from ..inference.sampling import sampling_keys
+        from ..inference.sampling import generation_options
         from ..interactive import InteractivePrompt
         from .chat import chat as talk
 
         trained = load_for_generation(config, file)
+    options = {**generation_options(config), "seed": _sampling_seed(config)}
     prompt = InteractivePrompt(
-        trained.model,
-        config.max_context_length,
-        trained.tokenizer,
-        model_seed=config.model_seed,
-        seed=_sampling_seed(config),
-        **sampling_keys(config),
+        trained.model, config.max_context_length, trained.tokenizer, **options
     )
     talk(prompt)
 

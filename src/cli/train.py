@@ -44,22 +44,18 @@ def train(
         check_output(config)
         from ..console import print_text
         from ..generation import generate_text
-        from ..inference.sampling import sampling_keys
+        from ..inference.sampling import generation_options
         from ..training import train_from_config
         from ..utils import log
 
     run = train_from_config(config)
     if not run.is_main:
         return
+    options = {**generation_options(config), "model_seed": "", "tokenizer": run.tokenizer}
     samples = []
     for number in range(1, _NUM_SAMPLES + 1):
-        text = generate_text(
-            run.model,
-            config.model_seed,
-            tokenizer=run.tokenizer,
-            seed=config.seed + number,
-            **sampling_keys(config),
-        )
+        options["seed"] = config.seed + number
+        text = generate_text(run.model, config.model_seed, **options)
         samples.append(text)
         print_text(f"--- sample {number} ---\n{text}\n")
     if not quiet:

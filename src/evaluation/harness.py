@@ -21,7 +21,8 @@ from ..errors import AGI2Error
 from ..formats.model_dir import TrainedModel
 from ..inference.engine import Engine
 from ..inference.model_runner import ModelRunner, max_batch_rows
-from ..inference.requests import encode_prompt, sampling_params, text_request
+from ..inference.requests import encode_prompt, text_request
+from ..inference.sampling import sampling_config
 from ..inference.sequence import Sequence as Request
 from ..nn.dropout import evaluating
 from ..utils import describe_path, log
@@ -155,8 +156,7 @@ class AGI2LM(LM):
                 f"generation_kwargs: {min(unknown)} is not known here; there are "
                 + ", ".join(sorted(_GENERATION_KEYS))
             )
-        params = sampling_params(
-            self.tokenizer,
+        config = sampling_config(
             max_length=options.get("max_gen_toks", _MAX_LENGTH),
             temperature=options.get("temperature", 1.0) if options.get("do_sample") else 0.0,
             top_k=options.get("top_k"),
@@ -164,7 +164,7 @@ class AGI2LM(LM):
             stop=options.get("until") or (),
         )
         ids = encode_prompt(context, self.tokenizer)
-        return text_request(ids, params, self.model, self.tokenizer, seed=seed)
+        return text_request(ids, config, self.model, self.tokenizer, seed=seed)
 
 
 def run_tasks(

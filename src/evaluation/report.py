@@ -207,7 +207,7 @@ def _samples(history: History) -> str:
 
 def _configuration(run: RunRecord) -> str:
     config, chosen = run.config, _chosen(run)
-    defaults = Config.model_validate({})
+    defaults = Config()
     changed = [[key, _value(value), _value(defaults[key])] for key, value in chosen.items()]
     rows = [[f"<code>{key}</code>", f"<code>{_value(config[key])}</code>"] for key in config]
     note = "Keys that differ from their defaults:" if changed else "All by default."

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..arguments import PositiveInt, checked
-from ..config_keys import EarlyStopping, range_problem
+from ..config_keys import EarlyStopping, GenerationConfig
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from .logits_processors import process_logits
 from .model_runner import ModelRunner, check_prompt, check_rows
-from .sampling import EndToken, SamplingParams, check_beam_options, end_ids
+from .sampling import EndToken, beam_config, end_ids
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ def beam_search(
         end_token: ends a hypothesis; one or several.
         vocab_size: tokens to choose from, if the tokenizer has fewer than the model.
         is_finished: called with a hypothesis's new tokens; returning true ends it after them.
-        **options: logits processors of `SamplingParams` that do not require sampling (see
-            `sampling.non_sampling_options`), applied to log-probabilities; `logit_bias` by
-            token id.
+        **options: keys of `GenerationConfig` that do not require sampling, applied to
+            log-probabilities; `logit_bias` by token id.
 
     Returns:
         At most `beam_size` distinct hypotheses, the best first.
@@ -77,24 +76,41 @@ def beam_search(
     Raises:
         AGI2Error: if an option is out of range, or the model's logits are NaN.
     """
-    vocab_size = vocab_size or model.config.vocab_size
-    check_beam_options(options)
-    params = SamplingParams(max_length, temperature=0.0, **options)
-    check_prompt(prompt, vocab_size, end_token)
-    may_rise = min(params.presence_penalty, params.frequency_penalty) < 0
-    may_rise = may_rise or any(bias > 0 for bias in params.logit_bias.values())
-    rules = _SearchOptions(
-        *(max_length, length_penalty, early_stopping, diversity_penalty),
-        *(end_ids(end_token), is_finished, may_rise),
+    config = beam_config(
+        options,
+        max_length=max_length,
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        beam_early_stopping=early_stopping,
+        beam_groups=groups,
+        diversity_penalty=diversity_penalty,
     )
-    _check_beams(vocab_size, beam_size, groups, rules)
-    check_rows(model, beam_size, len(prompt) + max_length, "beam_size")
-    groups_of_beams = [_Group(beam_size // groups, rules, model.device) for _ in range(groups)]
+    vocab_size = vocab_size or model.config.vocab_size
+    return search_beams(model, prompt, config, end_token, vocab_size, is_finished)
+
+
+def search_beams(
+    model: GPT2Model,
+    prompt: Sequence[int],
+    config: GenerationConfig,
+    end_token: EndToken,
+    vocab_size: int,
+    is_finished: Callable[[list[int]], bool] | None,
+) -> list[Hypothesis]:
+    """Run `beam_search` as configured."""
+    check_prompt(prompt, vocab_size, end_token)
+    if config.beam_size > vocab_size:
+        raise AGI2Error(
+            f"beam_size {config.beam_size} is above the vocabulary of {vocab_size} tokens: lower it"
+        )
+    check_rows(model, config.beam_size, len(prompt) + config.max_length, "beam_size")
+    rules = _SearchOptions(config, end_ids(end_token), is_finished)
+    groups_of_beams = [_Group(rules, model.device) for _ in range(config.beam_groups)]
     runner = ModelRunner(model, vocab_size)
     logits = runner.prefill(prompt)
     while True:
         log_probs = logits.float().log_softmax(dim=-1)
-        log_probs = process_logits(log_probs, runner.tokens, params, len(prompt), end_token)
+        log_probs = process_logits(log_probs, runner.tokens, config, len(prompt), end_token)
         beams: list[_Beam] = []
         preceding_tokens: list[int] = []
         for group in groups_of_beams:
@@ -113,17 +129,25 @@ def beam_search(
     return sorted(distinct.values(), key=lambda hypothesis: -hypothesis.score)
 
 
-class _SearchOptions(NamedTuple):
+class _SearchOptions:
     """Search options shared by all groups; see `beam_search`."""
 
-    max_length: int
-    length_penalty: float
-    early_stopping: EarlyStopping
-    diversity_penalty: float
-    end_tokens: tuple[int, ...]
-    is_finished: Callable[[list[int]], bool] | None
-    may_rise: bool
-    """Whether a token can raise a hypothesis's log-probability, as a `logit_bias` above 0 does."""
+    def __init__(
+        self,
+        config: GenerationConfig,
+        end_tokens: tuple[int, ...],
+        is_finished: Callable[[list[int]], bool] | None,
+    ) -> None:
+        self.max_length = config.max_length
+        self.length_penalty = config.length_penalty
+        self.early_stopping = config.beam_early_stopping
+        self.diversity_penalty = config.diversity_penalty
+        self.beams_per_group = config.beam_size // config.beam_groups
+        self.end_tokens = end_tokens
+        self.is_finished = is_finished
+        has_reward = min(config.presence_penalty, config.frequency_penalty) < 0
+        self.may_rise = has_reward or any(bias > 0 for bias in config.logit_bias.values())
+        """Whether a token can raise a hypothesis's log-probability, as a `logit_bias` above 0."""
 
 
 class _Beam(NamedTuple):
@@ -142,11 +166,11 @@ class _Group:
     `rows` is its slice of the runner's rows: at first the prompt, which all groups share.
     """
 
-    def __init__(self, size: int, rules: _SearchOptions, device: torch.device) -> None:
+    def __init__(self, rules: _SearchOptions, device: torch.device) -> None:
         self.pool: list[Hypothesis] = []
         self.rows = slice(0, 1)
         self.is_over = False
-        self._size = size
+        self._size = rules.beams_per_group
         self._rules = rules
         self._totals = self._log_probabilities = torch.zeros(1, dtype=torch.float32, device=device)
 
@@ -238,21 +262,3 @@ class _Group:
         to_the_end = self._rules.early_stopping == "never" and penalty > 0
         length_bound = self._rules.max_length if to_the_end else length
         return best / length_bound**penalty <= self.pool[-1].score
-
-
-def _check_beams(vocab_size: int, beam_size: int, groups: int, rules: _SearchOptions) -> None:
-    """Check that the options of a search are in range."""
-    for key, value in (
-        ("beam_size", beam_size),
-        ("beam_groups", groups),
-        ("length_penalty", rules.length_penalty),
-        ("diversity_penalty", rules.diversity_penalty),
-    ):
-        if problem := range_problem(key, value):
-            raise AGI2Error(f"{key} must be {problem}, not {value}")
-    if beam_size > vocab_size:
-        raise AGI2Error(
-            f"beam_size {beam_size} is above the vocabulary of {vocab_size} tokens: lower it"
-        )
-    if beam_size % groups:
-        raise AGI2Error(f"beam_groups {groups} does not divide beam_size {beam_size}")

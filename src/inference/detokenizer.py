@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..arguments import checked, is_several
+from ..config_keys import GenerationConfig
 from ..errors import AGI2Error, safe_repr
 from ..tokenizer import Tokenizer
-from .sampling import SamplingParams
 
 StoppingCriterion = Callable[[str], bool]
 """Called with the continuation so far; returning true ends it."""
@@ -31,7 +31,7 @@ class IncrementalDetokenizer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        options: SamplingParams,
+        options: GenerationConfig,
         criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = (),
         skip_leading_space: bool = False,
     ) -> None:
@@ -92,7 +92,9 @@ def stopping_functions(
     return functions
 
 
-def decode_until_stop(tokens: Sequence[int], tokenizer: Tokenizer, options: SamplingParams) -> str:
+def decode_until_stop(
+    tokens: Sequence[int], tokenizer: Tokenizer, options: GenerationConfig
+) -> str:
     """Return the text of new tokens, up to where `stop` or `stop_at_sentence_end` ends it."""
     detokenizer = _detokenize(tokens, tokenizer, options)
     detokenizer.finish()
@@ -100,7 +102,7 @@ def decode_until_stop(tokens: Sequence[int], tokenizer: Tokenizer, options: Samp
 
 
 def stop_condition(
-    tokenizer: Tokenizer, options: SamplingParams
+    tokenizer: Tokenizer, options: GenerationConfig
 ) -> Callable[[Sequence[int]], bool] | None:
     """Return a function that tells whether new tokens end their text; None if none can."""
     if not stop_strings(options.stop) and not options.stop_at_sentence_end:
@@ -109,7 +111,7 @@ def stop_condition(
 
 
 def _detokenize(
-    tokens: Sequence[int], tokenizer: Tokenizer, options: SamplingParams
+    tokens: Sequence[int], tokenizer: Tokenizer, options: GenerationConfig
 ) -> IncrementalDetokenizer:
     detokenizer = IncrementalDetokenizer(tokenizer, options)
     for token in tokens:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from .sampling import MASKED, EndToken, SamplingParams, end_ids
+from ..config_keys import GenerationConfig
+from .sampling import MASKED, EndToken, end_ids
 
 
 def process_logits(
     logits: torch.Tensor,
     tokens: torch.Tensor,
-    options: SamplingParams,
+    options: GenerationConfig,
     prompt_length: int,
     end_token: EndToken = None,
 ) -> torch.Tensor:
@@ -49,8 +51,8 @@ def process_logits(
     return apply_typical_p(apply_min_p(logits, options.min_p), options.typical_p)
 
 
-def apply_logit_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> torch.Tensor:
-    """Add a bias to the logits (B, V) of some token ids."""
+def apply_logit_bias(logits: torch.Tensor, bias: Mapping[Any, float]) -> torch.Tensor:
+    """Add a bias to the logits (B, V) of some tokens, by id."""
     ids = torch.tensor(list(bias), device=logits.device)
     values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
     return logits.index_add(1, ids, values.expand(logits.size(0), -1))

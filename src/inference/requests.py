@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..arguments import convert, is_several
+from ..config_keys import GenerationConfig
 from ..errors import AGI2Error, safe_repr
 from ..formats.model_dir import check_vocabulary
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from .detokenizer import IncrementalDetokenizer, StoppingCriterion
 from .model_runner import check_prompt
-from .sampling import SamplingParams
 from .sequence import Sequence as Request
 
 
 def text_request(
     ids: list[int],
-    options: SamplingParams,
+    options: GenerationConfig,
     model: GPT2Model,
     tokenizer: Tokenizer,
     criteria: StoppingCriterion | Iterable[StoppingCriterion] = (),
@@ -32,7 +31,7 @@ def text_request(
 
     Args:
         ids: the prompt, from `encode_prompt`.
-        options: from `sampling_params`.
+        options: with `logit_bias` by token id, as `with_token_ids` returns them.
         model: gives the number of positions.
         tokenizer: the model's.
         criteria: stopping criteria.
@@ -65,40 +64,27 @@ def checked_prompts(prompts: Any) -> list[str | Sequence[int]]:
     return [convert(str | Sequence[int], "prompts", prompt) for prompt in prompts]
 
 
-def sampling_params(
-    tokenizer: Tokenizer,
-    max_length: int = 100,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    **options: Any,
-) -> SamplingParams:
-    """Return sampling parameters, checked, with the keys of `logit_bias` as token ids.
-
-    Args:
-        tokenizer: the model's.
-        max_length, temperature, top_k, top_p: as in `SamplingParams`.
-        **options: its other fields.
+def with_token_ids(options: GenerationConfig, tokenizer: Tokenizer) -> GenerationConfig:
+    """Return options with the tokens of `logit_bias` named by id.
 
     Raises:
-        AGI2Error: if an option is out of range, or a key of `logit_bias` is not one token.
+        AGI2Error: if a key of `logit_bias` is not one token.
     """
-    params = SamplingParams(
-        max_length, temperature=temperature, top_k=top_k, top_p=top_p, **options
-    )
-    bias: dict[int, float] = {}
-    for name, value in params.logit_bias.items():
+    if not options.logit_bias:
+        return options
+    bias: dict[str | int, float] = {}
+    for name, value in options.logit_bias.items():
         ids = tokenizer.encode(name) if isinstance(name, str) else [name]
         if len(ids) != 1:
             pieces = " + ".join(repr(tokenizer.decode([id])) for id in ids) or "no token"
             raise AGI2Error(f"logit_bias: {name!r} is not one token but {pieces}: name tokens")
         bias[ids[0]] = value
-    params = replace(params, logit_bias=bias)
-    check_bias(params, tokenizer.vocab_size)
-    return params
+    options = options.model_copy(update={"logit_bias": bias})
+    check_bias(options, tokenizer.vocab_size)
+    return options
 
 
-def check_bias(options: SamplingParams, vocab_size: int) -> None:
+def check_bias(options: GenerationConfig, vocab_size: int) -> None:
     """Check that the keys of `logit_bias` are token ids below `vocab_size`."""
     for token in options.logit_bias:
         if isinstance(token, str) or not 0 <= token < vocab_size:

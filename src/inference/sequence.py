@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ..config_keys import GenerationConfig
 from .detokenizer import IncrementalDetokenizer
-from .sampling import NO_TOKEN, EndToken, SamplingParams, end_ids
+from .sampling import NO_TOKEN, EndToken, end_ids
 
 FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled"]
 """Why a sequence has ended: an end token; a stop string, the end of a sentence or a stopping
@@ -44,7 +45,7 @@ class Sequence:
     def __init__(
         self,
         prompt: Iterable[int],
-        options: SamplingParams,
+        options: GenerationConfig,
         positions: int,
         *,
         end_token: EndToken = None,

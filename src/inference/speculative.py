@@ -7,9 +7,10 @@ from collections.abc import Generator, Sequence
 import torch
 
 from ..arguments import checked
+from ..config_keys import GenerationConfig
 from ..errors import AGI2Error
 from .model_runner import ModelRunner, check_prompt
-from .sampling import EndToken, SamplingParams, end_ids, sample
+from .sampling import EndToken, end_ids, sample
 
 
 class NgramIndex:
@@ -77,7 +78,7 @@ def speculate_tokens(
         AGI2Error: if an option is out of range, the prompt is not in the vocabulary, the runner
             is in use, or the model's logits are not finite.
     """
-    SamplingParams(max_length)  # checks it
+    GenerationConfig(max_length=max_length)  # checks it
     check_prompt(prompt, runner.vocab_size)
     for name, value in (("ngram", ngram), ("proposals", proposals)):
         if value < 1:

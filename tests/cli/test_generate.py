@@ -89,7 +89,7 @@ def test_beam_shows_several_results_each_with_its_score(trained, capsys):
     [
         (["-n", "6"], "--set beam_results: beam_results 6 is above beam_size 5: lower the one"),
         (["-s", "beam_groups=2"], "--set beam_groups: beam_groups 2 does not divide beam_size 5"),
-        (["-s", "beam_size=0"], "--set beam_size: beam_size = 0: input should be greater"),
+        (["-s", "beam_size=0"], "--set beam_size: beam_size must be at least 1, not 0"),
         (["-s", "beam_size=999"], "beam_size 999 is above the vocabulary of"),
     ],
 )

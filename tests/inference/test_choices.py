@@ -1,8 +1,8 @@
 import torch
 
+from src.config_keys import GenerationConfig
 from src.inference.choices import choices_of
 from src.inference.detokenizer import IncrementalDetokenizer
-from src.inference.sampling import SamplingParams
 from src.inference.sequence import Sequence
 from tests.tiny_models import byte_tokenizer
 
@@ -12,7 +12,7 @@ def test_choices_joined_are_the_text_and_never_name_the_token_itself():
     tokenizer = byte_tokenizer()
     for text, stop, shown in (("abcd", "cd", ["a", "b"]), ("a☃", (), ["a", "", "\ufffd"])):
         tokens = tokenizer.encode(text)[: 4 if stop else 3]
-        given = SamplingParams(len(tokens), stop=stop)
+        given = GenerationConfig(max_length=len(tokens), stop=stop)
         detokenizer = IncrementalDetokenizer(tokenizer, given)
         sequence = Sequence([0], given, 8, detokenizer=detokenizer, top=3)
         for token in tokens:

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.config_keys import GenerationConfig
 from src.generation import generate_batch, generate_text, generate_tokens
 from src.inference.beam_search import beam_search
 from src.inference.cuda_graph import GraphedBackend, GraphedStep
 from src.inference.engine import Engine
 from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
-from src.inference.sampling import SamplingParams
 from src.inference.sequence import Sequence
 from src.model import GPT2Model
 from src.nn.decode_backend import EagerBackend
@@ -66,7 +66,7 @@ def test_sequences_that_join_and_leave_get_the_same_tokens_in_few_fixed_steps(
     texts = []
     for model in models:
         sequences = [
-            Sequence(prompt, SamplingParams(3 + 4 * seed), 8, seed=seed)
+            Sequence(prompt, GenerationConfig(max_length=3 + 4 * seed), 8, seed=seed)
             for seed, prompt in enumerate(prompts)
         ]
         runner = ModelRunner(model, WIDTH)

@@ -10,25 +10,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.config_keys import GenerationConfig
 from src.errors import AGI2Error
 from src.inference.engine import Engine, sample_tokens
 from src.inference.logits_processors import process_logits
 from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
-from src.inference.sampling import NO_TOKEN, SamplingParams, sample
+from src.inference.sampling import NO_TOKEN, sample
 from src.inference.sequence import Sequence
 from src.nn.cpu_kernels import LIBRARY
 from tests.tiny_models import random_model
 
 WIDTH, POSITIONS = 29, 12
 MANNERS = [
-    SamplingParams(9, temperature=0),
-    SamplingParams(20),
-    SamplingParams(14, temperature=0.7, top_k=9, top_p=0.9),
-    SamplingParams(14, repetition_penalty=1.5),
-    SamplingParams(14, presence_penalty=0.5, frequency_penalty=0.5, min_length=6),
-    SamplingParams(14, temperature=0, no_repeat_ngram=2, logit_bias={3: 2.0}),
-    SamplingParams(20, no_repeat_ngram=1),
+    GenerationConfig(max_length=9, temperature=0),
+    GenerationConfig(max_length=20),
+    GenerationConfig(max_length=14, temperature=0.7, top_k=9, top_p=0.9),
+    GenerationConfig(max_length=14, repetition_penalty=1.5),
+    GenerationConfig(max_length=14, presence_penalty=0.5, frequency_penalty=0.5, min_length=6),
+    GenerationConfig(max_length=14, temperature=0, no_repeat_ngram=2, logit_bias={3: 2.0}),
+    GenerationConfig(max_length=20, no_repeat_ngram=1),
 ]
 REQUESTS = st.lists(
     st.tuples(
@@ -134,7 +135,9 @@ def test_running_sequences_keep_going_while_a_long_prompt_is_prefilled():
     model = exact()
     engine = Engine(ModelRunner(model, WIDTH), 4, 8)
     prompts = ([1], [2], [3], [4] * 11)
-    sequences = [Sequence(prompt, SamplingParams(12), POSITIONS, seed=0) for prompt in prompts]
+    sequences = [
+        Sequence(prompt, GenerationConfig(max_length=12), POSITIONS, seed=0) for prompt in prompts
+    ]
     for each in sequences:
         engine.add(each)
     shapes, handle = reads(model)
@@ -149,7 +152,7 @@ def test_running_sequences_keep_going_while_a_long_prompt_is_prefilled():
 
 def test_samples_of_a_prompt_are_prefilled_once_and_decoded_together():
     model = exact()
-    options = SamplingParams(4)
+    options = GenerationConfig(max_length=4)
     samples = [Sequence([5, 6, 7], options, POSITIONS, seed=seed) for seed in range(5)]
     shapes, handle = reads(model)
     Engine(ModelRunner(model, WIDTH), 8).run(samples)
@@ -162,7 +165,9 @@ def test_a_row_that_slides_does_not_make_the_others_prefill_again():
     """And prompts are padded only to others of about their length."""
     model = exact()
     prompts = ([1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6], [7] * 10)
-    sequences = [Sequence(prompt, SamplingParams(7), POSITIONS, seed=0) for prompt in prompts]
+    sequences = [
+        Sequence(prompt, GenerationConfig(max_length=7), POSITIONS, seed=0) for prompt in prompts
+    ]
     shapes, handle = reads(model)
     Engine(ModelRunner(model, WIDTH), 5).run(sequences)
     handle.remove()
@@ -172,12 +177,12 @@ def test_a_row_that_slides_does_not_make_the_others_prefill_again():
 def test_a_later_sequence_reuses_the_prefix_that_its_row_holds():
     model = exact()
     runner = ModelRunner(model, WIDTH)
-    first = Sequence([1, 2, 3], SamplingParams(3, temperature=0), POSITIONS)
+    first = Sequence([1, 2, 3], GenerationConfig(max_length=3, temperature=0), POSITIONS)
     Engine(runner).run([first])
     shapes, handle = reads(model)
-    second = Sequence([*first.tokens, 9], SamplingParams(1, temperature=0), POSITIONS)
+    second = Sequence([*first.tokens, 9], GenerationConfig(max_length=1, temperature=0), POSITIONS)
     Engine(runner).run([second])
-    third = Sequence([1, 2, 4], SamplingParams(1, temperature=0), POSITIONS)
+    third = Sequence([1, 2, 4], GenerationConfig(max_length=1, temperature=0), POSITIONS)
     Engine(runner).run([third])
     handle.remove()
     assert shapes == [(1, 2), (1, 1)]
@@ -190,7 +195,9 @@ def test_a_later_sequence_reuses_the_prefix_that_its_row_holds():
 def test_prompts_longer_than_the_positions_are_warned_about_once(caplog):
     caplog.set_level("WARNING", "agi2")
     prompts = [[1] * (POSITIONS + more) for more in range(4)]
-    sequences = [Sequence(prompt, SamplingParams(2), POSITIONS, seed=0) for prompt in prompts]
+    sequences = [
+        Sequence(prompt, GenerationConfig(max_length=2), POSITIONS, seed=0) for prompt in prompts
+    ]
     Engine(ModelRunner(exact(), WIDTH), 4).run(sequences)
     assert caplog.messages == [
         f"the prompt has {POSITIONS + 3} tokens, the model sees {POSITIONS} at a time: only the "
@@ -222,7 +229,7 @@ def test_an_interrupt_at_any_place_of_a_step_changes_no_text(place, monkeypatch)
     prompts = [[1], [2, 3], [2, 3], [4, 5, 6], [7]]
     engine = Engine(ModelRunner(model, WIDTH), 4, 6)
     sequences = [
-        Interrupted(prompt, SamplingParams(3 + index), POSITIONS, seed=index)
+        Interrupted(prompt, GenerationConfig(max_length=3 + index), POSITIONS, seed=index)
         for index, prompt in enumerate(prompts)
     ]
     for each in sequences:
@@ -241,14 +248,16 @@ def test_an_interrupt_at_any_place_of_a_step_changes_no_text(place, monkeypatch)
     monkeypatch.undo()
     assert interrupts == 3
     for index, each in enumerate(sequences):
-        twin = Sequence(prompts[index], SamplingParams(3 + index), POSITIONS, seed=index)
+        twin = Sequence(
+            prompts[index], GenerationConfig(max_length=3 + index), POSITIONS, seed=index
+        )
         Engine(ModelRunner(model, WIDTH)).run([twin])
         assert each.tokens == twin.tokens
 
 
 def test_a_stream_that_is_closed_frees_its_row():
     engine = Engine(ModelRunner(exact(), WIDTH))
-    each = Sequence([1], SamplingParams(9), POSITIONS)
+    each = Sequence([1], GenerationConfig(max_length=9), POSITIONS)
     stream = engine.stream(each)
     next(stream)
     stream.close()
@@ -259,7 +268,7 @@ def test_a_stream_that_is_closed_frees_its_row():
 
 def test_speculation_in_the_engine_gives_the_greedy_tokens():
     def streamed(speculative, end):
-        options = SamplingParams(30, temperature=0, speculative=speculative)
+        options = GenerationConfig(max_length=30, temperature=0, speculative=speculative)
         each = Sequence([1, 2, 1, 2], options, POSITIONS, end_token=end)
         assert list(Engine(ModelRunner(model, WIDTH)).stream(each)) == each.new_tokens
         return each.new_tokens, each.finish_reason
@@ -277,8 +286,8 @@ def test_speculation_in_the_engine_gives_the_greedy_tokens():
 def test_sequences_are_sampled_each_with_its_own_parameters():
     logits = torch.full((4, 5), -1e3, dtype=torch.float64)
     logits[:, 2], logits[:, 3] = 1.0, 0.9
-    greedy, banned = SamplingParams(temperature=0), SamplingParams(logit_bias={2: -1e4})
-    options = (greedy, banned, greedy, SamplingParams(no_repeat_ngram=1, temperature=0))
+    greedy, banned = GenerationConfig(temperature=0), GenerationConfig(logit_bias={2: -1e4})
+    options = (greedy, banned, greedy, GenerationConfig(no_repeat_ngram=1, temperature=0))
     sequences = [Sequence([2], each, POSITIONS) for each in options]
     assert sample_tokens(logits, sequences) == [2, 3, 2, 3]
     assert sample_tokens(torch.full((1, 5), -math.inf), sequences[:1]) == [NO_TOKEN]

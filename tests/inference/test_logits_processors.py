@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from src.config_keys import GenerationConfig
 from src.inference.logits_processors import (
     _FEW,
     apply_count_penalties,
@@ -32,7 +33,6 @@ from src.inference.logits_processors import (
     apply_typical_p,
     process_logits,
 )
-from src.inference.sampling import SamplingParams
 from tests.bounds import (
     assert_within,
     gamma,
@@ -246,7 +246,7 @@ def test_all_options_together_are_transformers_in_its_order(seed, temperature, o
         if options[key] is not None:
             theirs.append(kind(options[key]))
     before = logits.clone()
-    given = SamplingParams(temperature=temperature, **options)
+    given = GenerationConfig(temperature=temperature, **options)
     found = process_logits(logits, tokens, given, prompt_length, end_token)
     assert torch.equal(found, theirs(tokens, logits.clone()))
     greedy = dataclasses.replace(given, temperature=0.0)
@@ -256,12 +256,12 @@ def test_all_options_together_are_transformers_in_its_order(seed, temperature, o
 
 
 def test_presence_and_frequency_penalties_count_the_new_text_alone():
-    options = SamplingParams(temperature=0, presence_penalty=1.0, frequency_penalty=0.5)
+    options = GenerationConfig(temperature=0, presence_penalty=1.0, frequency_penalty=0.5)
     found = process_logits(torch.zeros(1, 4), torch.tensor([[0, 1, 1, 2, 1]]), options, 2)
     assert found.tolist() == [[0.0, -2.0, -1.5, 0.0]]
 
 
 def test_greedy_without_options_hands_back_the_models_own_logits():
     logits = random_logits(0)
-    options = SamplingParams(temperature=0, top_k=3, top_p=0.5)
+    options = GenerationConfig(temperature=0, top_k=3, top_p=0.5)
     assert process_logits(logits, random_tokens(0, 4), options, 2, 1) is logits

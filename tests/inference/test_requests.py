@@ -1,8 +1,8 @@
 import pytest
 
+from src.config_keys import GenerationConfig
 from src.errors import AGI2Error
 from src.inference.requests import checked_prompts, encode_prompt, prompt_text, text_request
-from src.inference.sampling import SamplingParams
 from tests.tiny_models import alphabet, tiny_model
 
 
@@ -23,8 +23,10 @@ def test_prompts_of_a_batch_that_are_no_list_are_refused(prompts):
 
 def test_a_request_ends_with_the_tokenizers_end_tokens_and_has_the_models_positions():
     model, tokenizer = tiny_model(), alphabet()
-    request = text_request(tokenizer.encode("ab" * 20), SamplingParams(3), model, tokenizer, top=2)
+    request = text_request(
+        tokenizer.encode("ab" * 20), GenerationConfig(max_length=3), model, tokenizer, top=2
+    )
     assert request.end_tokens == tuple(tokenizer.end_tokens)
     assert (len(request.window), request.prompt_length, request.top) == (12, 40, 2)
     with pytest.raises(AGI2Error, match="the prompt has a token above the vocabulary of 28"):
-        text_request([28], SamplingParams(3), model, tokenizer)
+        text_request([28], GenerationConfig(max_length=3), model, tokenizer)

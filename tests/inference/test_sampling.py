@@ -1,6 +1,5 @@
-"""Sampling parameters, and drawing tokens as often as their probability says."""
+"""The options of sampling, and drawing tokens as often as their probability says."""
 
-import dataclasses
 import itertools
 import math
 import random
@@ -16,11 +15,20 @@ from transformers.generation.logits_process import (
 )
 
 from src.config import Config
+from src.config_keys import GenerationConfig
 from src.errors import AGI2Error
 from src.inference.logits_processors import (
     process_logits,
 )
-from src.inference.sampling import MASKED, NO_TOKEN, SamplingParams, sample, sampling_keys
+from src.inference.sampling import (
+    MASKED,
+    NO_TOKEN,
+    beam_config,
+    beam_options,
+    generation_options,
+    sample,
+    sampling_config,
+)
 from tests.bounds import (
     assert_within,
     by_chance,
@@ -42,17 +50,11 @@ def frequencies(logits: torch.Tensor) -> torch.Tensor:
     return torch.bincount(drawn, minlength=logits.size(-1)) / MANY
 
 
-# --- bias, penalties and bans ---------------------------------------------------------------
-
-
-# --- limits ---------------------------------------------------------------------------------
-
-
 # --- all of it ------------------------------------------------------------------------------
 
 
 def test_half_precision_logits_can_be_sampled():
-    options = SamplingParams(temperature=0.8, top_k=5, top_p=0.9, frequency_penalty=0.1)
+    options = GenerationConfig(temperature=0.8, top_k=5, top_p=0.9, frequency_penalty=0.1)
     logits = process_logits(random_logits(4).bfloat16(), random_tokens(0, 4), options, 2)
     drawn = sample(logits, uniforms(3))
     assert drawn.shape == (3,)
@@ -66,7 +68,7 @@ def test_half_precision_logits_can_be_sampled():
 def test_tokens_are_drawn_as_often_as_the_tempered_softmax_says(temperature):
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     expected = TemperatureLogitsWarper(temperature)(None, logits).softmax(-1)[0]
-    options = SamplingParams(temperature=temperature)
+    options = GenerationConfig(temperature=temperature)
     found = frequencies(process_logits(logits, torch.zeros(1, 1).long(), options, 1))
     assert_within(found, expected, by_chance(expected, MANY))
 
@@ -78,7 +80,7 @@ def test_limits_are_applied_after_the_temperature_first_k_then_p():
     assert not torch.equal(expected, by_k(None, by_p(None, logits / 1.7)))
     shares = expected.softmax(-1)[0]
     assert 1 < int((shares > 0).sum()) < 6
-    options = SamplingParams(temperature=1.7, top_k=6, top_p=0.8)
+    options = GenerationConfig(temperature=1.7, top_k=6, top_p=0.8)
     found = frequencies(process_logits(logits, torch.zeros(1, 1).long(), options, 1))
     assert_within(found, shares, by_chance(shares, MANY))  # of none, none
 
@@ -122,7 +124,7 @@ def test_tokens_of_tiny_probability_keep_their_share():
 @settings(deadline=None, max_examples=30)
 def test_temperature_0_and_what_is_next_to_it_take_the_likeliest(seed, temperature):
     logits = random_logits(seed)
-    assert SamplingParams(temperature=temperature).is_greedy
+    assert GenerationConfig(temperature=temperature).is_greedy
     assert torch.equal(sample(logits, None), logits.argmax(-1))
     assert torch.equal(sample(logits.bfloat16(), None), logits.bfloat16().argmax(-1))
 
@@ -130,7 +132,7 @@ def test_temperature_0_and_what_is_next_to_it_take_the_likeliest(seed, temperatu
 def test_one_candidate_is_always_drawn():
     logits, tokens = random_logits(1), torch.zeros(3, 1).long()
     for limit in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        options = SamplingParams(temperature=5.0, **limit)
+        options = GenerationConfig(temperature=5.0, **limit)
         drawn = sample(process_logits(logits, tokens, options, 1), uniforms(3))
         assert torch.equal(drawn, logits.argmax(-1))
 
@@ -139,7 +141,7 @@ def test_one_candidate_is_always_drawn():
 def test_where_every_token_is_excluded_nothing_is_drawn(numbers):
     logits = torch.tensor([[MASKED, MASKED], [MASKED, 0.0]])
     assert sample(logits, numbers).tolist() == [NO_TOKEN, 1]
-    options = SamplingParams(top_k=1, top_p=0.5, min_p=0.5, typical_p=0.5)
+    options = GenerationConfig(top_k=1, top_p=0.5, min_p=0.5, typical_p=0.5)
     logits = process_logits(logits, torch.zeros(2, 1).long(), options, 1)
     assert sample(logits, numbers).tolist() == [NO_TOKEN, 1]
 
@@ -156,42 +158,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(broken, numbers):
 # --- options --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_length": 0}, "max_length must be at least 1, not 0"),
-        ({"max_length": 2**31}, "max_length must be at most 1,073,741,824, not 2147483648"),
-        ({"min_length": -1}, "min_length must be at least 0, not -1"),
-        ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
-        ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
-        ({"top_k": -1}, "top_k must be at least 1, not -1"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
-        ({"min_p": 0.0}, "min_p must be above 0 and at most 1, not 0.0"),
-        ({"typical_p": math.nan}, "typical_p must be above 0 and at most 1, not nan"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be from 0.0001 to 10000, not 0"),
-        ({"presence_penalty": math.nan}, "presence_penalty must be from -10000 to 10000, not nan"),
-        (
-            {"frequency_penalty": math.inf},
-            "frequency_penalty must be from -10000 to 10000, not inf",
-        ),
-        ({"no_repeat_ngram": 0}, "no_repeat_ngram must be at least 1, not 0"),
-        (
-            {"logit_bias": {3: math.nan}},
-            "logit_bias must be made of numbers from -10000 to 10000, not {3: nan}",
-        ),
-        (
-            {"min_length": 9, "max_length": 8},
-            "min_length 9 is above max_length 8: lower the one or raise the other",
-        ),
-    ],
-)
-def test_options_out_of_range_or_in_contradiction_are_one_clear_line(options, message):
-    with pytest.raises(AGI2Error) as caught:
-        SamplingParams(**options)
-    assert str(caught.value) == message
-
-
-def test_every_option_is_a_key_of_the_configuration_and_means_the_same():
+def test_options_of_a_configuration_are_the_arguments_of_the_functions():
     given = {
         "max_length": 7,
         "min_length": 2,
@@ -209,13 +176,37 @@ def test_every_option_is_a_key_of_the_configuration_and_means_the_same():
         "stop_at_sentence_end": True,
         "speculative": "none",
     }
-    assert sampling_keys(Config(**given)) == given
-    assert dataclasses.asdict(SamplingParams(**given)) == given
-    defaults = {**sampling_keys(Config()), "temperature": 1.0}
-    assert dataclasses.asdict(SamplingParams()) == defaults
+    config = Config(**given, model_seed="m", sampling_seed=5)
+    assert generation_options(config) == {**given, "model_seed": "m", "seed": 5}
+    assert sampling_config(**given) == GenerationConfig(**given)
+    beams = {"beam_size": 6, "beam_groups": 2, "beam_results": 3, "diversity_penalty": 0.25}
+    only_sampling = {"temperature", "top_k", "top_p", "min_p", "typical_p", "speculative"}
+    beams |= {"beam_early_stopping": True, "length_penalty": 2.0}
+    assert beam_options(config.changed(**beams)) == {
+        **{key: given[key] for key in given if key not in only_sampling},
+        **{"beam_size": 6, "groups": 2, "results": 3, "diversity_penalty": 0.25},
+        **{"early_stopping": True, "length_penalty": 2.0},
+    }
 
 
-def test_a_bias_is_a_mapping_or_none():
-    assert SamplingParams(5, logit_bias=None).logit_bias == {}
-    with pytest.raises(AGI2Error, match="logit_bias must be a mapping"):
-        SamplingParams(5, logit_bias=[1])
+@pytest.mark.parametrize(
+    ("make", "key", "message"),
+    [
+        (sampling_config, "beam_size", "beam_size does not go with sampling: remove it"),
+        (sampling_config, "samples", "samples does not go with sampling: remove it"),
+        (sampling_config, "sampling_seed", "sampling_seed: the argument is called seed here"),
+        (sampling_config, "topp", "unknown key topp; did you mean top_p?"),
+        (sampling_config, "lr", "unknown key lr; resources/default.toml lists every key"),
+        (beam_config, "beam_groups", "beam_groups: the argument is called groups here"),
+        (
+            beam_config,
+            "top_p",
+            "top_p does not go with beam search, which does not sample: remove it",
+        ),
+        (beam_config, "num_beams", "unknown key num_beams; did you mean beam_size?"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(make, key, message):
+    with pytest.raises(AGI2Error) as caught:
+        make({key: 1}) if make is beam_config else make(**{key: 1})
+    assert str(caught.value) == message

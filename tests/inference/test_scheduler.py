@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.inference.sampling import SamplingParams
+from src.config_keys import GenerationConfig
 from src.inference.scheduler import Scheduler, Step
 from src.inference.sequence import Sequence
 
@@ -13,7 +13,7 @@ POSITIONS = 8
 
 
 def sequence(prompt, max_length=5) -> Sequence:
-    return Sequence(prompt, SamplingParams(max_length, temperature=0), POSITIONS)
+    return Sequence(prompt, GenerationConfig(max_length=max_length, temperature=0), POSITIONS)
 
 
 def next_token(window) -> int:

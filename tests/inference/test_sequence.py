@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.config_keys import GenerationConfig
 from src.inference.detokenizer import IncrementalDetokenizer
-from src.inference.sampling import NO_TOKEN, SamplingParams
+from src.inference.sampling import NO_TOKEN
 from src.inference.sequence import Sequence
 from src.tokenizer import BasicTokenizer
 
@@ -15,7 +16,7 @@ A, B, C, POINT = (LETTERS.encode(letter)[0] for letter in "abc.")
 
 
 def with_text(max_length=9, criteria=(), **options) -> Sequence:
-    given = SamplingParams(max_length, **options)
+    given = GenerationConfig(max_length=max_length, **options)
     return Sequence(
         [A],
         given,
@@ -31,7 +32,7 @@ def with_text(max_length=9, criteria=(), **options) -> Sequence:
     positions=st.integers(1, 8),
 )
 def test_a_full_window_slides_by_half(prompt, tokens, positions):
-    each = Sequence(prompt, SamplingParams(100), positions)
+    each = Sequence(prompt, GenerationConfig(max_length=100), positions)
     window = prompt[-positions:]
     assert (each.window, each.pending, each.computed) == (window, len(window), 0)
     text = list(prompt)
@@ -49,13 +50,13 @@ def test_a_full_window_slides_by_half(prompt, tokens, positions):
 
 
 def test_why_a_sequence_has_ended():
-    plain = Sequence([1], SamplingParams(2), 8, end_token=[0, 7])
+    plain = Sequence([1], GenerationConfig(max_length=2), 8, end_token=[0, 7])
     for token in (3, 4):
         assert plain.finish_reason is None
         plain.append(token)
     assert (plain.finish_reason, plain.new_tokens) == ("length", [3, 4])
     for token, reason in ((7, "end_token"), (NO_TOKEN, "masked")):
-        each = Sequence([1], SamplingParams(9), 8, end_token=[0, 7])
+        each = Sequence([1], GenerationConfig(max_length=9), 8, end_token=[0, 7])
         each.append(token)
         assert (each.finish_reason, each.new_tokens) == (reason, [])
         each.finish("cancelled")
@@ -87,7 +88,7 @@ def test_the_text_of_a_sequence_and_why_it_ended(options, tokens, reason, text):
 
 def test_a_random_number_stays_the_same_until_a_token_is_appended():
     """So that a step that was interrupted can be repeated."""
-    each, numbers = Sequence([1], SamplingParams(9), 8, seed=3), random.Random(3)
+    each, numbers = Sequence([1], GenerationConfig(max_length=9), 8, seed=3), random.Random(3)
     for token in range(4):
         expected = numbers.random()
         assert [each.uniform(), each.uniform()] == [expected] * 2
@@ -105,7 +106,7 @@ def test_the_logits_processors_are_given_no_more_than_they_need():
         ({"repetition_penalty": 1.1}, ([1, 2, 4, 5], 2)),
         ({"no_repeat_ngram": 2, "frequency_penalty": 1.0}, ([1, 2, 4, 5], 2)),
     ):
-        each = Sequence([1, 2], SamplingParams(9, **options), 8, end_token=0)
+        each = Sequence([1, 2], GenerationConfig(max_length=9, **options), 8, end_token=0)
         for token in (4, 5):
             each.append(token)
         assert each.processed_tokens() == expected
@@ -115,7 +116,7 @@ def test_probabilities_are_recorded_as_asked_for():
     logits = torch.tensor([2.0, 0.0, 1.0])
     shares = logits.softmax(0).tolist()
     for top, best in ((0, []), (2, [0, 2]), (9, [0, 2, 1])):
-        each = Sequence([1], SamplingParams(9), 8, top=top)
+        each = Sequence([1], GenerationConfig(max_length=9), 8, top=top)
         each.append(2, logits)
         (found,) = each.probabilities
         assert found.probability == shares[2]

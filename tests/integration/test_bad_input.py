@@ -131,23 +131,23 @@ UNKNOWN = "resources/default.toml lists every key"
         (
             {"epochs": "three"},
             "epochs",
-            "epochs = 'three': input should be a valid integer",
+            "epochs must be an integer, not 'three'",
         ),
-        ({"bias": 1}, "bias", "bias = 1: input should be a valid boolean"),
+        ({"bias": 1}, "bias", "bias must be True or False, not 1"),
         (
             {"temperature": -0.5},
             "temperature",
-            "temperature = -0.5: input should be greater than or equal to 0",
+            "temperature must be a number from 0 on, not -0.5",
         ),
         (
             {"batch_size": 0},
             "batch_size",
-            "batch_size = 0: input should be greater than or equal to 1",
+            "batch_size must be at least 1, not 0",
         ),
         (
             {"lr_schedule": "cosin"},
             "lr_schedule",
-            "lr_schedule = 'cosin': input should be 'cosine', 'linear', 'constant' or 'wsd'",
+            "lr_schedule must be 'cosine', 'linear', 'constant' or 'wsd', not 'cosin'",
         ),
         (
             {"model_embd": 33},
