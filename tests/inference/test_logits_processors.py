@@ -1,6 +1,5 @@
 """Logits processors against `transformers` and their definitions."""
 
-import dataclasses
 from collections import Counter
 
 import pytest
@@ -249,7 +248,7 @@ def test_all_options_together_are_transformers_in_its_order(seed, temperature, o
     given = GenerationConfig(temperature=temperature, **options)
     found = process_logits(logits, tokens, given, prompt_length, end_token)
     assert torch.equal(found, theirs(tokens, logits.clone()))
-    greedy = dataclasses.replace(given, temperature=0.0)
+    greedy = given.model_copy(update={"temperature": 0.0})
     found = process_logits(logits, tokens, greedy, prompt_length, end_token)
     assert torch.equal(found, LogitsProcessorList(theirs[:bans])(tokens, logits.clone()))
     assert torch.equal(logits, before)
