@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from collections.abc import Sequence as SequenceOf
+from typing import cast
 
 import torch
 
@@ -59,9 +60,12 @@ class Engine:
             self._close_gaps()
             sequences, logits = self._compute()
             tokens = sample_tokens(logits, sequences) if sequences else []
+            has_finished = False
             for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
                 sequence.append(token, None if sequence.top is None else logits[place])
-            self._close_gaps()
+                has_finished |= sequence.finish_reason is not None
+            if has_finished:
+                self._close_gaps()
         except BaseException:
             for sequence in self.scheduler.running:
                 sequence.computed = 0
@@ -80,19 +84,21 @@ class Engine:
                 for row, sequence, size in scheduled
             ]
         )
-        sequences, places, place_of_row = [], [], {}
-        for place, (row, sequence, size) in enumerate(scheduled):
+        sequences, places = [], []
+        for place, (_, sequence, size) in enumerate(scheduled):
             sequence.computed += size
-            place_of_row[row] = place
             if sequence.pending == 0:
                 sequences.append(sequence)
                 places.append(place)
+        if not forks and len(places) == len(scheduled):
+            return sequences, logits
+        place_of_row = {row: place for place, (row, _, _) in enumerate(scheduled)}
         for row, sequence, source in forks:
             self.runner.copy_row(source, row)
             sequence.computed = len(sequence.window)
             sequences.append(sequence)
             places.append(place_of_row[source])
-        return sequences, logits if places == list(range(len(scheduled))) else logits[places]
+        return sequences, logits[places]
 
     def run(self, sequences: Iterable[Sequence]) -> None:
         """Generate all tokens of the sequences.
@@ -164,28 +170,35 @@ def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list
     Raises:
         AGI2Error: if the logits are not finite.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
     looked_at = [sequence.processed_tokens() for sequence in sequences]
+    if len(sequences) == 1:
+        return _sample_together(logits, sequences, looked_at)
+    groups: dict[tuple[object, ...], list[int]] = {}
     for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
         key = (id(sequence.options), sequence.end_tokens, len(seen), start)
         groups.setdefault(key, []).append(place)
+    if len(groups) == 1:
+        return _sample_together(logits, sequences, looked_at)
     tokens = [0] * len(sequences)
     for places in groups.values():
-        first = sequences[places[0]]
-        seen, start = looked_at[places[0]]
-        rows = torch.empty(len(places), 0, dtype=torch.long, device=logits.device)
-        if seen:
-            rows = torch.tensor([looked_at[place][0] for place in places], device=logits.device)
-        processed = process_logits(
-            logits if len(groups) == 1 else logits[places],
-            rows,
-            first.options,
-            start,
-            first.end_tokens,
-        )
-        numbers = None
-        if not first.options.is_greedy:
-            numbers = [sequences[place].uniform() for place in places]
-        for place, token in zip(places, sample(processed, numbers).tolist(), strict=True):
+        group = [sequences[place] for place in places]
+        sampled = _sample_together(logits[places], group, [looked_at[place] for place in places])
+        for place, token in zip(places, sampled, strict=True):
             tokens[place] = token
     return tokens
+
+
+def _sample_together(
+    logits: torch.Tensor,
+    sequences: SequenceOf[Sequence],
+    looked_at: SequenceOf[tuple[list[int], int]],
+) -> list[int]:
+    """Sample sequences of the same options that have as many tokens to look at."""
+    first, (seen, start) = sequences[0], looked_at[0]
+    if seen:
+        rows = torch.tensor([tokens for tokens, _ in looked_at], device=logits.device)
+    else:
+        rows = torch.empty(len(sequences), 0, dtype=torch.long, device=logits.device)
+    processed = process_logits(logits, rows, first.options, start, first.end_tokens)
+    numbers = None if first.is_greedy else [sequence.uniform() for sequence in sequences]
+    return cast(list[int], sample(processed, numbers).tolist())

@@ -119,6 +119,8 @@ class ModelRunner:
         """
         lengths = self._held.lengths
         self._truncate({row: offset for row, offset, _ in chunks if offset < lengths[row]})
+        if all(len(chunk.tokens) == 1 for chunk in chunks):  # a decode step
+            return self._compute_together(chunks)
         parts: list[torch.Tensor] = []
         places: list[int] = []
         for group in self._groups(chunks):
@@ -134,8 +136,7 @@ class ModelRunner:
         All together if at most half is padding; otherwise decode steps first, then adjacent rows as
         long as at most half is padding.
         """
-        is_decode_step = all(len(chunk.tokens) == 1 for chunk in chunks)
-        if is_decode_step or self._is_dense(chunks):
+        if self._is_dense(chunks):
             yield list(chunks)
             return
         if single := [chunk for chunk in chunks if len(chunk.tokens) == 1]:
@@ -177,9 +178,10 @@ class ModelRunner:
         for row, _, tokens in chunks:
             rows[row - first][: len(tokens)] = tokens
             counts[row - first] = len(tokens)
-        # Rows between may hold more of an earlier window than leaves space for padding.
-        most, lengths = self._held.capacity - width, self._held.lengths
-        self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
+        if len(chunks) < len(rows) or width > 1:
+            # A row may hold more of an earlier window than leaves space for padding.
+            most, lengths = self._held.capacity - width, self._held.lengths
+            self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
         device = self._held.device
         is_padded = min(counts) < width
         with evaluating():

@@ -92,8 +92,11 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Choose the tokens of the next step, and admit waiting sequences to free rows."""
+        may_admit = bool(self.waiting) and len(self.running) < self.max_rows
+        if not may_admit and all(each.pending == 1 for each in self.running):
+            return Step([Scheduled(row, each, 1) for row, each in enumerate(self.running)], [])
         counts = self._running_counts()
-        twins = self._admit(counts) if self.waiting and len(self.running) < self.max_rows else []
+        twins = self._admit(counts) if may_admit else []
         scheduled = [
             Scheduled(row, sequence, counts[id(sequence)])
             for row, sequence in enumerate(self.running)
@@ -122,8 +125,6 @@ class Scheduler:
     def _running_counts(self) -> dict[int, int]:
         """Return the number of tokens of this step for each running sequence, by id."""
         counts = {id(each): 1 for each in self.running if each.pending == 1}
-        if len(counts) == len(self.running):
-            return counts
         budget = self.max_tokens - len(counts)
         for each in sorted(self.running, key=lambda each: each.arrival):
             if id(each) not in counts:

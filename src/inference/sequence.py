@@ -70,6 +70,12 @@ class Sequence:
         self._uniform: float | None = None
         self._detokenizer = detokenizer
         self._pieces: list[str] = []
+        # Each step reads these.
+        self.is_greedy = options.is_greedy
+        self._needs_prompt = options.needs_prompt
+        self._needs_new_tokens = bool(options.presence_penalty or options.frequency_penalty)
+        self._masked_length = options.min_length if self.end_tokens else 0
+        self._max_tokens = self.prompt_length + options.max_length
 
     @property
     def new_tokens(self) -> list[int]:
@@ -113,13 +119,12 @@ class Sequence:
         They are as few as possible: sequences of the same options are sampled together if they
         have as many of them.
         """
-        options, count = self.options, len(self.tokens) - self.prompt_length
-        if options.needs_prompt:
+        if self._needs_prompt:
             return self.tokens, self.prompt_length
-        is_short = bool(self.end_tokens) and count < options.min_length
-        if options.presence_penalty or options.frequency_penalty or is_short:
+        is_short = len(self.tokens) - self.prompt_length < self._masked_length
+        if self._needs_new_tokens or is_short:
             return self.new_tokens, 0
-        return [], -options.min_length  # as if the new tokens were `min_length`
+        return [], -self.options.min_length  # as if the new tokens were `min_length`
 
     def append(self, token: int, logits: torch.Tensor | None = None) -> None:
         """Append a sampled token, or finish the sequence at it.
@@ -144,7 +149,7 @@ class Sequence:
             if self._detokenizer.ended:
                 self.finish("stop")
                 return
-        if len(self.tokens) - self.prompt_length == self.options.max_length:
+        if len(self.tokens) == self._max_tokens:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:

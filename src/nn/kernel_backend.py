@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import byref, c_int64, c_void_p
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -105,7 +106,10 @@ class KernelBackend(DecodeBackend):
         starts = _starts(attention_mask, batch)
         if starts is None or (batch * tokens > MAX_KERNEL_TOKENS and not self._is_quantized):
             return None
-        parts = x.split(max(1, MAX_KERNEL_TOKENS // batch), dim=1)
+        most = max(1, MAX_KERNEL_TOKENS // batch)
+        if tokens <= most:
+            return self._run_layers(x.contiguous(), starts, cache)
+        parts = x.split(most, dim=1)
         return torch.cat(
             [self._run_layers(part.contiguous(), starts, cache) for part in parts], dim=1
         )
@@ -115,14 +119,12 @@ class KernelBackend(DecodeBackend):
         assert LIBRARY is not None
         batch, tokens, _ = x.shape
         width = self._model.channels
-        cache_elements = batch * cache.capacity * width
         if len(cache.layers) != len(self._layers):
             raise TypeError(f"a cache of {len(cache.layers)} layers, not {len(self._layers)}")
-        addresses = c_void_p * len(self._layers)
-        keys, values = (
-            addresses(*(address_of(part, torch.float32, cache_elements) for part in parts))
-            for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
-        )
+        elements = batch * cache.capacity * width
+        if cache.addresses is None or cache.addresses[0] != elements:
+            cache.addresses = (elements, *_cache_addresses(cache, elements))
+        _, keys, values = cache.addresses
         lengths = (c_int64 * batch)(*cache.lengths)
         # Raises if the tokens do not fit, before the library writes to the buffers.
         for layer in cache.layers:
@@ -139,13 +141,30 @@ class KernelBackend(DecodeBackend):
         return x
 
 
+def _cache_addresses(cache: KVCache, elements: int) -> tuple[Any, Any]:
+    """Return the addresses of all layers' keys, and of their values, of so many elements each."""
+    addresses = c_void_p * len(cache.layers)
+    keys, values = (
+        addresses(*(address_of(part, torch.float32, elements) for part in parts))
+        for parts in zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
+    )
+    return keys, values
+
+
 def _starts(attention_mask: torch.Tensor | None, batch: int) -> torch.Tensor | None:
     """Return the padding before each sequence (B,), or None if the mask is not left padding."""
     if attention_mask is None:
-        return torch.zeros(batch, dtype=torch.int64, device="cpu")
+        return _no_padding(batch)
     if attention_mask.dim() != 2:
         return None
     is_text = attention_mask.bool()
     if bool((is_text[:, :-1] & ~is_text[:, 1:]).any()) or not bool(is_text[:, -1].all()):
         return None
     return (~is_text).sum(dim=1).expand(batch).contiguous()
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _no_padding(batch: int) -> torch.Tensor:
+    """Return zeros (B,); not to be changed."""
+    return torch.zeros(batch, dtype=torch.int64, device="cpu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,6 +176,9 @@ class KVCache:
             )
             for _ in range(n_layers)
         ]
+        self.addresses: tuple[int, Any, Any] | None = None
+        """Number of elements and addresses of the layers' buffers, which a decode backend sets once:
+        the buffers stay the same tensors."""
         self._views: dict[int, KVCache] = {}
         # Length of the prefix that every two rows are known to share, (B, B).
         self._shared_prefix = np.zeros((batch_size, batch_size), dtype=np.int64)
@@ -218,6 +222,7 @@ class KVCache:
         part = KVCache.__new__(KVCache)
         part.capacity, part._rows, part._views = self.capacity, _Rows(lengths), {}
         part.layers = [layer.view(start, stop, part._rows) for layer in self.layers]
+        part.addresses = None
         part._shared_prefix = self._shared_prefix[start:stop, start:stop]
         if start == 0:
             self._views[stop] = part
