@@ -23,6 +23,44 @@ def causal_mask(queries: int, keys: int, device: torch.device | str | None = Non
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+def as_attention_mask(
+    attention_mask: Any, x: torch.Tensor, seen: int, n_heads: int
+) -> torch.Tensor:
+    """Check a model's attention mask against the new tokens' embeddings; return it as boolean.
+
+    Args:
+        attention_mask: as in `GPT2Model.forward`.
+        x: embeddings of the new tokens, (B, T, C).
+        seen: number of tokens in the KV cache.
+        n_heads: H.
+
+    Raises:
+        AGI2Error: if it has another type or shape.
+    """
+    mask = as_tensor("attention_mask", attention_mask)
+    if mask.dim() > 2 and mask.is_floating_point():
+        raise AGI2Error(
+            f"attention_mask of {mask.dim()} dimensions is boolean, or of integers 0 and 1, "
+            f"true may attend; not {mask.dtype}"
+        )
+    # A padding mask is never additive: zeros and ones of any dtype are accepted.
+    mask = as_mask("attention_mask", mask, x.device, is_additive=False)
+    batch, length, _ = x.shape
+    expected = {
+        2: (batch, seen + length),
+        3: (batch, length, seen + length),
+        4: (batch, n_heads, length, seen + length),
+    }.get(mask.dim(), (batch, seen + length))
+    shape = tuple(mask.shape)
+    free = {0} if len(shape) < 4 else {0, 1}  # dimensions that may be 1
+    if len(shape) != len(expected) or any(
+        a != b and not (a == 1 and i in free)
+        for i, (a, b) in enumerate(zip(shape, expected, strict=True))
+    ):
+        raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {expected}")
+    return mask
+
+
 def combined_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
     """Combine an attention mask with the causal mask: (B or 1, T, S) or (B or 1, H or 1, T, S)."""
     if attention_mask.dim() == 2:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .arguments import PositiveInt, as_tensor, checked, convert
-from .attention import as_mask, combined_mask
+from .arguments import PositiveInt, checked, convert
+from .attention import as_attention_mask, combined_mask
 from .config import Config, GPT2Config
 from .embeddings import (
     INIT_STD,
@@ -184,7 +184,7 @@ class GPT2Model(nn.Module):
         if attention_mask is not None:
             if is_ragged:
                 raise AGI2Error("attention_mask is for a cache whose rows have the same length")
-            attention_mask = self._checked_mask(attention_mask, x, seen)
+            attention_mask = as_attention_mask(attention_mask, x, seen, self.config.n_heads)
         if attention_mask is not None and attention_mask.dim() == 2:
             x = x + self._positions_of_text(attention_mask, seen)
         elif cache is not None and is_ragged:
@@ -226,31 +226,6 @@ class GPT2Model(nn.Module):
                 f"cache is {keys.dtype} on {keys.device}, the model {x.dtype} on {x.device}: make "
                 f"it with model.new_cache({x.size(0)})"
             )
-
-    def _checked_mask(self, attention_mask: Any, x: torch.Tensor, seen: int) -> torch.Tensor:
-        """Check an attention mask against embeddings (B, T, C); return it as boolean."""
-        mask = as_tensor("attention_mask", attention_mask)
-        if mask.dim() > 2 and mask.is_floating_point():
-            raise AGI2Error(
-                f"attention_mask of {mask.dim()} dimensions is boolean, or of integers 0 and 1, "
-                f"true may attend; not {mask.dtype}"
-            )
-        # A padding mask is never additive: zeros and ones of any dtype are accepted.
-        mask = as_mask("attention_mask", mask, x.device, is_additive=False)
-        batch, length, _ = x.shape
-        expected = {
-            2: (batch, seen + length),
-            3: (batch, length, seen + length),
-            4: (batch, self.config.n_heads, length, seen + length),
-        }.get(mask.dim(), (batch, seen + length))
-        shape = tuple(mask.shape)
-        free = {0} if len(shape) < 4 else {0, 1}  # dimensions that may be 1
-        if len(shape) != len(expected) or any(
-            a != b and not (a == 1 and i in free)
-            for i, (a, b) in enumerate(zip(shape, expected, strict=True))
-        ):
-            raise AGI2Error(f"attention_mask has the shape {shape}, the tokens need {expected}")
-        return mask
 
     def _positions_of_text(self, is_text: torch.Tensor, seen: int) -> torch.Tensor:
         """Return the new tokens' position embeddings, (B, T, C); padding does not count."""

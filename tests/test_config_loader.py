@@ -687,7 +687,7 @@ def test_every_shipped_configuration_says_first_what_it_needs_and_reached(path):
         ("epochs = " + "9" * 5000, "t.toml: a number has too many digits"),
         (
             "seed = 0x" + "f" * 5000,
-            "t.toml:1: seed must be at most 4,611,686,018,427,387,904, not a value of type int that",
+            "t.toml:1: seed must be at most 4,611,686,018,427,387,904, not a value of type int",
         ),
         ("temperature = 1e999", "t.toml:1: temperature must be a number from 0 on, not inf"),
         ("temperature = " + "9" * 400, "t.toml:1: temperature must be a number from 0 on, not 999"),

@@ -177,8 +177,8 @@ class KVCache:
             for _ in range(n_layers)
         ]
         self.addresses: tuple[int, Any, Any] | None = None
-        """Number of elements and addresses of the layers' buffers, which a decode backend sets once:
-        the buffers stay the same tensors."""
+        """Number of elements and addresses of the layers' buffers, which stay the same tensors; set
+        by a decode backend."""
         self._views: dict[int, KVCache] = {}
         # Length of the prefix that every two rows are known to share, (B, B).
         self._shared_prefix = np.zeros((batch_size, batch_size), dtype=np.int64)
