@@ -253,7 +253,7 @@ class BPETokenizer(Tokenizer):
 _ENCODE_BATCH_SIZE = 16
 # Longer words are split for training, since each merge rescans all the words that contain it.
 _MAX_TRAINING_WORD = 256
-# Most characters of text without spaces to train on: the trainer needs 100 bytes of memory a byte.
+# Maximum characters of text without spaces to train on: the trainer takes 100 bytes for each byte.
 _MAX_SPACELESS_CHARACTERS = 4_000_000
 
 

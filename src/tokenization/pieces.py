@@ -70,7 +70,7 @@ class SpacelessBudget:
         self.skipped_characters = 0
 
     def take(self, text: str) -> Iterator[str]:
-        """Yield the stretches of a text, without those over the limit, counted in `left_out`."""
+        """Yield the stretches of a text, except those over the limit (`skipped_characters`)."""
         for stretch in split_text(text, size=_STRETCH_CHARACTERS):
             words = 1 + sum(map(stretch.count, " \n\t"))
             if len(stretch) < _LONG_WORD * words:
