@@ -18,6 +18,7 @@ from .config_loader import make_config
 from .cuda_utils import select_device
 from .errors import AGI2Error
 from .formats.model_dir import TrainedModel
+from .inference.beam_search import beam_search as beam_search  # also a name of this module
 from .inference.beam_search import search_beams
 from .inference.choices import Choice, choices_of
 from .inference.detokenizer import (
