@@ -4,6 +4,6 @@ Flow: `requests` (prompt and options to a `sequence`) -> `scheduler` (which toke
 `model_runner` (prefill, decode, rollback) -> `logits_processors` -> `sampling` (parameters,
 sampler) -> `detokenizer` (tokens to text, stop strings); `engine` is the loop. `prepare` packs the
 weights and chooses the decode backend: CPU kernels, `cuda_graph` or PyTorch.
-Start with: `engine`; `beam_search` and `speculative` use the model runner in their own way.
+Start with: `engine`; `beam_search` (`beam_text`) and `speculative` use the model runner directly.
 Rule: must not import `train`; the public API is `generation`.
 """
