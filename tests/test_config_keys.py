@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from src.config import Config
 from src.config_checks import describe_range
-from src.config_keys import GenerationConfig
+from src.config_keys import DataConfig, GenerationConfig, ModelConfig, TrainConfig
 from src.config_loader import load_config
 from src.errors import AGI2Error
 from src.inference.sampling import sampling_config
@@ -25,6 +25,12 @@ def test_defaults_are_the_specification_s():
     assert (config.seq_len, config.model_positions, config.max_context_length) == (1024,) * 3
     assert (config.max_length, config.temperature, config.beam_size) == (100, 0.8, 5)
     assert (config.device, config.resume, config.model_seed) == ("auto", None, "")
+
+
+@pytest.mark.parametrize("section", [DataConfig, ModelConfig, TrainConfig, GenerationConfig])
+def test_a_section_alone_has_the_defaults_of_the_whole(section):
+    alone, whole = section(), Config()
+    assert {key: getattr(whole, key) for key in section.model_fields} == alone.model_dump()
 
 
 @pytest.mark.parametrize("key", ["sources", "stop"])

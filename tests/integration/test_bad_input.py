@@ -651,10 +651,11 @@ VALUES = {
     "[" * 5000 + "]" * 5000: "--set epochs: it is nested too deeply",
     "[" * 150 + "]" * 150: "--set epochs: it is nested too deeply",
     "9" * 5000: "--set epochs: a number has too many digits",
-    "0x" + "f" * 5000: "--set epochs: epochs = a value of type int that is too large to show",
-    "1e999": "--set epochs: epochs = inf",
-    "x" * 5000: "--set epochs: epochs = 'xxx",
-    "3\nseed = 4": "--set epochs: epochs = '3\\nseed = 4'",
+    "0x" + "f" * 5000: "--set epochs: epochs must be at most 1,000,000,000,000, "
+    "not a value of type int that is too large to show",
+    "1e999": "--set epochs: epochs must be an integer, not inf",
+    "x" * 5000: "--set epochs: epochs must be an integer, not 'xxx",
+    "3\nseed = 4": "--set epochs: epochs must be an integer, not '3\\nseed = 4'",
 }
 
 

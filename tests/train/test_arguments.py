@@ -127,9 +127,9 @@ def test_values_stand_for_those_of_the_configuration(key, given, expected):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"epochs": "many"}, "train_model: epochs = 'many'"),
-        ({"seq_len": 0}, "train_model: seq_len = 0"),
-        ({"seq_len": "long"}, "train_model: seq_len = 'long'"),
+        ({"epochs": "many"}, "train_model: epochs must be an integer, not 'many'"),
+        ({"seq_len": 0}, "train_model: seq_len must be at least 1, not 0"),
+        ({"seq_len": "long"}, "train_model: seq_len must be an integer, not 'long'"),
         ({"learning_rat": 1}, "unknown key learning_rat; did you mean learning_rate"),
         ({"device": "tpu"}, "device 'tpu' is none of"),
         ({"threads": 0}, "threads 0 is not in the range 1 to 1024"),
