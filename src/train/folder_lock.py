@@ -15,6 +15,8 @@ from ..utils import convert_write_errors, log
 
 # Windows has no fcntl.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
+# Not through a link, which would create a file elsewhere; Windows has no such links.
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 LOCK = ".lock"
 """The file in a folder on which its `FolderLock` is held."""
 
@@ -60,7 +62,7 @@ class FolderLock:
         """Open and lock the file; return whether there is a folder to lock."""
         missing = FileNotFoundError, NotADirectoryError
         with convert_write_errors(self._path.parent), contextlib.suppress(*missing):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666)
         if self._descriptor is None:
             return False
         try:

@@ -27,6 +27,15 @@ def test_a_folder_is_kept_for_one(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_lock_is_not_taken_through_a_link(tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(elsewhere)
+    with pytest.raises(AGI2Error, match=r"run.*symbolic link"):
+        FolderLock(folder)
+    assert not elsewhere.exists()
+
+
 def test_a_lock_knows_whether_it_is_still_there(tmp_path):
     lock = FolderLock(tmp_path)
     assert lock.is_held
