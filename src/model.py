@@ -177,7 +177,9 @@ class GPT2Model(nn.Module):
             x = x * self.embedding_scale
         seen = 0
         if cache is not None:
-            self._check_cache(cache, x)
+            if not isinstance(cache, KVCache):
+                convert(KVCache, "cache", cache)
+            cache.check(x, self.config.n_layers, self.config.n_heads, self.config.head_dim)
             seen = cache.length
         mask = None
         is_ragged = cache is not None and cache.is_ragged
@@ -207,25 +209,6 @@ class GPT2Model(nn.Module):
             else:
                 x = block(x, mask, causal=mask is None, cache=layer)
         return self.final_norm(x)
-
-    def _check_cache(self, cache: Any, x: torch.Tensor) -> None:
-        """Check a KV cache against embeddings (B, T, C), before a layer changes it."""
-        if not isinstance(cache, KVCache):
-            convert(KVCache, "cache", cache)
-        keys, config = cache.layers[0].keys, self.config
-        found = (len(cache.layers), keys.size(0), keys.size(1), keys.size(3))
-        expected = (config.n_layers, x.size(0), config.n_heads, config.head_dim)
-        if found != expected:
-            raise AGI2Error(
-                f"cache has {found} layers, rows, heads and channels of a head, the model and its "
-                f"tokens need {expected}: make it with model.new_cache({x.size(0)})"
-            )
-        is_cast = keys.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
-        if keys.device != x.device or is_cast:
-            raise AGI2Error(
-                f"cache is {keys.dtype} on {keys.device}, the model {x.dtype} on {x.device}: make "
-                f"it with model.new_cache({x.size(0)})"
-            )
 
     def _positions_of_text(self, is_text: torch.Tensor, seen: int) -> torch.Tensor:
         """Return the new tokens' position embeddings, (B, T, C); padding does not count."""

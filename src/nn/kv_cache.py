@@ -183,6 +183,31 @@ class KVCache:
         # Length of the prefix that every two rows are known to share, (B, B).
         self._shared_prefix = np.zeros((batch_size, batch_size), dtype=np.int64)
 
+    def check(self, x: torch.Tensor, n_layers: int, n_heads: int, head_dim: int) -> None:
+        """Check that the buffers are those of a model and its embeddings, before a layer adds any.
+
+        Args:
+            x: embeddings of the new tokens, (B, T, C).
+            n_layers, n_heads, head_dim: the model's.
+
+        Raises:
+            AGI2Error: if a size, the dtype or the device differs.
+        """
+        keys = self.layers[0].keys
+        found = (len(self.layers), keys.size(0), keys.size(1), keys.size(3))
+        expected = (n_layers, x.size(0), n_heads, head_dim)
+        if found != expected:
+            raise AGI2Error(
+                f"cache has {found} layers, rows, heads and channels of a head, the model and its "
+                f"tokens need {expected}: make it with model.new_cache({x.size(0)})"
+            )
+        is_cast = keys.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)
+        if keys.device != x.device or is_cast:
+            raise AGI2Error(
+                f"cache is {keys.dtype} on {keys.device}, the model {x.dtype} on {x.device}: make "
+                f"it with model.new_cache({x.size(0)})"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where the buffers are."""

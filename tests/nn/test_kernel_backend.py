@@ -108,7 +108,7 @@ def test_padding_before_a_text_is_not_seen(quantize):
         ],
         dim=1,
     )
-    # A text is prefilled a few tokens at a time, as in the batch.
+    # The prompt is prefilled in the chunks of the batch.
     for row, start in enumerate(starts):
         alone = model(ids[row : row + 1, start:], cache=model.new_cache(1))
         assert torch.equal(found[row, start:], alone[0])
