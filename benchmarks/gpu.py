@@ -7,8 +7,8 @@ python benchmarks/gpu.py --out FOLDER [--nanogpt NANOGPT_FOLDER] [--text TEXT] [
 2. A training step of GPT-2 124M at 16 x 1024 in bf16: AGI2 compiled and not, nanoGPT compiled.
 3. nanoGPT's GPU recipe for characters (6 layers, 384 wide, context 256, batch 64, dropout 0.2;
    nanoGPT's published val loss on Shakespeare is 1.4697), with AGI2's optimizer.
-4. Generation with GPT-2 124M and the same random weights next to `transformers`, with 1 and 8
-   texts, in fp32 and bf16; AGI2 with CUDA graphs.
+4. Generation with GPT-2 124M and the same random weights next to `transformers`, with 1, 8 and
+   64 texts, in fp32 and bf16; AGI2 with CUDA graphs.
 
 Each part is a process with a time limit, its share of the remaining `--minutes`. In the output
 folder, `results.json` is rewritten after each part, `rows.jsonl` gets each result at once, and
@@ -58,6 +58,7 @@ class Sizes:
     """Values of `CHARACTER_KEYS` for the character model."""
     prompt: int
     new_tokens: int
+    texts: tuple[int, ...]
     rounds: int
 
 
@@ -71,6 +72,7 @@ FULL = Sizes(
     characters=(6, 6, 384, 256, 64, 5000, 250),
     prompt=60,
     new_tokens=128,
+    texts=(1, 8, 64),
     rounds=3,
 )
 TINY = Sizes(
@@ -79,6 +81,7 @@ TINY = Sizes(
     characters=(1, 2, 16, 16, 4, 6, 3),
     prompt=6,
     new_tokens=12,  # more than a CUDA graph is recorded after
+    texts=(1, 3),
     rounds=1,
 )
 
@@ -255,7 +258,7 @@ def generate(engine: str) -> Callable[[argparse.Namespace, Write], None]:
         sizes = sizes_of(given)
         for precision in ("fp32", "bf16"):
             run = MAKERS[engine](sizes, precision, given.device)
-            for texts in (1, 8):
+            for texts in sizes.texts:
                 reset_peak_memory(given.device)
                 tokens = run(texts)
                 seconds = []
@@ -371,7 +374,8 @@ def prompts(sizes: Sizes) -> list[list[int]]:
 
     draw = torch.Generator().manual_seed(0)
     # Without the last tokens of the vocabulary, which are end tokens.
-    return list(torch.randint(sizes.shape[2] - 9, (8, sizes.prompt), generator=draw).tolist())
+    shape = (max(sizes.texts), sizes.prompt)
+    return list(torch.randint(sizes.shape[2] - 9, shape, generator=draw).tolist())
 
 
 def synchronize(device: str) -> None:
