@@ -4,7 +4,7 @@ python benchmarks/gpu.py --out FOLDER [--nanogpt NANOGPT_FOLDER] [--text TEXT] [
     [--only WORDS] [--device cpu --tiny]
 
 1. The tests that need a GPU (`pytest -m gpu`, or a few checks without pytest).
-2. A training step of GPT-2 124M at 16 x 1024 in bf16: AGI2 compiled and not, nanoGPT compiled.
+2. A training step of GPT-2 124M at 64 x 1024 in bf16: AGI2 compiled and not, nanoGPT compiled.
 3. nanoGPT's GPU recipe for characters (6 layers, 384 wide, context 256, batch 64, dropout 0.2;
    nanoGPT's published val loss on Shakespeare is 1.4697), with AGI2's optimizer.
 4. Generation with GPT-2 124M and the same random weights next to `transformers`, with 1, 8 and
@@ -67,7 +67,7 @@ CHARACTER_KEYS = (
     *("max_steps", "eval_interval"),
 )
 FULL = Sizes(
-    shape=SHAPES["cuda"]["124M, 16 x 1024"],
+    shape=SHAPES["cuda"]["124M, 64 x 1024"],
     steps=20,
     characters=(6, 6, 384, 256, 64, 5000, 250),
     prompt=60,
@@ -416,14 +416,14 @@ class Part:
 
 
 PARTS = {
-    "machine": Part(0.75, describe),
-    "tests": Part(2.5, run_tests),
-    "training step, AGI2 compiled": Part(1.5, train("AGI2", True)),
-    "training step, AGI2 not compiled": Part(0.5, train("AGI2", False)),
-    "training step, nanoGPT compiled": Part(1.5, train("nanoGPT", True), "--nanogpt"),
-    "characters": Part(2.5, train_characters, "--text"),
-    "generation, AGI2": Part(0.75, generate("AGI2")),
-    "generation, transformers": Part(1.0, generate("transformers"), "transformers"),
+    "machine": Part(0.5, describe),
+    "tests": Part(2.2, run_tests),
+    "training step, AGI2 compiled": Part(1.4, train("AGI2", True)),
+    "training step, AGI2 not compiled": Part(0.8, train("AGI2", False)),
+    "training step, nanoGPT compiled": Part(2.0, train("nanoGPT", True), "--nanogpt"),
+    "characters": Part(2.0, train_characters, "--text"),
+    "generation, AGI2": Part(1.1, generate("AGI2")),
+    "generation, transformers": Part(2.2, generate("transformers"), "transformers"),
 }
 
 

@@ -6,7 +6,7 @@ python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--dev
 GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, compared
 with nanoGPT's model and optimizer, each in its own process, in alternating turns of three steps;
 then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024). On a GPU, 124M at
-16 x 1024 in bf16, both compiled, and the MFU.
+16 x 1024 and 64 x 1024 in bf16, both compiled, and the MFU.
 """
 
 import contextlib
@@ -25,7 +25,10 @@ SHAPES = {
         "124M, 1 x 1024": (1, 1024, 50257, 50304, 12, 12, 768),
         "6 x 384, 16 x 256": (16, 256, 4096, 4096, 6, 6, 384),
     },
-    "cuda": {"124M, 16 x 1024": (16, 1024, 50257, 50304, 12, 12, 768)},
+    "cuda": {
+        "124M, 16 x 1024": (16, 1024, 50257, 50304, 12, 12, 768),
+        "124M, 64 x 1024": (64, 1024, 50257, 50304, 12, 12, 768),
+    },
 }
 
 

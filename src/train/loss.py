@@ -85,7 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         targets: torch.Tensor,
         dtype: torch.dtype | None,
-        softmax_gradient: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+        softmax_gradient: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
         """Return the mean loss of hidden (N, C), weight (V, C) of the LM head and targets (N,).
 
@@ -121,11 +121,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight.addmm_(scores.T, x)
             else:
-                scores = x @ matrix.T
-                loss += softmax_gradient(scores, y, vocabulary)
+                logits = x @ matrix.T
+                logits[:, vocabulary:] = -torch.inf
+                chunk_loss, scores = softmax_gradient(logits, y)
+                del logits
+                loss += chunk_loss
                 if grad_weight is not None:
                     grad_weight += (scores.T @ x)[:vocabulary]
-            grad.copy_(scores @ matrix)
+            torch.mm(scores, matrix, out=grad)
         grad_hidden.masked_fill_(ignored[:, None], 0.0)
         count = count_targets(targets).clamp(min=1)
         ctx.save_for_backward(grad_hidden, grad_weight, count)
@@ -164,17 +167,23 @@ def _softmax_gradient_of_rows(
     return loss
 
 
-def _softmax_gradient(logits: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """As `_softmax_gradient_of_rows` for half-precision logits, by a softmax in fp32."""
-    logits[:, vocabulary:] = -torch.inf
+def _softmax_gradient(
+    logits: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of the losses, and the gradient of half-precision logits (N, V and padding).
+
+    As `_softmax_gradient_of_rows`, by a softmax in fp32. The gradient is a new tensor: compiled
+    code that changes its argument copies all of it once more.
+    """
+    dtype = logits.dtype
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)
     ignored = targets == IGNORE_INDEX
     at = (torch.arange(len(targets), device=targets.device), targets.masked_fill(ignored, 0))
     chosen = scores[at]
-    logits.copy_(scores.exp_())
+    gradient = scores.exp_().to(dtype)
     # From fp32: the difference of a probability close to 1 and 1 would be lost.
-    logits[at] = chosen.expm1().to(logits.dtype)
-    return -chosen.masked_fill(ignored, 0.0).sum()
+    gradient[at] = chosen.expm1().to(dtype)
+    return -chosen.masked_fill(ignored, 0.0).sum(), gradient
 
 
 def _row_length(vocabulary: int) -> int:
