@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import AGI2Error, one_line
-from ..utils import human_bytes, log
-from .builtin import BUILTIN, python_docs
+from ..errors import AGI2Error
+from .builtin import BUILTIN
+from .documents import ReadOptions
 from .downloads import cache_folder, download
 from .gutenberg import strip_gutenberg
-from .readers import read_file
+from .readers import iterate_documents
 from .sources import (
     TEXT_SUFFIXES,
-    Source,
     Sources,
     check_rereadable,
-    file_size,
     find_sources,
     list_sources,
 )
-from .text_files import Unreadable
 
 __all__ = [
     "BUILTIN",
@@ -31,9 +28,6 @@ __all__ = [
     "read_documents",
     "strip_gutenberg",
 ]
-
-# Up to this many sources are logged one line each; with more, only skipped files are logged.
-_SOURCES_LOGGED = 8
 
 
 def read_documents(sources: Sources, text_field: str = "text") -> Iterator[str]:
@@ -56,10 +50,14 @@ def read_documents(sources: Sources, text_field: str = "text") -> Iterator[str]:
         AGI2Error: if a source is missing, empty, not text, or lacks `text_field`. Problems that the
             first bytes of a file show are raised before the first document.
     """
-    # All sources are checked before any is read, so that a bad last one fails at once.
-    resolved = find_sources(sources)
-    for source in resolved:
-        yield from _read(source, text_field, len(resolved) <= _SOURCES_LOGGED)
+    parts: list[str] = []
+    for document in iterate_documents(sources, ReadOptions(text_field)):
+        if parts and not document.continues:
+            yield "".join(parts)
+            parts.clear()
+        parts.append(document.text)
+    if parts:
+        yield "".join(parts)
 
 
 def check_sources(sources: Sources) -> None:
@@ -77,36 +75,3 @@ def check_sources(sources: Sources) -> None:
                 "name the folder that it is in"
             ) from error
     find_sources(sources, fetch=False)
-
-
-def _read(source: Source, text_field: str, is_logged: bool) -> Iterator[str]:
-    if source.name == BUILTIN and source.files:
-        yield from python_docs()
-        return
-    files = documents = characters = size = 0
-    first_problem = ""
-    for path in source.files:
-        try:
-            reading = read_file(path, text_field)
-        except Unreadable as problem:
-            if source.is_named:
-                raise
-            source.skipped.add(problem.reason, str(problem), size=file_size(path))
-            first_problem = first_problem or str(problem)
-            continue
-        files, documents = files + 1, documents + len(reading.documents)
-        size, characters = size + reading.size, characters + sum(map(len, reading.documents))
-        source.skipped.merge(reading.skipped)
-        yield from reading.documents
-    if source.files and not files:
-        raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
-    if is_logged:
-        amounts = [_format_count(files, "file"), _format_count(documents, "document")]
-        amounts += [_format_count(characters, "character"), human_bytes(size)]
-        log.info("%s", one_line(f"read {source.name}: {', '.join(amounts)}"))
-    for line in source.skipped.lines():
-        log.warning("%s", one_line(f"skipped in {source.name}: {line}"))
-
-
-def _format_count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + "s" * (number != 1)

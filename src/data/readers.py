@@ -9,11 +9,87 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import AGI2Error, one_line
-from ..utils import log, parse_json, plural
+from ..utils import human_bytes, log, parse_json, plural
+from .builtin import BUILTIN, python_docs
+from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
 from .gutenberg import strip_gutenberg
+from .sources import Source, Sources, file_size, find_sources
 from .text_files import Skipped, Unreadable, decode, read_content, unify_line_ends
 
 _SEPARATORS = (",", ";", "\t", "|")
+# Up to this many sources are logged one line each; with more, only skipped files are logged.
+_SOURCES_LOGGED = 8
+
+
+def iterate_documents(
+    sources: Sources, options: ReadOptions | None = None, report: ReadReport | None = None
+) -> Iterator[Document]:
+    """Yield every document of every source, lazily, in a deterministic order.
+
+    All sources are resolved, and the first bytes of their files checked, before the first document
+    is yielded. An unreadable file is an error if it was named, and skipped if it was found in a
+    folder or by a pattern. A file with several names is read once. A pipe (`-` is standard input)
+    can be read only once.
+
+    Args:
+        sources: paths, glob patterns, `http(s)://` URLs or `builtin:python-docs`.
+        options: how to read them.
+        report: filled while documents are yielded: a `SourceReport` for each source, in order. The
+            log has the same lines at the end of each source.
+
+    Yields:
+        Documents; one with more than `MAX_CHARACTERS` characters in pieces.
+
+    Raises:
+        AGI2Error: if a source is missing, has no text, or is malformed.
+    """
+    options = options or ReadOptions()
+    report = report if report is not None else ReadReport()
+    resolved = find_sources(sources)
+    for source in resolved:
+        counts = SourceReport(source.name, skipped=source.skipped)
+        report.sources.append(counts)
+        yield from _read_source(source, options, counts, len(resolved) <= _SOURCES_LOGGED)
+
+
+def _read_source(
+    source: Source, options: ReadOptions, counts: SourceReport, is_logged: bool
+) -> Iterator[Document]:
+    if source.name == BUILTIN and source.files:
+        yield from (Document(text, BUILTIN) for text in python_docs())
+        return
+    first_problem = ""
+    for path in source.files:
+        try:
+            reading = read_file(path, options.text_field or "text")
+        except Unreadable as problem:
+            if source.is_named:
+                raise
+            source.skipped.add(problem.reason, str(problem), size=file_size(path))
+            first_problem = first_problem or str(problem)
+            continue
+        counts.files += 1
+        counts.bytes_read += reading.size
+        source.skipped.merge(reading.skipped)
+        for document in reading.documents:
+            counts.documents += 1
+            counts.characters += len(document)
+            for start in range(0, len(document), MAX_CHARACTERS):
+                yield Document(
+                    document[start : start + MAX_CHARACTERS], str(path), continues=start > 0
+                )
+    if source.files and not counts.files:
+        raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
+    _log_counts(counts, is_logged)
+
+
+def _log_counts(counts: SourceReport, is_logged: bool) -> None:
+    if is_logged:
+        amounts = [plural(counts.files, "file"), plural(counts.documents, "document")]
+        amounts += [plural(counts.characters, "character"), human_bytes(counts.bytes_read)]
+        log.info("%s", one_line(f"read {counts.name}: {', '.join(amounts)}"))
+    for line in counts.skipped.lines():
+        log.warning("%s", one_line(f"skipped in {counts.name}: {line}"))
 
 
 @dataclass

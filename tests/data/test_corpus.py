@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from src.data import corpus, text_files
+from src.data import readers, text_files
 from src.data.corpus import BUILTIN, check_sources, read_documents
 from src.errors import AGI2Error
 
@@ -241,8 +241,8 @@ def test_a_file_that_is_gone_once_it_is_read_is_left_out(tmp_path, monkeypatch, 
         gone.unlink(missing_ok=True)  # by another program, after it was found
         return original(path, text_field)
 
-    original = corpus.read_file
-    monkeypatch.setattr(corpus, "read_file", read_file)
+    original = readers.read_file
+    monkeypatch.setattr(readers, "read_file", read_file)
     with caplog.at_level("WARNING", "agi2"):
         assert read(tmp_path / "texts") == ["one"]
     assert "1 that cannot be read, such as " in caplog.text

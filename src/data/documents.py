@@ -1,0 +1,80 @@
+"""What the readers yield and report: documents, how to read them, what was read and skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from .text_files import Skipped
+
+MAX_CHARACTERS = 2**23
+"""Maximum number of characters of a `Document`; a longer document comes in pieces."""
+
+Normalization = Literal["none", "lines", "nfc", "nfkc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document, or one piece of a large document."""
+
+    text: str
+    """Text of at most `MAX_CHARACTERS` characters; never only white space, unless `continues`."""
+    source: str
+    """Where the text is from, for messages: `a.txt`, `a.jsonl:12`, `a.zip: b.csv:3`."""
+    continues: bool = False
+    """Whether the text continues that of the previous `Document`: no end-of-text token between.
+
+    The texts of a document's pieces, joined, are the text of the document.
+    """
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How sources are read: the keys of the configuration that change the text of a corpus."""
+
+    text_field: str | None = None
+    """Field or column that contains the text; by default `text`, or the only candidate."""
+    encoding: str | None = None
+    """Encoding of text files; by default UTF-8, what the file declares, or a guess."""
+    normalize: Normalization = "lines"
+    """`lines`: line ends become `\\n`; `nfc`, `nfkc`: also Unicode; `none`: nothing."""
+    clean: bool = True
+    """Whether to remove licences, navigation, page numbers and hyphenation."""
+    max_broken_lines: int = 100
+    """Broken lines of a file that are skipped; more are an error."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ReadOptions:
+        """Return the options that a configuration sets."""
+        names = {each.name for each in fields(cls)}
+        return cls(**{name: config[name] for name in names & config.keys()})
+
+
+@dataclass
+class SourceReport:
+    """What was read of a source; counts grow while it is read.
+
+    When the source has been read, `bytes_read + bytes_skipped` is the size of all files there.
+    """
+
+    name: str
+    files: int = 0
+    documents: int = 0
+    characters: int = 0
+    bytes_read: int = 0
+    """Bytes of the files on disk, before decompression; grows while a file is read."""
+    bytes_skipped: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
+    """Files, members of archives, lines and rows that were not read, by reason."""
+    removed: Skipped = field(default_factory=Skipped)
+    """Characters removed from documents, by kind: licences, navigation, page numbers."""
+    notes: Skipped = field(default_factory=Skipped)
+    """What was decided for files, such as a guessed encoding or the column that was taken."""
+
+
+@dataclass
+class ReadReport:
+    """What was read of each source, in order."""
+
+    sources: list[SourceReport] = field(default_factory=list)
