@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import math
 import os
@@ -93,6 +94,14 @@ def _plain_number(value: Any, kinds: Sequence[Any]) -> Any:
         return to_scalar(value)
 
 
+def is_encoding(name: str) -> bool:
+    """Return whether Python knows an encoding of text with this name."""
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
 def contradictions(config: Any) -> list[str]:
     """Return an error line for each constraint between keys that a configuration violates.
 
@@ -181,6 +190,8 @@ def _wrong_names(config: Any) -> Iterator[str]:
         )
     if "\0" in config.output_dir:
         yield f"output_dir {config.output_dir!r} is not a folder's name"
+    if config.encoding is not None and not is_encoding(config.encoding):
+        yield f"encoding {config.encoding!r} is none that Python knows, such as utf-8 or cp1252"
     if not re.fullmatch(DEVICES, config.device):
         yield f"device {config.device!r} is none of auto, cpu, cuda, cuda:1, mps"
 

@@ -13,6 +13,7 @@ Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
 PositionKind = Literal["sinusoidal", "learned"]
 Preset = Literal["small", "medium", "large", "xl"]
+Normalization = Literal["none", "lines", "nfc", "nfkc"]
 EarlyStopping = bool | Literal["never"]
 
 # Upper bounds of the sizes, far beyond any GPT-2: a typo is an error before anything is allocated.
@@ -89,8 +90,20 @@ class DataConfig(Section):
     """Name of the run and of its folder in `output_dir`. Always required."""
     output_dir: str = "trained"
     """Parent folder of all runs."""
-    text_field: str = "text"
-    """Field of `.jsonl` and column of `.csv` files that contains the text."""
+    text_field: str | None = None
+    """Field or column of JSON, CSV and Parquet files that contains the text; by default `text`, or
+    the only one with text.
+    """
+    encoding: str | None = None
+    """Encoding of text files without a byte-order mark; by default UTF-8, or a guess."""
+    normalize: Normalization = "lines"
+    """Line ends become LF (`lines`); also Unicode normalization (`nfc`, `nfkc`); or `none`."""
+    clean: bool = True
+    """Whether to remove Gutenberg licences, navigation of web pages, and page numbers and
+    hyphenation of PDFs (true, false).
+    """
+    max_broken_lines: int = Field(100, ge=0, le=_MAX_COUNT)
+    """Maximum number of broken JSON lines that are skipped in a file (0 or more)."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Fraction held out for validation (0 to below 1): the end of each document, or complete
     documents.

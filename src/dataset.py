@@ -29,7 +29,8 @@ class TextDataset(TokenWindows):
         seq_len: tokens per window. A shorter text gives one shorter window, with a warning.
         stride: tokens between the starts of consecutive windows, at most `seq_len`, the default.
             The last window ends at the last token of the text, so no token is dropped.
-        text_field: field of `.jsonl` and column of `.csv` files that holds the text.
+        text_field: field or column that contains the text; by default `text`, or the only one
+            with text.
         preprocess: function from text to text, applied to each document before encoding.
         seed: shuffles the windows; if `None`, they are in text order.
         verbose: whether to log what is read (see `console.visible`).
@@ -47,7 +48,7 @@ class TextDataset(TokenWindows):
         seq_len: int,
         *,
         stride: int | None = None,
-        text_field: str = "text",
+        text_field: str | None = None,
         preprocess: Callable[[str], str] | None = None,
         seed: NonNegativeInt | None = None,
         verbose: bool = True,

@@ -125,3 +125,10 @@ def test_a_value_of_python_is_what_a_file_would_have_given(key, given, plain):
 def test_a_value_of_another_meaning_is_refused(key_and_value):
     with pytest.raises(AGI2Error):
         Config(**dict([key_and_value]))
+
+
+@pytest.mark.parametrize("name", ["klingon", "rot13", "a\0b", "\ud800"])
+def test_an_encoding_that_python_does_not_know_is_refused(name):
+    with pytest.raises(AGI2Error, match="none that Python knows, such as utf-8 or cp1252"):
+        Config(encoding=name)
+    assert Config(encoding="Windows-1252").encoding == "Windows-1252"

@@ -67,9 +67,11 @@ def eval_(
     with loading(not quiet):
         config, file = open_model(model, "generation", overrides, quiet, verbose)
         from ..data.corpus import read_documents
+        from ..data.documents import ReadOptions
 
+        options = ReadOptions.from_config(config)
         # Before importing PyTorch, so that an unreadable file is reported at once.
-        documents = [] if text is None else list(read_documents(text, config.text_field))
+        documents = [] if text is None else list(read_documents(text, options=options))
         trained = load_for_generation(config, file)
         from ..cuda_utils import select_precision
 

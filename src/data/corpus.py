@@ -11,16 +11,15 @@ from .downloads import cache_folder, download
 from .gutenberg import strip_gutenberg
 from .readers import iterate_documents
 from .sources import (
-    TEXT_SUFFIXES,
     Sources,
     check_rereadable,
+    check_total_size,
     find_sources,
     list_sources,
 )
 
 __all__ = [
     "BUILTIN",
-    "TEXT_SUFFIXES",
     "cache_folder",
     "check_rereadable",
     "check_sources",
@@ -30,28 +29,24 @@ __all__ = [
 ]
 
 
-def read_documents(sources: Sources, text_field: str = "text") -> Iterator[str]:
-    """Yield every document of every source, in order.
+def read_documents(
+    sources: Sources, text_field: str | None = None, options: ReadOptions | None = None
+) -> Iterator[str]:
+    """Yield every document of every source, in order, as a complete string.
 
-    A `.txt`, `.md` or other text file is one document; a `.jsonl` file has one per line and a
-    `.csv` file one per row, in `text_field`. A folder is searched recursively for these four
-    suffixes, in sorted order, without hidden files, installed packages and run directories. Text is
-    UTF-8, or UTF-16 with a byte-order mark; line ends become `\\n`. A file with several names is
-    read once. A pipe (`-` is standard input) can be read only once.
-
-    An unreadable file is an error if it was named, and skipped if it was found in a folder or by a
-    pattern. The log reports what was read and what was skipped, with reason and size.
+    See `readers.iterate_documents`, which yields large documents in pieces.
 
     Args:
         sources: paths, glob patterns, `http(s)://` URLs or `builtin:python-docs`.
-        text_field: field of `.jsonl`, column of `.csv`.
+        text_field: field or column that contains the text.
+        options: how to read the sources, instead of `text_field` alone.
 
     Raises:
-        AGI2Error: if a source is missing, empty, not text, or lacks `text_field`. Problems that the
-            first bytes of a file show are raised before the first document.
+        AGI2Error: as in `iterate_documents`; also if the files are larger than the memory.
     """
+    check_total_size(find_sources(sources, fetch=False))
     parts: list[str] = []
-    for document in iterate_documents(sources, ReadOptions(text_field)):
+    for document in iterate_documents(sources, options or ReadOptions(text_field)):
         if parts and not document.continues:
             yield "".join(parts)
             parts.clear()
@@ -74,4 +69,4 @@ def check_sources(sources: Sources) -> None:
                 f"{name}: the name is not UTF-8, so no configuration can contain it: rename it, or "
                 "name the folder that it is in"
             ) from error
-    find_sources(sources, fetch=False)
+    check_total_size(find_sources(sources, fetch=False))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, get_args
 
+from ..config_checks import is_encoding
+from ..config_keys import Normalization
+from ..errors import AGI2Error
 from .text_files import Skipped
 
 MAX_CHARACTERS = 2**23
 """Maximum number of characters of a `Document`; a longer document comes in pieces."""
-
-Normalization = Literal["none", "lines", "nfc", "nfkc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ class ReadOptions:
     max_broken_lines: int = 100
     """Broken lines of a file that are skipped; more are an error."""
 
+    def __post_init__(self) -> None:
+        if self.normalize not in get_args(Normalization):
+            raise AGI2Error(f"normalize must be none, lines, nfc or nfkc, not {self.normalize!r}")
+        if self.encoding and not is_encoding(self.encoding):
+            raise AGI2Error(f"encoding: there is no encoding {self.encoding!r}")
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ReadOptions:
         """Return the options that a configuration sets."""
@@ -64,13 +71,17 @@ class SourceReport:
     characters: int = 0
     bytes_read: int = 0
     """Bytes of the files on disk, before decompression; grows while a file is read."""
-    bytes_skipped: int = 0
     skipped: Skipped = field(default_factory=Skipped)
-    """Files, members of archives, lines and rows that were not read, by reason."""
+    """Files (in bytes), members of archives, lines and rows that were not read, by reason."""
     removed: Skipped = field(default_factory=Skipped)
     """Characters removed from documents, by kind: licences, navigation, page numbers."""
     notes: Skipped = field(default_factory=Skipped)
     """What was decided for files, such as a guessed encoding or the column that was taken."""
+
+    @property
+    def bytes_skipped(self) -> int:
+        """Bytes of the files on disk that were not read."""
+        return self.skipped.bytes
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO
 
 from ..errors import AGI2Error, one_line
 from ..utils import atomic_path, convert_write_errors, human_bytes, human_time, log
-from .text_files import check_head
+from .formats import check_head
 
 DEADLINE = 1800.0
 """Total timeout of a download, in seconds."""
@@ -185,7 +185,7 @@ def _check_content(url: str, path: Path) -> None:
         raise _RejectedResponse("the answer is empty")
     if _HTML.match(head) and not _expects_html(url):
         raise _RejectedResponse("the response is a web page, not text")
-    check_head(path, url)
+    check_head(path, url, filename=cached_path(url).name)
 
 
 def _expects_html(url: str) -> bool:

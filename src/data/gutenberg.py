@@ -63,6 +63,22 @@ def strip_gutenberg(text: str) -> str:
     return "\n\n".join(piece for piece in pieces if piece.strip()) + "\n"
 
 
+def book_boundary(text: str, limit: int) -> int:
+    """Return the offset of the last header of a book in the first `limit` characters of a text.
+
+    A text that is cut there has no header, or licence, on both sides of the cut. 0 if there is no
+    such header after the beginning.
+    """
+    boundary = done = 0
+    for marker in _markers(text):
+        if marker.start > limit + _HEADER_CHARACTERS:
+            break
+        if marker.is_start and (begin := _header_start(text, done, marker.start)) <= limit:
+            boundary = begin
+        done = marker.end
+    return boundary
+
+
 def _marker_pairs(text: str) -> Iterator[tuple[_Marker, _Marker]]:
     """Yield each END marker with the last START marker before it."""
     start = None

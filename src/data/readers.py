@@ -1,24 +1,82 @@
-"""Read the documents of a text, JSONL or CSV file, and count what is skipped."""
+"""Read the documents of sources: of each file, in its format, one after the other."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import AGI2Error, one_line
-from ..utils import human_bytes, log, parse_json, plural
+from ..utils import human_bytes, log, plural
+from .archives import members
 from .builtin import BUILTIN, python_docs
+from .columnar import read_arrow, read_parquet
+from .compression import decompress
 from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
-from .gutenberg import strip_gutenberg
+from .formats import (
+    ARROW,
+    DOCX,
+    EPUB,
+    HEAD,
+    HTML,
+    JSON,
+    JSON_LINES,
+    MAIL,
+    NOTEBOOK,
+    ODT,
+    PARQUET,
+    PDF,
+    RTF,
+    SUBTITLES,
+    TABLE,
+    TAR,
+    TEXT,
+    XML,
+    ZIP,
+    Format,
+    check_format,
+    compression_of,
+    format_of,
+    split_compression,
+)
+from .html import read_html
+from .inputs import Input, open_input
+from .json_records import read_json, read_json_lines
+from .mail import read_mail
+from .notebooks import read_notebook
+from .office import read_docx, read_epub, read_odt
+from .pdf import read_pdf
+from .rtf import read_rtf
 from .sources import Source, Sources, file_size, find_sources
-from .text_files import Skipped, Unreadable, decode, read_content, unify_line_ends
+from .subtitles import read_subtitles
+from .tables import read_table
+from .text import join_pieces, normalize, pieces, read_text
+from .text_files import Unreadable
+from .xml import read_xml
 
-_SEPARATORS = (",", ";", "\t", "|")
 # Up to this many sources are logged one line each; with more, only skipped files are logged.
 _SOURCES_LOGGED = 8
+
+_READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
+    TEXT: read_text,
+    HTML: read_html,
+    XML: read_xml,
+    JSON: read_json,
+    JSON_LINES: read_json_lines,
+    TABLE: read_table,
+    PARQUET: read_parquet,
+    ARROW: read_arrow,
+    EPUB: read_epub,
+    PDF: read_pdf,
+    DOCX: read_docx,
+    ODT: read_odt,
+    RTF: read_rtf,
+    SUBTITLES: read_subtitles,
+    MAIL: read_mail,
+    NOTEBOOK: read_notebook,
+}
+# Formats that are parsed block by block.
+_IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
 
 
 def iterate_documents(
@@ -45,42 +103,119 @@ def iterate_documents(
     """
     options = options or ReadOptions()
     report = report if report is not None else ReadReport()
-    resolved = find_sources(sources)
+    # All sources are checked before any is read, so that a bad last one fails at once.
+    resolved = find_sources(sources, options=options)
     for source in resolved:
         counts = SourceReport(source.name, skipped=source.skipped)
         report.sources.append(counts)
-        yield from _read_source(source, options, counts, len(resolved) <= _SOURCES_LOGGED)
+        yield from _read_source(source, options, counts)
+        _log_counts(counts, len(resolved) <= _SOURCES_LOGGED)
 
 
-def _read_source(
-    source: Source, options: ReadOptions, counts: SourceReport, is_logged: bool
-) -> Iterator[Document]:
+def _read_source(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
     if source.name == BUILTIN and source.files:
-        yield from (Document(text, BUILTIN) for text in python_docs())
+        for text in python_docs():
+            counts.documents += 1
+            counts.characters += len(text)
+            yield Document(text, BUILTIN)
         return
     first_problem = ""
     for path in source.files:
         try:
-            reading = read_file(path, options.text_field or "text")
+            yield from _read_file(path, options, counts)
         except Unreadable as problem:
             if source.is_named:
                 raise
-            source.skipped.add(problem.reason, str(problem), size=file_size(path))
             first_problem = first_problem or str(problem)
-            continue
-        counts.files += 1
-        counts.bytes_read += reading.size
-        source.skipped.merge(reading.skipped)
-        for document in reading.documents:
-            counts.documents += 1
-            counts.characters += len(document)
-            for start in range(0, len(document), MAX_CHARACTERS):
-                yield Document(
-                    document[start : start + MAX_CHARACTERS], str(path), continues=start > 0
-                )
     if source.files and not counts.files:
         raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
-    _log_counts(counts, is_logged)
+
+
+def _read_file(path: Path, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
+    """Yield the documents of a file; count its bytes as read, or those not read as skipped."""
+    bytes_before, documents_before = counts.bytes_read, counts.documents
+    try:
+        with open_input(path, options, counts) as opened:
+            yield from read_input(opened)
+    except Unreadable as problem:
+        is_begun = counts.documents > documents_before
+        size = file_size(path)
+        read = min(counts.bytes_read - bytes_before, size) if is_begun else 0
+        counts.files += is_begun
+        counts.bytes_read = bytes_before + read
+        counts.skipped.add(problem.reason, str(problem), size=size - read)
+        raise
+    counts.files += 1
+    if opened.file is not None:  # some readers stop before the end, or seek
+        counts.bytes_read = bytes_before + file_size(path)
+
+
+def read_input(source: Input) -> Iterator[Document]:
+    """Yield the documents of an input: decompressed, of all members of archives, in its format.
+
+    Raises:
+        Unreadable: if it is damaged or has no text; documents before the damage were yielded.
+    """
+    head = source.stream.peek(HEAD)[:HEAD]
+    while (compression := compression_of(source.filename, head)) is not None:
+        check_format(compression, source.filename, source.name, head)
+        source = decompress(source, compression, split_compression(source.filename)[0])
+        head = source.stream.peek(HEAD)[:HEAD]
+    format_ = format_of(source.filename, head)
+    if not head:
+        raise source.error("empty", "the file is empty")
+    check_format(format_, source.filename, source.name, head, source.options)
+    if format_ in (ZIP, TAR):
+        yield from _read_archive(source, format_)
+    else:
+        documents = _READERS[format_](source)
+        if format_ in _IN_SMALL_PIECES:
+            documents = join_pieces(documents)
+        yield from _finished(source, documents)
+
+
+def _read_archive(source: Input, format_: Format) -> Iterator[Document]:
+    """Yield the documents of all members; those that cannot be read are counted as skipped."""
+    is_empty, first_problem = True, "it has no member in a format that is read"
+    for member in members(source, format_):
+        try:
+            for document in read_input(member):
+                is_empty = False
+                yield document
+        except Unreadable as problem:
+            if problem.depth is not None and problem.depth <= source.depth:
+                raise  # the archive itself is damaged, or a file that it is in
+            source.report.skipped.add(f"members of archives {problem.reason}", str(problem))
+            first_problem = str(problem) if is_empty else first_problem
+    if is_empty:
+        raise source.error("without text", f"no document in this archive; {first_problem}")
+
+
+def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document]:
+    """Normalize documents, split large ones into pieces, and count and drop those without text."""
+    found = empty = 0
+    is_dropped = False  # whether the previous piece of a document was, as it has no text
+    for document in documents:
+        text = normalize(document.text, source.options.normalize)
+        is_start = not document.continues or is_dropped
+        is_dropped = is_start and not text.strip()
+        if is_dropped:
+            empty += not document.continues
+            continue
+        empty -= is_start and document.continues
+        found += is_start
+        source.report.documents += is_start
+        source.report.characters += len(text)
+        if text is not document.text or document.continues == is_start:
+            document = Document(text, document.source, not is_start)
+        if len(text) <= MAX_CHARACTERS:
+            yield document
+        else:
+            yield from pieces(document)
+    if empty:
+        source.report.skipped.add("without text", source.name, count=empty)
+    if not found:
+        raise source.error("without text", "contains no text")
 
 
 def _log_counts(counts: SourceReport, is_logged: bool) -> None:
@@ -88,151 +223,10 @@ def _log_counts(counts: SourceReport, is_logged: bool) -> None:
         amounts = [plural(counts.files, "file"), plural(counts.documents, "document")]
         amounts += [plural(counts.characters, "character"), human_bytes(counts.bytes_read)]
         log.info("%s", one_line(f"read {counts.name}: {', '.join(amounts)}"))
-    for line in counts.skipped.lines():
-        log.warning("%s", one_line(f"skipped in {counts.name}: {line}"))
-
-
-@dataclass
-class Reading:
-    """Documents and statistics of one file."""
-
-    documents: list[str]
-    size: int
-    """Size of the file in bytes."""
-    skipped: Skipped = field(default_factory=Skipped)
-
-
-def read_file(path: Path, text_field: str) -> Reading:
-    """Read all documents of a file; a malformed row fails the complete file.
-
-    Args:
-        path: `.jsonl` has one document per line, `.csv` one per row; any other file is one.
-        text_field: field of `.jsonl`, column of `.csv`.
-
-    Raises:
-        Unreadable: if the file is not text, is malformed, or has no text; the message names the
-            line.
-    """
-    content = read_content(path)
-    reading = Reading([], len(content))
-    text = decode(content, str(path))
-    del content
-    empty = 0
-    for document in _documents(path, text, text_field, reading.skipped):
-        if document.strip():
-            reading.documents.append(document)
-        else:
-            empty += 1
-    if empty:
-        reading.skipped.add("without text", str(path), count=empty)
-    if not reading.documents:
-        raise Unreadable("without text", f"{path}: contains no text")
-    return reading
-
-
-def _documents(path: Path, text: str, text_field: str, skipped: Skipped) -> Iterator[str]:
-    """Return the documents of a file, also empty ones; count what is stripped in `skipped`."""
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return _jsonl(path, text, text_field)
-    if suffix == ".csv":
-        return _csv(path, text, text_field)
-    stripped = strip_gutenberg(text)
-    if removed := len(text) - len(stripped):
-        what = "header and licence of Project Gutenberg"
-        skipped.add(what, str(path), size=removed, unit="characters")
-    return iter([stripped])
-
-
-def _jsonl(path: Path, text: str, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line, f"{path}:{number}")
-        except AGI2Error as error:
-            raise Unreadable("broken JSON", str(error)) from error
-        document = entry.get(text_field) if isinstance(entry, dict) else entry
-        if not isinstance(document, str):
-            raise Unreadable(
-                "without the field",
-                f"{path}:{number}: no text in the field {text_field!r}; " "set text_field",
-            )
-        # JSON escapes can encode lone surrogates and any line ends.
-        yield unify_line_ends(document.encode("utf-8", "replace").decode())
-
-
-def _csv(path: Path, text: str, text_field: str) -> Iterator[str]:
-    """Yield the text column of each row; all rows must have as many fields as the first one."""
-    csv.field_size_limit(2**31 - 1)  # a C long, which has 32 bits on Windows
-    separator, columns = _columns(path, text, text_field)
-    column = columns.index(text_field)
-    rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
-    start_line = 1  # first line of the next row: a quoted field may span lines
-    is_warned = False
-    try:
-        for number, row in enumerate(rows):
-            line, start_line = start_line, rows.line_num + 1
-            if number == 0 or not row:
-                continue
-            if len(row) != len(columns):
-                raise Unreadable(
-                    "broken CSV",
-                    f"{path}:{line}: the row has {plural(len(row), 'field')}, the first row "
-                    f"{len(columns)}: put fields with {separator!r} or line ends in quotes",
-                )
-            if not is_warned and _has_unclosed_quote(row, separator, len(columns)):
-                log.warning(
-                    "%s",
-                    one_line(f"{path}:{line}: a field has lines like rows: is a quote missing?"),
-                )
-                is_warned = True
-            yield row[column]
-    except csv.Error as error:
-        raise Unreadable(
-            "broken CSV", f"{path}:{start_line}: not CSV: {error}; is a quote not closed?"
-        ) from error
-
-
-def _has_unclosed_quote(row: list[str], separator: str, columns: int) -> bool:
-    """Return whether a multi-line field consists of lines with as many fields as a row.
-
-    This is the symptom of an unclosed quote that the quote of a later row closes.
-    """
-    inside = [line for field in row for line in field.split("\n")[1:-1]]
-    return (
-        columns > 1
-        and bool(inside)
-        and all(line.count(separator) == columns - 1 for line in inside)
-    )
-
-
-def _columns(path: Path, text: str, text_field: str) -> tuple[str, list[str]]:
-    """Detect the separator with which the first row has the column `text_field`.
-
-    Returns:
-        The separator and the column names.
-    """
-    columns_by_separator: dict[str, list[str]] = {}
-    for separator in _SEPARATORS:
-        try:
-            row = next(csv.reader(io.StringIO(text), delimiter=separator, strict=True))
-        except (csv.Error, StopIteration):
-            continue
-        columns_by_separator[separator] = [name.strip() for name in row]
-    matching = [
-        separator for separator, columns in columns_by_separator.items() if text_field in columns
-    ]
-    columns = max(columns_by_separator.values(), key=len, default=[])
-    if columns in ([], [""]):
-        raise Unreadable(
-            "broken CSV", f"{path}:1: the first line is empty; it has to name the columns"
-        )
-    if not matching:
-        raise Unreadable(
-            "without the column",
-            f"{path}: no column {text_field!r} among {', '.join(columns)}; set text_field",
-        )
-    if columns_by_separator[matching[0]].count(text_field) > 1:
-        raise Unreadable("broken CSV", f"{path}: the column {text_field!r} occurs more than once")
-    return matching[0], columns_by_separator[matching[0]]
+    for level, what, tally in (
+        (logging.INFO, "removed from", counts.removed),
+        (logging.WARNING, "in", counts.notes),
+        (logging.WARNING, "skipped in", counts.skipped),
+    ):
+        for line in tally.lines():
+            log.log(level, "%s", one_line(f"{what} {counts.name}: {line}"))

@@ -15,14 +15,15 @@ import psutil
 from ..arguments import is_several
 from ..errors import AGI2Error, safe_repr
 from ..utils import human_bytes
+from .archives import CACHE_FOLDERS
 from .builtin import BUILTIN
+from .documents import ReadOptions
 from .downloads import download, is_url
-from .text_files import STDIN, Skipped, Unreadable, check_head, check_kind
+from .formats import check_head, is_known, readable_suffixes
+from .text_files import STDIN, Skipped, Unreadable, check_kind
 
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
-TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
-_CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages"}
 # A folder with `config.toml` and one of these is a run directory.
 _RUN_FILES = ("metrics.jsonl", "model.safetensors", "checkpoints")
 
@@ -58,21 +59,23 @@ def list_sources(sources: Sources) -> list[str]:
     return [os.fsdecode(source) for source in paths]
 
 
-def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
+def find_sources(
+    sources: Sources, *, fetch: bool = True, options: ReadOptions | None = None
+) -> list[Source]:
     """Resolve sources to files, each file once, reading only the first bytes of each.
 
     Args:
         sources: one source or several.
         fetch: whether to download URLs; if false, their `files` are empty.
+        options: how they will be read; an `encoding` allows NUL bytes.
 
     Raises:
-        AGI2Error: if a source has no files, a named file is not text, or all files together are
-            larger than the machine's memory.
+        AGI2Error: if a source has no files, or a named file is not readable.
     """
     resolved: list[Source] = []
     seen: dict[object, Path] = {}
     for name in list_sources(sources):
-        source = _resolve(name, fetch)
+        source = _resolve(name, fetch, options or ReadOptions())
         files, source.files = source.files, []
         for path in files:
             first = seen.setdefault(_identity(path), path)
@@ -83,7 +86,6 @@ def find_sources(sources: Sources, *, fetch: bool = True) -> list[Source]:
                     "read already", f"{path}, which is {first}", size=file_size(path)
                 )
         resolved.append(source)
-    _check_total_size(path for source in resolved for path in source.files)
     return resolved
 
 
@@ -124,7 +126,13 @@ def file_size(path: Path) -> int:
         return 0
 
 
-def _check_total_size(files: Iterable[Path]) -> None:
+def check_total_size(sources: Iterable[Source]) -> None:
+    """Check that all files together are not larger than the machine's memory.
+
+    Raises:
+        AGI2Error: if they are.
+    """
+    files = (path for source in sources for path in source.files)
     size, memory = sum(map(file_size, files)), psutil.virtual_memory().total
     if size > memory:
         raise AGI2Error(
@@ -133,7 +141,7 @@ def _check_total_size(files: Iterable[Path]) -> None:
         )
 
 
-def _resolve(name: str, fetch: bool) -> Source:
+def _resolve(name: str, fetch: bool, options: ReadOptions) -> Source:
     if name == BUILTIN:
         return Source(name, files=[Path(BUILTIN)])
     if name.startswith("builtin:"):
@@ -144,41 +152,44 @@ def _resolve(name: str, fetch: bool) -> Source:
         raise AGI2Error("a source is an empty text: name a file, a folder, or " + BUILTIN)
     path = os.path.expanduser(name)
     if os.path.isdir(path):
-        return _resolve_folder(name, Path(path))
+        return _resolve_folder(name, Path(path), options)
     if os.path.exists(path):
-        return Source(name, files=[_named_file(Path(path))])
+        return Source(name, files=[_named_file(Path(path), options)])
     if os.path.lexists(path):
         raise AGI2Error(f"{name}: a broken symbolic link")
     if name == str(STDIN):
         return Source(name, files=[STDIN])
-    return _resolve_pattern(name, path)
+    return _resolve_pattern(name, path, options)
 
 
-def _named_file(path: Path) -> Path:
+def _named_file(path: Path, options: ReadOptions) -> Path:
     # A pipe is not opened: bytes read for the check would be lost.
     mode = path.stat().st_mode
     check_kind(mode, str(path))
     if stat.S_ISREG(mode):
-        check_head(path)
+        check_head(path, options=options)
     return path
 
 
-def _resolve_folder(name: str, folder: Path) -> Source:
+def _resolve_folder(name: str, folder: Path, options: ReadOptions) -> Source:
     source = Source(name, is_named=False)
-    candidates = [path for path in _walk(folder, source.skipped) if _has_text_suffix(path, source)]
+    candidates = [path for path in _walk(folder, source.skipped) if _is_known(path, source)]
     if not candidates:
-        raise AGI2Error(f"{name}: no {', '.join(TEXT_SUFFIXES)} file in this folder")
-    return _check_found(source, candidates)
+        raise AGI2Error(
+            f"{name}: no file in this folder has a format that is read: source code, "
+            f"{readable_suffixes()}, each also compressed"
+        )
+    return _check_found(source, candidates, options)
 
 
-def _has_text_suffix(path: Path, source: Source) -> bool:
-    if path.suffix.lower() in TEXT_SUFFIXES:
+def _is_known(path: Path, source: Source) -> bool:
+    if is_known(path.name):
         return True
-    source.skipped.add(f"not {', '.join(TEXT_SUFFIXES)}", str(path), size=file_size(path))
+    source.skipped.add("in no format that is read", str(path), size=file_size(path))
     return False
 
 
-def _resolve_pattern(name: str, pattern: str) -> Source:
+def _resolve_pattern(name: str, pattern: str, options: ReadOptions) -> Source:
     source = Source(name, is_named=False)
     matches = sorted(Path(match) for match in _matches(pattern, source.skipped))
     files = [path for path in matches if not os.path.isdir(path)]
@@ -189,7 +200,7 @@ def _resolve_pattern(name: str, pattern: str) -> Source:
         )
     if not files:
         raise AGI2Error(f"{name}: no such file; paths are relative to {_working_folder()}")
-    return _check_found(source, files)
+    return _check_found(source, files, options)
 
 
 def _working_folder() -> str:
@@ -199,7 +210,7 @@ def _working_folder() -> str:
         return "a folder that is gone"
 
 
-def _check_found(source: Source, paths: Iterable[Path]) -> Source:
+def _check_found(source: Source, paths: Iterable[Path], options: ReadOptions) -> Source:
     """Set the source's files to the paths, sorted, that look like text; count the others."""
     first_problem = ""
     for path in sorted(paths):
@@ -207,7 +218,7 @@ def _check_found(source: Source, paths: Iterable[Path]) -> Source:
             if not path.is_file():
                 check_kind(path.stat().st_mode, str(path))
                 raise Unreadable("pipes", f"{path}: a pipe: name it itself")
-            check_head(path)
+            check_head(path, options=options)
         except (Unreadable, OSError) as error:
             reason = getattr(error, "reason", "that cannot be read")
             source.skipped.add(reason, str(path), size=file_size(path))
@@ -243,7 +254,8 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
             path = Path(entry.path)
             is_folder = os.path.isdir(path)
             if reason := _skip_reason(path, is_folder):
-                skipped.add(reason, str(path), size=0 if is_folder else file_size(path))
+                size = _folder_size(path) if is_folder else file_size(path)
+                skipped.add(reason, str(path), size=size)
             elif not is_folder:
                 yield path
             elif entry.is_symlink():
@@ -252,11 +264,18 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
                 folders.append(path)
 
 
+def _folder_size(folder: Path) -> int:
+    """Return the size of all files below a folder in bytes, without following links to folders."""
+    return sum(
+        file_size(Path(parent, name)) for parent, _, names in os.walk(folder) for name in names
+    )
+
+
 def _skip_reason(path: Path, is_folder: bool) -> str:
     """Return the reason to skip a file or folder found in a source; empty if there is none."""
     if path.name.startswith("."):
         return "hidden"
-    if is_folder and (path.name in _CACHE_FOLDERS or os.path.exists(path / "pyvenv.cfg")):
+    if is_folder and (path.name in CACHE_FOLDERS or os.path.exists(path / "pyvenv.cfg")):
         return "installed packages or caches"
     if is_folder and _is_run(path):
         return "output of runs"

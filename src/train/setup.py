@@ -12,6 +12,7 @@ from ..config import FREE_ARCHITECTURE_KEYS, Config
 from ..console import show_progress
 from ..cuda_utils import check_memory
 from ..data.corpus import read_documents
+from ..data.documents import ReadOptions
 from ..data.tokens import tokenize
 from ..dataset import TextDataset, split_documents
 from ..errors import AGI2Error
@@ -52,7 +53,7 @@ def prepare(
         AGI2Error: if the text cannot be read, or the tokenizer cannot be loaded or fitted.
     """
     with show_progress("reading the text"):
-        documents = list(read_documents(config.sources, config.text_field))
+        documents = list(read_documents(config.sources, options=ReadOptions.from_config(config)))
     train, held_out = split_documents(documents, config.val_fraction, config.seed)
     if tokenizer is None or not is_fitted(tokenizer):
         with show_progress("training the tokenizer"):

@@ -83,14 +83,14 @@ def test_eval_defines_what_it_prints(capsys):
 
 def test_eval_tells_what_is_wrong_in_a_line(trained, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    (tmp_path / "latin.txt").write_bytes("café été ".encode() + b"caf\xe9")
     (tmp_path / "one.txt").write_text("t")
     (tmp_path / "fine.txt").write_text("the cat sat")
     (tmp_path / "no_run").mkdir()
     for arguments, said in [
         (["--text", tmp_path / "none.txt"], "none.txt: no such file"),
         (["--text", tmp_path / "empty.txt"], "empty.txt: the file is empty"),
-        (["--text", tmp_path / "latin.txt"], "latin.txt:1: not UTF-8 (byte 3)"),
+        (["--text", tmp_path / "latin.txt"], "latin.txt:1: not UTF-8 (byte 15)"),
         (["--text", tmp_path / "one.txt"], "the text has 1 token: at least 2 are needed"),
         (["--text", tmp_path / "fine.txt", "--stride", 0], "stride must be between 1 and the mod"),
         (["--text", tmp_path / "fine.txt", "--stride", 33], "the model's 32 positions, not 33"),

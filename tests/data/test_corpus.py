@@ -1,8 +1,10 @@
 import json
+import re
 
+import psutil
 import pytest
 
-from src.data import readers, text_files
+from src.data import inputs, readers
 from src.data.corpus import BUILTIN, check_sources, read_documents
 from src.errors import AGI2Error
 
@@ -44,7 +46,9 @@ def test_a_folder_gives_its_text_files_at_any_depth_sorted(tmp_path):
 
 def test_a_folder_without_text_is_an_error(tmp_path):
     write(tmp_path / "picture.png", b"\x89PNG\0")
-    with pytest.raises(AGI2Error, match=r"no \.txt, \.md, \.jsonl, \.csv file in this folder"):
+    with pytest.raises(
+        AGI2Error, match=r"no file in this folder has a format .*\.txt, \.md, \.rst"
+    ):
         read(tmp_path)
 
 
@@ -74,6 +78,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         ("mä\r\nn".encode("utf-16"), "mä\nn"),
         (b"\xff\xfe" + "mä🐳".encode("utf-16-le"), "mä🐳"),
         (b"\xfe\xff" + "mä🐳".encode("utf-16-be"), "mä🐳"),
+        ("mä🐳".encode("utf-32"), "mä🐳"),
+        ("mä\n".encode("utf-32-be").join([b"\0\0\xfe\xff", b""]), "mä\n"),
         (b" " * 9000 + b"late", " " * 9000 + "late"),
     ],
 )
@@ -91,21 +97,21 @@ def test_a_file_without_text_is_an_error(tmp_path, content):
 
 @pytest.mark.parametrize(
     "content",
-    [b"\x89PNG\r\n\0\0", "text".encode("utf-16-le"), "te".encode("utf-32"), b"\0\0\xfe\xff\0\0\0a"],
+    [b"\x89PNG\r\n\0\0", "text".encode("utf-16-le"), "te".encode("utf-32-le")],
 )
 def test_a_binary_file_is_an_error(tmp_path, content):
     with pytest.raises(AGI2Error, match=r"a\.txt: not a text file \(it contains NUL bytes\)"):
         read(write(tmp_path / "a.txt", content))
 
 
-def test_another_encoding_is_an_error_with_the_line_and_what_to_do(tmp_path):
-    path = write(tmp_path / "a.txt", "one\ntwo\nna\xefve".encode("latin-1"))
-    with pytest.raises(AGI2Error, match=r"a\.txt:3: not UTF-8 \(byte 10\).* iconv -f latin1"):
+def test_damaged_utf8_is_an_error_with_the_line_and_what_to_do(tmp_path):
+    path = write(tmp_path / "a.txt", "é\né鯨\n".encode() + b"na\xefve")
+    with pytest.raises(AGI2Error, match=r"a\.txt:3: not UTF-8 \(byte 11\); set encoding, .* iconv"):
         read(path)
 
 
 def test_broken_utf16_is_an_error(tmp_path):
-    with pytest.raises(AGI2Error, match="not UTF-8"):
+    with pytest.raises(AGI2Error, match="not utf-16"):
         read(write(tmp_path / "a.txt", b"\xff\xfea\0b"))
 
 
@@ -134,7 +140,7 @@ def test_no_sources_are_an_error():
 
 def test_an_unreadable_file_is_an_error(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "text")
-    monkeypatch.setattr(text_files, "open", refuse, raising=False)
+    monkeypatch.setattr(inputs, "_open", refuse)
     with pytest.raises(AGI2Error, match=r"a\.txt: cannot be read: Permission denied"):
         read(path)
 
@@ -159,6 +165,14 @@ def test_sources_are_checked_without_reading_or_downloading(tmp_path):
         check_sources("builtin:shakespeare")
 
 
+def test_more_text_than_memory_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt", "text" * 100)
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=100))
+    with pytest.raises(AGI2Error, match="the sources have 400 B, more than this machine's memory"):
+        read(tmp_path)
+
+
 # Lines and rows
 
 
@@ -178,6 +192,7 @@ def test_text_field_names_the_field_and_the_column(tmp_path):
     assert read(tmp_path, text_field="body") == ["line", "row"]
 
 
+@pytest.mark.parametrize("broken", [1, 3])
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -189,9 +204,15 @@ def test_text_field_names_the_field_and_the_column(tmp_path):
         ("[1]", ": no text in the field 'text'"),
     ],
 )
-def test_a_broken_jsonl_line_is_named(tmp_path, line, problem):
-    path = write(tmp_path / "a.jsonl", f'{{"text": "good"}}\n\n{line}\n')
-    with pytest.raises(AGI2Error, match=rf"a\.jsonl:3{problem}"):
+def test_a_broken_jsonl_line_is_named(tmp_path, line, problem, broken, caplog):
+    path = write(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + f"{line}\n" * broken)
+    if broken == 1:  # it is skipped
+        assert read(path) == ["good"]
+        assert re.search(
+            rf"skipped in .*: 1 (broken JSON|without the field) .*:3{problem}", caplog.text
+        )
+        return
+    with pytest.raises(AGI2Error, match=rf"a\.jsonl:3{problem}.*; 3 of 4 lines are broken"):
         read(path)
 
 
@@ -204,9 +225,9 @@ def test_csv_gives_a_document_a_row(tmp_path):
     assert read(write(tmp_path / "a.csv", content)) == expected
 
 
-@pytest.mark.parametrize("content", ["id,body\n1,x\n", ",\n1,2\n"])
+@pytest.mark.parametrize("content", ["id,title,body\n1,x,y\n", ",\n1,2\n"])
 def test_a_missing_column_is_an_error_that_lists_the_columns(tmp_path, content):
-    with pytest.raises(AGI2Error, match=r"a\.csv: no column 'text' among .*; set text_field"):
+    with pytest.raises(AGI2Error, match=r"a\.csv: no field 'text' among .*; set text_field"):
         read(write(tmp_path / "a.csv", content))
 
 
@@ -237,12 +258,12 @@ def test_a_file_that_is_gone_once_it_is_read_is_left_out(tmp_path, monkeypatch, 
     write(tmp_path / "texts" / "a.txt", "one")
     gone = write(tmp_path / "texts" / "b.txt", "two")
 
-    def read_file(path, text_field):
+    def open_input(path, *rest):
         gone.unlink(missing_ok=True)  # by another program, after it was found
-        return original(path, text_field)
+        return original(path, *rest)
 
-    original = readers.read_file
-    monkeypatch.setattr(readers, "read_file", read_file)
+    original = readers.open_input
+    monkeypatch.setattr(readers, "open_input", open_input)
     with caplog.at_level("WARNING", "agi2"):
         assert read(tmp_path / "texts") == ["one"]
     assert "1 that cannot be read, such as " in caplog.text

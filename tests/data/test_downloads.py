@@ -191,8 +191,8 @@ def test_a_bad_answer_is_refused_and_not_kept(library, tmp_path, path, headers, 
 
 
 def test_a_web_page_that_is_asked_for_by_name_is_text(library):
-    Library.content, Library.headers_to_send = b"<html>", {"Content-Type": "text/html"}
-    assert read(f"{library}/page.html") == ["<html>"]
+    Library.content, Library.headers_to_send = b"<html><p>Hi", {"Content-Type": "text/html"}
+    assert read(f"{library}/page.html") == ["Hi\n"]
 
 
 @pytest.mark.parametrize("length", [None, "3"])

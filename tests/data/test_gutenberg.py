@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.gutenberg import strip_gutenberg
+from src.data.gutenberg import book_boundary, strip_gutenberg
 
 HEADER = """The Project Gutenberg eBook of {title}
 
@@ -159,3 +159,17 @@ def test_many_of_anything_take_no_time(unit):
     framed_text = strip_gutenberg(f"{text}\n{START}\nThe book.\n{END}\n{text}")
     assert framed_text.count("*") == 2 * text.count("*")
     assert "The book." in framed_text
+
+
+def test_a_text_of_books_is_cut_between_them():
+    notes = "My notes.\n\n" * 20
+    books = [framed(f"Book {number}.\n\n" + "Text. " * 3000) for number in range(4)]
+    text = notes + "\n\n".join(books)
+    for limit in (100, len(notes) + 10, 30_000, 60_000, len(text)):
+        cut = book_boundary(text, limit)
+        assert cut <= limit
+        assert strip_gutenberg(text[:cut]).split() + strip_gutenberg(text[cut:]).split() == (
+            strip_gutenberg(text).split()
+        )
+    assert book_boundary(text, 100) == 0
+    assert text[book_boundary(text, len(text)) :].startswith("The Project Gutenberg eBook")

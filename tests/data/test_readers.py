@@ -1,157 +1,222 @@
-import csv
-import io
-import json
+import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from src.data.readers import read_file
-from src.data.text_files import Unreadable
+from src.data import readers, text
+from src.data.corpus import read_documents
+from src.data.documents import Document, ReadOptions, ReadReport
+from src.data.readers import iterate_documents
 from src.errors import AGI2Error
-from tests.data.test_gutenberg import framed
+from tests.data.document_corpus import damaged, documents, plain, tar_of, write_corpus, zip_of
+from tests.data.reading import lines_of, read_with_report, texts, write
 
 
-def read(path, content, text_field="text"):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_file(path, text_field)
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    return folder, write_corpus(folder)
+
+
+def plainly(text):
+    """The text with straight apostrophes, which every encoding has, and single spaces."""
+    return " ".join(text.replace("’", "'").split())
+
+
+def test_at_least_99_percent_of_a_corpus_in_all_formats_is_found(corpus):
+    folder, expected = corpus
+    assert len(expected) >= 200
+    found = dict.fromkeys(expected, "")
+    for document in iterate_documents(str(folder)):
+        name = document.source.removeprefix(f"{folder}/")
+        found[
+            min((n for n in (name, re.split("[ :]", name)[0]) if n in found), key=len)
+        ] += document.text
+    total = missing = 0
+    for name, paragraphs in expected.items():
+        read = plainly(found[name])
+        for paragraph in map(plainly, paragraphs):
+            total += len(paragraph)
+            missing += len(paragraph) * (paragraph not in read)
+    assert missing <= 0.01 * total
+    # Only what the documents have, not markup, navigation or numbers.
+    extra = sum(len(plainly(each)) for each in found.values()) - total
+    assert extra < 0.05 * total
+
+
+def test_what_was_read_adds_up_to_what_is_on_disk(corpus):
+    folder, expected = corpus
+    write(folder / ".hidden" / "deep" / "a.txt", "hidden")
+    write(folder / "picture.png", b"\x89PNG" * 9)
+    found, report = read_with_report(folder)
+    sizes = {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert report.bytes_read + report.bytes_skipped == sum(sizes.values())
+    assert report.documents == len(found)
+    assert report.characters == sum(map(len, found))
+    assert len(expected) <= report.files <= len(expected) + len(damaged())
+    for reason in ("hidden", "damaged", "encrypted", "scanned", "in no format that is read"):
+        assert re.search(rf"^\d+ {reason} \(", lines_of(report.skipped), re.MULTILINE), reason
+    for what in ("navigation", "page numbers"):
+        assert re.search(rf"^\d+ {what} .*characters\)", lines_of(report.removed), re.MULTILINE)
+    assert "read as koi8_r, a guess" in lines_of(report.notes)
+
+
+@pytest.mark.parametrize("name", sorted(damaged()))
+def test_damaged_files_that_are_named_are_refused_in_a_line(tmp_path, name):
+    path = tmp_path / name.split("/")[1]
+    with pytest.raises(AGI2Error, match=re.escape(path.name)) as caught:
+        texts(path, damaged()[name])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_order_is_that_of_the_paths_and_the_same_every_time(corpus):
+    folder, _ = corpus
+    first, second = (list(iterate_documents(str(folder))) for _ in range(2))
+    assert first == second
+    names = [each.source.removeprefix(f"{folder}/").split("/")[0] for each in first]
+    assert names.index("archives") < names.index("compressed") < names.index("encodings")
+
+
+def test_documents_are_yielded_one_at_a_time(tmp_path):
+    write(tmp_path / "a.jsonl", '"one"\n"two"\n' + "broken\n" * 999)
+    reading = iterate_documents(str(tmp_path / "a.jsonl"), ReadOptions(max_broken_lines=1))
+    write(tmp_path / "b.txt", "unrelated")
+    with pytest.raises(AGI2Error, match=r"a\.jsonl:4 is not JSON.*max_broken_lines is 1"):
+        list(reading)
+
+
+def test_bytes_read_grow_while_a_file_is_read(tmp_path):
+    content = f'"{"some words " * 1000}"\n' * 300
+    write(tmp_path / "a.jsonl", content)
+    report = ReadReport()
+    for number, _ in enumerate(iterate_documents(str(tmp_path / "a.jsonl"), report=report)):
+        if number == 100:
+            assert 0 < report.sources[0].bytes_read < len(content)
+    assert report.sources[0].bytes_read == len(content)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    for module in (readers, text):
+        monkeypatch.setattr(module, "MAX_CHARACTERS", 100)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.html"])
+@pytest.mark.parametrize("unit", ["word ", "a line\n\n", "鯨", "e\u0301"])
+def test_a_large_document_comes_in_pieces(tmp_path, small_pieces, name, unit):
+    whole = (unit * 500).strip() + "\n"
+    content = {"a.txt": whole, "a.jsonl": f"{whole!r}".replace("'", '"'), "a.html": f"<pre>{whole}"}
+    write(tmp_path / name, content[name])
+    found = list(iterate_documents(str(tmp_path / name), report=(report := ReadReport())))
+    assert "".join(each.text for each in found) == whole
+    assert [each.continues for each in found] == [False] + [True] * (len(found) - 1)
+    assert max(len(each.text) for each in found) <= 100
+    assert len(found) > 5
+    assert report.sources[0].documents == 1
+    if unit.endswith("\n"):
+        assert all(each.text.endswith("\n") for each in found)
+    elif unit == "word ":
+        assert all(each.text.endswith((" ", "\n")) for each in found)
+    assert list(read_documents(str(tmp_path / name))) == [whole]
+
+
+def test_a_piece_without_text_is_part_of_its_document(tmp_path, small_pieces):
+    blank, words = " " * 450, "word " * 50
+    write(tmp_path / "a.txt", blank + words + blank + words)
+    found = list(iterate_documents(str(tmp_path / "a.txt"), report=(report := ReadReport())))
+    assert "".join(each.text for each in found).lstrip() == words + blank + words
+    assert [each.continues for each in found] == [False] + [True] * (len(found) - 1)
+    assert not report.sources[0].skipped
+
+
+def test_documents_of_two_files_are_not_joined(tmp_path, small_pieces):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        write(tmp_path / name, f"{name} " * (40 if name < "c" else 1))
+    joined = list(read_documents(str(tmp_path)))
+    assert joined == [
+        f"{name} " * (40 if name < "c" else 1) for name in ("a.txt", "b.txt", "c.txt")
+    ]
+
+
+def test_the_beginning_of_a_damaged_file_is_read_and_the_rest_counted(tmp_path):
+    rows = "".join(f"{n},{'word ' * 1000}\n" for n in range(1000))
+    write(tmp_path / "a.csv", "id,text\n" + rows + "broken\n" + rows)
+    found, report = read_with_report(tmp_path)
+    assert len(found) == 1000
+    size = (tmp_path / "a.csv").stat().st_size
+    assert report.bytes_read + report.bytes_skipped == size
+    assert report.bytes_read > size / 3
+    assert report.bytes_skipped > size / 5
+    assert "1 broken tables (" in lines_of(report.skipped)
+    with pytest.raises(AGI2Error, match=r"a\.csv:1002: the row has 1 field"):
+        texts(tmp_path / "a.csv")
+
+
+def test_a_bad_member_is_skipped_and_named(tmp_path):
+    members = {"bad.csv": b"a,b\n1\n", "sub/good.txt": plain(["good"]), "bad.pdf": b"%PDF-1.4\n"}
+    for name, content in (("a.zip", zip_of(members)), ("a.tar", tar_of(members))):
+        write(tmp_path / name, content)
+        found, report = read_with_report(tmp_path / name)
+        assert found == ["good\n"]
+        skipped = lines_of(report.skipped)
+        assert f"{name}: bad.csv: no field 'text' among a, b; set text_field" in skipped
+        assert f"{name}: bad.pdf: damaged: " in skipped
+
+
+@pytest.mark.parametrize("make", [zip_of, tar_of])
+def test_an_archive_without_documents_is_refused(tmp_path, make):
+    path = tmp_path / "a.zip" if make is zip_of else tmp_path / "a.tar"
+    with pytest.raises(AGI2Error, match="no document in this archive; it has no member in a form"):
+        texts(path, make({"a.png": b"\0"}))
+    with pytest.raises(
+        AGI2Error, match=r"no document in this archive; .*a\.txt: the file is empty"
+    ):
+        texts(path, make({"a.txt": b""}))
 
 
 @pytest.mark.parametrize(
-    ("rows", "problem"),
+    ("options", "message"),
     [
-        ('1,"abc\n2,def\n3,ghi\n', "2: not CSV: unexpected end of data; is a quote not closed"),
-        ('1,"abc\n2,"def"\n', "2: not CSV: ',' expected after '\"'"),
-        ("1,Hello, world\n", "2: the row has 3 fields, the first row 2: put fields with ','"),
-        ("1,a\n2\n", "3: the row has 1 field, the first row 2"),
+        ({"encoding": "klingon"}, "encoding: there is no encoding 'klingon'"),
+        ({"encoding": "rot13"}, "encoding: there is no encoding 'rot13'"),
+        ({"normalize": "nfd"}, "normalize must be none, lines, nfc or nfkc, not 'nfd'"),
     ],
 )
-def test_a_broken_csv_is_refused_with_the_line(tmp_path, rows, problem):
-    with pytest.raises(Unreadable, match=f"a.csv:{problem}"):
-        read(tmp_path / "a.csv", "id,text\n" + rows)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(AGI2Error, match=message):
+        ReadOptions(**options)
 
 
-@pytest.mark.parametrize("content", ["\n\nid,text\n1,a\n", "\n"])
-def test_a_csv_whose_first_line_is_empty_says_so(tmp_path, content):
-    with pytest.raises(Unreadable, match=r"(:1: the first line is empty|contains only white)"):
-        read(tmp_path / "a.csv", content)
+def test_options_are_those_of_a_configuration():
+    config = {"text_field": "body", "clean": False, "epochs": 3}
+    assert ReadOptions.from_config(config) == ReadOptions(text_field="body", clean=False)
 
 
-def test_a_field_that_has_swallowed_rows_is_told_of_once(tmp_path, caplog):
-    caplog.set_level("WARNING", logger="agi2")
-    rows = '1,"abc\n2,def\n3,ghi"\n4,x\n5,"abc\n6,def\n7,ghi"\n'
-    assert len(read(tmp_path / "a.csv", "id,text\n" + rows).documents) == 3
-    (line,) = caplog.messages
-    assert line.endswith("a.csv:2: a field has lines like rows: is a quote missing?")
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("none", "e\u0301\r\nﬁ\r"),
+        ("lines", "e\u0301\nﬁ\n"),
+        ("nfc", "é\nﬁ\n"),
+        ("nfkc", "é\nfi\n"),
+    ],
+)
+def test_line_ends_and_unicode_are_normalized_by_choice(tmp_path, how, expected):
+    assert texts(tmp_path / "a.txt", "e\u0301\r\nﬁ\r", normalize=how) == [expected]
+    lines = '{"text": "e\\u0301\\r\\nﬁ\\r"}\r\n'
+    assert texts(tmp_path / "a.jsonl", lines, normalize=how) == [expected]
 
 
-@pytest.mark.parametrize("content", ['id,text\n1,"a\nb\nc"\n2,d\n', 'text\n"a\nb\nc"\n'])
-def test_a_field_of_several_lines_is_no_mistake(tmp_path, content, caplog):
-    read(tmp_path / "a.csv", content)
-    assert not caplog.messages
+def test_every_format_has_a_reader():
+    from src.data import formats
+
+    for name in documents():
+        format_ = formats.format_of(formats.split_compression(name)[0], b"")
+        assert format_ in readers._READERS or format_ in (formats.ZIP, formats.TAR)
 
 
-def test_all_formats_have_the_same_line_ends(tmp_path):
-    text = "a\r\nb\rc\nd"
-    for name, content in {
-        "a.txt": text,
-        "a.csv": f'text\n"{text}"\n',
-        "a.jsonl": json.dumps({"text": text}),
-    }.items():
-        assert read(tmp_path / name, content).documents == ["a\nb\nc\nd"]
-
-
-def test_a_column_that_is_there_twice_is_refused_unless_it_is_another(tmp_path):
-    with pytest.raises(Unreadable, match="the column 'text' occurs more than once"):
-        read(tmp_path / "a.csv", "text,text\na,b\n")
-    assert read(tmp_path / "a.csv", "id,text,id\n1,b,2\n").documents == ["b"]
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_the_separator_is_the_one_that_finds_the_column(tmp_path, separator):
-    content = f"\ufeffid{separator} text \r\n1{separator}a, b; c\t|d\r\n"
-    content = content.replace("a, b; c\t|d", '"a, b; c\t|d"')
-    assert read(tmp_path / "a.csv", content).documents == ["a, b; c\t|d"]
-    with pytest.raises(Unreadable, match=f"no column 'body' among {'id, text'}; set text_field"):
-        read(tmp_path / "a.csv", content, "body")
-
-
-def test_a_column_by_itself_may_hold_other_separators_but_no_bare_comma(tmp_path):
-    assert read(tmp_path / "a.csv", "text\na; b|c\td\n").documents == ["a; b|c\td"]
-    with pytest.raises(Unreadable, match=r"a\.csv:2: the row has 2 fields"):
-        read(tmp_path / "a.csv", "text\nCall me Ishmael, please.\n")
-
-
-cells = st.text(st.sampled_from('ab ,;|\t"\n鯨'), max_size=12)
-
-
-@settings(deadline=None)
-@given(rows=st.lists(st.tuples(cells, cells), min_size=1), separator=st.sampled_from(",;\t|"))
-def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, separator):
-    written = io.StringIO()
-    csv.writer(written, delimiter=separator).writerows([("id", "text"), *rows])
-    expected = [text for _, text in rows if text.strip()]
-    path = tmp_path_factory.getbasetemp() / "written.csv"
-    if not expected:
-        with pytest.raises(AGI2Error, match="contains no text"):
-            read(path, written.getvalue())
-        return
-    reading = read(path, written.getvalue())
-    assert reading.documents == expected
-    assert bool(reading.skipped) == (len(expected) < len(rows))
-
-
-@settings(deadline=None)
-@given(rows=st.lists(cells, min_size=1, max_size=8), cut=st.integers(0, 200))
-def test_a_csv_that_lost_a_quote_is_never_fewer_documents_in_silence(tmp_path_factory, rows, cut):
-    rows = [f"{number} {text}" for number, text in enumerate(rows)]
-    written = io.StringIO()
-    csv.writer(written, quoting=csv.QUOTE_ALL).writerows([("id", "text")])
-    csv.writer(written, quoting=csv.QUOTE_ALL).writerows((n, text) for n, text in enumerate(rows))
-    content = written.getvalue()
-    quotes = [place for place, character in enumerate(content) if character == '"'][4:]
-    place = quotes[cut % len(quotes)]
-    path = tmp_path_factory.getbasetemp() / "lost.csv"
-    try:
-        documents = read(path, content[:place] + content[place + 1 :]).documents
-    except AGI2Error:
-        return
-    assert len(documents) >= len(rows)
-
-
-def test_one_line_among_thousands_is_named(tmp_path):
-    lines = [json.dumps({"text": "a"})] * 5000
-    lines[3141] = json.dumps({"text": ["a"]})
-    with pytest.raises(Unreadable, match=r"a\.jsonl:3142: no text in the field 'text'"):
-        read(tmp_path / "a.jsonl", "\n".join(lines))
-
-
-def test_empty_documents_are_counted(tmp_path):
-    reading = read(tmp_path / "a.jsonl", '{"text": ""}\n\n"a"\n" "\n')
-    assert reading.documents == ["a"]
-    (line,) = reading.skipped.lines()
-    assert line.startswith("2 without text, such as ")
-    assert line.endswith("a.jsonl")
-
-
-def test_removed_frames_are_counted(tmp_path):
-    book = framed("Call me Ishmael.")
-    reading = read(tmp_path / "a.txt", book)
-    (line,) = reading.skipped.lines()
-    removed = len(book) - len("Call me Ishmael.\n")
-    assert line.startswith(
-        f"1 header and licence of Project Gutenberg ({removed} characters), such as "
-    )
-    assert reading.size == len(book.encode())
-
-
-@pytest.mark.parametrize("unit", ["\n", " ", " \n", "*", "# ", '"', ",", "\r", "\t\n", "{", "鯨"])
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_many_of_anything_are_read_or_refused(tmp_path, name, unit):
-    # With a search that goes back, or a list of strings a line, this would take minutes.
-    head = {"a.csv": "text\n", "a.jsonl": '"a"\n', "a.txt": ""}[name]
-    try:
-        documents = read(tmp_path / name, head + unit * 200_000 + "\nend").documents
-    except Unreadable:
-        return
-    assert documents
+def test_a_document_of_the_built_in_corpus_is_counted():
+    report = ReadReport()
+    first = next(iterate_documents("builtin:python-docs", report=report))
+    assert isinstance(first, Document)
+    assert report.sources[0].documents == 1
+    assert report.sources[0].characters == len(first.text)

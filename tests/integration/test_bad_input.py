@@ -249,16 +249,20 @@ def test_a_missing_source(folder, mistakes):
         ("a.txt", b"\x7fELF\0\0\x01", "a.txt: not a text file (it contains NUL bytes)"),
         (
             "a.txt",
-            "one\ntwo caf\xe9\n".encode("latin1"),
-            "a.txt:2: not UTF-8 (byte 11); save it as UTF-8, for example with "
+            "Käse aus Genève\ntwo ".encode() + b"caf\xe9\n",
+            "a.txt:2: not UTF-8 (byte 25); set encoding, or save it as UTF-8, for example with "
             "iconv -f latin1 -t utf-8",
         ),
         (
             "a.jsonl",
-            b'{"body": "text"}\n',
-            "a.jsonl:1: no text in the field 'text'; set text_field",
+            b'{"title": "t", "body": "text"}\n',
+            "a.jsonl:1: no field 'text' among title, body; set text_field",
         ),
-        ("a.csv", b"body\ntext\n", "a.csv: no column 'text' among body; set text_field"),
+        (
+            "a.csv",
+            b"title,body\nt,text\n",
+            "a.csv: no field 'text' among title, body; set text_field",
+        ),
     ],
 )
 def test_a_source_without_text(name, data, said, folder, mistakes):
@@ -270,9 +274,8 @@ def test_a_source_without_text(name, data, said, folder, mistakes):
 def test_a_folder_without_text(folder, mistakes):
     (folder / "empty").mkdir()
     configure(folder, sources=["empty"])
-    assert mistakes("train", "tiny.toml") == [
-        "empty: no .txt, .md, .jsonl, .csv file in this folder"
-    ]
+    (line,) = mistakes("train", "tiny.toml")
+    assert line.startswith("empty: no file in this folder has a format that is read: ")
 
 
 def test_a_source_of_one_character(folder, mistakes):

@@ -1,0 +1,193 @@
+"""Yield the members of zip and tar archives, which are read and never extracted to disk."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import IO, Any, BinaryIO, Self, cast
+
+from .compression import Limits, check_depth, damaged
+from .formats import TAR, ZIP, Format, is_known
+from .inputs import Input, buffered
+from .text_files import Unreadable
+
+CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages", "__MACOSX"}
+"""Folders of other programs, in which no text of the user is."""
+
+
+def members(source: Input, format_: Format) -> Iterator[Input]:
+    """Yield the members of an archive that may be documents; count the others as skipped.
+
+    A member is to be read before the next one is taken.
+
+    Raises:
+        Unreadable: if the archive is damaged, encrypted, nested too deeply, or unpacks to too much.
+    """
+    check_depth(source)
+    yield from _zip_members(source) if format_ is ZIP else _tar_members(source)
+
+
+def _zip_members(source: Input) -> Iterator[Input]:
+    file = source.seekable()
+    size = file.seek(0, 2)
+    limits = Limits(source, lambda: size)
+    with open_zip(source, file) as archive:
+        for info in archive.infolist():
+            is_link = stat.S_ISLNK(info.external_attr >> 16)
+            kind = "folder" if info.is_dir() else "link" if is_link else "file"
+            if not _is_taken(source, info.filename, kind, info.file_size):
+                continue
+            if info.flag_bits & 1:
+                _skip(source, "encrypted", info.filename, info.file_size)
+                continue
+            member = zip_member(source, archive, info, limits)
+            with member.stream:
+                yield member
+
+
+@contextlib.contextmanager
+def open_zip(source: Input, file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive.
+
+    Raises:
+        Unreadable: if it is damaged.
+    """
+    with _damage_named(source, ZIP):
+        archive = zipfile.ZipFile(file)
+    with archive:
+        yield archive
+
+
+def zip_member(
+    source: Input, archive: zipfile.ZipFile, info: zipfile.ZipInfo, limits: Limits
+) -> Input:
+    """Return an input of a member of a zip archive.
+
+    Raises:
+        Unreadable: if the archive is damaged or encrypted, or compressed in a way that is not read.
+    """
+    with _damage_named(source, ZIP):
+        opened = archive.open(info)
+    return _member(source, info.filename, opened, ZIP, limits)
+
+
+def _tar_members(source: Input) -> Iterator[Input]:
+    counter = _Counter(source)
+    limits = Limits(source, lambda: counter.size)
+    stream = cast(BinaryIO, counter)
+    with _damage_named(source, TAR):
+        # "r|": a stream, so that no member has to be in memory.
+        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header)  # noqa: SIM115
+    with archive:
+        while (info := _next_member(source, archive)) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # which keeps every member
+            kind = "file" if info.isreg() else "folder" if info.isdir() else "link"
+            if _is_taken(source, info.name, kind, info.size):
+                yield _member(source, info.name, archive.extractfile(info), TAR, limits)
+    for _ in source.blocks():  # the padding, whose bytes are counted
+        pass
+
+
+def _next_member(source: Input, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _damage_named(source, TAR):
+        return archive.next()
+
+
+@contextlib.contextmanager
+def _damage_named(source: Input, format_: Format) -> Iterator[None]:
+    """Convert exceptions of a library to an error that names the archive."""
+    try:
+        yield
+    except Unreadable:  # of a stream below, whose message names what is wrong
+        raise
+    except Exception as error:  # damaged archives raise many types
+        raise damaged(source, error, format_) from error
+
+
+class _Header(tarfile.TarInfo):
+    """Header of a member; a wrong or missing one is an error, not the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next header.
+
+        Raises:
+            tarfile.ReadError: if there is neither a valid header nor the end mark.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error}, without the end mark") from error
+
+
+class _Counter:
+    """Reader of an input that counts its bytes."""
+
+    def __init__(self, source: Input) -> None:
+        self._source = source
+        self.size = 0
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes, or those that are left."""
+        data = self._source.stream.read(size)
+        self.size += len(data)
+        return data
+
+
+def _is_taken(source: Input, name: str, kind: str, size: int) -> bool:
+    """Return whether a member may be a document; count another file as skipped."""
+    if kind == "folder":
+        return False
+    parts = PurePosixPath(name).parts
+    reason = ""
+    if kind == "link":
+        reason = "links or devices"
+    elif any(part.startswith(".") and part != ".." for part in parts):
+        reason = "hidden"
+    elif CACHE_FOLDERS.intersection(parts):
+        reason = "installed packages or caches"
+    elif not is_known(parts[-1] if parts else name):
+        reason = "in no format that is read"
+    if reason:
+        _skip(source, reason, name, size)
+    return not reason
+
+
+def _skip(source: Input, reason: str, name: str, size: int) -> None:
+    source.report.skipped.add(
+        f"members of archives {_WORDING.get(reason, reason)}",
+        f"{source.name}: {name}",
+        size=size,
+        unit="bytes unpacked",
+    )
+
+
+_WORDING = {
+    "hidden": "that are hidden",
+    "links or devices": "that are links or devices",
+    "encrypted": "that are encrypted",
+    "installed packages or caches": "of installed packages or caches",
+}
+
+
+def _member(source: Input, name: str, opened: Any, format_: Format, limits: Limits) -> Input:
+    label = f"{source.name}: {name}"
+
+    def convert(error: Exception) -> Unreadable:
+        return damaged(replace(source, name=label), error, format_)  # at the archive's depth
+
+    return replace(
+        source,
+        name=label,
+        filename=PurePosixPath(name).name,
+        stream=buffered(opened, convert, limits.add),
+        file=None,
+        depth=source.depth + 1,
+    )

@@ -1,0 +1,162 @@
+"""Choose the encoding of a text: UTF-8, what a byte-order mark says, or a guess."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+UTF8 = "utf-8"
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_JAPANESE_ESCAPE = re.compile(rb"\x1b\$[@B]")
+_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+# Bytes of a sample: more does not change a guess, which takes longer than the decoding.
+_SAMPLE = 2**15
+
+# Letters beyond ASCII of languages in the Latin and the Greek alphabet.
+_ALPHABETS = [
+    "àâæçéèêëîïôœùûüÿ",
+    "äöüßéà",
+    "áéíñóúü¿¡",
+    "ãáâàçéêíóôõú",
+    "àèéìîòù",
+    "åäöæøéü",
+    "áðéíóúýþæö",
+    "ąćęłńóśźż",
+    "áčďéěíňóřšťúůýž",
+    "áäčďéíĺľňóôŕšťúýž",
+    "áéíóöőúüű",
+    "ăâîșțşţ",
+    "čćđšž",
+    "çğıöşüİâî",
+    "ąčęėįšųūž",
+    "āčēģīķļņšūž",
+    "äõöüšž",
+    "αβγδεζηθικλμνξοπρσςτυφχψωάέήίόύώϊϋΐΰ",
+]
+_LETTERS = [frozenset(letters + letters.upper()) for letters in _ALPHABETS]
+# Punctuation that texts of every language contain.
+_PUNCTUATION = frozenset("‘’‚‛“”„‟–—…«»‹›°§€£ªº·©®™\xa0\xad")
+# From the most to the least common: the first of those with the same score is chosen.
+_LATIN = (
+    "cp1252",
+    "cp1250",
+    "iso8859_2",
+    "cp1254",
+    "cp1257",
+    "iso8859_15",
+    "mac_roman",
+    "cp850",
+    "cp852",
+)
+_GREEK = ("cp1253", "iso8859_7")
+
+
+_KANA = re.compile("[\u3041-\u30fa]")
+_JAPANESE = ("cp932", "euc_jp")
+# Share of kana from which a text is Japanese: other texts in these encodings have next to none.
+_MIN_KANA = 0.2
+
+
+def encoding_of_mark(head: bytes) -> str | None:
+    """Return the encoding that the byte-order mark of a text names, if it has one."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+
+
+def unmarked_utf16(head: bytes) -> str | None:
+    """Return `utf-16-le` or `utf-16-be` if a text has NUL bytes as UTF-16 without a mark has them.
+
+    The high byte of every ASCII character is NUL, and no low byte is.
+    """
+    even, odd = head[0:512:2], head[1:512:2]
+    if len(odd) < 16:
+        return None
+    if 0 not in even and odd.count(0) > 0.3 * len(odd):
+        return "utf-16-le"
+    return "utf-16-be" if 0 not in odd and even.count(0) > 0.3 * len(even) else None
+
+
+def is_ascii(block: bytes) -> bool:
+    """Return whether a block is the same text in ASCII and in all its extensions."""
+    return block.isascii() and not has_japanese_escapes(block)
+
+
+def has_japanese_escapes(block: bytes) -> bool:
+    """Return whether a block is ISO-2022-JP, whose bytes are those of ASCII."""
+    return b"\x1b$" in block and bool(_JAPANESE_ESCAPE.search(block)) and block.isascii()
+
+
+def is_damaged_utf8(block: bytes) -> bool:
+    """Return whether half of the characters beyond ASCII, or more, are valid UTF-8, but not all."""
+    text = block.decode(UTF8, "replace")
+    broken = text.count("\ufffd")
+    valid = sum(not character.isascii() for character in text) - broken
+    return valid >= broken > 0
+
+
+def guess_encoding(block: bytes) -> str | None:
+    """Guess the encoding of a text that is not UTF-8, from a block of it.
+
+    In the Latin and the Greek alphabet, the choice is the encoding in which most characters beyond
+    ASCII are letters of one language; otherwise, that of `charset_normalizer`.
+
+    Returns:
+        A name that `codecs` knows, or None.
+    """
+    if has_japanese_escapes(block):
+        return "iso2022_jp"
+    sample = _sample(block)
+    if _is_latin(sample):
+        return _best_alphabet(sample, _LATIN)
+    kana, japanese = max((_kana_share(sample, name), name) for name in _JAPANESE)
+    if kana > _MIN_KANA:
+        return japanese
+    from charset_normalizer import from_bytes  # 40 ms, for the few texts that are not UTF-8
+
+    best = from_bytes(sample).best()
+    if best is None:
+        return _best_alphabet(sample, _LATIN)
+    return _best_alphabet(sample, _GREEK) if best.encoding in _GREEK else best.encoding
+
+
+def _sample(block: bytes) -> bytes:
+    """Return the lines with bytes beyond ASCII, which alone differ between encodings."""
+    lines = [line for line in block.split(b"\n")[:-1] or [block] if not line.isascii()]
+    return b"\n".join(lines or [block])[:_SAMPLE]
+
+
+def _is_latin(sample: bytes) -> bool:
+    """Return whether bytes beyond ASCII are among ASCII letters, as accented letters are."""
+    runs = [len(run) for run in _HIGH_BYTES.findall(sample)]
+    single = sum(length for length in runs if length <= 2)
+    letters = sum(bytes([byte]).isalpha() for byte in sample if byte < 128)
+    return single > 0.7 * sum(runs) and letters > sum(runs)
+
+
+def _kana_share(sample: bytes, encoding: str) -> float:
+    text = sample.decode(encoding, "replace")
+    return len(_KANA.findall(text)) / max(1, sum(not each.isascii() for each in text))
+
+
+def _best_alphabet(sample: bytes, encodings: tuple[str, ...]) -> str | None:
+    scores = {name: _alphabet_score(sample, name) for name in encodings}
+    best = max(encodings, key=lambda name: scores[name])
+    return best if scores[best] >= 0 else None
+
+
+def _alphabet_score(sample: bytes, encoding: str) -> float:
+    """Return the share of characters beyond ASCII that one language uses, or -1 if not valid."""
+    try:
+        text = sample.decode(encoding)
+    except UnicodeDecodeError:
+        return -1.0
+    beyond = [character for character in text if not character.isascii()]
+    letters = [character for character in beyond if character not in _PUNCTUATION]
+    known = max(sum(each in alphabet for each in letters) for alphabet in _LETTERS)
+    return (known + len(beyond) - len(letters)) / max(len(beyond), 1)

@@ -1,0 +1,36 @@
+"""Choose the field, or column, of structured data that contains the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .inputs import Input
+
+DEFAULT_FIELD = "text"
+
+
+def choose_field(
+    source: Input, names: Sequence[str], candidates: Sequence[str], at: str = ""
+) -> str:
+    """Return the field with the text: `text_field`, `text`, or the only candidate.
+
+    A candidate that is taken is noted.
+
+    Args:
+        source: the input.
+        names: the names of all fields.
+        candidates: the names of the fields that contain text, not numbers.
+        at: where the names are, for the message, such as `:1`.
+
+    Raises:
+        Unreadable: if `text_field` does not exist, or there is no candidate, or several.
+    """
+    wanted = source.options.text_field or DEFAULT_FIELD
+    if wanted in names:
+        return wanted
+    if source.options.text_field is None and len(candidates) == 1:
+        source.note(f"read in the field {candidates[0]!r}, the only one with text")
+        return candidates[0]
+    raise source.error(
+        "without the field", f"no field {wanted!r} among {', '.join(names)}; set text_field", at
+    )

@@ -1,0 +1,209 @@
+"""Which format a file has, by the suffix of its name or by its first bytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ..utils import open_file
+from .charsets import encoding_of_mark, unmarked_utf16
+from .documents import ReadOptions
+from .text_files import Unreadable, unreadable
+
+HEAD = 8192
+"""Bytes at the beginning of a file by which its format is checked."""
+
+
+class Format(NamedTuple):
+    """A file format."""
+
+    name: str
+    """Name for messages, with its article."""
+    suffixes: tuple[str, ...]
+    magic: tuple[bytes, ...] = ()
+    """Beginnings, one of which every file of the format has."""
+    package: str = ""
+    """Package of the extra `documents` that reads it."""
+
+
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # the second: without members
+_CODE = (
+    ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .m .mm .java .kt .kts .scala .groovy .js"
+    " .mjs .cjs .jsx .ts .tsx .vue .svelte .go .rs .rb .php .pl .pm .r .jl .lua .swift .dart .cs"
+    " .fs .fsx .vb .hs .lhs .ml .mli .clj .cljs .ex .exs .erl .hrl .el .lisp .scm .rkt .sh .bash"
+    " .zsh .fish .ps1 .bat .sql .f .f90 .f95 .for .pas .asm .s .v .sv .vhd .vhdl .zig .nim .d .tcl"
+    " .cmake .gradle .proto .graphql .css .scss .less .tf"
+)
+_PROSE = ".txt .text .md .markdown .rst .adoc .asciidoc .org .tex .textile .wiki .log .typ"
+
+TEXT = Format("a text file", tuple(f"{_PROSE} {_CODE}".split()))
+HTML = Format("a web page", (".html", ".htm", ".xhtml"), package="selectolax")
+XML = Format("XML", (".xml",))
+JSON = Format("JSON", (".json",))
+JSON_LINES = Format("JSON lines", (".jsonl", ".ndjson"))
+TABLE = Format("a table", (".csv", ".tsv"))
+PARQUET = Format("Parquet", (".parquet",), (b"PAR1",), "pyarrow")
+# An Arrow stream has no magic number.
+ARROW = Format("Arrow", (".arrow", ".feather"), package="pyarrow")
+EPUB = Format("an EPUB", (".epub",), _ZIP_MAGIC, "selectolax")
+PDF = Format("a PDF", (".pdf",), (b"%PDF-",), "pypdfium2")
+DOCX = Format("a Word document (docx)", (".docx",), _ZIP_MAGIC)
+ODT = Format("an OpenDocument text (odt)", (".odt",), _ZIP_MAGIC)
+RTF = Format("a Rich Text document (RTF)", (".rtf",), (b"{\\rtf",))
+SUBTITLES = Format("subtitles", (".srt", ".vtt"))
+MAIL = Format("e-mail", (".mbox", ".eml"))
+NOTEBOOK = Format("a Jupyter notebook", (".ipynb",))
+ZIP = Format("a zip archive", (".zip",), _ZIP_MAGIC)
+TAR = Format("a tar archive", (".tar",))
+
+_FORMATS = (
+    TEXT, HTML, XML, JSON, JSON_LINES, TABLE, PARQUET, ARROW, EPUB, PDF, DOCX, ODT, RTF, SUBTITLES,
+    MAIL, NOTEBOOK, ZIP, TAR,
+)  # fmt: skip
+_BY_SUFFIX = {suffix: format_ for format_ in _FORMATS for suffix in format_.suffixes}
+
+GZIP = Format("gzip data", (".gz",), (b"\x1f\x8b",))
+BZIP2 = Format("bzip2 data", (".bz2",), (b"BZh",))
+XZ = Format("xz data", (".xz",), (b"\xfd7zXZ\0",))
+ZSTANDARD = Format("Zstandard data", (".zst",), (b"\x28\xb5\x2f\xfd",), "zstandard")
+_COMPRESSIONS = {each.suffixes[0]: each for each in (GZIP, BZIP2, XZ, ZSTANDARD)}
+_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
+_SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
+
+# Files without a suffix that are text.
+_TEXT_NAMES = {"readme", "license", "licence", "copying", "changes", "changelog", "news", "authors"}
+_TEXT_NAMES |= {"makefile", "dockerfile", "contributing", "todo"}
+# Formats that are not read, with what to do.
+_ADVICE = {
+    ".doc": "save it as .docx",
+    ".pages": "export it as .docx",
+    ".xls": "save each sheet as .csv",
+    ".xlsx": "save each sheet as .csv",
+    ".ods": "save each sheet as .csv",
+    ".ppt": "export it as a PDF",
+    ".pptx": "export it as a PDF",
+    ".mobi": "convert it to .epub",
+    ".azw3": "convert it to .epub",
+    ".djvu": "convert it to a PDF",
+    ".7z": "unpack it",
+    ".rar": "unpack it",
+    ".z": "unpack it",
+    ".lz4": "unpack it",
+    ".msg": "save it as .eml",
+    ".ps": "convert it to a PDF",
+}
+
+
+def readable_suffixes() -> str:
+    """Return the suffixes of all formats but source code, for messages."""
+    prose = (".txt", ".md", ".rst")
+    rest = [suffix for format_ in _FORMATS[1:] for suffix in format_.suffixes]
+    return ", ".join([*prose, *rest])
+
+
+def split_compression(filename: str) -> tuple[str, Format | None]:
+    """Split a file name into that of the decompressed file, and the compression, if any."""
+    for short, suffixes in _SHORT.items():
+        if filename.lower().endswith(short):
+            filename = filename[: -len(short)] + suffixes
+    path = PurePosixPath(filename)
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    return (filename, None) if compression is None else (path.stem, compression)
+
+
+def is_known(filename: str) -> bool:
+    """Return whether a file that is found in a folder has a format that is read, by its name."""
+    while (split := split_compression(filename))[1] is not None:
+        filename = split[0]
+    path = PurePosixPath(filename)
+    return path.suffix.lower() in _BY_SUFFIX or path.name.lower() in _TEXT_NAMES
+
+
+def compression_of(filename: str, head: bytes) -> Format | None:
+    """Return the compression of a file, by its name or its first bytes."""
+    compression = split_compression(filename)[1]
+    if compression is None and format_of(filename, head) is TEXT:
+        found = (each for each in _COMPRESSIONS.values() if head.startswith(each.magic))
+        return next(found, None)
+    return compression
+
+
+def format_of(filename: str, head: bytes) -> Format:
+    """Return the format of a file that is not compressed; text if its name does not say it.
+
+    Only a few beginnings, which no text has, win over the suffix.
+    """
+    suffix = PurePosixPath(filename).suffix.lower()
+    named = _BY_SUFFIX.get(suffix)
+    if named in (None, TEXT):
+        for each in (PDF, RTF, PARQUET) + (ZIP,) * (named is None):
+            if head.startswith(each.magic):
+                return each
+        if head.startswith(b"ARROW1"):
+            return ARROW
+        if named is None and head[257:262] == b"ustar":
+            return TAR
+    return named or TEXT
+
+
+def check_head(
+    path: Path,
+    name: str | None = None,
+    options: ReadOptions | None = None,
+    filename: str | None = None,
+) -> None:
+    """Check by its first bytes that a regular file can be read in its format.
+
+    Args:
+        path: the file.
+        name: its name for messages, if that is not its path.
+        filename: the name that selects its format, if that is not its path's.
+        options: whose `encoding` allows a text to contain NUL bytes.
+
+    Raises:
+        Unreadable: if it is empty, damaged, in a format that is not read or that needs a package
+            which is not installed, or cannot be opened.
+    """
+    name = name or str(path)
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise unreadable(error, name) from error
+    if len(head) < HEAD and not head.strip():
+        what = "contains only white space" if head else "is empty"
+        raise Unreadable("empty", f"{name}: the file {what}")
+    filename = filename or path.name
+    compression = compression_of(filename, head)
+    check_format(compression or format_of(filename, head), filename, name, head, options)
+
+
+def check_format(
+    format_: Format, filename: str, name: str, head: bytes, options: ReadOptions | None = None
+) -> None:
+    """Check that the first bytes of a file fit its format, and that its package is installed.
+
+    Raises:
+        Unreadable: if not; as in `check_head`.
+    """
+    if format_ is TEXT:
+        suffix = PurePosixPath(filename).suffix.lower()
+        if head.startswith(b"%!PS"):
+            suffix = ".ps"
+        if suffix in _ADVICE:
+            raise Unreadable("not text", f"{name}: {suffix} is not read: {_ADVICE[suffix]}")
+    if format_.magic and not head.startswith(format_.magic):
+        raise Unreadable("damaged", f"{name}: damaged: it does not begin as {format_.name} does")
+    if format_.package and importlib.util.find_spec(format_.package) is None:
+        raise Unreadable(
+            "that need the extra documents",
+            f"{name}: {format_.name} needs {format_.package}, which is not installed: install it "
+            f"with uv sync --extra documents or pip install {format_.package}",
+        )
+    is_wide = encoding_of_mark(head) or unmarked_utf16(head) or (options and options.encoding)
+    if format_ in _TEXTUAL and b"\0" in head and not is_wide:
+        raise Unreadable("not text", f"{name}: not a text file (it contains NUL bytes)")
+
+
+_TEXTUAL = (TEXT, HTML, XML, JSON, JSON_LINES, TABLE, RTF, SUBTITLES, NOTEBOOK)

@@ -1,0 +1,261 @@
+"""Read JSON Lines and JSON files, record by record."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..errors import AGI2Error
+from ..utils import MAX_DEPTH, is_nested_deeper, parse_json
+from .documents import Document
+from .fields import DEFAULT_FIELD, choose_field
+from .inputs import Input
+from .text import MAX_LINE, MAX_WHOLE_TEXT, text_blocks, text_lines
+from .text_files import Unreadable
+
+# Characters of the beginning by whose records the field of the text is found.
+_HEAD = 2**20
+# Share of the lines that may be broken, if more than one is.
+_BROKEN_SHARE = 0.1
+
+_SPACE = re.compile(r"[ \t\n\r]+")
+
+Record = tuple[str, Any, int]
+"""Where a record is, such as `:12`, its value, and its size in characters."""
+
+
+class _BrokenLines:
+    """Counter of broken lines, which are skipped up to a limit."""
+
+    def __init__(self, source: Input) -> None:
+        self._source = source
+        self._count = 0
+        self._first: Unreadable | None = None
+
+    def add(self, problem: Unreadable, size: int) -> None:
+        """Count a broken line of `size` characters.
+
+        Raises:
+            Unreadable: if there are more than `max_broken_lines`: the problem of this line.
+        """
+        self._count += 1
+        self._first = self._first or problem
+        limit = self._source.options.max_broken_lines
+        if self._count > limit:
+            if limit == 0:
+                raise problem
+            raise Unreadable(
+                problem.reason,
+                f"{problem}; it is broken line {limit + 1:,} of the file, and max_broken_lines is "
+                f"{limit:,}",
+            )
+        self._source.report.skipped.add(problem.reason, str(problem), size=size, unit="characters")
+
+    def finish(self, total: int) -> None:
+        """Check the number of broken lines against the total number of lines.
+
+        Raises:
+            Unreadable: if all lines are broken, or more than one and a tenth of them.
+        """
+        if self._first is not None and (
+            self._count == total or (self._count > 1 and self._count > _BROKEN_SHARE * total)
+        ):
+            if total == 1:
+                raise self._first
+            raise Unreadable(
+                self._first.reason,
+                f"{self._first}; {self._count:,} of {total:,} lines are broken",
+            )
+
+
+def read_json_lines(source: Input) -> Iterator[Document]:
+    """Yield the text of each line: of a field of an object, or a string.
+
+    Broken lines are counted and skipped, up to `max_broken_lines` and a tenth of the lines.
+    """
+    broken = _BrokenLines(source)
+    total = 0
+
+    def records() -> Iterator[Record]:
+        nonlocal total
+        for number, line in enumerate(text_lines(source), 1):
+            if not line.strip():
+                continue
+            total += 1
+            try:
+                yield f":{number}", parse_json(line, f"{source.name}:{number}"), len(line)
+            except AGI2Error as error:
+                broken.add(Unreadable("broken JSON", str(error)), len(line))
+
+    yield from _texts(source, records(), broken)
+    broken.finish(total)
+
+
+def read_json(source: Input) -> Iterator[Document]:
+    """Yield the text of each record of a JSON file.
+
+    The records are the items of a list, or of the only list of objects in an object; several values
+    one after the other, as in JSON Lines; or one value.
+    """
+    broken = _BrokenLines(source)
+    total = 0
+
+    def records() -> Iterator[Record]:
+        nonlocal total
+        for value, size in _values(source):
+            total += 1
+            yield f" record {total}", value, size
+
+    yield from _texts(source, records(), broken)
+    broken.finish(total)
+
+
+def _texts(source: Input, records: Iterator[Record], broken: _BrokenLines) -> Iterator[Document]:
+    """Yield the texts of records, after choosing the field by the first of them."""
+    head: list[Record] = []
+    size = 0
+    for record in records:
+        head.append(record)
+        size += record[2]
+        if size > _HEAD:
+            break
+    field = _field(source, head)
+    for part in (head, records):
+        for at, value, characters in part:
+            try:
+                yield source.document(_text(source, value, field, at), at)
+            except Unreadable as problem:
+                broken.add(problem, characters)
+
+
+def _field(source: Input, head: Iterable[Record]) -> str:
+    """Choose the field by the records at the beginning; any name if none of them is an object."""
+    objects = [(at, value) for at, value, _ in head if isinstance(value, dict)]
+    if not objects:
+        return ""
+    names = dict.fromkeys(name for _, value in objects for name in value)
+    candidates = [
+        name for name in names if any(isinstance(value.get(name), str) for _, value in objects)
+    ]
+    return choose_field(source, list(names), candidates, objects[0][0])
+
+
+def _text(source: Input, value: Any, field: str, at: str) -> str:
+    """Return the text of a record; empty if its field is null.
+
+    Raises:
+        Unreadable: if the record has no text.
+    """
+    text = value.get(field, 0) if isinstance(value, dict) else value
+    if isinstance(value, dict) and text is None:
+        return ""
+    if not isinstance(text, str):
+        what = f"no text in the field {field!r}" if field else "not an object or a text"
+        raise source.error("without the field", f"{what}; set text_field", at)
+    # JSON escapes can encode lone surrogates.
+    return text.encode("utf-8", "replace").decode()
+
+
+def _values(source: Input) -> Iterator[tuple[Any, int]]:
+    """Yield the records of a JSON file, and their sizes; items of a list are parsed one by one."""
+    parser = _Parser(source)
+    if parser.skip("["):
+        while not parser.skip("]"):
+            yield parser.value(MAX_LINE)
+            if not parser.skip(",") and not parser.starts_with("]"):
+                raise parser.problem("',' or ']' is missing")
+    while not parser.is_at_end():
+        value, size = parser.value(MAX_WHOLE_TEXT)
+        for record in _records_in(value, source.options.text_field or DEFAULT_FIELD):
+            yield record, size
+
+
+def _records_in(value: Any, field: str) -> list[Any]:
+    """Return the only list of objects in an object without the field, or the value by itself."""
+    if not isinstance(value, dict) or field in value:
+        return [value]
+    lists = [each for each in value.values() if isinstance(each, list) and each]
+    lists = [each for each in lists if all(isinstance(item, dict) for item in each)]
+    return lists[0] if len(lists) == 1 else [value]
+
+
+class _Parser:
+    """Incremental JSON parser: holds only the block that is parsed."""
+
+    def __init__(self, source: Input) -> None:
+        self._source = source
+        self._blocks = text_blocks(source)
+        self._decoder = json.JSONDecoder()
+        self._buffer = ""
+        self._at = 0
+        self._line = 1
+
+    def skip(self, character: str) -> bool:
+        """Skip white space, then the character if it is next; return whether it was."""
+        is_next = self.starts_with(character)
+        self._at += is_next
+        return is_next
+
+    def starts_with(self, character: str) -> bool:
+        """Skip white space, and return whether a character is next."""
+        return not self.is_at_end() and self._buffer[self._at] == character
+
+    def is_at_end(self) -> bool:
+        """Skip white space, and return whether that was all."""
+        while True:
+            space = _SPACE.match(self._buffer, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._buffer):
+                return False
+            if not self._extend():
+                return True
+
+    def value(self, limit: int) -> tuple[Any, int]:
+        """Parse the next value, and return it with its size in characters.
+
+        Raises:
+            Unreadable: if it is not JSON, or has more than `limit` characters.
+        """
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                if self._is_complete(error) or not self._extend():
+                    raise self.problem(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise self.problem("nested too deeply, or a number has too many digits") from error
+            else:
+                # A number at the end of the buffer may go on.
+                if end < len(self._buffer) or not self._extend():
+                    break
+            if len(self._buffer) - self._at > limit:
+                raise self.problem(f"a value has more than {limit:,} characters")
+        if isinstance(value, dict | list) and is_nested_deeper(value):
+            raise self.problem(f"nested more than {MAX_DEPTH} levels deep")
+        size, self._at = end - self._at, end
+        return value, size
+
+    def _is_complete(self, error: json.JSONDecodeError) -> bool:
+        """Return whether more text would not make the value valid."""
+        return error.pos < len(self._buffer) - 16 and not error.msg.startswith("Unterminated")
+
+    def _extend(self) -> bool:
+        """Read at least as much as there is, so that parsing again takes linear time in total."""
+        self._line += self._buffer.count("\n", 0, self._at)
+        parts = [self._buffer[self._at :]]
+        size, self._at = len(parts[0]), 0
+        wanted = 2 * size + 1
+        for block in self._blocks:
+            parts.append(block)
+            size += len(block)
+            if size >= wanted:
+                break
+        self._buffer = "".join(parts)
+        return len(parts) > 1
+
+    def problem(self, what: str, at: int | None = None) -> Unreadable:
+        """Return the error for what is wrong at a position, by default the current one."""
+        line = self._line + self._buffer.count("\n", 0, self._at if at is None else at)
+        return self._source.error("broken JSON", f"not JSON: {what}", f":{line}")

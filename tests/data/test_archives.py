@@ -1,0 +1,150 @@
+import gzip
+import io
+import random
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from src.data.text_files import Unreadable
+from src.errors import AGI2Error
+from tests.data.document_corpus import tar_of, zip_of
+from tests.data.reading import lines_of, read_with_report, texts, write
+
+
+def test_paths_and_names_of_members_are_only_shown(tmp_path):
+    names = ["../../escape.txt", "/etc/absolute.txt", "a\x1b[31m.txt", "C:\\x.txt"]
+    for path, content in (
+        ("a/b/a.zip", zip_of({name: name.encode() for name in names})),
+        ("a/b/a.tar", tar_of({name: name.encode() for name in names})),
+    ):
+        write(tmp_path / path, content)
+        before = sorted(tmp_path.rglob("*"))
+        assert len(texts(tmp_path / path)) == len(names)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_and_devices_are_skipped_and_named(tmp_path):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, kind in (
+            ("soft.txt", tarfile.SYMTYPE), ("hard.txt", tarfile.LNKTYPE),
+            ("pipe.txt", tarfile.FIFOTYPE), ("device.txt", tarfile.CHRTYPE),
+            ("folder.txt", tarfile.DIRTYPE),
+        ):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        info = tarfile.TarInfo("good.txt")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"good"))
+    write(tmp_path / "a.tar", content.getvalue())
+    found, report = read_with_report(tmp_path / "a.tar")
+    assert found == ["good"]
+    assert "4 members of archives that are links or devices, such as" in lines_of(report.skipped)
+
+
+def test_links_in_zip_archives_are_skipped(tmp_path):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        info = zipfile.ZipInfo("link.txt")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+        archive.writestr("folder/", "")
+        archive.writestr("good.txt", "good")
+    write(tmp_path / "a.zip", content.getvalue())
+    found, report = read_with_report(tmp_path / "a.zip")
+    assert found == ["good"]
+    assert "1 members of archives that are links or devices" in lines_of(report.skipped)
+
+
+@pytest.mark.parametrize("make", [zip_of, tar_of])
+def test_what_is_not_the_users_text_is_skipped_as_in_folders(tmp_path, make):
+    names = [".git/a.txt", "__MACOSX/a.txt", "x/node_modules/a.md", "._a.txt", "a.png", "good.txt"]
+    path = tmp_path / ("a.zip" if make is zip_of else "a.tar")
+    write(path, make({name: name.encode() for name in names}))
+    found, report = read_with_report(path)
+    assert found == ["good.txt"]
+    skipped = lines_of(report.skipped)
+    assert "2 members of archives that are hidden (17 bytes unpacked)" in skipped
+    assert "2 members of archives of installed packages or caches" in skipped
+    assert "1 members of archives in no format that is read" in skipped
+    assert report.bytes_read == path.stat().st_size
+    assert report.bytes_skipped == 0
+
+
+def test_encrypted_members_are_skipped(tmp_path):
+    content = bytearray(zip_of({"secret.txt": b"secret", "good.txt": b"good"}))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.find(signature) + offset] |= 1
+    write(tmp_path / "a.zip", bytes(content))
+    found, report = read_with_report(tmp_path / "a.zip")
+    assert found == ["good"]
+    assert "1 members of archives that are encrypted (6 bytes" in lines_of(report.skipped)
+
+
+def test_a_member_with_wrong_bytes_makes_the_archive_damaged(tmp_path):
+    content = zip_of({"a.txt": b"first", "b.txt": b"second text"}, zipfile.ZIP_STORED)
+    with pytest.raises(
+        Unreadable, match=r"a\.zip: b\.txt: damaged or cut short zip archive: Bad CRC"
+    ):
+        texts(tmp_path / "a.zip", content.replace(b"second", b"sEcond"))
+
+
+def test_an_unknown_compression_is_refused(tmp_path):
+    content = bytearray(zip_of({"a.txt": b"first"}, zipfile.ZIP_STORED))
+    for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.find(signature) + offset] = 99
+    with pytest.raises(Unreadable, match=r"a\.zip: damaged or cut short zip archive: That compr"):
+        texts(tmp_path / "a.zip", bytes(content))
+
+
+def test_a_tar_archive_that_is_cut_short_is_refused_wherever(tmp_path):
+    content = tar_of({f"{n}.txt": b"some words " * 99 for n in range(5)})
+    end = content.rstrip(b"\0")
+    for cut in [*range(0, len(end), 256), len(end)]:
+        with pytest.raises(AGI2Error, match=r"a\.tar: .*(damaged or cut short|empty|no document)"):
+            texts(tmp_path / "a.tar", content[:cut])
+    # Half of the two blocks at the end is enough.
+    for padding in (512, 1024, 40_960):
+        blocks = -(-len(end) // 512) * 512
+        assert len(texts(tmp_path / "a.tar", content[:blocks] + b"\0" * padding)) == 5
+
+
+def test_a_tar_archive_with_a_broken_header_is_refused(tmp_path):
+    content = bytearray(tar_of({f"{n}.txt": b"some words" for n in range(3)}))
+    content[1024 + 100] ^= 0xFF
+    with pytest.raises(Unreadable, match=r"a\.tar: damaged or cut short tar archive"):
+        texts(tmp_path / "a.tar", bytes(content))
+    with pytest.raises(Unreadable, match=r"a\.tar: damaged or cut short tar archive"):
+        texts(tmp_path / "a.tar", b"no archive at all" * 99)
+
+
+def test_damage_below_an_archive_stops_all_of_it(tmp_path):
+    content = gzip.compress(tar_of({f"{n}.txt": bytes([65 + n]) * 9000 for n in range(9)}))
+    with pytest.raises(Unreadable, match=r"a\.tgz.*: damaged or cut short data"):
+        texts(tmp_path / "a.tgz", content[:-60])
+
+
+@pytest.mark.parametrize("keep", [15, -60])
+def test_damage_below_an_archive_is_found_wherever(tmp_path, keep):
+    content = gzip.compress(tar_of({"a.png": random.Random(0).randbytes(2**21)}), 0)
+    with pytest.raises(Unreadable, match=r"a\.tgz: damaged or cut short data"):
+        texts(tmp_path / "a.tgz", content[:keep])
+
+
+def test_an_archive_in_an_archive_is_skipped_alone(tmp_path):
+    inner = zip_of({"b.txt": b"inner"})
+    write(tmp_path / "a.tar", tar_of({"bad.zip": inner[:-9], "in.zip": inner, "c.txt": b"c"}))
+    found, report = read_with_report(tmp_path / "a.tar")
+    assert found == ["inner", "c"]
+    assert "a.tar: bad.zip: damaged or cut short zip archive" in lines_of(report.skipped)
+
+
+def test_many_members_are_not_kept(tmp_path):
+    content = tar_of({f"{n}.txt": b"x" for n in range(300)})
+    write(tmp_path / "a.tar", content)
+    found, report = read_with_report(tmp_path / "a.tar")
+    assert len(found) == 300
+    assert report.files == 1

@@ -1,0 +1,68 @@
+import pytest
+
+from src.data.charsets import guess_encoding, is_damaged_utf8, unmarked_utf16
+from tests.data.document_corpus import PARAGRAPHS
+
+SAMPLES = {
+    **{language: " ".join(each).replace("’", "'") for language, each in PARAGRAPHS.items()},
+    "es": "El niño comió una piña en la montaña; ¿dónde está el señor? ¡Qué día!",
+    "cs": "Příliš žluťoučký kůň úpěl ďábelské ódy, a tak šel dál.",
+    "hu": "Árvíztűrő tükörfúrógép, és a nagyon szép idő.",
+    "tr": "Pijamalı hasta yağız şoföre çabucak güvendi; İstanbul'da öğretmen.",
+    "lt": "Įlinkdama fechtuotojo špaga sublykčiojusi pragręžė apvalų arbūzą ąžuolas.",
+    "he": "בראשית ברא אלהים את השמים ואת הארץ והארץ היתה תהו ובהו וחשך על פני תהום",
+    "ar": "كان يا ما كان في قديم الزمان ملك عظيم يحكم بلادا واسعة وكان له ثلاثة أبناء",
+    "tw": "話說天下大勢，分久必合，合久必分。周末七國分爭，并入於秦。及秦滅之後，楚、漢分爭，"
+    "又并入於漢。",
+    "short": "one\ntwo\nnaïve",
+    "code": "int main() { /* これはテスト */ return 0; }\nint second(void);\n// コメント行\n",
+}
+
+
+@pytest.mark.parametrize("times", [1, 40])
+@pytest.mark.parametrize(
+    ("language", "encoding"),
+    [
+        ("en", "cp1252"), ("fr", "cp1252"), ("fr", "mac_roman"), ("fr", "cp850"), ("de", "cp1252"),
+        ("de", "cp850"), ("es", "cp1252"), ("pl", "cp1250"), ("pl", "iso8859_2"), ("cs", "cp1250"),
+        ("cs", "iso8859_2"), ("hu", "cp1250"), ("tr", "cp1254"), ("lt", "cp1257"),
+        ("ru", "cp1251"), ("ru", "koi8-r"), ("ru", "cp866"), ("ru", "iso8859_5"), ("el", "cp1253"),
+        ("el", "iso8859_7"), ("he", "cp1255"), ("ar", "cp1256"), ("ja", "cp932"), ("ja", "euc-jp"),
+        ("ja", "iso2022_jp"), ("zh", "gb18030"), ("tw", "big5"), ("ko", "euc-kr"),
+        ("short", "latin-1"), ("code", "cp932"),
+    ],
+)  # fmt: skip
+def test_a_guess_gives_the_text(language, encoding, times):
+    text = SAMPLES[language]
+    if encoding == "mac_roman" or encoding.startswith("cp8"):
+        text = text.replace("œ", "oe")
+    content = (text + "\n").encode(encoding) * times
+    assert content.decode(guess_encoding(content)) == (text + "\n") * times
+
+
+def test_what_no_encoding_explains_is_not_guessed(monkeypatch):
+    import charset_normalizer
+
+    class Nothing:
+        def best(self):
+            return None
+
+    monkeypatch.setattr(charset_normalizer, "from_bytes", lambda _: Nothing())
+    # A long run of bytes that cp1252 does not have.
+    assert guess_encoding(b"\x81\x8d\x8f\x90\x9d" * 9) in ("cp1250", "mac_roman", "cp850", "cp852")
+
+
+def test_damaged_utf8_is_told_from_other_encodings():
+    text = "".join(SAMPLES.values())
+    assert is_damaged_utf8(text.encode()[:-2] + b"\xff")
+    assert not is_damaged_utf8(text.encode())
+    for encoding, language in (("cp1252", "fr"), ("cp932", "ja"), ("gb18030", "zh")):
+        assert not is_damaged_utf8(SAMPLES[language].encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_recognized_by_its_nul_bytes(encoding):
+    assert unmarked_utf16(SAMPLES["en"].encode(encoding)) == encoding
+    assert unmarked_utf16("ab".encode(encoding)) is None
+    assert unmarked_utf16(SAMPLES["en"].encode("utf-32")) is None
+    assert unmarked_utf16(bytes(range(256)) * 2) is None

@@ -1,0 +1,81 @@
+import io
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from src.data import columnar
+from src.data.text_files import Unreadable
+from tests.data.document_corpus import arrow, arrow_stream, parquet
+from tests.data.reading import documents, lines_of, read_with_report, texts, write
+
+ROWS = [f"row {number}" for number in range(600)]
+
+
+def parquet_of(table, **options):
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def arrow_of(table):
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "write_rows"), [("a.parquet", parquet), ("a.arrow", arrow), ("b.arrow", arrow_stream)]
+)
+def test_rows_are_documents_in_order(tmp_path, name, write_rows):
+    found = documents(tmp_path / name, write_rows(ROWS))
+    assert [each.text for each in found] == ROWS
+    assert found[299].source.endswith(f"{name} row 300")
+
+
+def test_null_is_no_text(tmp_path):
+    table = pyarrow.table({"text": ["a", None, "b"]})
+    write(tmp_path / "a.parquet", parquet_of(table))
+    found, report = read_with_report(tmp_path / "a.parquet")
+    assert found == ["a", "b"]
+    assert "1 without text" in lines_of(report.skipped)
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()])
+def test_the_only_column_of_text_is_taken(tmp_path, kind):
+    table = pyarrow.table({"n": [1, 2], "body": pyarrow.array(["one", "two"], kind)})
+    write(tmp_path / "a.arrow", arrow_of(table))
+    found, report = read_with_report(tmp_path / "a.arrow")
+    assert found == ["one", "two"]
+    assert "read in the field 'body'" in lines_of(report.notes)
+
+
+def test_a_dictionary_of_texts_is_text(tmp_path):
+    table = pyarrow.table({"n": [1, 2], "body": pyarrow.array(["x", "x"]).dictionary_encode()})
+    assert texts(tmp_path / "a.parquet", parquet_of(table)) == ["x", "x"]
+
+
+@pytest.mark.parametrize("write_table", [parquet_of, arrow_of])
+def test_columns_are_listed_where_the_text_is_not_clear(tmp_path, write_table):
+    path = tmp_path / ("a.parquet" if write_table is parquet_of else "a.arrow")
+    write(path, write_table(pyarrow.table({"a": ["x"], "b": ["y"], "n": [1]})))
+    with pytest.raises(Unreadable, match=f"{path.name}: no field 'text' among a, b, n; set text_f"):
+        texts(path)
+    assert texts(path, text_field="b") == ["y"]
+    with pytest.raises(Unreadable, match="the column 'n' of a, b, n is not text; set text_field"):
+        texts(path, text_field="n")
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["x"])] * 2, names=["text", "text"])
+    with pytest.raises(Unreadable, match="the column 'text' occurs more than once"):
+        texts(tmp_path / "a.arrow", arrow_of(table))
+
+
+def test_damage_is_named_with_the_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(columnar, "_ROWS", 10)
+    table = pyarrow.table({"text": ROWS})
+    content = bytearray(arrow_of(pyarrow.concat_tables([table, table.slice(0)])))
+    with pytest.raises(Unreadable, match=r"a\.arrow row 601: damaged: "):
+        texts(tmp_path / "a.arrow", bytes(content[: len(content) - 3000]))

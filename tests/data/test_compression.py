@@ -1,0 +1,130 @@
+import bz2
+import gzip
+import io
+import lzma
+
+import pytest
+import zstandard
+
+from src.data import compression
+from src.data.text_files import Unreadable
+from tests.data.document_corpus import COMPRESSIONS, tar_of, zip_of
+from tests.data.reading import read_with_report, texts, write
+
+TEXT = "The lighthouse keeper counted ships.\n" * 5000
+
+
+@pytest.mark.parametrize("ending", list(COMPRESSIONS))
+def test_streams_one_after_the_other_are_one(tmp_path, ending):
+    compress = COMPRESSIONS[ending]
+    content = compress(TEXT.encode()) + compress(b"more")
+    assert texts(tmp_path / f"a.txt{ending}", content) == [TEXT + "more"]
+
+
+def test_padding_between_xz_streams_is_skipped(tmp_path):
+    content = lzma.compress(b"one", preset=0) + b"\0" * 1024 + lzma.compress(b"two", preset=0)
+    assert texts(tmp_path / "a.txt.xz", content + b"\0" * 8) == ["onetwo"]
+
+
+@pytest.mark.parametrize("ending", list(COMPRESSIONS))
+@pytest.mark.parametrize("cut", [-1, -5, 0.5])
+def test_data_that_is_cut_short_is_refused(tmp_path, ending, cut):
+    import random
+
+    words = random.Random(0).choices("abcdefgh \n", k=20_000)
+    content = COMPRESSIONS[ending]("".join(words).encode())
+    content = content[: int(cut * len(content)) if isinstance(cut, float) else cut]
+    with pytest.raises(Unreadable, match=rf"a\.txt\{ending}: damaged or cut short data: "):
+        texts(tmp_path / f"a.txt{ending}", content)
+
+
+@pytest.mark.parametrize("ending", list(COMPRESSIONS))
+def test_a_changed_byte_is_found(tmp_path, ending):
+    content = bytearray(COMPRESSIONS[ending](TEXT.encode()))
+    content[len(content) // 2] ^= 0xFF
+    if ending == ".zst":  # with a checksum, which is an option there
+        content = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(TEXT.encode()))
+        content[-1] ^= 0xFF
+    with pytest.raises(Unreadable, match="damaged or cut short"):
+        texts(tmp_path / f"a.txt{ending}", bytes(content))
+
+
+@pytest.fixture
+def low_limits(monkeypatch):
+    monkeypatch.setattr(compression, "RATIO_FROM", 2**20)
+
+
+BOMB = b"word " * 2**19
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_bomb_is_refused_by_its_ratio(tmp_path, low_limits, ending):
+    content = COMPRESSIONS[ending](BOMB)
+    for name, data in {
+        f"a.txt{ending}": content,
+        f"a.tar{ending}": COMPRESSIONS[ending](tar_of({"a.txt": BOMB})),
+        "a.zip": zip_of({"a.txt": BOMB}),
+        "b.zip": zip_of({f"{n}.txt": BOMB[: 2**19] for n in range(5)}),
+        "c.zip": zip_of({f"a.txt{ending}": content}),
+    }.items():
+        with pytest.raises(Unreadable, match=f"{name}.* unpacks to more than 250 times its size"):
+            texts(tmp_path / name, data)
+
+
+def test_a_file_has_a_limit_in_total(tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "MAX_UNPACKED", 1000)
+    with pytest.raises(Unreadable, match=r"a\.txt\.gz: unpacks to more than 1\.0 KB"):
+        texts(tmp_path / "a.txt.gz", gzip.compress(TEXT.encode()))
+
+
+def test_a_bomb_is_not_held_in_memory(tmp_path):
+    """1 GB of zeros in 30 KB: refused at 64 MB, with one step of 16 MB in memory."""
+    import tracemalloc
+
+    step = zstandard.ZstdCompressor().compressobj()
+    content = b"".join(step.compress(b"0" * 2**24) for _ in range(8)) + step.flush()
+    write(tmp_path / "a.txt.zst", content)
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match="unpacks to more than"):
+        texts(tmp_path / "a.txt.zst")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**28
+
+
+def test_nesting_has_a_limit(tmp_path):
+    content = b"text"
+    for _ in range(compression.MAX_DEPTH):
+        content = gzip.compress(content)
+    assert texts(tmp_path / ("a.txt" + ".gz" * 5), content) == ["text"]
+    with pytest.raises(Unreadable, match="more than 5 archives in each other: unpack them"):
+        texts(tmp_path / ("a.txt" + ".gz" * 6), gzip.compress(content))
+    content = b"text"
+    for number in range(6):
+        content = zip_of({f"{number}.txt" if number == 0 else f"{number}.zip": content})
+    with pytest.raises(Unreadable, match="more than 5 archives in each other"):
+        texts(tmp_path / "a.zip", content)
+
+
+def test_an_archive_that_contains_itself_ends(tmp_path, monkeypatch):
+    """As zip quines do: here by a reader that finds the same archive in each archive."""
+    content = zip_of({"a.zip": zip_of({"b.txt": b"x"})})
+    from src.data import archives
+
+    original = archives._member
+
+    def member(source, name, opened, format_, limits):
+        made = original(source, name, opened, format_, limits)
+        made.stream = io.BufferedReader(io.BytesIO(content))
+        return made
+
+    monkeypatch.setattr(archives, "_member", member)
+    with pytest.raises(Unreadable, match="in each other"):
+        texts(tmp_path / "a.zip", content)
+
+
+def test_a_compressed_file_is_counted_by_its_bytes_on_disk(tmp_path):
+    content = bz2.compress(TEXT.encode())
+    write(tmp_path / "a.txt.bz2", content)
+    found, report = read_with_report(tmp_path / "a.txt.bz2")
+    assert (len(found[0]), report.bytes_read) == (len(TEXT), len(content))

@@ -1,0 +1,64 @@
+import pytest
+
+from src.data import html
+from src.data.text_files import Unreadable
+from tests.data.reading import lines_of, read_with_report, texts, write
+
+PAGE = """<!doctype html><html><head><title>T</title><script>var a = 1;</script></head><body>
+<nav>Home | About</nav><h1>Head</h1><p>Some <b>bold</b>  text<br>next <!-- c --><pre>  code
+   more</pre><ul><li>one</li> <li>two <i>x</i>, y</ul><table><tr><td>a<td>b</tr></table>
+<div role="search">Search</div><p hidden>secret<footer>Imprint</footer></body></html>"""
+
+
+def test_scripts_and_navigation_are_removed_and_counted(tmp_path):
+    write(tmp_path / "a.html", PAGE)
+    found, report = read_with_report(tmp_path / "a.html")
+    assert found == ["Head\n\nSome bold text\nnext\n\n  code\n   more\n\none\ntwo x, y\n\na\tb\n"]
+    removed = lines_of(report.removed)
+    assert "1 navigation of web pages (31 characters), such as" in removed
+    assert "1 scripts and styles of web pages (11 characters), such as" in removed
+
+
+def test_navigation_stays_on_request(tmp_path):
+    (page,) = texts(tmp_path / "a.html", PAGE, clean=False)
+    for words in ("Home | About", "Search", "secret", "Imprint"):
+        assert words in page
+    assert "var a" not in page
+
+
+def test_a_page_of_navigation_alone_is_kept(tmp_path):
+    assert texts(tmp_path / "a.html", "<nav>all <b>of</b> it</nav>") == ["all of it\n"]
+
+
+@pytest.mark.parametrize("content", ["<script>x</script>", "<p> </p>", "<!-- nothing -->"])
+def test_a_page_without_text_is_refused(tmp_path, content):
+    with pytest.raises(Unreadable, match="contains no text"):
+        texts(tmp_path / "a.html", content)
+
+
+@pytest.mark.parametrize("encoding", ["windows-1251", "koi8-r", "utf-8", "shift_jis"])
+def test_the_encoding_is_the_declared_one(tmp_path, encoding):
+    text = "灯台" if encoding == "shift_jis" else "Война"
+    page = f"<html><head><meta charset={encoding!r}></head><p>{text}</html>"
+    assert texts(tmp_path / "a.html", page.encode(encoding)) == [f"{text}\n"]
+
+
+def test_a_wrong_declaration_is_not_believed(tmp_path):
+    page = "<meta http-equiv='Content-Type' content='text/html; charset=ISO-8859-1'><p>Война"
+    assert texts(tmp_path / "a.htm", page) == ["Война\n"]
+    page = "<meta charset='klingon'><p>süße Käse"
+    assert texts(tmp_path / "b.htm", page.encode("cp1252")) == ["süße Käse\n"]
+
+
+def test_a_tree_deeper_than_any_page_is_refused(tmp_path):
+    with pytest.raises(Unreadable, match="elements are nested more than 4,000 levels deep"):
+        texts(tmp_path / "a.html", "<div>" * 5000 + "x")
+    assert texts(tmp_path / "b.html", "<div>" * 300 + "x</div>" + "<p>y" * 5000)[0].startswith(
+        "x\n"
+    )
+
+
+def test_a_page_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "MAX_PAGE", 1000)
+    with pytest.raises(Unreadable, match="more than 1,000 characters, the limit of this format"):
+        texts(tmp_path / "a.html", "<p>" * 1000)

@@ -1,0 +1,138 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.data import json_records, text
+from src.data.text_files import Unreadable
+from tests.data.reading import documents, lines_of, read_with_report, texts, write
+
+
+def test_one_line_among_thousands_is_named_and_skipped(tmp_path):
+    lines = [json.dumps({"text": "a"})] * 5000
+    lines[3141] = json.dumps({"text": ["a"]})
+    lines[4000] = '{"text": "a'
+    write(tmp_path / "a.jsonl", "\n".join(lines))
+    found, report = read_with_report(tmp_path / "a.jsonl")
+    assert len(found) == 4998
+    skipped = lines_of(report.skipped)
+    assert "a.jsonl:3142: no text in the field 'text'" in skipped
+    assert "1 broken JSON (11 characters), such as" in skipped
+    assert "a.jsonl:4001 is not JSON: Unterminated string" in skipped
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5])
+def test_more_broken_lines_than_the_limit_are_an_error_with_the_line(tmp_path, limit):
+    good, bad = ['"good"'] * 100, ["bad"] * 6
+    path = write(tmp_path / "a.jsonl", "\n".join(good + bad))
+    line = 101 + limit
+    with pytest.raises(
+        Unreadable, match=rf"a\.jsonl:{line} is not JSON: Expecting value"
+    ) as caught:
+        texts(path, max_broken_lines=limit)
+    assert ("max_broken_lines" in str(caught.value)) == (limit > 0)
+    assert len(texts(path, max_broken_lines=6)) == 100
+
+
+def test_more_than_a_tenth_of_broken_lines_is_an_error(tmp_path):
+    with pytest.raises(Unreadable, match=r"a\.jsonl:1 is not JSON.*; 2 of 19 lines are broken"):
+        texts(tmp_path / "a.jsonl", "bad\n" * 2 + '"good"\n' * 17)
+    assert len(texts(tmp_path / "a.jsonl", "bad\n" * 2 + '"good"\n' * 18)) == 18
+
+
+def test_a_file_of_one_broken_line_is_refused(tmp_path):
+    with pytest.raises(Unreadable, match=r"a\.jsonl:1 is not JSON: Expecting value") as caught:
+        texts(tmp_path / "a.jsonl", "bad\n")
+    assert "lines are broken" not in str(caught.value)
+
+
+def test_empty_documents_are_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": ""}\n\n"a"\n" "\n{"text": null}\n')
+    found, report = read_with_report(path)
+    assert found == ["a"]
+    (line,) = report.skipped.lines()
+    assert line.startswith("3 without text, such as ")
+    assert line.endswith("a.jsonl")
+
+
+def test_the_only_field_with_text_is_taken_and_noted(tmp_path):
+    content = '{"id": 1, "body": null}\n{"id": 2, "body": "two", "tags": []}\n'
+    write(tmp_path / "a.jsonl", content)
+    found, report = read_with_report(tmp_path / "a.jsonl")
+    assert found == ["two"]
+    assert "read in the field 'body'" in lines_of(report.notes)
+    with pytest.raises(Unreadable, match=r"a\.jsonl:1: no field 'text' among id, body, tags"):
+        texts(tmp_path / "a.jsonl", text_field="text")
+    with pytest.raises(Unreadable, match=r"b\.jsonl:1: no field 'text' among title, body"):
+        texts(tmp_path / "b.jsonl", '{"title": "t", "body": "b"}')
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"text": "one"}, {"text": "two"}]', ["one", "two"]),
+        ('["one", "two"]', ["one", "two"]),
+        ('\n [\n"one"\n]\n', ["one"]),
+        ('{"text": "one", "items": [{"a": "b"}]}', ["one"]),
+        ('{"version": "1", "data": [{"text": "one"}, {"text": "two"}]}', ["one", "two"]),
+        ('{"body": "one", "n": 3}', ["one"]),
+        ('"one"', ["one"]),
+        ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
+        ('[] "one"', ["one"]),
+        (r'["\ud800"]', ["?"]),
+    ],
+)
+def test_records_of_json_files(tmp_path, content, expected):
+    assert texts(tmp_path / "a.json", content) == expected
+
+
+def test_records_are_numbered(tmp_path):
+    found = documents(tmp_path / "a.json", '["one", "two"]')
+    assert [each.source.rpartition("a.json")[2] for each in found] == [" record 1", " record 2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[\n1,\n", ":3: not JSON: Expecting value"),
+        ('["a"\n"b"]', ":2: not JSON: ',' or ']' is missing"),
+        ('["a", tru' + "e" * 99 + "]", ":1: not JSON: "),
+        ('{"a": "b', ":1: not JSON: Unterminated string"),
+        ("[" * 100_000, ":1: not JSON: nested too deeply"),
+        ("[" + "[" * 150 + "]" * 150 + "]", ":1: not JSON: nested more than 100 levels deep"),
+        ("[" + "1" * 5000 + "]", ":1: not JSON: nested too deeply, or a number has too many"),
+        ("[]", ": contains no text"),
+        ("[1, 2, 3]", " record 1: not an object or a text; set text_field; 3 of 3 lines are brok"),
+        ('{"a": 1}', " record 1: no field 'text' among a; set text_field"),
+        ("nonsense", ":1: not JSON: Expecting value"),
+    ],
+)
+def test_broken_json_files_are_refused_with_the_place(tmp_path, content, problem):
+    with pytest.raises(Unreadable, match=f"a.json{problem}"):
+        texts(tmp_path / "a.json", content)
+
+
+def test_a_value_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_records, "MAX_LINE", 1000)
+    monkeypatch.setattr(text, "BLOCK", 100)
+    with pytest.raises(Unreadable, match=r"a\.json:2: not JSON: a value has more than 1,000 char"):
+        texts(tmp_path / "a.json", '["a",\n"' + "b" * 5000 + '"]')
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    values=st.lists(st.text(min_size=1, max_size=30).filter(str.strip), min_size=1),
+    block=st.integers(1, 50),
+    indent=st.sampled_from([None, 1]),
+)
+def test_a_list_is_read_back_whatever_the_blocks(tmp_path_factory, values, block, indent):
+    path = tmp_path_factory.getbasetemp() / "blocks.json"
+    records = [{"n": number, "text": value} for number, value in enumerate(values)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "BLOCK", block)
+        patch.setattr(json_records, "_HEAD", 20)
+        content = json.dumps(records, indent=indent)
+        found = texts(path, content, normalize="none")
+        assert found == [each.encode("utf-8", "replace").decode() for each in values]
+        assert texts(path, content[1:-1].replace("},", "}"), normalize="none") == found

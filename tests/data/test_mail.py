@@ -1,0 +1,116 @@
+import contextlib
+import importlib.util
+import inspect
+import sys
+
+import pytest
+
+from src.data import mail
+from src.data.text_files import Unreadable
+from tests.data.document_corpus import message
+from tests.data.reading import documents, lines_of, read_with_report, texts, write
+
+START = "From a@example.org Thu Jan  1 00:00:00 1970\n"
+
+
+def test_each_message_is_a_document_with_its_subject(tmp_path):
+    content = "".join(f"{START}Subject: S{n}\n\nBody {n}\n\n" for n in range(3))
+    found = documents(tmp_path / "a.mbox", content)
+    assert [each.text for each in found] == [f"S{n}\n\nBody {n}\n" for n in range(3)]
+    assert found[2].source.endswith("a.mbox message 3")
+
+
+def test_lines_that_begin_with_from_are_not_new_messages(tmp_path):
+    content = f"{START}\n>From here\nFrom there\n\n>>From afar\n\n{START}\nsecond\n"
+    assert texts(tmp_path / "a.mbox", content) == [
+        "From here\nFrom there\n\n>From afar\n",
+        "second\n",
+    ]
+
+
+def test_the_plain_text_of_alternatives_is_taken_and_attachments_are_counted(tmp_path):
+    write(tmp_path / "a.eml", message("Grüße & mehr"))
+    found, report = read_with_report(tmp_path / "a.eml")
+    assert found == ["Ünïcode\n\nGrüße & mehr\n"]
+    assert "1 attachments (2 bytes decoded), such as" in lines_of(report.skipped)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "expected"),
+    [
+        ("", "plain", "plain\n"),
+        ("Content-Type: text/html; charset=utf-8", "<p>a <b>b</b>", "a b\n"),
+        ("Content-Type: text/plain; charset=koi8-r", "Война".encode("koi8-r"), "Война\n"),
+        ("Content-Type: text/plain; charset=nonsense", "Käse", "Käse\n"),
+        ("Content-Type: text/plain", "ein süßer Käse".encode("cp1252"), "ein süßer Käse\n"),
+        ("Content-Type: text/plain; charset=ascii", b"Gr\xfc\xdfe an alle", "Grüße an alle\n"),
+        ("Content-Transfer-Encoding: base64", "SMOkbGxv", "Hällo\n"),
+        ("Content-Transfer-Encoding: quoted-printable", "H=C3=A4llo=\n!", "Hällo!\n"),
+        ("Subject: =?utf-8?q?S=C3=BCd?=", "x", "Süd\n\nx\n"),
+        ("Subject: =?nonsense?q?S?=", "x", "=?nonsense?q?S?=\n\nx\n"),
+        (
+            "Content-Type: multipart/mixed; boundary=b",
+            "--b\n\none\n--b\n\ntwo\n--b--",
+            "one\n\ntwo\n",
+        ),
+        ("Content-Type: multipart/mixed", "no boundary", "no boundary\n"),
+    ],
+)
+def test_bodies_are_decoded(tmp_path, head, body, expected):
+    body = body if isinstance(body, bytes) else body.encode()
+    assert texts(tmp_path / "a.eml", f"{head}\n\n".lstrip("\n").encode() + body) == [expected] or (
+        not head and texts(tmp_path / "b.eml", b"\n" + body) == [expected]
+    )
+
+
+def test_a_message_of_html_without_its_package_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    content = f"{START}Subject: S\nContent-Type: text/html\n\n<p>x\n"
+    write(tmp_path / "a.mbox", content)
+    found, report = read_with_report(tmp_path / "a.mbox")
+    assert found == ["S\n"]
+    assert "1 messages in HTML, which need selectolax" in lines_of(report.skipped)
+
+
+@contextlib.contextmanager
+def shallow_stack():
+    """Allow few calls in each other, so that a small message is nested too deeply."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_a_message_that_cannot_be_read_is_skipped_alone(tmp_path, monkeypatch):
+    nested = "".join(
+        f"Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n" for n in range(300)
+    )
+    deep = f"{START}Content-Type: text/html\n\n{'<div>' * 5000}\n\n"
+    write(tmp_path / "a.mbox", f"{START}{nested}\n\n{deep}{START}\ngood\n")
+    with shallow_stack():
+        found, report = read_with_report(tmp_path / "a.mbox")
+    assert found == ["good\n"]
+    assert "2 messages that cannot be read, such as" in lines_of(report.skipped)
+    with (
+        shallow_stack(),
+        pytest.raises(Unreadable, match=r"a\.eml: not a message: maximum recursion depth"),
+    ):
+        texts(tmp_path / "a.eml", nested)
+
+
+def test_bytes_that_no_encoding_explains_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(mail, "guess_encoding", lambda _: None)
+    assert texts(tmp_path / "a.eml", b"Subject: S\n\nx\xff") == ["S\n\nx\ufffd\n"]
+
+
+def test_what_is_no_mbox_is_refused(tmp_path):
+    with pytest.raises(Unreadable, match=r"a\.mbox: damaged: it does not begin with 'From '"):
+        texts(tmp_path / "a.mbox", "Subject: x\n\ny")
+
+
+def test_a_message_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(mail, "MAX_MESSAGE", 1000)
+    with pytest.raises(Unreadable, match=r"a\.mbox message 2: more than 1,000 bytes"):
+        texts(tmp_path / "a.mbox", f"{START}\nshort\n\n{START}\n{'long ' * 500}\n")

@@ -1,0 +1,121 @@
+import pytest
+
+from src.data.text_files import Unreadable
+from tests.data.document_corpus import PARAGRAPHS, docx, epub, odt, zip_of
+from tests.data.reading import lines_of, read_with_report, texts, write
+
+WORD = "xmlns:w='urn:w' xmlns:mc='urn:mc'"
+
+
+def word(body, **parts):
+    document = f"<w:document {WORD}><w:body>{body}</w:body></w:document>"
+    members = {"word/document.xml": document.encode()}
+    for name, part in parts.items():
+        members[f"word/{name}.xml"] = f"<w:x {WORD}>{part}</w:x>".encode()
+    return zip_of(members)
+
+
+@pytest.mark.parametrize(("suffix", "make"), [(".docx", docx), (".odt", odt), (".epub", epub)])
+def test_paragraphs_are_one_document(tmp_path, suffix, make):
+    (found,) = texts(tmp_path / f"a{suffix}", make(PARAGRAPHS["zh"]))
+    assert found.split() == PARAGRAPHS["zh"]
+
+
+def test_word_s_special_elements(tmp_path):
+    body = (
+        "<w:p><w:pPr><w:tabs><w:tab/></w:tabs></w:pPr><w:r><w:t>a</w:t><w:tab/><w:t>b</w:t><w:br/>"
+        "<w:t>c</w:t><w:noBreakHyphen/><w:t>d</w:t><w:instrText>PAGE</w:instrText></w:r>"
+        "<w:del><w:r><w:delText>gone</w:delText></w:r></w:del></w:p>\n"
+        "<w:p><mc:AlternateContent><mc:Choice><w:r><w:t>box</w:t></w:r></mc:Choice>"
+        "<mc:Fallback><w:r><w:t>box</w:t></w:r></mc:Fallback></mc:AlternateContent></w:p>"
+    )
+    note = "<w:footnote><w:p><w:r><w:t>a note</w:t></w:r></w:p></w:footnote>"
+    assert texts(tmp_path / "a.docx", word(body, footnotes=note)) == ["a\tb\nc-d\nbox\na note\n"]
+
+
+def test_opendocument_s_special_elements(tmp_path):
+    content = (
+        "<o xmlns:text='urn:t'><text:tracked-changes><text:p>gone</text:p></text:tracked-changes>"
+        "<text:h>Head</text:h> <text:p>a<text:s text:c='3'/>b<text:tab/>c<text:line-break/>d"
+        "<text:s text:c='x'/><text:annotation><text:p>comment</text:p></text:annotation></text:p>"
+        "</o>"
+    )
+    made = zip_of({"content.xml": content.encode()})
+    assert texts(tmp_path / "a.odt", made) == ["Head\na   b\tc\nd \n"]
+
+
+def test_encrypted_documents_are_refused(tmp_path):
+    manifest = b"<m><file-entry><encryption-data/></file-entry></m>"
+    made = zip_of({"META-INF/manifest.xml": manifest, "content.xml": b"\0"})
+    with pytest.raises(Unreadable, match=r"a\.odt: encrypted: save it without a password"):
+        texts(tmp_path / "a.odt", made)
+    with pytest.raises(Unreadable, match=r"a\.docx: encrypted: save it without a password"):
+        texts(tmp_path / "a.docx", zip_of({"EncryptedPackage": b"\0"}))
+    # As Word itself encrypts: no zip archive.
+    with pytest.raises(Unreadable, match=r"b\.docx: damaged: it does not begin as a Word document"):
+        texts(tmp_path / "b.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 99)
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "problem"),
+    [
+        ("a.docx", {"a.xml": b""}, "word/document.xml is missing in it"),
+        ("a.docx", {"word/document.xml": b"<w>"}, "document.xml:1: not XML: no element found"),
+        ("a.docx", {"word/document.xml": b"<w/>"}, "contains no text"),
+        ("a.epub", {"a.xml": b""}, "META-INF/container.xml is missing in it"),
+        ("a.epub", {"META-INF/container.xml": b"<c/>"}, "it does not name its contents"),
+        ("a.epub", {"META-INF/container.xml": b"<c full-path='x'/>"}, "x is missing in it"),
+    ],
+)
+def test_damaged_documents_are_refused(tmp_path, name, members, problem):
+    with pytest.raises(Unreadable, match=f"{name}.*: .*{problem}"):
+        texts(tmp_path / name, zip_of(members))
+
+
+def book(chapters, **others):
+    members = {f"{name}.html": content for name, content in chapters.items()}
+    items = "".join(f"<item id='{name}' href='{name}.html'/>" for name in chapters)
+    items += "<item id='nav' href='nav.html' properties='scripted nav'/>"
+    items += "<item id='gone' href='gone.html'/>"
+    spine = "".join(f"<itemref idref='{name}'/>" for name in ("nav", *reversed(chapters), "none"))
+    members["nav.html"] = b"<p>Contents of it"
+    members["b.opf"] = f"<p>{items}{spine}<itemref idref='gone'/></p>".encode()
+    members["META-INF/container.xml"] = b"<c><rootfile full-path='b.opf'/></c>"
+    return zip_of({**members, **others})
+
+
+def test_chapters_are_in_reading_order(tmp_path):
+    chapters = {"one": b"<p>First", "two": b"<p>Second", "blank": b"<img/>"}
+    write(tmp_path / "a.epub", book(chapters))
+    found, report = read_with_report(tmp_path / "a.epub")
+    assert found == ["Second\n\nFirst\n"]
+    assert "1 chapters damaged, such as" in lines_of(report.skipped)
+    assert "gone.html is missing in it" in lines_of(report.skipped)
+    assert texts(tmp_path / "a.epub", clean=False)[0].startswith("Contents of it\n\nSecond")
+
+
+@pytest.mark.parametrize("algorithm", ["http://www.idpf.org/2008/embedding", "aes256-cbc"])
+@pytest.mark.parametrize("uri", ["one.html", "font.otf"])
+def test_books_with_rights_management_are_refused(tmp_path, algorithm, uri):
+    encryption = (
+        f"<e><EncryptedData><EncryptionMethod Algorithm='{algorithm}'/>"
+        f"<CipherReference URI='{uri}'/></EncryptedData></e>"
+    )
+    made = book({"one": b"<p>First"}, **{"META-INF/encryption.xml": encryption.encode()})
+    if algorithm == "aes256-cbc" and uri == "one.html":
+        with pytest.raises(Unreadable, match=r"a\.epub: encrypted \(digital rights management\)"):
+            texts(tmp_path / "a.epub", made)
+    else:
+        assert texts(tmp_path / "a.epub", made) == ["First\n"]
+
+
+def test_a_chapter_with_wrong_bytes_makes_the_book_damaged(tmp_path):
+    import zipfile
+
+    made = epub(PARAGRAPHS["en"])
+    stored = zip_of({"content.xml": b"<o><p>words</p></o>"}, zipfile.ZIP_STORED)
+    with pytest.raises(Unreadable, match=r"a\.odt: content\.xml: damaged or cut short zip archive"):
+        texts(tmp_path / "a.odt", stored.replace(b"words", b"wOrds"))
+    at = made.find(b"chapter 1")
+    with pytest.raises(Unreadable, match=r"a\.epub.*damaged or cut short"):
+        texts(tmp_path / "a.epub", made[: at + 40] + bytes(20) + made[at + 60 :])

@@ -1,0 +1,82 @@
+import pytest
+
+from src.data import text, xml
+from src.data.text_files import Unreadable
+from tests.data.reading import texts
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("<a>\n  <b>one</b>\n  <b>two</b>\n</a>", "one\ntwo"),
+        ("<a><b>one</b><b>two</b></a>", "one\ntwo"),
+        ("<p>some <i>inline</i> text</p>", "some inline text"),
+        ("<a>x &amp; &lt;y&gt; &#233;<![CDATA[<z>]]><!-- no --></a>", "x & <y> é<z>"),
+        ("<a>one\n\n\n\n\ntwo</a>", "one\n\ntwo"),
+        ("<a x='not text'>one</a>", "one"),
+        ('<!DOCTYPE a [<!ENTITY who "Ahab">]><a>Captain &who;</a>', "Captain Ahab"),
+    ],
+)
+def test_the_text_of_elements_is_found(tmp_path, content, expected):
+    assert texts(tmp_path / "a.xml", content) == [expected]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16", "iso-8859-1", "cp1251", "gb18030", "shift_jis"]
+)
+def test_the_encoding_is_the_declared_one(tmp_path, encoding):
+    words = {"cp1251": "Война", "gb18030": "灯塔", "shift_jis": "灯台"}.get(encoding, "süß")
+    content = f"<?xml version='1.0' encoding='{encoding}'?><a>{words}</a>"
+    assert texts(tmp_path / "a.xml", content.encode(encoding)) == [words]
+
+
+@pytest.mark.parametrize(
+    "entity",
+    [
+        '<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">',
+        '<!ENTITY a SYSTEM "file:///etc/passwd">',
+        '<!ENTITY % a SYSTEM "http://example.org/a.dtd">',
+        f'<!ENTITY a "{"x" * 1000}">',
+    ],
+)
+def test_entities_that_may_expand_are_refused(tmp_path, entity):
+    content = f"<?xml version='1.0'?>\n<!DOCTYPE a [\n{entity}]>\n<a>&a;&b;</a>"
+    with pytest.raises(
+        Unreadable, match=r"a\.xml:3: declares the entity [ab], which is not a short"
+    ):
+        texts(tmp_path / "a.xml", content)
+
+
+@pytest.mark.parametrize("content", ["<a><b></a>", "<a>", "text", "<a>&unknown;</a>"])
+def test_broken_xml_is_refused_with_the_line(tmp_path, content):
+    with pytest.raises(Unreadable, match=r"a\.xml:1: not XML: \w+"):
+        texts(tmp_path / "a.xml", content)
+
+
+def test_each_element_of_the_text_field_is_a_document(tmp_path):
+    content = "<r><t>skip</t><body>one <i>x</i></body><body/><body>a<body>b</body></body></r>"
+    assert texts(tmp_path / "a.xml", content, text_field="body") == ["one x", "ab"]
+    with pytest.raises(Unreadable, match="no element 'page' among r, t, body, i; set text_field"):
+        texts(tmp_path / "a.xml", content, text_field="page")
+
+
+def test_articles_of_a_wiki_dump_are_documents(tmp_path):
+    pages = "".join(f"<page><title>T{n}</title><text>Article {n}</text></page>" for n in range(9))
+    content = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}</mediawiki>'
+    assert texts(tmp_path / "a.xml", content) == [f"Article {n}" for n in range(9)]
+
+
+@pytest.mark.parametrize("field", [None, "b"])
+def test_a_large_file_is_read_in_blocks(tmp_path, monkeypatch, field):
+    monkeypatch.setattr(text, "BLOCK", 100)
+    monkeypatch.setattr(xml, "MAX_CHARACTERS", 50)
+    words = " ".join(f"word{n}" for n in range(300))
+    found = texts(tmp_path / "a.xml", f"<a>\n<b>{words}</b>\n</a>", text_field=field)
+    assert "".join(found).strip() == words
+
+
+def test_a_tag_that_does_not_end_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(xml, "_MAX_TOKEN", 1000)
+    monkeypatch.setattr(text, "BLOCK", 100)
+    with pytest.raises(Unreadable, match=r"a\.xml:2: a tag or a comment has more than 1,000 bytes"):
+        texts(tmp_path / "a.xml", "<a>\n<!-- " + "no end " * 500)
