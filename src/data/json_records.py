@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -85,12 +86,23 @@ def read_json_lines(source: Input) -> Iterator[Document]:
                 continue
             total += 1
             try:
-                yield f":{number}", parse_json(line, f"{source.name}:{number}"), len(line)
+                yield f":{number}", _parse(source, line, number), len(line)
             except AGI2Error as error:
                 broken.add(Unreadable("broken JSON", str(error)), len(line))
 
     yield from _texts(source, records(), broken)
     broken.finish(total)
+
+
+_decode = json.JSONDecoder().decode
+
+
+def _parse(source: Input, line: str, number: int) -> Any:
+    """Parse a line; as `parse_json` does, which takes twice as long for a short line."""
+    if line.count("{") + line.count("[") <= MAX_DEPTH:
+        with contextlib.suppress(ValueError):  # which is raised again below, with a message
+            return _decode(line)
+    return parse_json(line, f"{source.name}:{number}")
 
 
 def read_json(source: Input) -> Iterator[Document]:
@@ -155,7 +167,7 @@ def _text(source: Input, value: Any, field: str, at: str) -> str:
         what = f"no text in the field {field!r}" if field else "not an object or a text"
         raise source.error("without the field", f"{what}; set text_field", at)
     # JSON escapes can encode lone surrogates.
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _values(source: Input) -> Iterator[tuple[Any, int]]:
