@@ -51,10 +51,10 @@ def test_a_changed_byte_is_found(tmp_path, ending):
 
 @pytest.fixture
 def low_limits(monkeypatch):
-    monkeypatch.setattr(compression, "RATIO_FROM", 2**20)
+    monkeypatch.setattr(compression, "RATIO_FROM", 2**19)
 
 
-BOMB = b"word " * 2**19
+BOMB = b"word " * 2**17
 
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
@@ -64,7 +64,7 @@ def test_a_bomb_is_refused_by_its_ratio(tmp_path, low_limits, ending):
         f"a.txt{ending}": content,
         f"a.tar{ending}": COMPRESSIONS[ending](tar_of({"a.txt": BOMB})),
         "a.zip": zip_of({"a.txt": BOMB}),
-        "b.zip": zip_of({f"{n}.txt": BOMB[: 2**19] for n in range(5)}),
+        "b.zip": zip_of({f"{n}.txt": BOMB[: 2**17] for n in range(5)}),
         "c.zip": zip_of({f"a.txt{ending}": content}),
     }.items():
         with pytest.raises(Unreadable, match=f"{name}.* unpacks to more than 250 times its size"):
@@ -82,7 +82,7 @@ def test_a_bomb_is_not_held_in_memory(tmp_path):
     import tracemalloc
 
     step = zstandard.ZstdCompressor().compressobj()
-    content = b"".join(step.compress(b"0" * 2**24) for _ in range(8)) + step.flush()
+    content = b"".join(step.compress(b"0" * 2**24) for _ in range(5)) + step.flush()
     write(tmp_path / "a.txt.zst", content)
     tracemalloc.start()
     with pytest.raises(Unreadable, match="unpacks to more than"):

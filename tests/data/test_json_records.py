@@ -120,7 +120,7 @@ def test_a_value_has_a_limit(tmp_path, monkeypatch):
         texts(tmp_path / "a.json", '["a",\n"' + "b" * 5000 + '"]')
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(
     values=st.lists(st.text(min_size=1, max_size=30).filter(str.strip), min_size=1),
     block=st.integers(1, 50),

@@ -2,19 +2,24 @@ import re
 
 import pytest
 
-from src.data import readers, text
+from src.data import formats, readers, text
 from src.data.corpus import read_documents
 from src.data.documents import Document, ReadOptions, ReadReport
 from src.data.readers import iterate_documents
 from src.errors import AGI2Error
-from tests.data.document_corpus import damaged, documents, plain, tar_of, write_corpus, zip_of
+from tests.data.document_corpus import damaged, plain, tar_of, write_corpus, zip_of
 from tests.data.reading import lines_of, read_with_report, texts, write
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
+    """The folder, the paragraphs in each file, and the documents and the report of a reading."""
     folder = tmp_path_factory.mktemp("corpus")
-    return folder, write_corpus(folder)
+    expected = write_corpus(folder)
+    write(folder / ".hidden" / "deep" / "a.txt", "hidden")
+    write(folder / "picture.png", b"\x89PNG" * 9)
+    report = ReadReport()
+    return folder, expected, list(iterate_documents(str(folder), report=report)), report.sources[0]
 
 
 def plainly(text):
@@ -23,10 +28,10 @@ def plainly(text):
 
 
 def test_at_least_99_percent_of_a_corpus_in_all_formats_is_found(corpus):
-    folder, expected = corpus
+    folder, expected, documents, _ = corpus
     assert len(expected) >= 200
     found = dict.fromkeys(expected, "")
-    for document in iterate_documents(str(folder)):
+    for document in documents:
         name = document.source.removeprefix(f"{folder}/")
         found[
             min((n for n in (name, re.split("[ :]", name)[0]) if n in found), key=len)
@@ -44,14 +49,11 @@ def test_at_least_99_percent_of_a_corpus_in_all_formats_is_found(corpus):
 
 
 def test_what_was_read_adds_up_to_what_is_on_disk(corpus):
-    folder, expected = corpus
-    write(folder / ".hidden" / "deep" / "a.txt", "hidden")
-    write(folder / "picture.png", b"\x89PNG" * 9)
-    found, report = read_with_report(folder)
+    folder, expected, found, report = corpus
     sizes = {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     assert report.bytes_read + report.bytes_skipped == sum(sizes.values())
     assert report.documents == len(found)
-    assert report.characters == sum(map(len, found))
+    assert report.characters == sum(len(each.text) for each in found)
     assert len(expected) <= report.files <= len(expected) + len(damaged())
     for reason in ("hidden", "damaged", "encrypted", "scanned", "in no format that is read"):
         assert re.search(rf"^\d+ {reason} \(", lines_of(report.skipped), re.MULTILINE), reason
@@ -69,9 +71,8 @@ def test_damaged_files_that_are_named_are_refused_in_a_line(tmp_path, name):
 
 
 def test_the_order_is_that_of_the_paths_and_the_same_every_time(corpus):
-    folder, _ = corpus
-    first, second = (list(iterate_documents(str(folder))) for _ in range(2))
-    assert first == second
+    folder, _, first, _ = corpus
+    assert first == list(iterate_documents(str(folder)))
     names = [each.source.removeprefix(f"{folder}/").split("/")[0] for each in first]
     assert names.index("archives") < names.index("compressed") < names.index("encodings")
 
@@ -206,10 +207,8 @@ def test_line_ends_and_unicode_are_normalized_by_choice(tmp_path, how, expected)
     assert texts(tmp_path / "a.jsonl", lines, normalize=how) == [expected]
 
 
-def test_every_format_has_a_reader():
-    from src.data import formats
-
-    for name in documents():
+def test_every_format_has_a_reader(corpus):
+    for name in corpus[1]:
         format_ = formats.format_of(formats.split_compression(name)[0], b"")
         assert format_ in readers._READERS or format_ in (formats.ZIP, formats.TAR)
 
