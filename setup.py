@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: how `src/nn/cpu_kernels.c` is compiled, where a compiler can."""
+"""What pyproject.toml cannot say: how the C code in `src/nn` is compiled, where a compiler can."""
 
 import platform
 
@@ -20,6 +20,13 @@ setup(
             ],
             libraries=["m"],
             optional=True,  # without it everything works, more slowly
-        )
+        ),
+        Extension(
+            "agi2.nn._bpe",
+            ["src/nn/bpe_encode.c", "src/nn/bpe_train.c"],
+            depends=["src/nn/bpe.h"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        ),
     ]
 )

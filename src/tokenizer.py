@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models
 
 from .arguments import checked
 from .errors import AGI2Error
@@ -19,7 +19,16 @@ from .tokenization.base import FILE_NAME as FILE_NAME
 from .tokenization.base import UNKNOWN as UNKNOWN
 from .tokenization.base import Tokenizer, as_id, check_new_names, compile_alternatives, to_list
 from .tokenization.basic import BasicTokenizer
-from .tokenization.pieces import SpacelessBudget, split_text
+from .tokenization.bpe_engine import Engine, make_engine
+from .tokenization.bpe_training import train
+from .tokenization.byte_level import (
+    BYTE_OF,
+    PreTokenizer,
+    byte_level,
+    special_token,
+    token_to_bytes,
+)
+from .tokenization.pieces import split_text
 from .tokenization.tokenizer_json import (
     MAX_TOKENS,
     check_byte_level,
@@ -28,26 +37,35 @@ from .tokenization.tokenizer_json import (
     read_bounded,
     read_tokenizer_file,
 )
-from .utils import log
+from .utils import log, usable_cores
 
 
 class BPETokenizer(Tokenizer):
     """Byte-level byte-pair encoding (BPE; Sennrich et al., 2016; Radford et al., 2019).
 
-    Every string can be encoded, since every byte is a token. The `tokenizers` library trains and
-    encodes, on pieces of text made by `tokenization.pieces`.
+    Every string can be encoded, since every byte is a token. `tokenization.bpe_engine` encodes, on
+    pieces of text made by `tokenization.pieces`; `tokenization.bpe_training` trains.
 
     Args:
         vocab_size: maximum vocabulary size; at least 257, for the 256 bytes and the end-of-text
             token, plus one for each special token.
         special_tokens: names of special tokens, which get the last ids.
+        pretokenizer: how `fit` splits text into words: `gpt2`, or `gpt4` (`cl100k_base`).
+        split_digits: whether `fit` makes each digit a word of its own.
 
     Raises:
         AGI2Error: if `vocab_size` is out of range, or a name is not valid.
     """
 
     @checked
-    def __init__(self, vocab_size: int = 50000, *, special_tokens: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        vocab_size: int = 50000,
+        *,
+        special_tokens: Iterable[str] = (),
+        pretokenizer: PreTokenizer = "gpt2",
+        split_digits: bool = False,
+    ) -> None:
         self._user_special = check_new_names(
             to_list(special_tokens, "special_tokens"), _RESERVED_NAMES
         )
@@ -59,12 +77,15 @@ class BPETokenizer(Tokenizer):
                 f"{vocab_size}"
             )
         self.max_vocab_size = vocab_size
-        self._set_tokenizer(_byte_level(models.BPE()))
+        self.pretokenizer: PreTokenizer = pretokenizer
+        self.split_digits = split_digits
+        self._set_tokenizer(byte_level(models.BPE()))
 
     def _set_tokenizer(self, tokenizer: tokenizers.Tokenizer) -> None:
         # Names of special tokens in a text are encoded as text, so that no input can inject one.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._engine: Engine | None = None  # made when it is needed
         # A file may enable truncation or padding.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -90,7 +111,7 @@ class BPETokenizer(Tokenizer):
         Raises:
             AGI2Error: if a file is missing or malformed.
         """
-        content = json.loads(_byte_level(models.BPE()).to_str())
+        content = json.loads(byte_level(models.BPE()).to_str())
         try:
             content["model"]["vocab"] = read_tokenizer_file(Path(vocab))
             content["model"]["merges"] = _read_merges(Path(merges))
@@ -115,7 +136,7 @@ class BPETokenizer(Tokenizer):
 
     @classmethod
     def _from_checked(cls, tokenizer: tokenizers.Tokenizer, name: str) -> BPETokenizer:
-        lacking = sum(tokenizer.token_to_id(character) is None for character in _BYTE_OF)
+        lacking = sum(tokenizer.token_to_id(character) is None for character in BYTE_OF)
         if lacking:
             raise AGI2Error(
                 f"{name} has no token for {lacking} of the 256 bytes, so that text would lose "
@@ -138,7 +159,8 @@ class BPETokenizer(Tokenizer):
     @property
     def end_of_text(self) -> int:
         """Id of the end-of-text token, which separates documents."""
-        return int(self._require_trained()._end_of_text or 0)
+        self._require_vocabulary()
+        return int(self._end_of_text or 0)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -163,41 +185,19 @@ class BPETokenizer(Tokenizer):
         if self._size:
             if self._tokenizer.get_vocab_size() != self._size:
                 raise AGI2Error("special_tokens: there are gaps among the ids of this vocabulary")
-            self._tokenizer.add_special_tokens(list(map(_special_token, new)))
+            self._tokenizer.add_special_tokens(list(map(special_token, new)))
             self._set_tokenizer(self._tokenizer)
         self._user_special += new
         self.max_vocab_size = max(self.max_vocab_size, self._size, 257 + len(self._user_special))
 
     def _fit(self, texts: Iterator[str]) -> None:
-        """Train the merges.
-
-        The trainer keeps every distinct word in memory, so text without spaces is used only up to a
-        limit. The skipped characters are logged.
-        """
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.max_vocab_size - len(self._user_special),
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer = _byte_level(models.BPE())
-        budget = SpacelessBudget(_MAX_SPACELESS_CHARACTERS)
-        pieces = (
-            piece
-            for text in texts
-            for stretch in budget.take(_well_formed(text))
-            for piece in split_text(stretch, _MAX_TRAINING_WORD)
-        )
-        tokenizer.train_from_iterator(pieces, trainer)
-        if budget.skipped_characters:
-            log.info(
-                "the vocabulary is trained without %s of %s characters that have hardly any spaces",
-                f"{budget.skipped_characters:,}",
-                f"{budget.skipped_characters + _MAX_SPACELESS_CHARACTERS:,}",
-            )
-        if tokenizer.get_vocab_size() == 257 < self.max_vocab_size - len(self._user_special):
+        """Train the merges; see `bpe_training.train`."""
+        size = self.max_vocab_size - len(self._user_special)
+        well_formed = map(_well_formed, texts)
+        tokenizer = train(well_formed, size, self.pretokenizer, self.split_digits)
+        if tokenizer.get_vocab_size() == 257 < size:
             log.warning("the tokenizer has no merges, only bytes, as the text is too small")
-        tokenizer.add_special_tokens(list(map(_special_token, self._user_special)))
+        tokenizer.add_special_tokens(list(map(special_token, self._user_special)))
         self._set_tokenizer(tokenizer)
 
     train = Tokenizer.fit
@@ -209,7 +209,7 @@ class BPETokenizer(Tokenizer):
             return text
         return "".join(map(normalizer.normalize_str, split_text(_well_formed(text))))
 
-    def _encode_parts(self, text: str) -> Iterator[list[int]]:
+    def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         text = _well_formed(text)
         between = (
             compile_alternatives(self._added_text_tokens).split(text)
@@ -218,12 +218,19 @@ class BPETokenizer(Tokenizer):
         )
         for index, part in enumerate(between):
             if index % 2:
-                yield [self._added_text_tokens[part]]
-                continue
-            pieces = split_text(part)
-            while batch := list(islice(pieces, _ENCODE_BATCH_SIZE)):
-                for encoded in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                    yield encoded.ids
+                yield np.array([self._added_text_tokens[part]], self.dtype)
+            else:
+                yield self._get_engine().encode([part], self.dtype, usable_cores())[0]
+
+    def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._added_text_tokens:
+            return super()._encode_texts(texts, threads)
+        return self._get_engine().encode(map(_well_formed, texts), self.dtype, threads)
+
+    def _get_engine(self) -> Engine:
+        if self._engine is None:
+            self._engine = make_engine(self._tokenizer)
+        return self._engine
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of a token; empty for special tokens."""
@@ -231,30 +238,20 @@ class BPETokenizer(Tokenizer):
         if not 0 <= token < self._size:
             raise AGI2Error(f"token {token} is not in a vocabulary of {self.vocab_size}")
         if token not in self._bytes:
-            self._bytes[token] = _bytes_of(self._tokenizer.id_to_token(token) or "")
+            self._bytes[token] = token_to_bytes(self._tokenizer.id_to_token(token) or "")
         return self._bytes[token]
 
     def to_json(self) -> str:
         """Serialize to the `tokenizers` library's `tokenizer.json` format."""
         return self._tokenizer.to_str(pretty=True)
 
-    def _require_trained(self) -> BPETokenizer:
-        if not self._size:
-            raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
-        return self
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engine": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         # The library does not pickle this flag; without it a copy encodes special tokens in text.
         self._tokenizer.encode_special_tokens = True
-
-
-# Batch size of encoding: the library encodes the pieces of a batch in parallel.
-_ENCODE_BATCH_SIZE = 16
-# Longer words are split for training, since each merge rescans all the words that contain it.
-_MAX_TRAINING_WORD = 256
-# Maximum characters of text without spaces to train on: the trainer takes 100 bytes for each byte.
-_MAX_SPACELESS_CHARACTERS = 4_000_000
 
 
 # An imported model may have a BOS token and several EOS tokens. They are stored in tokenizer.json
@@ -341,20 +338,9 @@ def new_tokenizer(
     return BPETokenizer.from_library(library, "gpt2"), False
 
 
-def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
 def _well_formed(text: str) -> str:
     """Replace lone surrogates, which are invalid in UTF-8 and which the library rejects, by `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _special_token(name: str) -> tokenizers.AddedToken:
-    return tokenizers.AddedToken(name, special=True, normalized=False)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_merges(path: Path) -> list[str]:
@@ -368,24 +354,5 @@ def _read_merges(path: Path) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's byte-level alphabet (`bytes_to_unicode`), inverted: character to byte.
-
-    Printable Latin-1 characters map to themselves; those from U+0100 on, to the other bytes.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return alphabet
-
-
-_BYTE_OF = _byte_alphabet()
 # Names that no special token may have.
-_RESERVED_NAMES = {END_OF_TEXT, *_BYTE_OF}
-
-
-def _bytes_of(token: str) -> bytes:
-    if not _BYTE_OF.keys() >= set(token):  # not byte-level, as added tokens: its own UTF-8 bytes
-        return token.encode()
-    return bytes(_BYTE_OF[character] for character in token)
+_RESERVED_NAMES = {END_OF_TEXT, *BYTE_OF}

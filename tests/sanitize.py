@@ -1,4 +1,4 @@
-"""Run the tests of `src/nn/cpu_kernels.c` under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Run the tests of the C code in `src/nn` under AddressSanitizer and UndefinedBehaviorSanitizer.
 
     uv run python tests/sanitize.py [tests and options for pytest, in place of these]
 
@@ -18,6 +18,11 @@ import tempfile
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+# The sources of each library.
+LIBRARIES = {
+    "_cpu_kernels": ("src/nn/cpu_kernels.c",),
+    "_bpe": ("src/nn/bpe_encode.c", "src/nn/bpe_train.c"),
+}
 FLAGS = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-fno-trapping-math", "-ffp-contract=off"),
     *("-fopenmp", "-shared", "-fPIC"),
@@ -25,10 +30,13 @@ FLAGS = (
     *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
 )
 TESTS = (
+    "tests/nn/test_bpe_library.py",
     "tests/nn/test_cpu_kernels.py",
     "tests/nn/test_quantized.py",
     "tests/inference/test_prepare.py",
     "tests/test_ffn.py",
+    "tests/tokenization/test_bpe_engine.py",
+    "tests/tokenization/test_bpe_training.py",
 )
 # Tests that do not call the library, or start processes without the sanitizers.
 WITHOUT_C = ("default_device", "stack", "no_longer_is", "keeps_no")
@@ -66,10 +74,13 @@ def preloaded() -> list[str]:
 
 
 def build(folder: Path) -> bool:
-    """Compile the instrumented library into a folder; return whether it compiled."""
-    target = folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-    command = [compiler(), *FLAGS, "src/nn/cpu_kernels.c", "-o", str(target), "-lm"]
-    return subprocess.run(command, cwd=CHECKOUT, check=False).returncode == 0
+    """Compile the instrumented libraries into a folder; return whether they compiled."""
+    for name, sources in LIBRARIES.items():
+        target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        command = [compiler(), *FLAGS, *sources, "-o", str(target), "-lm"]
+        if subprocess.run(command, cwd=CHECKOUT, check=False).returncode:
+            return False
+    return True
 
 
 def main() -> int:

@@ -1,4 +1,3 @@
-import codecs
 import json
 import logging
 import os
@@ -483,16 +482,6 @@ def test_gpt2_without_a_network_comes_from_the_cache_or_says_what_to_do(bpe, mon
     assert tokenizer.encode("whale") == bpe.encode("whale")
 
 
-def test_the_byte_alphabet_is_gpt2s():
-    library = set(pre_tokenizers.ByteLevel.alphabet())
-    assert set(module._BYTE_OF) == library
-    assert sorted(module._BYTE_OF.values()) == list(range(256))
-    decoder = decoders.ByteLevel()
-    for character, byte in module._BYTE_OF.items():
-        replaced = codecs.decode(bytes([byte]), "utf-8", "replace")
-        assert decoder.decode([character]) == replaced
-
-
 # Long texts, and text without spaces
 
 SPACELESS = {
@@ -541,13 +530,6 @@ def test_one_long_word_can_be_learned_from(text):
     # GPT-2's words of a letter and an apostrophe in turn are single characters.
     assert (257 < tokenizer.vocab_size <= 300) == (text != SPACELESS["apostrophes"])
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_text_without_spaces_is_learned_from_up_to_a_limit(monkeypatch, caplog):
-    monkeypatch.setattr(module, "_MAX_SPACELESS_CHARACTERS", 1000)
-    with caplog.at_level(logging.INFO, "agi2"):
-        BPETokenizer(300).fit([SPACELESS["DNA"], *CORPUS])
-    assert re.search(r"without 2,800 of [\d,]+ characters that have hardly any spaces", caplog.text)
 
 
 MEASURED = """

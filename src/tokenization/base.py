@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ..arguments import convert, is_several
+from ..arguments import PositiveInt, checked, convert, is_several
 from ..console import show_progress, visible
 from ..errors import AGI2Error, safe_repr
-from ..utils import convert_write_errors, log, write_text
+from ..utils import convert_write_errors, log, usable_cores, write_text
 from .tokenizer_json import MAX_NAME
 
 END_OF_TEXT = "<|endoftext|>"
@@ -87,8 +87,8 @@ class Tokenizer(ABC):
         """Train the vocabulary on texts."""
 
     @abstractmethod
-    def _encode_parts(self, text: str) -> Iterator[list[int]]:
-        """Yield the ids of a text in short parts, to bound memory."""
+    def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
+        """Yield the ids of a text in parts, arrays of `dtype`."""
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -117,25 +117,56 @@ class Tokenizer(ABC):
         Raises:
             AGI2Error: if there is no vocabulary yet, `text` is not a `str`, or a name is unknown.
         """
-        return [id for part in self._parts(text, allowed_special) for id in part]
+        return self.encode_array(text, allowed_special).tolist()
 
     def encode_array(self, text: str, allowed_special: str | Collection[str] = ()) -> np.ndarray:
         """Encode a text to an array (N,) of `dtype`, without a list of all ids of a long text."""
-        parts = [np.array(part, self.dtype) for part in self._parts(text, allowed_special)]
-        return np.concatenate(parts) if parts else np.array([], self.dtype)
+        parts = list(self._parts(text, allowed_special))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.array([], self.dtype), *parts])
 
-    def _parts(self, text: str, allowed_special: str | Collection[str]) -> Iterator[list[int]]:
-        if not isinstance(text, str):
-            raise AGI2Error(f"text must be a str, not {_describe_value(text)}")
+    @checked
+    def encode_batch(
+        self, texts: Iterable[str], *, threads: PositiveInt | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts, in several threads where the tokenizer can; no special token is allowed.
+
+        Args:
+            texts: any strings; a few MB of them, since all their ids are in memory.
+            threads: number of threads, which does not affect the result; by default as many as
+                there are cores.
+
+        Returns:
+            The ids of all texts, (N,) of `dtype`, and offsets, (texts + 1,) int64: the ids of text
+            d are `ids[offsets[d] : offsets[d + 1]]`.
+
+        Raises:
+            AGI2Error: if there is no vocabulary yet, or a text is not a `str`.
+        """
+        if isinstance(texts, str) or not is_several(texts):
+            raise AGI2Error(f"texts must be a list of strings, not {_describe_value(texts)}")
+        self._require_vocabulary()
+        return self._encode_texts(map(_check_text, texts), threads or usable_cores())
+
+    def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = [np.array([], self.dtype), *map(self.encode_array, texts)]
+        return np.concatenate(parts), np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def _require_vocabulary(self) -> None:
         if not self.vocab_size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
+
+    def _parts(self, text: str, allowed_special: str | Collection[str]) -> Iterator[np.ndarray]:
+        _check_text(text)
+        self._require_vocabulary()
         ids = self._allowed(allowed_special)
         if not ids:
             yield from self._encode_parts(text)
             return
         for index, part in enumerate(compile_alternatives(ids).split(text)):
             if index % 2:
-                yield [ids[part]]
+                yield np.array([ids[part]], self.dtype)
             elif part:
                 yield from self._encode_parts(part)
 
@@ -345,6 +376,12 @@ _MAX_PATH = 4096
 
 def _is_file(text: str) -> bool:
     return len(text) <= _MAX_PATH and os.path.isfile(text)
+
+
+def _check_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise AGI2Error(f"text must be a str, not {_describe_value(text)}")
+    return text
 
 
 def _describe_value(value: object) -> str:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..arguments import checked
 from ..errors import AGI2Error
 from ..utils import log
@@ -125,13 +127,14 @@ class BasicTokenizer(Tokenizer):
         if not self._tokens:
             log.warning("the tokenizer has no vocabulary: there is no text")
 
-    def _encode_parts(self, text: str) -> Iterator[list[int]]:
+    def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         text = self.preprocess(text)
         if self._has_words:
-            yield self._encode_words(_WORDS.findall(text))
+            yield np.array(self._encode_words(_WORDS.findall(text)), self.dtype)
             return
         for start in range(0, len(text), _CHUNK_CHARACTERS):
-            yield [self._ids.get(each, 0) for each in text[start : start + _CHUNK_CHARACTERS]]
+            chunk = text[start : start + _CHUNK_CHARACTERS]
+            yield np.fromiter((self._ids.get(each, 0) for each in chunk), self.dtype, len(chunk))
 
     def _encode_words(self, words: list[str]) -> list[int]:
         ids: list[int] = []

@@ -42,6 +42,9 @@ KNOWN_PATTERNS = (
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
 )
 
+DIGIT_PATTERN = r"\p{N}"
+"""Isolates each digit, before another pattern splits what is between."""
+
 
 def read_tokenizer_file(path: Path) -> dict[str, Any]:
     """Read a tokenizer's JSON file.
@@ -222,7 +225,7 @@ class _Check:
                 splits = splits or each.get("use_regex") is not False
             elif kind == "Split":
                 self._split(each)
-                splits = True
+                splits = splits or each["pattern"]["Regex"] != DIGIT_PATTERN
             elif kind not in ("Digits", "Punctuation"):
                 raise self._error(f"its pre_tokenizer {kind} is unknown here")
             elif each.get("behavior", "Isolated") not in ("Isolated", "Contiguous"):
@@ -238,10 +241,12 @@ class _Check:
     def _split(self, part: dict[str, Any]) -> None:
         pattern = part.get("pattern")
         regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        if regex not in KNOWN_PATTERNS:
+        if regex not in (*KNOWN_PATTERNS, DIGIT_PATTERN):
             raise self._error(f"its Split has the unknown pattern {_show(pattern)}")
         how = (part.get("behavior"), part.get("invert"))
-        if how not in (("Isolated", False), ("Removed", True)):
+        # What KNOWN_PATTERNS do not match is nothing, so it makes no difference if it is removed.
+        is_whole = regex != DIGIT_PATTERN
+        if how != ("Isolated", False) and not (is_whole and how == ("Removed", True)):
             raise self._error(f"its Split has behavior and invert {how!r}")
 
     def post_processor(self, part: Any) -> None:

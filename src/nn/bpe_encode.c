@@ -1,0 +1,290 @@
+/* Byte-level BPE: encode texts to token ids.
+
+   A word's bytes are merged in the order of the ranks. Words repeat: those that were encoded lately
+   are in a cache, which belongs to one thread at a time. */
+
+#include "bpe.h"
+
+enum {
+    NO_RANK = 0xFFFFFFFF,
+    /* Words up to here are merged by scanning for the lowest rank, longer ones with a heap. */
+    SHORT_WORD = 64,
+    CACHE_BITS = 14,
+    CACHED_BYTES = 22,
+    CACHED_IDS = 10,
+};
+
+/* An entry of the hash table of merges. The key is a pair of token ids, left << 32 | right. */
+typedef struct {
+    uint64_t pair;
+    uint32_t rank, id;
+} Merge;
+
+typedef struct {
+    uint32_t byte_ids[256];
+    Splitter splitter;
+    uint64_t mask;
+    Merge merges[];
+} Encoder;
+
+/* An encoded word, in one cache line. An empty entry has no bytes. */
+typedef struct {
+    uint8_t size, count, bytes[CACHED_BYTES];
+    uint32_t ids[CACHED_IDS];
+} Cached;
+
+static const uint64_t NO_PAIR = UINT64_MAX;
+
+static inline uint64_t pair_of(uint32_t left, uint32_t right)
+{
+    return (uint64_t)left << 32 | right;
+}
+
+/* Return the entry of a pair, or the empty one where it would be. */
+static inline const Merge *find(const Encoder *encoder, uint32_t left, uint32_t right)
+{
+    uint64_t pair = pair_of(left, right), at = mix(pair) & encoder->mask;
+    while (encoder->merges[at].pair != pair && encoder->merges[at].pair != NO_PAIR)
+        at = (at + 1) & encoder->mask;
+    return &encoder->merges[at];
+}
+
+/* Make an encoder. `merges` (n, 4) has a left, a right and a new token id and the rank; the pairs
+   are distinct. Return NULL if there is no memory. */
+Encoder *agi2_bpe_encoder(const uint32_t *byte_ids, const uint32_t *merges, int64_t n,
+                          const uint8_t *kinds, int32_t is_gpt4, int32_t max_digits)
+{
+    uint64_t slots = 4;
+    while (slots < 2 * (uint64_t)n + 2)
+        slots *= 2;
+    Encoder *encoder = malloc(sizeof(Encoder) + slots * sizeof(Merge));
+    if (!encoder)
+        return NULL;
+    memcpy(encoder->byte_ids, byte_ids, sizeof encoder->byte_ids);
+    encoder->splitter = (Splitter){kinds, is_gpt4, max_digits};
+    encoder->mask = slots - 1;
+    for (uint64_t i = 0; i < slots; i++)
+        encoder->merges[i] = (Merge){NO_PAIR, NO_RANK, 0};
+    for (const uint32_t *each = merges; n--; each += 4) {
+        Merge *slot = (Merge *)find(encoder, each[0], each[1]);
+        *slot = (Merge){pair_of(each[0], each[1]), each[3], each[2]};
+    }
+    return encoder;
+}
+
+/* Free what this library has allocated as one block. */
+void agi2_bpe_free(void *block) { free(block); }
+
+/* Encode a word of 1 to SHORT_WORD bytes; return the number of ids. */
+static int encode_short(const Encoder *encoder, const uint8_t *word, int n, uint32_t *ids)
+{
+    const Merge *merges[SHORT_WORD];
+    for (int i = 0; i < n; i++)
+        ids[i] = encoder->byte_ids[word[i]];
+    for (int i = 0; i < n - 1; i++)
+        merges[i] = find(encoder, ids[i], ids[i + 1]);
+    while (n > 1) {
+        int best = 0;
+        for (int i = 1; i < n - 1; i++)
+            if (merges[i]->rank < merges[best]->rank)
+                best = i;
+        if (merges[best]->rank == NO_RANK)
+            break;
+        ids[best] = merges[best]->id;
+        n--;
+        memmove(ids + best + 1, ids + best + 2, (size_t)(n - 1 - best) * sizeof *ids);
+        if (best < n - 1) {
+            size_t moved = (size_t)(n - 2 - best) * sizeof *merges;
+            memmove(merges + best + 1, merges + best + 2, moved);
+            merges[best] = find(encoder, ids[best], ids[best + 1]);
+        }
+        if (best)
+            merges[best - 1] = find(encoder, ids[best - 1], ids[best]);
+    }
+    return n;
+}
+
+/* Buffers for a long word, and a min-heap of rank << 32 | position. */
+typedef struct {
+    uint32_t *ids;
+    int32_t *before, *after;
+    uint64_t *heap;
+    int64_t heap_size, capacity;
+} Scratch;
+
+static int reserve(Scratch *scratch, int64_t n)
+{
+    if (n <= scratch->capacity)
+        return 0;
+    free(scratch->heap);
+    scratch->capacity = 0;
+    /* Each merge removes a symbol and adds at most two pairs. */
+    scratch->heap = malloc((size_t)n * (3 * sizeof(uint64_t) + 3 * sizeof(uint32_t)));
+    if (!scratch->heap)
+        return OUT_OF_MEMORY;
+    scratch->ids = (uint32_t *)(scratch->heap + 3 * n);
+    scratch->before = (int32_t *)(scratch->ids + n);
+    scratch->after = scratch->before + n;
+    scratch->capacity = n;
+    return 0;
+}
+
+static void push(Scratch *scratch, uint64_t value)
+{
+    uint64_t *heap = scratch->heap;
+    int64_t at = scratch->heap_size++;
+    for (; at && heap[(at - 1) / 2] > value; at = (at - 1) / 2)
+        heap[at] = heap[(at - 1) / 2];
+    heap[at] = value;
+}
+
+static uint64_t pop(Scratch *scratch)
+{
+    uint64_t *heap = scratch->heap, top = heap[0], value = heap[--scratch->heap_size];
+    int64_t n = scratch->heap_size, at = 0, child;
+    while ((child = 2 * at + 1) < n) {
+        child += child + 1 < n && heap[child + 1] < heap[child];
+        if (heap[child] >= value)
+            break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = value;
+    return top;
+}
+
+static void push_pair(const Encoder *encoder, Scratch *scratch, int32_t left)
+{
+    int32_t right = left < 0 ? -1 : scratch->after[left];
+    if (right < 0)
+        return;
+    uint32_t rank = find(encoder, scratch->ids[left], scratch->ids[right])->rank;
+    if (rank != NO_RANK)
+        push(scratch, (uint64_t)rank << 32 | (uint32_t)left);
+}
+
+/* Encode a word of any length in O(n log n); return the number of ids, which `scratch->ids` has. */
+static int64_t encode_long(const Encoder *encoder, const uint8_t *word, int64_t n, Scratch *scratch)
+{
+    if (reserve(scratch, n))
+        return OUT_OF_MEMORY;
+    uint32_t *ids = scratch->ids;
+    int32_t *before = scratch->before, *after = scratch->after;
+    scratch->heap_size = 0;
+    for (int32_t i = 0; i < n; i++) {
+        ids[i] = encoder->byte_ids[word[i]];
+        before[i] = i - 1;
+        after[i] = i + 1 < n ? i + 1 : -1;
+    }
+    for (int32_t i = 0; i < n - 1; i++)
+        push_pair(encoder, scratch, i);
+    while (scratch->heap_size) {
+        uint64_t top = pop(scratch);
+        int32_t left = (int32_t)(uint32_t)top, right = after[left];
+        if (before[left] == left || right < 0)
+            continue; /* merged into the symbol on its left, or the last */
+        const Merge *merge = find(encoder, ids[left], ids[right]);
+        if (merge->rank != top >> 32)
+            continue; /* one of the two has been merged since */
+        ids[left] = merge->id;
+        before[right] = right;
+        after[left] = after[right];
+        if (after[right] >= 0)
+            before[after[right]] = left;
+        push_pair(encoder, scratch, before[left]);
+        push_pair(encoder, scratch, left);
+    }
+    int64_t count = 0;
+    for (int32_t i = 0; i >= 0; i = after[i])
+        ids[count++] = ids[i]; /* count <= i */
+    return count;
+}
+
+static inline const Cached *encode_cached(const Encoder *encoder, Cached *cache,
+                                          const uint8_t *word, int n)
+{
+    Cached *entry = &cache[hash_bytes(word, (size_t)n) & ((1 << CACHE_BITS) - 1)];
+    if (entry->size == n && !memcmp(entry->bytes, word, (size_t)n))
+        return entry;
+    uint32_t ids[SHORT_WORD];
+    int count = encode_short(encoder, word, n, ids);
+    if (count > CACHED_IDS)
+        return NULL;
+    memcpy(entry->bytes, word, (size_t)n);
+    memcpy(entry->ids, ids, (size_t)count * sizeof *ids);
+    entry->size = (uint8_t)n;
+    entry->count = (uint8_t)count;
+    return entry;
+}
+
+/* Append ids to an array of uint32 or uint16. */
+static inline void append(void *out, int64_t at, const uint32_t *ids, int64_t n, int is_wide)
+{
+    if (is_wide)
+        memcpy((uint32_t *)out + at, ids, (size_t)n * sizeof *ids);
+    else
+        for (int64_t i = 0; i < n; i++)
+            ((uint16_t *)out)[at + i] = (uint16_t)ids[i];
+}
+
+/* Encode pieces of text, separately.
+
+   text: the pieces one after the other; `ends` (n,) has the end of each.
+   cache: agi2_bpe_cache_bytes() zero bytes at first, for this encoder alone.
+   out: room for as many ids as there are bytes, uint32 or uint16.
+   counts: (n,), the number of ids of each piece.
+   Returns the number of ids, or OUT_OF_MEMORY. */
+int64_t agi2_bpe_encode(const Encoder *encoder, Cached *cache, const uint8_t *text,
+                        const int64_t *ends, int64_t n, void *out, int32_t is_wide, int64_t *counts)
+{
+    Scratch scratch = {0};
+    const uint8_t *p = text;
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t start = total;
+        for (const uint8_t *end = text + ends[i], *next; p < end; p = next) {
+            next = word_end(&encoder->splitter, p, end);
+            int64_t size = next - p, count;
+            const Cached *entry = NULL;
+            uint32_t short_ids[SHORT_WORD], *ids = short_ids;
+            if (size <= CACHED_BYTES && (entry = encode_cached(encoder, cache, p, (int)size))) {
+                append(out, total, entry->ids, entry->count, is_wide);
+                total += entry->count;
+                continue;
+            }
+            if (size <= SHORT_WORD)
+                count = encode_short(encoder, p, (int)size, ids);
+            else if ((count = encode_long(encoder, p, size, &scratch)) < 0)
+                return OUT_OF_MEMORY;
+            else
+                ids = scratch.ids;
+            append(out, total, ids, count, is_wide);
+            total += count;
+        }
+        counts[i] = total - start;
+    }
+    free(scratch.heap);
+    return total;
+}
+
+int64_t agi2_bpe_cache_bytes(void) { return (int64_t)sizeof(Cached) << CACHE_BITS; }
+
+/* Return the first code point of a text whose kind is not known, or -1. */
+int64_t agi2_bpe_unknown_kind(const uint8_t *kinds, const uint8_t *text, int64_t size)
+{
+    const uint8_t *p = text, *end = text + size;
+    uint64_t eight;
+    for (int bytes; p < end; p += bytes) {
+        for (; end - p >= 8 && (memcpy(&eight, p, 8), !(eight & 0x8080808080808080u)); p += 8) {
+        }
+        if (p == end)
+            break;
+        if (kind_at(kinds, p, end, &bytes) == UNKNOWN_KIND) {
+            uint32_t code = *p & (bytes == 1 ? 0x7Fu : 0xFFu >> (bytes + 1));
+            for (int i = 1; i < bytes; i++)
+                code = code << 6 | (p[i] & 0x3F);
+            return code;
+        }
+    }
+    return -1;
+}

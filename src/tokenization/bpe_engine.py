@@ -1,0 +1,179 @@
+"""Encode text by byte-level BPE: in C (`nn.bpe_library`), or else by the `tokenizers` library.
+
+The C code has the same ids, at ten times the speed of `tokenizers` and twice that of `tiktoken`,
+and adds no dependency. The library keeps what it cannot do: other pre-tokenizers, and NFC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import tokenizers
+from tokenizers import pre_tokenizers
+
+from ..nn import bpe_library
+from ..nn.bpe_library import CODE_POINTS, LETTER, NUMBER, OTHER, WHITE
+from .byte_level import BYTE_OF, splitter_of
+from .pieces import split_text
+
+T = TypeVar("T")
+R = TypeVar("R")
+Encoded = tuple[np.ndarray, np.ndarray]
+"""The ids of texts, (N,), and the number of pieces or ids of each."""
+
+# UTF-8 bytes that a thread encodes at a time.
+_BATCH_BYTES = 1 << 18
+# The `tokenizers` library encodes the pieces of a batch in parallel.
+_LIBRARY_BATCH = 16
+
+
+class Engine(Protocol):
+    """Encodes texts with one vocabulary. Thread-safe."""
+
+    def encode(
+        self, texts: Iterable[str], dtype: type[np.unsignedinteger], threads: int
+    ) -> Encoded:
+        """Encode well-formed texts; return all ids, (N,), and offsets, (texts + 1,) int64."""
+
+
+def make_engine(tokenizer: tokenizers.Tokenizer) -> Engine:
+    """Return the fastest engine that gives the ids of a valid byte-level tokenizer."""
+    if bpe_library.LIBRARY is None or tokenizer.normalizer is not None:
+        return LibraryEngine(tokenizer)
+    content = json.loads(tokenizer.to_str())
+    splitter = splitter_of(content["pre_tokenizer"])
+    if splitter is None or content["model"].get("ignore_merges"):
+        return LibraryEngine(tokenizer)
+    vocab = content["model"]["vocab"]
+    ranks: dict[tuple[str, str], int] = {}
+    for rank, merge in enumerate(content["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks[left, right] = rank  # of equal merges, the last one counts
+    rows = [(vocab[a], vocab[b], vocab[a + b], rank) for (a, b), rank in ranks.items()]
+    ids = {byte: vocab[character] for character, byte in BYTE_OF.items()}
+    return FastEngine(
+        bpe_library.Encoder(
+            np.array([ids[byte] for byte in range(256)], np.uint32),
+            np.array(rows, np.uint32).reshape(-1, 4),
+            KINDS,
+            splitter,
+        )
+    )
+
+
+class LibraryEngine:
+    """Encodes by the `tokenizers` library, which has threads of its own."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(
+        self, texts: Iterable[str], dtype: type[np.unsignedinteger], threads: int
+    ) -> Encoded:
+        """Encode texts; `threads` is ignored."""
+        parts, offsets = [np.array([], dtype)], [0]
+        for text in texts:
+            size = 0
+            pieces = split_text(text)
+            while batch := list(islice(pieces, _LIBRARY_BATCH)):
+                for each in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                    parts.append(np.array(each.ids, dtype))
+                    size += len(parts[-1])
+            offsets.append(offsets[-1] + size)
+        return np.concatenate(parts), np.array(offsets, np.int64)
+
+
+class FastEngine:
+    """Encodes by the library in C, in several threads."""
+
+    def __init__(self, encoder: bpe_library.Encoder) -> None:
+        self._encoder = encoder
+
+    def encode(
+        self, texts: Iterable[str], dtype: type[np.unsignedinteger], threads: int
+    ) -> Encoded:
+        """Encode texts."""
+
+        def encode(pieces: list[bytes]) -> Encoded:
+            return self._encoder.encode(*join_pieces(pieces), dtype)
+
+        ends = [0]  # the number of pieces up to the end of each text
+        encoded = list(map_in_order(encode, _batches(texts, ends), threads))
+        ids = np.concatenate([np.array([], dtype), *(ids for ids, _ in encoded)])
+        counts = np.concatenate([np.zeros(1, np.int64), *(counts for _, counts in encoded)])
+        return ids, np.cumsum(counts)[ends]
+
+
+def _batches(texts: Iterable[str], ends: list[int]) -> Iterator[list[bytes]]:
+    """Yield the pieces of texts in batches; append the number of pieces so far to `ends`."""
+    batch: list[bytes] = []
+    size, count = 0, 0
+    for text in texts:
+        for piece in split_text(text):
+            batch.append(piece.encode())
+            size += len(batch[-1])
+            count += 1
+            if size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        ends.append(count)
+    if batch:
+        yield batch
+
+
+def join_pieces(pieces: list[bytes]) -> tuple[bytes, np.ndarray]:
+    """Join pieces of UTF-8 text, and learn the kinds of its characters.
+
+    Returns:
+        The text, and the end of each piece in it, (P,) int64.
+    """
+    text = b"".join(pieces)
+    while (code := bpe_library.unknown_kind(KINDS, text)) >= 0:
+        _learn_kinds(code & ~0xFF)
+    return text, np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
+
+
+KINDS = np.zeros(CODE_POINTS, np.uint8)
+"""The kinds of all characters: 0 until `_learn_kinds` has asked the `tokenizers` library."""
+_PATTERNS: tuple[tuple[int, Any], ...] = tuple(
+    (kind, pre_tokenizers.Split(tokenizers.Regex(pattern), "removed"))
+    for kind, pattern in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (WHITE, r"\s"))
+)
+
+
+def _learn_kinds(first: int) -> None:
+    """Enter the kinds of 256 characters, by the version of Unicode that `tokenizers` has."""
+    if 0xD800 <= first < 0xE000:  # surrogates, which UTF-8 text does not contain
+        KINDS[first : first + 256] = OTHER
+        return
+    characters = "".join(map(chr, range(first, first + 256)))
+    kinds = np.full(256, OTHER, np.uint8)
+    for kind, pattern in _PATTERNS:
+        matches = np.ones(256, bool)
+        for _, (start, end) in pattern.pre_tokenize_str(characters):  # what is not removed
+            matches[start:end] = False
+        kinds[matches] = kind
+    KINDS[first : first + 256] = kinds
+
+
+def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Apply a function in several threads; yield the results in order, few of them waiting."""
+    items = iter(items)
+    head = list(islice(items, 2))
+    if threads == 1 or len(head) < 2:
+        yield from map(function, chain(head, items))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[R]] = deque()
+        for item in chain(head, items):
+            pending.append(pool.submit(function, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

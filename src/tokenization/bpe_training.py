@@ -1,0 +1,94 @@
+"""Train a byte-level BPE vocabulary: in C (`nn.bpe_library`), or by the `tokenizers` library.
+
+Both give the same vocabulary. Texts are streamed: only their distinct words are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from ..nn import bpe_library
+from ..utils import log
+from .base import END_OF_TEXT
+from .bpe_engine import KINDS, join_pieces
+from .byte_level import BYTE_OF, PreTokenizer, byte_level, special_token, splitter_of
+from .pieces import SpacelessBudget, split_text
+
+# Longer words are split for training, since each merge rescans all the words that contain it.
+_MAX_WORD = 256
+# Maximum characters of text without spaces to train on: each takes up to 100 bytes of memory.
+_MAX_SPACELESS_CHARACTERS = 4_000_000
+# Maximum distinct words, which take some 200 bytes each; beyond, the rarest are dropped.
+_MAX_WORDS = 8_000_000
+
+
+def train(
+    texts: Iterable[str], vocab_size: int, pretokenizer: PreTokenizer, split_digits: bool
+) -> tokenizers.Tokenizer:
+    """Train a vocabulary: the end-of-text token, the 256 bytes, then the most frequent merges.
+
+    Text without spaces is used only up to a limit. The skipped characters are logged.
+
+    Args:
+        texts: well-formed texts.
+        vocab_size: maximum vocabulary size, 257 or more.
+        pretokenizer: as for `byte_level`.
+        split_digits: as for `byte_level`.
+    """
+    budget = SpacelessBudget(_MAX_SPACELESS_CHARACTERS)
+    stretches = (stretch for text in texts for stretch in budget.take(text))
+    train_by = _train_by_library if bpe_library.LIBRARY is None else _train_in_c
+    tokenizer = byte_level(models.BPE(), pretokenizer, split_digits)
+    train_by(tokenizer, (split_text(stretch, _MAX_WORD) for stretch in stretches), vocab_size)
+    if budget.skipped_characters:
+        log.info(
+            "the vocabulary is trained without %s of %s characters that have hardly any spaces",
+            f"{budget.skipped_characters:,}",
+            f"{budget.skipped_characters + _MAX_SPACELESS_CHARACTERS:,}",
+        )
+    return tokenizer
+
+
+def _train_by_library(
+    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], vocab_size: int
+) -> None:
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((piece for pieces in texts for piece in pieces), trainer)
+
+
+def _train_in_c(
+    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], vocab_size: int
+) -> None:
+    splitter = splitter_of(json.loads(tokenizer.to_str())["pre_tokenizer"])
+    assert splitter is not None
+    trainer = bpe_library.Trainer(KINDS, splitter, _MAX_WORDS)
+    for pieces in texts:
+        trainer.count(*join_pieces([piece.encode() for piece in pieces]))
+    if trainer.min_count:
+        log.info(
+            "the vocabulary is trained without the words that occur up to %d times, as there are "
+            "over %s distinct ones",
+            trainer.min_count,
+            f"{_MAX_WORDS:,}",
+        )
+    names = [END_OF_TEXT, *BYTE_OF]
+    vocab = {name: id for id, name in enumerate(names)}
+    ranks: dict[tuple[str, str], int] = {}
+    for _ in trainer.merge(bytes(BYTE_OF.values()), 1, vocab_size):
+        pass
+    for rank, (left, right, id) in enumerate(trainer.merges().tolist()):
+        if id == len(names):
+            names.append(names[left] + names[right])
+            vocab[names[-1]] = id
+        ranks[names[left], names[right]] = rank  # of equal merges, the last one counts
+    tokenizer.model = models.BPE(vocab, sorted(ranks, key=ranks.__getitem__))
+    tokenizer.add_special_tokens([special_token(END_OF_TEXT)])

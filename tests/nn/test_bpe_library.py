@@ -1,0 +1,144 @@
+"""The BPE library in C: what it refuses, and what it does at its limits."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from src.nn import bpe_library
+from src.nn.bpe_library import CODE_POINTS, OTHER, Encoder, Splitter, Trainer, load, unknown_kind
+
+pytestmark = pytest.mark.skipif(bpe_library.LIBRARY is None, reason="no C compiler at installation")
+GPT2 = Splitter(is_gpt4=False, max_digits=0)
+KINDS = np.full(CODE_POINTS, OTHER, np.uint8)
+BYTES = np.arange(256, dtype=np.uint32)
+
+
+def merges(*rows):
+    return np.array(rows, np.uint32).reshape(-1, 4)
+
+
+def encode(encoder, *texts, dtype=np.uint16):
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    return encoder.encode(b"".join(texts), ends, dtype)
+
+
+def trained(text, size, max_words=100):
+    trainer = Trainer(KINDS, GPT2, max_words)
+    trainer.count(text, np.array([len(text)]))
+    steps = list(trainer.merge(bytes(range(256)), 0, size))
+    return trainer, steps
+
+
+def test_without_a_compiler_there_is_no_library(tmp_path):
+    assert load(tmp_path) is None
+
+
+@pytest.mark.parametrize("ends", [[1, 3], [2], [-1, 2], [3, 2], [0, 3, 2, 2]])
+def test_pieces_that_do_not_make_up_the_text_are_refused(ends):
+    for call in (
+        lambda ends: Encoder(BYTES, merges(), KINDS, GPT2).encode(b"ab", ends, np.uint16),
+        lambda ends: Trainer(KINDS, GPT2, 9).count(b"ab", ends),
+    ):
+        with pytest.raises(ValueError, match="do not make up the text"):
+            call(np.array(ends) if ends != [2] else np.array([1]))
+
+
+@pytest.mark.parametrize(
+    "array", [BYTES.astype(np.int64), BYTES[:-1], np.arange(512, dtype=np.uint32)[::2]]
+)
+def test_arrays_of_another_type_or_size_get_no_address(array):
+    with pytest.raises(TypeError, match="needs 256 contiguous elements of uint32"):
+        Encoder(array, merges(), KINDS, GPT2)
+
+
+def test_ids_are_of_the_type_asked_for_and_pieces_are_separate():
+    encoder = Encoder(BYTES, merges((97, 98, 70_000, 0)), KINDS, GPT2)
+    for texts, expected, counts in (
+        ((b"abab", b"", b"b"), [70_000, 70_000, 98], [2, 0, 1]),
+        ((b"a", b"b"), [97, 98], [1, 1]),
+        ((), [], []),
+    ):
+        ids, found = encode(encoder, *texts, dtype=np.uint32)
+        assert (ids.tolist(), found.tolist()) == (expected, counts)
+        assert ids.dtype == np.uint32
+    assert encode(encoder, b"ac")[0].dtype == np.uint16
+
+
+@pytest.mark.parametrize("size", [1, 21, 22, 23, 63, 64, 65, 1000])
+def test_words_of_every_length_are_merged_by_rank_and_then_from_the_left(size):
+    """Short words, cached words and long words have three ways to the same result."""
+    encoder = Encoder(BYTES, merges((97, 97, 300, 0), (300, 300, 301, 1)), KINDS, GPT2)
+    fours, rest = divmod(size, 4)
+    expected = [301] * fours + [[], [97], [300], [300, 97]][rest]
+    for _ in range(2):
+        assert encode(encoder, b"a" * size)[0].tolist() == expected
+
+
+def test_a_rank_that_a_merge_has_made_obsolete_is_skipped():
+    rows = merges((97, 98, 300, 0), (98, 99, 301, 1), (300, 99, 302, 2), (302, 300, 303, 3))
+    encoder = Encoder(BYTES, rows, KINDS, GPT2)
+    for repeats in (1, 10, 40):
+        ids = encode(encoder, b"abcab" * repeats)[0].tolist()
+        assert ids == [303] * repeats
+
+
+def test_bytes_that_are_not_utf8_stay_inside_the_text():
+    encoder = Encoder(BYTES, merges(), KINDS, GPT2)
+    for text in (b"a\xf0", b"\xe3\x81", b"\xc3", b"\x80\x80", b"'\xc5", b" \xff\xff\xff\xff"):
+        assert encode(encoder, text)[0].tolist() == list(text)
+        assert unknown_kind(KINDS, text) == -1
+
+
+def test_the_first_character_of_unknown_kind_is_found():
+    kinds = np.zeros(CODE_POINTS, np.uint8)
+    kinds[:0x80] = OTHER
+    for character in "é鯨🐳":
+        for before in range(10):
+            assert unknown_kind(kinds, ("x" * before + character + "z").encode()) == ord(character)
+    assert unknown_kind(kinds, b"x" * 20) == -1
+    assert unknown_kind(np.zeros(CODE_POINTS, np.uint8), b"x") == ord("x")
+
+
+def test_training_merges_the_most_frequent_pair_and_of_several_the_lowest():
+    trainer, steps = trained(b"bcbc aa", 260)
+    assert trainer.merges().tolist() == [[98, 99, 256], [32, 97, 257], [256, 256, 258], [257, 97, 259]]
+    assert steps == [4]
+    trainer, steps = trained(b"", 300)
+    assert (trainer.merges().shape, steps) == ((0, 3), [0])
+
+
+def test_long_training_goes_in_steps():
+    text = " ".join(f"{i:b}" for i in range(600)).encode()
+    trainer, steps = trained(text, 256 + 300, 10_000)
+    assert steps == [256, 300]
+    assert len(trainer.merges()) == 300
+
+
+def test_rare_words_are_dropped_where_there_are_too_many():
+    trainer = Trainer(KINDS, GPT2, 20)
+    common = b"ab" * 2
+    for i in range(100):
+        text = common + b" %d" % i
+        trainer.count(text, np.array([len(text)]))
+    assert trainer.min_count >= 1
+    list(trainer.merge(bytes(range(256)), 0, 257))
+    assert trainer.merges().tolist() == [[97, 98, 256]]
+
+
+def test_memory_that_is_not_there_is_a_memory_error(monkeypatch):
+    failing = SimpleNamespace(
+        agi2_bpe_encoder=lambda *_: None,
+        agi2_bpe_trainer=lambda *_: None,
+        agi2_bpe_cache_bytes=lambda: 1,
+        agi2_bpe_encode=lambda *_: -1,
+    )
+    encoder = Encoder(BYTES, merges(), KINDS, GPT2)
+    monkeypatch.setattr(bpe_library, "LIBRARY", failing)
+    for call in (
+        lambda: Encoder(BYTES, merges(), KINDS, GPT2),
+        lambda: Trainer(KINDS, GPT2, 9),
+        lambda: encode(encoder, b"a"),
+    ):
+        with pytest.raises(MemoryError):
+            call()

@@ -1,0 +1,87 @@
+"""Training in C gives the vocabulary of the `tokenizers` library."""
+
+import logging
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.nn import bpe_library
+from src.tokenization import bpe_training
+from src.tokenization.bpe_training import train
+from src.tokenizer import BPETokenizer
+from tests.tokenization.texts import CORPUS, STYLES, any_script
+
+needs_library = pytest.mark.skipif(
+    bpe_library.LIBRARY is None, reason="no C compiler at installation"
+)
+
+
+def by_library(monkeypatch, *arguments):
+    with monkeypatch.context() as patch:
+        patch.setattr(bpe_library, "LIBRARY", None)
+        return train(*arguments)
+
+
+@needs_library
+@settings(max_examples=40)
+@given(
+    texts=st.lists(any_script, max_size=3),
+    size=st.integers(257, 500),
+    style=st.sampled_from(STYLES),
+)
+def test_the_vocabulary_equals_that_of_the_tokenizers_library(texts, size, style):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        theirs = by_library(monkeypatch, texts, size, *style)
+    assert train(texts, size, *style).to_str() == theirs.to_str()
+
+
+@needs_library
+@pytest.mark.parametrize("text", ["ab" * 3000, "aaa " * 50, "abcbabc " * 30, "a bb ccc dddd " * 9])
+def test_pairs_that_overlap_are_counted_as_in_the_library(text, monkeypatch):
+    theirs = by_library(monkeypatch, [text], 400, "gpt2", False)
+    assert train([text], 400, "gpt2", False).to_str() == theirs.to_str()
+
+
+@pytest.mark.parametrize("has_library", [True, False])
+def test_a_limit_on_distinct_words_is_said(has_library, monkeypatch, caplog):
+    monkeypatch.setattr(bpe_training, "_MAX_WORDS", 50)
+    if not has_library:
+        monkeypatch.setattr(bpe_library, "LIBRARY", None)
+    text = " ".join(f"w{i}" for i in range(200)) + " the" * 500
+    with caplog.at_level(logging.INFO, "agi2"):
+        tokenizer = train([text], 300, "gpt2", False)
+    said = "without the words that occur up to"
+    assert (said in caplog.text) == (has_library and bpe_library.LIBRARY is not None)
+    assert "Ġthe" in tokenizer.get_vocab()
+
+
+def test_texts_without_spaces_are_used_up_to_a_limit(monkeypatch, caplog):
+    monkeypatch.setattr(bpe_training, "_MAX_SPACELESS_CHARACTERS", 1000)
+    with caplog.at_level(logging.INFO, "agi2"):
+        train(["ACGT" * 1000, *CORPUS], 300, "gpt2", False)
+    assert "without 2,800 of 3,800 characters that have hardly any spaces" in caplog.text
+
+
+DIGITS = {
+    ("gpt2", False): [" 20000", " 1", " x", "12345"],
+    ("gpt2", True): [" ", "2", "0", "0", "0", "0", " ", "1", " x", "1", "2", "3", "4", "5"],
+    ("gpt4", False): [" ", "200", "00", " ", "1", " x", "123", "45"],
+    ("gpt4", True): [" ", "2", "0", "0", "0", "0", " ", "1", " x", "1", "2", "3", "4", "5"],
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_digits_are_split_as_the_style_says(style):
+    pretokenizer, split_digits = style
+    tokenizer = BPETokenizer(900, pretokenizer=pretokenizer, split_digits=split_digits)
+    tokenizer.fit([" 20000 1 x12345"] * 9)
+    tokens = [tokenizer.decode([id]) for id in tokenizer.encode(" 20000 1 x12345")]
+    assert tokens == DIGITS[style]
+
+
+def test_line_ends_join_punctuation_in_the_style_of_gpt4_alone():
+    for style, expected in (("gpt2", [");", "\n", "\n", "x"]), ("gpt4", [");\n\n", "x"])):
+        tokenizer = BPETokenizer(400, pretokenizer=style)
+        tokenizer.fit([");\n\nx"] * 9)
+        assert [tokenizer.decode([id]) for id in tokenizer.encode(");\n\nx")] == expected
