@@ -9,7 +9,13 @@ from typing import Annotated, Any
 from pydantic import ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from .arguments import Range, Rate, convert_fields
-from .config_checks import PRESETS, contradictions, dependent_defaults, plain_values
+from .config_checks import (
+    LARGEST_AUTO_VOCABULARY,
+    PRESETS,
+    contradictions,
+    dependent_defaults,
+    plain_values,
+)
 from .config_keys import (
     LARGEST,
     Activation,
@@ -245,5 +251,8 @@ class Config(GenerationConfig, TrainConfig, ModelConfig, DataConfig, Mapping):
 
     @property
     def architecture(self) -> GPT2Config:
-        """Architecture of the model."""
-        return GPT2Config.from_mapping(self)
+        """Architecture of the model; with `vocab_size = "auto"`, with the largest vocabulary."""
+        if self.vocab_size != "auto":
+            return GPT2Config.from_mapping(self)
+        # Not known before the text is read: the most that it can be.
+        return GPT2Config.from_mapping({**self, "vocab_size": LARGEST_AUTO_VOCABULARY})

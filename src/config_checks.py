@@ -29,6 +29,27 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 
 
+# (maximum bytes of text, vocabulary size). A larger vocabulary means fewer tokens per text, but
+# each occurs less often in training. Of 512 to 4,096 on 1.2 MB of text, 4,096 was the best by bits
+# per byte (benchmarks/README.md): a token then occurs about 90 times. For other texts, a token
+# occurs at least 40 times, and more often in larger ones, whose models are larger, too.
+_VOCABULARIES = (
+    (50_000, 512),
+    (300_000, 1024),
+    (800_000, 2048),
+    (8_000_000, 4096),
+    (50_000_000, 8192),
+)
+LARGEST_AUTO_VOCABULARY = 32_000
+MAX_VOCABULARY = 2**20
+
+
+def vocabulary_for(text_bytes: int) -> int:
+    """Return the vocabulary size for a text of this many bytes: what `vocab_size = "auto"` is."""
+    fitting = (size for maximum, size in _VOCABULARIES if text_bytes <= maximum)
+    return next(fitting, LARGEST_AUTO_VOCABULARY)
+
+
 def plain_values(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the values of known keys to the types that they would have in TOML.
 
@@ -109,6 +130,7 @@ def contradictions(config: Any) -> list[str]:
     """
     return [
         *_wrong_sizes(config),
+        *_wrong_tokenizer(config),
         *generation_contradictions(config),
         *_wrong_lora(config),
         *_wrong_names(config),
@@ -128,6 +150,20 @@ def _wrong_sizes(config: Any) -> Iterator[str]:
         yield f"micro_batch_size {micro} does not divide batch_size {config.batch_size}"
     if config.threads != "auto" and not 1 <= config.threads <= MAX_THREADS:
         yield f"threads {config.threads} is not in the range 1 to {MAX_THREADS}"
+
+
+def _wrong_tokenizer(config: Any) -> Iterator[str]:
+    if config.vocab_size != "auto" and not 1 <= config.vocab_size <= MAX_VOCABULARY:
+        yield f"vocab_size {config.vocab_size} is not in the range 1 to {MAX_VOCABULARY:,}"
+    for key, kind, default in (
+        ("pretokenizer", "bpe", "gpt2"),
+        ("split_digits", "bpe", False),
+        ("byte_fallback", "basic", False),
+    ):
+        if config[key] != default and config.tokenizer != kind:
+            yield f'{key} goes with a new vocabulary: set tokenizer = "{kind}", or leave {key} out'
+    if config.special_tokens and config.init_from is not None:
+        yield "special_tokens: the vocabulary of init_from stays as it is: leave special_tokens out"
 
 
 def generation_contradictions(config: Any) -> list[str]:

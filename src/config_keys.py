@@ -7,10 +7,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .config_checks import error_of, explain, generation_contradictions, plain_values
+from .config_checks import (
+    MAX_VOCABULARY,
+    error_of,
+    explain,
+    generation_contradictions,
+    plain_values,
+)
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
+PreTokenizer = Literal["gpt2", "gpt4"]
 PositionKind = Literal["sinusoidal", "learned"]
 Preset = Literal["small", "medium", "large", "xl"]
 Normalization = Literal["none", "lines", "nfc", "nfkc"]
@@ -18,7 +25,7 @@ EarlyStopping = bool | Literal["never"]
 
 # Upper bounds of the sizes, far beyond any GPT-2: a typo is an error before anything is allocated.
 LARGEST = {
-    "vocab_size": 2**20,
+    "vocab_size": MAX_VOCABULARY,
     "max_seq_len": 2**20,
     "d_model": 2**16,
     "n_layers": 2**10,
@@ -112,13 +119,27 @@ class DataConfig(Section):
     # Tokenizer.
     tokenizer: str = "bpe"
     """`bpe` (byte-level), `basic` (characters), `gpt2`, or the path of a trained tokenizer."""
-    vocab_size: int = Field(50257, ge=1, le=LARGEST["vocab_size"])
-    """Maximum vocabulary size (1 or more); a small text yields a smaller one."""
+    vocab_size: int | Literal["auto"] = Field(50257)
+    """Maximum vocabulary size (1 or more), or `auto`: by the size of the text, 512 to 32,000. A
+    small text yields a smaller one.
+    """
+    pretokenizer: PreTokenizer = "gpt2"
+    """How `bpe` splits text into words, in which bytes are merged: by the pattern of `gpt2`, or of
+    `gpt4`, which splits numbers into groups of three digits.
+    """
+    split_digits: bool = False
+    """Whether `bpe` makes every digit a token of its own (true, false)."""
+    special_tokens: list[str] = Field(default_factory=list)
+    """Names of special tokens to add to the vocabulary."""
     lowercase: bool = True
     """Whether the basic tokenizer lowercases the text (true, false)."""
     fold_whitespace: bool = True
     """Whether the basic tokenizer collapses each run of white space into one space (true,
     false).
+    """
+    byte_fallback: bool = False
+    """Whether the basic tokenizer encodes other characters than those of the training text as UTF-8
+    bytes instead of `<unk>` (true, false).
     """
 
 

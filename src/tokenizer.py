@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
 from tokenizers import models
 
 from .arguments import checked
+from .config_checks import LARGEST_AUTO_VOCABULARY, vocabulary_for
+from .config_keys import PreTokenizer
 from .errors import AGI2Error
 from .tokenization.base import END_OF_TEXT as END_OF_TEXT
 from .tokenization.base import FILE_NAME as FILE_NAME
@@ -23,7 +25,6 @@ from .tokenization.bpe_engine import Engine, make_engine
 from .tokenization.bpe_training import train
 from .tokenization.byte_level import (
     BYTE_OF,
-    PreTokenizer,
     byte_level,
     special_token,
     token_to_bytes,
@@ -48,7 +49,8 @@ class BPETokenizer(Tokenizer):
 
     Args:
         vocab_size: maximum vocabulary size; at least 257, for the 256 bytes and the end-of-text
-            token, plus one for each special token.
+            token, plus one for each special token; or `auto`: by the size of the text (see
+            `config_checks.vocabulary_for`).
         special_tokens: names of special tokens, which get the last ids.
         pretokenizer: how `fit` splits text into words: `gpt2`, or `gpt4` (`cl100k_base`).
         split_digits: whether `fit` makes each digit a word of its own.
@@ -60,7 +62,7 @@ class BPETokenizer(Tokenizer):
     @checked
     def __init__(
         self,
-        vocab_size: int = 50000,
+        vocab_size: int | Literal["auto"] = 50000,
         *,
         special_tokens: Iterable[str] = (),
         pretokenizer: PreTokenizer = "gpt2",
@@ -70,6 +72,9 @@ class BPETokenizer(Tokenizer):
             to_list(special_tokens, "special_tokens"), _RESERVED_NAMES
         )
         min_size = 257 + len(self._user_special)
+        self._is_auto_sized = vocab_size == "auto"
+        if vocab_size == "auto":
+            vocab_size = max(LARGEST_AUTO_VOCABULARY, min_size)
         if not min_size <= vocab_size <= MAX_TOKENS:
             raise AGI2Error(
                 f"vocab_size must be at least {min_size} for byte pairs"
@@ -192,10 +197,14 @@ class BPETokenizer(Tokenizer):
 
     def _fit(self, texts: Iterator[str]) -> None:
         """Train the merges; see `bpe_training.train`."""
-        size = self.max_vocab_size - len(self._user_special)
+
+        def size_for(text_bytes: int) -> int:
+            size = vocabulary_for(text_bytes) if self._is_auto_sized else self.max_vocab_size
+            return max(257, min(size, self.max_vocab_size) - len(self._user_special))
+
         well_formed = map(_well_formed, texts)
-        tokenizer = train(well_formed, size, self.pretokenizer, self.split_digits)
-        if tokenizer.get_vocab_size() == 257 < size:
+        tokenizer = train(well_formed, size_for, self.pretokenizer, self.split_digits)
+        if tokenizer.get_vocab_size() == 257 < size_for(0):
             log.warning("the tokenizer has no merges, only bytes, as the text is too small")
         tokenizer.add_special_tokens(list(map(special_token, self._user_special)))
         self._set_tokenizer(tokenizer)
@@ -306,28 +315,51 @@ Tokenizer._load = load_tokenizer
 
 
 def new_tokenizer(
-    kind: str, vocab_size: int, *, lowercase: bool = True, fold_whitespace: bool = True
+    kind: str,
+    vocab_size: int | Literal["auto"],
+    *,
+    lowercase: bool = True,
+    fold_whitespace: bool = True,
+    byte_fallback: bool = False,
+    pretokenizer: PreTokenizer = "gpt2",
+    split_digits: bool = False,
+    special_tokens: Sequence[str] = (),
 ) -> tuple[Tokenizer, bool]:
     """Create the tokenizer that a configuration names.
 
     Args:
         kind: `bpe`, `basic`, `gpt2` (downloaded and cached by the `tokenizers` library), or a path.
-        vocab_size: maximum vocabulary size for `bpe`.
+        vocab_size: maximum vocabulary size for `bpe`, or `auto`.
         lowercase: for `basic`.
         fold_whitespace: for `basic`.
+        byte_fallback: for `basic`.
+        pretokenizer: for `bpe`.
+        split_digits: for `bpe`.
+        special_tokens: names to add, unless a loaded tokenizer has them.
 
     Returns:
         The tokenizer, and whether it must be fitted.
 
     Raises:
-        AGI2Error: if it cannot be downloaded or loaded.
+        AGI2Error: if it cannot be downloaded or loaded, or a special token cannot be added.
     """
     if kind == "bpe":
-        return BPETokenizer(vocab_size), True
+        style = {"pretokenizer": pretokenizer, "split_digits": split_digits}
+        return BPETokenizer(vocab_size, special_tokens=special_tokens, **style), True
     if kind == "basic":
-        return BasicTokenizer(lowercase=lowercase, fold_whitespace=fold_whitespace), True
-    if kind != "gpt2":
-        return load_tokenizer(kind), False
+        basic = BasicTokenizer(
+            lowercase=lowercase,
+            fold_whitespace=fold_whitespace,
+            byte_fallback=byte_fallback,
+            special_tokens=special_tokens,
+        )
+        return basic, True
+    loaded = _fetch_gpt2() if kind == "gpt2" else load_tokenizer(kind)
+    loaded.add_special_tokens(*(n for n in special_tokens if n not in loaded.special_tokens))
+    return loaded, False
+
+
+def _fetch_gpt2() -> Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_pretrained("openai-community/gpt2")
     except Exception as error:  # network and cache errors are of many types
@@ -335,7 +367,7 @@ def new_tokenizer(
             "GPT-2's vocabulary could not be fetched: put its vocab.json and merges.txt into a "
             'folder and set tokenizer = "that/folder"'
         ) from error
-    return BPETokenizer.from_library(library, "gpt2"), False
+    return BPETokenizer.from_library(library, "gpt2")
 
 
 def _well_formed(text: str) -> str:

@@ -423,8 +423,12 @@ VALUES = {
     "clean": st.booleans(),
     "max_broken_lines": FROM_0,
     "val_fraction": SHARE,
-    "tokenizer": TEXT,
-    "vocab_size": st.integers(1, 2**20),
+    "tokenizer": st.sampled_from(["bpe", "basic"]) | TEXT,
+    "vocab_size": st.just("auto") | st.integers(1, 2**20),
+    "pretokenizer": st.sampled_from(["gpt2", "gpt4"]),
+    "split_digits": st.booleans(),
+    "special_tokens": st.lists(TEXT, max_size=3),
+    "byte_fallback": st.booleans(),
     "lowercase": st.booleans(),
     "fold_whitespace": st.booleans(),
     "init_from": st.none() | TEXT,
@@ -508,12 +512,18 @@ def consistent(values):
     values["batch_size"] *= 1 if micro == "auto" else micro
     values["beam_size"] *= values["beam_groups"]
     values["beam_results"] = min(values["beam_results"], values["beam_size"])
+    if values["tokenizer"] != "bpe":
+        values.update(pretokenizer="gpt2", split_digits=False)
+    if values["tokenizer"] != "basic":
+        values["byte_fallback"] = False
     if values["speculative"] == "ngram":
         values.update(GREEDY_VALUES)
     if values["temperature"] == 0:
         values["samples"] = 1
     if values["lora_rank"] is not None:
         values.update(optimizer="adamw", parallel="ddp", init_from=values["init_from"] or "base")
+    if values["init_from"] is not None:
+        values["special_tokens"] = []
     return values
 
 

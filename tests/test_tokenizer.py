@@ -385,6 +385,27 @@ def test_names_of_the_configuration_give_tokenizers(bpe, tmp_path):
         new_tokenizer("pbe", 400)
 
 
+def test_options_of_the_configuration_reach_the_tokenizer(bpe, tmp_path):
+    names = ["<|a|>", "<|b|>"]
+    kind, _ = new_tokenizer(
+        "bpe", "auto", pretokenizer="gpt4", split_digits=True, special_tokens=names
+    )
+    assert (kind.pretokenizer, kind.split_digits) == ("gpt4", True)
+    kind.fit(CORPUS)
+    assert kind.vocab_size <= 512
+    assert set(names) < set(kind.special_tokens)
+    basic, _ = new_tokenizer("basic", 400, byte_fallback=True, special_tokens=names)
+    assert basic.byte_fallback
+    assert set(names) < set(basic.special_tokens)
+    bpe.save(tmp_path)
+    for _ in range(2):
+        ready, _ = new_tokenizer(str(tmp_path), 400, special_tokens=names)
+        assert ready.vocab_size == bpe.vocab_size + 2
+        ready.save(tmp_path)
+    with pytest.raises(AGI2Error, match="'a' is a token already"):
+        new_tokenizer(str(tmp_path), 400, special_tokens=["a"])
+
+
 GPT2_PATH = "/openai-community/gpt2/resolve/main/tokenizer.json"
 
 

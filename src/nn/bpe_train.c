@@ -101,9 +101,11 @@ static uint32_t *find_string(const Table *table, const Word *words, const uint8_
 {
     for (uint64_t at = hash & table->mask;; at = (at + 1) & table->mask) {
         uint32_t *slot = &table->slots[at];
-        const Word *word = words + *slot - 1;
-        if (!*slot || (word->hash == (uint32_t)hash && word->size == size &&
-                       !memcmp(bytes + word->offset, string, size)))
+        if (!*slot)
+            return slot;
+        const Word *word = &words[*slot - 1];
+        if (word->hash == (uint32_t)hash && word->size == size &&
+            !memcmp(bytes + word->offset, string, size))
             return slot;
     }
 }

@@ -28,7 +28,8 @@ class BasicTokenizer(Tokenizer):
     It is word-level if a token has more than one character. Text is then split into words (runs of
     letters, digits and `_`) and single other characters, white space included, and encoded by
     greedy longest match, so that a token may be several words (`new york`). An out-of-vocabulary
-    word is encoded by character if all its characters are tokens, else as one `<unk>`.
+    word is encoded by character if all its characters are tokens, else as one `<unk>`. With byte
+    fallback there is no `<unk>`: unknown characters are encoded as their UTF-8 bytes.
 
     Args:
         vocabulary: characters or words, in the order of their ids, after `<unk>` and the
@@ -36,6 +37,7 @@ class BasicTokenizer(Tokenizer):
             added to words, if missing, since text has one between them.
         lowercase: whether to lower-case text.
         fold_whitespace: whether to replace each run of white space by one space.
+        byte_fallback: whether to add a token for each byte, after the vocabulary.
         special_tokens: names of special tokens, which get the last ids.
 
     Raises:
@@ -49,10 +51,13 @@ class BasicTokenizer(Tokenizer):
         *,
         lowercase: bool = True,
         fold_whitespace: bool = True,
+        byte_fallback: bool = False,
         special_tokens: Iterable[str] = (),
     ) -> None:
         self.lowercase = lowercase
         self.fold_whitespace = fold_whitespace
+        self.byte_fallback = byte_fallback
+        self._bytes = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
         self._special: list[str] = []
         self._set_vocabulary([] if vocabulary is None else vocabulary)
         self.add_special_tokens(*to_list(special_tokens, "special_tokens"))
@@ -67,7 +72,7 @@ class BasicTokenizer(Tokenizer):
             tokens.append(" ")
         if len(set(tokens)) != len(tokens):
             raise AGI2Error("vocabulary: a character or word occurs twice")
-        for name in (UNKNOWN, END_OF_TEXT, *self._special):
+        for name in (UNKNOWN, END_OF_TEXT, *self._bytes, *self._special):
             if name in tokens:
                 raise AGI2Error(f"vocabulary: {name} is a special token already")
         self._max_words = max((len(_WORDS.findall(token)) for token in tokens), default=1)
@@ -85,7 +90,7 @@ class BasicTokenizer(Tokenizer):
             )
 
     def _assign_ids(self) -> None:
-        self.vocabulary = [UNKNOWN, END_OF_TEXT, *self._tokens, *self._special]
+        self.vocabulary = [UNKNOWN, END_OF_TEXT, *self._tokens, *self._bytes, *self._special]
         self._ids = {token: id for id, token in enumerate(self._tokens, 2)}
 
     @property
@@ -106,7 +111,7 @@ class BasicTokenizer(Tokenizer):
     @property
     def special_tokens(self) -> dict[str, int]:
         """Special tokens, `<unk>` and the end-of-text token included: name to id."""
-        first = 2 + len(self._tokens)
+        first = 2 + len(self._tokens) + len(self._bytes)
         own = {name: id for id, name in enumerate(self._special, first)}
         return {UNKNOWN: 0, END_OF_TEXT: 1, **own}
 
@@ -133,8 +138,19 @@ class BasicTokenizer(Tokenizer):
             yield np.array(self._encode_words(_WORDS.findall(text)), self.dtype)
             return
         for start in range(0, len(text), _CHUNK_CHARACTERS):
-            chunk = text[start : start + _CHUNK_CHARACTERS]
-            yield np.fromiter((self._ids.get(each, 0) for each in chunk), self.dtype, len(chunk))
+            yield np.array(self._spell(text[start : start + _CHUNK_CHARACTERS]), self.dtype)
+
+    def _spell(self, text: str) -> list[int]:
+        """Return the ids of the characters of a text, 0 for `<unk>`."""
+        ids = [self._ids.get(character, 0) for character in text]
+        if not self.byte_fallback or 0 not in ids:
+            return ids
+        first = 2 + len(self._tokens)
+        return [
+            id
+            for known, character in zip(ids, text, strict=True)
+            for id in ([known] if known else [first + b for b in character.encode("utf-8", "replace")])
+        ]
 
     def _encode_words(self, words: list[str]) -> list[int]:
         ids: list[int] = []
@@ -146,7 +162,7 @@ class BasicTokenizer(Tokenizer):
                     ids.append(id)
                     break
             else:
-                spelled = [self._ids.get(each, 0) for each in words[position]]
+                spelled = self._spell(words[position])
                 ids += spelled if 0 not in spelled else [0]
             position += count
         return ids
@@ -159,7 +175,8 @@ class BasicTokenizer(Tokenizer):
         if token < 2:
             return b"" if token == self.end_of_text else "\ufffd".encode()
         if token >= 2 + len(self._tokens):
-            return b""
+            byte = token - 2 - len(self._tokens)
+            return bytes([byte]) if byte < len(self._bytes) else b""
         return self.vocabulary[token].encode("utf-8", "replace")
 
     def to_json(self) -> str:
@@ -170,6 +187,8 @@ class BasicTokenizer(Tokenizer):
             "fold_whitespace": self.fold_whitespace,
             "vocabulary": self._tokens,
         }
+        if self.byte_fallback:
+            content["byte_fallback"] = True
         if self._special:
             content["special_tokens"] = self._special
         return json.dumps(content, ensure_ascii=True, indent=0)
@@ -185,11 +204,19 @@ class BasicTokenizer(Tokenizer):
         lowercase, fold = content.get("lowercase"), content.get("fold_whitespace")
         if not (isinstance(lowercase, bool) and isinstance(fold, bool)):
             raise AGI2Error(f"{broken}: lowercase and fold_whitespace are not true or false")
+        if not isinstance(fallback := content.get("byte_fallback", False), bool):
+            raise AGI2Error(f"{broken}: byte_fallback is not true or false")
         tokens, special = content.get("vocabulary"), content.get("special_tokens", [])
         for key, value in (("vocabulary", tokens), ("special_tokens", special)):
             if not isinstance(value, list) or len(value) > MAX_TOKENS:
                 raise AGI2Error(f"{broken}: {key} is not a list of at most {MAX_TOKENS:,} tokens")
         try:
-            return cls(tokens, lowercase=lowercase, fold_whitespace=fold, special_tokens=special)
+            return cls(
+                tokens,
+                lowercase=lowercase,
+                fold_whitespace=fold,
+                byte_fallback=fallback,
+                special_tokens=special,
+            )
         except AGI2Error as error:
             raise AGI2Error(f"{broken}: {error}") from error

@@ -6,16 +6,17 @@ Both give the same vocabulary. Texts are streamed: only their distinct words are
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from ..config_keys import PreTokenizer
 from ..nn import bpe_library
 from ..utils import log
 from .base import END_OF_TEXT
 from .bpe_engine import KINDS, join_pieces
-from .byte_level import BYTE_OF, PreTokenizer, byte_level, special_token, splitter_of
+from .byte_level import BYTE_OF, byte_level, special_token, splitter_of
 from .pieces import SpacelessBudget, split_text
 
 # Longer words are split for training, since each merge rescans all the words that contain it.
@@ -27,7 +28,10 @@ _MAX_WORDS = 8_000_000
 
 
 def train(
-    texts: Iterable[str], vocab_size: int, pretokenizer: PreTokenizer, split_digits: bool
+    texts: Iterable[str],
+    size_for: Callable[[int], int],
+    pretokenizer: PreTokenizer,
+    split_digits: bool,
 ) -> tokenizers.Tokenizer:
     """Train a vocabulary: the end-of-text token, the 256 bytes, then the most frequent merges.
 
@@ -35,15 +39,15 @@ def train(
 
     Args:
         texts: well-formed texts.
-        vocab_size: maximum vocabulary size, 257 or more.
+        size_for: returns the maximum vocabulary size, 257 or more, for a number of bytes of text.
         pretokenizer: as for `byte_level`.
         split_digits: as for `byte_level`.
     """
     budget = SpacelessBudget(_MAX_SPACELESS_CHARACTERS)
-    stretches = (stretch for text in texts for stretch in budget.take(text))
+    stretches = (split_text(part, _MAX_WORD) for text in texts for part in budget.take(text))
     train_by = _train_by_library if bpe_library.LIBRARY is None else _train_in_c
     tokenizer = byte_level(models.BPE(), pretokenizer, split_digits)
-    train_by(tokenizer, (split_text(stretch, _MAX_WORD) for stretch in stretches), vocab_size)
+    train_by(tokenizer, stretches, size_for)
     if budget.skipped_characters:
         log.info(
             "the vocabulary is trained without %s of %s characters that have hardly any spaces",
@@ -54,25 +58,29 @@ def train(
 
 
 def _train_by_library(
-    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], vocab_size: int
+    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], size_for: Callable[[int], int]
 ) -> None:
+    pieces = [piece for pieces in texts for piece in pieces]  # the trainer needs the size first
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=size_for(sum(len(piece.encode()) for piece in pieces)),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for pieces in texts for piece in pieces), trainer)
+    tokenizer.train_from_iterator(pieces, trainer)
 
 
 def _train_in_c(
-    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], vocab_size: int
+    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], size_for: Callable[[int], int]
 ) -> None:
     splitter = splitter_of(json.loads(tokenizer.to_str())["pre_tokenizer"])
     assert splitter is not None
     trainer = bpe_library.Trainer(KINDS, splitter, _MAX_WORDS)
+    text_bytes = 0
     for pieces in texts:
-        trainer.count(*join_pieces([piece.encode() for piece in pieces]))
+        text, ends = join_pieces([piece.encode() for piece in pieces])
+        trainer.count(text, ends)
+        text_bytes += len(text)
     if trainer.min_count:
         log.info(
             "the vocabulary is trained without the words that occur up to %d times, as there are "
@@ -83,7 +91,7 @@ def _train_in_c(
     names = [END_OF_TEXT, *BYTE_OF]
     vocab = {name: id for id, name in enumerate(names)}
     ranks: dict[tuple[str, str], int] = {}
-    for _ in trainer.merge(bytes(BYTE_OF.values()), 1, vocab_size):
+    for _ in trainer.merge(bytes(BYTE_OF.values()), 1, size_for(text_bytes)):
         pass
     for rank, (left, right, id) in enumerate(trainer.merges().tolist()):
         if id == len(names):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from ..config_keys import PreTokenizer
 from ..nn.bpe_library import Splitter
 from .tokenizer_json import DIGIT_PATTERN, KNOWN_PATTERNS
-
-PreTokenizer = Literal["gpt2", "gpt4"]
 
 _GPT2, _GPT4, _QWEN2 = KNOWN_PATTERNS[:3]
 

@@ -41,9 +41,15 @@ FIXED_ON_RESUME = (
     "lowercase",
     "fold_whitespace",
     "lora_rank",
+    "pretokenizer",
+    "split_digits",
+    "special_tokens",
+    "byte_fallback",
 )
 
 
+# Checkpoints of earlier versions lack the keys that did not exist yet.
+_DEFAULTS = {key: Config()[key] for key in FIXED_ON_RESUME[-4:]}
 _ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
 
 
@@ -130,7 +136,7 @@ class CheckpointManager:
                 "convert the model first"
             )
         for key, value in now["fixed"].items():
-            was = before["fixed"].get(key)
+            was = {**_DEFAULTS, **before["fixed"]}.get(key)
             if was != value:
                 raise AGI2Error(
                     f"{checkpoint.folder} was trained with {key} = {was!r}, now it is {value!r}: "

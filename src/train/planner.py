@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from ..config_checks import vocabulary_for
 from ..config_loader import make_config
 from ..console import show_progress, visible
 from ..cuda_utils import (
@@ -71,16 +72,6 @@ SHAPES = (
     Shape(36, 20, 1280, 1024, 64, 2.5e-4),
     Shape(48, 25, 1600, 1024, 64, 2e-4),
 )
-# (maximum bytes of text, vocabulary size). A larger vocabulary means fewer tokens per text, but
-# each occurs less often in training.
-_VOCABULARIES = (
-    (50_000, 512),
-    (300_000, 1024),
-    (800_000, 2048),
-    (8_000_000, 4096),
-    (50_000_000, 8192),
-)
-_LARGE_VOCABULARY = 32_000
 # Maximum parameters per byte of text. The largest model known to benefit from its size on 1 MB of
 # text has 10 (nanoGPT's 10.7 M on tinyshakespeare, with dropout); the runs of the fit have 0.3
 # to 4.
@@ -250,11 +241,6 @@ def _step_tokens(keys: dict[str, Any]) -> int:
 
 def _distance(a: int, b: int) -> int:
     return abs(a - b)
-
-
-def vocabulary_for(text_bytes: int) -> int:
-    """Return the vocabulary size for a text of this many bytes."""
-    return next((v for maximum, v in _VOCABULARIES if text_bytes <= maximum), _LARGE_VOCABULARY)
 
 
 def dropout_for(parameters: int, text_tokens: float, epochs: float) -> float:

@@ -180,6 +180,10 @@ def _make_tokenizer(
         config.vocab_size,
         lowercase=config.lowercase,
         fold_whitespace=config.fold_whitespace,
+        byte_fallback=config.byte_fallback,
+        pretokenizer=config.pretokenizer,
+        split_digits=config.split_digits,
+        special_tokens=config.special_tokens,
     )
     if is_new:
         tokenizer.fit(documents)

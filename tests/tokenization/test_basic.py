@@ -191,3 +191,37 @@ def test_a_broken_file_is_named(changes, problem, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(AGI2Error, match=rf"tokenizer\.json is not a tokenizer: .*{problem}"):
         load_tokenizer(tmp_path)
+
+
+# Byte fallback
+
+
+@quick
+@given(text=st.text(max_size=30), known=st.text(min_size=1, max_size=10))
+def test_with_byte_fallback_every_text_round_trips(text, known):
+    for vocabulary in (sorted(set(known)), ["the", "new york"]):
+        tokenizer = BasicTokenizer(
+            vocabulary, lowercase=False, fold_whitespace=False, byte_fallback=True
+        )
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.unknown not in ids
+        assert tokenizer.encode_batch([text])[0].tolist() == ids
+
+
+def test_bytes_follow_the_vocabulary_and_survive_the_disk(tmp_path):
+    tokenizer = BasicTokenizer("ab", byte_fallback=True, special_tokens=["<x>"])
+    assert tokenizer.vocabulary[2:5] == ["a", "b", "<0x00>"]
+    assert tokenizer.encode("aé<x>", "all") == [2, 4 + 0xC3, 4 + 0xA9, 260]
+    assert tokenizer.token_bytes(4 + 0xC3) == b"\xc3"
+    assert tokenizer.token_bytes(260) == b""
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.encode("aé") == tokenizer.encode("aé")
+    content = json.loads(tokenizer.to_json()) | {"byte_fallback": 1}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(AGI2Error, match="byte_fallback is not true or false"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(AGI2Error, match="<0x41> is a special token already"):
+        BasicTokenizer(["<0x41>"], byte_fallback=True)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import src.tokenizer as module
 from src.nn import bpe_library
 from src.tokenization import bpe_training
 from src.tokenization.bpe_training import train
@@ -17,10 +18,14 @@ needs_library = pytest.mark.skipif(
 )
 
 
+def trained(texts, size, *style):
+    return train(texts, lambda text_bytes: size, *style)
+
+
 def by_library(monkeypatch, *arguments):
     with monkeypatch.context() as patch:
         patch.setattr(bpe_library, "LIBRARY", None)
-        return train(*arguments)
+        return trained(*arguments)
 
 
 @needs_library
@@ -33,14 +38,14 @@ def by_library(monkeypatch, *arguments):
 def test_the_vocabulary_equals_that_of_the_tokenizers_library(texts, size, style):
     with pytest.MonkeyPatch.context() as monkeypatch:
         theirs = by_library(monkeypatch, texts, size, *style)
-    assert train(texts, size, *style).to_str() == theirs.to_str()
+    assert trained(texts, size, *style).to_str() == theirs.to_str()
 
 
 @needs_library
 @pytest.mark.parametrize("text", ["ab" * 3000, "aaa " * 50, "abcbabc " * 30, "a bb ccc dddd " * 9])
 def test_pairs_that_overlap_are_counted_as_in_the_library(text, monkeypatch):
     theirs = by_library(monkeypatch, [text], 400, "gpt2", False)
-    assert train([text], 400, "gpt2", False).to_str() == theirs.to_str()
+    assert trained([text], 400, "gpt2", False).to_str() == theirs.to_str()
 
 
 @pytest.mark.parametrize("has_library", [True, False])
@@ -50,7 +55,7 @@ def test_a_limit_on_distinct_words_is_said(has_library, monkeypatch, caplog):
         monkeypatch.setattr(bpe_library, "LIBRARY", None)
     text = " ".join(f"w{i}" for i in range(200)) + " the" * 500
     with caplog.at_level(logging.INFO, "agi2"):
-        tokenizer = train([text], 300, "gpt2", False)
+        tokenizer = trained([text], 300, "gpt2", False)
     said = "without the words that occur up to"
     assert (said in caplog.text) == (has_library and bpe_library.LIBRARY is not None)
     assert "Ġthe" in tokenizer.get_vocab()
@@ -59,8 +64,34 @@ def test_a_limit_on_distinct_words_is_said(has_library, monkeypatch, caplog):
 def test_texts_without_spaces_are_used_up_to_a_limit(monkeypatch, caplog):
     monkeypatch.setattr(bpe_training, "_MAX_SPACELESS_CHARACTERS", 1000)
     with caplog.at_level(logging.INFO, "agi2"):
-        train(["ACGT" * 1000, *CORPUS], 300, "gpt2", False)
+        trained(["ACGT" * 1000, *CORPUS], 300, "gpt2", False)
     assert "without 2,800 of 3,800 characters that have hardly any spaces" in caplog.text
+
+
+@pytest.mark.parametrize("has_library", [True, False])
+def test_the_size_may_depend_on_the_bytes_of_the_text(has_library, monkeypatch):
+    if not has_library:
+        monkeypatch.setattr(bpe_library, "LIBRARY", None)
+    seen = []
+    tokenizer = train(iter(CORPUS), lambda n: seen.append(n) or 270, "gpt2", False)
+    assert seen == [sum(len(text.encode()) for text in CORPUS)]
+    assert tokenizer.get_vocab_size() == 270
+
+
+def test_an_automatic_size_follows_the_text_and_has_room_for_special_tokens(monkeypatch):
+    monkeypatch.setattr(module, "vocabulary_for", lambda text_bytes: 260 + text_bytes // 100)
+    for texts, own, expected in (
+        (CORPUS, [], 260 + sum(len(text.encode()) for text in CORPUS) // 100),
+        (["the the whale"], ["<a>", "<b>"], 260),
+        (["the the whale"], [f"<{i}>" for i in range(9)], 266),
+    ):
+        tokenizer = BPETokenizer("auto", special_tokens=own)
+        tokenizer.fit(texts)
+        assert tokenizer.vocab_size == expected
+    limited = BPETokenizer("auto")
+    limited.max_vocab_size = 262  # as a model's vocabulary does
+    limited.fit(CORPUS)
+    assert limited.vocab_size == 262
 
 
 DIGITS = {
