@@ -73,15 +73,14 @@ class BPETokenizer(Tokenizer):
         )
         min_size = 257 + len(self._user_special)
         self._is_auto_sized = vocab_size == "auto"
-        if vocab_size == "auto":
-            vocab_size = max(LARGEST_AUTO_VOCABULARY, min_size)
-        if not min_size <= vocab_size <= MAX_TOKENS:
+        size = max(LARGEST_AUTO_VOCABULARY, min_size) if vocab_size == "auto" else vocab_size
+        if not min_size <= size <= MAX_TOKENS:
             raise AGI2Error(
                 f"vocab_size must be at least {min_size} for byte pairs"
                 f"{' and the special tokens' * (min_size > 257)}, and at most {MAX_TOKENS:,}, not "
                 f"{vocab_size}"
             )
-        self.max_vocab_size = vocab_size
+        self.max_vocab_size = size
         self.pretokenizer: PreTokenizer = pretokenizer
         self.split_digits = split_digits
         self._set_tokenizer(byte_level(models.BPE()))
@@ -344,8 +343,13 @@ def new_tokenizer(
         AGI2Error: if it cannot be downloaded or loaded, or a special token cannot be added.
     """
     if kind == "bpe":
-        style = {"pretokenizer": pretokenizer, "split_digits": split_digits}
-        return BPETokenizer(vocab_size, special_tokens=special_tokens, **style), True
+        bpe = BPETokenizer(
+            vocab_size,
+            special_tokens=special_tokens,
+            pretokenizer=pretokenizer,
+            split_digits=split_digits,
+        )
+        return bpe, True
     if kind == "basic":
         basic = BasicTokenizer(
             lowercase=lowercase,

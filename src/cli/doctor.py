@@ -223,7 +223,7 @@ def _savings(
         yield f"seq_len = {half}", "a shorter context", {"seq_len": half}, micro, half
     if config.init_from is not None:
         return  # vocabulary, layers and width are fixed by the pretrained model
-    if config.vocab_size > 8192:
+    if config.architecture.vocab_size > 8192:
         fewer = {"vocab_size": 8192}
         yield "vocab_size = 8192", "more tokens for the same text", fewer, micro, seq_len
     if config.model_layer > 1:

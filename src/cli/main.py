@@ -14,10 +14,17 @@ from collections.abc import Sequence
 from .startup import announce, exit_on_sigint
 
 with exit_on_sigint():
-    from .common import app
-
     # Imported for their commands, in the order in which `--help` lists these.
-    from . import completion, train, generate, evaluate, runs, convert  # noqa: F401  # isort: skip
+    from . import (  # noqa: F401  # isort: skip
+        completion,
+        convert,
+        evaluate,
+        generate,
+        runs,
+        tokenizer,
+        train,
+    )
+    from .common import app
 
 
 def _replace_closed_streams() -> None:

@@ -65,7 +65,9 @@ LIBRARY = load(Path(os.environ.get("AGI2_NATIVE") or Path(__file__).parent))
 def unknown_kind(kinds: np.ndarray, text: bytes) -> int:
     """Return the first code point of a text whose entry in `kinds` is 0, or -1."""
     assert LIBRARY is not None
-    return int(LIBRARY.agi2_bpe_unknown_kind(_address(kinds, np.uint8, CODE_POINTS), text, len(text)))
+    return int(
+        LIBRARY.agi2_bpe_unknown_kind(_address(kinds, np.uint8, CODE_POINTS), text, len(text))
+    )
 
 
 class Encoder:

@@ -149,7 +149,9 @@ class BasicTokenizer(Tokenizer):
         return [
             id
             for known, character in zip(ids, text, strict=True)
-            for id in ([known] if known else [first + b for b in character.encode("utf-8", "replace")])
+            for id in (
+                [known] if known else [first + b for b in character.encode("utf-8", "replace")]
+            )
         ]
 
     def _encode_words(self, words: list[str]) -> list[int]:

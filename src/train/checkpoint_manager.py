@@ -49,7 +49,7 @@ FIXED_ON_RESUME = (
 
 
 # Checkpoints of earlier versions lack the keys that did not exist yet.
-_DEFAULTS = {key: Config()[key] for key in FIXED_ON_RESUME[-4:]}
+_DEFAULTS = {key: Config.model_validate({})[key] for key in FIXED_ON_RESUME[-4:]}
 _ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
 
 

@@ -207,7 +207,7 @@ def predict_memory(
         weights=2 * sizes.weights,
         optimizer=sizes.optimizer + sizes.muon_buffers,
         activations=activations,
-        logits=4 * 2 * chunk_tokens * config.vocab_size,
+        logits=4 * 2 * chunk_tokens * config.architecture.vocab_size,
     )
 
 

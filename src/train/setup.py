@@ -174,7 +174,7 @@ def _make_tokenizer(
         saved = load_tokenizer(checkpoint.tokenizer)
         return saved if unfitted is None else copy_vocabulary(unfitted, saved)
     if unfitted is not None:
-        return fit_to(unfitted, documents, config.vocab_size)
+        return fit_to(unfitted, documents, config.architecture.vocab_size)
     tokenizer, is_new = new_tokenizer(
         config.tokenizer,
         config.vocab_size,

@@ -102,7 +102,12 @@ def test_the_first_character_of_unknown_kind_is_found():
 
 def test_training_merges_the_most_frequent_pair_and_of_several_the_lowest():
     trainer, steps = trained(b"bcbc aa", 260)
-    assert trainer.merges().tolist() == [[98, 99, 256], [32, 97, 257], [256, 256, 258], [257, 97, 259]]
+    assert trainer.merges().tolist() == [
+        [98, 99, 256],
+        [32, 97, 257],
+        [256, 256, 258],
+        [257, 97, 259],
+    ]
     assert steps == [4]
     trainer, steps = trained(b"", 300)
     assert (trainer.merges().shape, steps) == ((0, 3), [0])
