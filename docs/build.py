@@ -89,7 +89,10 @@ def command_reference() -> str:
     """Return the help of `agi2` and of each command, as Markdown."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     parts = [f"```text\n{_help()}```\n"]
-    parts += [f"## {name}\n\n```text\n{_help(name)}```\n" for name in commands]
+    for name, command in commands.items():
+        parts.append(f"## {name}\n\n```text\n{_help(name)}```\n")
+        for inside in getattr(command, "commands", {}):  # of a group
+            parts.append(f"### {name} {inside}\n\n```text\n{_help(name, inside)}```\n")
     return "\n".join(parts)
 
 

@@ -33,8 +33,8 @@ def test_a_limit_alone_ends_a_run_instead_of_the_epochs(limit):
         ({"batch_size": 12, "micro_batch_size": 5}, "micro_batch_size 5 does not divide batch_siz"),
         ({"micro_batch_size": 0}, "micro_batch_size 0 does not divide batch_size 12"),
         ({"micro_batch_size": -4}, "micro_batch_size -4 does not divide batch_size 12"),
-        ({"vocab_size": 0}, "vocab_size"),
-        ({"vocab_size": 2**20 + 1}, "vocab_size"),
+        ({"vocab_size": 0}, "vocab_size 0 is not in the range 1 to 1,048,576"),
+        ({"vocab_size": 2**20 + 1}, "vocab_size 1048577 is not in the range"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"pretokenizer": "gpt3"}, "pretokenizer"),
         (

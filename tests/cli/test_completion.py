@@ -113,6 +113,7 @@ def test_every_key_is_offered_and_its_values_are_right():
             assert name == key
             changes = {"log_to": [value], "sources": [value]}.get(key, plain)
             more = {"temperature": 0.0} if value == "ngram" else {}
+            more |= {"tokenizer": "basic"} if key == "byte_fallback" else {}
             Config(**{key: changes, **more})
     assert complete_override("epochs=") == complete_override("unknown=") == []
 

@@ -226,10 +226,12 @@ CASES = {
     ),
     "BasicTokenizer": case(
         src.BasicTokenizer, vocabulary=("strs", ["a", "b"]), lowercase=("bool", True),
-        fold_whitespace=("bool", True), special_tokens=("strs", ["<x>"]),
+        fold_whitespace=("bool", True), byte_fallback=("bool", True),
+        special_tokens=("strs", ["<x>"]),
     ),
     "BPETokenizer": case(
-        src.BPETokenizer, vocab_size=("int", 300), special_tokens=("strs", ["<x>"])
+        src.BPETokenizer, vocab_size=("int", 300), special_tokens=("strs", ["<x>"]),
+        pretokenizer=("choice", "gpt4"), split_digits=("bool", True),
     ),
     "StreamDecoder": case(src.StreamDecoder, tokenizer=TOKENIZER),
     "load_tokenizer": case(src.load_tokenizer, path=("path", w("saved"))),

@@ -21,11 +21,16 @@ ROOT = Path(__file__).parents[2]
 BUILD = run_path(str(ROOT / "docs" / "build.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands
-FLAGS = {
-    name: {flag for each in command.params for flag in each.opts if flag.startswith("-")}
-    | {"--help", "-h"}
-    for name, command in COMMANDS.items()
-}
+
+
+def flags_of(command):
+    """The flags of a command, and of the commands of a group."""
+    own = {flag for each in command.params for flag in each.opts if flag.startswith("-")}
+    inside = getattr(command, "commands", {}).values()
+    return {"--help", "-h"} | own.union(*map(flags_of, inside))
+
+
+FLAGS = {name: flags_of(command) for name, command in COMMANDS.items()}
 FLAGS[""] = {"--version", "--help", "-h", "--install-completion", "--show-completion"}
 SCRIPTS = {
     "agi2_train.py": "train",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from src import __version__
+from src.nn import bpe_library
 from src.nn.cpu_library import LIBRARY
 
 ROOT = Path(__file__).parents[2]
@@ -84,11 +85,11 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     modules = {
         f"agi2/{path.relative_to(ROOT / 'src').as_posix()}"
         for path in (ROOT / "src").rglob("*")
-        if path.suffix in (".py", ".c", ".js", ".typed")
+        if path.suffix in (".py", ".c", ".h", ".js", ".typed")
     }
-    compiled = {name for name in names if Path(name).name.startswith("_cpu_kernels.")}
+    compiled = {name for name in names if Path(name).name.startswith(("_bpe.", "_cpu_kernels."))}
     assert {name for name in names if ".dist-info/" not in name} - compiled == modules
-    assert len(compiled) == (LIBRARY is not None)
+    assert len(compiled) == (LIBRARY is not None) + (bpe_library.LIBRARY is not None)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

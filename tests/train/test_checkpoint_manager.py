@@ -27,12 +27,17 @@ OTHERS = {
     "optimizer": "muon",
     "lowercase": False,
     "fold_whitespace": False,
+    "byte_fallback": True,
+    "special_tokens": ["<a>"],
     "model_embd": 32,
     "model_layer": 2,
     "model_head": 4,
     "activation": "relu",
     "position_embedding": "learned",
 }
+
+
+BPE_OTHERS = {"pretokenizer": "gpt4", "split_digits": True}
 
 
 def contents(folder):
@@ -46,7 +51,7 @@ def finished(tiny_run):
 
 def test_a_resumed_run_may_not_become_another(tiny_run, finished):
     # LoRA is refused in `test_training.py`: it needs a model to begin from.
-    assert set(FIXED_ON_RESUME) - {"lora_rank"} <= OTHERS.keys()
+    assert set(FIXED_ON_RESUME) - {"lora_rank"} <= OTHERS.keys() | BPE_OTHERS.keys()
     before = contents(finished.folder)
     for key, value in OTHERS.items():
         with pytest.raises(AGI2Error, match=f"trained with {key} = ") as error:
@@ -54,6 +59,14 @@ def test_a_resumed_run_may_not_become_another(tiny_run, finished):
         assert "\n" not in str(error.value)
         assert "set it back, or start from scratch" in str(error.value)
     assert contents(finished.folder) == before
+
+
+def test_the_words_of_a_vocabulary_may_not_change_on_resume(tiny_run):
+    train_from_config(tiny_run(max_steps=1, tokenizer="bpe", vocab_size=300))
+    for key, value in BPE_OTHERS.items():
+        keys = {"max_steps": 1, "tokenizer": "bpe", "vocab_size": 300, key: value}
+        with pytest.raises(AGI2Error, match=f"trained with {key} = "):
+            train_from_config(tiny_run(resume="auto", **keys))
 
 
 def test_a_text_that_was_moved_is_gone_on_with(tiny_run, tmp_path):
