@@ -9,7 +9,7 @@ document. Time is linear in the text, memory in the sample, which is bounded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,41 +19,116 @@ SHINGLE = 24
 _MAX_SHINGLES = 1_000_000  # most shingles of a corpus that are compared, approximately
 _BLOCK = 2**16  # characters hashed at a time, so that the temporaries fit the CPU cache
 _TABLE_SIZE = 0x3100  # from here on (mostly CJK ideographs) every code point counts as alphanumeric
-_SEPARATOR = "\0"  # between packed documents
+_SEPARATOR = "\0"  # between documents; no shingle spans one
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """Shingles of a text as arrays (N,): hashes, and character offsets `starts` and `ends`."""
+    """A sample of a corpus' shingles as arrays (N,), in the order of the text."""
 
     hashes: np.ndarray
+    documents: np.ndarray
+    """Index of the document of each."""
     starts: np.ndarray
+    """Offset of the first character of each in its document."""
     ends: np.ndarray
+    """Offset after the last character."""
+    rate: int = 1
+    """The sampling rate: 1 in `rate` shingles are in the sample."""
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def select(self, chosen: np.ndarray | slice) -> Shingles:
+        """Return the shingles of a mask, of indices or of a slice."""
+        hashes, documents = self.hashes[chosen], self.documents[chosen]
+        return Shingles(hashes, documents, self.starts[chosen], self.ends[chosen], self.rate)
 
 
-def sampling_rate(documents: Sequence[str]) -> int:
-    """Return the rate r at which shingles are sampled, 1 in r, to bound the size of the sample."""
-    return -(-sum(map(len, documents)) // _MAX_SHINGLES) or 1
+class ShingleSampler:
+    """Samples the shingles of a stream of documents, by hash, in bounded memory.
 
+    The rate rises with the text, and shingles sampled before are dropped accordingly: the sample is
+    the one that the final rate, known from the beginning, would have given.
+    """
 
-def shingles(text: str, rate: int = 1) -> Shingles:
-    """Compute the shingles of a text, sampled by hash, 1 in `rate`; none spans a NUL character."""
-    codes, offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
-    sampled = []
-    for at in range(0, len(text), _BLOCK):
-        more, positions = _alphanumerics(text[at : at + _BLOCK])
-        codes, offsets = np.concatenate([codes, more]), np.concatenate([offsets, positions + at])
-        hashes = _hash(codes)
-        chosen = np.flatnonzero(hashes <= np.uint64((2**64 - 1) // rate))
+    def __init__(self) -> None:
+        self._codes, self._offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
+        self._block: list[str] = []
+        self._block_size = 0
+        self._position = 0  # in the stream of documents and separators
+        self._characters = 0  # of documents alone
+        self._document_starts = [np.zeros(1, np.int64)]
+        self._new_starts: list[int] = []
+        self._sampled = [(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))]
+        self._count = 0
+        self._factor = 1
+
+    @property
+    def _rate(self) -> int:
+        return self._factor * (-(-self._characters // _MAX_SHINGLES) or 1)
+
+    def add(self, text: str, is_end: bool = True) -> None:
+        """Add the next piece of a document; with `is_end`, its last piece."""
+        self._characters += len(text)
+        self._append(text)
+        if is_end:
+            self._append(_SEPARATOR)
+            self._new_starts.append(self._position + self._block_size)
+        if self._block_size >= _BLOCK:
+            self._sample_block()
+
+    def _append(self, text: str) -> None:
+        self._block.append(text)
+        self._block_size += len(text)
+
+    def _sample_block(self) -> None:
+        text = "".join(self._block)
+        self._document_starts.append(np.array(self._new_starts, np.int64))
+        self._block, self._block_size, self._new_starts = [], 0, []
+        for at in range(0, len(text), _BLOCK):
+            codes, offsets = _alphanumerics(text[at : at + _BLOCK])
+            self._codes = np.concatenate([self._codes, codes])
+            self._offsets = np.concatenate([self._offsets, offsets + (self._position + at)])
+            self._sample_codes()
+            while self._count > 2 * _MAX_SHINGLES:
+                self._drop(self._rate)
+                if self._count > 2 * _MAX_SHINGLES:  # text that repeats few shingles, each often
+                    self._factor *= 2
+        self._position += len(text)
+
+    def _sample_codes(self) -> None:
+        codes, hashes = self._codes, _hash(self._codes)
+        chosen = np.flatnonzero(hashes <= _threshold(self._rate))
         if len(chosen):
             breaks = np.concatenate([[0], np.cumsum(codes == 0)])
             chosen = chosen[breaks[chosen + SHINGLE] == breaks[chosen]]
-            last = chosen + SHINGLE - 1
-            sampled.append((hashes[chosen], offsets[chosen], offsets[last] + 1))
-        codes, offsets = codes[-(SHINGLE - 1) :], offsets[-(SHINGLE - 1) :]
-    if not sampled:
-        return Shingles(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
-    return Shingles(*(np.concatenate(parts) for parts in zip(*sampled, strict=True)))
+            ends = self._offsets[chosen + SHINGLE - 1] + 1
+            self._sampled.append((hashes[chosen], self._offsets[chosen], ends))
+            self._count += len(chosen)
+        self._codes = codes[-(SHINGLE - 1) :]
+        self._offsets = self._offsets[-(SHINGLE - 1) :]
+
+    def _drop(self, rate: int) -> None:
+        """Drop the shingles that are not in a sample of this rate."""
+        hashes, starts, ends = (np.concatenate(each) for each in zip(*self._sampled, strict=True))
+        kept = hashes <= _threshold(rate)
+        self._sampled = [(hashes[kept], starts[kept], ends[kept])]
+        self._count = int(kept.sum())
+
+    def finish(self) -> Shingles:
+        """Return the sample, after the last document."""
+        self._sample_block()
+        self._drop(self._rate)
+        document_starts = np.concatenate(self._document_starts)
+        hashes, starts, ends = self._sampled[0]
+        documents = np.searchsorted(document_starts, starts, "right") - 1
+        first = document_starts[documents]
+        return Shingles(hashes, documents, starts - first, ends - first, self._rate)
+
+
+def _threshold(rate: int) -> np.uint64:
+    return np.uint64((2**64 - 1) // rate)
 
 
 @functools.cache
@@ -98,83 +173,59 @@ def _hash(codes: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def _all_shingles(documents: Sequence[str], rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of all documents' shingles, (N,), and the document index of each, (N,)."""
-    hashes, document_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for first, offsets, text in _pack_documents(documents):
-        sampled = shingles(text, rate)
-        hashes.append(sampled.hashes)
-        document_ids.append(first + np.searchsorted(offsets, sampled.starts, "right") - 1)
-    return np.concatenate(hashes), np.concatenate(document_ids)
-
-
-def _pack_documents(documents: Sequence[str]) -> Iterator[tuple[int, np.ndarray, str]]:
-    """Pack documents into blocks, to amortize the overhead of NumPy calls.
-
-    Yields:
-        The index of the first document, the offset of each in the block, and the block.
-    """
-    first = size = 0
-    for number, document in enumerate(documents):
-        size += len(document) + 1
-        if size >= _BLOCK or number == len(documents) - 1:
-            pack = documents[first : number + 1]
-            offsets = np.cumsum([0, *(len(text) + 1 for text in pack[:-1])])
-            yield first, offsets, _SEPARATOR.join(pack)
-            first, size = number + 1, 0
-
-
-def cluster_near_duplicates(documents: Sequence[str], threshold: float) -> list[int]:
+def cluster_near_duplicates(sample: Shingles, count: int, threshold: float) -> np.ndarray:
     """Cluster documents that share text, directly or transitively (union-find).
 
     Args:
-        documents: distinct documents.
+        sample: shingles of distinct documents.
+        count: number of documents.
         threshold: fraction of the smaller one's shingles that two documents share to be linked.
 
     Returns:
-        The cluster of each document, as the index of the cluster's first document.
+        The cluster of each document, (count,), as the index of the cluster's first document.
     """
-    hashes, document_ids = _all_shingles(documents, sampling_rate(documents))
-    order = np.lexsort((document_ids, hashes))
-    hashes, document_ids = hashes[order], document_ids[order]
+    order = np.lexsort((sample.documents, sample.hashes))
+    hashes, documents = sample.hashes[order], sample.documents[order]
     is_first = np.ones(len(hashes), bool)  # each shingle counts once per document
-    is_first[1:] = (hashes[1:] != hashes[:-1]) | (document_ids[1:] != document_ids[:-1])
-    hashes, document_ids = hashes[is_first], document_ids[is_first]
-    sizes = np.bincount(document_ids, minlength=len(documents))
-    groups = list(range(len(documents)))
-    for a, b, shared in _pairs(hashes, document_ids, len(documents)):
-        if shared >= threshold * min(sizes[a], sizes[b]):
-            a, b = sorted((_find_root(groups, a), _find_root(groups, b)))
-            groups[b] = a
-    return [_find_root(groups, index) for index in groups]
+    is_first[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
+    hashes, documents = hashes[is_first], documents[is_first]
+    sizes = np.bincount(documents, minlength=count)
+    groups = np.arange(count)
+    a, b, shared = _pairs(hashes, documents, count)
+    linked = shared >= threshold * np.minimum(sizes[a], sizes[b])
+    for first, second in zip(a[linked].tolist(), b[linked].tolist(), strict=True):
+        first, second = sorted((_find_root(groups, first), _find_root(groups, second)))
+        groups[second] = first
+    while (groups != groups[groups]).any():
+        groups = groups[groups]
+    return groups
 
 
 def _pairs(
-    hashes: np.ndarray, document_ids: np.ndarray, count: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yield pairs of document indices with the number of shingles that they share.
+    hashes: np.ndarray, documents: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pairs of document indices and the number of shingles that they share, (P,) each.
 
     For each shingle, its first document is paired with every other, and each with the next one:
     linear, since all pairs would be quadratic. `hashes`, (N,), are sorted and unique per document
-    in `document_ids`, (N,).
+    in `documents`, (N,).
     """
     repeats = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
-    if not len(repeats):
-        return
     begins = np.concatenate([[0], np.flatnonzero(hashes[1:] != hashes[:-1]) + 1])
-    first = document_ids[begins[np.searchsorted(begins, repeats, "right") - 1]]
-    before = document_ids[repeats - 1]
-    keys = np.concatenate([first, before[before != first]]) * count
-    keys += np.concatenate([document_ids[repeats], document_ids[repeats][before != first]])
-    for key, shared in zip(*np.unique(keys, return_counts=True), strict=True):
-        yield int(key) // count, int(key) % count, int(shared)
+    first = documents[begins[np.searchsorted(begins, repeats, "right") - 1]]
+    before, after = documents[repeats - 1], documents[repeats]
+    other = before != first
+    keys = np.concatenate([first, before[other]]) * count
+    keys += np.concatenate([after, after[other]])
+    keys, shared = np.unique(keys, return_counts=True)
+    return keys // max(1, count), keys % max(1, count), shared
 
 
-def _find_root(groups: list[int], index: int) -> int:
+def _find_root(groups: np.ndarray, index: int) -> int:
     """Find the root of a document in the union-find forest, with path halving."""
     while groups[index] != index:
         groups[index] = groups[groups[index]]
-        index = groups[index]
+        index = int(groups[index])
     return index
 
 
@@ -210,42 +261,31 @@ class HashSet:
         return found
 
 
-def containment(text: Sequence[str], other: Sequence[str]) -> float | None:
-    """Return the containment of `text` in `other` (Broder, 1997).
-
-    Returns:
-        The fraction of `text`'s shingles that `other` also has, or `None` if `text` has none.
-    """
-    rate = sampling_rate([*text, *other])
-    hashes, _ = _all_shingles(text, rate)
-    if not len(hashes):
-        return None
-    others, _ = _all_shingles(other, rate)
-    return float(HashSet(others).contains(hashes).mean())
-
-
-def split_by_shingles(text: str, hashes: HashSet, rate: int = 1) -> tuple[list[str], list[str]]:
-    """Split a text into the passages without any of the given shingles and those with them.
+def containment(hashes: np.ndarray, others: np.ndarray) -> float | None:
+    """Return the containment of one text in another (Broder, 1997).
 
     Args:
-        text: the text.
-        hashes: hashes of the shingles.
-        rate: rate at which they were sampled.
+        hashes: sampled shingles of the text, (N,).
+        others: those of the other text, sampled at the same rate, (M,).
 
     Returns:
-        The passages without and the passages with them, each in order; together, the full text.
+        The fraction of the first that are among the second, or `None` if there are none.
     """
-    sampled = shingles(text, rate)
-    hits = np.flatnonzero(hashes.contains(sampled.hashes))
-    without, within, position = [], [], 0
-    if len(hits):
-        starts, ends = sampled.starts[hits], sampled.ends[hits]
-        # Merge passages that are nearly adjacent: the gap is usually an edit of copied text.
-        apart = np.flatnonzero(starts[1:] - ends[:-1] > SHINGLE * (1 + rate)) + 1
-        for part in np.split(np.arange(len(hits)), apart):
-            start, end = int(starts[part[0]]), int(ends[part[-1]])
-            without.append(text[position:start])
-            within.append(text[start:end])
-            position = end
-    without.append(text[position:])
-    return [piece for piece in without if piece], within
+    return float(HashSet(others).contains(hashes).mean()) if len(hashes) else None
+
+
+def passages(sample: Shingles, hashes: HashSet) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the passages of a document that consist of the given shingles.
+
+    Args:
+        sample: the document's shingles.
+        hashes: hashes of the shingles.
+    """
+    hits = np.flatnonzero(hashes.contains(sample.hashes))
+    if not len(hits):
+        return
+    starts, ends = sample.starts[hits], sample.ends[hits]
+    # Merge passages that are nearly adjacent: the gap is usually an edit of copied text.
+    apart = np.flatnonzero(starts[1:] - ends[:-1] > SHINGLE * (1 + sample.rate)) + 1
+    firsts, lasts = np.concatenate([[0], apart]), np.concatenate([apart - 1, [len(hits) - 1]])
+    yield from zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True)

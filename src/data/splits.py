@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ..utils import log
-from .dedup import (
-    HashSet,
-    cluster_near_duplicates,
-    containment,
-    sampling_rate,
-    shingles,
-    split_by_shingles,
-)
+from .dedup import HashSet, Shingles, cluster_near_duplicates, containment, passages
+from .scan import Scan, scan_texts
 
 # With at least this many documents, complete documents are held out; with fewer, the end of each.
 _MIN_DOCUMENTS_TO_HOLD_OUT = 20
@@ -26,10 +20,51 @@ _NEAR_DUPLICATE_THRESHOLDS = (0.2, 0.5, 0.8)
 # Fraction of the held-out text that may be in the training text without a warning.
 _MAX_LEAKAGE = 0.05
 
-Split = tuple[list[str], list[str]]
+Span = tuple[int, int, bool]
+"""First character, character after the last, and whether the span is held out."""
 
 
-def split_documents(documents: Sequence[str], val_fraction: float, seed: int = 0) -> Split:
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which part of each document is training text, and which is held out."""
+
+    characters: np.ndarray
+    """Number of characters of each document, (D,)."""
+    cuts: np.ndarray
+    """The offset, (D,), from which each document is held out."""
+    exceptions: dict[int, list[Span]] = field(default_factory=dict)
+    """The spans of documents that are split at several places."""
+
+    def spans(self, document: int) -> list[Span]:
+        """Return the spans of a document that are not empty, in order."""
+        if document in self.exceptions:
+            return self.exceptions[document]
+        cut, end = int(self.cuts[document]), int(self.characters[document])
+        return [span for span in ((0, cut, False), (cut, end, True)) if span[0] < span[1]]
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any text is held out."""
+        return bool((self.cuts < self.characters).any())
+
+    def sides(self, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
+        """Return which shingles are in training text and which in held-out text, (N,) each."""
+        cuts = self.cuts[shingles.documents]
+        train, held_out = shingles.ends <= cuts, shingles.starts >= cuts
+        for document, spans in self.exceptions.items():
+            first, last = np.searchsorted(shingles.documents, [document, document + 1])
+            starts, ends = shingles.starts[first:last], shingles.ends[first:last]
+            for side, is_side in ((train, False), (held_out, True)):
+                side[first:last] = False
+                for start, end, is_held_out in spans:
+                    if is_held_out == is_side:
+                        side[first:last] |= (starts >= start) & (ends <= end)
+        return train, held_out
+
+
+def split_documents(
+    documents: Sequence[str], val_fraction: float, seed: int = 0
+) -> tuple[list[str], list[str]]:
     """Split a corpus into training and validation documents, without near-duplicates across them.
 
     The split is deterministic. The leakage that remains, the fraction of the validation text that
@@ -47,15 +82,29 @@ def split_documents(documents: Sequence[str], val_fraction: float, seed: int = 0
     """
     if val_fraction == 0:
         return list(documents), []
+    plan = plan_split(scan_texts(documents), val_fraction, seed)
+    sides: tuple[list[str], list[str]] = [], []
+    for index, document in enumerate(documents):
+        for start, end, is_held_out in plan.spans(index):
+            sides[is_held_out].append(document[start:end])
+    return sides
+
+
+def plan_split(scan: Scan, val_fraction: float, seed: int = 0) -> SplitPlan:
+    """Plan the split of a corpus that was scanned; see `split_documents`."""
+    if val_fraction == 0:
+        return SplitPlan(scan.characters, scan.characters)
     best, best_leakage = None, 0.0
-    for split in _splits(documents, val_fraction, seed):
-        leakage = containment(split[1], split[0]) if split[1] else None
-        if best is None or (leakage or 0.0) < best_leakage:
-            best, best_leakage = split, leakage or 0.0
+    for plan in _plans(scan, val_fraction, seed):
+        train, held_out = plan.sides(scan.shingles)
+        hashes = scan.shingles.hashes
+        leakage = containment(hashes[held_out], hashes[train]) or 0.0
+        if best is None or leakage < best_leakage:
+            best, best_leakage = plan, leakage
         if best_leakage <= _MAX_LEAKAGE:
             break
     assert best is not None
-    if best[1]:
+    if best.holds_out:
         _log_leakage(best_leakage)
     return best
 
@@ -71,111 +120,175 @@ def _log_leakage(leakage: float) -> None:
         log.info("%.1f %% of the held-out text is in the training text, too", 100 * leakage)
 
 
-def _splits(documents: Sequence[str], val_fraction: float, seed: int) -> Iterator[Split]:
-    """Yield candidate splits, best first; the later ones are fallbacks if the first ones leak."""
-    # Exact duplicates stay together.
-    lengths: Counter[str] = Counter()
-    for document in documents:
-        lengths[document] += len(document)
-    texts = list(lengths)
+def _plans(scan: Scan, val_fraction: float, seed: int) -> Iterator[SplitPlan]:
+    """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
+    texts = _distinct(scan)
     if len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
+        lengths = np.bincount(texts.index_of, scan.characters, len(texts)).astype(np.int64)
+        total = int(lengths.sum())
         for threshold in _NEAR_DUPLICATE_THRESHOLDS:
-            groups = cluster_near_duplicates(texts, threshold)
-            related = len(texts) - len(set(groups))
-            chosen = _choose_held_out(texts, groups, lengths, val_fraction, seed)
-            held_out = sum(lengths[text] for text in chosen)
+            groups = cluster_near_duplicates(texts.shingles, len(texts), threshold)
+            related = len(texts) - len(np.unique(groups))
+            chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
+            held_out = int(lengths[chosen].sum())
             # Near-duplicate clusters can be too large to hold out: then too little is held out, and
             # the next threshold makes smaller ones. Without any, the documents are just long.
-            if chosen and (not related or held_out >= val_fraction * lengths.total() / 2):
+            if chosen.any() and (not related or held_out >= val_fraction * total / 2):
                 if related:
                     log.info("%d documents share text with others: kept on one side", related)
-                train = [document for document in documents if document not in chosen]
-                yield train, [document for document in documents if document in chosen]
+                cuts = np.where(chosen[texts.index_of], 0, scan.characters)
+                yield SplitPlan(scan.characters, cuts)
                 if not related:
                     return
             elif not related:
                 break
-    yield _split_each(documents, val_fraction)
+    yield _split_each(scan, texts, val_fraction)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The distinct documents of a corpus: T texts."""
+
+    lengths: np.ndarray
+    """Number of characters of each, (T,)."""
+    index_of: np.ndarray
+    """Index of the text of each document, (D,)."""
+    shingles: Shingles
+    """The shingles of the texts; `documents` are indices of texts."""
+    bounds: np.ndarray
+    """The shingles of text i are `bounds[i]` to `bounds[i + 1]`."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def shingles_of(self, text: int) -> Shingles:
+        return self.shingles.select(slice(self.bounds[text], self.bounds[text + 1]))
+
+
+def _distinct(scan: Scan) -> _Texts:
+    is_first = scan.originals == np.arange(len(scan))
+    ranks = np.cumsum(is_first) - 1
+    shingles = scan.shingles.select(is_first[scan.shingles.documents])
+    shingles = Shingles(
+        shingles.hashes, ranks[shingles.documents], shingles.starts, shingles.ends, shingles.rate
+    )
+    lengths = scan.characters[is_first]
+    bounds = np.searchsorted(shingles.documents, np.arange(len(lengths) + 1))
+    return _Texts(lengths, ranks[scan.originals], shingles, bounds)
 
 
 def _choose_held_out(
-    texts: Sequence[str],
-    groups: Sequence[int],
-    lengths: Counter[str],
-    val_fraction: float,
-    seed: int,
-) -> set[str]:
-    """Choose groups of documents to hold out, in random order, until `val_fraction` is reached."""
-    members: dict[int, list[str]] = {}
-    for text, group in zip(texts, groups, strict=True):
-        members.setdefault(group, []).append(text)
-    candidates = list(members.values())
-    remaining = val_fraction * lengths.total()
-    chosen: set[str] = set()
-    generator = torch.Generator("cpu").manual_seed(seed)
-    for index in torch.randperm(len(candidates), generator=generator, device="cpu").tolist():
-        length = sum(lengths[text] for text in candidates[index])
-        # A group that would overshoot by more than half its length stays in training.
-        if length <= 2 * remaining:
-            chosen.update(candidates[index])
-            remaining -= length
-    return chosen
-
-
-def _split_each(documents: Sequence[str], val_fraction: float) -> Split:
-    """Hold out the end of each document; near-duplicates are split together."""
-    texts = list(dict.fromkeys(documents))
-    members: dict[int, list[str]] = {}
-    for text, group in zip(
-        texts, cluster_near_duplicates(texts, _NEAR_DUPLICATE_THRESHOLDS[0]), strict=True
-    ):
-        members.setdefault(group, []).append(text)
-    parts: dict[str, Split] = {}
-    for related in members.values():
-        parts.update(_split_group(related, val_fraction))
-    train = [piece for document in documents for piece in parts[document][0]]
-    held_out = [piece for document in documents for piece in parts[document][1]]
-    return train, held_out
-
-
-def _split_group(texts: Sequence[str], val_fraction: float) -> dict[str, Split]:
-    """Split near-duplicates: each at its end, longest first, with shared passages on one side.
+    groups: np.ndarray, lengths: np.ndarray, wanted: float, seed: int
+) -> np.ndarray:
+    """Choose groups of texts to hold out, in random order, until `wanted` characters are.
 
     Returns:
-        The training and validation pieces of each document.
+        The mask, (T,), of the texts to hold out.
     """
-    rate = sampling_rate(texts)
-    cuts: dict[str, int] = {}
+    roots = np.flatnonzero(groups == np.arange(len(groups)))
+    totals = np.bincount(groups, lengths, len(groups))[roots].astype(np.int64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(roots), generator=generator, device="cpu").numpy()
+    is_chosen = np.zeros(len(groups), bool)
+    remaining = wanted
+    for first in range(0, len(order), _CHUNK):
+        chunk = order[first : first + _CHUNK]
+        for index, length in zip(chunk.tolist(), totals[chunk].tolist(), strict=True):
+            # A group that would overshoot by more than half its length stays in training.
+            if length <= 2 * remaining:
+                is_chosen[roots[index]] = True
+                remaining -= length
+        if remaining < 0:
+            break
+    return is_chosen[groups]
+
+
+_CHUNK = 2**16  # elements of an array that are Python objects at a time
+
+
+def _split_each(scan: Scan, texts: _Texts, val_fraction: float) -> SplitPlan:
+    """Hold out the end of each document; near-duplicates are split together."""
+    cuts = (texts.lengths * (1 - val_fraction)).astype(np.int64)
+    split: dict[int, list[Span]] = {}
+    groups = cluster_near_duplicates(texts.shingles, len(texts), _NEAR_DUPLICATE_THRESHOLDS[0])
+    for members in _groups_to_compare(texts, groups):
+        own_cuts, own_spans = _split_group(texts, members, cuts)
+        cuts[members] = own_cuts
+        split.update(own_spans)
+    exceptions = {}
+    if split:
+        listed = np.flatnonzero(np.isin(texts.index_of, list(split)))
+        exceptions = {each: split[int(texts.index_of[each])] for each in listed.tolist()}
+    return SplitPlan(scan.characters, cuts[texts.index_of], exceptions)
+
+
+def _groups_to_compare(texts: _Texts, groups: np.ndarray) -> Iterator[list[int]]:
+    """Yield groups of several texts, and texts that repeat a shingle, as a list of members each."""
+    shingles = texts.shingles
+    order = np.lexsort((shingles.documents, shingles.hashes))
+    hashes, documents = shingles.hashes[order], shingles.documents[order]
+    is_repeated = (hashes[1:] == hashes[:-1]) & (documents[1:] == documents[:-1])
+    compared = np.bincount(groups, minlength=len(texts))[groups] > 1
+    compared[documents[1:][is_repeated]] = True
+    members = np.flatnonzero(compared)
+    members = members[np.argsort(groups[members], kind="stable")]
+    for part in np.split(members, np.flatnonzero(np.diff(groups[members])) + 1):
+        if len(part):
+            yield part.tolist()
+
+
+def _split_group(
+    texts: _Texts, members: list[int], cuts: np.ndarray
+) -> tuple[list[int], dict[int, list[Span]]]:
+    """Split near-duplicates: each at its end, longest first, with shared passages on one side.
+
+    Args:
+        texts: all distinct documents.
+        members: the indices of the near-duplicates.
+        cuts: where each text of the corpus is to be cut, (T,).
+
+    Returns:
+        The cut of each member, and the spans of the members that have others.
+    """
+    own = {text: int(cuts[text]) for text in members}
     train_hashes, tails = HashSet(), [np.empty(0, np.uint64)]
-    for text in sorted(texts, key=len, reverse=True):
-        cut = int(len(text) * (1 - val_fraction))
-        head, tail = shingles(text[:cut], rate).hashes, shingles(text[cut:], rate).hashes
+    for text in sorted(members, key=lambda text: -texts.lengths[text]):
+        shingles, cut = texts.shingles_of(text), own[text]
+        head = shingles.hashes[shingles.ends <= cut]
+        tail = shingles.hashes[shingles.starts >= cut]
         if len(tail) and train_hashes.contains(tail).mean() > 0.5:
             # An excerpt or draft whose end is in the training part of a longer document stays in
             # training: the end of the longer one is held out.
-            cut, head, tail = len(text), np.concatenate([head, tail]), tail[:0]
-        cuts[text] = cut
+            own[text] = int(texts.lengths[text])
+            head, tail = np.concatenate([head, tail]), tail[:0]
         train_hashes.add(head)
         tails.append(tail)
     held_out_hashes = np.concatenate(tails)
-    plain = {text: _pieces([text[:cut]], [text[cut:]]) for text, cut in cuts.items()}
     is_copied = (
         bool(len(held_out_hashes))
         and train_hashes.contains(held_out_hashes).mean() >= _NEAR_DUPLICATE_THRESHOLDS[0]
     )
-    if not is_copied and len(texts) == 1:
-        return plain
-    split, held_out = {}, HashSet(held_out_hashes)
-    for text, cut in cuts.items():
-        kept, moved = split_by_shingles(text[:cut], held_out, rate)
-        split[text] = _pieces(kept, [*moved, text[cut:]])
+    if not is_copied and len(members) == 1:
+        return list(own.values()), {}
+    split = _hold_out_passages(texts, own, HashSet(held_out_hashes))
+    kept = sum(end - start for spans in split.values() for start, end, held in spans if not held)
+    kept += sum(cut for text, cut in own.items() if text not in split)
     # If the text is mostly repetition, holding out all copies would leave too little to train on.
-    return split if _train_size(split) >= _train_size(plain) / 2 else plain
+    return list(own.values()), split if kept >= sum(own.values()) / 2 else {}
 
 
-def _pieces(train: Sequence[str], held_out: Sequence[str]) -> Split:
-    return [piece for piece in train if piece], [piece for piece in held_out if piece]
-
-
-def _train_size(split: dict[str, Split]) -> int:
-    return sum(len(piece) for train, _ in split.values() for piece in train)
+def _hold_out_passages(
+    texts: _Texts, cuts: dict[int, int], held_out: HashSet
+) -> dict[int, list[Span]]:
+    """Return the spans of the texts that have held-out passages before their cut."""
+    split: dict[int, list[Span]] = {}
+    for text, cut in cuts.items():
+        shingles = texts.shingles_of(text)
+        spans, position = [], 0
+        for start, end in passages(shingles.select(shingles.ends <= cut), held_out):
+            spans += [(position, start, False), (start, end, True)]
+            position = end
+        if spans:
+            spans += [(position, cut, False), (cut, int(texts.lengths[text]), True)]
+            split[text] = [span for span in spans if span[0] < span[1]]
+    return split

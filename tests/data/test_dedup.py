@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,42 @@ from hypothesis import strategies as st
 from src.data import dedup
 from src.data.dedup import (
     HashSet,
+    ShingleSampler,
     cluster_near_duplicates,
     containment,
-    shingles,
-    split_by_shingles,
+    passages,
 )
 from src.data.splits import split_documents
 from tests.bounds import by_chance
 
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=3000))
+
+
+def sample(documents, pieces=1):
+    """Sample the shingles of documents, each of which arrives in some pieces."""
+    sampler = ShingleSampler()
+    for text in documents:
+        size = len(text) // pieces + 1
+        for at in range(0, size * pieces, size):
+            sampler.add(text[at : at + size], is_end=at + size >= size * pieces)
+    return sampler.finish()
+
+
+def shingles(text, rate=1):
+    """The shingles of a text at a fixed rate."""
+    found = sample([text])
+    found = found.select(found.hashes <= (2**64 - 1) // rate)
+    return replace(found, rate=rate)
+
+
+def cluster(documents, threshold):
+    return cluster_near_duplicates(sample(documents), len(documents), threshold).tolist()
+
+
+def contained(text, other):
+    found = sample([*text, *other])
+    is_other = found.documents >= len(text)
+    return containment(found.hashes[~is_other], found.hashes[is_other])
 
 
 def plain(text):
@@ -31,20 +59,21 @@ def plain(text):
 
 @settings(deadline=None)
 @given(
-    text=st.text(st.sampled_from("aB \n.é鯨🐳7"), max_size=120),
+    documents=st.lists(st.text(st.sampled_from("aB \n.é鯨🐳7"), max_size=120), max_size=4),
     block=st.sampled_from([7, 30, 2**20]),
+    pieces=st.integers(1, 3),
 )
-def test_shingles_are_all_runs_of_letters_wherever_the_blocks_end(text, block):
+def test_shingles_are_all_runs_of_letters_wherever_blocks_and_pieces_end(documents, block, pieces):
     before, dedup._BLOCK = dedup._BLOCK, block
     try:
-        found = shingles(text)
+        found = sample(documents, pieces)
     finally:
         dedup._BLOCK = before
-    expected = plain(text)
-    assert found.starts.tolist() == [start for _, start, _ in expected]
-    assert found.ends.tolist() == [end for _, _, end in expected]
+    expected = [(index, *each) for index, text in enumerate(documents) for each in plain(text)]
+    places = np.stack([found.documents, found.starts, found.ends], 1).tolist()
+    assert places == [[index, start, end] for index, _, start, end in expected]
     by_run = {}
-    for (run, _, _), value in zip(expected, found.hashes.tolist(), strict=True):
+    for (_, run, _, _), value in zip(expected, found.hashes.tolist(), strict=True):
         assert by_run.setdefault(run, value) == value
     assert len(set(by_run.values())) == len(by_run)
 
@@ -84,47 +113,62 @@ def test_documents_are_grouped_by_what_they_share(monkeypatch):
         "too short",
     ]
     expected = [0, 1, 0, 3, 1, 5, 6]
-    assert cluster_near_duplicates(documents, 0.2) == expected
+    assert cluster(documents, 0.2) == expected
     monkeypatch.setattr(dedup, "_BLOCK", 50)
-    assert cluster_near_duplicates(documents, 0.2) == expected
-    assert cluster_near_duplicates(documents, 0.05) == [0, 1, 0, 3, 1, 3, 6]
-    assert cluster_near_duplicates(["short", "texts"], 0.2) == [0, 1]
-    assert cluster_near_duplicates([], 0.2) == []
+    assert cluster(documents, 0.2) == expected
+    assert cluster(documents, 0.05) == [0, 1, 0, 3, 1, 3, 6]
+    assert cluster(["short", "texts"], 0.2) == [0, 1]
+    assert cluster([], 0.2) == []
 
 
-def test_a_large_corpus_is_sampled(monkeypatch):
-    monkeypatch.setattr(dedup, "_MAX_SHINGLES", 1000)
+@pytest.mark.parametrize("block", [50, 2**16])
+def test_a_large_corpus_is_sampled_at_the_rate_of_its_size(monkeypatch, block):
     documents = [TEXT, "".join(random.Random(2).choices("abcd", k=3000)), TEXT[::-1], TEXT + "end"]
-    assert dedup.sampling_rate(documents) > 10
-    assert cluster_near_duplicates(documents, 0.2) == [0, 1, 2, 0]
-    assert containment([TEXT[:2000]], documents[1:]) == 1
-    assert containment([TEXT[:2000]], documents[1:3]) == 0
+    every = sample(documents)
+    monkeypatch.setattr(dedup, "_BLOCK", block)
+    monkeypatch.setattr(dedup, "_MAX_SHINGLES", 1000)
+    found = sample(documents)
+    assert found.rate == 13
+    chosen = every.hashes <= (2**64 - 1) // 13
+    for name in ("hashes", "documents", "starts", "ends"):
+        assert getattr(found, name).tolist() == getattr(every, name)[chosen].tolist()
+    assert cluster(documents, 0.2) == [0, 1, 2, 0]
+    assert contained([TEXT[:2000]], documents[1:]) == 1
+    assert contained([TEXT[:2000]], documents[1:3]) == 0
+
+
+def test_a_text_that_repeats_itself_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(dedup, "_BLOCK", 1000)
+    monkeypatch.setattr(dedup, "_MAX_SHINGLES", 1000)
+    for letter in "abcdefgh":
+        assert len(sample([letter * 20_000, TEXT])) <= 2000
 
 
 def test_the_shared_part_is_counted():
-    assert containment(["short"], ["short"]) is None
-    assert containment([TEXT], []) == 0
+    assert contained(["short"], ["short"]) is None
+    assert contained([TEXT], []) == 0
     count, half = len(plain(TEXT)), TEXT[: len(TEXT) // 2]
-    assert containment([TEXT, "x" * 40], [TEXT]) == count / (count + 40 - 23)
-    assert containment([TEXT], [half]) == len(plain(half)) / count
+    assert contained([TEXT, "x" * 40], [TEXT]) == count / (count + 40 - 23)
+    assert contained([TEXT], [half]) == len(plain(half)) / count
 
 
 @given(start=st.integers(0, 2000), length=st.integers(0, 900), rate=st.sampled_from([1, 5]))
-def test_what_is_cut_out_of_a_text_is_the_passage_and_nothing_is_lost(start, length, rate):
-    passage = TEXT[start : start + length]
-    hashes = shingles(passage, rate).hashes
-    kept, cut = split_by_shingles(TEXT, HashSet(hashes), rate)
-    assert sum(map(len, kept + cut)) == len(TEXT)
-    assert not np.isin(np.concatenate([shingles(text, rate).hashes for text in kept]), hashes).any()
-    assert bool(cut) == bool(len(hashes))
-    assert "".join(cut) in passage
+def test_the_passages_of_a_text_are_found_where_they_are(start, length, rate):
+    hashes = shingles(TEXT[start : start + length], rate).hashes
+    found = list(passages(shingles(TEXT, rate), HashSet(hashes)))
+    assert bool(found) == bool(len(hashes))
+    assert all(start <= first < last <= start + length for first, last in found)
+    position, rest = 0, []
+    for first, last in [*found, (len(TEXT), len(TEXT))]:
+        rest.append(TEXT[position:first])
+        position = last
+    assert not np.isin(np.concatenate([shingles(text, rate).hashes for text in rest]), hashes).any()
 
 
-def test_passages_that_an_edit_parts_are_cut_out_together():
+def test_a_passage_that_was_edited_is_one_passage():
     edited = TEXT[:1000] + "another word" + TEXT[1010:2000]
-    kept, cut = split_by_shingles(TEXT, HashSet(shingles(edited[500:1500]).hashes))
-    assert len(cut) == 1
-    assert len(kept) == 2
+    found = list(passages(shingles(TEXT), HashSet(shingles(edited[500:1500]).hashes)))
+    assert len(found) == 1
 
 
 NUMBERS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), max_size=20)

@@ -1,0 +1,38 @@
+"""One pass over a corpus: sizes, hashes and equal documents."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.data.scan import Scanner, scan_texts
+
+TEXTS = st.lists(st.text(st.sampled_from("ab é鯨🐳\ud800"), max_size=4), max_size=30)
+
+
+@given(documents=TEXTS)
+def test_sizes_and_originals_are_those_of_the_documents(documents):
+    written = []
+    scanner = Scanner(written.append)
+    for text in documents:
+        for character in text[:-1]:
+            scanner.add(character, is_end=False)
+        scanner.add(text[-1:])
+    scan = scanner.finish()
+    stored = [text.encode("utf-8", "replace") for text in documents]
+    assert b"".join(written) == b"".join(stored)
+    assert scan.characters.tolist() == [*map(len, documents)]
+    assert scan.sizes.tolist() == [*map(len, stored)]
+    assert scan.originals.tolist() == [stored.index(data) for data in stored]
+    whole = scan_texts(documents)
+    assert scan.identity == whole.identity
+    assert np.array_equal(scan.shingles.hashes, whole.shingles.hashes)
+
+
+def test_the_identity_is_that_of_the_documents_not_of_their_concatenation():
+    texts = [["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""], ["c", "ab"], []]
+    assert len({scan_texts(each).identity for each in texts}) == len(texts)
+
+
+def test_many_documents_are_packed(monkeypatch):
+    monkeypatch.setattr("src.data.scan._PACKED", 2)
+    assert scan_texts(["a", "bb", "a"]).characters.tolist() == [1, 2, 1]
