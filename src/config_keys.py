@@ -115,6 +115,10 @@ class DataConfig(Section):
     """Fraction held out for validation (0 to below 1): the end of each document, or complete
     documents.
     """
+    token_cache: str | None = None
+    """Folder that keeps the tokens of a text for later runs, by default in the cache folder; or
+    `off`.
+    """
 
     # Tokenizer.
     tokenizer: str = "bpe"

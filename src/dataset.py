@@ -10,6 +10,7 @@ from .arguments import NonNegativeInt, checked
 from .console import show_progress, visible
 from .data.batches import EpochBatches
 from .data.corpus import read_documents
+from .data.shards import ShardedTokens
 from .data.sources import Sources
 from .data.splits import split_documents
 from .data.tokens import tokenize
@@ -60,7 +61,19 @@ class TextDataset(TokenWindows):
             tokens = tokenize(documents, tokenizer)
             super().__init__(tokens, seq_len, stride)
         if seed is not None:
-            self.starts = np.random.default_rng(seed).permutation(self.starts)
+            self._order = np.random.default_rng(seed).permutation(len(self))
+
+    _order: np.ndarray | None = None
+    """The index in the text of each window, if they are shuffled."""
+
+    def start(self, index: int) -> int:
+        """Return the index in `tokens` of the first token of a window."""
+        return super().start(index if self._order is None else int(self._order[index]))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Index in `tokens` of the first token of each window, computed."""
+        return super().starts if self._order is None else super().starts[self._order]
 
     @classmethod
     @checked
@@ -74,6 +87,13 @@ class TextDataset(TokenWindows):
         """
         self = cls.__new__(cls)
         TokenWindows.__init__(self, _as_array(tokens), seq_len, stride)
+        return self
+
+    @classmethod
+    def from_shards(cls, tokens: ShardedTokens, seq_len: int, *, stride: int) -> TextDataset:
+        """Create a dataset from tokens on disk."""
+        self = cls.__new__(cls)
+        TokenWindows.__init__(self, tokens, seq_len, stride)
         return self
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +98,8 @@ class Run:
     tokenizer: Tokenizer
     history: History
     folder: Path
-    training_text: list[str]
-    """The preprocessed training documents; empty on ranks other than 0."""
+    training_text: Sequence[str]
+    """The preprocessed training documents, decoded when asked for; empty on ranks other than 0."""
     is_main: bool = True
     """Whether this is rank 0."""
 
@@ -284,7 +284,7 @@ def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
     log.info(
         "%s: %s, %s to train on, %s to validate; vocabulary %d",
         trainer.config.model_name,
-        plural(sum(map(len, text.documents)), "character"),
+        plural(text.characters, "character"),
         plural(len(text.train_data.tokens), "token"),
         f"{len(text.val_data.tokens) if text.val_data else 0:,}",
         text.tokenizer.vocab_size,
@@ -300,7 +300,7 @@ def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
     )
 
 
-def _write_report(folder: Path, training_text: list[str]) -> None:
+def _write_report(folder: Path, training_text: Sequence[str]) -> None:
     try:
         log.info("report: %s", write_report(folder, training_text))
     except AGI2Error as error:  # e.g. disk full: must not fail a run whose model is saved

@@ -47,7 +47,9 @@ _MANY_EPOCHS = 12
 
 
 def examine(config: Config) -> Iterator[str]:
-    """Estimate the speed, time, memory and disk of a run, from measured steps. Writes nothing.
+    """Estimate the speed, time, memory and disk of a run, from measured steps.
+
+    Writes nothing but the tokens, which the run will use (see `token_cache`).
 
     Yields:
         Lines of the report.
@@ -96,11 +98,9 @@ def examine(config: Config) -> Iterator[str]:
 
 
 def _describe_text(text: PreparedData, config: Config) -> Iterator[str]:
-    characters = sum(map(len, text.documents))
-    size = sum(len(document.encode()) for document in text.documents)
     yield (
-        f"text: {plural(len(text.documents), 'document')}, {plural(characters, 'character')}, "
-        f"{human_bytes(size)}"
+        f"text: {plural(text.documents, 'document')}, {plural(text.characters, 'character')}, "
+        f"{human_bytes(text.size)}"
     )
     held_out = len(text.val_data.tokens) if text.val_data is not None else 0
     yield f"tokens: {len(text.train_data.tokens):,} to train on, {held_out:,} to validate"

@@ -71,10 +71,11 @@ _MAX_COMPARED_CHARACTERS = 20_000_000
 
 def _log_overlap(run: Run, samples: list[str]) -> None:
     """Log how many of the samples' words occur in the training text, and the longest copy."""
+    from ..data.decoded import first_characters
     from ..evaluation.memorization import known_words, longest_common_span
     from ..utils import log, plural
 
-    training_text = "\n".join(run.training_text)[:_MAX_COMPARED_CHARACTERS]
+    training_text = "\n".join(first_characters(run.training_text, _MAX_COMPARED_CHARACTERS))
     known = known_words("\n".join(samples), training_text)
     if known is not None:
         log.info("%.0f %% of the words of the samples occur in the training text", 100 * known)

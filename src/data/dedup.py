@@ -58,7 +58,7 @@ class ShingleSampler:
         self._block_size = 0
         self._position = 0  # in the stream of documents and separators
         self._characters = 0  # of documents alone
-        self._document_starts = [np.zeros(1, np.int64)]
+        self._document_starts: list[np.ndarray] = []
         self._new_starts: list[int] = []
         self._sampled = [(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))]
         self._count = 0
@@ -68,13 +68,13 @@ class ShingleSampler:
     def _rate(self) -> int:
         return self._factor * (-(-self._characters // _MAX_SHINGLES) or 1)
 
-    def add(self, text: str, is_end: bool = True) -> None:
-        """Add the next piece of a document; with `is_end`, its last piece."""
-        self._characters += len(text)
-        self._append(text)
-        if is_end:
+    def add(self, text: str, continues: bool = False) -> None:
+        """Add a document; or, if it `continues` the one before, the next piece of that."""
+        if not continues:
             self._append(_SEPARATOR)
             self._new_starts.append(self._position + self._block_size)
+        self._characters += len(text)
+        self._append(text)
         if self._block_size >= _BLOCK:
             self._sample_block()
 

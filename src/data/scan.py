@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
+from ..utils import atomic_path
 from .dedup import Shingles, ShingleSampler
 
 
@@ -58,20 +60,29 @@ class Scanner:
         self._documents: list[np.ndarray] = []
         self._new: list[tuple[int, int, int, int]] = []
         self._begin_document()
+        self._is_open = False
 
     def _begin_document(self) -> None:
         self._hash, self._characters, self._size = hashlib.sha256(), 0, 0
 
-    def add(self, text: str, is_end: bool = True) -> None:
-        """Scan a document, or the next piece of one; lone surrogates become `?`."""
+    def add(self, text: str, continues: bool = False) -> None:
+        """Scan a document; or, if it `continues` the one before, the next piece of that.
+
+        Lone surrogates become `?`.
+        """
+        if not continues:
+            self._end_document()
+        self._is_open = True
         data = text.encode("utf-8", "replace")
         if self._sink is not None:
             self._sink(data)
         self._hash.update(data)
         self._characters += len(text)
         self._size += len(data)
-        self._sampler.add(text, is_end)
-        if is_end:
+        self._sampler.add(text, continues)
+
+    def _end_document(self) -> None:
+        if self._is_open:
             digest = self._hash.digest()
             high, low = int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])
             self._new.append((self._characters, self._size, high, low))
@@ -86,6 +97,7 @@ class Scanner:
 
     def finish(self) -> Scan:
         """Return the scan, after the last document."""
+        self._end_document()
         self._pack()
         figures = np.concatenate(self._documents)
         characters, sizes = figures[:, :2].astype(np.int64).T
@@ -101,3 +113,21 @@ def scan_texts(texts: Iterable[str]) -> Scan:
     for text in texts:
         scanner.add(text)
     return scanner.finish()
+
+
+def save_scan(scan: Scan, path: Path) -> None:
+    """Save a scan to a file, atomically."""
+    shingles = vars(scan.shingles)
+    arrays = {name: getattr(scan, name) for name in ("characters", "sizes", "hashes")}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays, **{f"shingle_{name}": value for name, value in shingles.items()})
+
+
+def load_scan(path: Path) -> Scan:
+    """Load a scan that `save_scan` saved."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    own = {name: value for name, value in arrays.items() if not name.startswith("shingle_")}
+    names = (field.name for field in fields(Shingles))
+    shingles = {name: arrays[f"shingle_{name}"] for name in names}
+    return Scan(**own, shingles=Shingles(**{**shingles, "rate": int(shingles["rate"])}))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..tokenizer import Tokenizer
+from .shards import ShardedTokens
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -26,16 +27,18 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts[:-1]) if parts else np.array([], dtype=tokenizer.dtype)
 
 
-def count_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int | None:
+def count_bytes(tokens: np.ndarray | ShardedTokens, tokenizer: Tokenizer) -> int | None:
     """Count the UTF-8 bytes of the text that tokens decode to, as for bits per byte.
 
     Args:
-        tokens: token ids, (N,).
+        tokens: token ids, (N,); of shards, the figures that were written with them are used.
         tokenizer: the tokenizer of these ids.
 
     Returns:
         The number of bytes, or `None` if a token is `<unk>`, whose text is not known.
     """
+    if isinstance(tokens, ShardedTokens):
+        return None if tokens.figures.unknown else tokens.figures.text_bytes
     unknown = tokenizer.unknown
     if unknown is not None and (tokens == unknown).any():
         return None

@@ -8,13 +8,14 @@ from torch.utils.data import Dataset
 
 from ..errors import AGI2Error
 from ..utils import log, plural
+from .shards import ShardedTokens
 
 
 class TokenWindows(Dataset[torch.Tensor]):
     """Map-style dataset of windows of a token array: `windows[i]` is a LongTensor (seq_len,).
 
     Args:
-        tokens: token ids, (N,).
+        tokens: token ids, (N,), in memory or on disk.
         seq_len: tokens per window. Fewer tokens give one shorter window, with a warning.
         stride: tokens between the starts of consecutive windows, at most `seq_len`, the default.
             The last window ends at the last token, so no token is dropped.
@@ -23,13 +24,15 @@ class TokenWindows(Dataset[torch.Tensor]):
         AGI2Error: if there are fewer than two tokens, or `seq_len` or `stride` is below 1.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | ShardedTokens
     seq_len: int
     stride: int
-    starts: np.ndarray
-    """Index in `tokens` of the first token of each window."""
+    last_start: int
+    """Index in `tokens` of the first token of the last window in the order of the text."""
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, stride: int | None = None) -> None:
+    def __init__(
+        self, tokens: np.ndarray | ShardedTokens, seq_len: int, stride: int | None = None
+    ) -> None:
         if seq_len < 1 or (stride is not None and stride < 1):
             raise AGI2Error(f"seq_len {seq_len} and stride {stride}: both must be at least 1")
         if len(tokens) < 2:
@@ -42,16 +45,22 @@ class TokenWindows(Dataset[torch.Tensor]):
         self.tokens = tokens
         self.seq_len = seq_len
         self.stride = min(stride or seq_len, seq_len)  # a longer stride would skip tokens
-        last = len(tokens) - seq_len
-        self.starts = np.arange(0, last + 1, self.stride)
-        if self.starts[-1] != last:
-            self.starts = np.append(self.starts, last)
+        self.last_start = len(tokens) - seq_len
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return -(-self.last_start // self.stride) + 1
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.window(self.starts[index])
+        return self.window(self.start(index))
+
+    def start(self, index: int) -> int:
+        """Return the index in `tokens` of the first token of a window."""
+        return min(range(len(self))[index] * self.stride, self.last_start)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Index in `tokens` of the first token of each window, computed."""
+        return np.minimum(np.arange(len(self)) * self.stride, self.last_start)
 
     def window(self, start: int) -> torch.Tensor:
         """Return the window, a LongTensor (T,), that starts at token `start`."""

@@ -38,11 +38,13 @@ class Copy:
 
 def find_copies(run: RunRecord, documents: Sequence[str]) -> list[Copy]:
     """Find the longest copy in each of the last samples; omit samples without any."""
-    # Deferred: it imports NumPy, which `agi2 list` does not need.
+    # Deferred: they import NumPy, which `agi2 list` does not need.
+    from ..data.decoded import first_characters
     from .memorization import longest_common_span
 
-    text = _DOCUMENT_SEPARATOR.join(_first_characters(documents))
-    starts = [0, *accumulate(len(document) + 1 for document in documents)]
+    compared = first_characters(documents, MAX_COMPARED_TEXT)
+    text = _DOCUMENT_SEPARATOR.join(compared)
+    starts = [0, *accumulate(len(document) + 1 for document in compared)]
     copies = []
     for step, sample in run.history.samples[-MAX_COMPARED_SAMPLES:]:
         generated = sample.removeprefix(run.config.model_seed)[:MAX_COMPARED_CHARACTERS]
@@ -86,25 +88,16 @@ _MAX_OCCURRENCES = 10_000
 _DOCUMENT_SEPARATOR = "\udfff"
 
 
-def _first_characters(documents: Sequence[str]) -> list[str]:
-    """Truncate the documents to `MAX_COMPARED_TEXT` characters in total."""
-    kept, left = [], MAX_COMPARED_TEXT
-    for document in documents:
-        kept.append(document[:left])
-        left -= len(kept[-1])
-        if not left:
-            break
-    return kept
-
-
 def memorization_section(
     run: RunRecord, copies: Sequence[Copy] | None, documents: Sequence[str] | None
 ) -> str:
     """Return the report's section on the copies; empty if they were not searched for."""
     if copies is None or documents is None or not run.history.samples:
         return ""
-    characters = sum(map(len, documents))
-    compared = min(characters, MAX_COMPARED_TEXT)
+    from ..data.decoded import first_characters
+
+    characters = sum(map(len, first_characters(documents, MAX_COMPARED_TEXT + 1)))
+    cut = "the first " * (characters > MAX_COMPARED_TEXT)
     rows = []
     for copy in reversed(copies):
         share = len(copy.span) / len(copy.sample)
@@ -120,13 +113,12 @@ def memorization_section(
                 f"<pre>{_around(copy)}</pre><small>{place}</small>",
             ]
         )
-    cut = f"the first {compared:,} of {characters:,}"
     samples = min(len(run.history.samples), MAX_COMPARED_SAMPLES)
     note = (
         "The longest span that "
         + (f"each of the last {samples} samples" if samples > 1 else "the last sample")
         + f" (its first {MAX_COMPARED_CHARACTERS:,} characters) has in common, character for "
-        f"character, with the training text ({cut if compared < characters else f'{characters:,}'} "
+        f"character, with the training text ({cut}{min(characters, MAX_COMPARED_TEXT):,} "
         f"characters in {len(documents):,} document{'s' * (len(documents) != 1)})."
     )
     head = ["step", "characters", "sample", "training text"]

@@ -101,7 +101,7 @@ def _new_targets_mask(dataset: TextDataset, index: int) -> torch.Tensor:
     width = dataset.seq_len - 1
     is_new = torch.ones(width, dtype=torch.bool, device="cpu")
     if index:
-        overlap = dataset.starts[index - 1] + width - dataset.starts[index]
+        overlap = dataset.start(index - 1) + width - dataset.start(index)
         is_new[: max(overlap, 0)] = False
     return is_new
 

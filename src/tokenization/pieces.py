@@ -8,7 +8,7 @@ megabytes, which is split at a fixed length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 MAX_RUN = 1200
 """Maximum characters without a known word boundary that are encoded together. A longer run is split
@@ -49,6 +49,30 @@ def split_text(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str
         if found is None or position - start >= size:
             yield text[start:position]
             start = position
+    if start < len(text):
+        yield text[start:]
+
+
+def split_stream(chunks: Iterable[str], size: int, run: int = MAX_RUN) -> Iterator[str]:
+    """Split a text that arrives in chunks into pieces that `split_text` splits as it does the text.
+
+    Args:
+        chunks: the text, in chunks of any size.
+        size: minimum characters of a piece, but for the last.
+        run: as for `split_text`.
+
+    Yields:
+        Pieces of less than `size + run` characters, whose concatenation is the text.
+    """
+    text, start, position = "", 0, 0
+    for chunk in chunks:
+        text, position, start = text[start:] + chunk, position - start, 0
+        while len(text) - position > run:
+            found = _LAST_BOUNDARY.match(text, position, position + run + 1)
+            position = position + run if found is None else found.end()
+            if position - start >= size:
+                yield text[start:position]
+                start = position
     if start < len(text):
         yield text[start:]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -163,7 +163,7 @@ def is_fitted(tokenizer: Tokenizer) -> bool:
     return True
 
 
-def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> Tokenizer:
+def fit_to(tokenizer: Tokenizer, documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """Fit a tokenizer on documents, with a vocabulary of at most the model's size.
 
     Args:
@@ -186,8 +186,13 @@ def fit_to(tokenizer: Tokenizer, documents: Sequence[str], vocab_size: int) -> T
             )
         tokenizer.max_vocab_size = min(tokenizer.max_vocab_size, vocab_size)
     tokenizer.fit(documents)
-    log.info("the tokenizer was not fitted: now it is, %d tokens", tokenizer.vocab_size)
+    log_fitted(tokenizer)
     return tokenizer
+
+
+def log_fitted(tokenizer: Tokenizer) -> None:
+    """Log that a tokenizer that was given has been fitted."""
+    log.info("the tokenizer was not fitted: now it is, %d tokens", tokenizer.vocab_size)
 
 
 def copy_vocabulary(tokenizer: Tokenizer, other: Tokenizer) -> Tokenizer:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
 from ..config_loader import CONFIG
+from ..data.shards import SHARD_TOKENS, token_hashes
 from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
 from ..formats.model_dir import WEIGHTS, load_weights, save_config_and_tokenizer, save_weights
@@ -108,7 +110,7 @@ class CheckpointManager:
         """What must match on resume: hashes of tokenizer and text, weights' dtype, fixed keys."""
         digest = hashlib.sha256()
         for dataset in self.data:
-            digest.update(dataset.tokens.data)
+            digest.update("".join(token_hashes(dataset.tokens)).encode())
         keys = self.model.config.to_keys()
         return {
             "tokenizer": self.tokenizer.fingerprint,
@@ -142,13 +144,22 @@ class CheckpointManager:
                     f"{checkpoint.folder} was trained with {key} = {was!r}, now it is {value!r}: "
                     "set it back, or start from scratch without resume"
                 )
-        if before["text"] != now["text"]:
+        if before["text"] not in (now["text"], self._digest_of_tokens()):
             raise AGI2Error(
                 f"the text has changed since {checkpoint.folder}: restore it, or start from "
                 "scratch without resume"
             )
         tensors = checkpoint.load_into(self.model)
         load_optimizer_tensors(self.model, self.optimizers, tensors)
+
+    def _digest_of_tokens(self) -> str:
+        """Return the hash of the text as earlier versions computed it: of all tokens at once."""
+        digest = hashlib.sha256()
+        for dataset in self.data:
+            for first in range(0, len(dataset.tokens), SHARD_TOKENS):
+                chunk = dataset.tokens[first : first + SHARD_TOKENS]
+                digest.update(np.ascontiguousarray(chunk).data)
+        return digest.hexdigest()
 
     def prepare_folder(self, checkpoint: Checkpoint | None) -> int:
         """Restore the run folder to its state at the checkpoint, or create a new one, and lock it.

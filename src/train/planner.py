@@ -23,7 +23,9 @@ from ..cuda_utils import (
     memory_stats,
     select_device,
 )
-from ..data.corpus import check_rereadable, check_sources, read_documents
+from ..data.corpus import check_rereadable, check_sources
+from ..data.readers import iterate_documents
+from ..data.tokens import count_bytes
 from ..errors import AGI2Error, mask_urls
 from ..formats.run_dir import run_folder
 from ..utils import human_bytes, human_time, plural, write_text
@@ -128,17 +130,20 @@ class Corpus:
         size = 0
         parts: list[str] = []
         remaining = _SAMPLE_CHARACTERS
-        for document in read_documents(sources):
-            size += len(document.encode("utf-8", "replace"))
+        for document in iterate_documents(sources):
+            size += len(document.text.encode("utf-8", "replace"))
             if remaining > 0:
-                parts.append(document[:remaining])
-                remaining -= len(document) + 2
+                if parts and not document.continues:
+                    parts.append("\n\n")
+                    remaining -= 2
+                parts.append(document.text[:remaining])
+                remaining -= len(parts[-1])
         if size < _MIN_BYTES:
             raise AGI2Error(
                 f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at "
                 f"least {_MIN_BYTES:,}, and some 100,000 for a model that generates words"
             )
-        sample = "\n\n".join(parts)
+        sample = "".join(parts)
         return cls(list(sources), size, estimate_entropy(sample.encode("utf-8", "replace")), sample)
 
 
@@ -307,6 +312,7 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
         config = make_config({**keys, "sources": [str(sample)], "max_steps": 1000})
+        config = config.changed(token_cache="off")
         text = prepare(config)
         group = ProcessGroup(select_device(config.device))
         model, config = make_model(config, text.tokenizer, group)
@@ -315,8 +321,8 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
     data = trainer.batches.dataset
     seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
     tokens = trainer.batches.batch_size * (data.seq_len - 1)
-    size = trainer.tokenizer.byte_lengths()[data.tokens].mean()
-    return Throughput(tokens / seconds, float(size))
+    size = (count_bytes(data.tokens, trainer.tokenizer) or 0) / len(data.tokens)
+    return Throughput(tokens / seconds, size)
 
 
 def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Throughput) -> Plan:

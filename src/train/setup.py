@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..config import FREE_ARCHITECTURE_KEYS, Config
-from ..console import show_progress
 from ..cuda_utils import check_memory
-from ..data.corpus import read_documents
+from ..data.build import Corpus, CorpusOptions, TokenizerSource, prepare_corpus
+from ..data.decoded import DecodedDocuments
 from ..data.documents import ReadOptions
-from ..data.tokens import tokenize
-from ..dataset import TextDataset, split_documents
+from ..data.shards import ShardedTokens
+from ..dataset import TextDataset
 from ..errors import AGI2Error
 from ..formats.model_dir import check_vocabulary, load_model, run_folder
 from ..model import GPT2Model
 from ..nn.lora import add_lora
-from ..tokenizer import Tokenizer, load_tokenizer, new_tokenizer
-from ..utils import log, seed_everything
-from .arguments import copy_vocabulary, fit_to, is_fitted
+from ..tokenizer import BasicTokenizer, BPETokenizer, Tokenizer, load_tokenizer, new_tokenizer
+from ..utils import log, plural, seed_everything
+from .arguments import copy_vocabulary, fit_to, is_fitted, log_fitted
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .distributed import ProcessGroup, began_in_this_launch, launch_id
 
@@ -33,16 +33,24 @@ class PreparedData:
     tokenizer: Tokenizer
     train_data: TextDataset
     val_data: TextDataset | None
-    documents: list[str]
-    """The complete text; empty on ranks other than 0."""
-    training_text: list[str]
+    documents: int
+    """Number of documents of the text."""
+    characters: int
+    size: int
+    """Number of UTF-8 bytes."""
+    training_text: Sequence[str]
     """The preprocessed training documents; empty on ranks other than 0."""
+    corpus: Corpus | None = None
+    """The tokenized text on disk; `None` on ranks other than 0."""
 
 
 def prepare(
     config: Config, checkpoint: Checkpoint | None = None, tokenizer: Tokenizer | None = None
 ) -> PreparedData:
     """Read the text, load or fit the tokenizer, and tokenize the text into windows.
+
+    What an earlier call with the same text, tokenizer and keys has written to the token cache is
+    used again.
 
     Args:
         config: the run's configuration.
@@ -52,17 +60,16 @@ def prepare(
     Raises:
         AGI2Error: if the text cannot be read, or the tokenizer cannot be loaded or fitted.
     """
-    with show_progress("reading the text"):
-        documents = list(read_documents(config.sources, options=ReadOptions.from_config(config)))
-    train, held_out = split_documents(documents, config.val_fraction, config.seed)
-    if tokenizer is None or not is_fitted(tokenizer):
-        with show_progress("training the tokenizer"):
-            tokenizer = _make_tokenizer(config, train, checkpoint, tokenizer)
-    with show_progress("tokenizing the text"):
-        train_data, val_data = _windows(train, held_out, tokenizer, config.seq_len)
+    options = CorpusOptions(
+        config.sources, ReadOptions.from_config(config), config.val_fraction, config.seed
+    )
+    source = _tokenizer_source(config, checkpoint, tokenizer)
+    corpus = prepare_corpus(options, source, config.token_cache)
+    train_data, val_data = _windows(corpus, config.seq_len)
     # Preprocessed as the model's input is: memorized text is searched for in this.
-    preprocessed = [tokenizer.preprocess(document) for document in train]
-    return PreparedData(tokenizer, train_data, val_data, documents, preprocessed)
+    text = DecodedDocuments(corpus.train, corpus.tokenizer)
+    sizes = (corpus.documents, corpus.characters, corpus.size)
+    return PreparedData(corpus.tokenizer, train_data, val_data, *sizes, text, corpus)
 
 
 def make_model(
@@ -150,31 +157,46 @@ def prepare_on_rank_0(
     tokenizer: Tokenizer | None,
     process_group: ProcessGroup,
 ) -> PreparedData:
-    """Call `prepare` on rank 0; broadcast its tokenizer and tokens, but not the text."""
+    """Call `prepare` on rank 0; broadcast its tokenizer and the paths of its tokens."""
     text = prepare(config, checkpoint, tokenizer) if process_group.is_main else None
 
-    def without_documents() -> PreparedData:
+    def without_text() -> PreparedData:
         assert text is not None
-        return replace(text, documents=[], training_text=[])
+        return replace(text, training_text=[], corpus=None)
 
-    received = process_group.broadcast_from_main(without_documents)
+    received = process_group.broadcast_from_main(without_text)
+    if text is not None:
+        return text
+    _check_shards(received, process_group)
     if tokenizer is not None:
         copy_vocabulary(tokenizer, received.tokenizer)
-    return text or received
+    return received
 
 
-def _make_tokenizer(
-    config: Config,
-    documents: list[str],
-    checkpoint: Checkpoint | None,
-    unfitted: Tokenizer | None = None,
-) -> Tokenizer:
-    """Return the checkpoint's tokenizer if resumed; else the given or configured one, fitted."""
+def _check_shards(text: PreparedData, process_group: ProcessGroup) -> None:
+    """Check that this rank sees the shards that rank 0 has written."""
+    for data in filter(None, (text.train_data, text.val_data)):
+        assert isinstance(data.tokens, ShardedTokens)
+        try:
+            data.tokens.check()
+        except AGI2Error as error:
+            raise AGI2Error(
+                f"process {process_group.rank}: {error}: set token_cache to a folder that all "
+                "machines share"
+            ) from error
+
+
+def _tokenizer_source(
+    config: Config, checkpoint: Checkpoint | None, given: Tokenizer | None
+) -> TokenizerSource:
+    """Return the checkpoint's tokenizer if resumed; else the given or the configured one."""
+    if given is not None and is_fitted(given):
+        return _fitted(given)
     if checkpoint is not None:
         saved = load_tokenizer(checkpoint.tokenizer)
-        return saved if unfitted is None else copy_vocabulary(unfitted, saved)
-    if unfitted is not None:
-        return fit_to(unfitted, documents, config.architecture.vocab_size)
+        return _fitted(saved if given is None else copy_vocabulary(given, saved))
+    if given is not None:
+        return _unfitted(given, config.architecture.vocab_size)
     tokenizer, is_new = new_tokenizer(
         config.tokenizer,
         config.vocab_size,
@@ -185,25 +207,57 @@ def _make_tokenizer(
         split_digits=config.split_digits,
         special_tokens=config.special_tokens,
     )
-    if is_new:
-        tokenizer.fit(documents)
-    return tokenizer
+    if not is_new:
+        return _fitted(tokenizer)
+
+    def fit(texts: Iterable[str]) -> Tokenizer:
+        tokenizer.fit(texts)
+        return tokenizer
+
+    keys = (
+        "tokenizer",
+        "vocab_size",
+        "lowercase",
+        "fold_whitespace",
+        "byte_fallback",
+        "pretokenizer",
+        "split_digits",
+        "special_tokens",
+    )
+    return TokenizerSource(str([config[key] for key in keys]), fit, load_tokenizer)
 
 
-def _windows(
-    train: list[str], held_out: list[str], tokenizer: Tokenizer, seq_len: int
-) -> tuple[TextDataset, TextDataset | None]:
+def _fitted(tokenizer: Tokenizer) -> TokenizerSource:
+    return TokenizerSource(tokenizer.fingerprint, lambda _: tokenizer, lambda _: tokenizer)
+
+
+def _unfitted(tokenizer: Tokenizer, vocab_size: int) -> TokenizerSource:
+    """Return a tokenizer that was given, to be fitted in place."""
+    identity = None  # of a user's own class it is not known on what its vocabulary depends
+    size: int | None = getattr(tokenizer, "max_vocab_size", None)
+    if type(tokenizer) in (BPETokenizer, BasicTokenizer):
+        identity = str([type(tokenizer).__name__, size, vocab_size, tokenizer.to_json()])
+
+    def load(folder: Path) -> Tokenizer:
+        copy_vocabulary(tokenizer, load_tokenizer(folder))
+        if isinstance(tokenizer, BPETokenizer) and size is not None:  # as `fit_to` leaves it
+            tokenizer.max_vocab_size = min(size, vocab_size)
+        log_fitted(tokenizer)
+        return tokenizer
+
+    return TokenizerSource(identity, lambda texts: fit_to(tokenizer, texts, vocab_size), load)
+
+
+def _windows(corpus: Corpus, seq_len: int) -> tuple[TextDataset, TextDataset | None]:
     """Return datasets of windows of seq_len + 1 tokens: seq_len inputs and targets each."""
-    tokens = tokenize(train, tokenizer)
-    if len(tokens) > 1:
-        # The first document follows an end-of-text token, too: an empty prompt starts with it.
-        tokens = np.concatenate([tokenize(["", ""], tokenizer), tokens])
-    train_data = TextDataset.from_tokens(tokens, seq_len + 1, stride=seq_len)
-    tokens = tokenize(held_out, tokenizer)
-    if len(tokens) < 2:
-        if held_out:
+    if len(corpus.train) < 3:  # an end-of-text token before the text
+        count = max(0, len(corpus.train) - 1)
+        raise AGI2Error(f"the text has {plural(count, 'token')}: at least 2 are needed")
+    train_data = TextDataset.from_shards(corpus.train, seq_len + 1, stride=seq_len)
+    if len(corpus.val) < 2:
+        if corpus.val.figures.documents:
             log.warning("the held-out text is too short to validate on")
         return train_data, None
     # Not longer than the training windows, which a short text makes shorter than seq_len.
     width = min(seq_len, train_data.seq_len - 1)
-    return train_data, TextDataset.from_tokens(tokens, width + 1, stride=width)
+    return train_data, TextDataset.from_shards(corpus.val, width + 1, stride=width)

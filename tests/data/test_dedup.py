@@ -26,7 +26,7 @@ def sample(documents, pieces=1):
     for text in documents:
         size = len(text) // pieces + 1
         for at in range(0, size * pieces, size):
-            sampler.add(text[at : at + size], is_end=at + size >= size * pieces)
+            sampler.add(text[at : at + size], continues=at > 0)
     return sampler.finish()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.scan import Scanner, scan_texts
+from src.data.scan import Scanner, load_scan, save_scan, scan_texts
 
 TEXTS = st.lists(st.text(st.sampled_from("ab é鯨🐳\ud800"), max_size=4), max_size=30)
 
@@ -14,9 +14,9 @@ def test_sizes_and_originals_are_those_of_the_documents(documents):
     written = []
     scanner = Scanner(written.append)
     for text in documents:
-        for character in text[:-1]:
-            scanner.add(character, is_end=False)
-        scanner.add(text[-1:])
+        scanner.add(text[:1])
+        for character in text[1:]:
+            scanner.add(character, continues=True)
     scan = scanner.finish()
     stored = [text.encode("utf-8", "replace") for text in documents]
     assert b"".join(written) == b"".join(stored)
@@ -36,3 +36,15 @@ def test_the_identity_is_that_of_the_documents_not_of_their_concatenation():
 def test_many_documents_are_packed(monkeypatch):
     monkeypatch.setattr("src.data.scan._PACKED", 2)
     assert scan_texts(["a", "bb", "a"]).characters.tolist() == [1, 2, 1]
+
+
+def test_a_scan_is_saved_and_loaded(tmp_path):
+    scan = scan_texts(["a whale of a text that is long enough for shingles", "short", "short"])
+    save_scan(scan, tmp_path / "scan.npz")
+    loaded = load_scan(tmp_path / "scan.npz")
+    assert [*tmp_path.iterdir()] == [tmp_path / "scan.npz"]
+    assert loaded.identity == scan.identity
+    assert loaded.originals.tolist() == [0, 1, 1]
+    for name, value in vars(scan.shingles).items():
+        assert np.array_equal(getattr(loaded.shingles, name), value)
+    assert len(scan.shingles) > 0

@@ -1,0 +1,384 @@
+"""Build a tokenized corpus: sources -> text on disk -> split -> tokenizer -> shards.
+
+Each step leaves a file, and after an interruption the next process continues behind the last one:
+`text.bin` and `scan.npz` (the text), `tokenizer.json`, the shards with `progress.json`. The last
+file is `corpus.json`; with it the corpus is complete, and the text is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..console import show_progress
+from ..errors import AGI2Error, one_line
+from ..tokenizer import FILE_NAME as TOKENIZER
+from ..tokenizer import Tokenizer
+from ..utils import log, read_json_object, sync_file, write_text
+from .documents import ReadOptions
+from .readers import iterate_documents
+from .scan import Scan, Scanner, load_scan, save_scan
+from .shards import ShardedTokens, ShardWriter, SplitFigures
+from .splits import SplitPlan, plan_split
+from .text_store import Cursor, Piece, TextStore
+from .token_cache import (
+    FILE_HASHES,
+    LOCK,
+    FileHashes,
+    Files,
+    convert_cache_errors,
+    corpus_key,
+    exclusive,
+    find_cache,
+    identify,
+)
+
+CORPUS = "corpus.json"
+PROGRESS = "progress.json"
+_TEXT, _SCAN = "text.bin", "scan.npz"
+_FORMAT = 1
+_SPLITS = ("train", "val")
+_SIZES = ("documents", "characters", "bytes")
+# Tokens after which the progress is saved.
+_PROGRESS_TOKENS = 2**24
+# Characters of documents that are encoded together, by all threads.
+_BATCH_CHARACTERS = 2**20
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What the text of a corpus and its split depend on."""
+
+    sources: list[str]
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    val_fraction: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where the tokenizer of a corpus comes from."""
+
+    identity: str | None
+    """What it depends on besides the training text; `None` if that is unknown."""
+    make: Callable[[Iterable[str]], Tokenizer]
+    """Returns the tokenizer, fitted on the training text if it has to be."""
+    load: Callable[[Path], Tokenizer]
+    """Returns the tokenizer, of which `tokenizer.json` is in a folder."""
+
+
+@dataclass
+class Corpus:
+    """A tokenized corpus on disk."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    train: ShardedTokens
+    val: ShardedTokens
+    documents: int
+    """Number of documents that were read."""
+    characters: int
+    size: int
+    """Number of their UTF-8 bytes."""
+    temporary: tempfile.TemporaryDirectory[str] | None = None
+    """The temporary folder that contains it, deleted with this object."""
+
+
+def prepare_corpus(
+    options: CorpusOptions,
+    tokenizer: TokenizerSource,
+    cache: str | None = None,
+    writer: type[ShardWriter] = ShardWriter,
+) -> Corpus:
+    """Return the tokenized corpus of a configuration, from the cache if it is there.
+
+    Args:
+        options: what to read, and how to split it.
+        tokenizer: the tokenizer.
+        cache: see `token_cache.find_cache`.
+        writer: the class that writes the shards.
+
+    Raises:
+        AGI2Error: if a source cannot be read, or the tokens cannot be written.
+    """
+    root, temporary = find_cache(cache if tokenizer.identity is not None else "off"), None
+    if root is None:
+        temporary = tempfile.TemporaryDirectory(prefix="agi2-", ignore_cleanup_errors=True)
+        root = Path(temporary.name)
+    hashes = FileHashes(root / FILE_HASHES)
+    with convert_cache_errors(root), show_progress("reading the text"):
+        files = identify(options.sources, hashes)
+        text = None if files is not None else _read_once(root, options)
+    identity = files.identity if files is not None else text.scan.identity if text else None
+    key = corpus_key(
+        {
+            "format": _FORMAT,
+            "text": identity,
+            "tokenizer": tokenizer.identity,
+            "options": {**asdict(options), "sources": None},
+        }
+    )
+    builder = CorpusBuilder(root / key, options, tokenizer, hashes, writer)
+    try:
+        with convert_cache_errors(root):
+            corpus = builder.open() or builder.build(files, text)
+    finally:
+        if text is not None:
+            shutil.rmtree(text.folder, ignore_errors=True)
+    hashes.save()
+    corpus.temporary = temporary
+    return corpus
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text of a corpus in a folder."""
+
+    folder: Path
+    scan: Scan
+    lines: list[tuple[int, str]]
+    """What was logged when it was read: levels and messages."""
+
+
+def _read_once(root: Path, options: CorpusOptions) -> _Text:
+    """Read sources that may be pipes into a new folder."""
+    folder = root / f"reading-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    try:
+        return _read(folder, options)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _read(folder: Path, options: CorpusOptions) -> _Text:
+    with _recorded() as lines, open(folder / _TEXT, "wb") as file:
+        scanner = Scanner(file.write)
+        for document in iterate_documents(options.sources, options.reading):
+            scanner.add(document.text, document.continues)
+    return _Text(folder, scanner.finish(), lines)
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[list[tuple[int, str]]]:
+    """Record what is logged, so that it can be logged again when the corpus is used again."""
+    lines: list[tuple[int, str]] = []
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.module not in ("console", "threading"):  # progress, which has no use later
+                lines.append((record.levelno, record.getMessage()))
+
+    recorder = Recorder(logging.INFO)
+    log.addHandler(recorder)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(recorder)
+
+
+class CorpusBuilder:
+    """Builds a corpus in a folder, or opens it if it is complete.
+
+    Args:
+        folder: the folder of the corpus; its name is the key.
+        options: what to read, and how to split it.
+        tokenizer: the tokenizer.
+        hashes: hashes of files.
+        writer: the class that writes the shards.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: CorpusOptions,
+        tokenizer: TokenizerSource,
+        hashes: FileHashes,
+        writer: type[ShardWriter],
+    ) -> None:
+        self._folder, self._options, self._source = folder, options, tokenizer
+        self._hashes, self._writer = hashes, writer
+
+    def open(self) -> Corpus | None:
+        """Return the corpus if it is complete; `None` if it has to be built."""
+        path = self._folder / CORPUS
+        if not path.exists():
+            return None
+        try:
+            content = read_json_object(path)
+            corpus = self._load(content, self._source.load(self._folder))
+            self._check(corpus)
+        except (AGI2Error, OSError, KeyError, TypeError, ValueError) as error:
+            reason = one_line(str(error) or type(error).__name__)
+            log.warning("%s: damaged (%s): the text is tokenized again", self._folder, reason)
+            path.unlink(missing_ok=True)
+            return None
+        log.info("the text is unchanged: its tokens are in %s", self._folder)
+        for level, line in content["log"]:
+            log.log(level, "%s", line)
+        return corpus
+
+    def _load(self, content: dict[str, Any], tokenizer: Tokenizer) -> Corpus:
+        dtype = np.dtype(tokenizer.dtype).name
+        train, val = (
+            ShardedTokens(self._folder, name, dtype, SplitFigures(**content[name]))
+            for name in _SPLITS
+        )
+        documents, characters, size = (content[name] for name in _SIZES)
+        return Corpus(self._folder, tokenizer, train, val, documents, characters, size)
+
+    def _check(self, corpus: Corpus) -> None:
+        """Check the sizes of all files, and the hashes of those that may have changed."""
+        for tokens in (corpus.train, corpus.val):
+            tokens.check()
+            for path, digest in zip(tokens.files, tokens.figures.hashes, strict=False):
+                if self._hashes.get(path)[0] != digest:
+                    raise AGI2Error(f"{path} has changed")
+
+    def build(self, files: Files | None, text: _Text | None) -> Corpus:
+        """Build the corpus, unless another process just did.
+
+        Args:
+            files: the files of the sources, to be read.
+            text: the text, if it was read already.
+        """
+        with exclusive(self._folder):
+            return self.open() or self._build(files, text)
+
+    def _build(self, files: Files | None, text: _Text | None) -> Corpus:
+        scan, lines = self._text(files, text)
+        with _recorded() as more:
+            plan = plan_split(scan, self._options.val_fraction, self._options.seed)
+            store = TextStore(self._folder / _TEXT, scan)
+            tokenizer = self._tokenizer(store, plan)
+        figures = self._tokenize(store, plan, tokenizer, int(scan.characters.sum()))
+        content = {
+            **{name: asdict(each) for name, each in zip(_SPLITS, figures, strict=True)},
+            "documents": len(scan),
+            "characters": int(scan.characters.sum()),
+            "bytes": int(scan.sizes.sum()),
+            "log": [*lines, *more],
+        }
+        write_text(self._folder / CORPUS, json.dumps(content))
+        for name in (_TEXT, _SCAN, PROGRESS):
+            (self._folder / name).unlink(missing_ok=True)
+        return self._load(content, tokenizer)
+
+    def _text(self, files: Files | None, text: _Text | None) -> tuple[Scan, list[Any]]:
+        """Return the scan of the text, and what was logged when it was read; read it if needed."""
+        path = self._folder / _SCAN
+        with contextlib.suppress(OSError, KeyError, ValueError, AGI2Error):
+            scan, lines = load_scan(path), self._progress()["log"]
+            if (self._folder / _TEXT).stat().st_size == scan.sizes.sum():
+                return scan, lines
+        for each in self._folder.iterdir():
+            if each.name != LOCK:
+                each.unlink()
+        if text is None:
+            with show_progress("reading the text"):
+                text = _read(self._folder, self._options)
+        else:
+            (text.folder / _TEXT).replace(self._folder / _TEXT)
+        if files is not None:
+            files.check_unchanged()
+        sync_file(self._folder / _TEXT)
+        self._save_progress({"log": text.lines})
+        save_scan(text.scan, path)
+        return text.scan, text.lines
+
+    def _progress(self) -> dict[str, Any]:
+        return read_json_object(self._folder / PROGRESS)
+
+    def _save_progress(self, progress: dict[str, Any]) -> None:
+        write_text(self._folder / PROGRESS, json.dumps(progress))
+
+    def _tokenizer(self, store: TextStore, plan: SplitPlan) -> Tokenizer:
+        if (self._folder / TOKENIZER).exists():
+            return self._source.load(self._folder)
+        tokenizer = self._source.make(
+            piece.text for piece in store.pieces(plan) if not piece.is_held_out
+        )
+        tokenizer.save(self._folder)
+        return tokenizer
+
+    def _tokenize(
+        self, store: TextStore, plan: SplitPlan, tokenizer: Tokenizer, characters: int
+    ) -> list[SplitFigures]:
+        """Write the shards, from where an interrupted process has stopped."""
+        begin, writers = self._open_writers(tokenizer)
+        saved = sum(writer.figures.tokens for writer in writers)
+        done = 0
+        try:
+            with show_progress("tokenizing the text", is_determinate=True) as advance:
+                for batch in _batches(store.pieces(plan, begin)):
+                    for piece, ids in zip(batch, _encode(batch, tokenizer), strict=True):
+                        _write(writers[piece.is_held_out], piece, ids, tokenizer)
+                        done += len(piece.text)
+                    advance(min(1.0, done / characters))
+                    tokens, end = sum(each.figures.tokens for each in writers), batch[-1].end
+                    if tokens >= saved + _PROGRESS_TOKENS and end is not None:
+                        self._save_position(end, writers)
+                        saved = tokens
+            return [writer.finish() for writer in writers]
+        finally:
+            for writer in writers:
+                writer.close()
+
+    def _open_writers(self, tokenizer: Tokenizer) -> tuple[Cursor, list[ShardWriter]]:
+        """Return where to continue, and writers that do."""
+        progress = self._progress()
+        with contextlib.suppress(KeyError, TypeError, AGI2Error):
+            figures = [SplitFigures(**progress[name]) for name in _SPLITS]
+            begin = Cursor(**progress["position"])
+            writers = [
+                self._writer(self._folder, name, tokenizer, each)
+                for name, each in zip(_SPLITS, figures, strict=True)
+            ]
+            log.info("tokenizing goes on at document %s", f"{begin.document + 1:,}")
+            return begin, writers
+        return Cursor(), [self._writer(self._folder, name, tokenizer) for name in _SPLITS]
+
+    def _save_position(self, position: Cursor, writers: list[ShardWriter]) -> None:
+        for writer in writers:
+            writer.sync()
+        progress = {name: asdict(each.figures) for name, each in zip(_SPLITS, writers, strict=True)}
+        log_lines = self._progress()["log"]
+        self._save_progress({"log": log_lines, "position": asdict(position), **progress})
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Group pieces to encode together; a batch ends where the text can be read from."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= _BATCH_CHARACTERS and piece.end is not None:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    return (tokenizer.encode_array(piece.text) for piece in batch)
+
+
+def _write(writer: ShardWriter, piece: Piece, ids: np.ndarray, tokenizer: Tokenizer) -> None:
+    if not piece.continues:
+        # The first training document follows an end-of-text token, too: an empty prompt starts
+        # with it.
+        if not piece.is_held_out or writer.figures.documents:
+            writer.write(np.array([tokenizer.end_of_text], tokenizer.dtype))
+        writer.begin_document()
+    writer.write(ids)

@@ -1,0 +1,223 @@
+"""The folder of tokenized corpora: hashes of files, the key of a corpus, and its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ..errors import AGI2Error, one_line
+from ..utils import log, read_json_object, sha256_of, write_text
+from .builtin import BUILTIN
+from .downloads import cache_folder
+from .sources import Sources, find_sources
+from .text_files import STDIN
+
+# Windows has no fcntl.
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
+FILE_HASHES = "files.json"
+"""The file in the cache with the hashes of sources and shards."""
+LOCK = ".lock"
+# Nanoseconds: a file changed within them before it was hashed may change again without another
+# time stamp, since file systems count time in steps of up to 2 s.
+_UNCERTAIN = 2 * 10**9
+_MAX_ENTRIES = 500_000
+_MAX_BYTES = 250_000_000
+
+
+@contextlib.contextmanager
+def convert_cache_errors(folder: Path) -> Iterator[None]:
+    """Convert `OSError` (disk full, no permission) to an error message that names the folder.
+
+    Raises:
+        AGI2Error: instead of `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise AGI2Error(
+            f"the tokens cannot be kept in {folder}: {error.strerror or error}; free some space, "
+            "or set token_cache to another folder"
+        ) from error
+
+
+def find_cache(choice: str | None) -> Path | None:
+    """Return the folder in which tokenized corpora are kept, created if it does not exist.
+
+    Args:
+        choice: a folder, `off`, or `None` for `corpora` in the cache folder.
+
+    Returns:
+        The folder; `None` if it is off, or if the cache folder cannot be written.
+
+    Raises:
+        AGI2Error: if a folder was chosen that cannot be written.
+    """
+    if choice == "off":
+        return None
+    if choice is not None:
+        folder = Path(choice).expanduser()
+        with convert_cache_errors(folder):
+            _check_writable(folder)
+        return folder
+    try:
+        folder = cache_folder() / "corpora"
+        _check_writable(folder)
+    except (AGI2Error, OSError) as error:
+        log.info("%s", one_line(f"the tokens are not kept for the next run: {error}"))
+        return None
+    return folder
+
+
+def _check_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, created if it does not exist; wait if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is tokenizing this text: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # the file system has no locks
+            log.debug("%s cannot be locked", folder)
+        yield
+
+
+def stamp_of(path: Path) -> list[int]:
+    """Return what changes if a file does: size, times of modification and change, inode number."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+class FileHashes:
+    """SHA-256 hashes of files, remembered in a JSON file with the stamps that the files had.
+
+    A file whose stamp is unchanged is not read again, unless it was young when it was hashed.
+
+    Args:
+        path: the JSON file; a damaged one is ignored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries: dict[str, list[Any]] = {}
+        self._is_changed = False
+        with contextlib.suppress(AGI2Error):
+            if path.exists():
+                self._entries = read_json_object(path, _MAX_BYTES)
+
+    def get(self, path: Path) -> tuple[str, list[int]]:
+        """Return the hash of a file, and its stamp.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        name, stamp = os.path.abspath(path), stamp_of(path)
+        known = self._entries.get(name)
+        if isinstance(known, list) and known[:-1] == stamp:
+            return str(known[-1]), stamp
+        now = time.time_ns()
+        digest = sha256_of(path)
+        if now - max(stamp[1:3]) > _UNCERTAIN and stamp_of(path) == stamp:
+            self._entries[name] = [*stamp, digest]
+            self._is_changed = True
+        return digest, stamp
+
+    def save(self) -> None:
+        """Save the hashes of the files that still exist, if the folder can be written."""
+        if not self._is_changed:
+            return
+        kept = {name: entry for name, entry in self._entries.items() if os.path.exists(name)}
+        kept = dict(list(kept.items())[-_MAX_ENTRIES:])
+        with contextlib.suppress(AGI2Error):
+            write_text(self._path, json.dumps(kept))
+        self._is_changed = False
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of sources, as they were when they were hashed."""
+
+    identity: list[list[str]]
+    """Name and hash of each file, in order; the folder of a file is not part of it."""
+    stamps: dict[Path, list[int]]
+
+    def check_unchanged(self) -> None:
+        """Check that no file has changed since.
+
+        Raises:
+            AGI2Error: if one has.
+        """
+        for path, stamp in self.stamps.items():
+            with convert_source_errors(path):
+                if stamp_of(path) != stamp:
+                    raise AGI2Error(f"{path} has changed while it was read: give the command again")
+
+
+@contextlib.contextmanager
+def convert_source_errors(path: Path) -> Iterator[None]:
+    """Convert `OSError` to an error message that says that a source cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise AGI2Error(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def identify(sources: Sources, hashes: FileHashes) -> Files | None:
+    """Hash the files of sources.
+
+    Returns:
+        The files; `None` if a source is a pipe, which can be read only once.
+
+    Raises:
+        AGI2Error: if a source is missing or cannot be read.
+    """
+    files = Files([], {})
+    for source in find_sources(sources):
+        files.identity.append([])  # which files belong together
+        for path in source.files:
+            if str(path) == BUILTIN:
+                files.identity[-1] += [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
+                continue
+            with convert_source_errors(path):
+                if str(path) == str(STDIN) or not path.is_file():
+                    return None
+                digest, files.stamps[path] = hashes.get(path)
+            files.identity[-1] += [path.name, digest]
+    return files
+
+
+def corpus_key(parts: Mapping[str, Any]) -> str:
+    """Return the key of a corpus: a hash of all that its tokens depend on, and of this code.
+
+    Args:
+        parts: JSON-serializable.
+    """
+    package = Path(__file__).resolve().parents[1]
+    code = hashlib.sha256()
+    for path in sorted([*package.glob("data/*.py"), *package.glob("token*/*.py")]):
+        code.update(path.read_bytes())
+    code.update((package / "tokenizer.py").read_bytes())
+    everything = {**parts, "code": code.hexdigest(), "tokenizers": tokenizers.__version__}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
