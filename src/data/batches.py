@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from .windows import TokenWindows
@@ -32,9 +33,11 @@ class EpochBatches:
         self.steps_per_epoch = -(-self.windows // batch_size)
         """Batches per epoch."""
         self.batch_size = -(-self.windows // self.steps_per_epoch)
-        self._last_start = len(dataset.tokens) - dataset.seq_len
         self._epoch = -1
-        self._starts = torch.empty(0, dtype=torch.long, device="cpu")
+        self._offset = 0
+        self._order: torch.Tensor | FeistelPermutation = torch.empty(
+            0, dtype=torch.long, device="cpu"
+        )
 
     @property
     def mean_size(self) -> float:
@@ -76,24 +79,77 @@ class EpochBatches:
         self._shuffle_epoch(step // self.steps_per_epoch)
         rows = self.rows(step, shard, num_shards)
         first = rows.start - self._epoch * self.windows
-        starts = self._starts[first : first + len(rows)].tolist()
+        starts = self._starts(first, first + len(rows)).tolist()
         if not starts:
             return torch.empty(0, self.dataset.seq_len, dtype=torch.long, device="cpu")
         return torch.stack([self.dataset.window(start) for start in starts])
 
+    def _starts(self, first: int, last: int) -> torch.Tensor:
+        """Return the first tokens of windows `first` to `last` in the order of the epoch."""
+        order = self._order[first:last]
+        starts = (order - 1) * self.dataset.stride + self._offset
+        starts[order == 0] = 0
+        starts[order == self.windows - 1] = self.dataset.last_start
+        return starts
+
     def _shuffle_epoch(self, epoch: int) -> None:
-        """Compute the shuffled window starts of an epoch, unless they are cached."""
+        """Draw the offset and the order of an epoch, unless they are cached."""
         if epoch == self._epoch:
             return
         # A seed per (seed, epoch), unique for up to 1,000,003 epochs, in the range of manual_seed.
         generator = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        stride = self.dataset.stride
+        stride, last_start = self.dataset.stride, self.dataset.last_start
         # The first window starts at the first token and the last ends at the last token. The others
         # are one stride apart, at a random offset with which the two end gaps are at most a stride.
-        min_offset = self._last_start - (self.windows - 2) * stride if self.windows > 2 else stride
+        min_offset = last_start - (self.windows - 2) * stride if self.windows > 2 else stride
         offset = torch.randint(min_offset, stride + 1, (), generator=generator, device="cpu")
-        order = torch.randperm(self.windows, generator=generator, device="cpu")
-        starts = (order - 1) * stride + offset
-        starts[order == 0] = 0
-        starts[order == self.windows - 1] = self._last_start
-        self._epoch, self._starts = epoch, starts
+        if self.windows <= MAX_PERMUTED:
+            self._order = torch.randperm(self.windows, generator=generator, device="cpu")
+        else:
+            self._order = FeistelPermutation(self.windows, generator)
+        self._epoch, self._offset = epoch, int(offset)
+
+
+MAX_PERMUTED = 2**20
+"""With more windows, their order is computed instead of stored."""
+_ROUNDS = 8
+
+
+class FeistelPermutation:
+    """A pseudorandom permutation of 0 to `size` - 1, which is computed instead of stored.
+
+    A balanced Feistel network permutes the numbers of 2k bits; numbers from `size` on are permuted
+    again until they are below it (cycle walking; Black and Rogaway, 2002). As the network has less
+    than 4 times `size` numbers, that takes less than 4 times on average.
+
+    Args:
+        size: number of elements.
+        generator: draws the keys of the rounds.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        self._size = size
+        self._half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
+        keys = torch.randint(2**63 - 1, (_ROUNDS,), generator=generator, device="cpu")
+        self._keys = keys.numpy().astype(np.uint64)
+
+    def __getitem__(self, positions: slice) -> torch.Tensor:
+        values = np.arange(*positions.indices(self._size)).astype(np.uint64)
+        values = self._permute(values)
+        while (outside := values >= self._size).any():
+            values[outside] = self._permute(values[outside])
+        return torch.from_numpy(values.astype(np.int64))
+
+    def _permute(self, values: np.ndarray) -> np.ndarray:
+        mask = (np.uint64(1) << self._half) - np.uint64(1)
+        left, right = values >> self._half, values & mask
+        for key in self._keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        return (left << self._half) | right
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Mix the bits of 64-bit numbers: the finalizer of splitmix64 (Steele et al., 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

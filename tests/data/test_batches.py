@@ -1,11 +1,16 @@
 """The batches of an epoch: every window once, a pure function of seed and step."""
 
+import random
+from collections import Counter
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.batches import EpochBatches
+from src.data import batches as batches_module
+from src.data.batches import EpochBatches, FeistelPermutation
 from src.dataset import TextDataset
 from tests.test_dataset import counting
 
@@ -113,3 +118,92 @@ def test_the_parts_of_a_batch_make_it_up_without_overlap_or_loss(tokens, batch_s
         assert max(sizes) - min(sizes) <= 1
         assert torch.equal(torch.cat(pieces), whole)
         assert len({row[0].item() for row in whole}) == len(whole)
+
+
+# Orders that are computed
+
+
+def permutation(size, seed=0):
+    return FeistelPermutation(size, torch.Generator().manual_seed(seed))
+
+
+@quick
+@given(size=st.integers(1, 700), seed=st.integers(0, 2**40))
+def test_a_computed_order_is_a_permutation_and_any_part_of_it_is_the_same(size, seed):
+    order = permutation(size, seed)[0:size].tolist()
+    assert sorted(order) == list(range(size))
+    middle = size // 3
+    assert permutation(size, seed)[middle : middle + 5].tolist() == order[middle : middle + 5]
+
+
+def test_a_computed_order_looks_random():
+    size = 10_000
+    order = permutation(size)[0:size].double()
+    positions = torch.arange(size).double()
+    # The correlation of a random permutation has the standard deviation 1 / sqrt(size - 1).
+    for shift in (0, 1, 7):
+        rows = torch.stack([order, positions.roll(shift)]), torch.stack([order, order.roll(shift)])
+        for pair in rows[: 1 + bool(shift)]:
+            assert abs(torch.corrcoef(pair)[0, 1]) < 6 / (size - 1) ** 0.5
+    fixed = (order == positions).sum()
+    assert fixed < 12  # on average one
+    assert not torch.equal(order, permutation(size, 1)[0:size].double())
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Compute the order of small texts, too."""
+    monkeypatch.setattr(batches_module, "MAX_PERMUTED", 4)
+
+
+@pytest.mark.usefixtures("computed")
+@settings(deadline=None, max_examples=30)
+@given(**{**shapes, "length": st.integers(60, 120), "seq_len": st.integers(1, 6)})
+def test_an_epoch_in_a_computed_order_visits_every_window_once(
+    length, seq_len, stride, batch_size, seed
+):
+    dataset = TextDataset.from_tokens(counting(length), seq_len, stride=stride)
+    batches = EpochBatches(dataset, batch_size, seed)
+    orders = []
+    for epoch in range(2):
+        orders.append(starts_of(batches, epoch))
+        starts = sorted(orders[-1])
+        assert len(starts) == len(set(starts)) == len(dataset)
+        assert (starts[0], starts[-1]) == (0, length - dataset.seq_len)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("is_computed", [False, True])
+def test_every_window_is_trained_on_once_an_epoch_over_a_thousand_kills(monkeypatch, is_computed):
+    """Each process is killed after some steps; the next has any number of ranks, and resumes."""
+    if is_computed:
+        monkeypatch.setattr(batches_module, "MAX_PERMUTED", 4)
+    draw = random.Random(1)
+    dataset = TextDataset.from_tokens(counting(601), 3, stride=2)
+    step = kills = epoch = 0
+    seen = [Counter(), Counter()]
+    while kills < 1000 or epoch < 3:
+        ranks = draw.choice([1, 2, 3])
+        processes = [EpochBatches(dataset, 7, seed=5) for _ in range(ranks)]
+        batches = processes[0]
+        for _ in range(draw.randint(0, 2)):
+            epoch = step // batches.steps_per_epoch
+            for rank, each in enumerate(processes):
+                rows = each.batch(step, rank, ranks)
+                seen[epoch % 2].update(rows[:, 0].tolist())
+            step += 1
+            if step % batches.steps_per_epoch == 0:
+                counts = seen[epoch % 2]
+                assert set(counts.values()) == {1}
+                assert len(counts) == len(dataset)
+                counts.clear()
+        kills += 1
+    assert epoch > 2
+
+
+@pytest.mark.usefixtures("computed")
+def test_the_order_of_many_windows_takes_no_memory():
+    tokens = np.broadcast_to(np.uint16(1), (2**40,))
+    batches = EpochBatches(TextDataset.from_tokens(tokens, 3), 5, seed=1)
+    assert batches.windows > 2**38
+    assert batches.batch(batches.steps_per_epoch - 1).tolist() == [[1, 1, 1]] * 4
