@@ -113,6 +113,7 @@ class EpochBatches:
 MAX_PERMUTED = 2**20
 """With more windows, their order is computed instead of stored."""
 _ROUNDS = 8
+_BLOCK = 2**12  # positions computed at a time: few take as long
 
 
 class FeistelPermutation:
@@ -133,9 +134,22 @@ class FeistelPermutation:
         keys = torch.randint(2**63 - 1, (_ROUNDS,), generator=generator, device="cpu")
         self._keys = keys.numpy().astype(np.uint64)
 
+        self._block_index, self._block = -1, torch.empty(0, dtype=torch.long, device="cpu")
+
     def __getitem__(self, positions: slice) -> torch.Tensor:
-        values = np.arange(*positions.indices(self._size)).astype(np.uint64)
-        values = self._permute(values)
+        first, last, _ = positions.indices(self._size)
+        parts = [self._block[:0]]
+        while first < last:
+            index, offset = divmod(first, _BLOCK)
+            if index != self._block_index:
+                self._block_index, self._block = index, self._compute_block(index)
+            parts.append(self._block[offset : offset + last - first])
+            first += len(parts[-1])
+        return torch.cat(parts)
+
+    def _compute_block(self, index: int) -> torch.Tensor:
+        end = min(self._size, (index + 1) * _BLOCK)
+        values = self._permute(np.arange(index * _BLOCK, end, dtype=np.uint64))
         while (outside := values >= self._size).any():
             values[outside] = self._permute(values[outside])
         return torch.from_numpy(values.astype(np.int64))
