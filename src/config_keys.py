@@ -115,6 +115,12 @@ class DataConfig(Section):
     """Fraction held out for validation (0 to below 1): the end of each document, or complete
     documents.
     """
+    val_sources: list[str] = Field(default_factory=list)
+    """Text to validate on, like `sources`; then nothing is held out of `sources`."""
+    dedup: bool = False
+    """Whether to remove copies and near copies of documents from the training text (true,
+    false).
+    """
     token_cache: str | None = None
     """Folder that keeps the tokens of a text for later runs, by default in the cache folder; or
     `off`.

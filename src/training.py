@@ -201,6 +201,8 @@ def _train(
     if process_group.is_main:
         check_log_to(config.log_to)
         check_sources(config.sources)
+        if config.val_sources:
+            check_sources(config.val_sources)
     checkpoint = process_group.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
     text = prepare_on_rank_0(config, checkpoint, tokenizer, process_group)
     trainer = make_trainer(

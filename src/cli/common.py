@@ -267,6 +267,8 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
     if not int(os.environ.get("RANK", 0)):  # under torchrun, only rank 0 reads the text
         check_log_to(config.log_to)
         check_sources(config.sources)
+        if config.val_sources:
+            check_sources(config.val_sources)
         check_tokenizer(config)
         check_resume(config)
         check_resumed(config, argument)

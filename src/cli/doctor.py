@@ -58,6 +58,8 @@ def examine(config: Config) -> Iterator[str]:
         AGI2Error: if a source or a key is invalid; after the report, if the run does not fit.
     """
     check_sources(config.sources)
+    if config.val_sources:
+        check_sources(config.val_sources)
     keep_freed_memory()  # as in training: it affects the measured speed
     device = select_device(config.device)
     text = prepare(config)

@@ -56,7 +56,9 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
         AGI2Error: if a process fails; after the report, if the runs differ.
     """
     check_sources(config.sources)
-    check_rereadable(config.sources, "three runs read it here")
+    if config.val_sources:
+        check_sources(config.val_sources)
+    check_rereadable([*config.sources, *config.val_sources], "three runs read it here")
     if config.max_minutes is not None:
         yield (
             f"max_minutes is ignored for {steps} steps: a run that is limited by time is not "

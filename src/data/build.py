@@ -29,7 +29,7 @@ from .documents import ReadOptions
 from .readers import iterate_documents
 from .scan import Scan, Scanner, load_scan, save_scan
 from .shards import ShardedTokens, ShardWriter, SplitFigures
-from .splits import SplitPlan, plan_split
+from .splits import SplitPlan, plan_corpus
 from .text_store import Cursor, Piece, TextStore
 from .token_cache import (
     FILE_HASHES,
@@ -63,6 +63,8 @@ class CorpusOptions:
     reading: ReadOptions = field(default_factory=ReadOptions)
     val_fraction: float = 0.1
     seed: int = 0
+    val_sources: list[str] = field(default_factory=list)
+    dedup: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,15 @@ def prepare_corpus(
         root = Path(temporary.name)
     hashes = FileHashes(root / FILE_HASHES)
     with convert_cache_errors(root), show_progress("reading the text"):
-        files = identify(options.sources, hashes)
+        files = identify([options.sources, options.val_sources], hashes)
         text = None if files is not None else _read_once(root, options)
-    identity = files.identity if files is not None else text.scan.identity if text else None
+    identity = files.identity if files is not None else text.identity if text else None
     key = corpus_key(
         {
             "format": _FORMAT,
             "text": identity,
             "tokenizer": tokenizer.identity,
-            "options": {**asdict(options), "sources": None},
+            "options": {**asdict(options), "sources": None, "val_sources": None},
         }
     )
     builder = CorpusBuilder(root / key, options, tokenizer, hashes, writer)
@@ -146,8 +148,15 @@ class _Text:
 
     folder: Path
     scan: Scan
+    first_val: int
+    """Index of the first document of `val_sources`."""
     lines: list[tuple[int, str]]
     """What was logged when it was read: levels and messages."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the text is."""
+        return [self.scan.identity, self.first_val]
 
 
 def _read_once(root: Path, options: CorpusOptions) -> _Text:
@@ -166,7 +175,11 @@ def _read(folder: Path, options: CorpusOptions) -> _Text:
         scanner = Scanner(file.write)
         for document in iterate_documents(options.sources, options.reading):
             scanner.add(document.text, document.continues)
-    return _Text(folder, scanner.finish(), lines)
+        first_val = len(scanner)
+        if options.val_sources:
+            for document in iterate_documents(options.val_sources, options.reading):
+                scanner.add(document.text, document.continues)
+    return _Text(folder, scanner.finish(), first_val, lines)
 
 
 @contextlib.contextmanager
@@ -256,9 +269,12 @@ class CorpusBuilder:
             return self.open() or self._build(files, text)
 
     def _build(self, files: Files | None, text: _Text | None) -> Corpus:
-        scan, lines = self._text(files, text)
+        read, options = self._text(files, text), self._options
+        scan = read.scan
         with _recorded() as more:
-            plan = plan_split(scan, self._options.val_fraction, self._options.seed)
+            plan = plan_corpus(
+                scan, options.val_fraction, options.seed, read.first_val, options.dedup
+            )
             store = TextStore(self._folder / _TEXT, scan)
             tokenizer = self._tokenizer(store, plan)
         figures = self._tokenize(store, plan, tokenizer, int(scan.characters.sum()))
@@ -267,20 +283,20 @@ class CorpusBuilder:
             "documents": len(scan),
             "characters": int(scan.characters.sum()),
             "bytes": int(scan.sizes.sum()),
-            "log": [*lines, *more],
+            "log": [*read.lines, *more],
         }
         write_text(self._folder / CORPUS, json.dumps(content))
         for name in (_TEXT, _SCAN, PROGRESS):
             (self._folder / name).unlink(missing_ok=True)
         return self._load(content, tokenizer)
 
-    def _text(self, files: Files | None, text: _Text | None) -> tuple[Scan, list[Any]]:
-        """Return the scan of the text, and what was logged when it was read; read it if needed."""
+    def _text(self, files: Files | None, text: _Text | None) -> _Text:
+        """Return the text in the folder; read it if it is not there."""
         path = self._folder / _SCAN
         with contextlib.suppress(OSError, KeyError, ValueError, AGI2Error):
-            scan, lines = load_scan(path), self._progress()["log"]
+            scan, progress = load_scan(path), self._progress()
             if (self._folder / _TEXT).stat().st_size == scan.sizes.sum():
-                return scan, lines
+                return _Text(self._folder, scan, progress["first_val"], progress["log"])
         for each in self._folder.iterdir():
             if each.name != LOCK:
                 each.unlink()
@@ -292,9 +308,9 @@ class CorpusBuilder:
         if files is not None:
             files.check_unchanged()
         sync_file(self._folder / _TEXT)
-        self._save_progress({"log": text.lines})
+        self._save_progress({"log": text.lines, "first_val": text.first_val})
         save_scan(text.scan, path)
-        return text.scan, text.lines
+        return text
 
     def _progress(self) -> dict[str, Any]:
         return read_json_object(self._folder / PROGRESS)
@@ -352,8 +368,7 @@ class CorpusBuilder:
         for writer in writers:
             writer.sync()
         progress = {name: asdict(each.figures) for name, each in zip(_SPLITS, writers, strict=True)}
-        log_lines = self._progress()["log"]
-        self._save_progress({"log": log_lines, "position": asdict(position), **progress})
+        self._save_progress({**self._progress(), "position": asdict(position), **progress})
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -184,14 +184,8 @@ def cluster_near_duplicates(sample: Shingles, count: int, threshold: float) -> n
     Returns:
         The cluster of each document, (count,), as the index of the cluster's first document.
     """
-    order = np.lexsort((sample.documents, sample.hashes))
-    hashes, documents = sample.hashes[order], sample.documents[order]
-    is_first = np.ones(len(hashes), bool)  # each shingle counts once per document
-    is_first[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
-    hashes, documents = hashes[is_first], documents[is_first]
-    sizes = np.bincount(documents, minlength=count)
+    sizes, (a, b, shared) = _shared_shingles(sample, count)
     groups = np.arange(count)
-    a, b, shared = _pairs(hashes, documents, count)
     linked = shared >= threshold * np.minimum(sizes[a], sizes[b])
     for first, second in zip(a[linked].tolist(), b[linked].tolist(), strict=True):
         first, second = sorted((_find_root(groups, first), _find_root(groups, second)))
@@ -199,6 +193,44 @@ def cluster_near_duplicates(sample: Shingles, count: int, threshold: float) -> n
     while (groups != groups[groups]).any():
         groups = groups[groups]
     return groups
+
+
+# A document is a near copy of another if they have this fraction of all their shingles in common.
+_NEAR_COPY = 0.8
+# In a sample, they must have so many in common, for an estimate of that fraction.
+_MIN_COMMON = 16
+
+
+def near_copies(sample: Shingles, count: int) -> np.ndarray:
+    """Find documents that are near copies of a document before them that is not itself one.
+
+    Args:
+        sample: shingles of distinct documents.
+        count: number of documents.
+
+    Returns:
+        The mask, (count,), of the near copies.
+    """
+    sizes, (a, b, shared) = _shared_shingles(sample, count)
+    is_near = shared >= _NEAR_COPY * (sizes[a] + sizes[b] - shared)
+    is_near &= shared >= (_MIN_COMMON if sample.rate > 1 else 1)
+    copies = np.zeros(count, bool)
+    for first, second in zip(a[is_near].tolist(), b[is_near].tolist(), strict=True):
+        # Pairs are in the order of their first document, so that its own pairs have been seen.
+        copies[second] |= not copies[first]
+    return copies
+
+
+def _shared_shingles(
+    sample: Shingles, count: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return the number of different shingles of each document, (count,), and `_pairs` of them."""
+    order = np.lexsort((sample.documents, sample.hashes))
+    hashes, documents = sample.hashes[order], sample.documents[order]
+    is_first = np.ones(len(hashes), bool)  # each shingle counts once per document
+    is_first[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
+    hashes, documents = hashes[is_first], documents[is_first]
+    return np.bincount(documents, minlength=count), _pairs(hashes, documents, count)
 
 
 def _pairs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,13 @@ class Scan:
         originals = np.empty(len(self), np.int64)
         originals[order] = order[np.flatnonzero(is_new)[np.cumsum(is_new) - 1]]
         return originals
+
+    def select(self, kept: np.ndarray) -> Scan:
+        """Return the scan of the documents of a mask, (D,)."""
+        ranks = np.cumsum(kept) - 1
+        shingles = self.shingles.select(kept[self.shingles.documents])
+        shingles = replace(shingles, documents=ranks[shingles.documents])
+        return Scan(self.characters[kept], self.sizes[kept], self.hashes[kept], shingles)
 
     @property
     def identity(self) -> str:
@@ -80,6 +87,10 @@ class Scanner:
         self._characters += len(text)
         self._size += len(data)
         self._sampler.add(text, continues)
+
+    def __len__(self) -> int:
+        packed = sum(map(len, self._documents))
+        return packed + len(self._new) + self._is_open
 
     def _end_document(self) -> None:
         if self._is_open:

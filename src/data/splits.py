@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..utils import log
-from .dedup import HashSet, Shingles, cluster_near_duplicates, containment, passages
+from ..errors import AGI2Error
+from ..utils import log, plural
+from .dedup import (
+    HashSet,
+    Shingles,
+    cluster_near_duplicates,
+    containment,
+    near_copies,
+    passages,
+)
 from .scan import Scan, scan_texts
 
 # With at least this many documents, complete documents are held out; with fewer, the end of each.
@@ -34,9 +42,13 @@ class SplitPlan:
     """The offset, (D,), from which each document is held out."""
     exceptions: dict[int, list[Span]] = field(default_factory=dict)
     """The spans of documents that are split at several places."""
+    removed: np.ndarray | None = None
+    """The mask, (D,), of the documents of which nothing is used, if there are any."""
 
     def spans(self, document: int) -> list[Span]:
         """Return the spans of a document that are not empty, in order."""
+        if self.removed is not None and self.removed[document]:
+            return []
         if document in self.exceptions:
             return self.exceptions[document]
         cut, end = int(self.cuts[document]), int(self.characters[document])
@@ -107,6 +119,88 @@ def plan_split(scan: Scan, val_fraction: float, seed: int = 0) -> SplitPlan:
     if best.holds_out:
         _log_leakage(best_leakage)
     return best
+
+
+def plan_corpus(
+    scan: Scan, val_fraction: float, seed: int, first_val: int, dedup: bool
+) -> SplitPlan:
+    """Plan the split of a corpus with documents of `val_sources`, and without copies.
+
+    What is removed is logged, and so are copies that are not.
+
+    Args:
+        scan: the scan of the corpus.
+        val_fraction: fraction of the characters to hold out, if no documents are given for that.
+        seed: seed of the choice of documents.
+        first_val: index of the first document of `val_sources`, which are the last ones.
+        dedup: whether to remove copies and near copies from the training text.
+
+    Raises:
+        AGI2Error: if nothing is left to train on.
+    """
+    is_val = np.arange(len(scan)) >= first_val
+    removed = np.isin(scan.originals, scan.originals[is_val]) & ~is_val
+    if removed.any():
+        what = plural(int(removed.sum()), "document")
+        log.warning("removed from the training text, as val_sources has the same: %s", what)
+    removed |= _find_copies(scan, ~is_val & ~removed, dedup)
+    if len(scan) and removed[:first_val].all():
+        raise AGI2Error(
+            "val_sources: all of the training text is in it: nothing is left to train on"
+        )
+    kept = ~removed
+    selected = scan.select(kept) if removed.any() else scan
+    if is_val.any():
+        plan = _plan_given(selected, is_val[kept])
+    else:
+        plan = plan_split(selected, val_fraction, seed)
+    if not removed.any():
+        return plan
+    cuts = np.zeros(len(scan), np.int64)
+    cuts[kept] = plan.cuts
+    places = np.flatnonzero(kept)
+    exceptions = {int(places[index]): spans for index, spans in plan.exceptions.items()}
+    return SplitPlan(scan.characters, cuts, exceptions, removed)
+
+
+def _find_copies(scan: Scan, is_train: np.ndarray, dedup: bool) -> np.ndarray:
+    """Return which documents to remove, (D,): copies and near copies of earlier ones; log them."""
+    removed = np.zeros(len(scan), bool)
+    first = np.full(len(scan), len(scan))
+    np.minimum.at(first, scan.originals[is_train], np.flatnonzero(is_train))
+    copies = is_train & (first[scan.originals] != np.arange(len(scan)))
+    distinct = is_train & ~copies
+    near = near_copies(scan.select(distinct).shingles, int(distinct.sum()))
+    if not copies.any() and not near.any():
+        return removed
+    found = f"{plural(int(copies.sum()), 'copy', 'copies')} and {int(near.sum()):,} near "
+    found += "copies of other documents"
+    if not dedup:
+        log.info("the text has %s: dedup = true removes them", found)
+        return removed
+    removed[copies] = True
+    removed[np.flatnonzero(distinct)[near]] = True
+    share = scan.characters[removed].sum() / scan.characters[is_train].sum()
+    log.info("removed %s, %.1f %% of the text", found, 100 * share)
+    return removed
+
+
+def _plan_given(scan: Scan, is_val: np.ndarray) -> SplitPlan:
+    """Plan the split into training documents and those of `val_sources`; log near copies."""
+    shingles = scan.shingles
+    in_val = is_val[shingles.documents]
+    known = HashSet(shingles.hashes[~in_val]).contains(shingles.hashes[in_val])
+    documents = shingles.documents[in_val]
+    counts = np.bincount(documents, minlength=len(scan))
+    shared = np.bincount(documents, known, len(scan))
+    near = int(((shared >= _NEAR_DUPLICATE_THRESHOLDS[1] * counts) & (counts > 0)).sum())
+    if near:
+        log.warning(
+            "%s of val_sources: at least half is in the training text, too",
+            plural(near, "document"),
+        )
+    _log_leakage(float(known.mean()) if len(known) else 0.0)
+    return SplitPlan(scan.characters, np.where(is_val, 0, scan.characters))
 
 
 def _log_leakage(leakage: float) -> None:

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,8 +184,8 @@ def convert_source_errors(path: Path) -> Iterator[None]:
         raise AGI2Error(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def identify(sources: Sources, hashes: FileHashes) -> Files | None:
-    """Hash the files of sources.
+def identify(groups: Iterable[Sources], hashes: FileHashes) -> Files | None:
+    """Hash the files of groups of sources.
 
     Returns:
         The files; `None` if a source is a pipe, which can be read only once.
@@ -194,18 +194,27 @@ def identify(sources: Sources, hashes: FileHashes) -> Files | None:
         AGI2Error: if a source is missing or cannot be read.
     """
     files = Files([], {})
-    for source in find_sources(sources):
-        files.identity.append([])  # which files belong together
-        for path in source.files:
-            if str(path) == BUILTIN:
-                files.identity[-1] += [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
-                continue
-            with convert_source_errors(path):
-                if str(path) == str(STDIN) or not path.is_file():
+    for sources in groups:
+        files.identity.append([])
+        for source in find_sources(sources) if sources else []:
+            files.identity.append([])
+            for path in source.files:
+                known = _identify_file(path, files, hashes)
+                if not known:
                     return None
-                digest, files.stamps[path] = hashes.get(path)
-            files.identity[-1] += [path.name, digest]
+                files.identity[-1] += known
     return files
+
+
+def _identify_file(path: Path, files: Files, hashes: FileHashes) -> list[str]:
+    """Return what identifies a file; nothing for a pipe."""
+    if str(path) == BUILTIN:
+        return [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
+    with convert_source_errors(path):
+        if path == STDIN or not path.is_file():
+            return []
+        digest, files.stamps[path] = hashes.get(path)
+    return [path.name, digest]
 
 
 def corpus_key(parts: Mapping[str, Any]) -> str:

@@ -61,7 +61,12 @@ def prepare(
         AGI2Error: if the text cannot be read, or the tokenizer cannot be loaded or fitted.
     """
     options = CorpusOptions(
-        config.sources, ReadOptions.from_config(config), config.val_fraction, config.seed
+        config.sources,
+        ReadOptions.from_config(config),
+        config.val_fraction,
+        config.seed,
+        config.val_sources,
+        config.dedup,
     )
     source = _tokenizer_source(config, checkpoint, tokenizer)
     corpus = prepare_corpus(options, source, config.token_cache)

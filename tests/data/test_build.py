@@ -489,3 +489,71 @@ def test_documents_are_decoded_when_they_are_asked_for(sources, cache, monkeypat
         assert "".join(kept) == "".join(every)[:limit]
     with pytest.raises(IndexError):
         decoded[len(decoded)]
+
+
+# Validation text of its own, and copies
+
+
+def texts_of(tokens, corpus):
+    return list(DecodedDocuments(tokens, corpus.tokenizer))
+
+
+def write_lines(path, texts):
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    return path
+
+
+def test_validation_text_may_be_a_file_of_its_own_without_overlap(tmp_path, cache, caplog):
+    own = [make_text(60, seed) for seed in range(8)]
+    sources = write_lines(tmp_path / "train.jsonl", [*own, own[2]])
+    draft = own[5][:200] + make_text(20, 99)
+    val = write_lines(tmp_path / "val.jsonl", [own[2], "a text of its own " * 3, draft])
+    corpus = prepare(sources, cache, val_sources=[str(val)])
+    assert texts_of(corpus.train, corpus) == [text for text in own if text != own[2]]
+    assert texts_of(corpus.val, corpus) == [own[2], "a text of its own " * 3, draft]
+    assert "removed from the training text, as val_sources has the same: 2 documents" in caplog.text
+    assert "1 document of val_sources: at least half is in the training text, too" in caplog.text
+    assert "% of the held-out text is in the training text, too" in caplog.text
+    other = write_lines(tmp_path / "val.jsonl", [own[2]])
+    changed = prepare(sources, cache, val_sources=[str(other)])
+    assert changed.folder != corpus.folder
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_lines(folder / "val.jsonl", ["new " * 20])
+    corpus = prepare(sources, cache, val_sources=[str(folder)])
+    assert texts_of(corpus.val, corpus) == ["new " * 20]
+    assert len(texts_of(corpus.train, corpus)) == 9
+
+
+def test_a_text_cannot_be_validated_on_itself_alone(sources, cache):
+    with pytest.raises(AGI2Error, match="val_sources: all of the training text is in it"):
+        prepare(sources, cache, val_sources=[str(sources)])
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_copies_are_reported_and_removed_if_asked_for(tmp_path, cache, caplog, val_fraction):
+    caplog.set_level(logging.INFO, "agi2")
+    own = [make_text(200, seed) for seed in range(30)]
+    near = own[3].replace("whale", "shark", 1)
+    sources = write_lines(tmp_path / "a.jsonl", [own[0], *own, own[0], near])
+    with_copies = prepare(sources, cache, val_fraction=val_fraction)
+    line = "2 copies and 1 near copies of other documents"
+    assert f"the text has {line}: dedup = true removes them" in caplog.text
+    assert len(texts_of(with_copies.train, with_copies)) >= 25
+    corpus = prepare(sources, cache, val_fraction=val_fraction, dedup=True)
+    assert f"removed {line}, 9." in caplog.text
+    found = texts_of(corpus.train, corpus) + texts_of(corpus.val, corpus)
+    assert sorted(found) == sorted(own)
+    assert bool(len(corpus.val)) == bool(val_fraction)
+
+
+def test_the_spans_of_what_is_left_are_those_of_its_documents(tmp_path, cache):
+    """Few documents: each is split, one of them in several places."""
+    book = "".join(chr(0x4E00 + number) for number in range(900))
+    texts = ["copy " * 9, "copy " * 9, book + book, "copy " * 9]
+    sources = write_lines(tmp_path / "a.jsonl", texts)
+    corpus = prepare(sources, cache, dedup=True)
+    train, held_out = split_documents([texts[0], texts[2]], 0.1)
+    assert texts_of(corpus.train, corpus) == train
+    assert texts_of(corpus.val, corpus) == held_out
+    assert len(held_out) > 2

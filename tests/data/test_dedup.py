@@ -1,3 +1,4 @@
+import itertools
 import random
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from src.data.dedup import (
     ShingleSampler,
     cluster_near_duplicates,
     containment,
+    near_copies,
     passages,
 )
 from src.data.splits import split_documents
@@ -135,6 +137,46 @@ def test_a_large_corpus_is_sampled_at_the_rate_of_its_size(monkeypatch, block):
     assert cluster(documents, 0.2) == [0, 1, 2, 0]
     assert contained([TEXT[:2000]], documents[1:]) == 1
     assert contained([TEXT[:2000]], documents[1:3]) == 0
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(2, 12))
+@settings(max_examples=20)
+def test_clusters_are_the_connected_components(seed, count):
+    draw = random.Random(seed)
+    passages_ = ["".join(draw.choices("abcdefgh", k=60)) for _ in range(count)]
+    chosen = [draw.sample(range(count), k=draw.choice([1, 1, 2])) for _ in range(count)]
+    expected = list(range(count))
+    for _ in range(count):
+        for i, j in itertools.permutations(range(count), 2):
+            if set(chosen[i]) & set(chosen[j]):
+                expected[j] = min(expected[i], expected[j])
+    assert cluster(["! ".join(passages_[k] for k in each) for each in chosen], 0.2) == expected
+
+
+def test_near_copies_are_of_a_document_that_is_kept():
+    draw = random.Random(3)
+    text = "".join(draw.choices("abcdefghij ", k=2000))
+    drafts = [text]
+    for number in range(6):  # each differs from the one before in a few places
+        drafts.append(drafts[-1].replace(text[300 * number : 300 * number + 60], "x" * 60))
+    documents = [*drafts, text[:1500], text + text[::-1], "another", text + "the end"]
+    found = near_copies(sample(documents), len(documents))
+    kept = [document for document, is_copy in zip(documents, found, strict=True) if not is_copy]
+
+    def resemblance(one, other):
+        one, other = ({run for run, _, _ in plain(each)} for each in (one, other))
+        return len(one & other) / max(1, len(one | other))
+
+    assert found[[1, 10]].all()
+    assert not found[[0, 8, 9]].any()
+    for index, document in enumerate(documents):
+        earlier = [each for each in kept if documents.index(each) < index]
+        if found[index]:
+            assert any(resemblance(document, each) >= 0.8 for each in earlier)
+    every = replace(sample(documents), rate=2)
+    assert near_copies(every, len(documents)).tolist() == found.tolist()
+    few = every.select(every.hashes <= np.uint64((2**64 - 1) // 300))
+    assert not near_copies(few, len(documents)).any()  # too few for an estimate
 
 
 def test_a_text_that_repeats_itself_does_not_fill_the_memory(monkeypatch):
