@@ -53,20 +53,16 @@ class ShingleSampler:
     """
 
     def __init__(self) -> None:
-        self._codes, self._offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
         self._block: list[str] = []
         self._block_size = 0
-        self._position = 0  # in the stream of documents and separators
+        self._position = 0  # of the block in the stream of documents and separators
         self._characters = 0  # of documents alone
         self._document_starts: list[np.ndarray] = []
         self._new_starts: list[int] = []
+        self._codes, self._offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
         self._sampled = [(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))]
         self._count = 0
         self._factor = 1
-
-    @property
-    def _rate(self) -> int:
-        return self._factor * (-(-self._characters // _MAX_SHINGLES) or 1)
 
     def add(self, text: str, continues: bool = False) -> None:
         """Add a document; or, if it `continues` the one before, the next piece of that."""
@@ -76,33 +72,41 @@ class ShingleSampler:
         self._characters += len(text)
         self._append(text)
         if self._block_size >= _BLOCK:
-            self._sample_block()
+            self._end_block()
 
     def _append(self, text: str) -> None:
         self._block.append(text)
         self._block_size += len(text)
 
-    def _sample_block(self) -> None:
+    def _end_block(self) -> None:
         text = "".join(self._block)
+        self._sample(text, self._position, self._rate)
         self._document_starts.append(np.array(self._new_starts, np.int64))
+        self._position += len(text)
         self._block, self._block_size, self._new_starts = [], 0, []
+
+    @property
+    def _rate(self) -> int:
+        return -(-self._characters // _MAX_SHINGLES) or 1
+
+    def _sample(self, text: str, position: int, rate: int) -> None:
         for at in range(0, len(text), _BLOCK):
             codes, offsets = _alphanumerics(text[at : at + _BLOCK])
             self._codes = np.concatenate([self._codes, codes])
-            self._offsets = np.concatenate([self._offsets, offsets + (self._position + at)])
-            self._sample_codes()
+            self._offsets = np.concatenate([self._offsets, offsets + (position + at)])
+            self._sample_codes(rate * self._factor)
             while self._count > 2 * _MAX_SHINGLES:
-                self._drop(self._rate)
+                self._drop(rate * self._factor)
                 if self._count > 2 * _MAX_SHINGLES:  # text that repeats few shingles, each often
                     self._factor *= 2
-        self._position += len(text)
 
-    def _sample_codes(self) -> None:
+    def _sample_codes(self, rate: int) -> None:
         codes, hashes = self._codes, _hash(self._codes)
-        chosen = np.flatnonzero(hashes <= _threshold(self._rate))
+        chosen = np.flatnonzero(hashes <= _threshold(rate))
         if len(chosen):
-            breaks = np.concatenate([[0], np.cumsum(codes == 0)])
-            chosen = chosen[breaks[chosen + SHINGLE] == breaks[chosen]]
+            breaks = np.flatnonzero(codes == 0)
+            breaks_before = np.searchsorted(breaks, chosen)
+            chosen = chosen[np.searchsorted(breaks, chosen + SHINGLE) == breaks_before]
             ends = self._offsets[chosen + SHINGLE - 1] + 1
             self._sampled.append((hashes[chosen], self._offsets[chosen], ends))
             self._count += len(chosen)
@@ -118,13 +122,14 @@ class ShingleSampler:
 
     def finish(self) -> Shingles:
         """Return the sample, after the last document."""
-        self._sample_block()
-        self._drop(self._rate)
+        self._end_block()
+        rate = self._rate * self._factor
+        self._drop(rate)
         document_starts = np.concatenate(self._document_starts)
         hashes, starts, ends = self._sampled[0]
         documents = np.searchsorted(document_starts, starts, "right") - 1
         first = document_starts[documents]
-        return Shingles(hashes, documents, starts - first, ends - first, self._rate)
+        return Shingles(hashes, documents, starts - first, ends - first, rate)
 
 
 def _threshold(rate: int) -> np.uint64:
