@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import uuid
@@ -38,10 +39,12 @@ from .token_cache import (
     Files,
     convert_cache_errors,
     corpus_key,
+    delete_unused,
     exclusive,
     find_cache,
     identify,
 )
+from .tokens import encode_pieces
 
 CORPUS = "corpus.json"
 PROGRESS = "progress.json"
@@ -51,8 +54,6 @@ _SPLITS = ("train", "val")
 _SIZES = ("documents", "characters", "bytes")
 # Tokens after which the progress is saved.
 _PROGRESS_TOKENS = 2**24
-# Characters of documents that are encoded together, by all threads.
-_BATCH_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,8 @@ class CorpusBuilder:
             log.warning("%s: damaged (%s): the text is tokenized again", self._folder, reason)
             path.unlink(missing_ok=True)
             return None
+        with contextlib.suppress(OSError):  # a cache that others have made, to be read only
+            os.utime(self._folder)  # see `delete_unused`
         log.info("the text is unchanged: its tokens are in %s", self._folder)
         for level, line in content["log"]:
             log.log(level, "%s", line)
@@ -265,6 +268,7 @@ class CorpusBuilder:
             files: the files of the sources, to be read.
             text: the text, if it was read already.
         """
+        delete_unused(self._folder.parent)
         with exclusive(self._folder):
             return self.open() or self._build(files, text)
 
@@ -336,12 +340,12 @@ class CorpusBuilder:
         done = 0
         try:
             with show_progress("tokenizing the text", is_determinate=True) as advance:
-                for batch in _batches(store.pieces(plan, begin)):
-                    for piece, ids in zip(batch, _encode(batch, tokenizer), strict=True):
+                for batch in encode_pieces(store.pieces(plan, begin), tokenizer):
+                    for piece, ids in batch:
                         _write(writers[piece.is_held_out], piece, ids, tokenizer)
                         done += len(piece.text)
                     advance(min(1.0, done / characters))
-                    tokens, end = sum(each.figures.tokens for each in writers), batch[-1].end
+                    tokens, end = sum(each.figures.tokens for each in writers), batch[-1][0].end
                     if tokens >= saved + _PROGRESS_TOKENS and end is not None:
                         self._save_position(end, writers)
                         saved = tokens
@@ -369,24 +373,6 @@ class CorpusBuilder:
             writer.sync()
         progress = {name: asdict(each.figures) for name, each in zip(_SPLITS, writers, strict=True)}
         self._save_progress({**self._progress(), "position": asdict(position), **progress})
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Group pieces to encode together; a batch ends where the text can be read from."""
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.text)
-        if size >= _BATCH_CHARACTERS and piece.end is not None:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batch: list[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    return (tokenizer.encode_array(piece.text) for piece in batch)
 
 
 def _write(writer: ShardWriter, piece: Piece, ids: np.ndarray, tokenizer: Tokenizer) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -16,8 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import tokenizers
 
 from ..errors import AGI2Error, one_line
 from ..utils import log, read_json_object, sha256_of, write_text
@@ -102,6 +103,20 @@ def exclusive(folder: Path) -> Iterator[None]:
         except OSError:  # the file system has no locks
             log.debug("%s cannot be locked", folder)
         yield
+
+
+def delete_unused(root: Path) -> None:
+    """Delete the corpora in a cache that no run has used for `_KEPT_DAYS` days."""
+    oldest = time.time() - _KEPT_DAYS * 86400
+    for folder in root.iterdir():
+        is_own = re.fullmatch(r"[0-9a-f]{32}|reading-[0-9a-f]{8}", folder.name)
+        with contextlib.suppress(OSError):  # another process has deleted it
+            if is_own and folder.stat().st_mtime < oldest:
+                log.info("deleting %s, which no run has used for %d days", folder, _KEPT_DAYS)
+                shutil.rmtree(folder)
+
+
+_KEPT_DAYS = 90
 
 
 def stamp_of(path: Path) -> list[int]:
@@ -217,6 +232,17 @@ def _identify_file(path: Path, files: Files, hashes: FileHashes) -> list[str]:
     return [path.name, digest]
 
 
+# Libraries on which the text or the tokens depend, some of them optional.
+_LIBRARIES = ("tokenizers", "charset-normalizer", "pyarrow", "pypdfium2", "selectolax", "rensa")
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def corpus_key(parts: Mapping[str, Any]) -> str:
     """Return the key of a corpus: a hash of all that its tokens depend on, and of this code.
 
@@ -228,5 +254,5 @@ def corpus_key(parts: Mapping[str, Any]) -> str:
     for path in sorted([*package.glob("data/*.py"), *package.glob("token*/*.py")]):
         code.update(path.read_bytes())
     code.update((package / "tokenizer.py").read_bytes())
-    everything = {**parts, "code": code.hexdigest(), "tokenizers": tokenizers.__version__}
+    everything = {**parts, "code": code.hexdigest(), "libraries": list(map(_version, _LIBRARIES))}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]

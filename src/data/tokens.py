@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from ..tokenizer import Tokenizer
 from .shards import ShardedTokens
+from .text_store import Piece
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -25,6 +26,29 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     for document in documents:
         parts += [tokenizer.encode_array(document), separator]
     return np.concatenate(parts[:-1]) if parts else np.array([], dtype=tokenizer.dtype)
+
+
+def encode_pieces(
+    pieces: Iterable[Piece], tokenizer: Tokenizer
+) -> Iterator[list[tuple[Piece, np.ndarray]]]:
+    """Encode the pieces of a corpus in batches.
+
+    Yields:
+        Pieces with their token ids; a batch ends where the text can be read from later.
+    """
+    batch: list[tuple[Piece, np.ndarray]] = []
+    size = 0
+    for piece in pieces:
+        batch.append((piece, tokenizer.encode_array(piece.text)))
+        size += len(piece.text)
+        if size >= _BATCH_CHARACTERS and piece.end is not None:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+_BATCH_CHARACTERS = 2**20
 
 
 def count_bytes(tokens: np.ndarray | ShardedTokens, tokenizer: Tokenizer) -> int | None:

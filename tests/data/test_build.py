@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from src.data import build, shards, text_store, token_cache
+from src.data import build, shards, text_store, token_cache, tokens
 from src.data.build import CORPUS, CorpusOptions, TokenizerSource, prepare_corpus
 from src.data.corpus import read_documents
 from src.data.decoded import DecodedDocuments, first_characters
@@ -64,7 +64,7 @@ def small(monkeypatch):
     """Make every piece, batch and shard small, so that a small text has many."""
     monkeypatch.setattr(text_store, "PIECE_CHARACTERS", 2000)
     monkeypatch.setattr(text_store, "_CHUNK_BYTES", 300)
-    monkeypatch.setattr(build, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 500)
     monkeypatch.setattr(build, "_PROGRESS_TOKENS", 200)
     for function in (ShardWriter.__init__, shards.ShardedTokens.__init__):
         defaults = [
@@ -489,6 +489,17 @@ def test_documents_are_decoded_when_they_are_asked_for(sources, cache, monkeypat
         assert "".join(kept) == "".join(every)[:limit]
     with pytest.raises(IndexError):
         decoded[len(decoded)]
+
+
+def test_corpora_that_no_run_has_used_for_long_are_deleted(sources, cache, tmp_path):
+    folders = [prepare(sources, cache, seed=seed).folder for seed in range(3)]
+    own = cache / "my own folder"
+    own.mkdir()
+    for folder in (*folders[:2], own):
+        os.utime(folder, (0, 0))
+    prepare(sources, cache, seed=0)  # uses the first
+    prepare(sources, cache, seed=3)
+    assert [folder.exists() for folder in (*folders, own)] == [True, False, True, True]
 
 
 # Validation text of its own, and copies

@@ -120,6 +120,8 @@ def test_documents_are_grouped_by_what_they_share(monkeypatch):
     assert cluster(documents, 0.2) == expected
     assert cluster(documents, 0.05) == [0, 1, 0, 3, 1, 3, 6]
     assert cluster(["short", "texts"], 0.2) == [0, 1]
+    a, b, c = (text[:300] for text in texts[:3])
+    assert cluster([a, b + c, c, a + b], 0.2) == [0, 0, 0, 0]  # linked by the last one
     assert cluster([], 0.2) == []
 
 
