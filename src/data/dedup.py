@@ -8,9 +8,9 @@ document. Time is linear in the text, memory in the sample, which is bounded.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -38,6 +38,15 @@ class Shingles:
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+    @cached_property
+    def by_hash(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes and documents, (M,) each, sorted, with each shingle once per document."""
+        order = np.lexsort((self.documents, self.hashes))
+        hashes, documents = self.hashes[order], self.documents[order]
+        is_first = np.ones(len(hashes), bool)
+        is_first[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
+        return hashes[is_first], documents[is_first]
 
     def select(self, chosen: np.ndarray | slice) -> Shingles:
         """Return the shingles of a mask, of indices or of a slice."""
@@ -136,7 +145,7 @@ def _threshold(rate: int) -> np.uint64:
     return np.uint64((2**64 - 1) // rate)
 
 
-@functools.cache
+@cache
 def _alphanumeric_table() -> np.ndarray:
     table = np.array([chr(code).isalnum() for code in range(_TABLE_SIZE + 1)])
     table[[0, _TABLE_SIZE]] = True  # the separator; all code points beyond the table
@@ -230,11 +239,7 @@ def _shared_shingles(
     sample: Shingles, count: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return the number of different shingles of each document, (count,), and `_pairs` of them."""
-    order = np.lexsort((sample.documents, sample.hashes))
-    hashes, documents = sample.hashes[order], sample.documents[order]
-    is_first = np.ones(len(hashes), bool)  # each shingle counts once per document
-    is_first[1:] = (hashes[1:] != hashes[:-1]) | (documents[1:] != documents[:-1])
-    hashes, documents = hashes[is_first], documents[is_first]
+    hashes, documents = sample.by_hash
     return np.bincount(documents, minlength=count), _pairs(hashes, documents, count)
 
 

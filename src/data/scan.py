@@ -41,6 +41,17 @@ class Scan:
         originals[order] = order[np.flatnonzero(is_new)[np.cumsum(is_new) - 1]]
         return originals
 
+    @cached_property
+    def texts(self) -> Texts:
+        """The distinct documents."""
+        is_first = self.originals == np.arange(len(self))
+        ranks = np.cumsum(is_first) - 1
+        shingles = self.shingles.select(is_first[self.shingles.documents])
+        shingles = replace(shingles, documents=ranks[shingles.documents])
+        lengths = self.characters[is_first]
+        bounds = np.searchsorted(shingles.documents, np.arange(len(lengths) + 1))
+        return Texts(lengths, ranks[self.originals], shingles, bounds)
+
     def select(self, kept: np.ndarray) -> Scan:
         """Return the scan of the documents of a mask, (D,)."""
         ranks = np.cumsum(kept) - 1
@@ -52,6 +63,27 @@ class Scan:
     def identity(self) -> str:
         """SHA-256 hash of all documents, in hexadecimal."""
         return hashlib.sha256(self.hashes.tobytes() + self.sizes.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The distinct documents of a corpus: T texts."""
+
+    lengths: np.ndarray
+    """Number of characters of each, (T,)."""
+    index_of: np.ndarray
+    """Index of the text of each document, (D,)."""
+    shingles: Shingles
+    """The shingles of the texts; `documents` are indices of texts."""
+    bounds: np.ndarray
+    """The shingles of text i are `bounds[i]` to `bounds[i + 1]`."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def shingles_of(self, text: int) -> Shingles:
+        """Return the shingles of a text."""
+        return self.shingles.select(slice(self.bounds[text], self.bounds[text + 1]))
 
 
 class Scanner:
@@ -128,7 +160,7 @@ def scan_texts(texts: Iterable[str]) -> Scan:
 
 def save_scan(scan: Scan, path: Path) -> None:
     """Save a scan to a file, atomically."""
-    shingles = vars(scan.shingles)
+    shingles = {each.name: getattr(scan.shingles, each.name) for each in fields(Shingles)}
     arrays = {name: getattr(scan, name) for name in ("characters", "sizes", "hashes")}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays, **{f"shingle_{name}": value for name, value in shingles.items()})

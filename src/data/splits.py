@@ -18,7 +18,7 @@ from .dedup import (
     near_copies,
     passages,
 )
-from .scan import Scan, scan_texts
+from .scan import Scan, Texts, scan_texts
 
 # With at least this many documents, complete documents are held out; with fewer, the end of each.
 _MIN_DOCUMENTS_TO_HOLD_OUT = 20
@@ -166,20 +166,19 @@ def plan_corpus(
 def _find_copies(scan: Scan, is_train: np.ndarray, dedup: bool) -> np.ndarray:
     """Return which documents to remove, (D,): copies and near copies of earlier ones; log them."""
     removed = np.zeros(len(scan), bool)
-    first = np.full(len(scan), len(scan))
-    np.minimum.at(first, scan.originals[is_train], np.flatnonzero(is_train))
-    copies = is_train & (first[scan.originals] != np.arange(len(scan)))
-    distinct = is_train & ~copies
-    near = near_copies(scan.select(distinct).shingles, int(distinct.sum()))
-    if not copies.any() and not near.any():
+    selected = scan if is_train.all() else scan.select(is_train)
+    is_first = selected.originals == np.arange(len(selected))
+    near = near_copies(selected.texts.shingles, len(selected.texts))
+    if is_first.all() and not near.any():
         return removed
-    found = f"{plural(int(copies.sum()), 'copy', 'copies')} and {int(near.sum()):,} near "
+    places = np.flatnonzero(is_train)
+    found = f"{plural(int((~is_first).sum()), 'copy', 'copies')} and {int(near.sum()):,} near "
     found += "copies of other documents"
     if not dedup:
         log.info("the text has %s: dedup = true removes them", found)
         return removed
-    removed[copies] = True
-    removed[np.flatnonzero(distinct)[near]] = True
+    removed[places[~is_first]] = True
+    removed[places[is_first][near]] = True
     share = scan.characters[removed].sum() / scan.characters[is_train].sum()
     log.info("removed %s, %.1f %% of the text", found, 100 * share)
     return removed
@@ -216,7 +215,7 @@ def _log_leakage(leakage: float) -> None:
 
 def _plans(scan: Scan, val_fraction: float, seed: int) -> Iterator[SplitPlan]:
     """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
-    texts = _distinct(scan)
+    texts = scan.texts
     if len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
         lengths = np.bincount(texts.index_of, scan.characters, len(texts)).astype(np.int64)
         total = int(lengths.sum())
@@ -237,38 +236,6 @@ def _plans(scan: Scan, val_fraction: float, seed: int) -> Iterator[SplitPlan]:
             elif not related:
                 break
     yield _split_each(scan, texts, val_fraction)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The distinct documents of a corpus: T texts."""
-
-    lengths: np.ndarray
-    """Number of characters of each, (T,)."""
-    index_of: np.ndarray
-    """Index of the text of each document, (D,)."""
-    shingles: Shingles
-    """The shingles of the texts; `documents` are indices of texts."""
-    bounds: np.ndarray
-    """The shingles of text i are `bounds[i]` to `bounds[i + 1]`."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def shingles_of(self, text: int) -> Shingles:
-        return self.shingles.select(slice(self.bounds[text], self.bounds[text + 1]))
-
-
-def _distinct(scan: Scan) -> _Texts:
-    is_first = scan.originals == np.arange(len(scan))
-    ranks = np.cumsum(is_first) - 1
-    shingles = scan.shingles.select(is_first[scan.shingles.documents])
-    shingles = Shingles(
-        shingles.hashes, ranks[shingles.documents], shingles.starts, shingles.ends, shingles.rate
-    )
-    lengths = scan.characters[is_first]
-    bounds = np.searchsorted(shingles.documents, np.arange(len(lengths) + 1))
-    return _Texts(lengths, ranks[scan.originals], shingles, bounds)
 
 
 def _choose_held_out(
@@ -300,7 +267,7 @@ def _choose_held_out(
 _CHUNK = 2**16  # elements of an array that are Python objects at a time
 
 
-def _split_each(scan: Scan, texts: _Texts, val_fraction: float) -> SplitPlan:
+def _split_each(scan: Scan, texts: Texts, val_fraction: float) -> SplitPlan:
     """Hold out the end of each document; near-duplicates are split together."""
     cuts = (texts.lengths * (1 - val_fraction)).astype(np.int64)
     split: dict[int, list[Span]] = {}
@@ -316,7 +283,7 @@ def _split_each(scan: Scan, texts: _Texts, val_fraction: float) -> SplitPlan:
     return SplitPlan(scan.characters, cuts[texts.index_of], exceptions)
 
 
-def _groups_to_compare(texts: _Texts, groups: np.ndarray) -> Iterator[list[int]]:
+def _groups_to_compare(texts: Texts, groups: np.ndarray) -> Iterator[list[int]]:
     """Yield groups of several texts, and texts that repeat a shingle, as a list of members each."""
     shingles = texts.shingles
     order = np.lexsort((shingles.documents, shingles.hashes))
@@ -332,7 +299,7 @@ def _groups_to_compare(texts: _Texts, groups: np.ndarray) -> Iterator[list[int]]
 
 
 def _split_group(
-    texts: _Texts, members: list[int], cuts: np.ndarray
+    texts: Texts, members: list[int], cuts: np.ndarray
 ) -> tuple[list[int], dict[int, list[Span]]]:
     """Split near-duplicates: each at its end, longest first, with shared passages on one side.
 
@@ -372,7 +339,7 @@ def _split_group(
 
 
 def _hold_out_passages(
-    texts: _Texts, cuts: dict[int, int], held_out: HashSet
+    texts: Texts, cuts: dict[int, int], held_out: HashSet
 ) -> dict[int, list[Span]]:
     """Return the spans of the texts that have held-out passages before their cut."""
     split: dict[int, list[Span]] = {}

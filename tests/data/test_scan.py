@@ -45,6 +45,6 @@ def test_a_scan_is_saved_and_loaded(tmp_path):
     assert [*tmp_path.iterdir()] == [tmp_path / "scan.npz"]
     assert loaded.identity == scan.identity
     assert loaded.originals.tolist() == [0, 1, 1]
-    for name, value in vars(scan.shingles).items():
-        assert np.array_equal(getattr(loaded.shingles, name), value)
+    for name in ("hashes", "documents", "starts", "ends", "rate"):
+        assert np.array_equal(getattr(loaded.shingles, name), getattr(scan.shingles, name))
     assert len(scan.shingles) > 0
