@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
 
@@ -48,8 +48,8 @@ def _usage_line(error: Any) -> str:
     message = one_line(error.format_message().rstrip("."), MAX_LINE_LENGTH * 2 // 3)
     message = message[:1].lower() + message[1:]
     details = getattr(error.__cause__, "errors", None)  # pydantic's, which typer quotes in part
-    if callable(details):
-        message += f", not {one_line(str(details()[0]['input']), MAX_LINE_LENGTH // 6)!r}"
+    if callable(details) and error.param is not None:
+        message = _value_line(error.param.opts[0], details()[0])
     command = error.ctx.command if error.ctx else app
     if "extra argument" in message:
         message += "; quote a text or a name that contains spaces"
@@ -60,6 +60,20 @@ def _usage_line(error: Any) -> str:
         message += "; a prompt that begins with - comes after --"
     path = error.ctx.command_path if error.ctx else "agi2"
     return f"{message}; {path} --help shows its usage"
+
+
+def _value_line(name: str, detail: Mapping[str, Any]) -> str:
+    """Return what the value of an option must be, in the words of the keys' messages."""
+    bounds = detail.get("ctx", {})
+    expected = {
+        "float_parsing": "a number",
+        "finite_number": "a finite number",
+        "int_parsing": "an integer",
+        "greater_than_equal": f"at least {bounds.get('ge', 0):,}",
+        "less_than_equal": f"at most {bounds.get('le', 0):,}",
+    }.get(detail["type"], one_line(detail["msg"], MAX_LINE_LENGTH // 3))
+    value = one_line(str(detail["input"]), MAX_LINE_LENGTH // 6)
+    return f"{name} must be {expected}, not {value!r}"
 
 
 class _Commands(typer.core.TyperGroup):
