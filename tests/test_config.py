@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from src.config import ARCHITECTURE_KEYS, REQUIRED_KEYS, Config, GPT2Config
-from src.config_checks import PRESETS
+from src.config_checks import LARGEST_AUTO_VOCABULARY, PRESETS
 from src.config_keys import LARGEST
 from src.errors import AGI2Error
 from src.model import GPT2Model
@@ -25,6 +25,13 @@ def test_the_default_architecture_is_gpt2_small():
     assert (config.max_seq_len, config.vocab_size) == (1024, 50257)
     assert config.d_ff == 3072
     assert config == GPT2Config.preset("small")
+
+
+def test_the_architecture_of_an_automatic_vocabulary_has_the_largest_one():
+    config = Config(**{**TINY, "vocab_size": "auto"})
+    largest = config.changed(vocab_size=LARGEST_AUTO_VOCABULARY)
+    assert config.architecture == largest.architecture
+    assert config.architecture.vocab_size == LARGEST_AUTO_VOCABULARY
 
 
 def test_a_given_feed_forward_width_stays():

@@ -281,8 +281,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(corpus, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_source_is_found_before_anything_is_built(tiny_run, tmp_path):
-    config = tiny_run(sources=[str(tmp_path / "nothing.txt")])
+@pytest.mark.parametrize("key", ["sources", "val_sources"])
+def test_a_missing_source_is_found_before_anything_is_built(tiny_run, tmp_path, key):
+    config = tiny_run(**{key: [str(tmp_path / "nothing.txt")]})
     with pytest.raises(AGI2Error, match=r"nothing\.txt"):
         train_from_config(config)
     assert not (tmp_path / "trained").exists()

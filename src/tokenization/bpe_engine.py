@@ -148,10 +148,10 @@ _PATTERNS: tuple[tuple[int, Any], ...] = tuple(
 
 
 def _learn_kinds(first: int) -> None:
-    """Enter the kinds of 256 characters, by the version of Unicode that `tokenizers` has."""
-    if 0xD800 <= first < 0xE000:  # surrogates, which UTF-8 text does not contain
-        KINDS[first : first + 256] = OTHER
-        return
+    """Enter the kinds of 256 characters, by the version of Unicode that `tokenizers` has.
+
+    None of them is a surrogate, which UTF-8 text does not contain.
+    """
     characters = "".join(map(chr, range(first, first + 256)))
     kinds = np.full(256, OTHER, np.uint8)
     for kind, pattern in _PATTERNS:

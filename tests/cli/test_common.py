@@ -73,6 +73,16 @@ def test_a_model_that_no_machine_holds_is_one_line(tmp_path, capsys):
         assert re.match(said, err.splitlines()[-1])
 
 
+@pytest.mark.parametrize("key", ["sources", "val_sources"])
+@pytest.mark.parametrize("command", ["train", "doctor", "verify-resume"])
+def test_a_missing_source_is_one_line(tmp_path, capsys, command, key):
+    file = write_run(tmp_path, **{key: [str(tmp_path / "gone.txt")]})
+    status, out, err = run(capsys, command, file)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: .*gone\.txt: no such file.*\n", err)
+    assert not (tmp_path / "trained").exists()
+
+
 @pytest.fixture(scope="module")
 def named(trained, tmp_path_factory):
     """The same model by all of its names: configuration, run, moved run, model without a log."""

@@ -41,6 +41,14 @@ def test_a_run_from_a_model_has_that_model_s_vocabulary(tiny_run):
     assert any(said in line for line in lines)
 
 
+@pytest.mark.parametrize("key", ["sources", "val_sources"])
+def test_a_missing_source_is_found_before_anything_is_measured(tiny_run, tmp_path, key):
+    lines = []
+    with pytest.raises(AGI2Error, match=r"gone\.txt: no such file"):
+        collect(tiny_run(**{key: [str(tmp_path / "gone.txt")]}), lines)
+    assert lines == []
+
+
 def test_the_examination_tells_all_and_leaves_nothing(tiny_run, tmp_path):
     before = set(tmp_path.rglob("*"))
     lines = list(

@@ -121,6 +121,13 @@ def test_a_text_is_split_with_bars_and_nothing_in_it_controls_the_terminal(folde
     assert re.search(r"\d+ unused tokens: '.*', \.\.\.", head.replace("\n ", ""))
 
 
+def test_a_text_with_a_null_character_names_no_file(folder, capsys):
+    status, printed, _ = run(capsys, "tokenizer", "inspect", folder / "bpe", "a\0b")
+    assert status == 0
+    assert "text: 3 B, 3 tokens" in printed
+    assert "\0" not in printed
+
+
 def test_a_long_text_is_shown_in_part(folder, capsys, monkeypatch):
     monkeypatch.setattr(tokenizer_report, "_SHOWN_TOKENS", 10)
     _, printed, _ = run(capsys, "tokenizer", "inspect", folder / "bpe", folder / "text.txt")

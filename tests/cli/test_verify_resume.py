@@ -124,6 +124,13 @@ def test_the_doomed_run_dies_with_its_first_checkpoint_behind_it(tiny_run, tmp_p
     assert list_checkpoints(folder)[-1].name == "step-00000006"
 
 
+@pytest.mark.parametrize("key", ["sources", "val_sources"])
+def test_a_missing_source_is_found_before_anything_is_trained(tiny_run, tmp_path, key):
+    with pytest.raises(AGI2Error, match=r"gone\.txt: no such file"):
+        list(verify(tiny_run(**{key: [str(tmp_path / "gone.txt")]})))
+    assert not (tmp_path / "trained").exists()
+
+
 @needs_fork
 @pytest.mark.usefixtures("forked")
 def test_what_a_process_could_not_do_is_said(tiny_run, tmp_path):

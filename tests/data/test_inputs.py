@@ -1,3 +1,4 @@
+import gzip
 import io
 import os
 import time
@@ -45,14 +46,18 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
         read()
 
 
-def test_a_file_that_changes_is_skipped_in_a_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["b.txt", "b.txt.gz"])
+def test_a_file_that_changes_is_skipped_in_a_folder(tmp_path, monkeypatch, name):
+    """Also if it is compressed: it is not taken for a damaged one."""
     write(tmp_path / "a.txt", "one")
-    changing = write(tmp_path / "b.txt", "two")
+    content = b"two" if name == "b.txt" else gzip.compress(b"two")
+    changing = write(tmp_path / name, content)
     original = inputs._open
     monkeypatch.setattr(inputs, "_open", lambda path: _touched(original(path), path == changing))
     found, report = read_with_report(tmp_path)
     assert found == ["one"]
-    assert "1 that change (3 B), such as " in "\n".join(report.skipped.lines())
+    size = len(content)
+    assert f"1 that change ({size} B), such as " in "\n".join(report.skipped.lines())
 
 
 class _Touched(io.FileIO):
@@ -108,8 +113,6 @@ def test_a_pipe_that_brings_text_is_not_said_to_be_waited_for(monkeypatch, caplo
 @needs_pipes
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_a_pipe_that_trickles_is_recognized_by_its_beginning(tmp_path, size):
-    import gzip
-
     content = gzip.compress(b"some words " * 100)
     reader, writer = os.pipe()
     with ThreadPoolExecutor(1) as pool:
