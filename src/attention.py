@@ -72,6 +72,37 @@ def combined_mask(attention_mask: torch.Tensor, seen: int) -> torch.Tensor:
     return mask | (diagonal & ~mask.any(dim=-1, keepdim=True))
 
 
+def document_mask(document_ids: Any, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention mask and the positions of documents that are packed into rows.
+
+    A token attends to the tokens up to its own in its document, and positions restart at 0 in each
+    document, so that it is computed as if it were alone (Krell et al., 2021).
+
+    Args:
+        document_ids: integers, (B, T); a run of equal ones is a document.
+        input_ids: the token ids, (B, T).
+
+    Returns:
+        A boolean mask (B, T, T), True if a token may attend, and positions (B, T).
+
+    Raises:
+        AGI2Error: if `document_ids` has another type or shape.
+    """
+    ids = as_tensor("document_ids", document_ids).to(input_ids.device)
+    if ids.shape != input_ids.shape or ids.is_floating_point() or ids.is_complex():
+        raise AGI2Error(
+            f"document_ids must be integers of the shape {tuple(input_ids.shape)}, one per token, "
+            f"not {ids.dtype} of the shape {tuple(ids.shape)}"
+        )
+    length = ids.size(1)
+    index = torch.arange(length, device=ids.device)
+    is_first = torch.ones_like(ids, dtype=torch.bool)
+    is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    starts = torch.where(is_first, index, 0).cummax(dim=1).values
+    is_same = starts.unsqueeze(2) == starts.unsqueeze(1)
+    return is_same & causal_mask(length, length, ids.device), index - starts
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head scaled dot-product attention with a fused projection of Q, K and V.
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .arguments import PositiveInt, checked, convert
-from .attention import as_attention_mask, combined_mask
+from .attention import as_attention_mask, combined_mask, document_mask
 from .config import Config, GPT2Config
 from .embeddings import (
     INIT_STD,
@@ -117,6 +117,7 @@ class GPT2Model(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
         counts: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute next-token logits (B, T, V) for token ids (B, T).
 
@@ -131,6 +132,9 @@ class GPT2Model(nn.Module):
             last_only: return the logits of the last token only, (B, 1, V), as generation needs.
             counts: number of tokens (B,) of each row before padding on the right: return the logits
                 of the last of them only, (B, 1, V).
+            document_ids: integers (B, T) for documents that are packed into rows, without a cache
+                or a mask: a run of equal ones is a document. Attention is within documents, and
+                positions restart in each: its logits are those that it has alone.
 
         Raises:
             AGI2Error: if the sequence is longer than the model's positions, token ids are not
@@ -139,7 +143,9 @@ class GPT2Model(nn.Module):
         """
         if not isinstance(last_only, bool):
             last_only = convert(bool, "last_only", last_only)
-        hidden = self.hidden_states(input_ids, attention_mask, cache=cache)
+        hidden = self.hidden_states(
+            input_ids, attention_mask, cache=cache, document_ids=document_ids
+        )
         if counts is not None:
             counts = as_token_ids("counts", counts, hidden.device)
             batch, tokens, _ = hidden.shape
@@ -158,12 +164,13 @@ class GPT2Model(nn.Module):
         attention_mask: torch.Tensor | None = None,
         *,
         cache: KVCache | None = None,
+        document_ids: torch.Tensor | None = None,
         blocks: Sequence[Callable[..., torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """Compute the final hidden states (B, T, C).
 
         Args:
-            input_ids: as in `forward`; also the mask and the cache.
+            input_ids: as in `forward`; also the mask, the cache and the document ids.
             blocks: called in place of the model's blocks, such as these blocks compiled.
         """
         input_ids = as_token_ids("input_ids", input_ids)
@@ -187,7 +194,13 @@ class GPT2Model(nn.Module):
             if is_ragged:
                 raise AGI2Error("attention_mask is for a cache whose rows have the same length")
             attention_mask = as_attention_mask(attention_mask, x, seen, self.config.n_heads)
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if document_ids is not None:
+            if cache is not None or attention_mask is not None:
+                raise AGI2Error("document_ids does not go with a cache or an attention_mask")
+            mask, positions = document_mask(document_ids, input_ids)
+            self.position_embeddings(input_ids.size(1))  # raises if the rows are too long
+            x = x + self.position_embeddings.lookup(positions)
+        elif attention_mask is not None and attention_mask.dim() == 2:
             x = x + self._positions_of_text(attention_mask, seen)
         elif cache is not None and is_ragged:
             x = x + self._positions_from(cache.lengths, input_ids.size(1))

@@ -421,6 +421,74 @@ def test_a_mask_does_not_go_with_rows_of_different_lengths():
         model(torch.tensor([[1], [2]]), cache=cache)
 
 
+# Documents that are packed into rows.
+
+
+@given(
+    options=OPTIONS,
+    lengths=st.lists(st.lists(st.integers(1, 16), min_size=1, max_size=5), min_size=1, max_size=3),
+    seed=st.integers(0, 999),
+)
+@settings(deadline=None, max_examples=25)
+@torch.no_grad()
+def test_packed_documents_have_the_logits_that_they_have_alone(options, lengths, seed):
+    model = random_model(seed, **options)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(29, (len(lengths), 16), generator=generator)
+    ids = torch.zeros_like(tokens)
+    pieces = []
+    for row, counts in enumerate(lengths):
+        place = 0
+        for number, count in enumerate(counts):
+            end = min(place + count, 16)
+            ids[row, place:end] = (number * 7 + 5) % 3  # any numbers that differ from neighbors
+            pieces.append((row, slice(place, end)))
+            place = end
+        ids[row, place:] = 99
+    logits = model(tokens, document_ids=ids)
+    for row, piece in pieces:
+        if piece.start < piece.stop:
+            alone = model(tokens[row : row + 1, piece])[0]
+            assert_same_in_float64(logits[row, piece], alone)
+
+
+def test_a_packed_document_does_not_depend_on_the_others():
+    model = random_model()
+    tokens = torch.arange(12).view(1, 12)
+    ids = torch.tensor([[0] * 5 + [1] * 7])
+    unmasked = model(tokens)
+    masked = model(tokens, document_ids=ids)
+    assert_same_in_float64(masked[:, :5], unmasked[:, :5])
+    assert differs_in_float64(masked[:, 5:], unmasked[:, 5:])
+    assert torch.equal(model(tokens, document_ids=ids.tolist()), masked)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"document_ids": [[0, 0]]}, r"of the shape \(1, 3\), one per token, not torch.int64"),
+        ({"document_ids": torch.zeros(1, 3)}, "must be integers .* not torch.float32"),
+        ({"document_ids": [[0, 0, 1]], "attention_mask": torch.ones(1, 3)}, "does not go with a"),
+        ({"document_ids": [[0, 0, 1]], "cache": "new"}, "does not go with a cache"),
+    ],
+)
+def test_document_ids_are_one_integer_for_each_token(options, problem):
+    model = random_model()
+    if "cache" in options:
+        options = {**options, "cache": tiny_cache(model)}
+    with pytest.raises(AGI2Error, match=f"^document_ids .*{problem}"):
+        model(torch.tensor([[1, 2, 3]]), **options)
+
+
+def tiny_cache(model):
+    return model.new_cache(1)
+
+
+def test_packed_rows_are_not_longer_than_the_positions():
+    with pytest.raises(AGI2Error, match=r"^17 positions requested, the model has 16$"):
+        random_model()(torch.zeros(1, 17).long(), document_ids=torch.arange(17).view(1, 17))
+
+
 @pytest.mark.parametrize("padded", [True, False])
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(padded):
     results = []

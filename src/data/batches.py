@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .windows import TokenWindows
+from .windows import Windows
 
 
 class EpochBatches:
     """Deterministic batch sampler: the batch of a step is a pure function of the seed and the step.
 
-    An epoch has as many windows as the dataset; they cover every token, and each is in exactly one
-    batch. Every epoch draws a new offset, as far as the number of windows allows, and a new
-    permutation. There is no sampler state to save: training can resume at any step.
+    An epoch has as many windows as the dataset, and each is in exactly one batch. Every epoch draws
+    a new permutation and, for windows of a stream of tokens, a new offset, as far as the number of
+    windows allows; they cover every token. There is no sampler state to save: training can resume
+    at any step.
 
     Args:
         dataset: the windows.
@@ -25,7 +26,7 @@ class EpochBatches:
     batch_size: int
     """Windows in the largest batch, which is the first of each epoch."""
 
-    def __init__(self, dataset: TokenWindows, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Windows, batch_size: int, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.windows = len(dataset)
@@ -44,6 +45,11 @@ class EpochBatches:
         """Mean batch size over an epoch; an `int` if all batches are equal."""
         mean = self.windows / self.steps_per_epoch
         return int(mean) if mean.is_integer() else mean
+
+    @property
+    def targets_per_step(self) -> float:
+        """Mean number of targets of a batch."""
+        return self.mean_size * self.dataset.mean_targets
 
     def windows_before(self, step: int) -> int:
         """Return the number of windows in all batches before step `step`."""
@@ -65,7 +71,9 @@ class EpochBatches:
             first - (-size * shard // num_shards), first - (-size * (shard + 1) // num_shards)
         )
 
-    def batch(self, step: int, shard: int = 0, num_shards: int = 1) -> torch.Tensor:
+    def batch(
+        self, step: int, shard: int = 0, num_shards: int = 1
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Return the batch of a step, or one shard of it.
 
         Args:
@@ -74,23 +82,21 @@ class EpochBatches:
             num_shards: number of shards, such as the world size.
 
         Returns:
-            A LongTensor (B, T) on the CPU; B may be 0 for a shard.
+            A LongTensor (B, T) on the CPU; or a tuple of inputs, targets and, if attention is
+            masked, document ids. B may be 0 for a shard.
         """
-        self._shuffle_epoch(step // self.steps_per_epoch)
-        rows = self.rows(step, shard, num_shards)
-        first = rows.start - self._epoch * self.windows
-        starts = self._starts(first, first + len(rows)).tolist()
-        if not starts:
-            return torch.empty(0, self.dataset.seq_len, dtype=torch.long, device="cpu")
-        return torch.stack([self.dataset.window(start) for start in starts])
+        order = self._indices(step, self.rows(step, shard, num_shards))
+        return self.dataset.batch(order, self._offset)
 
-    def _starts(self, first: int, last: int) -> torch.Tensor:
-        """Return the first tokens of windows `first` to `last` in the order of the epoch."""
-        order = self._order[first:last]
-        starts = (order - 1) * self.dataset.stride + self._offset
-        starts[order == 0] = 0
-        starts[order == self.windows - 1] = self.dataset.last_start
-        return starts
+    def weight(self, step: int) -> int:
+        """Return the weight of a step's mean loss in the mean over an epoch's targets."""
+        return self.dataset.weight(self._indices(step, self.rows(step)), self._offset)
+
+    def _indices(self, step: int, rows: range) -> torch.Tensor:
+        """Return the indices in the dataset of rows of a step's batch."""
+        self._shuffle_epoch(step // self.steps_per_epoch)
+        first = rows.start - self._epoch * self.windows
+        return self._order[first : first + len(rows)]
 
     def _shuffle_epoch(self, epoch: int) -> None:
         """Draw the offset and the order of an epoch, unless they are cached."""
@@ -98,16 +104,12 @@ class EpochBatches:
             return
         # A seed per (seed, epoch), unique for up to 1,000,003 epochs, in the range of manual_seed.
         generator = torch.Generator("cpu").manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        stride, last_start = self.dataset.stride, self.dataset.last_start
-        # The first window starts at the first token and the last ends at the last token. The others
-        # are one stride apart, at a random offset with which the two end gaps are at most a stride.
-        min_offset = last_start - (self.windows - 2) * stride if self.windows > 2 else stride
-        offset = torch.randint(min_offset, stride + 1, (), generator=generator, device="cpu")
+        offset = self.dataset.draw_offset(epoch, generator)
         if self.windows <= MAX_PERMUTED:
             self._order = torch.randperm(self.windows, generator=generator, device="cpu")
         else:
             self._order = FeistelPermutation(self.windows, generator)
-        self._epoch, self._offset = epoch, int(offset)
+        self._epoch, self._offset = epoch, offset
 
 
 MAX_PERMUTED = 2**20
@@ -149,7 +151,11 @@ class FeistelPermutation:
 
     def _compute_block(self, index: int) -> torch.Tensor:
         end = min(self._size, (index + 1) * _BLOCK)
-        values = self._permute(np.arange(index * _BLOCK, end, dtype=np.uint64))
+        return self.at(np.arange(index * _BLOCK, end))
+
+    def at(self, positions: np.ndarray) -> torch.Tensor:
+        """Return the elements at any positions, (N,)."""
+        values = self._permute(positions.astype(np.uint64))
         while (outside := values >= self._size).any():
             values[outside] = self._permute(values[outside])
         return torch.from_numpy(values.astype(np.int64))

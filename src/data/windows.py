@@ -1,6 +1,9 @@
-"""Windows of a token array. T time (window length)."""
+"""Windows of a token array. B batch, T time (window length)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,6 +12,83 @@ from torch.utils.data import Dataset
 from ..errors import AGI2Error
 from ..utils import log, plural
 from .shards import ShardedTokens
+
+IGNORE_INDEX = -100
+"""A target that does not count: neither in the loss, nor in its mean. As in `F.cross_entropy`."""
+
+
+class Windows(Protocol):
+    """The windows of an epoch, from which `EpochBatches` makes batches."""
+
+    tokens: np.ndarray | ShardedTokens
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the longest window, its last target included."""
+
+    @property
+    def mean_targets(self) -> float:
+        """Mean number of targets of a window."""
+
+    @property
+    def attention_length(self) -> float:
+        """Mean length of the sequence in which a target's input attends, over all targets."""
+
+    def __len__(self) -> int:
+        """Return the number of windows of an epoch."""
+
+    def draw_offset(self, epoch: int, generator: torch.Generator) -> int:
+        """Return the offset of an epoch's windows, in which it differs from other epochs."""
+
+    def batch(self, order: torch.Tensor, offset: int) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Return windows as a batch (see `train.step.Batch`).
+
+        Args:
+            order: indices of the windows, (B,).
+            offset: of the epoch.
+        """
+
+    def weight(self, order: torch.Tensor, offset: int) -> int:
+        """Return the weight of windows in a mean over targets: proportional to their number."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The windows of a stream of tokens: all of one length, and a stride apart.
+
+    The first starts at the first token, and the last ends at the last token.
+    """
+
+    tokens: int
+    """Number of tokens."""
+    seq_len: int
+    """Tokens of a window."""
+    stride: int
+    """Tokens between the starts of consecutive windows."""
+
+    def __len__(self) -> int:
+        return -(-self.last_start // self.stride) + 1
+
+    @property
+    def last_start(self) -> int:
+        """Index of the first token of the last window."""
+        return self.tokens - self.seq_len
+
+    def draw_offset(self, generator: torch.Generator) -> int:
+        """Draw the start of the second window of an epoch.
+
+        The others are one stride apart; the two gaps at the ends are at most a stride.
+        """
+        windows, stride = len(self), self.stride
+        min_offset = self.last_start - (windows - 2) * stride if windows > 2 else stride
+        return int(torch.randint(min_offset, stride + 1, (), generator=generator, device="cpu"))
+
+    def starts(self, order: torch.Tensor, offset: int) -> torch.Tensor:
+        """Return the indices of the first tokens, (N,), of windows of an epoch with an offset."""
+        starts = (order - 1) * self.stride + offset
+        starts[order == 0] = 0
+        starts[order == len(self) - 1] = self.last_start
+        return starts
 
 
 class TokenWindows(Dataset[torch.Tensor]):
@@ -45,10 +125,11 @@ class TokenWindows(Dataset[torch.Tensor]):
         self.tokens = tokens
         self.seq_len = seq_len
         self.stride = min(stride or seq_len, seq_len)  # a longer stride would skip tokens
-        self.last_start = len(tokens) - seq_len
+        self._stream = Stream(len(tokens), seq_len, self.stride)
+        self.last_start = self._stream.last_start
 
     def __len__(self) -> int:
-        return -(-self.last_start // self.stride) + 1
+        return len(self._stream)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.window(self.start(index))
@@ -65,3 +146,30 @@ class TokenWindows(Dataset[torch.Tensor]):
     def window(self, start: int) -> torch.Tensor:
         """Return the window, a LongTensor (T,), that starts at token `start`."""
         return torch.from_numpy(self.tokens[start : start + self.seq_len].astype(np.int64))
+
+    # See `Windows`.
+
+    @property
+    def mean_targets(self) -> int:
+        """Number of targets of a window."""
+        return self.seq_len - 1
+
+    @property
+    def attention_length(self) -> int:
+        """Number of inputs of a window."""
+        return self.seq_len - 1
+
+    def draw_offset(self, epoch: int, generator: torch.Generator) -> int:
+        """Return the start of the second window of an epoch."""
+        return self._stream.draw_offset(generator)
+
+    def batch(self, order: torch.Tensor, offset: int) -> torch.Tensor:
+        """Return windows of an epoch, a LongTensor (B, T); B may be 0."""
+        starts = self._stream.starts(order, offset).tolist()
+        if not starts:
+            return torch.empty(0, self.seq_len, dtype=torch.long, device="cpu")
+        return torch.stack([self.window(start) for start in starts])
+
+    def weight(self, order: torch.Tensor, offset: int) -> int:
+        """Return the number of windows: all have the same number of targets."""
+        return len(order)

@@ -79,8 +79,13 @@ class GradientAccumulator:
         """Return this rank's batch of a step; on CUDA as a non-blocking copy to the device."""
         batch = self._batches.batch(step, self._processes.rank, self._processes.world_size)
         if self._processes.device.type == "cuda":  # pragma: needs gpu
-            return batch.pin_memory().to(self._processes.device, non_blocking=True)
+            if isinstance(batch, tuple):
+                return tuple(self._copy(part) for part in batch)
+            return self._copy(batch)
         return batch
+
+    def _copy(self, part: torch.Tensor) -> torch.Tensor:  # pragma: needs gpu
+        return part.pin_memory().to(self._processes.device, non_blocking=True)
 
     def prefetch(self, step: int) -> None:
         """Fetch the batch that `accumulate` needs next, while the GPU computes."""

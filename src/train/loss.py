@@ -13,13 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cuda_utils import logits_chunk_tokens
+from ..data.windows import IGNORE_INDEX
 from ..model import GPT2Model
 
-LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Takes inputs and targets, (B, T) each; returns the mean loss."""
-
-IGNORE_INDEX = -100
-"""A target that does not count: neither in the loss, nor in its mean. As in `F.cross_entropy`."""
+LossFunction = Callable[..., torch.Tensor]
+"""Takes inputs, targets and optionally document ids, (B, T) each; returns the mean loss."""
 
 
 class NextTokenLoss(nn.Module):
@@ -46,12 +44,19 @@ class NextTokenLoss(nn.Module):
         self._blocks = [torch.compile(block, backend=backend) for block in self.model.blocks]
         self._softmax_gradient = torch.compile(_softmax_gradient, backend=backend)
 
-    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        document_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the mean cross-entropy, in nats per token, of inputs and targets (B, T).
 
-        Targets that are `IGNORE_INDEX` do not count; if none counts, the loss is 0.
+        Targets that are `IGNORE_INDEX` do not count; if none counts, the loss is 0. `document_ids`
+        are those of `GPT2Model.forward`.
         """
-        hidden = self.model.hidden_states(inputs, blocks=self._blocks).flatten(0, 1)
+        hidden = self.model.hidden_states(inputs, document_ids=document_ids, blocks=self._blocks)
+        hidden = hidden.flatten(0, 1)
         weight, targets = self.model.output_weight, targets.flatten()
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

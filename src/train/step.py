@@ -12,23 +12,33 @@ import torch
 from torch import nn
 
 from ..cuda_utils import autocast
+from ..data.windows import IGNORE_INDEX
 from ..utils import full_tensor
-from .loss import IGNORE_INDEX, LossFunction, count_targets
+from .loss import LossFunction, count_targets
 from .optimizer import Optimizer
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
-"""Windows (B, T), or inputs and targets, (B, T) each."""
+"""Windows (B, T); or inputs, targets and optionally document ids, (B, T) each."""
 
 # A disabled scaler is a no-op.
 _NO_SCALING = torch.amp.GradScaler(enabled=False)
 
 
-def split_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and targets (B, T - 1): each token's target is the next token."""
+def split_batch(batch: Batch) -> tuple[torch.Tensor, ...]:
+    """Return a batch as inputs, targets and document ids, if it has them.
+
+    Of windows (B, T) they are (B, T - 1): each token's target is the next token.
+    """
     if isinstance(batch, torch.Tensor):
         return batch[:, :-1], batch[:, 1:]
-    inputs, targets = batch
-    return inputs, targets
+    return tuple(batch)
+
+
+def cut_batch(batch: Batch, rows: int, tokens: int | None = None) -> Batch:
+    """Return the first rows of a batch, and of each the first tokens."""
+    if isinstance(batch, torch.Tensor):
+        return batch[:rows, :tokens]
+    return [part[:rows, :tokens] for part in batch]
 
 
 def accumulate_gradients(
@@ -51,8 +61,8 @@ def accumulate_gradients(
     mean loss over the targets of the global batch; those that are `IGNORE_INDEX` do not count.
 
     Args:
-        loss_function: returns the mean loss of inputs and targets.
-        batch: windows (B, T), or inputs and targets (B, T) each.
+        loss_function: returns the mean loss of inputs, targets and, if there are any, document ids.
+        batch: windows (B, T); or inputs, targets and optionally document ids, (B, T) each.
         device: the device to compute on.
         micro_batch_size: rows of a micro-batch; by default one micro-batch of all rows.
         precision: the autocast dtype.
@@ -71,24 +81,21 @@ def accumulate_gradients(
         This rank's part of the mean loss times `world_size`, a scalar on `device` (no
         synchronization): the mean of it over all ranks is the loss of the global batch.
     """
-    inputs, targets = split_batch(batch)
+    inputs, targets, *more = split_batch(batch)
     size = micro_batch_size or len(inputs) or 1
     if num_targets is None:
         num_targets = count_targets(targets)
     num_targets = num_targets.clamp(min=1)
     min_micro_batches = max(min_micro_batches, -(-len(inputs) // size))
     rows = min_micro_batches * size if is_padded else (min_micro_batches - 1) * size + 1
-    inputs, targets = _pad(inputs, targets, rows)
-    counts = [count_targets(each) for each in targets.split(size)]
+    parts = (_pad(inputs, rows), _pad(targets, rows, IGNORE_INDEX), *(_pad(p, rows) for p in more))
+    micro_batches = list(zip(*(part.split(size) for part in parts), strict=True))
     total = torch.zeros((), dtype=torch.float32, device=device)
-    for index, (x, y, count) in enumerate(
-        zip(inputs.split(size), targets.split(size), counts, strict=True), start=1
-    ):
-        with contextlib.nullcontext() if index == len(counts) else no_sync():
+    for index, micro_batch in enumerate(micro_batches, start=1):
+        count = count_targets(micro_batch[1])
+        with contextlib.nullcontext() if index == len(micro_batches) else no_sync():
             with autocast(device, precision):
-                loss = loss_function(
-                    x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-                )
+                loss = loss_function(*(part.to(device, non_blocking=True) for part in micro_batch))
             # Tensors: a number would need a synchronization if the targets are on a GPU.
             dtype = torch.promote_types(loss.dtype, torch.float32)
             loss = loss * ((world_size * count).to(dtype) / num_targets.to(dtype))
@@ -97,17 +104,12 @@ def accumulate_gradients(
     return total
 
 
-def _pad(
-    inputs: torch.Tensor, targets: torch.Tensor, rows: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad inputs and targets (B, T) to at least `rows` rows, with ignored targets."""
-    missing = rows - len(inputs)
+def _pad(part: torch.Tensor, rows: int, value: int = 0) -> torch.Tensor:
+    """Pad a part of a batch, (B, T), to at least `rows` rows."""
+    missing = rows - len(part)
     if missing <= 0:
-        return inputs, targets
-    return (
-        torch.cat([inputs, inputs.new_zeros(missing, inputs.size(1))]),
-        torch.cat([targets, targets.new_full((missing, targets.size(1)), IGNORE_INDEX)]),
-    )
+        return part
+    return torch.cat([part, part.new_full((missing, part.size(1)), value)])
 
 
 def apply_gradients(

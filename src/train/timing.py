@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .loss import NextTokenLoss
-from .step import accumulate_gradients, apply_gradients
+from .step import Batch, accumulate_gradients, apply_gradients, cut_batch
 from .trainer import Trainer
 
 # Rough speed of writing a checkpoint, with hashing and fsync, in bytes per second.
@@ -29,7 +29,7 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
     loss = NextTokenLoss(trainer.model.train())
     rows = trainer.runner.micro_batch_size
 
-    def micro_batch(batch: torch.Tensor) -> float:
+    def micro_batch(batch: Batch) -> float:
         start = time.perf_counter()
         accumulate_gradients(loss, batch, trainer.runner.device, precision=trainer.runner.precision)
         _synchronize(trainer.runner.device)
@@ -42,12 +42,12 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
         return time.perf_counter() - start
 
     # Warm up: the first step selects kernels and allocates the optimizer state.
-    micro_batch(trainer.batches.batch(0)[:1, :65])
+    micro_batch(cut_batch(trainer.batches.batch(0), 1, 65))
     optimizer_step()
     micro_batch_seconds, update_seconds = [], []
     deadline = time.monotonic() + seconds
     for step in range(trainer.total_steps):
-        micro_batch_seconds.append(micro_batch(trainer.batches.batch(step)[:rows]))
+        micro_batch_seconds.append(micro_batch(cut_batch(trainer.batches.batch(step), rows)))
         update_seconds.append(optimizer_step())
         if time.monotonic() + micro_batch_seconds[-1] + update_seconds[-1] > deadline:
             break

@@ -1,5 +1,6 @@
 """One optimizer step: loss, gradient accumulation, update."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from src.config import GPT2Config
 from src.model import GPT2Model
 from src.train.loss import IGNORE_INDEX, NextTokenLoss, count_targets
 from src.train.optimizer import make_optimizers
-from src.train.step import accumulate_gradients, apply_gradients
+from src.train.step import accumulate_gradients, apply_gradients, cut_batch, split_batch
 from tests.bounds import assert_same_in_float64, gamma
 
 CPU = torch.device("cpu")
@@ -118,6 +119,49 @@ def test_micro_batches_count_by_their_targets_and_padding_does_not(ignored, micr
     assert results[1].pop("loss") == pytest.approx(results[0].pop("loss"), rel=gamma(12), abs=0)
     for name, expected in results[0].items():
         assert_same_in_float64(results[1][name], expected)
+
+
+@pytest.mark.parametrize(("micro", "processes"), [(None, 1), (1, 1), (2, 1), (2, 2), (3, 2)])
+def test_packed_documents_have_the_loss_and_the_gradients_that_they_have_alone(micro, processes):
+    documents = [[3, 5], [2, 2, 4], [8], [1]]  # inputs of each document in each row
+    ids = torch.tensor([np.repeat(range(len(n) + 1), [*n, 8 - sum(n)]).tolist() for n in documents])
+    inputs, targets = tokens(4, seed=1)[:, :-1], tokens(4, seed=2)[:, 1:]
+    is_padding = torch.tensor([[place >= sum(n) for place in range(8)] for n in documents])
+    targets = targets.masked_fill(is_padding, IGNORE_INDEX)
+    alone = exact_model()
+    count, total = count_targets(targets), 0.0
+    for row, lengths in enumerate(documents):
+        for number in range(len(lengths)):
+            own = ids[row] == number
+            loss = NextTokenLoss(alone)(inputs[row, own][None], targets[row, own][None])
+            total += loss.item() * int(own.sum()) / int(count)
+            (loss * own.sum() / count).backward()
+    shared = {name: torch.zeros_like(p) for name, p in alone.named_parameters()}
+    packed = 0.0
+    for rank in range(processes):
+        model, own = exact_model(), slice(4 * rank // processes, 4 * (rank + 1) // processes)
+        packed += accumulate_gradients(
+            NextTokenLoss(model),
+            (inputs[own], targets[own], ids[own]),
+            CPU,
+            micro_batch_size=micro,
+            num_targets=count,
+            world_size=processes,
+            min_micro_batches=2,
+            is_padded=micro is not None,
+        )
+        for name, gradient in gradients(model).items():
+            shared[name] += gradient / processes
+    assert packed.item() / processes == pytest.approx(total, rel=gamma(16), abs=0)
+    for name, expected in gradients(alone).items():
+        assert_same_in_float64(shared[name], expected)
+
+
+def test_a_batch_is_cut_to_its_first_rows_and_tokens():
+    windows, parts = tokens(4), split_batch(tokens(4))
+    assert torch.equal(cut_batch(windows, 2), windows[:2])
+    assert torch.equal(cut_batch(windows, 1, 3), windows[:1, :3])
+    assert all(map(torch.equal, cut_batch(parts, 2, 3), [part[:2, :3] for part in parts]))
 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient():
