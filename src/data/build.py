@@ -26,7 +26,7 @@ from ..errors import AGI2Error, one_line
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
 from ..utils import log, read_json_object, sync_file, write_text
-from .documents import ReadOptions
+from .documents import ReadOptions, ReadReport
 from .readers import iterate_documents
 from .scan import Scan, Scanner, load_scan, save_scan
 from .shards import ShardedTokens, ShardWriter, SplitFigures
@@ -149,15 +149,20 @@ class _Text:
 
     folder: Path
     scan: Scan
-    first_val: int
-    """Index of the first document of `val_sources`."""
+    documents: list[int]
+    """Number of documents of each of `sources`; those of `val_sources` follow."""
     lines: list[tuple[int, str]]
     """What was logged when it was read: levels and messages."""
 
     @property
     def identity(self) -> list[Any]:
         """What the text is."""
-        return [self.scan.identity, self.first_val]
+        return [self.scan.identity, self.documents]
+
+    @property
+    def first_val(self) -> int:
+        """Index of the first document of `val_sources`."""
+        return sum(self.documents)
 
 
 def _read_once(root: Path, options: CorpusOptions) -> _Text:
@@ -173,14 +178,14 @@ def _read_once(root: Path, options: CorpusOptions) -> _Text:
 
 def _read(folder: Path, options: CorpusOptions) -> _Text:
     with _recorded() as lines, open(folder / _TEXT, "wb") as file:
-        scanner = Scanner(file.write)
-        for document in iterate_documents(options.sources, options.reading):
+        scanner, report = Scanner(file.write), ReadReport()
+        for document in iterate_documents(options.sources, options.reading, report):
             scanner.add(document.text, document.continues)
-        first_val = len(scanner)
+        documents = [source.documents for source in report.sources]
         if options.val_sources:
             for document in iterate_documents(options.val_sources, options.reading):
                 scanner.add(document.text, document.continues)
-    return _Text(folder, scanner.finish(), first_val, lines)
+    return _Text(folder, scanner.finish(), documents, lines)
 
 
 @contextlib.contextmanager
@@ -282,6 +287,7 @@ class CorpusBuilder:
             store = TextStore(self._folder / _TEXT, scan)
             tokenizer = self._tokenizer(store, plan)
         figures = self._tokenize(store, plan, tokenizer, int(scan.characters.sum()))
+        figures[0].source_documents = plan.count_training_documents(read.documents)
         content = {
             **{name: asdict(each) for name, each in zip(_SPLITS, figures, strict=True)},
             "documents": len(scan),
@@ -300,7 +306,7 @@ class CorpusBuilder:
         with contextlib.suppress(OSError, KeyError, ValueError, AGI2Error):
             scan, progress = load_scan(path), self._progress()
             if (self._folder / _TEXT).stat().st_size == scan.sizes.sum():
-                return _Text(self._folder, scan, progress["first_val"], progress["log"])
+                return _Text(self._folder, scan, progress["documents"], progress["log"])
         for each in self._folder.iterdir():
             if each.name != LOCK:
                 each.unlink()
@@ -312,7 +318,7 @@ class CorpusBuilder:
         if files is not None:
             files.check_unchanged()
         sync_file(self._folder / _TEXT)
-        self._save_progress({"log": text.lines, "first_val": text.first_val})
+        self._save_progress({"log": text.lines, "documents": text.documents})
         save_scan(text.scan, path)
         return text
 

@@ -34,6 +34,8 @@ class SplitFigures:
     """Number of `<unk>` tokens."""
     hashes: list[str] = field(default_factory=list)
     """SHA-256 hash of each shard."""
+    source_documents: list[int] = field(default_factory=list)
+    """Number of documents of each source, in order; training text only."""
 
 
 def shard_path(folder: Path, name: str, index: int) -> Path:

@@ -59,6 +59,21 @@ class SplitPlan:
         """Whether any text is held out."""
         return bool((self.cuts < self.characters).any())
 
+    def count_training_documents(self, sources: Sequence[int]) -> list[int]:
+        """Count the training documents of each source; one that is split in several counts as such.
+
+        Args:
+            sources: number of documents of each source, in order.
+        """
+        counts = (self.cuts > 0).astype(np.int64)
+        for document, spans in self.exceptions.items():
+            counts[document] = sum(not is_held_out for _, _, is_held_out in spans)
+        if self.removed is not None:
+            counts[self.removed] = 0
+        before = np.concatenate([[0], np.cumsum(counts)])
+        bounds = np.cumsum([0, *sources])
+        return np.diff(before[bounds]).tolist()
+
     def sides(self, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Return which shingles are in training text and which in held-out text, (N,) each."""
         cuts = self.cuts[shingles.documents]

@@ -536,6 +536,31 @@ def test_validation_text_may_be_a_file_of_its_own_without_overlap(tmp_path, cach
     assert len(texts_of(corpus.train, corpus)) == 9
 
 
+@pytest.mark.parametrize("dedup", [False, True])
+@pytest.mark.parametrize("count", [5, 30])  # with few documents, the end of each is held out
+def test_the_training_documents_of_each_source_are_counted(tmp_path, cache, count, dedup):
+    folder = tmp_path / "lines"
+    folder.mkdir()
+    own = [make_text(40, seed) for seed in range(3 * count)]
+    parts = [own[:count], own[count : 2 * count], own[2 * count :] + own[:2]]
+    write_lines(folder / "a.jsonl", parts[0])
+    write_lines(folder / "b.jsonl", parts[1])
+    names = [str(folder), str(write_lines(tmp_path / "c.jsonl", parts[2]))]
+    for sources in (names, names[::-1]):
+        options = CorpusOptions(sources, seed=1, dedup=dedup)
+        corpus = prepare_corpus(options, fitted()[0], str(cache))
+        counts = corpus.train.figures.source_documents
+        assert len(counts) == 2
+        assert sum(counts) == corpus.train.figures.documents
+        texts = texts_of(corpus.train, corpus)
+        halves = [parts[0] + parts[1], parts[2]] if sources is names else [parts[2], own]
+        for found, documents in zip((texts[: counts[0]], texts[counts[0] :]), halves, strict=True):
+            assert found
+            assert all(any(text in document for document in documents) for text in found)
+        again = prepare_corpus(options, fitted()[0], str(cache))
+        assert again.train.figures == corpus.train.figures
+
+
 def test_a_text_cannot_be_validated_on_itself_alone(sources, cache):
     with pytest.raises(AGI2Error, match="val_sources: all of the training text is in it"):
         prepare(sources, cache, val_sources=[str(sources)])
