@@ -331,3 +331,28 @@ def check_vectors(name: str, x: Any, width: int, dims: int | None = None) -> Non
         raise AGI2Error(f"{expected}, not {type(x).__name__}")
     if not x.is_floating_point() or x.dim() != (dims or max(x.dim(), 1)) or x.size(-1) != width:
         raise AGI2Error(f"{expected}, not {x.dtype} of the shape {tuple(x.shape)}")
+
+
+def describe_range(bounds: Iterable[Any], integer: int | None = None) -> str:
+    """Return the range of a key as text, such as "above 0 and at most 1".
+
+    Args:
+        bounds: pydantic's metadata of the field.
+        integer: for integers, the value: only the bound that it violates is named.
+    """
+    limits = {
+        name: getattr(each, name)
+        for each in bounds
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(each, name)
+    }
+    low = limits["gt" if "gt" in limits else "ge"]
+    high = limits.get("le", limits.get("lt", math.inf))
+    if integer is not None:
+        return f"at most {high:,}" if integer > high else f"at least {low}"
+    if high == math.inf:
+        return f"above {low:g}" if "gt" in limits else f"a number from {low:g} on"
+    upper = f"at most {high:g}" if "le" in limits else f"below {high:g}"
+    if "gt" in limits:
+        return f"above {low:g} and {upper}"
+    return f"from {low:.10g} to {high:.10g}" if "le" in limits else f"from {low:g} to {upper}"

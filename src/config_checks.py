@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from .arguments import MismatchError, describe, to_float, to_int, to_scalar
+from .arguments import MismatchError, describe, describe_range, to_float, to_int, to_scalar
 from .errors import AGI2Error, safe_repr
 
 MAX_THREADS = 1024
@@ -130,6 +129,7 @@ def contradictions(config: Any) -> list[str]:
     """
     return [
         *_wrong_sizes(config),
+        *_wrong_sources(config),
         *_wrong_tokenizer(config),
         *generation_contradictions(config),
         *_wrong_lora(config),
@@ -150,6 +150,12 @@ def _wrong_sizes(config: Any) -> Iterator[str]:
         yield f"micro_batch_size {micro} does not divide batch_size {config.batch_size}"
     if config.threads != "auto" and not 1 <= config.threads <= MAX_THREADS:
         yield f"threads {config.threads} is not in the range 1 to {MAX_THREADS}"
+
+
+def _wrong_sources(config: Any) -> Iterator[str]:
+    weights, sources = len(config.source_weights), len(config.sources)
+    if weights and weights != sources:
+        yield f"source_weights has {weights} numbers for {sources} sources: give one for each"
 
 
 def _wrong_tokenizer(config: Any) -> Iterator[str]:
@@ -281,6 +287,7 @@ SYNONYMS = {
     "max_new_tokens": "max_length",
     "beta2": "adam_beta2",
     "source": "sources",
+    "packing": "windows",
     "name": "model_name",
 }
 
@@ -360,35 +367,11 @@ def _allowed(hint: Any, bounds: Iterable[Any], value: Any) -> str:
     if bounds and int in kinds and type(value) is int:
         return describe_range(bounds, value)
     if origin is list:
-        return "a list of strings"
+        is_numbers = get_origin(get_args(hint)[0]) is Annotated
+        return "a list of numbers" if is_numbers else "a list of strings"
     if origin is dict:
         return "a mapping from tokens to numbers"
     return " or ".join(map(describe, kinds))
-
-
-def describe_range(bounds: Iterable[Any], integer: int | None = None) -> str:
-    """Return the range of a key as text, such as "above 0 and at most 1".
-
-    Args:
-        bounds: pydantic's metadata of the field.
-        integer: for integers, the value: only the bound that it violates is named.
-    """
-    limits = {
-        name: getattr(each, name)
-        for each in bounds
-        for name in ("ge", "gt", "le", "lt")
-        if hasattr(each, name)
-    }
-    low = limits["gt" if "gt" in limits else "ge"]
-    high = limits.get("le", limits.get("lt", math.inf))
-    if integer is not None:
-        return f"at most {high:,}" if integer > high else f"at least {low}"
-    if high == math.inf:
-        return f"above {low:g}" if "gt" in limits else f"a number from {low:g} on"
-    upper = f"at most {high:g}" if "le" in limits else f"below {high:g}"
-    if "gt" in limits:
-        return f"above {low:g} and {upper}"
-    return f"from {low:.10g} to {high:.10g}" if "le" in limits else f"from {low:g} to {upper}"
 
 
 def _suggestion(key: str, fields: Iterable[str]) -> str:

@@ -93,6 +93,10 @@ class DataConfig(Section):
     """Training data: files, folders, globs, URLs or `builtin:python-docs`. Required for
     training.
     """
+    source_weights: list[Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=list)
+    """Shares of the `sources` in the training tokens, in any unit (above 0), such as [3, 1]; by
+    default as much as there is of each.
+    """
     model_name: str = "model"
     """Name of the run and of its folder in `output_dir`. Always required."""
     output_dir: str = "trained"
@@ -213,6 +217,14 @@ class TrainConfig(Section):
     """Sequences per forward; divides `batch_size` (gradient accumulation). `auto`: fits memory."""
     seq_len: int = Field(1024, ge=1, le=_MAX_COUNT)
     """Tokens per training sequence (1 to `model_positions`, its default)."""
+    windows: Literal["stream", "documents", "packed"] = "stream"
+    """Training sequences: the text as a stream, cut anywhere (`stream`); one document each
+    (`documents`); or as many as fit (`packed`). A longer document continues in other sequences.
+    """
+    mask_documents: bool = False
+    """Whether tokens attend only to tokens of their document, with positions that restart in each
+    (true, false).
+    """
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
     learning_rate: float = Field(3e-4, gt=0, le=1e30)

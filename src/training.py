@@ -18,7 +18,8 @@ from .config import Config
 from .console import visible
 from .cuda_utils import describe_device, select_device
 from .data.corpus import check_sources
-from .errors import AGI2Error
+from .data.planned_windows import PlannedWindows
+from .errors import AGI2Error, one_line
 from .evaluation.loss import evaluate
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
@@ -300,6 +301,10 @@ def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
         plural(trainer.process_group.world_size, "process", "processes"),
         describe_device(trainer.runner.device),
     )
+    windows = trainer.batches.dataset
+    if isinstance(windows, PlannedWindows):
+        for line in windows.describe():
+            log.info("%s", one_line(line))
 
 
 def _write_report(folder: Path, training_text: Sequence[str]) -> None:

@@ -63,6 +63,14 @@ def test_a_limit_alone_ends_a_run_instead_of_the_epochs(limit):
             'repetition_penalty 1.2 does not go with speculative = "ngram", which is '
             "greedy: set repetition_penalty = 1",
         ),
+        (
+            {"sources": ["a", "b"], "source_weights": [1.0]},
+            "source_weights has 1 numbers for 2 sources: give one for each",
+        ),
+        ({"sources": ["a"], "source_weights": [0]}, "source_weights[0] must be above 0 and at"),
+        ({"source_weights": ["2"]}, "source_weights[0] must be a number, not '2'"),
+        ({"source_weights": 2}, "source_weights must be a list of numbers, not 2"),
+        ({"windows": "pack"}, "windows must be"),
         ({"model_name": ".."}, "model_name '..' is not a folder's name"),
         ({"model_name": "a/b"}, "model_name 'a/b' is not a folder's name"),
         ({"model_name": "a\\b"}, "is not a folder's name"),

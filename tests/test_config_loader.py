@@ -415,6 +415,7 @@ NAME = st.text(
 
 VALUES = {
     "sources": st.lists(TEXT, max_size=3),
+    "source_weights": st.just([]) | st.lists(st.floats(1e-3, 1e9), min_size=3, max_size=3),
     "model_name": NAME.filter(lambda name: name not in (".", "..")),
     "output_dir": NAME,
     "text_field": st.none() | TEXT,
@@ -455,6 +456,8 @@ VALUES = {
     "batch_size": st.integers(1, 50),  # times micro_batch_size
     "micro_batch_size": st.just("auto") | st.integers(1, 50),
     "seq_len": st.integers(1, 500),
+    "windows": st.sampled_from(["stream", "documents", "packed"]),
+    "mask_documents": st.booleans(),
     "optimizer": st.sampled_from(["adamw", "muon"]),
     "learning_rate": st.floats(1e-9, 1e30),
     "muon_learning_rate": st.floats(1e-9, 1e30),
@@ -510,6 +513,7 @@ VALUES = {
 
 def consistent(values):
     micro = values["micro_batch_size"]
+    values["source_weights"] = values["source_weights"][: len(values["sources"])]
     values["model_embd"] *= values["model_head"]
     values["min_length"] = min(values["min_length"], values["max_length"])
     values["batch_size"] *= 1 if micro == "auto" else micro

@@ -20,6 +20,7 @@ from ..cuda_utils import (
 )
 from ..data.batches import EpochBatches
 from ..data.corpus import check_sources
+from ..data.planned_windows import training_windows
 from ..errors import AGI2Error
 from ..formats.model_dir import run_folder
 from ..model import GPT2Model
@@ -69,8 +70,9 @@ def examine(config: Config) -> Iterator[str]:
     check_memory(config.architecture, "the table of positions", 0)
     yield from _describe_text(text, config)
 
-    batches = EpochBatches(text.train_data, config.batch_size, config.seed)
-    seq_len = text.train_data.seq_len - 1
+    windows = training_windows(text.train_data, config)
+    batches = EpochBatches(windows, config.batch_size, config.seed)
+    seq_len = windows.seq_len - 1
     micro = _micro_batch_size(config, batches, device)
     _warm_up(config)
     memory = predict_memory(config, micro, seq_len, device, memory_stats().process)
@@ -160,7 +162,7 @@ def _measure(config: Config, text: PreparedData, sizes: Sizes) -> Iterator[str]:
     """Measure training steps; yield lines on the throughput and the duration of the run."""
     trainer = make_trainer(config, text)
     step, update = measure_step(trainer, _BENCHMARK_SECONDS)
-    tokens = trainer.batches.batch_size * (trainer.batches.dataset.seq_len - 1)
+    tokens = trainer.batches.batch_size * trainer.batches.dataset.mean_targets
     precision = str(trainer.runner.precision).removeprefix("torch.")
     uncompiled = ", not compiled as the run will be" if trainer.runner.compiled else ""
     yield f"speed: {step:.3g} s a step, {tokens / step:,.0f} tokens/s ({precision}{uncompiled})"

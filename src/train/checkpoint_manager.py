@@ -17,6 +17,7 @@ import torch
 
 from ..config import ARCHITECTURE_KEYS, FREE_ARCHITECTURE_KEYS, Config
 from ..config_loader import CONFIG
+from ..data.planned_windows import hash_of_bounds
 from ..data.shards import SHARD_TOKENS, token_hashes
 from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
@@ -47,11 +48,14 @@ FIXED_ON_RESUME = (
     "split_digits",
     "special_tokens",
     "byte_fallback",
+    "windows",
+    "mask_documents",
+    "source_weights",
 )
 
 
 # Checkpoints of earlier versions lack the keys that did not exist yet.
-_DEFAULTS = {key: Config.model_validate({})[key] for key in FIXED_ON_RESUME[-4:]}
+_DEFAULTS = {key: Config.model_validate({})[key] for key in FIXED_ON_RESUME[-7:]}
 _ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
 
 
@@ -111,6 +115,7 @@ class CheckpointManager:
         digest = hashlib.sha256()
         for dataset in self.data:
             digest.update("".join(token_hashes(dataset.tokens)).encode())
+        digest.update(hash_of_bounds(self.data[0], self.config).encode())
         keys = self.model.config.to_keys()
         return {
             "tokenizer": self.tokenizer.fingerprint,

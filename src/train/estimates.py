@@ -41,7 +41,7 @@ def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
     return int(4 * seq_len * layers)
 
 
-def training_flops(architecture: GPT2Config, parameters: int, seq_len: int) -> float:
+def training_flops(architecture: GPT2Config, parameters: int, seq_len: float) -> float:
     """Return the FLOPs of a training step (forward and backward) per token.
 
     6 per parameter except position embeddings (forward 2, backward 4), and 12 x layers x width x

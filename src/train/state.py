@@ -67,12 +67,18 @@ class RunState:
         """The last val loss; `None` before the first validation."""
         return self.history["val_loss"][-1] if self.history["val_loss"] else None
 
-    def count_step(self, loss: torch.Tensor, is_taken: bool, rows: int = 1) -> None:
-        """Count a step that was taken or skipped, with the mean loss of its `rows` sequences."""
+    def count_step(self, loss: torch.Tensor, is_taken: bool, weight: int = 1) -> None:
+        """Count a step that was taken or skipped, with the mean loss of its targets.
+
+        Args:
+            loss: the mean loss.
+            is_taken: whether the weights were updated.
+            weight: of this mean in that of several steps.
+        """
         self.step += 1
         if is_taken:
-            self.epoch_loss.add(loss, rows)
-            self.recent_loss.add(loss, rows)
+            self.epoch_loss.add(loss, weight)
+            self.recent_loss.add(loss, weight)
             self.skipped_in_a_row = 0
         else:
             self.skipped_steps += 1

@@ -13,6 +13,7 @@ from ..arguments import checked
 from ..config import Config
 from ..console import show_progress, visible
 from ..data.batches import EpochBatches
+from ..data.planned_windows import training_windows
 from ..data.tokens import count_bytes
 from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
@@ -41,7 +42,7 @@ class Trainer:
     Args:
         model: a model on the training device.
         tokenizer: a fitted tokenizer.
-        train_data: windows of T + 1 tokens with stride T.
+        train_data: windows of T + 1 tokens with stride T; see also `training_windows`.
         val_data: the same for the held-out text, if any.
         config: the run's configuration.
         folder: the run folder, created if it does not exist.
@@ -79,7 +80,8 @@ class Trainer:
         self.folder = Path(folder)
         self.full_model = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
-        self.batches = EpochBatches(train_data, config.batch_size, config.seed)
+        windows = training_windows(train_data, config)
+        self.batches = EpochBatches(windows, config.batch_size, config.seed)
         self.runner = StepRunner(model, config, self.batches, self.process_group)
         data = [train_data] if val_data is None else [train_data, val_data]
         self.checkpoints = CheckpointManager(
@@ -202,12 +204,12 @@ class Trainer:
             self.run_folder.close()
 
     def _make_metrics_logger(self) -> MetricsLogger:
-        targets = self.batches.dataset.seq_len - 1
+        length = self.batches.dataset.attention_length
         return MetricsLogger(
             self.runner.device,
             self.runner.precision,
-            tokens_per_step=self.batches.mean_size * targets,
-            flops_per_token=training_flops(self.model.config, self.model.num_parameters(), targets),
+            tokens_per_step=self.batches.targets_per_step,
+            flops_per_token=training_flops(self.model.config, self.model.num_parameters(), length),
             total_steps=self.schedule.planned_steps,
             world_size=self.process_group.world_size,
         )
@@ -267,8 +269,10 @@ class Trainer:
         config = self.config
         started = time.monotonic()
         factor = self.schedule.learning_rate_factor(self.state)
+        # Before the next step's batch is prefetched, which may be of the next epoch.
+        weight = self.batches.weight(self.step)
         loss, norm, is_taken = self.runner.run(self.step, factor)
-        self.state.count_step(loss, is_taken, len(self.batches.rows(self.step)))
+        self.state.count_step(loss, is_taken, weight)
         if not is_taken:
             log.warning("step %d skipped: its loss or gradients are not finite", self.step)
         now = time.monotonic()

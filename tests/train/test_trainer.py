@@ -29,7 +29,7 @@ from src.train.trackers import read_metrics
 from src.train.trainer import Trainer
 from src.training import make_trainer, train_from_config
 from tests.bounds import assert_same_in_float64, nearly, validation_bound
-from tests.conftest import raising
+from tests.conftest import make_text, raising
 from tests.tiny_models import training_in_float64
 from tests.train.trainers import at
 
@@ -108,6 +108,66 @@ def test_a_crash_and_a_resume_equal_a_run_without(tiny_run, shared_run, optimize
     resumed = train_from_config(tiny_run("broken", resume="auto", **options))
     assert_same_outcome(whole, resumed)
     assert not list(resumed.folder.glob("**/*.partial"))
+
+
+@pytest.fixture
+def two_sources(tmp_path):
+    """Many short documents in one source, and a few in another."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for name, count in (("many", 40), ("few", 6)):
+        lines = [json.dumps({"text": make_text(1 + i % 9, count + i)}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return [str(folder / "many.jsonl"), str(folder / "few.jsonl")]
+
+
+DOCUMENTS = {"windows": "packed", "mask_documents": True, "source_weights": [1, 3]}
+
+
+def test_a_crash_and_a_resume_change_nothing_with_packed_documents_and_a_mixture(
+    tiny_run, two_sources, caplog
+):
+    options = {**EXACT, **DOCUMENTS, "sources": two_sources, "max_steps": 14}
+    with caplog.at_level(logging.INFO, "agi2"):
+        whole = train_from_config(tiny_run("whole", **options))
+    assert "few.jsonl: 74.6 % of the training tokens" in caplog.text
+    for step in (0, 7, 13):
+        crash(tiny_run("broken", resume="auto", **options), step)
+    resumed = train_from_config(tiny_run("broken", resume="auto", **options))
+    assert_same_outcome(whole, resumed)
+    state = newest_checkpoint(whole.folder).state
+    assert state["fixed"]["source_weights"] == [1.0, 3.0]
+
+
+def test_the_loss_of_an_epoch_of_packed_documents_is_the_mean_of_its_targets(tiny_run, two_sources):
+    """Whatever the micro-batches; of each window only the targets count."""
+    keys = {"sources": two_sources, "epochs": 1, "max_steps": None, "log_interval": 1}
+    keys |= {"windows": "packed", "mask_documents": True, "dropout": 0.0}
+    runs = []
+    with training_in_float64():
+        for micro in (8, 2):
+            config = tiny_run(f"micro-{micro}", **keys, micro_batch_size=micro)
+            runs.append(train_from_config(config))
+    for name, weight in runs[0].model.state_dict().items():
+        assert_same_in_float64(runs[1].model.state_dict()[name], weight)
+    trainer = make_trainer(config, prepare(config))
+    logged = entries(runs[0].folder)
+    losses = [entry["loss"] for entry in logged if "loss" in entry]
+    weights = [trainer.batches.weight(step) for step in range(len(losses))]
+    tokens = len(trainer.batches.dataset.tokens)
+    assert sum(weights) == tokens - 1
+    mean = sum(loss * n for loss, n in zip(losses, weights, strict=True)) / (tokens - 1)
+    assert runs[0].history["train_loss"] == [nearly(mean)]
+    assert max(e["tokens"] for e in logged if "tokens" in e) == tokens - 1
+
+
+def test_validation_is_the_same_whatever_the_training_windows(tiny_run, two_sources):
+    keys = {"sources": two_sources, "max_steps": 1, "learning_rate": 1e-30}
+    results = {
+        train_from_config(tiny_run(kind, windows=kind, **keys)).history["final_val_loss"]
+        for kind in ("stream", "documents", "packed")
+    }
+    assert len(results) == 1
 
 
 def test_two_crashes_and_resumes_equal_a_run_without(tiny_run, shared_run):
