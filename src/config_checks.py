@@ -234,6 +234,8 @@ def _wrong_names(config: Any) -> Iterator[str]:
         yield f"output_dir {config.output_dir!r} is not a folder's name"
     if config.encoding is not None and not is_encoding(config.encoding):
         yield f"encoding {config.encoding!r} is none that Python knows, such as utf-8 or cp1252"
+    if config.preprocess is not None and not re.fullmatch(r".+:[^:]+", config.preprocess):
+        yield f"preprocess {config.preprocess!r} is not module:function, such as clean:keep"
     if not re.fullmatch(DEVICES, config.device):
         yield f"device {config.device!r} is none of auto, cpu, cuda, cuda:1, mps"
 

@@ -115,6 +115,10 @@ class DataConfig(Section):
     """
     max_broken_lines: int = Field(100, ge=0, le=_MAX_COUNT)
     """Maximum number of broken JSON lines that are skipped in a file (0 or more)."""
+    preprocess: str | None = None
+    """Python function that is given the text of each document and returns it, changed or not; None
+    to drop the document; or a list of texts: `module:function`, of a file beside this one.
+    """
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Fraction held out for validation (0 to below 1): the end of each document, or complete
     documents.

@@ -19,7 +19,14 @@ from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS, error_of
 from .errors import AGI2Error, mask_secrets, safe_repr
-from .utils import describe_path, human_bytes, is_nested_deeper, open_file, write_text
+from .utils import (
+    describe_path,
+    find_module_file,
+    human_bytes,
+    is_nested_deeper,
+    open_file,
+    write_text,
+)
 
 Kind = Literal["training", "generation", "interactive"]
 
@@ -52,11 +59,23 @@ def load_config(
     values = _parse(text, str(path))
     lines = _key_lines(text)
     locations = {key: f"{path}:{lines[key]}" if key in lines else str(path) for key in values}
+    if isinstance(values.get("preprocess"), str):
+        values["preprocess"] = _in_folder(values["preprocess"], Path(path).parent)
     for override in overrides:
         key, value = _parse_override(override)
         values[key] = value
         locations[key] = f"--set {key}"
     return make_config(values, kind, str(path), locations)
+
+
+def _in_folder(function: str, folder: Path) -> str:
+    """Return `module:function` with the path of the module, if that is in a folder.
+
+    The configuration in a run's folder thus names the same file.
+    """
+    module, colon, name = function.rpartition(":")
+    path = find_module_file(module, folder) if colon else None
+    return function if path is None else f"{path}:{name}"
 
 
 def make_config(

@@ -9,7 +9,8 @@ import numpy as np
 from .arguments import NonNegativeInt, checked
 from .console import show_progress, visible
 from .data.batches import EpochBatches
-from .data.corpus import read_documents
+from .data.corpus import check_fits_memory, read_documents
+from .data.documents import ReadOptions
 from .data.shards import ShardedTokens
 from .data.sources import Sources
 from .data.splits import split_documents
@@ -55,6 +56,7 @@ class TextDataset(TokenWindows):
         verbose: bool = True,
     ) -> None:
         with visible(verbose), show_progress("reading the text"):
+            check_fits_memory(sources, ReadOptions(text_field))
             documents: Iterable[str] = read_documents(sources, text_field)
             if preprocess is not None:
                 documents = (_preprocessed(each, preprocess) for each in documents)

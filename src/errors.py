@@ -28,7 +28,7 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-_URL = re.compile(r"https?://[^\s\"'<>]+", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def mask_urls(text: str) -> str:

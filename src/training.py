@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .config import Config
 from .console import visible
 from .cuda_utils import describe_device, select_device
-from .data.corpus import check_sources
+from .data.corpus import check_configured
 from .data.planned_windows import PlannedWindows
 from .errors import AGI2Error, one_line
 from .evaluation.loss import evaluate
@@ -201,9 +201,7 @@ def _train(
     """
     if process_group.is_main:
         check_log_to(config.log_to)
-        check_sources(config.sources)
-        if config.val_sources:
-            check_sources(config.val_sources)
+        check_configured(config)
     checkpoint = process_group.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
     text = prepare_on_rank_0(config, checkpoint, tokenizer, process_group)
     trainer = make_trainer(

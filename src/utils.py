@@ -360,3 +360,22 @@ def exit_with_parent(parent: int, folder: str) -> None:
 
 
 _WATCH_SECONDS = 0.2
+
+
+def module_files(folder: Path, name: str) -> list[Path]:
+    """Return the files in which a folder may have a Python module, by its dotted name."""
+    path = folder.joinpath(*name.split("."))
+    return [path / "__init__.py", path.with_name(f"{path.name}.py")]
+
+
+def find_module_file(name: str, folder: Path) -> Path | None:
+    """Return the source file of a Python module in a folder; `None` if it is not there.
+
+    Args:
+        name: the path of a `.py` file, relative to the folder, or the dotted name of a module.
+        folder: the folder.
+    """
+    paths = [folder / Path(name).expanduser()] if name.endswith(".py") else []
+    if not paths and all(part.isidentifier() for part in name.split(".")):
+        paths = module_files(folder, name)
+    return next((Path(os.path.realpath(path)) for path in paths if path.is_file()), None)

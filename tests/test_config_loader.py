@@ -423,6 +423,7 @@ VALUES = {
     "normalize": st.sampled_from(get_args(Normalization)),
     "clean": st.booleans(),
     "max_broken_lines": FROM_0,
+    "preprocess": st.sampled_from([None, "clean:keep", "/a/clean.py:keep"]),
     "val_fraction": SHARE,
     "val_sources": st.lists(TEXT, max_size=3),
     "dedup": st.booleans(),

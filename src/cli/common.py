@@ -262,7 +262,7 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
     Raises:
         AGI2Error: if a key, a source or the run to resume is invalid.
     """
-    from ..data.corpus import check_sources
+    from ..data.corpus import check_configured
     from ..formats.run_dir import (
         check_resume,
         check_resumed,
@@ -280,9 +280,7 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
     )
     if not int(os.environ.get("RANK", 0)):  # under torchrun, only rank 0 reads the text
         check_log_to(config.log_to)
-        check_sources(config.sources)
-        if config.val_sources:
-            check_sources(config.val_sources)
+        check_configured(config)
         check_tokenizer(config)
         check_resume(config)
         check_resumed(config, argument)

@@ -19,7 +19,7 @@ from ..cuda_utils import (
     select_device,
 )
 from ..data.batches import EpochBatches
-from ..data.corpus import check_sources
+from ..data.corpus import check_configured
 from ..data.planned_windows import training_windows
 from ..errors import AGI2Error
 from ..formats.model_dir import run_folder
@@ -58,9 +58,7 @@ def examine(config: Config) -> Iterator[str]:
     Raises:
         AGI2Error: if a source or a key is invalid; after the report, if the run does not fit.
     """
-    check_sources(config.sources)
-    if config.val_sources:
-        check_sources(config.val_sources)
+    check_configured(config)
     keep_freed_memory()  # as in training: it affects the measured speed
     device = select_device(config.device)
     text = prepare(config)

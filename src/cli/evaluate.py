@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -66,12 +67,16 @@ def eval_(
     _check_flags(text, stride, tasks, task_path)
     with loading(not quiet):
         config, file = open_model(model, "generation", overrides, quiet, verbose)
-        from ..data.corpus import read_documents
+        from ..data.corpus import check_fits_memory, read_documents
         from ..data.documents import ReadOptions
 
-        options = ReadOptions.from_config(config)
+        # A model's folder is data: its configuration names no code that is run here.
+        options = replace(ReadOptions.from_config(config), preprocess=None)
         # Before importing PyTorch, so that an unreadable file is reported at once.
-        documents = [] if text is None else list(read_documents(text, options=options))
+        documents = []
+        if text is not None:
+            check_fits_memory(text, options)
+            documents = list(read_documents(text, options=options))
         trained = load_for_generation(config, file)
         from ..cuda_utils import select_precision
 

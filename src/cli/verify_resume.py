@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ..config import Config
 from ..config_loader import load_config, save_config
 from ..cuda_utils import select_device
-from ..data.corpus import check_rereadable, check_sources
+from ..data.corpus import check_configured, check_rereadable
 from ..errors import AGI2Error
 from ..formats.model_dir import WEIGHTS, run_folder
 from ..train.checkpoint import TENSORS, checkpoint_folder, find_checkpoint
@@ -55,9 +55,7 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     Raises:
         AGI2Error: if a process fails; after the report, if the runs differ.
     """
-    check_sources(config.sources)
-    if config.val_sources:
-        check_sources(config.val_sources)
+    check_configured(config)
     check_rereadable([*config.sources, *config.val_sources], "three runs read it here")
     if config.max_minutes is not None:
         yield (

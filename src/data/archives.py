@@ -12,12 +12,9 @@ from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO, Self, cast
 
 from .compression import Limits, check_depth, damaged
-from .formats import TAR, ZIP, Format, is_known
+from .formats import CACHE_FOLDERS, TAR, ZIP, Format, is_known
 from .inputs import Input, buffered
 from .text_files import Unreadable
-
-CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages", "__MACOSX"}
-"""Folders of other programs, in which no text of the user is."""
 
 
 def members(source: Input, format_: Format) -> Iterator[Input]:

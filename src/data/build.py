@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ class CorpusOptions:
     seed: int = 0
     val_sources: list[str] = field(default_factory=list)
     dedup: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All but names of files, which say nothing of the text in them."""
+        reading = replace(self.reading, preprocess=None)
+        return {**asdict(replace(self, reading=reading)), "sources": None, "val_sources": None}
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def prepare_corpus(
         root = Path(temporary.name)
     hashes = FileHashes(root / FILE_HASHES)
     with convert_cache_errors(root), show_progress("reading the text"):
-        files = identify([options.sources, options.val_sources], hashes)
+        files = identify([options.sources, options.val_sources], hashes, options.reading)
         text = None if files is not None else _read_once(root, options)
     identity = files.identity if files is not None else text.identity if text else None
     key = corpus_key(
@@ -128,7 +134,7 @@ def prepare_corpus(
             "format": _FORMAT,
             "text": identity,
             "tokenizer": tokenizer.identity,
-            "options": {**asdict(options), "sources": None, "val_sources": None},
+            "options": options.identity,
         }
     )
     builder = CorpusBuilder(root / key, options, tokenizer, hashes, writer)

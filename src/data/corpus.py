@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..errors import AGI2Error
 from .builtin import BUILTIN
 from .documents import ReadOptions
 from .downloads import cache_folder, download
 from .gutenberg import strip_gutenberg
+from .preprocess import load_preprocessor
 from .readers import iterate_documents
 from .sources import (
     Sources,
@@ -21,6 +23,8 @@ from .sources import (
 __all__ = [
     "BUILTIN",
     "cache_folder",
+    "check_configured",
+    "check_fits_memory",
     "check_rereadable",
     "check_sources",
     "download",
@@ -42,9 +46,8 @@ def read_documents(
         options: how to read the sources, instead of `text_field` alone.
 
     Raises:
-        AGI2Error: as in `iterate_documents`; also if the files are larger than the memory.
+        AGI2Error: as in `iterate_documents`.
     """
-    check_total_size(find_sources(sources, fetch=False))
     parts: list[str] = []
     for document in iterate_documents(sources, options or ReadOptions(text_field)):
         if parts and not document.continues:
@@ -55,8 +58,25 @@ def read_documents(
         yield "".join(parts)
 
 
-def check_sources(sources: Sources) -> None:
+def check_fits_memory(sources: Sources, options: ReadOptions | None = None) -> None:
+    """Check that the files of sources, all of which are to be in memory, are not larger than it.
+
+    Args:
+        sources: one source or several.
+        options: how they will be read.
+
+    Raises:
+        AGI2Error: if they are, or a source is missing.
+    """
+    check_total_size(find_sources(sources, fetch=False, options=options))
+
+
+def check_sources(sources: Sources, options: ReadOptions | None = None) -> None:
     """Check that every source exists and looks like text, without downloading any.
+
+    Args:
+        sources: one source or several.
+        options: how they will be read; a function of `preprocess` is imported.
 
     Raises:
         AGI2Error: as in `read_documents`; also if a name is not UTF-8, which TOML cannot store.
@@ -69,4 +89,17 @@ def check_sources(sources: Sources) -> None:
                 f"{name}: the name is not UTF-8, so no configuration can contain it: rename it, or "
                 "name the folder that it is in"
             ) from error
-    check_total_size(find_sources(sources, fetch=False))
+    find_sources(sources, fetch=False, options=options)
+    if options is not None and options.preprocess is not None:
+        load_preprocessor(options.preprocess)
+
+
+def check_configured(config: Mapping[str, Any]) -> None:
+    """Check the sources of a configuration, those to validate on, too; see `check_sources`.
+
+    Raises:
+        AGI2Error: as in `check_sources`.
+    """
+    options = ReadOptions.from_config(config)
+    for sources in filter(None, (config["sources"], config["val_sources"])):
+        check_sources(sources, options)

@@ -44,6 +44,8 @@ class ReadOptions:
     """Whether to remove licences, navigation, page numbers and hyphenation."""
     max_broken_lines: int = 100
     """Broken lines of a file that are skipped; more are an error."""
+    preprocess: str | None = None
+    """`module:function` that filters or maps each document; see `preprocess`."""
 
     def __post_init__(self) -> None:
         if self.normalize not in get_args(Normalization):
@@ -89,3 +91,5 @@ class ReadReport:
     """What was read of each source, in order."""
 
     sources: list[SourceReport] = field(default_factory=list)
+    preprocessed: str = ""
+    """What the function of `preprocess` did to the documents of all sources, as a line."""

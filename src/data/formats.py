@@ -71,6 +71,8 @@ _COMPRESSIONS = {each.suffixes[0]: each for each in (GZIP, BZIP2, XZ, ZSTANDARD)
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
 _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
 
+CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages", "__MACOSX"}
+"""Folders of other programs, in which no text of the user is."""
 # Files without a suffix that are text.
 _TEXT_NAMES = {"readme", "license", "licence", "copying", "changes", "changelog", "news", "authors"}
 _TEXT_NAMES |= {"makefile", "dockerfile", "contributing", "todo"}

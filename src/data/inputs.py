@@ -15,6 +15,7 @@ from typing import IO, Any
 from ..errors import printable
 from ..utils import human_bytes, log
 from .documents import Document, ReadOptions, SourceReport
+from .remote import RemoteFile
 from .text_files import STDIN, Unreadable, check_kind, unreadable
 
 BLOCK = 2**20
@@ -95,7 +96,7 @@ class Input:
     stream: io.BufferedReader
     options: ReadOptions
     report: SourceReport
-    file: IO[bytes] | None = None
+    file: Any = None
     """The regular file that the stream reads, if it is not decompressed."""
     depth: int = 0
     """Number of archives and compressed files that the bytes are in."""
@@ -139,21 +140,50 @@ class Input:
         return bytes(content)
 
     def seekable(self) -> IO[bytes]:
-        """Return a stream that can seek: the file itself, or its bytes in memory."""
+        """Return a stream that can seek, at its beginning: the file, or its bytes in memory."""
         if self.file is not None:
+            self.file.seek(0)  # the stream has read its beginning
             return self.file
         return io.BytesIO(self.read())
 
 
 @contextlib.contextmanager
-def open_input(path: Path, options: ReadOptions, report: SourceReport) -> Iterator[Input]:
+def open_input(
+    path: Path | RemoteFile, options: ReadOptions, report: SourceReport
+) -> Iterator[Input]:
     """Open a file, a pipe or standard input, once.
 
     Bytes are added to `report.bytes_read` as they are read.
 
     Raises:
         Unreadable: if it cannot be read, or changes before its end has been read.
+        AGI2Error: if that is a remote file: it may be there again later.
     """
+    opening = _open_remote if isinstance(path, RemoteFile) else _open_local
+    with opening(path, options, report) as opened:  # type: ignore[arg-type]
+        yield opened
+
+
+@contextlib.contextmanager
+def _open_remote(file: RemoteFile, options: ReadOptions, report: SourceReport) -> Iterator[Input]:
+    def on_read(count: int) -> None:
+        report.bytes_read += count
+
+    name = str(file)
+    with file.open() as remote:
+        stream = buffered(remote, lambda error: unreadable(error, name), on_read)
+        is_seekable = remote.seekable()
+        try:
+            yield Input(name, file.name, stream, options, report, remote if is_seekable else None)
+        except Unreadable:
+            # Not a damaged file, which is skipped in a folder.
+            remote.check_succeeded(name)
+            raise
+    file.check_unchanged()
+
+
+@contextlib.contextmanager
+def _open_local(path: Path, options: ReadOptions, report: SourceReport) -> Iterator[Input]:
     name = str(path)
     with _waiting_logged(path) as on_data:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from ..errors import AGI2Error, one_line
 from ..utils import human_bytes, log, plural
@@ -46,8 +45,9 @@ from .mail import read_mail
 from .notebooks import read_notebook
 from .office import read_docx, read_epub, read_odt
 from .pdf import read_pdf
+from .preprocess import Preprocessing, load_preprocessor
 from .rtf import read_rtf
-from .sources import Source, Sources, file_size, find_sources
+from .sources import Source, SourceFile, Sources, file_size, find_sources
 from .subtitles import read_subtitles
 from .tables import read_table
 from .text import join_pieces, normalize, pieces, read_text
@@ -105,11 +105,23 @@ def iterate_documents(
     report = report if report is not None else ReadReport()
     # All sources are checked before any is read, so that a bad last one fails at once.
     resolved = find_sources(sources, options=options)
-    for source in resolved:
+    documents = _read_sources(resolved, options, report)
+    if options.preprocess is None:
+        yield from documents
+        return
+    preprocessing = Preprocessing(load_preprocessor(options.preprocess))
+    yield from preprocessing.apply(documents)
+    report.preprocessed = preprocessing.finish()
+
+
+def _read_sources(
+    sources: list[Source], options: ReadOptions, report: ReadReport
+) -> Iterator[Document]:
+    for source in sources:
         counts = SourceReport(source.name, skipped=source.skipped)
         report.sources.append(counts)
         yield from _read_source(source, options, counts)
-        _log_counts(counts, len(resolved) <= _SOURCES_LOGGED)
+        _log_counts(counts, len(sources) <= _SOURCES_LOGGED)
 
 
 def _read_source(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
@@ -131,7 +143,7 @@ def _read_source(source: Source, options: ReadOptions, counts: SourceReport) -> 
         raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
 
 
-def _read_file(path: Path, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
+def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
     """Yield the documents of a file; count its bytes as read, or those not read as skipped."""
     bytes_before, documents_before = counts.bytes_read, counts.documents
     try:

@@ -1,27 +1,31 @@
-"""Resolve sources (files, folders, glob patterns, pipes, URLs) to the files to read."""
+"""Resolve sources (files, folders, glob patterns, pipes, URLs, remote files) to files to read."""
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import psutil
 
 from ..arguments import is_several
 from ..errors import AGI2Error, safe_repr
 from ..utils import human_bytes
-from .archives import CACHE_FOLDERS
 from .builtin import BUILTIN
 from .documents import ReadOptions
 from .downloads import download, is_url
-from .formats import check_head, is_known, readable_suffixes
+from .formats import CACHE_FOLDERS, check_head, is_known, readable_suffixes
+from .hub_datasets import skipped_names
+from .patterns import match_parts
+from .remote import RemoteFile, check_protocol, find_remote, is_remote
 from .text_files import STDIN, Skipped, Unreadable, check_kind
 
+SourceFile = Path | RemoteFile
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 # A folder with `config.toml` and one of these is a run directory.
@@ -36,7 +40,7 @@ class Source:
     """The source as the user gave it."""
     is_named: bool = True
     """Whether the source names one file: an unreadable one is an error, rather than skipped."""
-    files: list[Path] = field(default_factory=list)
+    files: list[SourceFile] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
 
 
@@ -66,14 +70,14 @@ def find_sources(
 
     Args:
         sources: one source or several.
-        fetch: whether to download URLs; if false, their `files` are empty.
+        fetch: whether to download URLs and list remote folders; if false, their `files` are empty.
         options: how they will be read; an `encoding` allows NUL bytes.
 
     Raises:
         AGI2Error: if a source has no files, or a named file is not readable.
     """
     resolved: list[Source] = []
-    seen: dict[object, Path] = {}
+    seen: dict[object, SourceFile] = {}
     for name in list_sources(sources):
         source = _resolve(name, fetch, options or ReadOptions())
         files, source.files = source.files, []
@@ -89,28 +93,34 @@ def find_sources(
     return resolved
 
 
-def check_rereadable(sources: Sources, why: str) -> None:
+def check_rereadable(sources: Sources, why: str, options: ReadOptions | None = None) -> None:
     """Check that no source is a pipe, which can be read only once.
 
     Args:
         sources: one source or several.
         why: for the message, why the text is read again.
+        options: how they will be read.
 
     Raises:
         AGI2Error: if a source is a pipe.
     """
-    for source in find_sources(sources, fetch=False):
+    for source in find_sources(sources, fetch=False, options=options):
         for path in source.files:
-            if path == STDIN or not path.is_file():
+            if is_pipe(path):
                 raise AGI2Error(
                     f"{source.name}: a pipe can be read only once, and {why}: save it to a file"
                 )
 
 
-def _identity(path: Path) -> object:
+def is_pipe(path: SourceFile) -> bool:
+    """Return whether a file can be read only once: a pipe, or standard input."""
+    return isinstance(path, Path) and (path == STDIN or not path.is_file())
+
+
+def _identity(path: SourceFile) -> object:
     """Return a key that all names of a file share: device and inode number, if there are any."""
-    if str(path) == BUILTIN:
-        return BUILTIN
+    if str(path) == BUILTIN or isinstance(path, RemoteFile):
+        return str(path)
     try:
         status = os.fstat(0) if path == STDIN else path.stat()
     except OSError:  # closed, or deleted since it was found: reading it raises the error
@@ -118,8 +128,10 @@ def _identity(path: Path) -> object:
     return (status.st_dev, status.st_ino) if status.st_ino else path.resolve()
 
 
-def file_size(path: Path) -> int:
+def file_size(path: SourceFile) -> int:
     """Return the size of a file in bytes, or 0 if it does not exist any more."""
+    if isinstance(path, RemoteFile):
+        return path.size
     try:
         return path.stat().st_size
     except OSError:
@@ -148,9 +160,17 @@ def _resolve(name: str, fetch: bool, options: ReadOptions) -> Source:
         raise AGI2Error(f"{name}: the only built-in source is {BUILTIN}")
     if is_url(name):
         return Source(name, files=[download(name)] if fetch else [])
+    if is_remote(name):
+        if not fetch:
+            check_protocol(name)
+            return Source(name)
+        skipped = Skipped()
+        files, is_named = find_remote(name, skipped)
+        return Source(name, is_named, list(files), skipped)
     if not name.strip():
         raise AGI2Error("a source is an empty text: name a file, a folder, or " + BUILTIN)
-    path = os.path.expanduser(name)
+    is_file_url = name.lower().startswith("file://")
+    path = url2pathname(urlsplit(name).path) if is_file_url else os.path.expanduser(name)
     if os.path.isdir(path):
         return _resolve_folder(name, Path(path), options)
     if os.path.exists(path):
@@ -250,10 +270,11 @@ def _walk(root: Path, skipped: Skipped) -> Iterator[Path]:
         except OSError as error:
             skipped.add("that cannot be read", f"{folder}: {error.strerror}")
             continue
+        reasons = skipped_names({entry.name for entry in entries})
         for entry in entries:
             path = Path(entry.path)
             is_folder = os.path.isdir(path)
-            if reason := _skip_reason(path, is_folder):
+            if reason := reasons.get(entry.name) or _skip_reason(path, is_folder):
                 size = _folder_size(path) if is_folder else file_size(path)
                 skipped.add(reason, str(path), size=size)
             elif not is_folder:
@@ -304,7 +325,7 @@ def _matches(pattern: str, skipped: Skipped) -> Iterator[str]:
     for folder in glob.glob(os.path.join(beginning, "")) if beginning else ["."]:
         # Not `glob`, whose `**` follows cyclic symbolic links.
         for path in _walk(Path(folder), skipped):
-            if _match_parts(path.relative_to(folder).parts, parts[depth:]):
+            if match_parts(path.relative_to(folder).parts, parts[depth:]):
                 yield str(path)
 
 
@@ -314,30 +335,3 @@ def _existing_prefix(pattern: str) -> tuple[str, list[str]]:
     while parts and os.path.lexists(os.path.join(prefix, parts[0])):
         prefix = os.path.join(prefix, parts.pop(0))
     return prefix, parts
-
-
-def _match_parts(names: tuple[str, ...], pattern: list[str]) -> bool:
-    """Return whether path parts match pattern parts; `**` matches any number of path parts.
-
-    Time is O(len(names) * len(pattern)), where backtracking would be exponential.
-    """
-    # The states of an NFA: the numbers of pattern parts that the names so far can have consumed.
-    states = _skip_stars({0}, pattern)
-    for name in names:
-        next_states = set()
-        for state in states:
-            if state < len(pattern):
-                if pattern[state] == "**":
-                    next_states.add(state)
-                elif fnmatch.fnmatch(name, pattern[state]):
-                    next_states.add(state + 1)
-        states = _skip_stars(next_states, pattern)
-    return len(pattern) in states
-
-
-def _skip_stars(states: set[int], pattern: list[str]) -> set[int]:
-    """Add to the states those reached by matching a `**` with no path part (epsilon moves)."""
-    for state, part in enumerate(pattern):
-        if part == "**" and state in states:
-            states = states | {state + 1}
-    return states

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -23,9 +24,11 @@ from typing import Any
 from ..errors import AGI2Error, one_line
 from ..utils import log, read_json_object, sha256_of, write_text
 from .builtin import BUILTIN
+from .documents import ReadOptions
 from .downloads import cache_folder
-from .sources import Sources, find_sources
-from .text_files import STDIN
+from .preprocess import load_preprocessor
+from .remote import RemoteFile
+from .sources import SourceFile, Sources, find_sources, is_pipe
 
 # Windows has no fcntl.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
@@ -174,7 +177,7 @@ class FileHashes:
 class Files:
     """The files of sources, as they were when they were hashed."""
 
-    identity: list[list[str]]
+    identity: list[list[Any]]
     """Name and hash of each file, in order; the folder of a file is not part of it."""
     stamps: dict[Path, list[int]]
 
@@ -199,19 +202,36 @@ def convert_source_errors(path: Path) -> Iterator[None]:
         raise AGI2Error(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def identify(groups: Iterable[Sources], hashes: FileHashes) -> Files | None:
+def identify(
+    groups: Iterable[Sources], hashes: FileHashes, reading: ReadOptions | None = None
+) -> Files | None:
     """Hash the files of groups of sources.
 
+    Args:
+        groups: sources to train on, and to validate on.
+        hashes: the hashes that are known.
+        reading: how they are read, on which it depends which files of a folder are.
+
     Returns:
-        The files; `None` if a source is a pipe, which can be read only once.
+        The files; `None` if a source is a pipe, which can be read only once, or the text depends on
+        a function whose source cannot be hashed.
 
     Raises:
         AGI2Error: if a source is missing or cannot be read.
     """
     files = Files([], {})
+    if reading is not None and reading.preprocess is not None:
+        preprocessor = load_preprocessor(reading.preprocess)
+        if preprocessor.identity is None:
+            log.info("the text is read again by each run: %s has no source", preprocessor.name)
+            return None
+        files.identity.append(preprocessor.identity)
+        for path in preprocessor.module.files:
+            with convert_source_errors(path):
+                files.stamps[path] = stamp_of(path)
     for sources in groups:
         files.identity.append([])
-        for source in find_sources(sources) if sources else []:
+        for source in find_sources(sources, options=reading) if sources else []:
             files.identity.append([])
             for path in source.files:
                 known = _identify_file(path, files, hashes)
@@ -221,19 +241,29 @@ def identify(groups: Iterable[Sources], hashes: FileHashes) -> Files | None:
     return files
 
 
-def _identify_file(path: Path, files: Files, hashes: FileHashes) -> list[str]:
-    """Return what identifies a file; nothing for a pipe."""
+def _identify_file(path: SourceFile, files: Files, hashes: FileHashes) -> list[str]:
+    """Return what identifies a file; nothing for a pipe, or if that is not known."""
+    if isinstance(path, RemoteFile):
+        return [str(path), str(path.size), path.version] if path.version else []
     if str(path) == BUILTIN:
         return [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
     with convert_source_errors(path):
-        if path == STDIN or not path.is_file():
+        if is_pipe(path):
             return []
         digest, files.stamps[path] = hashes.get(path)
     return [path.name, digest]
 
 
 # Libraries on which the text or the tokens depend, some of them optional.
-_LIBRARIES = ("tokenizers", "charset-normalizer", "pyarrow", "pypdfium2", "selectolax", "rensa")
+_LIBRARIES = (
+    "tokenizers",
+    "charset-normalizer",
+    "pyarrow",
+    "pypdfium2",
+    "rensa",
+    "selectolax",
+    "zstandard",
+)
 
 
 def _version(library: str) -> str | None:
@@ -254,5 +284,7 @@ def corpus_key(parts: Mapping[str, Any]) -> str:
     for path in sorted([*package.glob("data/*.py"), *package.glob("token*/*.py")]):
         code.update(path.read_bytes())
     code.update((package / "tokenizer.py").read_bytes())
-    everything = {**parts, "code": code.hexdigest(), "libraries": list(map(_version, _LIBRARIES))}
+    # Python's own modules read mail, tables and web pages, and normalize Unicode.
+    libraries = [platform.python_version(), *map(_version, _LIBRARIES)]
+    everything = {**parts, "code": code.hexdigest(), "libraries": libraries}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from src.data import sources as module
 from src.data.corpus import read_documents
-from src.data.sources import _match_parts, check_rereadable, find_sources, list_sources
+from src.data.patterns import match_parts
+from src.data.sources import check_rereadable, find_sources, list_sources
 from src.errors import AGI2Error
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -216,7 +217,7 @@ def test_patterns_match_as_their_definition_says(path, pattern):
             return any(matches(names[i:], parts[1:]) for i in range(len(names) + 1))
         return bool(names) and parts[0] in ("*", names[0]) and matches(names[1:], parts[1:])
 
-    assert _match_parts(tuple(path), pattern) == matches(path, pattern)
+    assert match_parts(tuple(path), pattern) == matches(path, pattern)
 
 
 def test_a_name_that_is_not_utf8_is_read(tmp_path):
