@@ -77,6 +77,10 @@ class SourceReport:
     """Files (in bytes), members of archives, lines and rows that were not read, by reason."""
     removed: Skipped = field(default_factory=Skipped)
     """Characters removed from documents, by kind: licences, navigation, page numbers."""
+    preprocessed: Skipped = field(default_factory=Skipped)
+    """Documents that the function of `preprocess` dropped, changed or split, of `documents`."""
+    dropped: int = 0
+    """Number of documents that it dropped."""
     notes: Skipped = field(default_factory=Skipped)
     """What was decided for files, such as a guessed encoding or the column that was taken."""
 
@@ -91,5 +95,3 @@ class ReadReport:
     """What was read of each source, in order."""
 
     sources: list[SourceReport] = field(default_factory=list)
-    preprocessed: str = ""
-    """What the function of `preprocess` did to the documents of all sources, as a line."""

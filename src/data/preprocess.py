@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import AGI2Error, one_line
-from ..utils import log, plural
-from .documents import Document
+from ..errors import AGI2Error
+from ..utils import plural
+from .documents import Document, ReadReport, SourceReport
 from .text import pieces
 from .user_modules import Module, load_module
 
@@ -75,104 +75,95 @@ def _problem(function: Any) -> str:
     return ""
 
 
-class Preprocessing:
-    """Applies a user's function to documents, and counts what it does.
+def preprocess(
+    documents: Iterator[Document], preprocessor: Preprocessor, report: SourceReport
+) -> Iterator[Document]:
+    """Yield what a user's function makes of documents; large ones in pieces.
 
     Args:
+        documents: documents, or pieces of them.
         preprocessor: the function.
+        report: counts what it drops, changes and splits.
+
+    Raises:
+        AGI2Error: if it fails, returns something else than text, or a document is too large.
     """
+    by = f"by preprocess {preprocessor.name}"
+    for document in _complete(documents):
+        kept = [text for text in _results(document, preprocessor) if text.strip()]
+        if not kept:
+            report.dropped += 1
+            report.preprocessed.add(f"dropped {by}", document.source)
+        elif len(kept) > 1:
+            report.preprocessed.add(f"split {by}", document.source)
+        elif kept[0] != document.text:
+            report.preprocessed.add(f"changed {by}", document.source)
+        for text in kept:
+            yield from pieces(Document(text, document.source))
 
-    def __init__(self, preprocessor: Preprocessor) -> None:
-        self._preprocessor = preprocessor
-        self.documents = 0
-        """Number of documents that the function was given."""
-        self.dropped = self.changed = self.split = self.returned = 0
 
-    def apply(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """Yield what the function makes of documents; large ones in pieces.
+def check_any_left(name: str, report: ReadReport) -> None:
+    """Check that a user's function has not dropped all documents.
 
-        Raises:
-            AGI2Error: if it fails, returns something else than text, or a document is too large.
-        """
-        for document in self._complete(documents):
-            self.documents += 1
-            results = self._results(document)
-            kept = [text for text in results if text.strip()]
-            self.returned += len(kept)
-            self.dropped += not kept
-            self.split += len(kept) > 1
-            self.changed += len(kept) == 1 and kept[0] != document.text
-            for text in kept:
-                yield from pieces(Document(text, document.source))
-
-    def finish(self) -> str:
-        """Log what the function did, and return it as a line.
-
-        Raises:
-            AGI2Error: if it dropped all documents.
-        """
-        name = self._preprocessor.name
-        if self.documents and not self.returned:
-            raise AGI2Error(
-                f"preprocess {name} dropped all of {plural(self.documents, 'document')}: it has to "
-                "return the text of those to keep"
-            )
-        split = f", {self.split:,} split" if self.split else ""
-        line = one_line(
-            f"preprocess {name}: of {plural(self.documents, 'document')} {self.dropped:,} dropped, "
-            f"{self.changed:,} changed{split}; {plural(self.returned, 'document')} left"
-        )
-        log.info("%s", line)
-        return line
-
-    def _complete(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """Yield complete documents: join their pieces."""
-        parts: list[Document] = []
-        size = 0
-        for document in documents:
-            if parts and not document.continues:
-                yield _join(parts)
-                parts, size = [], 0
-            parts.append(document)
-            size += len(document.text)
-            if size > MAX_PREPROCESSED:
-                raise AGI2Error(
-                    f"{document.source}: more than {MAX_PREPROCESSED:,} characters, the limit of a "
-                    "document for preprocess, which is given complete documents: split the file"
-                )
-        if parts:
-            yield _join(parts)
-
-    def _results(self, document: Document) -> list[str]:
-        """Return the texts that the function makes of a document."""
-        try:
-            result = self._preprocessor.function(document.text)
-            if isinstance(result, Iterator):  # whose code runs here
-                result = list(result)
-        except MemoryError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise AGI2Error(
-                f"{document.source}: preprocess {self._preprocessor.name} failed"
-                f"{self._preprocessor.module.place_of(error)}: {type(error).__name__}: {error}"
-            ) from error
-        if result is None:
-            return []
-        results = list(result) if isinstance(result, list | tuple) else [result]
-        for text in results:
-            self._check(text, document)
-        return [str(text) for text in results]
-
-    def _check(self, text: Any, document: Document) -> None:
-        if not isinstance(text, str):
-            problem = f"{type(text).__name__}, not a str, a list of str, or None to drop the text"
-        elif not _is_unicode(text):
-            problem = "text with half a surrogate pair, which is not Unicode"
-        else:
-            return
+    Raises:
+        AGI2Error: if it has.
+    """
+    documents = sum(each.documents for each in report.sources)
+    if documents == sum(each.dropped for each in report.sources):
         raise AGI2Error(
-            f"{document.source}: preprocess {self._preprocessor.name} returned {problem}"
+            f"preprocess {name} dropped all of {plural(documents, 'document')}: it has to return "
+            "the text of those to keep"
         )
+
+
+def _complete(documents: Iterator[Document]) -> Iterator[Document]:
+    """Yield complete documents: join their pieces."""
+    parts: list[Document] = []
+    size = 0
+    for document in documents:
+        if parts and not document.continues:
+            yield _join(parts)
+            parts, size = [], 0
+        parts.append(document)
+        size += len(document.text)
+        if size > MAX_PREPROCESSED:
+            raise AGI2Error(
+                f"{document.source}: more than {MAX_PREPROCESSED:,} characters, the limit of a "
+                "document for preprocess, which is given complete documents: split the file"
+            )
+    if parts:
+        yield _join(parts)
+
+
+def _results(document: Document, preprocessor: Preprocessor) -> list[str]:
+    """Return the texts that the function makes of a document."""
+    try:
+        result = preprocessor.function(document.text)
+        if isinstance(result, Iterator):  # whose code runs here
+            result = list(result)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise AGI2Error(
+            f"{document.source}: preprocess {preprocessor.name} failed"
+            f"{preprocessor.module.place_of(error)}: {type(error).__name__}: {error}"
+        ) from error
+    if result is None:
+        return []
+    results = list(result) if isinstance(result, list | tuple) else [result]
+    for text in results:
+        _check(text, document, preprocessor)
+    return [str(text) for text in results]
+
+
+def _check(text: Any, document: Document, preprocessor: Preprocessor) -> None:
+    if not isinstance(text, str):
+        problem = f"{type(text).__name__}, not a str, a list of str, or None to drop the text"
+    elif not _is_unicode(text):
+        problem = "text with half a surrogate pair, which is not Unicode"
+    else:
+        return
+    raise AGI2Error(f"{document.source}: preprocess {preprocessor.name} returned {problem}")
 
 
 def _join(parts: list[Document]) -> Document:

@@ -45,7 +45,7 @@ from .mail import read_mail
 from .notebooks import read_notebook
 from .office import read_docx, read_epub, read_odt
 from .pdf import read_pdf
-from .preprocess import Preprocessing, load_preprocessor
+from .preprocess import check_any_left, load_preprocessor, preprocess
 from .rtf import read_rtf
 from .sources import Source, SourceFile, Sources, file_size, find_sources
 from .subtitles import read_subtitles
@@ -105,26 +105,23 @@ def iterate_documents(
     report = report if report is not None else ReadReport()
     # All sources are checked before any is read, so that a bad last one fails at once.
     resolved = find_sources(sources, options=options)
-    documents = _read_sources(resolved, options, report)
-    if options.preprocess is None:
-        yield from documents
-        return
-    preprocessing = Preprocessing(load_preprocessor(options.preprocess))
-    yield from preprocessing.apply(documents)
-    report.preprocessed = preprocessing.finish()
-
-
-def _read_sources(
-    sources: list[Source], options: ReadOptions, report: ReadReport
-) -> Iterator[Document]:
-    for source in sources:
+    for source in resolved:
         counts = SourceReport(source.name, skipped=source.skipped)
         report.sources.append(counts)
         yield from _read_source(source, options, counts)
-        _log_counts(counts, len(sources) <= _SOURCES_LOGGED)
+        _log_counts(counts, len(resolved) <= _SOURCES_LOGGED)
+    if options.preprocess is not None:
+        check_any_left(options.preprocess, report)
 
 
 def _read_source(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
+    documents = _read_files(source, options, counts)
+    if options.preprocess is not None:
+        documents = preprocess(documents, load_preprocessor(options.preprocess), counts)
+    yield from documents
+
+
+def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
     if source.name == BUILTIN and source.files:
         for text in python_docs():
             counts.documents += 1
@@ -237,6 +234,7 @@ def _log_counts(counts: SourceReport, is_logged: bool) -> None:
         log.info("%s", one_line(f"read {counts.name}: {', '.join(amounts)}"))
     for level, what, tally in (
         (logging.INFO, "removed from", counts.removed),
+        (logging.INFO, "in", counts.preprocessed),
         (logging.WARNING, "in", counts.notes),
         (logging.WARNING, "skipped in", counts.skipped),
     ):

@@ -5,7 +5,7 @@ import psutil
 import pytest
 
 from src.data import inputs, readers
-from src.data.corpus import BUILTIN, check_sources, read_documents
+from src.data.corpus import BUILTIN, check_fits_memory, check_sources, read_documents
 from src.errors import AGI2Error
 
 
@@ -165,12 +165,14 @@ def test_sources_are_checked_without_reading_or_downloading(tmp_path):
         check_sources("builtin:shakespeare")
 
 
-def test_more_text_than_memory_is_refused(tmp_path, monkeypatch):
+def test_more_text_than_memory_is_refused_where_it_has_to_be_there(tmp_path, monkeypatch):
     write(tmp_path / "a.txt", "text" * 100)
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=100))
     with pytest.raises(AGI2Error, match="the sources have 400 B, more than this machine's memory"):
-        read(tmp_path)
+        check_fits_memory(str(tmp_path))
+    check_sources(str(tmp_path))
+    assert read(tmp_path) == ["text" * 100]
 
 
 # Lines and rows

@@ -81,10 +81,10 @@ def test_documents_are_dropped_changed_and_split_and_counted(module, caplog):
     caplog.set_level(logging.INFO, "agi2")
     found, report = apply("clean:keep", "cat", "drop it", "split me up", "dog")
     assert found == ["cbt", "split", "me", "up", "dog"]
-    line = "preprocess clean:keep: of 4 documents 1 dropped, 1 changed, 1 split; 5 documents left"
-    assert report.preprocessed == line
-    assert line in caplog.messages
-    assert report.sources[0].documents == 4
+    for what, line in (("changed", 1), ("dropped", 2), ("split", 3)):
+        said = f"1 {what} by preprocess clean:keep, such as a.jsonl:{line}"
+        assert f"in a.jsonl: {said}" in caplog.messages
+    assert (report.sources[0].documents, report.sources[0].dropped) == (4, 1)
 
 
 @pytest.mark.parametrize(
