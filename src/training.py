@@ -208,6 +208,7 @@ def _train(
         config, text, model, kind, process_group, is_resumed=checkpoint is not None
     )
     trainer.checkpoints.lock = lock
+    trainer.text_lines = text.corpus.lines if text.corpus is not None else []
     _log_sizes(trainer, text)
     is_main = process_group.is_main
     try:

@@ -99,6 +99,8 @@ class Corpus:
     characters: int
     size: int
     """Number of their UTF-8 bytes."""
+    lines: list[str] = field(default_factory=list)
+    """What was logged when they were read: what was read, and what was skipped and why."""
     temporary: tempfile.TemporaryDirectory[str] | None = None
     """The temporary folder that contains it, deleted with this object."""
 
@@ -262,7 +264,8 @@ class CorpusBuilder:
             for name in _SPLITS
         )
         documents, characters, size = (content[name] for name in _SIZES)
-        return Corpus(self._folder, tokenizer, train, val, documents, characters, size)
+        lines = [line for _, line in content["log"]]
+        return Corpus(self._folder, tokenizer, train, val, documents, characters, size, lines)
 
     def _check(self, corpus: Corpus) -> None:
         """Check the sizes of all files, and the hashes of those that may have changed."""

@@ -22,6 +22,7 @@ FILE_NAME = "report.html"
 # Limits that keep a report below a megabyte and a few seconds; it shows what they cut.
 MAX_SAMPLES = 20
 MAX_STARTS = 20
+MAX_TEXT_LINES = 500
 
 
 def write_report(folder: Path, training_text: Sequence[str] | None = None) -> Path:
@@ -44,6 +45,7 @@ def write_report(folder: Path, training_text: Sequence[str] | None = None) -> Pa
         chart_group(_charts(run.history), [axes(run.history)]),
         _samples(run.history),
         memorization_section(run, copies, training_text),
+        _text(run.history),
         _configuration(run),
         _machine(run.history),
     ]
@@ -200,6 +202,21 @@ def _samples(history: History) -> str:
         )
     note = "" if shown is samples else f'<p class="soft">{len(shown)} of {len(samples):,}</p>'
     return f"<h2>Samples during training</h2>{note}{''.join(cards)}"
+
+
+# The text
+
+
+def _text(history: History) -> str:
+    """Return the lines that were logged when the text was read: also what was skipped, and why."""
+    lines = history.start.get("text")
+    if not isinstance(lines, list) or not lines:
+        return ""
+    more = len(lines) - MAX_TEXT_LINES
+    shown = [*lines[:MAX_TEXT_LINES], *([f"and {more:,} more"] if more > 0 else [])]
+    return "<h2>Text: what was read, what was skipped</h2>" + "".join(
+        f"<p>{unbroken(escape(line))}</p>" for line in shown
+    )
 
 
 # Settings and machine

@@ -99,6 +99,8 @@ class Trainer:
         self.schedule = Schedule(config, self.batches.steps_per_epoch)
         self.chosen = config.chosen()
         """The keys that the user set, as they are logged."""
+        self.text_lines: list[str] = []
+        """What was read and what was skipped, as it is logged."""
         self.has_started = False
         """Whether the run folder and its log have been created."""
         self.state = RunState()
@@ -219,6 +221,7 @@ class Trainer:
         tokens, settings = self.batches.dataset.tokens, self.runner.settings()
         return {
             "chosen": mask_secrets(self.chosen),
+            "text": mask_secrets(self.text_lines),
             "parameters": self.model.num_parameters(),
             "total_steps": self.total_steps,
             "tokens_per_step": self.metrics_logger.tokens_per_step,

@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +34,23 @@ def test_a_run_writes_its_report(tiny_run, caplog):
     best = min(run.history["val_loss"])
     assert f"{best:.4f}" in text
     assert f"{run.model.num_parameters():,}" in text
+
+
+def test_the_report_says_what_was_read_and_what_was_skipped(tiny_run, tmp_path, monkeypatch):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(Path(tiny_run().sources[0]).read_text("utf-8"), "utf-8")
+    (folder / "b.pdf").write_bytes(b"%PDF-1.4 broken")
+    (folder / "c.xlsx").write_bytes(b"PK")
+    for _ in range(2):  # the second run does not read the text
+        run = train_from_config(tiny_run(sources=[str(folder)], max_steps=1))
+        text = text_of(run.folder).text.replace("\u00a0", " ")
+        assert "Text: what was read, what was skipped" in text
+        assert re.search(r"read .*texts: 1 file, 1 document, [\d,]+ characters, ", text)
+        assert re.search(r"skipped in .*texts: 1 damaged \(15 B\), such as .*b\.pdf: damaged", text)
+        assert re.search(r"1 in no format that is read \(2 B\), such as .*c\.xlsx", text)
+    monkeypatch.setattr(report, "MAX_TEXT_LINES", 1)
+    assert re.search(r"read .*texts.*and \d+\smore", text_of(run.folder).text)
 
 
 def test_training_does_not_fail_for_want_of_a_report(tiny_run, caplog, monkeypatch):
@@ -157,7 +175,7 @@ ANY = st.text(st.characters(), max_size=30) | st.just(HOSTILE)
 def test_no_text_of_a_run_becomes_html(run, texts):
     device, version, sample, key, value, stop, document = texts
     chosen = {"stop": [stop], key: value, "model_seed": value}
-    start = {"device": device, "torch": version, "chosen": chosen, "<b>": key}
+    start = {"device": device, "torch": version, "chosen": chosen, "<b>": key, "text": [key, 3]}
     entries = [{"step": 1, "loss": 2.0, "val_loss": 3.0}, {"step": 1, f"x{key}": value}]
     folder = rewrite(run, [{"step": 0, "start": start}, *entries, {"step": 2, "sample": sample}])
     page = text_of(folder, [document])
