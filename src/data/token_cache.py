@@ -233,8 +233,8 @@ def identify(
         files.identity.append([])
         for source in find_sources(sources, options=reading) if sources else []:
             files.identity.append([])
-            for path in source.files:
-                known = _identify_file(path, files, hashes)
+            for file in source.files:
+                known = _identify_file(file, files, hashes)
                 if not known:
                     return None
                 files.identity[-1] += known
