@@ -33,6 +33,7 @@ def _zip_members(source: Input) -> Iterator[Input]:
     file = source.seekable()
     size = file.seek(0, 2)
     limits = Limits(source, lambda: size)
+    encrypted = taken = 0
     with open_zip(source, file) as archive:
         for info in archive.infolist():
             is_link = stat.S_ISLNK(info.external_attr >> 16)
@@ -41,10 +42,17 @@ def _zip_members(source: Input) -> Iterator[Input]:
                 continue
             if info.flag_bits & 1:
                 _skip(source, "encrypted", info.filename, info.file_size)
+                encrypted += 1
                 continue
+            taken += 1
+            limits.check(info.file_size)  # before its beginning is read
             member = zip_member(source, archive, info, limits)
             with member.stream:
                 yield member
+    if encrypted and not taken:
+        raise source.error(
+            "encrypted", "encrypted: unpack it with its password, and name the files"
+        )
 
 
 @contextlib.contextmanager

@@ -48,9 +48,18 @@ class Limits:
             Unreadable: if there are too many, in total or for the compressed size.
         """
         self._size += count
-        if self._size > MAX_UNPACKED:
+        self.check()
+
+    def check(self, more: int = 0) -> None:
+        """Check the decompressed bytes so far, and `more` to come.
+
+        Raises:
+            Unreadable: as in `add`.
+        """
+        size = self._size + more
+        if size > MAX_UNPACKED:
             what = f"unpacks to more than {human_bytes(MAX_UNPACKED)}"
-        elif self._size > max(RATIO_FROM, MAX_RATIO * self._compressed()):
+        elif size > max(RATIO_FROM, MAX_RATIO * self._compressed()):
             what = f"unpacks to more than {MAX_RATIO} times its size"
         else:
             return

@@ -67,7 +67,7 @@ class _BrokenLines:
                 raise self._first
             raise Unreadable(
                 self._first.reason,
-                f"{self._first}; {self._count:,} of {total:,} lines are broken",
+                f"{self._first}; {self._count:,} of {total:,} lines are broken, more than a tenth",
             )
 
 

@@ -75,6 +75,7 @@ _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
     MAIL: read_mail,
     NOTEBOOK: read_notebook,
 }
+_NO_DOCUMENT = "no document in this archive"
 # Formats that are parsed block by block.
 _IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
 
@@ -195,9 +196,11 @@ def _read_archive(source: Input, format_: Format) -> Iterator[Document]:
             if problem.depth is not None and problem.depth <= source.depth:
                 raise  # the archive itself is damaged, or a file that it is in
             source.report.skipped.add(f"members of archives {problem.reason}", str(problem))
-            first_problem = str(problem) if is_empty else first_problem
+            # Of an archive in this one, what is wrong in it.
+            problem_inside = str(problem).rpartition(f"{_NO_DOCUMENT}; ")[2]
+            first_problem = problem_inside if is_empty else first_problem
     if is_empty:
-        raise source.error("without text", f"no document in this archive; {first_problem}")
+        raise source.error("without text", f"{_NO_DOCUMENT}; {first_problem}")
 
 
 def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document]:

@@ -82,6 +82,11 @@ def test_encrypted_members_are_skipped(tmp_path):
     found, report = read_with_report(tmp_path / "a.zip")
     assert found == ["good"]
     assert "1 members of archives that are encrypted (6 bytes" in lines_of(report.skipped)
+    content = bytearray(zip_of({"secret.txt": b"secret"}))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.find(signature) + offset] |= 1
+    with pytest.raises(Unreadable, match=r"a\.zip: encrypted: unpack it with its password"):
+        texts(tmp_path / "a.zip", bytes(content))
 
 
 def test_a_member_with_wrong_bytes_makes_the_archive_damaged(tmp_path):

@@ -71,6 +71,14 @@ def test_a_bomb_is_refused_by_its_ratio(tmp_path, low_limits, ending):
             texts(tmp_path / name, data)
 
 
+def test_nothing_of_a_bomb_in_a_zip_archive_is_read(tmp_path, low_limits):
+    write(tmp_path / "a.zip", zip_of({"a.txt": BOMB}))
+    write(tmp_path / "b.txt", "text")
+    found, report = read_with_report(tmp_path)
+    assert found == ["text"]
+    assert report.bytes_skipped == (tmp_path / "a.zip").stat().st_size
+
+
 def test_a_file_has_a_limit_in_total(tmp_path, monkeypatch):
     monkeypatch.setattr(compression, "MAX_UNPACKED", 1000)
     with pytest.raises(Unreadable, match=r"a\.txt\.gz: unpacks to more than 1\.0 KB"):

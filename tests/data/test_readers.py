@@ -174,6 +174,18 @@ def test_an_archive_without_documents_is_refused(tmp_path, make):
         texts(path, make({"a.txt": b""}))
 
 
+def test_archives_in_each_other_without_documents_are_named_once(tmp_path):
+    content = zip_of({"a.txt": b"text"})
+    for _ in range(6):
+        content = zip_of({"n.zip": content})
+    inside = r"a\.zip(: n\.zip){5}: more than 5 archives in each other: unpack them"
+    with pytest.raises(
+        AGI2Error, match=rf"a\.zip: no document in this archive; .*{inside}"
+    ) as caught:
+        texts(tmp_path / "a.zip", content)
+    assert str(caught.value).count("no document") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
