@@ -90,8 +90,8 @@ class DataConfig(Section):
 
     # Training data and output.
     sources: list[str] = Field(default_factory=list)
-    """Training data: files, folders, globs, URLs or `builtin:python-docs`. Required for
-    training.
+    """Training data: files, folders, globs, URLs (`https://`, `s3://`, `hf://datasets/...`) or
+    `builtin:python-docs`. Required for training.
     """
     source_weights: list[Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=list)
     """Shares of the `sources` in the training tokens, in any unit (above 0), such as [3, 1]; by

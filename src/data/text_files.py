@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AGI2Error, one_line
-from ..utils import human_bytes
+from ..utils import human_bytes, log
 
 STDIN = Path("-")
 """The source that means standard input."""
@@ -48,6 +49,8 @@ class Skipped:
         self, reason: str, example: str, *, count: int = 1, size: int = 0, unit: str = "B"
     ) -> None:
         """Add `count` skipped items of a total `size`, in bytes of files (`B`) or in `unit`."""
+        if log.isEnabledFor(logging.DEBUG):  # each; otherwise only the first is logged
+            log.debug("%s: %s", reason, one_line(example))
         entry = self._entries.setdefault((reason, unit), _Entry(0, 0, unit, example))
         entry.count += count
         entry.size += size
