@@ -65,6 +65,8 @@ def make(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("processes")
     (folder / "corpus.txt").write_text(make_text(), encoding="utf-8")
+    lines = [json.dumps({"text": make_text(1 + seed % 7, seed)}) for seed in range(60)]
+    (folder / "documents.jsonl").write_text("\n".join(lines), encoding="utf-8")
     keys = {
         "sources": [str(folder / "corpus.txt")],
         "output_dir": str(folder / "trained"),
@@ -82,6 +84,9 @@ def make(tmp_path_factory):
     }
 
     def keys_of(name, **changes):
+        if "windows" in changes:
+            sources = [str(folder / each) for each in ("corpus.txt", "documents.jsonl")]
+            changes = {**changes, "sources": sources, "source_weights": [1, 2]}
         return {**keys, "model_name": name, **SHARED, **changes}
 
     return SimpleNamespace(folder=folder, keys=keys_of)
@@ -91,6 +96,7 @@ KINDS = {
     "adamw": {"micro_batch_size": 2},  # of the four rows that a process has
     "muon": {"optimizer": "muon"},
     "fsdp": {"micro_batch_size": 2, "parallel": "fsdp"},
+    "packed": {"micro_batch_size": 2, "windows": "packed", "mask_documents": True},
     "fsdp-muon": {"optimizer": "muon", "parallel": "fsdp"},
 }
 
