@@ -156,16 +156,19 @@ def test_each_source_has_its_share_of_the_targets(kind, mixed_text):
     weights = [5, 1, 4]
     windows = planned(mixed_text, 6, weights, windows=kind)
     seen = Counter()
-    epochs = 40
+    squares = 0
+    epochs = 20
     for epoch in range(epochs):
         inputs, targets = everything(windows, epoch)
         assert len(inputs) == len(windows)
+        squares += int((targets != IGNORE_INDEX).sum(1).square().sum())
+        mine = inputs[targets != IGNORE_INDEX]
         for number, source in enumerate(SOURCES):
-            mine = inputs[targets != IGNORE_INDEX]
             seen[number] += int(((mine >= source.start) & (mine < source.stop)).sum())
     # An epoch has whole windows of each source: half a window more or less.
     total = sum(seen.values())
     assert abs(total / epochs - windows.mean_targets * len(windows)) < 1
+    assert windows.attention_length == pytest.approx(squares / total, rel=0.05)
     for number, weight in enumerate(weights):
         assert abs(seen[number] / epochs - 229 * weight / 10) <= 6
     _, *lines = windows.describe()
