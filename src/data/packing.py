@@ -13,21 +13,22 @@ def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray
     after sorting.
 
     Args:
-        lengths: positive integers, (N,), at most `capacity`.
+        lengths: positive signed integers, (N,), at most `capacity`.
         capacity: of each bin.
 
     Returns:
         The indices of the items, (N,), bin by bin; and the bounds of the bins: the items of bin b
         are those from `bounds[b]` to `bounds[b + 1]`.
     """
-    longest_first = np.argsort(-lengths.astype(np.int64), kind="stable")
-    sizes, counts = np.unique(lengths, return_counts=True)
+    longest_first = np.argsort(-lengths, kind="stable")
+    counts = np.bincount(lengths)
     bins = _Bins(capacity)
     bin_of = np.empty(len(lengths), np.int64)
     done = 0
-    for length, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        bin_of[longest_first[done : done + count]] = bins.place(length, count)
-        done += count
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        end = done + int(counts[length])
+        bin_of[longest_first[done:end]] = bins.place(length, end - done)
+        done = end
     order = np.argsort(bin_of, kind="stable")
     return order, np.concatenate([[0], np.cumsum(np.bincount(bin_of))])
 

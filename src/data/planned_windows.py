@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ..console import show_progress
 from ..errors import AGI2Error
 from .shards import ShardedTokens
 from .window_plans import DocumentPlan, DocumentRange, MixturePlan, Plan, Row, StreamPlan
@@ -35,7 +36,11 @@ def training_windows(dataset: TokenWindows, config: Config) -> Windows:
             "windows, mask_documents and source_weights are for texts that train_model or the "
             "command train has read: token ids alone have no documents"
         )
-    width = dataset.seq_len - 1
+    with show_progress("planning the windows"):
+        return _planned(tokens, dataset.seq_len - 1, config)
+
+
+def _planned(tokens: ShardedTokens, width: int, config: Config) -> PlannedWindows:
     if not config.source_weights:
         text = DocumentRange(tokens, range(tokens.figures.documents))
         return PlannedWindows(tokens, _plan(text, width, config), config.mask_documents)
