@@ -62,7 +62,7 @@ def load_config(
     if isinstance(values.get("preprocess"), str):
         values["preprocess"] = _in_folder(values["preprocess"], Path(path).parent)
     for override in overrides:
-        key, value = _parse_override(override)
+        key, value = parse_override(override)
         values[key] = value
         locations[key] = f"--set {key}"
     return make_config(values, kind, str(path), locations)
@@ -255,7 +255,12 @@ def _parse_toml(text: str, name: str) -> dict[str, Any]:
     return parsed
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of `KEY=VALUE`; VALUE is TOML or a bare string.
+
+    Raises:
+        AGI2Error: if it has another form.
+    """
     key, equals, value = (part.strip() for part in override.partition("="))
     if not equals or not key:
         raise AGI2Error(f"--set {override}: write KEY=VALUE, for example --set epochs=3")

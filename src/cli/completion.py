@@ -73,6 +73,23 @@ def complete_model(incomplete: str) -> list[str]:
     return completions
 
 
+def complete_path(incomplete: str) -> list[str]:
+    """Complete a text to train on, or a MODEL argument."""
+    base, start = os.path.split(incomplete)
+    names = [path.name for path in _entries(Path(base or ".")) if path.is_file()]
+    files = (os.path.join(base, name) for name in names if name.startswith(start))
+    is_hidden_wanted = start.startswith(".")
+    shown = [file for file in files if is_hidden_wanted or os.path.basename(file)[0] != "."]
+    return sorted({*complete_model(incomplete), *shown})
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Complete the value of `agi2 init --recipe`."""
+    from .recipes import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())

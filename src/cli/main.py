@@ -17,13 +17,14 @@ with exit_on_sigint():
     # Imported for their commands, in the order in which `--help` lists these.
     from . import (  # noqa: F401  # isort: skip
         completion,
+        train,
+        configure,
+        generate,
+        evaluate,
+        runs,
         convert,
         data,
-        evaluate,
-        generate,
-        runs,
         tokenizer,
-        train,
     )
     from .common import app
 

@@ -1,8 +1,8 @@
-"""The training commands: train, doctor, verify-resume, plan."""
+"""The training commands: train, doctor, verify-resume."""
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..errors import AGI2Error
+from . import completion
 from .common import (
     ConfigFile,
     Overrides,
@@ -23,34 +24,101 @@ from .common import (
 from .startup import limit_openmp_spinning, loading
 
 if TYPE_CHECKING:
+    from ..config import Config
     from ..training import Run
 
 
 @app.command()
 def train(
-    file: ConfigFile,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="The text: files, folders, globs, URLs or -; or a TOML file, or a run's folder.",
+            autocompletion=completion.complete_path,
+        ),
+    ],
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(min=0.1, max=1e6, help="Time limit of a run on a text; 10 by default."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="Name of a run on a text; by default the text's."),
+    ] = None,
     overrides: Overrides = None,
     resume: Resume = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a model, and print samples."""
+    """Train a model, and print samples.
+
+    For a text, a configuration is planned that suits it, the machine and the time, and written
+    beside the run: trained/NAME.toml.
+    """
     limit_openmp_spinning(10_000)
-    overrides = [*(overrides or []), *(["resume=auto"] if resume else [])]
+    file, overrides = _configuration(paths, minutes, name, overrides or [], resume, quiet, verbose)
     with loading(not quiet):
         config = open_run(file, overrides, quiet, verbose)
-        from ..formats.run_dir import check_output
+        from ..formats.run_dir import check_output, run_folder
 
         check_output(config)
-        from ..console import print_text
-        from ..generation import generate_text
-        from ..inference.sampling import generation_options
         from ..training import train_from_config
-        from ..utils import log
 
-    run = train_from_config(config)
-    if not run.is_main:
-        return
+    before = _log_stamp(run_folder(config))
+    try:
+        run = train_from_config(config)
+    except KeyboardInterrupt:
+        _log_continuation(run_folder(config), before)
+        raise
+    if run.is_main:
+        _print_samples(run, config, quiet)
+
+
+def _configuration(
+    paths: list[str],
+    minutes: float | None,
+    name: str | None,
+    overrides: list[str],
+    resume: bool,
+    quiet: bool,
+    verbose: bool,
+) -> tuple[str, list[str]]:
+    """Return the configuration to train with, planned for a text if none is named; and overrides.
+
+    Raises:
+        AGI2Error: if the arguments are not valid, or there is no plan for the text.
+    """
+    resumed = ["resume=auto"] if resume else []
+    with loading(not quiet):
+        from .train_text import TextRun, find_configuration
+
+        file = find_configuration(paths)
+        if file is not None:
+            for option, key, value in (
+                ("--minutes", "max_minutes", minutes),
+                ("--name", "model_name", name),
+            ):
+                if value is not None:
+                    raise AGI2Error(
+                        f"{option} is for a text, and {file} is a configuration or a run: "
+                        f"--set {key}={value}"
+                    )
+            return file, [*overrides, *resumed]
+        set_up_log(quiet, verbose)
+        text = TextRun.from_arguments(paths, minutes, name, overrides, resume)
+        text.check()
+    file = text.configure(quiet)
+    return file, [*(overrides if text.is_resumed else []), *resumed]
+
+
+def _print_samples(run: Run, config: Config, quiet: bool) -> None:
+    """Print samples of a trained model; log what they have of the text, and what to do next."""
+    from ..console import print_text
+    from ..generation import generate_text
+    from ..inference.sampling import generation_options
+    from ..utils import log
+
     options = {**generation_options(config), "model_seed": "", "tokenizer": run.tokenizer}
     samples = []
     for number in range(1, _NUM_SAMPLES + 1):
@@ -61,7 +129,28 @@ def train(
     if not quiet:
         _log_overlap(run, samples)
         # The folder rather than the file, which --set may have overridden.
-        log.info('generate more with: agi2 generate %s "..."', shlex.quote(str(run.folder)))
+        folder = shlex.quote(str(run.folder))
+        log.info('generate more with: agi2 generate %s "..."', folder)
+        log.info("chat with it: agi2 chat %s", folder)
+
+
+def _log_stamp(folder: Path) -> tuple[int, int] | None:
+    """Return what changes when a run begins in a folder: the size and time of its metrics log."""
+    from ..formats.run_dir import METRICS
+
+    with contextlib.suppress(OSError):
+        status = (folder / METRICS).stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
+
+
+def _log_continuation(folder: Path, before: tuple[int, int] | None) -> None:
+    """Log the command that continues an interrupted run, if it has begun and saved a checkpoint."""
+    from ..formats.run_dir import list_checkpoints
+    from ..utils import log
+
+    if _log_stamp(folder) not in (None, before) and list_checkpoints(folder):
+        log.info("continue with: agi2 train %s --resume", shlex.quote(str(folder)))
 
 
 # Samples printed after training; characters of the training text to search for copies in them.
@@ -120,41 +209,4 @@ def verify_resume(
         from .verify_resume import verify
 
     for line in verify(config, steps):
-        print_line(line)
-
-
-@app.command()
-def plan(
-    named: Annotated[
-        Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
-        typer.Argument(metavar="SOURCE", help="The text to train on: files, folders, globs, URLs."),
-    ] = None,
-    sources: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--sources", metavar="SOURCE", help="The same; repeatable."),
-    ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="Time limit of the run.")] = 10.0,
-    out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Propose a configuration for a text and a time limit.
-
-    It measures the text and the machine, writes the configuration, and estimates the result.
-    """
-    # `--sources A B C`: typer parses B and C as arguments.
-    sources = [*(sources or []), *(named or [])]
-    if not sources:
-        raise AGI2Error("plan needs a text: agi2 plan my_book.txt --minutes 10")
-    with loading(not quiet):
-        set_up_log(quiet, verbose)
-        from ..console import print_line
-        from ..data.corpus import check_sources
-
-        if os.path.lexists(out):
-            raise AGI2Error(f"{out} exists: name another file with --out")
-        check_sources(sources)
-        from ..train.planner import propose
-
-    for line in propose(sources, minutes, Path(out)):
         print_line(line)

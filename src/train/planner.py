@@ -1,34 +1,29 @@
-"""Plans a run for a corpus and a time limit: writes its configuration and predicts its result."""
+"""Plans a run for a corpus and a time limit: chooses its configuration and predicts its result."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import torch
 
 from ..config_checks import vocabulary_for
 from ..config_loader import make_config
 from ..console import show_progress, visible
-from ..cuda_utils import (
-    available_memory,
-    describe_device,
-    memory_stats,
-    select_device,
-)
-from ..data.corpus import check_rereadable, check_sources
+from ..cuda_utils import available_memory, memory_stats, select_device
+from ..data.documents import ReadOptions
 from ..data.readers import iterate_documents
 from ..data.tokens import count_bytes
-from ..errors import AGI2Error, mask_urls
+from ..errors import AGI2Error
 from ..formats.run_dir import run_folder
-from ..utils import human_bytes, human_time, plural, write_text
+from ..tokenizer import new_tokenizer
+from ..utils import plural
 from .distributed import ProcessGroup
 from .estimates import model_sizes, predict_memory, training_flops
 from .scaling_law import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
@@ -60,6 +55,7 @@ class Shape:
     """The learning rate of AdamW; above 1e-3 the transformer blocks are trained with Muon."""
 
 
+_MAX_ADAMW_RATE = 1e-3
 # From small to large. Learning rates of the small shapes are from benchmarks/README.md, those of
 # the GPT-2 sizes from Brown et al. (2020), table 2.1.
 SHAPES = (
@@ -108,6 +104,8 @@ class Plan:
     """Why `bits_per_byte` is outside the valid range; empty if it is inside."""
     minutes: float
     """The estimated duration, at most the time limit."""
+    given: frozenset[str] = frozenset()
+    """The keys that the user has set."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Corpus:
     """The beginning of the text, to fit a tokenizer and to benchmark on."""
 
     @classmethod
-    def read(cls, sources: Sequence[str]) -> Corpus:
+    def read(cls, sources: Sequence[str], options: ReadOptions | None = None) -> Corpus:
         """Read all sources.
 
         Raises:
@@ -130,7 +128,7 @@ class Corpus:
         size = 0
         parts: list[str] = []
         remaining = _SAMPLE_CHARACTERS
-        for document in iterate_documents(sources):
+        for document in iterate_documents(sources, options):
             size += len(document.text.encode("utf-8", "replace"))
             if remaining > 0:
                 if parts and not document.continues:
@@ -147,62 +145,13 @@ class Corpus:
         return cls(list(sources), size, estimate_entropy(sample.encode("utf-8", "replace")), sample)
 
 
-def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
-    """Plan a run, write its configuration, and yield lines that describe it.
-
-    Args:
-        sources: as for `corpus.read_documents`.
-        minutes: the time limit of the run on this machine.
-        out: the TOML file to write; its stem becomes the run's name.
-
-    Raises:
-        AGI2Error: if `out` exists, or a source cannot be read.
-    """
-    if not (math.isfinite(minutes) and minutes > 0):
-        raise AGI2Error(f"--minutes {minutes}: name a number of minutes above 0")
-    if out.exists():
-        raise AGI2Error(f"{out} exists: name another file with --out")
-    check_sources(sources)
-    check_rereadable(sources, "the planned run reads it again")
-    corpus = Corpus.read(sources)
-    device = select_device("auto")
-    yield (
-        f"# text: {human_bytes(corpus.bytes)}, {corpus.entropy:.2f} bits per byte after bzip2; "
-        f"{describe_device(device)}"
-    )
-    plan = choose_shape(corpus, minutes, device, out.stem)
-    text = to_toml(plan.keys, plan.minutes)
-    write_text(out, text, private=mask_urls(text) != text)
-    yield mask_urls(text)
-    if plan.minutes < minutes:
-        yield (
-            f"# the run takes {human_time(60 * plan.minutes)} of {human_time(60 * minutes)}: more "
-            "epochs over this text would hardly lower the loss; more text would"
-        )
-    yield (
-        f"# predicted: {plural(plan.steps, 'step')} of "
-        f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
-        f"{plan.epochs:.3g} epochs over the text"
-    )
-    yield _prediction_line(plan)
-    yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
-
-
-def _prediction_line(plan: Plan) -> str:
-    if plan.outside:
-        return (
-            "# no prediction of the bits per byte, as the scaling law was fitted to other runs: "
-            f"{plan.outside}"
-        )
-    error = 2 * SCALING_LAW.error * plan.bits_per_byte
-    return (
-        f"# predicted: {plan.bits_per_byte:.2f} ± {error:.2f} bits per byte on held-out text "
-        f"(twice the error of the scaling law's fit), for {plan.parameters:,} parameters and the "
-        "entropy that bzip2 estimates"
-    )
-
-
-def choose_shape(corpus: Corpus, minutes: float, device: torch.device, name: str) -> Plan:
+def choose_shape(
+    corpus: Corpus,
+    minutes: float,
+    device: torch.device,
+    name: str,
+    given: Mapping[str, Any] | None = None,
+) -> Plan:
     """Choose the shape with the best predicted bits per byte, and benchmark it.
 
     Args:
@@ -210,13 +159,13 @@ def choose_shape(corpus: Corpus, minutes: float, device: torch.device, name: str
         minutes: the time limit of the run.
         device: the training device.
         name: the run's name.
+        given: keys that the user has set, which the plan keeps.
+
+    Raises:
+        AGI2Error: if a given key goes with no shape.
     """
-    shapes = [_keys(corpus, shape, name) for shape in SHAPES]
-    max_parameters = _MAX_PARAMETERS_PER_BYTE * corpus.bytes
-    usable = [
-        keys for keys in shapes if _parameters(keys) <= max_parameters and _fits(keys, device)
-    ]
-    shapes = usable or shapes[:1]
+    given = dict(given or {})
+    shapes = _candidates(corpus, device, name, given)
     measured: dict[int, Throughput] = {}
     chosen = min(1 if device.type == "cpu" else 6, len(shapes) - 1)
     deadline = time.monotonic() + _MAX_BENCHMARK_SECONDS
@@ -230,7 +179,7 @@ def choose_shape(corpus: Corpus, minutes: float, device: torch.device, name: str
             flops_per_second = measured[nearest].tokens_per_second * _flops(shapes[nearest])
             speed = replace(measured[nearest], tokens_per_second=flops_per_second / _flops(keys))
             speeds.append(speed)
-            plans.append(_estimate(corpus, keys, minutes, speed))
+            plans.append(_estimate(corpus, keys, minutes, speed, given))
         best = min(plan.bits_per_byte for plan in plans)
         # The scaling law ignores overfitting: of equals, take the largest, with fewest epochs.
         chosen = max(i for i, plan in enumerate(plans) if plan.bits_per_byte <= _TIE_FACTOR * best)
@@ -240,8 +189,49 @@ def choose_shape(corpus: Corpus, minutes: float, device: torch.device, name: str
     return plans[chosen]
 
 
+def _candidates(
+    corpus: Corpus, device: torch.device, name: str, given: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the keys of the shapes that suit the text, the memory and the given keys."""
+    shapes, problems = list[dict[str, Any]](), list[AGI2Error]()
+    for shape in SHAPES:
+        keys = _keys(corpus, shape, name, given)
+        try:
+            make_config(keys)
+            shapes.append(keys)
+        except AGI2Error as error:  # such as model_embd, of which model_head must be a divisor
+            problems.append(error)
+    if not shapes:
+        raise problems[0]
+    vocabulary = _vocabulary(corpus, shapes[0])
+    shapes = [{**keys, "vocab_size": vocabulary} for keys in shapes]
+    max_parameters = _MAX_PARAMETERS_PER_BYTE * corpus.bytes
+    usable = [
+        keys for keys in shapes if _parameters(keys) <= max_parameters and _fits(keys, device)
+    ]
+    return usable or shapes[:1]
+
+
+def _vocabulary(corpus: Corpus, keys: Mapping[str, Any]) -> int:
+    """Return the vocabulary size that a run will have, as far as it is known before."""
+    config = make_config(keys)
+    if config.tokenizer == "bpe":
+        if isinstance(config.vocab_size, int):
+            return config.vocab_size
+        return vocabulary_for(int(_train_bytes(corpus, keys)))
+    tokenizer, is_new = new_tokenizer(config.tokenizer, config.vocab_size)
+    if is_new:
+        tokenizer.fit([corpus.sample])
+    return tokenizer.vocab_size
+
+
+def _train_bytes(corpus: Corpus, keys: Mapping[str, Any]) -> float:
+    config = make_config(keys)
+    return corpus.bytes * (1 if config.val_sources else 1 - config.val_fraction)
+
+
 def _step_tokens(keys: dict[str, Any]) -> int:
-    return int(keys["batch_size"] * keys["model_positions"])
+    return int(keys["batch_size"] * make_config(keys).seq_len)
 
 
 def _distance(a: int, b: int) -> int:
@@ -256,22 +246,30 @@ def dropout_for(parameters: int, text_tokens: float, epochs: float) -> float:
     return next(rate for maximum, rate in _DROPOUTS if exposure <= maximum)
 
 
-def _keys(corpus: Corpus, shape: Shape, name: str) -> dict[str, Any]:
+def _keys(
+    corpus: Corpus, shape: Shape, name: str, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the configuration of a shape, except the keys that depend on its speed."""
-    return {
-        "sources": corpus.sources,
-        "model_name": name,
-        "vocab_size": vocabulary_for(corpus.bytes),
+    given = given or {}
+    optimizer = given.get("optimizer") or ("muon" if shape.rate > _MAX_ADAMW_RATE else "adamw")
+    sizes = {
         "model_layer": shape.layers,
         "model_head": shape.heads,
         "model_embd": shape.width,
+    }
+    return {
+        "sources": corpus.sources,
+        "model_name": name,
+        "vocab_size": "auto",
+        **({} if given.get("preset") else sizes),
         "model_positions": shape.context,
         "position_embedding": "learned",
         "dropout": 0.0,
         "batch_size": shape.batch,
-        "optimizer": "muon" if shape.rate > 1e-3 else "adamw",
-        "learning_rate": shape.rate,
+        "optimizer": optimizer,
+        "learning_rate": shape.rate if optimizer == "muon" else min(shape.rate, _MAX_ADAMW_RATE),
         "lr_schedule": "linear",
+        **given,
     }
 
 
@@ -311,8 +309,10 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
-        config = make_config({**keys, "sources": [str(sample)], "max_steps": 1000})
-        config = config.changed(token_cache="off")
+        # The sample is plain text, which has been read with the keys that change the reading.
+        unset = dict.fromkeys(("val_sources", "encoding", "text_field", "log_to"))
+        plain = {"sources": [str(sample)], "max_steps": 1000, "token_cache": "off"}
+        config = make_config({**keys, **unset, **plain})
         text = prepare(config)
         group = ProcessGroup(select_device(config.device))
         model, config = make_model(config, text.tokenizer, group)
@@ -325,51 +325,52 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
     return Throughput(tokens / seconds, size)
 
 
-def _estimate(corpus: Corpus, keys: dict[str, Any], minutes: float, speed: Throughput) -> Plan:
+def _estimate(
+    corpus: Corpus,
+    keys: dict[str, Any],
+    minutes: float,
+    speed: Throughput,
+    given: Mapping[str, Any],
+) -> Plan:
     """Estimate the steps, epochs and result of a shape within the time limit."""
-    train_bytes = (1 - make_config(keys).val_fraction) * corpus.bytes
+    train_bytes = _train_bytes(corpus, keys)
     # A batch cannot have more windows than the text.
     per_step = max(1, min(_step_tokens(keys), int(train_bytes / speed.bytes_per_token)))
     affordable = 60 * minutes * _STEPS_TIME_FRACTION * speed.tokens_per_second / per_step
-    useful = max(_MIN_STEPS, _MAX_EPOCHS * train_bytes / (per_step * speed.bytes_per_token))
-    steps = max(1, int(min(affordable, useful)))
+    steps_per_epoch = train_bytes / (per_step * speed.bytes_per_token)
+    useful = max(_MIN_STEPS, _MAX_EPOCHS * steps_per_epoch)
+    allowed = _allowed_steps(keys, given, steps_per_epoch)
+    steps = max(1, int(min(affordable, useful, allowed)))
     seen = steps * per_step * speed.bytes_per_token
     epochs = seen / train_bytes
     parameters = _parameters(keys)
+    by_steps = useful < affordable and math.isinf(allowed)
     keys = {
         **keys,
+        "vocab_size": "auto",
         "dropout": dropout_for(parameters, train_bytes / speed.bytes_per_token, epochs),
-        **(
-            {"max_steps": steps}
-            if useful < affordable
-            else {"max_minutes": max(0.01, round(0.95 * minutes, 2))}
-        ),
+        **({"max_steps": steps} if by_steps else {"max_minutes": _max_minutes(minutes)}),
         "eval_interval": max(10, steps // 10),
         "checkpoint_interval": max(10, steps // 5),
+        **given,
     }
     bits = SCALING_LAW.bits_per_byte(corpus.entropy, parameters, train_bytes, seen)
     outside = FITTED.why_outside(train_bytes, parameters, epochs, corpus.entropy)
-    estimated_minutes = minutes * min(1.0, useful / affordable)
-    return Plan(keys, parameters, steps, steps * per_step, epochs, bits, outside, estimated_minutes)
+    estimated_minutes = minutes * min(1.0, useful / affordable, allowed / affordable)
+    return Plan(
+        keys, parameters, steps, steps * per_step, epochs, bits, outside, estimated_minutes,
+        frozenset(given),
+    )  # fmt: skip
 
 
-_COMMENTS = {
-    "sources": "The text to train on.",
-    "vocab_size": "By the size of the text: fewer tokens for it, but each seen often enough.",
-    "model_layer": "The size with the lowest expected loss for the time.",
-    "dropout": "Against overfitting, as many weights see the text many times.",
-    "batch_size": "In a short time, many small steps reach a lower loss than few large ones.",
-    "max_minutes": "The learning rate falls with this clock.",
-    "max_steps": "More epochs over this text would hardly lower the loss.",
-    "eval_interval": "About ten validations, five checkpoints.",
-}
+def _max_minutes(minutes: float) -> float:
+    return max(0.01, round(0.95 * minutes, 2))
 
 
-def to_toml(keys: dict[str, Any], minutes: float) -> str:
-    """Return the keys as TOML with comments."""
-    lines = [f"# Planned for {human_time(60 * minutes)}. resources/default.toml has every key."]
-    for key, value in keys.items():
-        if key in _COMMENTS:
-            lines += ["", f"# {_COMMENTS[key]}"]
-        lines.append(tomli_w.dumps({key: value}).rstrip("\n"))
-    return "\n".join(lines) + "\n"
+def _allowed_steps(
+    keys: Mapping[str, Any], given: Mapping[str, Any], steps_per_epoch: float
+) -> float:
+    """Return the most steps that `max_steps` and `epochs` allow, if the user has set them."""
+    config = make_config(keys)
+    epochs = config.epochs * steps_per_epoch if given.get("epochs") else math.inf
+    return min(epochs, math.inf if config.max_steps is None else config.max_steps)

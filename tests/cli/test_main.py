@@ -40,7 +40,9 @@ def test_help_names_the_commands(option, capsys):
 def test_each_command_has_help(command, capsys):
     status, out, _ = run(capsys, command, "-h")
     assert status == 0
-    assert ("MODEL" if command in ("generate", "beam", "chat") else "FILE.toml") in out
+    assert {"train": "PATH", "doctor": "FILE.toml", "verify-resume": "FILE.toml"}.get(
+        command, "MODEL"
+    ) in out
     assert "--set" in out
 
 
@@ -106,11 +108,14 @@ def test_a_late_ctrl_c_says_nothing():
     ("arguments", "said"),
     [
         (["fly"], "no such command 'fly'; agi2 --help"),
-        (["train"], "missing argument 'FILE.toml'; agi2 train --help"),
+        (["train"], "missing argument 'PATH'; agi2 train --help"),
+        (["doctor"], "missing argument 'FILE.toml'; agi2 doctor --help"),
         (["generate", "a.toml"], "missing argument 'PROMPT'; agi2 generate --help"),
         (["train", "a.toml", "--fast"], "no such option: --fast"),
         (["generate", "a", "-x"], "no such option: -x; a prompt that begins with - comes after --"),
-        (["train", "a.toml", "b.toml"], "quote a text or a name that contains spaces"),
+        (["doctor", "a.toml", "b.toml"], "quote a text or a name that contains spaces"),
+        (["train", "a.toml", "b.toml"], "a.toml is a configuration or a run: name it alone"),
+        (["train", "a", "--minutes", "0"], "not '0'"),
         (["generate", "a", "b", "--temperature", "hot"], "temperature must be a number, not 'hot'"),
         (["generate", "a", "b", "--top-k", "-1"], "--top-k must be at least 0, not '-1'"),
         (["generate", "a", "b", "--top-k", "1.5"], "--top-k must be an integer, not '1.5'"),

@@ -1,4 +1,4 @@
-"""The commands train, plan, doctor and verify-resume."""
+"""The commands train, doctor and verify-resume."""
 
 import shlex
 import signal
@@ -24,6 +24,7 @@ def test_training_prints_only_samples_on_standard_output(tmp_path, capsys):
     assert "step 6/6  loss" in err
     assert "the longest span copied from it has" in err
     assert f"generate more with: agi2 generate {tmp_path / 'trained' / 'tiny'} " in err
+    assert err.endswith(f"\nchat with it: agi2 chat {tmp_path / 'trained' / 'tiny'}\n")
     assert (tmp_path / "trained" / "tiny" / "model.safetensors").is_file()
 
 
@@ -90,7 +91,9 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
     assert (status, out) == (130, "")
     assert "step-00000003; continue with --resume" in err
     assert "Traceback" not in err
-    assert run(capsys, "train", file, "--resume", "--quiet")[0] == 0
+    *command, option = shlex.split(err.splitlines()[-1].removeprefix("continue with: agi2 "))
+    assert (command, option) == (["train", str(tmp_path / "trained" / "tiny")], "--resume")
+    assert run(capsys, *command, option, "--quiet")[0] == 0
     weights, expected = (
         path.parent / "trained" / "tiny" / "model.safetensors" for path in (file, trained)
     )
@@ -122,29 +125,18 @@ def test_verify_resume_prints_what_it_compared(tmp_path, capsys, monkeypatch):
     assert run(capsys, "verify-resume", write_run(tmp_path), "--steps", "2")[0] == 2
 
 
-def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.txt", "b.txt", "c.txt"):
-        (tmp_path / name).write_text("some text")
-    monkeypatch.setattr(
-        "src.train.planner.propose",
-        lambda sources, minutes, out: [f"{sources} {minutes} {out}"],
-    )
-    given = ["plan", "--sources", "a.txt", "b.txt", "--minutes", "30"]
-    assert run(capsys, *given) == (0, "['a.txt', 'b.txt'] 30.0 my.toml\n", "")
-    given += ["--sources", "c.txt", "--out", "x.toml", "--quiet"]
-    assert run(capsys, *given) == (0, "['a.txt', 'c.txt', 'b.txt'] 30.0 x.toml\n", "")
-    assert run(capsys, "plan", "a.txt", "b.txt") == (0, "['a.txt', 'b.txt'] 10.0 my.toml\n", "")
-    assert run(capsys, "plan", "--minutes", "30")[0] == 2
+def test_what_was_interrupted_before_it_began_is_not_continued(tmp_path, capsys, monkeypatch):
+    """Its folder has the checkpoints of the run before."""
+    file = write_run(tmp_path, max_steps=2)
+    assert run(capsys, "train", file, "--quiet")[0] == 0
 
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
 
-def test_a_plan_never_overwrites(tmp_path, capsys):
-    (tmp_path / "my.toml").write_text("# mine")
-    status, out, err = run(
-        capsys, "plan", "--sources", "a", "--minutes", "1", "--out", tmp_path / "my.toml"
-    )
-    assert (status, out) == (2, "")
-    assert err == f"error: {tmp_path / 'my.toml'} exists: name another file with --out\n"
+    monkeypatch.setattr("src.training.prepare_on_rank_0", interrupted)
+    status, out, err = run(capsys, "train", file)
+    assert (status, out) == (130, "")
+    assert "continue with" not in err
 
 
 def test_resume_without_a_checkpoint_begins_a_run(tmp_path, capsys):

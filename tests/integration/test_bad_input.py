@@ -213,7 +213,7 @@ def test_a_missing_configuration(folder, mistakes):
 
 
 def test_a_folder_in_place_of_a_configuration(folder, mistakes):
-    assert mistakes("train", folder) == [
+    assert mistakes("doctor", folder) == [
         f"{folder} is not a folder of a run or a model: it has no config.toml; agi2 list shows "
         "the runs"
     ]

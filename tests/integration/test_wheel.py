@@ -48,6 +48,7 @@ def wheel(tmp_path_factory):
     shutil.copytree(
         ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.so")
     )
+    shutil.copytree(ROOT / "resources", copy / "resources")
     # Optimizing takes GCC most of the time, and nothing here is fast or slow.
     setup = (copy / "setup.py").read_text(encoding="utf-8")
     assert '"-O3"' in setup
@@ -80,13 +81,14 @@ def programs(wheel, tmp_path_factory):
     return scripts
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {
         f"agi2/{path.relative_to(ROOT / 'src').as_posix()}"
         for path in (ROOT / "src").rglob("*")
         if path.suffix in (".py", ".c", ".h", ".js", ".typed")
     }
+    modules |= {f"agi2/resources/{path.name}" for path in (ROOT / "resources").iterdir()}
     compiled = {name for name in names if Path(name).name.startswith(("_bpe.", "_cpu_kernels."))}
     assert {name for name in names if ".dist-info/" not in name} - compiled == modules
     assert len(compiled) == (LIBRARY is not None) + (bpe_library.LIBRARY is not None)
@@ -118,6 +120,8 @@ def test_the_installed_package_trains_and_generates(programs, tmp_path):
     assert run(tmp_path, command, "--version") == f"agi2 {__version__}\n"
     assert "--- sample 3 ---" in run(tmp_path, command, "train", "tiny.toml")
     assert (tmp_path / "trained" / "tiny" / "model.safetensors").is_file()
+    run(tmp_path, command, "init", "text.txt", "--recipe", "quickstart")
+    assert 'model_name = "text"' in (tmp_path / "text.toml").read_text("utf-8")
     said = run(tmp_path, command, "generate", "tiny.toml", "To be")
     assert said.startswith("To be")
     assert len(said) > len("To be\n")

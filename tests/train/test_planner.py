@@ -1,13 +1,12 @@
-"""Planning a run: the configuration that is written, and the predicted result."""
-
-import re
-import tomllib
+"""Planning a run: the chosen configuration and the predicted result."""
 
 import pytest
 import torch
 
-from src.config_loader import load_config, make_config
+from src.config_loader import make_config
+from src.data.documents import ReadOptions
 from src.errors import AGI2Error
+from src.tokenizer import BPETokenizer
 from src.train import planner as planning
 from src.train.planner import (
     SHAPES,
@@ -15,11 +14,8 @@ from src.train.planner import (
     Throughput,
     choose_shape,
     dropout_for,
-    propose,
-    to_toml,
     vocabulary_for,
 )
-from src.utils import plural
 from tests.bounds import gamma, nearly
 from tests.conftest import make_text
 
@@ -29,54 +25,6 @@ CPU = torch.device("cpu")
 def test_a_larger_text_has_a_larger_vocabulary():
     sizes = [vocabulary_for(size) for size in (10**4, 10**5, 6 * 10**5, 10**6, 2 * 10**7, 10**9)]
     assert sizes == [512, 1024, 2048, 4096, 8192, 32_000]
-
-
-def proposed(tmp_path, text, minutes):
-    """What is printed for a text, and the configuration."""
-    source, out = tmp_path / "text.txt", tmp_path / "mine.toml"
-    source.write_text(text, encoding="utf-8")
-    lines = list(propose([str(source)], minutes, out))
-    written = out.read_text("utf-8")
-    assert written in lines
-    assert all(line.startswith("#") for line in lines if line != written)
-    return "\n".join(lines), load_config(out, "training")
-
-
-def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_BENCHMARK_SECONDS", 0)
-    monkeypatch.setattr(planning, "SHAPES", SHAPES[:2])
-    told, config = proposed(tmp_path, make_text(2000), 0.1)
-    assert (config.model_name, config.sources) == ("mine", [str(tmp_path / "text.txt")])
-    assert re.search(r"predicted: [\d,]+ steps of 1,024 tokens, [\d,]+ in all", told)
-    assert "# no prediction of the bits per byte" in told
-    assert re.search(r"the text has [\d.]+ KB, those runs had 844\.0 KB to 1\.1 MB", told)
-    with pytest.raises(AGI2Error, match="exists: name another file with --out"):
-        list(propose([str(tmp_path / "text.txt")], 0.1, tmp_path / "mine.toml"))
-
-
-def test_a_text_like_those_of_the_runs_gets_an_expectation(tmp_path, monkeypatch):
-    speeds(monkeypatch, 4e10)
-    monkeypatch.setattr(planning, "estimate_entropy", lambda text: 2.3)
-    told, config = proposed(tmp_path, "the old whale swam " * 60_000, 3)
-    assert re.search(r"predicted: \d\.\d\d ± \d\.\d\d bits per byte", told)
-    assert config.max_minutes == 2.85  # of 3
-    assert "hardly lower the loss" not in told
-
-
-# Texts of all sizes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("", 0), ("a", 1), ("Call me, man.", 13), ("é" * 499, 998)]
-)
-def test_a_text_that_is_too_small_is_one_line(tmp_path, text, size):
-    source = tmp_path / "text.txt"
-    source.write_text(text, encoding="utf-8")
-    # A file without text may be refused by the reader already.
-    expected = f"the text has {plural(size, 'byte')}, too few to plan for: .*at least 1,000"
-    with pytest.raises(AGI2Error, match=expected if size else "text"):
-        list(propose([str(source)], 1, tmp_path / "mine.toml"))
-    assert not (tmp_path / "mine.toml").exists()
 
 
 @pytest.mark.parametrize("flops", [1e9, 4e10, 1e14])
@@ -102,15 +50,6 @@ def test_no_plan_is_larger_than_its_text_can_use(monkeypatch, size, widest, minu
     assert near or "the text has" in plan.outside
 
 
-def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
-    speeds(monkeypatch, 1e12)
-    told, config = proposed(tmp_path, make_text(3000), 600)
-    assert re.search(r"the run takes \d+ s of 10 h 00 min: more epochs", told)
-    assert config.max_steps
-    assert config.max_minutes is None
-    assert "# More epochs over this text would hardly lower the loss.\nmax_steps" in told
-
-
 def test_shapes_that_the_text_cannot_use_or_that_are_slow_are_not_measured(monkeypatch):
     monkeypatch.setattr(planning, "available_memory", lambda device: 10**13)
     measured = []
@@ -128,7 +67,7 @@ def test_shapes_that_the_text_cannot_use_or_that_are_slow_are_not_measured(monke
     flops = 2e9
     plan = choose_shape(Corpus(["a.txt"], 10**9, 2.4, ""), 100_000, CPU, "m")
     assert plan.keys["model_embd"] not in measured
-    work = 2e9 / planning._flops(plan.keys)
+    work = 2e9 / planning._flops({**plan.keys, "vocab_size": 32_000})
     assert planning._step_tokens(plan.keys) / work > planning._MAX_STEP_SECONDS
 
 
@@ -209,19 +148,6 @@ def test_every_shape_is_a_configuration():
     assert sizes == sorted(sizes)
 
 
-def test_the_toml_holds_its_keys():
-    keys = {"sources": ['a "b".txt', "ß"], "dropout": 0.1, "max_minutes": 9.5}
-    written = to_toml(keys, 10)
-    assert tomllib.loads(written) == keys
-    assert written.count("#") == 4
-
-
-@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), 0.0, -3.0])
-def test_a_time_that_is_no_number_is_one_line(tmp_path, minutes):
-    with pytest.raises(AGI2Error, match=r"--minutes (nan|inf|0\.0|-3\.0): name a number"):
-        next(propose([], minutes, tmp_path / "my.toml"))
-
-
 @pytest.mark.parametrize(
     ("parameters", "text_tokens", "passes", "rate"),
     [
@@ -235,3 +161,109 @@ def test_a_time_that_is_no_number_is_one_line(tmp_path, minutes):
 )
 def test_dropout_is_for_text_that_can_be_learned_by_heart(parameters, text_tokens, passes, rate):
     assert dropout_for(parameters, text_tokens, passes) == rate
+
+
+# Keys that the user has set
+
+
+def planned(monkeypatch, minutes=10, size=1_200_000, text="", flops=4e10, **given):
+    speeds(monkeypatch, flops)
+    plan = choose_shape(Corpus(["a.txt"], size, 2.5, text), minutes, CPU, "m", given)
+    return plan, make_config(plan.keys)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model_embd": 96},
+        {"model_head": 3},
+        {"seq_len": 64},
+        {"micro_batch_size": 4},
+        {"preset": "small"},
+        {"dropout": 0.3, "eval_interval": 7, "learning_rate": 0.5},
+        {"vocab_size": 300},
+        {"max_minutes": 3.5},
+        {"device": "cpu", "temperature": 0.5, "top_k": None},
+    ],
+    ids=str,
+)
+def test_every_given_key_is_kept(given, monkeypatch):
+    plan, config = planned(monkeypatch, **given)
+    assert {key: config[key] for key in given} == given
+    assert plan.given == given.keys()
+    assert plan.tokens == plan.steps * config.batch_size * config.seq_len
+
+
+def test_a_preset_is_not_overridden_by_the_plan(monkeypatch):
+    _, config = planned(monkeypatch, preset="medium")
+    assert (config.model_layer, config.model_head, config.model_embd) == (24, 16, 1024)
+
+
+def test_a_key_that_goes_with_no_shape_is_one_line(monkeypatch):
+    with pytest.raises(AGI2Error, match="model_embd 97 is not divisible by model_head 2"):
+        planned(monkeypatch, model_embd=97)
+
+
+def test_adamw_has_no_learning_rate_of_muon(monkeypatch):
+    assert planned(monkeypatch)[1].learning_rate > 1e-3
+    assert planned(monkeypatch, optimizer="adamw")[1].learning_rate == 1e-3
+    assert planned(monkeypatch, optimizer="adamw", learning_rate=0.1)[1].learning_rate == 0.1
+
+
+@pytest.mark.parametrize("given", [{"max_steps": 40}, {"epochs": 1}])
+def test_a_run_is_not_planned_longer_than_the_user_allows(given, monkeypatch):
+    plan, config = planned(monkeypatch, minutes=100, **given)
+    free, _ = planned(monkeypatch, minutes=100)
+    assert plan.steps < free.steps
+    assert plan.minutes < 100 <= free.minutes
+    assert plan.epochs <= 1.01
+    assert config.max_minutes == 95  # the time limit stays
+
+
+def test_the_vocabulary_is_by_the_size_of_the_text_when_it_is_trained(monkeypatch):
+    monkeypatch.setattr(planning, "_MAX_PARAMETERS_PER_BYTE", 1e9)
+    for size in (10_000, 100_000, 1_000_000):
+        plan, config = planned(monkeypatch, size=size, val_fraction=0.0)
+        assert config.vocab_size == "auto"
+        known = {**plan.keys, "vocab_size": vocabulary_for(size)}
+        assert plan.parameters == planning._parameters(known)
+    # Near a bound, what is held out decides.
+    keys = {"vocab_size": "auto", "val_fraction": 0.1}
+    assert planning._vocabulary(Corpus(["a.txt"], 55_000, 2.5, ""), keys) == 512
+    assert (
+        planning._vocabulary(Corpus(["a.txt"], 55_000, 2.5, ""), {**keys, "val_sources": ["b"]})
+        == 1024
+    )
+
+
+def test_other_tokenizers_have_their_own_vocabulary(tmp_path):
+    corpus = Corpus(["a.txt"], 55_000, 2.5, "the whale swam in the sea")
+    assert planning._vocabulary(corpus, {"tokenizer": "basic"}) == len(set(corpus.sample)) + 2
+    tokenizer = BPETokenizer(270)
+    tokenizer.fit([corpus.sample])
+    tokenizer.save(tmp_path)
+    found = planning._vocabulary(corpus, {"tokenizer": str(tmp_path)})
+    assert found == tokenizer.vocab_size < 512
+
+
+def test_a_corpus_is_read_as_the_options_say(tmp_path):
+    (tmp_path / "a.csv").write_text("title,body\n" + "t,the old whale swam\n" * 100)
+    corpus = Corpus.read([str(tmp_path / "a.csv")], ReadOptions(text_field="body"))
+    assert corpus.bytes == 100 * len("the old whale swam")
+
+
+def test_a_shape_is_measured_with_the_keys_of_the_user(monkeypatch):
+    monkeypatch.setattr(planning, "_BENCHMARK_SECONDS", 0)
+    seen = []
+    made = planning.make_model
+    monkeypatch.setattr(
+        planning, "make_model", lambda config, *rest: made(seen.append(config) or config, *rest)
+    )
+    corpus = Corpus(["none.txt"], 50_000, 2.5, make_text(300))
+    given = {"encoding": "cp1252", "text_field": "x", "val_sources": ["none"], "activation": "relu"}
+    keys = planning._keys(corpus, SHAPES[0], "m", given)
+    speed = planning._measure({**keys, "vocab_size": 300}, corpus)
+    assert speed.tokens_per_second > 0
+    assert [(each.activation, each.encoding, each.vocab_size <= 300) for each in seen] == [
+        ("relu", None, True)
+    ]

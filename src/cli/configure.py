@@ -1,0 +1,87 @@
+"""The commands that write configurations: init, plan."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..errors import AGI2Error
+from . import completion
+from .common import Quiet, Verbose, app, set_up_log
+from .startup import loading
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE",
+        help="The text to train on: files, folders, globs, URLs.",
+        autocompletion=completion.complete_path,
+    ),
+]
+
+
+@app.command()
+def init(
+    sources: Sources,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="default (every key), small_model, large_model, quickstart or moby_dick.",
+            autocompletion=completion.complete_recipe,
+        ),
+    ] = "small_model",
+    output: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option("--output", "-o", metavar="FILE", help="The file; by default NAME.toml."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a commented configuration for a text, from a recipe."""
+    with loading(not quiet):
+        set_up_log(quiet, verbose)
+        from .recipes import write_recipe
+
+    write_recipe(sources, recipe, output, force)
+
+
+@app.command()
+def plan(
+    named: Annotated[
+        Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
+        typer.Argument(metavar="SOURCE", help="The text to train on: files, folders, globs, URLs."),
+    ] = None,
+    sources: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--sources", metavar="SOURCE", help="The same; repeatable."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="Time limit of the run.")] = 10.0,
+    out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Propose a configuration for a text and a time limit.
+
+    It measures the text and the machine, writes the configuration, and estimates the result.
+    """
+    # `--sources A B C`: typer parses B and C as arguments.
+    sources = [*(sources or []), *(named or [])]
+    if not sources:
+        raise AGI2Error("plan needs a text: agi2 plan my_book.txt --minutes 10")
+    with loading(not quiet):
+        set_up_log(quiet, verbose)
+        from ..console import print_line
+        from ..data.corpus import check_sources
+
+        if os.path.lexists(out):
+            raise AGI2Error(f"{out} exists: name another file with --out")
+        check_sources(sources)
+        from ..train.plan_file import propose
+
+    for line in propose(sources, minutes, Path(out)):
+        print_line(line)
