@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Optional
+
 import typer
 
-from .common import app
+from . import completion
+from .common import Overrides, Quiet, Verbose, app, set_up_log
+from .startup import loading
 
 group = typer.Typer(
     help="Inspect and prepare training data.",
@@ -12,3 +16,39 @@ group = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(group, name="data")
+
+
+@group.command()
+def inspect(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Files, folders, globs, URLs or -; or a TOML file that names them.",
+            autocompletion=completion.complete_path,
+        ),
+    ],
+    tokenizer: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(
+            metavar="TOKENIZER",
+            help="Counts the tokens: a tokenizer.json, a run's folder, or gpt2; by default, one is "
+            "trained on the text.",
+            autocompletion=completion.complete_model,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what a text contains, and what of it is skipped and why.
+
+    Documents, bytes, tokens, languages, copies and near copies, odd characters, the longest and
+    shortest documents, and their lengths. The text is read once and not changed.
+    """
+    with loading(not quiet):
+        set_up_log(quiet, verbose)
+        from .inspect_report import inspect_sources
+
+    inspect_sources(sources, overrides or [], tokenizer, as_json)

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from huggingface_hub import try_to_load_from_cache
 from rich.cells import cell_len
 
 from ..config_keys import PreTokenizer
@@ -20,11 +19,11 @@ from ..errors import AGI2Error, printable
 from ..formats.export import check_not_exists
 from ..tokenization.base import FILE_NAME, Tokenizer
 from ..tokenization.statistics import TextStatistics, longest_tokens, measure
-from ..tokenizer import BPETokenizer, load_tokenizer, new_tokenizer
+from ..tokenizer import BPETokenizer
 from ..utils import human_bytes, log, plural
-from .common import model_folder
 from .table import print_table
 from .token_view import print_split, token_label
+from .tokenizer_argument import cached_gpt2, open_tokenizer
 
 # Maximum number of tokens in a list, and in the view of a text.
 _LISTED, _SHOWN_TOKENS = 12, 1000
@@ -77,7 +76,7 @@ def inspect_tokenizer(argument: str, text: str | None) -> None:
     Raises:
         AGI2Error: if the tokenizer or the text cannot be read.
     """
-    tokenizer = _open_tokenizer(argument)
+    tokenizer = open_tokenizer(argument)
     documents = None if text is None else _read_text(text)
     _print_vocabulary(tokenizer)
     if documents is None:
@@ -100,8 +99,8 @@ def compare_tokenizers(arguments: Sequence[str], text: str) -> None:
     """
     if not arguments:
         raise AGI2Error("compare needs a tokenizer and a text: agi2 tokenizer compare FOLDER FILE")
-    tokenizers = {argument: _open_tokenizer(argument) for argument in arguments}
-    if "gpt2" not in tokenizers and (cached := _cached_gpt2()) is not None:
+    tokenizers = {argument: open_tokenizer(argument) for argument in arguments}
+    if "gpt2" not in tokenizers and (cached := cached_gpt2()) is not None:
         tokenizers["gpt2"] = cached
     measured = measure(list(tokenizers.values()), _read_text(text))
     if not measured[0].bytes:
@@ -124,23 +123,6 @@ def compare_tokenizers(arguments: Sequence[str], text: str) -> None:
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     print_table(head, rows)
-
-
-def _open_tokenizer(argument: str) -> Tokenizer:
-    if argument == "gpt2" and not os.path.lexists(argument):
-        cached = _cached_gpt2()
-        return new_tokenizer("gpt2", 0)[0] if cached is None else cached
-    if argument.endswith(".toml"):
-        return load_tokenizer(model_folder(argument))
-    return load_tokenizer(argument)
-
-
-def _cached_gpt2() -> Tokenizer | None:
-    """Return GPT-2's tokenizer if the hub's client has downloaded it, without a connection."""
-    for name in ("openai-community/gpt2", "gpt2"):
-        if isinstance(path := try_to_load_from_cache(name, FILE_NAME), str):
-            return load_tokenizer(path)
-    return None
 
 
 def _read_text(argument: str) -> Iterator[str]:

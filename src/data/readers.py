@@ -81,7 +81,11 @@ _IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
 
 
 def iterate_documents(
-    sources: Sources, options: ReadOptions | None = None, report: ReadReport | None = None
+    sources: Sources,
+    options: ReadOptions | None = None,
+    report: ReadReport | None = None,
+    *,
+    is_logged: bool = True,
 ) -> Iterator[Document]:
     """Yield every document of every source, lazily, in a deterministic order.
 
@@ -95,6 +99,7 @@ def iterate_documents(
         options: how to read them.
         report: filled while documents are yielded: a `SourceReport` for each source, in order. The
             log has the same lines at the end of each source.
+        is_logged: whether to log these lines.
 
     Yields:
         Documents; one with more than `MAX_CHARACTERS` characters in pieces.
@@ -110,7 +115,8 @@ def iterate_documents(
         counts = SourceReport(source.name, skipped=source.skipped)
         report.sources.append(counts)
         yield from _read_source(source, options, counts)
-        _log_counts(counts, len(resolved) <= _SOURCES_LOGGED)
+        if is_logged:
+            _log_counts(counts, len(resolved) <= _SOURCES_LOGGED)
     if options.preprocess is not None:
         check_any_left(options.preprocess, report)
 

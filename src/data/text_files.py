@@ -32,9 +32,12 @@ class Unreadable(AGI2Error):
 
 
 @dataclass
-class _Entry:
+class Entry:
+    """What was skipped for one reason."""
+
     count: int
     size: int
+    """The size of all items together, in `unit`."""
     unit: str
     example: str
 
@@ -43,7 +46,7 @@ class Skipped:
     """Counter of what was skipped in a source: per reason, the count, size and first example."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._entries: dict[tuple[str, str], Entry] = {}
 
     def add(
         self, reason: str, example: str, *, count: int = 1, size: int = 0, unit: str = "B"
@@ -51,7 +54,7 @@ class Skipped:
         """Add `count` skipped items of a total `size`, in bytes of files (`B`) or in `unit`."""
         if log.isEnabledFor(logging.DEBUG):  # each; otherwise only the first is logged
             log.debug("%s: %s", reason, one_line(example))
-        entry = self._entries.setdefault((reason, unit), _Entry(0, 0, unit, example))
+        entry = self._entries.setdefault((reason, unit), Entry(0, 0, unit, example))
         entry.count += count
         entry.size += size
 
@@ -67,6 +70,11 @@ class Skipped:
     def bytes(self) -> int:
         """The size of all items that were counted in bytes: of files."""
         return sum(entry.size for entry in self._entries.values() if entry.unit == "B")
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Yield each reason with its counts."""
+        for (reason, _), entry in self._entries.items():
+            yield reason, entry
 
     def lines(self) -> Iterator[str]:
         """Yield one printable line per reason."""

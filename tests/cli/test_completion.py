@@ -8,7 +8,9 @@ from src.cli.completion import (
     complete_format,
     complete_model,
     complete_override,
+    complete_path,
     complete_quantization,
+    complete_recipe,
     join_words,
 )
 from src.config import Config
@@ -68,6 +70,12 @@ BASH = [
     (["agi2", "generate", "m"], ["models/", "my.toml"]),
     (["agi2", "compare", "trained/one", "trained/t"], ["trained/two"]),
     (["agi2", "verify"], ["verify-resume"]),
+    (["agi2", "train", "t"], ["text.txt", "trained/", "trained/one", "trained/two"]),
+    (["agi2", "init", "te"], ["text.txt"]),
+    (["agi2", "init", "text.txt", "--recipe", "sm"], ["small_model"]),
+    (["agi2", "da"], ["data"]),
+    (["agi2", "data", "in"], ["inspect"]),
+    (["agi2", "data", "inspect", "models/b"], ["models/big.toml"]),
     (["agi2", "chat", "my.toml", "--temp"], ["--temperature"]),
 ]
 ZSH = [
@@ -130,6 +138,18 @@ def test_an_empty_word_is_offered_runs_and_configurations(place, monkeypatch):
     ]
     assert complete_model("nowhere/") == []
     assert complete_model(".h") == [".hidden/"]
+
+
+def test_a_path_is_a_text_or_a_run(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / ".notes.txt").touch()
+    runs = ["models/", "my.toml", "notes/", "text.txt", "trained/", "trained/one", "trained/two"]
+    assert complete_path("") == runs
+    assert complete_path("te") == ["text.txt"]
+    assert complete_path("models/") == ["models/big.toml", "models/gpt2"]
+    assert complete_path(".") == [".hidden/", ".notes.txt"]
+    assert complete_recipe("s") == ["small_model"]
+    (place / ".notes.txt").unlink()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from src.cli import tokenizer_report
+from src.cli import tokenizer_argument, tokenizer_report
 from src.tokenizer import BasicTokenizer, BPETokenizer, load_tokenizer
 from tests.cli.commands import HOSTILE, run
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     """No GPT-2 of this machine."""
-    monkeypatch.setattr(tokenizer_report, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(tokenizer_argument, "try_to_load_from_cache", lambda *_: None)
 
 
 def test_a_trained_tokenizer_is_saved_and_described(folder, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_tokenizers_are_compared_on_a_text(folder, capsys, monkeypatch):
     cached = {"gpt2": str(folder / "gpt2")}
     shutil.copytree(folder / "bpe", folder / "gpt2", dirs_exist_ok=True)
     monkeypatch.setattr(
-        tokenizer_report, "try_to_load_from_cache", lambda name, file: cached.get(name)
+        tokenizer_argument, "try_to_load_from_cache", lambda name, file: cached.get(name)
     )
     status, printed, _ = run(
         capsys, "tokenizer", "compare", folder / "bpe", folder / "basic", folder / "text.txt"
@@ -185,7 +185,9 @@ def test_gpt2_is_downloaded_where_it_is_named(capsys, monkeypatch, folder):
     fetched = []
     made = load_tokenizer(folder / "bpe")
     monkeypatch.setattr(
-        tokenizer_report, "new_tokenizer", lambda name, size: fetched.append(name) or (made, False)
+        tokenizer_argument,
+        "new_tokenizer",
+        lambda name, size: fetched.append(name) or (made, False),
     )
     assert run(capsys, "tokenizer", "inspect", "gpt2")[0] == 0
     assert fetched == ["gpt2"]

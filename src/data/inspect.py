@@ -1,0 +1,293 @@
+"""Inspect a corpus: sizes, tokens, languages, copies, odd characters, and what is skipped.
+
+The documents are read once, as a stream: memory grows with their number, by some 100 bytes each.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..console import Advance, show_progress
+from ..errors import AGI2Error
+from ..tokenizer import BPETokenizer, Tokenizer
+from .characters import CharacterCounts, OddCharacters
+from .dedup import near_copies
+from .documents import Document, ReadOptions, ReadReport
+from .languages import LanguageSampler
+from .readers import iterate_documents
+from .scan import Scan, Scanner
+from .sources import file_size, find_sources
+
+LISTED = 5
+"""Longest and shortest documents that are named."""
+# Documents whose names are kept, to name copies.
+_MAX_NAMES = 2**16
+# Characters that a vocabulary is trained on.
+_MAX_TRAINING_CHARACTERS = 2**23
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """The number of tokens of a corpus."""
+
+    tokens: int
+    vocabulary: int
+    """Number of tokens in the vocabulary."""
+    trained_on: int | None
+    """Bytes of the corpus that the vocabulary was trained on; `None` if it was given."""
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Documents that are copies of documents before them."""
+
+    documents: int
+    characters: int
+    examples: list[tuple[str, str]]
+    """Names of some copies and, of exact ones, of the documents that they are copies of."""
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Documents of similar length."""
+
+    first: int
+    """Minimum number of characters."""
+    last: int
+    documents: int
+    characters: int
+    """Number of characters of all of them."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a corpus."""
+
+    report: ReadReport
+    documents: int
+    bytes: int
+    characters: int
+    tokens: TokenCount
+    scripts: Counter[str]
+    """Number of letters of each script."""
+    languages: Counter[str]
+    """Estimated number of characters of each language."""
+    samples: int
+    """Number of samples from which `languages` is estimated."""
+    exact_copies: Copies
+    near_copies: Copies
+    odd: dict[str, OddCharacters]
+    longest: list[tuple[int, str]]
+    """Numbers of characters and names."""
+    shortest: list[tuple[int, str]]
+    median: int
+    bins: list[LengthBin]
+
+
+def inspect_corpus(
+    sources: list[str], options: ReadOptions, tokenizer: Tokenizer | None = None
+) -> Inspection:
+    """Read a corpus once and describe it.
+
+    Args:
+        sources: files, folders, glob patterns, URLs, pipes.
+        options: how to read them.
+        tokenizer: counts the tokens; by default, one that is trained on the beginning of the text.
+
+    Raises:
+        AGI2Error: if a source is missing or cannot be read.
+    """
+    total = sum(
+        file_size(path) for source in find_sources(sources, fetch=False) for path in source.files
+    )
+    report = ReadReport()
+    with show_progress("reading the text", is_determinate=total > 0) as advance:
+        documents = iterate_documents(sources, options, report, is_logged=False)
+        inspector = _Inspector(tokenizer)
+        for document in _advancing(documents, report, total, advance):
+            inspector.add(document)
+    return inspector.finish(report)
+
+
+def _advancing(
+    documents: Iterator[Document], report: ReadReport, total: int, advance: Advance
+) -> Iterator[Document]:
+    """Yield the documents; report the progress, as far as the files have been read."""
+    for document in documents:
+        yield document
+        if total:
+            read = sum(each.bytes_read + each.bytes_skipped for each in report.sources)
+            advance(min(1.0, read / total))
+
+
+class _Inspector:
+    """Collects what is known of a stream of documents."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._scanner = Scanner()
+        self._characters = CharacterCounts()
+        self._languages = LanguageSampler()
+        self._tokens = _TokenCounter(tokenizer)
+        self._names: list[str] = []
+        self._lengths = _Lengths()
+        self._index = -1
+
+    def add(self, document: Document) -> None:
+        """Add a document, or the next piece of it."""
+        text, name = document.text, document.source
+        if not document.continues:
+            self._index += 1
+            if len(self._names) < _MAX_NAMES:
+                self._names.append(name)
+        self._scanner.add(text, document.continues)
+        self._characters.add(text, self._index, name)
+        self._languages.add(text)
+        self._tokens.add(text)
+        self._lengths.add(len(text), name, document.continues)
+
+    def finish(self, report: ReadReport) -> Inspection:
+        """Return what is known after the last document."""
+        if self._index < 0:
+            raise AGI2Error("the sources contain no document")
+        scan = self._scanner.finish()
+        self._characters.finish()
+        longest, shortest = self._lengths.finish()
+        is_first = scan.originals == np.arange(len(scan))
+        near = np.zeros(len(scan), bool)
+        near[is_first] = near_copies(scan.texts.shingles, len(scan.texts))
+        return Inspection(
+            report=report,
+            documents=len(scan),
+            bytes=int(scan.sizes.sum()),
+            characters=int(scan.characters.sum()),
+            tokens=self._tokens.finish(),
+            scripts=self._characters.scripts,
+            languages=self._languages.characters,
+            samples=self._languages.samples,
+            exact_copies=self._copies(scan, ~is_first),
+            near_copies=self._copies(scan, near),
+            odd={kind: odd for kind, odd in self._characters.odd.items() if odd.count},
+            longest=longest,
+            shortest=shortest,
+            median=int(np.median(scan.characters)),
+            bins=_length_bins(scan.characters),
+        )
+
+    def _copies(self, scan: Scan, mask: np.ndarray) -> Copies:
+        examples = []
+        for index in np.flatnonzero(mask)[:LISTED].tolist():
+            original = int(scan.originals[index])
+            known = self._name(original) if original != index else ""
+            examples.append((self._name(index), known))
+        return Copies(int(mask.sum()), int(scan.characters[mask].sum()), examples)
+
+    def _name(self, index: int) -> str:
+        return self._names[index] if index < len(self._names) else f"document {index + 1:,}"
+
+
+class _Lengths:
+    """Keeps the names of the longest and the shortest documents."""
+
+    def __init__(self) -> None:
+        self._longest: list[tuple[int, int, str]] = []
+        self._shortest: list[tuple[int, int, str]] = []
+        self._length, self._name, self._count = 0, "", 0
+
+    def add(self, length: int, name: str, continues: bool) -> None:
+        """Add the length of a document, or of the next piece of it."""
+        if not continues:
+            self._end_document()
+            self._length, self._name = 0, name
+            self._count += 1
+        self._length += length
+
+    def _end_document(self) -> None:
+        if not self._count:
+            return
+        for heap, length in ((self._longest, self._length), (self._shortest, -self._length)):
+            heapq.heappush(heap, (length, -self._count, self._name))
+            if len(heap) > LISTED:
+                heapq.heappop(heap)
+
+    def finish(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """Return the longest documents, longest first, and the shortest, shortest first."""
+        self._end_document()
+        longest, shortest = (sorted(heap, reverse=True) for heap in (self._longest, self._shortest))
+        return (
+            [(length, name) for length, _, name in longest],
+            [(-length, name) for length, _, name in shortest],
+        )
+
+
+class _TokenCounter:
+    """Counts tokens; without a tokenizer, with one that is trained on the first documents."""
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._waiting: list[str] = []
+        self._size = self._tokens = 0
+        self._trained_on: int | None = None
+
+    def add(self, text: str) -> None:
+        """Count the tokens of a document, or of the next piece of it."""
+        self._waiting.append(text)
+        self._size += len(text)
+        limit = _BATCH_CHARACTERS if self._tokenizer is not None else _MAX_TRAINING_CHARACTERS
+        if self._size >= limit:
+            self._count()
+
+    def _count(self) -> None:
+        if self._tokenizer is None:
+            # As a run with vocab_size = "auto" would train it on this much text.
+            self._tokenizer = BPETokenizer("auto")
+            self._tokenizer.fit(self._waiting)
+            self._trained_on = sum(len(text.encode("utf-8", "replace")) for text in self._waiting)
+        for text in self._waiting:
+            self._tokens += len(self._tokenizer.encode_array(text))
+        self._waiting, self._size = [], 0
+
+    def finish(self) -> TokenCount:
+        """Return the count after the last document."""
+        self._count()
+        assert self._tokenizer is not None
+        return TokenCount(self._tokens, self._tokenizer.vocab_size, self._trained_on)
+
+
+_BATCH_CHARACTERS = 2**20
+
+
+def _length_bins(lengths: np.ndarray) -> list[LengthBin]:
+    """Return the documents by their numbers of characters, (D,), in bins that grow with these."""
+    largest = int(lengths.max())
+    edges = _edges(largest, (1, 2, 5))
+    if _span(lengths, edges) > _MAX_BINS:
+        edges = _edges(largest, (1,))
+    numbers = np.searchsorted(edges, lengths, "right") - 1
+    documents = np.bincount(numbers, minlength=len(edges))
+    characters = np.bincount(numbers, lengths, len(edges)).astype(np.int64)
+    first, last = int(numbers.min()), int(numbers.max())
+    return [
+        LengthBin(
+            int(edges[bin_]), int(edges[bin_ + 1]) - 1, int(documents[bin_]), int(characters[bin_])
+        )
+        for bin_ in range(first, last + 1)
+    ]
+
+
+_MAX_BINS = 14
+
+
+def _edges(largest: int, steps: tuple[int, ...]) -> np.ndarray:
+    """Return bin edges 1, 2, 5, 10, ... (for steps 1, 2, 5) to above the largest length."""
+    decades = range(len(str(largest)) + 1)
+    return np.array([step * 10**decade for decade in decades for step in steps])
+
+
+def _span(lengths: np.ndarray, edges: np.ndarray) -> int:
+    first, last = np.searchsorted(edges, [lengths.min(), lengths.max()], "right")
+    return int(last - first) + 1

@@ -1,0 +1,177 @@
+"""agi2 data inspect."""
+
+import json
+import locale
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from src.cli import inspect_report
+from src.data.downloads import cached_path
+from src.tokenizer import BPETokenizer
+from tests.cli.commands import HOSTILE, run, write_run
+from tests.conftest import make_text
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with texts of several kinds, in which the commands are given."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    text = make_text(300)
+    (folder / "a.txt").write_text(text, encoding="utf-8")
+    (folder / "copy.txt").write_text(text, encoding="utf-8")
+    (folder / "near.txt").write_text(text.replace("whale", "shark", 1), encoding="utf-8")
+    (folder / "odd.txt").write_text("cafÃ© \x07 \ufffd " * 3, encoding="utf-8")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (folder / "table.csv").write_text("title,body\nt,Война и мир\n", encoding="utf-8")
+    return folder
+
+
+def test_a_report_says_what_the_text_contains(place, capsys):
+    status, out, err = run(capsys, "data", "inspect", "texts", "-s", "text_field=body", "--quiet")
+    assert (status, err) == (0, "")
+    text = " ".join(out.split())
+    for said in (
+        "texts: 5 files, 5 documents, ",
+        "skipped: 1 in no format that is read (6 B), such as texts/picture.png",
+        "documents 5",
+        "bytes each, with a vocabulary of ",
+        "trained on this text",
+        "scripts Latin 99.",
+        "copies 1 document, ",
+        "such as texts/copy.txt, a copy of texts/a.txt",
+        "near copies 1 document, ",
+        "such as texts/near.txt dedup = true removes them from the training text",
+        "odd control characters: 3 in 1 document, such as texts/odd.txt",
+        "odd replacement characters (U+FFFD): 3 in 1 document",
+        "odd UTF-8 that was decoded as another encoding: 3 in 1 document",
+        "shortest documents, in characters: 11 texts/table.csv:",
+        "lengths of documents (median ",
+    ):
+        assert said in text, said
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_json_has_the_same(place, capsys):
+    status, out, err = run(
+        capsys, "data", "inspect", "texts/a.txt", "texts", "--json", "-s", "text_field=body", "-q"
+    )
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["documents"] == 5
+    assert [source["name"] for source in found["sources"]] == ["texts/a.txt", "texts"]
+    skipped = {entry["reason"]: entry for entry in found["sources"][1]["skipped"]}
+    assert skipped["read already"]["count"] == 1
+    assert skipped["in no format that is read"]["example"] == "texts/picture.png"
+    assert found["exact_copies"]["examples"] == [["texts/copy.txt", "texts/a.txt"]]
+    assert found["odd_characters"]["control characters"]["count"] == 3
+    assert sum(each["documents"] for each in found["lengths"]) == 5
+    assert found["shortest"][0]["characters"] == 11
+    assert 0.99 <= sum(found["languages"].values()) <= 1.01
+    assert found["tokens"]["tokens"] > 0
+
+
+def test_tokens_are_counted_with_a_named_tokenizer(place, tmp_path, capsys):
+    tokenizer = BPETokenizer(300)
+    tokenizer.fit([make_text(100)])
+    tokenizer.save(tmp_path / "vocabulary")
+    given = ["data", "inspect", "texts/a.txt", "--tokenizer", "vocabulary"]
+    _, out, _ = run(capsys, *given)
+    count = len(tokenizer.encode((place / "a.txt").read_text("utf-8")))
+    assert f"tokens      {count:,}, " in out
+    assert f"bytes each, with vocabulary ({tokenizer.vocab_size} tokens)" in " ".join(out.split())
+    assert json.loads(run(capsys, *given, "--json")[1])["tokens"]["tokenizer"] == "vocabulary"
+
+
+def test_a_configuration_names_its_sources(tmp_path, capsys):
+    file = write_run(tmp_path)
+    found = json.loads(run(capsys, "data", "inspect", file, "--json")[1])
+    assert [source["name"] for source in found["sources"]] == [str(tmp_path / "corpus.txt")]
+
+
+def test_only_the_beginning_of_a_large_text_trains_the_vocabulary(place, capsys, monkeypatch):
+    monkeypatch.setattr("src.data.inspect._MAX_TRAINING_CHARACTERS", 1)
+    _, out, _ = run(capsys, "data", "inspect", "texts/a.txt", "texts/near.txt")
+    assert "trained on the first 1." in " ".join(out.split())
+    assert "KB of it" in out
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("UTF-8", "█"), ("utf8", "█"), ("latin-1", "#")])
+def test_bars_are_in_the_encoding_of_the_terminal(encoding, bar, place, capsys, monkeypatch):
+    monkeypatch.setattr(locale, "getencoding", lambda: encoding)
+    _, out, _ = run(capsys, "data", "inspect", "texts/a.txt")
+    assert bar * 28 in out
+    assert out.isascii() == (bar == "#")
+
+
+def test_a_clean_text_is_said_to_be_clean(place, capsys):
+    out = run(capsys, "data", "inspect", "texts/a.txt")[1]
+    assert "copies      none\nnear copies none\nodd         no odd characters\n" in out
+
+
+def test_long_lists_of_scripts_are_cut():
+    counts = Counter({f"s{index}": 10 + index for index in range(9)})
+    shares = inspect_report._shares(counts)
+    assert shares.startswith("s8 14.3 %, s7 13.5 %")
+    assert shares.endswith(", others 26.2 %")
+    assert inspect_report._shares(Counter()) == "none"
+    assert inspect_report._percent(0.0001) == "<0.1 %"
+    assert inspect_report._percent(0) == "0.0 %"
+
+
+@pytest.mark.parametrize("letter", ["x", "漢"])
+def test_long_names_are_cut_to_the_width(letter, place, capsys):
+    name = letter * 75 + ".txt"
+    (place / name).write_text("some text")
+    out = run(capsys, "data", "inspect", str(Path("texts") / name))[1]
+    line = next(line for line in out.splitlines() if line.startswith(" " * 11 + "9"))
+    assert 78 <= cell_len(line) <= 80
+    assert line.endswith(f"{letter}.txt")
+    assert "..." in line
+
+
+def test_what_is_shown_is_printable_and_has_no_secret(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = HOSTILE.replace("/", "_") + ".txt"
+    Path(name).write_text("some text")
+    url = "https://me:pa55word@host.example/book.txt?key=t0ken"
+    cached_path(url).parent.mkdir(parents=True, exist_ok=True)
+    cached_path(url).write_text("some text of a book")
+    try:
+        for option in ([], ["--json"]):
+            status, out, err = run(capsys, "data", "inspect", name, url, *option)
+            assert status == 0
+            assert out.replace("\n", "").isprintable()
+            assert "pa55word" not in out + err
+            assert "t0ken" not in out + err
+    finally:
+        cached_path(url).unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "missing argument 'SOURCE'"),
+        (["gone.txt"], "gone.txt: no such file; paths are relative to "),
+        (["texts/picture.png"], "texts/picture.png: not a text file"),
+        (["texts/table.csv"], "no field 'text' among title, body; set text_field"),
+        (["texts/a.txt", "--tokenizer", "none"], "no tokenizer at none"),
+        (["texts/a.txt", "-s", "epochs=3"], "--set epochs: it does not change how a text is read"),
+        (["texts/a.txt", "-s", "encoding=soup"], "--set encoding: encoding 'soup' is none"),
+        (["texts/a.txt", "my.toml"], "my.toml is a configuration: name it alone"),
+        (["my.toml"], "my.toml: no such file; resources/ contains examples"),
+        (["empty.toml"], "empty.toml: sources is missing: there is nothing to inspect"),
+        (["builtin:x"], "the only built-in source is builtin:python-docs"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_inspected_is_one_line(arguments, said, place, capsys):
+    Path("empty.toml").write_text('model_name = "x"\n')
+    status, out, err = run(capsys, "data", "inspect", *arguments, "-q")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert said in err
