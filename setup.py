@@ -23,8 +23,14 @@ setup(
         ),
         Extension(
             "agi2.nn._bpe",
-            ["src/nn/bpe_encode.c", "src/nn/bpe_train.c"],
-            depends=["src/nn/bpe.h"],
+            ["src/nn/bpe_encode.c", "src/nn/bpe_count.c", "src/nn/bpe_merge.c"],
+            depends=["src/nn/bpe.h", "src/nn/bpe_trainer.h"],
+            extra_compile_args=["-O3"],
+            optional=True,
+        ),
+        Extension(
+            "agi2.nn._shingles",
+            ["src/nn/shingles.c"],
             extra_compile_args=["-O3"],
             optional=True,
         ),

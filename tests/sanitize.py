@@ -21,7 +21,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # The sources of each library.
 LIBRARIES = {
     "_cpu_kernels": ("src/nn/cpu_kernels.c",),
-    "_bpe": ("src/nn/bpe_encode.c", "src/nn/bpe_train.c"),
+    "_bpe": ("src/nn/bpe_encode.c", "src/nn/bpe_count.c", "src/nn/bpe_merge.c"),
+    "_shingles": ("src/nn/shingles.c",),
 }
 FLAGS = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-fno-trapping-math", "-ffp-contract=off"),
@@ -30,6 +31,7 @@ FLAGS = (
     *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
 )
 TESTS = (
+    "tests/data/test_dedup.py",
     "tests/nn/test_bpe_library.py",
     "tests/nn/test_cpu_kernels.py",
     "tests/nn/test_quantized.py",

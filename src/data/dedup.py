@@ -14,6 +14,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from ..nn import shingle_library
+
 SHINGLE = 24
 """Characters of a shingle: five English words, which texts of different authors rarely share."""
 _MAX_SHINGLES = 1_000_000  # most shingles of a corpus that are compared, approximately
@@ -68,7 +70,9 @@ class ShingleSampler:
         self._characters = 0  # of documents alone
         self._document_starts: list[np.ndarray] = []
         self._new_starts: list[int] = []
-        self._codes, self._offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
+        native = shingle_library.LIBRARY is not None
+        table = _alphanumeric_table()
+        self._hasher = shingle_library.ShingleHasher(table) if native else _Hasher()
         self._sampled = [(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))]
         self._count = 0
         self._factor = 1
@@ -100,32 +104,19 @@ class ShingleSampler:
 
     def _sample(self, text: str, position: int, rate: int) -> None:
         for at in range(0, len(text), _BLOCK):
-            codes, offsets = _alphanumerics(text[at : at + _BLOCK])
-            self._codes = np.concatenate([self._codes, codes])
-            self._offsets = np.concatenate([self._offsets, offsets + (position + at)])
-            self._sample_codes(rate * self._factor)
+            codes = _code_points(text[at : at + _BLOCK])
+            found = self._hasher.add(codes, position + at, _threshold(rate * self._factor))
+            self._sampled.append(found)
+            self._count += len(found[0])
             while self._count > 2 * _MAX_SHINGLES:
                 self._drop(rate * self._factor)
                 if self._count > 2 * _MAX_SHINGLES:  # text that repeats few shingles, each often
                     self._factor *= 2
 
-    def _sample_codes(self, rate: int) -> None:
-        codes, hashes = self._codes, _hash(self._codes)
-        chosen = np.flatnonzero(hashes <= _threshold(rate))
-        if len(chosen):
-            breaks = np.flatnonzero(codes == 0)
-            breaks_before = np.searchsorted(breaks, chosen)
-            chosen = chosen[np.searchsorted(breaks, chosen + SHINGLE) == breaks_before]
-            ends = self._offsets[chosen + SHINGLE - 1] + 1
-            self._sampled.append((hashes[chosen], self._offsets[chosen], ends))
-            self._count += len(chosen)
-        self._codes = codes[-(SHINGLE - 1) :]
-        self._offsets = self._offsets[-(SHINGLE - 1) :]
-
     def _drop(self, rate: int) -> None:
         """Drop the shingles that are not in a sample of this rate."""
         hashes, starts, ends = (np.concatenate(each) for each in zip(*self._sampled, strict=True))
-        kept = hashes <= _threshold(rate)
+        kept = hashes <= np.uint64(_threshold(rate))
         self._sampled = [(hashes[kept], starts[kept], ends[kept])]
         self._count = int(kept.sum())
 
@@ -141,8 +132,30 @@ class ShingleSampler:
         return Shingles(hashes, documents, starts - first, ends - first, rate)
 
 
-def _threshold(rate: int) -> np.uint64:
-    return np.uint64((2**64 - 1) // rate)
+class _Hasher:
+    """What `shingle_library.ShingleHasher` does in C, in NumPy."""
+
+    def __init__(self) -> None:
+        self._codes, self._offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
+
+    def add(
+        self, codes: np.ndarray, position: int, threshold: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hash the shingles that end in the next part of the text."""
+        new, offsets = _alphanumerics(codes)
+        codes = np.concatenate([self._codes, new])
+        offsets = np.concatenate([self._offsets, offsets + position])
+        hashes = _hash(codes)
+        chosen = np.flatnonzero(hashes <= np.uint64(threshold))
+        breaks = np.flatnonzero(codes == 0)
+        breaks_before = np.searchsorted(breaks, chosen)
+        chosen = chosen[np.searchsorted(breaks, chosen + SHINGLE) == breaks_before]
+        self._codes, self._offsets = codes[1 - SHINGLE :], offsets[1 - SHINGLE :]
+        return hashes[chosen], offsets[chosen], offsets[chosen + SHINGLE - 1] + 1
+
+
+def _threshold(rate: int) -> int:
+    return (2**64 - 1) // rate
 
 
 @cache
@@ -152,12 +165,15 @@ def _alphanumeric_table() -> np.ndarray:
     return table
 
 
-def _alphanumerics(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the code points of a text's alphanumeric characters, lower-cased, and their offsets.
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _alphanumerics(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the alphanumeric ones of code points, lower-cased, and their offsets.
 
     NUL, the separator, is kept. Only ASCII is lower-cased.
     """
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     offsets = np.flatnonzero(_alphanumeric_table()[np.minimum(codes, _TABLE_SIZE)])
     codes = codes[offsets]
     return codes + np.uint32(32) * ((codes >= 65) & (codes <= 90)), offsets

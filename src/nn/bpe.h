@@ -1,5 +1,5 @@
 /* Words of the pre-tokenizers of GPT-2 and GPT-4: what their regular expressions match, without
-   backtracking. Shared by encoding (`bpe_encode.c`) and training (`bpe_train.c`).
+   backtracking. Shared by encoding (`bpe_encode.c`) and training (`bpe_count.c`).
 
    Texts are UTF-8. `kinds` has an entry for each code point, filled by the caller: which characters
    are letters depends on the version of Unicode, and must be as in the library that is replaced. */

@@ -1,4 +1,6 @@
-"""Byte-level BPE in C: encode texts and train merges. See `bpe.h`, `bpe_encode.c`, `bpe_train.c`.
+"""Byte-level BPE in C: encode texts and train merges.
+
+See `bpe.h`, `bpe_encode.c`, `bpe_count.c` and `bpe_merge.c`.
 
 It is available if a C compiler was found when the package was installed; otherwise `LIBRARY` is
 `None`. The GIL is released in every call that takes long.
@@ -46,7 +48,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
         ("encode", size, (address, address, c_char_p, address, size, address, small, address)),
         ("cache_bytes", size, ()),
         ("unknown_kind", size, (address, c_char_p, size)),
-        ("trainer", address, (address, small, small, size)),
+        ("trainer", address, (address, small, small, size, size)),
         ("free_trainer", None, (address,)),
         ("count", size, (address, c_char_p, address, size)),
         ("begin", size, (address, c_char_p, size, size)),
@@ -141,15 +143,18 @@ class Trainer:
         kinds: as for `Encoder`.
         splitter: the pre-tokenizer.
         max_words: maximum distinct words; if there are more, the rarest are dropped.
+        max_bytes: maximum bytes of the distinct words, likewise.
     """
 
-    def __init__(self, kinds: np.ndarray, splitter: Splitter, max_words: int) -> None:
+    def __init__(
+        self, kinds: np.ndarray, splitter: Splitter, max_words: int, max_bytes: int
+    ) -> None:
         assert LIBRARY is not None
         self._kinds = kinds
         self.min_count = 0
         """Words that occur up to this often were dropped; 0 if none were."""
         self._trainer = LIBRARY.agi2_bpe_trainer(
-            _address(kinds, np.uint8, CODE_POINTS), *splitter, max_words
+            _address(kinds, np.uint8, CODE_POINTS), *splitter, max_words, max_bytes
         )
         if not self._trainer:
             raise MemoryError

@@ -9,6 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -346,8 +347,11 @@ def read_texts(texts: str | Path | Iterable[str | Path]) -> Iterator[str]:
             "texts must be a str (a text), a Path (a file) or a list of them, not "
             + _describe_value(texts)
         )
-    for index, text in enumerate(texts):
+    texts = iter(texts)
+    for index, text in enumerate(islice(texts, _CHECKED_TEXTS)):
         yield _read_text(text, f"texts[{index}]")
+    for index, text in enumerate(texts, _CHECKED_TEXTS):
+        yield text if isinstance(text, str) else _read_text(text, f"texts[{index}]")
 
 
 def _read_text(text: Any, name: str) -> str:
@@ -372,6 +376,8 @@ def _read_text(text: Any, name: str) -> str:
 
 # PATH_MAX of Linux: a longer text is not a path.
 _MAX_PATH = 4096
+# If texts are paths, so are the first ones; a look at the disk for each of millions takes long.
+_CHECKED_TEXTS = 100
 
 
 def _is_file(text: str) -> bool:

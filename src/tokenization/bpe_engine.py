@@ -7,11 +7,9 @@ and adds no dependency. The library keeps what it cannot do: other pre-tokenizer
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -19,11 +17,10 @@ from tokenizers import pre_tokenizers
 
 from ..nn import bpe_library
 from ..nn.bpe_library import CODE_POINTS, LETTER, NUMBER, OTHER, WHITE
+from ..utils import map_in_order
 from .byte_level import BYTE_OF, splitter_of
 from .pieces import split_text
 
-T = TypeVar("T")
-R = TypeVar("R")
 Encoded = tuple[np.ndarray, np.ndarray]
 """The ids of texts, (N,), and the number of pieces or ids of each."""
 
@@ -104,25 +101,29 @@ class FastEngine:
             return self._encoder.encode(*join_pieces(pieces), dtype)
 
         ends = [0]  # the number of pieces up to the end of each text
-        encoded = list(map_in_order(encode, _batches(texts, ends), threads))
+        batches = batches_of_pieces(map(split_text, texts), ends)
+        encoded = list(map_in_order(encode, batches, threads))
         ids = np.concatenate([np.array([], dtype), *(ids for ids, _ in encoded)])
         counts = np.concatenate([np.zeros(1, np.int64), *(counts for _, counts in encoded)])
         return ids, np.cumsum(counts)[ends]
 
 
-def _batches(texts: Iterable[str], ends: list[int]) -> Iterator[list[bytes]]:
+def batches_of_pieces(
+    texts: Iterable[Iterable[str]], ends: list[int] | None = None
+) -> Iterator[list[bytes]]:
     """Yield the pieces of texts in batches; append the number of pieces so far to `ends`."""
     batch: list[bytes] = []
     size, count = 0, 0
-    for text in texts:
-        for piece in split_text(text):
+    for pieces in texts:
+        for piece in pieces:
             batch.append(piece.encode())
             size += len(batch[-1])
             count += 1
             if size >= _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
-        ends.append(count)
+        if ends is not None:
+            ends.append(count)
     if batch:
         yield batch
 
@@ -160,20 +161,3 @@ def _learn_kinds(first: int) -> None:
             matches[start:end] = False
         kinds[matches] = kind
     KINDS[first : first + 256] = kinds
-
-
-def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Apply a function in several threads; yield the results in order, few of them waiting."""
-    items = iter(items)
-    head = list(islice(items, 2))
-    if threads == 1 or len(head) < 2:
-        yield from map(function, chain(head, items))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[R]] = deque()
-        for item in chain(head, items):
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()

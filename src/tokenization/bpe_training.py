@@ -13,9 +13,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ..config_keys import PreTokenizer
 from ..nn import bpe_library
-from ..utils import log
+from ..utils import human_bytes, log, map_in_threads, plural
 from .base import END_OF_TEXT
-from .bpe_engine import KINDS, join_pieces
+from .bpe_engine import KINDS, batches_of_pieces, join_pieces
 from .byte_level import BYTE_OF, byte_level, special_token, splitter_of
 from .pieces import SpacelessBudget, split_text
 
@@ -23,8 +23,10 @@ from .pieces import SpacelessBudget, split_text
 _MAX_WORD = 256
 # Maximum characters of text without spaces to train on: each takes up to 100 bytes of memory.
 _MAX_SPACELESS_CHARACTERS = 4_000_000
-# Maximum distinct words, which take some 200 bytes each; beyond, the rarest are dropped.
-_MAX_WORDS = 8_000_000
+# Maximum distinct words, and of their bytes; beyond, the rarest are dropped. A word takes some 40
+# bytes and 10 times its own, and the pairs of tokens up to as much again.
+_MAX_WORDS = 1_000_000
+_MAX_BYTES = 16_000_000
 
 
 def train(
@@ -75,18 +77,22 @@ def _train_in_c(
 ) -> None:
     splitter = splitter_of(json.loads(tokenizer.to_str())["pre_tokenizer"])
     assert splitter is not None
-    trainer = bpe_library.Trainer(KINDS, splitter, _MAX_WORDS)
-    text_bytes = 0
-    for pieces in texts:
-        text, ends = join_pieces([piece.encode() for piece in pieces])
+    trainer = bpe_library.Trainer(KINDS, splitter, _MAX_WORDS, _MAX_BYTES)
+
+    def count(pieces: list[bytes]) -> int:
+        text, ends = join_pieces(pieces)
         trainer.count(text, ends)
-        text_bytes += len(text)
+        return len(text)
+
+    # In one other thread, in order: words are counted while the next text is read.
+    text_bytes = sum(map_in_threads(count, batches_of_pieces(texts), 1))
     if trainer.min_count:
         log.info(
-            "the vocabulary is trained without the words that occur up to %d times, as there are "
-            "over %s distinct ones",
-            trainer.min_count,
+            "the vocabulary is trained without the words that occur up to %s, as there are more "
+            "than %s distinct ones, or %s of them",
+            plural(trainer.min_count, "time"),
             f"{_MAX_WORDS:,}",
+            human_bytes(_MAX_BYTES),
         )
     names = [END_OF_TEXT, *BYTE_OF]
     vocab = {name: id for id, name in enumerate(names)}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.data import dedup
@@ -17,9 +17,19 @@ from src.data.dedup import (
     passages,
 )
 from src.data.splits import split_documents
+from src.nn import shingle_library
 from tests.bounds import by_chance
 
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=3000))
+
+
+@pytest.fixture(params=["C", "NumPy"])
+def native(request, monkeypatch):
+    """Shingles are hashed in C, if it was compiled, or in NumPy."""
+    if request.param == "NumPy":
+        monkeypatch.setattr(shingle_library, "LIBRARY", None)
+    elif shingle_library.LIBRARY is None:
+        pytest.skip("no C compiler at installation")
 
 
 def sample(documents, pieces=1):
@@ -59,7 +69,8 @@ def plain(text):
     ]
 
 
-@settings(deadline=None)
+@pytest.mark.usefixtures("native")
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(st.text(st.sampled_from("aB \n.é鯨🐳7"), max_size=120), max_size=4),
     block=st.sampled_from([7, 30, 2**20]),
@@ -80,6 +91,25 @@ def test_shingles_are_all_runs_of_letters_wherever_blocks_and_pieces_end(documen
     assert len(set(by_run.values())) == len(by_run)
 
 
+@pytest.mark.skipif(shingle_library.LIBRARY is None, reason="no C compiler at installation")
+@settings(deadline=None, max_examples=25)
+@given(
+    text=st.text(st.sampled_from("aBzZ[@`{ \n.é鯨🐳7\0"), min_size=30, max_size=300),
+    rate=st.integers(1, 4),
+    cuts=st.lists(st.integers(0, 300), max_size=3),
+)
+def test_hashes_in_c_are_those_in_numpy(text, rate, cuts):
+    ours = shingle_library.ShingleHasher(dedup._alphanumeric_table())
+    theirs = dedup._Hasher()
+    for start, end in itertools.pairwise([0, *sorted(cuts), 301]):
+        codes = dedup._code_points(text[start:end])
+        arguments = (codes, start, dedup._threshold(rate))
+        for found, expected in zip(ours.add(*arguments), theirs.add(*arguments), strict=True):
+            assert found.dtype == expected.dtype
+            assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.usefixtures("native")
 def test_halves_of_surrogate_pairs_and_nul_do_no_harm():
     assert len(shingles("a" * 23 + "\0" + "\ud800" + "a" * 22).hashes) == 0
     assert len(shingles("a" * 24 + "\0" + "a" * 24).hashes) == 2

@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 
 from src.nn import bpe_library
-from src.nn.bpe_library import CODE_POINTS, OTHER, Encoder, Splitter, Trainer, load, unknown_kind
+from src.nn.bpe_library import (
+    CODE_POINTS,
+    LETTER,
+    OTHER,
+    WHITE,
+    Encoder,
+    Splitter,
+    Trainer,
+    load,
+    unknown_kind,
+)
 
 pytestmark = pytest.mark.skipif(bpe_library.LIBRARY is None, reason="no C compiler at installation")
 GPT2 = Splitter(is_gpt4=False, max_digits=0)
 KINDS = np.full(CODE_POINTS, OTHER, np.uint8)
+LETTERS = KINDS.copy()
+LETTERS[97:123], LETTERS[32] = LETTER, WHITE
 BYTES = np.arange(256, dtype=np.uint32)
 
 
@@ -23,8 +35,8 @@ def encode(encoder, *texts, dtype=np.uint16):
     return encoder.encode(b"".join(texts), ends, dtype)
 
 
-def trained(text, size, max_words=100):
-    trainer = Trainer(KINDS, GPT2, max_words)
+def trained(text, size, max_words=100, kinds=KINDS):
+    trainer = Trainer(kinds, GPT2, max_words, 10**6)
     trainer.count(text, np.array([len(text)]))
     steps = list(trainer.merge(bytes(range(256)), 0, size))
     return trainer, steps
@@ -38,7 +50,7 @@ def test_without_a_compiler_there_is_no_library(tmp_path):
 def test_pieces_that_do_not_make_up_the_text_are_refused(ends):
     for call in (
         lambda ends: Encoder(BYTES, merges(), KINDS, GPT2).encode(b"ab", ends, np.uint16),
-        lambda ends: Trainer(KINDS, GPT2, 9).count(b"ab", ends),
+        lambda ends: Trainer(KINDS, GPT2, 9, 9).count(b"ab", ends),
     ):
         with pytest.raises(ValueError, match="do not make up the text"):
             call(np.array(ends) if ends != [2] else np.array([1]))
@@ -120,8 +132,9 @@ def test_long_training_goes_in_steps():
     assert len(trainer.merges()) == 300
 
 
-def test_rare_words_are_dropped_where_there_are_too_many():
-    trainer = Trainer(KINDS, GPT2, 20)
+@pytest.mark.parametrize(("max_words", "max_bytes"), [(20, 10**6), (10**6, 60)])
+def test_rare_words_are_dropped_where_there_are_too_many(max_words, max_bytes):
+    trainer = Trainer(KINDS, GPT2, max_words, max_bytes)
     common = b"ab" * 2
     for i in range(100):
         text = common + b" %d" % i
@@ -129,6 +142,21 @@ def test_rare_words_are_dropped_where_there_are_too_many():
     assert trainer.min_count >= 1
     list(trainer.merge(bytes(range(256)), 0, 257))
     assert trainer.merges().tolist() == [[97, 98, 256]]
+
+
+def test_words_are_dropped_by_the_least_count_there_is():
+    trainer = Trainer(LETTERS, GPT2, 3, 10**6)
+    for text in (b"aa" + b" bb" * 5 + b" cc" * 9, b" aa" * 7 + b" dd"):
+        trainer.count(text, np.array([len(text)]))
+    assert trainer.min_count == 5  # of the four words at the first " aa", one stays
+    list(trainer.merge(bytes(range(256)), 0, 260))
+    assert trainer.merges()[:, :2].tolist() == [[32, 99], [256, 99], [32, 97], [258, 97]]
+
+
+def test_pairs_that_occur_once_are_merged_after_all_others():
+    trainer, _ = trained(b"abab cd", 300, kinds=LETTERS)
+    found = trainer.merges()[:, :2].tolist()
+    assert found == [[97, 98], [32, 99], [256, 256], [257, 100]]
 
 
 def test_memory_that_is_not_there_is_a_memory_error(monkeypatch):
@@ -142,7 +170,7 @@ def test_memory_that_is_not_there_is_a_memory_error(monkeypatch):
     monkeypatch.setattr(bpe_library, "LIBRARY", failing)
     for call in (
         lambda: Encoder(BYTES, merges(), KINDS, GPT2),
-        lambda: Trainer(KINDS, GPT2, 9),
+        lambda: Trainer(KINDS, GPT2, 9, 9),
         lambda: encode(encoder, b"a"),
     ):
         with pytest.raises(MemoryError):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from src.errors import AGI2Error
 from src.nn import bpe_library
 from src.tokenization import bpe_engine
-from src.tokenization.bpe_engine import FastEngine, LibraryEngine, make_engine, map_in_order
+from src.tokenization.bpe_engine import FastEngine, LibraryEngine, make_engine
 from src.tokenization.tokenizer_json import KNOWN_PATTERNS
 from src.tokenizer import BasicTokenizer, BPETokenizer, load_tokenizer
 from tests.tokenization.texts import CORPUS, STYLES, any_script
@@ -164,13 +164,6 @@ def test_threads_share_an_engine(tokenizer):
     for each in threads:
         each.join()
     assert not wrong
-
-
-def test_results_stay_in_order_and_errors_arrive():
-    assert list(map_in_order(str, range(50), 3)) == list(map(str, range(50)))
-    assert list(map_in_order(str, [], 3)) == []
-    with pytest.raises(ZeroDivisionError):
-        list(map_in_order(lambda x: 1 // x, [1, 2, 0, 3], 2))
 
 
 # Which engine
