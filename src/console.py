@@ -285,7 +285,21 @@ def _progress_bar(what: str, is_determinate: bool) -> Iterator[Advance]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(printable(what), total=1.0 if is_determinate else None)
-        yield lambda fraction: progress.update(task, completed=fraction)
+        start = time.monotonic()
+
+        def advance(fraction: float) -> None:
+            description = printable(what) + _time_left(start, fraction)
+            progress.update(task, completed=fraction, description=description)
+
+        yield advance
+
+
+def _time_left(start: float, fraction: float) -> str:
+    """Return the estimated remaining time of an operation, as in `, 5 s left`; empty at first."""
+    elapsed = time.monotonic() - start
+    if elapsed < _LOG_DELAY or fraction <= 0:
+        return ""
+    return f", {human_time(elapsed * (1 - fraction) / fraction)} left"
 
 
 @contextlib.contextmanager
@@ -296,12 +310,12 @@ def _log_if_slow(what: str, at_once: bool) -> Iterator[Advance]:
         log.info("%s", what)
     else:
         timer.start()
-    last = time.monotonic()
+    start = last = time.monotonic()
 
     def advance(fraction: float) -> None:
         nonlocal last
         if (now := time.monotonic()) - last >= _INTERVAL:
-            log.info("%s: %.0f %%", what, 100 * fraction)
+            log.info("%s: %.0f %%%s", what, 100 * fraction, _time_left(start, fraction))
             last = now
 
     try:
@@ -310,6 +324,24 @@ def _log_if_slow(what: str, at_once: bool) -> Iterator[Advance]:
         timer.cancel()
         if timer.ident is not None:
             timer.join()
+
+
+@contextlib.contextmanager
+def recorded_log() -> Iterator[list[tuple[int, str]]]:
+    """Record levels and messages of what is logged, but not progress, to be logged again later."""
+    lines: list[tuple[int, str]] = []
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.module not in ("console", "threading"):  # as progress is
+                lines.append((record.levelno, record.getMessage()))
+
+    recorder = Recorder(logging.INFO)
+    log.addHandler(recorder)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(recorder)
 
 
 # Text on standard output

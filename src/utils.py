@@ -19,12 +19,9 @@ import stat
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import AGI2Error
 
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("agi2")
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def seed_everything(seed: int) -> None:
@@ -306,30 +301,6 @@ def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Apply a function in several threads; yield the results in order, few of them waiting.
-
-    With one thread, or for one item, the function is called in this thread.
-    """
-    items = iter(items)
-    head = list(islice(items, 2))
-    if threads == 1 or len(head) < 2:
-        return map(function, chain(head, items))
-    return map_in_threads(function, chain(head, items), threads)
-
-
-def map_in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Apply a function in one other thread or several, as `map_in_order` does."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[R]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def sha256_of(path: Path) -> str:

@@ -409,6 +409,20 @@ def test_how_far_it_is_is_logged_now_and_then(lines, monkeypatch):
     assert lines[0] == ["evaluating: 50 %"]
 
 
+def test_the_time_left_is_estimated_after_a_while(lines, monkeypatch):
+    monkeypatch.setattr(terminal, "_INTERVAL", 0)
+    monkeypatch.setattr(terminal, "_LOG_DELAY", 0)
+    with terminal.show_progress("evaluating", is_determinate=True) as advance:
+        for fraction in (0.0, 0.5, 1.0):
+            advance(fraction)
+    said = [line for line in lines[0] if "%" in line]
+    assert [re.sub(r"\d+ s left", "N s left", line) for line in said] == [
+        "evaluating: 0 %",
+        "evaluating: 50 %, N s left",
+        "evaluating: 100 %, N s left",
+    ]
+
+
 def test_how_far_it_is_is_drawn_in_a_terminal_by_one_at_a_time(screen):
     with terminal.show_progress("evaluating", is_determinate=True) as advance:
         advance(0.5)

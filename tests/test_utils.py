@@ -28,8 +28,6 @@ from src.utils import (
     human_bytes,
     human_time,
     keep_freed_memory,
-    map_in_order,
-    map_in_threads,
     parse_json,
     plural,
     read_bytes,
@@ -393,15 +391,3 @@ def test_a_process_ends_soon_after_its_parent(tmp_path, monkeypatch):
     exit_with_parent(5, str(tmp_path / "work"))
     assert ended.wait(600)
     assert not (tmp_path / "work").exists()
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_results_of_threads_stay_in_order_and_errors_arrive(threads):
-    for apply in (map_in_order, map_in_threads):
-        assert list(apply(str, range(50), threads)) == list(map(str, range(50)))
-        assert list(apply(str, [7], threads)) == ["7"]
-        assert list(apply(str, [], threads)) == []
-        with pytest.raises(ZeroDivisionError):
-            list(apply(lambda x: 1 // x, [1, 2, 0, 3], threads))
-    (thread,) = set(map_in_threads(lambda _: threading.get_ident(), range(9), 1))
-    assert thread != threading.get_ident()

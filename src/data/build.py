@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..console import show_progress
+from ..console import recorded_log, show_progress
 from ..errors import AGI2Error, one_line
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
@@ -31,7 +30,7 @@ from .readers import iterate_documents
 from .scan import Scan, Scanner, load_scan, save_scan
 from .shards import ShardedTokens, ShardWriter, SplitFigures
 from .splits import SplitPlan, plan_corpus
-from .text_store import Cursor, Piece, TextStore
+from .text_store import Cursor, TextStore
 from .token_cache import (
     FILE_HASHES,
     LOCK,
@@ -44,7 +43,7 @@ from .token_cache import (
     find_cache,
     identify,
 )
-from .tokens import encode_pieces
+from .tokens import encode_batches, write_batch
 
 CORPUS = "corpus.json"
 PROGRESS = "progress.json"
@@ -54,6 +53,10 @@ _SPLITS = ("train", "val")
 _SIZES = ("documents", "characters", "bytes")
 # Tokens after which the progress is saved.
 _PROGRESS_TOKENS = 2**24
+# Characters after which it is shown.
+_REPORTED_CHARACTERS = 2**20
+# Share of the time of training a tokenizer that is spent on counting words.
+_COUNTED_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class TokenizerSource:
     """Returns the tokenizer, fitted on the training text if it has to be."""
     load: Callable[[Path], Tokenizer]
     """Returns the tokenizer, of which `tokenizer.json` is in a folder."""
+    is_fitted: bool = False
+    """Whether `make` does without the training text."""
 
 
 @dataclass
@@ -127,8 +132,9 @@ def prepare_corpus(
         temporary = tempfile.TemporaryDirectory(prefix="agi2-", ignore_cleanup_errors=True)
         root = Path(temporary.name)
     hashes = FileHashes(root / FILE_HASHES)
-    with convert_cache_errors(root), show_progress("reading the text"):
-        files = identify([options.sources, options.val_sources], hashes, options.reading)
+    with convert_cache_errors(root):
+        with show_progress("reading the text"):
+            files = identify([options.sources, options.val_sources], hashes, options.reading)
         text = None if files is not None else _read_once(root, options)
     identity = files.identity if files is not None else text.identity if text else None
     key = corpus_key(
@@ -142,7 +148,11 @@ def prepare_corpus(
     builder = CorpusBuilder(root / key, options, tokenizer, hashes, writer)
     try:
         with convert_cache_errors(root):
-            corpus = builder.open() or builder.build(files, text)
+            corpus = builder.open()
+            if corpus is None:
+                if cache is None:  # not in a folder of the user's choice
+                    delete_unused(root)
+                corpus = builder.build(files, text)
     finally:
         if text is not None:
             shutil.rmtree(text.folder, ignore_errors=True)
@@ -178,40 +188,33 @@ def _read_once(root: Path, options: CorpusOptions) -> _Text:
     folder = root / f"reading-{uuid.uuid4().hex[:8]}"
     folder.mkdir()
     try:
-        return _read(folder, options)
+        with show_progress("reading the text"):
+            return _read(folder, options, lambda _: None)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _read(folder: Path, options: CorpusOptions) -> _Text:
-    with _recorded() as lines, open(folder / _TEXT, "wb") as file:
-        scanner, report = Scanner(file.write), ReadReport()
-        for document in iterate_documents(options.sources, options.reading, report):
+def _read(folder: Path, options: CorpusOptions, on_read: Callable[[int], None]) -> _Text:
+    """Read all sources; now and then call `on_read` with the bytes of files read so far."""
+    report, val_report = ReadReport(), ReadReport()
+
+    def scan(sources: list[str], report: ReadReport) -> None:
+        unreported = 0
+        for document in iterate_documents(sources, options.reading, report):
             scanner.add(document.text, document.continues)
+            unreported += len(document.text)
+            if unreported >= _REPORTED_CHARACTERS:
+                on_read(report.bytes_read + val_report.bytes_read)
+                unreported = 0
+
+    with recorded_log() as lines, open(folder / _TEXT, "wb") as file:
+        scanner = Scanner(file.write)
+        scan(options.sources, report)
         documents = [source.documents for source in report.sources]
         if options.val_sources:
-            for document in iterate_documents(options.val_sources, options.reading):
-                scanner.add(document.text, document.continues)
+            scan(options.val_sources, val_report)
     return _Text(folder, scanner.finish(), documents, lines)
-
-
-@contextlib.contextmanager
-def _recorded() -> Iterator[list[tuple[int, str]]]:
-    """Record what is logged, so that it can be logged again when the corpus is used again."""
-    lines: list[tuple[int, str]] = []
-
-    class Recorder(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.module not in ("console", "threading"):  # progress, which has no use later
-                lines.append((record.levelno, record.getMessage()))
-
-    recorder = Recorder(logging.INFO)
-    log.addHandler(recorder)
-    try:
-        yield lines
-    finally:
-        log.removeHandler(recorder)
 
 
 class CorpusBuilder:
@@ -271,7 +274,8 @@ class CorpusBuilder:
         """Check the sizes of all files, and the hashes of those that may have changed."""
         for tokens in (corpus.train, corpus.val):
             tokens.check()
-            for path, digest in zip(tokens.files, tokens.figures.hashes, strict=False):
+            hashes = [*tokens.figures.hashes, tokens.figures.index_hash]
+            for path, digest in zip(tokens.files, hashes, strict=True):
                 if self._hashes.get(path)[0] != digest:
                     raise AGI2Error(f"{path} has changed")
 
@@ -282,27 +286,26 @@ class CorpusBuilder:
             files: the files of the sources, to be read.
             text: the text, if it was read already.
         """
-        delete_unused(self._folder.parent)
         with exclusive(self._folder):
             return self.open() or self._build(files, text)
 
     def _build(self, files: Files | None, text: _Text | None) -> Corpus:
         read, options = self._text(files, text), self._options
-        scan = read.scan
-        with _recorded() as more:
+        with recorded_log() as more:
             plan = plan_corpus(
-                scan, options.val_fraction, options.seed, read.first_val, options.dedup
+                read.scan, options.val_fraction, options.seed, read.first_val, options.dedup
             )
-            store = TextStore(self._folder / _TEXT, scan)
+            store = TextStore(self._folder / _TEXT, read.scan)
+            sizes = read.scan.totals
+            documents, lines = plan.count_training_documents(read.documents), read.lines
+            del read, text  # frees most of the scan: a tokenizer needs the memory
             tokenizer = self._tokenizer(store, plan)
-        figures = self._tokenize(store, plan, tokenizer, int(scan.characters.sum()))
-        figures[0].source_documents = plan.count_training_documents(read.documents)
+        figures = self._tokenize(store, plan, tokenizer, sizes[1])
+        figures[0].source_documents = documents
         content = {
             **{name: asdict(each) for name, each in zip(_SPLITS, figures, strict=True)},
-            "documents": len(scan),
-            "characters": int(scan.characters.sum()),
-            "bytes": int(scan.sizes.sum()),
-            "log": [*read.lines, *more],
+            **dict(zip(_SIZES, sizes, strict=True)),
+            "log": [*lines, *more],
         }
         write_text(self._folder / CORPUS, json.dumps(content))
         for name in (_TEXT, _SCAN, PROGRESS):
@@ -319,13 +322,14 @@ class CorpusBuilder:
         for each in self._folder.iterdir():
             if each.name != LOCK:
                 each.unlink()
-        if text is None:
-            with show_progress("reading the text"):
-                text = _read(self._folder, self._options)
-        else:
-            (text.folder / _TEXT).replace(self._folder / _TEXT)
         if files is not None:
+            with show_progress("reading the text", is_determinate=files.size > 0) as advance:
+                size = max(1, files.size)
+                text = _read(self._folder, self._options, lambda n: advance(min(1, n / size)))
             files.check_unchanged()
+        else:
+            assert text is not None
+            (text.folder / _TEXT).replace(self._folder / _TEXT)
         sync_file(self._folder / _TEXT)
         self._save_progress({"log": text.lines, "documents": text.documents})
         save_scan(text.scan, path)
@@ -340,9 +344,13 @@ class CorpusBuilder:
     def _tokenizer(self, store: TextStore, plan: SplitPlan) -> Tokenizer:
         if (self._folder / TOKENIZER).exists():
             return self._source.load(self._folder)
-        tokenizer = self._source.make(
-            piece.text for piece in store.pieces(plan) if not piece.is_held_out
-        )
+        if self._source.is_fitted:
+            tokenizer = self._source.make(())
+        else:
+            with show_progress("training the tokenizer", is_determinate=True) as advance:
+                tokenizer = self._source.make(
+                    store.training_texts(plan, lambda done: advance(_COUNTED_SHARE * done))
+                )
         tokenizer.save(self._folder)
         return tokenizer
 
@@ -355,14 +363,13 @@ class CorpusBuilder:
         done = 0
         try:
             with show_progress("tokenizing the text", is_determinate=True) as advance:
-                for batch in encode_pieces(store.pieces(plan, begin), tokenizer):
-                    for piece, ids in batch:
-                        _write(writers[piece.is_held_out], piece, ids, tokenizer)
-                        done += len(piece.text)
-                    advance(min(1.0, done / characters))
-                    tokens, end = sum(each.figures.tokens for each in writers), batch[-1][0].end
-                    if tokens >= saved + _PROGRESS_TOKENS and end is not None:
-                        self._save_position(end, writers)
+                for batch, *encoded in encode_batches(store.batches(plan, begin), tokenizer):
+                    write_batch(writers, batch, *encoded)
+                    done += sum(map(len, batch.texts))
+                    advance(min(1.0, done / max(1, characters)))
+                    tokens = sum(each.figures.tokens for each in writers)
+                    if tokens >= saved + _PROGRESS_TOKENS:
+                        self._save_position(batch.end, writers)
                         saved = tokens
             return [writer.finish() for writer in writers]
         finally:
@@ -388,13 +395,3 @@ class CorpusBuilder:
             writer.sync()
         progress = {name: asdict(each.figures) for name, each in zip(_SPLITS, writers, strict=True)}
         self._save_progress({**self._progress(), "position": asdict(position), **progress})
-
-
-def _write(writer: ShardWriter, piece: Piece, ids: np.ndarray, tokenizer: Tokenizer) -> None:
-    if not piece.continues:
-        # The first training document follows an end-of-text token, too: an empty prompt starts
-        # with it.
-        if not piece.is_held_out or writer.figures.documents:
-            writer.write(np.array([tokenizer.end_of_text], tokenizer.dtype))
-        writer.begin_document()
-    writer.write(ids)

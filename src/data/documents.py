@@ -95,3 +95,8 @@ class ReadReport:
     """What was read of each source, in order."""
 
     sources: list[SourceReport] = field(default_factory=list)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the files on disk that were read so far."""
+        return sum(source.bytes_read for source in self.sources)

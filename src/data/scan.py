@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -28,6 +29,11 @@ class Scan:
 
     def __len__(self) -> int:
         return len(self.characters)
+
+    @property
+    def totals(self) -> list[int]:
+        """Numbers of documents, characters and bytes."""
+        return [len(self), int(self.characters.sum()), int(self.sizes.sum())]
 
     @cached_property
     def originals(self) -> np.ndarray:
@@ -62,7 +68,9 @@ class Scan:
     @property
     def identity(self) -> str:
         """SHA-256 hash of all documents, in hexadecimal."""
-        return hashlib.sha256(self.hashes.tobytes() + self.sizes.tobytes()).hexdigest()
+        digest = hashlib.sha256(self.hashes.data)
+        digest.update(self.sizes.data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,7 @@ class Scanner:
     def __init__(self, sink: Callable[[bytes], object] | None = None) -> None:
         self._sink = sink
         self._sampler = ShingleSampler()
-        self._documents: list[np.ndarray] = []
-        self._new: list[tuple[int, int, int, int]] = []
+        self._lengths, self._sizes, self._hashes = array("q"), array("q"), bytearray()
         self._begin_document()
         self._is_open = False
 
@@ -121,33 +128,22 @@ class Scanner:
         self._sampler.add(text, continues)
 
     def __len__(self) -> int:
-        packed = sum(map(len, self._documents))
-        return packed + len(self._new) + self._is_open
+        return len(self._sizes) + self._is_open
 
     def _end_document(self) -> None:
         if self._is_open:
-            digest = self._hash.digest()
-            high, low = int.from_bytes(digest[:8]), int.from_bytes(digest[8:16])
-            self._new.append((self._characters, self._size, high, low))
-            if len(self._new) == _PACKED:
-                self._pack()
+            self._lengths.append(self._characters)
+            self._sizes.append(self._size)
+            self._hashes += self._hash.digest()[:16]
             self._begin_document()
-
-    def _pack(self) -> None:
-        """Move the documents' figures from Python objects, which take much memory, to an array."""
-        self._documents.append(np.array(self._new, np.uint64).reshape(-1, 4))
-        self._new = []
 
     def finish(self) -> Scan:
         """Return the scan, after the last document."""
         self._end_document()
-        self._pack()
-        figures = np.concatenate(self._documents)
-        characters, sizes = figures[:, :2].astype(np.int64).T
-        return Scan(characters, sizes, figures[:, 2:], self._sampler.finish())
-
-
-_PACKED = 4096  # documents whose figures are packed together
+        shingles = self._sampler.finish()
+        # Without copies: this is most of the memory that a corpus of small documents takes.
+        lengths, sizes = (np.frombuffer(each, np.int64) for each in (self._lengths, self._sizes))
+        return Scan(lengths, sizes, np.frombuffer(self._hashes, "<u8").reshape(-1, 2), shingles)
 
 
 def scan_texts(texts: Iterable[str]) -> Scan:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import AGI2Error
 from ..tokenizer import Tokenizer
+from ..utils import sha256_of
 
 SHARD_TOKENS = 2**26
 """Tokens of each shard but the last."""
@@ -36,6 +37,8 @@ class SplitFigures:
     """SHA-256 hash of each shard."""
     source_documents: list[int] = field(default_factory=list)
     """Number of documents of each source, in order; training text only."""
+    index_hash: str = ""
+    """SHA-256 hash of the file with the offsets of the documents."""
 
 
 def shard_path(folder: Path, name: str, index: int) -> Path:
@@ -80,6 +83,7 @@ class ShardWriter:
         self._folder, self._name, self._shard_tokens = folder, name, shard_tokens
         self._dtype = np.dtype(tokenizer.dtype).newbyteorder("<")
         self._lengths, self._unknown = tokenizer.byte_lengths(), tokenizer.unknown
+        self.tokenizer = tokenizer
         self.figures = figures or SplitFigures()
         full = self.figures.tokens // shard_tokens
         for index in range(full):
@@ -108,13 +112,15 @@ class ShardWriter:
         """Write to a file of this writer; every write goes through here."""
         file.write(data)
 
-    def begin_document(self) -> None:
-        """Record that the next token is a document's first."""
-        self.write_bytes(self._index, self.figures.tokens.to_bytes(8, "little"))
-        self.figures.documents += 1
+    def write(self, tokens: np.ndarray, starts: np.ndarray) -> None:
+        """Append tokens.
 
-    def write(self, tokens: np.ndarray) -> None:
-        """Append token ids, (N,)."""
+        Args:
+            tokens: token ids, (N,).
+            starts: index in them of the first token of each document that begins, (D,) int64.
+        """
+        self.write_bytes(self._index, (self.figures.tokens + starts).astype("<i8").data)
+        self.figures.documents += len(starts)
         self.figures.text_bytes += int(self._lengths[tokens].sum())
         if self._unknown is not None:
             self.figures.unknown += int((tokens == self._unknown).sum())
@@ -144,20 +150,16 @@ class ShardWriter:
                 file.close()
 
     def finish(self) -> SplitFigures:
-        """Flush everything, close the files and return the figures, with the shards' hashes."""
+        """Flush everything, close the files and return the figures, with the files' hashes."""
         self.sync()
         self.close()
         full, rest = divmod(self.figures.tokens, self._shard_tokens)
         if not rest:
             shard_path(self._folder, self._name, full).unlink()
         paths = [shard_path(self._folder, self._name, each) for each in range(full + bool(rest))]
-        self.figures.hashes = [_sha256(path) for path in paths]
+        *hashes, index_hash = map(sha256_of, [*paths, index_path(self._folder, self._name)])
+        self.figures.hashes, self.figures.index_hash = hashes, index_hash
         return self.figures
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardedTokens:

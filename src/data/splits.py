@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -47,12 +48,23 @@ class SplitPlan:
 
     def spans(self, document: int) -> list[Span]:
         """Return the spans of a document that are not empty, in order."""
-        if self.removed is not None and self.removed[document]:
-            return []
-        if document in self.exceptions:
-            return self.exceptions[document]
-        cut, end = int(self.cuts[document]), int(self.characters[document])
-        return [span for span in ((0, cut, False), (cut, end, True)) if span[0] < span[1]]
+        return next(self.spans_of(document, document + 1))
+
+    def spans_of(self, first: int, last: int) -> Iterator[list[Span]]:
+        """Yield the spans of each of the documents from `first` to before `last`."""
+        cuts, ends = self.cuts[first:last].tolist(), self.characters[first:last].tolist()
+        removed = self.removed[first:last].tolist() if self.removed is not None else repeat(False)
+        for document, cut, end, is_removed in zip(
+            range(first, last), cuts, ends, removed, strict=False
+        ):
+            if is_removed or not end:
+                yield []
+            elif document in self.exceptions:
+                yield self.exceptions[document]
+            elif 0 < cut < end:
+                yield [(0, cut, False), (cut, end, True)]
+            else:
+                yield [(0, end, cut <= 0)]
 
     @property
     def holds_out(self) -> bool:

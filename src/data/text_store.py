@@ -1,21 +1,23 @@
-"""`TextStore`: the text of a corpus in one file, which is read piece by piece."""
+"""`TextStore`: the text of a corpus in one file, which is read in batches."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
+import numpy as np
+
 from ..tokenization.pieces import split_stream
 from .scan import Scan
-from .splits import SplitPlan
+from .splits import Span, SplitPlan
 
-PIECE_CHARACTERS = 2**22
-"""Longer documents are read in pieces of about so many characters."""
-_CHUNK_BYTES = 2**20
-_LISTED = 2**16  # documents whose figures are Python objects at a time
+BATCH_BYTES = 2**20
+"""UTF-8 bytes of the documents of a batch, approximately; longer documents are read in pieces."""
+_CHUNK_BYTES = 2**18
+_LISTED = 2**14  # documents whose figures are Python objects at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +32,16 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of a document's training or held-out text."""
+class Batch:
+    """Texts one after the other: training or held-out text of documents, or a piece of one."""
 
-    text: str
-    is_held_out: bool
+    texts: list[str]
+    is_held_out: list[bool]
+    """Whether each is."""
     continues: bool
-    """Whether the text continues that of the piece before."""
-    end: Cursor | None
-    """The position after it, if the text can be read from there."""
+    """Whether the first text continues the last one of the batch before."""
+    end: Cursor
+    """The position after them, from where the text can be read again."""
 
 
 class TextStore:
@@ -50,40 +53,64 @@ class TextStore:
     """
 
     def __init__(self, path: Path, scan: Scan) -> None:
-        self._path, self._scan = path, scan
+        self._path, self._sizes = path, scan.sizes
 
-    def pieces(self, plan: SplitPlan, begin: Cursor | None = None) -> Iterator[Piece]:
-        """Yield the text in pieces, in order.
+    def batches(self, plan: SplitPlan, begin: Cursor | None = None) -> Iterator[Batch]:
+        """Yield the text in batches, in order.
 
         A long document is cut where its tokens are those of the uncut document.
 
         Args:
-            plan: which text is held out; text that is on neither side is not read.
-            begin: the position to start at: the end of a piece.
+            plan: which text is held out; text that is on neither side is left out.
+            begin: the position to start at: the end of a batch.
         """
-        begin = begin or Cursor()
-        sizes = self._scan.sizes
+        at = begin or Cursor()
         with open(self._path, "rb") as file:
-            file.seek(int(sizes[: begin.document].sum()) + begin.byte)
-            for first in range(begin.document, len(sizes), _LISTED):
-                for document, size in enumerate(sizes[first : first + _LISTED].tolist(), first):
-                    at = begin if document == begin.document else Cursor(document)
-                    spans = plan.spans(document)
-                    if not spans:
-                        file.seek(size - at.byte, 1)
-                    elif size > PIECE_CHARACTERS or at.byte:
-                        yield from _long_document(_Characters(file, size - at.byte), spans, at)
-                    else:
-                        text = file.read(size).decode()
-                        end = Cursor(document + 1)
-                        for span in spans:
-                            is_last = span is spans[-1]
-                            part = text[span[0] : span[1]]
-                            yield Piece(part, span[2], False, end if is_last else None)
+            file.seek(int(self._sizes[: at.document].sum()) + at.byte)
+            while at.document < len(self._sizes):
+                ends = np.cumsum(self._sizes[at.document : at.document + _LISTED])
+                count = int(np.searchsorted(ends, BATCH_BYTES, "right"))
+                following = Cursor(at.document + max(1, count))
+                if count and not at.byte:
+                    spans = plan.spans_of(at.document, following.document)
+                    yield _short_documents(file, ends[:count].tolist(), spans, following)
+                else:
+                    (spans_of_one,) = plan.spans_of(at.document, following.document)
+                    size = int(ends[0]) - at.byte
+                    yield from _long_document(_Characters(file, size), spans_of_one, at)
+                at = following
+
+    def training_texts(self, plan: SplitPlan, advance: Callable[[float], None]) -> Iterator[str]:
+        """Yield the training texts; call `advance` with the fraction of all text that was read."""
+        done, total = 0, max(1, int(plan.characters.sum()))
+        for batch in self.batches(plan):
+            for text, is_held_out in zip(batch.texts, batch.is_held_out, strict=True):
+                if not is_held_out:
+                    yield text
+            done += sum(map(len, batch.texts))
+            advance(done / total)
+
+
+def _short_documents(
+    file: BufferedReader, ends: list[int], spans: Iterator[list[Span]], end: Cursor
+) -> Batch:
+    data = file.read(ends[-1])
+    texts, is_held_out, start = [], [], 0
+    for stop, own in zip(ends, spans, strict=True):
+        text, start = data[start:stop].decode(), stop
+        for first, last, is_held in own:
+            texts.append(text[first:last])
+            is_held_out.append(is_held)
+    return Batch(texts, is_held_out, False, end)
 
 
 class _Characters:
-    """Reads a number of bytes of a file as characters."""
+    """Reads a number of bytes of a file as characters.
+
+    Args:
+        file: the file.
+        size: the number of bytes; all of them are read in the end.
+    """
 
     def __init__(self, file: BufferedReader, size: int) -> None:
         self._file, self._size, self._text = file, size, ""
@@ -100,17 +127,20 @@ class _Characters:
             count -= len(chunk)
             yield chunk
 
+    def skip(self) -> None:
+        """Skip what is left."""
+        self._file.seek(self._size, 1)
 
-def _long_document(
-    characters: _Characters, spans: list[tuple[int, int, bool]], at: Cursor
-) -> Iterator[Piece]:
+
+def _long_document(characters: _Characters, spans: list[Span], at: Cursor) -> Iterator[Batch]:
     position, byte = at.character, at.byte
     for start, end, is_held_out in spans:
         if end <= position:
             continue
         continues = position > start
-        for text in split_stream(characters.read(end - position), PIECE_CHARACTERS):
+        for text in split_stream(characters.read(end - position), BATCH_BYTES):
             position += len(text)
             byte += len(text.encode())
-            yield Piece(text, is_held_out, continues, Cursor(at.document, position, byte))
+            yield Batch([text], [is_held_out], continues, Cursor(at.document, position, byte))
             continues = True
+    characters.skip()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error, one_line
-from ..utils import log, read_json_object, sha256_of, write_text
+from ..utils import human_bytes, log, read_json_object, sha256_of, write_text
 from .builtin import BUILTIN
 from .documents import ReadOptions
 from .downloads import cache_folder
@@ -115,7 +115,10 @@ def delete_unused(root: Path) -> None:
         is_own = re.fullmatch(r"[0-9a-f]{32}|reading-[0-9a-f]{8}", folder.name)
         with contextlib.suppress(OSError):  # another process has deleted it
             if is_own and folder.stat().st_mtime < oldest:
-                log.info("deleting %s, which no run has used for %d days", folder, _KEPT_DAYS)
+                size = human_bytes(sum(each.stat().st_size for each in folder.iterdir()))
+                log.info(
+                    "deleting %s (%s), which no run has used for %d days", folder, size, _KEPT_DAYS
+                )
                 shutil.rmtree(folder)
 
 
@@ -180,6 +183,11 @@ class Files:
     identity: list[list[Any]]
     """Name and hash of each file, in order; the folder of a file is not part of it."""
     stamps: dict[Path, list[int]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(size for size, *_ in self.stamps.values())
 
     def check_unchanged(self) -> None:
         """Check that no file has changed since.

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ..tokenization.threads import map_in_order
 from ..tokenizer import Tokenizer
-from .shards import ShardedTokens
-from .text_store import Piece
+from ..utils import usable_cores
+from .shards import ShardedTokens, ShardWriter
+from .text_store import Batch
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -28,27 +30,42 @@ def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(parts[:-1]) if parts else np.array([], dtype=tokenizer.dtype)
 
 
-def encode_pieces(
-    pieces: Iterable[Piece], tokenizer: Tokenizer
-) -> Iterator[list[tuple[Piece, np.ndarray]]]:
-    """Encode the pieces of a corpus in batches.
+def encode_batches(
+    batches: Iterable[Batch], tokenizer: Tokenizer
+) -> Iterator[tuple[Batch, np.ndarray, np.ndarray]]:
+    """Encode the batches of a corpus on all cores.
 
     Yields:
-        Pieces with their token ids; a batch ends where the text can be read from later.
+        In order, each batch, the ids of its texts, (N,), and offsets, (texts + 1,), as
+        `Tokenizer.encode_batch` gives them.
     """
-    batch: list[tuple[Piece, np.ndarray]] = []
-    size = 0
-    for piece in pieces:
-        batch.append((piece, tokenizer.encode_array(piece.text)))
-        size += len(piece.text)
-        if size >= _BATCH_CHARACTERS and piece.end is not None:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+
+    def encode(batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray]:
+        return batch, *tokenizer.encode_batch(batch.texts, threads=1)
+
+    return map_in_order(encode, batches, usable_cores())
 
 
-_BATCH_CHARACTERS = 2**20
+def write_batch(
+    writers: list[ShardWriter], batch: Batch, ids: np.ndarray, offsets: np.ndarray
+) -> None:
+    """Write an encoded batch to the shards: the first writer's are the training text.
+
+    An end-of-text token separates documents. The first training document follows one, too: an
+    empty prompt starts with it.
+    """
+    counts, is_held_out = np.diff(offsets), np.array(batch.is_held_out, bool)
+    begins = np.ones(len(counts), bool)
+    begins[:1] = not batch.continues
+    for writer, is_own in zip(writers, (~is_held_out, is_held_out), strict=True):
+        if not is_own.any():
+            continue
+        own = ids if is_own.all() else ids[np.repeat(is_own, counts)]
+        starts = (np.cumsum(counts[is_own]) - counts[is_own])[begins[is_own]]
+        is_first = writer is writers[1] and not writer.figures.documents
+        end_of_text = writer.tokenizer.end_of_text
+        tokens = np.insert(own, starts[1:] if is_first else starts, end_of_text)
+        writer.write(tokens, starts + np.arange(len(starts)) + (not is_first))
 
 
 def count_bytes(tokens: np.ndarray | ShardedTokens, tokenizer: Tokenizer) -> int | None:

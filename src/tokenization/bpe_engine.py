@@ -17,9 +17,9 @@ from tokenizers import pre_tokenizers
 
 from ..nn import bpe_library
 from ..nn.bpe_library import CODE_POINTS, LETTER, NUMBER, OTHER, WHITE
-from ..utils import map_in_order
 from .byte_level import BYTE_OF, splitter_of
 from .pieces import split_text
+from .threads import map_in_order
 
 Encoded = tuple[np.ndarray, np.ndarray]
 """The ids of texts, (N,), and the number of pieces or ids of each."""

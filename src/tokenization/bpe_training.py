@@ -13,11 +13,12 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ..config_keys import PreTokenizer
 from ..nn import bpe_library
-from ..utils import human_bytes, log, map_in_threads, plural
+from ..utils import human_bytes, log, plural
 from .base import END_OF_TEXT
 from .bpe_engine import KINDS, batches_of_pieces, join_pieces
 from .byte_level import BYTE_OF, byte_level, special_token, splitter_of
 from .pieces import SpacelessBudget, split_text
+from .threads import map_in_threads
 
 # Longer words are split for training, since each merge rescans all the words that contain it.
 _MAX_WORD = 256

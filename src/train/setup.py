@@ -233,7 +233,9 @@ def _tokenizer_source(
 
 
 def _fitted(tokenizer: Tokenizer) -> TokenizerSource:
-    return TokenizerSource(tokenizer.fingerprint, lambda _: tokenizer, lambda _: tokenizer)
+    return TokenizerSource(
+        tokenizer.fingerprint, lambda _: tokenizer, lambda _: tokenizer, is_fitted=True
+    )
 
 
 def _unfitted(tokenizer: Tokenizer, vocab_size: int) -> TokenizerSource:

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from src.data import build, shards, text_store, token_cache, tokens
+from src.data import build, shards, text_store, token_cache
 from src.data.build import CORPUS, CorpusOptions, TokenizerSource, prepare_corpus
 from src.data.corpus import read_documents
 from src.data.decoded import DecodedDocuments, first_characters
@@ -62,9 +62,8 @@ def files_of(folder):
 @pytest.fixture
 def small(monkeypatch):
     """Make every piece, batch and shard small, so that a small text has many."""
-    monkeypatch.setattr(text_store, "PIECE_CHARACTERS", 2000)
+    monkeypatch.setattr(text_store, "BATCH_BYTES", 500)
     monkeypatch.setattr(text_store, "_CHUNK_BYTES", 300)
-    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 500)
     monkeypatch.setattr(build, "_PROGRESS_TOKENS", 200)
     for function in (ShardWriter.__init__, shards.ShardedTokens.__init__):
         defaults = [
@@ -165,7 +164,7 @@ def test_files_are_hashed_again_only_if_they_may_have_changed(sources, cache, mo
     (cache / token_cache.FILE_HASHES).write_text("[damaged")
     prepare(moved, cache)
     prepare(moved, cache)
-    assert len(hashed) == 8
+    assert len(hashed) == 12
 
 
 @pytest.mark.parametrize(
@@ -252,7 +251,7 @@ def test_a_build_that_is_killed_again_and_again_ends(sources, cache):
     while True:
         attempts += 1
         try:
-            corpus = prepare(sources, cache, writer=killed_at(30))
+            corpus = prepare(sources, cache, writer=killed_at(15))
             break
         except Killed:
             assert attempts < 50
@@ -290,7 +289,7 @@ def test_what_an_interrupted_build_left_is_checked(sources, cache, name):
     assert np.array_equal(np.asarray(corpus.val), np.asarray(expected.val))
 
 
-@pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.bin", "train.idx", "corpus.json"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.bin", "val.idx", "corpus.json"])
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing", "empty"])
 def test_a_damaged_corpus_is_found_and_built_again(sources, cache, name, damage, caplog):
     before = prepare(sources, cache)
@@ -305,7 +304,7 @@ def test_a_damaged_corpus_is_found_and_built_again(sources, cache, name, damage,
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     corpus = prepare(sources, cache)
-    is_checked = damage != "altered" or name.endswith("bin")
+    is_checked = damage != "altered" or name != "corpus.json"
     if is_checked:
         assert files_of(corpus.folder) == expected
     if is_checked and (name, damage) != ("corpus.json", "missing"):
@@ -491,15 +490,30 @@ def test_documents_are_decoded_when_they_are_asked_for(sources, cache, monkeypat
         decoded[len(decoded)]
 
 
-def test_corpora_that_no_run_has_used_for_long_are_deleted(sources, cache, tmp_path):
-    folders = [prepare(sources, cache, seed=seed).folder for seed in range(3)]
+@pytest.mark.parametrize("is_own", [False, True])
+def test_unused_corpora_are_deleted_but_not_in_a_folder_of_the_users_choice(
+    sources, tmp_path, monkeypatch, caplog, is_own
+):
+    caplog.set_level(logging.INFO, "agi2")
+    monkeypatch.setenv("AGI2_CACHE", str(tmp_path))
+    cache = tmp_path / "corpora"
+    choice = str(cache) if is_own else None
+
+    def folder_of(seed):
+        options = CorpusOptions([str(sources)], seed=seed)
+        return prepare_corpus(options, fitted()[0], choice).folder
+
+    folders = [folder_of(seed) for seed in range(3)]
     own = cache / "my own folder"
     own.mkdir()
     for folder in (*folders[:2], own):
         os.utime(folder, (0, 0))
-    prepare(sources, cache, seed=0)  # uses the first
-    prepare(sources, cache, seed=3)
-    assert [folder.exists() for folder in (*folders, own)] == [True, False, True, True]
+    folder_of(0)  # uses the first
+    folder_of(3)
+    assert [folder.exists() for folder in (*folders, own)] == [True, is_own, True, True]
+    said = f"deleting {folders[1]} ("
+    assert (said in caplog.text) != is_own
+    assert ("KB), which no run has used for 90 days" in caplog.text) != is_own
 
 
 # Validation text of its own, and copies

@@ -33,11 +33,6 @@ def test_the_identity_is_that_of_the_documents_not_of_their_concatenation():
     assert len({scan_texts(each).identity for each in texts}) == len(texts)
 
 
-def test_many_documents_are_packed(monkeypatch):
-    monkeypatch.setattr("src.data.scan._PACKED", 2)
-    assert scan_texts(["a", "bb", "a"]).characters.tolist() == [1, 2, 1]
-
-
 def test_a_scan_is_saved_and_loaded(tmp_path):
     scan = scan_texts(["a whale of a text that is long enough for shingles", "short", "short"])
     save_scan(scan, tmp_path / "scan.npz")

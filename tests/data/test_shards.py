@@ -19,8 +19,7 @@ DOCUMENTS = st.lists(st.lists(IDS, max_size=9), max_size=6)
 def write(folder, documents, shard_tokens=4, kind=ShardWriter, **options):
     writer = kind(folder, "train", TOKENIZER, shard_tokens=shard_tokens, **options)
     for ids in documents:
-        writer.begin_document()
-        writer.write(np.array(ids, TOKENIZER.dtype))
+        writer.write(np.array(ids, TOKENIZER.dtype), np.zeros(1, np.int64))
     figures = writer.finish()
     return ShardedTokens(folder, "train", "uint16", figures, shard_tokens)
 

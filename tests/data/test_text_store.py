@@ -33,31 +33,27 @@ def stored(folder, documents):
     return TextStore(folder / "text.bin", scan), scan
 
 
-def texts(pieces):
-    """The training and the held-out texts of which these are the pieces."""
+def texts(batches):
+    """The training and the held-out texts of which these are the batches."""
     sides = [], []
-    for piece in pieces:
-        if piece.continues:
-            sides[piece.is_held_out][-1] += piece.text
-        else:
-            sides[piece.is_held_out].append(piece.text)
+    for batch in batches:
+        for number, (text, is_held_out) in enumerate(
+            zip(batch.texts, batch.is_held_out, strict=True)
+        ):
+            if batch.continues and not number:
+                sides[is_held_out][-1] += text
+            else:
+                sides[is_held_out].append(text)
     return sides
 
 
-@pytest.fixture
-def short_pieces(monkeypatch):
-    monkeypatch.setattr(text_store, "PIECE_CHARACTERS", 40)
-    monkeypatch.setattr(text_store, "_CHUNK_BYTES", 7)
-    monkeypatch.setattr(text_store, "_LISTED", 2)
-
-
-@pytest.mark.parametrize("size", [40, 2**22])
-@settings(max_examples=40)
+@pytest.mark.parametrize("size", [40, 100, 2**22])
+@settings(max_examples=25)
 @given(
-    documents=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=40), max_size=5),
+    documents=st.lists(st.lists(st.sampled_from(WORDS), max_size=40), max_size=9),
     seed=st.integers(0, 99),
 )
-def test_pieces_are_the_spans_and_can_be_read_from_where_each_ends(
+def test_batches_are_the_spans_and_can_be_read_from_where_each_ends(
     size, documents, seed, tmp_path_factory
 ):
     documents = [" ".join(words) for words in documents]
@@ -65,42 +61,56 @@ def test_pieces_are_the_spans_and_can_be_read_from_where_each_ends(
     random_ = random.Random(seed)
     exceptions = {}
     for index, text in enumerate(documents):
-        places = sorted({0, len(text), *random_.choices(range(len(text)), k=2)})
-        spans = [(*each, bool(number % 2)) for number, each in enumerate(pairwise(places))]
-        if random_.random() < 0.5:
+        if text and random_.random() < 0.5:
+            places = sorted({0, len(text), *random_.choices(range(len(text)), k=2)})
+            spans = [(*each, bool(number % 2)) for number, each in enumerate(pairwise(places))]
             exceptions[index] = spans if random_.random() < 0.7 else []
-    cuts = np.array([len(text) // 2 for text in documents], np.int64)
-    plan = SplitPlan(scan.characters, cuts, exceptions)
+    cuts = np.array(
+        [random_.choice([0, len(text) // 2, len(text)]) for text in documents], np.int64
+    )
+    removed = np.array([random_.random() < 0.2 for _ in documents], bool)
+    plan = SplitPlan(scan.characters, cuts, exceptions, random_.choice([None, removed]))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("PIECE_CHARACTERS", "_CHUNK_BYTES", "_LISTED"):
+        patch.setattr(text_store, "BATCH_BYTES", size)
+        for name in ("_CHUNK_BYTES", "_LISTED"):
             patch.setattr(text_store, name, size // 20)
-        check_pieces(store, plan, documents)
+        check_batches(store, plan, documents)
 
 
-def check_pieces(store, plan, documents):
-    pieces = list(store.pieces(plan))
+def check_batches(store, plan, documents):
+    batches = list(store.batches(plan))
     expected = [], []
     for index, text in enumerate(documents):
         for start, end, is_held_out in plan.spans(index):
+            assert start < end
             expected[is_held_out].append(text[start:end])
-    assert texts(pieces) == expected
-    for number, piece in enumerate(pieces):
-        if piece.end is not None:
-            assert list(store.pieces(plan, piece.end)) == pieces[number + 1 :]
-    assert list(store.pieces(plan, Cursor(len(documents)))) == []
+    assert texts(batches) == expected
+    for number, batch in enumerate(batches):
+        assert list(store.batches(plan, batch.end)) == batches[number + 1 :]
+    assert list(store.batches(plan, Cursor(len(documents)))) == []
+    fractions = []
+    assert list(store.training_texts(plan, fractions.append)) == [
+        text
+        for batch in batches
+        for text, is_held_out in zip(batch.texts, batch.is_held_out, strict=True)
+        if not is_held_out
+    ]
+    assert fractions == sorted(fractions)
+    assert all(0 <= fraction <= 1 for fraction in fractions)
 
 
-@pytest.mark.usefixtures("short_pieces")
 @pytest.mark.parametrize("seed", range(6))
-def test_a_long_document_in_pieces_has_its_tokens(seed, tokenizer, tmp_path):
+def test_a_long_document_in_pieces_has_its_tokens(seed, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_store, "BATCH_BYTES", 40)
+    monkeypatch.setattr(text_store, "_CHUNK_BYTES", 7)
     words = random.Random(seed).choices(WORDS, weights=[*[9] * 8, 1, 9], k=1500)
     text = "".join(word + random.Random(seed + len(word)).choice(["", " "]) for word in words)
     store, scan = stored(tmp_path, ["first", text])
-    pieces = list(store.pieces(SplitPlan(scan.characters, scan.characters)))
-    assert len(pieces) > 3
-    assert texts(pieces) == (["first", text], [])
-    ids = np.concatenate([tokenizer.encode_array(piece.text) for piece in pieces[1:]])
+    plan = SplitPlan(scan.characters, scan.characters)
+    batches = list(store.batches(plan))
+    assert len(batches) > 3
+    assert texts(batches) == (["first", text], [])
+    ids = np.concatenate([tokenizer.encode_array(batch.texts[0]) for batch in batches[1:]])
     assert ids.tolist() == tokenizer.encode(text)
-    for number, piece in enumerate(pieces):
-        again = list(store.pieces(SplitPlan(scan.characters, scan.characters), piece.end))
-        assert again == pieces[number + 1 :]
+    for number, batch in enumerate(batches):
+        assert list(store.batches(plan, batch.end)) == batches[number + 1 :]

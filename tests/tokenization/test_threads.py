@@ -1,0 +1,19 @@
+"""Results of threads stay in order."""
+
+import threading
+
+import pytest
+
+from src.tokenization.threads import map_in_order, map_in_threads
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_of_threads_stay_in_order_and_errors_arrive(threads):
+    for apply in (map_in_order, map_in_threads):
+        assert list(apply(str, range(50), threads)) == list(map(str, range(50)))
+        assert list(apply(str, [7], threads)) == ["7"]
+        assert list(apply(str, [], threads)) == []
+        with pytest.raises(ZeroDivisionError):
+            list(apply(lambda x: 1 // x, [1, 2, 0, 3], threads))
+    (thread,) = set(map_in_threads(lambda _: threading.get_ident(), range(9), 1))
+    assert thread != threading.get_ident()
