@@ -78,7 +78,7 @@ class SourceReport:
     removed: Skipped = field(default_factory=Skipped)
     """Characters removed from documents, by kind: licences, navigation, page numbers."""
     preprocessed: Skipped = field(default_factory=Skipped)
-    """Documents that the function of `preprocess` dropped, changed or split, of `documents`."""
+    """Documents that the function of `preprocess` dropped, changed or split."""
     dropped: int = 0
     """Number of documents that it dropped."""
     notes: Skipped = field(default_factory=Skipped)

@@ -83,7 +83,8 @@ def preprocess(
     Args:
         documents: documents, or pieces of them.
         preprocessor: the function.
-        report: counts what it drops, changes and splits.
+        report: counts what it drops, changes and splits; its documents and characters become
+            those that are yielded.
 
     Raises:
         AGI2Error: if it fails, returns something else than text, or a document is too large.
@@ -91,6 +92,8 @@ def preprocess(
     by = f"by preprocess {preprocessor.name}"
     for document in _complete(documents):
         kept = [text for text in _results(document, preprocessor) if text.strip()]
+        report.documents += len(kept) - 1
+        report.characters += sum(map(len, kept)) - len(document.text)
         if not kept:
             report.dropped += 1
             report.preprocessed.add(f"dropped {by}", document.source)
@@ -108,11 +111,10 @@ def check_any_left(name: str, report: ReadReport) -> None:
     Raises:
         AGI2Error: if it has.
     """
-    documents = sum(each.documents for each in report.sources)
-    if documents == sum(each.dropped for each in report.sources):
+    if not any(each.documents for each in report.sources):
+        dropped = plural(sum(each.dropped for each in report.sources), "document")
         raise AGI2Error(
-            f"preprocess {name} dropped all of {plural(documents, 'document')}: it has to return "
-            "the text of those to keep"
+            f"preprocess {name} dropped all of {dropped}: it has to return the text to keep one"
         )
 
 

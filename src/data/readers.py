@@ -149,12 +149,13 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
 
 def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
     """Yield the documents of a file; count its bytes as read, or those not read as skipped."""
-    bytes_before, documents_before = counts.bytes_read, counts.documents
+    bytes_before, is_begun = counts.bytes_read, False
     try:
         with open_input(path, options, counts) as opened:
-            yield from read_input(opened)
+            for document in read_input(opened):
+                is_begun = True
+                yield document
     except Unreadable as problem:
-        is_begun = counts.documents > documents_before
         size = file_size(path)
         read = min(counts.bytes_read - bytes_before, size) if is_begun else 0
         counts.files += is_begun

@@ -84,7 +84,9 @@ def test_documents_are_dropped_changed_and_split_and_counted(module, caplog):
     for what, line in (("changed", 1), ("dropped", 2), ("split", 3)):
         said = f"1 {what} by preprocess clean:keep, such as a.jsonl:{line}"
         assert f"in a.jsonl: {said}" in caplog.messages
-    assert (report.sources[0].documents, report.sources[0].dropped) == (4, 1)
+    source = report.sources[0]
+    assert (source.documents, source.dropped) == (5, 1)
+    assert source.characters == sum(map(len, found))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_a_function_that_is_not_there_is_named_before_the_text_is_read(module, f
         ("clean:number", r"a\.jsonl:1: .*number returned int, not a str, a list of str, or None"),
         ("clean:several", r"a\.jsonl:1: preprocess clean:several returned int, not a str"),
         ("clean:half", r"a\.jsonl:1: .*half returned text with half a surrogate pair"),
-        ("clean:nothing", "clean:nothing dropped all of 2 documents: it has to return the text"),
+        ("clean:nothing", "clean:nothing dropped all of 2 documents: it has to return"),
     ],
 )
 def test_a_function_that_fails_is_named_with_the_document(module, function, message):
@@ -316,3 +318,18 @@ def test_a_function_that_changes_while_the_text_is_read_is_an_error(module, monk
     monkeypatch.setattr(build, "iterate_documents", changing)
     with pytest.raises(AGI2Error, match=r"clean\.py has changed while it was read"):
         prepare(module.parent)
+
+
+def test_documents_that_are_dropped_or_split_stay_on_their_side(module):
+    lines = {
+        "a": ["drop it", "split one two", "plain"],
+        "b": ["drop this", "split up now", "valid"],
+    }
+    for name, texts in lines.items():
+        write(module.parent / f"{name}.jsonl", "\n".join(map(json.dumps, texts)))
+    options = CorpusOptions(
+        ["a.jsonl"], ReadOptions(preprocess="clean:keep"), val_sources=["b.jsonl"]
+    )
+    corpus = prepare_corpus(options, fitted()[0], str(module.parent / "cache"))
+    assert list(DecodedDocuments(corpus.train, corpus.tokenizer)) == ["one", "two", "plbin"]
+    assert list(DecodedDocuments(corpus.val, corpus.tokenizer)) == ["split", "up", "now", "vblid"]
