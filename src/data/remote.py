@@ -258,8 +258,6 @@ def _is_taken(file: RemoteFile, base: str, skipped: Skipped) -> bool:
 
 def _failed(name: str, error: Exception) -> AGI2Error:
     """Return the error for what a library raised."""
-    if isinstance(error, AGI2Error):
-        return error
     if isinstance(error, FileNotFoundError):
         return AGI2Error(f"{name}: no such file or folder there, or it is private")
     problem = str(error).strip().split("\n")[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -10,7 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -72,7 +74,7 @@ def load_module(name: str, what: str) -> Module:
     if known is None or known.identity != identity:
         if not is_installed and str(root) not in sys.path:
             sys.path.append(str(root))  # at the end: a user's file hides no installed module
-        _forget(files)
+        _forget(files, [] if is_installed else files)
         module = _import(dotted, what)
         if os.path.realpath(module.__file__ or "") != str(path):
             raise AGI2Error(
@@ -178,15 +180,29 @@ def _versions(files: dict[Path, bytes], root: Path, top: str | None) -> list[lis
     names = {name for path in files for name in _imported(path, files[path], root, "")}
     tops = {name for name in names if "." not in name} - sys.stdlib_module_names - {top}
     others = [name for name in tops if not any(map(Path.exists, module_files(root, name)))]
-    if not others:
-        return []
-    packages = importlib.metadata.packages_distributions()
-    found = [(name, each) for name in others for each in packages.get(name, [])]
-    return [[name, each, importlib.metadata.version(each)] for name, each in sorted(found)]
+    return [version for name in sorted(others) for version in _distributions(name)]
 
 
-def _forget(files: Iterable[Path]) -> None:
-    """Remove the modules of files from those that are imported, so that they are read again."""
+def _distributions(package: str) -> list[list[str]]:
+    """Return the names and versions of the distributions that a package may be of."""
+    try:
+        return [[package, importlib.metadata.version(package)]]
+    except importlib.metadata.PackageNotFoundError:
+        names = _distributions_by_package().get(package, [])
+        return [[name, importlib.metadata.version(name)] for name in sorted(set(names))]
+
+
+@functools.cache  # a second, where many packages are installed
+def _distributions_by_package() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _forget(files: Iterable[Path], own: Iterable[Path]) -> None:
+    """Remove the modules of files, and the bytecode of `own`, so that they are read again."""
+    for path in own:
+        # Python takes bytecode for that of a file of the same size and second.
+        with contextlib.suppress(OSError):
+            os.unlink(importlib.util.cache_from_source(path))
     paths = set(map(str, files))
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
