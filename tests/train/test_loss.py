@@ -105,6 +105,24 @@ def test_code_compiled_by_inductor_gives_the_same_loss_and_gradients():
         assert_same_in_float64(results[1][name], expected)
 
 
+@pytest.mark.no_cover
+def test_traced_code_masks_documents_as_other_code_does():
+    inputs, targets = split_batch(tokens(3))
+    ids = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]]).expand(3, 8)
+    torch._dynamo.reset()
+    results = []
+    for is_traced in (False, True):
+        model = exact_model()
+        module = NextTokenLoss(model)
+        if is_traced:
+            module.compile_parts(backend="eager")
+        loss = module(inputs, targets, ids)
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for name, expected in results[0].items():
+        assert_same_in_float64(results[1][name], expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_agrees_with_autocast_of_all_logits(dtype):
     inputs, targets = split_batch(tokens(4))
