@@ -20,7 +20,7 @@ from ..cuda_utils import (
 )
 from ..data.batches import EpochBatches
 from ..data.corpus import check_configured
-from ..data.planned_windows import training_windows
+from ..data.planned_windows import training_batches
 from ..errors import AGI2Error
 from ..formats.model_dir import run_folder
 from ..model import GPT2Model
@@ -68,9 +68,8 @@ def examine(config: Config) -> Iterator[str]:
     check_memory(config.architecture, "the table of positions", 0)
     yield from _describe_text(text, config)
 
-    windows = training_windows(text.train_data, config)
-    batches = EpochBatches(windows, config.batch_size, config.seed)
-    seq_len = windows.seq_len - 1
+    batches = training_batches(text.train_data, config)
+    seq_len = batches.dataset.seq_len - 1
     micro = _micro_batch_size(config, batches, device)
     _warm_up(config)
     memory = predict_memory(config, micro, seq_len, device, memory_stats().process)

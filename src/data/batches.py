@@ -89,7 +89,11 @@ class EpochBatches:
         return self.dataset.batch(order, self._offset)
 
     def weight(self, step: int) -> int:
-        """Return the weight of a step's mean loss in the mean over an epoch's targets."""
+        """Return the weight of a step's mean loss in the mean over an epoch's targets.
+
+        Call it before fetching the next step's batch, which may be of another epoch: an order is
+        computed for each change of the epoch.
+        """
         return self.dataset.weight(self._indices(step, self.rows(step)), self._offset)
 
     def _indices(self, step: int, rows: range) -> torch.Tensor:

@@ -13,9 +13,15 @@ import torch
 from ..config import Config
 from ..console import show_progress
 from ..errors import AGI2Error
+from .batches import EpochBatches
 from .shards import ShardedTokens
 from .window_plans import DocumentPlan, DocumentRange, MixturePlan, Plan, Row, StreamPlan
 from .windows import IGNORE_INDEX, TokenWindows, Windows
+
+
+def training_batches(dataset: TokenWindows, config: Config) -> EpochBatches:
+    """Return the batches of a run; see `training_windows`."""
+    return EpochBatches(training_windows(dataset, config), config.batch_size, config.seed)
 
 
 def training_windows(dataset: TokenWindows, config: Config) -> Windows:

@@ -12,8 +12,7 @@ import torch
 from ..arguments import checked
 from ..config import Config
 from ..console import show_progress, visible
-from ..data.batches import EpochBatches
-from ..data.planned_windows import training_windows
+from ..data.planned_windows import training_batches
 from ..data.tokens import count_bytes
 from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
@@ -42,7 +41,7 @@ class Trainer:
     Args:
         model: a model on the training device.
         tokenizer: a fitted tokenizer.
-        train_data: windows of T + 1 tokens with stride T; see also `training_windows`.
+        train_data: windows of T + 1 tokens with stride T; see also `training_batches`.
         val_data: the same for the held-out text, if any.
         config: the run's configuration.
         folder: the run folder, created if it does not exist.
@@ -80,8 +79,7 @@ class Trainer:
         self.folder = Path(folder)
         self.full_model = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
-        windows = training_windows(train_data, config)
-        self.batches = EpochBatches(windows, config.batch_size, config.seed)
+        self.batches = training_batches(train_data, config)
         self.runner = StepRunner(model, config, self.batches, self.process_group)
         data = [train_data] if val_data is None else [train_data, val_data]
         self.checkpoints = CheckpointManager(
@@ -272,7 +270,6 @@ class Trainer:
         config = self.config
         started = time.monotonic()
         factor = self.schedule.learning_rate_factor(self.state)
-        # Before the next step's batch is prefetched, which may be of the next epoch.
         weight = self.batches.weight(self.step)
         loss, norm, is_taken = self.runner.run(self.step, factor)
         self.state.count_step(loss, is_taken, weight)
