@@ -59,6 +59,8 @@ LANGUAGES = (*_WORDS, *(name for name, _ in _BY_SCRIPT))
 _WORD = re.compile(r"[^\W\d_]+")
 _SNIPPET = 1000  # characters of a sample
 _MIN_WORDS = 5
+# Different known words: code may repeat one, as a name.
+_MIN_KNOWN = 3
 # Share of known words: of running text about a third are among the most frequent twenty.
 _MIN_SHARE = 0.12
 # Share of the characters of a script from which a text is in its language. Japanese has few kana.
@@ -80,7 +82,8 @@ def guess_language(text: str) -> str:
         name: sum(counts[word] for word in known if word in counts) for name, known in _SETS.items()
     }
     best = max(scores, key=scores.__getitem__)
-    return best if scores[best] >= _MIN_SHARE * len(words) else UNDETERMINED
+    is_varied = len(counts.keys() & _SETS[best]) >= _MIN_KNOWN
+    return best if is_varied and scores[best] >= _MIN_SHARE * len(words) else UNDETERMINED
 
 
 class LanguageSampler:

@@ -62,6 +62,7 @@ def test_a_text_is_of_its_language(language):
         "Title",
         "1, 2, 3, 4, 5, 6, 7 = 28",
         "def forward(self, tokens, mask): return self.head(self.body(tokens, mask))",
+        "for a in a: b(a); for c in a: b(c, a)",
         "xqzt vvrk lljp wmbn ggfd ccsz ttyh nnjk ppwq rrst",
     ],
 )

@@ -85,7 +85,11 @@ def problems_of(name, arguments):
             key, _, value = argument.partition("=")
             if key not in Config.model_fields or not value:
                 found.append(f"no key {argument}")
-        elif argument.startswith("-") and argument.partition("=")[0] not in FLAGS[name]:
+        elif (
+            argument != "-"
+            and argument[:1] == "-"
+            and argument.partition("=")[0] not in FLAGS[name]
+        ):
             found.append(f"{name} has no flag {argument}")
         before = argument
     return found
