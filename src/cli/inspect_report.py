@@ -15,9 +15,9 @@ from rich.cells import cell_len
 from ..config import Config
 from ..config_loader import load_config, make_config, parse_override
 from ..console import print_line, print_text
+from ..data.corpus import check_sources
 from ..data.documents import ReadOptions, SourceReport
 from ..data.inspect import Inspection, TokenCount, inspect_corpus
-from ..data.sources import find_sources
 from ..data.text_files import Skipped
 from ..errors import AGI2Error, mask_secrets, one_line, printable
 from ..utils import human_bytes, plural, replace_non_finite
@@ -45,7 +45,7 @@ def inspect_sources(
     config = _open_config(sources, overrides)
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     options = ReadOptions.from_config(config)
-    find_sources(config.sources, fetch=False, options=options)
+    check_sources(config.sources, options)
     found = inspect_corpus(config.sources, options, opened)
     if is_json:
         content = mask_secrets(_as_json(found, tokenizer))
@@ -107,6 +107,7 @@ def _source_lines(source: SourceReport) -> Iterator[str]:
     for what, tally in (
         ("skipped", source.skipped),
         ("removed", source.removed),
+        ("changed", source.preprocessed),
         ("note", source.notes),
     ):
         for line in tally.lines():
@@ -231,8 +232,11 @@ def _as_json(found: Inspection, tokenizer: str | None) -> dict[str, Any]:
     return {"sources": [_source_as_json(each) for each in found.report.sources], **content}
 
 
+_TALLIES = ("skipped", "removed", "preprocessed", "notes")
+
+
 def _source_as_json(source: SourceReport) -> Mapping[str, Any]:
-    tallies = {name: getattr(source, name) for name in ("skipped", "removed", "notes")}
+    tallies = {name: getattr(source, name) for name in _TALLIES}
     sizes = ("name", "files", "documents", "characters", "bytes_read", "bytes_skipped")
     return {
         **{name: getattr(source, name) for name in sizes},

@@ -19,7 +19,6 @@ from ..config import Config
 from ..config_loader import CONFIG, load_config, make_config, parse_override
 from ..data.corpus import check_sources
 from ..data.documents import ReadOptions
-from ..data.downloads import is_url
 from ..data.formats import split_compression
 from ..data.text_files import STDIN
 from ..errors import AGI2Error, mask_urls
@@ -41,6 +40,7 @@ from .startup import loading
 DEFAULT_MINUTES = 10.0
 _MAX_CONFIGURATION_BYTES = 2**20
 _BUILTIN = "builtin:"
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # The planner lets `max_minutes` be this fraction of the minutes.
 _TRAINING_FRACTION = 0.95
 # Keys that are checked together with the shape that the plan chooses.
@@ -65,7 +65,7 @@ def find_configuration(paths: Sequence[str]) -> str | None:
 
 
 def _is_configuration(path: str, is_alone: bool) -> bool:
-    if path == str(STDIN) or is_url(path) or path.startswith(_BUILTIN):
+    if not _is_path(path):
         return False
     if os.path.isdir(path):
         return _is_model_folder(Path(path))
@@ -80,6 +80,11 @@ def _is_configuration(path: str, is_alone: bool) -> bool:
         return stat.S_ISFIFO(os.stat(path).st_mode) or _has_keys(Path(path))
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
+
+
+def _is_path(source: str) -> bool:
+    """Return whether a source names a file or files of this machine by a path."""
+    return source != str(STDIN) and not _URL.match(source) and not source.startswith(_BUILTIN)
 
 
 def _is_model_folder(folder: Path) -> bool:
@@ -151,6 +156,11 @@ class TextRun:
         """The configuration that is written: NAME.toml beside the folder NAME of the run."""
         return Path(self.config.output_dir) / f"{self.config.model_name}.toml"
 
+    @property
+    def reading(self) -> ReadOptions:
+        """How the sources are read."""
+        return ReadOptions.from_config(self.config)
+
     def check(self) -> None:
         """Check what needs neither PyTorch nor the text.
 
@@ -164,7 +174,7 @@ class TextRun:
         FolderLock(run_folder(config)).release()  # raises if another process is training there
         for sources in (config.val_sources, [each for each in self.sources if not is_pipe(each)]):
             if sources:
-                check_sources(sources)
+                check_sources(sources, self.reading)
 
     def find_resumed(self) -> str | None:
         """Return the configuration of the run to resume; `None` if there is none, or to begin anew.
@@ -203,7 +213,7 @@ class TextRun:
             from ..train.planner import Corpus, choose_shape
 
         minutes = self.minutes or DEFAULT_MINUTES
-        corpus = Corpus.read(self.sources, ReadOptions.from_config(self.config))
+        corpus = Corpus.read(self.sources, self.reading)
         device = select_device(self.config.device)
         log.info("%s", describe_corpus(corpus, device))
         plan = choose_shape(corpus, minutes, device, self.config.model_name, self.given)
@@ -227,7 +237,7 @@ class TextRun:
                 if is_pipe(source):
                     saved.append(SavedInput.save(source, self.file.with_suffix("")))
                     self.sources[index] = str(saved[-1].path)
-            check_sources(self.sources)
+            check_sources(self.sources, self.reading)
             return self.find_resumed() or self.plan(quiet)
         except BaseException:
             for each in saved:
@@ -236,8 +246,11 @@ class TextRun:
 
 
 def _check_exists(path: str) -> None:
-    is_file = path != str(STDIN) and not is_url(path) and not path.startswith(_BUILTIN)
-    if is_file and not os.path.lexists(os.path.expanduser(path)) and not glob.has_magic(path):
+    if (
+        _is_path(path)
+        and not os.path.lexists(os.path.expanduser(path))
+        and not glob.has_magic(path)
+    ):
         raise AGI2Error(
             f"{path}: no such file or folder; name a text, a TOML file, or a run: agi2 list shows "
             "the runs"
@@ -299,7 +312,7 @@ def default_name(source: str) -> str:
         return "stdin"
     if source.startswith(_BUILTIN):
         name = source.removeprefix(_BUILTIN)
-    elif is_url(source):
+    elif _URL.match(source):
         url = urllib.parse.urlsplit(mask_urls(source))
         name = _without_suffix(urllib.parse.unquote(Path(url.path).name)) or url.hostname or ""
     elif glob.has_magic(source) and not os.path.lexists(source):

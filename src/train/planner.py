@@ -305,12 +305,16 @@ def _measure(keys: dict[str, Any], corpus: Corpus) -> Throughput:
         return _benchmark(keys, corpus)
 
 
+# Keys about the sources, which the sample is not, and about what a benchmark does not log.
+_SOURCE_KEYS = ("val_sources", "source_weights", "encoding", "text_field", "preprocess", "log_to")
+
+
 def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.txt"
         sample.write_text(corpus.sample, encoding="utf-8")
         # The sample is plain text, which has been read with the keys that change the reading.
-        unset = dict.fromkeys(("val_sources", "encoding", "text_field", "log_to"))
+        unset = dict.fromkeys(_SOURCE_KEYS)
         plain = {"sources": [str(sample)], "max_steps": 1000, "token_cache": "off"}
         config = make_config({**keys, **unset, **plain})
         text = prepare(config)
@@ -318,11 +322,10 @@ def _benchmark(keys: dict[str, Any], corpus: Corpus) -> Throughput:
         model, config = make_model(config, text.tokenizer, group)
         datasets = text.train_data, None
         trainer = Trainer(model, text.tokenizer, *datasets, config, run_folder(config), group)
-    data = trainer.batches.dataset
     seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
-    tokens = trainer.batches.batch_size * (data.seq_len - 1)
-    size = (count_bytes(data.tokens, trainer.tokenizer) or 0) / len(data.tokens)
-    return Throughput(tokens / seconds, size)
+    tokens = trainer.batches.batch_size * trainer.batches.dataset.mean_targets
+    data = text.train_data.tokens
+    return Throughput(tokens / seconds, (count_bytes(data, trainer.tokenizer) or 0) / len(data))
 
 
 def _estimate(

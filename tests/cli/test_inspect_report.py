@@ -87,6 +87,17 @@ def test_tokens_are_counted_with_a_named_tokenizer(place, tmp_path, capsys):
     assert json.loads(run(capsys, *given, "--json")[1])["tokens"]["tokenizer"] == "vocabulary"
 
 
+def test_what_a_function_of_the_user_does_is_counted(place, capsys):
+    Path("short.py").write_text("def keep(text):\n    return text if len(text) > 99 else None\n")
+    given = ["data", "inspect", "texts/a.txt", "texts/odd.txt", "-s", "preprocess=short:keep"]
+    status, out, _ = run(capsys, *given)
+    assert status == 0
+    assert "documents   1\n" in out
+    assert "changed: 1 dropped by preprocess short:keep" in " ".join(out.split())
+    found = json.loads(run(capsys, *given, "--json")[1])
+    assert found["sources"][1]["preprocessed"][0]["count"] == 1
+
+
 def test_a_configuration_names_its_sources(tmp_path, capsys):
     file = write_run(tmp_path)
     found = json.loads(run(capsys, "data", "inspect", file, "--json")[1])

@@ -205,6 +205,12 @@ WRONG = [
     ),
     (["my book.txt", "--set", "resume=trained/run"], "--set resume=trained/run: name the run's"),
     (["my book.txt", "--set", "init_from=x"], "--set init_from: a plan is for a new model"),
+    (
+        ["my book.txt", "--set", "source_weights=[1, 2]"],
+        "--set source_weights: source_weights has 2",
+    ),
+    (["my book.txt", "--set", "preprocess=none:f"], "preprocess"),
+    (["nothing://a/b"], "nothing://a/b: no file system is called nothing"),
     (["small.txt"], "the text has 9 bytes, too few to plan for"),
 ]
 
@@ -259,7 +265,15 @@ def test_a_configuration_is_told_from_a_text(many):
     Path("site/page.md").write_text("text")
     Path(".cargo").mkdir()
     Path(".cargo/config.toml").write_text("[build]\n")
-    for path in ("my book.txt", "site", ".", "-", "builtin:python-docs", "http://a.example/b.toml"):
+    for path in (
+        "my book.txt",
+        "site",
+        ".",
+        "-",
+        "builtin:python-docs",
+        "http://a.example/b.toml",
+        "s3://b/a",
+    ):
         assert find_configuration([path]) is None
     assert find_configuration([str(large)]) is None
     assert find_configuration(["config", "my book.txt"]) is None
@@ -292,10 +306,28 @@ def test_a_run_is_named_by_its_first_source(many):
         ("builtin:python-docs", "python-docs"),
         ("https://me:secret@host.example/a%20book.txt?key=secret", "a book"),
         ("https://host.example/", "host.example"),
+        ("s3://bucket/folder/a.jsonl.zst", "a"),
+        ("hf://datasets/owner/name", "name"),
+        ("s3://bucket", "bucket"),
+        ("file:///home/me/b.txt", "b"),
         ("a\\b\x1b.txt", "a_b_"),
         ("x" * 300 + ".txt", "x" * 120),
     ):
         assert default_name(source) == name
+
+
+def test_keys_about_sources_are_kept_and_do_not_disturb_the_measurement(place, capsys):
+    Path("half.py").write_text("def of(text):\n    return text[: len(text) // 2]\n")
+    shutil.copy("my book.txt", "b.txt")
+    keys = {"source_weights": [1.0, 3.0], "preprocess": "half:of", "windows": "packed"}
+    given = [f"source_weights={keys['source_weights']}", "preprocess=half:of", "windows=packed"]
+    overrides = [part for each in given for part in ("--set", each)]
+    status, _, err = run(capsys, "train", "my book.txt", "b.txt", *SHORT, *overrides)
+    assert status == 0, err
+    config = load_config("trained/my book.toml")
+    assert {key: config[key] for key in keys} == keys
+    size = len(make_text(600))
+    assert f"text: {2 * (size // 2) / 1000:.1f} KB" in err
 
 
 def test_a_url_is_planned_from_the_cache(place, capsys):
