@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from hypothesis import HealthCheck, settings
 
 from src.utils import log
+from tests import tracing
 
 # No deadlines: on a busy machine an example may take any time.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -100,6 +102,7 @@ def open_terminal(arguments, **options):
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(tracing)
     if hasattr(config, "workerinput"):
         # Runs last. Python would spend seconds on freeing all that the tests have imported.
         atexit.register(os._exit, 0)
@@ -116,27 +119,32 @@ def pytest_configure(config):
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def import_untraced(*names):
-    """Import modules without measuring coverage, which would take twice as long."""
-    trace = sys.gettrace()
-    sys.settrace(None)
-    try:
-        for name in names:
-            importlib.import_module(name)
-    finally:
-        sys.settrace(trace)
+def pytest_sessionstart(session):
+    if not is_xdist_controller(session):
+        return
+    sys.settrace(None)  # it runs no test
+    threading.settrace(None)
 
 
 def pytest_collection(session):
     """Import what most tests need; if folders of tests are to run, what a few need, too."""
     if is_xdist_controller(session):
         return
-    import_untraced("torch")
-    if all(Path(each).is_dir() for each in session.config.args):
-        import_untraced("torch._dynamo", "torch.distributed.checkpoint", "torch.utils.checkpoint")
-        for name in ("transformers.generation.logits_process", "lm_eval.utils"):
+    tracing.stop_tracing()
+    importlib.import_module("torch")
+    if _runs_folders(session):
+        for name in _HEAVY:
             with contextlib.suppress(ImportError):
-                import_untraced(name)
+                importlib.import_module(name)
+
+
+def _runs_folders(session) -> bool:
+    return all(Path(each).is_dir() for each in session.config.args)
+
+
+# What takes seconds to import, so that no test of the few that need it takes them.
+_HEAVY = ("torch._dynamo", "torch.distributed.checkpoint", "torch.utils.checkpoint")
+_HEAVY += ("transformers.generation.logits_process", "lm_eval.utils")
 
 
 def pytest_collection_finish(session):
@@ -149,6 +157,8 @@ def pytest_collection_modifyitems(config, items):
 
     # Longest first: what runs last should be short, so that no worker is left alone with it.
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    for item in items:
+        tracing.trace_examples(item)
     if config.getoption("hypothesis_profile", None) == "fuzz":
         # A new order for each run, equal in all xdist workers, as xdist requires.
         random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from src.data import builtin as builtin_text
 from src.data.builtin import BUILTIN, prose, python_docs
 from src.data.corpus import read_documents
+from tests.tracing import untraced
 
 
 def write(path, content):
@@ -21,7 +22,7 @@ def write(path, content):
 def builtin():
     """The corpus, and the modules that were imported meanwhile (it takes seconds: read once)."""
     before = set(sys.modules)
-    documents = list(read_documents(BUILTIN))
+    documents = untraced(list)(read_documents(BUILTIN))
     return documents, set(sys.modules) - before
 
 
@@ -102,7 +103,7 @@ def test_prose_keeps_sentences_and_drops_the_rest():
     assert prose("nothing") == ""
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.text("Ab .`*\n", max_size=200))
 def test_prose_has_one_paragraph_a_line_without_markup(text):
     for line in prose(text).splitlines():

@@ -2,7 +2,10 @@
 
 import functools
 import logging
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from src.formats.export import export_model
 from src.formats.onnx import _LOGGERS, _silence, export_onnx
 from tests.bounds import Bounded, assert_within, bounded_block, gamma
 from tests.tiny_models import random_model
+from tests.tracing import untraced
 
 runtime = pytest.importorskip("onnxruntime")
 
@@ -31,10 +35,18 @@ def bounded_logits(model, tokens) -> Bounded:
     return x.norm(norm.weight, norm.bias, norm.eps).linear(model.output_weight, None)
 
 
-def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
+def log_levels():
+    names = ("", "agi2", *_LOGGERS)
+    return logging.root.manager.disable, [logging.getLogger(name).level for name in names]
+
+
+def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", untraced(torch.onnx.export))
     model, folder = saved(n_layers=1)
+    before = log_levels()
     export_model(folder, tmp_path / "model.onnx", "onnx")
     assert capfd.readouterr() == ("", "")
+    assert log_levels() == before
     assert [path.name for path in tmp_path.glob("*.onnx*")] == ["model.onnx"]
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for shape in ((1, 1), (1, 24), (3, 5)):
@@ -51,21 +63,26 @@ def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch)
         export_onnx(model, tmp_path / "model.onnx")
 
 
-@pytest.mark.no_cover  # as the first test; tracing doubles its time
-def test_exports_that_overlap_leave_every_log_as_it_was(saved, tmp_path):
-    def state():
-        names = ("", "agi2", *_LOGGERS)
-        return logging.root.manager.disable, [logging.getLogger(name).level for name in names]
+def test_exports_that_overlap_leave_every_log_as_it_was(saved, tmp_path, monkeypatch):
+    """One waits for the other: PyTorch's exporter is used by one thread at a time."""
+    started, at_a_time = threading.Barrier(2), threading.Semaphore(1)
 
-    before = state()
+    def export(*_, **__):
+        assert at_a_time.acquire(blocking=False)
+        time.sleep(0.001)  # other threads run
+        at_a_time.release()
+        return SimpleNamespace(save=lambda path, **_: path.write_bytes(b""))
+
+    def export_often(number):
+        started.wait()
+        for _ in range(20):
+            export_onnx(models[number], tmp_path / f"{number}.onnx")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    models, before = [random_model(), random_model()], log_levels()
     with ThreadPoolExecutor(2) as threads:
-        list(
-            threads.map(
-                lambda seed: export_onnx(random_model(seed, n_layers=1), tmp_path / f"{seed}.onnx"),
-                range(2),
-            )
-        )
-    assert state() == before
+        list(threads.map(export_often, range(2)))
+    assert log_levels() == before
     assert len(list(tmp_path.glob("*.onnx"))) == 2
 
 
