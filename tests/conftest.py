@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from hypothesis import HealthCheck, settings
 
 from src.utils import log
-from tests import tracing
+from tests import processes, tracing
 
 # No deadlines: on a busy machine an example may take any time.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -124,6 +124,8 @@ def pytest_sessionstart(session):
         return
     sys.settrace(None)  # it runs no test
     threading.settrace(None)
+    if _runs_folders(session) and hasattr(os, "fork"):
+        processes.share_server()
 
 
 def pytest_collection(session):

@@ -1,8 +1,9 @@
 """A process that has imported PyTorch and runs Python programs in forks of itself.
 
-Started by `tests.processes`, with the descriptor of a socket as its argument. Each message on it is
-one byte and five files: a request (JSON); the program's standard input, output and error; and a
-socket on which a line with the program's pid is written and, when it has ended, its exit status.
+Started by `tests.processes`, with the descriptors of two sockets: it ends when the other end of the
+first is closed, and listens at the second. Each connection sends one byte and five files: a request
+(JSON); the program's standard input, output and error; and a socket on which a line with the
+program's pid is written and, when it has ended, its exit status.
 """
 
 import atexit
@@ -12,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -21,24 +23,29 @@ import types
 
 # What the project, an optimizer and torchrun import, at the cost of seconds of CPU time.
 PACKAGES = (
-    *("torch", "torch._dynamo", "torch.distributed.run", "safetensors.torch"),
-    *("numpy.ctypeslib", "psutil", "pydantic", "rich.live", "rich.progress", "tokenizers"),
-    *("tomli_w", "typer", "zoneinfo"),
+    *("torch", "torch._dynamo", "torch.distributed.run", "torch.distributed.checkpoint"),
+    *("torch.distributed.fsdp", "torch.utils.checkpoint", "safetensors.torch"),
+    *("html", "numpy.ctypeslib", "psutil", "pydantic.json_schema", "pydantic.main"),
+    *("pydantic.plugin._schema_validator", "pydantic.type_adapter", "rich.live", "rich.logging"),
+    *("rich.progress", "tokenizers", "tomli_w", "tomllib", "typer", "xml.parsers.expat"),
+    *("zoneinfo",),
 )
 
 
-def serve(requests: socket.socket) -> dict:
+def serve(parent: socket.socket, listener: socket.socket) -> dict:
     """Fork for each request; return the request in the process that is to run its program."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the watchers
     while True:
-        message, descriptors, *_ = socket.recv_fds(requests, 1, 5)
-        if not message:
+        if parent in select.select([parent, listener], [], [])[0]:
             sys.exit()
+        with listener.accept()[0] as connection:
+            descriptors = socket.recv_fds(connection, 1, 5)[1]
         if os.fork():
             for descriptor in descriptors:
                 os.close(descriptor)
             continue
-        requests.close()
+        parent.close()
+        listener.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         request, *streams, status = descriptors
         if pid := os.fork():
@@ -134,6 +141,6 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # collections in a fork need not look at what was imported here
-    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    request = serve(*(socket.socket(fileno=int(each)) for each in sys.argv[1:]))
     prepare(request)
     run_and_end(request["arguments"])

@@ -33,19 +33,43 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
+# The environment variable with the path of the server that all workers of pytest-xdist share.
+_SHARED = "AGI2_TESTS_FORK_SERVER"
+
+
 @functools.cache
-def _server() -> socket.socket:
-    """Start the server of this process, which ends when this process does."""
+def start_server() -> tuple[str, object]:
+    """Start a server, which ends when this process does.
+
+    Returns:
+        The path of its socket, and what must be kept as long as it is needed.
+    """
+    folder = tempfile.TemporaryDirectory()
+    path = os.path.join(folder.name, "server")
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        descriptors = [theirs.fileno(), listener.fileno()]
         program = CHECKOUT / "tests" / "fork_server.py"
         subprocess.Popen(
-            [sys.executable, "-P", str(program), str(theirs.fileno())],
+            [sys.executable, "-P", str(program), *map(str, descriptors)],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=descriptors,
             start_new_session=True,
         )
-    return ours
+    return path, (folder, ours)
+
+
+def share_server() -> None:
+    """Start a server for this process and those that it starts."""
+    os.environ[_SHARED] = start_server()[0]
+
+
+def _connect() -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ.get(_SHARED) or start_server()[0])
+    return connection
 
 
 class Process:
@@ -78,10 +102,10 @@ class Process:
             "parent": os.getpid(),
         }
         status, theirs = socket.socketpair()
-        with theirs, tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        with theirs, _connect() as server, tempfile.TemporaryFile("w+", encoding="utf-8") as file:
             json.dump(request, file)
             file.seek(0)
-            socket.send_fds(_server(), [b"*"], [file.fileno(), *streams, theirs.fileno()])
+            socket.send_fds(server, [b"*"], [file.fileno(), *streams, theirs.fileno()])
         self._status = status.makefile("r")
         self._socket = status
         self.pid = int(self._status.readline())
