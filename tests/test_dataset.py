@@ -14,7 +14,7 @@ from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer
 from src.utils import plural
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 TEXT = "abcdefghijklmnopqrstuvwxyz"
 
 

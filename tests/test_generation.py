@@ -466,7 +466,7 @@ def first_sentence(text: str, min_length: int) -> str:
     min_length=st.integers(0, 12),
     stop=st.lists(st.text(PUNCTUATED, min_size=1, max_size=3), max_size=2),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_text_may_end_where_a_sentence_ends(text, min_length, stop):
     tokenizer = BasicTokenizer(PUNCTUATED, lowercase=False, fold_whitespace=False)
     # Past the end, the end of text is forbidden as long as the text is too short.
@@ -651,7 +651,7 @@ MANNERS = [
     seed=st.integers(0, 99),
     manner=st.sampled_from(MANNERS),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 def test_a_text_of_a_batch_is_what_its_prompt_and_seed_give_alone(
     tokenizer, writer, prompts, n, seed, manner
 ):
@@ -742,7 +742,7 @@ def test_a_batch_that_cannot_be_is_one_clear_line(options, message, tokenizer, w
     manner=st.sampled_from([*MANNERS[:-1], {"max_length": 1}]),
     runners_up=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 def test_choices_tell_the_models_probabilities_and_the_text(
     tokenizer, exact_writer, seed, manner, runners_up
 ):

@@ -314,9 +314,9 @@ def test_the_log_tells_the_training_loss_of_every_epoch(tiny_run, caplog):
 
 
 @pytest.fixture
-def base(tiny_run):
+def base(copied_run):
     """The folder of a trained model."""
-    return train_from_config(tiny_run("base", tokenizer="bpe", vocab_size=280)).folder
+    return copied_run("base", tokenizer="bpe", vocab_size=280).folder
 
 
 def make_tuned(tiny_run, base, **changes):

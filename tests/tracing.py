@@ -3,11 +3,13 @@
 Before Python 3.12, which has `sys.monitoring`, coverage is measured by a trace function. It slows
 down all Python code, not only `src`: pytest, Hypothesis, and every module while it is imported.
 Here it is on only while a test, an example of a property test, a fixture or a module of `src` is
-executed. Where nothing is traced, as with `--no-cov`, all of this does nothing.
+executed. Tests marked `untraced` are not measured: they are expensive, and others reach the same
+lines. Where nothing is traced, as with `--no-cov`, all of this does nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
@@ -32,7 +34,19 @@ def untraced(function):
     return functools.partial(_call, None, function)
 
 
+def traced(function):
+    """Return a function that is called with the tracer, within what is called without."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return _call(_state["tracer"], function, *args, **kwargs)
+
+    return call
+
+
 def _call(tracer, function, *args, **kwargs):
+    if _state["tracer"] is None:  # a debugger's may be set
+        return function(*args, **kwargs)
     before = sys.gettrace()
     sys.settrace(tracer)
     try:
@@ -45,10 +59,10 @@ _original = SourceFileLoader.exec_module
 
 
 def _exec_module(loader, module):
-    """Execute a module, traced if it is one of `src`."""
+    """Execute a module, traced if it is one of `src`, or of the tests, which may call `src`."""
     if threading.get_ident() != _state["thread"]:
         return _original(loader, module)
-    is_ours = module.__name__.partition(".")[0] == "src"
+    is_ours = module.__name__.partition(".")[0] in ("src", "tests")
     return _call(_state["tracer"] if is_ours else None, _original, loader, module)
 
 
@@ -57,43 +71,38 @@ def trace_examples(item: pytest.Item) -> None:
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if handle is None or hasattr(handle.inner_test, "is_traced"):
         return
-    if item.get_closest_marker("no_cover"):
+    if item.get_closest_marker("untraced"):
         return
-    test = handle.inner_test
-
-    @functools.wraps(test)
-    def call(*args, **kwargs):
-        return _call(_state["tracer"], test, *args, **kwargs)
-
-    call.is_traced = True
-    handle.inner_test = call
+    handle.inner_test = traced(handle.inner_test)
+    handle.inner_test.is_traced = True
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call(item):
-    """Switch the tracer off that pytest-cov starts anew after a test that is not measured."""
-    try:
-        return (yield)
-    finally:
-        stop_tracing()
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector):
+    """Trace a module of tests while it is imported, as it may call `src`."""
+    if isinstance(collector, pytest.Module):
+        # An error is raised again when pytest imports it.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            _call(_state["tracer"], getattr, collector, "obj")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_pyfunc_call(pyfuncitem):
     """Trace a test; the examples of a property test trace themselves."""
-    is_traced = not hasattr(pyfuncitem.obj, "hypothesis")
-    if not is_traced or pyfuncitem.get_closest_marker("no_cover"):
+    if hasattr(pyfuncitem.obj, "hypothesis") or pyfuncitem.get_closest_marker("untraced"):
         return (yield)
-    return (yield from _traced())
+    return (yield from _while_traced())
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_fixture_setup():
     """Trace a fixture."""
-    return (yield from _traced())
+    return (yield from _while_traced())
 
 
-def _traced():
+def _while_traced():
+    if _state["tracer"] is None:
+        return (yield)
     before = sys.gettrace()
     sys.settrace(_state["tracer"])
     try:

@@ -132,17 +132,10 @@ def _read_text(argument: str) -> Iterator[str]:
         AGI2Error: if it is neither: one word that names nothing is taken for a mistyped file.
     """
     is_text = len(argument.split()) != 1 or not re.search(r"[./\\*:]|^-$", argument)
-    if is_text and not _exists(argument):
+    if is_text and not os.path.lexists(argument):
         return iter([argument])
     check_sources([argument])
     return read_documents([argument])
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.lexists(path)
-    except ValueError:  # a null character
-        return False
 
 
 def _print_vocabulary(tokenizer: Tokenizer) -> None:

@@ -81,7 +81,7 @@ def test_wide_characters_stand_in_line(capsys):
 
 
 @given(st.lists(st.lists(st.text(max_size=12), min_size=3, max_size=3), max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_table_holds_no_control_character_whatever_its_cells(rows):
     for width in (20, 80):
         with pytest.MonkeyPatch.context() as monkeypatch:

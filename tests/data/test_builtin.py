@@ -26,6 +26,11 @@ def builtin():
     return documents, set(sys.modules) - before
 
 
+def test_the_builtin_corpus_is_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("src.data.readers.python_docs", lambda: iter(["one", "two"]))
+    assert list(read_documents(BUILTIN)) == ["one", "two"]
+
+
 def test_the_builtin_corpus_is_long_and_is_prose(builtin):
     documents, _ = builtin
     text = "".join(documents)

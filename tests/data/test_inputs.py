@@ -140,6 +140,19 @@ def test_a_stream_that_fails_names_the_file(tmp_path):
         stream.read(1)
 
 
+def test_an_error_that_names_the_file_stays_as_it_is_in_a_stream_above(tmp_path):
+    inner = io.BytesIO()
+    inner.read = raising_unreadable
+    below = buffered(inner, lambda error: Unreadable("x", "below"), lambda count: None)
+    above = buffered(below, lambda error: Unreadable("x", "above"), lambda count: None)
+    with pytest.raises(Unreadable, match=r"^a\.txt: the file changed$"):
+        above.read(1)
+
+
+def raising_unreadable(size):
+    raise Unreadable("that change", "a.txt: the file changed")
+
+
 def test_what_must_fit_in_memory_has_a_limit(tmp_path):
     path = write(tmp_path / "a.txt", "a" * 101)
     with open_input(path, ReadOptions(), SourceReport("a")) as opened:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from src.data.splits import split_documents
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 
 documents_of_all_kinds = st.lists(st.text("abc ", min_size=1, max_size=12), max_size=60)
 fractions = st.floats(0, 0.99)

@@ -48,7 +48,7 @@ def texts(batches):
 
 
 @pytest.mark.parametrize("size", [40, 100, 2**22])
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     documents=st.lists(st.lists(st.sampled_from(WORDS), max_size=40), max_size=9),
     seed=st.integers(0, 99),

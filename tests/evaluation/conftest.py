@@ -1,8 +1,6 @@
 import pytest
 
-from src.training import train_from_config
-
 
 @pytest.fixture
-def run(tiny_run):
-    return train_from_config(tiny_run(eval_interval=4, sample_tokens=8))
+def run(copied_run):
+    return copied_run("run", eval_interval=4, sample_tokens=8)

@@ -39,7 +39,7 @@ def lines(source):
 # Scales
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(FLOATS, max_size=60), st.booleans(), st.booleans())
 def test_a_scale_fits_any_values_and_has_sensible_ticks(values, log, from_zero):
     scale = fit_scale(values, log=log, from_zero=from_zero)
@@ -201,7 +201,7 @@ def test_the_script_reads_the_points_to_five_digits(one, two, name):
 
 
 def test_the_script_is_sent_no_more_points_than_it_can_show():
-    points = [(step, math.sin(step)) for step in range(30_000)]
+    points = [(step, math.sin(step)) for step in range(3 * MAX_POINTS)]
     curves = [Series(str(number), points, noisy=True, run=number) for number in range(20)]
     data = data_of(chart("T", "u", curves))["curves"]
     assert [curve["kind"] for curve in data] == ["faint", "median"] * 20

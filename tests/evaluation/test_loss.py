@@ -19,7 +19,7 @@ from src.train.metrics import Evaluation
 from tests.bounds import gamma, log_softmax_bound, nearly, score_bound
 from tests.tiny_models import in_their_layout, random_model, transformers_twin
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=30)
 TEXT = "call me ishmael. some years ago, never mind how long precisely, naïve 🐳 whales swam."
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from src.evaluation.memorization import SuffixAutomaton, known_words, longest_common_span
 from tests.conftest import make_text
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 
 
 def brute_force(written, learned):

@@ -85,7 +85,7 @@ def their_tokenizer(byte_pairs, tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.text(max_size=60) | st.text("the whale's sea, \n\t\u00a0é鯨3", max_size=60))
 @example(TEXTS[1])
 @example(TEXTS[2])

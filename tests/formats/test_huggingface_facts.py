@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,23 +32,38 @@ def rewrite(path, **changes):
     path.write_text(json.dumps(content), "utf-8")
 
 
-@pytest.fixture
-def theirs(byte_pairs, tmp_path):
-    """A function that writes a folder as `transformers` does, with more rows than tokens."""
+@pytest.fixture(scope="module")
+def their_models(byte_pairs, tmp_path_factory):
+    """A function that returns a model of `transformers` and its folder; neither is to change."""
+    made = {}
 
     def make(rows=None, std=0.15, **changes):
-        rows = rows or byte_pairs.vocab_size + 4
-        shape = {"vocab_size": rows, "d_model": 32, "max_seq_len": 24}
-        model = random_model(position_embedding="learned", std=std, **{**shape, **changes})
-        twin = transformers_twin(model.config)
-        twin.load_state_dict(in_their_layout(model.state_dict()))
-        folder = tmp_path / "theirs"
-        twin.save_pretrained(folder)
-        for name in ("config.json", "generation_config.json"):
-            rewrite(folder / name, bos_token_id=..., eos_token_id=...)
-        (folder / "tokenizer.json").write_text(byte_pairs.to_json(), "utf-8")
-        (folder / "tokenizer_config.json").write_text("{}")
-        return twin, folder
+        key = repr((rows, std, sorted(changes.items())))
+        if key not in made:
+            shape = {"vocab_size": rows or byte_pairs.vocab_size + 4, "d_model": 32}
+            shape |= {"max_seq_len": 24, **changes}
+            model = random_model(position_embedding="learned", std=std, **shape)
+            twin = transformers_twin(model.config)
+            twin.load_state_dict(in_their_layout(model.state_dict()))
+            folder = tmp_path_factory.mktemp("their")
+            twin.save_pretrained(folder)
+            for name in ("config.json", "generation_config.json"):
+                rewrite(folder / name, bos_token_id=..., eos_token_id=...)
+            (folder / "tokenizer.json").write_text(byte_pairs.to_json(), "utf-8")
+            (folder / "tokenizer_config.json").write_text("{}")
+            made[key] = twin, folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def theirs(their_models, tmp_path):
+    """A function that writes a folder as `transformers` does, with more rows than tokens."""
+
+    def make(*args, **changes):
+        twin, folder = their_models(*args, **changes)
+        return twin, shutil.copytree(folder, tmp_path / "theirs", dirs_exist_ok=True)
 
     return make
 
@@ -601,6 +617,7 @@ ODD_PARTS = (
 )
 
 
+@pytest.mark.untraced  # other tests reach the same lines, in half the time
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_whatever_stands_anywhere_in_a_file_is_read_or_one_line(theirs, tmp_path, file):
     _, folder = theirs()

@@ -1,11 +1,15 @@
 """Saving and loading a model folder: atomic, verified, without pickle."""
 
 import contextlib
+import itertools
 import os
+import random
 import re
 import shutil
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,7 +127,7 @@ def test_damaged_weights_are_one_clear_line(tmp_path, damage):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_changed_bit_is_found_or_changes_nothing(tmp_path_factory, place, bit):
     folder = tmp_path_factory.mktemp("m")
     model = saved_model(folder)
@@ -163,30 +167,69 @@ def test_weights_of_another_shape_are_refused_untouched(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_model_that_is_replaced_all_the_time_is_one_or_the_other(tmp_path):
-    """As where a training saves better weights while a text is generated with the old ones."""
+@pytest.fixture
+def replaced(tmp_path):
+    """The folder of a model, two models, and a function that replaces one's weights there."""
     folder = tmp_path / "m"
     models = [saved_model(folder, seed) for seed in (1, 2)]
     files = [tmp_path / "0", tmp_path / "1"]
     for file, model in zip(files, models, strict=True):
         save_weights(model.state_dict(), file, alphabet())
+
+    turn = itertools.cycle(files)
+
+    def replace():
+        os.link(next(turn), tmp_path / "next")
+        os.replace(tmp_path / "next", folder / "model.safetensors")
+
+    return SimpleNamespace(folder=folder, models=models, replace=replace)
+
+
+def assert_one_of(models, folder):
+    found = load_model(folder).model.state_dict()
+    assert any(
+        all(torch.equal(found[name], weight) for name, weight in model.state_dict().items())
+        for model in models
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_is_replaced_at_any_moment_is_one_or_the_other(replaced, seed):
+    """As where a training saves better weights while a text is generated with the old ones.
+
+    Replaced at every fourth or so of the calls into C, such as those that read the file.
+    """
+    draw = random.Random(seed)
+    calls = []
+
+    def replace(frame, event, function):
+        if event == "c_call" and draw.random() < 0.25:
+            calls.append(function.__name__)
+            replaced.replace()
+
+    before = sys.getprofile()
+    sys.setprofile(replace)
+    try:
+        assert_one_of(replaced.models, replaced.folder)
+    finally:
+        sys.setprofile(before)
+    assert len(calls) > 100
+
+
+@pytest.mark.untraced  # as the test before
+def test_a_model_that_is_replaced_all_the_time_is_one_or_the_other(replaced):
+    """By another thread, so also during calls into C."""
     over = threading.Event()
 
     def replace():
         while not over.is_set():
-            for file in files:
-                os.link(file, tmp_path / "next")
-                os.replace(tmp_path / "next", folder / "model.safetensors")
+            replaced.replace()
 
     thread = threading.Thread(target=replace)
     thread.start()
     try:
-        for _ in range(200):
-            found = load_model(folder).model.state_dict()
-            assert any(
-                all(torch.equal(found[name], weight) for name, weight in model.state_dict().items())
-                for model in models
-            )
+        for _ in range(20):
+            assert_one_of(replaced.models, replaced.folder)
     finally:
         over.set()
         thread.join()

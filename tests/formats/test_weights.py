@@ -120,7 +120,7 @@ def no_room(*_, **__):
     raise OSError(22, "cannot be mapped")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(place=st.integers(0, 400), value=st.integers(0, 255), end=st.integers(0, 400))
 def test_any_change_of_a_file_is_read_or_refused(tmp_path_factory, place, value, end):
     path = tmp_path_factory.mktemp("w") / "w"

@@ -400,7 +400,7 @@ def test_transformers_finds_the_same_with_the_shape_of_gpt2_small():
     model = GPT2Model(config).double().eval()
     prompt = torch.randint(0, 50257, (40,)).tolist()
     assert_transformers_finds_the_same(
-        model, prompt, 5, 8, length_penalty=0.8, early_stopping=False
+        model, prompt, 4, 5, length_penalty=0.8, early_stopping=False
     )
 
 

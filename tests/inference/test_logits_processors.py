@@ -102,7 +102,7 @@ def test_presence_and_frequency_penalties_are_their_definition(seed, length, pre
 
 
 @given(seed=SEEDS, length=st.integers(1, 30), size=st.integers(1, 4))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_the_ban_of_repeated_ngrams_is_transformers(seed, length, size):
     logits, tokens = random_logits(seed, width=3), random_tokens(seed, length, width=3)
     expected = NoRepeatNGramLogitsProcessor(size)(tokens, logits.clone())
@@ -110,7 +110,7 @@ def test_the_ban_of_repeated_ngrams_is_transformers(seed, length, size):
 
 
 @given(tokens=st.lists(st.integers(0, 2), min_size=1, max_size=12), size=st.integers(1, 4))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_exactly_those_tokens_are_banned_that_would_repeat_an_ngram(tokens, size):
     def runs(text):
         return [tuple(text[i : i + size]) for i in range(len(text) - size + 1)]
@@ -153,7 +153,7 @@ def test_typical_p_is_transformers_also_where_tokens_are_excluded(seed, p, k):
 
 
 @given(seed=SEEDS, p=INSIDE, width=st.sampled_from([WIDTH, 4 * _FEW]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p, width):
     logits = random_logits(seed, width=width).double()
     for row, kept in zip(logits, apply_top_p(logits, p).isfinite(), strict=True):
@@ -165,7 +165,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(seed, p, width):
 
 
 @given(seed=SEEDS, p=INSIDE, few=st.integers(1, WIDTH - 1), step=st.sampled_from([0, 1, 4]))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 def test_however_few_tokens_are_looked_at_first_the_same_stay(seed, p, few, step):
     logits = random_logits(seed)
     if step:  # many of equal rank
@@ -221,7 +221,7 @@ def test_ties_with_the_kth_token_stay():
         }
     ),
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 def test_all_options_together_are_transformers_in_its_order(seed, temperature, options):
     prompt_length, end_token = 4, 5
     logits, tokens = random_logits(seed), random_tokens(seed, 8)

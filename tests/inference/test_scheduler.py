@@ -78,7 +78,7 @@ PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=12)  # often equal
     max_rows=st.integers(1, 5),
     max_tokens=st.integers(1, 20),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_every_sequence_gets_the_tokens_it_gets_alone(requests, cancelled, max_rows, max_tokens):
     """Whenever it joins and others leave, are cancelled, fork, slide or are prefilled in chunks."""
     rows = Rows()

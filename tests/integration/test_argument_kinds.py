@@ -449,10 +449,9 @@ def plain(value):
     return value
 
 
-def called(folder, name, changes=None):
+def called(world, name, changes=None):
     """What a call returns, with some arguments other than the plain ones."""
     function, arguments = (CASES | METHODS)[name]
-    world = World(folder)
     given = {key: value for key, (_, value) in arguments.items()}
     given = {
         key: value(world) if getattr(value, "__name__", "") == "<lambda>"
@@ -480,7 +479,7 @@ def expected(tmp_path_factory):
 
     def find(name):
         if name not in known:
-            known[name] = called(tmp_path_factory.mktemp("plain"), name)
+            known[name] = called(World(tmp_path_factory.mktemp("plain")), name)
         return known[name]
 
     return find
@@ -497,14 +496,16 @@ def test_what_means_the_same_gives_the_same(name, argument, expected, folder):
     _, value = (CASES | METHODS)[name][1][argument]
     known = value(World(folder)) if getattr(value, "__name__", "") == "<lambda>" else value
     for index in range(len(make(known))):
-        found = called(folder, name, {argument: lambda plain, i=index: make(plain)[i]})
+        changes = {argument: lambda plain, i=index: make(plain)[i]}
+        found = called(World(folder), name, changes)
         assert found == expected(name), make(known)[index]
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS, ids=str)
 def test_what_means_nothing_is_one_line_that_names_the_argument(name, argument, folder):
     kind = (CASES | METHODS)[name][1][argument][0]
+    world = World(folder)  # a call that is refused changes nothing
     for bad in KINDS[kind][1]:
         with pytest.raises(AGI2Error) as caught:
-            called(folder, name, {argument: lambda _, bad=bad: bad})
+            called(world, name, {argument: lambda _, bad=bad: bad})
         assert re.search(CALLED.get(argument, argument), str(caught.value)), bad

@@ -27,6 +27,10 @@ STEPS = 8
 SHARED = {"max_steps": STEPS, "checkpoint_interval": 4, "eval_interval": 4, "dropout": 0.0}
 
 
+# Processes that are forks of torchrun's own, which has imported PyTorch.
+FORKED = ("--run-path", "--start-method=fork")
+
+
 def torchrun(count, *arguments):
     """Start a script in a number of processes, with options of torchrun before it."""
     program = "from torch.distributed.run import main; main()"
@@ -40,10 +44,8 @@ def train_in_torchrun(folder, count, jobs, *options):
     file = folder / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
     logs = folder / f"logs-{count}"
-    # Forks of torchrun's own process, which has imported PyTorch.
-    options = ("--run-path", "--start-method=fork", *options)
     options += ("--redirects=3", f"--log-dir={logs}")
-    done = torchrun(count, *options, "tests/integration/train_in_processes.py", file)
+    done = torchrun(count, *FORKED, *options, "tests/integration/train_in_processes.py", file)
     printed = {
         rank: "".join(
             path.read_text(encoding="utf-8") for path in sorted(logs.glob(f"*/*/{rank}/std*.log"))
@@ -276,7 +278,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_as_if_nothing_had_happen
 def test_an_error_is_told_once(make):
     keys = make.keys("nothing", sources=["nothing.txt"])
     save_config(make_config(keys), make.folder / "nothing.toml")
-    done = torchrun(2, "agi2_train.py", make.folder / "nothing.toml")
+    done = torchrun(2, *FORKED, "agi2_train.py", make.folder / "nothing.toml")
     assert done.returncode == 1  # torchrun's
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
         f"error: nothing.txt: no such file; paths are relative to {ROOT}"

@@ -22,7 +22,7 @@ except ImportError:
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
-STEPS = 300
+STEPS = 220
 pytestmark = needs_fork
 
 
@@ -100,10 +100,11 @@ def test_the_generation_script_goes_on_from_any_prompt(runs):
 
 
 def test_the_beam_script_writes_only_text(runs):
+    """But for a line where loading takes long, as it may on a busy machine."""
     out, err = run("agi2_generate_beam.py", runs[0] / "whole.toml", "the cat")
     assert out.startswith("the cat")
     assert len(out) > len("the cat\n")
-    assert err == ""
+    assert err in ("", f"loading {runs[0] / 'trained' / 'whole'}\n")
 
 
 def test_the_interactive_script_talks_through_a_pipe_to_its_end(runs):

@@ -70,7 +70,7 @@ def test_keys_and_values_of_other_sizes_are_an_error_and_change_nothing(shape, i
         max_size=12,
     )
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 def test_rows_hold_what_the_rows_they_go_on_from_held(steps):
     cache, expected = KVCache(LAYERS, 1, H, 40, D), [torch.empty(1, H, 0, D)] * LAYERS
     for step in steps:
@@ -127,7 +127,7 @@ def test_truncating_to_what_is_not_held_is_an_error(length):
         max_size=25,
     )
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 def test_every_row_has_a_length_of_its_own(steps):
     """Rows grow alone, or several in a view, and never see what another row holds."""
     cache, expected = KVCache(LAYERS, 2, H, 20, D).grow(4), [torch.empty(H, 0, D)] * 4

@@ -13,7 +13,7 @@ from src.tokenization.basic import BasicTokenizer
 from src.tokenizer import load_tokenizer
 
 END = "<|endoftext|>"
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 
 
 def test_basic_lower_cases_and_folds_white_space_unless_told_not_to():

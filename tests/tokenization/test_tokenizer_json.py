@@ -155,6 +155,7 @@ REFUSED = [
     ({"post_processor": {"type": "Strange"}}, "post_processor Strange is unknown"),
     ({"post_processor.single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2}, "the text 2 times"),
     ({"post_processor.single": [{}] * 65}, "no short list"),
+    ({"post_processor.single": [5, {"Sequence": {}}]}, "a piece that is not an object"),
     ({"added_tokens": {}}, "added_tokens is not a list"),
     ({"added_tokens": [{}] * 2001}, "added_tokens is not a list of at most 2,000"),
     ({"added_tokens.0": "x"}, "an added token is not a string"),
@@ -246,7 +247,7 @@ strange = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_a_file_with_anything_changed_works_or_is_one_line(data, content, tmp_path_factory):
     broken = copy.deepcopy(content)

@@ -407,7 +407,7 @@ class Turns:
     count=st.integers(2, 4),
     ends=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_starts_at_the_same_time_never_share_or_move_a_folder(seed, before, count, ends):
     """In every order of the system calls of several starts, each winner keeps its own folder."""
     with tempfile.TemporaryDirectory() as root:

@@ -48,8 +48,8 @@ def contents(folder):
 
 
 @pytest.fixture
-def finished(tiny_run):
-    return train_from_config(tiny_run(max_steps=2))
+def finished(copied_run):
+    return copied_run("run", max_steps=2)
 
 
 def test_a_resumed_run_may_not_become_another(tiny_run, finished):

@@ -128,7 +128,7 @@ def test_a_run_with_lora_takes_the_memory_that_was_predicted(tmp_path, micro_bat
             "micro_batch_size": micro_batch_size,
             "max_steps": 2,
             "sample_tokens": 0,
-            "eval_tokens": 4096,
+            "eval_tokens": 512,
         }
     )
 

@@ -85,7 +85,7 @@ def test_a_head_that_is_not_trained_has_no_gradient_and_changes_no_other(dtype):
         assert expected is None or torch.equal(results[0][name], expected)
 
 
-@pytest.mark.no_cover  # test_trainer.py compiles, too; tracing would take as long again
+@pytest.mark.untraced  # test_trainer.py compiles, too; tracing would take as long again
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler"
 )

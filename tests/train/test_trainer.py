@@ -86,6 +86,7 @@ def assert_same_outcome(a, b):
 # Exact resume.
 
 
+@pytest.mark.untraced  # test_two_crashes reaches the same lines
 @pytest.mark.parametrize(
     ("optimizer", "step", "moment"),
     [
@@ -200,8 +201,8 @@ def test_a_resumed_run_counts_its_patience_on(tiny_run):
     assert whole.history["best_val_loss"] == min(losses)
 
 
-def test_a_finished_run_that_is_resumed_is_finished(tiny_run):
-    first = train_from_config(tiny_run(**EXACT))
+def test_a_finished_run_that_is_resumed_is_finished(tiny_run, copied_run):
+    first = copied_run("run", **EXACT)
     before = outcome(first)
     again = train_from_config(tiny_run(resume="auto", **EXACT))
     assert outcome(again) == before
@@ -214,17 +215,17 @@ def test_a_run_resumes_without_held_out_text(tiny_run):
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **options)))
 
 
-def test_an_earlier_checkpoint_may_be_named(tiny_run):
+def test_an_earlier_checkpoint_may_be_named(tiny_run, copied_run):
     options = {**EXACT, "keep_checkpoints": 10}
-    whole = train_from_config(tiny_run("whole", **options))
+    whole = copied_run("whole", **options)
     expected = outcome(whole)
     place = whole.folder / "checkpoints" / "step-00000008"
     assert outcome(train_from_config(tiny_run("whole", resume=str(place), **options))) == expected
 
 
-def test_a_run_goes_on_in_another_folder(tiny_run):
+def test_a_run_goes_on_in_another_folder(tiny_run, copied_run):
     options = {**EXACT, "keep_checkpoints": 10}
-    whole = train_from_config(tiny_run("whole", **options))
+    whole = copied_run("whole", **options)
     place = whole.folder / "checkpoints" / "step-00000012"
     other = train_from_config(tiny_run("other", resume=str(place), **options))
     for a, b in zip(whole.model.parameters(), other.model.parameters(), strict=True):
@@ -439,8 +440,8 @@ def test_a_run_whose_folder_is_lost_ends_with_a_model_all_the_same(
         assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run):
-    other = train_from_config(tiny_run("other", **EXACT))
+def test_a_folder_that_another_one_has_replaced_is_left_alone(tiny_run, copied_run):
+    other = copied_run("other", **EXACT)
     before = {path: path.read_bytes() for path in other.folder.rglob("*") if path.is_file()}
 
     def replace(folder):
@@ -545,8 +546,8 @@ def test_a_run_ends_with_its_best_weights(tiny_run, monkeypatch):
     assert not torch.equal(last["final_norm.weight"], saved["final_norm.weight"])
 
 
-def test_a_run_leaves_only_what_can_be_read_without_unpickling(tiny_run):
-    run = train_from_config(tiny_run(**EXACT))
+def test_a_run_leaves_only_what_can_be_read_without_unpickling(shared_run):
+    run = shared_run(**EXACT)
     files = [path for path in run.folder.glob("**/*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".toml", ".html"}
     assert {path.name for path in run.folder.iterdir()} == {
@@ -589,6 +590,7 @@ def test_an_epoch_that_is_broken_off_has_its_loss_too(tiny_run):
 # When a run ends, and how fast it learns.
 
 
+@pytest.mark.untraced  # other tests reach the same lines
 def test_a_run_learns_by_its_schedule(tiny_run):
     run = train_from_config(tiny_run(max_steps=40, warmup_steps=100, lr_schedule="linear"))
     rates = [entry["learning_rate"] for entry in entries(run.folder) if "learning_rate" in entry]
@@ -807,6 +809,17 @@ def test_where_compiling_fails_a_run_goes_on_without(tiny_run, monkeypatch, capl
     assert_same_outcome(plain, run)
 
 
+def test_each_block_and_the_loss_are_compiled(tiny_run, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(step_runner, "can_compile", lambda device: True)
+    monkeypatch.setattr(torch, "compile", lambda part, **how: compiled.append((part, how)) or part)
+    run = train_from_config(tiny_run(max_steps=1, model_layer=3, compile=True))
+    assert [part for part, _ in compiled[:-1]] == list(run.model.blocks)
+    assert callable(compiled[-1][0])
+    assert [how for _, how in compiled] == [{"backend": "inductor"}] * 4
+
+
+@pytest.mark.untraced  # tracing would double the time of the compiler
 @training_in_float64()
 def test_a_compiled_model_gives_the_same_loss(tiny_run, monkeypatch, caplog):
     """Traced forward and backward as always, and not translated to C++, which takes a minute."""
