@@ -38,25 +38,24 @@ class Scan:
     @cached_property
     def originals(self) -> np.ndarray:
         """Index of the first document with the same text as each, (D,)."""
-        high, low = self.hashes.T
-        order = np.lexsort((low, high))  # stable: equal documents stay in order
-        high, low = high[order], low[order]
+        order = np.lexsort(self.hashes.T)  # stable: equal documents stay in order
+        hashes = self.hashes[order]
         is_new = np.ones(len(self), bool)
-        is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        originals = np.empty(len(self), np.int64)
-        originals[order] = order[np.flatnonzero(is_new)[np.cumsum(is_new) - 1]]
+        is_new[1:] = (hashes[1:] != hashes[:-1]).any(1)
+        del hashes  # for millions of documents each array takes much memory
+        begins = np.flatnonzero(is_new)
+        originals = np.empty(len(self), _index_type(len(self)))
+        originals[order] = np.repeat(order[begins], np.diff(begins, append=len(self)))
         return originals
 
     @cached_property
     def texts(self) -> Texts:
         """The distinct documents."""
         is_first = self.originals == np.arange(len(self))
-        ranks = np.cumsum(is_first) - 1
+        ranks = np.cumsum(is_first, dtype=_index_type(len(self))) - 1
         shingles = self.shingles.select(is_first[self.shingles.documents])
-        shingles = replace(shingles, documents=ranks[shingles.documents])
-        lengths = self.characters[is_first]
-        bounds = np.searchsorted(shingles.documents, np.arange(len(lengths) + 1))
-        return Texts(lengths, ranks[self.originals], shingles, bounds)
+        shingles = replace(shingles, documents=ranks[shingles.documents].astype(np.int64))
+        return Texts(self.characters[is_first], ranks[self.originals], shingles)
 
     def select(self, kept: np.ndarray) -> Scan:
         """Return the scan of the documents of a mask, (D,)."""
@@ -83,15 +82,19 @@ class Texts:
     """Index of the text of each document, (D,)."""
     shingles: Shingles
     """The shingles of the texts; `documents` are indices of texts."""
-    bounds: np.ndarray
-    """The shingles of text i are `bounds[i]` to `bounds[i + 1]`."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def shingles_of(self, text: int) -> Shingles:
         """Return the shingles of a text."""
-        return self.shingles.select(slice(self.bounds[text], self.bounds[text + 1]))
+        first, last = np.searchsorted(self.shingles.documents, [text, text + 1])
+        return self.shingles.select(slice(first, last))
+
+
+def _index_type(count: int) -> type[np.signedinteger]:
+    """Return the smaller type of indices of so many documents."""
+    return np.int32 if count < 2**31 else np.int64
 
 
 class Scanner:
@@ -119,6 +122,10 @@ class Scanner:
         if not continues:
             self._end_document()
         self._is_open = True
+        for at in range(0, len(text), _PART) or [0]:
+            self._add_part(text[at : at + _PART], continues or at > 0)
+
+    def _add_part(self, text: str, continues: bool) -> None:
         data = text.encode("utf-8", "replace")
         if self._sink is not None:
             self._sink(data)
@@ -144,6 +151,10 @@ class Scanner:
         # Without copies: this is most of the memory that a corpus of small documents takes.
         lengths, sizes = (np.frombuffer(each, np.int64) for each in (self._lengths, self._sizes))
         return Scan(lengths, sizes, np.frombuffer(self._hashes, "<u8").reshape(-1, 2), shingles)
+
+
+# Characters that are scanned at a time: copies of all of a long piece would take much memory.
+_PART = 2**20
 
 
 def scan_texts(texts: Iterable[str]) -> Scan:
