@@ -134,9 +134,6 @@ class Scanner:
         self._size += len(data)
         self._sampler.add(text, continues)
 
-    def __len__(self) -> int:
-        return len(self._sizes) + self._is_open
-
     def _end_document(self) -> None:
         if self._is_open:
             self._lengths.append(self._characters)

@@ -65,6 +65,7 @@ def small(monkeypatch):
     monkeypatch.setattr(text_store, "BATCH_BYTES", 500)
     monkeypatch.setattr(text_store, "_CHUNK_BYTES", 300)
     monkeypatch.setattr(build, "_PROGRESS_TOKENS", 200)
+    monkeypatch.setattr(build, "_REPORTED_CHARACTERS", 500)
     for function in (ShardWriter.__init__, shards.ShardedTokens.__init__):
         defaults = [
             1000 if value == shards.SHARD_TOKENS else value for value in function.__defaults__
@@ -468,7 +469,7 @@ def test_tokens_of_an_unknown_tokenizer_are_not_kept(sources, cache):
 def test_unknown_characters_are_counted(tmp_path, cache):
     (tmp_path / "a.txt").write_text("abcxabc" * 50)
     tokenizer = BasicTokenizer("abc")
-    source = TokenizerSource("", lambda _: tokenizer, lambda _: tokenizer)
+    source = TokenizerSource("", lambda _: tokenizer, lambda _: tokenizer, is_fitted=True)
     corpus = prepare(tmp_path / "a.txt", cache, source)
     assert corpus.train.figures.unknown == 45
     assert count_bytes(corpus.train, tokenizer) is None

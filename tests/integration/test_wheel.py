@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from src import __version__
-from src.nn import bpe_library
+from src.nn import bpe_library, shingle_library
 from src.nn.cpu_library import LIBRARY
 
 ROOT = Path(__file__).parents[2]
@@ -89,9 +89,14 @@ def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(wheel):
         if path.suffix in (".py", ".c", ".h", ".js", ".typed")
     }
     modules |= {f"agi2/resources/{path.name}" for path in (ROOT / "resources").iterdir()}
-    compiled = {name for name in names if Path(name).name.startswith(("_bpe.", "_cpu_kernels."))}
+    libraries = {
+        "_bpe.": bpe_library.LIBRARY,
+        "_cpu_kernels.": LIBRARY,
+        "_shingles.": shingle_library.LIBRARY,
+    }
+    compiled = {name for name in names if Path(name).name.startswith(tuple(libraries))}
     assert {name for name in names if ".dist-info/" not in name} - compiled == modules
-    assert len(compiled) == (LIBRARY is not None) + (bpe_library.LIBRARY is not None)
+    assert len(compiled) == sum(library is not None for library in libraries.values())
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
