@@ -88,6 +88,7 @@ def run(folder: str, cache: str, tokenizer: str, vocab_size: str, is_warm: str) 
     data = prepare(config)
     found |= speed(size_of(Path(folder)), start, before)
     found["documents"] = data.documents
+    found["peak GB"] = peak()
     train = trained(config, data)
     train()
     found["first step, s"] = time.time() - started
@@ -272,10 +273,13 @@ def measure_peer(name: str, folder: str, vocabulary: str, out: str) -> dict[str,
 
 
 def child(*arguments: str | Path, python: str = sys.executable) -> dict[str, Any]:
-    """Run this script as a child; return what it prints last, and its peak memory."""
+    """Run this script as a child; return what it prints last, and its peak memory.
+
+    That of AGI2 is the peak before a step is trained.
+    """
     os.environ["STARTED"] = str(time.time())
     _, used, output = run_child([python, __file__, *map(str, arguments)])
-    return {**json.loads(output.splitlines()[-1]), "peak GB": used}
+    return {"peak GB": used, **json.loads(output.splitlines()[-1])}
 
 
 def measure(corpus: Path, place: Path, label: str, vocab_size: int) -> Iterator[dict[str, Any]]:
