@@ -247,8 +247,7 @@ class _TokenCounter:
             self._tokenizer = BPETokenizer("auto")
             self._tokenizer.fit(self._waiting)
             self._trained_on = sum(len(text.encode("utf-8", "replace")) for text in self._waiting)
-        for text in self._waiting:
-            self._tokens += len(self._tokenizer.encode_array(text))
+        self._tokens += len(self._tokenizer.encode_batch(self._waiting)[0])
         self._waiting, self._size = [], 0
 
     def finish(self) -> TokenCount:

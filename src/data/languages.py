@@ -38,7 +38,10 @@ _WORDS = {
     "Hebrew": "של את על לא הוא זה כי גם עם היא אני או אם יש כל אל היה מה אך",
     "Greek": "και το να η του της με που για από ο την τα είναι στο δεν τον ότι στην θα των",
 }  # fmt: skip
-_SETS = {name: frozenset(words.split()) for name, words in _WORDS.items()}
+_OF_WORD: dict[str, list[str]] = {}
+for _name, _words in _WORDS.items():
+    for _word in set(_words.split()):
+        _OF_WORD.setdefault(_word, []).append(_name)
 # Scripts that one language uses almost alone, by their first and last characters.
 _BY_SCRIPT = (
     ("Japanese", re.compile("[\u3041-\u30fa]")),  # kana, which Chinese does not have
@@ -77,12 +80,14 @@ def guess_language(text: str) -> str:
     words = _WORD.findall(text.lower())
     if len(words) < _MIN_WORDS:
         return UNDETERMINED
-    counts = Counter(words)
-    scores = {
-        name: sum(counts[word] for word in known if word in counts) for name, known in _SETS.items()
-    }
-    best = max(scores, key=scores.__getitem__)
-    is_varied = len(counts.keys() & _SETS[best]) >= _MIN_KNOWN
+    scores, known = Counter[str](), Counter[str]()
+    for word, count in Counter(words).items():
+        for name in _OF_WORD.get(word, ()):
+            scores[name] += count
+            known[name] += 1
+    # Of equals, the first one in `_WORDS`.
+    best = max(_WORDS, key=lambda name: scores[name])
+    is_varied = known[best] >= _MIN_KNOWN
     return best if is_varied and scores[best] >= _MIN_SHARE * len(words) else UNDETERMINED
 
 
