@@ -42,14 +42,17 @@ WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "cre
 # Files that take more than 15 s of CPU time.
 _LONGEST = {
     "test_argument_kinds",
+    "test_bad_input",
     "test_beam_search",
     "test_cuda_graph",
+    "test_engine",
     "test_estimates",
     "test_generation",
     "test_many_processes",
     "test_scripts",
     "test_torch_defaults",
     "test_trainer",
+    "test_training",
     "test_verify_resume",
     "test_wheel",
 }

@@ -86,7 +86,6 @@ def assert_same_outcome(a, b):
 # Exact resume.
 
 
-@pytest.mark.untraced  # test_two_crashes reaches the same lines
 @pytest.mark.parametrize(
     ("optimizer", "step", "moment"),
     [
@@ -590,7 +589,6 @@ def test_an_epoch_that_is_broken_off_has_its_loss_too(tiny_run):
 # When a run ends, and how fast it learns.
 
 
-@pytest.mark.untraced  # other tests reach the same lines
 def test_a_run_learns_by_its_schedule(tiny_run):
     run = train_from_config(tiny_run(max_steps=40, warmup_steps=100, lr_schedule="linear"))
     rates = [entry["learning_rate"] for entry in entries(run.folder) if "learning_rate" in entry]
