@@ -71,6 +71,10 @@ def shard_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
+class WriteError(AGI2Error):
+    """A file cannot be written."""
+
+
 @contextlib.contextmanager
 def convert_write_errors(path: Path) -> Iterator[None]:
     """Convert `OSError` (no permission, disk full) to an error message that names the path.
@@ -82,7 +86,7 @@ def convert_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise AGI2Error(
+        raise WriteError(
             f"cannot write {path}: {reason}; free some space or set output_dir"
         ) from error
 

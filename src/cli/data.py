@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import completion
-from .common import Overrides, Quiet, Verbose, app, set_up_log
+from .common import ConfigFile, Overrides, Quiet, Verbose, app, open_run, set_up_log
 from .startup import loading
 
 group = typer.Typer(
@@ -52,3 +52,30 @@ def inspect(
         from .inspect_report import inspect_sources
 
     inspect_sources(sources, overrides or [], tokenizer, as_json)
+
+
+@group.command()
+def prepare(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    part: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads this at run time)
+        typer.Option(
+            metavar="K/N", help="Share the work with N processes; this is number K, from 1."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tokenize the text of a configuration, so that its training starts at once.
+
+    With --part, N processes share the work, on one machine or on several that share the folder of
+    the key token_cache. Any of them may be interrupted and started again.
+    """
+    with loading(not quiet):
+        config = open_run(file, overrides, quiet, verbose)
+        from ..console import print_line
+        from .data_prepare import prepare_data
+
+    for line in prepare_data(config, part):
+        print_line(line)

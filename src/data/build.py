@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .documents import ReadOptions, ReadReport
 from .readers import iterate_documents
 from .scan import Scan, Scanner, load_scan, save_scan
 from .shards import ShardedTokens, ShardWriter, SplitFigures
+from .sketches import SKETCH, open_sketches
 from .splits import SplitPlan, plan_corpus
 from .text_store import Cursor, TextStore
 from .token_cache import (
@@ -47,9 +48,9 @@ from .tokens import encode_batches, write_batch
 
 CORPUS = "corpus.json"
 PROGRESS = "progress.json"
-_TEXT, _SCAN = "text.bin", "scan.npz"
+_TEXT, _SCAN, _SKETCHES = "text.bin", "scan.npz", "sketches.bin"
 _FORMAT = 1
-_SPLITS = ("train", "val")
+SPLITS = ("train", "val")
 _SIZES = ("documents", "characters", "bytes")
 # Tokens after which the progress is saved.
 _PROGRESS_TOKENS = 2**24
@@ -108,6 +109,8 @@ class Corpus:
     """What was logged when they were read: what was read, and what was skipped and why."""
     temporary: tempfile.TemporaryDirectory[str] | None = None
     """The temporary folder that contains it, deleted with this object."""
+    is_new: bool = False
+    """Whether this process has built it, or helped to."""
 
 
 def prepare_corpus(
@@ -137,14 +140,7 @@ def prepare_corpus(
             files = identify([options.sources, options.val_sources], hashes, options.reading)
         text = None if files is not None else _read_once(root, options)
     identity = files.identity if files is not None else text.identity if text else None
-    key = corpus_key(
-        {
-            "format": _FORMAT,
-            "text": identity,
-            "tokenizer": tokenizer.identity,
-            "options": options.identity,
-        }
-    )
+    key = key_of(identity, options, tokenizer)
     builder = CorpusBuilder(root / key, options, tokenizer, hashes, writer)
     try:
         with convert_cache_errors(root):
@@ -159,6 +155,18 @@ def prepare_corpus(
     hashes.save()
     corpus.temporary = temporary
     return corpus
+
+
+def key_of(identity: Any, options: CorpusOptions, tokenizer: TokenizerSource) -> str:
+    """Return the key of a corpus, the name of its folder; `identity` is that of its text."""
+    return corpus_key(
+        {
+            "format": _FORMAT,
+            "text": identity,
+            "tokenizer": tokenizer.identity,
+            "options": options.identity,
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -208,13 +216,35 @@ def _read(folder: Path, options: CorpusOptions, on_read: Callable[[int], None]) 
                 on_read(report.bytes_read + val_report.bytes_read)
                 unreported = 0
 
-    with recorded_log() as lines, open(folder / _TEXT, "wb") as file:
-        scanner = Scanner(file.write)
+    with (
+        recorded_log() as lines,
+        open(folder / _TEXT, "wb") as file,
+        open(folder / _SKETCHES, "wb") as sketches,
+    ):
+        scanner = Scanner(file.write, sketches.write, bool(options.val_sources))
         scan(options.sources, report)
         documents = [source.documents for source in report.sources]
         if options.val_sources:
             scan(options.val_sources, val_report)
-    return _Text(folder, scanner.finish(), documents, lines)
+        result = scanner.finish()
+    return _Text(folder, result, documents, lines)
+
+
+def corpus_content(
+    figures: Sequence[SplitFigures], sizes: Sequence[int], lines: Sequence[Sequence[Any]]
+) -> dict[str, Any]:
+    """Return the content of `corpus.json`.
+
+    Args:
+        figures: those of the training and of the validation shards.
+        sizes: numbers of documents, characters and bytes.
+        lines: what was logged.
+    """
+    return {
+        **{name: asdict(each) for name, each in zip(SPLITS, figures, strict=True)},
+        **dict(zip(_SIZES, sizes, strict=True)),
+        "log": list(lines),
+    }
 
 
 class CorpusBuilder:
@@ -234,7 +264,7 @@ class CorpusBuilder:
         options: CorpusOptions,
         tokenizer: TokenizerSource,
         hashes: FileHashes,
-        writer: type[ShardWriter],
+        writer: type[ShardWriter] = ShardWriter,
     ) -> None:
         self._folder, self._options, self._source = folder, options, tokenizer
         self._hashes, self._writer = hashes, writer
@@ -260,11 +290,20 @@ class CorpusBuilder:
             log.log(level, "%s", line)
         return corpus
 
+    def load(self) -> Corpus:
+        """Return the corpus, which is complete.
+
+        Raises:
+            AGI2Error: if a file is missing.
+        """
+        content = read_json_object(self._folder / CORPUS)
+        return self._load(content, self._source.load(self._folder))
+
     def _load(self, content: dict[str, Any], tokenizer: Tokenizer) -> Corpus:
         dtype = np.dtype(tokenizer.dtype).name
         train, val = (
             ShardedTokens(self._folder, name, dtype, SplitFigures(**content[name]))
-            for name in _SPLITS
+            for name in SPLITS
         )
         documents, characters, size = (content[name] for name in _SIZES)
         lines = [line for _, line in content["log"]]
@@ -293,7 +332,12 @@ class CorpusBuilder:
         read, options = self._text(files, text), self._options
         with recorded_log() as more:
             plan = plan_corpus(
-                read.scan, options.val_fraction, options.seed, read.first_val, options.dedup
+                read.scan,
+                options.val_fraction,
+                options.seed,
+                read.first_val,
+                options.dedup,
+                open_sketches(self._folder / _SKETCHES),
             )
             store = TextStore(self._folder / _TEXT, read.scan)
             sizes = read.scan.totals
@@ -302,22 +346,21 @@ class CorpusBuilder:
             tokenizer = self._tokenizer(store, plan)
         figures = self._tokenize(store, plan, tokenizer, sizes[1])
         figures[0].source_documents = documents
-        content = {
-            **{name: asdict(each) for name, each in zip(_SPLITS, figures, strict=True)},
-            **dict(zip(_SIZES, sizes, strict=True)),
-            "log": [*lines, *more],
-        }
+        content = corpus_content(figures, sizes, [*lines, *more])
         write_text(self._folder / CORPUS, json.dumps(content))
-        for name in (_TEXT, _SCAN, PROGRESS):
+        for name in (_TEXT, _SCAN, _SKETCHES, PROGRESS):
             (self._folder / name).unlink(missing_ok=True)
-        return self._load(content, tokenizer)
+        corpus = self._load(content, tokenizer)
+        corpus.is_new = True
+        return corpus
 
     def _text(self, files: Files | None, text: _Text | None) -> _Text:
         """Return the text in the folder; read it if it is not there."""
         path = self._folder / _SCAN
         with contextlib.suppress(OSError, KeyError, ValueError, AGI2Error):
             scan, progress = load_scan(path), self._progress()
-            if (self._folder / _TEXT).stat().st_size == scan.sizes.sum():
+            sizes = {_TEXT: scan.sizes.sum(), _SKETCHES: len(scan) * SKETCH.itemsize}
+            if all((self._folder / name).stat().st_size == sizes[name] for name in sizes):
                 return _Text(self._folder, scan, progress["documents"], progress["log"])
         for each in self._folder.iterdir():
             if each.name != LOCK:
@@ -329,8 +372,10 @@ class CorpusBuilder:
             files.check_unchanged()
         else:
             assert text is not None
-            (text.folder / _TEXT).replace(self._folder / _TEXT)
-        sync_file(self._folder / _TEXT)
+            for name in (_TEXT, _SKETCHES):
+                (text.folder / name).replace(self._folder / name)
+        for name in (_TEXT, _SKETCHES):
+            sync_file(self._folder / name)
         self._save_progress({"log": text.lines, "documents": text.documents})
         save_scan(text.scan, path)
         return text
@@ -380,18 +425,18 @@ class CorpusBuilder:
         """Return where to continue, and writers that do."""
         progress = self._progress()
         with contextlib.suppress(KeyError, TypeError, AGI2Error):
-            figures = [SplitFigures(**progress[name]) for name in _SPLITS]
+            figures = [SplitFigures(**progress[name]) for name in SPLITS]
             begin = Cursor(**progress["position"])
             writers = [
                 self._writer(self._folder, name, tokenizer, each)
-                for name, each in zip(_SPLITS, figures, strict=True)
+                for name, each in zip(SPLITS, figures, strict=True)
             ]
             log.info("tokenizing goes on at document %s", f"{begin.document + 1:,}")
             return begin, writers
-        return Cursor(), [self._writer(self._folder, name, tokenizer) for name in _SPLITS]
+        return Cursor(), [self._writer(self._folder, name, tokenizer) for name in SPLITS]
 
     def _save_position(self, position: Cursor, writers: list[ShardWriter]) -> None:
         for writer in writers:
             writer.sync()
-        progress = {name: asdict(each.figures) for name, each in zip(_SPLITS, writers, strict=True)}
+        progress = {name: asdict(each.figures) for name, each in zip(SPLITS, writers, strict=True)}
         self._save_progress({**self._progress(), "position": asdict(position), **progress})

@@ -9,12 +9,13 @@ document. Time is linear in the text, memory in the sample, which is bounded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
 
 from ..nn import shingle_library
+from .sketches import Sketcher
 
 SHINGLE = 24
 """Characters of a shingle: five English words, which texts of different authors rarely share."""
@@ -61,21 +62,26 @@ class ShingleSampler:
 
     The rate rises with the text, and shingles sampled before are dropped accordingly: the sample is
     the one that the final rate, known from the beginning, would have given.
+
+    Args:
+        sketcher: gets all shingles.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sketcher: Sketcher | None = None) -> None:
+        self._sketcher = sketcher
         self._block: list[str] = []
         self._block_size = 0
         self._position = 0  # of the block in the stream of documents and separators
         self._characters = 0  # of documents alone
         self._document_starts: list[np.ndarray] = []
         self._new_starts: list[int] = []
+        self._document_count = 0  # in `_document_starts`
         native = shingle_library.LIBRARY is not None
         table = _alphanumeric_table()
         self._hasher = shingle_library.ShingleHasher(table) if native else _Hasher()
         self._sampled = [(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))]
         self._count = 0
-        self._factor = 1
+        self._rate = 1
 
     def add(self, text: str, continues: bool = False) -> None:
         """Add a document; or, if it `continues` the one before, the next piece of that."""
@@ -93,43 +99,77 @@ class ShingleSampler:
 
     def _end_block(self) -> None:
         text = "".join(self._block)
-        self._sample(text, self._position, self._rate)
-        self._document_starts.append(np.array(self._new_starts, np.int64))
+        starts = np.array(self._new_starts, np.int64)
+        self._sample(text, self._position, starts)
+        self._document_starts.append(starts)
+        self._document_count += len(starts)
+        if self._sketcher is not None:
+            self._sketcher.complete(self._document_count - 1)
         self._position += len(text)
         self._block, self._block_size, self._new_starts = [], 0, []
 
-    @property
-    def _rate(self) -> int:
-        return -(-self._characters // _MAX_SHINGLES) or 1
-
-    def _sample(self, text: str, position: int, rate: int) -> None:
+    def _sample(self, text: str, position: int, starts: np.ndarray) -> None:
         for at in range(0, len(text), _BLOCK):
             codes = _code_points(text[at : at + _BLOCK])
-            found = self._hasher.add(codes, position + at, _threshold(rate * self._factor))
+            rate = self._rate if self._sketcher is None else 1
+            found = self._hasher.add(codes, position + at, _threshold(rate))
+            if self._sketcher is not None:
+                self._sketch(self._sketcher, found, starts)
+                chosen = np.flatnonzero(found[0] <= np.uint64(_threshold(self._rate)))
+                found = (found[0][chosen], found[1][chosen], found[2][chosen])
             self._sampled.append(found)
             self._count += len(found[0])
             while self._count > 2 * _MAX_SHINGLES:
-                self._drop(rate * self._factor)
-                if self._count > 2 * _MAX_SHINGLES:  # text that repeats few shingles, each often
-                    self._factor *= 2
+                self._rate *= 2
+                self._drop()
 
-    def _drop(self, rate: int) -> None:
-        """Drop the shingles that are not in a sample of this rate."""
+    def _sketch(
+        self,
+        sketcher: Sketcher,
+        found: tuple[np.ndarray, np.ndarray, np.ndarray],
+        starts: np.ndarray,
+    ) -> None:
+        """Add shingles, which may be of the document before the new ones, to the sketches."""
+        bounds = [0, *np.searchsorted(found[1], starts).tolist(), len(found[1])]
+        first = self._document_count - 1
+        documents = np.arange(first, first + len(bounds) - 1)
+        sketcher.add(found[0], np.repeat(documents, np.diff(bounds)))
+
+    def _drop(self) -> None:
+        """Drop the shingles that are not in a sample of the present rate."""
         hashes, starts, ends = (np.concatenate(each) for each in zip(*self._sampled, strict=True))
-        kept = hashes <= np.uint64(_threshold(rate))
+        kept = hashes <= np.uint64(_threshold(self._rate))
         self._sampled = [(hashes[kept], starts[kept], ends[kept])]
         self._count = int(kept.sum())
 
     def finish(self) -> Shingles:
-        """Return the sample, after the last document."""
+        """Return the sample, after the last document; `limit` makes it that of a whole corpus."""
         self._end_block()
-        rate = self._rate * self._factor
-        self._drop(rate)
+        if self._sketcher is not None:
+            self._sketcher.complete(self._document_count)
+        self._drop()
         document_starts = np.concatenate(self._document_starts)
         hashes, starts, ends = self._sampled[0]
         documents = np.searchsorted(document_starts, starts, "right") - 1
         first = document_starts[documents]
-        return Shingles(hashes, documents, starts - first, ends - first, rate)
+        return Shingles(hashes, documents, starts - first, ends - first, self._rate)
+
+
+def limit(sample: Shingles, characters: int) -> Shingles:
+    """Return the sample of a corpus, at the rate of its size.
+
+    Args:
+        sample: the sample of its documents, at a rate that is a power of two.
+        characters: number of characters of the corpus.
+    """
+    while len(sample) > 2 * _MAX_SHINGLES:  # of several parts
+        sample = at_rate(sample, 2 * sample.rate)
+    return at_rate(sample, max(sample.rate, -(-characters // _MAX_SHINGLES)))
+
+
+def at_rate(sample: Shingles, rate: int) -> Shingles:
+    """Return a sample at a higher rate."""
+    return replace(sample.select(sample.hashes <= np.uint64(_threshold(rate))), rate=rate)
 
 
 class _Hasher:
@@ -214,44 +254,28 @@ def cluster_near_duplicates(sample: Shingles, count: int, threshold: float) -> n
     Returns:
         The cluster of each document, (count,), as the index of the cluster's first document.
     """
-    sizes, (a, b, shared) = _shared_shingles(sample, count)
-    groups = np.arange(count)
+    sizes, (a, b, shared) = shared_shingles(sample, count)
     linked = shared >= threshold * np.minimum(sizes[a], sizes[b])
-    for first, second in zip(a[linked].tolist(), b[linked].tolist(), strict=True):
+    linked &= shared >= (_MIN_COMMON if sample.rate > 1 else 1)
+    return link(np.arange(count), a[linked], b[linked])
+
+
+def link(groups: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Merge clusters, (D,), in place, by pairs of documents, (P,) each; return them."""
+    for first, second in zip(a.tolist(), b.tolist(), strict=True):
         first, second = sorted((_find_root(groups, first), _find_root(groups, second)))
         groups[second] = first
     while (groups != groups[groups]).any():
-        groups = groups[groups]
+        groups[:] = groups[groups]
     return groups
 
 
-# A document is a near copy of another if they have this fraction of all their shingles in common.
-_NEAR_COPY = 0.8
-# In a sample, they must have so many in common, for an estimate of that fraction.
-_MIN_COMMON = 16
+# In a sample, documents must have so many in common: of a short document it may have only one
+# shingle, which may be that of a phrase that is in very many others.
+_MIN_COMMON = 4
 
 
-def near_copies(sample: Shingles, count: int) -> np.ndarray:
-    """Find documents that are near copies of a document before them that is not itself one.
-
-    Args:
-        sample: shingles of distinct documents.
-        count: number of documents.
-
-    Returns:
-        The mask, (count,), of the near copies.
-    """
-    sizes, (a, b, shared) = _shared_shingles(sample, count)
-    is_near = shared >= _NEAR_COPY * (sizes[a] + sizes[b] - shared)
-    is_near &= shared >= (_MIN_COMMON if sample.rate > 1 else 1)
-    copies = np.zeros(count, bool)
-    for first, second in zip(a[is_near].tolist(), b[is_near].tolist(), strict=True):
-        # Pairs are in the order of their first document, so that its own pairs have been seen.
-        copies[second] |= not copies[first]
-    return copies
-
-
-def _shared_shingles(
+def shared_shingles(
     sample: Shingles, count: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return the number of different shingles of each document, (count,), and `_pairs` of them."""

@@ -83,6 +83,8 @@ class SourceReport:
     """Number of documents that it dropped."""
     notes: Skipped = field(default_factory=Skipped)
     """What was decided for files, such as a guessed encoding or the column that was taken."""
+    first_problem: str = ""
+    """Why the first file that was skipped cannot be read."""
 
     @property
     def bytes_skipped(self) -> int:

@@ -6,6 +6,7 @@ The documents are read once, as a stream: memory grows with their number, by som
 from __future__ import annotations
 
 import heapq
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from ..console import Advance, show_progress
 from ..errors import AGI2Error
 from ..tokenizer import BPETokenizer, Tokenizer
 from .characters import CharacterCounts, OddCharacters
-from .dedup import near_copies
+from .copies import copies_of_kept, find_copies
 from .documents import Document, ReadOptions, ReadReport
 from .languages import LanguageSampler
 from .readers import iterate_documents
 from .scan import Scan, Scanner
+from .sketches import SKETCH
 from .sources import file_size, find_sources
 
 LISTED = 5
@@ -129,7 +131,8 @@ class _Inspector:
     """Collects what is known of a stream of documents."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._scanner = Scanner()
+        self._sketches = tempfile.TemporaryFile()  # noqa: SIM115 (deleted with this object)
+        self._scanner = Scanner(None, self._sketches.write)
         self._characters = CharacterCounts()
         self._languages = LanguageSampler()
         self._tokens = _TokenCounter(tokenizer)
@@ -157,9 +160,10 @@ class _Inspector:
         scan = self._scanner.finish()
         self._characters.finish()
         longest, shortest = self._lengths.finish()
-        is_first = scan.originals == np.arange(len(scan))
-        near = np.zeros(len(scan), bool)
-        near[is_first] = near_copies(scan.texts.shingles, len(scan.texts))
+        self._sketches.flush()
+        sketches = np.memmap(self._sketches, SKETCH, "r")
+        is_first, pairs = find_copies(scan, np.ones(len(scan), bool), sketches)
+        near = copies_of_kept(*pairs, len(scan))
         return Inspection(
             report=report,
             documents=len(scan),

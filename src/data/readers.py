@@ -114,14 +114,18 @@ def iterate_documents(
     for source in resolved:
         counts = SourceReport(source.name, skipped=source.skipped)
         report.sources.append(counts)
-        yield from _read_source(source, options, counts)
-        if is_logged:
-            _log_counts(counts, len(resolved) <= _SOURCES_LOGGED)
+        yield from read_files(source, options, counts)
+        end_source(source, counts, len(resolved), is_logged)
     if options.preprocess is not None:
         check_any_left(options.preprocess, report)
 
 
-def _read_source(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
+def read_files(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
+    """Yield the documents of a source's files.
+
+    Raises:
+        AGI2Error: if a file that was named cannot be read.
+    """
     documents = _read_files(source, options, counts)
     if options.preprocess is not None:
         documents = preprocess(documents, load_preprocessor(options.preprocess), counts)
@@ -135,16 +139,25 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
             counts.characters += len(text)
             yield Document(text, BUILTIN)
         return
-    first_problem = ""
     for path in source.files:
         try:
             yield from _read_file(path, options, counts)
         except Unreadable as problem:
             if source.is_named:
                 raise
-            first_problem = first_problem or str(problem)
-    if source.files and not counts.files:
-        raise AGI2Error(f"{source.name}: no file of it can be read; {first_problem}")
+            counts.first_problem = counts.first_problem or str(problem)
+
+
+def end_source(source: Source, counts: SourceReport, sources: int, is_logged: bool = True) -> None:
+    """Check what was read of a source, of so many, and log it if `is_logged`.
+
+    Raises:
+        AGI2Error: if no file of it can be read.
+    """
+    if source.name != BUILTIN and source.files and not counts.files:
+        raise AGI2Error(f"{source.name}: no file of it can be read; {counts.first_problem}")
+    if is_logged:
+        _log_counts(counts, sources <= _SOURCES_LOGGED)
 
 
 def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:

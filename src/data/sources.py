@@ -114,7 +114,9 @@ def check_rereadable(sources: Sources, why: str, options: ReadOptions | None = N
 
 def is_pipe(path: SourceFile) -> bool:
     """Return whether a file can be read only once: a pipe, or standard input."""
-    return isinstance(path, Path) and (path == STDIN or not path.is_file())
+    if not isinstance(path, Path) or str(path) == BUILTIN:
+        return False
+    return path == STDIN or not path.is_file()
 
 
 def _identity(path: SourceFile) -> object:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import AGI2Error
-from ..utils import log, plural
+from ..utils import log, plural, sync_file
+from .copies import Pairs, find_copies, remove_copies
 from .dedup import (
     HashSet,
     Shingles,
     cluster_near_duplicates,
     containment,
-    near_copies,
+    link,
     passages,
 )
 from .scan import Scan, Texts, scan_texts
@@ -66,6 +68,16 @@ class SplitPlan:
             else:
                 yield [(0, end, cut <= 0)]
 
+    def part(self, first: int, last: int) -> SplitPlan:
+        """Return the plan of the documents from `first` to before `last`."""
+        exceptions = {
+            document - first: spans
+            for document, spans in self.exceptions.items()
+            if first <= document < last
+        }
+        removed = None if self.removed is None else self.removed[first:last]
+        return SplitPlan(self.characters[first:last], self.cuts[first:last], exceptions, removed)
+
     @property
     def holds_out(self) -> bool:
         """Whether any text is held out."""
@@ -101,6 +113,27 @@ class SplitPlan:
         return train, held_out
 
 
+def save_plan(plan: SplitPlan, path: Path) -> None:
+    """Save a plan to a file."""
+    spans = [(document, *span) for document, each in plan.exceptions.items() for span in each]
+    removed = np.zeros(0, bool) if plan.removed is None else plan.removed
+    with open(path, "wb") as file:
+        np.savez(
+            file, cuts=plan.cuts, spans=np.array(spans, np.int64).reshape(-1, 4), removed=removed
+        )
+    sync_file(path)
+
+
+def load_plan(path: Path, characters: np.ndarray) -> SplitPlan:
+    """Load a plan that `save_plan` saved, of documents of so many characters, (D,)."""
+    with np.load(path, allow_pickle=False) as file:
+        cuts, spans, removed = file["cuts"], file["spans"], file["removed"]
+    exceptions: dict[int, list[Span]] = {}
+    for document, start, end, is_held_out in spans.tolist():
+        exceptions.setdefault(document, []).append((start, end, bool(is_held_out)))
+    return SplitPlan(characters, cuts, exceptions, removed if len(removed) else None)
+
+
 def split_documents(
     documents: Sequence[str], val_fraction: float, seed: int = 0
 ) -> tuple[list[str], list[str]]:
@@ -129,12 +162,21 @@ def split_documents(
     return sides
 
 
-def plan_split(scan: Scan, val_fraction: float, seed: int = 0) -> SplitPlan:
-    """Plan the split of a corpus that was scanned; see `split_documents`."""
+def plan_split(
+    scan: Scan, val_fraction: float, seed: int = 0, pairs: Pairs | None = None
+) -> SplitPlan:
+    """Plan the split of a corpus that was scanned; see `split_documents`.
+
+    Args:
+        scan: the scan.
+        val_fraction: fraction of the characters to hold out.
+        seed: seed of the choice of complete documents.
+        pairs: documents that are near copies, besides those that the scan's shingles show.
+    """
     if val_fraction == 0:
         return SplitPlan(scan.characters, scan.characters)
     best, best_leakage = None, 0.0
-    for plan in _plans(scan, val_fraction, seed):
+    for plan in _plans(scan, val_fraction, seed, pairs):
         train, held_out = plan.sides(scan.shingles)
         hashes = scan.shingles.hashes
         leakage = containment(hashes[held_out], hashes[train]) or 0.0
@@ -149,7 +191,12 @@ def plan_split(scan: Scan, val_fraction: float, seed: int = 0) -> SplitPlan:
 
 
 def plan_corpus(
-    scan: Scan, val_fraction: float, seed: int, first_val: int, dedup: bool
+    scan: Scan,
+    val_fraction: float,
+    seed: int,
+    first_val: int,
+    dedup: bool,
+    sketches: np.ndarray | None = None,
 ) -> SplitPlan:
     """Plan the split of a corpus with documents of `val_sources`, and without copies.
 
@@ -161,26 +208,33 @@ def plan_corpus(
         seed: seed of the choice of documents.
         first_val: index of the first document of `val_sources`, which are the last ones.
         dedup: whether to remove copies and near copies from the training text.
+        sketches: the sketches of the documents, by which near copies are found if the scan has only
+            a sample of the shingles.
 
     Raises:
         AGI2Error: if nothing is left to train on.
     """
     is_val = np.arange(len(scan)) >= first_val
-    removed = np.isin(scan.originals, scan.originals[is_val]) & ~is_val
+    originals = scan.plain_originals
+    removed = np.isin(originals, originals[is_val]) & ~is_val
     if removed.any():
         what = plural(int(removed.sum()), "document")
         log.warning("removed from the training text, as val_sources has the same: %s", what)
-    removed |= _find_copies(scan, ~is_val & ~removed, dedup)
+    is_first, (a, b) = find_copies(scan, ~removed, sketches)
+    removed |= remove_copies(scan, ~is_val & ~removed, is_first, (a, b), dedup)
     if len(scan) and removed[:first_val].all():
         raise AGI2Error(
             "val_sources: all of the training text is in it: nothing is left to train on"
         )
     kept = ~removed
+    ranks = np.cumsum(kept) - 1
+    both = kept[a] & kept[b]
+    pairs = ranks[a[both]], ranks[b[both]]
     selected = scan.select(kept) if removed.any() else scan
     if is_val.any():
-        plan = _plan_given(selected, is_val[kept])
+        plan = _plan_given(selected, is_val[kept], pairs)
     else:
-        plan = plan_split(selected, val_fraction, seed)
+        plan = plan_split(selected, val_fraction, seed, pairs)
     if not removed.any():
         return plan
     cuts = np.zeros(len(scan), np.int64)
@@ -190,28 +244,7 @@ def plan_corpus(
     return SplitPlan(scan.characters, cuts, exceptions, removed)
 
 
-def _find_copies(scan: Scan, is_train: np.ndarray, dedup: bool) -> np.ndarray:
-    """Return which documents to remove, (D,): copies and near copies of earlier ones; log them."""
-    removed = np.zeros(len(scan), bool)
-    selected = scan if is_train.all() else scan.select(is_train)
-    is_first = selected.originals == np.arange(len(selected))
-    near = near_copies(selected.texts.shingles, len(selected.texts))
-    if is_first.all() and not near.any():
-        return removed
-    places = np.flatnonzero(is_train)
-    found = f"{plural(int((~is_first).sum()), 'copy', 'copies')} and {int(near.sum()):,} near "
-    found += "copies of other documents"
-    if not dedup:
-        log.info("the text has %s: dedup = true removes them", found)
-        return removed
-    removed[places[~is_first]] = True
-    removed[places[is_first][near]] = True
-    share = scan.characters[removed].sum() / scan.characters[is_train].sum()
-    log.info("removed %s, %.1f %% of the text", found, 100 * share)
-    return removed
-
-
-def _plan_given(scan: Scan, is_val: np.ndarray) -> SplitPlan:
+def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs) -> SplitPlan:
     """Plan the split into training documents and those of `val_sources`; log near copies."""
     shingles = scan.shingles
     in_val = is_val[shingles.documents]
@@ -219,11 +252,13 @@ def _plan_given(scan: Scan, is_val: np.ndarray) -> SplitPlan:
     documents = shingles.documents[in_val]
     counts = np.bincount(documents, minlength=len(scan))
     shared = np.bincount(documents, known, len(scan))
-    near = int(((shared >= _NEAR_DUPLICATE_THRESHOLDS[1] * counts) & (counts > 0)).sum())
-    if near:
+    is_near = (shared >= _NEAR_DUPLICATE_THRESHOLDS[1] * counts) & (counts > 0)
+    a, b = pairs
+    is_near[b[~is_val[a] & is_val[b]]] = True
+    if is_near.any():
         log.warning(
             "%s of val_sources: at least half is in the training text, too",
-            plural(near, "document"),
+            plural(int(is_near.sum()), "document"),
         )
     _log_leakage(float(known.mean()) if len(known) else 0.0)
     return SplitPlan(scan.characters, np.where(is_val, 0, scan.characters))
@@ -240,7 +275,7 @@ def _log_leakage(leakage: float) -> None:
         log.info("%.1f %% of the held-out text is in the training text, too", 100 * leakage)
 
 
-def _plans(scan: Scan, val_fraction: float, seed: int) -> Iterator[SplitPlan]:
+def _plans(scan: Scan, val_fraction: float, seed: int, pairs: Pairs | None) -> Iterator[SplitPlan]:
     """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
     texts = scan.texts
     if len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
@@ -248,6 +283,8 @@ def _plans(scan: Scan, val_fraction: float, seed: int) -> Iterator[SplitPlan]:
         total = int(lengths.sum())
         for threshold in _NEAR_DUPLICATE_THRESHOLDS:
             groups = cluster_near_duplicates(texts.shingles, len(texts), threshold)
+            if pairs is not None:
+                groups = link(groups, *(texts.index_of[each] for each in pairs))
             related = len(texts) - len(np.unique(groups))
             chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
             held_out = int(lengths[chosen].sum())

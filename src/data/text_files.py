@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import AGI2Error, one_line
 from ..utils import human_bytes, log
@@ -62,6 +63,21 @@ class Skipped:
         """Add the counts of another counter."""
         for (reason, _), entry in other._entries.items():
             self.add(reason, entry.example, count=entry.count, size=entry.size, unit=entry.unit)
+
+    def to_json(self) -> list[list[Any]]:
+        """Return the counts as `from_json` reads them."""
+        return [
+            [reason, each.unit, each.count, each.size, each.example]
+            for (reason, _), each in self._entries.items()
+        ]
+
+    @classmethod
+    def from_json(cls, counts: list[list[Any]]) -> Skipped:
+        """Return the counter of which `to_json` returned the counts."""
+        counter = cls()
+        for reason, unit, count, size, example in counts:
+            counter.add(reason, example, count=count, size=size, unit=unit)
+        return counter
 
     def __bool__(self) -> bool:
         return bool(self._entries)

@@ -16,19 +16,19 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import AGI2Error, one_line
-from ..utils import human_bytes, log, read_json_object, sha256_of, write_text
+from ..utils import WriteError, human_bytes, log, read_json_object, sha256_of, write_text
 from .builtin import BUILTIN
 from .documents import ReadOptions
 from .downloads import cache_folder
 from .preprocess import load_preprocessor
 from .remote import RemoteFile
-from .sources import SourceFile, Sources, find_sources, is_pipe
+from .sources import Source, SourceFile, Sources, find_sources, is_pipe
 
 # Windows has no fcntl.
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
@@ -51,9 +51,10 @@ def convert_cache_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, WriteError) as error:
+        reason = getattr(error if isinstance(error, OSError) else error.__cause__, "strerror", None)
         raise AGI2Error(
-            f"the tokens cannot be kept in {folder}: {error.strerror or error}; free some space, "
+            f"the tokens cannot be kept in {folder}: {reason or error}; free some space, "
             "or set token_cache to another folder"
         ) from error
 
@@ -97,22 +98,35 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, created if it does not exist; wait if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(file) is False:
             log.info("another process is tokenizing this text: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # the file system has no locks
-            log.debug("%s cannot be locked", folder)
         yield
+
+
+def try_lock(file: IO[str]) -> bool | None:
+    """Lock a file until it is closed, unless another process has locked it.
+
+    Returns:
+        Whether it is locked now; `None` if there are no locks.
+    """
+    try:
+        if fcntl is None:
+            return None
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has none
+        log.debug("%s cannot be locked", file.name)
+        return None
+    return True
 
 
 def delete_unused(root: Path) -> None:
     """Delete the corpora in a cache that no run has used for `_KEPT_DAYS` days."""
     oldest = time.time() - _KEPT_DAYS * 86400
     for folder in root.iterdir():
-        is_own = re.fullmatch(r"[0-9a-f]{32}|reading-[0-9a-f]{8}", folder.name)
+        is_own = re.fullmatch(r"(parts-)?[0-9a-f]{32}|reading-[0-9a-f]{8}", folder.name)
         with contextlib.suppress(OSError):  # another process has deleted it
             if is_own and folder.stat().st_mtime < oldest:
                 size = human_bytes(sum(each.stat().st_size for each in folder.iterdir()))
@@ -164,6 +178,15 @@ class FileHashes:
             self._entries[name] = [*stamp, digest]
             self._is_changed = True
         return digest, stamp
+
+    def is_known(self, path: Path) -> bool:
+        """Return whether the hash of a file was remembered."""
+        return os.path.abspath(path) in self._entries
+
+    def remember(self, path: Path, stamp: list[int], digest: str) -> None:
+        """Remember a hash that another process has computed."""
+        self._entries[os.path.abspath(path)] = [*stamp, digest]
+        self._is_changed = True
 
     def save(self) -> None:
         """Save the hashes of the files that still exist, if the folder can be written."""
@@ -227,30 +250,50 @@ def identify(
     Raises:
         AGI2Error: if a source is missing or cannot be read.
     """
-    files = Files([], {})
+    stamps: dict[Path, list[int]] = {}
+    found = (find_sources(group, options=reading) if group else [] for group in groups)
+    identity = identity_of(found, lambda file: identify_file(file, hashes, stamps), reading, stamps)
+    return None if identity is None else Files(identity, stamps)
+
+
+def identity_of(
+    groups: Iterable[list[Source]],
+    identify_one: Callable[[SourceFile], list[str]],
+    reading: ReadOptions | None,
+    stamps: dict[Path, list[int]],
+) -> list[list[Any]] | None:
+    """Return `Files.identity` of groups of sources, or `None` as `identify` does.
+
+    Args:
+        groups: the sources.
+        identify_one: returns what identifies a file; nothing for a pipe, or if that is not known.
+        reading: how they are read.
+        stamps: stamps of files, to which those of a user's function are added.
+    """
+    identity: list[list[Any]] = []
     if reading is not None and reading.preprocess is not None:
         preprocessor = load_preprocessor(reading.preprocess)
         if preprocessor.identity is None:
             log.info("the text is read again by each run: %s has no source", preprocessor.name)
             return None
-        files.identity.append(preprocessor.identity)
+        identity.append(preprocessor.identity)
         for path in preprocessor.module.files:
             with convert_source_errors(path):
-                files.stamps[path] = stamp_of(path)
+                stamps[path] = stamp_of(path)
     for sources in groups:
-        files.identity.append([])
-        for source in find_sources(sources, options=reading) if sources else []:
-            files.identity.append([])
+        identity.append([])
+        for source in sources:
+            identity.append([])
             for file in source.files:
-                known = _identify_file(file, files, hashes)
+                known = identify_one(file)
                 if not known:
                     return None
-                files.identity[-1] += known
-    return files
+                identity[-1] += known
+    return identity
 
 
-def _identify_file(path: SourceFile, files: Files, hashes: FileHashes) -> list[str]:
-    """Return what identifies a file; nothing for a pipe, or if that is not known."""
+def identify_file(path: SourceFile, hashes: FileHashes, stamps: dict[Path, list[int]]) -> list[str]:
+    """Return what identifies a file, and add its stamp; nothing for a pipe, or if not known."""
     if isinstance(path, RemoteFile):
         return [str(path), str(path.size), path.version] if path.version else []
     if str(path) == BUILTIN:
@@ -258,7 +301,7 @@ def _identify_file(path: SourceFile, files: Files, hashes: FileHashes) -> list[s
     with convert_source_errors(path):
         if is_pipe(path):
             return []
-        digest, files.stamps[path] = hashes.get(path)
+        digest, stamps[path] = hashes.get(path)
     return [path.name, digest]
 
 

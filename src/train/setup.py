@@ -60,7 +60,18 @@ def prepare(
     Raises:
         AGI2Error: if the text cannot be read, or the tokenizer cannot be loaded or fitted.
     """
-    options = CorpusOptions(
+    source = tokenizer_source(config, checkpoint, tokenizer)
+    corpus = prepare_corpus(corpus_options(config), source, config.token_cache)
+    train_data, val_data = _windows(corpus, config.seq_len)
+    # Preprocessed as the model's input is: memorized text is searched for in this.
+    text = DecodedDocuments(corpus.train, corpus.tokenizer)
+    sizes = (corpus.documents, corpus.characters, corpus.size)
+    return PreparedData(corpus.tokenizer, train_data, val_data, *sizes, text, corpus)
+
+
+def corpus_options(config: Config) -> CorpusOptions:
+    """Return what the text of a run and its split depend on."""
+    return CorpusOptions(
         config.sources,
         ReadOptions.from_config(config),
         config.val_fraction,
@@ -68,13 +79,6 @@ def prepare(
         config.val_sources,
         config.dedup,
     )
-    source = _tokenizer_source(config, checkpoint, tokenizer)
-    corpus = prepare_corpus(options, source, config.token_cache)
-    train_data, val_data = _windows(corpus, config.seq_len)
-    # Preprocessed as the model's input is: memorized text is searched for in this.
-    text = DecodedDocuments(corpus.train, corpus.tokenizer)
-    sizes = (corpus.documents, corpus.characters, corpus.size)
-    return PreparedData(corpus.tokenizer, train_data, val_data, *sizes, text, corpus)
 
 
 def make_model(
@@ -191,8 +195,8 @@ def _check_shards(text: PreparedData, process_group: ProcessGroup) -> None:
             ) from error
 
 
-def _tokenizer_source(
-    config: Config, checkpoint: Checkpoint | None, given: Tokenizer | None
+def tokenizer_source(
+    config: Config, checkpoint: Checkpoint | None, given: Tokenizer | None = None
 ) -> TokenizerSource:
     """Return the checkpoint's tokenizer if resumed; else the given or the configured one."""
     if given is not None and is_fitted(given):

@@ -1,10 +1,14 @@
 """One pass over a corpus: sizes, hashes and equal documents."""
 
+import itertools
+import random
+
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.data.scan import Scanner, load_scan, save_scan, scan_texts
+from src.data import dedup
+from src.data.scan import Scanner, join_scans, load_scan, save_scan, scan_texts
 
 TEXTS = st.lists(st.text(st.sampled_from("ab é鯨🐳\ud800"), max_size=4), max_size=30)
 
@@ -43,3 +47,40 @@ def test_a_scan_is_saved_and_loaded(tmp_path):
     for name in ("hashes", "documents", "starts", "ends", "rate"):
         assert np.array_equal(getattr(loaded.shingles, name), getattr(scan.shingles, name))
     assert len(scan.shingles) > 0
+
+
+MANY = ["".join(random.Random(number).choices("abé鯨", k=4)) for number in range(12)]
+
+
+@example(documents=MANY, cuts=[3, 6, 9])
+@given(documents=TEXTS, cuts=st.lists(st.integers(0, 30), max_size=3))
+def test_scans_of_parts_are_joined_to_that_of_all(documents, cuts):
+    before, dedup._MAX_SHINGLES = dedup._MAX_SHINGLES, 3
+    documents = [text * 9 for text in documents]
+    bounds = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
+    try:
+        parts = []
+        for first, last in itertools.pairwise(bounds):
+            scanner = Scanner(hashes_plain=True)
+            for text in documents[first:last]:
+                scanner.add(text)
+            parts.append(scanner.finish_part())
+        joined, whole = join_scans(parts), scan_texts(documents)
+    finally:
+        dedup._MAX_SHINGLES = before
+    assert joined.identity == whole.identity
+    assert joined.shingles.rate == whole.shingles.rate
+    for name in ("hashes", "documents", "starts", "ends"):
+        assert getattr(joined.shingles, name).tolist() == getattr(whole.shingles, name).tolist()
+    assert len(joined.plain_originals) == len(documents)
+
+
+def test_documents_that_differ_in_white_space_or_form_are_the_same_plain():
+    texts = ["Caf\xe9 au\nlait", "Cafe\u0301\r\nau lait ", "cafe au lait", "Caf\xe9\u2028aulait"]
+    scanner = Scanner(hashes_plain=True)
+    for text in texts:
+        scanner.add(text)
+    scan = scanner.finish()
+    assert scan.originals.tolist() == [0, 1, 2, 3]
+    assert scan.plain_originals.tolist() == [0, 0, 2, 0]
+    assert scan.select(np.array([False, True, True, True])).plain_originals.tolist() == [0, 1, 0]

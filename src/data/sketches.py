@@ -1,0 +1,137 @@
+"""Find near copies among any number of documents: MinHash sketches, compared band by band (LSH).
+
+A sketch has the smallest hash of a document's shingles in each of `BINS` ranges of the hash (Li and
+others, 2012: one permutation hashing). Two documents have equal minima in about as many bins as
+they have shingles in common (Broder, 1997). Only documents that agree in all bins of a band are
+compared, which near copies do in at least one. A sketch is `SKETCH.itemsize` bytes on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+BINS = 64
+_BANDS = 16
+SKETCH = np.dtype([("bands", "<u4", _BANDS), ("minima", "u1", BINS)])
+"""A hash of the minima of each band, and 8 bits of each minimum; 0 where there are no shingles."""
+_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
+_EMPTY = np.uint64(2**64 - 1)
+_COMPARED = 2**16  # pairs that are compared at a time
+
+
+class Sketcher:
+    """Sketches a stream of documents.
+
+    Args:
+        sink: called with the bytes of complete sketches, in the order of the documents.
+    """
+
+    def __init__(self, sink: Callable[[bytes], object]) -> None:
+        self._sink = sink
+        self._first = 0  # document of the first row
+        self._rows = np.empty((0, BINS), np.uint64)
+
+    def add(self, hashes: np.ndarray, documents: np.ndarray) -> None:
+        """Add shingles: their hashes, (N,), and their documents, (N,), in ascending order."""
+        if len(hashes):
+            self._grow(int(documents[-1]) + 1)
+            cells = (documents - self._first) * BINS + (hashes >> _SHIFT).view(np.int64)
+            np.minimum.at(self._rows.reshape(-1), cells, hashes)
+
+    def _grow(self, count: int) -> None:
+        new = count - self._first - len(self._rows)
+        if new > 0:
+            rows = np.full((new, BINS), _EMPTY)
+            self._rows = np.concatenate([self._rows, rows]) if len(self._rows) else rows
+
+    def complete(self, count: int) -> None:
+        """Deliver the sketches of the first `count` documents; no more shingles of them follow."""
+        self._grow(count)
+        done = count - self._first
+        if done > 0:
+            self._sink(_sketches(self._rows[:done]).tobytes())
+            self._rows, self._first = self._rows[done:].copy(), count
+
+
+def _sketches(minima: np.ndarray) -> np.ndarray:
+    """Return the sketches, (D,), for the smallest hashes of each bin, (D, BINS)."""
+    is_empty = minima == _EMPTY
+    sketches = np.zeros(len(minima), SKETCH)
+    low = np.maximum(minima & np.uint64(255), np.uint64(1))
+    sketches["minima"] = np.where(is_empty, np.uint64(0), low)
+    rows = minima.reshape(len(minima), _BANDS, BINS // _BANDS)
+    hashes = np.zeros(rows.shape[:2], np.uint64)
+    for column in range(rows.shape[2]):
+        hashes = (hashes ^ rows[:, :, column]) * np.uint64(0xFF51AFD7ED558CCD)
+        hashes ^= hashes >> np.uint64(32)
+    bands = np.maximum(hashes >> np.uint64(32), np.uint64(1))
+    has_none = is_empty.reshape(rows.shape).all(2)
+    sketches["bands"] = np.where(has_none, np.uint64(0), bands)
+    return sketches
+
+
+def open_sketches(path: Path) -> np.ndarray:
+    """Return the sketches in a file as a memory map."""
+    if not path.stat().st_size:
+        return np.empty(0, SKETCH)
+    return np.memmap(path, SKETCH, "r")
+
+
+def near_pairs(
+    sketches: np.ndarray, documents: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find pairs of near copies; of many copies of a document, each is in a pair with another.
+
+    Time is O(D log D), memory O(D).
+
+    Args:
+        sketches: the sketches of a corpus' documents.
+        documents: indices of the documents to compare, (D,), in ascending order.
+        threshold: fraction of all their shingles that near copies have in common, approximately.
+
+    Returns:
+        The indices of the documents of each pair, (P,) each, without repeats; the first ones are
+        in ascending order, and each is before its second one.
+    """
+    keys = [np.empty(0, np.int64)]
+    for band in range(_BANDS):
+        column = sketches["bands"][documents, band]
+        found = _pairs_of_band(sketches, documents, column, threshold)
+        keys = [np.unique(np.concatenate([*keys, found]))]
+    count = max(1, len(sketches))
+    return keys[0] // count, keys[0] % count
+
+
+def _pairs_of_band(
+    sketches: np.ndarray, documents: np.ndarray, column: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Return the near copies among documents with the same hash of a band, as `a * D + b`.
+
+    Each is compared with the first of these documents and, if that is no near copy, with the one
+    before: linear, since all pairs would be quadratic.
+    """
+    order = np.argsort(column, kind="stable")
+    order = order[np.searchsorted(column[order], 1) :]
+    is_same = column[order[1:]] == column[order[:-1]]
+    begins = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
+    repeats = np.flatnonzero(is_same) + 1
+    firsts = documents[order[begins[np.searchsorted(begins, repeats, "right") - 1]]]
+    before, after = documents[order[repeats - 1]], documents[order[repeats]]
+    is_near = _are_near(sketches, firsts, after, threshold)
+    others = ~is_near & (before != firsts)
+    others[others] = _are_near(sketches, before[others], after[others], threshold)
+    a = np.concatenate([firsts[is_near], before[others]])
+    return a * len(sketches) + np.concatenate([after[is_near], after[others]])
+
+
+def _are_near(sketches: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) -> np.ndarray:
+    near = np.zeros(len(a), bool)
+    for at in range(0, len(a), _COMPARED):
+        one = sketches["minima"][a[at : at + _COMPARED]]
+        other = sketches["minima"][b[at : at + _COMPARED]]
+        common = ((one == other) & (one > 0)).sum(1)
+        near[at : at + _COMPARED] = common >= threshold * ((one > 0) | (other > 0)).sum(1)
+    return near
