@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from ..errors import AGI2Error, one_line
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
 from ..utils import log, read_json_object, sync_file, write_text
-from .documents import ReadOptions, ReadReport
+from .corpus_options import CorpusOptions, TokenizerSource, key_of
+from .documents import ReadReport
 from .readers import iterate_documents
 from .scan import Scan, Scanner, load_scan, save_scan
 from .shards import ShardedTokens, ShardWriter, SplitFigures
@@ -38,7 +39,6 @@ from .token_cache import (
     FileHashes,
     Files,
     convert_cache_errors,
-    corpus_key,
     delete_unused,
     exclusive,
     find_cache,
@@ -49,7 +49,6 @@ from .tokens import encode_batches, write_batch
 CORPUS = "corpus.json"
 PROGRESS = "progress.json"
 _TEXT, _SCAN, _SKETCHES = "text.bin", "scan.npz", "sketches.bin"
-_FORMAT = 1
 SPLITS = ("train", "val")
 _SIZES = ("documents", "characters", "bytes")
 # Tokens after which the progress is saved.
@@ -58,38 +57,6 @@ _PROGRESS_TOKENS = 2**24
 _REPORTED_CHARACTERS = 2**20
 # Share of the time of training a tokenizer that is spent on counting words.
 _COUNTED_SHARE = 0.9
-
-
-@dataclass(frozen=True)
-class CorpusOptions:
-    """What the text of a corpus and its split depend on."""
-
-    sources: list[str]
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    val_fraction: float = 0.1
-    seed: int = 0
-    val_sources: list[str] = field(default_factory=list)
-    dedup: bool = False
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All but names of files, which say nothing of the text in them."""
-        reading = replace(self.reading, preprocess=None)
-        return {**asdict(replace(self, reading=reading)), "sources": None, "val_sources": None}
-
-
-@dataclass(frozen=True)
-class TokenizerSource:
-    """Where the tokenizer of a corpus comes from."""
-
-    identity: str | None
-    """What it depends on besides the training text; `None` if that is unknown."""
-    make: Callable[[Iterable[str]], Tokenizer]
-    """Returns the tokenizer, fitted on the training text if it has to be."""
-    load: Callable[[Path], Tokenizer]
-    """Returns the tokenizer, of which `tokenizer.json` is in a folder."""
-    is_fitted: bool = False
-    """Whether `make` does without the training text."""
 
 
 @dataclass
@@ -155,18 +122,6 @@ def prepare_corpus(
     hashes.save()
     corpus.temporary = temporary
     return corpus
-
-
-def key_of(identity: Any, options: CorpusOptions, tokenizer: TokenizerSource) -> str:
-    """Return the key of a corpus, the name of its folder; `identity` is that of its text."""
-    return corpus_key(
-        {
-            "format": _FORMAT,
-            "text": identity,
-            "tokenizer": tokenizer.identity,
-            "options": options.identity,
-        }
-    )
 
 
 @dataclass(frozen=True)

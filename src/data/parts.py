@@ -25,24 +25,16 @@ from ..errors import AGI2Error
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
 from ..utils import log, plural, read_json_object, sha256_of, sync_file, sync_folder, write_text
-from .build import (
-    CORPUS,
-    SPLITS,
-    Corpus,
-    CorpusBuilder,
-    CorpusOptions,
-    TokenizerSource,
-    corpus_content,
-    key_of,
-)
+from .build import CORPUS, SPLITS, Corpus, CorpusBuilder, corpus_content
 from .corpus import check_rereadable
+from .corpus_options import CorpusOptions, TokenizerSource, key_of
 from .remote import RemoteFile
 from .scan import Scan, join_scans
 from .shards import ShardWriter, SplitFigures, index_path, shard_path
 from .shared_tasks import FinishedElsewhereError, Part, SharedTasks
 from .sketches import open_sketches
 from .sources import Source, SourceFile, file_size, find_sources
-from .splits import SplitPlan, load_plan, plan_corpus, save_plan
+from .splits import Span, SplitPlan, plan_corpus
 from .text_store import TextStore
 from .token_cache import (
     FILE_HASHES,
@@ -331,3 +323,24 @@ def _link(path: Path, other: Path) -> None:
     except OSError:
         shutil.copyfile(path, other)
         sync_file(other)
+
+
+def save_plan(plan: SplitPlan, path: Path) -> None:
+    """Save a plan to a file."""
+    spans = [(document, *span) for document, each in plan.exceptions.items() for span in each]
+    removed = np.zeros(0, bool) if plan.removed is None else plan.removed
+    with open(path, "wb") as file:
+        np.savez(
+            file, cuts=plan.cuts, spans=np.array(spans, np.int64).reshape(-1, 4), removed=removed
+        )
+    sync_file(path)
+
+
+def load_plan(path: Path, characters: np.ndarray) -> SplitPlan:
+    """Load a plan that `save_plan` saved, of documents of so many characters, (D,)."""
+    with np.load(path, allow_pickle=False) as file:
+        cuts, spans, removed = file["cuts"], file["spans"], file["removed"]
+    exceptions: dict[int, list[Span]] = {}
+    for document, start, end, is_held_out in spans.tolist():
+        exceptions.setdefault(document, []).append((start, end, bool(is_held_out)))
+    return SplitPlan(characters, cuts, exceptions, removed if len(removed) else None)

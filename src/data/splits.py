@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import AGI2Error
-from ..utils import log, plural, sync_file
+from ..utils import log, plural
 from .copies import Pairs, find_copies, remove_copies
 from .dedup import (
     HashSet,
@@ -111,27 +110,6 @@ class SplitPlan:
                     if is_held_out == is_side:
                         side[first:last] |= (starts >= start) & (ends <= end)
         return train, held_out
-
-
-def save_plan(plan: SplitPlan, path: Path) -> None:
-    """Save a plan to a file."""
-    spans = [(document, *span) for document, each in plan.exceptions.items() for span in each]
-    removed = np.zeros(0, bool) if plan.removed is None else plan.removed
-    with open(path, "wb") as file:
-        np.savez(
-            file, cuts=plan.cuts, spans=np.array(spans, np.int64).reshape(-1, 4), removed=removed
-        )
-    sync_file(path)
-
-
-def load_plan(path: Path, characters: np.ndarray) -> SplitPlan:
-    """Load a plan that `save_plan` saved, of documents of so many characters, (D,)."""
-    with np.load(path, allow_pickle=False) as file:
-        cuts, spans, removed = file["cuts"], file["spans"], file["removed"]
-    exceptions: dict[int, list[Span]] = {}
-    for document, start, end, is_held_out in spans.tolist():
-        exceptions.setdefault(document, []).append((start, end, bool(is_held_out)))
-    return SplitPlan(characters, cuts, exceptions, removed if len(removed) else None)
 
 
 def split_documents(

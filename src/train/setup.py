@@ -10,7 +10,8 @@ import torch
 
 from ..config import FREE_ARCHITECTURE_KEYS, Config
 from ..cuda_utils import check_memory
-from ..data.build import Corpus, CorpusOptions, TokenizerSource, prepare_corpus
+from ..data.build import Corpus, prepare_corpus
+from ..data.corpus_options import CorpusOptions, TokenizerSource
 from ..data.decoded import DecodedDocuments
 from ..data.documents import ReadOptions
 from ..data.shards import ShardedTokens

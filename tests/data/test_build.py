@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from src.data import build, shards, text_store, token_cache
-from src.data.build import CORPUS, CorpusOptions, TokenizerSource, prepare_corpus
+from src.data.build import CORPUS, prepare_corpus
 from src.data.corpus import read_documents
+from src.data.corpus_options import CorpusOptions, TokenizerSource
 from src.data.decoded import DecodedDocuments, first_characters
+from src.data.documents import ReadOptions
 from src.data.shards import ShardWriter
 from src.data.splits import split_documents
 from src.data.tokens import count_bytes, tokenize
@@ -195,7 +197,7 @@ def test_any_change_of_an_option_or_of_the_tokenizer_is_noticed(sources, cache):
     folders = [prepare(sources, cache).folder]
     folders.append(prepare(sources, cache, seed=1).folder)
     folders.append(prepare(sources, cache, val_fraction=0.2).folder)
-    folders.append(prepare(sources, cache, reading=build.ReadOptions("text")).folder)
+    folders.append(prepare(sources, cache, reading=ReadOptions("text")).folder)
     folders.append(prepare(sources, cache, fitted(290, "bpe 290")[0]).folder)
     assert len(set(folders)) == 5
 

@@ -9,8 +9,9 @@ import threading
 import pytest
 
 from src.data import parts, readers, shards, shared_tasks, token_cache, token_stream, units
-from src.data.build import CORPUS, CorpusOptions, TokenizerSource, prepare_corpus
+from src.data.build import CORPUS, prepare_corpus
 from src.data.builtin import BUILTIN
+from src.data.corpus_options import CorpusOptions, TokenizerSource
 from src.data.parts import prepare_part
 from src.data.shards import ShardWriter
 from src.data.shared_tasks import Part

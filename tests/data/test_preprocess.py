@@ -9,8 +9,9 @@ import pytest
 
 from src.config_loader import load_config
 from src.data import build, preprocess, readers, text
-from src.data.build import CorpusOptions, prepare_corpus
+from src.data.build import prepare_corpus
 from src.data.corpus import check_configured, check_sources
+from src.data.corpus_options import CorpusOptions
 from src.data.decoded import DecodedDocuments
 from src.data.documents import ReadOptions, ReadReport
 from src.data.preprocess import load_preprocessor

@@ -8,7 +8,8 @@ import zipfile
 
 import pytest
 
-from src.data.build import CorpusOptions, TokenizerSource, prepare_corpus
+from src.data.build import prepare_corpus
+from src.data.corpus_options import CorpusOptions, TokenizerSource
 from src.data.decoded import DecodedDocuments
 from src.data.documents import ReadOptions
 from src.tokenizer import BPETokenizer
