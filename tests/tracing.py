@@ -68,6 +68,8 @@ def _exec_module(loader, module):
 
 def trace_examples(item: pytest.Item) -> None:
     """Trace the examples of a property test, but not Hypothesis, which draws them."""
+    if item.get_closest_marker("no_cover"):
+        raise pytest.UsageError(f"{item.nodeid}: no_cover restarts the tracer: mark it untraced")
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if handle is None or hasattr(handle.inner_test, "is_traced"):
         return
