@@ -6,15 +6,19 @@ import os
 import random
 import threading
 
+import numpy as np
 import pytest
 
 from src.data import parts, readers, shards, shared_tasks, token_cache, token_stream, units
 from src.data.build import CORPUS, prepare_corpus
 from src.data.builtin import BUILTIN
 from src.data.corpus_options import CorpusOptions, TokenizerSource
+from src.data.documents import ReadOptions
 from src.data.parts import prepare_part
+from src.data.remote import RemoteFile
 from src.data.shards import ShardWriter
 from src.data.shared_tasks import Part
+from src.data.splits import SplitPlan
 from src.errors import AGI2Error
 from src.tokenizer import BPETokenizer, load_tokenizer
 from tests.conftest import make_text
@@ -312,3 +316,34 @@ def test_a_part_is_k_of_n(text):
 
 def test_the_first_part_is_1():
     assert Part.parse("3/16") == Part(3, 16)
+
+
+def test_hashes_of_old_files_are_kept_and_a_function_may_change_the_text(
+    sources, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(token_cache, "_UNCERTAIN", -(10**18))
+    (tmp_path / "change.py").write_text("def shout(text):\n    return text.upper()\n")
+    reading = ReadOptions(preprocess=f"{tmp_path / 'change.py'}:shout")
+    expected = whole([sources], tmp_path / "whole", reading=reading)
+    corpus = prepare([sources], tmp_path / "parts", reading=reading)
+    assert files_of(corpus.folder) == files_of(expected.folder)
+    assert "long1.txt" in (tmp_path / "parts" / token_cache.FILE_HASHES).read_text("utf-8")
+
+
+def test_a_plan_is_saved_and_loaded(tmp_path):
+    characters = np.array([9, 5, 7])
+    spans = {1: [(0, 2, False), (2, 4, True), (4, 5, False)]}
+    plan = SplitPlan(characters, np.array([9, 5, 0]), spans, np.array([True, False, False]))
+    parts.save_plan(plan, tmp_path / "plan.npz")
+    loaded = parts.load_plan(tmp_path / "plan.npz", characters)
+    assert [loaded.spans(each) for each in range(3)] == [[], spans[1], [(0, 7, True)]]
+    assert loaded.part(1, 3).spans(0) == spans[1]
+
+
+def test_files_elsewhere_are_known_by_their_version(sources, tmp_path, monkeypatch):
+    with_version = RemoteFile.__new__(RemoteFile)
+    object.__setattr__(with_version, "version", "")
+    assert parts._describe(with_version) == []
+    monkeypatch.setattr(parts, "_describe", lambda path: [])
+    with pytest.raises(AGI2Error, match="need sources whose changes can be noticed"):
+        prepare([sources], tmp_path / "parts")
