@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from ..errors import AGI2Error
 from . import completion
-from .common import Quiet, Verbose, app, set_up_log
+from .common import Overrides, Quiet, Verbose, app, set_up_log
 from .startup import loading
 
 Sources = Annotated[
@@ -62,6 +63,7 @@ def plan(
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="Time limit of the run.")] = 10.0,
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
+    overrides: Overrides = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -77,11 +79,34 @@ def plan(
         set_up_log(quiet, verbose)
         from ..console import print_line
         from ..data.corpus import check_sources
+        from ..data.documents import ReadOptions
+        from .train_text import check_keys
 
         if os.path.lexists(out):
             raise AGI2Error(f"{out} exists: name another file with --out")
-        check_sources(sources)
+        given = _given_keys(overrides or [])
+        reading = ReadOptions.from_config(check_keys(sources, Path(out).stem, given))
+        check_sources(sources, reading)
         from ..train.plan_file import propose
 
-    for line in propose(sources, minutes, Path(out)):
+    for line in propose(sources, minutes, Path(out), reading, given):
         print_line(line)
+
+
+_SET_OTHERWISE = {
+    "sources": "name the texts as arguments",
+    "model_name": "--out names the file and the run",
+    "max_minutes": "use --minutes",
+    "resume": "a plan is for a new run",
+    "init_from": "a plan is for a new model",
+}
+
+
+def _given_keys(overrides: Sequence[str]) -> dict[str, Any]:
+    from ..config_loader import parse_override
+
+    given = dict(map(parse_override, overrides))
+    for key, advice in _SET_OTHERWISE.items():
+        if key in given:
+            raise AGI2Error(f"--set {key}: {advice}")
+    return given

@@ -147,7 +147,7 @@ class TextRun:
         given = dict(map(parse_override, overrides))
         name = _name_for(paths, name, given)
         resume = _is_resumed(given) or resume
-        config = _check_keys(list(paths), name, given)
+        config = check_keys(list(paths), name, given)
         minutes = _minutes_for(minutes, given)
         return cls(list(paths), config, given, minutes, resume)
 
@@ -287,7 +287,7 @@ def _minutes_for(minutes: float | None, given: dict[str, Any]) -> float | None:
     return minutes
 
 
-def _check_keys(sources: list[str], name: str, given: dict[str, Any]) -> Config:
+def check_keys(sources: list[str], name: str, given: dict[str, Any]) -> Config:
     """Return the configuration of the keys that do not depend on the plan; check all of them."""
     wrong = [
         f"--set {key}: {problem}"

@@ -12,19 +12,28 @@ import torch
 
 from ..cuda_utils import describe_device, select_device
 from ..data.corpus import check_rereadable, check_sources
+from ..data.documents import ReadOptions
 from ..errors import AGI2Error, mask_urls
 from ..utils import human_bytes, human_time, plural, write_text
 from .planner import Corpus, Plan, choose_shape
 from .scaling_law import SCALING_LAW
 
 
-def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
+def propose(
+    sources: Sequence[str],
+    minutes: float,
+    out: Path,
+    reading: ReadOptions | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
     """Plan a run, write its configuration, and yield lines that describe it.
 
     Args:
         sources: as for `corpus.read_documents`.
         minutes: the time limit of the run on this machine.
         out: the TOML file to write; its stem becomes the run's name.
+        reading: how the sources are read.
+        given: keys that the user has set.
 
     Raises:
         AGI2Error: if `out` exists, or a source cannot be read.
@@ -33,12 +42,13 @@ def propose(sources: Sequence[str], minutes: float, out: Path) -> Iterator[str]:
         raise AGI2Error(f"--minutes {minutes}: name a number of minutes above 0")
     if out.exists():
         raise AGI2Error(f"{out} exists: name another file with --out")
-    check_sources(sources)
+    check_sources(sources, reading)
     check_rereadable(sources, "the planned run reads it again")
-    corpus = Corpus.read(sources)
-    device = select_device("auto")
+    corpus = Corpus.read(sources, reading)
+    given = given or {}
+    device = select_device(given.get("device", "auto"))
     yield f"# {describe_corpus(corpus, device)}"
-    plan = choose_shape(corpus, minutes, device, out.stem)
+    plan = choose_shape(corpus, minutes, device, out.stem, given)
     yield write_plan(plan, out)
     for line in describe_plan(plan, minutes):
         yield f"# {line}"
@@ -77,6 +87,9 @@ def describe_plan(plan: Plan, minutes: float) -> Iterator[str]:
         f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
         f"{plan.epochs:.3g} epochs over the text"
     )
+    if plan.steps < _FEW_STEPS:
+        time = human_time(60 * minutes)
+        yield f"{time} are too short on this machine to learn much: raise --minutes"
     if plan.outside:
         yield (
             "no prediction of the bits per byte, as the scaling law was fitted to other runs: "
@@ -90,6 +103,9 @@ def describe_plan(plan: Plan, minutes: float) -> Iterator[str]:
         "entropy that bzip2 estimates"
     )
 
+
+_FEW_STEPS = 20
+"""Fewer steps than this are said to be too few."""
 
 _COMMENTS = {
     "sources": "The text to train on.",

@@ -343,8 +343,10 @@ def _estimate(
     steps_per_epoch = train_bytes / (per_step * speed.bytes_per_token)
     useful = max(_MIN_STEPS, _MAX_EPOCHS * steps_per_epoch)
     allowed = _allowed_steps(keys, given, steps_per_epoch)
-    steps = max(1, int(min(affordable, useful, allowed)))
-    seen = steps * per_step * speed.bytes_per_token
+    expected = min(affordable, useful, allowed)
+    steps = max(1, int(expected))
+    # A shape with steps too long for the time must not seem to see more text than a smaller one.
+    seen = (steps if expected >= 1 else expected) * per_step * speed.bytes_per_token
     epochs = seen / train_bytes
     parameters = _parameters(keys)
     by_steps = useful < affordable and math.isinf(allowed)

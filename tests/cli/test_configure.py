@@ -6,7 +6,9 @@ import pytest
 
 from src.cli.recipes import list_recipes, read_recipe
 from src.config_loader import load_config, make_config
+from src.train import planner
 from tests.cli.commands import ROOT, run
+from tests.conftest import make_text
 
 
 def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
@@ -15,7 +17,7 @@ def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
         (tmp_path / name).write_text("some text")
     monkeypatch.setattr(
         "src.train.plan_file.propose",
-        lambda sources, minutes, out: [f"{sources} {minutes} {out}"],
+        lambda sources, minutes, out, reading, given: [f"{sources} {minutes} {out}"],
     )
     given = ["plan", "--sources", "a.txt", "b.txt", "--minutes", "30"]
     assert run(capsys, *given) == (0, "['a.txt', 'b.txt'] 30.0 my.toml\n", "")
@@ -23,6 +25,38 @@ def test_plan_takes_sources_minutes_and_a_file(tmp_path, capsys, monkeypatch):
     assert run(capsys, *given) == (0, "['a.txt', 'c.txt', 'b.txt'] 30.0 x.toml\n", "")
     assert run(capsys, "plan", "a.txt", "b.txt") == (0, "['a.txt', 'b.txt'] 10.0 my.toml\n", "")
     assert run(capsys, "plan", "--minutes", "30")[0] == 2
+
+
+def test_a_plan_keeps_the_keys_that_are_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(planner, "_BENCHMARK_SECONDS", 0)
+    monkeypatch.setattr(planner, "SHAPES", planner.SHAPES[:1])
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f'row {number},"{make_text(20, number)}"\n' for number in range(40))
+    (tmp_path / "a.csv").write_text(f"title,body\n{rows}")
+    status, out, err = run(capsys, "plan", "a.csv")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "no field 'text' among title, body; set text_field" in err
+    assert run(capsys, "plan", "a.csv", "--set", "text_field=body", "--quiet")[0] == 0
+    assert load_config("my.toml").text_field == "body"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sources=b", "--set sources: name the texts as arguments"),
+        ("model_name=b", "--set model_name: --out names the file and the run"),
+        ("max_minutes=3", "--set max_minutes: use --minutes"),
+        ("resume=auto", "--set resume: a plan is for a new run"),
+        ("init_from=b", "--set init_from: a plan is for a new model"),
+        ("top_q=1", "unknown key top_q; did you mean top_p?"),
+    ],
+)
+def test_a_key_that_a_plan_does_not_keep_is_refused(given, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text")
+    status, out, err = run(capsys, "plan", "a.txt", "--set", given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
 
 
 def test_a_plan_never_overwrites(tmp_path, capsys):

@@ -69,6 +69,14 @@ def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
     assert "# More epochs over this text would hardly lower the loss.\nmax_steps" in told
 
 
+def test_a_machine_too_slow_for_the_time_gets_the_smallest_shape_and_is_told(tmp_path, monkeypatch):
+    speeds(monkeypatch, 1e6)
+    told, config = proposed(tmp_path, make_text(3000), 0.1)
+    assert "# 6 s are too short on this machine to learn much: raise --minutes" in told
+    assert "predicted: 1 step of 1,024 tokens" in told
+    assert config.model_embd == SHAPES[0].width
+
+
 def test_the_toml_holds_its_keys():
     keys = {"sources": ['a "b".txt', "ß"], "dropout": 0.1, "max_minutes": 9.5}
     written = to_toml(keys, 10)
