@@ -157,7 +157,7 @@ def _print_statistics(tokenizer: Tokenizer, found: TextStatistics) -> None:
     # The last merges are the rarest, so that the first unused tokens say more.
     unused = found.unused
     labels = [token_label(id, tokenizer) for id in unused[: _LISTED + 1]]
-    _print_list(plural(len(unused), "unused token"), labels)
+    _print_list(f"{plural(len(unused), 'token')} that the text does not use", labels)
 
 
 def _print_list(name: str, items: Sequence[str]) -> None:

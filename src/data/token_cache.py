@@ -311,7 +311,6 @@ _LIBRARIES = (
     "charset-normalizer",
     "pyarrow",
     "pypdfium2",
-    "rensa",
     "selectolax",
     "zstandard",
 )

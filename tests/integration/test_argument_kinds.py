@@ -340,6 +340,7 @@ METHODS = {
         input_ids=("rows", torch.tensor([[3, 4]])),
         attention_mask=("mask", torch.tensor([[True, True]])), cache=("optional", None),
         last_only=("bool", False), counts=("counts", torch.tensor([1])),
+        document_ids=("optional", None),
     ),
     "model.new_cache": case(
         lambda world, **given: world.model.new_cache(**given),
