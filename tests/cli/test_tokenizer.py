@@ -140,7 +140,7 @@ def test_lost_characters_are_counted(folder, capsys):
     assert "<unk>: 3 tokens, whose text is lost" in printed
     _, printed, _ = run(capsys, "tokenizer", "inspect", folder / "basic", "abcde")
     assert "<unk>: " not in printed
-    assert "1 unused token: ' '" in printed
+    assert "1 token that the text does not use: ' '" in printed
 
 
 def test_in_a_terminal_adjacent_tokens_have_other_colors(folder, capsys, monkeypatch):
