@@ -13,7 +13,10 @@ from tests.conftest import CHECKOUT, open_terminal, run_python
 
 # A finder that refuses PyTorch: whatever imports it, in whatever way, ends with a traceback.
 WITHOUT_PYTORCH = """
-import sys
+import os, sys
+
+# The shell of the parent processes, which typer looks for otherwise, may not be among them.
+os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
