@@ -28,12 +28,13 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+# A URL from its "://" on: to search for its scheme would take quadratic time in long words.
+_ADDRESS = re.compile(r"(?<=[a-z0-9+.-])://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def mask_urls(text: str) -> str:
     """Mask possible secrets in every URL: the user information and the query values."""
-    return _URL.sub(lambda match: _mask_url(match[0]), text)
+    return _ADDRESS.sub(lambda match: f"://{_mask_address(match[0][3:])}", text)
 
 
 def mask_secrets(value: Any) -> Any:
@@ -45,10 +46,10 @@ def mask_secrets(value: Any) -> Any:
     return [mask_secrets(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _mask_url(url: str) -> str:
-    address = url.rstrip(":,;.)")
-    scheme, rest = address.split("://", 1)
-    address_path, mark, query = rest.partition("?")
+def _mask_address(given: str) -> str:
+    """Mask a URL without its scheme; punctuation after it is that of a sentence."""
+    address = given.rstrip(":,;.)")
+    address_path, mark, query = address.partition("?")
     authority = address_path.split("/", 1)[0]
     port = authority.rpartition(":")[2]
     # A password may contain a slash that is not percent-encoded.
@@ -56,7 +57,7 @@ def _mask_url(url: str) -> str:
     if "@" in part:
         address_path = "***@" + address_path[part.rindex("@") + 1 :]
     query = re.sub(r"=[^&#]*", "=***", query)
-    return f"{scheme}://{address_path}{mark}{query}{url[len(address) :]}"
+    return f"{address_path}{mark}{query}{given[len(address) :]}"
 
 
 def one_line(text: str, limit: int = MAX_LINE_LENGTH) -> str:

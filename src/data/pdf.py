@@ -17,7 +17,7 @@ _PAGE_NUMBER = re.compile(
 )
 # What PDFium gives for a hyphen and a line end between letters.
 _MARK = re.compile("[\ufffe\x02](?:\r\n)?")
-_HYPHEN = re.compile(r"(\w+)[-\u00ad\u2010]\n(\w+)")
+_HYPHEN = re.compile(r"(?<!\w)(\w+)[-\u00ad\u2010]\n(\w+)")
 _WORD = re.compile(r"\w+(?:-\w+)*")
 
 
