@@ -118,7 +118,9 @@ def test_a_text_is_split_with_bars_and_nothing_in_it_controls_the_terminal(folde
     assert view.replace("\n", "").count("|") + view.count("\\n\n") == len(tokens) - 1
     assert "\\xc3|\\xa9" in view
     assert not set(printed) & set("\x1b\x07\r\u202e\u2028\x9b")
-    assert re.search(r"\d+ tokens that the text does not use: '.*', \.\.\.", head.replace("\n ", ""))
+    assert re.search(
+        r"\d+ tokens that the text does not use: '.*', \.\.\.", head.replace("\n ", "")
+    )
 
 
 def test_a_text_with_a_null_character_names_no_file(folder, capsys):
