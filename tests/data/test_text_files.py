@@ -1,3 +1,5 @@
+import logging
+
 from src.data.text_files import Skipped
 
 
@@ -26,3 +28,11 @@ def test_a_tally_of_strange_names_is_printable():
     (line,) = tally.lines()
     assert line.isprintable()
     assert len(line) <= 300
+
+
+def test_each_skipped_item_is_logged_for_debugging(caplog):
+    tally = Skipped()
+    with caplog.at_level(logging.DEBUG, logger="agi2"):
+        tally.add("empty", "a\n.txt")
+        tally.add("empty", "b.txt")
+    assert caplog.messages == ["empty: a\\n.txt", "empty: b.txt"]

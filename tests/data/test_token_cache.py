@@ -1,10 +1,12 @@
 """What identifies the files of sources. See `test_build` for the cache as a whole."""
 
+import importlib.metadata
 import sys
 import sysconfig
 
 from src.data.builtin import BUILTIN
-from src.data.token_cache import FileHashes, identify
+from src.data.remote import RemoteFile
+from src.data.token_cache import FileHashes, corpus_key, identify, identify_file
 from tests.data.reading import write
 
 
@@ -16,3 +18,23 @@ def test_the_builtin_corpus_is_identified_by_the_version_of_python(tmp_path):
     assert builtin == [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
     assert (name, len(digest)) == ("a.txt", 64)
     assert list(files.stamps) == [path]
+
+
+def test_a_remote_file_is_identified_by_its_version_and_unknown_without(tmp_path):
+    hashes, stamps = FileHashes(tmp_path / "hashes.json"), {}
+    file = RemoteFile("s3://b/a.txt", 3, "etag", "b/a.txt", None)
+    assert identify_file(file, hashes, stamps) == ["s3://b/a.txt", "3", "etag"]
+    assert identify_file(RemoteFile("s3://b/a.txt", 3, "", "b/a.txt", None), hashes, stamps) == []
+    assert not stamps
+
+
+def test_a_corpus_has_another_key_without_a_library(monkeypatch):
+    parts = {"format": 1}
+    installed = corpus_key(parts)
+    assert corpus_key(parts) == installed
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("src.data.token_cache.importlib.metadata.version", missing)
+    assert corpus_key(parts) != installed

@@ -820,8 +820,8 @@ def test_each_block_and_the_loss_are_compiled(tiny_run, monkeypatch):
 @pytest.mark.untraced  # tracing would double the time of the compiler
 @training_in_float64()
 def test_a_compiled_model_gives_the_same_loss(tiny_run, monkeypatch, caplog):
-    """Traced forward and backward as always, and not translated to C++, which takes a minute."""
-    traced = functools.partial(torch.compile, backend="aot_eager")
+    """Traced as always, and not translated to C++, which takes a minute."""
+    traced = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", traced)
     plain = train_from_config(tiny_run("plain", max_steps=4, dropout=0.0))
     compiled = train_from_config(tiny_run("compiled", max_steps=4, dropout=0.0, compile=True))
