@@ -351,6 +351,8 @@ def main() -> None:
         given.vocab_size = 512
     text = given.text.read_text(encoding="utf-8") if given.text else ""
     rows: list[dict[str, Any]] = []
+    if given.folder is not None:
+        given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         place = Path(name)
         for size in dict.fromkeys([given.megabytes, given.peer_megabytes]):
