@@ -327,7 +327,7 @@ def default_name(source: str) -> str:
     return "text" if name in ("", ".", "..") else name
 
 
-# Room for the suffixes of files and folders that are named like the run.
+# The suffixes of files and folders that are named like the run must fit, too.
 _MAX_NAME_BYTES = 120
 
 

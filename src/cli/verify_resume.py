@@ -18,6 +18,7 @@ from ..config import Config
 from ..config_loader import load_config, save_config
 from ..cuda_utils import select_device
 from ..data.corpus import check_configured, check_rereadable
+from ..data.documents import ReadOptions
 from ..errors import AGI2Error
 from ..formats.model_dir import WEIGHTS, run_folder
 from ..train.checkpoint import TENSORS, checkpoint_folder, find_checkpoint
@@ -56,7 +57,11 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
         AGI2Error: if a process fails; after the report, if the runs differ.
     """
     check_configured(config)
-    check_rereadable([*config.sources, *config.val_sources], "three runs read it here")
+    check_rereadable(
+        [*config.sources, *config.val_sources],
+        "three runs read it here",
+        ReadOptions.from_config(config),
+    )
     if config.max_minutes is not None:
         yield (
             f"max_minutes is ignored for {steps} steps: a run that is limited by time is not "

@@ -125,11 +125,11 @@ class ShardWriter:
         if self._unknown is not None:
             self.figures.unknown += int((tokens == self._unknown).sum())
         while len(tokens):
-            room = self._shard_tokens - self.figures.tokens % self._shard_tokens
-            part, tokens = tokens[:room], tokens[room:]
+            free = self._shard_tokens - self.figures.tokens % self._shard_tokens
+            part, tokens = tokens[:free], tokens[free:]
             self.write_bytes(self._shard, part.astype(self._dtype, copy=False).data)
             self.figures.tokens += len(part)
-            if len(part) == room:
+            if len(part) == free:
                 self._sync(self._shard)
                 self._shard.close()
                 self._shard = self._open_shard()

@@ -50,7 +50,7 @@ static inline int is_above(const Trainer *trainer, int64_t max_words, int64_t ma
     return trainer->n_words > max_words || trainer->n_bytes > max_bytes;
 }
 
-/* Forget words that occur less often than a minimum, which rises until half the room is free. */
+/* Forget words that occur less often than a minimum, which rises until half of the memory is free. */
 static int forget_rare(Trainer *trainer)
 {
     while (is_above(trainer, trainer->max_words / 2, trainer->max_bytes / 2)) {

@@ -231,7 +231,7 @@ static inline void append(void *out, int64_t at, const uint32_t *ids, int64_t n,
 
    text: the pieces one after the other; `ends` (n,) has the end of each.
    cache: agi2_bpe_cache_bytes() zero bytes at first, for this encoder alone.
-   out: room for as many ids as there are bytes, uint32 or uint16.
+   out: space for as many ids as there are bytes, uint32 or uint16.
    counts: (n,), the number of ids of each piece.
    Returns the number of ids, or OUT_OF_MEMORY. */
 int64_t agi2_bpe_encode(const Encoder *encoder, Cached *cache, const uint8_t *text,

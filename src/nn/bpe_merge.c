@@ -257,7 +257,7 @@ int64_t agi2_bpe_merge(Trainer *trainer, int64_t vocab_size, int64_t most)
         int64_t count = trainer->pairs[top.index].count;
         if (top.count != count && count >= trainer->least_count) {
             top.count = count;
-            push(trainer, top); /* has room */
+            push(trainer, top); /* has the capacity */
             continue;
         }
         int status = 0;

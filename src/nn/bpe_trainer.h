@@ -62,7 +62,7 @@ typedef struct {
     int64_t n_merges, merges_capacity;
 } Trainer;
 
-/* Make room for `needed` elements of an array; return OUT_OF_MEMORY if there is none. */
+/* Allocate space for `needed` elements of an array; return OUT_OF_MEMORY if there is none. */
 static inline int grow(void *array, int64_t *capacity, int64_t needed, size_t element)
 {
     if (needed <= *capacity)

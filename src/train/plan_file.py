@@ -43,7 +43,7 @@ def propose(
     if out.exists():
         raise AGI2Error(f"{out} exists: name another file with --out")
     check_sources(sources, reading)
-    check_rereadable(sources, "the planned run reads it again")
+    check_rereadable(sources, "the planned run reads it again", reading)
     corpus = Corpus.read(sources, reading)
     given = given or {}
     device = select_device(given.get("device", "auto"))
