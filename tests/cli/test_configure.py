@@ -32,8 +32,9 @@ def test_a_plan_keeps_the_keys_that_are_set(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(planner, "SHAPES", planner.SHAPES[:1])
     monkeypatch.chdir(tmp_path)
     rows = "".join(f'row {number},"{make_text(20, number)}"\n' for number in range(40))
-    # Without a byte-order mark, only the key says that this is text.
-    (tmp_path / "b.csv").write_text(f"title,body\n{rows}", encoding="utf-16-le")
+    # Without a byte-order mark, only the key says that there is text in this folder.
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "b.csv").write_text(f"title,body\n{rows}", encoding="utf-16-le")
     (tmp_path / "a.csv").write_text(f"title,body\n{rows}")
     status, out, err = run(capsys, "plan", "a.csv")
     assert (status, out, err.count("\n")) == (2, "", 1)
@@ -41,7 +42,7 @@ def test_a_plan_keeps_the_keys_that_are_set(tmp_path, capsys, monkeypatch):
     assert run(capsys, "plan", "a.csv", "--set", "text_field=body", "--quiet")[0] == 0
     assert load_config("my.toml").text_field == "body"
     keys = ["--set", "text_field=body", "--set", "encoding=utf-16-le"]
-    assert run(capsys, "plan", "b.csv", *keys, "--out", "b.toml", "--quiet")[0] == 0
+    assert run(capsys, "plan", "rows", *keys, "--out", "b.toml", "--quiet")[0] == 0
     assert load_config("b.toml").encoding == "utf-16-le"
 
 
