@@ -17,7 +17,9 @@ from .config_checks import LARGEST_AUTO_VOCABULARY, vocabulary_for
 from .config_keys import PreTokenizer
 from .errors import AGI2Error
 from .tokenization.base import END_OF_TEXT as END_OF_TEXT
+from .tokenization.base import END_OF_TURN as END_OF_TURN
 from .tokenization.base import FILE_NAME as FILE_NAME
+from .tokenization.base import ROLE_TOKENS as ROLE_TOKENS
 from .tokenization.base import UNKNOWN as UNKNOWN
 from .tokenization.base import Tokenizer, as_id, check_new_names, compile_alternatives, to_list
 from .tokenization.basic import BasicTokenizer
@@ -167,8 +169,8 @@ class BPETokenizer(Tokenizer):
         return int(self._end_of_text or 0)
 
     @property
-    def end_tokens(self) -> tuple[int, ...]:
-        """Ids that stop generation, `end_of_text` first: an imported model may have several."""
+    def _text_ends(self) -> tuple[int, ...]:
+        # An imported model may have several.
         return self._ends or (self.end_of_text,)
 
     @property

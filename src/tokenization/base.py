@@ -23,6 +23,10 @@ from .tokenizer_json import MAX_NAME
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
+ROLE_TOKENS = {role: f"<|{role}|>" for role in ("system", "user", "assistant")}
+"""Special tokens before the messages of a conversation, by role; see `data.chat_template`."""
+END_OF_TURN = "<|end|>"
+"""Special token after each message."""
 FILE_NAME = "tokenizer.json"
 
 
@@ -44,8 +48,19 @@ class Tokenizer(ABC):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that stop generation, `end_of_text` first."""
+        """Ids that stop generation, `end_of_text` first; with roles, the end of a turn, too."""
+        ends = self._text_ends
+        end_of_turn = self.special_tokens[END_OF_TURN] if self.has_roles else ends[0]
+        return ends if end_of_turn in ends else (*ends, end_of_turn)
+
+    @property
+    def _text_ends(self) -> tuple[int, ...]:
         return (self.end_of_text,)
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether the special tokens of a conversation are in the vocabulary."""
+        return self.special_tokens.keys() >= {*ROLE_TOKENS.values(), END_OF_TURN}
 
     @property
     def start_of_text(self) -> int:
