@@ -7,13 +7,16 @@ knows this format as `phi3`, so that it is right there with and without its Jinj
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ..errors import AGI2Error, safe_repr
 from ..tokenizer import END_OF_TURN, ROLE_TOKENS, Tokenizer
+from ..utils import write_text
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -26,6 +29,40 @@ JINJA = (
 )
 """The template in the Jinja language, in which other programs read it."""
 FILE_NAME = "chat_template.jinja"
+
+
+def save_template(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `chat_template.jinja` beside a tokenizer that has roles, for other programs.
+
+    Raises:
+        AGI2Error: if it cannot be written.
+    """
+    if tokenizer.has_roles:
+        write_text(folder / FILE_NAME, JINJA)
+
+
+def check_template(folder: Path) -> None:
+    """Check that the chat template in a folder, if there is one, is this one.
+
+    Raises:
+        AGI2Error: if it is another, or cannot be read.
+    """
+    path = folder / FILE_NAME
+    if not os.path.lexists(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_TEMPLATE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise AGI2Error(f"{path} cannot be read: {error}") from error
+    if text.strip() != JINJA:
+        raise AGI2Error(
+            f"{path} is another chat template than AGI2's, in which this model's conversations "
+            "would be wrong; delete it to use AGI2's"
+        )
+
+
+_MAX_TEMPLATE = 2**20
 
 
 class Message(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..config import GPT2Config
+from ..data.chat_template import JINJA
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
@@ -167,3 +168,5 @@ def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokeniz
     for add, end in zip(adders, tokenizer.end_tokens, strict=False):
         add(end)
     writer.add_add_bos_token(False)
+    if tokenizer.has_roles:
+        writer.add_chat_template(JINJA)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cuda_utils import first_line
+from ..data.chat_template import JINJA, check_template
 from ..errors import AGI2Error, safe_repr
 from ..tokenizer import FILE_NAME
 from ..utils import MAX_JSON_BYTES, read_json_object
@@ -100,6 +101,18 @@ def read_hf_json(path: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict
     except AGI2Error as error:
         reason = str(error).removeprefix(str(path)).strip()
         raise AGI2Error(f"{name}: {path.name} is damaged: {reason}") from error
+
+
+def has_other_template(files: Folder, folder: Path) -> bool:
+    """Return whether the model has a chat template that is not AGI2's."""
+    if os.path.lexists(folder / "chat_template.json"):
+        return True
+    own = files.tokenizer.get("chat_template")
+    try:
+        check_template(folder)
+    except AGI2Error:
+        return True
+    return bool(own) and (not isinstance(own, str) or own.strip() != JINJA)
 
 
 # File patterns to download from the hub. No pickle: pytorch_model.bin can run any code.

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data.chat_template import save_template
 from ..errors import AGI2Error, safe_repr
 from ..tokenization.tokenizer_json import (
     MAX_ADDED,
@@ -24,7 +25,7 @@ from ..tokenization.tokenizer_json import (
 )
 from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
 from ..utils import log, write_text
-from .huggingface_folder import Folder, read_hf_json
+from .huggingface_folder import Folder, has_other_template, read_hf_json
 
 # Default BOS and EOS id of `transformers.GPT2Config`, saved even if the vocabulary is smaller.
 _DEFAULT_ID = 50256
@@ -80,6 +81,11 @@ def load_hf_tokenizer(path: Path, name: str, model: Mapping[str, Any]) -> Tokeni
         raise AGI2Error(
             f"{name}: its token {changed[0]!r} cannot keep its id: the ids of added tokens follow "
             "the vocabulary without gaps"
+        )
+    if tokenizer.has_roles and has_other_template(files, path):
+        raise AGI2Error(
+            f"{name}: its tokenizer has the tokens of AGI2's chat template, but its chat template "
+            "is another one: it cannot be imported"
         )
     _warn_about_dropped(files, path, content)
     return tokenizer
@@ -327,8 +333,7 @@ def _unread_class(files: Folder, content: Mapping[str, Any]) -> Any:
 def _warn_about_dropped(files: Folder, folder: Path, content: Mapping[str, Any]) -> None:
     """Warn of what the import drops: chat template, padding, generation defaults, class."""
     dropped = []
-    templates = [folder / f"chat_template.{kind}" for kind in ("jinja", "json")]
-    if files.tokenizer.get("chat_template") or any(file.exists() for file in templates):
+    if has_other_template(files, folder):
         dropped.append("its chat template (agi2 chat separates turns by an empty line)")
     if files.token("pad_token") is not None:
         dropped.append("its pad_token (nothing is padded with it here)")
@@ -380,6 +385,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dic
     }
     write_text(folder / FILE_NAME, text)
     write_text(folder / "tokenizer_config.json", json.dumps(notes, indent=2) + "\n")
+    save_template(tokenizer, folder)
     ends = list(tokenizer.end_tokens)
     return {
         "bos_token_id": tokenizer.start_of_text,

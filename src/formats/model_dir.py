@@ -17,6 +17,7 @@ from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
 from ..config_loader import CONFIG, load_config, save_config
 from ..console import show_progress, visible
 from ..cuda_utils import check_memory, select_device
+from ..data.chat_template import check_template, save_template
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.lora import lora_shapes, merged
@@ -92,6 +93,7 @@ def save_config_and_tokenizer(
     if tokenizer is not None:
         with convert_write_errors(folder):
             tokenizer.save(folder)
+        save_template(tokenizer, folder)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
     check_unsharded(folder)
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
+    check_template(folder)
     with SafetensorsFile(folder / WEIGHTS) as file:
         model = _read_model(file, config)
         expected = _metadata(file).get("tokenizer")

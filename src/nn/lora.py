@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,22 +50,48 @@ class LoRALinear(nn.Linear):
         return linear
 
 
-def add_lora(model: nn.Module, rank: int) -> None:
+def add_lora(model: nn.Module, rank: int, tokens: Sequence[int] = ()) -> None:
     """Freeze a model, and replace each linear layer of its blocks by a `LoRALinear`.
 
     Args:
         model: a `GPT2Model`.
         rank: r.
+        tokens: ids of new tokens, whose embeddings are trained, too.
     """
     model.requires_grad_(False)
+    if tokens:
+        for layer in _vocabulary_layers(model):
+            _train_rows(layer.get_parameter("weight"), tokens)
     for parent in list(model.get_submodule("blocks").modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
                 setattr(parent, name, LoRALinear(child, rank))
 
 
+def _vocabulary_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the token embeddings, and the head if it is not tied to them."""
+    layers = [model.get_submodule("token_embeddings"), getattr(model, "head", None)]
+    return [layer for layer in layers if layer is not None]
+
+
+def _train_rows(weight: nn.Parameter, rows: Sequence[int]) -> None:
+    """Train some rows of a frozen matrix: the gradient of the others is zero."""
+    is_trained = torch.zeros(len(weight), 1, dtype=torch.bool, device="cpu")
+    is_trained[list(rows)] = True
+    weight.requires_grad_(True)
+    weight.register_hook(lambda grad: grad * is_trained.to(grad.device))
+
+
+def is_lora(name: str) -> bool:
+    """Return whether a parameter of a model is a matrix of a `LoRALinear`, by its name."""
+    return name.endswith((_DOWN, _UP))
+
+
 def merge_lora(model: nn.Module) -> None:
     """Merge each `LoRALinear` of a model into an `nn.Linear`, and unfreeze the model."""
+    for layer in _vocabulary_layers(model):
+        weight = layer.get_parameter("weight")
+        layer.weight = nn.Parameter(weight.detach())  # without the hook of `_train_rows`
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LoRALinear):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..config import Config
+from ..nn.lora import is_lora
 from ..utils import full_tensor, shard_like
 
 Optimizer = torch.optim.Optimizer
@@ -28,8 +29,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
         for name, p in named
         if config.optimizer == "muon" and name.startswith("blocks.") and p.dim() == 2
     }
-    rest = [p for name, p in named if name not in matrices]
-    groups = parameter_groups(rest, config.weight_decay)
+    rest = {name: p for name, p in named if name not in matrices}
+    groups = parameter_groups(rest, config.weight_decay, config.lora_rank is not None)
     device = next(model.parameters()).device.type
     optimizers: list[Optimizer] = [
         torch.optim.AdamW(
@@ -51,11 +52,22 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     return optimizers
 
 
-def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Return groups with weight decay (matrices) and without (biases, layer norms), if any."""
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, has_lora: bool = False
+) -> list[dict[str, Any]]:
+    """Return groups with weight decay and without, if any.
+
+    Matrices have weight decay, biases and layer norms have none. With LoRA only its own matrices
+    have: the frozen rows of the embeddings would decay, too.
+    """
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in parameters.items():
+        has_decay = is_lora(name) if has_lora else parameter.dim() >= 2
+        (decayed if has_decay else others).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -11,6 +11,7 @@ import torch
 from ..config import FREE_ARCHITECTURE_KEYS, Config
 from ..cuda_utils import check_memory
 from ..data.build import Corpus, prepare_corpus
+from ..data.chat_template import ChatTemplate
 from ..data.corpus_options import CorpusOptions, TokenizerSource
 from ..data.decoded import DecodedDocuments
 from ..data.documents import ReadOptions
@@ -25,6 +26,7 @@ from ..utils import log, plural, seed_everything
 from .arguments import copy_vocabulary, fit_to, is_fitted, log_fitted
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
 from .distributed import ProcessGroup, began_in_this_launch, launch_id
+from .vocabulary import extend_vocabulary, role_ids
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,17 @@ def make_model(
     if model is None:
         if config.init_from is None:
             config = config.changed(vocab_size=tokenizer.vocab_size)
+        elif tokenizer.has_roles:  # perhaps more tokens than the model of `init_from` has
+            size = max(config.architecture.vocab_size, tokenizer.vocab_size)
+            config = config.changed(vocab_size=size)
         model = _new_model(config, process_group.device)
+    elif tokenizer.has_roles:
+        _extend_to_roles(model, tokenizer)
     check_vocabulary(tokenizer, model)
     if config.init_from is not None and not is_resumed:
         _load_pretrained(Path(config.init_from), model, tokenizer)
     if config.lora_rank is not None:
-        add_lora(model, config.lora_rank)
+        add_lora(model, config.lora_rank, role_ids(tokenizer))
     # FSDP moves the model shard by shard: the full model may not fit on the device.
     if not (config.parallel == "fsdp" and process_group.is_initialized):
         model.to(process_group.device)
@@ -140,6 +147,10 @@ def _load_pretrained(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> No
         AGI2Error: if the pretrained model has another architecture or tokenizer.
     """
     trained = load_model(folder)
+    if tokenizer.has_roles and not trained.tokenizer.has_roles:
+        first = trained.tokenizer.vocab_size
+        ChatTemplate.add_to(trained.tokenizer)
+        extend_vocabulary(trained.model, first, trained.tokenizer.vocab_size)
     if trained.tokenizer.fingerprint != tokenizer.fingerprint:
         raise AGI2Error(f"init_from: {folder} has another tokenizer than this run: use its own")
     keys, pretrained_keys = model.config.to_keys(), trained.model.config.to_keys()
@@ -150,6 +161,13 @@ def _load_pretrained(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> No
                 f"{keys[key]!r}: both must be the same"
             )
     model.load_state_dict(trained.model.state_dict())
+
+
+def _extend_to_roles(model: GPT2Model, tokenizer: Tokenizer) -> None:
+    """Extend a model to the tokens of the roles that were just added to its tokenizer."""
+    added = tokenizer.vocab_size - model.config.vocab_size
+    if 0 < added <= len(role_ids(tokenizer)):
+        extend_vocabulary(model, model.config.vocab_size, tokenizer.vocab_size)
 
 
 def find_checkpoint_to_resume(config: Config) -> Checkpoint | None:

@@ -41,7 +41,7 @@ def field(path, name):
 class LlamaCpp:
     """llama.cpp with a model, one thread, and keys and values in fp32."""
 
-    def __init__(self, path, context):
+    def __init__(self, path, context, **options):
         xllamacpp = pytest.importorskip("xllamacpp")
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
@@ -50,6 +50,8 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.warmup = False
+        for name, value in options.items():
+            setattr(params, name, value)
         self.server = xllamacpp.Server(params)
 
     def greedy(self, prompt, tokens):

@@ -1,5 +1,6 @@
 """LoRA: initialization, trained parameters, and merging."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -79,3 +80,18 @@ def test_a_layer_tells_its_sizes_and_its_rank():
     told = repr(LoRALinear(nn.Linear(4, 6), 2))
     assert "in_features=4, out_features=6" in told
     assert "rank=2" in told
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_only_the_rows_of_new_tokens_are_trained_until_lora_is_merged(is_tied):
+    model = random_model(tie_weights=is_tied)
+    add_lora(model, 3, [5, 7])
+    weights = [model.token_embeddings.weight] + ([] if is_tied else [model.head.weight])
+    model(TOKENS).square().sum().backward()
+    for weight in weights:
+        assert weight.grad[[5, 7]].abs().sum(1).all()
+        weight.grad[[5, 7]] = 0
+        assert not weight.grad.any()
+    merge_lora(model)
+    model(TOKENS).square().sum().backward()
+    assert model.output_weight.grad.abs().sum(1).all()

@@ -56,8 +56,8 @@ def test_only_matrices_decay(optimizer):
 
 def test_groups_without_parameters_are_left_out():
     matrix = nn.Parameter(torch.zeros(2, 2))
-    assert parameter_groups([matrix], 0.1) == [{"params": [matrix], "weight_decay": 0.1}]
-    assert parameter_groups([], 0.1) == []
+    assert parameter_groups({"a": matrix}, 0.1) == [{"params": [matrix], "weight_decay": 0.1}]
+    assert parameter_groups({}, 0.1) == []
 
 
 def test_frozen_parameters_are_left_alone():
