@@ -3,7 +3,9 @@
 A sketch has the smallest hash of a document's shingles in each of `BINS` ranges of the hash (Li and
 others, 2012: one permutation hashing). Two documents have equal minima in about as many bins as
 they have shingles in common (Broder, 1997). Only documents that agree in all bins of a band are
-compared, which near copies do in at least one. A sketch is `SKETCH.itemsize` bytes on disk.
+compared, which near copies do in at least one. Of each minimum a sketch keeps 4 bits (Li and König,
+2010: b-bit minwise hashing): of twice as many bins they say more than 8 bits would, in the same
+space. A sketch is `SKETCH.itemsize` bytes on disk.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-BINS = 64
-_BANDS = 16
-SKETCH = np.dtype([("bands", "<u4", _BANDS), ("minima", "u1", BINS)])
-"""A hash of the minima of each band, and 8 bits of each minimum; 0 where there are no shingles."""
+BINS = 128
+_BANDS, _ROWS = 16, 5  # documents with 0.8 in common agree in a band with a probability of 0.998
+SKETCH = np.dtype([("bands", "<u4", _BANDS), ("minima", "u1", BINS // 2)])
+"""A hash of the minima of each band, and a code of each minimum, two in a byte: 1 to `_CODES`, or 0
+where there are no shingles."""
+_CODES = 15
+_ERROR = 0.035
+"""Standard error of the fraction in common that sketches show, where it is 0.8."""
 _SHIFT = np.uint64(64 - BINS.bit_length() + 1)
 _EMPTY = np.uint64(2**64 - 1)
 _COMPARED = 2**16  # pairs that are compared at a time
@@ -60,15 +66,17 @@ def _sketches(minima: np.ndarray) -> np.ndarray:
     """Return the sketches, (D,), for the smallest hashes of each bin, (D, BINS)."""
     is_empty = minima == _EMPTY
     sketches = np.zeros(len(minima), SKETCH)
-    low = np.maximum(minima & np.uint64(255), np.uint64(1))
-    sketches["minima"] = np.where(is_empty, np.uint64(0), low)
-    rows = minima.reshape(len(minima), _BANDS, BINS // _BANDS)
+    codes = minima.astype(np.uint16).astype(np.uint32)  # the lowest bits
+    codes = ((codes * np.uint32(_CODES) >> np.uint32(16)) + np.uint32(1)).astype(np.uint8)
+    codes[is_empty] = 0
+    sketches["minima"] = codes[:, ::2] << 4 | codes[:, 1::2]
+    rows = minima[:, : _BANDS * _ROWS].reshape(len(minima), _BANDS, _ROWS)
     hashes = np.zeros(rows.shape[:2], np.uint64)
-    for column in range(rows.shape[2]):
+    for column in range(_ROWS):
         hashes = (hashes ^ rows[:, :, column]) * np.uint64(0xFF51AFD7ED558CCD)
         hashes ^= hashes >> np.uint64(32)
     bands = np.maximum(hashes >> np.uint64(32), np.uint64(1))
-    has_none = is_empty.reshape(rows.shape).all(2)
+    has_none = (rows == _EMPTY).all(2)
     sketches["bands"] = np.where(has_none, np.uint64(0), bands)
     return sketches
 
@@ -90,7 +98,8 @@ def near_pairs(
     Args:
         sketches: the sketches of a corpus' documents.
         documents: indices of the documents to compare, (D,), in ascending order.
-        threshold: fraction of all their shingles that near copies have in common, approximately.
+        threshold: fraction of all their shingles that near copies have in common. Of documents with
+            exactly this in common, five of six are found; with 0.05 less, one of three.
 
     Returns:
         The indices of the documents of each pair, (P,) each, without repeats; the first ones are
@@ -132,6 +141,15 @@ def _are_near(sketches: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: flo
     for at in range(0, len(a), _COMPARED):
         one = sketches["minima"][a[at : at + _COMPARED]]
         other = sketches["minima"][b[at : at + _COMPARED]]
-        common = ((one == other) & (one > 0)).sum(1)
-        near[at : at + _COMPARED] = common >= threshold * ((one > 0) | (other > 0)).sum(1)
+        empty = _ZEROS[one | other].sum(1, dtype=np.int32)
+        either = BINS - empty
+        both = either - (_ZEROS[one].sum(1) + _ZEROS[other].sum(1) - 2 * empty)
+        equal = _ZEROS[one ^ other].sum(1) - empty
+        # One in `_CODES` of the minima that differ have the same code.
+        common = (_CODES * equal - both) / (_CODES - 1)
+        near[at : at + _COMPARED] = common >= (threshold - _ERROR) * either
     return near
+
+
+_ZEROS = np.array([(byte < 16) + (byte % 16 == 0) for byte in range(256)], np.int32)
+"""The number of zeros among the two codes in a byte."""
