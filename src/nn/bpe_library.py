@@ -50,7 +50,8 @@ def load(folder: Path) -> ctypes.CDLL | None:
         ("unknown_kind", size, (address, c_char_p, size)),
         ("trainer", address, (address, small, small, size, size)),
         ("free_trainer", None, (address,)),
-        ("count", size, (address, c_char_p, address, size)),
+        ("count", size, (address, c_char_p, address, size, size)),
+        ("end_count", size, (address,)),
         ("begin", size, (address, c_char_p, size, size)),
         ("merge", size, (address, size, size)),
         ("merges", size, (address, address)),
@@ -152,7 +153,7 @@ class Trainer:
         assert LIBRARY is not None
         self._kinds = kinds
         self.min_count = 0
-        """Words that occur up to this often were dropped; 0 if none were."""
+        """Words that occur up to this often were dropped; 0 if none were. Set by `end_count`."""
         self._trainer = LIBRARY.agi2_bpe_trainer(
             _address(kinds, np.uint8, CODE_POINTS), *splitter, max_words, max_bytes
         )
@@ -160,14 +161,24 @@ class Trainer:
             raise MemoryError
         weakref.finalize(self, LIBRARY.agi2_bpe_free_trainer, self._trainer)
 
-    def count(self, text: bytes, ends: np.ndarray) -> None:
-        """Count the words of pieces of text: `ends` (P,) as for `Encoder.encode`."""
+    def count(self, text: bytes, ends: np.ndarray, weight: int = 1) -> None:
+        """Count the words of pieces of text.
+
+        Args:
+            text: the pieces one after the other.
+            ends: the end of each, (P,), as for `Encoder.encode`.
+            weight: as how many each word counts.
+        """
         assert LIBRARY is not None
         if len(ends) and (ends[0] < 0 or ends[-1] != len(text) or (np.diff(ends) < 0).any()):
             raise ValueError("the pieces do not make up the text")
         address = _address(ends, np.int64, len(ends))
-        found = LIBRARY.agi2_bpe_count(self._trainer, text, address, len(ends))
-        self.min_count = _check(found)
+        _check(LIBRARY.agi2_bpe_count(self._trainer, text, address, len(ends), weight))
+
+    def end_count(self) -> None:
+        """End the limits on distinct words, for a text of limited size that is still to count."""
+        assert LIBRARY is not None
+        self.min_count = _check(LIBRARY.agi2_bpe_end_count(self._trainer))
 
     def merge(self, byte_order: bytes, n_special: int, vocab_size: int) -> Iterator[int]:
         """Train up to a vocabulary size; may be called once, after all is counted.

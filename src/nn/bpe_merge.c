@@ -183,7 +183,8 @@ int64_t agi2_bpe_begin(Trainer *trainer, const uint8_t *bytes, int64_t n_special
                        int64_t vocab_size)
 {
     uint32_t ids[256];
-    if (renew(&trainer->vocabulary_table, vocab_size) ||
+    if (agi2_bpe_end_count(trainer) < 0 ||
+        renew(&trainer->vocabulary_table, vocab_size) ||
         grow(&trainer->vocabulary, &trainer->vocabulary_capacity, vocab_size, sizeof(Word)) ||
         grow(&trainer->known, &trainer->known_capacity, 256, 1) ||
         !(trainer->tokens = malloc((size_t)trainer->n_bytes * sizeof(uint32_t) + 1)))

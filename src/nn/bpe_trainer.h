@@ -11,6 +11,15 @@ typedef struct {
     uint32_t size, hash;
 } Word;
 
+/* A word that was counted lately, and how often since it was entered: its bytes, the rest zero. An
+   empty entry has the size 0. */
+typedef struct {
+    uint64_t parts[3];
+    uint32_t size, count;
+} Recent;
+
+enum { RECENT_BITS = 13 };
+
 /* A pair of adjacent tokens, and the words where the current merge has made it. */
 typedef struct {
     uint64_t pair; /* left << 32 | right */
@@ -44,6 +53,7 @@ typedef struct {
     uint8_t *bytes;
     int64_t n_words, words_capacity, n_bytes, bytes_capacity;
     Table word_table;
+    Recent recent[1 << RECENT_BITS];
     /* Of the merges. */
     uint32_t *tokens, n_tokens;
     Pair *pairs;
@@ -108,5 +118,7 @@ static inline uint32_t *find_string(const Table *table, const Word *words, const
             return slot;
     }
 }
+
+int64_t agi2_bpe_end_count(Trainer *trainer);
 
 #endif

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
@@ -17,12 +18,13 @@ from ..utils import human_bytes, log, plural
 from .base import END_OF_TEXT
 from .bpe_engine import KINDS, batches_of_pieces, join_pieces
 from .byte_level import BYTE_OF, byte_level, special_token, splitter_of
-from .pieces import SpacelessBudget, split_text
+from .pieces import SpacelessSample, split_text
 from .threads import map_in_threads
 
 # Longer words are split for training, since each merge rescans all the words that contain it.
 _MAX_WORD = 256
-# Maximum characters of text without spaces to train on: each takes up to 100 bytes of memory.
+# Maximum characters of text without spaces to train on: each takes up to 100 bytes of memory. Of
+# more, a sample is counted, as often as it stands for.
 _MAX_SPACELESS_CHARACTERS = 4_000_000
 # Maximum distinct words, and of their bytes; beyond, the rarest are dropped. A word takes some 40
 # bytes and 10 times its own, and the pairs of tokens up to as much again.
@@ -38,7 +40,7 @@ def train(
 ) -> tokenizers.Tokenizer:
     """Train a vocabulary: the end-of-text token, the 256 bytes, then the most frequent merges.
 
-    Text without spaces is used only up to a limit. The skipped characters are logged.
+    Of much text without spaces a sample is used, which is logged.
 
     Args:
         texts: well-formed texts.
@@ -46,47 +48,59 @@ def train(
         pretokenizer: as for `byte_level`.
         split_digits: as for `byte_level`.
     """
-    budget = SpacelessBudget(_MAX_SPACELESS_CHARACTERS)
-    stretches = (split_text(part, _MAX_WORD) for text in texts for part in budget.take(text))
+    sample = SpacelessSample(_MAX_SPACELESS_CHARACTERS)
+    stretches = (split_text(part, _MAX_WORD) for text in texts for part in sample.take(text))
     train_by = _train_by_library if bpe_library.LIBRARY is None else _train_in_c
     tokenizer = byte_level(models.BPE(), pretokenizer, split_digits)
-    train_by(tokenizer, stretches, size_for)
-    if budget.skipped_characters:
+    train_by(tokenizer, stretches, sample, size_for)
+    if sample.rate > 1:
         log.info(
-            "the vocabulary is trained without %s of %s characters that have hardly any spaces",
-            f"{budget.skipped_characters:,}",
-            f"{budget.skipped_characters + _MAX_SPACELESS_CHARACTERS:,}",
+            "the vocabulary is trained on 1 in %s of the %s characters that have hardly any spaces",
+            f"{sample.rate:,}",
+            f"{sample.characters:,}",
         )
     return tokenizer
 
 
 def _train_by_library(
-    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], size_for: Callable[[int], int]
+    tokenizer: tokenizers.Tokenizer,
+    texts: Iterable[Iterator[str]],
+    sample: SpacelessSample,
+    size_for: Callable[[int], int],
 ) -> None:
     pieces = [piece for pieces in texts for piece in pieces]  # the trainer needs the size first
+    sampled = [piece for part in sample.stretches for piece in split_text(part, _MAX_WORD)]
+    size, sampled_size = (sum(len(each.encode()) for each in part) for part in (pieces, sampled))
     trainer = trainers.BpeTrainer(
-        vocab_size=size_for(sum(len(piece.encode()) for piece in pieces)),
+        vocab_size=size_for(size + sample.rate * sampled_size),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(pieces, trainer)
+    repeated = chain.from_iterable(repeat(sampled, sample.rate))
+    tokenizer.train_from_iterator(chain(pieces, repeated), trainer)
 
 
 def _train_in_c(
-    tokenizer: tokenizers.Tokenizer, texts: Iterable[Iterator[str]], size_for: Callable[[int], int]
+    tokenizer: tokenizers.Tokenizer,
+    texts: Iterable[Iterator[str]],
+    sample: SpacelessSample,
+    size_for: Callable[[int], int],
 ) -> None:
     splitter = splitter_of(json.loads(tokenizer.to_str())["pre_tokenizer"])
     assert splitter is not None
     trainer = bpe_library.Trainer(KINDS, splitter, _MAX_WORDS, _MAX_BYTES)
 
-    def count(pieces: list[bytes]) -> int:
+    def count(pieces: list[bytes], weight: int = 1) -> int:
         text, ends = join_pieces(pieces)
-        trainer.count(text, ends)
-        return len(text)
+        trainer.count(text, ends, weight)
+        return len(text) * weight
 
     # In one other thread, in order: words are counted while the next text is read.
     text_bytes = sum(map_in_threads(count, batches_of_pieces(texts), 1))
+    trainer.end_count()
+    for pieces in batches_of_pieces(split_text(each, _MAX_WORD) for each in sample.stretches):
+        text_bytes += count(pieces, sample.rate)
     if trainer.min_count:
         log.info(
             "the vocabulary is trained without the words that occur up to %s, as there are more "

@@ -82,25 +82,40 @@ _LONG_WORD = 16
 _STRETCH_CHARACTERS = 1 << 16  # characters of a stretch, over which that average is taken
 
 
-class SpacelessBudget:
-    """Limit on the text without spaces to train on: the BPE trainer stores every distinct word.
+class SpacelessSample:
+    """Sample of the text without spaces in a corpus: the BPE trainer stores every distinct word.
+
+    Every text without spaces is in the sample with the same probability, `1 / rate`.
 
     Args:
-        limit: maximum characters of such text; the rest is skipped.
+        limit: maximum characters of the sample.
     """
 
     def __init__(self, limit: int) -> None:
-        self._remaining = limit
-        self.skipped_characters = 0
+        self._limit = limit
+        self.characters = 0
+        """Characters of all text without spaces."""
+        self.stretches: list[str] = []
+        """The sample: every `rate`-th stretch of such text."""
+        self.rate = 1
+        self._count = self._size = 0
 
     def take(self, text: str) -> Iterator[str]:
-        """Yield the stretches of a text, except those over the limit (`skipped_characters`)."""
+        """Yield the stretches of a text that have spaces; sample the others."""
         for stretch in split_text(text, size=_STRETCH_CHARACTERS):
             words = 1 + sum(map(stretch.count, " \n\t"))
             if len(stretch) < _LONG_WORD * words:
                 yield stretch
-            elif self._remaining > 0:
-                self._remaining -= len(stretch)
-                yield stretch
             else:
-                self.skipped_characters += len(stretch)
+                self._add(stretch)
+
+    def _add(self, stretch: str) -> None:
+        self.characters += len(stretch)
+        if self._count % self.rate == 0:
+            self.stretches.append(stretch)
+            self._size += len(stretch)
+        self._count += 1
+        while self._size > self._limit and len(self.stretches) > 1:
+            self.rate *= 2
+            self.stretches = self.stretches[::2]
+            self._size = sum(map(len, self.stretches))

@@ -61,11 +61,20 @@ def test_a_limit_on_distinct_words_is_said(has_library, monkeypatch, caplog):
     assert "Ġthe" in tokenizer.get_vocab()
 
 
-def test_texts_without_spaces_are_used_up_to_a_limit(monkeypatch, caplog):
-    monkeypatch.setattr(bpe_training, "_MAX_SPACELESS_CHARACTERS", 1000)
+@pytest.mark.parametrize("has_library", [True, False])
+def test_a_sample_of_text_without_spaces_counts_as_all_of_it(has_library, monkeypatch, caplog):
+    if not has_library:
+        monkeypatch.setattr(bpe_library, "LIBRARY", None)
+    chinese = ["鯨は海を泳ぐ" * 20] * 64
+    texts = [*chinese, *CORPUS * 30]
+    sizes = []
+    everything = train(texts, lambda n: sizes.append(n) or 300, "gpt2", False)
+    monkeypatch.setattr(bpe_training, "_MAX_SPACELESS_CHARACTERS", 2000)
     with caplog.at_level(logging.INFO, "agi2"):
-        trained(["ACGT" * 1000, *CORPUS], 300, "gpt2", False)
-    assert "without 2,800 of 3,800 characters that have hardly any spaces" in caplog.text
+        sampled = train(texts, lambda n: sizes.append(n) or 300, "gpt2", False)
+    assert "on 1 in 4 of the 7,680 characters that have hardly any spaces" in caplog.text
+    assert sampled.to_str() == everything.to_str()
+    assert sizes[0] == sizes[1] == sum(len(text.encode()) for text in texts)
 
 
 @pytest.mark.parametrize("has_library", [True, False])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from src.tokenization import pieces as text_pieces
-from src.tokenization.pieces import SpacelessBudget, split_text
+from src.tokenization.pieces import SpacelessSample, split_text
 from src.tokenization.tokenizer_json import KNOWN_PATTERNS
 
 quick = settings(deadline=None, max_examples=40)
@@ -103,12 +103,20 @@ def test_the_character_classes_are_of_one_category():
         assert {unicodedata.category(character)[0] for character in found} <= set(categories)
 
 
-def test_a_budget_is_spent_on_text_without_spaces_alone():
-    budget = SpacelessBudget(30_000)
-    prose, chinese = "the old whale swam " * 9000, "鯨は海を泳ぐ。" * 20_000
-    kept = "".join(part for text in (prose, chinese, prose) for part in budget.take(text))
-    assert kept.startswith(prose)
-    assert kept.endswith(prose)
-    learned = len(kept) - 2 * len(prose)
-    assert 30_000 <= learned <= 30_000 + text_pieces._STRETCH_CHARACTERS + text_pieces.MAX_RUN
-    assert budget.skipped_characters == len(chinese) - learned
+def test_text_without_spaces_is_sampled_evenly():
+    sample = SpacelessSample(30_000)
+    prose = "the old whale swam " * 9000
+    chinese = [f"鯨{number}は海を泳ぐ。" * 20 for number in range(999)]
+    for text in (prose, *chinese, prose):
+        assert "".join(sample.take(text)) == (text if text is prose else "")
+    assert sample.stretches == chinese[:: sample.rate]
+    assert sample.characters == sum(map(len, chinese))
+    assert 15_000 < sum(map(len, sample.stretches)) <= 30_000
+    assert sample.rate in (8, 16)
+
+
+def test_a_single_stretch_without_spaces_is_kept():
+    sample = SpacelessSample(100)
+    assert list(sample.take("ACGT" * 90)) == []
+    assert sample.stretches == ["ACGT" * 90]
+    assert sample.rate == 1
