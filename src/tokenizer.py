@@ -40,7 +40,7 @@ from .tokenization.tokenizer_json import (
     read_bounded,
     read_tokenizer_file,
 )
-from .utils import log, usable_cores
+from .utils import log
 
 
 class BPETokenizer(Tokenizer):
@@ -221,16 +221,15 @@ class BPETokenizer(Tokenizer):
 
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         text = _well_formed(text)
-        between = (
-            compile_alternatives(self._added_text_tokens).split(text)
-            if self._added_text_tokens
-            else [text]
-        )
+        if not self._added_text_tokens:
+            yield self._get_engine().encode_text(text, self.dtype)
+            return
+        between = compile_alternatives(self._added_text_tokens).split(text)
         for index, part in enumerate(between):
             if index % 2:
                 yield np.array([self._added_text_tokens[part]], self.dtype)
             else:
-                yield self._get_engine().encode([part], self.dtype, usable_cores())[0]
+                yield self._get_engine().encode_text(part, self.dtype)
 
     def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self._added_text_tokens:

@@ -187,6 +187,8 @@ class Tokenizer(ABC):
                 yield from self._encode_parts(part)
 
     def _allowed(self, names: str | Collection[str]) -> dict[str, int]:
+        if type(names) is tuple and not names:  # the default, which is to be fast
+            return {}
         known = self.special_tokens
         if isinstance(names, str) and names == "all":
             return known

@@ -17,8 +17,9 @@ from tokenizers import pre_tokenizers
 
 from ..nn import bpe_library
 from ..nn.bpe_library import CODE_POINTS, LETTER, NUMBER, OTHER, WHITE
+from ..utils import usable_cores
 from .byte_level import BYTE_OF, splitter_of
-from .pieces import split_text
+from .pieces import MAX_RUN, split_text
 from .threads import map_in_order
 
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -37,6 +38,9 @@ class Engine(Protocol):
         self, texts: Iterable[str], dtype: type[np.unsignedinteger], threads: int
     ) -> Encoded:
         """Encode well-formed texts; return all ids, (N,), and offsets, (texts + 1,) int64."""
+
+    def encode_text(self, text: str, dtype: type[np.unsignedinteger]) -> np.ndarray:
+        """Encode a well-formed text; return its ids, (N,)."""
 
 
 def make_engine(tokenizer: tokenizers.Tokenizer) -> Engine:
@@ -85,12 +89,26 @@ class LibraryEngine:
             offsets.append(offsets[-1] + size)
         return np.concatenate(parts), np.array(offsets, np.int64)
 
+    def encode_text(self, text: str, dtype: type[np.unsignedinteger]) -> np.ndarray:
+        """Encode a text."""
+        return self.encode([text], dtype, 1)[0]
+
 
 class FastEngine:
     """Encodes by the library in C, in several threads."""
 
     def __init__(self, encoder: bpe_library.Encoder) -> None:
         self._encoder = encoder
+        join_pieces([b" "])  # the kinds of ASCII characters are known from now on
+
+    def encode_text(self, text: str, dtype: type[np.unsignedinteger]) -> np.ndarray:
+        """Encode a text: a short one without what only texts of several pieces need."""
+        if len(text) > MAX_RUN:
+            return self.encode([text], dtype, usable_cores())[0]
+        data = text.encode()
+        if len(data) > len(text):
+            join_pieces([data])
+        return self._encoder.encode_piece(data, dtype)
 
     def encode(
         self, texts: Iterable[str], dtype: type[np.unsignedinteger], threads: int
