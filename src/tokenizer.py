@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from .tokenization.base import END_OF_TURN as END_OF_TURN
 from .tokenization.base import FILE_NAME as FILE_NAME
 from .tokenization.base import ROLE_TOKENS as ROLE_TOKENS
 from .tokenization.base import UNKNOWN as UNKNOWN
-from .tokenization.base import Tokenizer, as_id, check_new_names, compile_alternatives, to_list
+from .tokenization.base import Tokenizer, as_id, check_new_names, to_list
 from .tokenization.basic import BasicTokenizer
 from .tokenization.bpe_engine import Engine, make_engine
 from .tokenization.bpe_training import train
@@ -219,17 +219,11 @@ class BPETokenizer(Tokenizer):
             return text
         return "".join(map(normalizer.normalize_str, split_text(_well_formed(text))))
 
+    def _matched(self, allowed_special: str | Collection[str]) -> dict[str, int]:
+        return self._added_text_tokens | super()._matched(allowed_special)
+
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
-        text = _well_formed(text)
-        if not self._added_text_tokens:
-            yield self._get_engine().encode_text(text, self.dtype)
-            return
-        between = compile_alternatives(self._added_text_tokens).split(text)
-        for index, part in enumerate(between):
-            if index % 2:
-                yield np.array([self._added_text_tokens[part]], self.dtype)
-            else:
-                yield self._get_engine().encode_text(part, self.dtype)
+        yield self._get_engine().encode_text(_well_formed(text), self.dtype)
 
     def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self._added_text_tokens:
