@@ -219,8 +219,8 @@ class BPETokenizer(Tokenizer):
             return text
         return "".join(map(normalizer.normalize_str, split_text(_well_formed(text))))
 
-    def _matched(self, allowed_special: str | Collection[str]) -> dict[str, int]:
-        return self._added_text_tokens | super()._matched(allowed_special)
+    def _allowed(self, names: str | Collection[str]) -> dict[str, int]:
+        return self._added_text_tokens | super()._allowed(names)
 
     def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
         yield self._get_engine().encode_text(_well_formed(text), self.dtype)

@@ -176,7 +176,7 @@ class Tokenizer(ABC):
     def _parts(self, text: str, allowed_special: str | Collection[str]) -> Iterator[np.ndarray]:
         _check_text(text)
         self._require_vocabulary()
-        ids = self._matched(allowed_special)
+        ids = self._allowed(allowed_special)
         if not ids:
             yield from self._encode_parts(text)
             return
@@ -186,11 +186,8 @@ class Tokenizer(ABC):
             elif part:
                 yield from self._encode_parts(part)
 
-    def _matched(self, allowed_special: str | Collection[str]) -> dict[str, int]:
-        """Return the tokens that are found in a text before the rest is encoded: name to id."""
-        return self._allowed(allowed_special)
-
     def _allowed(self, names: str | Collection[str]) -> dict[str, int]:
+        """Return the tokens that are found in a text before the rest is encoded: name to id."""
         if type(names) is tuple and not names:  # the default, which is to be fast
             return {}
         known = self.special_tokens

@@ -177,7 +177,7 @@ def test_a_weight_counts_words_so_many_times_and_no_word_is_dropped_after_the_en
 @settings(max_examples=25)
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=9), st.integers(1, 3))
 def test_words_are_distinguished_by_all_of_their_bytes(words, repeats):
-    """Words of every length and any bytes, of which those that were counted lately are in a cache."""
+    """Words of every length and any bytes, with the cache of words counted lately and without."""
     ends = np.cumsum([len(word) for word in words] * repeats, dtype=np.int64)
     text = b"".join(words * repeats)
     kinds = np.full(CODE_POINTS, LETTER, np.uint8)  # every piece is a word
