@@ -70,6 +70,8 @@ def _table_row(run: RunSummary) -> list[str]:
 def _state(run: RunSummary) -> str:
     if run.problem:
         return "broken"
+    if run.phase is not None:
+        return run.phase
     if not run.has_log and not run.checkpoints:  # such as an imported model
         return "no log"
     return "finished" if run.is_finished else "unfinished"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -21,6 +19,7 @@ from .common import (
     open_run,
     set_up_log,
 )
+from .interrupts import TrainingProgress, answering
 from .startup import limit_openmp_spinning, loading
 
 if TYPE_CHECKING:
@@ -57,22 +56,24 @@ def train(
     beside the run: trained/NAME.toml.
     """
     limit_openmp_spinning(10_000)
-    file, overrides = _configuration(paths, minutes, name, overrides or [], resume, quiet, verbose)
-    with loading(not quiet):
-        config = open_run(file, overrides, quiet, verbose)
-        from ..formats.run_dir import check_output, run_folder
+    progress = TrainingProgress(paths)
+    with answering(progress.describe):
+        file, overrides = _configuration(
+            paths, minutes, name, overrides or [], resume, quiet, verbose
+        )
+        progress.file = file
+        with loading(not quiet):
+            config = open_run(file, overrides, quiet, verbose)
+            from ..formats.run_dir import check_output
 
-        check_output(config)
-        from ..training import train_from_config
+            check_output(config)
+            from ..training import train_from_config
 
-    before = _log_stamp(run_folder(config))
-    try:
+        progress.begin(config)
         run = train_from_config(config)
-    except KeyboardInterrupt:
-        _log_continuation(run_folder(config), before)
-        raise
-    if run.is_main:
-        _print_samples(run, config, quiet)
+        progress.is_finished = True
+        if run.is_main:
+            _print_samples(run, config, quiet)
 
 
 def _configuration(
@@ -132,25 +133,6 @@ def _print_samples(run: Run, config: Config, quiet: bool) -> None:
         folder = shlex.quote(str(run.folder))
         log.info('generate more with: agi2 generate %s "..."', folder)
         log.info("chat with it: agi2 chat %s", folder)
-
-
-def _log_stamp(folder: Path) -> tuple[int, int] | None:
-    """Return what changes when a run begins in a folder: the size and time of its metrics log."""
-    from ..formats.run_dir import METRICS
-
-    with contextlib.suppress(OSError):
-        status = (folder / METRICS).stat()
-        return status.st_ino, status.st_mtime_ns
-    return None
-
-
-def _log_continuation(folder: Path, before: tuple[int, int] | None) -> None:
-    """Log the command that continues an interrupted run, if it has begun and saved a checkpoint."""
-    from ..formats.run_dir import list_checkpoints
-    from ..utils import log
-
-    if _log_stamp(folder) not in (None, before) and list_checkpoints(folder):
-        log.info("continue with: agi2 train %s --resume", shlex.quote(str(folder)))
 
 
 # Samples printed after training; characters of the training text to search for copies in them.

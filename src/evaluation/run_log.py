@@ -22,6 +22,7 @@ from ..formats.run_dir import (
     read_state,
     step_of,
 )
+from ..train.folder_lock import Phase, read_phase
 from ..train.trackers import find_problem, read_metrics
 from .charts import Point
 
@@ -196,7 +197,9 @@ class RunSummary:
     """Time of the last log entry, or without a log of the model, in seconds since 1970."""
     has_log: bool
     is_finished: bool
-    """Whether it reached its steps, `max_minutes`, or early stopping."""
+    """Whether it reached its steps, `max_minutes`, or early stopping, and validated its result."""
+    phase: Phase | None
+    """What the process that trains it does now; `None` if there is none."""
     problem: str
     """Error message of a corrupt run, else empty."""
 
@@ -233,11 +236,14 @@ def summarize(folder: Path) -> RunSummary:
         changed=max(_modification_time(folder / name) for name in dated),
         has_log=has_log,
         is_finished=is_finished,
+        phase=read_phase(folder),
         problem=problem,
     )
 
 
 def _is_finished(folder: Path, config: Config, history: History) -> bool:
+    if not _is_validated(history):
+        return False
     state = _newest_state(folder)
     total = history.start.get("total_steps")
     if total is not None and history.steps >= total:
@@ -251,6 +257,14 @@ def _is_finished(folder: Path, config: Config, history: History) -> bool:
         return True
     patience = config.early_stopping_patience
     return patience is not None and without_improvement >= patience
+
+
+def _is_validated(history: History) -> bool:
+    """Return whether the last step was validated, or the run has no text to validate on."""
+    validations = history.validations
+    if not validations:
+        return not history.start.get("val_tokens")
+    return validations[-1].step >= history.steps
 
 
 def _read_config(folder: Path) -> Config:

@@ -7,8 +7,9 @@ import errno
 import importlib.util
 import itertools
 import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import AGI2Error
 from ..utils import convert_write_errors, log
@@ -19,6 +20,11 @@ fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 LOCK = ".lock"
 """The file in a folder on which its `FolderLock` is held."""
+
+Phase = Literal["preparing", "training", "validating"]
+"""What the process that holds a lock does; `validating` is what follows the last step."""
+# `read_phase` holds the lock for a moment, too.
+_ATTEMPTS, _PAUSE_SECONDS = 5, 0.02
 
 
 class FolderLock:
@@ -37,6 +43,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         self._descriptor: int | None = None
+        self._phase: Phase = "preparing"
         self.take()
 
     def __enter__(self) -> FolderLock:
@@ -66,7 +73,7 @@ class FolderLock:
         if self._descriptor is None:
             return False
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_exclusively(self._descriptor)
         except BlockingIOError as error:
             os.close(self._descriptor)
             self._descriptor = None
@@ -76,7 +83,24 @@ class FolderLock:
             ) from error
         except OSError:  # the file system has no locks
             log.debug("%s cannot be kept for one process", self._path.parent)
+        self._write_phase()
         return True
+
+    @property
+    def phase(self) -> Phase:
+        """What this process does, for `read_phase` in other processes."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._phase = phase
+        self._write_phase()
+
+    def _write_phase(self) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):  # a full disk: the run itself reports it
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, self._phase.encode(), 0)
 
     @property
     def is_held(self) -> bool:
@@ -102,6 +126,31 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
         self._path = own_path
+
+
+def _lock_exclusively(descriptor: int) -> None:
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE_SECONDS)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def read_phase(folder: Path) -> Phase | None:
+    """Return what the process that holds the lock of a folder does; `None` if none holds it."""
+    if fcntl is None:
+        return None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | _NO_FOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            written = os.read(descriptor, 20).decode(errors="replace")
+            return next((phase for phase in get_args(Phase) if phase == written), "training")
+        finally:
+            os.close(descriptor)
+    return None
 
 
 def claim_folder(folder: Path, lock: FolderLock) -> Path | None:

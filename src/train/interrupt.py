@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _thread
+import shlex
 import signal
 import threading
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 from ..utils import log
@@ -56,3 +58,9 @@ class Interrupt:
         # `threading.Thread`, whose start waits for a lock that this thread may hold.
         advice = "stopping after this step; once more to stop at once, without saving"
         _thread.start_new_thread(copy_context().run, (log.info, advice))
+
+
+def describe_interrupt(folder: Path, checkpoint: Path) -> str:
+    """Return what an interrupted run has saved, and the command that continues it."""
+    resume = f"agi2 train {shlex.quote(str(folder))} --resume"
+    return f"interrupted: {checkpoint} is saved; continue with: {resume}"

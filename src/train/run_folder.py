@@ -11,6 +11,7 @@ from ..utils import log
 from .checkpoint import Checkpoint
 from .checkpoint_manager import CheckpointManager
 from .distributed import ProcessGroup
+from .folder_lock import Phase
 from .metrics import MetricsLogger
 from .state import RunState
 
@@ -45,6 +46,12 @@ class RunFolder:
             AGI2Error: if another process trains in the folder, or it is not writable.
         """
         self._open_log(self._checkpoints.prepare_folder(checkpoint), step)
+        self.show_phase("training")
+
+    def show_phase(self, phase: Phase) -> None:
+        """Let other processes know what this one does (see `read_phase`)."""
+        if self._checkpoints.lock is not None:
+            self._checkpoints.lock.phase = phase
 
     def _open_log(self, logged: int, step: int) -> None:
         """Truncate the log to `logged` bytes and append an entry that describes this start."""

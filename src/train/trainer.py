@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -23,7 +23,7 @@ from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import ProcessGroup, is_lost_process, launch_id
 from .estimates import training_flops
-from .interrupt import Interrupt
+from .interrupt import Interrupt, describe_interrupt
 from .metrics import Evaluation, MetricsLogger, log_end
 from .run_folder import RunFolder
 from .schedule import Schedule
@@ -148,9 +148,9 @@ class Trainer:
     def fit(self, checkpoint: Checkpoint | None = None, *, verbose: bool = True) -> History:
         """Train from scratch or from a checkpoint until the run is complete.
 
-        Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and raises `KeyboardInterrupt`; a second
-        Ctrl-C or SIGTERM exits at once. At the end the best weights are loaded into the model. If
-        the run folder is deleted or moved while training, it is created again.
+        Ctrl-C, SIGTERM or SIGHUP saves a checkpoint and raises `KeyboardInterrupt`, whose message
+        names it; a second Ctrl-C or SIGTERM exits at once. At the end the best weights are loaded
+        into the model. If the run folder is deleted or moved while training, it is created again.
 
         Args:
             checkpoint: the checkpoint to resume from.
@@ -190,8 +190,8 @@ class Trainer:
                     stopped = self._loop(interrupt)
                     # Before the final validation, so that a failure in it loses no progress.
                     checkpoint_path = self._save_and_wait()
-                self._raise_if_interrupted(interrupt, checkpoint_path)
                 interrupt.exits_at_once = True
+                self._stop_if_interrupted(interrupt, checkpoint_path)
                 return self._finish(stopped)
         except (RuntimeError, MemoryError) as error:
             # When one rank dies, torchrun sends SIGTERM to the others: not an error of this one.
@@ -246,7 +246,7 @@ class Trainer:
                 interrupt.is_requested, self.state.seconds
             )
             if is_requested:
-                self._raise_interrupted(self._save_and_wait())
+                raise KeyboardInterrupt(describe_interrupt(self.folder, self._save_and_wait()))
             # After a skipped step the weights may be bad: do not rotate out a good checkpoint.
             is_due = (
                 self.step % self.config.checkpoint_interval == 0 or self.run_folder.needs_checkpoint
@@ -254,17 +254,13 @@ class Trainer:
             if is_due and not self.state.skipped_in_a_row:
                 self.save()
 
-    def _raise_if_interrupted(self, interrupt: Interrupt, path: Path) -> None:
+    def _stop_if_interrupted(self, interrupt: Interrupt, path: Path) -> None:
         """Raise `KeyboardInterrupt` if a signal came while the last checkpoint was written."""
         is_requested, _ = self.process_group.all_reduce_stop(
             interrupt.is_requested, self.state.seconds
         )
         if is_requested:
-            self._raise_interrupted(path)
-
-    def _raise_interrupted(self, path: Path) -> NoReturn:
-        log.info("interrupted: saved %s; continue with --resume", path)
-        raise KeyboardInterrupt
+            raise KeyboardInterrupt(describe_interrupt(self.folder, path))
 
     def _train_one_step(self) -> None:
         config = self.config
@@ -377,6 +373,7 @@ class Trainer:
 
     def _finish(self, stopped: str) -> History:
         """Validate, load the best weights into the model and return the history."""
+        self.run_folder.show_phase("validating")
         if self.state.evaluated_at != self.step:
             with show_progress("validating", log_at_once=True):
                 self._validate()

@@ -4,14 +4,50 @@ import logging
 import re
 import shutil
 
+import pytest
+
 from src import __version__
-from tests.cli.commands import HOSTILE, run
+from src.config_loader import load_config
+from src.training import train_from_config
+from tests.cli.commands import HOSTILE, run, write_run
+from tests.train.trainers import at
 
 
 def test_list_shows_runs_on_standard_output(trained, capsys):
     status, out, err = run(capsys, "list", trained.parent / "trained")
     assert (status, err) == (0, "")
     assert out.splitlines()[1].startswith("tiny ")
+
+
+def test_list_shows_what_a_run_does(tmp_path, capsys):
+    """While it is trained, in its last validation, when that fails, and after it."""
+    folder, shown = tmp_path / "trained", []
+    config = load_config(write_run(tmp_path, eval_interval=4))
+
+    def state():
+        shown.append(run(capsys, "list", folder)[1].split()[-1])
+
+    def fail():
+        state()
+        raise RuntimeError("stop")
+
+    train_from_config(config, kind=at("step", 3, state))
+    state()
+    train_from_config(config, kind=at("evaluate", 6, state, occurrence=2))
+    with pytest.raises(RuntimeError, match="stop"):
+        train_from_config(config, kind=at("evaluate", 6, fail))
+    state()
+    train_from_config(config.changed(resume="auto"), kind=at("open", 6, state))
+    state()
+    assert shown == [
+        "training",
+        "finished",
+        "validating",
+        "validating",
+        "unfinished",
+        "preparing",
+        "finished",
+    ]
 
 
 def test_list_says_where_it_looked(tmp_path, capsys, monkeypatch):

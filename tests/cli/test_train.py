@@ -89,9 +89,11 @@ def test_a_stopped_run_saves_exits_with_130_and_goes_on_exactly(
         patch.setattr("src.train.accumulator.accumulate_gradients", stopped_in_the_third)
         status, out, err = run(capsys, "train", file)
     assert (status, out) == (130, "")
-    assert "step-00000003; continue with --resume" in err
     assert "Traceback" not in err
-    *command, option = shlex.split(err.splitlines()[-1].removeprefix("continue with: agi2 "))
+    answer, _, command = err.splitlines()[-1].partition("; continue with: agi2 ")
+    saved = tmp_path / "trained" / "tiny" / "checkpoints" / "step-00000003"
+    assert answer == f"interrupted: {saved} is saved"
+    *command, option = shlex.split(command)
     assert (command, option) == (["train", str(tmp_path / "trained" / "tiny")], "--resume")
     assert run(capsys, *command, option, "--quiet")[0] == 0
     weights, expected = (

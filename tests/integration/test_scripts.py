@@ -147,7 +147,7 @@ def test_a_run_that_is_stopped_and_killed_ends_as_if_it_never_was(runs):
     status, err = stop(signal.SIGINT, *train, after=3)
     first = newest_step(folder)
     assert status == 130
-    assert "interrupted: saved" in err
+    assert "is saved; continue with: agi2 train " in err
     assert "Traceback" not in err
     assert 3 <= first < STEPS
 

@@ -1,11 +1,13 @@
 """The lock of a run folder, and moving an old run aside."""
 
 import errno
+import fcntl
+import os
 
 import pytest
 
 from src.errors import AGI2Error
-from src.train.folder_lock import FolderLock
+from src.train.folder_lock import LOCK, FolderLock, read_phase
 
 
 def test_a_folder_is_kept_for_one(tmp_path, monkeypatch):
@@ -67,3 +69,34 @@ def test_a_lock_stays_with_a_folder_that_is_renamed(tmp_path):
     assert lock.is_held
     lock.release()
     assert not list(folder.iterdir())
+
+
+def test_the_phase_of_the_process_that_holds_a_lock_is_read(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert read_phase(folder) is None
+    folder.mkdir()
+    assert read_phase(folder) is None
+    lock = FolderLock(folder)
+    assert read_phase(folder) == "preparing"
+    lock.phase = "validating"
+    assert read_phase(folder) == "validating"
+    lock.phase = "training"
+    (folder / LOCK).write_text("")  # as it is for a moment, and by an earlier version
+    assert read_phase(folder) == "training"
+    with monkeypatch.context() as patch:
+        patch.setattr("src.train.folder_lock.fcntl", None)
+        assert read_phase(folder) is None
+    lock.release()
+    assert read_phase(folder) is None
+    (folder / LOCK).write_text("validating")  # of a process that was killed
+    assert read_phase(folder) is None
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    """By a process that reads the phase."""
+    (tmp_path / LOCK).touch()
+    reader = os.open(tmp_path / LOCK, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    monkeypatch.setattr("src.train.folder_lock.time.sleep", lambda _: os.close(reader))
+    with FolderLock(tmp_path) as lock:
+        assert lock.is_held
