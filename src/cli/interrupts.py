@@ -46,13 +46,14 @@ def answering(describe: Callable[[], str]) -> Iterator[None]:
 def _raising() -> Iterator[None]:
     """Context manager in which the signals raise `KeyboardInterrupt`, unless they are ignored."""
 
-    seen = set()
+    was_raised = False
 
     def handle(number: int, frame: Any) -> None:
+        nonlocal was_raised
         # SIGHUP comes twice when a terminal is closed: the clean-up is not interrupted by it.
-        if number in _SIGNALS[1:] and seen:
+        if number in _SIGNALS[1:] and was_raised:
             return
-        seen.add(number)
+        was_raised = True
         raise KeyboardInterrupt
 
     previous = {}

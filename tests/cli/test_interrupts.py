@@ -152,15 +152,17 @@ def test_an_ignored_signal_and_another_thread_are_left_alone(capsys):
 
 
 def test_a_closed_terminal_does_not_interrupt_the_clean_up(capsys):
-    def clean_up():
-        with pytest.raises(KeyboardInterrupt), answering(lambda: "nothing is saved"):
+    cleaned = []
+
+    def work():
+        with answering(lambda: "nothing is saved"):
             try:
                 signal.raise_signal(signal.SIGHUP)
             finally:
                 signal.raise_signal(signal.SIGHUP)
-                done.append(True)
+                cleaned.append(True)
 
-    done = []
-    clean_up()
-    assert done
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert cleaned
     assert capsys.readouterr().err == "nothing is saved\n"
