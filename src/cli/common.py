@@ -16,6 +16,7 @@ import typer.core
 from .. import __version__
 from ..errors import MAX_LINE_LENGTH, AGI2Error, mask_secrets, one_line
 from . import completion
+from .help_text import HelpGroup, HelpTyper
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -76,7 +77,7 @@ def _value_line(name: str, detail: Mapping[str, Any]) -> str:
     return f"{name} must be {expected}, not {value!r}"
 
 
-class _Commands(typer.core.TyperGroup):
+class _Commands(HelpGroup):
     """Command group that exits with 2 on an error that the user can fix, with 130 on Ctrl-C."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
@@ -127,11 +128,9 @@ def _is_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
-app = typer.Typer(
+app = HelpTyper(
     cls=_Commands,
-    rich_markup_mode=None,  # importing rich would double the time of --help
     help="Train a GPT-2 on your own text from one TOML file, and use it.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -172,25 +171,25 @@ Overrides = Annotated[
 
 Temperature = Annotated[
     Optional[float],  # noqa: UP045 (typer reads this at run time)
-    typer.Option(min=0, help="Sampling temperature; 0 is greedy decoding."),
+    typer.Option(min=0, metavar="T", help="Sampling temperature; 0 is greedy decoding."),
 ]
 
 
 TopK = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=0, help="Sample from the k most likely tokens; 0 for all."),
+    typer.Option(min=0, metavar="K", help="Sample from the K most likely tokens; 0 for all."),
 ]
 
 
 MaxLength = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Maximum number of new tokens."),
+    typer.Option(min=1, metavar="N", help="Maximum number of new tokens."),
 ]
 
 
 Seed = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=0, max=2**62, help="Random seed of sampling."),
+    typer.Option(min=0, max=2**62, metavar="N", help="Random seed of sampling."),
 ]
 
 

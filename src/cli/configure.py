@@ -17,7 +17,7 @@ from .startup import loading
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SOURCE",
+        metavar="SOURCE...",
         help="The text to train on: files, folders, globs, URLs.",
         autocompletion=completion.complete_path,
     ),
@@ -55,13 +55,17 @@ def init(
 def plan(
     named: Annotated[
         Optional[list[str]],  # noqa: UP045 (typer reads this at run time)
-        typer.Argument(metavar="SOURCE", help="The text to train on: files, folders, globs, URLs."),
+        typer.Argument(
+            metavar="SOURCE...", help="The text to train on: files, folders, globs, URLs."
+        ),
     ] = None,
     sources: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--sources", metavar="SOURCE", help="The same; repeatable."),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, max=1e6, help="Time limit of the run.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1e6, metavar="N", help="Minutes to train.")
+    ] = 10.0,
     out: Annotated[str, typer.Option(metavar="FILE.toml", help="The file to create.")] = "my.toml",
     overrides: Overrides = None,
     quiet: Quiet = False,

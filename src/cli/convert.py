@@ -56,6 +56,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="hf (for transformers), gguf (for llama.cpp) or onnx.",
             autocompletion=completion.complete_format,
         ),
@@ -63,6 +64,7 @@ def export(
     quantize: Annotated[
         Optional[str],  # noqa: UP045 (typer reads this at run time)
         typer.Option(
+            metavar="NAME",
             help="For gguf: q8_0, int8 weights.",
             autocompletion=completion.complete_quantization,
         ),

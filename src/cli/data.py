@@ -8,13 +8,10 @@ import typer
 
 from . import completion
 from .common import ConfigFile, Overrides, Quiet, Verbose, app, open_run, set_up_log
+from .help_text import HelpTyper
 from .startup import loading
 
-group = typer.Typer(
-    help="Inspect and prepare training data.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+group = HelpTyper(help="Inspect and prepare training data.")
 app.add_typer(group, name="data")
 
 
@@ -23,7 +20,7 @@ def inspect(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE",
+            metavar="SOURCE...",
             help="Files, folders, globs, URLs or -; or a TOML file that names them.",
             autocompletion=completion.complete_path,
         ),

@@ -56,13 +56,14 @@ def eval_(
     A text is evaluated in sliding windows of the model's context length. Each window starts
     --stride tokens after the previous one, the last one ends with the text, and a window scores
     only the tokens that no earlier window has scored: each token but the first is scored once.
-    Bytes and words are those of the scored tokens, after the tokenizer's preprocessing.
+    p is the probability of a scored token. Bytes (of UTF-8) and words (separated by white space)
+    are those of the scored tokens, after the tokenizer's preprocessing.
 
     \b
-    loss                  mean of -ln(probability) of the scored tokens, in nats
+    loss                  mean of -ln(p), in nats
     perplexity per token  exp(loss)
-    perplexity per word   exp(loss x tokens / words); words are separated by white space
-    bits per byte         loss x tokens / ln(2) / bytes of UTF-8
+    perplexity per word   exp(loss x tokens / words)
+    bits per byte         loss x tokens / ln(2) / bytes
     """
     _check_flags(text, stride, tasks, task_path)
     with loading(not quiet):

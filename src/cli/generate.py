@@ -90,7 +90,10 @@ def beam(
     results: Annotated[
         Optional[int],  # noqa: UP045 (typer reads this at run time)
         typer.Option(
-            "--results", "-n", help="Number of texts to show; above 1, each with its score."
+            "--results",
+            "-n",
+            metavar="N",
+            help="Number of texts to show; above 1, each with its score.",
         ),
     ] = None,
     quiet: Quiet = False,

@@ -22,7 +22,7 @@ from .startup import loading
 @app.command(name="list")
 def list_(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="The folder that contains the runs.")
+        Path, typer.Argument(metavar="FOLDER", help="The folder that contains the runs.")
     ] = Path("trained"),
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -42,8 +42,10 @@ def compare(
             metavar="MODEL MODEL...", help=MODEL_HELP, autocompletion=completion.complete_model
         ),
     ],
-    prompt: Annotated[str, typer.Option(help="Prompt of the samples.")] = "",
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Random seed of sampling.")] = 1,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Prompt of the samples.")] = "",
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, metavar="N", help="Random seed of sampling.")
+    ] = 1,
     html: Annotated[
         Optional[Path],  # noqa: UP045 (typer reads this at run time)
         typer.Option(metavar="FILE", help="Also write the comparison to this HTML file."),

@@ -9,13 +9,10 @@ import typer
 
 from . import completion
 from .common import Quiet, Verbose, app, set_up_log
+from .help_text import HelpTyper
 from .startup import loading
 
-group = typer.Typer(
-    help="Train, inspect and compare tokenizers.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+group = HelpTyper(help="Train, inspect and compare tokenizers.")
 app.add_typer(group, name="tokenizer")
 
 _TOKENIZER_HELP = (
@@ -27,14 +24,15 @@ _TEXT_HELP = "A file, a folder or another source; or a text of several words."
 @group.command()
 def train(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="The text, as the key sources.")
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="The text: files, folders, globs, URLs."),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to create.")],
     vocab_size: Annotated[
         str, typer.Option(metavar="N", help="Maximum vocabulary size, or auto: by the text's size.")
     ] = "auto",
     pretokenizer: Annotated[
-        str, typer.Option(help="How text is split into words: gpt2 or gpt4.")
+        str, typer.Option(metavar="NAME", help="How text is split into words: gpt2 or gpt4.")
     ] = "gpt2",
     split_digits: Annotated[
         bool, typer.Option("--split-digits", help="Make every digit a token of its own.")
@@ -44,7 +42,10 @@ def train(
         typer.Option(metavar="NAME", help="Add a special token; repeatable."),
     ] = None,
     text_field: Annotated[
-        str, typer.Option(help="Field of .jsonl and column of .csv files with the text.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Field of .jsonl and column of .csv files with the text."
+        ),
     ] = "text",
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -75,7 +76,7 @@ def inspect(
     ],
     text: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[TEXT]", help=_TEXT_HELP),
+        typer.Argument(metavar="TEXT", help=_TEXT_HELP),
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,

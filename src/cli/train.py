@@ -32,14 +32,16 @@ def train(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH",
+            metavar="PATH...",
             help="The text: files, folders, globs, URLs or -; or a TOML file, or a run's folder.",
             autocompletion=completion.complete_path,
         ),
     ],
     minutes: Annotated[
         Optional[float],  # noqa: UP045 (typer reads this at run time)
-        typer.Option(min=0.1, max=1e6, help="Time limit of a run on a text; 10 by default."),
+        typer.Option(
+            min=0.1, max=1e6, metavar="N", help="Minutes to train on a text; 10 by default."
+        ),
     ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045
@@ -177,7 +179,9 @@ def doctor(
 def verify_resume(
     file: ConfigFile,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=3, help="Optimizer steps of the runs.")] = 6,
+    steps: Annotated[
+        int, typer.Option(min=3, metavar="N", help="Steps of the runs, at least 3.")
+    ] = 6,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:

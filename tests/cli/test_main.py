@@ -116,7 +116,7 @@ def test_a_late_ctrl_c_says_nothing():
     ("arguments", "said"),
     [
         (["fly"], "no such command 'fly'; agi2 --help"),
-        (["train"], "missing argument 'PATH'; agi2 train --help"),
+        (["train"], "missing argument 'PATH...'; agi2 train --help"),
         (["doctor"], "missing argument 'FILE.toml'; agi2 doctor --help"),
         (["generate", "a.toml"], "missing argument 'PROMPT'; agi2 generate --help"),
         (["train", "a.toml", "--fast"], "no such option: --fast"),
