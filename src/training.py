@@ -284,20 +284,27 @@ def _make_sampler(config: Config, tokenizer: Tokenizer) -> Sample:
 def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
     """Log the sizes of the text, the model and the batches."""
     log.info(
-        "%s: %s, %s to train on, %s to validate; vocabulary %d",
+        "%s: %s; a vocabulary of %s",
         trainer.config.model_name,
         plural(text.characters, "character"),
-        plural(len(text.train_data.tokens), "token"),
-        f"{len(text.val_data.tokens) if text.val_data else 0:,}",
-        text.tokenizer.vocab_size,
+        plural(text.tokenizer.vocab_size, "token"),
     )
     log.info(
-        "%s; %s an epoch of %s (%d at a time); %s, each: %s",
+        "%s to train on, %s to validate on",
+        plural(len(text.train_data.tokens), "token"),
+        f"{len(text.val_data.tokens) if text.val_data else 0:,}",
+    )
+    log.info(
+        "%s; %s an epoch of %s (%d at a time)",
         plural(trainer.model.num_parameters(), "parameter"),
         plural(trainer.batches.steps_per_epoch, "step"),
         plural(trainer.batches.batch_size, "sequence"),
         trainer.runner.micro_batch_size,
-        plural(trainer.process_group.world_size, "process", "processes"),
+    )
+    world_size = trainer.process_group.world_size
+    log.info(
+        "%strains on %s",
+        f"each of {world_size} processes " if world_size > 1 else "",
         describe_device(trainer.runner.device),
     )
     windows = trainer.batches.dataset

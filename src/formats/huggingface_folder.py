@@ -149,6 +149,11 @@ def find_folder(source: str) -> Path:
     except Exception as error:  # any network or cache error
         raise AGI2Error(
             f"{source} is not a folder, and could not be fetched from the Hugging Face hub "
-            f"({first_line(error)}): check the name and the network, or give a folder that holds "
+            f"({_reason(error)}): check the name and the network, or give a folder that holds "
             f"config.json, {WEIGHTS} and {FILE_NAME}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error of the hub's library, without the names of its classes."""
+    return re.sub(r"^(Got: )?(\w+: )?(\[Errno -?\d+\] )?", "", first_line(error)).rstrip(". ")

@@ -79,29 +79,24 @@ def describe_plan(plan: Plan, minutes: float) -> Iterator[str]:
     """
     if "max_steps" in plan.keys.keys() - plan.given and plan.minutes < minutes:
         yield (
-            f"the run takes {human_time(60 * plan.minutes)} of {human_time(60 * minutes)}: more "
-            "epochs over this text would hardly lower the loss; more text would"
+            f"the run takes {human_time(60 * plan.minutes)} of {human_time(60 * minutes)}: for a "
+            "lower loss, more text is needed"
         )
     yield (
         f"predicted: {plural(plan.steps, 'step')} of "
-        f"{plural(plan.tokens // plan.steps, 'token')}, {plan.tokens:,} in all, "
-        f"{plan.epochs:.3g} epochs over the text"
+        f"{plural(plan.tokens // plan.steps, 'token')}, {plan.epochs:.3g} epochs"
     )
+    yield f"model: {plural(plan.parameters, 'parameter')}"
     if plan.steps < _FEW_STEPS:
         time = human_time(60 * minutes)
-        yield f"{time} are too short on this machine to learn much: raise --minutes"
+        yield f"few steps: {time} are too short for this machine; raise --minutes"
     if plan.outside:
-        yield (
-            "no prediction of the bits per byte, as the scaling law was fitted to other runs: "
-            f"{plan.outside}"
-        )
+        yield "no prediction of the bits per byte: the scaling law was fitted to other runs"
+        yield plan.outside
         return
+    # Twice the error of the fit; the entropy of the text is what bzip2 estimates.
     error = 2 * SCALING_LAW.error * plan.bits_per_byte
-    yield (
-        f"predicted: {plan.bits_per_byte:.2f} ± {error:.2f} bits per byte on held-out text "
-        f"(twice the error of the scaling law's fit), for {plan.parameters:,} parameters and the "
-        "entropy that bzip2 estimates"
-    )
+    yield f"predicted: {plan.bits_per_byte:.2f} ± {error:.2f} bits per byte on held-out text"
 
 
 _FEW_STEPS = 20

@@ -313,7 +313,8 @@ class Trainer:
         self.run_folder.recreate_if_lost(self.state)
         before = self.state_dict()
         try:
-            self._evaluate_and_sample()
+            with show_progress("validating"):
+                self._evaluate_and_sample()
         except Exception:
             # With several ranks, saving ends in a barrier that the others may not reach.
             if self.process_group.world_size == 1:

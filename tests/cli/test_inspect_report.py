@@ -166,7 +166,7 @@ def test_what_is_shown_is_printable_and_has_no_secret(tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "missing argument 'SOURCE'"),
+        ([], "missing argument 'SOURCE...'"),
         (["gone.txt"], "gone.txt: no such file; paths are relative to "),
         (["texts/picture.png"], "texts/picture.png: not a text file"),
         (["texts/table.csv"], "no field 'text' among title, body; set text_field"),

@@ -454,6 +454,7 @@ def test_a_name_without_a_network_is_one_line_without_trying_for_long(tmp_path, 
     with pytest.raises(AGI2Error, match="check the name and the network, or give a f") as found:
         import_huggingface("someone/tiny", tmp_path / "in")
     assert str(found.value).startswith("someone/tiny is not a folder, and could not be fetched")
+    assert "hub (Connection refused): check" in str(found.value)
     assert "\n" not in str(found.value)
     assert sum(waits) < 8
 

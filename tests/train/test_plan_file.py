@@ -31,7 +31,9 @@ def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SHAPES", SHAPES[:2])
     told, config = proposed(tmp_path, make_text(2000), 0.1)
     assert (config.model_name, config.sources) == ("mine", [str(tmp_path / "text.txt")])
-    assert re.search(r"predicted: [\d,]+ steps of 1,024 tokens, [\d,]+ in all", told)
+    assert re.search(
+        r"predicted: [\d,]+ steps of 1,024 tokens, [\d.]+ epochs\n# model: [\d,]+ parameters", told
+    )
     assert "# no prediction of the bits per byte" in told
     assert re.search(r"the text has [\d.]+ KB, those runs had 844\.0 KB to 1\.1 MB", told)
     with pytest.raises(AGI2Error, match="exists: name another file with --out"):
@@ -44,7 +46,7 @@ def test_a_text_like_those_of_the_runs_gets_an_expectation(tmp_path, monkeypatch
     told, config = proposed(tmp_path, "the old whale swam " * 60_000, 3)
     assert re.search(r"predicted: \d\.\d\d ± \d\.\d\d bits per byte", told)
     assert config.max_minutes == 2.85  # of 3
-    assert "hardly lower the loss" not in told
+    assert "more text is needed" not in told
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_a_text_that_is_too_small_is_one_line(tmp_path, text, size):
 def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
     speeds(monkeypatch, 1e12)
     told, config = proposed(tmp_path, make_text(3000), 600)
-    assert re.search(r"the run takes \d+ s of 10 h 00 min: more epochs", told)
+    assert re.search(r"the run takes \d+ s of 10 h 00 min: for a lower loss", told)
     assert config.max_steps
     assert config.max_minutes is None
     assert "# More epochs over this text would hardly lower the loss.\nmax_steps" in told
@@ -72,7 +74,7 @@ def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
 def test_a_machine_too_slow_for_the_time_gets_the_smallest_shape_and_is_told(tmp_path, monkeypatch):
     speeds(monkeypatch, 1e6)
     told, config = proposed(tmp_path, make_text(3000), 0.1)
-    assert "# 6 s are too short on this machine to learn much: raise --minutes" in told
+    assert "# few steps: 6 s are too short for this machine; raise --minutes" in told
     assert "predicted: 1 step of 1,024 tokens" in told
     assert config.model_embd == SHAPES[0].width
 
