@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from .inputs import Input
 
 DEFAULT_FIELD = "text"
+# Names of fields in a message; some files have thousands.
+_LISTED = 12
 
 
 def choose_field(
@@ -31,6 +33,8 @@ def choose_field(
     if source.options.text_field is None and len(candidates) == 1:
         source.note(f"read in the field {candidates[0]!r}, the only one with text")
         return candidates[0]
-    raise source.error(
-        "without the field", f"no field {wanted!r} among {', '.join(names)}; set text_field", at
+    listed = ", ".join(names[:_LISTED]) + f" and {len(names) - _LISTED:,} more" * (
+        len(names) > _LISTED
     )
+    found = f"among {listed}; set text_field" if names else "as there are no fields"
+    raise source.error("without the field", f"no field {wanted!r} {found}", at)

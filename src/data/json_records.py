@@ -20,6 +20,7 @@ from .text_files import Unreadable
 _HEAD = 2**20
 # Share of the lines that may be broken, if more than one is.
 _BROKEN_SHARE = 0.1
+_TOO_MANY = "with too many broken lines"
 
 _SPACE = re.compile(r"[ \t\n\r]+")
 
@@ -48,9 +49,9 @@ class _BrokenLines:
             if limit == 0:
                 raise problem
             raise Unreadable(
-                problem.reason,
+                _TOO_MANY,
                 f"{problem}; it is broken line {limit + 1:,} of the file, and max_broken_lines is "
-                f"{limit:,}",
+                f"{limit:,}: what follows is not read",
             )
         self._source.report.skipped.add(problem.reason, str(problem), size=size, unit="characters")
 
@@ -66,7 +67,7 @@ class _BrokenLines:
             if total == 1:
                 raise self._first
             raise Unreadable(
-                self._first.reason,
+                _TOO_MANY,
                 f"{self._first}; {self._count:,} of {total:,} lines are broken, more than a tenth",
             )
 
@@ -163,11 +164,23 @@ def _text(source: Input, value: Any, field: str, at: str) -> str:
     text = value.get(field, 0) if isinstance(value, dict) else value
     if isinstance(value, dict) and text is None:
         return ""
+    if isinstance(text, list):
+        text = _join_parts(text)
     if not isinstance(text, str):
         what = f"no text in the field {field!r}" if field else "not an object or a text"
         raise source.error("without the field", f"{what}; set text_field", at)
     # JSON escapes can encode lone surrogates.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _join_parts(parts: list[Any]) -> Any:
+    """Join the parts of a text with links or formats: texts, and objects with a field `text`.
+
+    A list of nothing but texts may be anything, such as words or lines: it is returned.
+    """
+    texts = [part.get(DEFAULT_FIELD) if isinstance(part, dict) else part for part in parts]
+    is_joined = all(isinstance(text, str) for text in texts)
+    return "".join(texts) if is_joined and any(isinstance(part, dict) for part in parts) else parts
 
 
 def _values(source: Input) -> Iterator[tuple[Any, int]]:
@@ -180,8 +193,9 @@ def _values(source: Input) -> Iterator[tuple[Any, int]]:
                 raise parser.problem("',' or ']' is missing")
     while not parser.is_at_end():
         value, size = parser.value(MAX_WHOLE_TEXT)
-        for record in _records_in(value, source.options.text_field or DEFAULT_FIELD):
-            yield record, size
+        records = _records_in(value, source.options.text_field or DEFAULT_FIELD)
+        for record in records:
+            yield record, size // len(records)
 
 
 def _records_in(value: Any, field: str) -> list[Any]:

@@ -81,6 +81,11 @@ def test_the_only_field_with_text_is_taken_and_noted(tmp_path):
         ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
         ('[] "one"', ["one"]),
         (r'["\ud800"]', ["?"]),
+        ('[{"text": ["see ", {"type": "link", "text": "a.org"}, "."]}]', ["see a.org."]),
+        (
+            '[{"text": [{"type": "text", "text": "one"}]}, {"text": []}, {"text": "two"}]',
+            ["one", "two"],
+        ),
     ],
 )
 def test_records_of_json_files(tmp_path, content, expected):
@@ -105,6 +110,9 @@ def test_records_are_numbered(tmp_path):
         ("[]", ": contains no text"),
         ("[1, 2, 3]", " record 1: not an object or a text; set text_field; 3 of 3 lines are brok"),
         ('{"a": 1}', " record 1: no field 'text' among a; set text_field"),
+        ("{}", " record 1: no field 'text' as there are no fields"),
+        ('{"text": ["some", "words"]}', " record 1: no text in the field 'text'; set text_field"),
+        ('{"text": [{"text": 1}]}', " record 1: no text in the field 'text'; set text_field"),
         ("nonsense", ":1: not JSON: Expecting value"),
     ],
 )
@@ -136,3 +144,30 @@ def test_a_list_is_read_back_whatever_the_blocks(tmp_path_factory, values, block
         found = texts(path, content, normalize="none")
         assert found == [each.encode("utf-8", "replace").decode() for each in values]
         assert texts(path, content[1:-1].replace("},", "}"), normalize="none") == found
+
+
+def test_broken_records_of_one_object_are_counted_by_their_share_of_its_size(tmp_path):
+    records = [{"text": "one"}] * 60 + [{"text": ["a", "b"]}] * 6
+    content = json.dumps({"name": "chat", "messages": records})
+    write(tmp_path / "a.json", content)
+    found, report = read_with_report(tmp_path / "a.json")
+    assert len(found) == 60
+    ((_, entry),) = report.skipped.entries()
+    assert entry.count == 6
+    assert entry.size == 6 * (len(content) // 66)
+
+
+def test_a_file_that_is_left_at_the_limit_has_a_reason_of_its_own(tmp_path):
+    write(tmp_path / "a.jsonl", "bad\n" * 3 + '"good"\n' * 99)
+    write(tmp_path / "b.txt", "text")
+    found, report = read_with_report(tmp_path, max_broken_lines=2)
+    assert found == ["text"]
+    skipped = lines_of(report.skipped)
+    assert "1 with too many broken lines" in skipped
+    assert "max_broken_lines is 2: what follows is not read" in skipped
+
+
+def test_only_some_of_many_fields_are_listed(tmp_path):
+    content = json.dumps({f"field {number}": "" for number in range(5000)})
+    with pytest.raises(Unreadable, match=r"field 11 and 4,988 more; set text_field"):
+        texts(tmp_path / "a.json", content)
