@@ -12,7 +12,7 @@ from email.message import Message
 from typing import cast
 
 from ..config_checks import is_encoding
-from .charsets import UTF8, guess_encoding
+from .charsets import UTF8, declared_name, guess_encoding
 from .documents import Document
 from .formats import HTML
 from .html import html_text
@@ -118,7 +118,7 @@ def _parts(source: Input, message: Message) -> Iterator[str]:
 
 
 def _decoded(content: bytes, charset: str | None) -> str:
-    for name in (charset, UTF8, guess_encoding(content)):
+    for name in (declared_name(charset or ""), charset, UTF8, guess_encoding(content)):
         if name and is_encoding(name):
             with contextlib.suppress(UnicodeError):
                 return content.decode(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +12,14 @@ from typing import Literal
 from ..config_keys import Normalization
 from .charsets import (
     UTF8,
+    declared_name,
     encoding_of_mark,
+    escaped_encoding,
     guess_encoding,
-    has_japanese_escapes,
+    has_many_controls,
     is_ascii,
     is_damaged_utf8,
+    is_valid,
     unmarked_utf16,
 )
 from .documents import MAX_CHARACTERS, Document
@@ -25,6 +29,9 @@ from .text_files import Unreadable
 
 MAX_LINE = 2**25
 """Maximum characters of a line of JSON, or of a field of a table."""
+# What editors and Python read in the first two lines of a file.
+_CODING = re.compile(rb"(?:[^\n]*\n)?[^\n]*?coding[:=][ \t]*([\w.-]{1,40})", re.IGNORECASE)
+_CODING_BYTES = 512
 MAX_WHOLE_TEXT = 2**26
 """Maximum characters of a text that must be in memory to be parsed, such as a web page."""
 
@@ -65,7 +72,7 @@ class _Decoder:
         if encoding is None and is_ascii(block) and b"\0" not in block:
             return
         self._is_chosen = True
-        is_utf8 = _is_valid(block, UTF8) and not has_japanese_escapes(block)
+        is_utf8 = is_valid(block, UTF8) and escaped_encoding(block) is None
         if encoding is None and is_utf8 and b"\0" not in block:
             encoding = UTF8
         self._encoding = encoding or self._fitting(block)
@@ -77,14 +84,21 @@ class _Decoder:
             guess = None if self._bytes else unmarked_utf16(block)
             if guess is None:
                 raise binary_error(self._source)
-        elif self._declared and _is_valid(block, self._declared):
-            return self._declared
+        elif (declared := self._declared_encoding(block)) is not None:
+            return declared
         else:
             guess = None if is_damaged_utf8(block) else guess_encoding(block)
-        if guess is None or not _is_valid(block, guess):
+        if guess is None or not is_valid(block, guess):
             return UTF8  # and its error, which names the line
+        if has_many_controls(codecs.getincrementaldecoder(guess)().decode(block)):
+            raise self._source.error("not text", "not a text file (it has control characters)")
         self._source.note(f"read as {guess}, a guess (set encoding to change it)")
         return guess
+
+    def _declared_encoding(self, block: bytes) -> str | None:
+        """Return the encoding that the text declares, if it fits."""
+        names = [declared_name(self._declared), self._declared] if self._declared else []
+        return next((name for name in names if is_valid(block, name)), None)
 
     def _problem(self, block: bytes, error: UnicodeError) -> Unreadable:
         # The decoder kept the beginning of a character of the block before.
@@ -100,15 +114,6 @@ class _Decoder:
             "iconv -f latin1 -t utf-8",
             f":{line}",
         )
-
-
-def _is_valid(block: bytes, encoding: str) -> bool:
-    """Return whether a block, which may end within a character, is text in an encoding."""
-    try:
-        codecs.getincrementaldecoder(encoding)().decode(block)
-    except (UnicodeError, LookupError):
-        return False
-    return True
 
 
 def binary_error(source: Input) -> Unreadable:
@@ -190,7 +195,8 @@ def read_text(source: Input) -> Iterator[Document]:
     buffer: list[str] = []
     size = 0
     continues = False
-    for block in text_blocks(source):
+    declared = _CODING.match(source.stream.peek(_CODING_BYTES)[:_CODING_BYTES])
+    for block in text_blocks(source, declared[1].decode("ascii") if declared else None):
         buffer.append(block)
         size += len(block)
         if size >= 2 * MAX_CHARACTERS:

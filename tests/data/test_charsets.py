@@ -1,6 +1,13 @@
 import pytest
 
-from src.data.charsets import guess_encoding, is_damaged_utf8, unmarked_utf16
+from src.data.charsets import (
+    declared_name,
+    escaped_encoding,
+    guess_encoding,
+    has_many_controls,
+    is_damaged_utf8,
+    unmarked_utf16,
+)
 from tests.data.document_corpus import PARAGRAPHS
 
 SAMPLES = {
@@ -28,7 +35,7 @@ SAMPLES = {
         ("cs", "iso8859_2"), ("hu", "cp1250"), ("tr", "cp1254"), ("lt", "cp1257"),
         ("ru", "cp1251"), ("ru", "koi8-r"), ("ru", "cp866"), ("ru", "iso8859_5"), ("el", "cp1253"),
         ("el", "iso8859_7"), ("he", "cp1255"), ("ar", "cp1256"), ("ja", "cp932"), ("ja", "euc-jp"),
-        ("ja", "iso2022_jp"), ("zh", "gb18030"), ("tw", "big5"), ("ko", "euc-kr"),
+        ("ja", "iso2022_jp"), ("ko", "iso2022_kr"), ("ko", "johab"), ("ru", "mac_cyrillic"), ("zh", "gb18030"), ("tw", "big5"), ("ko", "euc-kr"),
         ("short", "latin-1"), ("code", "cp932"),
     ],
 )  # fmt: skip
@@ -43,13 +50,14 @@ def test_a_guess_gives_the_text(language, encoding, times):
 def test_what_no_encoding_explains_is_not_guessed(monkeypatch):
     import charset_normalizer
 
-    class Nothing:
-        def best(self):
-            return None
-
-    monkeypatch.setattr(charset_normalizer, "from_bytes", lambda _: Nothing())
-    # A long run of bytes that cp1252 does not have.
-    assert guess_encoding(b"\x81\x8d\x8f\x90\x9d" * 9) in ("cp1250", "mac_roman", "cp850", "cp852")
+    monkeypatch.setattr(charset_normalizer, "from_bytes", lambda _: [])
+    # A long run of bytes that neither cp1252 nor an encoding of Chinese, Japanese or Korean has.
+    assert guess_encoding(b"\x81\xff\x8d\x8f\xff\x90\x9d" * 9) in (
+        "cp1250",
+        "mac_roman",
+        "cp850",
+        "cp852",
+    )
 
 
 def test_damaged_utf8_is_told_from_other_encodings():
@@ -66,3 +74,44 @@ def test_utf16_without_a_mark_is_recognized_by_its_nul_bytes(encoding):
     assert unmarked_utf16("ab".encode(encoding)) is None
     assert unmarked_utf16(SAMPLES["en"].encode("utf-32")) is None
     assert unmarked_utf16(bytes(range(256)) * 2) is None
+
+
+def test_a_long_text_is_sampled_up_to_the_end_of_a_character():
+    for encoding, language in (("cp949", "ko"), ("gb18030", "zh"), ("cp932", "ja")):
+        content = SAMPLES[language].replace("\n", "").encode(encoding) * 500
+        for first in range(4):
+            moved = b"a" * first + content
+            assert moved.decode(guess_encoding(moved)) == moved.decode(encoding), (encoding, first)
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding"), [("ko", "cp949"), ("ko", "johab"), ("ja", "cp932"), ("zh", "gb18030")]
+)
+def test_what_charset_normalizer_does_not_know_is_told_by_its_characters(
+    monkeypatch, language, encoding
+):
+    import charset_normalizer
+
+    monkeypatch.setattr(charset_normalizer, "from_bytes", lambda _: [])
+    monkeypatch.setattr("src.data.charsets._MIN_KANA", 1)
+    content = (SAMPLES[language] + "\n").encode(encoding)
+    assert guess_encoding(content) == encoding
+
+
+def test_a_declared_encoding_stands_for_one_with_more_characters():
+    for name, meant in (("ISO-8859-1", "cp1252"), ("gb2312", "gb18030"), ("Shift_JIS", "cp932")):
+        assert declared_name(name) == meant
+    for name in ("koi8-r", "utf-8", "klingon", "a\0b", ""):
+        assert declared_name(name) == name
+
+
+def test_escapes_tell_korean_from_japanese_and_from_colors():
+    assert escaped_encoding("灯台".encode("iso2022_jp")) == "iso2022_jp"
+    assert escaped_encoding("灯台ｱ".encode("iso2022_jp_ext")) == "iso2022_jp_ext"
+    assert escaped_encoding("등대".encode("iso2022_kr")) == "iso2022_kr"
+    assert escaped_encoding(b"\x1b[31mred\x1b[0m \x1b$") is None
+
+
+def test_binary_data_is_told_by_its_control_characters():
+    assert has_many_controls(bytes(range(1, 256)).decode("cp437"))
+    assert not has_many_controls("\x1b[1mtext\x1b[0m\n\ta\x08a naïve\x85\x1a" * 9)

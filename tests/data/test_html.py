@@ -43,6 +43,11 @@ def test_the_encoding_is_the_declared_one(tmp_path, encoding):
     assert texts(tmp_path / "a.html", page.encode(encoding)) == [f"{text}\n"]
 
 
+def test_latin_1_in_a_page_is_what_programs_mean_by_it(tmp_path):
+    page = "<meta charset='iso-8859-1'><p>“süße” – Käse".encode("cp1252")
+    assert texts(tmp_path / "a.html", page) == ["“süße” – Käse\n"]
+
+
 def test_a_wrong_declaration_is_not_believed(tmp_path):
     page = "<meta http-equiv='Content-Type' content='text/html; charset=ISO-8859-1'><p>Война"
     assert texts(tmp_path / "a.htm", page) == ["Война\n"]

@@ -23,6 +23,7 @@ def small_blocks(monkeypatch):
         ("鯨\n".encode() * 9000 + b"\xe9", r"a.txt:9001: not UTF-8 .byte 36000.; set encoding"),
         (b"\xef\xbb\xbfone\n\xe9", "a.txt:2: not utf-8-sig .byte 7."),
         (b"\xff\xfea\0b", "a.txt:1: not utf-16 .byte 4."),
+        (bytes(range(1, 256)) * 99, r"not a text file .it has control characters."),
         (b"", "the file is empty"),
         (b"%PDF-1.4\n1 0 obj", "a.txt: damaged"),
         (b"%!PS-Adobe-3.0\n", "a.txt: .ps is not read: convert it to a PDF"),
@@ -52,6 +53,19 @@ def test_the_encoding_is_guessed_at_the_first_bytes_that_tell(tmp_path, small_bl
     found, report = read_with_report(path)
     assert found == ["plain text\n" * 20 + "ein süßer Käse\n"]
     assert "read as cp1252, a guess (set encoding to change it)" in lines_of(report.notes)
+
+
+@pytest.mark.parametrize(
+    "line", ["# -*- coding: koi8-r -*-", "#!/bin/sh\n# vim: set fileencoding=koi8-r :", "# code"]
+)
+def test_the_encoding_that_the_first_lines_declare_is_taken(tmp_path, line):
+    content = f"{line}\nжизнь = 'Ё'\n"
+    path = write(tmp_path / "a.py", content.encode("koi8-r"))
+    found, report = read_with_report(path)
+    if "koi8" in line:
+        assert found == [content]
+        assert not report.notes
+    assert texts(path, content.replace("koi8-r", "ascii")) == [content.replace("koi8-r", "ascii")]
 
 
 def test_an_encoding_that_is_set_is_used_unless_a_mark_says_another(tmp_path):
