@@ -75,13 +75,13 @@ class SourceReport:
     """Bytes of the files on disk, before decompression; grows while a file is read."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files (in bytes), members of archives, lines and rows that were not read, by reason."""
-    removed: Skipped = field(default_factory=Skipped)
+    removed: Skipped = field(default_factory=lambda: Skipped("{reason} in {places}"))
     """Characters removed from documents, by kind: licences, navigation, page numbers."""
     preprocessed: Skipped = field(default_factory=Skipped)
     """Documents that the function of `preprocess` dropped, changed or split."""
     dropped: int = 0
     """Number of documents that it dropped."""
-    notes: Skipped = field(default_factory=Skipped)
+    notes: Skipped = field(default_factory=lambda: Skipped("{files} {reason}"))
     """What was decided for files, such as a guessed encoding or the column that was taken."""
     first_problem: str = ""
     """Why the first file that was skipped cannot be read."""

@@ -245,7 +245,7 @@ def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document
         else:
             yield from pieces(document)
     if empty:
-        source.report.skipped.add("without text", source.name, count=empty)
+        source.report.skipped.add("documents without text", source.name, count=empty)
     if not found:
         raise source.error("without text", "contains no text")
 

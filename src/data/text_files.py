@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error, one_line
-from ..utils import human_bytes, log
+from ..utils import human_bytes, log, plural
 
 STDIN = Path("-")
 """The source that means standard input."""
@@ -44,9 +44,15 @@ class Entry:
 
 
 class Skipped:
-    """Counter of what was skipped in a source: per reason, the count, size and first example."""
+    """Counter of what was skipped in a source: per reason, the count, size and first example.
 
-    def __init__(self) -> None:
+    Args:
+        form: how a line begins: a format of `count`, `places` and `files`, with the number of
+            items, and `reason`.
+    """
+
+    def __init__(self, form: str = "{count} {reason}") -> None:
+        self._form = form
         self._entries: dict[tuple[str, str], Entry] = {}
 
     def add(
@@ -95,11 +101,44 @@ class Skipped:
     def lines(self) -> Iterator[str]:
         """Yield one printable line per reason."""
         for (reason, _), entry in self._entries.items():
-            amount = f"{entry.size:,} {entry.unit}"
+            unit = _singular(entry.unit) if entry.size == 1 else entry.unit
+            amount = f"{entry.size:,} {unit}"
             if entry.unit == "B":
                 amount = human_bytes(entry.size)
             size = f" ({amount})" if entry.size else ""
-            yield one_line(f"{entry.count:,} {reason}{size}, such as {entry.example}")
+            begin = self._form.format(
+                count=f"{entry.count:,}",
+                places=plural(entry.count, "place"),
+                files=plural(entry.count, "file"),
+                reason=_singular(reason) if entry.count == 1 else reason,
+            )
+            yield one_line(f"{begin}{size}, such as {entry.example}")
+
+
+def _singular(reason: str) -> str:
+    """Return a reason for one item."""
+    for many, one in _SINGULAR.items():
+        reason = reason.replace(many, one)
+    return reason
+
+
+_SINGULAR = {
+    "characters": "character",
+    "bytes ": "byte ",
+    "members of": "member of",
+    "documents without": "document without",
+    "attachments": "attachment",
+    "messages ": "message ",
+    "chapters ": "chapter ",
+    "pages of": "page of",
+    "pipes": "pipe",
+    "that are links or devices": "that is a link or a device",
+    "that are ": "that is ",
+    "that change": "that changes",
+    "that need ": "that needs ",
+    "that unpack ": "that unpacks ",
+    "that describe ": "that describes ",
+}
 
 
 def check_kind(mode: int, name: str) -> None:

@@ -56,7 +56,7 @@ def test_links_in_zip_archives_are_skipped(tmp_path):
     write(tmp_path / "a.zip", content.getvalue())
     found, report = read_with_report(tmp_path / "a.zip")
     assert found == ["good"]
-    assert "1 members of archives that are links or devices" in lines_of(report.skipped)
+    assert "1 member of archives that is a link or a device" in lines_of(report.skipped)
 
 
 @pytest.mark.parametrize("make", [zip_of, tar_of])
@@ -69,7 +69,7 @@ def test_what_is_not_the_users_text_is_skipped_as_in_folders(tmp_path, make):
     skipped = lines_of(report.skipped)
     assert "2 members of archives that are hidden (17 bytes unpacked)" in skipped
     assert "2 members of archives of installed packages or caches" in skipped
-    assert "1 members of archives in no format that is read" in skipped
+    assert "1 member of archives in no format that is read" in skipped
     assert report.bytes_read == path.stat().st_size
     assert report.bytes_skipped == 0
 
@@ -81,7 +81,7 @@ def test_encrypted_members_are_skipped(tmp_path):
     write(tmp_path / "a.zip", bytes(content))
     found, report = read_with_report(tmp_path / "a.zip")
     assert found == ["good"]
-    assert "1 members of archives that are encrypted (6 bytes" in lines_of(report.skipped)
+    assert "1 member of archives that is encrypted (6 bytes" in lines_of(report.skipped)
     content = bytearray(zip_of({"secret.txt": b"secret"}))
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.find(signature) + offset] |= 1

@@ -39,7 +39,7 @@ def test_null_is_no_text(tmp_path):
     write(tmp_path / "a.parquet", parquet_of(table))
     found, report = read_with_report(tmp_path / "a.parquet")
     assert found == ["a", "b"]
-    assert "1 without text" in lines_of(report.skipped)
+    assert "1 document without text" in lines_of(report.skipped)
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()])

@@ -109,7 +109,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(tmp_path, monkeypatch
     found, report = read_with_report(tmp_path / "texts")
     assert found == ["text"]
     (line,) = report.skipped.lines()
-    assert line.startswith("1 that need the extra documents (")
+    assert line.startswith("1 that needs the extra documents (")
 
 
 def test_every_package_belongs_to_the_extra():

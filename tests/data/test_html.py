@@ -15,8 +15,8 @@ def test_scripts_and_navigation_are_removed_and_counted(tmp_path):
     found, report = read_with_report(tmp_path / "a.html")
     assert found == ["Head\n\nSome bold text\nnext\n\n  code\n   more\n\none\ntwo x, y\n\na\tb\n"]
     removed = lines_of(report.removed)
-    assert "1 navigation of web pages (31 characters), such as" in removed
-    assert "1 scripts and styles of web pages (11 characters), such as" in removed
+    assert "navigation of web pages in 1 place (31 characters), such as" in removed
+    assert "scripts and styles of web pages in 1 place (11 characters), such as" in removed
 
 
 def test_navigation_stays_on_request(tmp_path):

@@ -57,7 +57,7 @@ def test_a_file_that_changes_is_skipped_in_a_folder(tmp_path, monkeypatch, name)
     found, report = read_with_report(tmp_path)
     assert found == ["one"]
     size = len(content)
-    assert f"1 that change ({size} B), such as " in "\n".join(report.skipped.lines())
+    assert f"1 that changes ({size} B), such as " in "\n".join(report.skipped.lines())
 
 
 class _Touched(io.FileIO):

@@ -52,7 +52,7 @@ def test_empty_documents_are_counted(tmp_path):
     found, report = read_with_report(path)
     assert found == ["a"]
     (line,) = report.skipped.lines()
-    assert line.startswith("3 without text, such as ")
+    assert line.startswith("3 documents without text, such as ")
     assert line.endswith("a.jsonl")
 
 

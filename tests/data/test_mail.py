@@ -32,7 +32,7 @@ def test_the_plain_text_of_alternatives_is_taken_and_attachments_are_counted(tmp
     write(tmp_path / "a.eml", message("Grüße & mehr"))
     found, report = read_with_report(tmp_path / "a.eml")
     assert found == ["Ünïcode\n\nGrüße & mehr\n"]
-    assert "1 attachments (2 bytes decoded), such as" in lines_of(report.skipped)
+    assert "1 attachment (2 bytes decoded), such as" in lines_of(report.skipped)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_message_of_html_without_its_package_is_counted(tmp_path, monkeypatch)
     write(tmp_path / "a.mbox", content)
     found, report = read_with_report(tmp_path / "a.mbox")
     assert found == ["S\n"]
-    assert "1 messages in HTML, which need selectolax" in lines_of(report.skipped)
+    assert "1 message in HTML, which need selectolax" in lines_of(report.skipped)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def test_chapters_are_in_reading_order(tmp_path):
     write(tmp_path / "a.epub", book(chapters))
     found, report = read_with_report(tmp_path / "a.epub")
     assert found == ["Second\n\nFirst\n"]
-    assert "1 chapters damaged, such as" in lines_of(report.skipped)
+    assert "1 chapter damaged, such as" in lines_of(report.skipped)
     assert "gone.html is missing in it" in lines_of(report.skipped)
     assert texts(tmp_path / "a.epub", clean=False)[0].startswith("Contents of it\n\nSecond")
 

@@ -29,7 +29,7 @@ def test_page_numbers_are_removed_and_counted(tmp_path, numbers, removed, is_fir
     (found,), report = read_with_report(tmp_path / "a.pdf")
     kept = words if removed else pages
     assert found.split("\n")[:-1] == [line for page in kept for line in page]
-    assert ("page numbers of PDFs (" in lines_of(report.removed)) == removed
+    assert ("page numbers of PDFs in 1 place (" in lines_of(report.removed)) == removed
     (found,) = texts(tmp_path / "a.pdf", clean=False)
     assert found.split("\n")[:-1] == [line for page in pages for line in page]
 
@@ -49,7 +49,7 @@ def test_hyphenated_words_are_joined(tmp_path, lines, expected):
     (found,), report = read_with_report(tmp_path / "a.pdf")
     assert found == expected
     is_joined = "\n" not in expected[:-1]
-    assert ("hyphenation of PDFs (" in lines_of(report.removed)) == is_joined
+    assert ("hyphenation of PDFs in 1 place (" in lines_of(report.removed)) == is_joined
     (found,) = texts(tmp_path / "a.pdf", clean=False)
     assert found == "\n".join(lines) + "\n"
 

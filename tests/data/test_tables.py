@@ -133,7 +133,7 @@ def test_the_only_column_with_text_is_taken_and_noted(tmp_path):
     path = write(tmp_path / "a.csv", "id,date,body\n1,2024-01-02,one\n2,,two\n")
     found, report = read_with_report(path)
     assert found == ["one", "two"]
-    assert "1 read in the field 'body', the only one with text" in lines_of(report.notes)
+    assert "1 file read in the field 'body', the only one with text" in lines_of(report.notes)
     assert texts(tmp_path / "b.csv", "notes\n12\n3 4\n") == ["12", "3 4"]
     with pytest.raises(Unreadable, match="no field 'text' among a, b; set text_field"):
         texts(tmp_path / "c.csv", "a,b\nx,y\n")

@@ -105,7 +105,9 @@ def test_removed_frames_are_counted(tmp_path):
     found, report = read_with_report(path)
     assert found == ["Call me Ishmael.\n"]
     removed = len(book) - len("Call me Ishmael.\n")
-    assert f"1 header and licence of Project Gutenberg ({removed} char" in lines_of(report.removed)
+    assert f"header and licence of Project Gutenberg in 1 place ({removed} char" in lines_of(
+        report.removed
+    )
     assert report.bytes_read == len(book.encode())
     found, report = read_with_report(path, clean=False)
     assert found == [book]
