@@ -203,9 +203,20 @@ def check_format(
             f"{name}: {format_.name} needs {format_.package}, which is not installed: install it "
             f"with uv sync --extra documents or pip install {format_.package}",
         )
+    if format_ in _TEXTUAL and b"\0" in head and not _is_wide(head, options):
+        raise Unreadable("not text", f"{name}: {nul_problem(head)}")
+
+
+def _is_wide(head: bytes, options: ReadOptions | None) -> bool:
+    """Return whether the bytes of a text may be NUL in its encoding."""
     is_wide = encoding_of_mark(head) or unmarked_utf16(head) or (options and options.encoding)
-    if format_ in _TEXTUAL and b"\0" in head and not is_wide:
-        raise Unreadable("not text", f"{name}: not a text file (it contains NUL bytes)")
+    return bool(is_wide)
+
+
+def nul_problem(block: bytes) -> str:
+    """Return what is wrong with a block that has NUL bytes; with few of them, it may be text."""
+    advice = "; if it is one, remove them with tr -d '\\000'"
+    return f"not a text file (it contains NUL bytes){advice * (block.count(0) * 100 < len(block))}"
 
 
 _TEXTUAL = (TEXT, HTML, XML, JSON, JSON_LINES, TABLE, RTF, SUBTITLES, NOTEBOOK)

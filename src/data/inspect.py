@@ -104,9 +104,9 @@ def inspect_corpus(
     Raises:
         AGI2Error: if a source is missing or cannot be read.
     """
-    total = sum(
-        file_size(path) for source in find_sources(sources, fetch=False) for path in source.files
-    )
+    # What is skipped counts as read, too.
+    found = find_sources(sources, fetch=False, options=options)
+    total = sum(each.skipped.bytes + sum(map(file_size, each.files)) for each in found)
     report = ReadReport()
     with show_progress("reading the text", is_determinate=total > 0) as advance:
         documents = iterate_documents(sources, options, report, is_logged=False)

@@ -23,6 +23,7 @@ from .charsets import (
     unmarked_utf16,
 )
 from .documents import MAX_CHARACTERS, Document
+from .formats import nul_problem
 from .gutenberg import book_boundary, strip_gutenberg
 from .inputs import BLOCK, Input
 from .text_files import Unreadable
@@ -60,7 +61,8 @@ class _Decoder:
         except UnicodeError as error:
             raise self._problem(block, error) from error
         if "\0" in text:
-            raise binary_error(self._source)
+            line = self._lines + text.count("\n", 0, text.index("\0")) + 1
+            raise binary_error(self._source, block, f":{line}")
         self._bytes += len(block)
         self._lines += text.count("\n")
         return text
@@ -83,7 +85,7 @@ class _Decoder:
         if b"\0" in block:
             guess = None if self._bytes else unmarked_utf16(block)
             if guess is None:
-                raise binary_error(self._source)
+                raise binary_error(self._source, block)
         elif (declared := self._declared_encoding(block)) is not None:
             return declared
         else:
@@ -116,9 +118,9 @@ class _Decoder:
         )
 
 
-def binary_error(source: Input) -> Unreadable:
-    """Return the error for an input that is not text."""
-    return source.error("not text", "not a text file (it contains NUL bytes)")
+def binary_error(source: Input, block: bytes, at: str = "") -> Unreadable:
+    """Return the error for a block of an input that has NUL bytes; `at` is its place."""
+    return source.error("not text", nul_problem(block), at)
 
 
 def text_blocks(source: Input, declared: str | None = None) -> Iterator[str]:

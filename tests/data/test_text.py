@@ -15,7 +15,9 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"a" * 9000 + b"\0", "not a text file"),
+        ("é\n".encode() * 400_000 + b"\0", r"a.txt:400001: not a text file .*NUL bytes.; if it is one, remove"),
+        (b"a" * 900 + b"\0", r"a.txt: not a text file .*NUL bytes.; if it is one, remove"),
+        (b"a" * 9 + b"\0", r"not a text file .it contains NUL bytes.$"),
         ("text".encode("utf-32-be") * 99, "not a text file"),
         ("鯨".encode("utf-32-le"), "not a text file|not UTF-8"),
         (b"\xff\xfe" + "a\0b".encode("utf-16-le"), "not a text file"),
