@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -323,12 +324,9 @@ def _version(library: str) -> str | None:
         return None
 
 
-def corpus_key(parts: Mapping[str, Any]) -> str:
-    """Return the key of a corpus: a hash of all that its tokens depend on, and of this code.
-
-    Args:
-        parts: JSON-serializable.
-    """
+@functools.cache
+def implementation() -> dict[str, Any]:
+    """Return a hash of the code that reads and tokenizes, and the versions that it depends on."""
     package = Path(__file__).resolve().parents[1]
     code = hashlib.sha256()
     for path in sorted([*package.glob("data/*.py"), *package.glob("token*/*.py")]):
@@ -336,5 +334,14 @@ def corpus_key(parts: Mapping[str, Any]) -> str:
     code.update((package / "tokenizer.py").read_bytes())
     # Python's own modules read mail, tables and web pages, and normalize Unicode.
     libraries = [platform.python_version(), *map(_version, _LIBRARIES)]
-    everything = {**parts, "code": code.hexdigest(), "libraries": libraries}
+    return {"code": code.hexdigest(), "libraries": libraries}
+
+
+def corpus_key(parts: Mapping[str, Any]) -> str:
+    """Return the key of a corpus: a hash of all that its tokens depend on, and of this code.
+
+    Args:
+        parts: JSON-serializable.
+    """
+    everything = {**parts, **implementation()}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]

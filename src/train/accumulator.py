@@ -148,7 +148,11 @@ class GradientAccumulator:
         A retried or resumed step has the same masks, and ranks have different ones.
         """
         seed = self._config.seed * 1_000_033 + step + self._processes.rank * 2**40
-        seed_everything(seed % 2**63)
+        if self._processes.device.type == "cpu":
+            # `torch.manual_seed` formats the stack for each kind of GPU: a millisecond per step.
+            torch.default_generator.manual_seed(seed % 2**63)
+        else:  # pragma: needs gpu
+            seed_everything(seed % 2**63)
 
     def _shrink(self, step: int) -> None:
         """Reduce the micro-batch size to the largest divisor of the batch up to half of it."""

@@ -6,7 +6,7 @@ import sysconfig
 
 from src.data.builtin import BUILTIN
 from src.data.remote import RemoteFile
-from src.data.token_cache import FileHashes, corpus_key, identify, identify_file
+from src.data.token_cache import FileHashes, corpus_key, identify, identify_file, implementation
 from tests.data.reading import write
 
 
@@ -36,5 +36,8 @@ def test_a_corpus_has_another_key_without_a_library(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
+    # As another process would find it; in this one, no version changes.
+    monkeypatch.setattr("src.data.token_cache.implementation", implementation.__wrapped__)
+    assert corpus_key(parts) == installed
     monkeypatch.setattr("src.data.token_cache.importlib.metadata.version", missing)
     assert corpus_key(parts) != installed
