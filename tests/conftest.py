@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,8 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import HealthCheck, settings
 
-from src.utils import log
-from tests import processes, tracing
+from tests import instrumentation, processes
+
+instrumentation.replace_tracer()  # before the first import of `src`
+log = logging.getLogger("agi2")
 
 # No deadlines: on a busy machine an example may take any time.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -105,7 +106,7 @@ def open_terminal(arguments, **options):
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(tracing)
+    config.pluginmanager.register(instrumentation)
     if hasattr(config, "workerinput"):
         # Runs last. Python would spend seconds on freeing all that the tests have imported.
         atexit.register(os._exit, 0)
@@ -125,8 +126,6 @@ def pytest_configure(config):
 def pytest_sessionstart(session):
     if not is_xdist_controller(session):
         return
-    sys.settrace(None)  # it runs no test
-    threading.settrace(None)
     if _runs_folders(session) and hasattr(os, "fork"):
         processes.share_server()
 
@@ -135,7 +134,6 @@ def pytest_collection(session):
     """Import what most tests need; if folders of tests are to run, what a few need, too."""
     if is_xdist_controller(session):
         return
-    tracing.stop_tracing()
     importlib.import_module("torch")
     if _runs_folders(session):
         for name in _HEAVY:
@@ -162,8 +160,6 @@ def pytest_collection_modifyitems(config, items):
 
     # Longest first: what runs last should be short, so that no worker is left alone with it.
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
-    for item in items:
-        tracing.trace_examples(item)
     if config.getoption("hypothesis_profile", None) == "fuzz":
         # A new order for each run, equal in all xdist workers, as xdist requires.
         random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)

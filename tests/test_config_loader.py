@@ -789,7 +789,6 @@ TREE = st.recursive(
 )
 
 
-@pytest.mark.untraced  # other tests reach the same lines
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(Config.model_fields)) | st.text(max_size=9), TREE))
 def test_any_content_is_a_configuration_or_short_lines(content):

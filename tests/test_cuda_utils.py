@@ -202,7 +202,7 @@ def test_compiling_works_where_nothing_hinders_it(warnings):
     assert warnings == []
 
 
-@pytest.mark.untraced  # as the next test, which does not import the compiler
+@pytest.mark.uncounted
 def test_without_a_compiler_there_is_one_line_of_warning(warnings):
     import torch._inductor.config
     from torch._inductor.utils import fresh_inductor_cache

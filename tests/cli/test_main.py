@@ -70,7 +70,6 @@ def test_ctrl_c_before_the_command_begins_ends_with_130(monkeypatch, capsys):
     assert run(capsys, "--version") == (130, "", "")
 
 
-@pytest.mark.untraced  # each of a hundred calls reaches the same lines
 def test_ctrl_c_at_any_moment_ends_with_130(capsys):
     """At any call of a Python function: also before the command begins, and after its end."""
 

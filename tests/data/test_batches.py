@@ -180,7 +180,6 @@ def test_an_epoch_in_a_computed_order_visits_every_window_once(
     assert orders[0] != orders[1]
 
 
-@pytest.mark.untraced  # the tests above reach the same lines
 @pytest.mark.parametrize("is_computed", [False, True])
 def test_every_window_is_trained_on_once_an_epoch_over_a_thousand_kills(monkeypatch, is_computed):
     """Each process is killed after some steps; the next has any number of ranks, and resumes."""

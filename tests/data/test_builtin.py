@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from src.data import builtin as builtin_text
 from src.data.builtin import BUILTIN, prose, python_docs
 from src.data.corpus import read_documents
-from tests.tracing import untraced
 
 
 def write(path, content):
@@ -22,7 +21,7 @@ def write(path, content):
 def builtin():
     """The corpus, and the modules that were imported meanwhile (it takes seconds: read once)."""
     before = set(sys.modules)
-    documents = untraced(list)(read_documents(BUILTIN))
+    documents = list(read_documents(BUILTIN))
     return documents, set(sys.modules) - before
 
 

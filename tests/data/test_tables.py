@@ -116,7 +116,6 @@ def test_a_csv_that_lost_a_quote_is_never_fewer_documents_in_silence(tmp_path_fa
     assert len(found) >= len(rows)
 
 
-@pytest.mark.untraced  # other tests reach the same lines
 @pytest.mark.parametrize("unit", ["\n", " ", " \n", "*", "# ", '"', ",", "\r", "\t\n", "{", "鯨"])
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.json", "a.srt"])
 def test_many_of_anything_are_read_or_refused(tmp_path, name, unit):

@@ -279,7 +279,6 @@ def test_a_state_of_other_types_gives_a_history_without_them(state):
     assert history.best is None
 
 
-@pytest.mark.untraced  # other tests reach the same lines
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(FILES),

@@ -617,7 +617,6 @@ ODD_PARTS = (
 )
 
 
-@pytest.mark.untraced  # other tests reach the same lines, in half the time
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_whatever_stands_anywhere_in_a_file_is_read_or_one_line(theirs, tmp_path, file):
     _, folder = theirs()

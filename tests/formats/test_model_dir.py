@@ -216,7 +216,6 @@ def test_a_model_that_is_replaced_at_any_moment_is_one_or_the_other(replaced, se
     assert len(calls) > 100
 
 
-@pytest.mark.untraced  # as the test before
 def test_a_model_that_is_replaced_all_the_time_is_one_or_the_other(replaced):
     """By another thread, so also during calls into C."""
     over = threading.Event()

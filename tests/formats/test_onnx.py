@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from src.errors import AGI2Error
 from src.formats.export import export_model
 from src.formats.onnx import _LOGGERS, _silence, export_onnx
-from src.model import GPT2Model
 from tests.bounds import Bounded, assert_within, bounded_block, gamma
 from tests.tiny_models import random_model
-from tests.tracing import traced, untraced
 
 runtime = pytest.importorskip("onnxruntime")
 
@@ -41,10 +39,7 @@ def log_levels():
     return logging.root.manager.disable, [logging.getLogger(name).level for name in names]
 
 
-def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd, monkeypatch):
-    # The exporter takes twice as long with the tracer; the model itself is traced.
-    monkeypatch.setattr(torch.onnx, "export", untraced(torch.onnx.export))
-    monkeypatch.setattr(GPT2Model, "forward", traced(GPT2Model.forward))
+def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
     model, folder = saved(n_layers=1)
     before = log_levels()
     export_model(folder, tmp_path / "model.onnx", "onnx")

@@ -150,6 +150,7 @@ def test_streams_in_threads_beside_training_steps(model, tokenizer):
     assert found == {number: [alone[number % 4]] * 3 for number in range(8)}
 
 
+@pytest.mark.uncounted
 def test_a_compiled_model_is_one_graph_with_all_its_checks():
     model = random_model(n_layers=1).double().train()  # where a fault is far above the rounding
     tokens = torch.arange(16).reshape(2, 8)

@@ -126,6 +126,7 @@ def test_evaluating_is_of_its_own_thread():
     assert found == [True]
 
 
+@pytest.mark.uncounted
 def test_compiled_dropout_follows_the_mode_and_evaluating():
     layer = Dropout(0.5).train()
     layer.compile(backend="eager")

@@ -108,7 +108,7 @@ def test_a_restarted_launch_goes_on_and_another_begins_anew(tiny_run, under_torc
     assert start_steps(train_from_config(longer)) == [0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.untraced)])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_sharded_run_equals_a_whole_one_and_either_goes_on_from_the_other(
     tiny_run, under_torchrun, monkeypatch, optimizer
 ):

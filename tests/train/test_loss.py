@@ -85,7 +85,7 @@ def test_a_head_that_is_not_trained_has_no_gradient_and_changes_no_other(dtype):
         assert expected is None or torch.equal(results[0][name], expected)
 
 
-@pytest.mark.untraced  # test_trainer.py compiles, too; tracing would take as long again
+@pytest.mark.uncounted
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler"
 )
@@ -105,7 +105,7 @@ def test_code_compiled_by_inductor_gives_the_same_loss_and_gradients():
         assert_same_in_float64(results[1][name], expected)
 
 
-@pytest.mark.untraced  # tracing would double the time of the compiler
+@pytest.mark.uncounted
 def test_traced_code_masks_documents_as_other_code_does():
     inputs, targets = split_batch(tokens(3))
     ids = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]]).expand(3, 8)

@@ -817,7 +817,7 @@ def test_each_block_and_the_loss_are_compiled(tiny_run, monkeypatch):
     assert [how for _, how in compiled] == [{"backend": "inductor"}] * 4
 
 
-@pytest.mark.untraced  # tracing would double the time of the compiler
+@pytest.mark.uncounted
 @training_in_float64()
 def test_a_compiled_model_gives_the_same_loss(tiny_run, monkeypatch, caplog):
     """Traced as always, and not translated to C++, which takes a minute."""
