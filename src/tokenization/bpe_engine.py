@@ -153,29 +153,35 @@ def join_pieces(pieces: list[bytes]) -> tuple[bytes, np.ndarray]:
         The text, and the end of each piece in it, (P,) int64.
     """
     text = b"".join(pieces)
-    while (code := bpe_library.unknown_kind(KINDS, text)) >= 0:
-        _learn_kinds(code & ~0xFF)
+    learn_kinds(text)
     return text, np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
 
 
 KINDS = np.zeros(CODE_POINTS, np.uint8)
-"""The kinds of all characters: 0 until `_learn_kinds` has asked the `tokenizers` library."""
+"""The kinds of all characters: 0 until `learn_kinds` has asked the `tokenizers` library."""
 _PATTERNS: tuple[tuple[int, Any], ...] = tuple(
     (kind, pre_tokenizers.Split(tokenizers.Regex(pattern), "removed"))
     for kind, pattern in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (WHITE, r"\s"))
 )
+# Blocks of 256 characters whose kinds are learned together, if a text has characters of up to so
+# many that are not known: texts to come have others of the same scripts.
+_LEARNED_BLOCKS = 16
 
 
-def _learn_kinds(first: int) -> None:
-    """Enter the kinds of 256 characters, by the version of Unicode that `tokenizers` has.
-
-    None of them is a surrogate, which UTF-8 text does not contain.
-    """
-    characters = "".join(map(chr, range(first, first + 256)))
-    kinds = np.full(256, OTHER, np.uint8)
+def learn_kinds(text: bytes) -> None:
+    """Enter the kinds of a UTF-8 text's characters, by the version of Unicode of `tokenizers`."""
+    if bpe_library.unknown_kind(KINDS, text) < 0:
+        return
+    codes = np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)
+    codes = np.unique(codes[KINDS[codes] == 0])
+    blocks = np.unique(codes >> 8)
+    if len(blocks) <= _LEARNED_BLOCKS:  # none of surrogates, which UTF-8 text does not contain
+        codes = (blocks[:, None] * 256 + np.arange(256, dtype=np.uint32)).ravel()
+    characters = codes.tobytes().decode("utf-32-le")
+    kinds = np.full(len(codes), OTHER, np.uint8)
     for kind, pattern in _PATTERNS:
-        matches = np.ones(256, bool)
+        matches = np.ones(len(codes), bool)
         for _, (start, end) in pattern.pre_tokenize_str(characters):  # what is not removed
             matches[start:end] = False
         kinds[matches] = kind
-    KINDS[first : first + 256] = kinds
+    KINDS[codes] = kinds

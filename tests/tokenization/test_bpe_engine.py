@@ -66,6 +66,25 @@ def test_every_character_is_split_as_by_the_tokenizers_library(tokenizer):
 
 
 @needs_library
+def test_kinds_are_the_same_however_they_are_learned(monkeypatch):
+    """In blocks of 256 characters, or, of a text with characters of many, those of the text."""
+    sample = "".join(map(chr, range(0x20, 0x3000, 7)))
+    texts = [sample, *(sample[at : at + 40] for at in range(0, len(sample), 40))]
+    found = []
+    for limit in (0, 1000):
+        monkeypatch.setattr(bpe_engine, "_LEARNED_BLOCKS", limit)
+        for chosen in (texts, texts[1:]):
+            monkeypatch.setattr(bpe_engine, "KINDS", np.zeros_like(bpe_engine.KINDS))
+            for text in chosen:
+                bpe_engine.learn_kinds(text.encode())
+            kinds = bpe_engine.KINDS
+            found.append([kinds[ord(character)] for character in sample])
+            assert np.count_nonzero(kinds) == (0x3000 if limit else len(sample))
+    assert found == [found[0]] * len(found)
+    assert {*found[0]} == {1, 2, 3, 4}
+
+
+@needs_library
 @pytest.mark.parametrize("unit", ["ACGT", "鯨は海を泳ぐ", "\u0301", "a'", "  \n", "12", "abab!?"])
 def test_long_words_have_the_ids_of_the_library(tokenizer, unit):
     for size in (60, 70, 1199, 1200, 1201, 9000):
