@@ -35,7 +35,8 @@ SAMPLES = {
         ("cs", "iso8859_2"), ("hu", "cp1250"), ("tr", "cp1254"), ("lt", "cp1257"),
         ("ru", "cp1251"), ("ru", "koi8-r"), ("ru", "cp866"), ("ru", "iso8859_5"), ("el", "cp1253"),
         ("el", "iso8859_7"), ("he", "cp1255"), ("ar", "cp1256"), ("ja", "cp932"), ("ja", "euc-jp"),
-        ("ja", "iso2022_jp"), ("ko", "iso2022_kr"), ("ko", "johab"), ("ru", "mac_cyrillic"), ("zh", "gb18030"), ("tw", "big5"), ("ko", "euc-kr"),
+        ("ja", "iso2022_jp"), ("ko", "iso2022_kr"), ("ko", "johab"), ("ru", "mac_cyrillic"),
+        ("zh", "gb18030"), ("tw", "big5"), ("ko", "euc-kr"),
         ("short", "latin-1"), ("code", "cp932"),
     ],
 )  # fmt: skip

@@ -15,7 +15,10 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("é\n".encode() * 400_000 + b"\0", r"a.txt:400001: not a text file .*NUL bytes.; if it is one, remove"),
+        (
+            "é\n".encode() * 400_000 + b"\0",
+            r"a.txt:400001: not a text file .*NUL bytes.; if it is one, remove",
+        ),
         (b"a" * 900 + b"\0", r"a.txt: not a text file .*NUL bytes.; if it is one, remove"),
         (b"a" * 9 + b"\0", r"not a text file .it contains NUL bytes.$"),
         ("text".encode("utf-32-be") * 99, "not a text file"),
