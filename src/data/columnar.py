@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .documents import Document
@@ -10,45 +10,51 @@ from .fields import choose_field
 from .inputs import Input
 from .text_files import Unreadable
 
+Choose = Callable[[Input, Any], list[str]]
+"""Returns the names of the columns to read, of a schema."""
+
 # Rows that are in memory at a time.
 _ROWS = 256
 
 
 def read_parquet(source: Input) -> Iterator[Document]:
     """Yield the text column of each row of a Parquet file."""
-    import pyarrow.parquet
-
-    def batches() -> Iterator[Any]:
-        with pyarrow.parquet.ParquetFile(source.seekable(), pre_buffer=False) as file:
-            column = _column(source, file.schema_arrow)
-            for batch in file.iter_batches(_ROWS, columns=[column], use_threads=False):
-                yield batch.column(0)
-
-    yield from _rows(source, batches())
+    yield from _texts(source, parquet_batches(source, _column))
 
 
 def read_arrow(source: Input) -> Iterator[Document]:
     """Yield the text column of each row of an Arrow file or stream, or a Feather file."""
+    yield from _texts(source, arrow_batches(source, _column))
+
+
+def parquet_batches(source: Input, choose: Choose) -> Iterator[Any]:
+    """Yield the batches of a Parquet file, with the columns that `choose` returns."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(source.seekable(), pre_buffer=False) as file:
+        columns = choose(source, file.schema_arrow)
+        yield from file.iter_batches(_ROWS, columns=columns, use_threads=False)
+
+
+def arrow_batches(source: Input, choose: Choose) -> Iterator[Any]:
+    """Yield the batches of an Arrow file or stream, with the columns that `choose` returns."""
     import pyarrow
 
-    def batches() -> Iterator[Any]:
-        if source.stream.peek(6)[:6] == b"ARROW1":
-            with pyarrow.ipc.open_file(source.seekable()) as file:
-                column = _column(source, file.schema)
-                for number in range(file.num_record_batches):
-                    yield file.get_batch(number).column(column)
-        else:
-            with pyarrow.ipc.open_stream(source.stream) as stream:
-                column = _column(source, stream.schema)
-                for batch in stream:
-                    yield batch.column(column)
-
-    yield from _rows(source, batches())
+    if source.stream.peek(6)[:6] == b"ARROW1":
+        with pyarrow.ipc.open_file(source.seekable()) as file:
+            columns = choose(source, file.schema)
+            for number in range(file.num_record_batches):
+                yield file.get_batch(number).select(columns)
+    else:
+        with pyarrow.ipc.open_stream(source.stream) as stream:
+            columns = choose(source, stream.schema)
+            for batch in stream:
+                yield batch.select(columns)
 
 
-def _column(source: Input, schema: Any) -> str:
+def _column(source: Input, schema: Any) -> list[str]:
     names = list(schema.names)
-    column = choose_field(source, names, [field.name for field in schema if _is_text(field.type)])
+    column = choose_field(source, names, text_columns(schema))
     if names.count(column) > 1:
         raise source.error("broken tables", f"the column {column!r} occurs more than once")
     if not _is_text(schema.field(column).type):
@@ -56,7 +62,12 @@ def _column(source: Input, schema: Any) -> str:
             "without the field",
             f"the column {column!r} of {', '.join(names)} is not text; set text_field",
         )
-    return column
+    return [column]
+
+
+def text_columns(schema: Any) -> list[str]:
+    """Return the names of the columns that contain text."""
+    return [field.name for field in schema if _is_text(field.type)]
 
 
 def _is_text(kind: Any) -> bool:
@@ -68,8 +79,18 @@ def _is_text(kind: Any) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or is_view
 
 
-def _rows(source: Input, batches: Iterator[Any]) -> Iterator[Document]:
-    """Yield the rows of the batches; null is an empty text."""
+def _texts(source: Input, batches: Iterator[Any]) -> Iterator[Document]:
+    """Yield the rows of batches of one column; null is an empty text."""
+    for at, value in numbered_rows(source, (batch.column(0) for batch in batches)):
+        yield source.document(value or "", at)
+
+
+def numbered_rows(source: Input, batches: Iterator[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield where each row is, such as ` row 3`, and its value, a mapping if it has columns.
+
+    Raises:
+        Unreadable: if the file is damaged.
+    """
     row = 0
     values = _values(batches)
     while True:
@@ -85,13 +106,13 @@ def _rows(source: Input, batches: Iterator[Any]) -> Iterator[Document]:
         if value is _END:
             return
         row += 1
-        yield source.document(value or "", f" row {row}")
+        yield f" row {row}", value
 
 
 _END: Any = object()
 
 
-def _values(batches: Iterator[Any]) -> Iterator[str | None]:
+def _values(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
         for start in range(0, len(batch), _ROWS):
             yield from batch.slice(start, _ROWS).to_pylist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..errors import AGI2Error
@@ -28,10 +28,12 @@ Record = tuple[str, Any, int]
 """Where a record is, such as `:12`, its value, and its size in characters."""
 
 
-class _BrokenLines:
-    """Counter of broken lines, which are skipped up to a limit."""
+class BrokenLines:
+    """Counter of broken lines, or records, which are skipped up to a limit."""
 
     def __init__(self, source: Input) -> None:
+        self.total = 0
+        """Number of all lines so far."""
         self._source = source
         self._count = 0
         self._first: Unreadable | None = None
@@ -55,12 +57,13 @@ class _BrokenLines:
             )
         self._source.report.skipped.add(problem.reason, str(problem), size=size, unit="characters")
 
-    def finish(self, total: int) -> None:
-        """Check the number of broken lines against the total number of lines.
+    def finish(self) -> None:
+        """Check the number of broken lines against that of all lines.
 
         Raises:
             Unreadable: if all lines are broken, or more than one and a tenth of them.
         """
+        total = self.total
         if self._first is not None and (
             self._count == total or (self._count > 1 and self._count > _BROKEN_SHARE * total)
         ):
@@ -77,22 +80,21 @@ def read_json_lines(source: Input) -> Iterator[Document]:
 
     Broken lines are counted and skipped, up to `max_broken_lines` and a tenth of the lines.
     """
-    broken = _BrokenLines(source)
-    total = 0
+    broken = BrokenLines(source)
+    yield from _texts(source, json_line_records(source, broken), broken)
+    broken.finish()
 
-    def records() -> Iterator[Record]:
-        nonlocal total
-        for number, line in enumerate(text_lines(source), 1):
-            if not line.strip():
-                continue
-            total += 1
-            try:
-                yield f":{number}", _parse(source, line, number), len(line)
-            except AGI2Error as error:
-                broken.add(Unreadable("broken JSON", str(error)), len(line))
 
-    yield from _texts(source, records(), broken)
-    broken.finish(total)
+def json_line_records(source: Input, broken: BrokenLines) -> Iterator[Record]:
+    """Yield the value of each line that is JSON; count all lines, and those that are not."""
+    for number, line in enumerate(text_lines(source), 1):
+        if not line.strip():
+            continue
+        broken.total += 1
+        try:
+            yield f":{number}", _parse(source, line, number), len(line)
+        except AGI2Error as error:
+            broken.add(Unreadable("broken JSON", str(error)), len(line))
 
 
 _decode = json.JSONDecoder().decode
@@ -112,20 +114,26 @@ def read_json(source: Input) -> Iterator[Document]:
     The records are the items of a list, or of the only list of objects in an object; several values
     one after the other, as in JSON Lines; or one value.
     """
-    broken = _BrokenLines(source)
-    total = 0
-
-    def records() -> Iterator[Record]:
-        nonlocal total
-        for value, size in _values(source):
-            total += 1
-            yield f" record {total}", value, size
-
-    yield from _texts(source, records(), broken)
-    broken.finish(total)
+    broken = BrokenLines(source)
+    field = source.options.text_field or DEFAULT_FIELD
+    yield from _texts(source, json_records(source, broken, (field,)), broken)
+    broken.finish()
 
 
-def _texts(source: Input, records: Iterator[Record], broken: _BrokenLines) -> Iterator[Document]:
+def json_records(source: Input, broken: BrokenLines, fields: Collection[str]) -> Iterator[Record]:
+    """Yield the records of a JSON file, and count them.
+
+    Args:
+        source: the file.
+        broken: the counter.
+        fields: an object with one of these fields is a record itself.
+    """
+    for value, size in _values(source, fields):
+        broken.total += 1
+        yield f" record {broken.total}", value, size
+
+
+def _texts(source: Input, records: Iterator[Record], broken: BrokenLines) -> Iterator[Document]:
     """Yield the texts of records, after choosing the field by the first of them."""
     head: list[Record] = []
     size = 0
@@ -183,7 +191,7 @@ def _join_parts(parts: list[Any]) -> Any:
     return "".join(texts) if is_joined and any(isinstance(part, dict) for part in parts) else parts
 
 
-def _values(source: Input) -> Iterator[tuple[Any, int]]:
+def _values(source: Input, fields: Collection[str]) -> Iterator[tuple[Any, int]]:
     """Yield the records of a JSON file, and their sizes; items of a list are parsed one by one."""
     parser = _Parser(source)
     if parser.skip("["):
@@ -193,14 +201,14 @@ def _values(source: Input) -> Iterator[tuple[Any, int]]:
                 raise parser.problem("',' or ']' is missing")
     while not parser.is_at_end():
         value, size = parser.value(MAX_WHOLE_TEXT)
-        records = _records_in(value, source.options.text_field or DEFAULT_FIELD)
+        records = _records_in(value, fields)
         for record in records:
             yield record, size // len(records)
 
 
-def _records_in(value: Any, field: str) -> list[Any]:
-    """Return the only list of objects in an object without the field, or the value by itself."""
-    if not isinstance(value, dict) or field in value:
+def _records_in(value: Any, fields: Collection[str]) -> list[Any]:
+    """Return the only list of objects in an object without the fields, or the value by itself."""
+    if not isinstance(value, dict) or not value.keys().isdisjoint(fields):
         return [value]
     lists = [each for each in value.values() if isinstance(each, list) and each]
     lists = [each for each in lists if all(isinstance(item, dict) for item in each)]

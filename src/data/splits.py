@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -14,13 +12,14 @@ from ..utils import log, plural
 from .copies import Pairs, find_copies, remove_copies
 from .dedup import (
     HashSet,
-    Shingles,
     cluster_near_duplicates,
     containment,
     link,
     passages,
 )
 from .scan import Scan, Texts, scan_texts
+from .split_plan import Span as Span
+from .split_plan import SplitPlan as SplitPlan
 
 # With at least this many documents, complete documents are held out; with fewer, the end of each.
 _MIN_DOCUMENTS_TO_HOLD_OUT = 20
@@ -29,87 +28,6 @@ _MIN_DOCUMENTS_TO_HOLD_OUT = 20
 _NEAR_DUPLICATE_THRESHOLDS = (0.2, 0.5, 0.8)
 # Fraction of the held-out text that may be in the training text without a warning.
 _MAX_LEAKAGE = 0.05
-
-Span = tuple[int, int, bool]
-"""First character, character after the last, and whether the span is held out."""
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """Which part of each document is training text, and which is held out."""
-
-    characters: np.ndarray
-    """Number of characters of each document, (D,)."""
-    cuts: np.ndarray
-    """The offset, (D,), from which each document is held out."""
-    exceptions: dict[int, list[Span]] = field(default_factory=dict)
-    """The spans of documents that are split at several places."""
-    removed: np.ndarray | None = None
-    """The mask, (D,), of the documents of which nothing is used, if there are any."""
-
-    def spans(self, document: int) -> list[Span]:
-        """Return the spans of a document that are not empty, in order."""
-        return next(self.spans_of(document, document + 1))
-
-    def spans_of(self, first: int, last: int) -> Iterator[list[Span]]:
-        """Yield the spans of each of the documents from `first` to before `last`."""
-        cuts, ends = self.cuts[first:last].tolist(), self.characters[first:last].tolist()
-        removed = self.removed[first:last].tolist() if self.removed is not None else repeat(False)
-        for document, cut, end, is_removed in zip(
-            range(first, last), cuts, ends, removed, strict=False
-        ):
-            if is_removed or not end:
-                yield []
-            elif document in self.exceptions:
-                yield self.exceptions[document]
-            elif 0 < cut < end:
-                yield [(0, cut, False), (cut, end, True)]
-            else:
-                yield [(0, end, cut <= 0)]
-
-    def part(self, first: int, last: int) -> SplitPlan:
-        """Return the plan of the documents from `first` to before `last`."""
-        exceptions = {
-            document - first: spans
-            for document, spans in self.exceptions.items()
-            if first <= document < last
-        }
-        removed = None if self.removed is None else self.removed[first:last]
-        return SplitPlan(self.characters[first:last], self.cuts[first:last], exceptions, removed)
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether any text is held out."""
-        return bool((self.cuts < self.characters).any())
-
-    def count_training_documents(self, sources: Sequence[int]) -> list[int]:
-        """Count the training documents of each source; one that is split in several counts as such.
-
-        Args:
-            sources: number of documents of each source, in order.
-        """
-        counts = (self.cuts > 0).astype(np.int64)
-        for document, spans in self.exceptions.items():
-            counts[document] = sum(not is_held_out for _, _, is_held_out in spans)
-        if self.removed is not None:
-            counts[self.removed] = 0
-        before = np.concatenate([[0], np.cumsum(counts)])
-        bounds = np.cumsum([0, *sources])
-        return np.diff(before[bounds]).tolist()
-
-    def sides(self, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
-        """Return which shingles are in training text and which in held-out text, (N,) each."""
-        cuts = self.cuts[shingles.documents]
-        train, held_out = shingles.ends <= cuts, shingles.starts >= cuts
-        for document, spans in self.exceptions.items():
-            first, last = np.searchsorted(shingles.documents, [document, document + 1])
-            starts, ends = shingles.starts[first:last], shingles.ends[first:last]
-            for side, is_side in ((train, False), (held_out, True)):
-                side[first:last] = False
-                for start, end, is_held_out in spans:
-                    if is_held_out == is_side:
-                        side[first:last] |= (starts >= start) & (ends <= end)
-        return train, held_out
 
 
 def split_documents(
@@ -141,7 +59,11 @@ def split_documents(
 
 
 def plan_split(
-    scan: Scan, val_fraction: float, seed: int = 0, pairs: Pairs | None = None
+    scan: Scan,
+    val_fraction: float,
+    seed: int = 0,
+    pairs: Pairs | None = None,
+    are_whole: bool = False,
 ) -> SplitPlan:
     """Plan the split of a corpus that was scanned; see `split_documents`.
 
@@ -150,11 +72,12 @@ def plan_split(
         val_fraction: fraction of the characters to hold out.
         seed: seed of the choice of complete documents.
         pairs: documents that are near copies, besides those that the scan's shingles show.
+        are_whole: whether only complete documents are held out, however few there are.
     """
     if val_fraction == 0:
         return SplitPlan(scan.characters, scan.characters)
     best, best_leakage = None, 0.0
-    for plan in _plans(scan, val_fraction, seed, pairs):
+    for plan in _plans(scan, val_fraction, seed, pairs, are_whole):
         train, held_out = plan.sides(scan.shingles)
         hashes = scan.shingles.hashes
         leakage = containment(hashes[held_out], hashes[train]) or 0.0
@@ -175,6 +98,7 @@ def plan_corpus(
     first_val: int,
     dedup: bool,
     sketches: np.ndarray | None = None,
+    are_conversations: bool = False,
 ) -> SplitPlan:
     """Plan the split of a corpus with documents of `val_sources`, and without copies.
 
@@ -188,31 +112,31 @@ def plan_corpus(
         dedup: whether to remove copies and near copies from the training text.
         sketches: the sketches of the documents, by which near copies are found if the scan has only
             a sample of the shingles.
+        are_conversations: whether the documents are conversations, of which no part is held out.
 
     Raises:
         AGI2Error: if nothing is left to train on.
     """
+    val = "val_conversations" if are_conversations else "val_sources"
     is_val = np.arange(len(scan)) >= first_val
     originals = scan.plain_originals
     removed = np.isin(originals, originals[is_val]) & ~is_val
     if removed.any():
         what = plural(int(removed.sum()), "document")
-        log.warning("removed from the training text, as val_sources has the same: %s", what)
+        log.warning("removed from the training text, as %s has the same: %s", val, what)
     is_first, (a, b) = find_copies(scan, ~removed, sketches)
     removed |= remove_copies(scan, ~is_val & ~removed, is_first, (a, b), dedup)
     if len(scan) and removed[:first_val].all():
-        raise AGI2Error(
-            "val_sources: all of the training text is in it: nothing is left to train on"
-        )
+        raise AGI2Error(f"{val}: all of the training text is in it: nothing is left to train on")
     kept = ~removed
     ranks = np.cumsum(kept) - 1
     both = kept[a] & kept[b]
     pairs = ranks[a[both]], ranks[b[both]]
     selected = scan.select(kept) if removed.any() else scan
     if is_val.any():
-        plan = _plan_given(selected, is_val[kept], pairs)
+        plan = _plan_given(selected, is_val[kept], pairs, val)
     else:
-        plan = plan_split(selected, val_fraction, seed, pairs)
+        plan = plan_split(selected, val_fraction, seed, pairs, are_conversations)
     if not removed.any():
         return plan
     cuts = np.zeros(len(scan), np.int64)
@@ -222,8 +146,8 @@ def plan_corpus(
     return SplitPlan(scan.characters, cuts, exceptions, removed)
 
 
-def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs) -> SplitPlan:
-    """Plan the split into training documents and those of `val_sources`; log near copies."""
+def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs, val: str) -> SplitPlan:
+    """Plan the split into training documents and those of the key `val`; log near copies."""
     shingles = scan.shingles
     in_val = is_val[shingles.documents]
     known = HashSet(shingles.hashes[~in_val]).contains(shingles.hashes[in_val])
@@ -235,8 +159,9 @@ def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs) -> SplitPlan:
     is_near[b[~is_val[a] & is_val[b]]] = True
     if is_near.any():
         log.warning(
-            "%s of val_sources: at least half is in the training text, too",
+            "%s of %s: at least half is in the training text, too",
             plural(int(is_near.sum()), "document"),
+            val,
         )
     _log_leakage(float(known.mean()) if len(known) else 0.0)
     return SplitPlan(scan.characters, np.where(is_val, 0, scan.characters))
@@ -253,10 +178,12 @@ def _log_leakage(leakage: float) -> None:
         log.info("%.1f %% of the held-out text is in the training text, too", 100 * leakage)
 
 
-def _plans(scan: Scan, val_fraction: float, seed: int, pairs: Pairs | None) -> Iterator[SplitPlan]:
+def _plans(
+    scan: Scan, val_fraction: float, seed: int, pairs: Pairs | None, are_whole: bool
+) -> Iterator[SplitPlan]:
     """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
     texts = scan.texts
-    if len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
+    if are_whole or len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
         lengths = np.bincount(texts.index_of, scan.characters, len(texts)).astype(np.int64)
         total = int(lengths.sum())
         for threshold in _NEAR_DUPLICATE_THRESHOLDS:
@@ -277,7 +204,11 @@ def _plans(scan: Scan, val_fraction: float, seed: int, pairs: Pairs | None) -> I
                     return
             elif not related:
                 break
-    yield _split_each(scan, texts, val_fraction)
+    if are_whole:
+        chosen = _choose_held_out(np.arange(len(texts)), lengths, val_fraction * total, seed)
+        yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters))
+    else:
+        yield _split_each(scan, texts, val_fraction)
 
 
 def _choose_held_out(

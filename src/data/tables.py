@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[-+]?[\d.,:/%eE\s-]*")
 
 
 @dataclass
-class _Layout:
+class Layout:
     """The separator and the columns of a table, and a few of its rows."""
 
     separator: str
@@ -45,25 +45,47 @@ class _Layout:
             or any(column < len(row) and not _NUMBER.fullmatch(row[column]) for row in self.rows)
         ]
 
+    def column(self, source: Input, name: str) -> int:
+        """Return the index of a column.
+
+        Raises:
+            Unreadable: if several have this name.
+        """
+        if self.columns.count(name) > 1:
+            raise source.error("broken tables", f"the column {name!r} occurs more than once")
+        return self.columns.index(name)
+
 
 def read_table(source: Input) -> Iterator[Document]:
     """Yield the text column of each row; all rows must have as many fields as the first one."""
+    layout, rows = open_table(source)
+    field = choose_field(source, layout.columns, layout.candidates)
+    column = layout.column(source, field)
+    for line, row in rows:
+        yield source.document(row[column], f":{line}")
+
+
+def open_table(source: Input) -> tuple[Layout, Iterator[tuple[int, list[str]]]]:
+    """Return the layout of a table, and its rows with the line in which each begins."""
     csv.field_size_limit(MAX_LINE)
     lines = (line + "\n" for line in text_lines(source))
     head = list(_head(lines))
     layout = _layout(source, head)
     rows = csv.reader(itertools.chain(head, lines), delimiter=layout.separator, strict=True)
-    field = choose_field(source, layout.columns, layout.candidates)
-    if layout.columns.count(field) > 1:
-        raise source.error("broken tables", f"the column {field!r} occurs more than once")
-    column = layout.columns.index(field)
+    return layout, _warned(source, _checked(source, rows, layout), layout)
+
+
+def _warned(
+    source: Input, rows: Iterator[tuple[int, list[str]]], layout: Layout
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows; warn of the first one that looks as if a quote were missing."""
     is_warned = False
-    for line, row in _checked(source, rows, layout):
+    for line, row in rows:
         if not is_warned and _has_unclosed_quote(row, layout.separator, len(layout.columns)):
             what = f"{source.name}:{line}: a field has lines like rows: is a quote missing?"
             log.warning("%s", one_line(what))
             is_warned = True
-        yield source.document(row[column], f":{line}")
+        yield line, row
 
 
 def _head(lines: Iterable[str]) -> Iterator[str]:
@@ -75,7 +97,7 @@ def _head(lines: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _layout(source: Input, head: list[str]) -> _Layout:
+def _layout(source: Input, head: list[str]) -> Layout:
     """Find the separator with which the first row has the column of the text, or most columns."""
     is_tabs = source.filename.lower().endswith(".tsv")
     layouts = [_parse_head(head, each) for each in ("\t" if is_tabs else _SEPARATORS)]
@@ -91,7 +113,7 @@ def _layout(source: Input, head: list[str]) -> _Layout:
     return next((layout for layout in found if wanted in layout.columns), widest)
 
 
-def _parse_head(head: list[str], separator: str) -> _Layout | None:
+def _parse_head(head: list[str], separator: str) -> Layout | None:
     """Parse the beginning of a table, up to a row that is malformed or incomplete.
 
     None if that is the first row, as with a wrong separator after a quoted name.
@@ -103,11 +125,11 @@ def _parse_head(head: list[str], separator: str) -> _Layout | None:
         if not rows:
             return None
     first, *rest = rows or [[]]
-    return _Layout(separator, [name.strip() for name in first], [row for row in rest if row])
+    return Layout(separator, [name.strip() for name in first], [row for row in rest if row])
 
 
 def _checked(
-    source: Input, rows: Iterator[list[str]], layout: _Layout
+    source: Input, rows: Iterator[list[str]], layout: Layout
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows after the first one, and the line in which each begins."""
     start_line = 1  # first line of the next row: a quoted field may span lines

@@ -1,0 +1,92 @@
+"""`SplitPlan`: which part of each document is training text, and which is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+
+import numpy as np
+
+from .dedup import Shingles
+
+Span = tuple[int, int, bool]
+"""First character, character after the last, and whether the span is held out."""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Which part of each document is training text, and which is held out."""
+
+    characters: np.ndarray
+    """Number of characters of each document, (D,)."""
+    cuts: np.ndarray
+    """The offset, (D,), from which each document is held out."""
+    exceptions: dict[int, list[Span]] = field(default_factory=dict)
+    """The spans of documents that are split at several places."""
+    removed: np.ndarray | None = None
+    """The mask, (D,), of the documents of which nothing is used, if there are any."""
+
+    def spans(self, document: int) -> list[Span]:
+        """Return the spans of a document that are not empty, in order."""
+        return next(self.spans_of(document, document + 1))
+
+    def spans_of(self, first: int, last: int) -> Iterator[list[Span]]:
+        """Yield the spans of each of the documents from `first` to before `last`."""
+        cuts, ends = self.cuts[first:last].tolist(), self.characters[first:last].tolist()
+        removed = self.removed[first:last].tolist() if self.removed is not None else repeat(False)
+        for document, cut, end, is_removed in zip(
+            range(first, last), cuts, ends, removed, strict=False
+        ):
+            if is_removed or not end:
+                yield []
+            elif document in self.exceptions:
+                yield self.exceptions[document]
+            elif 0 < cut < end:
+                yield [(0, cut, False), (cut, end, True)]
+            else:
+                yield [(0, end, cut <= 0)]
+
+    def part(self, first: int, last: int) -> SplitPlan:
+        """Return the plan of the documents from `first` to before `last`."""
+        exceptions = {
+            document - first: spans
+            for document, spans in self.exceptions.items()
+            if first <= document < last
+        }
+        removed = None if self.removed is None else self.removed[first:last]
+        return SplitPlan(self.characters[first:last], self.cuts[first:last], exceptions, removed)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any text is held out."""
+        return bool((self.cuts < self.characters).any())
+
+    def count_training_documents(self, sources: Sequence[int]) -> list[int]:
+        """Count the training documents of each source; one that is split in several counts as such.
+
+        Args:
+            sources: number of documents of each source, in order.
+        """
+        counts = (self.cuts > 0).astype(np.int64)
+        for document, spans in self.exceptions.items():
+            counts[document] = sum(not is_held_out for _, _, is_held_out in spans)
+        if self.removed is not None:
+            counts[self.removed] = 0
+        before = np.concatenate([[0], np.cumsum(counts)])
+        bounds = np.cumsum([0, *sources])
+        return np.diff(before[bounds]).tolist()
+
+    def sides(self, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
+        """Return which shingles are in training text and which in held-out text, (N,) each."""
+        cuts = self.cuts[shingles.documents]
+        train, held_out = shingles.ends <= cuts, shingles.starts >= cuts
+        for document, spans in self.exceptions.items():
+            first, last = np.searchsorted(shingles.documents, [document, document + 1])
+            starts, ends = shingles.starts[first:last], shingles.ends[first:last]
+            for side, is_side in ((train, False), (held_out, True)):
+                side[first:last] = False
+                for start, end, is_held_out in spans:
+                    if is_held_out == is_side:
+                        side[first:last] |= (starts >= start) & (ends <= end)
+        return train, held_out
