@@ -9,8 +9,11 @@ from typing import Any, get_args
 from ..config_checks import is_encoding
 from ..config_keys import Normalization
 from ..errors import AGI2Error
+from .speakers import speaker_pattern
 from .text_files import Skipped
 
+SOURCE_KEYS = ("sources", "val_sources", "conversations", "val_conversations")
+"""The keys of what is read, in the order of the documents of a corpus."""
 MAX_CHARACTERS = 2**23
 """Maximum number of characters of a `Document`; a longer document comes in pieces."""
 
@@ -46,18 +49,32 @@ class ReadOptions:
     """Broken lines of a file that are skipped; more are an error."""
     preprocess: str | None = None
     """`module:function` that filters or maps each document; see `preprocess`."""
+    speakers: str | None = None
+    """Who speaks in conversations that are plain text; see `speakers.speaker_pattern`."""
+    are_conversations: bool = False
+    """Whether the documents are conversations, each as its canonical text; not a key."""
 
     def __post_init__(self) -> None:
         if self.normalize not in get_args(Normalization):
             raise AGI2Error(f"normalize must be none, lines, nfc or nfkc, not {self.normalize!r}")
         if self.encoding and not is_encoding(self.encoding):
             raise AGI2Error(f"encoding: there is no encoding {self.encoding!r}")
+        speaker_pattern(self.speakers)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ReadOptions:
         """Return the options that a configuration sets."""
-        names = {each.name for each in fields(cls)}
-        return cls(**{name: config[name] for name in names & config.keys()})
+        return cls(**{name: config[name] for name in cls.keys() & config.keys()})
+
+    @property
+    def kind(self) -> str:
+        """What the documents are, for messages."""
+        return "conversation" if self.are_conversations else "document"
+
+    @classmethod
+    def keys(cls) -> set[str]:
+        """Return the names of the keys of the configuration."""
+        return {each.name for each in fields(cls)} - {"are_conversations"}
 
 
 @dataclass
@@ -85,6 +102,8 @@ class SourceReport:
     """What was decided for files, such as a guessed encoding or the column that was taken."""
     first_problem: str = ""
     """Why the first file that was skipped cannot be read."""
+    kind: str = "document"
+    """What its documents are, for messages: `document` or `conversation`."""
 
     @property
     def bytes_skipped(self) -> int:

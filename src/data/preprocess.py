@@ -10,6 +10,8 @@ from typing import Any
 
 from ..errors import AGI2Error
 from ..utils import plural
+from .chat_template import Message
+from .conversations import from_text, to_text
 from .documents import Document, ReadReport, SourceReport
 from .text import pieces
 from .user_modules import Module, load_module
@@ -103,6 +105,47 @@ def preprocess(
             report.preprocessed.add(f"changed {by}", document.source)
         for text in kept:
             yield from pieces(Document(text, document.source))
+
+
+def preprocess_conversations(
+    documents: Iterator[Document], preprocessor: Preprocessor, report: SourceReport
+) -> Iterator[Document]:
+    """Yield conversations of whose messages a user's function has changed the texts.
+
+    A conversation is dropped if the function drops one of its messages.
+
+    Args:
+        documents: canonical texts of conversations, or pieces of them.
+        preprocessor: the function.
+        report: as for `preprocess`.
+
+    Raises:
+        AGI2Error: as for `preprocess`; also if the function splits a message.
+    """
+    by = f"by preprocess {preprocessor.name}"
+    for document in _complete(documents):
+        contents = []
+        messages = from_text(document.text)
+        for message in messages:
+            results = _results(Document(message.content, document.source), preprocessor)
+            if len(results) > 1:
+                raise AGI2Error(
+                    f"{document.source}: preprocess {preprocessor.name} returned "
+                    f"{plural(len(results), 'text')} for one message of a conversation"
+                )
+            contents += [each.strip() for each in results]
+        report.characters -= len(document.text)
+        if len(contents) < len(messages) or not all(contents):
+            report.documents -= 1
+            report.dropped += 1
+            report.preprocessed.add(f"dropped {by}", document.source)
+            continue
+        changed = [Message(m.role, text) for m, text in zip(messages, contents, strict=True)]
+        if changed != messages:
+            report.preprocessed.add(f"changed {by}", document.source)
+        text = to_text(changed)
+        report.characters += len(text)
+        yield from pieces(Document(text, document.source))
 
 
 def check_any_left(name: str, report: ReadReport) -> None:

@@ -11,6 +11,7 @@ from .archives import members
 from .builtin import BUILTIN, python_docs
 from .columnar import read_arrow, read_parquet
 from .compression import decompress
+from .conversation_readers import read_conversations
 from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
 from .formats import (
     ARROW,
@@ -45,7 +46,12 @@ from .mail import read_mail
 from .notebooks import read_notebook
 from .office import read_docx, read_epub, read_odt
 from .pdf import read_pdf
-from .preprocess import check_any_left, load_preprocessor, preprocess
+from .preprocess import (
+    check_any_left,
+    load_preprocessor,
+    preprocess,
+    preprocess_conversations,
+)
 from .rtf import read_rtf
 from .sources import Source, SourceFile, Sources, file_size, find_sources
 from .subtitles import read_subtitles
@@ -112,7 +118,7 @@ def iterate_documents(
     # All sources are checked before any is read, so that a bad last one fails at once.
     resolved = find_sources(sources, options=options)
     for source in resolved:
-        counts = SourceReport(source.name, skipped=source.skipped)
+        counts = SourceReport(source.name, skipped=source.skipped, kind=options.kind)
         report.sources.append(counts)
         yield from read_files(source, options, counts)
         end_source(source, counts, len(resolved), is_logged)
@@ -128,7 +134,9 @@ def read_files(source: Source, options: ReadOptions, counts: SourceReport) -> It
     """
     documents = _read_files(source, options, counts)
     if options.preprocess is not None:
-        documents = preprocess(documents, load_preprocessor(options.preprocess), counts)
+        function = load_preprocessor(options.preprocess)
+        apply = preprocess_conversations if options.are_conversations else preprocess
+        documents = apply(documents, function, counts)
     yield from documents
 
 
@@ -197,6 +205,8 @@ def read_input(source: Input) -> Iterator[Document]:
     check_format(format_, source.filename, source.name, head, source.options)
     if format_ in (ZIP, TAR):
         yield from _read_archive(source, format_)
+    elif source.options.are_conversations:
+        yield from _finished(source, read_conversations(source, format_))
     else:
         documents = _READERS[format_](source)
         if format_ in _IN_SMALL_PIECES:
@@ -225,10 +235,11 @@ def _read_archive(source: Input, format_: Format) -> Iterator[Document]:
 
 def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document]:
     """Normalize documents, split large ones into pieces, and count and drop those without text."""
+    how = "none" if source.options.are_conversations else source.options.normalize
     found = empty = 0
     is_dropped = False  # whether the previous piece of a document was, as it has no text
     for document in documents:
-        text = normalize(document.text, source.options.normalize)
+        text = normalize(document.text, how)
         is_start = not document.continues or is_dropped
         is_dropped = is_start and not text.strip()
         if is_dropped:
@@ -247,12 +258,13 @@ def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document
     if empty:
         source.report.skipped.add("documents without text", source.name, count=empty)
     if not found:
-        raise source.error("without text", "contains no text")
+        what = "conversation" if source.options.are_conversations else "text"
+        raise source.error(f"without {what}", f"contains no {what}")
 
 
 def _log_counts(counts: SourceReport, is_logged: bool) -> None:
     if is_logged:
-        amounts = [plural(counts.files, "file"), plural(counts.documents, "document")]
+        amounts = [plural(counts.files, "file"), plural(counts.documents, counts.kind)]
         amounts += [plural(counts.characters, "character"), human_bytes(counts.bytes_read)]
         log.info("%s", one_line(f"read {counts.name}: {', '.join(amounts)}"))
     for level, what, tally in (
