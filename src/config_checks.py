@@ -156,6 +156,11 @@ def _wrong_sources(config: Any) -> Iterator[str]:
     weights, sources = len(config.source_weights), len(config.sources)
     if weights and weights != sources:
         yield f"source_weights has {weights} numbers for {sources} sources: give one for each"
+    if config.text_share is not None and bool(config.sources) != bool(config.conversations):
+        yield "text_share is that of sources beside conversations: set both, or leave it out"
+    for kind in ("sources", "conversations"):
+        if config[f"val_{kind}"] and not config[kind] and config.sources + config.conversations:
+            yield f"val_{kind} goes with {kind} to train on: set {kind}, or leave it out"
 
 
 def _wrong_tokenizer(config: Any) -> Iterator[str]:

@@ -91,7 +91,21 @@ class DataConfig(Section):
     # Training data and output.
     sources: list[str] = Field(default_factory=list)
     """Training data: files, folders, globs, URLs (`https://`, `s3://`, `hf://datasets/...`) or
-    `builtin:python-docs`. Required for training.
+    `builtin:python-docs`. Required for training, unless there are `conversations`.
+    """
+    conversations: list[str] = Field(default_factory=list)
+    """Conversations to train on, like `sources`, which they may replace: JSON lines with `messages`
+    (OpenAI), `conversations` (ShareGPT) or `prompt` and `completion`; CSV or Parquet with such
+    columns; or plain text with speakers. The loss is on what the assistant says.
+    """
+    text_share: float | None = Field(None, ge=0, lt=1)
+    """Share of the `sources` in the training tokens, if there are `conversations`, too (0 to below
+    1): an epoch has each conversation once; by default as much as there is of each.
+    """
+    speakers: str | None = None
+    """Who speaks in `conversations` that are plain text: the names at the beginning of lines, the
+    user's first, such as `Anna, Ben` (`Anna: Hello!`), or a regular expression with the groups
+    `user` and `assistant`; by default `User|Human, Assistant|AI, System`.
     """
     source_weights: list[Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=list)
     """Shares of the `sources` in the training tokens, in any unit (above 0), such as [3, 1]; by
@@ -125,6 +139,8 @@ class DataConfig(Section):
     """
     val_sources: list[str] = Field(default_factory=list)
     """Text to validate on, like `sources`; then nothing is held out of `sources`."""
+    val_conversations: list[str] = Field(default_factory=list)
+    """Conversations to validate on, like `conversations`; then nothing is held out of these."""
     dedup: bool = False
     """Whether to remove copies and near copies of documents from the training text (true,
     false).

@@ -96,6 +96,8 @@ def make_config(
         AGI2Error: with a line per problem.
     """
     missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not values.get(key)]
+    if values.get("conversations"):  # instead of a text
+        missing = [key for key in missing if key != "sources"]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
     problems += _find_problems(dict(values), locations or {}, name)
     adopted: set[str] = set()

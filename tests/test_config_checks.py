@@ -67,6 +67,18 @@ def test_a_limit_alone_ends_a_run_instead_of_the_epochs(limit):
             {"sources": ["a", "b"], "source_weights": [1.0]},
             "source_weights has 1 numbers for 2 sources: give one for each",
         ),
+        (
+            {"sources": ["a"], "text_share": 0.5},
+            "text_share is that of sources beside conversations: set both, or leave it out",
+        ),
+        (
+            {"conversations": ["a"], "val_sources": ["b"]},
+            "val_sources goes with sources to train on: set sources, or leave it out",
+        ),
+        (
+            {"sources": ["a"], "val_conversations": ["b"]},
+            "val_conversations goes with conversations to train on: set conversations, or",
+        ),
         ({"sources": ["a"], "source_weights": [0]}, "source_weights[0] must be above 0 and at"),
         ({"source_weights": ["2"]}, "source_weights[0] must be a number, not '2'"),
         ({"source_weights": 2}, "source_weights must be a list of numbers, not 2"),

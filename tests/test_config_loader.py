@@ -415,6 +415,9 @@ NAME = st.text(
 
 VALUES = {
     "sources": st.lists(TEXT, max_size=3),
+    "conversations": st.lists(TEXT, max_size=3),
+    "text_share": st.none() | SHARE,
+    "speakers": st.none() | TEXT,
     "source_weights": st.just([]) | st.lists(st.floats(1e-3, 1e9), min_size=3, max_size=3),
     "model_name": NAME.filter(lambda name: name not in (".", "..")),
     "output_dir": NAME,
@@ -426,6 +429,7 @@ VALUES = {
     "preprocess": st.sampled_from([None, "clean:keep", "/a/clean.py:keep"]),
     "val_fraction": SHARE,
     "val_sources": st.lists(TEXT, max_size=3),
+    "val_conversations": st.lists(TEXT, max_size=3),
     "dedup": st.booleans(),
     "token_cache": st.none() | TEXT,
     "tokenizer": st.sampled_from(["bpe", "basic"]) | TEXT,
@@ -515,6 +519,9 @@ VALUES = {
 def consistent(values):
     micro = values["micro_batch_size"]
     values["source_weights"] = values["source_weights"][: len(values["sources"])]
+    for kind in ("sources", "conversations"):
+        if not values[kind]:
+            values.update({f"val_{kind}": [], "text_share": None})
     values["model_embd"] *= values["model_head"]
     values["min_length"] = min(values["min_length"], values["max_length"])
     values["batch_size"] *= 1 if micro == "auto" else micro

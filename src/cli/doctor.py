@@ -68,7 +68,7 @@ def examine(config: Config) -> Iterator[str]:
     check_memory(config.architecture, "the table of positions", 0)
     yield from _describe_text(text, config)
 
-    batches = training_batches(text.train_data, config)
+    batches = training_batches(text.train_data, config, text.tokenizer)
     seq_len = batches.dataset.seq_len - 1
     micro = _micro_batch_size(config, batches, device)
     _warm_up(config)

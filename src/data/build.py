@@ -26,12 +26,13 @@ from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
 from ..utils import log, read_json_object, sync_file, write_text
 from .corpus_options import CorpusOptions, TokenizerSource, key_of
+from .corpus_plan import plan_groups
 from .documents import ReadReport
 from .readers import iterate_documents
 from .scan import Scan, Scanner, load_scan, save_scan
 from .shards import ShardedTokens, ShardWriter, SplitFigures
 from .sketches import SKETCH, open_sketches
-from .splits import SplitPlan, plan_corpus
+from .splits import SplitPlan
 from .text_store import Cursor, TextStore
 from .token_cache import (
     FILE_HASHES,
@@ -104,7 +105,7 @@ def prepare_corpus(
     hashes = FileHashes(root / FILE_HASHES)
     with convert_cache_errors(root):
         with show_progress("reading the text"):
-            files = identify([options.sources, options.val_sources], hashes, options.reading)
+            files = identify(options.groups, hashes, options.reading)
         text = None if files is not None else _read_once(root, options)
     identity = files.identity if files is not None else text.identity if text else None
     key = key_of(identity, options, tokenizer)
@@ -130,8 +131,8 @@ class _Text:
 
     folder: Path
     scan: Scan
-    documents: list[int]
-    """Number of documents of each of `sources`; those of `val_sources` follow."""
+    documents: list[list[int]]
+    """Number of documents of each source, by groups (see `CorpusOptions.groups`)."""
     lines: list[tuple[int, str]]
     """What was logged when it was read: levels and messages."""
 
@@ -141,9 +142,9 @@ class _Text:
         return [self.scan.identity, self.documents]
 
     @property
-    def first_val(self) -> int:
-        """Index of the first document of `val_sources`."""
-        return sum(self.documents)
+    def first_conversation(self) -> int:
+        """Index of the first document that is a conversation."""
+        return sum(map(sum, self.documents[:2]))
 
 
 def _read_once(root: Path, options: CorpusOptions) -> _Text:
@@ -160,15 +161,15 @@ def _read_once(root: Path, options: CorpusOptions) -> _Text:
 
 def _read(folder: Path, options: CorpusOptions, on_read: Callable[[int], None]) -> _Text:
     """Read all sources; now and then call `on_read` with the bytes of files read so far."""
-    report, val_report = ReadReport(), ReadReport()
+    reports = [ReadReport() for _ in options.groups]
 
-    def scan(sources: list[str], report: ReadReport) -> None:
-        unreported = 0
-        for document in iterate_documents(sources, options.reading, report):
+    def scan(group: int) -> None:
+        unreported, sources = 0, options.groups[group]
+        for document in iterate_documents(sources, options.reading_of(group), reports[group]):
             scanner.add(document.text, document.continues)
             unreported += len(document.text)
             if unreported >= _REPORTED_CHARACTERS:
-                on_read(report.bytes_read + val_report.bytes_read)
+                on_read(sum(each.bytes_read for each in reports))
                 unreported = 0
 
     with (
@@ -176,11 +177,11 @@ def _read(folder: Path, options: CorpusOptions, on_read: Callable[[int], None]) 
         open(folder / _TEXT, "wb") as file,
         open(folder / _SKETCHES, "wb") as sketches,
     ):
-        scanner = Scanner(file.write, sketches.write, bool(options.val_sources))
-        scan(options.sources, report)
-        documents = [source.documents for source in report.sources]
-        if options.val_sources:
-            scan(options.val_sources, val_report)
+        scanner = Scanner(file.write, sketches.write, options.hashes_plain)
+        for group, sources in enumerate(options.groups):
+            if sources:
+                scan(group)
+        documents = [[source.documents for source in each.sources] for each in reports]
         result = scanner.finish()
     return _Text(folder, result, documents, lines)
 
@@ -286,17 +287,11 @@ class CorpusBuilder:
     def _build(self, files: Files | None, text: _Text | None) -> Corpus:
         read, options = self._text(files, text), self._options
         with recorded_log() as more:
-            plan = plan_corpus(
-                read.scan,
-                options.val_fraction,
-                options.seed,
-                read.first_val,
-                options.dedup,
-                open_sketches(self._folder / _SKETCHES),
-            )
-            store = TextStore(self._folder / _TEXT, read.scan)
+            sketches = open_sketches(self._folder / _SKETCHES)
+            plan = plan_groups(read.scan, options, read.documents, sketches)
+            store = TextStore(self._folder / _TEXT, read.scan, read.first_conversation)
             sizes = read.scan.totals
-            documents, lines = plan.count_training_documents(read.documents), read.lines
+            documents, lines = plan.count_training_documents(read.documents[0]), read.lines
             del read, text  # frees most of the scan: a tokenizer needs the memory
             tokenizer = self._tokenizer(store, plan)
         figures = self._tokenize(store, plan, tokenizer, sizes[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import AGI2Error
 from .builtin import BUILTIN
-from .documents import ReadOptions
+from .documents import SOURCE_KEYS, ReadOptions
 from .downloads import cache_folder, download
 from .gutenberg import strip_gutenberg
 from .preprocess import load_preprocessor
@@ -95,11 +95,11 @@ def check_sources(sources: Sources, options: ReadOptions | None = None) -> None:
 
 
 def check_configured(config: Mapping[str, Any]) -> None:
-    """Check the sources of a configuration, those to validate on, too; see `check_sources`.
+    """Check the sources and conversations of a configuration; see `check_sources`.
 
     Raises:
         AGI2Error: as in `check_sources`.
     """
     options = ReadOptions.from_config(config)
-    for sources in filter(None, (config["sources"], config["val_sources"])):
+    for sources in filter(None, map(config.get, SOURCE_KEYS)):
         check_sources(sources, options)

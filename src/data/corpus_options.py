@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tokenizer import Tokenizer
-from .documents import ReadOptions
+from .documents import SOURCE_KEYS, ReadOptions
 from .token_cache import corpus_key
 
 _FORMAT = 1
@@ -24,12 +24,28 @@ class CorpusOptions:
     seed: int = 0
     val_sources: list[str] = field(default_factory=list)
     dedup: bool = False
+    conversations: list[str] = field(default_factory=list)
+    val_conversations: list[str] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The sources of each of `SOURCE_KEYS`, in the order of their documents."""
+        return [getattr(self, key) for key in SOURCE_KEYS]
+
+    @property
+    def hashes_plain(self) -> bool:
+        """Whether copies of documents to validate on are found in other forms, too."""
+        return bool(self.val_sources or self.val_conversations)
+
+    def reading_of(self, group: int) -> ReadOptions:
+        """Return how the sources of a group are read, by its index in `groups`."""
+        return replace(self.reading, are_conversations="conversations" in SOURCE_KEYS[group])
 
     @property
     def identity(self) -> dict[str, Any]:
         """All but names of files, which say nothing of the text in them."""
         reading = replace(self.reading, preprocess=None)
-        return {**asdict(replace(self, reading=reading)), "sources": None, "val_sources": None}
+        return asdict(replace(self, reading=reading)) | dict.fromkeys(SOURCE_KEYS)
 
 
 @dataclass(frozen=True)

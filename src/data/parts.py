@@ -28,13 +28,14 @@ from ..utils import log, plural, read_json_object, sha256_of, sync_file, sync_fo
 from .build import CORPUS, SPLITS, Corpus, CorpusBuilder, corpus_content
 from .corpus import check_rereadable
 from .corpus_options import CorpusOptions, TokenizerSource, key_of
+from .corpus_plan import plan_groups
 from .remote import RemoteFile
 from .scan import Scan, join_scans
 from .shards import ShardWriter, SplitFigures, index_path, shard_path
 from .shared_tasks import FinishedElsewhereError, Part, SharedTasks
 from .sketches import open_sketches
 from .sources import Source, SourceFile, file_size, find_sources
-from .splits import Span, SplitPlan, plan_corpus
+from .split_plan import Span, SplitPlan
 from .text_store import TextStore
 from .token_cache import (
     FILE_HASHES,
@@ -79,7 +80,7 @@ def prepare_part(
     Raises:
         AGI2Error: if a source cannot be read, or the tokens cannot be written.
     """
-    for group in (options.sources, options.val_sources):
+    for group in options.groups:
         if group:
             check_rereadable(group, "several processes read it", options.reading)
     root = find_cache(cache)
@@ -106,7 +107,7 @@ class _PartialBuild:
         self._hashes = FileHashes(root / FILE_HASHES)
         self._groups: list[list[Source]] = [
             find_sources(group, options=options.reading) if group else []
-            for group in (options.sources, options.val_sources)
+            for group in options.groups
         ]
         self._units = divide(self._groups)
         files = identity_of(self._groups, _describe, options.reading, {})
@@ -159,10 +160,10 @@ class _PartialBuild:
         read_unit(
             unit,
             self._groups[unit.group],
-            options.reading,
+            options.reading_of(unit.group),
             self._hashes,
             folder,
-            bool(options.val_sources),
+            options.hashes_plain,
         )
 
     # Planning
@@ -173,9 +174,9 @@ class _PartialBuild:
         reading = self._options.reading
         files = identity_of(self._groups, lambda file: known[str(file)], reading, {})
         with recorded_log() as lines:
-            documents = log_reading(self._groups, self._units, read, reading)
+            documents = log_reading(self._groups, self._units, read, self._options)
             scan = join_scans(self._scans)
-            plan = self._plan_split(scan, folder)
+            plan = self._plan_split(scan, documents, folder)
             sizes = scan.totals
             del scan  # a tokenizer needs the memory
             tokenizer = self._source.make(() if self._source.is_fitted else self._texts(plan))
@@ -183,7 +184,7 @@ class _PartialBuild:
         save_plan(plan, folder / _ARRAYS)
         sync_file(folder / TOKENIZER)
         content = corpus_content([SplitFigures(), SplitFigures()], sizes, lines)
-        content["source_documents"] = plan.count_training_documents(documents)
+        content["source_documents"] = plan.count_training_documents(documents[0])
         content["key"] = key_of(files, self._options, self._source)
         write_text(folder / CORPUS, json.dumps(content))
         for each in read:
@@ -196,17 +197,13 @@ class _PartialBuild:
     def _scans(self) -> list[Scan]:
         return [load_unit_scan(self._tasks.folder / name) for name in self._reading]
 
-    def _plan_split(self, scan: Scan, folder: Path) -> SplitPlan:
+    def _plan_split(self, scan: Scan, documents: list[list[int]], folder: Path) -> SplitPlan:
         with open(folder / SKETCHES, "wb") as joined:
             for name in self._reading:
                 with open(self._tasks.folder / name / SKETCHES, "rb") as own:
                     shutil.copyfileobj(own, joined)
-        options, firsts = self._options, self._firsts
-        first_val = firsts[sum(unit.group == 0 for unit in self._units)]
         sketches = open_sketches(folder / SKETCHES)
-        plan = plan_corpus(
-            scan, options.val_fraction, options.seed, first_val, options.dedup, sketches
-        )
+        plan = plan_groups(scan, self._options, documents, sketches)
         del sketches  # Windows cannot delete a file that is mapped
         (folder / SKETCHES).unlink()
         return plan
@@ -218,7 +215,8 @@ class _PartialBuild:
 
     def _store(self, index: int) -> TextStore:
         folder = self._tasks.folder / self._reading[index]
-        return TextStore(folder / TEXT, load_unit_scan(folder))
+        first_conversation = 0 if self._units[index].group >= 2 else None
+        return TextStore(folder / TEXT, load_unit_scan(folder), first_conversation)
 
     def _texts(self, plan: SplitPlan) -> Iterator[str]:
         for index in range(len(self._units)):

@@ -36,7 +36,9 @@ class SplitFigures:
     hashes: list[str] = field(default_factory=list)
     """SHA-256 hash of each shard."""
     source_documents: list[int] = field(default_factory=list)
-    """Number of documents of each source, in order; training text only."""
+    """Number of documents of each of `sources`, in order; training text only."""
+    conversations: int = 0
+    """Number of documents that are conversations: the last ones."""
     index_hash: str = ""
     """SHA-256 hash of the file with the offsets of the documents."""
 

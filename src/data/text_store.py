@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
 
 from ..tokenization.pieces import split_stream
+from .conversations import said_in
 from .scan import Scan
 from .splits import Span, SplitPlan
 
@@ -42,6 +43,8 @@ class Batch:
     """Whether the first text continues the last one of the batch before."""
     end: Cursor
     """The position after them, from where the text can be read again."""
+    are_conversations: bool = False
+    """Whether the texts are conversations, which are not split; if not, none of them is one."""
 
 
 class TextStore:
@@ -50,10 +53,13 @@ class TextStore:
     Args:
         path: the file.
         scan: the scan of these documents.
+        first_conversation: index of the first document that is a conversation, as are all after
+            it; by default none is.
     """
 
-    def __init__(self, path: Path, scan: Scan) -> None:
+    def __init__(self, path: Path, scan: Scan, first_conversation: int | None = None) -> None:
         self._path, self._sizes = path, scan.sizes
+        self._first_conversation = len(scan) if first_conversation is None else first_conversation
 
     def batches(self, plan: SplitPlan, begin: Cursor | None = None) -> Iterator[Batch]:
         """Yield the text in batches, in order.
@@ -68,12 +74,18 @@ class TextStore:
         with open(self._path, "rb") as file:
             file.seek(int(self._sizes[: at.document].sum()) + at.byte)
             while at.document < len(self._sizes):
-                ends = np.cumsum(self._sizes[at.document : at.document + _LISTED])
+                are_conversations = at.document >= self._first_conversation
+                last = at.document + _LISTED
+                if not are_conversations:
+                    last = min(last, self._first_conversation)
+                ends = np.cumsum(self._sizes[at.document : last])
                 count = int(np.searchsorted(ends, BATCH_BYTES, "right"))
+                count = max(count, int(are_conversations))
                 following = Cursor(at.document + max(1, count))
                 if count and not at.byte:
                     spans = plan.spans_of(at.document, following.document)
-                    yield _short_documents(file, ends[:count].tolist(), spans, following)
+                    batch = _short_documents(file, ends[:count].tolist(), spans, following)
+                    yield replace(batch, are_conversations=are_conversations)
                 else:
                     (spans_of_one,) = plan.spans_of(at.document, following.document)
                     size = int(ends[0]) - at.byte
@@ -86,7 +98,7 @@ class TextStore:
         for batch in self.batches(plan):
             for text, is_held_out in zip(batch.texts, batch.is_held_out, strict=True):
                 if not is_held_out:
-                    yield text
+                    yield from said_in(text) if batch.are_conversations else [text]
             done += sum(map(len, batch.texts))
             advance(done / total)
 

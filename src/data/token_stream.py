@@ -51,6 +51,7 @@ class TokenStream:
         total.documents += own.documents
         total.text_bytes += own.text_bytes
         total.unknown += own.unknown
+        total.conversations += own.conversations
 
     @property
     def shards(self) -> list[str]:

@@ -9,6 +9,8 @@ import numpy as np
 from ..tokenization.threads import map_in_order
 from ..tokenizer import Tokenizer
 from ..utils import usable_cores
+from .chat_template import ChatTemplate
+from .conversation_tokens import encode_conversations
 from .shards import ShardedTokens, ShardWriter
 from .text_store import Batch
 
@@ -40,7 +42,12 @@ def encode_batches(
         `Tokenizer.encode_batch` gives them.
     """
 
+    template = ChatTemplate.find(tokenizer)
+
     def encode(batch: Batch) -> tuple[Batch, np.ndarray, np.ndarray]:
+        if batch.are_conversations:
+            assert template is not None
+            return batch, *encode_conversations(batch.texts, template)
         return batch, *tokenizer.encode_batch(batch.texts, threads=1)
 
     return map_in_order(encode, batches, usable_cores())
@@ -66,6 +73,7 @@ def write_batch(
         end_of_text = writer.tokenizer.end_of_text
         tokens = np.insert(own, starts[1:] if is_first else starts, end_of_text)
         writer.write(tokens, starts + np.arange(len(starts)) + (not is_first))
+        writer.figures.conversations += len(starts) if batch.are_conversations else 0
 
 
 def count_bytes(tokens: np.ndarray | ShardedTokens, tokenizer: Tokenizer) -> int | None:

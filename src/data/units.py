@@ -10,6 +10,7 @@ from typing import Any
 
 from ..console import recorded_log
 from ..utils import log, read_json_object, sync_file, write_text
+from .corpus_options import CorpusOptions
 from .documents import ReadOptions, ReadReport, SourceReport
 from .preprocess import check_any_left
 from .readers import end_source, read_files
@@ -32,13 +33,13 @@ class Unit:
     """Files of `sources` or of `val_sources`."""
 
     group: int
-    """0 for `sources`, 1 for `val_sources`."""
+    """Index in `CorpusOptions.groups`."""
     files: list[tuple[int, list[SourceFile]]]
     """The index of each source, and the files of it."""
 
 
 def divide(groups: Sequence[Sequence[Source]]) -> list[Unit]:
-    """Divide the files of `sources` and `val_sources` into units, in order."""
+    """Divide the files of groups of sources into units, in order."""
     files = [path for sources in groups for source in sources for path in source.files]
     enough = max(_MIN_BYTES, sum(map(file_size, files)) // _MAX_UNITS)
     units: list[Unit] = []
@@ -85,7 +86,7 @@ def read_unit(
         scanner = Scanner(text.write, sketches.write, hashes_plain)
         for index, paths in unit.files:
             source = replace(sources[index], files=paths, skipped=Skipped())
-            report = SourceReport(source.name)
+            report = SourceReport(source.name, kind=options.kind)
             with recorded_log() as lines:
                 for document in read_files(source, options, report):
                     scanner.add(document.text, document.continues)
@@ -119,18 +120,18 @@ def log_reading(
     groups: Sequence[Sequence[Source]],
     units: Sequence[Unit],
     read: Sequence[dict[str, Any]],
-    options: ReadOptions,
-) -> list[int]:
+    options: CorpusOptions,
+) -> list[list[int]]:
     """Log what was read of all sources, as if one process had read them.
 
     Args:
-        groups: `sources` and `val_sources`.
+        groups: the groups of sources.
         units: their units.
         read: what `load_unit` returns for each.
         options: how they were read.
 
     Returns:
-        The number of documents of each of `sources`.
+        The number of documents of each source, by groups.
 
     Raises:
         AGI2Error: if no file of a source can be read, or no document is left.
@@ -140,7 +141,7 @@ def log_reading(
         own = [each for unit, each in zip(units, read, strict=True) if unit.group == group]
         reports.append(ReadReport())
         for index, source in enumerate(sources):
-            report = SourceReport(source.name)
+            report = SourceReport(source.name, kind=options.reading_of(group).kind)
             report.skipped.merge(source.skipped)
             reports[-1].sources.append(report)
             for number, lines, counts in (each for content in own for each in content["sources"]):
@@ -149,9 +150,10 @@ def log_reading(
                         log.log(level, "%s", line)
                     _add(report, counts)
             end_source(source, report, len(sources))
-        if options.preprocess is not None and sources:
-            check_any_left(options.preprocess, reports[-1])
-    return [report.documents for report in reports[0].sources]
+        function = options.reading.preprocess
+        if function is not None and sources:
+            check_any_left(function, reports[-1])
+    return [[source.documents for source in each.sources] for each in reports]
 
 
 def _add(report: SourceReport, counts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .batches import FeistelPermutation
+from .conversation_windows import ConversationRow
 from .packing import best_fit
 from .shards import ShardedTokens
 from .windows import Stream
@@ -36,7 +37,7 @@ class Plan(Protocol):
 
     @property
     def targets(self) -> float:
-        """Number of targets of all windows."""
+        """Number of targets of all windows, also of those that do not count."""
 
     def attention_length(self, is_masked: bool) -> float:
         """Return the mean length of the sequence in which a target's input attends."""
@@ -44,7 +45,7 @@ class Plan(Protocol):
     def draw_offset(self, epoch: int, generator: torch.Generator) -> int:
         """Return the offset of an epoch."""
 
-    def rows(self, order: torch.Tensor, offset: int) -> list[Row]:
+    def rows(self, order: torch.Tensor, offset: int) -> Sequence[Row | ConversationRow]:
         """Return windows of an epoch, by their indices (R,)."""
 
 
@@ -198,21 +199,29 @@ class DocumentPlan:
 class MixturePlan:
     """A mixture of sources, each of which has a share of the targets of an epoch.
 
-    An epoch has about as many targets as the sources together. A source contributes the same number
-    of windows to each epoch, and at least one; epoch after epoch, it continues through its own
-    windows. When all were used, they are used again in another order. So the windows of an epoch
+    An epoch has about as many targets as the sources together, or as `total` says. A source
+    contributes the same number of windows to each epoch, and at least one; epoch after epoch, it
+    continues through its own windows. When all were used, they are used again in another order. So the windows of an epoch
     are a pure function of its number.
 
     Args:
         plans: the windows of each source.
         weights: the sources' shares of the targets, in any unit.
         seed: seed of the orders.
+        total: number of targets of an epoch, approximately.
     """
 
-    def __init__(self, plans: Sequence[Plan], weights: Sequence[float], seed: int) -> None:
-        self._plans, self._seed = plans, seed
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        weights: Sequence[float],
+        seed: int,
+        total: float | None = None,
+    ) -> None:
+        self.plans, self._seed = plans, seed
         self._mean_targets = [plan.targets / len(plan) for plan in plans]
-        total, weight = sum(plan.targets for plan in plans), sum(weights)
+        total = sum(plan.targets for plan in plans) if total is None else total
+        weight = sum(weights)
         self.counts = [
             max(1, round(total * (each / weight) / mean))
             for each, mean in zip(weights, self._mean_targets, strict=True)
@@ -226,7 +235,7 @@ class MixturePlan:
     @property
     def longest(self) -> int:
         """Number of inputs of the longest window."""
-        return max(plan.longest for plan in self._plans)
+        return max(plan.longest for plan in self.plans)
 
     @property
     def shares(self) -> list[float]:
@@ -237,7 +246,7 @@ class MixturePlan:
     @property
     def repeats(self) -> list[float]:
         """How many times an epoch contains each source."""
-        return [n / len(plan) for n, plan in zip(self.counts, self._plans, strict=True)]
+        return [n / len(plan) for n, plan in zip(self.counts, self.plans, strict=True)]
 
     @property
     def targets(self) -> float:
@@ -246,18 +255,18 @@ class MixturePlan:
 
     def attention_length(self, is_masked: bool) -> float:
         """Return the mean length of the sequence in which a target's input attends."""
-        lengths = [plan.attention_length(is_masked) for plan in self._plans]
+        lengths = [plan.attention_length(is_masked) for plan in self.plans]
         return sum(a * b for a, b in zip(self.shares, lengths, strict=True))
 
     def draw_offset(self, epoch: int, generator: torch.Generator) -> int:
         """Return the number of the epoch: what the sources' windows of it follow from."""
         return epoch
 
-    def rows(self, order: torch.Tensor, offset: int) -> list[Row]:
+    def rows(self, order: torch.Tensor, offset: int) -> list[Row | ConversationRow]:
         """Return windows of an epoch, by their indices (R,)."""
         indices = order.numpy()
         sources = np.searchsorted(self._bounds, indices, side="right") - 1
-        rows: list[Row] = [[]] * len(indices)
+        rows: list[Row | ConversationRow] = [[]] * len(indices)
         for source in np.unique(sources).tolist():
             places = np.flatnonzero(sources == source)
             used = offset * self.counts[source] + indices[places] - self._bounds[source]
@@ -265,11 +274,11 @@ class MixturePlan:
                 rows[place] = row
         return rows
 
-    def _rows_of(self, source: int, used: np.ndarray) -> list[Row]:
+    def _rows_of(self, source: int, used: np.ndarray) -> list[Row | ConversationRow]:
         """Return windows of a source, by their indices (N,) over all of its own epochs."""
-        plan = self._plans[source]
+        plan = self.plans[source]
         epochs, positions = np.divmod(used, len(plan))
-        rows: list[Row] = [[]] * len(used)
+        rows: list[Row | ConversationRow] = [[]] * len(used)
         for epoch in np.unique(epochs).tolist():
             places = np.flatnonzero(epochs == epoch)
             seed = (self._seed * 1_000_003 + epoch) * 1_000_003 + source + 1

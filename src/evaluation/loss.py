@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from ..arguments import NonNegativeInt, PositiveInt, checked, convert, is_several
 from ..console import Advance, show_progress, visible
 from ..cuda_utils import autocast, logits_chunk_tokens
+from ..data.planned_windows import PlannedWindows
 from ..data.tokens import tokenize
+from ..data.windows import IGNORE_INDEX
 from ..dataset import TextDataset
 from ..errors import AGI2Error
 from ..formats.model_dir import check_vocabulary
@@ -27,7 +29,7 @@ from ..utils import plural
 @checked
 def evaluate(
     model: GPT2Model,
-    dataset: TextDataset,
+    dataset: TextDataset | PlannedWindows,
     tokenizer: Tokenizer,
     *,
     batch_size: PositiveInt = 1,
@@ -40,7 +42,8 @@ def evaluate(
     Args:
         model: the model, whose training mode is left as it is.
         dataset: windows of T + 1 tokens, T predictions each. If the stride is less than T, a token
-            in several windows counts in the first of them.
+            in several windows counts in the first of them. Of conversations, only what the
+            assistant says counts.
         tokenizer: the model's, to count bytes.
         batch_size: windows in a forward pass.
         max_tokens: evaluate about this many tokens, in evenly spaced windows; 0 for all.
@@ -63,7 +66,7 @@ def evaluate(
 
 def _evaluate(
     model: GPT2Model,
-    dataset: TextDataset,
+    dataset: TextDataset | PlannedWindows,
     tokenizer: Tokenizer,
     batch_size: int,
     max_tokens: int,
@@ -79,11 +82,12 @@ def _evaluate(
     total, tokens, text_bytes, unknown = 0.0, 0, 0, 0
     with evaluating(), autocast(model.device, precision):
         for first in range(0, len(chosen), batch_size):
-            indices = chosen[first : first + batch_size]
-            windows = torch.stack([dataset[index] for index in indices])
-            is_new = torch.stack([_new_targets_mask(dataset, index) for index in indices])
-            targets = windows[:, 1:][is_new]
-            hidden = model.hidden_states(windows[:, :-1].to(model.device))[is_new.to(model.device)]
+            inputs, all_targets, *ids = _batch(dataset, chosen[first : first + batch_size])
+            counts = all_targets != IGNORE_INDEX
+            targets = all_targets[counts]
+            hidden = model.hidden_states(
+                inputs.to(model.device), document_ids=ids[0].to(model.device) if ids else None
+            )[counts.to(model.device)]
             size = logits_chunk_tokens(model.device)
             for x, y in zip(hidden.split(size), targets.to(model.device).split(size), strict=True):
                 losses = F.cross_entropy(model.logits(x).float(), y, reduction="none")
@@ -94,6 +98,15 @@ def _evaluate(
                 unknown += int((targets == tokenizer.unknown).sum())
             advance(min(1.0, (first + batch_size) / len(chosen)))
     return Evaluation(total / tokens, tokens, text_bytes, unknown=unknown)
+
+
+def _batch(dataset: TextDataset | PlannedWindows, indices: list[int]) -> tuple[torch.Tensor, ...]:
+    """Return windows as inputs, targets and, if attention is masked, document ids, (B, T) each."""
+    if isinstance(dataset, PlannedWindows):
+        return dataset.batch(torch.tensor(indices, device="cpu"), 0)
+    windows = torch.stack([dataset[index] for index in indices])
+    is_new = torch.stack([_new_targets_mask(dataset, index) for index in indices])
+    return windows[:, :-1], windows[:, 1:].masked_fill(~is_new, IGNORE_INDEX)
 
 
 def _new_targets_mask(dataset: TextDataset, index: int) -> torch.Tensor:

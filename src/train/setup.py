@@ -81,6 +81,8 @@ def corpus_options(config: Config) -> CorpusOptions:
         config.seed,
         config.val_sources,
         config.dedup,
+        config.conversations,
+        config.val_conversations,
     )
 
 
@@ -217,13 +219,17 @@ def _check_shards(text: PreparedData, process_group: ProcessGroup) -> None:
 def tokenizer_source(
     config: Config, checkpoint: Checkpoint | None, given: Tokenizer | None = None
 ) -> TokenizerSource:
-    """Return the checkpoint's tokenizer if resumed; else the given or the configured one."""
-    if given is not None and is_fitted(given):
-        return _fitted(given)
-    if checkpoint is not None:
+    """Return the checkpoint's tokenizer if resumed; else the given or the configured one.
+
+    For conversations, the tokens of the roles are added to a tokenizer that lacks them.
+    """
+    if checkpoint is not None and (given is None or not is_fitted(given)):
         saved = load_tokenizer(checkpoint.tokenizer)
         return _fitted(saved if given is None else copy_vocabulary(given, saved))
     if given is not None:
+        _add_roles(given, config)
+        if is_fitted(given):
+            return _fitted(given)
         return _unfitted(given, config.architecture.vocab_size)
     tokenizer, is_new = new_tokenizer(
         config.tokenizer,
@@ -235,6 +241,7 @@ def tokenizer_source(
         split_digits=config.split_digits,
         special_tokens=config.special_tokens,
     )
+    _add_roles(tokenizer, config)
     if not is_new:
         return _fitted(tokenizer)
 
@@ -252,7 +259,14 @@ def tokenizer_source(
         "split_digits",
         "special_tokens",
     )
-    return TokenizerSource(str([config[key] for key in keys]), fit, load_tokenizer)
+    identity = str([*(config[key] for key in keys), bool(config.conversations)])
+    return TokenizerSource(identity, fit, load_tokenizer)
+
+
+def _add_roles(tokenizer: Tokenizer, config: Config) -> None:
+    """Add the tokens of the roles that a tokenizer lacks, if there are conversations."""
+    if config.conversations and (count := ChatTemplate.add_to(tokenizer)):
+        log.info("%s for the roles of conversations in the vocabulary", plural(count, "new token"))
 
 
 def _fitted(tokenizer: Tokenizer) -> TokenizerSource:

@@ -87,10 +87,10 @@ def predict_duration(
     config = trainer.config
     # Validation is forward only, a third of the FLOPs of forward and backward; samples are short.
     window_seconds = (step_seconds - update_seconds) / 3 / trainer.batches.batch_size
-    windows = len(trainer.val_data) if trainer.val_data is not None else 0
+    windows = len(trainer.val_windows) if trainer.val_windows is not None else 0
     evaluated_windows = windows
-    if config.eval_tokens and trainer.val_data is not None:
-        evaluated_windows = min(windows, config.eval_tokens // (trainer.val_data.seq_len - 1))
+    if config.eval_tokens and trainer.val_windows is not None:
+        evaluated_windows = min(windows, config.eval_tokens // (trainer.val_windows.seq_len - 1))
     overhead = evaluated_windows * window_seconds / config.eval_interval
     overhead += checkpoint_bytes / _DISK_SPEED / config.checkpoint_interval
     steps = trainer.total_steps

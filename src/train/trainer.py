@@ -12,7 +12,7 @@ import torch
 from ..arguments import checked
 from ..config import Config
 from ..console import show_progress, visible
-from ..data.planned_windows import training_batches
+from ..data.planned_windows import training_batches, validation_windows
 from ..data.tokens import count_bytes
 from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
@@ -70,16 +70,16 @@ class Trainer:
     ) -> None:
         if val_data is not None and evaluate is None:
             raise AGI2Error("evaluate: needed to validate on val_data")
-        self._evaluate, self._sample = evaluate, sample
-        self.model = model
+        self._evaluate, self._sample, self.model = evaluate, sample, model
         self.process_group = process_group or ProcessGroup(model.device)
         self.tokenizer = tokenizer
         self.val_data = val_data
+        self.val_windows = val_data and validation_windows(val_data, tokenizer)
         self.config = config
         self.folder = Path(folder)
         self.full_model = model
         """The unsharded model: under FSDP a gathered copy, in validation and at the end only."""
-        self.batches = training_batches(train_data, config)
+        self.batches = training_batches(train_data, config, tokenizer)
         self.runner = StepRunner(model, config, self.batches, self.process_group)
         data = [train_data] if val_data is None else [train_data, val_data]
         self.checkpoints = CheckpointManager(
@@ -344,11 +344,11 @@ class Trainer:
 
     def evaluate(self, max_tokens: int = 0) -> Evaluation:
         """Evaluate on about `max_tokens` tokens of the held-out text, or on all of it (0)."""
-        assert self.val_data is not None
+        assert self.val_windows is not None
         assert self._evaluate is not None
         return self._evaluate(
             self.full_model,
-            self.val_data,
+            self.val_windows,
             self.tokenizer,
             batch_size=self.runner.micro_batch_size,
             max_tokens=max_tokens,

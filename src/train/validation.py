@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from ..data.planned_windows import PlannedWindows
 from ..dataset import TextDataset
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
@@ -19,7 +20,7 @@ class Evaluate(Protocol):
     def __call__(  # noqa: D102 (see the class)
         self,
         model: GPT2Model,
-        dataset: TextDataset,
+        dataset: TextDataset | PlannedWindows,
         tokenizer: Tokenizer,
         *,
         batch_size: int,

@@ -1,0 +1,39 @@
+"""Conversations to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .chat_template import ROLES, ChatTemplate
+from .conversations import from_text
+
+
+def encode_conversations(
+    texts: Sequence[str], template: ChatTemplate
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encode conversations, as `ChatTemplate.encode` does.
+
+    Args:
+        texts: their canonical texts.
+        template: the template.
+
+    Returns:
+        The ids of all, (N,), and offsets, (texts + 1,), as `Tokenizer.encode_batch` gives them.
+    """
+    tokenizer, start = template.tokenizer, len(template.reply_start)
+    conversations = list(map(from_text, texts))
+    contents = [message.content for messages in conversations for message in messages]
+    ids, offsets = tokenizer.encode_batch(contents, threads=1)
+    frames = {role: np.array(template.join(role, ()), tokenizer.dtype) for role in ROLES}
+    parts, lengths, at = [np.empty(0, tokenizer.dtype)], [0], 0
+    for messages in conversations:
+        length = 0
+        for message in messages:
+            frame, text = frames[message.role], ids[offsets[at] : offsets[at + 1]]
+            parts += [frame[:start], text, frame[start:]]
+            length += len(frame) + len(text)
+            at += 1
+        lengths.append(length)
+    return np.concatenate(parts), np.cumsum(lengths)
