@@ -114,7 +114,8 @@ def _text_plans(
     if not config.source_weights:
         documents = tokens.figures.documents - tokens.figures.conversations
         text = DocumentRange(tokens, range(documents))
-        return [_plan(text, width, config)] if config.sources else [], []
+        is_read = bool(config.sources) or not config.conversations
+        return [_plan(text, width, config)] if is_read else [], []
     plans = []
     counts = tokens.figures.source_documents
     for name, (first, stop) in zip(

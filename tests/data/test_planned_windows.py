@@ -188,7 +188,7 @@ def test_a_source_is_used_up_before_it_is_used_again_whatever_the_kills(mixed_te
     step = kills = 0
     seen = [Counter() for _ in SOURCES]
     windows = planned(mixed_text, 6, [6, 0.5, 2], windows="packed", mask_documents=True)
-    plans = windows._plan._plans
+    plans = windows._plan.plans
     own = [[row[0][0] for row in plan.rows(torch.arange(len(plan)), 0)] for plan in plans]
     while kills < 1000:
         batches = EpochBatches(windows, 4, seed=5)
