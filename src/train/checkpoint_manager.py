@@ -51,11 +51,12 @@ FIXED_ON_RESUME = (
     "windows",
     "mask_documents",
     "source_weights",
+    "text_share",
 )
 
 
 # Checkpoints of earlier versions lack the keys that did not exist yet.
-_DEFAULTS = {key: Config.model_validate({})[key] for key in FIXED_ON_RESUME[-7:]}
+_DEFAULTS = {key: Config.model_validate({})[key] for key in FIXED_ON_RESUME[-8:]}
 _ARCHITECTURE = ARCHITECTURE_KEYS.keys() - FREE_ARCHITECTURE_KEYS
 
 

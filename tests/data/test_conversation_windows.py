@@ -112,7 +112,10 @@ def test_pieces_of_a_conversation_in_order_have_its_targets(chat, width, tmp_pat
     is_counted = [
         np.arange(len(ids)) >= each.uncounted for ids, each in zip(read, pieces, strict=True)
     ]
-    said = [piece[TEMPLATE.target_mask(piece) & own] for piece, own in zip(read, is_counted, strict=True)]
+    said = [
+        piece[TEMPLATE.target_mask(piece) & own]
+        for piece, own in zip(read, is_counted, strict=True)
+    ]
     assert np.concatenate(said).tolist() == ids[counts].tolist()
     assert all(len(each) for each in said)
     is_long = len(encoded(chat)[0]) > width

@@ -22,6 +22,7 @@ from src.data.splits import SplitPlan
 from src.errors import AGI2Error
 from src.tokenizer import BPETokenizer, load_tokenizer
 from tests.conftest import make_text
+from tests.data.chats import chat_tokenizer, messages_lines, random_conversations
 
 
 @pytest.fixture
@@ -113,6 +114,26 @@ def test_the_files_are_those_that_one_process_writes(
     again = prepare(named, tmp_path / "parts", "1/3", **options)
     assert not again.is_new
     assert whole(named, tmp_path / "parts", **options).folder == corpus.folder
+
+
+def test_conversations_are_the_same_in_parts(sources, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "agi2")
+    chats = tmp_path / "chats"
+    chats.mkdir()
+    for number in range(4):
+        content = messages_lines(random_conversations(20, seed=number))
+        (chats / f"{number}.jsonl").write_bytes(content + b"{broken\n")
+    tokenizer = chat_tokenizer()
+    source = TokenizerSource("chats", lambda _: tokenizer, lambda _: tokenizer, True)
+    options = CorpusOptions(
+        [str(sources)], conversations=[str(chats)], val_sources=[str(sources / "long1.txt")]
+    )
+    expected = prepare_corpus(options, source, str(tmp_path / "whole"))
+    corpus = prepare_part(options, source, str(tmp_path / "parts"), Part())
+    assert files_of(corpus.folder) == files_of(expected.folder)
+    assert corpus.folder.name == expected.folder.name
+    assert corpus.train.figures.conversations + corpus.val.figures.conversations == 80
+    assert any("80 conversations" in line for line in corpus.lines)
 
 
 def test_processes_share_the_work(sources, tmp_path):

@@ -1,0 +1,77 @@
+"""Texts and conversations are split each by itself, conversations as wholes."""
+
+import numpy as np
+import pytest
+
+from src.data.conversations import to_text
+from src.data.corpus_options import CorpusOptions
+from src.data.corpus_plan import plan_groups
+from src.data.scan import scan_texts
+from src.data.sketches import SKETCH
+from src.errors import AGI2Error
+from tests.conftest import make_text
+from tests.data.chats import make_conversation, random_conversations
+
+NO_SKETCHES = np.zeros(99, SKETCH)
+
+
+def plan(texts, chats, val_texts=(), val_chats=(), **options):
+    groups = (texts, val_texts, [*map(to_text, chats)], [*map(to_text, val_chats)])
+    scan = scan_texts([each for group in groups for each in group])
+    options = CorpusOptions(["a"], conversations=["b"], **options)
+    found = plan_groups(scan, options, [[len(group)] for group in groups], NO_SKETCHES[: len(scan)])
+    return [found.spans(index) for index in range(len(scan))], scan.characters.tolist()
+
+
+@pytest.mark.parametrize("count", [2, 5, 12, 60])
+def test_conversations_are_held_out_as_wholes_however_few(count):
+    spans, sizes = plan([make_text(200)], random_conversations(count), val_fraction=0.3)
+    assert len(spans[0]) == 2  # the end of the text
+    held_out = 0
+    for own, size in zip(spans[1:], sizes[1:], strict=True):
+        ((first, last, is_held_out),) = own
+        assert (first, last) == (0, size)
+        held_out += size * is_held_out
+    assert held_out <= 0.5 * sum(sizes[1:])
+    if count >= 5:
+        assert held_out >= 0.1 * sum(sizes[1:])
+
+
+def test_copies_of_conversations_are_on_one_side_or_removed():
+    chats = [*random_conversations(30), *random_conversations(30)]
+    spans, _ = plan([], chats, val_fraction=0.3)
+    assert [own[0][2] for own in spans[:30]] == [own[0][2] for own in spans[30:]]
+    assert any(own[0][2] for own in spans)
+    spans, _ = plan([make_text()], chats, val_fraction=0.3, dedup=True)
+    assert all(spans[:31])
+    assert not any(spans[31:])
+
+
+def test_near_copies_across_the_sides_are_reported(caplog):
+    chats = random_conversations(30, words=30)
+    near = [[chat[0], chat[1]._replace(content=chat[1].content + " indeed"), *chat[2:]]
+            for chat in chats[:4]]  # fmt: skip
+    spans, _ = plan([], [*chats, *near], val_fraction=0.3)
+    assert [own[0][2] for own in spans[:4]] == [own[0][2] for own in spans[30:]]
+    plan([make_text()], chats, val_chats=near)
+    assert "4 documents of val_conversations: at least half is in the training text" in caplog.text
+
+
+def test_alike_questions_are_held_out_one_by_one(caplog):
+    chats = [make_conversation([(f"Please tell me now: what is the sum of {a} and {b}?",
+                                 f"The sum of these two numbers is {a + b}.")])
+             for a in range(9) for b in range(9)]  # fmt: skip
+    spans, sizes = plan([], chats, val_fraction=0.2)
+    held_out = sum(size for own, size in zip(spans, sizes, strict=True) if own[0][2])
+    assert 0.1 <= held_out / sum(sizes) <= 0.3
+    assert "of the held-out text is in the training text, too" in caplog.text
+
+
+def test_conversations_to_validate_on_leave_the_others(caplog):
+    chats = random_conversations(9)
+    spans, _ = plan([make_text()], chats, [], [*chats[2:4], *random_conversations(2, seed=8)])
+    assert [bool(own) for own in spans[1:10]] == [True, True, False, False, *[True] * 5]
+    assert [own[0][2] for own in spans[1:] if own] == [False] * 7 + [True] * 4
+    assert "as val_conversations has the same: 2 documents" in caplog.text
+    with pytest.raises(AGI2Error, match="^val_conversations: all of the training text is in it"):
+        plan([], chats[:2], [], chats)
