@@ -201,8 +201,8 @@ class MixturePlan:
 
     An epoch has about as many targets as the sources together, or as `total` says. A source
     contributes the same number of windows to each epoch, and at least one; epoch after epoch, it
-    continues through its own windows. When all were used, they are used again in another order. So the windows of an epoch
-    are a pure function of its number.
+    continues through its own windows. When all were used, they are used again in another order. So
+    the windows of an epoch are a pure function of its number.
 
     Args:
         plans: the windows of each source.

@@ -73,5 +73,5 @@ def test_conversations_to_validate_on_leave_the_others(caplog):
     assert [bool(own) for own in spans[1:10]] == [True, True, False, False, *[True] * 5]
     assert [own[0][2] for own in spans[1:] if own] == [False] * 7 + [True] * 4
     assert "as val_conversations has the same: 2 documents" in caplog.text
-    with pytest.raises(AGI2Error, match="^val_conversations: all of the training text is in it"):
+    with pytest.raises(AGI2Error, match=r"^val_conversations: all of the training text is in it"):
         plan([], chats[:2], [], chats)
