@@ -53,8 +53,9 @@ def finished(copied_run):
 
 
 def test_a_resumed_run_may_not_become_another(tiny_run, finished):
-    # LoRA is refused in `test_training.py`: it needs a model to begin from.
-    assert set(FIXED_ON_RESUME) - {"lora_rank"} <= OTHERS.keys() | BPE_OTHERS.keys()
+    # LoRA is refused in `test_training.py`: it needs a model to begin from; a share of text in
+    # `test_conversation_runs.py`: it needs conversations.
+    assert set(FIXED_ON_RESUME) - {"lora_rank", "text_share"} <= OTHERS.keys() | BPE_OTHERS.keys()
     before = contents(finished.folder)
     for key, value in OTHERS.items():
         with pytest.raises(AGI2Error, match=f"trained with {key} = ") as error:

@@ -75,6 +75,8 @@ def test_a_crash_and_a_resume_change_nothing(tiny_run, chats, caplog):
     for step in (0, 7, 12):
         crash(tiny_run("broken", resume="auto", **options), step)
     assert_same_outcome(whole, train_from_config(tiny_run("broken", resume="auto", **options)))
+    with pytest.raises(AGI2Error, match=r"trained with text_share = 0\.3"):
+        train_from_config(tiny_run("whole", resume="auto", **{**options, "text_share": 0.4}))
     trained = load_model(whole.folder)
     assert trained.tokenizer.has_roles
     assert trained.model.config.vocab_size == trained.tokenizer.vocab_size
