@@ -52,7 +52,10 @@ def _describe(corpus: Corpus, seconds: float) -> Iterator[str]:
 
 def _describe_tokens(tokens: ShardedTokens) -> str:
     figures = tokens.figures
-    line = f"{plural(figures.documents, 'document')}, {plural(figures.tokens, 'token')}"
+    line = plural(figures.documents, "document")
+    if figures.conversations:
+        line += f" ({plural(figures.conversations, 'conversation')})"
+    line += f", {plural(figures.tokens, 'token')}"
     if figures.text_bytes:
         line += f", {figures.text_bytes / figures.tokens:.2f} bytes per token"
     return line

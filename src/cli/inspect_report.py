@@ -45,8 +45,9 @@ def inspect_sources(
     config = _open_config(sources, overrides)
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     options = ReadOptions.from_config(config)
-    check_sources(config.sources, options)
-    found = inspect_corpus(config.sources, options, opened)
+    for group in filter(None, (config.sources, config.conversations)):
+        check_sources(group, options)
+    found = inspect_corpus(config.sources, options, opened, config.conversations)
     if is_json:
         content = mask_secrets(_as_json(found, tokenizer))
         print_text(json.dumps(replace_non_finite(content), indent=2))
@@ -61,12 +62,12 @@ def _open_config(sources: list[str], overrides: Sequence[str]) -> Config:
     if files and len(sources) > 1:
         raise AGI2Error(f"{files[0]} is a configuration: name it alone, or name only texts")
     given = dict(map(parse_override, overrides))
-    known = {field.name for field in fields(ReadOptions)}
+    known = ReadOptions.keys()
     for key in given.keys() - known:
         raise AGI2Error(f"--set {key}: it does not change how a text is read: {', '.join(known)}")
     if files:
         config = load_config(files[0], None, overrides)
-        if not config.sources:
+        if not config.sources and not config.conversations:
             raise AGI2Error(f"{files[0]}: sources is missing: there is nothing to inspect")
         return config
     locations = {key: f"--set {key}" for key in given}
@@ -101,7 +102,7 @@ def _lines(found: Inspection, tokenizer: str | None) -> Iterator[str]:
 
 def _source_lines(source: SourceReport) -> Iterator[str]:
     """Yield what was read of a source, and what was not."""
-    amounts = [plural(source.files, "file"), plural(source.documents, "document")]
+    amounts = [plural(source.files, "file"), plural(source.documents, source.kind)]
     amounts += [plural(source.characters, "character"), f"{human_bytes(source.bytes_read)} on disk"]
     yield from _hanging(f"{source.name}: {', '.join(amounts)}")
     for what, tally in (

@@ -18,7 +18,7 @@ from ..config import Config
 from ..config_loader import load_config, save_config
 from ..cuda_utils import select_device
 from ..data.corpus import check_configured, check_rereadable
-from ..data.documents import ReadOptions
+from ..data.documents import SOURCE_KEYS, ReadOptions
 from ..errors import AGI2Error
 from ..formats.model_dir import WEIGHTS, run_folder
 from ..train.checkpoint import TENSORS, checkpoint_folder, find_checkpoint
@@ -58,7 +58,7 @@ def verify(config: Config, steps: int = 6) -> Iterator[str]:
     """
     check_configured(config)
     check_rereadable(
-        [*config.sources, *config.val_sources],
+        [source for key in SOURCE_KEYS for source in config[key]],
         "three runs read it here",
         ReadOptions.from_config(config),
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import heapq
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,13 +17,16 @@ from ..console import Advance, show_progress
 from ..errors import AGI2Error
 from ..tokenizer import BPETokenizer, Tokenizer
 from .characters import CharacterCounts, OddCharacters
+from .conversations import from_text
 from .copies import copies_of_kept, find_copies
 from .documents import Document, ReadOptions, ReadReport
 from .languages import LanguageSampler
+from .preprocess import complete_documents
 from .readers import iterate_documents
 from .scan import Scan, Scanner
 from .sketches import SKETCH
 from .sources import file_size, find_sources
+from .text import pieces
 
 LISTED = 5
 """Longest and shortest documents that are named."""
@@ -92,7 +95,10 @@ class Inspection:
 
 
 def inspect_corpus(
-    sources: list[str], options: ReadOptions, tokenizer: Tokenizer | None = None
+    sources: list[str],
+    options: ReadOptions,
+    tokenizer: Tokenizer | None = None,
+    conversations: Sequence[str] = (),
 ) -> Inspection:
     """Read a corpus once and describe it.
 
@@ -100,20 +106,36 @@ def inspect_corpus(
         sources: files, folders, glob patterns, URLs, pipes.
         options: how to read them.
         tokenizer: counts the tokens; by default, one that is trained on the beginning of the text.
+        conversations: sources of conversations, of which the text is what is said.
 
     Raises:
         AGI2Error: if a source is missing or cannot be read.
     """
     # What is skipped counts as read, too.
-    found = find_sources(sources, fetch=False, options=options)
+    groups = [each for each in (sources, list(conversations)) if each]
+    found = (each for group in groups for each in find_sources(group, fetch=False, options=options))
     total = sum(each.skipped.bytes + sum(map(file_size, each.files)) for each in found)
     report = ReadReport()
     with show_progress("reading the text", is_determinate=total > 0) as advance:
-        documents = iterate_documents(sources, options, report, is_logged=False)
+        documents = _documents(sources, conversations, options, report)
         inspector = _Inspector(tokenizer)
         for document in _advancing(documents, report, total, advance):
             inspector.add(document)
     return inspector.finish(report)
+
+
+def _documents(
+    sources: list[str], conversations: Sequence[str], options: ReadOptions, report: ReadReport
+) -> Iterator[Document]:
+    """Yield the documents; of conversations, what is said."""
+    if sources:
+        yield from iterate_documents(sources, options, report, is_logged=False)
+    if conversations:
+        options = replace(options, are_conversations=True)
+        spoken = iterate_documents(list(conversations), options, report, is_logged=False)
+        for document in complete_documents(spoken):
+            text = "\n\n".join(each.content for each in from_text(document.text))
+            yield from pieces(replace(document, text=text))
 
 
 def _advancing(

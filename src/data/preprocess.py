@@ -92,7 +92,7 @@ def preprocess(
         AGI2Error: if it fails, returns something else than text, or a document is too large.
     """
     by = f"by preprocess {preprocessor.name}"
-    for document in _complete(documents):
+    for document in complete_documents(documents):
         kept = [text for text in _results(document, preprocessor) if text.strip()]
         report.documents += len(kept) - 1
         report.characters += sum(map(len, kept)) - len(document.text)
@@ -123,7 +123,7 @@ def preprocess_conversations(
         AGI2Error: as for `preprocess`; also if the function splits a message.
     """
     by = f"by preprocess {preprocessor.name}"
-    for document in _complete(documents):
+    for document in complete_documents(documents):
         contents = []
         messages = from_text(document.text)
         for message in messages:
@@ -161,7 +161,7 @@ def check_any_left(name: str, report: ReadReport) -> None:
         )
 
 
-def _complete(documents: Iterator[Document]) -> Iterator[Document]:
+def complete_documents(documents: Iterator[Document]) -> Iterator[Document]:
     """Yield complete documents: join their pieces."""
     parts: list[Document] = []
     size = 0

@@ -9,6 +9,7 @@ from src.config_loader import load_config
 from src.data import units
 from src.train import setup
 from tests.cli.commands import run, write_run
+from tests.data.chats import messages_lines, random_conversations
 
 
 @pytest.fixture
@@ -76,3 +77,14 @@ def test_a_checkpoint_that_is_resumed_decides_on_the_tokenizer(file, capsys):
     config = load_config(file, "training", [f"resume={folder}", "vocab_size=400"])
     lines = list(prepare_data(config))
     assert lines[3] == "tokenizer: 270 tokens"
+
+
+def test_conversations_are_prepared_too(file, capsys):
+    chats = file.parent / "chats.jsonl"
+    chats.write_bytes(messages_lines(random_conversations(30)))
+    more = ("--set", f"conversations={chats}", "--set", "sources=[]")
+    status, printed, _ = run(capsys, "data", "prepare", file, "--part", "1/1", *more)
+    assert status == 0
+    assert re.search(r"^training: 2\d documents \(2\d conversations\), ", printed, re.MULTILINE)
+    _, again, _ = run(capsys, "data", "prepare", file, *more)
+    assert "it was there" in again

@@ -9,10 +9,12 @@ import pytest
 from rich.cells import cell_len
 
 from src.cli import inspect_report
+from src.data.chat_template import Message
 from src.data.downloads import cached_path
 from src.tokenizer import BPETokenizer
 from tests.cli.commands import HOSTILE, run, write_run
 from tests.conftest import make_text
+from tests.data.chats import messages_lines
 
 
 @pytest.fixture
@@ -54,6 +56,24 @@ def test_a_report_says_what_the_text_contains(place, capsys):
     ):
         assert said in text, said
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_conversations_of_a_configuration_are_what_is_said(place, capsys):
+    chats = [[Message("user", f"Was ist {n} + {n}?"), Message("assistant", f"Das ist {2 * n}.")]
+             for n in range(30)]  # fmt: skip
+    Path("chats.jsonl").write_bytes(messages_lines([*chats, chats[0]]))
+    Path("run.toml").write_text('conversations = ["chats.jsonl"]\nmodel_name = "a"\n')
+    status, out, _ = run(capsys, "data", "inspect", "run.toml", "--json", "--quiet")
+    assert status == 0
+    found = json.loads(out)
+    assert found["documents"] == 31
+    assert found["exact_copies"]["documents"] == 1
+    assert found["longest"][0]["characters"] == len("Was ist 10 + 10?\n\nDas ist 20.")
+    Path("run.toml").write_text('sources = ["texts/a.txt"]\nconversations = ["chats.jsonl"]\n')
+    _, out, _ = run(capsys, "data", "inspect", "run.toml", "--quiet")
+    assert "chats.jsonl: 1 file, 31 conversations, " in out
+    assert "texts/a.txt: 1 file, 1 document, " in out
+    assert "documents   32" in out
 
 
 def test_json_has_the_same(place, capsys):
