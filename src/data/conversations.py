@@ -143,10 +143,10 @@ def _message(number: int, value: Any) -> Message:
 
 def _text_of(number: int, content: Any) -> str:
     """Return the text of a message: a text, or a list of parts that are texts."""
-    if isinstance(content, list) and all(
-        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
-    ):
-        return "".join(part["text"] for part in content)
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        if parts and all(isinstance(part, str) for part in parts):
+            return "".join(parts)
     if not isinstance(content, str):
         raise AGI2Error(f"message {number}: its content is {safe_repr(content)}, not a text")
     return content

@@ -60,7 +60,7 @@ def test_columns_that_are_taken_are_noted(tmp_path):
         {"conversation": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]},
         {"prompt": [{"role": "user", "content": "a"}],
          "completion": [{"role": "assistant", "content": "b"}]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"messages": [{"role": "user", "content": [" ", {"type": "text", "text": "a"}]},
                       {"role": "assistant", "content": "b", "weight": 1}], "prompt": "other"},
         {"instruction": "a", "input": " ", "output": "b"},
         {"question": "a", "answer": "b", "system": ""},
@@ -136,7 +136,7 @@ def test_a_broken_conversation_is_named_with_its_line(tmp_path, line):
     write(path, "\n".join([*[GOOD] * 20, line, GOOD]))
     found, report = read_with_report(path, are_conversations=True)
     assert len(found) == 21
-    assert f"{path}:21: " in lines_of(report.skipped)
+    assert f"{path}:21" in lines_of(report.skipped)
     with pytest.raises(AGI2Error, match=f"a.jsonl:21: .*{BROKEN[line]}"):
         read(path, max_broken_lines=0)
 
@@ -157,7 +157,7 @@ def test_a_last_message_without_an_answer_is_dropped(tmp_path):
     path = write(tmp_path / "a.jsonl", f"{json.dumps([U, A, U])}\n{GOOD}\n")
     found, report = read_with_report(path, are_conversations=True)
     assert found[0] == to_text(make_conversation([("x", "x")]))
-    assert f"1 last messages without an answer, such as {path}:1" in lines_of(report.skipped)
+    assert f"1 last message without an answer, such as {path}:1" in lines_of(report.skipped)
 
 
 def test_contents_are_normalized_not_the_canonical_text(tmp_path):
