@@ -128,6 +128,7 @@ _SINGULAR = {
     "members of": "member of",
     "documents without": "document without",
     "attachments": "attachment",
+    "conversations": "conversation",
     "messages ": "message ",
     "chapters ": "chapter ",
     "pages of": "page of",
