@@ -1,18 +1,22 @@
 """Training and encoding of byte-level BPE, next to tokenizers, tiktoken and rustbpe.
 
-python benchmarks/bpe_tokenizers.py TEXT [--vocab-size 4096] [--rounds 5] [--large MB] [--json FILE]
+python benchmarks/bpe_tokenizers.py TEXT... [--vocab-size 4096] [--rounds 5] [--large FOLDER]
+    [--json FILE]
 
-Each library that is installed trains the same vocabulary size on TEXT with GPT-2's pattern, and
-encodes TEXT with the vocabulary trained here; the ids must be the same. One thread and two, each in
-a process of its own, in which the libraries take turns; the time is the least of the rounds.
+Each library that is installed trains the same vocabulary size on each TEXT with GPT-2's pattern and
+encodes it with the vocabulary trained here, at once and sentence by sentence; the ids must be the
+same. One thread and two, each in a process of its own, in which the libraries take turns; the time
+is the least of the rounds (of one, for a library that needs over 10 s).
 
-With --large, a vocabulary of 32,000 is also trained on that many MB, made of TEXT's words in random
-order with numbers and one long word, and the peak memory is measured.
+With --large, a vocabulary of 32,000 is also trained on a folder (such as `make_corpus.py` makes),
+and the peak memory is measured, both next to reading it alone; and on one word of 10 and 40 MB, by
+CPU time.
 """
 
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +29,7 @@ import tokenizers
 from common import parser, report, run_child
 from tokenizers import models, pre_tokenizers, trainers
 
+from src.data.corpus import read_documents
 from src.tokenization.byte_level import token_to_bytes
 from src.tokenization.pieces import split_text
 from src.tokenization.tokenizer_json import KNOWN_PATTERNS
@@ -76,14 +81,7 @@ def encoding(
         "tokenizers": by_tokenizers,
     }
     if HAS["tiktoken"]:
-        import tiktoken
-
-        # Its ids follow the ranks: the bytes, then the merges. Ours begin with end-of-text.
-        names = sorted(library.get_vocab().items(), key=lambda item: item[1])[1:]
-        ranks = {token_to_bytes(name): id - 1 for name, id in names}
-        theirs = tiktoken.Encoding(
-            "benchmark", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
-        )
+        theirs = tiktoken_encoding(library)
 
         def by_batch() -> np.ndarray:
             parts = theirs.encode_ordinary_batch(pieces, num_threads=threads)
@@ -94,100 +92,143 @@ def encoding(
     return found
 
 
+def sentence_encoding(
+    text: str, tokenizer: BPETokenizer
+) -> dict[str, Callable[[], list[list[int]]]]:
+    """Return what encodes the first sentences of a text, one in a call, by library."""
+    parts = re.split(r"(?<=[.!?\n\u3002])\s*", text[:300_000])
+    sentences = [part for part in parts if part][:2000]
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    library.encode_special_tokens = True
+    found = {
+        "agi2": lambda: list(map(tokenizer.encode, sentences)),
+        "tokenizers": lambda: [library.encode(each).ids for each in sentences],
+    }
+    if HAS["tiktoken"]:
+        encode = tiktoken_encoding(library).encode_ordinary
+        found["tiktoken"] = lambda: [[id + 1 for id in encode(each)] for each in sentences]
+    return found
+
+
+def tiktoken_encoding(library: tokenizers.Tokenizer) -> Any:
+    """Return the same vocabulary for tiktoken; its ids are 1 less."""
+    import tiktoken
+
+    # Its ids follow the ranks: the bytes, then the merges. Ours begin with end-of-text.
+    names = sorted(library.get_vocab().items(), key=lambda item: item[1])[1:]
+    ranks = {token_to_bytes(name): id - 1 for name, id in names}
+    return tiktoken.Encoding(
+        "benchmark", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+
+
+SLOW = 10.0  # seconds from which a work is not repeated
+
+
 def least_seconds(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Run each work in turn; return its least time."""
     best = dict.fromkeys(works, float("inf"))
     for _ in range(rounds):
         for name, work in works.items():
+            if SLOW <= best[name] < float("inf"):
+                continue
             start = time.perf_counter()
             work()
             best[name] = min(best[name], time.perf_counter() - start)
     return best
 
 
-def measure(text: str, vocab_size: int, threads: int, rounds: int) -> Iterator[dict[str, Any]]:
+def measure(path: Path, vocab_size: int, threads: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each library and operation."""
+    text = path.read_text(encoding="utf-8")
     tokenizer = BPETokenizer(vocab_size)
     tokenizer.fit(text, verbose=False)
-    encoders = encoding(text, tokenizer, threads)
-    ids = {name: encode() for name, encode in encoders.items()}
-    for what, works in (("train", training(text, vocab_size)), ("encode", encoders)):
+    encoders, sentences = encoding(text, tokenizer, threads), sentence_encoding(text, tokenizer)
+    operations = {"train": training(text, vocab_size), "encode": encoders}
+    if threads == 1:
+        operations["encode 2,000 sentences"] = sentences
+    ids: dict[str, Any] = {name: encode().tolist() for name, encode in encoders.items()}
+    rows = {name: encode() for name, encode in sentences.items()}
+    for what, works in operations.items():
         times = least_seconds(works, rounds)
+        found = ids if what == "encode" else rows
         for name, seconds in times.items():
-            same = what == "train" or np.array_equal(ids[name], ids["agi2"])
+            same = what == "train" or found[name] == found["agi2"]
+            size = sum(map(len, rows["agi2"])) if what not in ("train", "encode") else 0
             yield {
+                "text": path.name,
                 "operation": what,
                 "threads": threads,
                 "library": name,
                 "seconds": seconds,
-                "MB/s": len(text.encode()) / 1e6 / seconds,
+                "MB/s": "" if size else len(text.encode()) / 1e6 / seconds,
                 "of agi2's time": seconds / times["agi2"],
                 "ids": "" if what == "train" else "same" if same else "DIFFERENT",
             }
 
 
-def large_texts(text: str, megabytes: int) -> Iterator[str]:
-    """Yield documents of about 1 MB: words in random order with numbers; last, one long word."""
-    rng, words = random.Random(0), text.split()
-    for _ in range(megabytes):
-        size = 0
-        document = []
-        while size < 1_000_000:
-            part = [*rng.choices(words, k=999), str(rng.randrange(10**9))]
-            document += part
-            size += sum(map(len, part)) + len(part)
-        yield " ".join(document)
-    yield "".join(rng.choices("ACGT", k=10**7))
-
-
-def train_large(text: str, megabytes: int) -> float:
-    """Train on a large text; return the seconds, without those for making it."""
-    making = 0.0
-
-    def timed() -> Iterator[str]:
-        nonlocal making
-        documents = large_texts(text, megabytes)
-        while True:
-            start = time.perf_counter()
-            document = next(documents, None)
-            making += time.perf_counter() - start
-            if document is None:
-                return
-            yield document
-
+def large(folder: Path, what: str) -> float:
+    """Read a folder, or train on it or on one long word; return the seconds, of CPU for a word."""
+    if what in LONG_WORDS:
+        word = "".join(random.Random(0).choices("ACGT", k=LONG_WORDS[what]))
+        start = time.process_time()
+        BPETokenizer(1000).fit(word, verbose=False)
+        return time.process_time() - start
     start = time.perf_counter()
-    BPETokenizer(32_000).fit(timed(), verbose=False)
-    return time.perf_counter() - start - making
+    documents = read_documents([str(folder)])
+    if what == "train":
+        BPETokenizer(32_000).fit(documents, verbose=False)
+    else:
+        for _ in documents:
+            pass
+    return time.perf_counter() - start
+
+
+LONG_WORDS = {"train on a word of 10 MB": 10**7, "train on a word of 40 MB": 4 * 10**7}
+
+
+def measure_large(folder: Path, command: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each of the works of `large`, each in a process of its own."""
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    for what in ("read", "train", *LONG_WORDS):
+        _, peak, output = run_child([*command, "--threads", "2", "--only", what])
+        seconds = json.loads(output)[0]["seconds"]
+        megabytes = LONG_WORDS[what] / 1e6 if what in LONG_WORDS else size
+        yield {
+            "text": "" if what in LONG_WORDS else f"{size:,.0f} MB",
+            "operation": what,
+            "threads": 2,
+            "library": "agi2",
+            "seconds": seconds,
+            "MB/s": megabytes / seconds,
+            "peak GB": peak,
+        }
 
 
 def main() -> int:
     options = parser(__doc__)
-    options.add_argument("text", type=Path, help="a UTF-8 text")
+    options.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="a UTF-8 text")
     options.add_argument("--vocab-size", type=int, default=4096)
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--large", type=int, default=0, metavar="MB")
+    options.add_argument("--large", type=Path, metavar="FOLDER")
     options.add_argument("--threads", type=int, help="measure in this process")
+    options.add_argument("--only", default="", help="of --large, what to measure in this process")
     given = options.parse_args()
-    text = given.text.read_text(encoding="utf-8")
-    if given.threads is not None:
-        rows = (
-            [{"seconds": train_large(text, given.large)}]
-            if given.large
-            else list(measure(text, given.vocab_size, given.threads, given.rounds))
-        )
-        print(json.dumps(rows))
+    if given.only:
+        print(json.dumps([{"seconds": large(given.large, given.only)}]))
         return 0
-    command = [sys.executable, __file__, str(given.text), "--rounds", str(given.rounds)]
+    if given.threads is not None:
+        sizes = given.vocab_size, given.threads, given.rounds
+        print(json.dumps([row for text in given.texts for row in measure(text, *sizes)]))
+        return 0
+    command = [sys.executable, __file__, *map(str, given.texts), "--rounds", str(given.rounds)]
     command += ["--vocab-size", str(given.vocab_size)]
     rows = []
     for threads in (1, 2):
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when a process starts
         rows += json.loads(run_child([*command, "--threads", str(threads)])[2])
     if given.large:
-        _, peak, output = run_child([*command, "--threads", "1", "--large", str(given.large)])
-        seconds = json.loads(output)[0]["seconds"]
-        row = {"operation": f"train on {given.large} MB", "threads": 1, "library": "agi2"}
-        rows.append({**row, "seconds": seconds, "MB/s": given.large / seconds, "peak GB": peak})
+        rows += measure_large(given.large, [*command, "--large", str(given.large)])
     report(rows, given.json)
     return int(any(row.get("ids") == "DIFFERENT" for row in rows))
 

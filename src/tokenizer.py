@@ -222,8 +222,8 @@ class BPETokenizer(Tokenizer):
     def _allowed(self, names: str | Collection[str]) -> dict[str, int]:
         return self._added_text_tokens | super()._allowed(names)
 
-    def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
-        yield self._get_engine().encode_text(_well_formed(text), self.dtype)
+    def _encode_parts(self, text: str) -> list[np.ndarray]:
+        return [self._get_engine().encode_text(_well_formed(text), self.dtype)]
 
     def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self._added_text_tokens:

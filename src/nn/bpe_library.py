@@ -15,9 +15,9 @@ import os
 import sysconfig
 import weakref
 from collections.abc import Iterator
-from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,7 @@ def load(folder: Path) -> ctypes.CDLL | None:
         ("encoder", address, (address, address, size, address, small, small)),
         ("free", None, (address,)),
         ("encode", size, (address, address, c_char_p, address, size, address, small, address)),
+        ("encode_piece", size, (address, c_char_p, size)),
         ("cache_bytes", size, ()),
         ("unknown_kind", size, (address, c_char_p, size)),
         ("trainer", address, (address, small, small, size, size)),
@@ -88,9 +89,8 @@ class Encoder:
     ) -> None:
         assert LIBRARY is not None
         self._kinds = kinds  # kept alive: the library reads it
-        # Caches of encoded words that no thread uses now, and their addresses. List methods are
-        # atomic.
-        self._caches: list[tuple[np.ndarray, int]] = []
+        # Those that no thread uses now. List methods are atomic.
+        self._workspaces: list[_Workspace] = []
         self._encoder = LIBRARY.agi2_bpe_encoder(
             _address(byte_ids, np.uint32, 256),
             _address(merges, np.uint32, 4 * len(merges)),
@@ -116,51 +116,66 @@ class Encoder:
         Returns:
             The ids of all pieces, (N,), and the number of ids of each, (P,) int64.
         """
+        assert LIBRARY is not None
         if len(ends) and (ends[0] < 0 or ends[-1] != len(text) or (np.diff(ends) < 0).any()):
             raise ValueError("the pieces do not make up the text")
+        workspace = self._take_workspace()
         ids, counts = np.empty(len(text), dtype), np.empty(len(ends), np.int64)
-        arrays = (_address(ends, np.int64, len(ends)), _address(counts, np.int64, len(ends)))
-        found = self._encode(text, arrays[0], len(ends), ids, arrays[1])
-        return ids[:found].copy(), counts
+        found = LIBRARY.agi2_bpe_encode(
+            self._encoder,
+            workspace.cache.ctypes.data,
+            text,
+            _address(ends, np.int64, len(ends)),
+            len(ends),
+            ids.ctypes.data,
+            dtype == np.uint32,
+            counts.ctypes.data,
+        )
+        self._workspaces.append(workspace)
+        return ids[: _check(found)].copy(), counts
 
     def encode_piece(self, text: bytes, dtype: type[np.unsignedinteger]) -> np.ndarray:
-        """Encode one piece of text; see `encode`. For short ones this is faster.
+        """Encode one piece of at most `PIECE_BYTES`; see `encode`. For these this is faster.
 
         Returns:
             The ids, (N,).
         """
-        ids = np.empty(len(text), dtype)
-        end, count = c_int64(len(text)), c_int64()
-        return ids[: self._encode(text, byref(end), 1, ids, byref(count))].copy()
-
-    def _encode(self, text: bytes, ends: Any, n: int, ids: np.ndarray, counts: Any) -> int:
-        """Encode `n` pieces to `ids`, (len(text),), and return the number of ids.
-
-        Args:
-            text: as for `encode`.
-            ends: the address of their ends, int64.
-            n: number of pieces.
-            ids: space for the ids.
-            counts: the address of the numbers of ids of each, int64.
-        """
         assert LIBRARY is not None
+        if len(text) > PIECE_BYTES:
+            raise ValueError(f"the piece has over {PIECE_BYTES:,} bytes")
+        workspace = self._take_workspace()
+        found = LIBRARY.agi2_bpe_encode_piece(workspace.address, text, len(text))
+        ids = workspace.ids[: _check(found)].astype(dtype)
+        self._workspaces.append(workspace)
+        return ids
+
+    def _take_workspace(self) -> _Workspace:
         try:
-            cache = self._caches.pop()
+            return self._workspaces.pop()
         except IndexError:
-            array = np.zeros(LIBRARY.agi2_bpe_cache_bytes(), np.uint8)
-            cache = array, array.ctypes.data
-        found = LIBRARY.agi2_bpe_encode(
-            self._encoder,
-            cache[1],
-            text,
-            ends,
-            n,
-            ids.__array_interface__["data"][0],  # faster than `ids.ctypes.data`
-            ids.itemsize == 4,
-            counts,
-        )
-        self._caches.append(cache)
-        return _check(found)
+            return _Workspace(self._encoder)
+
+
+PIECE_BYTES = 8192
+"""Maximum bytes of the piece that `Encoder.encode_piece` encodes."""
+
+
+class _Workspace:
+    """What an encoder needs for one thread.
+
+    Args:
+        encoder: the address of the encoder.
+    """
+
+    def __init__(self, encoder: int) -> None:
+        assert LIBRARY is not None
+        self.cache = np.zeros(LIBRARY.agi2_bpe_cache_bytes(), np.uint8)
+        """Words that were encoded lately."""
+        self.ids = np.empty(PIECE_BYTES, np.uint32)
+        parts = (encoder, self.cache.ctypes.data, self.ids.ctypes.data)
+        self._struct = (c_void_p * len(parts))(*parts)
+        self.address = ctypes.addressof(self._struct)
+        """Of these three, for `agi2_bpe_encode_piece`."""
 
 
 class Trainer:

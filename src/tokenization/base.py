@@ -103,8 +103,8 @@ class Tokenizer(ABC):
         """Train the vocabulary on texts."""
 
     @abstractmethod
-    def _encode_parts(self, text: str) -> Iterator[np.ndarray]:
-        """Yield the ids of a text in parts, arrays of `dtype`."""
+    def _encode_parts(self, text: str) -> Iterable[np.ndarray]:
+        """Return the ids of a text in parts, arrays of `dtype`."""
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -137,7 +137,10 @@ class Tokenizer(ABC):
 
     def encode_array(self, text: str, allowed_special: str | Collection[str] = ()) -> np.ndarray:
         """Encode a text to an array (N,) of `dtype`, without a list of all ids of a long text."""
-        parts = list(self._parts(text, allowed_special))
+        _check_text(text)
+        self._require_vocabulary()
+        ids = self._allowed(allowed_special)
+        parts = list(self._split(text, ids) if ids else self._encode_parts(text))
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.array([], self.dtype), *parts])
@@ -173,13 +176,7 @@ class Tokenizer(ABC):
         if not self.vocab_size:
             raise AGI2Error("this tokenizer has no vocabulary yet: call fit(texts) first")
 
-    def _parts(self, text: str, allowed_special: str | Collection[str]) -> Iterator[np.ndarray]:
-        _check_text(text)
-        self._require_vocabulary()
-        ids = self._allowed(allowed_special)
-        if not ids:
-            yield from self._encode_parts(text)
-            return
+    def _split(self, text: str, ids: dict[str, int]) -> Iterator[np.ndarray]:
         for index, part in enumerate(compile_alternatives(ids).split(text)):
             if index % 2:
                 yield np.array([ids[part]], self.dtype)

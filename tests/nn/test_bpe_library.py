@@ -97,6 +97,16 @@ def test_a_rank_that_a_merge_has_made_obsolete_is_skipped():
         assert ids == [303] * repeats
 
 
+def test_one_piece_has_the_ids_that_it_has_among_others():
+    encoder = Encoder(BYTES, merges((97, 98, 70_000, 0)), KINDS, GPT2)
+    for text in (b"", b"abab", b"ab" * 4096):
+        ids = encoder.encode_piece(text, np.uint32)
+        assert ids.dtype == np.uint32
+        assert ids.tolist() == encode(encoder, text, dtype=np.uint32)[0].tolist()
+    with pytest.raises(ValueError, match="over 8,192 bytes"):
+        encoder.encode_piece(b"a" * 8193, np.uint32)
+
+
 def test_bytes_that_are_not_utf8_stay_inside_the_text():
     encoder = Encoder(BYTES, merges(), KINDS, GPT2)
     for text in (b"a\xf0", b"\xe3\x81", b"\xc3", b"\x80\x80", b"'\xc5", b" \xff\xff\xff\xff"):
