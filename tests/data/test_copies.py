@@ -146,3 +146,24 @@ def test_near_copies_of_a_large_corpus_are_on_one_side():
     is_held_out = plan.cuts == 0
     assert is_held_out.any()
     assert (is_held_out[:60] == is_held_out[60:]).all()
+
+
+@pytest.mark.usefixtures("sampled")
+def test_near_copies_at_the_threshold_are_found_and_few_others():
+    draw = random.Random(8)
+    texts = [words(draw, draw.randint(60, 200)) for _ in range(250)]
+    copies = [edited(draw, text, draw.uniform(0.04, 0.25)) for text in texts]
+    scan, sketches = scan_of([*texts, *copies])
+    _, (a, b) = find_copies(scan, np.ones(len(scan), bool), sketches)
+    found = set(zip(a.tolist(), b.tolist(), strict=True))
+    values = map(resemblance, texts, copies)
+    pairs = [(at, 250 + at, value) for at, value in enumerate(values)]
+    for least, most, at_least, at_most in (
+        (0.8, 0.85, 0.85, 1),
+        (0.85, 1, 0.98, 1),
+        (0.6, 0.7, 0, 0.1),
+    ):
+        group = [(one, other) in found for one, other, value in pairs if least <= value < most]
+        assert len(group) > 20
+        assert at_least * len(group) <= sum(group) <= at_most * len(group)
+    assert len(found) <= len(pairs)
