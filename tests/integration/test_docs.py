@@ -150,6 +150,70 @@ class TestEveryPage:
                     ] == []
 
 
+def message_patterns():
+    """The messages of the code, as patterns of the lines that they print."""
+    for path in (ROOT / "src").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(each, "value", None) for each in node.values]
+                parts = [each if isinstance(each, str) else None for each in parts]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                parts = re.split(r"%[\d.]*[sdgf]", node.value.replace("%%", "%"))
+                parts = [each for part in parts for each in (None, part)][1:]
+            else:
+                continue
+            if (
+                id(node) not in docstrings
+                and len(re.sub(r"\W", "", "".join(filter(None, parts)))) >= 5
+            ):
+                yield re.compile(
+                    "".join(".*" if each is None else re.escape(each) for each in parts)
+                )
+
+
+def printed_lines(page):
+    """The lines of a page that `agi2` prints, without what is generated or left out."""
+    for block in blocks(page, "text"):
+        if re.search(r"val loss|predicted: |interrupted: ", block):
+            for line in block.partition("--- sample")[0].splitlines():
+                if line != "...":
+                    yield line.removeprefix("# ").strip()
+
+
+# Of parts, which `console.TrainingDisplay` joins.
+PROGRESS = re.compile(
+    r"\d+ %  step \d+(/\d+)?  loss [\d.]+(  val [\d.]+)?  [\d,]+ tok/s( \(MFU \d+ %\))?"
+    r"  [\d.]+ [MG]B  .+ left"
+)
+
+
+def is_printed(line, patterns=(PROGRESS, *message_patterns())):
+    return any(pattern.fullmatch(line) for pattern in patterns)
+
+
+def test_the_output_in_the_pages_is_what_the_code_prints():
+    lines = {line: page for page in PAGES for line in printed_lines(page)}
+    assert len(lines) > 20
+    assert [line for line in lines if not is_printed(line)] == []
+    assert not is_printed("1,071,872 parameters; 231 steps an epoch of 8 sequences (8 in turn)")
+    assert not is_printed("predicted: 68 steps of 1,024 tokens, 69,632 in all, 0.215 epochs")
+
+
+def test_code_blocks_fit_beside_the_navigation_of_the_site():
+    wide = [
+        line
+        for page in PAGES
+        if page.is_relative_to(ROOT / "docs")
+        for language in ("bash", "toml")
+        for block in blocks(page, language)
+        for line in block.splitlines()
+        if len(line) > 88
+    ]
+    assert wide == []
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
