@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ _GAP = 2
 
 
 def print_table(head: Sequence[str], rows: Rows, optional: Sequence[str] = ()) -> list[str]:
-    """Print a table: fitted to the width of a terminal, plain text columns elsewhere.
+    """Print a table: fitted to the width of a terminal or COLUMNS, plain text columns elsewhere.
 
     Words are not broken unless they are wider than the terminal: if the columns do not fit, each
     row is printed as a block of `name: value` lines.
@@ -34,7 +35,7 @@ def print_table(head: Sequence[str], rows: Rows, optional: Sequence[str] = ()) -
     """
     head = [printable(name) for name in head]
     rows = [[printable(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
+    if not (sys.stdout.isatty() or "COLUMNS" in os.environ):
         _print_plain(head, rows)
         return []
     console = Console(highlight=False)

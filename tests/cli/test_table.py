@@ -88,3 +88,14 @@ def test_a_table_holds_no_control_character_whatever_its_cells(rows):
             text, _ = shown(monkeypatch, width, ["a", "[red]", "\x1b"], rows)
         assert "[red]" in text or (width == 20 and not rows)
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202a-\u202e]", text)
+
+
+def test_a_pipe_gets_every_column_unless_its_width_is_given(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", pipe := io.StringIO())
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert print_table(HEAD, ROWS, ["checkpoints", "parameters"]) == []
+    assert max(map(len, pipe.getvalue().splitlines())) > 80
+    monkeypatch.setattr(sys, "stdout", pipe := io.StringIO())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert print_table(HEAD, ROWS, ["checkpoints", "parameters"]) == ["checkpoints", "parameters"]
+    assert max(map(len, pipe.getvalue().splitlines())) <= 80

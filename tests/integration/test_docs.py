@@ -189,8 +189,11 @@ PROGRESS = re.compile(
 )
 
 
-def is_printed(line, patterns=(PROGRESS, *message_patterns())):
-    return any(pattern.fullmatch(line) for pattern in patterns)
+PRINTED = (PROGRESS, *message_patterns())
+
+
+def is_printed(line):
+    return any(pattern.fullmatch(line) for pattern in PRINTED)
 
 
 def test_the_output_in_the_pages_is_what_the_code_prints():
