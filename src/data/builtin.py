@@ -46,6 +46,12 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib"
 _SKIPPED_FOLDERS |= {"pydoc_data", "encodings", "turtledemo", "idle_test", "__pycache__"}
 
 
+def library_modules() -> list[Path]:
+    """Return the sorted paths of the standard library's modules that are a file of its folder."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    return [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
+
+
 def prose(text: str) -> str:
     """Extract the paragraphs of plain sentences from a text, one per line, without markup."""
     paragraphs = []

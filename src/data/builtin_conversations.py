@@ -1,0 +1,139 @@
+"""The built-in conversations: generated from a seed, without a download.
+
+1. `conversation_facts` has the words, names and facts.
+2. `conversation_kinds` and `conversation_tasks` have the kinds of exchanges.
+3. A conversation is one to six exchanges; what was told in it is asked later.
+4. One in ten names, words, numbers, pairs of numbers, sentences and, for each fact, wordings is
+   held out: `conversations` has none of them, `questions` nothing else.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import NamedTuple
+
+from . import conversation_kinds as kinds
+from . import conversation_tasks as tasks
+from .chat_template import Message
+from .conversation_kinds import Exchange, Talk
+
+BUILTIN_CONVERSATIONS = "builtin:conversations"
+VERSION = 1
+"""Increased when the conversations change."""
+
+# Enough that a run of ten minutes on two cores sees none of them twice.
+_COUNT = 40_000
+_MAX_CHARACTERS = 400
+
+
+class Question(NamedTuple):
+    """A conversation that ends with a question, its kind, and the right reply."""
+
+    kind: str
+    messages: list[Message]
+    reply: str
+
+
+# How often a kind occurs: those that are harder to learn more often.
+KINDS: dict[str, tuple[Callable[[Talk], Exchange], float]] = {
+    "greeting": (kinds.greeting, 3),
+    "well-being": (kinds.well_being, 1),
+    "thanks": (kinds.thanks, 1),
+    "goodbye": (kinds.goodbye, 1),
+    "about itself": (kinds.about_itself, 2),
+    "tell name": (kinds.tell_name, 5),
+    "ask name": (kinds.ask_name, 5),
+    "tell": (kinds.tell, 5),
+    "ask told": (kinds.ask_told, 6),
+    "echo": (tasks.echo, 8),
+    "what I said": (tasks.what_i_said, 7),
+    "what you said": (tasks.what_you_said, 6),
+    "remark": (tasks.remark, 3),
+    "unknown": (tasks.unknown, 2),
+    "arithmetic": (tasks.arithmetic, 12),
+    "numbers": (tasks.numbers, 5),
+    "dates": (tasks.dates, 4),
+    "letters": (tasks.letters, 8),
+    "opposite": (tasks.opposite, 4),
+    "python": (tasks.python, 12),
+}
+_NAMES, _WEIGHTS = list(KINDS), [weight for _, weight in KINDS.values()]
+
+
+def conversations(count: int = _COUNT, seed: int = 0) -> Iterator[list[Message]]:
+    """Yield conversations to train on; each ends with a reply."""
+    random = Random(seed)
+    for _ in range(count):
+        yield _conversation(random)
+
+
+def questions(count: int, seed: int = 0) -> Iterator[Question]:
+    """Yield held-out questions, of each kind in turn."""
+    random = Random(f"held out {seed}")
+    for index in range(count):
+        kind = _NAMES[index % len(_NAMES)]
+        *messages, (_, reply) = _conversation(random, kind)
+        yield Question(kind, messages, reply)
+
+
+def identity() -> list[str]:
+    """Return what the conversations depend on: this code, and Python's documentation."""
+    return [BUILTIN_CONVERSATIONS, str(VERSION), platform.python_version()]
+
+
+def _conversation(random: Random, last: str | None = None) -> list[Message]:
+    """Return a conversation; with `last`, of held-out items, its last exchange of that kind."""
+    talk = Talk(random, held_out=last is not None)
+    messages = [Message("system", system)] if (system := _system(talk)) else []
+    count = random.choice((1, 2, 2, 3, 3, 4, 5))
+    chosen = random.choices(_NAMES, _WEIGHTS, k=count)
+    if last:
+        chosen[-1] = last
+    size = 0
+    for kind in _with_what_they_ask_for(chosen, random):
+        if size > _MAX_CHARACTERS and kind != last:
+            continue
+        exchange = KINDS[kind][0](talk)
+        size += len(exchange.user) + len(exchange.reply)
+        talk.exchanges.append(exchange)
+        messages.append(Message("user", exchange.user))
+        messages.append(Message("assistant", exchange.reply))
+    return messages
+
+
+# What is asked for by a kind was mostly said before, by one of these.
+_SAID_BEFORE = {
+    "ask name": ["tell name"],
+    "ask told": ["tell"],
+    "what I said": ["tell name", "tell", "remark", "greeting"],
+    "what you said": ["greeting", "echo", "tell name", "about itself"],
+}
+
+
+def _with_what_they_ask_for(chosen: list[str], random: Random) -> list[str]:
+    """Return kinds with others before those that ask for what was said, if there are none."""
+    complete: list[str] = []
+    for kind in chosen:
+        before = _SAID_BEFORE.get(kind, [])
+        if before and not set(before) & set(complete) and random.random() < 0.8:
+            place = random.randint(max(0, len(complete) - 2), len(complete))
+            complete.insert(place, random.choice(before))
+        complete.append(kind)
+    return complete
+
+
+def _system(talk: Talk) -> str:
+    """Return a system message, or, mostly, none: who the model is, or who the user is."""
+    form = talk.random.random()
+    choose = talk.random.choice
+    if form < 0.06:
+        talk.own_name = talk.name()
+        wording = choose(("Your name is {}.", "You are {}.", "You are called {}."))
+        return wording.format(talk.own_name)
+    if form < 0.12:
+        name = talk.told["name"] = talk.name()
+        wording = choose(("The user's name is {}.", "You talk to {}.", "The user is called {}."))
+        return wording.format(name)
+    return "You are a helpful assistant." if form < 0.18 else ""
