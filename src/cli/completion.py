@@ -16,6 +16,8 @@ _VALUES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "tokenizer": ("bpe", "basic", "gpt2"),
     "sources": ("builtin:python-docs",),
+    "conversations": ("builtin:conversations",),
+    "val_conversations": ("builtin:held-out-conversations",),
     "resume": ("auto",),
 }
 # Environment variable with the key of `KEY=VALUE`, which bash splits at `=`; see `join_words`.

@@ -1,4 +1,4 @@
-"""The built-in corpus: English prose from CPython's own documentation."""
+"""The built-in sources, and the built-in corpus: English prose from CPython's documentation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BUILTIN = "builtin:python-docs"
+CONVERSATIONS = "builtin:conversations"
+HELD_OUT_CONVERSATIONS = "builtin:held-out-conversations"
+BUILTINS = (BUILTIN, CONVERSATIONS, HELD_OUT_CONVERSATIONS)
+"""The built-in sources: a text, conversations to train on, and others to validate on."""
 
 
 def python_docs() -> Iterator[str]:

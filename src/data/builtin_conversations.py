@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
@@ -19,12 +18,12 @@ from . import conversation_tasks as tasks
 from .chat_template import Message
 from .conversation_kinds import Exchange, Talk
 
-BUILTIN_CONVERSATIONS = "builtin:conversations"
 VERSION = 1
-"""Increased when the conversations change."""
+"""Increased when the conversations change: the cache of tokens depends on it."""
 
-# Enough that a run of ten minutes on two cores sees none of them twice.
+# Enough that a run of ten minutes on two cores trains on none of them twice.
 _COUNT = 40_000
+_HELD_OUT_COUNT = 500
 _MAX_CHARACTERS = 400
 
 
@@ -78,9 +77,10 @@ def questions(count: int, seed: int = 0) -> Iterator[Question]:
         yield Question(kind, messages, reply)
 
 
-def identity() -> list[str]:
-    """Return what the conversations depend on: this code, and Python's documentation."""
-    return [BUILTIN_CONVERSATIONS, str(VERSION), platform.python_version()]
+def held_out_conversations(count: int = _HELD_OUT_COUNT, seed: int = 0) -> Iterator[list[Message]]:
+    """Yield held-out questions with their replies, as conversations."""
+    for question in questions(count, seed):
+        yield [*question.messages, Message("assistant", question.reply)]
 
 
 def _conversation(random: Random, last: str | None = None) -> list[Message]:

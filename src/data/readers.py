@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from ..errors import AGI2Error, one_line
 from ..utils import human_bytes, log, plural
 from .archives import members
-from .builtin import BUILTIN, python_docs
+from .builtin import BUILTIN, BUILTINS, CONVERSATIONS, HELD_OUT_CONVERSATIONS, python_docs
+from .builtin_conversations import conversations, held_out_conversations
 from .columnar import read_arrow, read_parquet
 from .compression import decompress
 from .conversation_readers import read_conversations
+from .conversations import to_text
 from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
 from .formats import (
     ARROW,
@@ -141,11 +143,11 @@ def read_files(source: Source, options: ReadOptions, counts: SourceReport) -> It
 
 
 def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
-    if source.name == BUILTIN and source.files:
-        for text in python_docs():
+    if source.name in BUILTINS and source.files:
+        for text in _builtin_texts(source.name, options):
             counts.documents += 1
             counts.characters += len(text)
-            yield Document(text, BUILTIN)
+            yield Document(text, source.name)
         return
     for path in source.files:
         try:
@@ -156,13 +158,24 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
             counts.first_problem = counts.first_problem or str(problem)
 
 
+def _builtin_texts(name: str, options: ReadOptions) -> Iterator[str]:
+    """Return the documents of a built-in source; conversations as their canonical text."""
+    if options.are_conversations == (name == BUILTIN):
+        key = "sources" if name == BUILTIN else "conversations"
+        raise AGI2Error(f"{name} is for the key {key}")
+    if name == BUILTIN:
+        return python_docs()
+    made = {CONVERSATIONS: conversations, HELD_OUT_CONVERSATIONS: held_out_conversations}
+    return map(to_text, made[name]())
+
+
 def end_source(source: Source, counts: SourceReport, sources: int, is_logged: bool = True) -> None:
     """Check what was read of a source, of so many, and log it if `is_logged`.
 
     Raises:
         AGI2Error: if no file of it can be read.
     """
-    if source.name != BUILTIN and source.files and not counts.files:
+    if source.name not in BUILTINS and source.files and not counts.files:
         raise AGI2Error(f"{source.name}: no file of it can be read; {counts.first_problem}")
     if is_logged:
         _log_counts(counts, sources <= _SOURCES_LOGGED)

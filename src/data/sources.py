@@ -16,7 +16,7 @@ import psutil
 from ..arguments import is_several
 from ..errors import AGI2Error, safe_repr
 from ..utils import human_bytes
-from .builtin import BUILTIN
+from .builtin import BUILTIN, BUILTINS
 from .documents import ReadOptions
 from .downloads import download, is_url
 from .formats import CACHE_FOLDERS, check_head, is_known, readable_suffixes
@@ -114,14 +114,14 @@ def check_rereadable(sources: Sources, why: str, options: ReadOptions | None = N
 
 def is_pipe(path: SourceFile) -> bool:
     """Return whether a file can be read only once: a pipe, or standard input."""
-    if not isinstance(path, Path) or str(path) == BUILTIN:
+    if not isinstance(path, Path) or str(path) in BUILTINS:
         return False
     return path == STDIN or not path.is_file()
 
 
 def _identity(path: SourceFile) -> object:
     """Return a key that all names of a file share: device and inode number, if there are any."""
-    if str(path) == BUILTIN or isinstance(path, RemoteFile):
+    if str(path) in BUILTINS or isinstance(path, RemoteFile):
         return str(path)
     try:
         status = os.fstat(0) if path == STDIN else path.stat()
@@ -156,10 +156,10 @@ def check_total_size(sources: Iterable[Source]) -> None:
 
 
 def _resolve(name: str, fetch: bool, options: ReadOptions) -> Source:
-    if name == BUILTIN:
-        return Source(name, files=[Path(BUILTIN)])
+    if name in BUILTINS:
+        return Source(name, files=[Path(name)])
     if name.startswith("builtin:"):
-        raise AGI2Error(f"{name}: the only built-in source is {BUILTIN}")
+        raise AGI2Error(f"{name}: the built-in sources are {', '.join(BUILTINS)}")
     if is_url(name):
         return Source(name, files=[download(name)] if fetch else [])
     if is_remote(name):

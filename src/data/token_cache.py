@@ -24,7 +24,8 @@ from typing import IO, Any
 
 from ..errors import AGI2Error, one_line
 from ..utils import WriteError, human_bytes, log, read_json_object, sha256_of, write_text
-from .builtin import BUILTIN
+from .builtin import BUILTIN, BUILTINS
+from .builtin_conversations import VERSION
 from .documents import ReadOptions
 from .downloads import cache_folder
 from .preprocess import load_preprocessor
@@ -297,8 +298,9 @@ def identify_file(path: SourceFile, hashes: FileHashes, stamps: dict[Path, list[
     """Return what identifies a file, and add its stamp; nothing for a pipe, or if not known."""
     if isinstance(path, RemoteFile):
         return [str(path), str(path.size), path.version] if path.version else []
-    if str(path) == BUILTIN:
-        return [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
+    if str(path) in BUILTINS:
+        version = [] if str(path) == BUILTIN else [str(VERSION)]
+        return [str(path), sys.version, sysconfig.get_path("stdlib"), *version]
     with convert_source_errors(path):
         if is_pipe(path):
             return []

@@ -1,14 +1,21 @@
 import hashlib
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from src.data import builtin_conversations as builtin
 from src.data import conversation_facts as facts
-from src.data.builtin_conversations import KINDS, conversations, identity, questions
+from src.data.builtin import BUILTIN, CONVERSATIONS, HELD_OUT_CONVERSATIONS
+from src.data.builtin_conversations import KINDS, conversations, held_out_conversations, questions
 from src.data.chat_template import check_order
 from src.data.conversation_kinds import is_held_out
+from src.data.conversations import from_text
+from src.data.documents import ReadOptions, ReadReport
+from src.data.readers import iterate_documents
+from src.data.token_cache import FileHashes, identify_file
+from src.errors import AGI2Error
 
 
 @pytest.fixture(scope="module")
@@ -158,4 +165,43 @@ def test_the_version_is_increased_when_the_conversations_change(monkeypatch):
     text = repr([list(map(tuple, messages)) for messages in conversations(300)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert (builtin.VERSION, digest) == (1, "2b5bf7ca7e769b82")
-    assert str(builtin.VERSION) in identity()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [(CONVERSATIONS, conversations), (HELD_OUT_CONVERSATIONS, held_out_conversations)],
+)
+def test_conversations_are_a_source(monkeypatch, name, expected):
+    monkeypatch.setattr(f"src.data.readers.{expected.__name__}", lambda: expected(30))
+    report = ReadReport()
+    documents = iterate_documents(name, ReadOptions(are_conversations=True), report)
+    assert [from_text(document.text) for document in documents] == list(expected(30))
+    assert report.sources[0].documents == 30
+
+
+def test_held_out_conversations_end_with_the_reply():
+    made = list(held_out_conversations())
+    assert len(made) == builtin._HELD_OUT_COUNT
+    assert all(
+        messages == [*question.messages, ("assistant", question.reply)]
+        for messages, question in zip(made, questions(len(made)), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_for_conversations", "key"),
+    [(CONVERSATIONS, False, "conversations"), (BUILTIN, True, "sources")],
+)
+def test_a_builtin_source_of_the_other_kind_is_an_error(name, is_for_conversations, key):
+    options = ReadOptions(are_conversations=is_for_conversations)
+    with pytest.raises(AGI2Error, match=f"^{name} is for the key {key}$"):
+        list(iterate_documents(name, options))
+
+
+def test_the_token_cache_depends_on_the_version(tmp_path, monkeypatch):
+    def identify():
+        return identify_file(Path(CONVERSATIONS), FileHashes(tmp_path / "hashes.json"), {})
+
+    before = identify()
+    monkeypatch.setattr("src.data.token_cache.VERSION", builtin.VERSION + 1)
+    assert identify() != before
