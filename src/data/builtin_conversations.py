@@ -22,7 +22,7 @@ VERSION = 1
 """Increased when the conversations change: the cache of tokens depends on it."""
 
 # Enough that a run of ten minutes on two cores trains on none of them twice.
-_COUNT = 40_000
+_COUNT = 30_000
 _HELD_OUT_COUNT = 500
 _MAX_CHARACTERS = 400
 
