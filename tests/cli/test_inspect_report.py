@@ -196,7 +196,7 @@ def test_what_is_shown_is_printable_and_has_no_secret(tmp_path, capsys, monkeypa
         (["texts/a.txt", "my.toml"], "my.toml is a configuration: name it alone"),
         (["my.toml"], "my.toml: no such file; resources/ contains examples"),
         (["empty.toml"], "empty.toml: sources is missing: there is nothing to inspect"),
-        (["builtin:x"], "the only built-in source is builtin:python-docs"),
+        (["builtin:x"], "the built-in sources are builtin:python-docs, "),
     ],
     ids=str,
 )

@@ -161,7 +161,7 @@ def test_sources_are_checked_without_reading_or_downloading(tmp_path):
     check_sources([good, BUILTIN, "http://127.0.0.1:1/none.txt"])
     with pytest.raises(AGI2Error, match="no such file"):
         check_sources([good, str(tmp_path / "missing")])
-    with pytest.raises(AGI2Error, match="the only built-in source is builtin:python-docs"):
+    with pytest.raises(AGI2Error, match="the built-in sources are builtin:python-docs, "):
         check_sources("builtin:shakespeare")
 
 
