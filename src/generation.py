@@ -156,12 +156,12 @@ def stream_configured(
     request = text_request(
         ids, config, model, tokenizer, stopping_criteria, skip_leading_space, seed=seed
     )
-    return _pieces(Engine(runner), request)
+    return stream_request(runner, request)
 
 
-def _pieces(engine: Engine, request: Request) -> Generator[str, None, None]:
-    """Yield text as soon as it cannot belong to a stop string."""
-    with closing(engine.stream(request)) as tokens:
+def stream_request(runner: ModelRunner, request: Request) -> Generator[str, None, None]:
+    """Generate a request; yield its text as soon as it cannot belong to a stop string."""
+    with closing(Engine(runner).stream(request)) as tokens:
         for _ in tokens:
             yield from request.take_pieces()
     yield from request.take_pieces()

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.data.chat_template import ChatTemplate
 from src.errors import AGI2Error
 from src.generation import stream_text
 from src.inference.engine import Engine
@@ -347,7 +348,8 @@ def test_the_context_length_is_what_was_given_and_the_log_says_what_fits(
         f"max_context_length {given}: the model's 64 positions leave {limit} in addition "
         "to a reply"
     )
-    assert caplog.messages == ([expected] if limit < given else [])
+    turns = "the model has no chat template: messages are turns of plain text"
+    assert caplog.messages == [*([expected] if limit < given else []), turns]
 
 
 def test_a_context_length_that_is_changed_later_counts(model, tokenizer):
@@ -443,3 +445,291 @@ def test_a_wrong_option_is_refused_before_the_first_message(model, tokenizer):
     with pytest.raises(AGI2Error, match=r"^text must be a string, not 5$"):
         prompt.send_message(5)
     assert prompt.history == []
+
+
+# --- a model with a chat template, and branches -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def roles():
+    tokenizer = byte_tokenizer()
+    ChatTemplate.add_to(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def chatty(roles):
+    return random_model(vocab_size=roles.vocab_size, max_seq_len=600, std=0.2)
+
+
+def knows(tokenizer, *texts, **options) -> InteractivePrompt:
+    """A conversation whose replies are the texts in second, fourth... place."""
+    said = [
+        {"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)
+    ]
+    ids, _ = ChatTemplate(tokenizer).encode(said)
+    model = reciting_model(tokenizer.vocab_size, [*ids[1:], *[tokenizer.end_of_text] * 40])
+    return InteractivePrompt(model, 1000, tokenizer, **{"temperature": 0, **options})
+
+
+def replies_with(tokenizer, tokens) -> InteractivePrompt:
+    """A conversation that replies with these tokens to the message `Hi`."""
+    asked = [{"role": "user", "content": "Hi"}]
+    ids, _ = ChatTemplate(tokenizer).encode(asked, add_generation_prompt=True)
+    script = [0] * (len(ids) - 1) + tokens + [0] * 40
+    return InteractivePrompt(
+        reciting_model(tokenizer.vocab_size, script), 1000, tokenizer, temperature=0
+    )
+
+
+def talks(model, tokenizer, **options) -> InteractivePrompt:
+    """A conversation whose replies are random."""
+    options = {"max_length": 6, "seed": 3, "temperature": 2.0, **options}
+    return InteractivePrompt(model, 300, tokenizer, **options)
+
+
+def test_a_reply_ends_at_the_end_of_its_turn_and_roles_are_kept(roles, hears):
+    prompt = knows(roles, "Hi", "Hello,\n\nyou", "So", "it is", max_length=60)
+    assert prompt.has_roles
+    assert list(prompt.stream_message(" Hi\n")) == list("Hello,\n\nyou")
+    assert prompt.send_message("So") == "it is"
+    assert prompt.messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello,\n\nyou"},
+        {"role": "user", "content": "So"},
+        {"role": "assistant", "content": "it is"},
+    ]
+    template = ChatTemplate(roles)
+    assert hears == [
+        template.encode(prompt.messages[:length], add_generation_prompt=True)[0]
+        for length in (1, 3)
+    ]
+    assert prompt.context_tokens() == template.encode(prompt.messages)[0]
+    assert prompt.last_reply.finish_reason == "end_token"
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<|user|>", "<|system|>", "<|assistant|>"])
+def test_a_reply_ends_at_every_other_end_too(roles, name):
+    tokens = [*roles.encode("Hello"), roles.special_tokens[name], *roles.encode("more")]
+    prompt = replies_with(roles, tokens)
+    assert prompt.send_message("Hi") == "Hello"
+    assert prompt.last_reply.finish_reason == "end_token"
+
+
+def test_a_reply_that_max_length_cuts_is_closed_in_the_context(roles, hears):
+    prompt = knows(roles, "Hi", "Hello", "So", "?", max_length=3)
+    assert prompt.send_message("Hi") == "Hel"
+    assert prompt.last_reply.finish_reason == "length"
+    prompt.send_message("So")
+    assert roles.decode(hears[1], skip_special_tokens=False) == (
+        "<|user|>\nHi<|end|>\n<|assistant|>\nHel<|end|>\n<|user|>\nSo<|end|>\n<|assistant|>\n"
+    )
+
+
+def test_a_reply_that_is_stopped_at_once_can_be_tried_again(roles):
+    prompt = knows(roles, "Hi", "Hello")
+    handle = interrupt_after(prompt.model, 1)
+    with pytest.raises(KeyboardInterrupt):
+        prompt.send_message("Hi")
+    handle.remove()
+    assert prompt.history == ["Hi", ""]
+    assert prompt.retry() == "Hello"
+    assert prompt.history == ["Hi", "Hello"]
+
+
+def test_a_system_message_is_in_front_and_stays(roles, chatty, hears):
+    prompt = talks(chatty, roles, system="Be kind", max_length=30)
+    for _ in range(12):
+        prompt.send_message("tell me more")
+    start = ChatTemplate(roles).encode_message({"role": "system", "content": "Be kind"})
+    assert all(context[: len(start)] == start for context in hears)
+    assert len(prompt.history) < 24 == len(prompt.messages) - 1
+    prompt.clear_context()
+    assert prompt.messages == [{"role": "system", "content": "Be kind"}]
+    assert len(prompt.branches) == 1
+
+
+def test_who_asks_is_told_what_was_trimmed(roles, chatty):
+    prompt = talks(chatty, roles, max_length=30)
+    dropped = 0
+    for _ in range(12):
+        prompt.send_message("tell me more")
+        dropped += prompt.last_reply.trimmed.messages
+    assert dropped == len(prompt.messages) - len(prompt.history) > 0
+    prompt.send_message("x" * 500)
+    assert prompt.last_reply.trimmed.cut > 200
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_message_is_refused_where_messages_have_roles(roles, text):
+    prompt = knows(roles, "Hi", "Hello")
+    with pytest.raises(AGI2Error, match=r"^the message is empty$"):
+        prompt.send_message(text)
+    assert prompt.messages == []
+
+
+def test_a_message_without_a_reply_gets_one_first(roles):
+    prompt = knows(roles, "Hi", "Hello", "So", "it is")
+    prompt.messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(AGI2Error, match=r"^the last message has no reply yet: retry it"):
+        prompt.send_message("So")
+    assert prompt.retry() == "Hello"
+    assert prompt.send_message("So") == "it is"
+    assert [branch.name for branch in prompt.branches] == ["1"]
+
+
+def test_a_model_without_the_tokens_of_the_roles_is_refused(model, roles):
+    with pytest.raises(AGI2Error, match=r"^vocab_size 261 is above the model's 257 tokens$"):
+        InteractivePrompt(model, 40, roles)
+
+
+def test_a_retry_is_another_reply_and_repeats_with_the_seed(roles, chatty):
+    def conversation(seed):
+        prompt = talks(chatty, roles, seed=seed)
+        first = [prompt.send_message("Hi"), prompt.send_message("So")]
+        again = [prompt.retry(), prompt.retry()]
+        return prompt, [*first, *again]
+
+    prompt, replies = conversation(3)
+    assert replies == conversation(3)[1] != conversation(4)[1]
+    assert len(set(replies[1:])) == 3
+    assert prompt.history == ["Hi", replies[0], "So", replies[3]]
+    assert [each.messages[-1].content for each in prompt.branches] == replies[1:]
+    prompt.switch_branch("1")
+    assert prompt.history == ["Hi", replies[0], "So", replies[1]]
+    # The same words at the same place get the same reply.
+    assert prompt.undo() == "So"
+    assert prompt.send_message("So") == replies[1]
+    assert prompt.edit("So") == replies[1]
+
+
+def test_an_edited_message_is_answered_anew(roles, chatty):
+    prompt = talks(chatty, roles)
+    for text in ("one", "two", "three"):
+        prompt.send_message(text)
+    fresh = talks(chatty, roles)
+    assert prompt.edit("uno", 1) == fresh.send_message("uno")
+    assert prompt.messages == fresh.messages
+    prompt.switch_branch("1")
+    prompt.edit("tres")
+    assert [each["content"] for each in prompt.messages[::2]] == ["one", "two", "tres"]
+    with pytest.raises(AGI2Error, match=r"^there is no message 4: there are 3 messages so far$"):
+        prompt.edit("x", 4)
+    with pytest.raises(AGI2Error, match=r"^number must be"):
+        prompt.edit("x", 0)
+    fresh.clear_context()
+    with pytest.raises(AGI2Error, match=r"^there is no message to edit$"):
+        fresh.edit("x")
+    with pytest.raises(AGI2Error, match=r"^there is no message to reply to$"):
+        fresh.retry()
+
+
+def test_text_turns_have_branches_too(tokenizer, model):
+    prompt = InteractivePrompt(model, 64, tokenizer, max_length=6, seed=3, temperature=2.0)
+    first = prompt.send_message("Hi")
+    other = prompt.retry()
+    assert first != other
+    assert prompt.history == ["Hi", other]
+    prompt.edit("Yo")
+    assert prompt.history[0] == "Yo"
+    prompt.switch_branch("1")
+    assert prompt.history == ["Hi", first]
+
+
+def shared_prefix(a, b):
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def test_every_turn_prefills_only_what_is_new(roles, chatty):
+    """Counted in tokens, over 20 turns, and after a retry, an edit and a change of branch."""
+    prompt = talks(chatty, roles)
+    prompt.configure(max_context_length=590)
+    reads = []
+    handle = chatty.register_forward_pre_hook(lambda _, args: reads.append(args[0].size(1)))
+    held: list[int] = []
+
+    def check(reply):
+        nonlocal held
+        request = prompt._request
+        context = request.tokens[: request.prompt_length]
+        shared = min(shared_prefix(held, context), len(context) - 1)
+        assert reads[0] == len(context) - shared
+        assert set(reads[1:]) <= {1}
+        assert prompt.last_reply.reused_tokens == shared
+        assert prompt.last_reply.context_tokens == len(context)
+        assert prompt.last_reply.new_tokens == len(request.new_tokens)
+        # Of the last token, nothing has been computed yet.
+        ended = prompt.last_reply.finish_reason == "end_token"
+        held = request.tokens if ended else request.tokens[:-1]
+        prefilled = reads[0]
+        reads.clear()
+        return prefilled
+
+    for turn in range(20):
+        before = prompt.history[-1:] or [""]
+        prefilled = check(prompt.send_message(f"{turn:02}"))
+        # A reply's text may have other tokens than those that were generated: it counts, too.
+        assert prefilled <= 2 * (2 + 2) + 2 + len(roles.encode(before[0])) + 1
+    assert check(prompt.retry()) == 1
+    ends = 2 + len(prompt._context.template.reply_start)  # of the message, and before the reply
+    assert check(prompt.edit("zz")) == 2 + ends
+    prompt.undo()
+    assert check(prompt.send_message("zy")) == 1 + ends
+    prompt.switch_branch("1")
+    check(prompt.send_message("on"))
+    handle.remove()
+
+
+def test_options_change_from_the_next_reply_on(roles, chatty):
+    prompt = talks(chatty, roles)
+    prompt.configure(temperature=0, max_length=9, max_context_length=100)
+    assert prompt.config.is_greedy
+    assert (prompt.max_length, prompt.config.max_length, prompt.context_limit) == (9, 9, 100)
+    greedy = prompt.send_message("Hi")
+    assert greedy == talks(chatty, roles, temperature=0, max_length=9).send_message("Hi")
+    prompt.configure(temperature=2.0, seed=8)
+    assert prompt.config.max_length == 9
+    fresh = talks(chatty, roles, max_length=9, seed=8)
+    assert prompt.edit("Hi") == fresh.send_message("Hi")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"temperature": -1}, "temperature must be"),
+        ({"temperatur": 1}, "unknown key temperatur"),
+        ({"max_context_length": 3}, "a context of 3 tokens is too short for a message"),
+        ({"max_context_length": -3}, "max_context_length must be at least 1, not -3"),
+        ({"seed": -1}, "seed must be"),
+        ({"logit_bias": {"two words": 1.0}}, "logit_bias: 'two words' is not one token"),
+    ],
+)
+def test_a_wrong_change_changes_nothing(roles, chatty, options, problem):
+    prompt = talks(chatty, roles)
+    before = (prompt.config, prompt.max_length, prompt.context_limit, prompt.seed)
+    with pytest.raises(AGI2Error, match=f"^{problem}"):
+        prompt.configure(max_length=9, **options)
+    assert (prompt.config, prompt.max_length, prompt.context_limit, prompt.seed) == before
+    prompt.send_message("Hi")
+
+
+def test_the_tokens_of_a_reply_have_probabilities(roles, chatty):
+    prompt = talks(chatty, roles)
+    with pytest.raises(AGI2Error, match=r"^there is no reply yet$"):
+        prompt.choices  # noqa: B018
+    prompt.send_message("Hi")
+    with pytest.raises(AGI2Error, match=r"^the probabilities of the last reply were not recorded"):
+        prompt.choices  # noqa: B018
+    prompt.records_choices = True
+    for _ in range(5):
+        reply = prompt.retry()
+        assert "".join(choice.text for choice in prompt.choices).strip() == reply
+        assert all(len(choice.runners_up) == 4 for choice in prompt.choices)
+
+
+def test_white_space_before_a_reply_is_no_choices_text(roles):
+    prompt = replies_with(roles, [*roles.encode(" \n xy"), roles.end_of_text])
+    prompt.records_choices = True
+    assert prompt.send_message("Hi") == "xy"
+    assert [choice.text for choice in prompt.choices] == ["", "", "", "x", "y"]

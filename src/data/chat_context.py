@@ -37,8 +37,14 @@ class ChatContext:
     def __init__(self, tokenizer: Tokenizer, model_seed: str = "") -> None:
         self._tokenizer = tokenizer
         self.template = ChatTemplate.find(tokenizer)
-        self._seed_tokens = tokenizer.encode(model_seed) if model_seed else []
+        has_seed = bool(model_seed) and self.template is None
+        self._seed_tokens = tokenizer.encode(model_seed) if has_seed else []
         self._turn_end = [] if self.template else _encode_turn_end(tokenizer)
+
+    @property
+    def seed_length(self) -> int:
+        """Number of tokens of the text before a conversation without a chat template."""
+        return len(self._seed_tokens)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:

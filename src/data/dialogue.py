@@ -227,6 +227,11 @@ class Dialogue(ABC):
             for index, node in enumerate(tree.path)
         ]
 
+    def context_size(self) -> int:
+        """Return the number of tokens of the conversation that are in the context."""
+        kept = sum(each.tokens for each in self.context_messages() if each.is_in_context)
+        return kept + self._context.seed_length
+
     def _user_turn(self, number: int | None) -> int:
         """Return the index of the user's n-th message, by default of the last."""
         turns = self._user_turns("there is no message to edit")

@@ -23,19 +23,26 @@ class Choice:
     """The most probable other token ids with their probabilities, in descending order."""
 
 
-def choices_of(sequence: Sequence, tokenizer: Tokenizer, runners_up: int) -> list[Choice]:
+def choices_of(
+    sequence: Sequence, tokenizer: Tokenizer, runners_up: int, skip_leading_space: bool = False
+) -> list[Choice]:
     """Return the choices whose texts joined are the text of a finished sequence.
 
     Args:
         sequence: with `top` at least `runners_up + 1`, as the token itself may be among them.
         tokenizer: the model's.
         runners_up: number of alternatives of each token.
+        skip_leading_space: whether the sequence's text has no white space at its start.
     """
     characters = StreamDecoder(tokenizer)
     choices = []
     for token, (probability, best) in zip(sequence.new_tokens, sequence.probabilities, strict=True):
         others = [(other, share) for other, share in best if other != token][:runners_up]
-        choices.append(Choice(token, characters.push(token), probability, others))
+        text = characters.push(token)
+        if skip_leading_space:
+            text = text.lstrip()
+            skip_leading_space = not text
+        choices.append(Choice(token, text, probability, others))
     return _cut(choices, sequence.text)
 
 

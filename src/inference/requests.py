@@ -24,6 +24,7 @@ def text_request(
     criteria: StoppingCriterion | Iterable[StoppingCriterion] = (),
     skip_leading_space: bool = False,
     *,
+    end_tokens: Iterable[int] = (),
     seed: int | None = None,
     top: int | None = None,
 ) -> Request:
@@ -36,6 +37,7 @@ def text_request(
         tokenizer: the model's.
         criteria: stopping criteria.
         skip_leading_space: whether to strip white space from the start of the text.
+        end_tokens: tokens that end it, in addition to the tokenizer's.
         seed, top: as in `sequence.Sequence`.
 
     Raises:
@@ -46,7 +48,7 @@ def text_request(
         ids,
         options,
         model.config.max_seq_len,
-        end_token=tokenizer.end_tokens,
+        end_token=(*tokenizer.end_tokens, *end_tokens),
         seed=seed,
         detokenizer=IncrementalDetokenizer(tokenizer, options, criteria, skip_leading_space),
         top=top,

@@ -326,7 +326,7 @@ CASES = {
     "generation_options": case(src.generation_options, config=("object", w("config"))),
     "InteractivePrompt": case(
         src.InteractivePrompt, model=MODEL, max_context_length=("int", 8), tokenizer=TOKENIZER,
-        model_seed=("str", "a"), max_length=("int", 4), seed=("int", 3),
+        model_seed=("str", "a"), max_length=("int", 4), seed=("int", 3), system=("str", ""),
     ),
     "select_device": case(cuda_utils.select_device, preference=("choice", "cpu")),
     "memory_stats": case(
