@@ -381,6 +381,8 @@ class GenerationConfig(Section):
     """Maximum number of conversation tokens in a chat's context (1 or more); `model_positions` by
     default.
     """
+    chat_stats: bool = True
+    """Whether a chat shows speed and context after each reply, in a terminal (true, false)."""
 
     @property
     def is_greedy(self) -> bool:

@@ -513,6 +513,7 @@ VALUES = {
     "beam_groups": st.integers(1, 50),
     "diversity_penalty": st.floats(0, 1e6),
     "max_context_length": COUNT,
+    "chat_stats": st.booleans(),
 }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from ..errors import AGI2Error
+from . import completion
 from .common import (
+    MODEL_HELP,
     MaxLength,
     Model,
     Overrides,
@@ -26,6 +30,7 @@ from .startup import limit_openmp_spinning, loading
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..interactive import InteractivePrompt
 
 
 @app.command()
@@ -125,32 +130,70 @@ def beam(
 
 @app.command()
 def chat(
-    model: Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL [MODEL]",
+            help=f"{MODEL_HELP} Two: each message goes to both, side by side.",
+            autocompletion=completion.complete_model,
+        ),
+    ],
     overrides: Overrides = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     max_length: MaxLength = None,
     seed: Seed = None,
+    system: Annotated[
+        str, typer.Option("--system", metavar="TEXT", help="The system message.")
+    ] = "",
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="No colors (so does the variable NO_COLOR).")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Chat with a model."""
+    """Chat with a model, or with two side by side."""
+    if len(models) > 2:
+        raise AGI2Error(f"chat takes one model or two, not {len(models)}")
     limit_openmp_spinning(1_000)
-    flags = as_overrides(temperature, top_k, max_length, seed)
+    flags = [*(overrides or []), *as_overrides(temperature, top_k, max_length, seed)]
     with loading(not quiet):
-        config, file = open_model(
-            model, "interactive", [*(overrides or []), *flags], quiet, verbose
-        )
-        from ..inference.sampling import generation_options
-        from ..interactive import InteractivePrompt
-        from .chat import chat as talk
+        opened = [open_model(each, "interactive", flags, quiet, verbose) for each in models]
+        prompts = _conversations(models, opened, system)
+    from ..console import console
+    from .chat import chat as talk
 
+    console.no_color = console.no_color or no_color
+    talk(prompts, opened[0][0].chat_stats)
+
+
+def _conversations(
+    models: list[str], opened: list[tuple[Config, str]], system: str
+) -> dict[str, InteractivePrompt]:
+    """Return a conversation with each model, by its name; all have the same sampling seed."""
+    from ..inference.sampling import generation_options
+    from ..interactive import InteractivePrompt
+
+    seed = _sampling_seed(opened[0][0])
+    prompts = {}
+    for name, (config, file) in zip(_short_names(models), opened, strict=True):
         trained = load_for_generation(config, file)
-    options = {**generation_options(config), "seed": _sampling_seed(config)}
-    prompt = InteractivePrompt(
-        trained.model, config.max_context_length, trained.tokenizer, **options
-    )
-    talk(prompt)
+        own_seed = seed if config.sampling_seed is None else config.sampling_seed
+        options = {**generation_options(config), "seed": own_seed, "system": system}
+        prompts[name] = InteractivePrompt(
+            trained.model, config.max_context_length, trained.tokenizer, **options
+        )
+    return prompts
+
+
+def _short_names(models: list[str]) -> list[str]:
+    """Return a name for each model: its folder's or file's, numbered if they are the same."""
+    paths = [Path(os.path.abspath(each)) for each in models]
+    paths = [path.parent if path.name == "config.toml" else path for path in paths]
+    names = [path.name.removesuffix(".toml")[:30] for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{number} {name}" for number, name in enumerate(names, 1)]
 
 
 def _sampling_seed(config: Config) -> int:

@@ -10,7 +10,7 @@ from rich.text import Text
 from ..console import print_line, print_text
 from ..errors import printable
 from ..generation import Choice
-from ..tokenizer import Tokenizer
+from ..tokenizer import END_OF_TURN, Tokenizer
 
 # Lower bound of the probability for each color.
 PROBABILITY_COLORS = (
@@ -33,24 +33,30 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
         tokenizer: decodes the runners-up.
     """
     console = Console(highlight=False)
-    text, lines = Text(_escape(prompt)), Text()
-    for choice in choices:
-        color = _color(choice.probability)
-        shown = repr(choice.text) if choice.text else token_label(choice.token, tokenizer)
-        text.append(_escape(choice.text), color)
-        lines.append(f"{choice.probability:7.1%}  {shown:<14}", color)
-        for token, probability in choice.runners_up:
-            lines.append(f"  {token_label(token, tokenizer)} {probability:.1%}")
-        lines.append("\n")
-    legend = Text("probability  token  runners-up   ")
-    for bound, color in PROBABILITY_COLORS:
-        legend.append(f"  from {bound:.0%}", color)
     if console.is_terminal:
+        text = Text(_escape(prompt))
+        for choice in choices:
+            text.append(_escape(choice.text), _color(choice.probability))
         console.print(text, soft_wrap=True)
     else:
         print_text(prompt + "".join(choice.text for choice in choices))
-    for part in (Text(), legend, lines):
-        console.print(part, soft_wrap=True)
+    console.print()
+    console.print(choice_table(choices, tokenizer), soft_wrap=True)
+
+
+def choice_table(choices: Sequence[Choice], tokenizer: Tokenizer) -> Text:
+    """Return a legend and a line for each token: its probability, and the runners-up."""
+    table = Text("probability  token  runners-up   ")
+    for bound, color in PROBABILITY_COLORS:
+        table.append(f"  from {bound:.0%}", color)
+    table.append("\n")
+    for choice in choices:
+        shown = repr(choice.text) if choice.text else token_label(choice.token, tokenizer)
+        table.append(f"{choice.probability:7.1%}  {shown:<14}", _color(choice.probability))
+        for token, probability in choice.runners_up:
+            table.append(f"  {token_label(token, tokenizer)} {probability:.1%}")
+        table.append("\n")
+    return table
 
 
 # Backgrounds of adjacent tokens, of which two equal ones never touch.
@@ -92,9 +98,12 @@ def _color(probability: float) -> str:
 
 
 def token_label(token: int, tokenizer: Tokenizer) -> str:
-    """Return a token's text in quotes, or its bytes if they are not valid UTF-8."""
-    if token in tokenizer.end_tokens:
+    """Return a token's text in quotes, its bytes if they are not valid UTF-8, or its name."""
+    names = {id: name for name, id in tokenizer.special_tokens.items()}
+    if token in tokenizer.end_tokens and names.get(token) != END_OF_TURN:
         return "end of text"
+    if token in names:
+        return names[token]
     content = tokenizer.token_bytes(token)
     try:
         return repr(content.decode())

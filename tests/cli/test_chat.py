@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -12,6 +13,8 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from src.cli.chat import HELP, chat
+from src.console import console
+from src.errors import AGI2Error
 from src.interactive import InteractivePrompt
 from tests.processes import CHECKOUT, in_terminal, needs_fork, run_python
 from tests.test_interactive import VOCABULARY, interrupt_after, says
@@ -104,6 +107,122 @@ def test_a_terminal_works_where_no_history_can_be_kept(tokenizer, monkeypatch, c
     assert blocked.read_text() == "not a folder"
 
 
+def test_a_message_is_edited_where_it_was_typed(tokenizer, monkeypatch, capsys):
+    prompt = greeter(tokenizer)
+    backspace = "\x7f"
+    keys = f"Hi{ENTER}/edit{ENTER}{backspace * 2}Yo{ENTER}/edit{ENTER}x{CTRL_C}/help{ENTER}{CTRL_D}"
+    chat_with_keys(prompt, keys, monkeypatch)
+    out, err = capsys.readouterr()
+    assert out == "Hello.\nHello.\n"
+    assert HELP in err
+    assert prompt.history == ["Yo", "Hello."]
+
+
+def test_what_cannot_be_done_in_a_terminal_is_said_and_the_chat_goes_on(
+    tokenizer, monkeypatch, capsys
+):
+    prompt = greeter(tokenizer)
+    chat_with_keys(prompt, f"/retry{ENTER}Hi{ENTER}{CTRL_D}", monkeypatch)
+    out, err = capsys.readouterr()
+    assert out == "Hello.\n"
+    assert "error: there is no message to reply to\n" in err
+
+
+def test_what_cannot_be_done_in_a_pipe_ends_it(tokenizer, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/retry\nHi\n"))
+    with pytest.raises(AGI2Error, match=r"^there is no message to reply to$"):
+        chat(greeter(tokenizer))
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard output and standard error look like a terminal, of a width that can be set."""
+
+    def of_width(columns):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(type(console), "is_terminal", property(lambda self: True))
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("TERM", "xterm")
+
+    return of_width
+
+
+FIGURES = r"\[8 tokens, [\d,]+ tok/s, context 12 of 12\]"
+
+
+@pytest.mark.parametrize("shows_stats", [True, False])
+def test_figures_of_each_reply_are_shown_in_a_terminal_unless_turned_off(
+    tokenizer, monkeypatch, capsys, terminal, shows_stats
+):
+    terminal(80)
+    prompt = greeter(tokenizer)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    chat(prompt, shows_stats=shows_stats)
+    err = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().err)
+    assert bool(re.fullmatch(FIGURES + "\n", err)) == shows_stats
+    assert bool(err) == shows_stats
+
+
+def test_a_reply_that_was_cut_is_said_to_be(tokenizer, monkeypatch, capsys, terminal):
+    terminal(80)
+    prompt = greeter(tokenizer)
+    prompt.configure(max_length=1)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    chat(prompt)
+    out, err = capsys.readouterr()
+    assert out == "H\n"
+    assert "[1 token, " in err
+    assert ", cut at max_length]" in err
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_two_models_answer_side_by_side_where_the_terminal_is_wide(
+    tokenizer, monkeypatch, capsys, terminal, columns
+):
+    terminal(columns)
+    prompts = {"a": greeter(tokenizer), "b": greeter(tokenizer)}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    chat(prompts)
+    out, err = capsys.readouterr()
+    if columns == 80:
+        assert out == "--- a ---\nHello.\n--- b ---\nHello.\n"
+    else:
+        assert out == f"{'--- a ---':<68} | --- b ---\n{'Hello.':<68} | Hello.\n"
+    assert "[a: 8 tokens, " in err
+    assert "[b: 8 tokens, " in err
+    assert [prompt.history for prompt in prompts.values()] == [["Hi", "Hello."]] * 2
+
+
+def test_an_error_of_one_model_does_not_keep_the_other_from_its_reply(
+    tokenizer, monkeypatch, capsys, terminal
+):
+    terminal(140)
+    prompts = {"a": greeter(tokenizer), "b": greeter(tokenizer)}
+    prompts["b"].send_message("Hi")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with create_pipe_input() as keyboard:
+        keyboard.send_text(f"/edit Yo{ENTER}/undo{ENTER}/retry{ENTER}{CTRL_D}")
+        with create_app_session(input=keyboard, output=DummyOutput()):
+            chat(prompts)
+    err = capsys.readouterr().err
+    assert "a: error: there is no message to edit" in err
+    assert prompts["b"].history == []
+    assert "b: error: there is no message to reply to" in err
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_ctrl_c_stops_both_models(tokenizer, monkeypatch, capsys, terminal, columns):
+    terminal(columns)
+    prompts = {"a": greeter(tokenizer), "b": greeter(tokenizer)}
+    handle = interrupt_after(prompts["a"].model, 4)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    chat(prompts)
+    handle.remove()
+    assert capsys.readouterr().out.endswith(" [stopped]\n")
+    assert prompts["a"].history == ["Hi", "Hel"]
+    assert prompts["b"].history == ([] if columns == 80 else ["Hi", "Hel"])
+
+
 # A chat whose replies are known: in a process of its own, as a user starts it.
 PROGRAM = f"""
 import sys
@@ -151,7 +270,11 @@ def test_the_chat_works_in_a_real_terminal(environment, ignored):
         terminal.send(f"/hlp{LEFT}{LEFT}e{ENTER}")  # edited into /help
         terminal.expect("forget the conversation")
         terminal.expect(READY)
-        terminal.send(f"Hi{ENTER}")
+        terminal.send(f"/cont\t{ENTER}")  # completed
+        terminal.expect("context: 0 tokens")
+        terminal.expect(READY)
+        terminal.send("\x1b[200~pasted\nlines\x1b[201~")
+        terminal.send(f"\x1b{ENTER}H{ENTER}")  # Alt-Enter: a new line
         terminal.expect("(ha|ah){20}")
         terminal.send(CTRL_C)  # in the middle of a reply that would go on for ever
         terminal.expect(r"\[stopped\]")
@@ -159,13 +282,29 @@ def test_the_chat_works_in_a_real_terminal(environment, ignored):
         terminal.send(f"/clear{ENTER}")
         terminal.expect("the conversation is forgotten")
         terminal.expect(READY)
-        terminal.send(f"{UP}{UP}{UP}{ENTER}")  # /clear, Hi, /help
+        terminal.send(f"{UP}{UP}{UP}{UP}{UP}{UP}{ENTER}")  # /clear, three lines, /context, /help
         terminal.expect("forget the conversation")
         terminal.expect(READY)
         terminal.send(CTRL_C)  # at the prompt: a new line
         terminal.expect(READY)
         terminal.send(CTRL_D)
     assert process.status == 0
+
+
+@needs_fork
+def test_the_chat_works_in_a_terminal_without_cursor_control(environment):
+    options = {"environment": {**environment, "TERM": "dumb"}}
+    with in_terminal("-c", PROGRAM, 4, **options) as (terminal, process):
+        terminal.expect("Write a message")
+        terminal.expect("> ")
+        terminal.send(f"Hi{ENTER}")
+        terminal.expect(r"(ha|ah){2}\r?\n\[4 tokens, ")
+        terminal.expect("> ")
+        terminal.send(f"/help{ENTER}")
+        terminal.expect("forget the conversation")
+        terminal.send(CTRL_D)
+    assert process.status == 0
+    assert "\x1b" not in terminal.before
 
 
 @needs_fork

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from src.cli.generate import _short_names
+from src.console import console
 from tests.cli.commands import run
 
 
@@ -172,3 +174,28 @@ def test_beam_and_chat_have_flags_that_mean_something_there(trained, capsys, mon
         answers.append(run(capsys, "chat", trained, *options))
     assert answers[0] == answers[1]
     assert answers[0][0] == 0
+
+
+def test_chat_sends_a_message_to_two_models_that_have_the_same_seed(trained, capsys, monkeypatch):
+    monkeypatch.setattr(console, "no_color", False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
+    folder = trained.parent / "trained" / "tiny"
+    status, out, err = run(capsys, "chat", trained, folder, "--no-color")
+    assert (status, err.count("sampling_seed = ")) == (0, 1)
+    first, second = (part.strip() for part in re.split(r"--- [12] tiny ---\n", out)[1:])
+    assert first == second != ""
+    assert console.no_color
+    too_many = run(capsys, "chat", "a", "b", "c")
+    assert too_many == (2, "", "error: chat takes one model or two, not 3\n")
+
+
+def test_models_are_named_by_their_folders(tmp_path):
+    config = str(tmp_path / "c.1" / "config.toml")
+    assert _short_names(["trained/a", "b.toml", config]) == ["a", "b", "c.1"]
+
+
+def test_a_system_message_needs_a_model_with_a_chat_template(trained, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
+    status, out, err = run(capsys, "chat", trained, "--quiet", "--system", "Be kind")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: the model has no chat template, so no system message")

@@ -1,8 +1,8 @@
 import re
 
-from src.cli.token_view import print_choices
+from src.cli.token_view import print_choices, token_label
 from src.generation import Choice
-from src.tokenizer import BPETokenizer
+from src.tokenizer import END_OF_TURN, ROLE_TOKENS, BPETokenizer
 
 TOKENIZER = BPETokenizer(257)
 TOKENIZER.fit([""])
@@ -37,3 +37,12 @@ def test_in_a_terminal_each_token_has_its_probabilitys_colour(capsys, monkeypatc
     assert out.startswith("Call me \x1b[32ma\x1b[0m\x1b[31m[red]é")
     colours = re.findall(r"\x1b\[(\d+)m +([\d.]+)%", out)
     assert colours == [("32", "75.0"), ("36", "30.0"), ("31", "0.4")]
+
+
+def test_special_tokens_are_shown_by_their_names():
+    tokenizer = BPETokenizer(261, special_tokens=[*ROLE_TOKENS.values(), END_OF_TURN])
+    tokenizer.fit([""])
+    special = tokenizer.special_tokens
+    names = [END_OF_TURN, "<|user|>"]
+    assert [token_label(special[name], tokenizer) for name in names] == names
+    assert token_label(tokenizer.end_of_text, tokenizer) == "end of text"
