@@ -201,7 +201,7 @@ def test_the_output_in_the_pages_is_what_the_code_prints():
     assert len(lines) > 20
     assert [line for line in lines if not is_printed(line)] == []
     assert not is_printed("1,071,872 parameters; 231 steps an epoch of 8 sequences (8 in turn)")
-    assert not is_printed("predicted: 68 steps of 1,024 tokens, 69,632 in all, 0.215 epochs")
+    assert not is_printed("predicted: 68 steps of 1,024 tokens, 0.215 epochs over the text")
 
 
 def test_code_blocks_fit_beside_the_navigation_of_the_site():
