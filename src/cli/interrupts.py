@@ -90,7 +90,7 @@ class TrainingProgress:
         self.config, self._stamp = config, _log_stamp(self._folder(config))
 
     def describe(self) -> str:
-        """Return one line: what is saved, and the command to go on with."""
+        """Return one line: what is saved, and the command to continue with."""
         if self.config is None:
             return f"interrupted: nothing is trained yet; {self._restart()}"
         from ..formats.run_dir import list_checkpoints

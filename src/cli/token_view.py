@@ -30,7 +30,7 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
     Args:
         prompt: printed first, without color.
         choices: the continuation, from `generate_choices`.
-        tokenizer: decodes the runners-up.
+        tokenizer: decodes the alternatives.
     """
     console = Console(highlight=False)
     if console.is_terminal:
@@ -46,7 +46,7 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
 
 def choice_table(choices: Sequence[Choice], tokenizer: Tokenizer) -> Text:
     """Return a legend and a line for each token: its probability, and the runners-up."""
-    table = Text("probability  token  runners-up   ")
+    table = Text("probability  token  alternatives   ")
     for bound, color in PROBABILITY_COLORS:
         table.append(f"  from {bound:.0%}", color)
     table.append("\n")

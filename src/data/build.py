@@ -381,7 +381,7 @@ class CorpusBuilder:
                 self._writer(self._folder, name, tokenizer, each)
                 for name, each in zip(SPLITS, figures, strict=True)
             ]
-            log.info("tokenizing goes on at document %s", f"{begin.document + 1:,}")
+            log.info("tokenizing continues at document %s", f"{begin.document + 1:,}")
             return begin, writers
         return Cursor(), [self._writer(self._folder, name, tokenizer) for name in SPLITS]
 

@@ -198,7 +198,7 @@ class TextEvaluation(Evaluation):
         if self.no_bits_per_byte:
             return self.no_bits_per_byte
         if self.text_bytes > _MAX_MEAN_WORD_BYTES * self.words:
-            return f"the text has hardly any spaces: {self.words:,} words"
+            return f"the text has few spaces: {self.words:,} words"
         return ""
 
 

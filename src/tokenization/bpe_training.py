@@ -55,7 +55,7 @@ def train(
     train_by(tokenizer, stretches, sample, size_for)
     if sample.rate > 1:
         log.info(
-            "the vocabulary is trained on 1 in %s of the %s characters that have hardly any spaces",
+            "the vocabulary is trained on 1 in %s of the %s characters that have few spaces",
             f"{sample.rate:,}",
             f"{sample.characters:,}",
         )

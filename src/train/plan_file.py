@@ -109,7 +109,7 @@ _COMMENTS = {
     "dropout": "Against overfitting, as many weights see the text many times.",
     "batch_size": "In a short time, many small steps reach a lower loss than few large ones.",
     "max_minutes": "The learning rate falls with this clock.",
-    "max_steps": "More epochs over this text would hardly lower the loss.",
+    "max_steps": "More epochs over this text would not lower the loss much.",
     "eval_interval": "About ten validations, five checkpoints.",
 }
 

@@ -21,7 +21,7 @@ def test_in_a_pipe_the_numbers_can_be_read(capsys):
     assert "\x1b" not in out
     assert out == (
         "Call me a[red]é\n\n\n"
-        "probability  token  runners-up     from 50%  from 20%  from 5%  from 1%  from 0%\n"
+        "probability  token  alternatives   from 50%  from 20%  from 5%  from 1%  from 0%\n"
         "  75.0%  'a'             end of text 20.0%  b'\\xc3' 3.1%\n"
         "  30.0%  b'\\xc3'       \n"
         "   0.4%  '[red]é\\n'      'a' 50.0%\n\n"

@@ -238,7 +238,7 @@ def test_a_build_that_is_killed_at_any_write_continues_to_the_same_files(sources
         caplog.clear()
         folder = prepare(sources, cache, tokenizer).folder
         assert calls == []  # the tokenizer is not fitted again
-        restarts.append("tokenizing goes on at document" in caplog.text)
+        restarts.append("tokenizing continues at document" in caplog.text)
         found = files_of(folder)
         assert found.keys() == expected.keys()
         assert all(found[name] == expected[name] for name in found if name != CORPUS)

@@ -201,7 +201,7 @@ def test_a_figure_that_means_nothing_is_none_and_says_why(found, why):
 def test_a_text_without_spaces_has_no_perplexity_per_word(size, words, has_words):
     found = TextEvaluation(1.0, 9, size, words)
     assert (found.word_perplexity is not None) == has_words
-    assert ("hardly any spaces: 1 words" in found.no_word_perplexity) != has_words
+    assert ("few spaces: 1 words" in found.no_word_perplexity) != has_words
     assert found.bits_per_byte == nearly(9 / size / math.log(2), 8)
     assert found.describe_bits() == f"{found.bits_per_byte:.3f} bits per byte"
 

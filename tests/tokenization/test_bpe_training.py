@@ -72,7 +72,7 @@ def test_a_sample_of_text_without_spaces_counts_as_all_of_it(has_library, monkey
     monkeypatch.setattr(bpe_training, "_MAX_SPACELESS_CHARACTERS", 2000)
     with caplog.at_level(logging.INFO, "agi2"):
         sampled = train(texts, lambda n: sizes.append(n) or 300, "gpt2", False)
-    assert "on 1 in 4 of the 7,680 characters that have hardly any spaces" in caplog.text
+    assert "on 1 in 4 of the 7,680 characters that have few spaces" in caplog.text
     assert sampled.to_str() == everything.to_str()
     assert sizes[0] == sizes[1] == sum(len(text.encode()) for text in texts)
 

@@ -68,7 +68,7 @@ def test_a_run_that_ends_before_its_time_says_so(tmp_path, monkeypatch):
     assert re.search(r"the run takes \d+ s of 10 h 00 min: for a lower loss", told)
     assert config.max_steps
     assert config.max_minutes is None
-    assert "# More epochs over this text would hardly lower the loss.\nmax_steps" in told
+    assert "# More epochs over this text would not lower the loss much.\nmax_steps" in told
 
 
 def test_a_machine_too_slow_for_the_time_gets_the_smallest_shape_and_is_told(tmp_path, monkeypatch):
