@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -360,3 +362,16 @@ def print_text(text: str, end: str = "\n") -> None:
 def print_line(line: str) -> None:
     """Print a line of output, escaped: it may contain names of files and runs."""
     print(printable(line, keep="\n"), flush=True)
+
+
+def print_wrapped(line: str) -> None:
+    """Print a line of output, in a terminal wrapped at words, and if COLUMNS is set."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        line = textwrap.fill(
+            printable(line),
+            shutil.get_terminal_size().columns,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    print_line(line)

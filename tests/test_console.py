@@ -11,7 +11,14 @@ import pytest
 from rich.console import Console
 
 from src import console as terminal
-from src.console import TrainingDisplay, print_line, print_text, setup_logging, visible
+from src.console import (
+    TrainingDisplay,
+    print_line,
+    print_text,
+    print_wrapped,
+    setup_logging,
+    visible,
+)
 from src.utils import log
 from tests.cli.test_table import HOSTILE, Terminal
 from tests.processes import in_terminal, needs_fork
@@ -437,3 +444,18 @@ def test_how_far_it_is_is_drawn_in_a_terminal_by_one_at_a_time(screen):
 def _be_busy():
     with terminal.show_progress("beside it"):
         pass
+
+
+def test_a_long_line_is_wrapped_at_words_if_the_width_is_known(capsys, monkeypatch):
+    line = (
+        "memory: about 1 GB of 2 GB (weights 500 MB, gradients 250 MB, a-very-long-word-" + "x" * 9
+    )
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_wrapped(line)
+    assert capsys.readouterr().out == f"{line}\n"
+    monkeypatch.setenv("COLUMNS", "40")
+    print_wrapped(line)
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 40
+    assert all(part.startswith("  ") for part in shown[1:])
+    assert " ".join(part.strip() for part in shown) == line

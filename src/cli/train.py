@@ -167,12 +167,12 @@ def doctor(
     """Estimate the time, memory and disk of a run."""
     with loading(not quiet):
         config = open_run(file, overrides, quiet, verbose)
-        from ..console import print_line
+        from ..console import print_wrapped
         from .doctor import examine
 
-    print_line(f"keys: every key of {file} is right")
+    print_wrapped(f"keys: every key of {file} is right")
     for line in examine(config):
-        print_line(line)
+        print_wrapped(line)
 
 
 @app.command("verify-resume")

@@ -11,8 +11,8 @@ from src.formats.huggingface import import_huggingface
 from src.formats.model_dir import load_model
 from src.generation import generate_text
 from src.tokenizer import BPETokenizer
-from tests.formats.test_gguf import LlamaCpp
 from tests.conftest import make_text
+from tests.formats.test_gguf import LlamaCpp
 
 MESSAGES = [
     {"role": "system", "content": "Answer briefly."},
