@@ -20,6 +20,7 @@ from .conversations import (
     to_text,
 )
 from .documents import Document
+from .fields import listed
 from .formats import ARROW, JSON, JSON_LINES, PARQUET, TABLE, TEXT, Format
 from .inputs import Input
 from .json_records import BrokenLines, Record, json_line_records, json_records
@@ -116,7 +117,7 @@ def _pair(source: Input, names: Sequence[str], candidates: Sequence[str]) -> Pai
     if len(candidates) != 2:
         raise source.error(
             "without the columns",
-            f"no columns prompt and completion among {', '.join(names)}: name them so",
+            f"no columns prompt and completion among {listed(names)}: name them so",
             ":1",
         )
     user, assistant = candidates

@@ -100,8 +100,6 @@ class ConversationPlan:
         return len(self._rows) - 1
 
     def _row_inputs(self) -> np.ndarray:
-        if not len(self):
-            return self._inputs
         return np.add.reduceat(self._inputs[self._order], self._rows[:-1])
 
     @property

@@ -6,7 +6,7 @@ A conversation is a document whose text is JSON: `[["user","Hello!"],["assistant
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import AGI2Error, safe_repr
@@ -95,6 +95,13 @@ def messages_of(record: Any, pair: Pair | None = None) -> list[Message]:
 def has_pair(names: Any, pair: Pair) -> bool:
     """Return whether both names of a pair are among some."""
     return all(name in names for name in pair)
+
+
+def has_conversations(names: Collection[str]) -> bool:
+    """Return whether fields or columns of some names contain conversations in a known format."""
+    return any(each in names for each in MESSAGE_FIELDS) or any(
+        has_pair(names, pair) for pair in PAIRS
+    )
 
 
 def _is_text(value: Any) -> bool:

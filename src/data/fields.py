@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .conversations import has_conversations
 from .inputs import Input
 
 DEFAULT_FIELD = "text"
 # Names of fields in a message; some files have thousands.
 _LISTED = 12
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message, with the number of those that are too many."""
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + f" and {more:,} more" * (more > 0)
 
 
 def choose_field(
@@ -25,16 +32,16 @@ def choose_field(
         at: where the names are, for the message, such as `:1`.
 
     Raises:
-        Unreadable: if `text_field` does not exist, or there is no candidate, or several.
+        Unreadable: if `text_field` does not exist, or there is no candidate, or several; or the
+            fields are those of conversations.
     """
     wanted = source.options.text_field or DEFAULT_FIELD
     if wanted in names:
         return wanted
-    if source.options.text_field is None and len(candidates) == 1:
+    are_spoken = has_conversations(names)
+    if source.options.text_field is None and len(candidates) == 1 and not are_spoken:
         source.note(f"read in the field {candidates[0]!r}, the only one with text")
         return candidates[0]
-    listed = ", ".join(names[:_LISTED]) + f" and {len(names) - _LISTED:,} more" * (
-        len(names) > _LISTED
-    )
-    found = f"among {listed}; set text_field" if names else "as there are no fields"
+    found = f"among {listed(names)}; set text_field" if names else "as there are no fields"
+    found += ", or name conversations in the key conversations" * are_spoken
     raise source.error("without the field", f"no field {wanted!r} {found}", at)

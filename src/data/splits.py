@@ -87,7 +87,7 @@ def plan_split(
             break
     assert best is not None
     if best.holds_out:
-        _log_leakage(best_leakage)
+        _log_leakage(best_leakage, are_whole)
     return best
 
 
@@ -163,19 +163,17 @@ def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs, val: str) -> Split
             plural(int(is_near.sum()), "document"),
             val,
         )
-    _log_leakage(float(known.mean()) if len(known) else 0.0)
+    _log_leakage(float(known.mean()) if len(known) else 0.0, val == "val_conversations")
     return SplitPlan(scan.characters, np.where(is_val, 0, scan.characters))
 
 
-def _log_leakage(leakage: float) -> None:
+def _log_leakage(leakage: float, are_conversations: bool) -> None:
+    text = "text of the held-out conversations" if are_conversations else "held-out text"
+    found = f"{100 * leakage:.1f} % of the {text} is in the training text, too"
     if leakage > _MAX_LEAKAGE:
-        log.warning(
-            "%.1f %% of the held-out text is in the training text, too: the validation loss is "
-            "lower than on new text",
-            100 * leakage,
-        )
+        log.warning("%s: the validation loss is lower than on new text", found)
     elif leakage >= 0.0005:  # 0.1 %, the least that is shown
-        log.info("%.1f %% of the held-out text is in the training text, too", 100 * leakage)
+        log.info("%s", found)
 
 
 def _plans(

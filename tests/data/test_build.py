@@ -21,6 +21,7 @@ from src.data.tokens import count_bytes, tokenize
 from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer, BPETokenizer, load_tokenizer
 from tests.conftest import make_text
+from tests.data.chats import chat_tokenizer, messages_lines, random_conversations
 
 
 @pytest.fixture
@@ -245,6 +246,26 @@ def test_a_build_that_is_killed_at_any_write_continues_to_the_same_files(sources
         assert json.loads(found[CORPUS])["train"] == json.loads(expected[CORPUS])["train"]
     assert restarts[0] is False
     assert sum(restarts) > 3
+
+
+@pytest.mark.usefixtures("small")
+def test_a_build_of_conversations_that_is_killed_continues_to_the_same_files(sources, cache):
+    chats = sources.with_name("chats.jsonl")
+    chats.write_bytes(messages_lines(random_conversations(30)))
+    own = chat_tokenizer()
+    tokenizer = TokenizerSource("roles", lambda _: own, lambda _: own, is_fitted=True)
+    options = {"conversations": [str(chats)], "val_sources": [str(sources / "long.txt")]}
+    total = killed_at(10**9)
+    expected = prepare(sources, cache.with_name("whole"), tokenizer, total, **options)
+    writes = 10**9 - total.left
+    for count in (writes // 2, writes * 3 // 4, writes - 2):
+        with pytest.raises(Killed):
+            prepare(sources, cache, tokenizer, killed_at(count), **options)
+        corpus = prepare(sources, cache, tokenizer, **options)
+        assert corpus.train.figures == expected.train.figures
+        assert corpus.val.figures == expected.val.figures
+        assert corpus.train.figures.conversations > 20
+        shutil.rmtree(cache)
 
 
 @pytest.mark.usefixtures("small")

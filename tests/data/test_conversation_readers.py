@@ -186,6 +186,12 @@ def test_what_has_no_conversations_is_refused(tmp_path, name, content, problem):
         read(tmp_path / name, content)
 
 
+@pytest.mark.parametrize("name", ["openai.jsonl", "pairs.jsonl", "pairs.csv", "messages.parquet"])
+def test_conversations_that_are_read_as_text_are_recognized(tmp_path, name):
+    with pytest.raises(AGI2Error, match=r"set text_field, or name conversations in the key conv"):
+        texts(tmp_path / name, ONE_TURN[name](PAIRS))
+
+
 def test_files_without_conversations_in_a_folder_are_skipped(tmp_path):
     write(tmp_path / "chats/a.jsonl", GOOD)
     write(tmp_path / "chats/readme.md", "# About these\n")

@@ -64,7 +64,7 @@ def test_alike_questions_are_held_out_one_by_one(caplog):
     spans, sizes = plan([], chats, val_fraction=0.2)
     held_out = sum(size for own, size in zip(spans, sizes, strict=True) if own[0][2])
     assert 0.1 <= held_out / sum(sizes) <= 0.3
-    assert "of the held-out text is in the training text, too" in caplog.text
+    assert "of the text of the held-out conversations is in the training text, too" in caplog.text
 
 
 def test_conversations_to_validate_on_leave_the_others(caplog):

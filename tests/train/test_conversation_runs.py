@@ -120,14 +120,16 @@ def test_a_model_and_a_tokenizer_of_ones_own(tmp_path, chats):
     assert tokenizer.vocab_size == 270
 
 
-def test_a_vocabulary_without_room_for_roles_is_refused(tmp_path, chats):
+def test_a_vocabulary_without_roles_gets_them(tmp_path, chats, caplog):
     tokenizer = BPETokenizer(270)
     tokenizer.fit([make_text()], verbose=False)
-    model = GPT2Model({"vocab_size": 270, "model_layer": 1, "model_head": 2, "model_embd": 16,
-                       "model_positions": 48})  # fmt: skip
+    sizes = {"model_layer": 1, "model_head": 2, "model_embd": 16, "model_positions": 48}
+    model = GPT2Model({"vocab_size": 270, **sizes})
     keys = {"output_dir": str(tmp_path / "runs"), "conversations": [chats], "max_steps": 1}
-    with pytest.raises(AGI2Error, match="274"):
-        train_model(model, tokenizer, [], **keys)
+    with caplog.at_level(logging.INFO, "agi2"):
+        train_model(model, tokenizer, [], sample_tokens=0, **keys)
+    assert "4 new tokens for the roles of conversations in the vocabulary" in caplog.text
+    assert tokenizer.vocab_size == model.config.vocab_size == 274
 
 
 def test_a_checkpoint_has_the_tokens_of_the_roles(tiny_run, chats):
