@@ -152,8 +152,9 @@ def _text_of(number: int, content: Any) -> str:
     """Return the text of a message: a text, or a list of parts that are texts."""
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if parts and all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if parts and len(texts) == len(parts):
+            return "".join(texts)
     if not isinstance(content, str):
         raise AGI2Error(f"message {number}: its content is {safe_repr(content)}, not a text")
     return content
