@@ -53,7 +53,6 @@ def ask(trained: TrainedModel, asked: Sequence[Question]) -> list[Reply]:
     requests = []
     for question in asked:
         ids, _ = template.encode(question.messages, add_generation_prompt=True)
-        ids = ids[-(positions - MAX_LENGTH) :]
         requests.append(Request(ids, options, positions, end_token=template.end_of_turn))
     Engine(ModelRunner(model, trained.tokenizer.vocab_size), ROWS).run(requests)
     return [
@@ -98,8 +97,8 @@ def train_on_text(config: Config, trained: TrainedModel, folder: str, steps: int
     """Train a model of the same shape and tokenizer on the plain text alone, for as many steps."""
     tokenizer = Path(folder, "tokenizer.json")
     trained.tokenizer.save(tokenizer)
-    keys = {"tokenizer": str(tokenizer), "model_name": "text_alone", "output_dir": folder}
-    limits = {"max_minutes": None, "max_steps": steps, "resume": None}
+    keys = {"tokenizer": str(tokenizer), "split_digits": False, "model_name": "text_alone"}
+    limits = {"max_minutes": None, "max_steps": steps, "resume": None, "output_dir": folder}
     return load_model(train_from_config(config.changed(**TEXT_ALONE, **keys, **limits)).folder)
 
 

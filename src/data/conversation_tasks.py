@@ -95,9 +95,12 @@ def arithmetic(talk: Talk) -> Exchange:
         a, b = draw(0, 10), draw(0, 10)
         text = f"{a} times {b}"
         return Exchange(talk.ask_fact(_CALCULATE, text), f"{text} is {a * b}.")
-    a, b = talk.draw(lambda: (draw(0, 99), draw(0, 20)))
-    if kind == "minus":
-        a, b = max(a, b), min(a, b)
+
+    def calculation() -> tuple[int, str, int]:
+        a, b = draw(0, 99), draw(0, 20)
+        return (a, kind, b) if kind == "plus" else (max(a, b), kind, min(a, b))
+
+    a, _, b = talk.draw(calculation)
     text = f"{a} {kind} {b}"
     result = a + b if kind == "plus" else a - b
     return Exchange(talk.ask(_CALCULATE, x=text), f"{text} is {result}.")
