@@ -160,8 +160,9 @@ class InteractivePrompt(Dialogue):
         with self._exclusive():
             before = dict(self.__dict__)
             try:
-                self.max_context_length = max_context_length or self.max_context_length
-                self.max_length = max_length or self.max_length
+                if max_context_length is not None:
+                    self.max_context_length = max_context_length
+                self.max_length = self.max_length if max_length is None else max_length
                 self.seed = self.seed if seed is None else seed
                 self._options = {**self._options, **options}
                 self.config = self._sampling_config(self.max_length, self._options)

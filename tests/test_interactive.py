@@ -700,7 +700,8 @@ def test_options_change_from_the_next_reply_on(roles, chatty):
         ({"temperature": -1}, "temperature must be"),
         ({"temperatur": 1}, "unknown key temperatur"),
         ({"max_context_length": 3}, "a context of 3 tokens is too short for a message"),
-        ({"max_context_length": -3}, "max_context_length must be at least 1, not -3"),
+        ({"max_context_length": 0}, "max_context_length must be at least 1, not 0"),
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
         ({"seed": -1}, "seed must be"),
         ({"logit_bias": {"two words": 1.0}}, "logit_bias: 'two words' is not one token"),
     ],
@@ -709,7 +710,7 @@ def test_a_wrong_change_changes_nothing(roles, chatty, options, problem):
     prompt = talks(chatty, roles)
     before = (prompt.config, prompt.max_length, prompt.context_limit, prompt.seed)
     with pytest.raises(AGI2Error, match=f"^{problem}"):
-        prompt.configure(max_length=9, **options)
+        prompt.configure(**{"max_length": 9, **options})
     assert (prompt.config, prompt.max_length, prompt.context_limit, prompt.seed) == before
     prompt.send_message("Hi")
 

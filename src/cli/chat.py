@@ -66,7 +66,7 @@ def chat(
     if isinstance(prompts, InteractivePrompt):
         prompts = {"": prompts}
     for prompt in prompts.values():
-        prompt.records_choices = prompt.config.speculative == "none"
+        prompt.records_choices = True
     session = Chat(prompts, shows_stats)
     with _SigintHandler() as ctrl_c, prompt_on_terminal():
         for line in _messages(session, ctrl_c):

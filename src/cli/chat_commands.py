@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -138,7 +139,7 @@ def _last_words(prompt: InteractivePrompt) -> str:
 
 
 def _save(chat: Chat, argument: str) -> None:
-    path = Path(argument).expanduser() if argument else chat.file
+    path = _path(argument) if argument else chat.file
     if path is None:
         raise AGI2Error("/save needs a file: /save chat.json, or a .jsonl to append a line to")
     if len(chat.prompts) > 1 and path.suffix.lower() != LINES_SUFFIX:
@@ -156,9 +157,9 @@ def _load(chat: Chat, argument: str) -> None:
     if not argument:
         raise AGI2Error("/load needs a file: /load chat.json, or /load chats.jsonl N")
     name, number = argument, None
-    if (found := re.fullmatch(r"(.+?)\s+(\d+)", argument)) and not Path(argument).exists():
+    if (found := re.fullmatch(r"(.+?)\s+(\d+)", argument)) and not os.path.exists(argument):
         name, number = found[1], int(found[2])
-    path = Path(name).expanduser()
+    path = _path(name)
 
     def load(prompt: InteractivePrompt) -> str:
         prompt.load(path, number)
@@ -166,6 +167,11 @@ def _load(chat: Chat, argument: str) -> None:
         return f"loaded {plural(len(prompt.messages), 'message')}; the last: {_last_words(prompt)}"
 
     chat.each(load)
+
+
+def _path(name: str) -> Path:
+    """Return a path, in which `~` is the home folder if there is one."""
+    return Path(os.path.expanduser(name))
 
 
 def _system(chat: Chat, text: str) -> None:

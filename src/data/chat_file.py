@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error
 from ..utils import (
     MAX_JSON_BYTES,
-    convert_write_errors,
+    WriteError,
     describe_path,
     human_bytes,
     parse_json,
@@ -35,16 +36,34 @@ def save_conversation(messages: Sequence[Message], path: Path) -> None:
     content = {"messages": [message._asdict() for message in messages]}
     line = json.dumps(content, ensure_ascii=False) + "\n"
     line = line.encode("utf-8", "replace").decode()  # half a surrogate pair is not UTF-8
-    if not path.parent.is_dir():
+    _check_place(path)
+    with _clear_write_errors(path):
+        if path.suffix.lower() == LINES_SUFFIX:
+            _append(path, line.encode())
+            return
+        if os.path.exists(path):
+            _check_is_ours(read_bytes(path, MAX_JSON_BYTES), path)
+        write_text(path, line, private=True)
+
+
+def _check_place(path: Path) -> None:
+    """Check that a file can be at a path."""
+    if "\0" in str(path):
+        raise AGI2Error(f"cannot write {path}: the name has a NUL character")
+    if not os.path.isdir(path.parent):
         raise AGI2Error(f"cannot write {path}: there is no folder {path.parent}")
-    if os.path.lexists(path) and not path.is_file():
+    if os.path.lexists(path) and not os.path.isfile(path):
         raise AGI2Error(f"cannot write {path}: it {describe_path(path)}; name a file")
-    if path.suffix.lower() == LINES_SUFFIX:
-        _append(path, line.encode())
-        return
-    if path.exists():
-        _check_is_ours(read_bytes(path, MAX_JSON_BYTES), path)
-    write_text(path, line, private=True)
+
+
+@contextlib.contextmanager
+def _clear_write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, WriteError) as error:
+        cause = error.__cause__ if isinstance(error, WriteError) else error
+        reason = getattr(cause, "strerror", None) or cause
+        raise AGI2Error(f"cannot write {path}: {reason}; name another file") from error
 
 
 def load_conversation(path: Path, number: int | None = None) -> list[Message]:
@@ -103,7 +122,7 @@ _FLAGS |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 def _append(path: Path, line: bytes) -> None:
     """Append a line; take back what a full disk has left of it."""
-    with convert_write_errors(path), open(os.open(path, _FLAGS, 0o600), "rb+", 0) as file:
+    with open(os.open(path, _FLAGS, 0o600), "rb+", 0) as file:
         if size := os.fstat(file.fileno()).st_size:
             _check_is_ours(file.readline(MAX_JSON_BYTES), path)
             file.seek(size - 1)

@@ -91,6 +91,8 @@ def test_which_message_is_edited(roles, model, pipe, line, expected):
         ("/save", "error: /save needs a file: /save chat.json, or a .jsonl to append a line to"),
         ("/save x.json", "error: there is no conversation to save yet"),
         ("/load", "error: /load needs a file: /load chat.json, or /load chats.jsonl N"),
+        ("/load ~nobody-here/x.json", "error: ~nobody-here/x.json cannot be read: No such file"),
+        (f"/load {'x' * 300} 2", "error: "),
         ("/load no.json", "error: no.json cannot be read: No such file or directory"),
         ("/probs", "error: there is no reply yet"),
         ("/set temperatur 1", "error: /set cannot change temperatur: did you mean temperature?"),

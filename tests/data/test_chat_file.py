@@ -108,6 +108,18 @@ def test_a_folder_or_one_that_is_missing_is_refused(tmp_path, name):
         load_conversation(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("x" * 300, "File name too long; name another file"), ("x\0", "has a NUL character")],
+)
+def test_a_name_that_cannot_be_one_is_refused(tmp_path, name, problem, suffix):
+    with pytest.raises(AGI2Error, match=f"^cannot write .*{problem}"):
+        save_conversation(TALK, tmp_path / f"{name}.{suffix}")
+    with pytest.raises(AGI2Error, match="cannot be read"):
+        load_conversation(tmp_path / f"{name}.{suffix}")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs mkfifo")
 def test_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "x.jsonl")
