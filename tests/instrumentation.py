@@ -12,6 +12,7 @@ Where nothing is traced, as with `--no-cov`, all of this does nothing.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ _original = SourceFileLoader.exec_module
 
 def replace_tracer() -> None:
     """Switch coverage's trace function off, if there is one, and count lines instead."""
+    # pytest-cov asks for two reports, the total's and the one that it prints: parse each file once.
+    coverage.Coverage._get_file_reporter = functools.cache(coverage.Coverage._get_file_reporter)
     if type(sys.gettrace()).__name__ == "CTracer":
         sys.settrace(None)
         threading.settrace(None)
