@@ -1,7 +1,7 @@
 """Training and encoding of byte-level BPE, next to tokenizers, tiktoken and rustbpe.
 
 python benchmarks/bpe_tokenizers.py TEXT... [--vocab-size 4096] [--rounds 5] [--large FOLDER]
-    [--json FILE]
+    [--without LIBRARY] [--json FILE]
 
 Each library that is installed trains the same vocabulary size on each TEXT with GPT-2's pattern and
 encodes it with the vocabulary trained here, at once and sentence by sentence; the ids must be the
@@ -138,8 +138,10 @@ def least_seconds(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str,
     return best
 
 
-def measure(path: Path, vocab_size: int, threads: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each library and operation."""
+def measure(
+    path: Path, vocab_size: int, threads: int, rounds: int, without: str
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each library, but for the one to leave out, and operation."""
     text = path.read_text(encoding="utf-8")
     tokenizer = BPETokenizer(vocab_size)
     tokenizer.fit(text, verbose=False)
@@ -150,6 +152,7 @@ def measure(path: Path, vocab_size: int, threads: int, rounds: int) -> Iterator[
     ids: dict[str, Any] = {name: encode().tolist() for name, encode in encoders.items()}
     rows = {name: encode() for name, encode in sentences.items()}
     for what, works in operations.items():
+        works.pop(without, None)
         times = least_seconds(works, rounds)
         found = ids if what == "encode" else rows
         for name, seconds in times.items():
@@ -210,6 +213,7 @@ def main() -> int:
     options.add_argument("texts", type=Path, nargs="+", metavar="TEXT", help="a UTF-8 text")
     options.add_argument("--vocab-size", type=int, default=4096)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--without", default="", metavar="LIBRARY", help="leave a library out")
     options.add_argument("--large", type=Path, metavar="FOLDER")
     options.add_argument("--threads", type=int, help="measure in this process")
     options.add_argument("--only", default="", help="of --large, what to measure in this process")
@@ -218,11 +222,11 @@ def main() -> int:
         print(json.dumps([{"seconds": large(given.large, given.only)}]))
         return 0
     if given.threads is not None:
-        sizes = given.vocab_size, given.threads, given.rounds
+        sizes = given.vocab_size, given.threads, given.rounds, given.without
         print(json.dumps([row for text in given.texts for row in measure(text, *sizes)]))
         return 0
     command = [sys.executable, __file__, *map(str, given.texts), "--rounds", str(given.rounds)]
-    command += ["--vocab-size", str(given.vocab_size)]
+    command += ["--vocab-size", str(given.vocab_size), "--without", given.without]
     rows = []
     for threads in (1, 2):
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when a process starts

@@ -284,13 +284,15 @@ int64_t agi2_bpe_encode_piece(const Workspace *workspace, const uint8_t *text, i
 
 int64_t agi2_bpe_cache_bytes(void) { return (int64_t)sizeof(Cached) << CACHE_BITS; }
 
-/* Return the first code point of a text whose kind is not known, or -1. */
+/* Return the first code point of a text whose kind is not known, or -1. The kinds of all of ASCII
+   are known if that of NUL is. */
 int64_t agi2_bpe_unknown_kind(const uint8_t *kinds, const uint8_t *text, int64_t size)
 {
     const uint8_t *p = text, *end = text + size;
     uint64_t eight;
+    int knows_ascii = kinds[0] != UNKNOWN_KIND;
     for (int bytes; p < end; p += bytes) {
-        for (; end - p >= 8 && (memcpy(&eight, p, 8), !(eight & 0x8080808080808080u)); p += 8) {
+        for (; knows_ascii && end - p >= 8 && (memcpy(&eight, p, 8), !(eight & 0x8080808080808080u)); p += 8) {
         }
         if (p == end)
             break;

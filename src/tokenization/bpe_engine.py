@@ -177,6 +177,7 @@ def learn_kinds(text: bytes) -> None:
     blocks = np.unique(codes >> 8)
     if len(blocks) <= _LEARNED_BLOCKS:  # none of surrogates, which UTF-8 text does not contain
         codes = (blocks[:, None] * 256 + np.arange(256, dtype=np.uint32)).ravel()
+    codes = np.union1d(codes, np.arange(128, dtype=np.uint32))  # ASCII is known as a whole
     characters = codes.tobytes().decode("utf-32-le")
     kinds = np.full(len(codes), OTHER, np.uint8)
     for kind, pattern in _PATTERNS:

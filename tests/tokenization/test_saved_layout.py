@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from src.nn.bpe_library import LETTER, NUMBER, WHITE
+from src.nn import bpe_library
+from src.nn.bpe_library import CODE_POINTS, LETTER, NUMBER, OTHER, WHITE
 from src.tokenization import bpe_engine
 from src.tokenizer import BPETokenizer, load_tokenizer
 from tests.tokenization.texts import CORPUS, STYLES, any_script
@@ -104,3 +105,13 @@ def test_kinds_of_characters_are_those_of_unicode():
     assert np.array_equal(kinds == LETTER, categories == "L")
     assert np.array_equal(kinds == NUMBER, categories == "N")
     assert np.array_equal(kinds == WHITE, is_white)
+
+
+@pytest.mark.skipif(bpe_library.LIBRARY is None, reason="no C compiler at installation")
+@pytest.mark.parametrize("first", ["abcdefgh", "".join(map(chr, range(0x100, 0x3000, 0x100)))])
+def test_ascii_is_known_whatever_text_is_first(first, monkeypatch):
+    monkeypatch.setattr(bpe_engine, "KINDS", np.zeros(CODE_POINTS, np.uint8))
+    bpe_engine.join_pieces([first.encode()])
+    bpe_engine.join_pieces([b"1 y;yyyy"])
+    found = [bpe_engine.KINDS[ord(c)] for c in "1 yz;"]
+    assert found == [NUMBER, WHITE, LETTER, LETTER, OTHER]
