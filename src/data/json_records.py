@@ -186,9 +186,10 @@ def _join_parts(parts: list[Any]) -> Any:
 
     A list of nothing but texts may be anything, such as words or lines: it is returned.
     """
-    texts = [part.get(DEFAULT_FIELD) if isinstance(part, dict) else part for part in parts]
-    is_joined = all(isinstance(text, str) for text in texts)
-    return "".join(texts) if is_joined and any(isinstance(part, dict) for part in parts) else parts
+    found = [part.get(DEFAULT_FIELD) if isinstance(part, dict) else part for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    is_rich = any(isinstance(part, dict) for part in parts)
+    return "".join(texts) if is_rich and len(texts) == len(parts) else parts
 
 
 def _values(source: Input, fields: Collection[str]) -> Iterator[tuple[Any, int]]:
