@@ -125,11 +125,25 @@ class _Header(tarfile.TarInfo):
             tarfile.ReadError: if there is neither a valid header nor the end mark.
         """
         try:
-            return super().fromtarfile(archive)
+            header = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, without the end mark") from error
+        return header
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        # Names and attributes, which the package reads into memory.
+        if self.type in _EXTENDED and self.size > _MAX_EXTENDED:
+            raise tarfile.InvalidHeaderError("a header is too large")  # type: ignore[attr-defined]
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+
+_EXTENDED = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+_MAX_EXTENDED = 2**20
 
 
 class _Counter:

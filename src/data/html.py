@@ -26,6 +26,12 @@ _LINES = set(_WORDS.findall("div li dt dd tr br main header footer nav aside cap
 _LINES |= {"figcaption", "summary", "title", "legend", "body", "html"}
 _CELLS = {"td", "th"}
 
+# Elements of formatting, which a parser repeats in each paragraph until they are closed.
+_FORMATS = set(_WORDS.findall("a b big code em font i nobr s small strike strong tt u"))
+# Limits of the elements that are repeated, and of the pairs of attributes in elements of more than
+# so many characters.
+_MAX_REPEATED, _MAX_PAIRS, _LONG_TAG = 2**21, 10**9, 2**12
+_QUOTED = re.compile("\"[^\"]*\"|'[^']*'")
 _TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)", re.IGNORECASE)
 # Elements that are not closed, or need not be.
 _UNCLOSED = set(_WORDS.findall("area base br col embed hr img input link meta param source track"))
@@ -48,10 +54,14 @@ def html_text(source: Input, page: str) -> str:
     """
     from selectolax.lexbor import LexborHTMLParser
 
-    if _depth(page) > _MAX_DEPTH:
+    depth, repeated = _depth(page)
+    if depth > _MAX_DEPTH:
         raise source.error(
             "nested too deeply", f"elements are nested more than {_MAX_DEPTH:,} levels deep"
         )
+    if repeated > _MAX_REPEATED or _attribute_pairs(page) > _MAX_PAIRS:
+        what = "attributes of one element" if repeated <= _MAX_REPEATED else "unclosed elements"
+        raise source.error("nested too deeply", f"too many {what}, such as no page has")
     extractor = _Extractor(source.options.clean)
     extractor.extract(LexborHTMLParser(page.replace("\0", "\ufffd")).root)
     text = extractor.text()
@@ -64,14 +74,28 @@ def html_text(source: Input, page: str) -> str:
     return text
 
 
-def _depth(page: str) -> int:
-    """Return the maximum number of elements that are open at a time."""
-    depth = deepest = 0
+def _depth(page: str) -> tuple[int, int]:
+    """Return the maximum number of elements that are open at a time, and of those repeated.
+
+    A parser repeats the open elements of formatting, such as bold text, in each paragraph.
+    """
+    depth = deepest = formats = repeated = 0
     for end, name in _TAG.findall(page):
-        if name.lower() not in _UNCLOSED:
+        name = name.lower()
+        if name not in _UNCLOSED:
             depth = max(0, depth - 1) if end else depth + 1
             deepest = max(deepest, depth)
-    return deepest
+        if name in _FORMATS:
+            formats = max(0, formats - 1) if end else formats + 1
+        else:
+            repeated += formats
+    return deepest, repeated
+
+
+def _attribute_pairs(page: str) -> int:
+    """Return about how many pairs of attributes of an element a parser compares."""
+    long = (part.rpartition("<")[2] for part in page.split(">") if len(part) > _LONG_TAG)
+    return sum(len(_QUOTED.sub(" ", tag).split()) ** 2 for tag in long)
 
 
 class _Extractor:

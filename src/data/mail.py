@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from email.header import decode_header, make_header
 from email.message import Message
+from email.policy import Compat32
 from typing import cast
 
 from ..config_checks import is_encoding
@@ -21,7 +22,21 @@ from .text_files import Unreadable
 
 MAX_MESSAGE = 2**26
 """Maximum bytes of a message, with its attachments."""
+# Characters of a header: RFC 5322 allows lines of 998.
+_MAX_HEADER = 2**12
 _ESCAPED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
+
+
+class _Policy(Compat32):
+    """Keeps the beginning of a header: the package takes quadratic time in its length."""
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        """Return the name and the value of a header."""
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:_MAX_HEADER]
+
+
+_SHORT_HEADERS = _Policy()
 
 
 def read_mail(source: Input) -> Iterator[Document]:
@@ -73,7 +88,8 @@ def _text(source: Input, content: bytes) -> str:
         Unreadable: if it is malformed.
     """
     try:
-        message = email.message_from_bytes(_ESCAPED_FROM.sub(rb"\1", content))
+        unescaped = _ESCAPED_FROM.sub(rb"\1", content)
+        message = email.message_from_bytes(unescaped, policy=_SHORT_HEADERS)
         parts = [_subject(message), *_parts(source, message)]
     except Unreadable:
         raise

@@ -242,8 +242,8 @@ def _check_not_encrypted(package: _Package, chapters: list[str]) -> None:
     name = "META-INF/encryption.xml"
     if name not in package.names:
         return
-    algorithm = ""
+    algorithm, names = "", set(chapters)
     for _, attributes in package.elements(name):
         algorithm = attributes.get("Algorithm", algorithm)
-        if attributes.get("URI") in chapters and not _FONT_ALGORITHMS.match(algorithm):
+        if attributes.get("URI") in names and not _FONT_ALGORITHMS.match(algorithm):
             raise package.source.error("encrypted", "encrypted (digital rights management)")

@@ -15,6 +15,8 @@ from .text import MAX_WHOLE_TEXT
 _PAGE_NUMBER = re.compile(
     r"\W*(?:page|seite|p\.|s\.)?\s*(\d{1,5})(?:\s*(?:of|von|/)\s*\d{1,5})?\W*", re.IGNORECASE
 )
+# Characters of a line with a page number; the pattern takes quadratic time in them.
+_LONGEST = 100
 # What PDFium gives for a hyphen and a line end between letters.
 _MARK = re.compile("[\ufffe\x02](?:\r\n)?")
 _HYPHEN = re.compile(r"(?<!\w)(\w+)[-\u00ad\u2010]\n(\w+)")
@@ -91,7 +93,7 @@ def _without_page_numbers(pages: list[str]) -> list[str]:
     """
     lines = [page.split("\n") for page in pages]
     for end in (-1, 0):
-        numbers = [_PAGE_NUMBER.fullmatch(page[end]) if page else None for page in lines]
+        numbers = [_PAGE_NUMBER.fullmatch(page[end][:_LONGEST]) if page else None for page in lines]
         distances = Counter(int(each[1]) - at for at, each in enumerate(numbers) if each)
         for at, number in enumerate(numbers):
             if number and distances[int(number[1]) - at] > 1:

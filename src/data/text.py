@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 from ..config_keys import Normalization
@@ -265,7 +267,30 @@ def normalize(text: str, how: Normalization) -> str:
     if how == "lines":
         return text
     form: Literal["NFC", "NFKC"] = "NFC" if how == "nfc" else "NFKC"
-    return text if unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text)
+    if text.isascii():
+        return text
+    parts = _without_long_marks(text)
+    for index in range(0, len(parts), 2):
+        if not unicodedata.is_normalized(form, parts[index]):
+            parts[index] = unicodedata.normalize(form, parts[index])
+    return "".join(parts)
+
+
+def _without_long_marks(text: str) -> list[str]:
+    """Split a text at runs of combining marks that are longer than in any language.
+
+    Every second part is such a run, which stays as it is: normalizing takes quadratic time in it.
+    """
+    candidates, runs = _long_marks()
+    return runs.split(text) if candidates.search(text) else [text]
+
+
+@cache
+def _long_marks() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return patterns of runs of marks: a fast one, which also finds others, and an exact one."""
+    marks = "".join(filter(unicodedata.combining, map(chr, range(sys.maxunicode + 1))))
+    common = "".join(mark for mark in marks if mark <= "\uffff")
+    return re.compile(f"(?:[{common}]|[^\0-\uffff]){{64,}}"), re.compile(f"([{marks}]{{64,}})")
 
 
 def unify_line_ends(text: str) -> str:

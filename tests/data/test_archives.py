@@ -153,3 +153,13 @@ def test_many_members_are_not_kept(tmp_path):
     found, report = read_with_report(tmp_path / "a.tar")
     assert len(found) == 300
     assert report.files == 1
+
+
+def test_a_header_that_fills_the_memory_is_refused(tmp_path):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.txt")
+        info.pax_headers = {"comment": "a" * 2**21}
+        archive.addfile(info)
+    with pytest.raises(Unreadable, match="a header is too large"):
+        texts(tmp_path / "a.tar", content.getvalue())

@@ -55,6 +55,16 @@ def test_a_wrong_declaration_is_not_believed(tmp_path):
     assert texts(tmp_path / "b.htm", page.encode("cp1252")) == ["süße Käse\n"]
 
 
+def test_a_page_that_a_parser_would_multiply_is_refused(tmp_path):
+    bold = "".join(f"<b id={number}>" for number in range(2000))
+    with pytest.raises(Unreadable, match="too many unclosed elements"):
+        texts(tmp_path / "a.html", bold + "<p>x" * 2000)
+    with pytest.raises(Unreadable, match="too many attributes of one element"):
+        texts(tmp_path / "b.html", "<p " + " ".join(f"a{n}" for n in range(40_000)) + ">x")
+    long = f"<img src='data:{'a b ' * 40_000}'>" + "<b>x</b><i>y</i>" * 5000
+    assert texts(tmp_path / "c.html", long) == ["xy" * 5000 + "\n"]
+
+
 def test_a_tree_deeper_than_any_page_is_refused(tmp_path):
     with pytest.raises(Unreadable, match="elements are nested more than 4,000 levels deep"):
         texts(tmp_path / "a.html", "<div>" * 5000 + "x")

@@ -114,3 +114,8 @@ def test_a_message_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(mail, "MAX_MESSAGE", 1000)
     with pytest.raises(Unreadable, match=r"a\.mbox message 2: more than 1,000 bytes"):
         texts(tmp_path / "a.mbox", f"{START}\nshort\n\n{START}\n{'long ' * 500}\n")
+
+
+def test_a_long_header_is_cut(tmp_path):
+    (found,) = texts(tmp_path / "a.eml", "Subject: " + "a" * 10_000 + "\n\nbody\n")
+    assert found == "a" * 4096 + "\n\nbody\n"
