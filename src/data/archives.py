@@ -136,7 +136,7 @@ class _Header(tarfile.TarInfo):
         # Names and attributes, which the package reads into memory.
         if self.type in _EXTENDED and self.size > _MAX_EXTENDED:
             raise tarfile.InvalidHeaderError("a header is too large")  # type: ignore[attr-defined]
-        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 _EXTENDED = (
