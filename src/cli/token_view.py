@@ -45,8 +45,8 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
 
 
 def choice_table(choices: Sequence[Choice], tokenizer: Tokenizer) -> Text:
-    """Return a legend and a line for each token: its probability, and the runners-up."""
-    table = Text("probability  token  alternatives   ")
+    """Return a legend and a line for each token: its probability, and its alternatives."""
+    table = Text("probability  token  alternatives ")
     for bound, color in PROBABILITY_COLORS:
         table.append(f"  from {bound:.0%}", color)
     table.append("\n")

@@ -75,7 +75,8 @@ def test_long_cells_are_wrapped_between_words(monkeypatch):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_wide_characters_stand_in_line(capsys):
+def test_wide_characters_stand_in_line(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     print_table(["run", "steps"], [["日本", "1"], ["abcd", "2"]])
     assert capsys.readouterr().out == "run   steps\n日本  1\nabcd  2\n"
 
@@ -97,5 +98,5 @@ def test_a_pipe_gets_every_column_unless_its_width_is_given(monkeypatch):
     assert max(map(len, pipe.getvalue().splitlines())) > 80
     monkeypatch.setattr(sys, "stdout", pipe := io.StringIO())
     monkeypatch.setenv("COLUMNS", "80")
-    assert print_table(HEAD, ROWS, ["checkpoints", "parameters"]) == ["checkpoints", "parameters"]
+    assert print_table(HEAD, ROWS, ["checkpoints", "parameters"]) == ["checkpoints"]
     assert max(map(len, pipe.getvalue().splitlines())) <= 80

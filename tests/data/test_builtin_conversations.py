@@ -74,7 +74,7 @@ def test_questions_are_of_each_kind_in_turn(asked):
 
 def test_names_words_and_numbers_of_held_out_questions_are_never_in_training(made, asked):
     taught, held_out = Counter(), Counter()
-    names = r"(?:name is|call me|called|You are|talk to) (?!Your)([A-Z][a-z]+)\b"
+    names = r"(?:name is|call me|called|You are|talk to) (?!Your|My)([A-Z][a-z]+)\b"
     words = r"pell (?!and tell)(?:the word )?([a-z]+)"
     for pattern in (names, words):
         for messages in made:
