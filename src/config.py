@@ -118,8 +118,9 @@ class GPT2Config:
             raise AGI2Error(
                 "config must be a GPT2Config or what load_config returns, not " + safe_repr(config)
             )
+        fields = Config.model_fields
         for key in config:
-            if key not in Config.model_fields:
+            if key not in fields:
                 known = ARCHITECTURE_FIELDS.get(key, "")
                 raise AGI2Error(
                     f"config: unknown key {safe_repr(key)}"
@@ -186,19 +187,25 @@ class Config(GenerationConfig, TrainConfig, ModelConfig, DataConfig, Mapping):
         A preset sets the sizes; `seq_len` and `max_context_length` default to `model_positions`.
         Such defaults are not in `model_fields_set`, so that `changed` derives them again.
         """
+        fields = cls.model_fields
         # A known key with null or "" is not set; unknown keys are kept for the error message.
         values = {
             key: value
             for key, value in values.items()
-            if key not in cls.model_fields or (value is not None and value != "")
+            if key not in fields or (value is not None and value != "")
         }
-        values = plain_values(cls.model_fields, values)
+        values = plain_values(fields, values)
         # `plain_values` makes None of `resume = false` and `top_k = 0`.
-        values = {k: v for k, v in values.items() if v is not None or k not in cls.model_fields}
+        values = {k: v for k, v in values.items() if v is not None or k not in fields}
         values = {**PRESETS.get(str(values.get("preset")), {}), **values}
         config = validate({**dependent_defaults(values), **values})
         object.__setattr__(config, "__pydantic_fields_set__", set(values))
         return config
+
+    @model_validator(mode="before")
+    @classmethod
+    def _convert(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values  # which `_fill_dependent_defaults` has converted
 
     def _contradictions(self) -> list[str]:
         return contradictions(self)

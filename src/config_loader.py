@@ -99,16 +99,27 @@ def make_config(
     if values.get("conversations"):  # instead of a text
         missing = [key for key in missing if key != "sources"]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
-    problems += _find_problems(dict(values), locations or {}, name)
+    config, found = _validate(values, locations or {}, name)
+    problems += found
     adopted: set[str] = set()
     if not problems and kind == "training" and values.get("init_from"):
         chosen = {key for key, value in values.items() if value not in (None, "")}
         values = _with_pretrained(values, name, locations or {})
         adopted = values.keys() - chosen
-        problems = _find_problems(dict(values), locations or {}, name)
-    if problems:
+        config, problems = _validate(values, locations or {}, name)
+    if problems or config is None:
         raise error_of(problems)
-    return Config(**values).adopting(adopted)
+    return config.adopting(adopted)
+
+
+def _validate(
+    values: Mapping[str, Any], locations: Mapping[str, str], name: str
+) -> tuple[Config | None, list[str]]:
+    """Return the configuration, or else a line for each problem."""
+    try:
+        return Config(**values), []
+    except AGI2Error:
+        return None, _find_problems(dict(values), locations, name)
 
 
 def _with_pretrained(
