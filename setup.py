@@ -31,6 +31,7 @@ setup(
         Extension(
             "agi2.nn._shingles",
             ["src/nn/shingles.c"],
+            depends=["src/nn/sha256.h"],
             extra_compile_args=["-O3"],
             optional=True,
         ),

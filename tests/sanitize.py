@@ -35,6 +35,7 @@ TESTS = (
     "tests/nn/test_bpe_library.py",
     "tests/nn/test_cpu_kernels.py",
     "tests/nn/test_quantized.py",
+    "tests/nn/test_shingle_library.py",
     "tests/inference/test_prepare.py",
     "tests/test_ffn.py",
     "tests/tokenization/test_bpe_engine.py",

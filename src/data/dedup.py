@@ -8,6 +8,7 @@ document. Time is linear in the text, memory in the sample, which is bounded.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,14 +16,12 @@ from functools import cache, cached_property
 import numpy as np
 
 from ..nn import shingle_library
-from .sketches import Sketcher
+from .sketches import Sketcher, update_minima
 
 SHINGLE = 24
 """Characters of a shingle: five English words, which texts of different authors rarely share."""
 _MAX_SHINGLES = 1_000_000  # most shingles of a corpus that are compared, approximately
-_BLOCK = 2**16  # characters hashed at a time, so that the temporaries fit the CPU cache
 _TABLE_SIZE = 0x3100  # from here on (mostly CJK ideographs) every code point counts as alphanumeric
-_SEPARATOR = "\0"  # between documents; no shingle spans one
 
 
 @dataclass(frozen=True)
@@ -69,90 +68,59 @@ class ShingleSampler:
 
     def __init__(self, sketcher: Sketcher | None = None) -> None:
         self._sketcher = sketcher
-        self._block: list[str] = []
-        self._block_size = 0
-        self._position = 0  # of the block in the stream of documents and separators
-        self._characters = 0  # of documents alone
-        self._document_starts: list[np.ndarray] = []
-        self._new_starts: list[int] = []
-        self._document_count = 0  # in `_document_starts`
         native = shingle_library.LIBRARY is not None
         table = _alphanumeric_table()
-        self._hasher = shingle_library.ShingleHasher(table) if native else _Hasher()
-        self._sampled = [(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))]
+        self._scanner = shingle_library.DocumentScanner(table) if native else _Scanner()
+        self._documents = 0
+        self._sampled: list[tuple[np.ndarray, ...]] = []
         self._count = 0
         self._rate = 1
 
-    def add(self, text: str, continues: bool = False) -> None:
-        """Add a document; or, if it `continues` the one before, the next piece of that."""
-        if not continues:
-            self._append(_SEPARATOR)
-            self._new_starts.append(self._position + self._block_size)
-        self._characters += len(text)
-        self._append(text)
-        if self._block_size >= _BLOCK:
-            self._end_block()
+    def add(
+        self, text: bytes, characters: np.ndarray, is_new: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add pieces of documents, and hash these, too.
 
-    def _append(self, text: str) -> None:
-        self._block.append(text)
-        self._block_size += len(text)
+        Args:
+            text: the pieces one after the other, in UTF-8.
+            characters: number of characters of each, (P,) int64.
+            is_new: whether each begins a document, (P,).
 
-    def _end_block(self) -> None:
-        text = "".join(self._block)
-        starts = np.array(self._new_starts, np.int64)
-        self._sample(text, self._position, starts)
-        self._document_starts.append(starts)
-        self._document_count += len(starts)
-        if self._sketcher is not None:
-            self._sketcher.complete(self._document_count - 1)
-        self._position += len(text)
-        self._block, self._block_size, self._new_starts = [], 0, []
-
-    def _sample(self, text: str, position: int, starts: np.ndarray) -> None:
-        for at in range(0, len(text), _BLOCK):
-            codes = _code_points(text[at : at + _BLOCK])
-            rate = self._rate if self._sketcher is None else 1
-            found = self._hasher.add(codes, position + at, _threshold(rate))
-            if self._sketcher is not None:
-                self._sketch(self._sketcher, found, starts)
-                chosen = np.flatnonzero(found[0] <= np.uint64(_threshold(self._rate)))
-                found = (found[0][chosen], found[1][chosen], found[2][chosen])
-            self._sampled.append(found)
-            self._count += len(found[0])
-            while self._count > 2 * _MAX_SHINGLES:
-                self._rate *= 2
-                self._drop()
-
-    def _sketch(
-        self,
-        sketcher: Sketcher,
-        found: tuple[np.ndarray, np.ndarray, np.ndarray],
-        starts: np.ndarray,
-    ) -> None:
-        """Add shingles, which may be of the document before the new ones, to the sketches."""
-        bounds = [0, *np.searchsorted(found[1], starts).tolist(), len(found[1])]
-        first = self._document_count - 1
-        documents = np.arange(first, first + len(bounds) - 1)
-        sketcher.add(found[0], np.repeat(documents, np.diff(bounds)))
+        Returns:
+            The number of bytes of each piece, (P,), and the first 16 bytes of the SHA-256 hash of
+            its document up to its end, (P, 16).
+        """
+        documents = np.cumsum(is_new)
+        count = int(documents[-1])
+        minima = None if self._sketcher is None else self._sketcher.begin(count)
+        threshold = _threshold(self._rate)
+        sizes, digests, found = self._scanner.scan(text, characters, documents, threshold, minima)
+        hashes, own, starts, ends = found
+        self._sampled.append((hashes, own + (self._documents - 1), starts, ends))
+        self._documents += count
+        self._count += len(hashes)
+        while self._count > 2 * _MAX_SHINGLES:
+            self._rate *= 2
+            self._drop()
+        return sizes, digests
 
     def _drop(self) -> None:
         """Drop the shingles that are not in a sample of the present rate."""
-        hashes, starts, ends = (np.concatenate(each) for each in zip(*self._sampled, strict=True))
-        kept = hashes <= np.uint64(_threshold(self._rate))
-        self._sampled = [(hashes[kept], starts[kept], ends[kept])]
-        self._count = int(kept.sum())
+        limit = np.uint64(_threshold(self._rate))
+        for index, (hashes, *places) in enumerate(self._sampled):
+            kept = np.flatnonzero(hashes <= limit)
+            self._sampled[index] = (hashes[kept], *(each[kept] for each in places))
+        self._count = sum(len(hashes) for hashes, *_ in self._sampled)
 
     def finish(self) -> Shingles:
         """Return the sample, after the last document; `limit` makes it that of a whole corpus."""
-        self._end_block()
         if self._sketcher is not None:
-            self._sketcher.complete(self._document_count)
-        self._drop()
-        document_starts = np.concatenate(self._document_starts)
-        hashes, starts, ends = self._sampled[0]
-        documents = np.searchsorted(document_starts, starts, "right") - 1
-        first = document_starts[documents]
-        return Shingles(hashes, documents, starts - first, ends - first, self._rate)
+            self._sketcher.finish()
+        none = (np.empty(0, np.uint64), *(np.empty(0, np.int64) for _ in range(3)))
+        hashes, documents, starts, ends = map(
+            np.concatenate, zip(none, *self._sampled, strict=True)
+        )
+        return Shingles(hashes, documents, starts, ends, self._rate)
 
 
 def limit(sample: Shingles, characters: int) -> Shingles:
@@ -172,21 +140,61 @@ def at_rate(sample: Shingles, rate: int) -> Shingles:
     return replace(sample.select(sample.hashes <= np.uint64(_threshold(rate))), rate=rate)
 
 
-class _Hasher:
-    """What `shingle_library.ShingleHasher` does in C, in NumPy."""
+class _Scanner:
+    """What `shingle_library.DocumentScanner` does in C, in NumPy."""
 
     def __init__(self) -> None:
         self._codes, self._offsets = np.empty(0, np.uint32), np.empty(0, np.int64)
+        self._position = self._first = 0  # in all documents, each of which follows a separator
+        self._hash = hashlib.sha256()
 
-    def add(
-        self, codes: np.ndarray, position: int, threshold: int
+    def scan(
+        self,
+        text: bytes,
+        characters: np.ndarray,
+        documents: np.ndarray,
+        threshold: int,
+        minima: np.ndarray | None,
+    ) -> shingle_library.Scanned:
+        """Scan pieces."""
+        is_new = np.diff(documents, prepend=0) > 0
+        before = (np.cumsum(characters) - characters)[is_new]
+        codes = np.insert(_code_points(text), before, 0)
+        hashes, starts, ends = self._shingles(codes, self._position)
+        begins = self._position + before + np.arange(1, len(before) + 1)
+        firsts = np.concatenate([[self._first], begins])
+        self._position, self._first = self._position + len(codes), int(firsts[-1])
+        own = np.searchsorted(firsts, starts, "right") - 1
+        if minima is not None:
+            update_minima(minima, hashes, own)
+        kept = hashes <= np.uint64(threshold)
+        hashes, own, starts, ends = hashes[kept], own[kept], starts[kept], ends[kept]
+        sizes, digests = self._hashes(text, characters, is_new)
+        return sizes, digests, (hashes, own, starts - firsts[own], ends - firsts[own])
+
+    def _hashes(
+        self, text: bytes, characters: np.ndarray, is_new: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        begins = np.flatnonzero(np.frombuffer(text, np.int8) >= -0x40)  # of characters
+        ends = np.append(begins, len(text))[np.cumsum(characters)]
+        digests, start = bytearray(), 0
+        for end, begins_document in zip(ends.tolist(), is_new.tolist(), strict=True):
+            if begins_document:
+                self._hash = hashlib.sha256()
+            self._hash.update(text[start:end])
+            digests += self._hash.digest()[:16]
+            start = end
+        return np.diff(ends, prepend=0), np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+    def _shingles(
+        self, codes: np.ndarray, position: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hash the shingles that end in the next part of the text."""
+        """Hash the shingles that end in the next code points, which begin at a position."""
         new, offsets = _alphanumerics(codes)
         codes = np.concatenate([self._codes, new])
         offsets = np.concatenate([self._offsets, offsets + position])
         hashes = _hash(codes)
-        chosen = np.flatnonzero(hashes <= np.uint64(threshold))
+        chosen = np.arange(len(hashes))
         breaks = np.flatnonzero(codes == 0)
         breaks_before = np.searchsorted(breaks, chosen)
         chosen = chosen[np.searchsorted(breaks, chosen + SHINGLE) == breaks_before]
@@ -201,12 +209,12 @@ def _threshold(rate: int) -> int:
 @cache
 def _alphanumeric_table() -> np.ndarray:
     table = np.array([chr(code).isalnum() for code in range(_TABLE_SIZE + 1)])
-    table[[0, _TABLE_SIZE]] = True  # the separator; all code points beyond the table
+    table[[0, _TABLE_SIZE]] = True  # NUL, which no shingle spans; all code points beyond the table
     return table
 
 
-def _code_points(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+def _code_points(text: bytes) -> np.ndarray:
+    return np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)
 
 
 def _alphanumerics(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

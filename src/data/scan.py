@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from ..tokenization.threads import BackgroundCalls
 from ..utils import atomic_path
 from .dedup import Shingles, ShingleSampler, at_rate, limit
 from .sketches import Sketcher
@@ -114,7 +115,7 @@ def _index_type(count: int) -> type[np.signedinteger]:
 
 
 class Scanner:
-    """Scans a stream of documents, each in one piece or several.
+    """Scans a stream of documents, each in one piece or several; if it is long, in another thread.
 
     Args:
         sink: called with the UTF-8 bytes of each piece, such as to write them to a file.
@@ -130,45 +131,56 @@ class Scanner:
     ) -> None:
         self._sink = sink
         self._sampler = ShingleSampler(None if sketch_sink is None else Sketcher(sketch_sink))
-        self._hashes_plain, self._plain_hashes = hashes_plain, bytearray()
+        self._plain_hashes = bytearray() if hashes_plain else None
+        self._plain_hash = hashlib.sha256()
         self._lengths, self._sizes, self._hashes = array("q"), array("q"), bytearray()
-        self._begin_document()
-        self._is_open = False
+        self._worker: BackgroundCalls[_Pieces] | None = None
+        self._begin_batch()
 
-    def _begin_document(self) -> None:
-        self._hash, self._plain_hash = hashlib.sha256(), hashlib.sha256()
-        self._characters, self._size = 0, 0
+    def _begin_batch(self) -> None:
+        self._texts: list[str] = []
+        self._continues: list[bool] = []
+        self._characters = 0
 
     def add(self, text: str, continues: bool = False) -> None:
         """Scan a document; or, if it `continues` the one before, the next piece of that.
 
         Lone surrogates become `?`.
         """
-        if not continues:
-            self._end_document()
-        self._is_open = True
-        for at in range(0, len(text), _PART) or [0]:
-            self._add_part(text[at : at + _PART], continues or at > 0)
-
-    def _add_part(self, text: str, continues: bool) -> None:
-        data = text.encode("utf-8", "replace")
-        if self._sink is not None:
-            self._sink(data)
-        self._hash.update(data)
-        if self._hashes_plain:
-            self._plain_hash.update(_plain(text, data))
+        self._texts.append(text)
+        self._continues.append(continues)
         self._characters += len(text)
-        self._size += len(data)
-        self._sampler.add(text, continues)
+        if self._characters >= _BATCH:
+            if self._worker is None:
+                self._worker = BackgroundCalls(self._scan)
+            self._worker.submit((self._texts, self._continues))
+            self._begin_batch()
 
-    def _end_document(self) -> None:
-        if self._is_open:
-            self._lengths.append(self._characters)
-            self._sizes.append(self._size)
-            self._hashes += self._hash.digest()[:16]
-            if self._hashes_plain:
-                self._plain_hashes += self._plain_hash.digest()[:16]
-            self._begin_document()
+    def _scan(self, pieces: _Pieces) -> None:
+        for texts, continues in _parts(*pieces):
+            data = "".join(texts).encode("utf-8", "replace")
+            if self._sink is not None:
+                self._sink(data)
+            characters = np.fromiter(map(len, texts), np.int64, len(texts))
+            is_new = ~np.fromiter(continues, bool, len(texts))
+            is_new[0] |= not self._lengths
+            sizes, digests = self._sampler.add(data, characters, is_new)
+            documents = np.cumsum(is_new)
+            _add_sums(self._lengths, characters, documents)
+            _add_sums(self._sizes, sizes, documents)
+            _add_last(self._hashes, digests, is_new)
+            if self._plain_hashes is not None:
+                _add_last(self._plain_hashes, self._hash_plain(texts, is_new), is_new)
+
+    def _hash_plain(self, texts: list[str], is_new: np.ndarray) -> np.ndarray:
+        """Hash documents as `plain_hashes` says, up to the end of each piece, (P, 16)."""
+        digests = bytearray()
+        for text, begins_document in zip(texts, is_new.tolist(), strict=True):
+            if begins_document:
+                self._plain_hash = hashlib.sha256()
+            self._plain_hash.update(_plain(text))
+            digests += self._plain_hash.digest()[:16]
+        return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
     def finish(self) -> Scan:
         """Return the scan, after the last document."""
@@ -177,22 +189,67 @@ class Scanner:
 
     def finish_part(self) -> Scan:
         """Return the scan of a part of a corpus, after its last document, for `join_scans`."""
-        self._end_document()
+        if self._worker is not None:
+            self._worker.finish()
+            self._worker = None
+        if self._texts:
+            self._scan((self._texts, self._continues))
+            self._begin_batch()
         shingles = self._sampler.finish()
         # Without copies: this is most of the memory that a corpus of small documents takes.
         lengths, sizes = (np.frombuffer(each, np.int64) for each in (self._lengths, self._sizes))
         hashes, plain = (
-            np.frombuffer(each, "<u8").reshape(-1, 2) for each in (self._hashes, self._plain_hashes)
+            np.frombuffer(each, "<u8").reshape(-1, 2)
+            for each in (self._hashes, self._plain_hashes or b"")
         )
-        return Scan(lengths, sizes, hashes, shingles, plain if self._hashes_plain else None)
+        return Scan(lengths, sizes, hashes, shingles, None if self._plain_hashes is None else plain)
 
 
-def _plain(text: str, data: bytes) -> bytes:
-    """Return the UTF-8 of a text without white space, decomposed; `data` is that of the text."""
-    if not text.isascii():
-        data = unicodedata.normalize("NFD", text).encode("utf-8", "replace")
-        for mark in _UNICODE_SPACES:
-            data = data.replace(mark, b"")
+# Characters of documents that are scanned at a time.
+_BATCH = 2**18
+_Pieces = tuple[list[str], list[bool]]
+"""Pieces of documents, and whether each continues the one before."""
+
+
+def _parts(texts: list[str], continues: list[bool]) -> Iterator[_Pieces]:
+    """Yield pieces as they are, but long ones in parts, since copies would take much memory."""
+    first = 0
+    for index, text in enumerate(texts):
+        if len(text) > _BATCH:
+            if first < index:
+                yield texts[first:index], continues[first:index]
+            for at in range(0, len(text), _BATCH):
+                yield [text[at : at + _BATCH]], [continues[index] or at > 0]
+            first = index + 1
+    if first < len(texts):
+        yield texts[first:], continues[first:]
+
+
+def _add_sums(totals: array[int], values: np.ndarray, documents: np.ndarray) -> None:
+    """Append the sum of the values, (P,), of each document; add those of document 0 to the last."""
+    sums = np.bincount(documents, values).astype(np.int64)
+    if sums[0]:
+        totals[-1] += int(sums[0])
+    totals.frombytes(sums[1:].tobytes())
+
+
+def _add_last(digests: bytearray, new: np.ndarray, is_new: np.ndarray) -> None:
+    """Append the digest, of (P, 16), of the last piece of each document.
+
+    It replaces the last one before if the first piece continues that document.
+    """
+    if not is_new[0]:
+        del digests[-16:]
+    digests += new[np.append(is_new[1:], True)].tobytes()
+
+
+def _plain(text: str) -> bytes:
+    """Return the UTF-8 of a text without white space, decomposed."""
+    if text.isascii():
+        return text.encode().translate(None, _SPACES)
+    data = unicodedata.normalize("NFD", text).encode("utf-8", "replace")
+    for mark in _UNICODE_SPACES:
+        data = data.replace(mark, b"")
     return data.translate(None, _SPACES)
 
 
@@ -222,10 +279,6 @@ def join_scans(parts: Sequence[Scan]) -> Scan:
         limit(at_rate(shingles, rate), int(characters.sum())),
         np.concatenate(plain) if plain else None,
     )
-
-
-# Characters that are scanned at a time: copies of all of a long piece would take much memory.
-_PART = 2**20
 
 
 def scan_texts(texts: Iterable[str]) -> Scan:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..nn import shingle_library
+
 BINS = 128
 _BANDS, _ROWS = 16, 5  # documents with 0.8 in common agree in a band with a probability of 0.998
 SKETCH = np.dtype([("bands", "<u4", _BANDS), ("minima", "u1", BINS // 2)])
@@ -37,35 +39,42 @@ class Sketcher:
 
     def __init__(self, sink: Callable[[bytes], object]) -> None:
         self._sink = sink
-        self._first = 0  # document of the first row
-        self._rows = np.empty((0, BINS), np.uint64)
+        # The first row is of no document.
+        self._minima, self._skipped = np.full((1, BINS), _EMPTY), 1
 
-    def add(self, hashes: np.ndarray, documents: np.ndarray) -> None:
-        """Add shingles: their hashes, (N,), and their documents, (N,), in ascending order."""
-        if len(hashes):
-            self._grow(int(documents[-1]) + 1)
-            cells = (documents - self._first) * BINS + (hashes >> _SHIFT).view(np.int64)
-            np.minimum.at(self._rows.reshape(-1), cells, hashes)
+    def begin(self, count: int) -> np.ndarray:
+        """Begin so many documents.
 
-    def _grow(self, count: int) -> None:
-        new = count - self._first - len(self._rows)
-        if new > 0:
-            rows = np.full((new, BINS), _EMPTY)
-            self._rows = np.concatenate([self._rows, rows]) if len(self._rows) else rows
+        Returns:
+            The smallest hash in each range of the shingles of the last document before, and of the
+            new ones, (1 + count, BINS) uint64, which is to be updated.
+        """
+        self._deliver(self._minima[:-1])
+        new = np.full((count, BINS), _EMPTY)
+        self._minima = np.concatenate([self._minima[-1:], new])
+        return self._minima
 
-    def complete(self, count: int) -> None:
-        """Deliver the sketches of the first `count` documents; no more shingles of them follow."""
-        self._grow(count)
-        done = count - self._first
-        if done > 0:
-            self._sink(_sketches(self._rows[:done]).tobytes())
-            self._rows, self._first = self._rows[done:].copy(), count
+    def finish(self) -> None:
+        """Deliver all sketches that were not."""
+        self._deliver(self._minima)
+
+    def _deliver(self, minima: np.ndarray) -> None:
+        if len(minima):
+            make = _sketches if shingle_library.LIBRARY is None else shingle_library.sketches
+            self._sink(make(minima[self._skipped :], SKETCH).tobytes())
+            self._skipped = 0
 
 
-def _sketches(minima: np.ndarray) -> np.ndarray:
-    """Return the sketches, (D,), for the smallest hashes of each bin, (D, BINS)."""
+def update_minima(minima: np.ndarray, hashes: np.ndarray, documents: np.ndarray) -> None:
+    """Update the smallest hashes, (D, BINS), by shingles: hashes and documents, (N,) each."""
+    cells = documents * BINS + (hashes >> _SHIFT).view(np.int64)
+    np.minimum.at(minima.reshape(-1), cells, hashes)
+
+
+def _sketches(minima: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return the sketches, (D,), for the smallest hashes of each range, (D, BINS)."""
     is_empty = minima == _EMPTY
-    sketches = np.zeros(len(minima), SKETCH)
+    sketches = np.zeros(len(minima), dtype)
     codes = minima.astype(np.uint16).astype(np.uint32)  # the lowest bits
     codes = ((codes * np.uint32(_CODES) >> np.uint32(16)) + np.uint32(1)).astype(np.uint8)
     codes[is_empty] = 0

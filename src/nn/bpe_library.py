@@ -70,7 +70,7 @@ def unknown_kind(kinds: np.ndarray, text: bytes) -> int:
     """Return the first code point of a text whose entry in `kinds` is 0, or -1."""
     assert LIBRARY is not None
     return int(
-        LIBRARY.agi2_bpe_unknown_kind(_address(kinds, np.uint8, CODE_POINTS), text, len(text))
+        LIBRARY.agi2_bpe_unknown_kind(array_address(kinds, np.uint8, CODE_POINTS), text, len(text))
     )
 
 
@@ -92,10 +92,10 @@ class Encoder:
         # Those that no thread uses now. List methods are atomic.
         self._workspaces: list[_Workspace] = []
         self._encoder = LIBRARY.agi2_bpe_encoder(
-            _address(byte_ids, np.uint32, 256),
-            _address(merges, np.uint32, 4 * len(merges)),
+            array_address(byte_ids, np.uint32, 256),
+            array_address(merges, np.uint32, 4 * len(merges)),
             len(merges),
-            _address(kinds, np.uint8, CODE_POINTS),
+            array_address(kinds, np.uint8, CODE_POINTS),
             splitter.is_gpt4,
             splitter.max_digits,
         )
@@ -125,7 +125,7 @@ class Encoder:
             self._encoder,
             workspace.cache.ctypes.data,
             text,
-            _address(ends, np.int64, len(ends)),
+            array_address(ends, np.int64, len(ends)),
             len(ends),
             ids.ctypes.data,
             dtype == np.uint32,
@@ -196,7 +196,7 @@ class Trainer:
         self.min_count = 0
         """Words that occur up to this often were dropped; 0 if none were. Set by `end_count`."""
         self._trainer = LIBRARY.agi2_bpe_trainer(
-            _address(kinds, np.uint8, CODE_POINTS), *splitter, max_words, max_bytes
+            array_address(kinds, np.uint8, CODE_POINTS), *splitter, max_words, max_bytes
         )
         if not self._trainer:
             raise MemoryError
@@ -213,7 +213,7 @@ class Trainer:
         assert LIBRARY is not None
         if len(ends) and (ends[0] < 0 or ends[-1] != len(text) or (np.diff(ends) < 0).any()):
             raise ValueError("the pieces do not make up the text")
-        address = _address(ends, np.int64, len(ends))
+        address = array_address(ends, np.int64, len(ends))
         _check(LIBRARY.agi2_bpe_count(self._trainer, text, address, len(ends), weight))
 
     def end_count(self) -> None:
@@ -259,7 +259,7 @@ def _check(result: int) -> int:
     return result
 
 
-def _address(array: np.ndarray, dtype: type[np.generic], count: int) -> int:
+def array_address(array: np.ndarray, dtype: type[np.generic], count: int) -> int:
     """Return the address of an array's `count` elements.
 
     Raises:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from src.data import dedup
+from src.data import dedup, scan
 from src.data.copies import find_copies
 from src.data.scan import Scanner
 from src.data.sketches import SKETCH, near_pairs, open_sketches
@@ -111,15 +111,15 @@ def test_of_many_near_copies_of_one_document_one_is_kept():
     assert removed.tolist() == [False] * 21 + [True] * 59
 
 
-def test_sketches_are_those_of_each_document_alone_wherever_blocks_end(monkeypatch, tmp_path):
+def test_sketches_are_those_of_each_document_alone_wherever_batches_end(monkeypatch, tmp_path):
     draw = random.Random(4)
     texts = [words(draw, draw.choice([0, 1, 5, 8, 200])) for _ in range(40)]
     texts.insert(20, "a\0b" * 50)
     alone = [scan_of([text])[1] for text in texts]
     assert [len(each) for each in alone] == [1] * len(texts)
     assert sum(not each["bands"].any() for each in alone) > 10
-    for block in (7, 100, 2**16):
-        monkeypatch.setattr(dedup, "_BLOCK", block)
+    for size in (7, 100, 2**16):
+        monkeypatch.setattr(scan, "_BATCH", size)
         assert scan_of(texts)[1].tobytes() == b"".join(each.tobytes() for each in alone)
     assert len(scan_of([])[1]) == 0
     (tmp_path / "empty").touch()

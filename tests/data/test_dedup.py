@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import random
 from dataclasses import replace
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.data import dedup
+from src.data import dedup, sketches
 from src.data.dedup import (
     HashSet,
     ShingleSampler,
@@ -16,6 +17,7 @@ from src.data.dedup import (
     limit,
     passages,
 )
+from src.data.sketches import BINS, SKETCH
 from src.data.splits import split_documents
 from src.nn import shingle_library
 from tests.bounds import by_chance
@@ -32,13 +34,18 @@ def native(request, monkeypatch):
         pytest.skip("no C compiler at installation")
 
 
-def sample(documents, pieces=1):
-    """Sample the shingles of documents, each of which arrives in some pieces."""
+def sample(documents, pieces=1, batch=2**20):
+    """Sample the shingles of documents, each in some pieces, of which so many are added at once."""
     sampler = ShingleSampler()
+    parts = []
     for text in documents:
         size = len(text) // pieces + 1
-        for at in range(0, size * pieces, size):
-            sampler.add(text[at : at + size], continues=at > 0)
+        parts += [(text[at : at + size], at == 0) for at in range(0, size * pieces, size)]
+    for at in range(0, len(parts), batch):
+        texts, is_new = zip(*parts[at : at + batch], strict=True)
+        data = [text.encode("utf-8", "replace") for text in texts]
+        sizes, _ = sampler.add(b"".join(data), np.array([*map(len, texts)]), np.array(is_new))
+        assert sizes.tolist() == [*map(len, data)]
     return limit(sampler.finish(), sum(map(len, documents)))
 
 
@@ -73,15 +80,11 @@ def plain(text):
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(st.text(st.sampled_from("aB \n.é鯨🐳7"), max_size=120), max_size=4),
-    block=st.sampled_from([7, 30, 2**20]),
+    batch=st.sampled_from([1, 2, 100]),
     pieces=st.integers(1, 3),
 )
-def test_shingles_are_all_runs_of_letters_wherever_blocks_and_pieces_end(documents, block, pieces):
-    before, dedup._BLOCK = dedup._BLOCK, block
-    try:
-        found = sample(documents, pieces)
-    finally:
-        dedup._BLOCK = before
+def test_shingles_are_all_runs_of_letters_wherever_batches_and_pieces_end(documents, batch, pieces):
+    found = sample(documents, pieces, batch)
     expected = [(index, *each) for index, text in enumerate(documents) for each in plain(text)]
     places = np.stack([found.documents, found.starts, found.ends], 1).tolist()
     assert places == [[index, start, end] for index, _, start, end in expected]
@@ -92,21 +95,49 @@ def test_shingles_are_all_runs_of_letters_wherever_blocks_and_pieces_end(documen
 
 
 @pytest.mark.skipif(shingle_library.LIBRARY is None, reason="no C compiler at installation")
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(
-    text=st.text(st.sampled_from("aBzZ[@`{ \n.é鯨🐳7\0"), min_size=30, max_size=300),
+    texts=st.lists(st.text(st.sampled_from("aBzZ[@`{ \n.é鯨🐳7\0"), max_size=300), min_size=3),
+    is_new=st.lists(st.booleans(), min_size=3, max_size=3),
     rate=st.integers(1, 4),
-    cuts=st.lists(st.integers(0, 300), max_size=3),
+    cut=st.integers(1, 2),
+    has_minima=st.booleans(),
 )
-def test_hashes_in_c_are_those_in_numpy(text, rate, cuts):
-    ours = shingle_library.ShingleHasher(dedup._alphanumeric_table())
-    theirs = dedup._Hasher()
-    for start, end in itertools.pairwise([0, *sorted(cuts), 301]):
-        codes = dedup._code_points(text[start:end])
-        arguments = (codes, start, dedup._threshold(rate))
-        for found, expected in zip(ours.add(*arguments), theirs.add(*arguments), strict=True):
-            assert found.dtype == expected.dtype
-            assert found.tolist() == expected.tolist()
+def test_documents_are_scanned_in_c_as_in_numpy(texts, is_new, rate, cut, has_minima):
+    is_new = [True, *is_new, *[True] * len(texts)][: len(texts)]
+    scanners = shingle_library.DocumentScanner(dedup._alphanumeric_table()), dedup._Scanner()
+    whole = b""
+    for first, last in ((0, cut), (cut, len(texts))):
+        text = "".join(texts[first:last]).encode()
+        characters = np.array([*map(len, texts[first:last])])
+        documents = np.cumsum(is_new[first:last])
+        every = []
+        for scanner in scanners:
+            shape = (1 + documents[-1], BINS)
+            minima = np.full(shape, 2**64 - 1, np.uint64) if has_minima else None
+            sizes, digests, found = scanner.scan(
+                text, characters, documents, dedup._threshold(rate), minima
+            )
+            assert [each.dtype for each in found] == [np.uint64, np.int64, np.int64, np.int64]
+            found = [sizes, digests, *found] + [minima] * has_minima
+            every.append([each.tolist() for each in found])
+        assert every[0] == every[1]
+        assert every[0][0] == [len(each.encode()) for each in texts[first:last]]
+        for each, begins, digest in zip(
+            texts[first:last], is_new[first:last], every[0][1], strict=True
+        ):
+            whole = each.encode() if begins else whole + each.encode()
+            assert bytes(digest) == hashlib.sha256(whole).digest()[:16]
+
+
+@pytest.mark.skipif(shingle_library.LIBRARY is None, reason="no C compiler at installation")
+def test_sketches_in_c_are_those_in_numpy():
+    draw = np.random.default_rng(0)
+    minima = draw.integers(0, 2**64, (40, BINS), np.uint64)
+    minima[draw.random(minima.shape) < np.linspace(0, 1, 40)[:, None]] = 2**64 - 1
+    minima[:, 7] &= np.uint64(2**64 - 256)  # whose low bits are 0
+    ours = shingle_library.sketches(minima, SKETCH)
+    assert ours.tobytes() == sketches._sketches(minima, SKETCH).tobytes()
 
 
 @pytest.mark.usefixtures("native")
@@ -132,7 +163,7 @@ def test_hashes_are_uniform():
     assert (np.abs(bits - 0.5) <= by_chance(0.5, len(hashes))).all()
 
 
-def test_documents_are_grouped_by_what_they_share(monkeypatch):
+def test_documents_are_grouped_by_what_they_share():
     draw = random.Random(1)
     texts = ["".join(draw.choices("abcdefgh ", k=1000)) for _ in range(4)]
     documents = [
@@ -146,8 +177,6 @@ def test_documents_are_grouped_by_what_they_share(monkeypatch):
     ]
     expected = [0, 1, 0, 3, 1, 5, 6]
     assert cluster(documents, 0.2) == expected
-    monkeypatch.setattr(dedup, "_BLOCK", 50)
-    assert cluster(documents, 0.2) == expected
     assert cluster(documents, 0.05) == [0, 1, 0, 3, 1, 3, 6]
     assert cluster(["short", "texts"], 0.2) == [0, 1]
     a, b, c = (text[:300] for text in texts[:3])
@@ -155,13 +184,12 @@ def test_documents_are_grouped_by_what_they_share(monkeypatch):
     assert cluster([], 0.2) == []
 
 
-@pytest.mark.parametrize("block", [50, 2**16])
-def test_a_large_corpus_is_sampled_at_the_rate_of_its_size(monkeypatch, block):
+@pytest.mark.parametrize("pieces", [1, 9])
+def test_a_large_corpus_is_sampled_at_the_rate_of_its_size(monkeypatch, pieces):
     documents = [TEXT, "".join(random.Random(2).choices("abcd", k=3000)), TEXT[::-1], TEXT + "end"]
     every = sample(documents)
-    monkeypatch.setattr(dedup, "_BLOCK", block)
     monkeypatch.setattr(dedup, "_MAX_SHINGLES", 1000)
-    found = sample(documents)
+    found = sample(documents, pieces, 2)
     assert found.rate == 13
     chosen = every.hashes <= (2**64 - 1) // 13
     for name in ("hashes", "documents", "starts", "ends"):
@@ -198,10 +226,9 @@ def test_of_a_sample_documents_must_share_several_shingles():
 
 
 def test_a_text_that_repeats_itself_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(dedup, "_BLOCK", 1000)
     monkeypatch.setattr(dedup, "_MAX_SHINGLES", 1000)
     for letter in "abcdefgh":
-        assert len(sample([letter * 20_000, TEXT])) <= 2000
+        assert len(sample([letter * 20_000, TEXT], 20, 1)) <= 2000
 
 
 def test_the_shared_part_is_counted():

@@ -1,20 +1,30 @@
 """One pass over a corpus: sizes, hashes and equal documents."""
 
+import hashlib
 import itertools
 import random
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from src.data import dedup
+from src.data import scan as scan_module
 from src.data.scan import Scanner, join_scans, load_scan, save_scan, scan_texts
 
 TEXTS = st.lists(st.text(st.sampled_from("ab é鯨🐳\ud800"), max_size=4), max_size=30)
 
 
+@pytest.mark.parametrize("batch", [2, 9, 2**18])
 @given(documents=TEXTS)
-def test_sizes_and_originals_are_those_of_the_documents(documents):
+def test_sizes_and_originals_are_those_of_the_documents(batch, documents):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_module, "_BATCH", batch)
+        check_scan(documents)
+
+
+def check_scan(documents):
     written = []
     scanner = Scanner(written.append)
     for text in documents:
@@ -30,6 +40,40 @@ def test_sizes_and_originals_are_those_of_the_documents(documents):
     whole = scan_texts(documents)
     assert scan.identity == whole.identity
     assert np.array_equal(scan.shingles.hashes, whole.shingles.hashes)
+
+
+def test_long_pieces_and_short_ones_are_scanned_alike(monkeypatch):
+    draw = random.Random(2)
+    texts = [
+        "".join(draw.choices("ab\xe9\u9be8 \n", k=draw.choice([0, 9, 40, 200]))) for _ in range(60)
+    ]
+    expected, written = scan_texts(texts), []
+    monkeypatch.setattr(scan_module, "_BATCH", 50)
+    scanner = Scanner(written.append)
+    for text in texts:
+        at = draw.randrange(len(text) + 1)
+        scanner.add(text[:at])
+        scanner.add(text[at:], continues=True)
+    scan = scanner.finish()
+    assert b"".join(written) == "".join(texts).encode()
+    assert scan.identity == expected.identity
+    for name in ("hashes", "documents", "starts", "ends"):
+        assert np.array_equal(getattr(scan.shingles, name), getattr(expected.shingles, name))
+    hashes = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
+    assert scan.hashes.tobytes() == b"".join(hashes)
+
+
+def test_an_error_in_writing_is_raised(monkeypatch):
+    def full(data):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(scan_module, "_BATCH", 3)
+    for count in (1, 2, 30):
+        scanner = Scanner(full)
+        with pytest.raises(OSError, match="disk full"):
+            for _ in range(count):
+                scanner.add("ab")
+            scanner.finish()
 
 
 def test_the_identity_is_that_of_the_documents_not_of_their_concatenation():

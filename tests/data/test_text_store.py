@@ -29,7 +29,7 @@ def stored(folder, documents):
         scanner = Scanner(file.write)
         for text in documents:
             scanner.add(text)
-    scan = scanner.finish()
+        scan = scanner.finish()
     return TextStore(folder / "text.bin", scan), scan
 
 

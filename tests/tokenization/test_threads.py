@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from src.tokenization.threads import map_in_order, map_in_threads
+from src.tokenization.threads import BackgroundCalls, map_in_order, map_in_threads
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -17,3 +17,24 @@ def test_results_of_threads_stay_in_order_and_errors_arrive(threads):
             list(apply(lambda x: 1 // x, [1, 2, 0, 3], threads))
     (thread,) = set(map_in_threads(lambda _: threading.get_ident(), range(9), 1))
     assert thread != threading.get_ident()
+
+
+def test_background_calls_are_made_in_order_and_errors_arrive():
+    made, threads = [], set()
+
+    def call(item):
+        threads.add(threading.get_ident())
+        made.append(1 // item if item < 5 else item)
+
+    calls = BackgroundCalls(call)
+    for item in range(5, 50):
+        calls.submit(item)
+    calls.finish()
+    assert made == list(range(5, 50))
+    assert len(threads - {threading.get_ident()}) == len(threads) == 1
+    for count in (1, 9):
+        calls = BackgroundCalls(call)
+        with pytest.raises(ZeroDivisionError):
+            for _ in range(count):
+                calls.submit(0)
+            calls.finish()
