@@ -230,6 +230,12 @@ class BPETokenizer(Tokenizer):
             return super()._encode_texts(texts, threads)
         return self._get_engine().encode(map(_well_formed, texts), self.dtype, threads)
 
+    def encode_utf8(self, data: bytes, ends: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts in UTF-8; see `Tokenizer.encode_utf8`."""
+        if self._added_text_tokens:
+            return super().encode_utf8(data, ends)
+        return self._get_engine().encode_utf8(data, ends, self.dtype)
+
     def _get_engine(self) -> Engine:
         if self._engine is None:
             self._engine = make_engine(self._tokenizer)

@@ -294,7 +294,7 @@ class CorpusBuilder:
             documents, lines = plan.count_training_documents(read.documents[0]), read.lines
             del read, text  # frees most of the scan: a tokenizer needs the memory
             tokenizer = self._tokenizer(store, plan)
-        figures = self._tokenize(store, plan, tokenizer, sizes[1])
+        figures = self._tokenize(store, plan, tokenizer, sizes[2])
         figures[0].source_documents = documents
         content = corpus_content(figures, sizes, [*lines, *more])
         write_text(self._folder / CORPUS, json.dumps(content))
@@ -350,7 +350,7 @@ class CorpusBuilder:
         return tokenizer
 
     def _tokenize(
-        self, store: TextStore, plan: SplitPlan, tokenizer: Tokenizer, characters: int
+        self, store: TextStore, plan: SplitPlan, tokenizer: Tokenizer, size: int
     ) -> list[SplitFigures]:
         """Write the shards, from where an interrupted process has stopped."""
         begin, writers = self._open_writers(tokenizer)
@@ -360,8 +360,8 @@ class CorpusBuilder:
             with show_progress("tokenizing the text", is_determinate=True) as advance:
                 for batch, *encoded in encode_batches(store.batches(plan, begin), tokenizer):
                     write_batch(writers, batch, *encoded)
-                    done += sum(map(len, batch.texts))
-                    advance(min(1.0, done / max(1, characters)))
+                    done += len(batch.data)
+                    advance(min(1.0, done / max(1, size)))
                     tokens = sum(each.figures.tokens for each in writers)
                     if tokens >= saved + _PROGRESS_TOKENS:
                         self._save_position(batch.end, writers)

@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from io import BufferedReader
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,10 @@ class Cursor:
 class Batch:
     """Texts one after the other: training or held-out text of documents, or a piece of one."""
 
-    texts: list[str]
+    data: bytes
+    """The UTF-8 of all texts."""
+    ends: list[int]
+    """The end of each in `data`."""
     is_held_out: list[bool]
     """Whether each is."""
     continues: bool
@@ -45,6 +49,11 @@ class Batch:
     """The position after them, from where the text can be read again."""
     are_conversations: bool = False
     """Whether the texts are conversations, which are not split; if not, none of them is one."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts."""
+        return [self.data[start:stop].decode() for start, stop in pairwise([0, *self.ends])]
 
 
 class TextStore:
@@ -83,8 +92,7 @@ class TextStore:
                 count = max(count, int(are_conversations))
                 following = Cursor(at.document + max(1, count))
                 if count and not at.byte:
-                    spans = plan.spans_of(at.document, following.document)
-                    batch = _short_documents(file, ends[:count].tolist(), spans, following)
+                    batch = _short_documents(file, ends[:count].tolist(), plan, at, following)
                     yield replace(batch, are_conversations=are_conversations)
                 else:
                     (spans_of_one,) = plan.spans_of(at.document, following.document)
@@ -94,26 +102,48 @@ class TextStore:
 
     def training_texts(self, plan: SplitPlan, advance: Callable[[float], None]) -> Iterator[str]:
         """Yield the training texts; call `advance` with the fraction of all text that was read."""
-        done, total = 0, max(1, int(plan.characters.sum()))
+        done, total = 0, max(1, int(self._sizes.sum()))
         for batch in self.batches(plan):
             for text, is_held_out in zip(batch.texts, batch.is_held_out, strict=True):
                 if not is_held_out:
                     yield from said_in(text) if batch.are_conversations else [text]
-            done += sum(map(len, batch.texts))
+            done += len(batch.data)
             advance(done / total)
 
 
 def _short_documents(
-    file: BufferedReader, ends: list[int], spans: Iterator[list[Span]], end: Cursor
+    file: BufferedReader, ends: list[int], plan: SplitPlan, begin: Cursor, end: Cursor
 ) -> Batch:
     data = file.read(ends[-1])
+    sides = _sides_of_complete(plan, begin.document, end.document)
+    if sides is not None:
+        return Batch(data, ends, sides, False, end)
     texts, is_held_out, start = [], [], 0
-    for stop, own in zip(ends, spans, strict=True):
-        text, start = data[start:stop].decode(), stop
-        for first, last, is_held in own:
-            texts.append(text[first:last])
-            is_held_out.append(is_held)
-    return Batch(texts, is_held_out, False, end)
+    for stop, spans in zip(ends, plan.spans_of(begin.document, end.document), strict=True):
+        text, start = data[start:stop], stop
+        if len(spans) == 1 and spans[0][1] - spans[0][0] == len(text):  # all of it, in ASCII
+            texts.append(text)
+        elif spans:
+            decoded = text.decode()
+            texts += [decoded[first:last].encode() for first, last, _ in spans]
+        is_held_out += [is_held for *_, is_held in spans]
+    return Batch(b"".join(texts), list(accumulate(map(len, texts))), is_held_out, False, end)
+
+
+def _sides_of_complete(plan: SplitPlan, first: int, last: int) -> list[bool] | None:
+    """Return whether each of the documents from `first` to before `last` is held out.
+
+    Returns:
+        A list; `None` if one of them is empty, removed or split.
+    """
+    cuts, ends = plan.cuts[first:last], plan.characters[first:last]
+    if not ends.all() or ((cuts > 0) & (cuts < ends)).any():
+        return None
+    if plan.removed is not None and plan.removed[first:last].any():
+        return None
+    if plan.exceptions and not plan.exceptions.keys().isdisjoint(range(first, last)):
+        return None
+    return (cuts <= 0).tolist()
 
 
 class _Characters:
@@ -152,7 +182,9 @@ def _long_document(characters: _Characters, spans: list[Span], at: Cursor) -> It
         continues = position > start
         for text in split_stream(characters.read(end - position), BATCH_BYTES):
             position += len(text)
-            byte += len(text.encode())
-            yield Batch([text], [is_held_out], continues, Cursor(at.document, position, byte))
+            data = text.encode()
+            byte += len(data)
+            reached = Cursor(at.document, position, byte)
+            yield Batch(data, [len(data)], [is_held_out], continues, reached)
             continues = True
     characters.skip()

@@ -39,7 +39,7 @@ def encode_batches(
 
     Yields:
         In order, each batch, the ids of its texts, (N,), and offsets, (texts + 1,), as
-        `Tokenizer.encode_batch` gives them.
+        `Tokenizer.encode_utf8` gives them.
     """
 
     template = ChatTemplate.find(tokenizer)
@@ -48,7 +48,7 @@ def encode_batches(
         if batch.are_conversations:
             assert template is not None
             return batch, *encode_conversations(batch.texts, template)
-        return batch, *tokenizer.encode_batch(batch.texts, threads=1)
+        return batch, *tokenizer.encode_utf8(batch.data, batch.ends)
 
     return map_in_order(encode, batches, usable_cores())
 

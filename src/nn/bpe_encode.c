@@ -8,8 +8,8 @@
 enum {
     NO_RANK = 0xFFFFFFFF,
     /* Words up to here are merged by scanning for the lowest rank, longer ones with a heap. */
-    SHORT_WORD = 64,
-    CACHE_BITS = 14,
+    SHORT_WORD = 128,
+    CACHE_BITS = 15,
     CACHED_BYTES = 22,
     CACHED_IDS = 10,
 };
@@ -75,33 +75,54 @@ Encoder *agi2_bpe_encoder(const uint32_t *byte_ids, const uint32_t *merges, int6
 /* Free what this library has allocated as one block. */
 void agi2_bpe_free(void *block) { free(block); }
 
-/* Encode a word of 1 to SHORT_WORD bytes; return the number of ids. */
+/* Encode a word of 1 to SHORT_WORD bytes; return the number of ids.
+
+   `keys` has, for each pair of adjacent ids, rank and position: the least one is merged next. The
+   id on the right of a merged pair stays in its place, unused; the scan is short and has no
+   branches, so that a compiler can vectorize it. */
 static int encode_short(const Encoder *encoder, const uint8_t *word, int n, uint32_t *ids)
 {
-    const Merge *merges[SHORT_WORD];
-    for (int i = 0; i < n; i++)
+    enum { POSITION_BITS = 7, NO_KEY = INT32_MAX };
+    int32_t keys[SHORT_WORD];
+    uint32_t merged[SHORT_WORD];
+    uint8_t before[SHORT_WORD], after[SHORT_WORD];
+    for (int i = 0; i < n; i++) {
         ids[i] = encoder->byte_ids[word[i]];
-    for (int i = 0; i < n - 1; i++)
-        merges[i] = find(encoder, ids[i], ids[i + 1]);
-    while (n > 1) {
-        int best = 0;
-        for (int i = 1; i < n - 1; i++)
-            if (merges[i]->rank < merges[best]->rank)
-                best = i;
-        if (merges[best]->rank == NO_RANK)
-            break;
-        ids[best] = merges[best]->id;
-        n--;
-        memmove(ids + best + 1, ids + best + 2, (size_t)(n - 1 - best) * sizeof *ids);
-        if (best < n - 1) {
-            size_t moved = (size_t)(n - 2 - best) * sizeof *merges;
-            memmove(merges + best + 1, merges + best + 2, moved);
-            merges[best] = find(encoder, ids[best], ids[best + 1]);
-        }
-        if (best)
-            merges[best - 1] = find(encoder, ids[best - 1], ids[best]);
+        before[i] = (uint8_t)(i - 1);
+        after[i] = (uint8_t)(i + 1);
     }
-    return n;
+#define SET_PAIR(left, right)                                                                      \
+    const Merge *merge = find(encoder, ids[left], ids[right]);                                     \
+    merged[left] = merge->id;                                                                      \
+    keys[left] = merge->rank == NO_RANK ? NO_KEY                                                   \
+                                        : (int32_t)(merge->rank << POSITION_BITS | (uint32_t)left);
+    for (int i = 0; i < n - 1; i++) {
+        SET_PAIR(i, i + 1)
+    }
+    keys[n - 1] = NO_KEY;
+    for (;;) {
+        int32_t least = NO_KEY;
+        for (int i = 0; i < n - 1; i++)
+            least = keys[i] < least ? keys[i] : least;
+        if (least == NO_KEY)
+            break;
+        int left = least & ((1 << POSITION_BITS) - 1), right = after[left], next = after[right];
+        ids[left] = merged[left];
+        after[left] = (uint8_t)next;
+        keys[left] = keys[right] = NO_KEY;
+        if (next < n) {
+            before[next] = (uint8_t)left;
+            SET_PAIR(left, next)
+        }
+        if (left) {
+            SET_PAIR(before[left], left)
+        }
+    }
+#undef SET_PAIR
+    int count = 0;
+    for (int i = 0; i < n; i = after[i])
+        ids[count++] = ids[i]; /* count <= i */
+    return count;
 }
 
 /* Buffers for a long word, and a min-heap of rank << 32 | position. */

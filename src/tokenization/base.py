@@ -8,8 +8,8 @@ import operator
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -171,6 +171,11 @@ class Tokenizer(ABC):
     def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
         parts = [np.array([], self.dtype), *map(self.encode_array, texts)]
         return np.concatenate(parts), np.cumsum([len(part) for part in parts], dtype=np.int64)
+
+    def encode_utf8(self, data: bytes, ends: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode texts as `encode_batch` does, in this thread: UTF-8, and the end of each in it."""
+        texts = (data[start:end].decode() for start, end in pairwise([0, *ends]))
+        return self._encode_texts(texts, 1)
 
     def _require_vocabulary(self) -> None:
         if not self.vocab_size:

@@ -7,8 +7,8 @@ and adds no dependency. The library keeps what it cannot do: other pre-tokenizer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,11 @@ class Engine(Protocol):
 
     def encode_text(self, text: str, dtype: type[np.unsignedinteger]) -> np.ndarray:
         """Encode a well-formed text; return its ids, (N,)."""
+
+    def encode_utf8(
+        self, data: bytes, ends: Sequence[int], dtype: type[np.unsignedinteger]
+    ) -> Encoded:
+        """Encode texts as `Tokenizer.encode_utf8` does."""
 
 
 def make_engine(tokenizer: tokenizers.Tokenizer) -> Engine:
@@ -93,6 +98,12 @@ class LibraryEngine:
         """Encode a text."""
         return self.encode([text], dtype, 1)[0]
 
+    def encode_utf8(
+        self, data: bytes, ends: Sequence[int], dtype: type[np.unsignedinteger]
+    ) -> Encoded:
+        """Encode texts as `Tokenizer.encode_utf8` does."""
+        return self.encode((data[a:b].decode() for a, b in pairwise([0, *ends])), dtype, 1)
+
 
 class FastEngine:
     """Encodes by the library in C, in several threads."""
@@ -124,6 +135,23 @@ class FastEngine:
         ids = np.concatenate([np.array([], dtype), *(ids for ids, _ in encoded)])
         counts = np.concatenate([np.zeros(1, np.int64), *(counts for _, counts in encoded)])
         return ids, np.cumsum(counts)[ends]
+
+    def encode_utf8(
+        self, data: bytes, ends: Sequence[int], dtype: type[np.unsignedinteger]
+    ) -> Encoded:
+        """Encode texts as `Tokenizer.encode_utf8` does."""
+        piece_ends: list[int] = []
+        pieces = [0]  # the number of pieces up to the end of each text
+        for start, end in pairwise([0, *ends]):
+            if end - start <= MAX_RUN:  # in bytes, and so in characters, too
+                piece_ends.append(end)
+            else:
+                sizes = (len(piece.encode()) for piece in split_text(data[start:end].decode()))
+                piece_ends += islice(accumulate(sizes, initial=start), 1, None)
+            pieces.append(len(piece_ends))
+        learn_kinds(data)
+        ids, counts = self._encoder.encode(data, np.array(piece_ends, np.int64), dtype)
+        return ids, np.cumsum(np.concatenate([np.zeros(1, np.int64), counts]))[pieces]
 
 
 def batches_of_pieces(

@@ -134,6 +134,13 @@ def test_a_batch_is_its_texts_one_after_the_other(kind, threads, monkeypatch, tm
     assert offsets.tolist() == [0, *np.cumsum([len(tokenizer.encode(each)) for each in texts])]
     for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
         assert ids[start:end].tolist() == tokenizer.encode(text)
+    data = [text.encode("utf-8", "replace") for text in texts]
+    ends = np.cumsum([*map(len, data)]).tolist()
+    for ours, theirs in zip(
+        tokenizer.encode_utf8(b"".join(data), ends), (ids, offsets), strict=True
+    ):
+        assert ours.dtype == theirs.dtype
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_an_empty_batch_has_no_ids(tokenizer):
