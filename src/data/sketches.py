@@ -10,6 +10,7 @@ space. A sketch is `SKETCH.itemsize` bytes on disk.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,11 +117,26 @@ def near_pairs(
     """
     keys = [np.empty(0, np.int64)]
     for band in range(_BANDS):
-        column = sketches["bands"][documents, band]
+        column = _band(sketches, documents, band)
         found = _pairs_of_band(sketches, documents, column, threshold)
         keys = [np.unique(np.concatenate([*keys, found]))]
     count = max(1, len(sketches))
     return keys[0] // count, keys[0] % count
+
+
+def _band(sketches: np.ndarray, documents: np.ndarray, band: int) -> np.ndarray:
+    column = np.empty(len(documents), np.uint32)
+    for at in range(0, len(documents), _COMPARED):
+        column[at : at + _COMPARED] = sketches["bands"][documents[at : at + _COMPARED], band]
+        _release(sketches)
+    return column
+
+
+def _release(sketches: np.ndarray) -> None:
+    """Release the memory of what was read of a memory map, which else counts as this process's."""
+    mapped, advice = getattr(sketches, "_mmap", None), getattr(mmap, "MADV_DONTNEED", None)
+    if mapped is not None and advice is not None:
+        mapped.madvise(advice)
 
 
 def _pairs_of_band(
@@ -157,6 +173,7 @@ def _are_near(sketches: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: flo
         # One in `_CODES` of the minima that differ have the same code.
         common = (_CODES * equal - both) / (_CODES - 1)
         near[at : at + _COMPARED] = common >= (threshold - _ERROR) * either
+        _release(sketches)
     return near
 
 
