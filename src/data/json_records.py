@@ -88,7 +88,7 @@ def read_json_lines(source: Input) -> Iterator[Document]:
 def json_line_records(source: Input, broken: BrokenLines) -> Iterator[Record]:
     """Yield the value of each line that is JSON; count all lines, and those that are not."""
     for number, line in enumerate(text_lines(source), 1):
-        if not line.strip():
+        if not line or line.isspace():
             continue
         broken.total += 1
         try:
@@ -97,14 +97,17 @@ def json_line_records(source: Input, broken: BrokenLines) -> Iterator[Record]:
             broken.add(Unreadable("broken JSON", str(error)), len(line))
 
 
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder().raw_decode
 
 
 def _parse(source: Input, line: str, number: int) -> Any:
     """Parse a line; as `parse_json` does, which takes twice as long for a short line."""
     if line.count("{") + line.count("[") <= MAX_DEPTH:
-        with contextlib.suppress(ValueError):  # which is raised again below, with a message
-            return _decode(line)
+        # An error is raised again below, with a message.
+        with contextlib.suppress(ValueError):
+            value, end = _decode(line)
+            if end == len(line):
+                return value
     return parse_json(line, f"{source.name}:{number}")
 
 
@@ -177,8 +180,11 @@ def _text(source: Input, value: Any, field: str, at: str) -> str:
     if not isinstance(text, str):
         what = f"no text in the field {field!r}" if field else "not an object or a text"
         raise source.error("without the field", f"{what}; set text_field", at)
-    # JSON escapes can encode lone surrogates.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON escapes can encode lone surrogates
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 def _join_parts(parts: list[Any]) -> Any:

@@ -254,7 +254,7 @@ def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document
     for document in documents:
         text = normalize(document.text, how)
         is_start = not document.continues or is_dropped
-        is_dropped = is_start and not text.strip()
+        is_dropped = is_start and (not text or text.isspace())
         if is_dropped:
             empty += not document.continues
             continue
