@@ -63,17 +63,20 @@ def test_long_pieces_and_short_ones_are_scanned_alike(monkeypatch):
     assert scan.hashes.tobytes() == b"".join(hashes)
 
 
-def test_an_error_in_writing_is_raised(monkeypatch):
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_an_error_in_writing_is_raised(count, monkeypatch):
     def full(data):
         raise OSError("disk full")
 
-    monkeypatch.setattr(scan_module, "_BATCH", 3)
-    for count in (1, 2, 30):
+    def scan():
         scanner = Scanner(full)
-        with pytest.raises(OSError, match="disk full"):
-            for _ in range(count):
-                scanner.add("ab")
-            scanner.finish()
+        for _ in range(count):
+            scanner.add("ab")
+        scanner.finish()
+
+    monkeypatch.setattr(scan_module, "_BATCH", 3)
+    with pytest.raises(OSError, match="disk full"):
+        scan()
 
 
 def test_the_identity_is_that_of_the_documents_not_of_their_concatenation():
