@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 
+import pyarrow.parquet
 import pytest
 
 from src.data import columnar
@@ -92,6 +93,9 @@ def test_an_instruction_with_an_input_is_one_message(tmp_path):
     assert read(tmp_path / "a.jsonl", json.dumps(record)) == expected
     table = "instruction,input,output\nSort:,3 1 2,1 2 3\n"
     assert read(tmp_path / "a.csv", table) == expected
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({key: [record[key]] for key in record}), sink)
+    assert read(tmp_path / "a.parquet", sink.getvalue()) == expected
 
 
 GOOD = json.dumps({"prompt": "a", "completion": "b"})
