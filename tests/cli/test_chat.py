@@ -292,22 +292,6 @@ def test_the_chat_works_in_a_real_terminal(environment, ignored):
 
 
 @needs_fork
-def test_the_chat_works_in_a_terminal_without_cursor_control(environment):
-    options = {"environment": {**environment, "TERM": "dumb"}}
-    with in_terminal("-c", PROGRAM, 4, **options) as (terminal, process):
-        terminal.expect("Write a message")
-        terminal.expect("> ")
-        terminal.send(f"Hi{ENTER}")
-        terminal.expect(r"(ha|ah){2}\r?\n\[4 tokens, ")
-        terminal.expect("> ")
-        terminal.send(f"/help{ENTER}")
-        terminal.expect("forget the conversation")
-        terminal.send(CTRL_D)
-    assert process.status == 0
-    assert "\x1b" not in terminal.before
-
-
-@needs_fork
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_ctrl_z_suspends_the_chat_and_fg_continues_it(environment, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
