@@ -31,7 +31,7 @@ def init(
         str,
         typer.Option(
             metavar="NAME",
-            help="default (every key), small_model, large_model, quickstart or moby_dick.",
+            help="default (every key), small_model, large_model, quickstart, moby_dick or chat.",
             autocompletion=completion.complete_recipe,
         ),
     ] = "small_model",

@@ -123,7 +123,7 @@ def test_init_overwrites_nothing_without_force(place, capsys):
     ("arguments", "said"),
     [
         (["gone.txt"], "gone.txt: no such file; paths are relative to "),
-        (["notes", "--recipe", "soup"], "--recipe: 'soup' is none of default, "),
+        (["notes", "--recipe", "soup"], "--recipe: 'soup' is none of chat, default, "),
         (["notes", "--recipe", "../setup"], "--recipe: '../setup' is none of "),
         (["notes", "-o", "no/folder/a.toml"], "cannot write no/folder/a.toml: No such file"),
         (["notes", "-o", ".."], ".. exists: name another file"),
