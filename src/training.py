@@ -15,12 +15,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from .config import Config
-from .console import visible
+from .console import show_progress, visible
 from .cuda_utils import describe_device, select_device
+from .data.chat_template import ChatTemplate
+from .data.conversation_tokens import decode_conversations
 from .data.corpus import check_configured
 from .data.planned_windows import PlannedWindows
 from .errors import AGI2Error, one_line
 from .evaluation.loss import evaluate
+from .evaluation.replies import MAX_REPLIES, describe, reply_to, save_replies
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
 from .generation import generate_text
@@ -216,6 +219,8 @@ def _train(
         if config.lora_rank is not None:
             merge_lora(trainer.full_model)
             trainer.checkpoints.save_best(trainer.full_model)
+        if is_main:
+            _reply_to_held_out(trainer, text)
     except BaseException:
         if is_main:
             trainer.checkpoints.warn_if_nothing_is_saved()
@@ -311,6 +316,21 @@ def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
     if isinstance(windows, PlannedWindows):
         for line in windows.describe():
             log.info("%s", one_line(line))
+
+
+def _reply_to_held_out(trainer: Trainer, text: PreparedData) -> None:
+    """Save the model's replies to held-out conversations, if there are any, for the report."""
+    if text.corpus is None or not text.corpus.val.figures.conversations:
+        return
+    template = ChatTemplate(text.tokenizer)
+    conversations = decode_conversations(text.corpus.val, template, MAX_REPLIES)
+    with show_progress("replying to held-out conversations"):
+        replies = reply_to(trainer.full_model, template, conversations)
+    log.info("%s", describe(replies))
+    try:
+        save_replies(replies, trainer.folder)
+    except AGI2Error as error:  # e.g. disk full: must not fail a run whose model is saved
+        log.warning("the replies are not saved: %s", error)
 
 
 def _write_report(folder: Path, training_text: Sequence[str]) -> None:

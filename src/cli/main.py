@@ -18,6 +18,7 @@ with exit_on_sigint():
     from . import (  # noqa: F401  # isort: skip
         completion,
         train,
+        tune,
         configure,
         generate,
         evaluate,

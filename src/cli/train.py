@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -58,11 +59,27 @@ def train(
     beside the run: trained/NAME.toml.
     """
     limit_openmp_spinning(10_000)
-    progress = TrainingProgress(paths)
+
+    def configure() -> tuple[str, list[str]]:
+        return _configuration(paths, minutes, name, overrides or [], resume, quiet, verbose)
+
+    run_training(paths, configure, quiet, verbose)
+
+
+def run_training(
+    arguments: list[str], configure: Callable[[], tuple[str, list[str]]], quiet: bool, verbose: bool
+) -> None:
+    """Train, and print samples or replies; answer an interrupt.
+
+    Args:
+        arguments: the command's, for the answer.
+        configure: returns the configuration to train with, and overrides.
+        quiet: log warnings only.
+        verbose: log debug messages, too.
+    """
+    progress = TrainingProgress(arguments)
     with answering(progress.describe):
-        file, overrides = _configuration(
-            paths, minutes, name, overrides or [], resume, quiet, verbose
-        )
+        file, overrides = configure()
         progress.file = file
         with loading(not quiet):
             config = open_run(file, overrides, quiet, verbose)
@@ -74,7 +91,7 @@ def train(
         progress.begin(config)
         run = train_from_config(config)
         progress.is_finished = True
-        if run.is_main:
+        if run.is_main and not _print_replies(run, quiet):
             _print_samples(run, config, quiet)
 
 
@@ -113,6 +130,21 @@ def _configuration(
         text.check()
     file = text.configure(quiet)
     return file, [*(overrides if text.is_resumed else []), *resumed]
+
+
+def _print_replies(run: Run, quiet: bool) -> bool:
+    """Print replies to held-out conversations; return whether there are any."""
+    from ..console import print_text
+    from ..evaluation.replies import load_replies
+    from ..utils import log
+
+    replies = load_replies(run.folder)
+    for reply in replies[:_NUM_SAMPLES]:
+        said = [*reply.messages, {"role": "assistant", "content": reply.reply}]
+        print_text("\n".join(f"{each['role']}: {each['content']}" for each in said) + "\n")
+    if replies and not quiet:
+        log.info("chat with it: agi2 chat %s", shlex.quote(str(run.folder)))
+    return bool(replies)
 
 
 def _print_samples(run: Run, config: Config, quiet: bool) -> None:

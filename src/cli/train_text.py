@@ -137,18 +137,14 @@ class TextRun:
         Raises:
             AGI2Error: if one is not valid or contradicts another.
         """
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise AGI2Error(
-                "several processes need a configuration: agi2 plan "
-                f"{shlex.quote(paths[0])} writes one; then name it"
-            )
+        check_one_process(f"agi2 plan {shlex.quote(paths[0])} writes one; then name it")
         for path in paths:
-            _check_exists(path)
+            check_exists(path)
         given = dict(map(parse_override, overrides))
-        name = _name_for(paths, name, given)
-        resume = _is_resumed(given) or resume
+        name = name_for(paths, name, given)
+        resume = is_resumed(given) or resume
         config = check_keys(list(paths), name, given)
-        minutes = _minutes_for(minutes, given)
+        minutes = minutes_for(minutes, given)
         return cls(list(paths), config, given, minutes, resume)
 
     @property
@@ -176,6 +172,10 @@ class TextRun:
             if sources:
                 check_sources(sources, self.reading)
 
+    def sources_of(self, config: Config) -> list[str]:
+        """Return what a configuration says that this run trains on."""
+        return config.sources
+
     def find_resumed(self) -> str | None:
         """Return the configuration of the run to resume; `None` if there is none, or to begin anew.
 
@@ -187,7 +187,7 @@ class TextRun:
         if not self.is_resumed or not (file.is_file() or (folder / CONFIG).is_file()):
             return None
         quoted = shlex.quote(str(file))
-        sources = load_config(file if file.is_file() else folder / CONFIG).sources
+        sources = self.sources_of(load_config(file if file.is_file() else folder / CONFIG))
         if sources != self.sources:
             raise AGI2Error(
                 f"{file} trains on {', '.join(sources)}, not on {', '.join(self.sources)}: name "
@@ -217,14 +217,18 @@ class TextRun:
         device = select_device(self.config.device)
         log.info("%s", describe_corpus(corpus, device))
         plan = choose_shape(corpus, minutes, device, self.config.model_name, self.given)
-        with convert_write_errors(self.file):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            _move_aside(self.file)
+        self.make_place()
         write_plan(plan, self.file)
         for line in describe_plan(plan, minutes):
             log.info("%s", line)
         log.info("wrote %s, the configuration of this run", self.file)
         return str(self.file)
+
+    def make_place(self) -> None:
+        """Create the folder of the configuration; move that of an earlier run aside."""
+        with convert_write_errors(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _move_aside(self.file)
 
     def configure(self, quiet: bool) -> str:
         """Return the configuration to train with: the one to resume, or a new plan.
@@ -245,7 +249,14 @@ class TextRun:
             raise
 
 
-def _check_exists(path: str) -> None:
+def check_one_process(advice: str) -> None:
+    """Raise if this is one of several processes, which cannot plan."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise AGI2Error(f"several processes need a configuration: {advice}")
+
+
+def check_exists(path: str) -> None:
+    """Raise if a source is a path that does not exist."""
     if (
         _is_path(path)
         and not os.path.lexists(os.path.expanduser(path))
@@ -257,7 +268,7 @@ def _check_exists(path: str) -> None:
         )
 
 
-def _name_for(paths: Sequence[str], name: str | None, given: dict[str, Any]) -> str:
+def name_for(paths: Sequence[str], name: str | None, given: dict[str, Any]) -> str:
     """Return the run's name: as given, or by the first source."""
     if "sources" in given:
         raise AGI2Error("--set sources: name the texts as arguments")
@@ -267,7 +278,8 @@ def _name_for(paths: Sequence[str], name: str | None, given: dict[str, Any]) -> 
     return name or chosen or default_name(paths[0])
 
 
-def _is_resumed(given: dict[str, Any]) -> bool:
+def is_resumed(given: dict[str, Any]) -> bool:
+    """Take `resume` out of the keys that the user has set; return whether to resume."""
     if given.get("init_from"):
         raise AGI2Error(
             "--set init_from: a plan is for a new model; write a configuration: agi2 init"
@@ -278,7 +290,8 @@ def _is_resumed(given: dict[str, Any]) -> bool:
     return bool(resume)
 
 
-def _minutes_for(minutes: float | None, given: dict[str, Any]) -> float | None:
+def minutes_for(minutes: float | None, given: dict[str, Any]) -> float | None:
+    """Return the minutes of a run: as given, or by the key `max_minutes`."""
     limit = given.get("max_minutes") or None
     if minutes is None:
         return None if limit is None else float(limit) / _TRAINING_FRACTION

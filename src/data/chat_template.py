@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -216,6 +217,15 @@ class ChatTemplate:
     def encode_message(self, message: Any) -> list[int]:
         """Return the ids of a message: those of a conversation are the ids of its messages."""
         return self.encode([message])[0]
+
+    def decode(self, ids: Sequence[int]) -> list[Message]:
+        """Return the messages of which these are the ids; a last one that was cut, too."""
+        roles = {starts[0]: role for role, starts in self._starts.items()}
+        starts = [index for index, id in enumerate(ids) if id in roles]
+        return [
+            Message(roles[ids[start]], self.tokenizer.decode(ids[start:end]).strip())
+            for start, end in pairwise([*starts, len(ids)])
+        ]
 
     def target_mask(self, ids: np.ndarray) -> np.ndarray:
         """Return which ids are targets: the assistant's words and the end of each turn of theirs.

@@ -1,4 +1,4 @@
-"""Conversations to token ids."""
+"""Conversations to token ids, and back."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .chat_template import ROLES, ChatTemplate
+from .chat_template import ROLES, ChatTemplate, Message
 from .conversations import from_text
+from .shards import ShardedTokens
 
 
 def encode_conversations(
@@ -37,3 +38,17 @@ def encode_conversations(
             at += 1
         lengths.append(length)
     return np.concatenate(parts), np.cumsum(lengths)
+
+
+def decode_conversations(
+    tokens: ShardedTokens, template: ChatTemplate, limit: int
+) -> list[list[Message]]:
+    """Return conversations in shards, evenly spaced if there are more than `limit`."""
+    count, documents = tokens.figures.conversations, tokens.figures.documents
+    starts = [*tokens.document_starts.tolist(), len(tokens) + 1]
+    step = max(1, -(-count // limit))
+    # An end-of-text token stands before the next document.
+    return [
+        template.decode(tokens[starts[index] : starts[index + 1] - 1].tolist())
+        for index in range(documents - count, documents, step)
+    ]

@@ -15,6 +15,7 @@ from ..utils import human_time, write_text
 from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .copies import find_copies, memorization_section
 from .html import escape, table, unbroken
+from .replies import Reply, describe, load_replies
 from .run_log import History, RunRecord, read_run
 
 FILE_NAME = "report.html"
@@ -43,6 +44,7 @@ def write_report(folder: Path, training_text: Sequence[str] | None = None) -> Pa
     sections = [
         _summary(run),
         chart_group(_charts(run.history), [axes(run.history)]),
+        _replies(load_replies(folder)),
         _samples(run.history),
         memorization_section(run, copies, training_text),
         _text(run.history),
@@ -202,6 +204,32 @@ def _samples(history: History) -> str:
         )
     note = "" if shown is samples else f'<p class="soft">{len(shown)} of {len(samples):,}</p>'
     return f"<h2>Samples during training</h2>{note}{''.join(cards)}"
+
+
+# Replies to held-out conversations
+
+
+def _replies(replies: Sequence[Reply]) -> str:
+    if not replies:
+        return ""
+    cards = []
+    for reply in replies[:MAX_SAMPLES]:
+        said = "".join(
+            f"<small>{escape(message['role'])}</small><pre>{escape(message['content'])}</pre>"
+            for message in reply.messages
+        )
+        note = "" if reply.is_ended else " (not ended)"
+        came = "as expected" if reply.is_exact else f"reply{note}"
+        expected = "" if reply.is_exact else _said("expected", reply.expected)
+        cards.append(f'<div class="card">{said}{expected}{_said(came, reply.reply)}</div>')
+    return (
+        f'<h2>Held-out conversations</h2><p class="soft">{escape(describe(replies))}</p>'
+        + "".join(cards)
+    )
+
+
+def _said(what: str, text: str) -> str:
+    return f"<b>{what}</b><pre>{escape(text)}</pre>"
 
 
 # The text

@@ -114,12 +114,18 @@ _COMMENTS = {
 }
 
 
-def to_toml(keys: Mapping[str, Any], minutes: float, given: Collection[str] = ()) -> str:
-    """Return the keys as TOML with comments, those that the user has set last."""
+def to_toml(
+    keys: Mapping[str, Any],
+    minutes: float,
+    given: Collection[str] = (),
+    comments: Mapping[str, str] | None = None,
+) -> str:
+    """Return the keys that are set as TOML with comments, those that the user has set last."""
+    comments = _COMMENTS if comments is None else comments
     lines = [f"# Planned for {human_time(60 * minutes)}. resources/default.toml has every key."]
-    for key in (key for key in keys if key not in given):
-        if key in _COMMENTS:
-            lines += ["", f"# {_COMMENTS[key]}"]
+    for key in (key for key in keys if key not in given and keys[key] is not None):
+        if key in comments:
+            lines += ["", f"# {comments[key]}"]
         lines.append(_line(key, keys[key]))
     chosen = [_line(key, keys[key]) for key in keys if key in given and keys[key] is not None]
     return (

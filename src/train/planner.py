@@ -354,7 +354,7 @@ def _estimate(
         **keys,
         "vocab_size": "auto",
         "dropout": dropout_for(parameters, train_bytes / speed.bytes_per_token, epochs),
-        **({"max_steps": steps} if by_steps else {"max_minutes": _max_minutes(minutes)}),
+        **({"max_steps": steps} if by_steps else {"max_minutes": max_minutes(minutes)}),
         "eval_interval": max(10, steps // 10),
         "checkpoint_interval": max(10, steps // 5),
         **given,
@@ -368,7 +368,8 @@ def _estimate(
     )  # fmt: skip
 
 
-def _max_minutes(minutes: float) -> float:
+def max_minutes(minutes: float) -> float:
+    """Return the key `max_minutes` of a run that takes this long in all."""
     return max(0.01, round(0.95 * minutes, 2))
 
 

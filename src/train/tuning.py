@@ -1,0 +1,110 @@
+"""Plans the fine-tuning of a model on conversations: rates, batches and duration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Config
+from ..config_loader import make_config
+from ..console import show_progress, visible
+from ..cuda_utils import select_device
+from ..data.planned_windows import training_batches
+from ..formats.run_dir import run_folder
+from ..utils import human_time, plural
+from .distributed import ProcessGroup
+from .planner import max_minutes
+from .setup import make_model, prepare
+from .timing import measure_step
+from .trainer import Trainer
+
+# Peak learning rates of AdamW, by the number of the model's parameters: see benchmarks/README.md.
+_RATES = ((3e6, 1e-3), (30e6, 5e-4), (math.inf, 1e-4))
+# LoRA matrices begin at zero and are few: their rates are higher.
+_LORA_FACTOR = 5.0
+# Tokens of a batch, and the fewest batches of an epoch.
+_BATCH_TOKENS = 4096
+_MIN_BATCHES = 16
+# More epochs raise the loss on held-out conversations; early stopping ends a run before, too.
+_MAX_EPOCHS = 20
+_PATIENCE = 4
+_VALIDATIONS = 12
+_BENCHMARK_SECONDS = 5.0
+# The fraction of the time limit for training steps.
+_STEPS_TIME_FRACTION = 0.75
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """A configuration of fine-tuning, and what its run takes."""
+
+    keys: dict[str, Any]
+    parameters: int
+    steps: int
+    epochs: float
+    minutes: float
+    """The estimated duration, at most the time limit."""
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines about the size and the duration."""
+        yield (
+            f"planned: {plural(self.steps, 'step')} of up to "
+            f"{plural(self.keys['batch_size'], 'sequence')}, {self.epochs:.3g} epochs, about "
+            f"{human_time(60 * self.minutes)}"
+        )
+
+
+def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any]) -> TuningPlan:
+    """Plan the fine-tuning of a model for a time limit, by a benchmark of its training steps.
+
+    The conversations are read and tokenized for it; the run finds their tokens in the cache.
+
+    Args:
+        keys: `init_from`, `conversations`, `model_name` and what else does not depend on the plan.
+        minutes: the time limit of the run.
+        given: keys that the user has set, which the plan keeps.
+
+    Raises:
+        AGI2Error: if a key is invalid, or the conversations cannot be read.
+    """
+    planned: dict[str, Any] = {**keys, "optimizer": "adamw", "lr_schedule": "linear", **given}
+    config = make_config(planned, "training")
+    text = prepare(config)
+    group = ProcessGroup(select_device(config.device))
+    what = "measuring the speed of training"
+    with show_progress(what), visible(False):
+        model, config = make_model(config, text.tokenizer, group)
+        parameters = model.num_parameters()
+        batches = training_batches(text.train_data, config, text.tokenizer)
+        planned |= _sizes(parameters, batches.windows, config) | given
+        config = make_config(planned, "training").changed(vocab_size=config.vocab_size)
+        datasets = text.train_data, None
+        trainer = Trainer(model, text.tokenizer, *datasets, config, run_folder(config), group)
+        seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
+    affordable = max(1, int(60 * minutes * _STEPS_TIME_FRACTION / seconds))
+    per_epoch = trainer.batches.steps_per_epoch
+    useful = _MAX_EPOCHS * per_epoch
+    is_limited = useful > affordable
+    if not given.keys() & {"max_steps", "epochs", "max_minutes"}:
+        planned |= {"max_minutes": max_minutes(minutes)} if is_limited else {"max_steps": useful}
+    steps = min(affordable, useful)
+    planned |= {
+        "eval_interval": max(1, steps // _VALIDATIONS),
+        "checkpoint_interval": max(10, steps // 4),
+        "early_stopping_patience": _PATIENCE if text.val_data is not None else None,
+        **given,
+    }
+    return TuningPlan(
+        planned, parameters, steps, steps / per_epoch, minutes * min(1.0, useful / affordable)
+    )
+
+
+def _sizes(parameters: int, windows: int, config: Config) -> dict[str, Any]:
+    """Return the batch size, the learning rate and the warmup."""
+    batch = max(1, min(_BATCH_TOKENS // config.seq_len, windows // _MIN_BATCHES))
+    rate = next(rate for maximum, rate in _RATES if parameters <= maximum)
+    if config.lora_rank is not None:
+        rate *= _LORA_FACTOR
+    return {"batch_size": batch, "learning_rate": rate, "warmup_steps": 20, "weight_decay": 0.0}
