@@ -21,6 +21,8 @@ from xdist import is_xdist_controller
 
 # pytest-xdist runs one process per core: more threads would oversubscribe the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Output is wrapped if it is set.
+os.environ.pop("COLUMNS", None)
 
 from hypothesis import HealthCheck, settings
 

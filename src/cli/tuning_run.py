@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..config import Config
@@ -118,8 +117,3 @@ class TuningRun(TextRun):
             log.info("%s", line)
         log.info("wrote %s, the configuration of this run", self.file)
         return str(self.file)
-
-    @property
-    def model(self) -> Path:
-        """Folder of the model that is fine-tuned."""
-        return Path(str(self.config.init_from))

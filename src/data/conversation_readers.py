@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from ..errors import AGI2Error
@@ -158,10 +159,19 @@ def _read_columns(
 
 
 def _read_text(source: Input, broken: BrokenLines) -> tuple[Iterator[Record], Parse]:
+    """Read text with speakers; or JSON lines, which standard input has no suffix to tell from."""
+    lines, read = text_lines(source), list[str]()
+    for line in lines:
+        read.append(line)
+        if line.strip():
+            break
+    lines = chain(read, lines)
+    if read and read[-1].lstrip().startswith("{"):
+        return json_line_records(source, broken, lines), messages_of
     pattern = speaker_pattern(source.options.speakers)
 
     def records() -> Iterator[Record]:
-        for spoken in split_conversations(text_lines(source), pattern):
+        for spoken in split_conversations(lines, pattern):
             broken.total += 1
             yield f":{spoken.line}", spoken, sum(len(each.content) for each in spoken.messages)
 

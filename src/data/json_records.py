@@ -85,9 +85,17 @@ def read_json_lines(source: Input) -> Iterator[Document]:
     broken.finish()
 
 
-def json_line_records(source: Input, broken: BrokenLines) -> Iterator[Record]:
-    """Yield the value of each line that is JSON; count all lines, and those that are not."""
-    for number, line in enumerate(text_lines(source), 1):
+def json_line_records(
+    source: Input, broken: BrokenLines, lines: Iterable[str] | None = None
+) -> Iterator[Record]:
+    """Yield the value of each line that is JSON; count all lines, and those that are not.
+
+    Args:
+        source: the file.
+        broken: the counter.
+        lines: the lines, if they have been opened already.
+    """
+    for number, line in enumerate(text_lines(source) if lines is None else lines, 1):
         if not line or line.isspace():
             continue
         broken.total += 1

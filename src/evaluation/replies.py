@@ -50,23 +50,18 @@ def reply_to(
     Args:
         model: the model.
         template: the chat template of its tokenizer.
-        conversations: each is cut before the last message of the assistant.
+        conversations: each is cut before the last message of the assistant; one that is then longer
+            than the context is left out.
         max_length: maximum number of tokens of a reply.
     """
     tokenizer = template.tokenizer
     config = GenerationConfig(max_length=max_length, temperature=0.0)
-    cut = [_cut(messages) for messages in conversations]
-    asked = [(messages, expected) for messages, expected in cut if messages]
-    requests = [
-        text_request(
-            template.encode(messages, add_generation_prompt=True)[0],
-            config,
-            model,
-            tokenizer,
-            skip_leading_space=True,
-        )
-        for messages, _ in asked
-    ]
+    asked, requests = [], []
+    for messages, expected in map(_cut, conversations):
+        ids, _ = template.encode(messages, add_generation_prompt=True)
+        if messages and len(ids) < model.config.max_seq_len:
+            asked.append((messages, expected))
+            requests.append(text_request(ids, config, model, tokenizer, skip_leading_space=True))
     if requests:
         Engine(ModelRunner(model, tokenizer.vocab_size), max_batch_rows(model)).run(requests)
     return [

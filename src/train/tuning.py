@@ -89,7 +89,7 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
     is_limited = useful > affordable
     if not given.keys() & {"max_steps", "epochs", "max_minutes"}:
         planned |= {"max_minutes": max_minutes(minutes)} if is_limited else {"max_steps": useful}
-    steps = min(affordable, useful)
+    steps = min(affordable, useful, trainer.total_steps)
     planned |= {
         "eval_interval": max(1, steps // _VALIDATIONS),
         "checkpoint_interval": max(10, steps // 4),

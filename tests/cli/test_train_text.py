@@ -84,28 +84,6 @@ def test_a_text_is_planned_trained_resumed_and_trained_again(place, capsys, monk
     assert run(capsys, "train", "trained/my book.toml", "--resume", "--quiet")[0] == 0
 
 
-@pytest.fixture
-def pipe(monkeypatch):
-    """Make standard input a pipe with these bytes."""
-    ends = []
-
-    def make(data):
-        if ends:
-            os.dup2(ends[0], 0)
-        else:
-            ends.append(os.dup(0))
-        read, write = os.pipe()
-        os.dup2(read, 0)
-        os.close(read)
-        os.write(write, data)  # below the capacity of a pipe
-        os.close(write)
-
-    yield make
-    if ends:
-        os.dup2(ends[0], 0)
-        os.close(ends[0])
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_standard_input_is_saved_for_later_passes_and_resumes(place, capsys, pipe):
     text = make_text(600).encode()

@@ -1,0 +1,131 @@
+"""`agi2 tune MODEL chats.jsonl`: the plan, the run, its replies, and how it is resumed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.config_loader import load_config
+from src.data.chat_template import ChatTemplate
+from src.errors import AGI2Error
+from src.evaluation.replies import load_replies
+from src.formats.model_dir import load_model
+from src.train import tuning
+from tests.cli.commands import run
+from tests.conftest import make_text
+from tests.data.chats import messages_lines, random_conversations
+
+SHORT = ("--set", "device=cpu", "--set", "max_steps=3", "--set", "eval_interval=2")
+SHORT += ("--set", "checkpoint_interval=2")
+
+
+@pytest.fixture
+def model(shared_run):
+    return str(shared_run(max_steps=2, seq_len=48, model_positions=96).folder)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with conversations, in which the command is given; plans take no time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuning, "_BENCHMARK_SECONDS", 0)
+    chats = random_conversations(40, seed=3, words=2)
+    Path("chats.jsonl").write_bytes(messages_lines(chats))
+    Path("more.txt").write_text(make_text(300), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_model_is_tuned_and_resumed(place, model, capsys):
+    status, out, err = run(capsys, "tune", model, "chats.jsonl", "--name", "tuned", *SHORT)
+    assert status == 0, err
+    assert "planned: 3 steps of up to " in err
+    assert "wrote trained/tuned.toml, the configuration of this run" in err
+    assert err.endswith("\nchat with it: agi2 chat trained/tuned\n")
+    config = load_config("trained/tuned.toml", "training")
+    assert (config.conversations, config.init_from) == (["chats.jsonl"], model)
+    assert (config.optimizer, config.max_steps) == ("adamw", 3)
+    trained = load_model("trained/tuned")
+    assert ChatTemplate.find(trained.tokenizer)
+    replies = load_replies(Path("trained/tuned"))
+    said = [*replies[0].messages, {"role": "assistant", "content": replies[0].reply}]
+    assert out.startswith("\n".join(f"{each['role']}: {each['content']}" for each in said))
+    assert "Held-out conversations" in Path("trained/tuned/report.html").read_text("utf-8")
+
+    status, _, err = run(
+        capsys, "tune", model, "chats.jsonl", "--name", "tuned", "--resume", "--set", "max_steps=4"
+    )
+    assert status == 0, err
+    assert "step-00000003 at step 3" in err
+    status, _, err = run(capsys, "tune", model, "more.txt", "--name", "tuned", "--resume")
+    assert status == 2
+    assert "trained/tuned.toml trains on chats.jsonl, not on more.txt: name another run" in err
+
+
+def test_adapters_and_plain_text(place, model, capsys):
+    options = ("--lora", "2", "--text", "more.txt", "-q", *SHORT)
+    status, out, err = run(capsys, "tune", model, "chats.jsonl", *options)
+    assert (status, err) == (0, "")
+    assert out.startswith("user: ")
+    name = f"{Path(model).name}-chat"
+    config = load_config(f"trained/{name}.toml", "training")
+    assert (config.lora_rank, config.sources, config.text_share) == (2, ["more.txt"], 0.2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_conversations_from_a_pipe_with_a_time_limit(place, model, capsys, pipe):
+    pipe(Path("chats.jsonl").read_bytes())
+    status, _, err = run(capsys, "tune", model, "-", "--minutes", "0.1", "--name", "piped")
+    assert status == 0, err
+    config = load_config("trained/piped.toml", "training")
+    assert config.max_minutes == 0.1
+    assert config.early_stopping_patience == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nowhere", "chats.jsonl"], "nowhere"),
+        (["{model}", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+        (["{model}", "chats.jsonl", "--text", "nowhere"], "nowhere: no such file or folder"),
+        (["{model}", "chats.jsonl", "--set", "conversations=a"], "--set conversations: give it as"),
+        (["{model}", "chats.jsonl", "--lora", "2", "--set", "lora_rank=3"], "--set lora_rank"),
+        (["{model}", "chats.jsonl", "--set", "init_from=a"], "--set init_from"),
+        (["{model}", "chats.jsonl", "--set", "model_embd=8"], "--set model_embd"),
+        (["{model}", "chats.jsonl", "--text-share", "0.1"], "text_share is that of sources"),
+        (["{model}", "more.txt"], "more.txt"),
+        (["{model}", "chats.jsonl", "--minutes", "0"], "--minutes must be at least 0.1"),
+    ],
+)
+def test_wrong_arguments_are_one_line(place, model, capsys, arguments, error):
+    arguments = [each.format(model=model) for each in arguments]
+    status, out, err = run(capsys, "tune", *arguments)
+    assert (status, out) == (2, "")
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert error in lines[0]
+    assert not Path("trained").exists() or not list(Path("trained").glob("*"))
+
+
+def test_several_processes_need_a_configuration(place, model, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = run(capsys, "tune", model, "chats.jsonl")
+    assert status == 2
+    assert "several processes need a configuration: write one with init_from" in err
+
+
+def test_replies_are_lines_of_json(place, model, capsys):
+    run(capsys, "tune", model, "chats.jsonl", "--name", "tuned", "-q", *SHORT)
+    lines = Path("trained/tuned/replies.jsonl").read_text("utf-8").splitlines()
+    assert {*json.loads(lines[0])} == {"messages", "expected", "reply", "is_ended"}
+
+
+def test_replies_that_cannot_be_saved_do_not_fail_the_run(place, model, capsys, monkeypatch):
+    def fail(path, text):
+        raise AGI2Error(f"{path}: No space left on device")
+
+    monkeypatch.setattr("src.evaluation.replies.write_text", fail)
+    status, out, err = run(capsys, "tune", model, "chats.jsonl", "--name", "tuned", *SHORT)
+    assert status == 0
+    assert "the replies are not saved: " in err
+    assert "--- sample 1 ---" in out
