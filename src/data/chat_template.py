@@ -220,7 +220,7 @@ class ChatTemplate:
 
     def decode(self, ids: Sequence[int]) -> list[Message]:
         """Return the messages of which these are the ids; a last one that was cut, too."""
-        roles = {starts[0]: role for role, starts in self._starts.items()}
+        roles = {self._starts[role][0]: role for role in ROLES}
         starts = [index for index, id in enumerate(ids) if id in roles]
         return [
             Message(roles[ids[start]], self.tokenizer.decode(ids[start:end]).strip())

@@ -78,7 +78,7 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
         model, config = make_model(config, text.tokenizer, group)
         parameters = model.num_parameters()
         batches = training_batches(text.train_data, config, text.tokenizer)
-        planned |= _sizes(parameters, batches.windows, config) | given
+        planned |= {**_sizes(parameters, batches.windows, config), **given}
         config = make_config(planned, "training").changed(vocab_size=config.vocab_size)
         datasets = text.train_data, None
         trainer = Trainer(model, text.tokenizer, *datasets, config, run_folder(config), group)
@@ -107,4 +107,10 @@ def _sizes(parameters: int, windows: int, config: Config) -> dict[str, Any]:
     rate = next(rate for maximum, rate in _RATES if parameters <= maximum)
     if config.lora_rank is not None:
         rate *= _LORA_FACTOR
-    return {"batch_size": batch, "learning_rate": rate, "warmup_steps": 20, "weight_decay": 0.0}
+    return {
+        "batch_size": batch,
+        "learning_rate": rate,
+        "warmup_steps": 20,
+        "weight_decay": 0.0,
+        "sample_tokens": 0,
+    }

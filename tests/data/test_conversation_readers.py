@@ -13,7 +13,13 @@ from src.data.conversations import to_text
 from src.data.documents import ReadOptions
 from src.data.readers import iterate_documents
 from src.errors import AGI2Error
-from tests.data.chats import MANY_TURNS, ONE_TURN, make_conversation, random_conversations
+from tests.data.chats import (
+    MANY_TURNS,
+    ONE_TURN,
+    make_conversation,
+    messages_lines,
+    random_conversations,
+)
 from tests.data.reading import lines_of, read_with_report, texts, write
 
 CHATS = random_conversations(12, seed=1)
@@ -38,6 +44,11 @@ def test_all_formats_give_the_same_conversations(tmp_path, name):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(f"inner/{name}", content)
     assert read(tmp_path / "a.zip", archive.getvalue()) == expected
+
+
+def test_json_lines_are_read_without_a_suffix(tmp_path):
+    expected = [to_text(chat) for chat in CHATS]
+    assert read(tmp_path / "chats", b"\n" + messages_lines(CHATS)) == expected
 
 
 @pytest.mark.parametrize("name", ONE_TURN)
