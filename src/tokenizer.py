@@ -16,12 +16,13 @@ from .arguments import checked
 from .config_checks import LARGEST_AUTO_VOCABULARY, vocabulary_for
 from .config_keys import PreTokenizer
 from .errors import AGI2Error
+from .tokenization.arguments import as_id, check_new_names, to_list
 from .tokenization.base import END_OF_TEXT as END_OF_TEXT
 from .tokenization.base import END_OF_TURN as END_OF_TURN
 from .tokenization.base import FILE_NAME as FILE_NAME
 from .tokenization.base import ROLE_TOKENS as ROLE_TOKENS
 from .tokenization.base import UNKNOWN as UNKNOWN
-from .tokenization.base import Tokenizer, as_id, check_new_names, to_list
+from .tokenization.base import Tokenizer
 from .tokenization.basic import BasicTokenizer
 from .tokenization.bpe_engine import Engine, make_engine
 from .tokenization.bpe_training import train

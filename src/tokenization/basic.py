@@ -12,7 +12,8 @@ import numpy as np
 from ..arguments import checked
 from ..errors import AGI2Error
 from ..utils import log
-from .base import END_OF_TEXT, UNKNOWN, Tokenizer, as_id, check_new_names, to_list
+from .arguments import as_id, check_new_names, to_list
+from .base import END_OF_TEXT, UNKNOWN, Tokenizer
 from .tokenizer_json import MAX_TOKENS
 
 # Characters encoded at a time.

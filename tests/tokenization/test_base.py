@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from src.errors import AGI2Error
-from src.tokenization.base import read_texts
 from src.tokenizer import BasicTokenizer, BPETokenizer, Tokenizer, load_tokenizer
 
 TEXT = "the old whale, the white whale <|im_end|> swam."
@@ -280,13 +279,3 @@ def test_a_zero_dimensional_array_is_no_list_of_names():
     for value in (torch.tensor(2), np.array(2)):
         with pytest.raises(AGI2Error, match="allowed_special must be a list of strings, not"):
             BasicTokenizer("ab").encode("ab", allowed_special=value)
-
-
-def test_texts_after_the_first_hundred_are_read_as_they_are(tmp_path, caplog, monkeypatch):
-    (tmp_path / "a.txt").write_text("a file", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    texts = [*["a text"] * 100, "a.txt", Path("a.txt")]
-    assert list(read_texts(texts)) == [*["a text"] * 100, "a.txt", "a file"]
-    assert caplog.text == ""  # only the first ones are looked up on the disk
-    with pytest.raises(AGI2Error, match=r"texts\[100\] must be a str \(a text\) or a Path"):
-        list(read_texts([*["a text"] * 100, 5]))
