@@ -22,8 +22,9 @@ from .data.conversation_tokens import decode_conversations
 from .data.corpus import check_configured
 from .data.planned_windows import PlannedWindows
 from .errors import AGI2Error, one_line
+from .evaluation.held_out import reply_to
 from .evaluation.loss import evaluate
-from .evaluation.replies import MAX_REPLIES, describe, reply_to, save_replies
+from .evaluation.replies import MAX_REPLIES, describe, save_replies
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
 from .generation import generate_text

@@ -77,7 +77,14 @@ def test_eval_prints_a_figure_a_line_and_the_stride_changes_them(trained, held_o
 def test_eval_defines_what_it_prints(capsys):
     status, out, _ = run(capsys, "eval", "--help")
     assert status == 0
-    for words in ("exp(loss)", "tokens / words", "ln(2) / bytes", "-ln(p)", "p is the probability", "window"):
+    for words in (
+        "exp(loss)",
+        "tokens / words",
+        "ln(2) / bytes",
+        "-ln(p)",
+        "p is the probability",
+        "window",
+    ):
         assert words in out
 
 
