@@ -89,6 +89,7 @@ def is_lora(name: str) -> bool:
 
 def merge_lora(model: nn.Module) -> None:
     """Merge each `LoRALinear` of a model into an `nn.Linear`, and unfreeze the model."""
+    model.requires_grad_(True)
     for layer in _vocabulary_layers(model):
         weight = layer.get_parameter("weight")
         layer.weight = nn.Parameter(weight.detach())  # without the hook of `_train_rows`
@@ -96,7 +97,6 @@ def merge_lora(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, LoRALinear):
                 setattr(parent, name, child.merged())
-    model.requires_grad_(True)
 
 
 def merged(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
