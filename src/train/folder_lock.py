@@ -86,13 +86,8 @@ class FolderLock:
         self._write_phase()
         return True
 
-    @property
-    def phase(self) -> Phase:
-        """What this process does, for `read_phase` in other processes."""
-        return self._phase
-
-    @phase.setter
-    def phase(self, phase: Phase) -> None:
+    def set_phase(self, phase: Phase) -> None:
+        """Say what this process does, for `read_phase` in other processes."""
         self._phase = phase
         self._write_phase()
 

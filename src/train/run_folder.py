@@ -51,7 +51,7 @@ class RunFolder:
     def show_phase(self, phase: Phase) -> None:
         """Let other processes know what this one does (see `read_phase`)."""
         if self._checkpoints.lock is not None:
-            self._checkpoints.lock.phase = phase
+            self._checkpoints.lock.set_phase(phase)
 
     def _open_log(self, logged: int, step: int) -> None:
         """Truncate the log to `logged` bytes and append an entry that describes this start."""

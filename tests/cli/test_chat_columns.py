@@ -62,6 +62,22 @@ def test_rows_are_printed_as_soon_as_they_are_complete(capsys):
     assert capsys.readouterr().out == "three four  | gamma\nfive        | \n"
 
 
+def test_a_row_waits_for_the_slower_column(capsys):
+    shown = []
+
+    def left():
+        yield "one two three "
+        shown.append(capsys.readouterr().out)
+
+    def right():
+        yield "al"
+        yield "pha beta gamma"
+
+    print_columns(["a", "b"], [left(), right()], 11)
+    assert shown == ["--- a ---   | --- b ---\n"]
+    assert capsys.readouterr().out == "one two     | alpha beta\nthree       | gamma\n"
+
+
 def test_what_an_interrupt_leaves_is_printed(capsys):
     def stopped():
         yield "begun"

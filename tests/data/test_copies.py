@@ -167,3 +167,15 @@ def test_near_copies_at_the_threshold_are_found_and_few_others():
         assert len(group) > 20
         assert at_least * len(group) <= sum(group) <= at_most * len(group)
     assert len(found) <= len(pairs)
+
+
+def test_pairs_are_the_same_in_a_memory_map(tmp_path):
+    draw = random.Random(9)
+    texts = [words(draw, 80) for _ in range(20)]
+    _, sketches = scan_of([*texts, *(edited(draw, text, 0.02) for text in texts)])
+    sketches.tofile(tmp_path / "sketches.bin")
+    documents = np.arange(len(sketches))
+    expected = near_pairs(sketches, documents, 0.8)
+    assert len(expected[0]) > 10
+    found = near_pairs(open_sketches(tmp_path / "sketches.bin"), documents, 0.8)
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]

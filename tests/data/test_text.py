@@ -149,3 +149,4 @@ def test_a_piece_ends_at_a_line_end_or_white_space(content, limit, end):
 def test_normalized_text_is_not_copied():
     content = "été" * 10
     assert normalize(content, "nfc") is content
+    assert normalize("ascii", "nfkc") == "ascii"

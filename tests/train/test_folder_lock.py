@@ -78,9 +78,9 @@ def test_the_phase_of_the_process_that_holds_a_lock_is_read(tmp_path, monkeypatc
     assert read_phase(folder) is None
     lock = FolderLock(folder)
     assert read_phase(folder) == "preparing"
-    lock.phase = "validating"
+    lock.set_phase("validating")
     assert read_phase(folder) == "validating"
-    lock.phase = "training"
+    lock.set_phase("training")
     (folder / LOCK).write_text("")  # as it is for a moment, and by an earlier version
     assert read_phase(folder) == "training"
     with monkeypatch.context() as patch:
