@@ -20,14 +20,14 @@ from .setup import make_model, prepare
 from .timing import measure_step
 from .trainer import Trainer
 
-# Peak learning rates of AdamW, by the number of the model's parameters: see benchmarks/README.md.
+# Peak learning rates of AdamW, by the number of the model's parameters.
 _RATES = ((3e6, 1e-3), (30e6, 5e-4), (math.inf, 1e-4))
 # LoRA matrices begin at zero and are few: their rates are higher.
 _LORA_FACTOR = 5.0
 # Tokens of a batch, and the fewest batches of an epoch.
 _BATCH_TOKENS = 4096
 _MIN_BATCHES = 16
-# More epochs raise the loss on held-out conversations; early stopping ends a run before, too.
+# Early stopping ends a run before, if more epochs raise the loss on held-out conversations.
 _MAX_EPOCHS = 20
 _PATIENCE = 4
 _VALIDATIONS = 12
