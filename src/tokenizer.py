@@ -170,8 +170,8 @@ class BPETokenizer(Tokenizer):
         return int(self._end_of_text or 0)
 
     @property
-    def _text_ends(self) -> tuple[int, ...]:
-        # An imported model may have several.
+    def text_end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a text, `end_of_text` first: an imported model may have several."""
         return self._ends or (self.end_of_text,)
 
     @property

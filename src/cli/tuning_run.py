@@ -76,7 +76,9 @@ class TuningRun(TextRun):
         resume = is_resumed(given) or resume
         folder = model_folder(model)
         check_weights(folder, model)
-        name = name_for([], name or f"{folder.resolve().name}-chat", given)
+        if name is None and "model_name" not in given:
+            name = f"{folder.resolve().name}-chat"
+        name = name_for([], name, given)
         if doubled := given.keys() & {"conversations", *keys}:
             raise AGI2Error(f"--set {min(doubled)}: give it as an argument or an option")
         if keys.get("sources") and "text_share" not in {**keys, **given}:

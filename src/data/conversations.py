@@ -140,7 +140,7 @@ def _message(number: int, value: Any) -> Message:
         raise AGI2Error(
             f"message {number}: the role {safe_repr(role)} is none of system, user and assistant"
         )
-    if value.get("weight", 1) != 1:
+    if value.get("weight") not in (None, 1):
         raise AGI2Error(
             f"message {number}: weight {safe_repr(value['weight'])} is not supported: every reply "
             "is trained on"

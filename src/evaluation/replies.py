@@ -63,7 +63,7 @@ def load_replies(folder: Path) -> list[Reply]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text("utf-8").splitlines()
-        return [Reply(**parse_json(line, str(path))) for line in lines]
+        lines = path.read_text("utf-8").split("\n")  # `splitlines` would split at U+2028, too
+        return [Reply(**parse_json(line, str(path))) for line in lines if line]
     except (OSError, ValueError, TypeError) as error:
         raise AGI2Error(f"{path} is damaged: {error}") from error

@@ -75,7 +75,7 @@ def load_hf_tokenizer(path: Path, name: str, model: Mapping[str, Any]) -> Tokeni
     tokenizer = _load(content, name)
     loaded = {**token_ids(tokenizer), **content["model"]["vocab"]}
     changed = [token for token, id in ids.items() if loaded.get(token) != id]
-    if (tokenizer.start_of_text, tokenizer.end_tokens) != (start, tuple(ends)):
+    if (tokenizer.start_of_text, tokenizer.text_end_tokens) != (start, tuple(ends)):
         changed.append(names[start])
     if changed:
         raise AGI2Error(

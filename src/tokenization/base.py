@@ -45,12 +45,13 @@ class Tokenizer(ABC):
     @property
     def end_tokens(self) -> tuple[int, ...]:
         """Ids that stop generation, `end_of_text` first; with roles, the end of a turn, too."""
-        ends = self._text_ends
+        ends = self.text_end_tokens
         end_of_turn = self.special_tokens[END_OF_TURN] if self.has_roles else ends[0]
         return ends if end_of_turn in ends else (*ends, end_of_turn)
 
     @property
-    def _text_ends(self) -> tuple[int, ...]:
+    def text_end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a text, `end_of_text` first."""
         return (self.end_of_text,)
 
     @property

@@ -125,7 +125,7 @@ def make_model(
     if config.init_from is not None and not is_resumed:
         _load_pretrained(Path(config.init_from), model, tokenizer)
     if config.lora_rank is not None:
-        add_lora(model, config.lora_rank, role_ids(tokenizer))
+        add_lora(model, config.lora_rank, role_ids(tokenizer) if config.conversations else ())
     # FSDP moves the model shard by shard: the full model may not fit on the device.
     if not (config.parallel == "fsdp" and process_group.is_initialized):
         model.to(process_group.device)

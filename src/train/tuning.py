@@ -20,15 +20,17 @@ from .setup import make_model, prepare
 from .timing import measure_step
 from .trainer import Trainer
 
-# Peak learning rates of AdamW, by the number of the model's parameters.
-_RATES = ((3e6, 1e-3), (30e6, 5e-4), (math.inf, 1e-4))
-# LoRA matrices begin at zero and are few: their rates are higher.
-_LORA_FACTOR = 5.0
+# Peak learning rates of AdamW, by the number of the model's parameters. A model of 1 million reached
+# a loss of 4.01, 2.30 and 1.97 in 72 s at 2e-4, 1e-3 and 5e-3; the others are customary, not measured.
+_RATES = ((3e6, 5e-3), (30e6, 1e-3), (math.inf, 1e-4))
+# LoRA matrices begin at zero and are few: their rates are higher, up to a limit.
+_LORA_FACTOR, _MAX_LORA_RATE = 5.0, 5e-3
 # Tokens of a batch, and the fewest batches of an epoch.
 _BATCH_TOKENS = 4096
 _MIN_BATCHES = 16
 # Early stopping ends a run before, if more epochs raise the loss on held-out conversations.
 _MAX_EPOCHS = 20
+_MIN_STEPS = 100
 _PATIENCE = 4
 _VALIDATIONS = 12
 _BENCHMARK_SECONDS = 5.0
@@ -85,11 +87,14 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
         seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
     affordable = max(1, int(60 * minutes * _STEPS_TIME_FRACTION / seconds))
     per_epoch = trainer.batches.steps_per_epoch
-    useful = _MAX_EPOCHS * per_epoch
-    is_limited = useful > affordable
-    if not given.keys() & {"max_steps", "epochs", "max_minutes"}:
-        planned |= {"max_minutes": max_minutes(minutes)} if is_limited else {"max_steps": useful}
-    steps = min(affordable, useful, trainer.total_steps)
+    useful = max(_MIN_STEPS, _MAX_EPOCHS * per_epoch)
+    is_limited = bool(given.keys() & {"max_steps", "epochs"})
+    allowed = trainer.total_steps if is_limited else useful
+    if allowed > affordable:
+        planned["max_minutes"] = max_minutes(minutes)
+    elif not is_limited:
+        planned["max_steps"] = useful
+    steps = min(affordable, allowed)
     planned |= {
         "eval_interval": max(1, steps // _VALIDATIONS),
         "checkpoint_interval": max(10, steps // 4),
@@ -97,7 +102,7 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
         **given,
     }
     return TuningPlan(
-        planned, parameters, steps, steps / per_epoch, minutes * min(1.0, useful / affordable)
+        planned, parameters, steps, steps / per_epoch, minutes * min(1.0, allowed / affordable)
     )
 
 
@@ -106,7 +111,7 @@ def _sizes(parameters: int, windows: int, config: Config) -> dict[str, Any]:
     batch = max(1, min(_BATCH_TOKENS // config.seq_len, windows // _MIN_BATCHES))
     rate = next(rate for maximum, rate in _RATES if parameters <= maximum)
     if config.lora_rank is not None:
-        rate *= _LORA_FACTOR
+        rate = min(_LORA_FACTOR * rate, _MAX_LORA_RATE)
     return {
         "batch_size": batch,
         "learning_rate": rate,

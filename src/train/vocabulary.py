@@ -30,6 +30,7 @@ def extend_vocabulary(model: GPT2Model, first: int, size: int) -> None:
         first: number of tokens that are known.
         size: number of tokens in all.
     """
+    model.require_weights("trained")
     layers: list[nn.Module] = [model.token_embeddings]
     if model.head is not None:
         layers.append(model.head)

@@ -73,7 +73,7 @@ def test_columns_that_are_taken_are_noted(tmp_path):
         {"prompt": [{"role": "user", "content": "a"}],
          "completion": [{"role": "assistant", "content": "b"}]},
         {"messages": [{"role": "user", "content": [" ", {"type": "text", "text": "a"}]},
-                      {"role": "assistant", "content": "b", "weight": 1}], "prompt": "other"},
+                      {"role": "assistant", "content": "b", "weight": None}], "prompt": "other"},
         {"instruction": "a", "input": " ", "output": "b"},
         {"question": "a", "answer": "b", "system": ""},
     ],

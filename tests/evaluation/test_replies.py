@@ -7,7 +7,7 @@ from src.evaluation.replies import FILE_NAME, Reply, describe, load_replies, sav
 
 
 def test_they_are_saved_and_loaded(tmp_path):
-    said = [{"role": "user", "content": "Hé?\n"}]
+    said = [{"role": "user", "content": "Hé?\n\u2028\x85"}]
     replies = [
         Reply(said, "a", "a", True),
         Reply(said, "a", "a", False),

@@ -6,6 +6,7 @@ import torch
 from src.data.chat_template import ChatTemplate
 from src.errors import AGI2Error
 from src.formats.model_dir import save_model
+from src.inference.prepare import prepare_for_generation
 from src.tokenizer import BPETokenizer
 from src.train import setup
 from src.train.distributed import ProcessGroup
@@ -54,7 +55,10 @@ def test_a_pretrained_model_gets_the_tokens_of_the_roles(tmp_path, padding, lora
     pretrained = random_model(vocab_size=old.vocab_size + padding)
     save_model(pretrained, old, tiny_config(), tmp_path)
     config = tiny_config(
-        **pretrained.config.to_keys(), init_from=str(tmp_path), lora_rank=lora_rank
+        **pretrained.config.to_keys(),
+        init_from=str(tmp_path),
+        lora_rank=lora_rank,
+        conversations=["chats.jsonl"],
     )
     tokenizer = tokenizer_of(has_roles=True)
     process_group = ProcessGroup(torch.device("cpu"))
@@ -87,6 +91,12 @@ def test_a_given_model_grows_by_the_roles_and_no_more():
             process_group,
             random_model(vocab_size=tokenizer.vocab_size - 5),
         )
+
+
+def test_a_prepared_model_is_not_extended():
+    model = prepare_for_generation(random_model(), "int8")
+    with pytest.raises(AGI2Error, match="it cannot be trained"):
+        extend_vocabulary(model, 29, 31)
 
 
 def test_a_tokenizer_without_roles_has_no_ids_of_them():

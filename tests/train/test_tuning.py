@@ -1,0 +1,36 @@
+"""The plan of fine-tuning: what limits the run, and the keys that follow."""
+
+import pytest
+
+from src.train import tuning
+from src.train.tuning import plan_tuning
+from tests.data.chats import messages_lines, random_conversations
+
+
+@pytest.fixture
+def keys(shared_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_BENCHMARK_SECONDS", 0)
+    monkeypatch.setattr(tuning, "_MIN_STEPS", 1)
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(messages_lines(random_conversations(40, seed=3, words=2)))
+    model = shared_run(max_steps=2, seq_len=48, model_positions=96).folder
+    return {"init_from": str(model), "conversations": [str(path)], "model_name": "tuned"}
+
+
+def test_a_run_ends_by_epochs_where_there_is_time(keys):
+    plan = plan_tuning(keys, 1e6, {})
+    assert plan.keys["max_steps"] == plan.steps
+    assert plan.epochs == tuning._MAX_EPOCHS
+    assert "max_minutes" not in plan.keys
+    assert plan.minutes < 1e6
+    assert plan.keys["eval_interval"] * tuning._VALIDATIONS <= plan.steps
+
+
+def test_time_limits_a_run_also_with_epochs_of_the_user(keys):
+    for given in ({}, {"epochs": 10**9}):
+        plan = plan_tuning(keys, 1e-4, given)
+        assert plan.keys["max_minutes"] == 0.01
+        assert "max_steps" not in plan.keys
+        assert plan.steps == 1
+    plan = plan_tuning(keys, 1e6, {"max_steps": 3})
+    assert (plan.steps, plan.keys["max_steps"]) == (3, 3)
