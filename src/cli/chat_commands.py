@@ -307,7 +307,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "/retry": Command(_retry, "", "another reply to the last message"),
-    "/undo": Command(_undo, "", "take back the last message and its reply"),
+    "/undo": Command(_undo, "", "remove the last message and its reply"),
     "/edit": Command(_edit, "[N] [TEXT]", "replace the last message, or the N-th"),
     "/branch": Command(_branch, "[NAME]", "list the branches; go to one, or begin one here"),
     "/save": Command(_save, "[FILE]", "save the conversation as JSON; .jsonl: append a line"),

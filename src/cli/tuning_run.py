@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..config import Config
-from ..config_loader import make_config, parse_override
+from ..config_loader import CONFIG, load_config, make_config, parse_override
 from ..data.corpus import check_sources
-from ..errors import AGI2Error
+from ..errors import AGI2Error, safe_repr
 from ..formats.run_dir import check_weights
 from ..utils import log
 from .common import model_folder
@@ -29,7 +30,7 @@ DEFAULT_TEXT_SHARE = 0.2
 """Share of plain text beside conversations, against forgetting."""
 _COMMENTS = {
     "init_from": "The model to fine-tune, and the conversations.",
-    "batch_size": "Few tokens, so that an epoch has many steps.",
+    "batch_size": "Small batches, so that an epoch has many steps.",
     "learning_rate": "For a model of this size.",
     "max_minutes": "The learning rate falls with this clock.",
     "max_steps": "More epochs over these conversations would hardly lower the loss.",
@@ -83,6 +84,8 @@ class TuningRun(TextRun):
             raise AGI2Error(f"--set {min(doubled)}: give it as an argument or an option")
         if keys.get("sources") and "text_share" not in {**keys, **given}:
             keys = {**keys, "text_share": DEFAULT_TEXT_SHARE}
+        if pipes := [source for source in keys.get("sources", ()) if is_pipe(source)]:
+            raise AGI2Error(f"--text {pipes[0]}: name a file: the plan and the run both read it")
         own = {"init_from": str(folder), "conversations": list(chats), **keys, "model_name": name}
         locations = {key: f"--set {key}" for key in given} | {"model_name": "--name"}
         config = make_config({**own, **given}, "training", "the command line", locations)
@@ -91,6 +94,28 @@ class TuningRun(TextRun):
     def sources_of(self, config: Config) -> list[str]:
         """Return the conversations of a configuration."""
         return config.conversations
+
+    def find_resumed(self) -> str | None:
+        """Return the configuration of the run to resume; see `TextRun.find_resumed`.
+
+        Raises:
+            AGI2Error: if an argument or an option contradicts it.
+        """
+        file = super().find_resumed()
+        if file is None:
+            return None
+        path = Path(file)
+        planned = load_config(path if path.is_file() else path / CONFIG)
+        for key in ("init_from", "sources", "text_share", "lora_rank"):
+            given, value = self.keys.get(key), planned[key]
+            if key == "init_from":
+                given, value = Path(given or "").resolve(), Path(value or "").resolve()
+            if given is not None and given != value:
+                raise AGI2Error(
+                    f"{file} is planned already, with {key} = {safe_repr(planned[key])}, not "
+                    f"{safe_repr(self.keys[key])}: leave it out, or name another run with --name"
+                )
+        return file
 
     def check(self) -> None:
         """Check what needs neither PyTorch nor the conversations; see `TextRun.check`."""

@@ -121,7 +121,7 @@ _FLAGS |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append a line; take back what a full disk has left of it."""
+    """Append a line; remove what was written of it if the disk is full."""
     with open(os.open(path, _FLAGS, 0o600), "rb+", 0) as file:
         if size := os.fstat(file.fileno()).st_size:
             _check_is_ours(file.readline(MAX_JSON_BYTES), path)

@@ -169,7 +169,7 @@ class ChatTemplate:
 
         Raises:
             AGI2Error: if one of them is in the vocabulary, but not as a special token; or the
-                vocabulary has no room for them.
+                vocabulary cannot have more tokens.
         """
         names = _lacking(tokenizer)
         tokenizer.add_special_tokens(*names)

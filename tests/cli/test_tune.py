@@ -72,6 +72,22 @@ def test_adapters_and_plain_text(place, model, capsys):
     assert (config.lora_rank, config.sources, config.text_share) == (2, ["more.txt"], 0.2)
 
 
+def test_what_contradicts_the_resumed_run_is_refused(place, model, capsys, shared_run):
+    tune = ("tune", model, "chats.jsonl", "--name", "tuned")
+    assert run(capsys, *tune, "-q", *SHORT)[0] == 0
+    other = str(shared_run(max_steps=1, seq_len=48, model_positions=96).folder)
+    for options, key in [
+        (("--lora", "2"), "lora_rank = None, not 2"),
+        (("--text", "more.txt"), "sources = [], not ['more.txt']"),
+    ]:
+        status, _, err = run(capsys, *tune, *options, "--resume")
+        assert status == 2
+        assert f"tuned.toml is planned already, with {key}: leave it out" in err
+    status, _, err = run(capsys, "tune", other, *tune[2:], "--resume")
+    assert status == 2
+    assert "is planned already, with init_from = " in err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_conversations_from_a_pipe_with_a_time_limit(place, model, capsys, pipe, monkeypatch):
     monkeypatch.setattr(tuning, "_MAX_EPOCHS", 10**6)
@@ -94,6 +110,7 @@ def test_conversations_from_a_pipe_with_a_time_limit(place, model, capsys, pipe,
         (["{model}", "chats.jsonl", "--set", "init_from=a"], "--set init_from"),
         (["{model}", "chats.jsonl", "--set", "model_embd=8"], "--set model_embd"),
         (["{model}", "chats.jsonl", "--text-share", "0.1"], "text_share is that of sources"),
+        (["{model}", "chats.jsonl", "--text", "-"], "--text -: name a file"),
         (["{model}", "more.txt"], "more.txt"),
         (["{model}", "chats.jsonl", "--minutes", "0"], "--minutes must be at least 0.1"),
     ],
