@@ -8,7 +8,7 @@ knows this format as `phi3`, so that it is right there with and without its Jinj
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -73,20 +73,24 @@ class Message(NamedTuple):
     content: str
 
 
-def as_messages(values: Any) -> list[Message]:
+def as_messages(values: Any, may_be_empty: Collection[Role] = ()) -> list[Message]:
     """Convert messages, each a `Message` or a mapping of `role` and `content`.
 
     White space around a text is not part of the message.
+
+    Args:
+        values: the messages.
+        may_be_empty: roles of which a message may have no text.
 
     Raises:
         AGI2Error: if one is anything else, has another role, or has no text.
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise AGI2Error(f"messages must be a list of messages, not {safe_repr(values)}")
-    return [_as_message(value, index) for index, value in enumerate(values, 1)]
+    return [_as_message(value, index, may_be_empty) for index, value in enumerate(values, 1)]
 
 
-def _as_message(value: Any, number: int) -> Message:
+def _as_message(value: Any, number: int, may_be_empty: Collection[Role]) -> Message:
     if isinstance(value, Message):
         role, content = value
     elif isinstance(value, Mapping):
@@ -101,7 +105,7 @@ def _as_message(value: Any, number: int) -> Message:
         )
     if not isinstance(content, str):
         raise AGI2Error(f"message {number} ({role}) has no text, but {safe_repr(content)}")
-    if not (content := content.strip()):
+    if not (content := content.strip()) and role not in may_be_empty:
         raise AGI2Error(f"message {number} ({role}) is empty")
     return Message(role, content)
 
@@ -180,6 +184,11 @@ class ChatTemplate:
         """Ids after which a reply is generated."""
         return list(self._starts["assistant"])
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens that end a reply, besides the tokenizer's: those with which a message begins."""
+        return tuple(starts[0] for starts in self._starts.values())
+
     def encode(
         self, messages: Iterable[Any], *, add_generation_prompt: bool = False
     ) -> tuple[list[int], list[bool]]:
@@ -223,9 +232,18 @@ class ChatTemplate:
         roles = {self._starts[role][0]: role for role in ROLES}
         starts = [index for index, id in enumerate(ids) if id in roles]
         return [
-            Message(roles[ids[start]], self.tokenizer.decode(ids[start:end]).strip())
+            Message(roles[ids[start]], self._text_of(ids[start:end]))
             for start, end in pairwise([*starts, len(ids)])
         ]
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of a message, without the tokens around it.
+
+        These are left out by their number: a vocabulary without the line feed has another token.
+        """
+        start = len(self.reply_start)
+        ends = [index for index, id in enumerate(ids) if id == self.end_of_turn]
+        return self.tokenizer.decode(ids[start : ends[0] if ends else None]).strip()
 
     def target_mask(self, ids: np.ndarray) -> np.ndarray:
         """Return which ids are targets: the assistant's words and the end of each turn of theirs.

@@ -19,7 +19,7 @@ def reply_to(
     conversations: Iterable[Sequence[Message]],
     max_length: int = 200,
 ) -> list[Reply]:
-    """Generate the last message of conversations, greedily.
+    """Generate the last message of conversations, greedily; it ends where one in a chat does.
 
     Args:
         model: the model.
@@ -35,14 +35,22 @@ def reply_to(
         ids, _ = template.encode(messages, add_generation_prompt=True)
         if messages and len(ids) < model.config.max_seq_len:
             asked.append((messages, expected))
-            requests.append(text_request(ids, config, model, tokenizer, skip_leading_space=True))
+            request = text_request(
+                ids,
+                config,
+                model,
+                tokenizer,
+                skip_leading_space=True,
+                end_tokens=template.end_tokens,
+            )
+            requests.append(request)
     if requests:
         Engine(ModelRunner(model, tokenizer.vocab_size), max_batch_rows(model)).run(requests)
     return [
         Reply(
             [message._asdict() for message in messages],
             expected,
-            request.text.rstrip(),
+            request.text.strip(),
             request.finish_reason == "end_token",
         )
         for (messages, expected), request in zip(asked, requests, strict=True)

@@ -100,6 +100,26 @@ def test_characters() -> None:
     assert tokenizer.decode(np.array(ids)[targets]).split() == ["b", "c"]
 
 
+@pytest.mark.parametrize("vocabulary", ["abc ", "abc", "abc\n", "abc \n"])
+@pytest.mark.parametrize("folds", [True, False])
+def test_messages_come_back_from_their_ids_without_a_line_feed(
+    vocabulary: str, folds: bool
+) -> None:
+    """What a vocabulary lacks is unknown in the texts, and not around them."""
+    tokenizer = BasicTokenizer(vocabulary, fold_whitespace=folds)
+    ChatTemplate.add_to(tokenizer)
+    template = ChatTemplate(tokenizer)
+    messages = [Message("user", "ab"), Message("assistant", "b"), Message("user", "ca")]
+    ids, targets = template.encode(messages)
+    assert template.decode(ids) == messages
+    assert tokenizer.decode(np.array(ids)[targets]) == "b"
+    # Cut inside the frame of the last message, or in its text.
+    for count in range(1, len(template.encode_message(messages[2]))):
+        *first, last = template.decode(ids[:-count])
+        assert first == messages[:2]
+        assert messages[2].content.startswith(last.content)
+
+
 def test_without_roles() -> None:
     tokenizer = BPETokenizer(270, special_tokens=["<|end|>"])
     tokenizer.fit([TEXT], verbose=False)

@@ -6,7 +6,8 @@ import torch
 from src.data.chat_template import ChatTemplate, Message
 from src.evaluation.held_out import reply_to
 from src.generation import generate_text
-from src.tokenizer import BPETokenizer
+from src.interactive import InteractivePrompt
+from src.tokenizer import ROLE_TOKENS, BPETokenizer
 from tests.tiny_models import random_model, scheduled_model
 
 CHATS = [
@@ -42,6 +43,20 @@ def test_replies_are_what_the_model_generates_alone(template):
         assert reply.reply == alone.strip()
         assert not reply.is_exact
     assert reply_to(model, template, []) == []
+
+
+@pytest.mark.parametrize("token", ROLE_TOKENS.values())
+def test_a_reply_ends_where_the_one_in_a_chat_does(template, token):
+    tokenizer = template.tokenizer
+    size = len(template.encode(CHATS[0][:1], add_generation_prompt=True)[0])
+    logits = torch.zeros(size + 5, tokenizer.vocab_size)
+    logits[:, tokenizer.encode("t")[0]] = 1
+    logits[size + 1, tokenizer.special_tokens[token]] = 2
+    model = scheduled_model(logits)
+    (reply,) = reply_to(model, template, CHATS, 4)
+    chat = InteractivePrompt(model, 100, tokenizer, temperature=0.0, max_length=4)
+    assert chat.send_message(CHATS[0][0].content) == reply.reply == "tt"
+    assert reply.is_ended
 
 
 def test_a_reply_has_ended_if_the_model_ends_it(template):
