@@ -271,6 +271,8 @@ def _describe_context(prompt: InteractivePrompt) -> str:
         number += each.role == "user"
         label = str(number) if each.role == "user" else ""
         note = "" if each.is_in_context else "(not in the context) "
+        if each.cut:
+            note = f"(without its first {plural(each.cut, 'token')}) "
         head = f"{label:>3}  {each.role:<9}  {each.tokens:>5,}  {note}"
         lines.append(head + _preview(each.content, cell_len(head)))
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import AGI2Error
-from ..tokenizer import ROLE_TOKENS, Tokenizer
+from ..tokenizer import Tokenizer
 from ..utils import log, plural
 from .chat_template import ChatTemplate, Message
 from .message_tree import MessageTree, Node
@@ -48,11 +48,8 @@ class ChatContext:
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Tokens that end a reply, besides the tokenizer's: those with which a message begins."""
-        if self.template is None:
-            return ()
-        special = self._tokenizer.special_tokens
-        return tuple(special[name] for name in ROLE_TOKENS.values())
+        """Tokens that end a reply: see `ChatTemplate.end_tokens`."""
+        return () if self.template is None else self.template.end_tokens
 
     def encode(self, message: Message) -> list[int]:
         """Return the token ids of a message, which may be empty: a reply that was stopped is."""
@@ -94,20 +91,14 @@ class ChatContext:
         message. With a chat template, a message is dropped with its reply. A single message that
         is still too long is cut to its end, with a warning.
         """
-        budget = self.budget(tree.system, limit)
+        before = tree.node.dropped
+        first, kept, cut = self._fit(tree, limit)
         turns = tree.turns
-        lengths = [len(self.tokens_of(node)) for node in turns]
-        first = self._first_kept(turns, lengths, tree.node.dropped, budget)
-        trimmed = Trimmed(
-            max(0, first - tree.node.dropped), sum(lengths[tree.node.dropped : first])
-        )
-        tree.node.dropped = first
-        kept = [list(self.tokens_of(node)) for node in turns[first:]]
-        too_many = sum(lengths[first:]) - budget
-        if too_many > 0:
+        lengths = [len(self.tokens_of(node)) for node in turns[before:first]]
+        trimmed = Trimmed(max(0, first - before), sum(lengths), cut)
+        tree.node.dropped, tree.node.cut = first, cut
+        if cut:
             log.warning("the message is longer than the context: only its end is used")
-            trimmed = trimmed._replace(cut=too_many)
-            kept = self._cut(turns[first:], kept, budget)
         elif trimmed.messages:
             log.info(
                 "the oldest %s (%s) no longer fit into the context",
@@ -118,6 +109,29 @@ class ChatContext:
         if self.template is not None and turns and turns[-1].role == "user":
             ids += self.template.reply_start
         return self._head(tree.system) + ids, trimmed
+
+    def left_out(self, tree: MessageTree, limit: int) -> tuple[int, int]:
+        """Return what a context leaves out: a number of messages, and of tokens of the others.
+
+        If the last message is a reply that was generated, it is what was left out before it.
+        """
+        if tree.node.is_generated:
+            return tree.node.dropped, tree.node.cut
+        first, _, cut = self._fit(tree, limit)
+        return first, cut
+
+    def _fit(self, tree: MessageTree, limit: int) -> tuple[int, list[list[int]], int]:
+        """Return the index of the first message of a context, the ids of each, and what was cut."""
+        budget = self.budget(tree.system, limit)
+        turns = tree.turns
+        lengths = [len(self.tokens_of(node)) for node in turns]
+        first = self._first_kept(turns, lengths, tree.node.dropped, budget)
+        kept = [list(self.tokens_of(node)) for node in turns[first:]]
+        length = sum(lengths[first:])
+        if length <= budget:
+            return first, kept, 0
+        kept = self._cut(turns[first:], kept, budget)
+        return first, kept, length - sum(map(len, kept))
 
     def _head(self, system: str) -> list[int]:
         if self.template is None:
@@ -157,7 +171,7 @@ class ChatContext:
         while len(rest) > 1 and sum(len(ids) for _, ids in rest[1:]) + frame > budget:
             del rest[0]
         (first, _), *others = rest
-        too_many = sum(len(ids) for _, ids in rest) - budget
+        too_many = max(0, sum(len(ids) for _, ids in rest) - budget)
         text = self._tokenizer.encode(first.content.strip())[too_many:]
         assert first.role is not None
         return [self.template.join(first.role, text), *(ids for _, ids in others)]

@@ -15,7 +15,7 @@ from ..tokenizer import Tokenizer
 from ..utils import log, plural
 from .chat_context import ChatContext
 from .chat_file import load_conversation, save_conversation
-from .chat_template import Message, as_messages, check_order
+from .chat_template import ROLES, Message, as_messages, check_order
 from .message_tree import Branch, MessageTree
 
 
@@ -27,6 +27,8 @@ class ContextMessage(NamedTuple):
     tokens: int
     """Number of its tokens."""
     is_in_context: bool
+    cut: int = 0
+    """Number of its first tokens that are not in the context."""
 
 
 class Dialogue(ABC):
@@ -88,13 +90,14 @@ class Dialogue(ABC):
     def messages(self) -> list[dict[str, str]]:
         """The complete conversation, as `{"role": ..., "content": ...}`; may be set.
 
-        Setting it replaces the conversation; the old one stays in a branch of its own.
+        Setting it replaces the conversation; the old one stays in a branch of its own. A reply may
+        be empty, as one that was stopped is; without roles, so may any message.
         """
         return [dict(message._asdict()) for message in self._look().messages]
 
     @messages.setter
     def messages(self, values: Iterable[Any]) -> None:
-        messages = as_messages(values)
+        messages = as_messages(values, ("assistant",) if self.has_roles else ROLES)
         if messages:
             check_order(messages)
         with self._exclusive():
@@ -216,20 +219,25 @@ class Dialogue(ABC):
     def context_messages(self) -> list[ContextMessage]:
         """Return the complete conversation, with what of it is in the context."""
         tree = self._look()
-        first = tree.node.dropped + len(tree.path) - len(tree.turns)
-        return [
-            ContextMessage(
-                node.role or "user",
-                node.content,
-                len(self._context.tokens_of(node)),
-                node.role == "system" or index >= first,
+        dropped, to_cut = self._context.left_out(tree, self.context_limit)
+        first = dropped + len(tree.path) - len(tree.turns)
+        messages = []
+        for index, node in enumerate(tree.path):
+            size, cut = len(self._context.tokens_of(node)), 0
+            is_kept = node.role == "system" or index >= first
+            if is_kept and node.role != "system":
+                cut = min(size, to_cut)
+                to_cut -= cut
+            is_kept &= cut < size
+            messages.append(
+                ContextMessage(node.role or "user", node.content, size, is_kept, cut * is_kept)
             )
-            for index, node in enumerate(tree.path)
-        ]
+        return messages
 
     def context_size(self) -> int:
         """Return the number of tokens of the conversation that are in the context."""
-        kept = sum(each.tokens for each in self.context_messages() if each.is_in_context)
+        messages = self.context_messages()
+        kept = sum(each.tokens - each.cut for each in messages if each.is_in_context)
         return kept + self._context.seed_length
 
     def _user_turn(self, number: int | None) -> int:

@@ -35,6 +35,8 @@ class Node:
         """Number of replies that were generated to it."""
         self.dropped: int = 0 if parent is None else parent.dropped
         """Number of messages, the system message aside, that a context up to here leaves out."""
+        self.cut: int = 0 if parent is None else parent.cut
+        """Number of tokens cut off the start of the others."""
         self.tokens: list[int] | None = None
         """Its token ids, once they are known."""
 
@@ -110,10 +112,15 @@ class MessageTree:
             self.node = self.node.parent
 
     def replace(self, messages: Sequence[Message]) -> None:
-        """Replace the conversation; what both begin with is kept, the old one stays as a branch."""
+        """Replace the conversation; what both begin with is kept, the old one stays as a branch.
+
+        White space around a message does not count.
+        """
         path = self.path
         shared = 0
-        while shared < min(len(path), len(messages)) and path[shared].message == messages[shared]:
+        for node, message in zip(path, messages, strict=False):
+            if (node.role, node.content.strip()) != (message.role, message.content.strip()):
+                break
             shared += 1
         if not _turns(_path_to(self._tips[self.branch])):  # nothing to keep
             self._tips[self.branch] = path[shared - 1] if shared else _start_of(self.node)

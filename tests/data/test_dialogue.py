@@ -105,6 +105,54 @@ def test_history_has_what_is_in_the_context_and_messages_all(talk, caplog):
     assert not talk.context_messages()[1].is_in_context
 
 
+def test_the_size_of_a_context_is_that_of_its_tokens(talk, tokenizer):
+    def check(talk):
+        ids = talk.context_tokens()
+        frame = 2 if talk.has_roles and talk.messages[-1]["role"] == "user" else 0
+        assert talk.context_size() + frame == len(ids)
+        assert talk.context_size() + frame <= talk.context_limit
+
+    talk.say("z" * 200)
+    before = talk.context_size()
+    check(talk)
+    assert talk.context_size() == before  # looking at it changes nothing
+    assert [each.cut for each in talk.context_messages()] == [0, 0, 0, 200 + 4 - 47]
+    talk.say("a reply")
+    check(talk)
+    other = Talk(tokenizer, "", "")
+    other.messages = [{"role": "user", "content": "z" * 99}]
+    check(other)
+    plain = Talk(byte_tokenizer(), "Seed.", "").say("z" * 99)
+    check(plain)
+    assert plain.context_size() == 60
+
+
+def test_a_reply_that_takes_the_context_alone_is_cut_no_further(tokenizer):
+    talk = Talk(tokenizer, "", "").say("x" * 50, "y" * 53)
+    ids = talk.context_tokens()
+    assert tokenizer.decode(ids) == "\n" + "y" * 53 + "\n"
+    assert talk.context_size() == len(ids)
+    assert [each.is_in_context for each in talk.context_messages()] == [False, True]
+
+
+@pytest.mark.parametrize("replies", [("",), ("", "it is"), ("Yes", ""), (" so ", "\n")])
+@pytest.mark.parametrize("has_roles", [True, False])
+def test_messages_can_be_set_to_what_they_are(tokenizer, replies, has_roles):
+    talk = Talk(tokenizer if has_roles else byte_tokenizer(), "", "")
+    for reply in replies:
+        talk.say("Hi" if has_roles else " Hi ", reply.strip() if has_roles else reply)
+    before, ids = talk.messages, talk.context_tokens()
+    talk.messages = talk.messages
+    assert (talk.messages, talk.context_tokens()) == (before, ids)
+    assert len(talk.branches) == 1
+
+
+def test_a_message_of_the_user_without_roles_may_be_empty_when_it_is_set():
+    talk = Talk(byte_tokenizer(), "", "")
+    talk.messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": "Once"}]
+    assert talk.history == ["", "Once"]
+
+
 def test_undo_goes_back_a_turn_and_the_branch_keeps_it(talk):
     talk.say("So", "it is")
     assert talk.undo() == "So"
