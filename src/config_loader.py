@@ -30,8 +30,11 @@ from .utils import (
 
 Kind = Literal["training", "generation", "interactive"]
 
-# File name of the configuration in a run's folder.
+# File name of the configuration in a run's folder, and in a checkpoint's.
 CONFIG = "config.toml"
+# In a run's folder: the checkpoints; in a checkpoint: training state other than tensors.
+CHECKPOINTS = "checkpoints"
+STATE = "state.json"
 
 # Read timeout of a pipe, in seconds without data.
 _READ_TIMEOUT = 10.0
@@ -48,7 +51,8 @@ def load_config(
     Args:
         path: the TOML file. `key = null` and `key = ""` mean "not set".
         kind: if given, also check that the keys required for this use are set; for training, also
-            adopt the architecture and the tokenizer of the model of `init_from`.
+            adopt the architecture and the tokenizer of the model of `init_from`, or those of the
+            checkpoint if such a run is resumed: the model may be somewhere else by then.
         overrides: `KEY=VALUE` strings that take precedence over the file; VALUE is TOML or a bare
             string.
 
@@ -102,9 +106,10 @@ def make_config(
     config, found = _validate(values, locations or {}, name)
     problems += found
     adopted: set[str] = set()
-    if not problems and kind == "training" and values.get("init_from"):
+    if config is not None and not problems and kind == "training" and config.init_from:
         chosen = {key for key, value in values.items() if value not in (None, "")}
-        values = _with_pretrained(values, name, locations or {})
+        resumed = _checkpoint_to_resume(config)
+        values = _with_pretrained(values, name, locations or {}, resumed)
         adopted = values.keys() - chosen
         config, problems = _validate(values, locations or {}, name)
     if problems or config is None:
@@ -122,30 +127,58 @@ def _validate(
         return None, _find_problems(dict(values), locations, name)
 
 
+def _checkpoint_to_resume(config: Config) -> Path | None:
+    """Return the newest checkpoint that `resume` names, if it has a configuration of its own."""
+    if config.resume is None:
+        return None
+    run = Path(config.output_dir) / config.model_name
+    folder = run if config.resume == "auto" else Path(config.resume)
+    if (folder / STATE).is_file():
+        return folder if (folder / CONFIG).is_file() else None
+    found = sorted(folder.glob(f"{CHECKPOINTS}/step-*/{CONFIG}"))
+    return found[-1].parent if found else None
+
+
 def _with_pretrained(
-    values: Mapping[str, Any], name: str, locations: Mapping[str, str]
+    values: Mapping[str, Any], name: str, locations: Mapping[str, str], resumed: Path | None
 ) -> dict[str, Any]:
     """Return the keys updated with the architecture and the tokenizer of the `init_from` model.
+
+    Args:
+        values: the keys.
+        name: name of the configuration in error messages.
+        locations: location of each key in error messages.
+        resumed: the checkpoint of a run that is resumed, whose keys are used instead.
 
     Raises:
         AGI2Error: if there is no such model, or a given key contradicts it.
     """
-    folder = values["init_from"]
-    if not (Path(folder) / CONFIG).is_file():
+    folder = values["init_from"] if resumed is None else str(resumed)
+    if not _is_model(folder):
         foreign = (Path(folder) / "config.json").is_file()
         raise AGI2Error(
             f"{locations.get('init_from', name)}: init_from = {safe_repr(folder)}: no trained "
             "model there" + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
         )
-    pretrained = load_config(Path(folder) / CONFIG).architecture.to_keys()
+    saved = load_config(Path(folder) / CONFIG)
+    starts = [str(values["init_from"]), saved.init_from or ""]
+    if (
+        resumed is not None
+        and len({Path(each).resolve() for each in starts if _is_model(each)}) > 1
+    ):
+        raise AGI2Error(
+            f"{locations.get('init_from', name)}: init_from = {safe_repr(starts[0])}, but the "
+            f"run to resume is from {starts[1]}: set it back, or start from scratch without resume"
+        )
+    pretrained = saved.architecture.to_keys()
     fixed = {k: v for k, v in pretrained.items() if k not in FREE_ARCHITECTURE_KEYS}
-    fixed["tokenizer"] = folder
+    fixed["tokenizer"] = folder if resumed is None else saved.tokenizer
     requested = {**PRESETS.get(str(values.get("preset")), {}), **values}
     if not requested.get("model_ff"):  # 0 means the default, 4 x model_embd
         requested["model_ff"] = None
     problems = [
-        f"{locations.get(key, name)}: {key} = {safe_repr(requested[key])}, but the model of "
-        f"init_from has {value!r}: leave {key} out"
+        f"{locations.get(key, name)}: {key} = {safe_repr(requested[key])}, but "
+        f"{'the model of init_from' if resumed is None else folder} has {value!r}: leave {key} out"
         for key, value in fixed.items()
         if requested.get(key) not in (None, "", value)
     ]
@@ -153,6 +186,10 @@ def _with_pretrained(
         raise error_of(problems)
     dropout = {"dropout": pretrained["dropout"]}
     return {**dropout, **values, **fixed, "vocab_size": pretrained["vocab_size"]}
+
+
+def _is_model(folder: str) -> bool:
+    return (Path(folder) / CONFIG).is_file()
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -628,6 +628,53 @@ def test_what_contradicts_the_model_that_a_run_starts_from_is_named(base, given,
         make_config(keys, "training", "b.toml", dict.fromkeys(keys, "b.toml"))
 
 
+@pytest.fixture
+def checkpoint(base, tmp_path):
+    """A checkpoint of a run from `base`, as far as a configuration reads it; `base` is moved."""
+    folder = tmp_path / "trained" / "b" / "checkpoints" / "step-00000007"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}", encoding="utf-8")
+    save_config(start_from(base, output_dir=str(folder.parents[2])), folder / "config.toml")
+    (folder.parent / "step-00000003").mkdir()
+    base.rename(tmp_path / "moved")
+    return folder
+
+
+@pytest.mark.parametrize("start", ["base", "moved", "nowhere"])
+@pytest.mark.parametrize("resumed", ["auto", "trained/b", "trained/b/checkpoints/step-00000007"])
+def test_a_resumed_run_needs_no_model_to_start_from(checkpoint, tmp_path, resumed, start):
+    resume = resumed if resumed == "auto" else str(tmp_path / resumed)
+    keys = {"output_dir": str(tmp_path / "trained"), "resume": resume, "lora_rank": 2}
+    config = start_from(tmp_path / start, **keys)
+    assert (config.model_layer, config.vocab_size, config.bias) == (3, 300, False)
+    assert config.tokenizer == str(tmp_path / "base")  # as the checkpoint has it
+    assert config.init_from == str(tmp_path / start)
+    again = load_config(checkpoint / "config.toml", "training", [f"resume={resume}"])
+    assert again.tokenizer == config.tokenizer
+    with pytest.raises(AGI2Error, match=r"model_layer = 4, but .*step-00000007 has 3"):
+        start_from(tmp_path / start, model_layer=4, **keys)
+
+
+def test_a_run_is_not_resumed_with_another_model_to_start_from(checkpoint, base, tmp_path):
+    (tmp_path / "moved").rename(base)
+    other = tmp_path / "other"
+    other.mkdir()
+    save_config(Config(), other / "config.toml")
+    keys = {"output_dir": str(tmp_path / "trained"), "resume": "auto"}
+    assert start_from(base, **keys).model_layer == 3
+    with pytest.raises(AGI2Error, match=r"but the run to resume is from .*base: set it back"):
+        start_from(other, **keys)
+
+
+@pytest.mark.parametrize("resume", ["auto", "{tmp_path}"])
+def test_a_run_without_a_checkpoint_needs_the_model_to_start_from(tmp_path, resume):
+    (tmp_path / "state.json").write_text("{}", encoding="utf-8")  # of earlier versions
+    with pytest.raises(AGI2Error, match="no trained model there"):
+        start_from(
+            tmp_path / "gone", output_dir=str(tmp_path), resume=resume.format(tmp_path=tmp_path)
+        )
+
+
 def test_a_foreign_model_is_to_be_imported_first(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(AGI2Error, match=f"agi2 import {re.escape(str(tmp_path))} NEW_FOLDER"):

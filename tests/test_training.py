@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -12,13 +13,14 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from src.config import GPT2Config
-from src.config_loader import make_config
+from src.config_loader import load_config, make_config
 from src.dataset import TextDataset
 from src.errors import AGI2Error
 from src.evaluation.loss import evaluate
 from src.formats.model_dir import load_model, run_folder, save_model, save_weights
 from src.model import GPT2Model
 from src.tokenizer import BasicTokenizer, load_tokenizer
+from src.train.checkpoint import newest_checkpoint
 from src.train.trackers import read_metrics
 from src.training import train_epoch, train_from_config, train_model
 from tests.bounds import (
@@ -366,13 +368,24 @@ def loss_of(folder):
     return [line["val_loss"] for line in lines if "val_loss" in line][-1]
 
 
-def test_a_resumed_run_does_not_read_the_weights_it_started_from(tiny_run, base):
-    constant = {"lr_schedule": "constant", "warmup_steps": 0}
-    whole = train_from_config(make_tuned(tiny_run, base, model_name="whole", **constant))
-    train_from_config(make_tuned(tiny_run, base, max_steps=4, **constant))
-    (base / "model.safetensors").unlink()
-    resumed = train_from_config(make_tuned(tiny_run, base, resume="auto", **constant))
+@pytest.mark.parametrize("lora_rank", [None, 2])
+def test_a_resumed_run_needs_nothing_of_the_model_it_started_from(
+    tiny_run, base, tmp_path, lora_rank
+):
+    keys = {"lr_schedule": "constant", "warmup_steps": 0, "lora_rank": lora_rank}
+    whole = train_from_config(make_tuned(tiny_run, base, model_name="whole", **keys))
+    begun = train_from_config(make_tuned(tiny_run, base, max_steps=4, **keys))
+    base.rename(tmp_path / "moved")
+    checkpoint = shutil.copytree(newest_checkpoint(begun.folder).folder, tmp_path / "copied")
+    resumed = train_from_config(make_tuned(tiny_run, base, resume="auto", **keys))
     assert same_weights(resumed.model, whole.model)
+    # On another machine: of the run and of the model that it started from, there is nothing.
+    shutil.rmtree(tmp_path / "moved")
+    shutil.rmtree(begun.folder)
+    steps = tiny_run().max_steps
+    changes = [f"resume={checkpoint}", "model_name=again", f"max_steps={steps}"]
+    again = train_from_config(load_config(checkpoint / "config.toml", "training", changes))
+    assert same_weights(again.model, whole.model)
 
 
 @pytest.mark.parametrize("rank", [None, 3])

@@ -263,6 +263,7 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
     """
     from ..data.corpus import check_configured
     from ..formats.run_dir import (
+        check_not_checkpoint,
         check_resume,
         check_resumed,
         check_tokenizer,
@@ -271,6 +272,7 @@ def open_run(argument: str, overrides: Sequence[str] | None, quiet: bool, verbos
     )
     from ..train.trackers import check_log_to
 
+    check_not_checkpoint(argument)
     own_overrides = overrides_for_folder(
         argument
     )  # a run's folder may have been moved: override its saved path

@@ -110,6 +110,8 @@ class TuningRun(TextRun):
             given, value = self.keys.get(key), planned[key]
             if key == "init_from":
                 given, value = Path(given or "").resolve(), Path(value or "").resolve()
+                if not value.exists():  # it was moved: the checkpoint has all that is needed of it
+                    continue
             if given is not None and given != value:
                 raise AGI2Error(
                     f"{file} is planned already, with {key} = {safe_repr(planned[key])}, not "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import tomli_w
 
+from ..config_loader import CHECKPOINTS as CHECKPOINTS
 from ..config_loader import CONFIG
+from ..config_loader import STATE as STATE
 from ..errors import AGI2Error
 from ..utils import describe_path, read_json_object
 
@@ -23,9 +26,7 @@ TOKENIZER_KINDS = ("bpe", "basic", "gpt2")
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-# In a checkpoint: training state other than tensors; tensors of a sharded checkpoint (FSDP).
-STATE = "state.json"
+# In a checkpoint: tensors of a sharded checkpoint (FSDP).
 SHARDS = "shards"
 
 # Keys of `state.json` that earlier versions wrote under another name.
@@ -238,6 +239,21 @@ def check_tokenizer(config: Mapping[str, Any]) -> None:
         raise AGI2Error(
             f"tokenizer: {name!r} is none of {', '.join(TOKENIZER_KINDS)}, and as a file or folder "
             f"it {describe_path(name)}"
+        )
+
+
+def check_not_checkpoint(argument: str) -> None:
+    """Check that a run to train is not named by a checkpoint's folder.
+
+    Raises:
+        AGI2Error: if it is.
+    """
+    path = Path(argument)
+    if path.is_dir() and (path / STATE).is_file() and (path / CONFIG).is_file():
+        name = shlex.quote(argument)
+        raise AGI2Error(
+            f"{argument} is a checkpoint, not a run: to continue from it: agi2 train "
+            f"{shlex.quote(str(path / CONFIG))} --set resume={name}"
         )
 
 

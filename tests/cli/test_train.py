@@ -1,6 +1,7 @@
 """The commands train, doctor and verify-resume."""
 
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_resume_goes_on_to_more_steps(tmp_path, capsys):
     assert "the run is now 6 steps long, not 4" in err
     assert steps_done(file) == 6
     assert not (tmp_path / "trained" / "tiny.1").exists()
+
+
+def test_a_checkpoint_is_not_a_run_and_says_how_to_continue(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(capsys, "train", write_run(tmp_path), "-s", "max_steps=4")
+    runs = tmp_path / "trained" / "tiny" / "checkpoints" / "step-00000004"
+    copied = str(shutil.copytree(runs, tmp_path / "my copy"))
+    for command in ("train", "doctor", "verify-resume"):
+        status, out, err = run(capsys, command, copied)
+        assert (status, out) == (2, "")
+        assert f"{copied} is a checkpoint, not a run: to continue from it: agi2 train " in err
+    program, *arguments = shlex.split(err[err.index("agi2 ") :])
+    assert program == "agi2"
+    options = ("-s", "max_steps=6", "-s", "model_name=again")
+    status, _, err = run(capsys, *arguments, *options)
+    assert status == 0
+    assert "my copy at step 4" in err
+    assert (tmp_path / "trained" / "again" / "checkpoints" / "step-00000006").is_dir()
 
 
 def test_resuming_a_finished_run_trains_nothing_and_changes_no_weight(tmp_path, capsys):
