@@ -98,8 +98,11 @@ class TrainingProgress:
 
         folder = self._folder(self.config)
         if self.is_finished:
-            command = f'agi2 generate {shlex.quote(str(folder))} "..."'
-            return f"interrupted: {folder} is trained and saved; generate with: {command}"
+            name = shlex.quote(str(folder))
+            use = f'generate with: agi2 generate {name} "..."'
+            if self.config.conversations:
+                use = f"chat with it: agi2 chat {name}"
+            return f"interrupted: {folder} is trained and saved; {use}"
         saved = list_checkpoints(folder)
         # A new run moves the checkpoints of the run before when it begins.
         has_begun = _log_stamp(folder) not in (None, self._stamp)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.cli.interrupts import TrainingProgress, answering
+from src.config import Config
 from src.config_loader import load_config
 from src.utils import log
 from tests.cli.commands import run, write_run
@@ -42,6 +43,15 @@ PHASES = {
         f'generate with: agi2 generate {FOLDER} "..."',
     ),
 }
+
+
+def test_a_finished_tuning_is_to_be_chatted_with():
+    config = Config(model_name="tiny", conversations=["chats.jsonl"])
+    progress = TrainingProgress(["base", "chats.jsonl"])
+    progress.begin(config)
+    progress.is_finished = True
+    ending = "chat with it: agi2 chat trained/tiny"
+    assert progress.describe() == f"interrupted: trained/tiny is trained and saved; {ending}"
 
 
 @pytest.fixture

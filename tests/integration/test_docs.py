@@ -14,8 +14,9 @@ import typer
 
 import src
 from src.cli.main import app
-from src.config import Config
+from src.config import FREE_ARCHITECTURE_KEYS, Config
 from src.config_loader import make_config
+from src.train.checkpoint_manager import FIXED_ON_RESUME
 
 ROOT = Path(__file__).parents[2]
 BUILD = run_path(str(ROOT / "docs" / "build.py"))
@@ -258,6 +259,14 @@ def test_the_readme_has_the_two_commands_that_set_everything_up():
         "pip install uv && uv run agi2_train.py resources/quickstart.toml",
         "pip install uv && uv sync --extra=dev && uv run pytest",
     ]
+
+
+def test_the_guide_on_resuming_names_what_may_not_change():
+    section = read(ROOT / "docs" / "guides" / "resume.md").split("\n## ")[2]
+    assert section.startswith("What may change")
+    fixed, _ = section.split("Everything else may change")
+    named = set(re.findall(r"`(\w+)`", fixed))
+    assert named == {*FIXED_ON_RESUME, *FREE_ARCHITECTURE_KEYS}
 
 
 def test_the_configuration_reference_has_every_key_with_its_docstring():
