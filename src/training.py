@@ -259,7 +259,7 @@ def make_trainer(
     sample = _make_sampler(config, text.tokenizer)
     process_group = process_group or ProcessGroup(select_device(config.device))
     chosen = config.chosen()  # as the user set it: `vocab_size` is changed to the tokenizer's
-    model, config = make_model(config, text.tokenizer, process_group, model, is_resumed)
+    model, config = make_model(config, text.tokenizer, process_group, model, is_resumed, text.added)
     trainer = kind(
         model,
         text.tokenizer,

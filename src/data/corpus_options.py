@@ -60,6 +60,8 @@ class TokenizerSource:
     """Returns the tokenizer, of which `tokenizer.json` is in a folder."""
     is_fitted: bool = False
     """Whether `make` does without the training text."""
+    added: int = 0
+    """Number of its tokens that were added for the roles of conversations."""
 
 
 def key_of(identity: Any, options: CorpusOptions, tokenizer: TokenizerSource) -> str:

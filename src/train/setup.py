@@ -45,6 +45,8 @@ class PreparedData:
     """The preprocessed training documents; empty on ranks other than 0."""
     corpus: Corpus | None = None
     """The tokenized text on disk; `None` on ranks other than 0."""
+    added: int = 0
+    """Number of the tokenizer's tokens that were added for the roles of conversations."""
 
 
 def prepare(
@@ -69,7 +71,8 @@ def prepare(
     # Preprocessed as the model's input is: memorized text is searched for in this.
     text = DecodedDocuments(corpus.train, corpus.tokenizer)
     sizes = (corpus.documents, corpus.characters, corpus.size)
-    return PreparedData(corpus.tokenizer, train_data, val_data, *sizes, text, corpus)
+    data = corpus.tokenizer, train_data, val_data
+    return PreparedData(*data, *sizes, text, corpus, source.added)
 
 
 def corpus_options(config: Config) -> CorpusOptions:
@@ -92,6 +95,7 @@ def make_model(
     process_group: ProcessGroup,
     model: GPT2Model | None = None,
     is_resumed: bool = False,
+    added: int = 0,
 ) -> tuple[GPT2Model, Config]:
     """Create a model, or adapt the one given, and move it to the device; seed everything first.
 
@@ -101,6 +105,7 @@ def make_model(
         process_group: the process group.
         model: the model to train; by default a new one.
         is_resumed: whether a checkpoint is loaded later, so that `init_from` is ignored.
+        added: number of tokens that were added to the tokenizer, which the model given lacks.
 
     Returns:
         The model, and the configuration with its vocabulary size.
@@ -119,8 +124,8 @@ def make_model(
             size = max(config.architecture.vocab_size, tokenizer.vocab_size)
             config = config.changed(vocab_size=size)
         model = _new_model(config, process_group.device)
-    elif tokenizer.has_roles:
-        _extend_to_roles(model, tokenizer)
+    elif added and (known := tokenizer.vocab_size - added) <= model.config.vocab_size:
+        extend_vocabulary(model, known, tokenizer.vocab_size)
     check_vocabulary(tokenizer, model)
     if config.init_from is not None and not is_resumed:
         _load_pretrained(Path(config.init_from), model, tokenizer)
@@ -163,13 +168,6 @@ def _load_pretrained(folder: Path, model: GPT2Model, tokenizer: Tokenizer) -> No
                 f"{keys[key]!r}: both must be the same"
             )
     model.load_state_dict(trained.model.state_dict())
-
-
-def _extend_to_roles(model: GPT2Model, tokenizer: Tokenizer) -> None:
-    """Extend a model to the tokens of the roles that were just added to its tokenizer."""
-    added = tokenizer.vocab_size - model.config.vocab_size
-    if 0 < added <= len(role_ids(tokenizer)):
-        extend_vocabulary(model, model.config.vocab_size, tokenizer.vocab_size)
 
 
 def find_checkpoint_to_resume(config: Config) -> Checkpoint | None:
@@ -225,12 +223,14 @@ def tokenizer_source(
     """
     if checkpoint is not None and (given is None or not is_fitted(given)):
         saved = load_tokenizer(checkpoint.tokenizer)
-        return _fitted(saved if given is None else copy_vocabulary(given, saved))
+        # A model that was given may lack the roles; its weights are loaded later.
+        added = len(role_ids(saved))
+        return _fitted(saved if given is None else copy_vocabulary(given, saved), added)
     if given is not None:
-        _add_roles(given, config)
+        added = _add_roles(given, config)
         if is_fitted(given):
-            return _fitted(given)
-        return _unfitted(given, config.architecture.vocab_size)
+            return _fitted(given, added)
+        return _unfitted(given, config.architecture.vocab_size, added)
     tokenizer, is_new = new_tokenizer(
         config.tokenizer,
         config.vocab_size,
@@ -241,9 +241,9 @@ def tokenizer_source(
         split_digits=config.split_digits,
         special_tokens=config.special_tokens,
     )
-    _add_roles(tokenizer, config)
+    added = _add_roles(tokenizer, config)
     if not is_new:
-        return _fitted(tokenizer)
+        return _fitted(tokenizer, added)
 
     def fit(texts: Iterable[str]) -> Tokenizer:
         tokenizer.fit(texts)
@@ -260,22 +260,27 @@ def tokenizer_source(
         "special_tokens",
     )
     identity = str([*(config[key] for key in keys), bool(config.conversations)])
-    return TokenizerSource(identity, fit, load_tokenizer)
+    return TokenizerSource(identity, fit, load_tokenizer, added=added)
 
 
-def _add_roles(tokenizer: Tokenizer, config: Config) -> None:
-    """Add the tokens of the roles that a tokenizer lacks, if there are conversations."""
-    if config.conversations and (count := ChatTemplate.add_to(tokenizer)):
+def _add_roles(tokenizer: Tokenizer, config: Config) -> int:
+    """Add the tokens of the roles that a tokenizer lacks, if there are conversations.
+
+    Returns:
+        Their number.
+    """
+    count = ChatTemplate.add_to(tokenizer) if config.conversations else 0
+    if count:
         log.info("%s for the roles of conversations in the vocabulary", plural(count, "new token"))
+    return count
 
 
-def _fitted(tokenizer: Tokenizer) -> TokenizerSource:
-    return TokenizerSource(
-        tokenizer.fingerprint, lambda _: tokenizer, lambda _: tokenizer, is_fitted=True
-    )
+def _fitted(tokenizer: Tokenizer, added: int) -> TokenizerSource:
+    identity = tokenizer.fingerprint
+    return TokenizerSource(identity, lambda _: tokenizer, lambda _: tokenizer, True, added)
 
 
-def _unfitted(tokenizer: Tokenizer, vocab_size: int) -> TokenizerSource:
+def _unfitted(tokenizer: Tokenizer, vocab_size: int, added: int) -> TokenizerSource:
     """Return a tokenizer that was given, to be fitted in place."""
     identity = None  # of a user's own class it is not known on what its vocabulary depends
     size: int | None = getattr(tokenizer, "max_vocab_size", None)
@@ -289,7 +294,10 @@ def _unfitted(tokenizer: Tokenizer, vocab_size: int) -> TokenizerSource:
         log_fitted(tokenizer)
         return tokenizer
 
-    return TokenizerSource(identity, lambda texts: fit_to(tokenizer, texts, vocab_size), load)
+    def fit(texts: Iterable[str]) -> Tokenizer:
+        return fit_to(tokenizer, texts, vocab_size)
+
+    return TokenizerSource(identity, fit, load, added=added)
 
 
 def _windows(corpus: Corpus, seq_len: int) -> tuple[TextDataset, TextDataset | None]:

@@ -7,11 +7,15 @@ from src.data.chat_template import ChatTemplate
 from src.errors import AGI2Error
 from src.formats.model_dir import save_model
 from src.inference.prepare import prepare_for_generation
-from src.tokenizer import BPETokenizer
+from src.nn.lora import is_lora
+from src.tokenizer import END_OF_TURN, ROLE_TOKENS, BPETokenizer
 from src.train import setup
+from src.train.arguments import configuration_of
 from src.train.distributed import ProcessGroup
 from src.train.optimizer import make_optimizers
 from src.train.vocabulary import extend_vocabulary, role_ids
+from src.training import make_trainer
+from tests.data.chats import messages_lines, random_conversations
 from tests.tiny_models import random_model, tiny_config
 
 TOKENS = torch.arange(24).view(2, 12)
@@ -82,15 +86,44 @@ def test_a_given_model_grows_by_the_roles_and_no_more():
     tokenizer = tokenizer_of(has_roles=True)
     process_group = ProcessGroup(torch.device("cpu"))
     model = random_model(vocab_size=tokenizer.vocab_size - 4)
-    setup.make_model(tiny_config(), tokenizer, process_group, model)
+    setup.make_model(tiny_config(), tokenizer, process_group, model, added=4)
     assert model.config.vocab_size == tokenizer.vocab_size
-    with pytest.raises(AGI2Error, match="they do not belong together"):
-        setup.make_model(
-            tiny_config(),
-            tokenizer,
-            process_group,
-            random_model(vocab_size=tokenizer.vocab_size - 5),
-        )
+    for lacking, added in ((5, 4), (1, 0), (4, 0), (4, 3)):
+        other = random_model(vocab_size=tokenizer.vocab_size - lacking)
+        with pytest.raises(AGI2Error, match="they do not belong together"):
+            setup.make_model(tiny_config(), tokenizer, process_group, other, added=added)
+
+
+@pytest.mark.parametrize("padding", [0, 3, 20])
+@pytest.mark.parametrize("missing", [4, 2, 0])
+def test_rows_of_new_tokens_are_the_mean_of_the_known_ones(tiny_run, tmp_path, padding, missing):
+    """Padding is of no token, and rows of roles that are known stay as they were trained."""
+    path = tmp_path / "chats.jsonl"
+    path.write_bytes(messages_lines(random_conversations(2)))
+    tokenizer = tokenizer_of(has_roles=False)
+    names = [*ROLE_TOKENS.values(), END_OF_TURN]
+    tokenizer.add_special_tokens(*names[missing:])
+    known = tokenizer.vocab_size
+    model = random_model(vocab_size=known + padding)
+    before = model.output_weight.detach().clone()
+    config = configuration_of(model, {**tiny_run(), "conversations": [str(path)]})
+    text = setup.prepare(config, tokenizer=tokenizer)
+    assert text.added == missing
+    make_trainer(config, text, model)
+    assert model.config.vocab_size == max(known + padding, tokenizer.vocab_size)
+    weight = model.output_weight.detach()
+    assert torch.equal(weight[:known], before[:known])
+    assert torch.equal(weight[known : known + missing], before[:known].mean(0).expand(missing, -1))
+    assert torch.equal(weight[known + missing :], before[known + missing :])
+
+
+def test_lora_on_plain_text_leaves_the_roles_as_they_are(tmp_path):
+    tokenizer = tokenizer_of(has_roles=True)
+    pretrained = random_model(vocab_size=tokenizer.vocab_size)
+    save_model(pretrained, tokenizer, tiny_config(), tmp_path)
+    config = tiny_config(**pretrained.config.to_keys(), init_from=str(tmp_path), lora_rank=2)
+    model, _ = setup.make_model(config, tokenizer, ProcessGroup(torch.device("cpu")))
+    assert all(is_lora(name) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def test_a_prepared_model_is_not_extended():
