@@ -62,8 +62,10 @@ def examine(config: Config) -> Iterator[str]:
     keep_freed_memory()  # as in training: it affects the measured speed
     device = select_device(config.device)
     text = prepare(config)
-    if config.init_from is None:  # otherwise the vocabulary is that of the pretrained model
-        config = config.changed(vocab_size=text.tokenizer.vocab_size)
+    size = text.tokenizer.vocab_size
+    if config.init_from is not None:  # the pretrained model may have more rows than tokens
+        size = max(size, config.architecture.vocab_size)
+    config = config.changed(vocab_size=size)
     # The table of sinusoidal positions is allocated with the model: fail before that.
     check_memory(config.architecture, "the table of positions", 0)
     yield from _describe_text(text, config)
@@ -110,7 +112,7 @@ def _describe_text(text: PreparedData, config: Config) -> Iterator[str]:
 
 def _describe_model(config: Config, sizes: Sizes, device: torch.device) -> str:
     trained_note = (
-        f" ({sizes.trainable // 4:,} of them trained)" if sizes.trainable < sizes.weights else ""
+        f" ({sizes.trained // 4:,} of them trained)" if sizes.trained < sizes.weights else ""
     )
     return (
         f"model: {sizes.weights // 4:,} parameters{trained_note}, "

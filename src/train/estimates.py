@@ -15,7 +15,8 @@ import torch
 from ..config import Config, GPT2Config
 from ..cuda_utils import logits_chunk_tokens
 from ..model import GPT2Model
-from ..nn.lora import add_lora
+from ..nn.lora import add_lora, is_lora
+from ..tokenizer import ROLE_TOKENS
 
 # Activation memory, in bytes, on a CPU. Fixed, so that runs of one configuration are identical on
 # machines with different amounts of memory.
@@ -140,7 +141,9 @@ class Sizes:
 
     weights: int
     trainable: int
-    """Trainable parameters: with LoRA, only the adapters."""
+    """Parameters with a gradient: with LoRA the adapters, and the embeddings if tokens are new."""
+    trained: int
+    """Those of them that change: with LoRA the adapters, and the rows of new tokens."""
     head: int
     """The LM head's share of the trainable parameters."""
     optimizer: int
@@ -155,20 +158,27 @@ def model_sizes(config: Config) -> Sizes:
     Args:
         config: the run's configuration, with the vocabulary size of the fitted tokenizer.
     """
-    return _sizes(config.architecture, config.optimizer, config.lora_rank)
+    new_tokens = len(ROLE_TOKENS) + 1 if config.conversations else 0
+    return _sizes(config.architecture, config.optimizer, config.lora_rank, new_tokens)
 
 
 @functools.cache
-def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> Sizes:
+def _sizes(
+    architecture: GPT2Config, optimizer: str, lora_rank: int | None, new_tokens: int
+) -> Sizes:
     with torch.device("meta"):
         model = GPT2Model(architecture)
         if lora_rank is not None:
-            add_lora(model, lora_rank)
+            add_lora(model, lora_rank, range(new_tokens))
     weights = 4 * model.num_parameters()
-    trainable = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    gradients = {name: 4 * p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    trainable = trained = sum(gradients.values())
+    if lora_rank is not None:
+        adapters = sum(size for name, size in gradients.items() if is_lora(name))
+        trained = adapters + (trainable - adapters) * new_tokens // architecture.vocab_size
     head = 4 * model.output_weight.numel() if model.output_weight.requires_grad else 0
     if optimizer == "adamw":
-        return Sizes(weights, trainable, head, 2 * trainable, 0)
+        return Sizes(weights, trainable, trained, head, 2 * trainable, 0)
     groups: dict[tuple[int, ...], int] = defaultdict(int)
     for matrix in (p for p in model.blocks.parameters() if p.dim() == 2):
         rows, columns = sorted(matrix.shape)
@@ -176,7 +186,7 @@ def _sizes(architecture: GPT2Config, optimizer: str, lora_rank: int | None) -> S
         groups[rows, rows if columns == 3 * rows else columns] += 4 * matrix.numel()
     matrices = sum(groups.values())
     buffers = matrices + 7 * max(groups.values()) // 2
-    return Sizes(weights, trainable, head, 2 * trainable - matrices, buffers)
+    return Sizes(weights, trainable, trained, head, 2 * trainable - matrices, buffers)
 
 
 def predict_memory(

@@ -163,15 +163,35 @@ def test_the_sizes_are_those_of_the_tensors(tiny_run):
         assert (sizes.muon_buffers > 0) == (optimizer == "muon")
 
 
-def test_with_lora_only_its_own_weights_have_states(tiny_run, tmp_path):
-    config = tiny_run().changed(init_from=str(tmp_path), lora_rank=3)
+@pytest.mark.parametrize("ties", [True, False])
+@pytest.mark.parametrize("conversations", [[], ["chats.jsonl"]])
+def test_with_lora_only_its_own_weights_have_states(tiny_run, tmp_path, ties, conversations):
+    config = tiny_run().changed(
+        init_from=str(tmp_path),
+        lora_rank=3,
+        conversations=conversations,
+        tie_weights=ties,
+        vocab_size=30,
+        weight_decay=0.0,
+    )
     model = GPT2Model(config)
-    add_lora(model, 3)
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    new = [1, 2, 3, 4] if conversations else []
+    add_lora(model, 3, new)
+    start = [p.detach().clone() for p in model.parameters()]
+    model(torch.arange(12).view(1, -1)).square().sum().backward()
+    (optimizer,) = make_optimizers(model, config)
+    optimizer.step()
+    states = [s for state in optimizer.state.values() for s in state.values() if s.dim()]
     sizes = model_sizes(config)
-    assert 0 < trained < sizes.weights
     assert sizes.weights == 4 * model.num_parameters()
-    assert (sizes.trainable, sizes.optimizer, sizes.head) == (trained, 2 * trained, 0)
+    assert sizes.trainable == 4 * sum(p.numel() for p in model.parameters() if p.grad is not None)
+    assert sizes.optimizer == 4 * sum(state.numel() for state in states)
+    assert (sizes.head > 0) == bool(conversations)
+    pairs = zip(model.parameters(), start, strict=True)
+    # Of the adapters only `lora_up` has a gradient at first.
+    down = sum(p.numel() for name, p in model.named_parameters() if name.endswith("lora_down"))
+    changed = sum(int((p != before).sum()) for p, before in pairs)
+    assert sizes.trained == 4 * (changed + down) < sizes.weights
 
 
 def test_predicted_memory_follows_what_is_asked_for(tiny_run):
