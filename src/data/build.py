@@ -165,8 +165,9 @@ def _read(folder: Path, options: CorpusOptions, on_read: Callable[[int], None]) 
 
     def scan(group: int) -> None:
         unreported, sources = 0, options.groups[group]
-        for document in iterate_documents(sources, options.reading_of(group), reports[group]):
-            scanner.add(document.text, document.continues)
+        reading = options.reading_of(group)
+        for document in iterate_documents(sources, reading, reports[group]):
+            scanner.add(document.text, document.continues, reading.are_conversations)
             unreported += len(document.text)
             if unreported >= _REPORTED_CHARACTERS:
                 on_read(sum(each.bytes_read for each in reports))

@@ -53,6 +53,14 @@ def said_in(text: str) -> Iterator[str]:
         yield f"\n{message.content}"
 
 
+def turns_of(text: str) -> str:
+    """Return what the user and the assistant say in a conversation, by which copies are found.
+
+    Without the system message, which is often the same in all conversations.
+    """
+    return "\n".join(each.content for each in from_text(text) if each.role != "system")
+
+
 def is_message(value: Any) -> bool:
     """Return whether a value is one message, not a conversation."""
     return (

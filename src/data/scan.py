@@ -1,4 +1,9 @@
-"""`Scan`: what one pass over a corpus learns of it, in arrays. D documents."""
+"""`Scan`: what one pass over a corpus learns of it, in arrays. D documents.
+
+The shingles of a conversation, its sketch and `Scan.plain_hashes` are those of its turns: neither
+the JSON of its canonical text nor the system message, which many have in common, says that two
+conversations are alike.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ import numpy as np
 
 from ..tokenization.threads import BackgroundCalls
 from ..utils import atomic_path
+from .conversations import turns_of
 from .dedup import Shingles, ShingleSampler, at_rate, limit
 from .sketches import Sketcher
 
@@ -31,7 +37,8 @@ class Scan:
     shingles: Shingles
     plain_hashes: np.ndarray | None = None
     """The same of each without white space and with its characters decomposed (Unicode's NFD),
-    (D, 2): of documents with other line ends or in another form, they are equal."""
+    (D, 2): of documents with other line ends or in another form, they are equal; and of
+    conversations with the same turns."""
 
     def __len__(self) -> int:
         return len(self.characters)
@@ -135,29 +142,68 @@ class Scanner:
         self._plain_hash = hashlib.sha256()
         self._lengths, self._sizes, self._hashes = array("q"), array("q"), bytearray()
         self._worker: BackgroundCalls[_Pieces] | None = None
-        self._begin_batch()
+        self._begin_batch(False)
 
-    def _begin_batch(self) -> None:
+    def _begin_batch(self, are_conversations: bool) -> None:
         self._texts: list[str] = []
         self._continues: list[bool] = []
+        self._are_conversations = are_conversations
         self._characters = 0
 
-    def add(self, text: str, continues: bool = False) -> None:
+    def add(self, text: str, continues: bool = False, is_conversation: bool = False) -> None:
         """Scan a document; or, if it `continues` the one before, the next piece of that.
 
         Lone surrogates become `?`.
+
+        Args:
+            text: the text; of a conversation, the canonical text.
+            continues: whether it continues the document before.
+            is_conversation: whether the document is a conversation.
         """
+        if is_conversation and continues:  # only complete, its JSON can be parsed
+            self._texts[-1] += text
+            self._characters += len(text)
+            return
+        if self._characters >= _BATCH or is_conversation != self._are_conversations:
+            self._submit(is_conversation)
         self._texts.append(text)
         self._continues.append(continues)
         self._characters += len(text)
-        if self._characters >= _BATCH:
+        if self._characters >= _BATCH and not is_conversation:
+            self._submit(False)
+
+    def _submit(self, is_conversation: bool) -> None:
+        """Scan what was added, in the background; begin to collect documents of a kind."""
+        if self._texts:
             if self._worker is None:
                 self._worker = BackgroundCalls(self._scan)
-            self._worker.submit((self._texts, self._continues))
-            self._begin_batch()
+            self._worker.submit((self._texts, self._continues, self._are_conversations))
+        self._begin_batch(is_conversation)
 
     def _scan(self, pieces: _Pieces) -> None:
-        for texts, continues in _parts(*pieces):
+        texts, continues, are_conversations = pieces
+        if are_conversations:
+            self._scan_conversations(texts)
+        else:
+            self._scan_texts(texts, continues)
+
+    def _scan_conversations(self, texts: list[str]) -> None:
+        turns = list(map(turns_of, texts))
+        characters = np.fromiter(map(len, turns), np.int64, len(turns))
+        is_new = np.ones(len(turns), bool)
+        self._sampler.add("".join(turns).encode("utf-8", "replace"), characters, is_new)
+        for text in texts:
+            data = text.encode("utf-8", "replace")
+            if self._sink is not None:
+                self._sink(data)
+            self._lengths.append(len(text))
+            self._sizes.append(len(data))
+            self._hashes += hashlib.sha256(data).digest()[:16]
+        if self._plain_hashes is not None:
+            self._plain_hashes += self._hash_plain(turns, is_new).tobytes()
+
+    def _scan_texts(self, all_texts: list[str], all_continue: list[bool]) -> None:
+        for texts, continues in _parts(all_texts, all_continue):
             data = "".join(texts).encode("utf-8", "replace")
             if self._sink is not None:
                 self._sink(data)
@@ -193,8 +239,8 @@ class Scanner:
             self._worker.finish()
             self._worker = None
         if self._texts:
-            self._scan((self._texts, self._continues))
-            self._begin_batch()
+            self._scan((self._texts, self._continues, self._are_conversations))
+            self._begin_batch(False)
         shingles = self._sampler.finish()
         # Without copies: this is most of the memory that a corpus of small documents takes.
         lengths, sizes = (np.frombuffer(each, np.int64) for each in (self._lengths, self._sizes))
@@ -207,11 +253,12 @@ class Scanner:
 
 # Characters of documents that are scanned at a time.
 _BATCH = 2**18
-_Pieces = tuple[list[str], list[bool]]
-"""Pieces of documents, and whether each continues the one before."""
+_Pieces = tuple[list[str], list[bool], bool]
+"""Pieces of documents, whether each continues the one before, and whether they are conversations.
+"""
 
 
-def _parts(texts: list[str], continues: list[bool]) -> Iterator[_Pieces]:
+def _parts(texts: list[str], continues: list[bool]) -> Iterator[tuple[list[str], list[bool]]]:
     """Yield pieces as they are, but long ones in parts, since copies would take much memory."""
     first = 0
     for index, text in enumerate(texts):

@@ -89,7 +89,7 @@ def read_unit(
             report = SourceReport(source.name, kind=options.kind)
             with recorded_log() as lines:
                 for document in read_files(source, options, report):
-                    scanner.add(document.text, document.continues)
+                    scanner.add(document.text, document.continues, options.are_conversations)
             read.append([index, lines, _to_json(report)])
         scan = scanner.finish_part()
     Files([], stamps).check_unchanged()

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from src.data import dedup
 from src.data import scan as scan_module
+from src.data.chat_template import Message
+from src.data.conversations import to_text
 from src.data.scan import Scanner, join_scans, load_scan, save_scan, scan_texts
+from src.data.sketches import SKETCH
+from tests.data.chats import random_conversations
 
 TEXTS = st.lists(st.text(st.sampled_from("ab é鯨🐳\ud800"), max_size=4), max_size=30)
 
@@ -94,6 +98,43 @@ def test_a_scan_is_saved_and_loaded(tmp_path):
     for name in ("hashes", "documents", "starts", "ends", "rate"):
         assert np.array_equal(getattr(loaded.shingles, name), getattr(scan.shingles, name))
     assert len(scan.shingles) > 0
+
+
+SYSTEM = Message("system", "You are an assistant that is kind, brief and right. " * 9)
+CHATS = random_conversations(40, seed=5)
+
+
+@pytest.mark.parametrize("batch", [2, 700, 2**18])
+def test_conversations_are_compared_by_what_their_turns_say(batch, monkeypatch):
+    monkeypatch.setattr(scan_module, "_BATCH", batch)
+    texts = ["A whale of a text that is before the conversations.", "And one more."]
+    turns = [[each for each in chat if each.role != "system"] for chat in CHATS]
+    scans = []
+    for chats in (turns, [[SYSTEM, *each] for each in turns]):
+        written, sketches = [], []
+        scanner = Scanner(written.append, sketches.append, hashes_plain=True)
+        stored = list(map(to_text, chats))
+        for text in texts:
+            scanner.add(text)
+        for text in stored:
+            scanner.add(text[:50], False, True)
+            scanner.add(text[50:], True, True)
+        scanner.add("A document after them.")
+        scan = scanner.finish()
+        scans.append(scan)
+        documents = [*texts, *stored, "A document after them."]
+        plain = scan_texts(documents)
+        assert b"".join(written) == "".join(documents).encode()
+        assert scan.identity == plain.identity
+        assert scan.characters.tolist() == plain.characters.tolist()
+        assert len(b"".join(sketches)) == len(documents) * SKETCH.itemsize
+    said = ["\n".join(each.content for each in chat) for chat in turns]
+    expected = scan_texts([*texts, *said, "A document after them."]).shingles
+    for scan in scans:
+        for name in ("hashes", "documents", "starts", "ends"):
+            assert np.array_equal(getattr(scan.shingles, name), getattr(expected, name))
+    assert np.array_equal(scans[0].plain_hashes, scans[1].plain_hashes)
+    assert not np.array_equal(scans[0].hashes, scans[1].hashes)
 
 
 MANY = ["".join(random.Random(number).choices("abé鯨", k=4)) for number in range(12)]

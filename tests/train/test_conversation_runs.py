@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.chat_template import ChatTemplate
+from src.data.chat_template import ChatTemplate, Message
 from src.data.windows import IGNORE_INDEX
 from src.errors import AGI2Error
 from src.formats.model_dir import load_model
@@ -107,6 +107,21 @@ def test_conversations_of_their_own_to_validate_on(tiny_run, chats, tmp_path, ca
     assert documents_of(text.corpus.val)[1:] == expected
     assert text.corpus.train.figures.conversations == 39
     assert "removed from the training text, as val_conversations has the same: 1 doc" in caplog.text
+
+
+def test_a_system_message_that_all_have_is_no_copy(tiny_run, tmp_path, caplog):
+    path = tmp_path / "same.jsonl"
+    system = Message("system", "You are an assistant that is kind, brief and right. " * 20)
+    turns = [[each for each in chat if each.role != "system"] for chat in CHATS]
+    copied = [Message("system", "Be brief."), *turns[0]]
+    path.write_bytes(messages_lines([*([system, *each] for each in turns), copied]))
+    with caplog.at_level(logging.INFO, "agi2"):
+        text = prepare(tiny_run(**SIZES, sources=[], conversations=[str(path)], dedup=True))
+    assert "removed 0 copies and 1 near copies of other documents" in caplog.text
+    assert "of the held-out conversations is in the training text" not in caplog.text
+    kept = text.corpus.train.figures.conversations + text.corpus.val.figures.conversations
+    assert kept == len(CHATS)
+    assert text.corpus.val.figures.conversations >= 1
 
 
 def test_a_model_and_a_tokenizer_of_ones_own(tmp_path, chats):
