@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import locale
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +14,9 @@ from typing import Any
 from rich.cells import cell_len
 
 from ..config import Config
-from ..config_loader import load_config, make_config, parse_override
+from ..config_loader import CONFIG, load_config, make_config, parse_override
 from ..console import print_line, print_text
-from ..data.corpus import check_sources
+from ..data.corpus import are_conversations, check_sources
 from ..data.documents import ReadOptions, SourceReport
 from ..data.inspect import Inspection, TokenCount, inspect_corpus
 from ..data.text_files import Skipped
@@ -47,7 +48,9 @@ def inspect_sources(
     options = ReadOptions.from_config(config)
     for group in filter(None, (config.sources, config.conversations)):
         check_sources(group, options)
-    found = inspect_corpus(config.sources, options, opened, config.conversations)
+    positions = None if _is_toml(sources[0]) else _positions(tokenizer)
+    seq_len = positions or config.seq_len
+    found = inspect_corpus(config.sources, options, opened, config.conversations, seq_len)
     if is_json:
         content = mask_secrets(_as_json(found, tokenizer))
         print_text(json.dumps(replace_non_finite(content), indent=2))
@@ -58,7 +61,7 @@ def inspect_sources(
 
 def _open_config(sources: list[str], overrides: Sequence[str]) -> Config:
     """Return a configuration with the sources, and with how to read them."""
-    files = [source for source in sources if source.lower().endswith(".toml")]
+    files = list(filter(_is_toml, sources))
     if files and len(sources) > 1:
         raise AGI2Error(f"{files[0]} is a configuration: name it alone, or name only texts")
     given = dict(map(parse_override, overrides))
@@ -71,7 +74,24 @@ def _open_config(sources: list[str], overrides: Sequence[str]) -> Config:
             raise AGI2Error(f"{files[0]}: sources is missing: there is nothing to inspect")
         return config
     locations = {key: f"--set {key}" for key in given}
-    return make_config({**given, "sources": sources}, None, "the command line", locations)
+    values = {**given, "sources": sources}
+    config = make_config(values, None, "the command line", locations)
+    options = ReadOptions.from_config(config)
+    chats = [source for source in config.sources if are_conversations(source, options)]
+    texts = [source for source in config.sources if source not in chats]
+    return config.changed(sources=texts, conversations=chats)
+
+
+def _is_toml(source: str) -> bool:
+    return source.lower().endswith(".toml")
+
+
+def _positions(tokenizer: str | None) -> int | None:
+    """Return the number of positions of the model that a tokenizer is of, if it is of one."""
+    if tokenizer is None or not (_is_toml(tokenizer) or os.path.isfile(f"{tokenizer}/{CONFIG}")):
+        return None
+    file = tokenizer if _is_toml(tokenizer) else f"{tokenizer}/{CONFIG}"
+    return load_config(file).model_positions
 
 
 def _lines(found: Inspection, tokenizer: str | None) -> Iterator[str]:
@@ -79,6 +99,7 @@ def _lines(found: Inspection, tokenizer: str | None) -> Iterator[str]:
         yield from _source_lines(source)
     yield ""
     yield _row("documents", f"{found.documents:,}")
+    yield from _conversation_lines(found)
     yield _row("characters", f"{found.characters:,}")
     yield _row("bytes", f"{found.bytes:,} as UTF-8")
     yield from _wrapped("tokens", _describe_tokens(found, tokenizer))
@@ -98,6 +119,33 @@ def _lines(found: Inspection, tokenizer: str | None) -> Iterator[str]:
             yield _cut(f"{length:>{_INDENT},}  {name}")
     yield ""
     yield from _picture(found)
+
+
+def _conversation_lines(found: Inspection) -> Iterator[str]:
+    """Yield how many conversations there are, what is trained on, and what does not fit."""
+    spoken = found.conversations
+    if spoken is None:
+        return
+    systems = f", {spoken.system_messages:,} with a system message" * (spoken.system_messages > 0)
+    turns = plural(spoken.turns, "turn")
+    yield from _wrapped(
+        "dialogue", f"{plural(spoken.conversations, 'conversation')}, {turns}{systems}"
+    )
+    share = _percent(spoken.targets / spoken.tokens)
+    yield from _wrapped(
+        "targets",
+        f"{plural(spoken.targets, 'token')}, {share} of {spoken.tokens:,}: what the assistant says",
+    )
+    cut = "none is cut"
+    if spoken.cut:
+        cut = f"{spoken.cut:,} longer, cut at turns"
+    if spoken.shortened:
+        cut += f"; {spoken.shortened:,} with a turn that is too long, of which the start is lost"
+    yield from _wrapped(
+        "context",
+        f"the longest has {plural(spoken.longest, 'token')} ({spoken.longest_name}); with "
+        f"seq_len = {spoken.seq_len}: {cut}",
+    )
 
 
 def _source_lines(source: SourceReport) -> Iterator[str]:
@@ -219,6 +267,8 @@ def _as_json(found: Inspection, tokenizer: str | None) -> dict[str, Any]:
     }
     for key in ("exact_copies", "near_copies", "tokens"):
         content[key] = asdict(content[key])
+    if found.conversations is not None:
+        content["conversations"] = asdict(found.conversations)
     content["tokens"]["tokenizer"] = tokenizer
     content["odd_characters"] = {
         kind: {"count": odd.count, "documents": odd.documents, "example": odd.example}

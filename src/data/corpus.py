@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import AGI2Error
-from .builtin import BUILTIN
-from .documents import SOURCE_KEYS, ReadOptions
+from .builtin import BUILTIN, CONVERSATIONS, HELD_OUT_CONVERSATIONS
+from .documents import SOURCE_KEYS, ReadOptions, ReadReport
 from .downloads import cache_folder, download
+from .fields import OF_CONVERSATIONS
 from .gutenberg import strip_gutenberg
 from .preprocess import load_preprocessor
 from .readers import iterate_documents
@@ -17,11 +19,13 @@ from .sources import (
     check_rereadable,
     check_total_size,
     find_sources,
+    is_pipe,
     list_sources,
 )
 
 __all__ = [
     "BUILTIN",
+    "are_conversations",
     "cache_folder",
     "check_configured",
     "check_fits_memory",
@@ -56,6 +60,31 @@ def read_documents(
         parts.append(document.text)
     if parts:
         yield "".join(parts)
+
+
+def are_conversations(source: str, options: ReadOptions) -> bool:
+    """Return whether a source has conversations in a known format, by its first document.
+
+    False for what is text as well, unless `speakers` are set, and for pipes, which can be read only
+    once.
+
+    Args:
+        source: the source.
+        options: how to read it as text.
+
+    Raises:
+        AGI2Error: if it is missing.
+    """
+    if options.speakers is not None or source in (CONVERSATIONS, HELD_OUT_CONVERSATIONS):
+        return True
+    found = find_sources([source], fetch=False, options=options)
+    if any(is_pipe(path) for each in found for path in each.files):
+        return False
+    report = ReadReport()
+    with contextlib.suppress(AGI2Error):
+        next(iterate_documents([source], options, report, is_logged=False), None)
+    reasons = (reason for each in report.sources for reason, _ in each.skipped.entries())
+    return any(reason.endswith(OF_CONVERSATIONS) for reason in reasons)
 
 
 def check_fits_memory(sources: Sources, options: ReadOptions | None = None) -> None:

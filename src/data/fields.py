@@ -8,6 +8,8 @@ from .conversations import has_conversations
 from .inputs import Input
 
 DEFAULT_FIELD = "text"
+OF_CONVERSATIONS = "made of messages"
+"""Why a file is not read as text, if its fields are those of conversations."""
 # Names of fields in a message; some files have thousands.
 _LISTED = 12
 
@@ -44,4 +46,5 @@ def choose_field(
         return candidates[0]
     found = f"among {listed(names)}; set text_field" if names else "as there are no fields"
     found += ", or name conversations in the key conversations" * are_spoken
-    raise source.error("without the field", f"no field {wanted!r} {found}", at)
+    reason = OF_CONVERSATIONS if are_spoken else "without the field"
+    raise source.error(reason, f"no field {wanted!r} {found}", at)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from ..console import Advance, show_progress
 from ..errors import AGI2Error
 from ..tokenizer import BPETokenizer, Tokenizer
 from .characters import CharacterCounts, OddCharacters
+from .chat_template import Message
+from .conversation_figures import ConversationCounter, ConversationFigures
 from .conversations import from_text
 from .copies import copies_of_kept, find_copies
 from .documents import Document, ReadOptions, ReadReport
@@ -92,6 +95,7 @@ class Inspection:
     shortest: list[tuple[int, str]]
     median: int
     bins: list[LengthBin]
+    conversations: ConversationFigures | None = None
 
 
 def inspect_corpus(
@@ -99,6 +103,7 @@ def inspect_corpus(
     options: ReadOptions,
     tokenizer: Tokenizer | None = None,
     conversations: Sequence[str] = (),
+    seq_len: int = 1024,
 ) -> Inspection:
     """Read a corpus once and describe it.
 
@@ -107,6 +112,7 @@ def inspect_corpus(
         options: how to read them.
         tokenizer: counts the tokens; by default, one that is trained on the beginning of the text.
         conversations: sources of conversations, of which the text is what is said.
+        seq_len: the context that conversations are compared with.
 
     Raises:
         AGI2Error: if a source is missing or cannot be read.
@@ -117,25 +123,17 @@ def inspect_corpus(
     total = sum(each.skipped.bytes + sum(map(file_size, each.files)) for each in found)
     report = ReadReport()
     with show_progress("reading the text", is_determinate=total > 0) as advance:
-        documents = _documents(sources, conversations, options, report)
         inspector = _Inspector(tokenizer)
-        for document in _advancing(documents, report, total, advance):
-            inspector.add(document)
-    return inspector.finish(report)
-
-
-def _documents(
-    sources: list[str], conversations: Sequence[str], options: ReadOptions, report: ReadReport
-) -> Iterator[Document]:
-    """Yield the documents; of conversations, what is said."""
-    if sources:
-        yield from iterate_documents(sources, options, report, is_logged=False)
-    if conversations:
-        options = replace(options, are_conversations=True)
-        spoken = iterate_documents(list(conversations), options, report, is_logged=False)
-        for document in complete_documents(spoken):
-            text = "\n\n".join(each.content for each in from_text(document.text))
-            yield from pieces(replace(document, text=text))
+        if sources:
+            read = iterate_documents(sources, options, report, is_logged=False)
+            for document in _advancing(read, report, total, advance):
+                inspector.add(document)
+        if conversations:
+            chats = replace(options, are_conversations=True)
+            read = iterate_documents(list(conversations), chats, report, is_logged=False)
+            for document in complete_documents(_advancing(read, report, total, advance)):
+                inspector.add_conversation(document)
+    return inspector.finish(report, seq_len)
 
 
 def _advancing(
@@ -161,25 +159,48 @@ class _Inspector:
         self._names: list[str] = []
         self._lengths = _Lengths()
         self._index = -1
+        self._spoken, self._spoken_bytes = array("q"), 0
+        """Number of characters that are said in each conversation, and of all UTF-8 bytes."""
 
     def add(self, document: Document) -> None:
         """Add a document, or the next piece of it."""
+        self._scanner.add(document.text, document.continues)
+        self._tokens.add(document.text)
+        self._add(document)
+
+    def add_conversation(self, document: Document) -> None:
+        """Add a complete conversation, of which the text is what is said."""
+        messages = from_text(document.text)
+        said = "\n\n".join(each.content for each in messages)
+        self._scanner.add(document.text, is_conversation=True)
+        self._tokens.add_conversation(document.source, messages)
+        self._spoken.append(len(said))
+        self._spoken_bytes += len(said.encode("utf-8", "replace"))
+        for piece in pieces(replace(document, text=said)):
+            self._add(piece)
+
+    def _add(self, document: Document) -> None:
         text, name = document.text, document.source
         if not document.continues:
             self._index += 1
             if len(self._names) < _MAX_NAMES:
                 self._names.append(name)
-        self._scanner.add(text, document.continues)
         self._characters.add(text, self._index, name)
         self._languages.add(text)
-        self._tokens.add(text)
         self._lengths.add(len(text), name, document.continues)
 
-    def finish(self, report: ReadReport) -> Inspection:
+    def _as_said(self, scan: Scan) -> Scan:
+        """Return the scan with the lengths of what is said in conversations, not of their JSON."""
+        characters = scan.characters.copy()
+        characters[len(scan) - len(self._spoken) :] = self._spoken
+        return replace(scan, characters=characters)
+
+    def finish(self, report: ReadReport, seq_len: int) -> Inspection:
         """Return what is known after the last document."""
         if self._index < 0:
             raise AGI2Error("the sources contain no document")
-        scan = self._scanner.finish()
+        scan = self._as_said(self._scanner.finish())
+        texts = len(scan) - len(self._spoken)
         self._characters.finish()
         longest, shortest = self._lengths.finish()
         self._sketches.flush()
@@ -189,7 +210,7 @@ class _Inspector:
         return Inspection(
             report=report,
             documents=len(scan),
-            bytes=int(scan.sizes.sum()),
+            bytes=int(scan.sizes[:texts].sum()) + self._spoken_bytes,
             characters=int(scan.characters.sum()),
             tokens=self._tokens.finish(),
             scripts=self._characters.scripts,
@@ -202,6 +223,7 @@ class _Inspector:
             shortest=shortest,
             median=int(np.median(scan.characters)),
             bins=_length_bins(scan.characters),
+            conversations=self._tokens.conversations.finish(seq_len),
         )
 
     def _copies(self, scan: Scan, mask: np.ndarray) -> Copies:
@@ -258,11 +280,24 @@ class _TokenCounter:
         self._waiting: list[str] = []
         self._size = self._tokens = 0
         self._trained_on: int | None = None
+        self._chats: list[tuple[int, str, list[Message]]] = []
+        """Of each waiting conversation: the index of its first text, its name, its messages."""
+        self.conversations = ConversationCounter()
+
+    def add_conversation(self, name: str, messages: list[Message]) -> None:
+        """Count the tokens of a conversation, of each message by itself."""
+        self._chats.append((len(self._waiting), name, messages))
+        self._waiting += (message.content for message in messages)
+        self._size += sum(len(message.content) for message in messages)
+        self._count_if_many()
 
     def add(self, text: str) -> None:
         """Count the tokens of a document, or of the next piece of it."""
         self._waiting.append(text)
         self._size += len(text)
+        self._count_if_many()
+
+    def _count_if_many(self) -> None:
         limit = _BATCH_CHARACTERS if self._tokenizer is not None else _MAX_TRAINING_CHARACTERS
         if self._size >= limit:
             self._count()
@@ -273,8 +308,13 @@ class _TokenCounter:
             self._tokenizer = BPETokenizer("auto")
             self._tokenizer.fit(self._waiting)
             self._trained_on = sum(len(text.encode("utf-8", "replace")) for text in self._waiting)
-        self._tokens += len(self._tokenizer.encode_batch(self._waiting)[0])
-        self._waiting, self._size = [], 0
+        ids, offsets = self._tokenizer.encode_batch(self._waiting)
+        self._tokens += len(ids)
+        sizes = np.diff(offsets).tolist()
+        for first, name, messages in self._chats:
+            own = sizes[first : first + len(messages)]
+            self.conversations.add(name, messages, own, self._tokenizer)
+        self._waiting, self._chats, self._size = [], [], 0
 
     def finish(self) -> TokenCount:
         """Return the count after the last document."""

@@ -10,6 +10,8 @@ from rich.cells import cell_len
 
 from src.cli import inspect_report
 from src.data.chat_template import Message
+from src.data.corpus import are_conversations
+from src.data.documents import ReadOptions
 from src.data.downloads import cached_path
 from src.tokenizer import BPETokenizer
 from tests.cli.commands import HOSTILE, run, write_run
@@ -74,6 +76,59 @@ def test_conversations_of_a_configuration_are_what_is_said(place, capsys):
     assert "chats.jsonl: 1 file, 31 conversations, " in out
     assert "texts/a.txt: 1 file, 1 document, " in out
     assert "documents   32" in out
+
+
+def test_conversations_are_known_without_a_configuration(place, tmp_path, capsys):
+    long = [Message("user", "w " * 700), Message("assistant", "x " * 700)]
+    chats = [[Message("system", "Be brief."), Message("user", f"How much is {n} and {n}?"),
+              Message("assistant", f"{2 * n}.")] for n in range(30)]  # fmt: skip
+    data = messages_lines([*chats, long])
+    Path("chats.jsonl").write_bytes(data + b'{"messages": [{"role": "user", "content": "a"}]}\n')
+    Path("table.csv").write_text("prompt,completion\nHi,Hello\n", encoding="utf-8")
+    status, out, err = run(capsys, "data", "inspect", "chats.jsonl", "table.csv", "--quiet")
+    assert (status, err) == (0, "")
+    text = " ".join(out.split())
+    for said in (
+        "chats.jsonl: 1 file, 31 conversations, ",
+        "skipped: 1 broken conversation (",
+        "table.csv: 1 file, 1 conversation, ",
+        "documents 32",
+        "dialogue 32 conversations, 32 turns, 30 with a system message",
+        "targets ",
+        "what the assistant says",
+        "(chats.jsonl:31); with seq_len = 1024: 1 longer, cut at turns; 1 with a turn that is too",
+        "near copies none",
+    ):
+        assert said in text, said
+    assert max(map(len, out.splitlines())) <= 80
+    # Beside a text, with the positions of a model.
+    Path("model").mkdir()
+    Path("model/config.toml").write_text("model_positions = 9000\n", encoding="utf-8")
+    tokenizer = BPETokenizer(300)
+    tokenizer.fit([make_text(100)])
+    tokenizer.save(tmp_path / "model")
+    for model in ("model", "model/config.toml"):
+        given = ["chats.jsonl", "texts/a.txt", "--tokenizer", model, "--json"]
+        found = json.loads(run(capsys, "data", "inspect", *given)[1])
+        assert found["documents"] == 32
+        assert (found["conversations"]["seq_len"], found["conversations"]["cut"]) == (9000, 0)
+    # What is text as well is conversations if somebody speaks there.
+    Path("talk.txt").write_text("Anna: Hi\nBen: Hello\n", encoding="utf-8")
+    for options, count in (
+        (["-s", "speakers=Anna, Ben"], "1 conversation, "),
+        ([], "1 document, "),
+    ):
+        assert (
+            f"talk.txt: 1 file, {count}" in run(capsys, "data", "inspect", "talk.txt", *options)[1]
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("builtin:conversations", True), ("builtin:held-out-conversations", True), ("-", False)],
+)
+def test_what_has_conversations_without_being_read(source, expected):
+    assert are_conversations(source, ReadOptions()) == expected
 
 
 def test_json_has_the_same(place, capsys):
