@@ -13,6 +13,8 @@ from ..config import GPT2Config
 from ..data.chat_template import JINJA
 from ..errors import AGI2Error
 from ..model import GPT2Model
+from ..nn.bpe_library import Splitter
+from ..tokenization.byte_level import splitter_of
 from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path
 from .huggingface_weights import as_gpt2, renamed
@@ -33,6 +35,14 @@ _NAMES_IN_A_BLOCK = {
     "ffn.contract": "ffn_down",
 }
 
+# llama.cpp's names of the pre-tokenizers that split any text as ours do. For each digit apart it has
+# more names; those that are not here also differ in other settings.
+_PRE_TOKENIZERS = {
+    Splitter(is_gpt4=False, max_digits=0): "gpt-2",
+    Splitter(is_gpt4=False, max_digits=1): "smollm",
+    Splitter(is_gpt4=True, max_digits=1): "qwen2",
+}
+
 # Block size of Q8_0: consecutive weights of a row that share one scale.
 _Q8_0_BLOCK = 32
 
@@ -49,7 +59,8 @@ def export_gguf(
 
     Args:
         model: pre-norm, with tanh GELU.
-        tokenizer: byte-level BPE with GPT-2's pre-tokenizer.
+        tokenizer: byte-level BPE with a pre-tokenizer that llama.cpp knows: GPT-2's, with or without
+            `split_digits`, or GPT-4's with it.
         path: the file to write.
         quantize: `q8_0`: int8 weights with one scale for each 32 of a row. A matrix whose row
             length is not a multiple of 32, biases, norms and position embeddings stay fp32.
@@ -107,7 +118,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """Return the vocabulary as GGUF stores it: tokens, token types and BPE merges.
 
     Args:
-        tokenizer: must pre-tokenize and merge as llama.cpp's pre-tokenizer `gpt-2` does.
+        tokenizer: must pre-tokenize as one of `_PRE_TOKENIZERS`, and merge as llama.cpp does.
         size: rows of the token embedding (V); GGUF needs exactly this many tokens.
 
     Raises:
@@ -116,7 +127,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     from gguf import TokenType
 
     content = json.loads(tokenizer.to_json())
-    _check_supported(tokenizer, content)
+    pre_tokenizer = _pre_tokenizer(tokenizer, content)
     # The embedding may be padded: ids without a token become unused placeholders.
     tokens = [f"[PAD{id}]" for id in range(size)]
     types = [TokenType.UNUSED] * size
@@ -125,11 +136,19 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     for token in content["added_tokens"]:
         tokens[token["id"]], types[token["id"]] = token["content"], TokenType.CONTROL
     merges = [" ".join(pair) for pair in content["model"]["merges"]]
-    return {"tokens": tokens, "types": types, "merges": merges}
+    return {"pre": pre_tokenizer, "tokens": tokens, "types": types, "merges": merges}
 
 
-def _check_supported(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
-    """Check that llama.cpp's pre-tokenizer `gpt-2` encodes as the tokenizer of this `content`."""
+def _pre_tokenizer(tokenizer: Tokenizer, content: dict[str, Any]) -> str:
+    """Return the name of the pre-tokenizer with which llama.cpp encodes as a tokenizer does.
+
+    Args:
+        tokenizer: the tokenizer.
+        content: its `tokenizer.json`.
+
+    Raises:
+        AGI2Error: if there is none.
+    """
     if not isinstance(tokenizer, BPETokenizer):
         raise AGI2Error('GGUF does not support a character tokenizer: train with tokenizer = "bpe"')
     if len(tokenizer.end_tokens) > 3:
@@ -137,28 +156,28 @@ def _check_supported(tokenizer: Tokenizer, content: dict[str, Any]) -> None:
             f"a text of this model ends with one of {len(tokenizer.end_tokens)} tokens: GGUF "
             "supports at most three"
         )
-    model, pre_tokenizer = content["model"], content["pre_tokenizer"] or {}
+    model, splitter = content["model"], splitter_of(content["pre_tokenizer"])
     if not (
-        model["type"] == "BPE"
+        splitter in _PRE_TOKENIZERS
+        and model["type"] == "BPE"
         and not model.get("ignore_merges")
         and not model.get("byte_fallback")
         and not model.get("continuing_subword_prefix")
         and not model.get("end_of_word_suffix")
         and content["normalizer"] is None
-        and pre_tokenizer.get("type") == "ByteLevel"
-        and pre_tokenizer.get("use_regex", True)
-        and not pre_tokenizer.get("add_prefix_space")
         and all(token["special"] for token in content["added_tokens"])
     ):
         raise AGI2Error(
-            "this tokenizer splits text differently from GPT-2's: llama.cpp would encode it to "
-            "other tokens"
+            "this tokenizer splits text in a way that llama.cpp does not know: it would encode it "
+            'to other tokens; train with pretokenizer = "gpt2"'
         )
+    assert splitter is not None
+    return _PRE_TOKENIZERS[splitter]
 
 
 def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokenizer) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(vocabulary["pre"])
     writer.add_token_list(vocabulary["tokens"])
     writer.add_token_types(vocabulary["types"])
     writer.add_token_merges(vocabulary["merges"])

@@ -1,6 +1,8 @@
 """Export to GGUF: tensors, types and vocabulary, read back."""
 
 import json
+import random
+import urllib.request
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from src.errors import AGI2Error
 from src.formats.export import export_model
 from src.formats.gguf import export_gguf, gguf_name
 from src.generation import generate_text
-from src.tokenizer import load_tokenizer
+from src.tokenizer import BPETokenizer, load_tokenizer
+from tests.conftest import make_text
 from tests.tiny_models import alphabet, random_model
 
 gguf = pytest.importorskip("gguf")
@@ -20,6 +23,7 @@ SHAPES = {
     "sinusoidal": {},
     "untied, without biases": {"tie_weights": False, "bias": False, "n_layers": 1},
 }
+SPLITS = {("gpt2", False): "gpt-2", ("gpt2", True): "smollm", ("gpt4", True): "qwen2"}
 PROMPTS = ["the old whale", "Über naïve 鯨魚,\n  don't 3.50 €"]
 
 
@@ -61,6 +65,17 @@ class LlamaCpp:
         )
         return found["choices"][0]["text"]
 
+    def tokens(self, text):
+        """The ids of a text without special tokens."""
+        body = {"content": text, "add_special": False, "parse_special": False}
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/tokenize",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)["tokens"]
+
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_llama_cpp_writes_the_same_greedy_text(saved, byte_pairs, tmp_path, changes):
@@ -76,6 +91,24 @@ def test_llama_cpp_writes_the_same_greedy_text(saved, byte_pairs, tmp_path, chan
     for prompt in PROMPTS:
         ours = generate_text(model, prompt, 16, 0.0, tokenizer=byte_pairs, return_full_text=False)
         assert llama.greedy(prompt, 16) == ours
+
+
+@pytest.mark.parametrize(("pretokenizer", "split_digits"), [*SPLITS])
+def test_llama_cpp_encodes_any_text_to_the_same_tokens(tmp_path, pretokenizer, split_digits):
+    tokenizer = BPETokenizer(400, pretokenizer=pretokenizer, split_digits=split_digits)
+    text = "It's 12 of 1999, we're\n\n  here:\r\n ½ ² ٣ 鯨魚, don't they? 3.50 €\t"
+    tokenizer.fit([make_text() + text * 9], verbose=False)
+    model = random_model(vocab_size=tokenizer.vocab_size, d_model=32)
+    export_gguf(model, tokenizer, tmp_path / "model.gguf")
+    assert (
+        field(tmp_path / "model.gguf", "tokenizer.ggml.pre") == SPLITS[pretokenizer, split_digits]
+    )
+    llama = LlamaCpp(tmp_path / "model.gguf", 64)
+    draw = random.Random(3)
+    characters = text + "'sStTlLdDmM 0123456789 \n\t\x85\u2028\u3000\ufeff٣²Ⅷé漢🙂_-."
+    for _ in range(300):
+        tried = "".join(draw.choices(characters, k=draw.randint(1, 30)))
+        assert llama.tokens(tried) == tokenizer.encode(tried), tried
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
@@ -146,7 +179,7 @@ def changed_tokenizer(byte_pairs, tmp_path, change):
 def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(byte_pairs, tmp_path, change):
     tokenizer = changed_tokenizer(byte_pairs, tmp_path, change)
     model = random_model(vocab_size=tokenizer.vocab_size)
-    with pytest.raises(AGI2Error, match="splits text differently from GPT-2's"):
+    with pytest.raises(AGI2Error, match="splits text in a way that llama.cpp does not know"):
         export_gguf(model, tokenizer, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
 
