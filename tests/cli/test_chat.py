@@ -292,6 +292,26 @@ def test_the_chat_works_in_a_real_terminal(environment, ignored):
 
 
 @needs_fork
+def test_the_chat_works_in_a_terminal_without_cursor_control(environment):
+    shown = io.StringIO()
+    options = {"environment": {**environment, "TERM": "dumb"}}
+    with in_terminal("-c", PROGRAM, 10**9, **options) as (terminal, process):
+        terminal.logfile_read = shown
+        terminal.expect("Write a message")
+        terminal.expect("> ")
+        terminal.send(f"Hi{ENTER}")
+        terminal.expect("(ha|ah){20}")
+        terminal.send(CTRL_C)
+        terminal.expect(r"\[stopped\]")
+        terminal.send(f"/help{ENTER}")
+        terminal.expect("forget the conversation")
+        # Such a prompt is shown before it reads keys: until then, Ctrl-D is lost.
+        terminal.send(f"/quit{ENTER}")
+    assert process.status == 0
+    assert "\x1b" not in shown.getvalue()
+
+
+@needs_fork
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_ctrl_z_suspends_the_chat_and_fg_continues_it(environment, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -16,6 +16,7 @@ from src.train.checkpoint import newest_checkpoint, open_checkpoint
 from src.train.trackers import read_metrics
 from src.training import train_from_config
 from tests.bounds import assert_same_in_float64, gamma, validation_bound
+from tests.data.chats import messages_lines, random_conversations
 from tests.integration import train_in_processes
 from tests.processes import needs_fork, run_python
 from tests.tiny_models import training_in_float64
@@ -69,6 +70,8 @@ def make(tmp_path_factory):
     (folder / "corpus.txt").write_text(make_text(), encoding="utf-8")
     lines = [json.dumps({"text": make_text(1 + seed % 7, seed)}) for seed in range(60)]
     (folder / "documents.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    chats = random_conversations(24, words=2)
+    (folder / "chats.jsonl").write_bytes(messages_lines(chats))
     keys = {
         "sources": [str(folder / "corpus.txt")],
         "output_dir": str(folder / "trained"),
@@ -89,6 +92,8 @@ def make(tmp_path_factory):
         if "windows" in changes:
             sources = [str(folder / each) for each in ("corpus.txt", "documents.jsonl")]
             changes = {**changes, "sources": sources, "source_weights": [1, 2]}
+        if "conversations" in changes:
+            changes = {**changes, "conversations": [str(folder / "chats.jsonl")]}
         return {**keys, "model_name": name, **SHARED, **changes}
 
     return SimpleNamespace(folder=folder, keys=keys_of)
@@ -99,6 +104,7 @@ KINDS = {
     "muon": {"optimizer": "muon"},
     "fsdp": {"micro_batch_size": 2, "parallel": "fsdp"},
     "packed": {"micro_batch_size": 2, "windows": "packed", "mask_documents": True},
+    "chats": {"micro_batch_size": 2, "conversations": ["chats.jsonl"], "text_share": 0.3},
     "fsdp-muon": {"optimizer": "muon", "parallel": "fsdp"},
 }
 
