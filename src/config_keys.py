@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
-from .config_checks import (
-    MAX_VOCABULARY,
-    error_of,
-    explain,
-    generation_contradictions,
-    plain_values,
-)
+from .config_checks import MAX_VOCABULARY, generation_contradictions
+from .config_section import Section
 
 Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NormPosition = Literal["pre", "post"]
@@ -36,53 +30,6 @@ MIN_TEMPERATURE = 1e-5
 """Minimum temperature; below it decoding is greedy, as division would overflow the logits."""
 # Upper bound of counts (steps, tokens), far below 2**53: exact in float64.
 _MAX_COUNT = 10**12
-
-
-class Section(BaseModel):
-    """A section of the configuration: keys, with default, range and docstring.
-
-    Args:
-        **keys: values of the type that TOML would give, or equivalent ones (`plain_values`).
-
-    Raises:
-        AGI2Error: with a line for each key that is unknown, of another type or out of its range; or
-            for each contradiction between keys.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    def __init__(self, /, **keys: Any) -> None:
-        try:
-            super().__init__(**keys)
-        except ValidationError as error:
-            found = explain(type(self).model_fields, keys, error)
-            raise error_of([line for _, line in found]) from None
-
-    @classmethod
-    def problems(cls, keys: Mapping[str, Any]) -> list[tuple[str | None, str]]:
-        """Return the problems of values, each with its key; see `config_checks.explain`."""
-        try:
-            BaseModel.__init__(cls.__new__(cls), **keys)
-        except ValidationError as error:
-            return explain(cls.model_fields, keys, error)
-        return []
-
-    @model_validator(mode="before")
-    @classmethod
-    def _convert(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return plain_values(cls.model_fields, values)
-
-    @model_validator(mode="after")
-    def _check_contradictions(self) -> Self:
-        if found := self._contradictions():
-            raise ValueError("\n".join(found))
-        return self
-
-    def _contradictions(self) -> list[str]:
-        """Return an error line for each contradiction between keys."""
-        return []
 
 
 class DataConfig(Section):
