@@ -17,7 +17,8 @@ import tomli_w
 
 from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
-from .config_checks import PRESETS, error_of
+from .config_checks import PRESETS
+from .config_messages import error_of
 from .errors import AGI2Error, mask_secrets, safe_repr
 from .utils import (
     describe_path,

@@ -7,7 +7,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from .config_checks import error_of, explain, plain_values
+from .config_checks import plain_values
+from .config_messages import error_of, explain
 
 
 class Section(BaseModel):
@@ -34,7 +35,7 @@ class Section(BaseModel):
 
     @classmethod
     def problems(cls, keys: Mapping[str, Any]) -> list[tuple[str | None, str]]:
-        """Return the problems of values, each with its key; see `config_checks.explain`."""
+        """Return the problems of values, each with its key; see `config_messages.explain`."""
         try:
             BaseModel.__init__(cls.__new__(cls), **keys)
         except ValidationError as error:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src.arguments import describe_range
 from src.config import Config
-from src.config_checks import describe_range
 from src.config_keys import DataConfig, GenerationConfig, ModelConfig, TrainConfig
 from src.config_loader import load_config
 from src.errors import AGI2Error

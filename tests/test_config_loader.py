@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.config import REQUIRED_KEYS, Config
-from src.config_checks import GREEDY_VALUES, SYNONYMS
+from src.config_checks import GREEDY_VALUES
 from src.config_keys import (
     Activation,
     DataConfig,
@@ -29,6 +29,7 @@ from src.config_keys import (
     TrainConfig,
 )
 from src.config_loader import load_config, make_config, save_config
+from src.config_messages import SYNONYMS
 from src.errors import AGI2Error, printable
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
