@@ -126,6 +126,7 @@ def contradictions(config: Any) -> list[str]:
     return [
         *_wrong_sizes(config),
         *_wrong_sources(config),
+        *_wrong_preferences(config),
         *_wrong_tokenizer(config),
         *generation_contradictions(config),
         *_wrong_lora(config),
@@ -157,6 +158,21 @@ def _wrong_sources(config: Any) -> Iterator[str]:
     for kind in ("sources", "conversations"):
         if config[f"val_{kind}"] and not config[kind] and config.sources + config.conversations:
             yield f"val_{kind} goes with {kind} to train on: set {kind}, or leave it out"
+
+
+def _wrong_preferences(config: Any) -> Iterator[str]:
+    if config.val_preferences and not config.preferences:
+        yield "val_preferences goes with preferences to train on: set preferences, or leave it out"
+    for key in (
+        "sources",
+        "val_sources",
+        "conversations",
+        "val_conversations",
+        "source_weights",
+        "mask_documents",
+    ):
+        if config.preferences and config[key]:
+            yield f"{key} does not go with preferences, which are trained on alone: leave it out"
 
 
 def _wrong_tokenizer(config: Any) -> Iterator[str]:
@@ -256,10 +272,16 @@ GREEDY_VALUES: dict[str, Any] = {
 def dependent_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults that depend on other keys."""
     positions = given.get("model_positions", 1024)
-    follows = {"seq_len": positions, "max_context_length": positions}
+    follows: dict[str, Any] = {"seq_len": positions, "max_context_length": positions}
     if given.get("max_steps") is not None or given.get("max_minutes") is not None:
         follows["epochs"] = UNBOUNDED_EPOCHS
+    if given.get("preferences"):
+        follows |= DPO_DEFAULTS
     return follows
+
+
+# Of DPO: the reference has no dropout, and higher rates unlearn the language.
+DPO_DEFAULTS = {"dropout": 0.0, "learning_rate": 1e-5}
 
 
 # File systems allow 255 bytes; the rest is for the suffix of a run's backup (`NAME.1`).

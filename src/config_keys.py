@@ -38,7 +38,7 @@ class DataConfig(Section):
     # Training data and output.
     sources: list[str] = Field(default_factory=list)
     """Training data: files, folders, globs, URLs (`https://`, `s3://`, `hf://datasets/...`) or
-    `builtin:python-docs`. Required for training, unless there are `conversations`.
+    `builtin:python-docs`. Required for training, unless there are `conversations` or `preferences`.
     """
     conversations: list[str] = Field(default_factory=list)
     """Conversations to train on, like `sources`, which they may replace: JSON lines with `messages`
@@ -88,6 +88,12 @@ class DataConfig(Section):
     """Text to validate on, like `sources`; then nothing is held out of `sources`."""
     val_conversations: list[str] = Field(default_factory=list)
     """Conversations to validate on, like `conversations`; then nothing is held out of these."""
+    preferences: list[str] = Field(default_factory=list)
+    """Pairs of replies to train on instead of `sources` and `conversations`, by DPO: JSON lines,
+    CSV or Parquet with `chosen` and `rejected`: lists of messages; or, after `prompt`, texts.
+    """
+    val_preferences: list[str] = Field(default_factory=list)
+    """Pairs to validate on, like `preferences`; then nothing is held out of these."""
     dedup: bool = False
     """Whether to remove copies and near copies of documents from the training text (true,
     false).
@@ -134,6 +140,10 @@ class ModelConfig(Section):
     """Fine-tune with LoRA adapters of this rank (1 or more); the weights of `init_from` are
     frozen.
     """
+    dpo_beta: float = Field(0.1, gt=0, le=1e6)
+    """beta of DPO, with `preferences` (above 0): the larger, the closer the model stays to that of
+    `init_from`.
+    """
 
     # Architecture.
     preset: Preset | None = None
@@ -149,7 +159,7 @@ class ModelConfig(Section):
     model_positions: int = Field(1024, ge=1, le=LARGEST["max_seq_len"])
     """Maximum context length in tokens (1 or more)."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout probability in training (0 to below 1)."""
+    """Dropout probability in training (0 to below 1); 0 with `preferences`, if it is not set."""
     activation: Activation = "gelu_tanh"
     """Activation of the feed-forward layer: `gelu_tanh` (GPT-2's), `gelu`, `relu` or `silu`."""
     bias: bool = True
@@ -195,7 +205,9 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
     learning_rate: float = Field(3e-4, gt=0, le=1e30)
-    """Peak learning rate of AdamW (above 0), reached after warmup."""
+    """Peak learning rate of AdamW (above 0), reached after warmup; 1e-5 with `preferences`, if it
+    is not set.
+    """
     muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
     """Peak learning rate of Muon (above 0)."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"

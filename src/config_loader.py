@@ -18,7 +18,7 @@ import tomli_w
 from .arguments import checked
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS
-from .config_messages import error_of
+from .config_messages import NO_STARTING_MODEL, error_of
 from .errors import AGI2Error, mask_secrets, safe_repr
 from .utils import (
     describe_path,
@@ -101,9 +101,11 @@ def make_config(
         AGI2Error: with a line per problem.
     """
     missing = [] if kind is None else [key for key in REQUIRED_KEYS[kind] if not values.get(key)]
-    if values.get("conversations"):  # instead of a text
+    if values.get("conversations") or values.get("preferences"):  # instead of a text
         missing = [key for key in missing if key != "sources"]
     problems = [f"{name}: {key} is missing: {kind} needs it" for key in missing]
+    if kind == "training" and values.get("preferences") and not values.get("init_from"):
+        problems.append(f"{name}: {NO_STARTING_MODEL}")
     config, found = _validate(values, locations or {}, name)
     problems += found
     adopted: set[str] = set()
@@ -185,7 +187,7 @@ def _with_pretrained(
     ]
     if problems:
         raise error_of(problems)
-    dropout = {"dropout": pretrained["dropout"]}
+    dropout = {} if values.get("preferences") else {"dropout": pretrained["dropout"]}
     return {**dropout, **values, **fixed, "vocab_size": pretrained["vocab_size"]}
 
 

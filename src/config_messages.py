@@ -40,6 +40,7 @@ SYNONYMS = {
     "name": "model_name",
 }
 
+NO_STARTING_MODEL = "preferences are for a model that answers already: set init_from to its folder"
 MAX_PROBLEMS = 20
 """Maximum number of problems reported one by one; the rest are only counted."""
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .data.chat_template import ChatTemplate
 from .data.conversation_tokens import decode_conversations
 from .data.corpus import check_configured
 from .data.planned_windows import PlannedWindows
+from .data.preference_windows import PreferenceWindows
 from .errors import AGI2Error, one_line
 from .evaluation.held_out import reply_to
 from .evaluation.loss import evaluate
@@ -41,6 +43,7 @@ from .train.arguments import (
 from .train.distributed import ProcessGroup, init_distributed
 from .train.epoch import Criterion, Epoch
 from .train.folder_lock import FolderLock
+from .train.preference_loss import evaluate_pairs
 from .train.setup import (
     PreparedData,
     find_checkpoint_to_resume,
@@ -51,7 +54,7 @@ from .train.state import History
 from .train.step import Batch
 from .train.trackers import check_log_to
 from .train.trainer import Trainer
-from .train.validation import Sample
+from .train.validation import Evaluate, Sample
 from .utils import log, plural
 
 __all__ = ["Run", "Trainer", "train_epoch", "train_from_config", "train_model"]
@@ -268,11 +271,18 @@ def make_trainer(
         config,
         run_folder(config),
         process_group,
-        evaluate=evaluate,
+        evaluate=_make_evaluator(config),
         sample=sample,
     )
     trainer.chosen = chosen
     return trainer
+
+
+def _make_evaluator(config: Config) -> Evaluate:
+    """Return the function that validates on text and conversations, or on pairs of preferences."""
+    if config.preferences:
+        return partial(evaluate_pairs, beta=config.dpo_beta)
+    return evaluate
 
 
 def _make_sampler(config: Config, tokenizer: Tokenizer) -> Sample:
@@ -314,7 +324,7 @@ def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
         describe_device(trainer.runner.device),
     )
     windows = trainer.batches.dataset
-    if isinstance(windows, PlannedWindows):
+    if isinstance(windows, PlannedWindows | PreferenceWindows):
         for line in windows.describe():
             log.info("%s", one_line(line))
 

@@ -36,25 +36,26 @@ def prepare_data(config: Config, part: str | None = None) -> Iterator[str]:
         corpus = prepare_corpus(options, source, config.token_cache)
     else:
         corpus = prepare_part(options, source, config.token_cache, which)
-    yield from _describe(corpus, time.perf_counter() - start)
+    kind = "pair" if config.preferences else "conversation"
+    yield from _describe(corpus, time.perf_counter() - start, kind)
 
 
-def _describe(corpus: Corpus, seconds: float) -> Iterator[str]:
+def _describe(corpus: Corpus, seconds: float, kind: str) -> Iterator[str]:
     sizes = [plural(corpus.documents, "document"), plural(corpus.characters, "character")]
     yield f"text: {', '.join([*sizes, human_bytes(corpus.size)])}"
     for name, tokens in (("training", corpus.train), ("validation", corpus.val)):
-        yield f"{name}: {_describe_tokens(tokens)}"
+        yield f"{name}: {_describe_tokens(tokens, kind)}"
     yield f"tokenizer: {plural(corpus.tokenizer.vocab_size, 'token')}"
     speed = f", {corpus.size / seconds / 1e6:.1f} MB/s" if corpus.is_new else ": it was there"
     yield f"prepared in {human_time(seconds)}{speed}"
     yield f"corpus: {corpus.folder}"
 
 
-def _describe_tokens(tokens: ShardedTokens) -> str:
+def _describe_tokens(tokens: ShardedTokens, kind: str) -> str:
     figures = tokens.figures
     line = plural(figures.documents, "document")
     if figures.conversations:
-        line += f" ({plural(figures.conversations, 'conversation')})"
+        line += f" ({plural(figures.conversations, kind)})"
     line += f", {plural(figures.tokens, 'token')}"
     if figures.text_bytes:
         line += f", {figures.text_bytes / figures.tokens:.2f} bytes per token"

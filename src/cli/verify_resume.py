@@ -35,6 +35,12 @@ _COMPARED_METRICS = (
     "epoch_loss",
     "val_loss",
     "val_bits_per_byte",
+    "accuracy",
+    "margin",
+    "kl",
+    "val_accuracy",
+    "val_margin",
+    "val_kl",
 )
 
 

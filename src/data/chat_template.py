@@ -245,6 +245,10 @@ class ChatTemplate:
         ends = [index for index, id in enumerate(ids) if id == self.end_of_turn]
         return self.tokenizer.decode(ids[start : ends[0] if ends else None]).strip()
 
+    def message_starts(self, ids: np.ndarray) -> np.ndarray:
+        """Return where the messages of a conversation begin, given its ids, (T,)."""
+        return np.flatnonzero(np.isin(ids, [starts[0] for starts in self._starts.values()]))
+
     def target_mask(self, ids: np.ndarray) -> np.ndarray:
         """Return which ids are targets: the assistant's words and the end of each turn of theirs.
 

@@ -53,7 +53,7 @@ def read_conversations(source: Input, format_: Format) -> Iterator[Document]:
     records, parse = read(source, broken)
     for at, value, size in records:
         try:
-            messages, is_dropped = complete(_normalized(source, parse(value)))
+            messages, is_dropped = complete(normalized(source, parse(value)))
         except AGI2Error as error:
             problem = f"{source.name}{at}: {error}"
             broken.add(Unreadable("broken conversations", problem), size)
@@ -64,7 +64,8 @@ def read_conversations(source: Input, format_: Format) -> Iterator[Document]:
     broken.finish()
 
 
-def _normalized(source: Input, messages: list[Message]) -> list[Message]:
+def normalized(source: Input, messages: list[Message]) -> list[Message]:
+    """Return messages whose texts are normalized as the key `normalize` says."""
     how = source.options.normalize
     return [Message(role, normalize(content, how)) for role, content in messages]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .chat_template import ROLES, ChatTemplate, Message
-from .conversations import from_text
+from .conversations import conversations_in
 from .shards import ShardedTokens
 
 
@@ -15,6 +15,8 @@ def encode_conversations(
     texts: Sequence[str], template: ChatTemplate
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode conversations, as `ChatTemplate.encode` does.
+
+    The two of a pair are separated by the end-of-text token.
 
     Args:
         texts: their canonical texts.
@@ -24,18 +26,22 @@ def encode_conversations(
         The ids of all, (N,), and offsets, (texts + 1,), as `Tokenizer.encode_batch` gives them.
     """
     tokenizer, start = template.tokenizer, len(template.reply_start)
-    conversations = list(map(from_text, texts))
-    contents = [message.content for messages in conversations for message in messages]
+    documents = list(map(conversations_in, texts))
+    contents = [message.content for each in documents for messages in each for message in messages]
     ids, offsets = tokenizer.encode_batch(contents, threads=1)
     frames = {role: np.array(template.join(role, ()), tokenizer.dtype) for role in ROLES}
+    separator = np.array([tokenizer.end_of_text], tokenizer.dtype)
     parts, lengths, at = [np.empty(0, tokenizer.dtype)], [0], 0
-    for messages in conversations:
+    for conversations in documents:
         length = 0
-        for message in messages:
-            frame, text = frames[message.role], ids[offsets[at] : offsets[at + 1]]
-            parts += [frame[:start], text, frame[start:]]
-            length += len(frame) + len(text)
-            at += 1
+        for index, messages in enumerate(conversations):
+            parts += [separator] * bool(index)
+            length += bool(index)
+            for message in messages:
+                frame, text = frames[message.role], ids[offsets[at] : offsets[at + 1]]
+                parts += [frame[:start], text, frame[start:]]
+                length += len(frame) + len(text)
+                at += 1
         lengths.append(length)
     return np.concatenate(parts), np.cumsum(lengths)
 

@@ -57,7 +57,7 @@ class ConversationPlan:
 
     def __init__(self, tokens: ShardedTokens, width: int, template: ChatTemplate) -> None:
         self._width, cutter = width, _Cutter(width, template)
-        begins, ends = _bounds(tokens)
+        begins, ends = conversation_bounds(tokens)
         lengths = ends - cutter.after_last - begins
         is_long = lengths > width + 1
         self._firsts, self._counts = begins, lengths
@@ -155,7 +155,7 @@ class ConversationPlan:
             )
 
 
-def _bounds(tokens: ShardedTokens) -> tuple[np.ndarray, np.ndarray]:
+def conversation_bounds(tokens: ShardedTokens) -> tuple[np.ndarray, np.ndarray]:
     """Return the index of the first token of each conversation, and of the token after it."""
     starts = tokens.document_starts.astype(np.int64)
     ends = np.append(starts[1:] - 1, len(tokens))  # before the end-of-text token

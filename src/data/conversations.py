@@ -1,6 +1,7 @@
 """Conversations as documents: what the known formats call messages, and the canonical text.
 
-A conversation is a document whose text is JSON: `[["user","Hello!"],["assistant","Hi."]]`.
+A conversation is a document whose text is JSON: `[["user","Hello!"],["assistant","Hi."]]`. A pair
+of preferences is a list of two such lists.
 """
 
 from __future__ import annotations
@@ -36,21 +37,31 @@ _ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from"), ("content", "value")
 Pair = tuple[str, str]
 
 
-def to_text(messages: Sequence[Message]) -> str:
-    """Return the canonical text of a conversation."""
-    pairs = [[each.role, each.content] for each in messages]
-    return json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
+def to_text(*conversations: Sequence[Message]) -> str:
+    """Return the canonical text of a conversation, or of a pair."""
+    plain = [[[each.role, each.content] for each in messages] for messages in conversations]
+    value = plain[0] if len(plain) == 1 else plain
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_text(text: str) -> list[Message]:
     """Return the messages of a conversation's canonical text."""
-    return [Message(role, content) for role, content in json.loads(text)]
+    (messages,) = conversations_in(text)
+    return messages
+
+
+def conversations_in(text: str) -> list[list[Message]]:
+    """Return the conversations of a canonical text: one, or the two of a pair."""
+    value = json.loads(text)
+    conversations = value if isinstance(value[0][0], list) else [value]
+    return [[Message(role, content) for role, content in each] for each in conversations]
 
 
 def said_in(text: str) -> Iterator[str]:
     """Yield the text of each message, as a tokenizer is trained on it: after a line feed."""
-    for message in from_text(text):
-        yield f"\n{message.content}"
+    for messages in conversations_in(text):
+        for message in messages:
+            yield f"\n{message.content}"
 
 
 def turns_of(text: str) -> str:
@@ -86,7 +97,7 @@ def messages_of(record: Any, pair: Pair | None = None) -> list[Message]:
         raise AGI2Error(f"{safe_repr(record)} is not a conversation")
     for name in MESSAGE_FIELDS:
         if pair is None and isinstance(record.get(name), list):
-            return [*_system(record, record[name]), *messages_of(record[name])]
+            return [*system_message(record, record[name]), *messages_of(record[name])]
     pair = pair or next((each for each in PAIRS if has_pair(record, each)), None)
     if pair is None:
         names = ", ".join(map(str, record)) or "none"
@@ -97,7 +108,7 @@ def messages_of(record: Any, pair: Pair | None = None) -> list[Message]:
     asked = _said(record, pair[0], "user")
     if pair == ("instruction", "output") and _is_text(record.get("input")):
         asked = [Message("user", f"{record['instruction']}\n\n{record['input']}")]
-    return [*_system(record, record[pair[0]]), *asked, *_said(record, pair[1], "assistant")]
+    return [*system_message(record, record[pair[0]]), *asked, *_said(record, pair[1], "assistant")]
 
 
 def has_pair(names: Any, pair: Pair) -> bool:
@@ -116,7 +127,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _system(record: Mapping[str, Any], messages: Any) -> list[Message]:
+def system_message(record: Mapping[str, Any], messages: Any) -> list[Message]:
     """Return the system message that a record has in a field of its own, if any."""
     text = record.get("system", record.get("system_prompt"))
     if not _is_text(text):

@@ -26,6 +26,8 @@ class CorpusOptions:
     dedup: bool = False
     conversations: list[str] = field(default_factory=list)
     val_conversations: list[str] = field(default_factory=list)
+    preferences: list[str] = field(default_factory=list)
+    val_preferences: list[str] = field(default_factory=list)
 
     @property
     def groups(self) -> list[list[str]]:
@@ -35,11 +37,13 @@ class CorpusOptions:
     @property
     def hashes_plain(self) -> bool:
         """Whether copies of documents to validate on are found in other forms, too."""
-        return bool(self.val_sources or self.val_conversations)
+        return bool(self.val_sources or self.val_conversations or self.val_preferences)
 
     def reading_of(self, group: int) -> ReadOptions:
         """Return how the sources of a group are read, by its index in `groups`."""
-        return replace(self.reading, are_conversations="conversations" in SOURCE_KEYS[group])
+        key = SOURCE_KEYS[group].removeprefix("val_")
+        are_pairs = key == "preferences"
+        return replace(self.reading, are_conversations=key != "sources", are_pairs=are_pairs)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .splits import plan_corpus
 def plan_groups(
     scan: Scan, options: CorpusOptions, documents: Sequence[Sequence[int]], sketches: np.ndarray
 ) -> SplitPlan:
-    """Plan the split of texts, and of conversations; see `splits.plan_corpus`.
+    """Plan the split of texts, and of conversations or pairs; see `splits.plan_corpus`.
 
     Args:
         scan: the scan of the corpus.
@@ -34,7 +34,9 @@ def plan_groups(
         return plan_corpus(scan, *keys, counts[0], options.dedup, sketches[:texts])
 
     def plan_conversations(scan: Scan) -> SplitPlan:
-        return plan_corpus(scan, *keys, counts[2], options.dedup, sketches[texts:], True)
+        kind = "val_preferences" if options.preferences else "val_conversations"
+        first_val = counts[4] if options.preferences else counts[2]
+        return plan_corpus(scan, *keys, first_val, options.dedup, sketches[texts:], kind)
 
     if texts == len(scan):
         return plan_texts(scan)

@@ -12,7 +12,14 @@ from ..errors import AGI2Error
 from .speakers import speaker_pattern
 from .text_files import Skipped
 
-SOURCE_KEYS = ("sources", "val_sources", "conversations", "val_conversations")
+SOURCE_KEYS = (
+    "sources",
+    "val_sources",
+    "conversations",
+    "val_conversations",
+    "preferences",
+    "val_preferences",
+)
 """The keys of what is read, in the order of the documents of a corpus."""
 MAX_CHARACTERS = 2**23
 """Maximum number of characters of a `Document`; a longer document comes in pieces."""
@@ -53,6 +60,8 @@ class ReadOptions:
     """Who speaks in conversations that are plain text; see `speakers.speaker_pattern`."""
     are_conversations: bool = False
     """Whether the documents are conversations, each as its canonical text; not a key."""
+    are_pairs: bool = False
+    """Whether they are pairs of conversations, too; not a key."""
 
     def __post_init__(self) -> None:
         if self.normalize not in get_args(Normalization):
@@ -69,12 +78,14 @@ class ReadOptions:
     @property
     def kind(self) -> str:
         """What the documents are, for messages."""
+        if self.are_pairs:
+            return "pair"
         return "conversation" if self.are_conversations else "document"
 
     @classmethod
     def keys(cls) -> set[str]:
         """Return the names of the keys of the configuration."""
-        return {each.name for each in fields(cls)} - {"are_conversations"}
+        return {each.name for each in fields(cls)} - {"are_conversations", "are_pairs"}
 
 
 @dataclass
@@ -103,7 +114,7 @@ class SourceReport:
     first_problem: str = ""
     """Why the first file that was skipped cannot be read."""
     kind: str = "document"
-    """What its documents are, for messages: `document` or `conversation`."""
+    """What its documents are, for messages: `document`, `conversation` or `pair`."""
 
     @property
     def bytes_skipped(self) -> int:

@@ -18,6 +18,7 @@ from ..tokenizer import Tokenizer
 from .batches import EpochBatches
 from .chat_template import ChatTemplate
 from .conversation_windows import ConversationPlan, ConversationRow
+from .preference_windows import PreferenceWindows
 from .shards import ShardedTokens
 from .window_plans import DocumentPlan, DocumentRange, MixturePlan, Plan, Row, StreamPlan
 from .windows import IGNORE_INDEX, TokenWindows, Windows
@@ -41,7 +42,7 @@ def training_windows(
     Args:
         dataset: windows of the training text as one stream of tokens.
         config: the run's configuration.
-        tokenizer: the tokenizer, needed for conversations.
+        tokenizer: the tokenizer, needed for conversations and preferences.
 
     Raises:
         AGI2Error: if the text is not in shards, which have its documents, or a source has no text.
@@ -51,25 +52,36 @@ def training_windows(
     tokens = dataset.tokens
     if not isinstance(tokens, ShardedTokens):
         raise AGI2Error(
-            "windows, mask_documents, source_weights and conversations are for texts that "
-            "train_model or the command train has read: token ids alone have no documents"
+            "windows, mask_documents, source_weights, conversations and preferences are for texts "
+            "that train_model or the command train has read: token ids alone have no documents"
         )
     with show_progress("planning the windows"):
+        if config.preferences:
+            assert tokenizer is not None
+            return PreferenceWindows(tokens, dataset.seq_len - 1, ChatTemplate(tokenizer))
         return _planned(tokens, dataset.seq_len - 1, config, tokenizer)
 
 
-def validation_windows(dataset: Dataset, tokenizer: Tokenizer) -> Dataset | PlannedWindows:
+def validation_windows(
+    dataset: Dataset, tokenizer: Tokenizer, are_pairs: bool = False
+) -> Dataset | PlannedWindows | PreferenceWindows:
     """Return the windows to validate on: the held-out conversations, if there are any.
 
     Args:
         dataset: windows of the held-out text as one stream of tokens.
         tokenizer: the tokenizer.
+        are_pairs: whether the conversations are pairs of preferences.
+
+    Raises:
+        AGI2Error: if no pair fits into a window.
     """
     tokens = dataset.tokens
     if not isinstance(tokens, ShardedTokens) or not tokens.figures.conversations:
         return dataset
-    template = ChatTemplate(tokenizer)
-    plan = ConversationPlan(tokens, dataset.seq_len - 1, template)
+    template, width = ChatTemplate(tokenizer), dataset.seq_len - 1
+    if are_pairs:
+        return PreferenceWindows(tokens, width, template, "validate on")
+    plan = ConversationPlan(tokens, width, template)
     return PlannedWindows(tokens, plan, template=template)
 
 
@@ -135,6 +147,7 @@ def _needs_documents(config: Config) -> bool:
         or config.mask_documents
         or bool(config.source_weights)
         or bool(config.conversations)
+        or bool(config.preferences)
     )
 
 
@@ -148,6 +161,8 @@ def hash_of_bounds(dataset: TokenWindows, config: Config) -> str:
         digest.update(str(dataset.tokens.figures.source_documents).encode())
     if config.conversations:
         digest.update(str(dataset.tokens.figures.conversations).encode())
+    if config.preferences:
+        digest.update(b"pairs")
     return digest.hexdigest()
 
 

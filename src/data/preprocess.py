@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import AGI2Error
 from ..utils import plural
 from .chat_template import Message
-from .conversations import from_text, to_text
+from .conversations import conversations_in, to_text
 from .documents import Document, ReadReport, SourceReport
 from .text import pieces
 from .user_modules import Module, load_module
@@ -115,7 +116,7 @@ def preprocess_conversations(
     A conversation is dropped if the function drops one of its messages.
 
     Args:
-        documents: canonical texts of conversations, or pieces of them.
+        documents: canonical texts of conversations or pairs, or pieces of them.
         preprocessor: the function.
         report: as for `preprocess`.
 
@@ -125,7 +126,8 @@ def preprocess_conversations(
     by = f"by preprocess {preprocessor.name}"
     for document in complete_documents(documents):
         contents = []
-        messages = from_text(document.text)
+        conversations = conversations_in(document.text)
+        messages = [message for each in conversations for message in each]
         for message in messages:
             results = _results(Document(message.content, document.source), preprocessor)
             if len(results) > 1:
@@ -143,7 +145,8 @@ def preprocess_conversations(
         changed = [Message(m.role, text) for m, text in zip(messages, contents, strict=True)]
         if changed != messages:
             report.preprocessed.add(f"changed {by}", document.source)
-        text = to_text(changed)
+        rest = iter(changed)
+        text = to_text(*(list(islice(rest, len(each))) for each in conversations))
         report.characters += len(text)
         yield from pieces(Document(text, document.source))
 

@@ -48,6 +48,7 @@ from .mail import read_mail
 from .notebooks import read_notebook
 from .office import read_docx, read_epub, read_odt
 from .pdf import read_pdf
+from .preference_readers import read_pairs
 from .preprocess import (
     check_any_left,
     load_preprocessor,
@@ -160,7 +161,7 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
 
 def _builtin_texts(name: str, options: ReadOptions) -> Iterator[str]:
     """Return the documents of a built-in source; conversations as their canonical text."""
-    if options.are_conversations == (name == BUILTIN):
+    if options.are_pairs or options.are_conversations == (name == BUILTIN):
         key = "sources" if name == BUILTIN else "conversations"
         raise AGI2Error(f"{name} is for the key {key}")
     if name == BUILTIN:
@@ -218,6 +219,8 @@ def read_input(source: Input) -> Iterator[Document]:
     check_format(format_, source.filename, source.name, head, source.options)
     if format_ in (ZIP, TAR):
         yield from _read_archive(source, format_)
+    elif source.options.are_pairs:
+        yield from _finished(source, read_pairs(source, format_))
     elif source.options.are_conversations:
         yield from _finished(source, read_conversations(source, format_))
     else:
@@ -271,7 +274,7 @@ def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document
     if empty:
         source.report.skipped.add("documents without text", source.name, count=empty)
     if not found:
-        what = "conversation" if source.options.are_conversations else "text"
+        what = source.options.kind if source.options.are_conversations else "text"
         raise source.error(f"without {what}", f"contains no {what}")
 
 

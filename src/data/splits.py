@@ -98,7 +98,7 @@ def plan_corpus(
     first_val: int,
     dedup: bool,
     sketches: np.ndarray | None = None,
-    are_conversations: bool = False,
+    val: str = "val_sources",
 ) -> SplitPlan:
     """Plan the split of a corpus with documents of `val_sources`, and without copies.
 
@@ -112,12 +112,12 @@ def plan_corpus(
         dedup: whether to remove copies and near copies from the training text.
         sketches: the sketches of the documents, by which near copies are found if the scan has only
             a sample of the shingles.
-        are_conversations: whether the documents are conversations, of which no part is held out.
+        val: the key of the documents to validate on. Of conversations and pairs, no part is held
+            out.
 
     Raises:
         AGI2Error: if nothing is left to train on.
     """
-    val = "val_conversations" if are_conversations else "val_sources"
     is_val = np.arange(len(scan)) >= first_val
     originals = scan.plain_originals
     removed = np.isin(originals, originals[is_val]) & ~is_val
@@ -136,7 +136,7 @@ def plan_corpus(
     if is_val.any():
         plan = _plan_given(selected, is_val[kept], pairs, val)
     else:
-        plan = plan_split(selected, val_fraction, seed, pairs, are_conversations)
+        plan = plan_split(selected, val_fraction, seed, pairs, val != "val_sources")
     if not removed.any():
         return plan
     cuts = np.zeros(len(scan), np.int64)
@@ -163,7 +163,7 @@ def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs, val: str) -> Split
             plural(int(is_near.sum()), "document"),
             val,
         )
-    _log_leakage(float(known.mean()) if len(known) else 0.0, val == "val_conversations")
+    _log_leakage(float(known.mean()) if len(known) else 0.0, val != "val_sources")
     return SplitPlan(scan.characters, np.where(is_val, 0, scan.characters))
 
 

@@ -129,6 +129,7 @@ _SINGULAR = {
     "documents without": "document without",
     "attachments": "attachment",
     "conversations": "conversation",
+    "pairs": "pair",
     "messages ": "message ",
     "chapters ": "chapter ",
     "pages of": "page of",

@@ -16,7 +16,7 @@ from .charts import Axes, Point, Series, chart, chart_group, charts_page
 from .copies import find_copies, memorization_section
 from .html import escape, table, unbroken
 from .replies import Reply, describe, load_replies
-from .run_log import History, RunRecord, read_run
+from .run_log import History, RunRecord, Validation, read_run
 
 FILE_NAME = "report.html"
 
@@ -71,9 +71,9 @@ def _summary(run: RunRecord) -> str:
     if best is None:
         tiles.append(("val loss", "none"))
     else:
-        tiles.append((f"best val loss (nats per token), step {best.step:,}", f"{best.loss:.4f}"))
-        bits = best.bits_per_byte
-        tiles.append(("bits per byte at that step", f"{bits:.3f}" if math.isfinite(bits) else "–"))
+        unit = "DPO, per pair" if _has_pairs(history) else "nats per token"
+        tiles.append((f"best val loss ({unit}), step {best.step:,}", f"{best.loss:.4f}"))
+        tiles += _tiles_of_best(history, best)
     resumed = len(history.starts) - 1
     facts = [
         str(history.starts[0][1].get("time", "")) if history.starts else "",
@@ -88,6 +88,24 @@ def _summary(run: RunRecord) -> str:
         + "".join(f"<div><b>{escape(value)}</b><span>{name}</span></div>" for name, value in tiles)
         + "</div>"
     )
+
+
+def _has_pairs(history: History) -> bool:
+    """Return whether a run was trained on pairs of preferences."""
+    return bool(history.curve("margin") or history.curve("val_margin"))
+
+
+def _tiles_of_best(history: History, best: Validation) -> list[tuple[str, str]]:
+    """Return what else is known of the best weights, each with its value."""
+    if not _has_pairs(history):
+        bits = best.bits_per_byte
+        return [("bits per byte at that step", f"{bits:.3f}" if math.isfinite(bits) else "–")]
+    names = {"accuracy": "accuracy", "margin": "margin of rewards", "kl": "KL, nats per token"}
+    found = {key: dict(history.curve(f"val_{key}")).get(best.step, math.nan) for key in names}
+    return [
+        (f"{name} at that step", f"{found[key]:.4g}" if math.isfinite(found[key]) else "–")
+        for key, name in names.items()
+    ]
 
 
 def bounds(config: Config) -> str:
@@ -135,10 +153,28 @@ def _charts(history: History) -> list[str]:
     resumed = [step for step, _ in history.starts[1:]]
     return [
         f'<div class="wide">{chart("Loss", unit, loss, log=True, resumed=resumed)}</div>',
+        *(_pair_charts(history, resumed) if _has_pairs(history) else []),
         chart("Learning rate", "of AdamW", rate, from_zero=True, resumed=resumed),
         chart("Gradient norm", "before clipping", norm, log=True, resumed=resumed),
         chart("Speed", "tokens per second", speed, from_zero=True, resumed=resumed),
     ]
+
+
+def _pair_charts(history: History, resumed: list[int]) -> list[str]:
+    def both(key: str) -> list[Series]:
+        return [
+            Series("train", history.curve(key), noisy=True),
+            Series("val", history.curve(f"val_{key}"), color=1, dots=True),
+        ]
+
+    return [
+        chart("Accuracy", "pairs whose chosen reply has the higher reward", both("accuracy"),
+              from_zero=True, resumed=resumed),
+        chart("Margin", "reward of the chosen reply minus the rejected one's", both("margin"),
+              resumed=resumed),
+        chart("KL divergence", "from the starting model, estimate in nats per token", both("kl"),
+              from_zero=True, resumed=resumed),
+    ]  # fmt: skip
 
 
 # Maximum moments of the time axis; between two, time is interpolated linearly over the steps.
@@ -173,7 +209,9 @@ def tokens_per_step(history: History) -> float | None:
 
 
 def losses(history: History) -> tuple[str, list[Point], list[Point]]:
-    """Return unit, train loss and val loss: in bits per byte if logged, else in nats per token."""
+    """Return unit, train loss and val loss: per pair, or in bits per byte if logged, or in nats."""
+    if _has_pairs(history):
+        return "DPO, per pair", history.curve("loss"), history.curve("val_loss")
     factor = history.bits_per_nat
     validations = history.validations
     if factor is None or (validations and all(math.isnan(v.bits_per_byte) for v in validations)):

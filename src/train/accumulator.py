@@ -14,8 +14,9 @@ from ..errors import AGI2Error
 from ..utils import log, plural, seed_everything
 from .distributed import NoSync, ProcessGroup
 from .estimates import choose_micro_batch_size
-from .loss import LossFunction, NextTokenLoss, count_targets
+from .loss import LossFunction
 from .optimizer import Optimizer
+from .preference_loss import TrainingLoss
 from .step import Batch, accumulate_gradients, split_batch
 
 
@@ -39,7 +40,7 @@ class GradientAccumulator:
 
     def __init__(
         self,
-        loss: NextTokenLoss,
+        loss: TrainingLoss,
         config: Config,
         batches: EpochBatches,
         optimizers: Sequence[Optimizer],
@@ -47,6 +48,7 @@ class GradientAccumulator:
         no_sync: NoSync = nullcontext,
     ) -> None:
         self.loss: LossFunction = loss
+        self._module = loss
         self.no_sync = no_sync
         self._config, self._batches = config, batches
         self._optimizers, self._processes = optimizers, processes
@@ -117,9 +119,10 @@ class GradientAccumulator:
         assert self._prefetched is not None
         batch = self._prefetched[1]
         rows, world_size = len(self._batches.rows(step)), self._processes.world_size
-        num_targets = self._processes.all_reduce_sum(count_targets(split_batch(batch)[1]))
+        num_targets = self._processes.all_reduce_sum(self._module.count(split_batch(batch)[1]))
         while True:
             self._seed_dropout(step)
+            self._module.sums = None
             try:
                 loss = accumulate_gradients(
                     self.loss,
@@ -134,6 +137,7 @@ class GradientAccumulator:
                     # The rows of the largest share, which every rank must split equally.
                     min_micro_batches=-(-rows // (world_size * self.micro_batch_size)),
                     is_padded=is_padded,
+                    count=self._module.count,
                 )
                 return self._processes.all_reduce_mean(loss)
             except Exception as error:
@@ -141,6 +145,11 @@ class GradientAccumulator:
                     raise
             # Outside the except block, whose traceback keeps the tensors alive.
             self._shrink(step)
+
+    def take_sums(self) -> torch.Tensor | None:
+        """Return the sums over the pairs of the last step's global batch; `None` if no pairs."""
+        sums = self._module.sums
+        return None if sums is None else self._processes.all_reduce_sum(sums)
 
     def _seed_dropout(self, step: int) -> None:
         """Seed dropout by the step and the rank; the factors keep seeds distinct.

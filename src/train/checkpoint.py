@@ -238,11 +238,10 @@ def _load_shards(folder: Path, model: GPT2Model) -> dict[str, torch.Tensor]:
     for name, saved in reader.read_metadata().state_dict_metadata.items():
         if name not in weights:
             assert isinstance(saved, dcp.TensorStorageMetadata)
-            parameter = parameters[name.removeprefix("optimizer.").rpartition(".")[0]]
-            is_parameter_shaped = saved.size == parameter.shape
+            parameter = parameters.get(name.removeprefix("optimizer.").rpartition(".")[0])
             tensors[name] = (
                 torch.zeros_like(parameter.detach())
-                if is_parameter_shaped
+                if parameter is not None and saved.size == parameter.shape
                 else torch.zeros(saved.size, dtype=saved.properties.dtype, device="cpu")
             )
     is_sharded = any(hasattr(weight, "full_tensor") for weight in weights.values())

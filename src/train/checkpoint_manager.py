@@ -97,6 +97,8 @@ class CheckpointManager:
     process_group: ProcessGroup
     sharded: bool
     """Whether the parameters are sharded across ranks (FSDP)."""
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Other tensors that are saved with the optimizers' state, and loaded in place."""
     lock: FolderLock | None = None
     """The lock of the folder; if it is given, the caller releases it."""
     _saving: Background = field(default_factory=Background)
@@ -156,6 +158,8 @@ class CheckpointManager:
                 "scratch without resume"
             )
         tensors = checkpoint.load_into(self.model)
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
         load_optimizer_tensors(self.model, self.optimizers, tensors)
 
     def _digest_of_tokens(self) -> str:
@@ -285,7 +289,7 @@ class CheckpointManager:
         snapshot = Snapshot(
             state,
             self.model.state_dict(),
-            optimizer_tensors(self.model, self.optimizers),
+            {**optimizer_tensors(self.model, self.optimizers), **self.tensors},
             self.best_weights if has_best else None,
             self._save_metadata,
         )

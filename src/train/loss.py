@@ -20,6 +20,11 @@ LossFunction = Callable[..., torch.Tensor]
 """Takes inputs, targets and optionally document ids, (B, T) each; returns the mean loss."""
 
 
+def count_targets(targets: torch.Tensor) -> torch.Tensor:
+    """Return the number of targets that are not `IGNORE_INDEX`, a scalar."""
+    return (targets != IGNORE_INDEX).sum()
+
+
 class NextTokenLoss(nn.Module):
     """A model and its loss as one module, which is wrapped in DDP or FSDP.
 
@@ -28,6 +33,11 @@ class NextTokenLoss(nn.Module):
     Args:
         model: the model.
     """
+
+    count = staticmethod(count_targets)
+    """Returns the number of what the loss is the mean of."""
+    sums: torch.Tensor | None = None
+    """Sums over the pairs of a step, of preferences; see `preference_figures`."""
 
     def __init__(self, model: GPT2Model) -> None:
         super().__init__()
@@ -69,11 +79,6 @@ class NextTokenLoss(nn.Module):
             hidden, weight, targets, dtype, self._softmax_gradient
         )
         return loss
-
-
-def count_targets(targets: torch.Tensor) -> torch.Tensor:
-    """Return the number of targets that are not `IGNORE_INDEX`, a scalar."""
-    return (targets != IGNORE_INDEX).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

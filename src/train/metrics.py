@@ -143,6 +143,7 @@ class MetricsLogger:
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": grad_norm,
+                **state.recent_pairs.take(),
                 "skipped_steps": state.skipped_steps,
                 "tokens": round(state.step * self.tokens_per_step),
                 "tokens_per_second": self._speed,
@@ -162,8 +163,7 @@ class MetricsLogger:
 
     def log_validation(self, step: int, result: Evaluation) -> None:
         """Log the result of a validation."""
-        bits = result.bits_per_byte
-        self._write({"step": step, "val_loss": result.loss, "val_bits_per_byte": bits})
+        self._write({"step": step, "val_loss": result.loss, **result.logged})
         log.info(
             "step %d  val loss %.4f (%s)  memory %s",
             step,
@@ -205,6 +205,11 @@ class Evaluation:
         if self.no_bits_per_byte:
             return None
         return self.loss * self.tokens / math.log(2) / self.text_bytes
+
+    @property
+    def logged(self) -> dict[str, float | None]:
+        """What is logged besides the loss."""
+        return {"val_bits_per_byte": self.bits_per_byte}
 
     @property
     def no_bits_per_byte(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import FREE_ARCHITECTURE_KEYS, Config
+from ..config_messages import NO_STARTING_MODEL
 from ..cuda_utils import check_memory
 from ..data.build import Corpus, prepare_corpus
 from ..data.chat_template import ChatTemplate
@@ -86,6 +87,8 @@ def corpus_options(config: Config) -> CorpusOptions:
         config.dedup,
         config.conversations,
         config.val_conversations,
+        config.preferences,
+        config.val_preferences,
     )
 
 
@@ -112,8 +115,11 @@ def make_model(
 
     Raises:
         AGI2Error: if the model does not fit into memory, its vocabulary is smaller than the
-            tokenizer's, or it does not match the model of `init_from`.
+            tokenizer's, it does not match the model of `init_from`, or there is no model to start
+            from with preferences.
     """
+    if config.preferences and model is None and config.init_from is None:
+        raise AGI2Error(NO_STARTING_MODEL)
     seed_everything(config.seed)
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
@@ -259,17 +265,19 @@ def tokenizer_source(
         "split_digits",
         "special_tokens",
     )
-    identity = str([*(config[key] for key in keys), bool(config.conversations)])
+    has_conversations = bool(config.conversations or config.preferences)
+    identity = str([*(config[key] for key in keys), has_conversations])
     return TokenizerSource(identity, fit, load_tokenizer, added=added)
 
 
 def _add_roles(tokenizer: Tokenizer, config: Config) -> int:
-    """Add the tokens of the roles that a tokenizer lacks, if there are conversations.
+    """Add the tokens of the roles that a tokenizer lacks, if there are conversations or pairs.
 
     Returns:
         Their number.
     """
-    count = ChatTemplate.add_to(tokenizer) if config.conversations else 0
+    has_conversations = config.conversations or config.preferences
+    count = ChatTemplate.add_to(tokenizer) if has_conversations else 0
     if count:
         log.info("%s for the roles of conversations in the vocabulary", plural(count, "new token"))
     return count

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..utils import log, replace_non_finite
+from .preference_figures import PairSums
 
 History = dict[str, Any]
 
@@ -56,6 +57,8 @@ class RunState:
     """Train loss since the start of the epoch, in nats per token."""
     recent_loss: RunningMean = field(default_factory=RunningMean)
     """Train loss since the last logged step, in nats per token."""
+    recent_pairs: PairSums = field(default_factory=PairSums)
+    """Sums over the pairs of preferences since the last logged step."""
     evaluated_at: int = 0
     best_loss: float = math.inf
     validations_without_improvement: int = 0
@@ -67,18 +70,27 @@ class RunState:
         """The last val loss; `None` before the first validation."""
         return self.history["val_loss"][-1] if self.history["val_loss"] else None
 
-    def count_step(self, loss: torch.Tensor, is_taken: bool, weight: int = 1) -> None:
+    def count_step(
+        self,
+        loss: torch.Tensor,
+        is_taken: bool,
+        weight: int = 1,
+        sums: torch.Tensor | None = None,
+    ) -> None:
         """Count a step that was taken or skipped, with the mean loss of its targets.
 
         Args:
             loss: the mean loss.
             is_taken: whether the weights were updated.
             weight: of this mean in that of several steps.
+            sums: sums over its pairs of preferences, if there are any.
         """
         self.step += 1
         if is_taken:
             self.epoch_loss.add(loss, weight)
             self.recent_loss.add(loss, weight)
+            if sums is not None:
+                self.recent_pairs.add(sums)
             self.skipped_in_a_row = 0
         else:
             self.skipped_steps += 1
@@ -126,6 +138,7 @@ class RunState:
             **vars(self),
             "epoch_loss": self.epoch_loss.state(),
             "recent_loss": self.recent_loss.state(),
+            "recent_pairs": self.recent_pairs.state(),
             "best_loss": self.best_loss if self.best_loss < math.inf else None,
             "history": {key: list(values) for key, values in self.history.items()},
         }
@@ -134,7 +147,9 @@ class RunState:
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RunState:
         """Create a state from the result of `to_json`; other keys are ignored."""
+        saved = {"recent_pairs": [], **saved}  # checkpoints of earlier versions lack it
         kwargs = {field.name: saved[field.name] for field in fields(cls)}
+        kwargs["recent_pairs"] = PairSums(kwargs["recent_pairs"])
         for name in ("epoch_loss", "recent_loss"):
             total, count = kwargs[name]
             kwargs[name] = RunningMean(math.nan if total is None else total, count)

@@ -18,7 +18,10 @@ from .loss import LossFunction, count_targets
 from .optimizer import Optimizer
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
-"""Windows (B, T); or inputs, targets and optionally document ids, (B, T) each."""
+"""Windows (B, T); or inputs, targets and optionally what else the loss takes, (B, T) each."""
+
+Count = Callable[[torch.Tensor], torch.Tensor]
+"""Returns a number, a scalar, of targets (B, T) or rows."""
 
 # A disabled scaler is a no-op.
 _NO_SCALING = torch.amp.GradScaler(enabled=False)
@@ -54,6 +57,7 @@ def accumulate_gradients(
     world_size: int = 1,
     min_micro_batches: int = 1,
     is_padded: bool = False,
+    count: Count = count_targets,
 ) -> torch.Tensor:
     """Accumulate a batch's gradients over micro-batches (gradient accumulation).
 
@@ -61,8 +65,8 @@ def accumulate_gradients(
     mean loss over the targets of the global batch; those that are `IGNORE_INDEX` do not count.
 
     Args:
-        loss_function: returns the mean loss of inputs, targets and, if there are any, document ids.
-        batch: windows (B, T); or inputs, targets and optionally document ids, (B, T) each.
+        loss_function: returns the mean loss of a batch, given its parts.
+        batch: windows (B, T); or parts, (B, T) each: see `Batch`.
         device: the device to compute on.
         micro_batch_size: rows of a micro-batch; by default one micro-batch of all rows.
         precision: the autocast dtype.
@@ -76,6 +80,7 @@ def accumulate_gradients(
             all-reduce hangs: a rank with fewer adds micro-batches of ignored targets.
         is_padded: whether to pad the last micro-batch to `micro_batch_size` rows, with ignored
             targets: code that is compiled for one shape needs no other.
+        count: returns the number of what the loss is the mean of, by default targets.
 
     Returns:
         This rank's part of the mean loss times `world_size`, a scalar on `device` (no
@@ -84,7 +89,7 @@ def accumulate_gradients(
     inputs, targets, *more = split_batch(batch)
     size = micro_batch_size or len(inputs) or 1
     if num_targets is None:
-        num_targets = count_targets(targets)
+        num_targets = count(targets)
     num_targets = num_targets.clamp(min=1)
     min_micro_batches = max(min_micro_batches, -(-len(inputs) // size))
     rows = min_micro_batches * size if is_padded else (min_micro_batches - 1) * size + 1
@@ -92,13 +97,13 @@ def accumulate_gradients(
     micro_batches = list(zip(*(part.split(size) for part in parts), strict=True))
     total = torch.zeros((), dtype=torch.float32, device=device)
     for index, micro_batch in enumerate(micro_batches, start=1):
-        count = count_targets(micro_batch[1])
+        own = count(micro_batch[1])
         with contextlib.nullcontext() if index == len(micro_batches) else no_sync():
             with autocast(device, precision):
                 loss = loss_function(*(part.to(device, non_blocking=True) for part in micro_batch))
             # Tensors: a number would need a synchronization if the targets are on a GPU.
             dtype = torch.promote_types(loss.dtype, torch.float32)
-            loss = loss * ((world_size * count).to(dtype) / num_targets.to(dtype))
+            loss = loss * ((world_size * own).to(dtype) / num_targets.to(dtype))
             scaler.scale(loss).backward()
         total += loss.detach()
     return total

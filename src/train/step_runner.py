@@ -22,8 +22,8 @@ from ..model import GPT2Model
 from ..utils import log
 from .accumulator import GradientAccumulator
 from .distributed import NoSync, ProcessGroup
-from .loss import NextTokenLoss
 from .optimizer import make_optimizers
+from .preference_loss import make_loss
 from .step import apply_gradients
 
 # A run ends after this many consecutive skipped steps. In fp16 the first steps overflow, each of
@@ -60,7 +60,7 @@ class StepRunner:
         """Whether the parameters are sharded across ranks (FSDP)."""
         if self.sharded and self.precision == torch.float16:
             raise AGI2Error('precision: parallel = "fsdp" needs "bf16" or "fp32", not fp16')
-        self._module = NextTokenLoss(model)
+        self._module = make_loss(model, config)
         no_sync: NoSync = nullcontext
         if self.sharded:
             no_sync = process_group.wrap_fsdp(self._module, model.blocks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .loss import NextTokenLoss
+from .preference_loss import make_loss
 from .step import Batch, accumulate_gradients, apply_gradients, cut_batch
 from .trainer import Trainer
 
@@ -26,12 +26,18 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
     Returns:
         The seconds of a complete step (all micro-batches and the update), and of the update alone.
     """
-    loss = NextTokenLoss(trainer.model.train())
+    loss = make_loss(trainer.model.train(), trainer.config)
     rows = trainer.runner.micro_batch_size
 
     def micro_batch(batch: Batch) -> float:
         start = time.perf_counter()
-        accumulate_gradients(loss, batch, trainer.runner.device, precision=trainer.runner.precision)
+        accumulate_gradients(
+            loss,
+            batch,
+            trainer.runner.device,
+            precision=trainer.runner.precision,
+            count=loss.count,
+        )
         _synchronize(trainer.runner.device)
         return time.perf_counter() - start
 
@@ -42,7 +48,7 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
         return time.perf_counter() - start
 
     # Warm up: the first step selects kernels and allocates the optimizer state.
-    micro_batch(cut_batch(trainer.batches.batch(0), 1, 65))
+    micro_batch(cut_batch(trainer.batches.batch(0), 1, 64))
     optimizer_step()
     micro_batch_seconds, update_seconds = [], []
     deadline = time.monotonic() + seconds

@@ -25,6 +25,7 @@ from .distributed import ProcessGroup, is_lost_process, launch_id
 from .estimates import training_flops
 from .interrupt import Interrupt, describe_interrupt
 from .metrics import Evaluation, MetricsLogger, log_end
+from .preference_reference import References
 from .run_folder import RunFolder
 from .schedule import Schedule
 from .state import History, RunState
@@ -74,7 +75,8 @@ class Trainer:
         self.process_group = process_group or ProcessGroup(model.device)
         self.tokenizer = tokenizer
         self.val_data = val_data
-        self.val_windows = val_data and validation_windows(val_data, tokenizer)
+        are_pairs = bool(config.preferences)
+        self.val_windows = val_data and validation_windows(val_data, tokenizer, are_pairs)
         self.config = config
         self.folder = Path(folder)
         self.full_model = model
@@ -82,16 +84,10 @@ class Trainer:
         self.batches = training_batches(train_data, config, tokenizer)
         self.runner = StepRunner(model, config, self.batches, self.process_group)
         data = [train_data] if val_data is None else [train_data, val_data]
-        self.checkpoints = CheckpointManager(
-            self.folder,
-            config,
-            model,
-            self.runner.optimizers,
-            tokenizer,
-            data,
-            self.process_group,
-            self.runner.sharded,
-        )
+        run = self.folder, config, model, self.runner.optimizers, tokenizer, data
+        self.checkpoints = CheckpointManager(*run, self.process_group, self.runner.sharded)
+        self.references = References(self.batches.dataset, self.val_windows)
+        self.checkpoints.tensors = self.references.tensors
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
         self.schedule = Schedule(config, self.batches.steps_per_epoch)
@@ -174,6 +170,8 @@ class Trainer:
         keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
+        else:
+            self.references.compute(self.checkpoints, self.runner)
         self.runner.prepare()
         self.metrics_logger = self._make_metrics_logger()
         self.run_folder = RunFolder(
@@ -268,7 +266,7 @@ class Trainer:
         factor = self.schedule.learning_rate_factor(self.state)
         weight = self.batches.weight(self.step)
         loss, norm, is_taken = self.runner.run(self.step, factor)
-        self.state.count_step(loss, is_taken, weight)
+        self.state.count_step(loss, is_taken, weight, self.runner.accumulator.take_sums())
         if not is_taken:
             log.warning("step %d skipped: its loss or gradients are not finite", self.step)
         now = time.monotonic()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ..data.planned_windows import PlannedWindows
-from ..dataset import TextDataset
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from .metrics import Evaluation
@@ -15,12 +13,12 @@ from .metrics import Evaluation
 
 @runtime_checkable
 class Evaluate(Protocol):
-    """A function with the signature of `evaluation.loss.evaluate`."""
+    """A function with the signature of `evaluation.loss.evaluate`, for the windows of a run."""
 
     def __call__(  # noqa: D102 (see the class)
         self,
         model: GPT2Model,
-        dataset: TextDataset | PlannedWindows,
+        dataset: Any,
         tokenizer: Tokenizer,
         *,
         batch_size: int,
