@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..data.preference_windows import PreferenceWindows
+from ..model import GPT2Model
 from .checkpoint_manager import CheckpointManager
 from .preference_loss import log_probabilities_of
 from .step_runner import StepRunner
@@ -22,13 +23,17 @@ class References:
     Args:
         train: the windows to train on.
         val: those to validate on, if there are any; only pairs of either are considered.
+        model: the model, of whose type the log-probabilities are, at least fp32.
     """
 
-    def __init__(self, train: Any, val: Any) -> None:
+    def __init__(self, train: Any, val: Any, model: GPT2Model) -> None:
         windows = {"train": train, "val": val}
         self._windows = {
             name: each for name, each in windows.items() if isinstance(each, PreferenceWindows)
         }
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        for each in self._windows.values():
+            each.reference = each.reference.to(dtype)
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

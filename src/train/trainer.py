@@ -86,7 +86,7 @@ class Trainer:
         data = [train_data] if val_data is None else [train_data, val_data]
         run = self.folder, config, model, self.runner.optimizers, tokenizer, data
         self.checkpoints = CheckpointManager(*run, self.process_group, self.runner.sharded)
-        self.references = References(self.batches.dataset, self.val_windows)
+        self.references = References(self.batches.dataset, self.val_windows, model)
         self.checkpoints.tensors = self.references.tensors
         if val_data is None and config.early_stopping_patience is not None:
             log.warning("early_stopping_patience has no effect without text to validate on")
