@@ -116,7 +116,11 @@ LISTS = [
     [
         ("a.jsonl", "\n".join(map(json.dumps, ROWS)).encode(), ROWS),
         ("a.json", json.dumps({"data": ROWS}).encode(), ROWS),
-        ("a.csv", b"id,prompt,chosen,rejected\n0,Hi,Yes 0,No\n1,Hi,Yes 1,No\n2,Hi,Yes 2,No\n", ROWS),
+        (
+            "a.csv",
+            b"id,prompt,chosen,rejected\n0,Hi,Yes 0,No\n1,Hi,Yes 1,No\n2,Hi,Yes 2,No\n",
+            ROWS,
+        ),
         ("a.parquet", parquet(ROWS), ROWS),
         ("a.parquet", parquet(LISTS), LISTS),
         ("a.arrow", arrow(LISTS), LISTS),
@@ -145,7 +149,11 @@ def test_broken_pairs_are_skipped_and_told_by_place(tmp_path):
     [
         ("a.txt", "User: Hi", "pairs are not read from"),
         ("a.csv", "prompt,chosen\nHi,Yes", "no columns chosen and rejected among"),
-        ("a.csv", "prompt,chosen,rejected,chosen\nHi,Yes,No,Hm", "column 'chosen' occurs more than"),
+        (
+            "a.csv",
+            "prompt,chosen,rejected,chosen\nHi,Yes,No,Hm",
+            "column 'chosen' occurs more than",
+        ),
         ("a.jsonl", '{"text": "Hi"}', "a.jsonl:1: no pair: it needs chosen and rejected"),
     ],
 )
