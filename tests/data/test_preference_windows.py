@@ -133,7 +133,9 @@ def test_replies_with_the_same_tokens_are_left_out(tmp_path):
     windows = PreferenceWindows(write_pairs(tmp_path, pairs), 50, TEMPLATE)
     assert len(windows) == 1
     assert "3 pairs left out: the replies have the same tokens" in [*windows.describe()]
-    with pytest.raises(AGI2Error, match="of 1 pair none is left to validate on: 0 longer.* 1 with"):
+    with pytest.raises(
+        AGI2Error, match=r"of 1 pair none is left to validate on: 0 longer.* 1 with"
+    ):
         PreferenceWindows(write_pairs(tmp_path, [(same, same)]), 50, TEMPLATE, "validate on")
 
 

@@ -1,4 +1,4 @@
-"""Pairs of preferences: what records mean, which are refused, and the formats they are read from."""
+"""Pairs of preferences: what records mean, which are refused, and their formats."""
 
 import io
 import json
