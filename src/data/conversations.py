@@ -65,11 +65,12 @@ def said_in(text: str) -> Iterator[str]:
 
 
 def turns_of(text: str) -> str:
-    """Return what the user and the assistant say in a conversation, by which copies are found.
+    """Return what the user and the assistant say in a document, by which copies are found.
 
     Without the system message, which is often the same in all conversations.
     """
-    return "\n".join(each.content for each in from_text(text) if each.role != "system")
+    messages = [each for conversation in conversations_in(text) for each in conversation]
+    return "\n".join(each.content for each in messages if each.role != "system")
 
 
 def is_message(value: Any) -> bool:
