@@ -140,7 +140,7 @@ def _conversation_lines(found: Inspection) -> Iterator[str]:
     if spoken.cut:
         cut = f"{spoken.cut:,} longer, cut at turns"
     if spoken.shortened:
-        cut += f"; {spoken.shortened:,} with a turn that is too long, of which the start is lost"
+        cut += f"; {spoken.shortened:,} with a turn longer than that, which loses its start"
     yield from _wrapped(
         "context",
         f"the longest has {plural(spoken.longest, 'token')} ({spoken.longest_name}); with "

@@ -35,8 +35,7 @@ _NAMES_IN_A_BLOCK = {
     "ffn.contract": "ffn_down",
 }
 
-# llama.cpp's names of the pre-tokenizers that split any text as ours do. For each digit apart it has
-# more names; those that are not here also differ in other settings.
+# llama.cpp's names of the pre-tokenizers that split any text as ours do.
 _PRE_TOKENIZERS = {
     Splitter(is_gpt4=False, max_digits=0): "gpt-2",
     Splitter(is_gpt4=False, max_digits=1): "smollm",
@@ -59,8 +58,8 @@ def export_gguf(
 
     Args:
         model: pre-norm, with tanh GELU.
-        tokenizer: byte-level BPE with a pre-tokenizer that llama.cpp knows: GPT-2's, with or without
-            `split_digits`, or GPT-4's with it.
+        tokenizer: byte-level BPE with a pre-tokenizer that llama.cpp knows: GPT-2's, with or
+            without `split_digits`, or GPT-4's with it.
         path: the file to write.
         quantize: `q8_0`: int8 weights with one scale for each 32 of a row. A matrix whose row
             length is not a multiple of 32, biases, norms and position embeddings stay fp32.

@@ -96,7 +96,7 @@ def test_conversations_are_known_without_a_configuration(place, tmp_path, capsys
         "dialogue 32 conversations, 32 turns, 30 with a system message",
         "targets ",
         "what the assistant says",
-        "(chats.jsonl:31); with seq_len = 1024: 1 longer, cut at turns; 1 with a turn that is too",
+        "(chats.jsonl:31); with seq_len = 1024: 1 longer, cut at turns; 1 with a turn longer than that,",
         "near copies none",
     ):
         assert said in text, said

@@ -179,7 +179,7 @@ def changed_tokenizer(byte_pairs, tmp_path, change):
 def test_a_tokenizer_that_llama_cpp_reads_otherwise_is_refused(byte_pairs, tmp_path, change):
     tokenizer = changed_tokenizer(byte_pairs, tmp_path, change)
     model = random_model(vocab_size=tokenizer.vocab_size)
-    with pytest.raises(AGI2Error, match="splits text in a way that llama.cpp does not know"):
+    with pytest.raises(AGI2Error, match=r"splits text in a way that llama\.cpp does not know"):
         export_gguf(model, tokenizer, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
 
