@@ -195,7 +195,8 @@ def _plans(
             # the next threshold makes smaller ones. Without any, the documents are just long.
             if chosen.any() and (not related or held_out >= val_fraction * total / 2):
                 if related:
-                    log.info("%d documents share text with others: kept on one side", related)
+                    share = "1 document shares" if related == 1 else f"{related:,} documents share"
+                    log.info("%s text with others: kept on one side", share)
                 cuts = np.where(chosen[texts.index_of], 0, scan.characters)
                 yield SplitPlan(scan.characters, cuts)
                 if not related:

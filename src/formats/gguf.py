@@ -39,6 +39,7 @@ _NAMES_IN_A_BLOCK = {
 _PRE_TOKENIZERS = {
     Splitter(is_gpt4=False, max_digits=0): "gpt-2",
     Splitter(is_gpt4=False, max_digits=1): "smollm",
+    Splitter(is_gpt4=True, max_digits=3): "dbrx",
     Splitter(is_gpt4=True, max_digits=1): "qwen2",
 }
 
@@ -58,8 +59,8 @@ def export_gguf(
 
     Args:
         model: pre-norm, with tanh GELU.
-        tokenizer: byte-level BPE with a pre-tokenizer that llama.cpp knows: GPT-2's, with or
-            without `split_digits`, or GPT-4's with it.
+        tokenizer: byte-level BPE with GPT-2's or GPT-4's pre-tokenizer, with or without
+            `split_digits`.
         path: the file to write.
         quantize: `q8_0`: int8 weights with one scale for each 32 of a row. A matrix whose row
             length is not a multiple of 32, biases, norms and position embeddings stay fp32.
@@ -168,7 +169,7 @@ def _pre_tokenizer(tokenizer: Tokenizer, content: dict[str, Any]) -> str:
     ):
         raise AGI2Error(
             "this tokenizer splits text in a way that llama.cpp does not know: it would encode it "
-            'to other tokens; train with pretokenizer = "gpt2"'
+            "to other tokens"
         )
     assert splitter is not None
     return _PRE_TOKENIZERS[splitter]

@@ -96,14 +96,14 @@ def test_conversations_are_known_without_a_configuration(place, tmp_path, capsys
         "dialogue 32 conversations, 32 turns, 30 with a system message",
         "targets ",
         "what the assistant says",
-        "(chats.jsonl:31); with seq_len = 1024: 1 longer, cut at turns; 1 with a turn longer than that,",
+        "(chats.jsonl:31); with seq_len = 1024: 1 longer, cut at turns; 1 with a turn longer",
         "near copies none",
     ):
         assert said in text, said
     assert max(map(len, out.splitlines())) <= 80
     # Beside a text, with the positions of a model.
     Path("model").mkdir()
-    Path("model/config.toml").write_text("model_positions = 9000\n", encoding="utf-8")
+    Path("model/config.toml").write_text('model_name = "m"\nmodel_positions = 9000\n')
     tokenizer = BPETokenizer(300)
     tokenizer.fit([make_text(100)])
     tokenizer.save(tmp_path / "model")

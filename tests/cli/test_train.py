@@ -58,8 +58,8 @@ def test_resume_goes_on_to_more_steps(tmp_path, capsys):
 def test_a_checkpoint_is_not_a_run_and_says_how_to_continue(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(capsys, "train", write_run(tmp_path), "-s", "max_steps=4")
-    runs = tmp_path / "trained" / "tiny" / "checkpoints" / "step-00000004"
-    copied = str(shutil.copytree(runs, tmp_path / "my copy"))
+    copied = "my copy"
+    shutil.copytree(tmp_path / "trained" / "tiny" / "checkpoints" / "step-00000004", copied)
     for command in ("train", "doctor", "verify-resume"):
         status, out, err = run(capsys, command, copied)
         assert (status, out) == (2, "")

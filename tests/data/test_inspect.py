@@ -23,7 +23,7 @@ def inspected(*documents, tokenizer=None):
     for index, pieces in enumerate(documents):
         for number, text in enumerate([pieces] if isinstance(pieces, str) else pieces):
             inspector.add(Document(text, str(index), number > 0))
-    return inspector.finish(ReadReport())
+    return inspector.finish(ReadReport(), 1024)
 
 
 def test_sizes_add_up_and_pieces_are_one_document():
@@ -148,4 +148,4 @@ def test_progress_is_reported_by_the_bytes_read(tmp_path, monkeypatch):
 
 def test_no_document_is_one_line():
     with pytest.raises(AGI2Error, match="the sources contain no document"):
-        _Inspector(None).finish(ReadReport())
+        _Inspector(None).finish(ReadReport(), 1024)

@@ -23,7 +23,12 @@ SHAPES = {
     "sinusoidal": {},
     "untied, without biases": {"tie_weights": False, "bias": False, "n_layers": 1},
 }
-SPLITS = {("gpt2", False): "gpt-2", ("gpt2", True): "smollm", ("gpt4", True): "qwen2"}
+SPLITS = {
+    ("gpt2", False): "gpt-2",
+    ("gpt2", True): "smollm",
+    ("gpt4", False): "dbrx",
+    ("gpt4", True): "qwen2",
+}
 PROMPTS = ["the old whale", "Über naïve 鯨魚,\n  don't 3.50 €"]
 
 
