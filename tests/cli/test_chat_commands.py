@@ -201,6 +201,18 @@ def test_probabilities_of_the_last_reply(roles, pipe):
     assert [line.split()[:2] for line in err[1:]] == [["100.0%", "'Y'"], ["100.0%", "'o'"]]
 
 
+def test_the_context_of_a_message_that_is_too_long_is_what_is_left_of_it(roles, model, pipe):
+    prompt = talks(model, roles)
+    _, err = pipe(prompt, "x" * 500, "/context")
+    size = prompt.context_size()
+    assert prompt.last_reply.context_tokens == prompt.context_limit
+    question, _ = prompt.context_messages()
+    head, first, _ = err[-3:]
+    assert head.startswith(f"context: {size} tokens; ")
+    assert first.startswith(f"  1  user         504  (without its first {question.cut} tokens) xxx")
+    assert 504 - question.cut + prompt.context_messages()[1].tokens == size
+
+
 def test_the_context_is_described(roles, model, pipe):
     prompt = talks(model, roles, system="Be kind", max_length=30)
     prompt.messages = [

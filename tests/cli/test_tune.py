@@ -1,6 +1,7 @@
 """`agi2 tune MODEL chats.jsonl`: the plan, the run, its replies, and how it is resumed."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def test_adapters_and_plain_text(place, model, capsys):
 
 
 def test_what_contradicts_the_resumed_run_is_refused(place, model, capsys, shared_run):
-    tune = ("tune", model, "chats.jsonl", "--name", "tuned")
+    shutil.copytree(model, "base")
+    tune = ("tune", "base", "chats.jsonl", "--name", "tuned")
     assert run(capsys, *tune, "-q", *SHORT)[0] == 0
     other = str(shared_run(max_steps=1, seq_len=48, model_positions=96).folder)
     for options, key in [
@@ -86,6 +88,10 @@ def test_what_contradicts_the_resumed_run_is_refused(place, model, capsys, share
     status, _, err = run(capsys, "tune", other, *tune[2:], "--resume")
     assert status == 2
     assert "is planned already, with init_from = " in err
+    Path("base").rename("moved")
+    status, _, err = run(capsys, "tune", "moved", *tune[2:], "--resume")
+    assert status == 0
+    assert "nothing is left to train" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
