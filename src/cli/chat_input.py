@@ -13,8 +13,10 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.output import create_output
+from prompt_toolkit.output import Output, create_output
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.utils import is_dumb_terminal
 
 from .chat_commands import COMMANDS, STATS_KEY, Chat, settable_keys
 from .chat_history import open_history
@@ -87,12 +89,18 @@ def open_session(chat: Chat) -> PromptSession[str]:
 def prompt_on_terminal() -> Iterator[None]:
     """Context manager in which the prompt is on standard error if replies go to a pipe or a file.
 
-    With both elsewhere, it is written with the replies.
+    With both elsewhere, it is written with the replies. In a terminal without cursor control, it is
+    written without escape codes.
     """
-    if sys.stdout.isatty() or not sys.stderr.isatty():
+    stream = sys.stdout if sys.stdout.isatty() or not sys.stderr.isatty() else sys.stderr
+    if stream.isatty() and is_dumb_terminal():
+        output: Output = PlainTextOutput(stream)
+    elif stream is sys.stderr:
+        output = create_output(stdout=stream)
+    else:
         yield
         return
-    with create_app_session(output=create_output(stdout=sys.stderr)):
+    with create_app_session(output=output):
         yield
 
 

@@ -95,6 +95,7 @@ class Stream(io.StringIO):
     [(True, True, False), (False, True, True), (False, False, False)],
 )
 def test_the_prompt_does_not_go_where_replies_are_piped(monkeypatch, stdout, stderr, is_moved):
+    monkeypatch.setenv("TERM", "xterm")
     out, err = Stream(stdout), Stream(stderr)
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -105,3 +106,18 @@ def test_the_prompt_does_not_go_where_replies_are_piped(monkeypatch, stdout, std
             get_app_session().output.write("> ")
             get_app_session().output.flush()
     assert (out.getvalue(), err.getvalue()) == ("", "> " if is_moved else "")
+
+
+@pytest.mark.parametrize(("stdout", "stderr"), [(True, True), (False, True), (True, False)])
+def test_a_terminal_without_cursor_control_gets_no_escape_codes(chat, monkeypatch, stdout, stderr):
+    monkeypatch.setenv("TERM", "dumb")
+    out, err = Stream(stdout), Stream(stderr)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard), prompt_on_terminal():
+        keyboard.send_text(f"Hi{ENTER}")
+        assert open_session(chat).prompt("> ") == "Hi"
+    used, other = (out, err) if stdout else (err, out)
+    assert used.getvalue().startswith("> Hi")
+    assert "\x1b" not in used.getvalue()
+    assert other.getvalue() == ""
