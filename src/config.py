@@ -211,6 +211,11 @@ class Config(GenerationConfig, TrainConfig, ModelConfig, DataConfig, Mapping):
         return contradictions(self)
 
     @property
+    def has_messages(self) -> bool:
+        """Whether it trains on conversations or on pairs of them, whose roles have tokens."""
+        return bool(self.conversations or self.preferences)
+
+    @property
     def generation(self) -> GenerationConfig:
         """The section of generation, beam search and chat."""
         keys = {key: self[key] for key in GenerationConfig.model_fields}

@@ -431,6 +431,9 @@ VALUES = {
     "val_fraction": SHARE,
     "val_sources": st.lists(TEXT, max_size=3),
     "val_conversations": st.lists(TEXT, max_size=3),
+    "preferences": st.just([]) | st.lists(TEXT, max_size=3),
+    "val_preferences": st.lists(TEXT, max_size=3),
+    "dpo_beta": st.floats(1e-3, 1e6),
     "dedup": st.booleans(),
     "token_cache": st.none() | TEXT,
     "tokenizer": st.sampled_from(["bpe", "basic"]) | TEXT,
@@ -520,8 +523,10 @@ VALUES = {
 
 def consistent(values):
     micro = values["micro_batch_size"]
+    if values["preferences"]:
+        values.update(sources=[], conversations=[], mask_documents=False)
     values["source_weights"] = values["source_weights"][: len(values["sources"])]
-    for kind in ("sources", "conversations"):
+    for kind in ("sources", "conversations", "preferences"):
         if not values[kind]:
             values.update({f"val_{kind}": [], "text_share": None})
     values["model_embd"] *= values["model_head"]

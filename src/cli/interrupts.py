@@ -100,7 +100,7 @@ class TrainingProgress:
         if self.is_finished:
             name = shlex.quote(str(folder))
             use = f'generate with: agi2 generate {name} "..."'
-            if self.config.conversations:
+            if self.config.has_messages:
                 use = f"chat with it: agi2 chat {name}"
             return f"interrupted: {folder} is trained and saved; {use}"
         saved = list_checkpoints(folder)

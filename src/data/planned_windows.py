@@ -146,8 +146,7 @@ def _needs_documents(config: Config) -> bool:
         config.windows != "stream"
         or config.mask_documents
         or bool(config.source_weights)
-        or bool(config.conversations)
-        or bool(config.preferences)
+        or config.has_messages
     )
 
 

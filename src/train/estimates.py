@@ -158,7 +158,7 @@ def model_sizes(config: Config) -> Sizes:
     Args:
         config: the run's configuration, with the vocabulary size of the fitted tokenizer.
     """
-    new_tokens = len(ROLE_TOKENS) + 1 if config.conversations else 0
+    new_tokens = len(ROLE_TOKENS) + 1 if config.has_messages else 0
     return _sizes(config.architecture, config.optimizer, config.lora_rank, new_tokens)
 
 

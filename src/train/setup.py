@@ -136,7 +136,7 @@ def make_model(
     if config.init_from is not None and not is_resumed:
         _load_pretrained(Path(config.init_from), model, tokenizer)
     if config.lora_rank is not None:
-        add_lora(model, config.lora_rank, role_ids(tokenizer) if config.conversations else ())
+        add_lora(model, config.lora_rank, role_ids(tokenizer) if config.has_messages else ())
     # FSDP moves the model shard by shard: the full model may not fit on the device.
     if not (config.parallel == "fsdp" and process_group.is_initialized):
         model.to(process_group.device)
@@ -265,8 +265,7 @@ def tokenizer_source(
         "split_digits",
         "special_tokens",
     )
-    has_conversations = bool(config.conversations or config.preferences)
-    identity = str([*(config[key] for key in keys), has_conversations])
+    identity = str([*(config[key] for key in keys), config.has_messages])
     return TokenizerSource(identity, fit, load_tokenizer, added=added)
 
 
@@ -276,8 +275,7 @@ def _add_roles(tokenizer: Tokenizer, config: Config) -> int:
     Returns:
         Their number.
     """
-    has_conversations = config.conversations or config.preferences
-    count = ChatTemplate.add_to(tokenizer) if has_conversations else 0
+    count = ChatTemplate.add_to(tokenizer) if config.has_messages else 0
     if count:
         log.info("%s for the roles of conversations in the vocabulary", plural(count, "new token"))
     return count
