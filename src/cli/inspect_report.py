@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from ..config import Config
 from ..config_loader import CONFIG, load_config, make_config, parse_override
 from ..console import print_line, print_text
-from ..data.corpus import are_conversations, check_sources
+from ..data.corpus import check_sources, key_for, one_key_for
 from ..data.documents import ReadOptions, SourceReport
 from ..data.inspect import Inspection, TokenCount, inspect_corpus
 from ..data.text_files import Skipped
@@ -46,11 +46,12 @@ def inspect_sources(
     config = _open_config(sources, overrides)
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     options = ReadOptions.from_config(config)
-    for group in filter(None, (config.sources, config.conversations)):
+    for group in filter(None, (config.sources, config.conversations, config.preferences)):
         check_sources(group, options)
     positions = None if _is_toml(sources[0]) else _positions(tokenizer)
     seq_len = positions or config.seq_len
-    found = inspect_corpus(config.sources, options, opened, config.conversations, seq_len)
+    groups = config.conversations, config.preferences
+    found = inspect_corpus(config.sources, options, opened, *groups, seq_len)
     if is_json:
         content = mask_secrets(_as_json(found, tokenizer))
         print_text(json.dumps(replace_non_finite(content), indent=2))
@@ -70,16 +71,19 @@ def _open_config(sources: list[str], overrides: Sequence[str]) -> Config:
         raise AGI2Error(f"--set {key}: it does not change how a text is read: {', '.join(known)}")
     if files:
         config = load_config(files[0], None, overrides)
-        if not config.sources and not config.conversations:
+        if not (config.sources or config.conversations or config.preferences):
             raise AGI2Error(f"{files[0]}: sources is missing: there is nothing to inspect")
         return config
     locations = {key: f"--set {key}" for key in given}
     values = {**given, "sources": sources}
     config = make_config(values, None, "the command line", locations)
     options = ReadOptions.from_config(config)
-    chats = [source for source in config.sources if are_conversations(source, options)]
-    texts = [source for source in config.sources if source not in chats]
-    return config.changed(sources=texts, conversations=chats)
+    groups: dict[str, list[str]] = {"sources": []}
+    for source in config.sources:
+        groups.setdefault(key_for(source, options), []).append(source)
+    if "preferences" in groups:
+        one_key_for(config.sources, options)  # raises if there are others
+    return config.changed(**groups)
 
 
 def _is_toml(source: str) -> bool:

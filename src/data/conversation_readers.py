@@ -13,6 +13,8 @@ from .conversations import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
     PAIRS,
+    PREFERENCE_FIELDS,
+    PREFERENCES_HINT,
     Pair,
     complete,
     has_pair,
@@ -116,6 +118,8 @@ def _pair(source: Input, names: Sequence[str], candidates: Sequence[str]) -> Pai
     known = next((pair for pair in PAIRS if has_pair(names, pair)), None)
     if known is not None:
         return known
+    if has_pair(names, PREFERENCE_FIELDS):
+        raise source.error("of preferences", f"the columns {PREFERENCES_HINT}", ":1")
     if len(candidates) != 2:
         raise source.error(
             "without the columns",
@@ -161,13 +165,8 @@ def _read_columns(
 
 def _read_text(source: Input, broken: BrokenLines) -> tuple[Iterator[Record], Parse]:
     """Read text with speakers; or JSON lines, which standard input has no suffix to tell from."""
-    lines, read = text_lines(source), list[str]()
-    for line in lines:
-        read.append(line)
-        if line.strip():
-            break
-    lines = chain(read, lines)
-    if read and read[-1].lstrip().startswith("{"):
+    are_json, lines = open_lines(source)
+    if are_json:
         return json_line_records(source, broken, lines), messages_of
     pattern = speaker_pattern(source.options.speakers)
 
@@ -177,6 +176,16 @@ def _read_text(source: Input, broken: BrokenLines) -> tuple[Iterator[Record], Pa
             yield f":{spoken.line}", spoken, sum(len(each.content) for each in spoken.messages)
 
     return records(), _messages_of_spoken
+
+
+def open_lines(source: Input) -> tuple[bool, Iterator[str]]:
+    """Return the lines of a text, and whether they seem to be JSON lines."""
+    lines, read = text_lines(source), list[str]()
+    for line in lines:
+        read.append(line)
+        if line.strip():
+            break
+    return bool(read) and read[-1].lstrip().startswith("{"), chain(read, lines)
 
 
 def _messages_of_spoken(spoken: Spoken) -> list[Message]:

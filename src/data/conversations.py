@@ -25,6 +25,8 @@ PAIRS = (
     ("input", "output"),
 )
 """Fields of a record that contain what the user and the assistant say."""
+PREFERENCE_FIELDS = ("chosen", "rejected")
+"""Fields of a pair of preferences: two conversations, or what the assistant says in them."""
 CONVERSATION_FIELDS = frozenset((*MESSAGE_FIELDS, *(name for pair in PAIRS for name in pair)))
 
 _ROLES = {
@@ -35,6 +37,8 @@ _ROLES = {
 _ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from"), ("content", "value")
 
 Pair = tuple[str, str]
+
+PREFERENCES_HINT = "chosen and rejected are a pair of preferences: use the key preferences"
 
 
 def to_text(*conversations: Sequence[Message]) -> str:
@@ -103,7 +107,9 @@ def messages_of(record: Any, pair: Pair | None = None) -> list[Message]:
     if pair is None:
         names = ", ".join(map(str, record)) or "none"
         raise AGI2Error(
-            "no conversation: it needs messages, conversations, or prompt and completion; its "
+            PREFERENCES_HINT
+            if has_pair(record, PREFERENCE_FIELDS)
+            else "no conversation: it needs messages, conversations, or prompt and completion; its "
             f"fields are {names}"
         )
     asked = _said(record, pair[0], "user")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import AGI2Error
 from .builtin import BUILTIN, CONVERSATIONS, HELD_OUT_CONVERSATIONS
 from .documents import SOURCE_KEYS, ReadOptions, ReadReport
 from .downloads import cache_folder, download
-from .fields import OF_CONVERSATIONS
+from .fields import MADE_OF
 from .gutenberg import strip_gutenberg
 from .preprocess import load_preprocessor
 from .readers import iterate_documents
@@ -25,7 +26,6 @@ from .sources import (
 
 __all__ = [
     "BUILTIN",
-    "are_conversations",
     "cache_folder",
     "check_configured",
     "check_fits_memory",
@@ -62,11 +62,11 @@ def read_documents(
         yield "".join(parts)
 
 
-def are_conversations(source: str, options: ReadOptions) -> bool:
-    """Return whether a source has conversations in a known format, by its first document.
+def key_for(source: str, options: ReadOptions) -> str:
+    """Return the key that a source is for, by its first document.
 
-    False for what is text as well, unless `speakers` are set, and for pipes, which can be read only
-    once.
+    It is `conversations` or `preferences` for those in a known format. It is `sources` for what is
+    text as well, unless `speakers` are set, and for pipes, which can be read only once.
 
     Args:
         source: the source.
@@ -75,16 +75,48 @@ def are_conversations(source: str, options: ReadOptions) -> bool:
     Raises:
         AGI2Error: if it is missing.
     """
-    if options.speakers is not None or source in (CONVERSATIONS, HELD_OUT_CONVERSATIONS):
-        return True
-    found = find_sources([source], fetch=False, options=options)
-    if any(is_pipe(path) for each in found for path in each.files):
-        return False
+    if source in (CONVERSATIONS, HELD_OUT_CONVERSATIONS):
+        return "conversations"
+    as_text = "sources" if options.speakers is None else "conversations"
+    (found,) = find_sources([source], fetch=False, options=options)
+    if any(map(is_pipe, found.files)):
+        return as_text
     report = ReadReport()
     with contextlib.suppress(AGI2Error):
         next(iterate_documents([source], options, report, is_logged=False), None)
-    reasons = (reason for each in report.sources for reason, _ in each.skipped.entries())
-    return any(reason.endswith(OF_CONVERSATIONS) for reason in reasons)
+    reasons = [reason for each in report.sources for reason, _ in each.skipped.entries()]
+    for key, made_of in MADE_OF.items():
+        if any(reason.endswith(made_of) for reason in reasons):
+            return key
+    if found.is_named:  # JSON lines in a file without a suffix are text as well
+        pairs = replace(options, are_conversations=True, are_pairs=True, max_broken_lines=0)
+        with contextlib.suppress(AGI2Error):
+            next(iterate_documents([source], pairs, is_logged=False))
+            return "preferences"
+    return as_text
+
+
+def one_key_for(sources: Sequence[str], options: ReadOptions) -> str:
+    """Return the key that all of some sources are for; see `key_for`.
+
+    Pipes, whose content is not known, are passed over.
+
+    Raises:
+        AGI2Error: if some are pairs of preferences and others are not.
+    """
+    keys = {
+        source: key_for(source, options)
+        for source in sources
+        if not any(map(is_pipe, find_sources([source], fetch=False, options=options)[0].files))
+    }
+    pairs = [source for source, key in keys.items() if key == "preferences"]
+    if pairs and len(pairs) < len(keys):
+        other = next(source for source in keys if source not in pairs)
+        raise AGI2Error(
+            f"{pairs[0]} has pairs of preferences (chosen and rejected), {other} has not: name "
+            "sources of one kind"
+        )
+    return next(iter(keys.values()), "sources")
 
 
 def check_fits_memory(sources: Sources, options: ReadOptions | None = None) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .conversations import has_conversations
+from .conversations import PREFERENCE_FIELDS, has_conversations, has_pair
 from .inputs import Input
 
 DEFAULT_FIELD = "text"
-OF_CONVERSATIONS = "made of messages"
-"""Why a file is not read as text, if its fields are those of conversations."""
+MADE_OF = {"preferences": "made of pairs of preferences", "conversations": "made of messages"}
+"""Why a file is not read as text, if its fields are those of what another key names."""
 # Names of fields in a message; some files have thousands.
 _LISTED = 12
 
@@ -35,16 +35,16 @@ def choose_field(
 
     Raises:
         Unreadable: if `text_field` does not exist, or there is no candidate, or several; or the
-            fields are those of conversations.
+            fields are those of conversations or preferences.
     """
     wanted = source.options.text_field or DEFAULT_FIELD
     if wanted in names:
         return wanted
-    are_spoken = has_conversations(names)
-    if source.options.text_field is None and len(candidates) == 1 and not are_spoken:
+    key = "preferences" if has_pair(names, PREFERENCE_FIELDS) else ""
+    key = key or "conversations" * has_conversations(names)
+    if source.options.text_field is None and len(candidates) == 1 and not key:
         source.note(f"read in the field {candidates[0]!r}, the only one with text")
         return candidates[0]
     found = f"among {listed(names)}; set text_field" if names else "as there are no fields"
-    found += ", or name conversations in the key conversations" * are_spoken
-    reason = OF_CONVERSATIONS if are_spoken else "without the field"
-    raise source.error(reason, f"no field {wanted!r} {found}", at)
+    found += f", or name {key} in the key {key}" * bool(key)
+    raise source.error(MADE_OF.get(key, "without the field"), f"no field {wanted!r} {found}", at)

@@ -20,7 +20,7 @@ from ..tokenizer import BPETokenizer, Tokenizer
 from .characters import CharacterCounts, OddCharacters
 from .chat_template import Message
 from .conversation_figures import ConversationCounter, ConversationFigures
-from .conversations import from_text
+from .conversations import conversations_in
 from .copies import copies_of_kept, find_copies
 from .documents import Document, ReadOptions, ReadReport
 from .languages import LanguageSampler
@@ -103,6 +103,7 @@ def inspect_corpus(
     options: ReadOptions,
     tokenizer: Tokenizer | None = None,
     conversations: Sequence[str] = (),
+    preferences: Sequence[str] = (),
     seq_len: int = 1024,
 ) -> Inspection:
     """Read a corpus once and describe it.
@@ -112,13 +113,14 @@ def inspect_corpus(
         options: how to read them.
         tokenizer: counts the tokens; by default, one that is trained on the beginning of the text.
         conversations: sources of conversations, of which the text is what is said.
+        preferences: sources of pairs, of which the text is what is said in both conversations.
         seq_len: the context that conversations are compared with.
 
     Raises:
         AGI2Error: if a source is missing or cannot be read.
     """
     # What is skipped counts as read, too.
-    groups = [each for each in (sources, list(conversations)) if each]
+    groups = [each for each in (sources, list(conversations), list(preferences)) if each]
     found = (each for group in groups for each in find_sources(group, fetch=False, options=options))
     total = sum(each.skipped.bytes + sum(map(file_size, each.files)) for each in found)
     report = ReadReport()
@@ -128,11 +130,12 @@ def inspect_corpus(
             read = iterate_documents(sources, options, report, is_logged=False)
             for document in _advancing(read, report, total, advance):
                 inspector.add(document)
-        if conversations:
-            chats = replace(options, are_conversations=True)
-            read = iterate_documents(list(conversations), chats, report, is_logged=False)
-            for document in complete_documents(_advancing(read, report, total, advance)):
-                inspector.add_conversation(document)
+        for group, are_pairs in ((conversations, False), (preferences, True)):
+            if group:
+                spoken = replace(options, are_conversations=True, are_pairs=are_pairs)
+                read = iterate_documents(list(group), spoken, report, is_logged=False)
+                for document in complete_documents(_advancing(read, report, total, advance)):
+                    inspector.add_conversation(document)
     return inspector.finish(report, seq_len)
 
 
@@ -169,11 +172,12 @@ class _Inspector:
         self._add(document)
 
     def add_conversation(self, document: Document) -> None:
-        """Add a complete conversation, of which the text is what is said."""
-        messages = from_text(document.text)
-        said = "\n\n".join(each.content for each in messages)
+        """Add a complete conversation or pair, of which the text is what is said."""
+        conversations = conversations_in(document.text)
+        said = "\n\n".join(each.content for messages in conversations for each in messages)
         self._scanner.add(document.text, is_conversation=True)
-        self._tokens.add_conversation(document.source, messages)
+        for messages in conversations:
+            self._tokens.add_conversation(document.source, messages)
         self._spoken.append(len(said))
         self._spoken_bytes += len(said.encode("utf-8", "replace"))
         for piece in pieces(replace(document, text=said)):

@@ -7,18 +7,18 @@ from typing import Any
 
 from ..errors import AGI2Error
 from .columnar import arrow_batches, numbered_rows, parquet_batches
-from .conversation_readers import normalized
-from .conversations import to_text
+from .conversation_readers import normalized, open_lines
+from .conversations import PREFERENCE_FIELDS, has_pair, to_text
 from .documents import Document
 from .fields import listed
-from .formats import ARROW, JSON, JSON_LINES, PARQUET, TABLE, Format
+from .formats import ARROW, JSON, JSON_LINES, PARQUET, TABLE, TEXT, Format
 from .inputs import Input
 from .json_records import BrokenLines, Record, json_line_records, json_records
-from .preferences import FIELDS, complete_pair, pair_of
+from .preferences import complete_pair, pair_of
 from .tables import open_table
 from .text_files import Unreadable
 
-_COLUMNS = ("system", "system_prompt", "prompt", *FIELDS)
+_COLUMNS = ("system", "system_prompt", "prompt", *PREFERENCE_FIELDS)
 
 
 def read_pairs(source: Input, format_: Format) -> Iterator[Document]:
@@ -29,15 +29,8 @@ def read_pairs(source: Input, format_: Format) -> Iterator[Document]:
     Raises:
         Unreadable: if there are more, or pairs are not read from this format.
     """
-    read = _READERS.get(format_)
-    if read is None:
-        raise source.error(
-            "in no format of pairs",
-            f"pairs are not read from {format_.name}: save them as JSON lines, with chosen and "
-            "rejected",
-        )
     broken = BrokenLines(source)
-    for at, value, size in read(source, broken):
+    for at, value, size in _records(source, format_, broken):
         try:
             chosen, rejected = complete_pair(*(normalized(source, one) for one in pair_of(value)))
         except AGI2Error as error:
@@ -47,8 +40,23 @@ def read_pairs(source: Input, format_: Format) -> Iterator[Document]:
     broken.finish()
 
 
+def _records(source: Input, format_: Format, broken: BrokenLines) -> Iterator[Record]:
+    read = _READERS.get(format_)
+    if format_ == TEXT:  # JSON lines from standard input, which has no suffix
+        are_json, lines = open_lines(source)
+        if are_json:
+            return json_line_records(source, broken, lines)
+    if read is None:
+        raise source.error(
+            "in no format of pairs",
+            f"pairs are not read from {format_.name}: save them as JSON lines, with chosen and "
+            "rejected",
+        )
+    return read(source, broken)
+
+
 def _read_json(source: Input, broken: BrokenLines) -> Iterator[Record]:
-    return json_records(source, broken, FIELDS)
+    return json_records(source, broken, PREFERENCE_FIELDS)
 
 
 def _read_table(source: Input, broken: BrokenLines) -> Iterator[Record]:
@@ -81,7 +89,7 @@ def _read_columns(
 
 def _check_columns(source: Input, names: list[str]) -> None:
     """Raise if the columns of a table lack those of a pair, or have one of them twice."""
-    if not all(name in names for name in FIELDS):
+    if not has_pair(names, PREFERENCE_FIELDS):
         raise source.error(
             "without the columns",
             f"no columns chosen and rejected among {listed(names)}: name them so",

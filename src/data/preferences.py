@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from ..errors import AGI2Error, safe_repr
 from .chat_template import Message
-from .conversations import complete, messages_of, system_message
-
-FIELDS = ("chosen", "rejected")
-"""Fields of a record that contain the two conversations, or what the assistant says in them."""
+from .conversations import PREFERENCE_FIELDS, complete, has_pair, messages_of, system_message
 
 PreferencePair = tuple[list[Message], list[Message]]
 """The chosen and the rejected conversation."""
@@ -28,10 +25,10 @@ def pair_of(record: Any) -> PreferencePair:
     """
     if not isinstance(record, Mapping):
         raise AGI2Error(f"{safe_repr(record)} is not a pair")
-    if not all(name in record for name in FIELDS):
+    if not has_pair(record, PREFERENCE_FIELDS):
         names = ", ".join(map(str, record)) or "none"
         raise AGI2Error(f"no pair: it needs chosen and rejected; its fields are {names}")
-    chosen, rejected = (_conversation(record, name) for name in FIELDS)
+    chosen, rejected = (_conversation(record, name) for name in PREFERENCE_FIELDS)
     return chosen, rejected
 
 
@@ -63,7 +60,7 @@ def complete_pair(chosen: list[Message], rejected: list[Message]) -> PreferenceP
             differ first in another message than the assistant's.
     """
     found = []
-    for name, messages in zip(FIELDS, (chosen, rejected), strict=True):
+    for name, messages in zip(PREFERENCE_FIELDS, (chosen, rejected), strict=True):
         try:
             kept, is_dropped = complete(messages)
         except AGI2Error as error:
@@ -72,13 +69,11 @@ def complete_pair(chosen: list[Message], rejected: list[Message]) -> PreferenceP
             raise AGI2Error(f"{name}: the last message is of the user: there is no reply to it")
         found.append(kept)
     chosen, rejected = found
-    same = sum(
-        1 for _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False))
-    )
+    same = _common(chosen, rejected)
     if chosen == rejected:
         raise AGI2Error("chosen and rejected are the same")
     if same == min(len(chosen), len(rejected)):
-        longer = FIELDS[len(rejected) > len(chosen)]
+        longer = PREFERENCE_FIELDS[len(rejected) > len(chosen)]
         raise AGI2Error(f"{longer} only continues the other conversation: no reply differs")
     if chosen[same].role != "assistant" or rejected[same].role != "assistant":
         raise AGI2Error(
@@ -86,3 +81,9 @@ def complete_pair(chosen: list[Message], rejected: list[Message]) -> PreferenceP
             "is said before the replies must be the same"
         )
     return chosen, rejected
+
+
+def _common(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """Return the number of messages that both conversations begin with."""
+    both = zip(chosen, rejected, strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))

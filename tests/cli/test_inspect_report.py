@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from src.cli import inspect_report
 from src.data.chat_template import Message
-from src.data.corpus import are_conversations
+from src.data.corpus import key_for
 from src.data.documents import ReadOptions
 from src.data.downloads import cached_path
 from src.tokenizer import BPETokenizer
@@ -125,10 +125,32 @@ def test_conversations_are_known_without_a_configuration(place, tmp_path, capsys
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("builtin:conversations", True), ("builtin:held-out-conversations", True), ("-", False)],
+    [
+        ("builtin:conversations", "conversations"),
+        ("builtin:held-out-conversations", "conversations"),
+        ("-", "sources"),
+    ],
 )
 def test_what_has_conversations_without_being_read(source, expected):
-    assert are_conversations(source, ReadOptions()) == expected
+    assert key_for(source, ReadOptions()) == expected
+
+
+def test_pairs_are_what_is_said_in_both_conversations(place, capsys):
+    pair = {"prompt": "Who?", "chosen": "Ahab, the captain.", "rejected": "Nobody."}
+    Path("pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 3)
+    Path("run.toml").write_text('preferences = ["pairs.jsonl"]\nmodel_name = "a"\n')
+    texts = ["Who?", "Ahab, the captain.", "Who?", "Nobody."]
+    for named in ("pairs.jsonl", "run.toml"):
+        status, out, _ = run(capsys, "data", "inspect", named, "--json")
+        found = json.loads(out)
+        assert (status, found["documents"]) == (0, 3)
+        assert found["characters"] == 3 * len("\n\n".join(texts))
+        _, out, _ = run(capsys, "data", "inspect", named)
+        assert out.startswith("pairs.jsonl: 1 file, 3 pairs, ")
+        assert "2 documents, 66.7 % of the text" in " ".join(out.split())
+    status, _, err = run(capsys, "data", "inspect", "pairs.jsonl", "texts/a.txt")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "pairs.jsonl has pairs of preferences (chosen and rejected), texts/a.txt has not" in err
 
 
 def test_json_has_the_same(place, capsys):

@@ -172,3 +172,13 @@ ONE_TURN: dict[str, Callable[[list[list[Message]]], bytes]] = {
     "pairs.arrow": pair_arrow,
 }
 """Formats of conversations of a question and an answer."""
+
+
+def preference_lines(chats: list[list[Message]]) -> str:
+    """Return pairs whose rejected reply is that of another conversation, in capitals."""
+    replies = [chat[-1].content.upper() for chat in [*chats[1:], chats[0]]]
+    others = [Message("assistant", reply) for reply in replies]
+    return "".join(
+        json.dumps({"chosen": as_dicts(chat), "rejected": as_dicts([*chat[:-1], other])}) + "\n"
+        for chat, other in zip(chats, others, strict=True)
+    )

@@ -11,7 +11,6 @@ import torch
 from src.cli.data_prepare import prepare_data
 from src.config_checks import DPO_DEFAULTS
 from src.config_loader import make_config
-from src.data.chat_template import Message
 from src.data.preference_windows import PreferenceWindows
 from src.errors import AGI2Error
 from src.formats.model_dir import load_model
@@ -21,7 +20,7 @@ from src.train.setup import prepare
 from src.train.timing import measure_step
 from src.train.trackers import read_metrics
 from src.training import make_trainer, train_from_config, train_model
-from tests.data.chats import as_dicts, messages_lines, random_conversations
+from tests.data.chats import messages_lines, preference_lines, random_conversations
 from tests.train.test_distributed import under_torchrun  # noqa: F401
 from tests.train.test_trainer import EXACT, assert_same_outcome, crash
 
@@ -30,22 +29,12 @@ SIZES = {"vocab_size": 280, "model_positions": 64, "model_embd": 16}
 KEYS = {"batch_size": 4, "sample_tokens": 0, "learning_rate": 1e-3, "warmup_steps": 0}
 
 
-def pair_lines(chats):
-    """Pairs whose rejected reply is that of another conversation, in capitals."""
-    replies = [chat[-1].content.upper() for chat in [*chats[1:], chats[0]]]
-    others = [Message("assistant", reply) for reply in replies]
-    return "".join(
-        json.dumps({"chosen": as_dicts(chat), "rejected": as_dicts([*chat[:-1], other])}) + "\n"
-        for chat, other in zip(chats, others, strict=True)
-    )
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A model that was trained on conversations for a moment, and a file of pairs."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "chats.jsonl").write_bytes(messages_lines(CHATS))
-    (folder / "pairs.jsonl").write_text(pair_lines(CHATS))
+    (folder / "pairs.jsonl").write_text(preference_lines(CHATS))
     keys = {"model_layer": 1, "model_head": 2, "conversations": str(folder / "chats.jsonl")}
     keys |= {"output_dir": str(folder), "model_name": "start", "max_steps": 2, "sample_tokens": 0}
     return train_from_config(make_config({**SIZES, **keys}, "training")).folder
@@ -140,7 +129,7 @@ def test_dropout_and_the_learning_rate_have_defaults_of_their_own(pair_run, star
 
 def test_pairs_of_their_own_to_validate_on(pair_run, tmp_path, caplog):
     own = tmp_path / "val.jsonl"
-    own.write_text(pair_lines(CHATS[:2] + random_conversations(3, seed=9, words=3)))
+    own.write_text(preference_lines(CHATS[:2] + random_conversations(3, seed=9, words=3)))
     text = prepare(pair_run(val_preferences=[str(own)]))
     assert text.corpus.val.figures.conversations == 5
     assert text.corpus.train.figures.conversations == 23
@@ -187,7 +176,7 @@ def test_runs_without_a_starting_model_or_pairs_that_fit_are_refused(pair_run, t
     with pytest.raises(AGI2Error, match="preferences: of 1 pair none is left to validate on"):
         train_from_config(pair_run(val_preferences=[str(long)]))
     mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text(pair_lines(CHATS) + long.read_text())
+    mixed.write_text(preference_lines(CHATS) + long.read_text())
     text = prepare(pair_run(preferences=[str(mixed)], val_fraction=0.0))
     windows = make_trainer(pair_run(val_fraction=0.0), text).batches.dataset
     assert isinstance(windows, PreferenceWindows)
