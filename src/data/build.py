@@ -289,8 +289,9 @@ class CorpusBuilder:
         read, options = self._text(files, text), self._options
         with recorded_log() as more:
             sketches = open_sketches(self._folder / _SKETCHES)
-            plan = plan_groups(read.scan, options, read.documents, sketches)
             store = TextStore(self._folder / _TEXT, read.scan, read.first_conversation)
+            texts = store.conversations()
+            plan = plan_groups(read.scan, options, read.documents, sketches, texts)
             sizes = read.scan.totals
             documents, lines = plan.count_training_documents(read.documents[0]), read.lines
             del read, text  # frees most of the scan: a tokenizer needs the memory

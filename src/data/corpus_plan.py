@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..utils import log, plural
 from .corpus_options import CorpusOptions
+from .preferences import number_prompts
 from .scan import Scan
 from .split_plan import SplitPlan
 from .splits import plan_corpus
 
 
 def plan_groups(
-    scan: Scan, options: CorpusOptions, documents: Sequence[Sequence[int]], sketches: np.ndarray
+    scan: Scan,
+    options: CorpusOptions,
+    documents: Sequence[Sequence[int]],
+    sketches: np.ndarray,
+    texts: Iterable[str] = (),
 ) -> SplitPlan:
     """Plan the split of texts, and of conversations or pairs; see `splits.plan_corpus`.
 
@@ -22,28 +28,47 @@ def plan_groups(
         options: how to split it.
         documents: number of documents of each source, by groups (see `CorpusOptions.groups`).
         sketches: the sketches of the documents.
+        texts: the texts of the documents, which are read if these are pairs.
 
     Raises:
         AGI2Error: if nothing is left to train on.
     """
     counts = [sum(each) for each in documents]
-    texts = counts[0] + counts[1]
+    first_conversation = counts[0] + counts[1]
     keys = (options.val_fraction, options.seed)
 
     def plan_texts(scan: Scan) -> SplitPlan:
-        return plan_corpus(scan, *keys, counts[0], options.dedup, sketches[:texts])
+        return plan_corpus(scan, *keys, counts[0], options.dedup, sketches[:first_conversation])
 
     def plan_conversations(scan: Scan) -> SplitPlan:
-        kind = "val_preferences" if options.preferences else "val_conversations"
-        first_val = counts[4] if options.preferences else counts[2]
-        return plan_corpus(scan, *keys, first_val, options.dedup, sketches[texts:], kind)
+        own = options.dedup, sketches[first_conversation:]
+        return plan_corpus(scan, *keys, counts[2], *own, "val_conversations")
 
-    if texts == len(scan):
+    if options.preferences:
+        return _plan_pairs(scan, options, counts[4], sketches, number_prompts(texts))
+    if first_conversation == len(scan):
         return plan_texts(scan)
-    if not texts:
+    if not first_conversation:
         return plan_conversations(scan)
-    is_text = np.arange(len(scan)) < texts
+    is_text = np.arange(len(scan)) < first_conversation
     return _join(plan_texts(scan.select(is_text)), plan_conversations(scan.select(~is_text)))
+
+
+def _plan_pairs(
+    scan: Scan, options: CorpusOptions, first_val: int, sketches: np.ndarray, prompts: np.ndarray
+) -> SplitPlan:
+    """Plan the split of pairs; log how many held-out ones have a prompt of training pairs."""
+    keys = options.val_fraction, options.seed, first_val, options.dedup, sketches
+    plan = plan_corpus(scan, *keys, "val_preferences", prompts)
+    is_removed = np.zeros(len(prompts), bool) if plan.removed is None else plan.removed
+    held_out, train = (prompts[side & ~is_removed] for side in (plan.cuts <= 0, plan.cuts > 0))
+    if shared := int(np.isin(held_out, train).sum()):
+        log.warning(
+            "the prompt of %s is that of a training pair, too: the validation loss is lower than "
+            "on new prompts",
+            plural(shared, "held-out pair"),
+        )
+    return plan
 
 
 def _join(texts: SplitPlan, conversations: SplitPlan) -> SplitPlan:

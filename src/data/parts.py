@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,9 @@ class _PartialBuild:
                 with open(self._tasks.folder / name / SKETCHES, "rb") as own:
                     shutil.copyfileobj(own, joined)
         sketches = open_sketches(folder / SKETCHES)
-        plan = plan_groups(scan, self._options, documents, sketches)
+        stores = map(self._store, range(len(self._units)))
+        texts = chain.from_iterable(store.conversations() for store in stores)
+        plan = plan_groups(scan, self._options, documents, sketches, texts)
         del sketches  # Windows cannot delete a file that is mapped
         (folder / SKETCHES).unlink()
         return plan

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
+
 from ..errors import AGI2Error, safe_repr
 from .chat_template import Message
-from .conversations import PREFERENCE_FIELDS, complete, has_pair, messages_of, system_message
+from .conversations import (
+    PREFERENCE_FIELDS,
+    complete,
+    conversations_in,
+    has_pair,
+    messages_of,
+    system_message,
+    to_text,
+)
 
 PreferencePair = tuple[list[Message], list[Message]]
 """The chosen and the rejected conversation."""
@@ -87,3 +98,19 @@ def _common(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     """Return the number of messages that both conversations begin with."""
     both = zip(chosen, rejected, strict=False)
     return sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
+
+
+def number_prompts(texts: Iterable[str]) -> np.ndarray:
+    """Return a number for each pair, (P,), the same for pairs of replies to the same messages.
+
+    Args:
+        texts: the canonical texts of the pairs.
+    """
+    numbers: dict[bytes, int] = {}
+    found = []
+    for text in texts:
+        chosen, rejected = conversations_in(text)
+        prompt = to_text(chosen[: _common(chosen, rejected)])
+        digest = hashlib.sha256(prompt.encode()).digest()[:16]
+        found.append(numbers.setdefault(digest, len(numbers)))
+    return np.array(found, np.int64)

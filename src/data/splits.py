@@ -64,6 +64,7 @@ def plan_split(
     seed: int = 0,
     pairs: Pairs | None = None,
     are_whole: bool = False,
+    together: Pairs | None = None,
 ) -> SplitPlan:
     """Plan the split of a corpus that was scanned; see `split_documents`.
 
@@ -73,11 +74,12 @@ def plan_split(
         seed: seed of the choice of complete documents.
         pairs: documents that are near copies, besides those that the scan's shingles show.
         are_whole: whether only complete documents are held out, however few there are.
+        together: documents that are on one side even if too many others share text.
     """
     if val_fraction == 0:
         return SplitPlan(scan.characters, scan.characters)
     best, best_leakage = None, 0.0
-    for plan in _plans(scan, val_fraction, seed, pairs, are_whole):
+    for plan in _plans(scan, val_fraction, seed, (pairs, together), are_whole):
         train, held_out = plan.sides(scan.shingles)
         hashes = scan.shingles.hashes
         leakage = containment(hashes[held_out], hashes[train]) or 0.0
@@ -99,6 +101,7 @@ def plan_corpus(
     dedup: bool,
     sketches: np.ndarray | None = None,
     val: str = "val_sources",
+    prompts: np.ndarray | None = None,
 ) -> SplitPlan:
     """Plan the split of a corpus with documents of `val_sources`, and without copies.
 
@@ -114,6 +117,7 @@ def plan_corpus(
             a sample of the shingles.
         val: the key of the documents to validate on. Of conversations and pairs, no part is held
             out.
+        prompts: a number for each document, (D,); those with the same are held out together.
 
     Raises:
         AGI2Error: if nothing is left to train on.
@@ -136,7 +140,8 @@ def plan_corpus(
     if is_val.any():
         plan = _plan_given(selected, is_val[kept], pairs, val)
     else:
-        plan = plan_split(selected, val_fraction, seed, pairs, val != "val_sources")
+        together = None if prompts is None else _equal(prompts[kept])
+        plan = plan_split(selected, val_fraction, seed, pairs, val != "val_sources", together)
     if not removed.any():
         return plan
     cuts = np.zeros(len(scan), np.int64)
@@ -144,6 +149,13 @@ def plan_corpus(
     places = np.flatnonzero(kept)
     exceptions = {int(places[index]): spans for index, spans in plan.exceptions.items()}
     return SplitPlan(scan.characters, cuts, exceptions, removed)
+
+
+def _equal(numbers: np.ndarray) -> Pairs:
+    """Return pairs of documents that link all with the same number, (D,)."""
+    order = np.argsort(numbers, kind="stable")
+    is_same = np.diff(numbers[order]) == 0
+    return order[:-1][is_same], order[1:][is_same]
 
 
 def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs, val: str) -> SplitPlan:
@@ -177,7 +189,11 @@ def _log_leakage(leakage: float, are_conversations: bool) -> None:
 
 
 def _plans(
-    scan: Scan, val_fraction: float, seed: int, pairs: Pairs | None, are_whole: bool
+    scan: Scan,
+    val_fraction: float,
+    seed: int,
+    linked: tuple[Pairs | None, Pairs | None],
+    are_whole: bool,
 ) -> Iterator[SplitPlan]:
     """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
     texts = scan.texts
@@ -186,8 +202,7 @@ def _plans(
         total = int(lengths.sum())
         for threshold in _NEAR_DUPLICATE_THRESHOLDS:
             groups = cluster_near_duplicates(texts.shingles, len(texts), threshold)
-            if pairs is not None:
-                groups = link(groups, *(texts.index_of[each] for each in pairs))
+            groups = _linked(groups, texts, *linked)
             related = len(texts) - len(np.unique(groups))
             chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
             held_out = int(lengths[chosen].sum())
@@ -204,10 +219,21 @@ def _plans(
             elif not related:
                 break
     if are_whole:
-        chosen = _choose_held_out(np.arange(len(texts)), lengths, val_fraction * total, seed)
+        groups = _linked(np.arange(len(texts)), texts, linked[1])
+        chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
+        if not chosen.any():
+            chosen = _choose_held_out(np.arange(len(texts)), lengths, val_fraction * total, seed)
         yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters))
     else:
         yield _split_each(scan, texts, val_fraction)
+
+
+def _linked(groups: np.ndarray, texts: Texts, *linked: Pairs | None) -> np.ndarray:
+    """Merge groups of texts, (T,), in place, by pairs of documents; return them."""
+    for pairs in linked:
+        if pairs is not None:
+            groups = link(groups, *(texts.index_of[each] for each in pairs))
+    return groups
 
 
 def _choose_held_out(

@@ -100,6 +100,11 @@ class TextStore:
                     yield from _long_document(_Characters(file, size), spans_of_one, at)
                 at = following
 
+    def conversations(self) -> Iterator[str]:
+        """Yield the texts of all documents, which are conversations or pairs."""
+        for batch in self.batches(SplitPlan(self._sizes, self._sizes)):
+            yield from batch.texts
+
     def training_texts(self, plan: SplitPlan, advance: Callable[[float], None]) -> Iterator[str]:
         """Yield the training texts; call `advance` with the fraction of all text that was read."""
         done, total = 0, max(1, int(self._sizes.sum()))

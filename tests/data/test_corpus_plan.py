@@ -1,5 +1,7 @@
 """Texts and conversations are split each by itself, conversations as wholes."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,47 @@ def test_conversations_to_validate_on_leave_the_others(caplog):
     assert "as val_conversations has the same: 2 documents" in caplog.text
     with pytest.raises(AGI2Error, match=r"^val_conversations: all of the training text is in it"):
         plan([], chats[:2], [], chats)
+
+
+def plan_pairs(pairs, val_pairs=(), **options):
+    """Whether each pair, of a prompt and two replies, is held out; `None` if it is removed."""
+
+    def text(prompt, *replies):
+        return to_text(*(make_conversation([(prompt, reply)], "Be brief.") for reply in replies))
+
+    groups = [[text(*each) for each in group] for group in (pairs, val_pairs)]
+    scan = scan_texts([each for group in groups for each in group])
+    options = CorpusOptions([], preferences=["a"], **options)
+    counts = [[], [], [], [], *([len(group)] for group in groups)]
+    texts = chain.from_iterable(groups)
+    found = plan_groups(scan, options, counts, NO_SKETCHES[: len(scan)], texts)
+    sides = [found.spans(index) for index in range(len(scan))]
+    return [spans[0][2] if spans else None for spans in sides]
+
+
+@pytest.mark.parametrize("words", [1, 40])
+@pytest.mark.parametrize("prompts", [6, 25])
+def test_pairs_with_the_same_prompt_are_on_one_side(prompts, words, caplog):
+    """However short the prompt and however alike the pairs, also with a copy removed."""
+    pairs = [
+        (f"{'What is next after this? ' * words}{number}", f"It is {number}.", f"{guess}!")
+        for guess in "abc" for number in range(prompts)
+    ]  # fmt: skip
+    sides = plan_pairs([pairs[0], *pairs], val_fraction=0.3, dedup=True)
+    kept = [side for side in sides if side is not None]
+    assert 0 < sum(kept) < len(kept)
+    for number in range(prompts):
+        own = {sides[1 + number + prompts * guess] for guess in range(3)} - {None}
+        assert len(own) <= 1
+    assert "the prompt of" not in caplog.text
+
+
+def test_prompts_on_both_sides_are_reported(caplog):
+    pairs = [("How are you?", make_text(9, seed), make_text(9, 99 + seed)) for seed in range(9)]
+    sides = plan_pairs(pairs, val_fraction=0.3)
+    assert 0 < sum(sides) < 9
+    assert f"the prompt of {sum(sides)} held-out pairs is that of a training pair" in caplog.text
+    caplog.clear()
+    others = [("And now?", "Well.", "Ill."), ("How are you?", "Well.", "Ill.")]
+    assert plan_pairs(pairs[:3], others) == [False] * 3 + [True] * 2
+    assert "the prompt of 1 held-out pair is that of a training pair" in caplog.text
