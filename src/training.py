@@ -330,9 +330,8 @@ def _log_sizes(trainer: Trainer, text: PreparedData) -> None:
 
 
 def _reply_to_held_out(trainer: Trainer, text: PreparedData) -> None:
-    """Save the model's replies to held-out conversations, if there are any, for the report."""
-    are_pairs = bool(trainer.config.preferences)
-    if text.corpus is None or are_pairs or not text.corpus.val.figures.conversations:
+    """Save the model's replies to held-out conversations or pairs, if there are any."""
+    if text.corpus is None or not text.corpus.val.figures.conversations:
         return
     template = ChatTemplate(text.tokenizer)
     conversations = decode_conversations(text.corpus.val, template, MAX_REPLIES)

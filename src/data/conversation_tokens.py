@@ -49,12 +49,20 @@ def encode_conversations(
 def decode_conversations(
     tokens: ShardedTokens, template: ChatTemplate, limit: int
 ) -> list[list[Message]]:
-    """Return conversations in shards, evenly spaced if there are more than `limit`."""
+    """Return conversations in shards, evenly spaced if there are more than `limit`.
+
+    Of pairs of preferences, it is the chosen conversation.
+    """
     count, documents = tokens.figures.conversations, tokens.figures.documents
     starts = [*tokens.document_starts.tolist(), len(tokens) + 1]
     step = max(1, -(-count // limit))
     # An end-of-text token stands before the next document.
-    return [
-        template.decode(tokens[starts[index] : starts[index + 1] - 1].tolist())
+    found = [
+        tokens[starts[index] : starts[index + 1] - 1]
         for index in range(documents - count, documents, step)
+    ]
+    ends = [np.flatnonzero(ids == template.tokenizer.end_of_text) for ids in found]
+    return [
+        template.decode(ids[: end[0] if len(end) else None].tolist())
+        for ids, end in zip(found, ends, strict=True)
     ]
