@@ -1,4 +1,4 @@
-"""The command tune: fine-tunes a model on conversations."""
+"""The command tune: fine-tunes a model on conversations, or on pairs of preferences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def tune(
         list[str],
         typer.Argument(
             metavar="CHATS...",
-            help="Conversations: JSON lines, CSV or Parquet files, or text with speakers.",
+            help="Conversations: JSON lines, CSV or Parquet files, or text with speakers; or "
+            "pairs of preferences: chosen and rejected.",
             autocompletion=completion.complete_path,
         ),
     ],
@@ -36,7 +37,7 @@ def tune(
     ] = None,
     name: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="NAME", help="Name of the run; by default MODEL-chat."),
+        typer.Option(metavar="NAME", help="Name of the run; by default MODEL-chat, or MODEL-dpo."),
     ] = None,
     text: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -61,7 +62,7 @@ def tune(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fine-tune a model on conversations, so that it answers.
+    """Fine-tune a model on conversations, so that it answers; or on preferences, by DPO.
 
     A configuration is planned for the model, the machine and the time, and written beside the
     run: trained/NAME.toml.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
 from ..config_loader import CONFIG, load_config, make_config, parse_override
-from ..data.corpus import check_sources
+from ..data.corpus import check_sources, one_key_for
+from ..data.documents import ReadOptions
 from ..errors import AGI2Error, safe_repr
 from ..formats.run_dir import check_weights
 from ..utils import log
@@ -29,21 +30,23 @@ from .train_text import (
 DEFAULT_TEXT_SHARE = 0.2
 """Share of plain text beside conversations, against forgetting."""
 _COMMENTS = {
-    "init_from": "The model to fine-tune, and the conversations.",
+    "init_from": "The model to fine-tune, and the {data}.",
     "batch_size": "Small batches, so that an epoch has many steps.",
     "learning_rate": "For a model of this size.",
     "max_minutes": "The learning rate falls with this clock.",
-    "max_steps": "More epochs over these conversations would hardly lower the loss.",
-    "eval_interval": "About a dozen validations on held-out conversations.",
+    "max_steps": "More epochs over these {data} would hardly lower the loss.",
+    "eval_interval": "About a dozen validations on held-out {data}.",
 }
 
 
 @dataclass
 class TuningRun(TextRun):
-    """Fine-tuning on conversations that has no configuration yet; `sources` are these."""
+    """Fine-tuning that has no configuration yet; `sources` are conversations, or pairs."""
 
     keys: dict[str, Any] = field(default_factory=dict)
-    """The keys that the arguments give."""
+    """The keys that the arguments give, without that of the sources."""
+    are_pairs: bool = False
+    """Whether the sources are pairs of preferences."""
 
     @classmethod
     def from_model(
@@ -60,10 +63,10 @@ class TuningRun(TextRun):
 
         Args:
             model: a run, its configuration, or a model's folder.
-            chats: the conversations.
+            chats: the conversations, or pairs of preferences.
             keys: `sources`, `text_share` and `lora_rank`, if given.
             minutes: the time limit.
-            name: the name of the run; by default that of the model and `-chat`.
+            name: the name of the run; by default that of the model and `-chat`, or `-dpo`.
             overrides: `KEY=VALUE` strings.
             resume: whether to resume the run, if there is one.
 
@@ -77,23 +80,21 @@ class TuningRun(TextRun):
         resume = is_resumed(given) or resume
         folder = model_folder(model)
         check_weights(folder, model)
-        if name is None and "model_name" not in given:
-            name = f"{folder.resolve().name}-chat"
-        name = name_for([], name, given)
-        if doubled := given.keys() & {"conversations", *keys}:
+        if doubled := given.keys() & {"conversations", "preferences", *keys}:
             raise AGI2Error(f"--set {min(doubled)}: give it as an argument or an option")
-        if keys.get("sources") and "text_share" not in {**keys, **given}:
-            keys = {**keys, "text_share": DEFAULT_TEXT_SHARE}
         if pipes := [source for source in keys.get("sources", ()) if is_pipe(source)]:
             raise AGI2Error(f"--text {pipes[0]}: name a file: the plan and the run both read it")
-        own = {"init_from": str(folder), "conversations": list(chats), **keys, "model_name": name}
-        locations = {key: f"--set {key}" for key in given} | {"model_name": "--name"}
-        config = make_config({**own, **given}, "training", "the command line", locations)
-        return cls(list(chats), config, given, minutes_for(minutes, given), resume, own)
+        has_pairs = _are_pairs(chats, _reading(given))
+        if name is None and "model_name" not in given:
+            name = f"{folder.resolve().name}-{'dpo' if has_pairs else 'chat'}"
+        keys = {"init_from": str(folder), **keys, "model_name": name_for([], name, given)}
+        minutes = minutes_for(minutes, given)
+        config = _configured(keys, chats, given, has_pairs)
+        return cls(list(chats), config, given, minutes, resume, keys, has_pairs)
 
     def sources_of(self, config: Config) -> list[str]:
-        """Return the conversations of a configuration."""
-        return config.conversations
+        """Return the conversations or pairs of a configuration."""
+        return config.conversations or config.preferences
 
     def find_resumed(self) -> str | None:
         """Return the configuration of the run to resume; see `TextRun.find_resumed`.
@@ -101,6 +102,10 @@ class TuningRun(TextRun):
         Raises:
             AGI2Error: if an argument or an option contradicts it.
         """
+        # What came from a pipe is in a file now.
+        if _are_pairs(self.sources, self.reading) != self.are_pairs:
+            self.are_pairs = not self.are_pairs
+            self.config = _configured(self.keys, self.sources, self.given, self.are_pairs)
         file = super().find_resumed()
         if file is None:
             return None
@@ -122,7 +127,8 @@ class TuningRun(TextRun):
     def check(self) -> None:
         """Check what needs neither PyTorch nor the conversations; see `TextRun.check`."""
         super().check()
-        for sources in (self.config.val_conversations, self.config.sources):
+        for key in ("val_conversations", "val_preferences", "sources"):
+            sources = self.config[key]
             if sources and not any(map(is_pipe, sources)):
                 check_sources(sources, self.reading)
 
@@ -130,7 +136,7 @@ class TuningRun(TextRun):
         """Plan the run, write its configuration, and return the path of that.
 
         Raises:
-            AGI2Error: if a source cannot be read or has no conversations.
+            AGI2Error: if a source cannot be read or has no conversations or pairs.
         """
         with loading(not quiet):
             from ..train.plan_file import to_toml
@@ -138,11 +144,56 @@ class TuningRun(TextRun):
             from ..utils import write_text
 
         minutes = self.minutes or DEFAULT_MINUTES
-        keys = {**self.keys, "conversations": self.sources}
-        plan = plan_tuning(keys, minutes, self.given)
+        plan = plan_tuning(
+            _keys(self.keys, self.sources, self.given, self.are_pairs), minutes, self.given
+        )
+        data = "pairs" if self.are_pairs else "conversations"
+        comments = {key: comment.format(data=data) for key, comment in _COMMENTS.items()}
         self.make_place()
-        write_text(self.file, to_toml(plan.keys, minutes, self.given, _COMMENTS))
+        write_text(self.file, to_toml(plan.keys, minutes, self.given, comments))
         for line in plan.describe():
             log.info("%s", line)
         log.info("wrote %s, the configuration of this run", self.file)
         return str(self.file)
+
+
+def _are_pairs(sources: Sequence[str], reading: ReadOptions) -> bool:
+    """Return whether sources are pairs of preferences; pipes are not."""
+    return one_key_for(sources, reading) == "preferences"
+
+
+def _reading(given: Mapping[str, Any]) -> ReadOptions:
+    """Return how sources are read, by the keys that the user has set."""
+    keys = {key: given[key] for key in given.keys() & ReadOptions.keys()}
+    locations = {key: f"--set {key}" for key in keys}
+    return ReadOptions.from_config(make_config(keys, None, "the command line", locations))
+
+
+def _configured(
+    keys: Mapping[str, Any], sources: Sequence[str], given: Mapping[str, Any], has_pairs: bool
+) -> Config:
+    """Return the configuration of the keys that do not depend on the plan.
+
+    Raises:
+        AGI2Error: if one is not valid or contradicts another.
+    """
+    for option, key in (("--text", "sources"), ("--text-share", "text_share")):
+        if has_pairs and key in keys:
+            raise AGI2Error(
+                f"{option}: {sources[0]} has pairs of preferences, which are trained on alone: "
+                "leave it out"
+            )
+    values = {**_keys(keys, sources, given, has_pairs), **given}
+    locations = {key: f"--set {key}" for key in given} | {"model_name": "--name"}
+    return make_config(values, "training", "the command line", locations)
+
+
+def _keys(
+    keys: Mapping[str, Any], sources: Sequence[str], given: Mapping[str, Any], has_pairs: bool
+) -> dict[str, Any]:
+    """Return the keys that the arguments give, and the default of one."""
+    data = "preferences" if has_pairs else "conversations"
+    found = {"init_from": "", data: list(sources), **keys}
+    if keys.get("sources") and "text_share" not in {**keys, **given}:
+        found["text_share"] = DEFAULT_TEXT_SHARE
+    return found

@@ -1,4 +1,4 @@
-"""Plans the fine-tuning of a model on conversations: rates, batches and duration."""
+"""Plans the fine-tuning of a model on conversations or preferences: rates, batches, duration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..config import Config
 from ..config_loader import make_config
 from ..console import show_progress, visible
 from ..cuda_utils import select_device
+from ..data.batches import EpochBatches
 from ..data.planned_windows import training_batches
 from ..formats.run_dir import run_folder
 from ..utils import human_time, plural
@@ -24,13 +25,15 @@ from .trainer import Trainer
 # loss of 4.01, 2.30 and 1.97 after 72 s at 2e-4, 1e-3 and 5e-3 (LoRA of rank 16 at 5e-3: 3.22).
 # The other rates are customary, not measured.
 _RATES = ((3e6, 5e-3), (30e6, 1e-3), (math.inf, 1e-4))
+# The same for DPO.
+_DPO_RATES = ((3e6, 1e-4), (30e6, 3e-5), (math.inf, 1e-5))
 # LoRA matrices begin at zero and are few: their rates are higher, up to a limit.
 _LORA_FACTOR, _MAX_LORA_RATE = 5.0, 5e-3
 # Tokens of a batch, and the fewest batches of an epoch.
 _BATCH_TOKENS = 4096
 _MIN_BATCHES = 16
 # Early stopping ends a run before, if more epochs raise the loss on held-out conversations.
-_MAX_EPOCHS = 20
+_MAX_EPOCHS, _MAX_DPO_EPOCHS = 20, 3
 _MIN_STEPS = 100
 _PATIENCE = 4
 _VALIDATIONS = 12
@@ -65,7 +68,8 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
     The conversations are read and tokenized for it; the run finds their tokens in the cache.
 
     Args:
-        keys: `init_from`, `conversations`, `model_name` and what else does not depend on the plan.
+        keys: `init_from`, `conversations` or `preferences`, `model_name` and what else does not
+            depend on the plan.
         minutes: the time limit of the run.
         given: keys that the user has set, which the plan keeps.
 
@@ -81,14 +85,15 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
         model, config = make_model(config, text.tokenizer, group)
         parameters = model.num_parameters()
         batches = training_batches(text.train_data, config, text.tokenizer)
-        planned |= {**_sizes(parameters, batches.windows, config), **given}
+        planned |= {**_sizes(parameters, batches, config), **given}
         config = make_config(planned, "training").changed(vocab_size=config.vocab_size)
         datasets = text.train_data, None
         trainer = Trainer(model, text.tokenizer, *datasets, config, run_folder(config), group)
         seconds, _ = measure_step(trainer, _BENCHMARK_SECONDS)
     affordable = max(1, int(60 * minutes * _STEPS_TIME_FRACTION / seconds))
     per_epoch = trainer.batches.steps_per_epoch
-    useful = max(_MIN_STEPS, _MAX_EPOCHS * per_epoch)
+    epochs = _MAX_DPO_EPOCHS if config.preferences else _MAX_EPOCHS
+    useful = max(_MIN_STEPS, epochs * per_epoch)
     is_limited = bool(given.keys() & {"max_steps", "epochs"})
     allowed = trainer.total_steps if is_limited else useful
     if allowed > affordable:
@@ -107,10 +112,12 @@ def plan_tuning(keys: Mapping[str, Any], minutes: float, given: Mapping[str, Any
     )
 
 
-def _sizes(parameters: int, windows: int, config: Config) -> dict[str, Any]:
+def _sizes(parameters: int, batches: EpochBatches, config: Config) -> dict[str, Any]:
     """Return the batch size, the learning rate and the warmup."""
-    batch = max(1, min(_BATCH_TOKENS // config.seq_len, windows // _MIN_BATCHES))
-    rate = next(rate for maximum, rate in _RATES if parameters <= maximum)
+    tokens = batches.dataset.seq_len - 1 if config.preferences else config.seq_len
+    batch = max(1, min(_BATCH_TOKENS // tokens, batches.windows // _MIN_BATCHES))
+    rates = _DPO_RATES if config.preferences else _RATES
+    rate = next(rate for maximum, rate in rates if parameters <= maximum)
     if config.lora_rank is not None:
         rate = min(_LORA_FACTOR * rate, _MAX_LORA_RATE)
     return {

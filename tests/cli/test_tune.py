@@ -15,7 +15,7 @@ from src.formats.model_dir import load_model
 from src.train import tuning
 from tests.cli.commands import run
 from tests.conftest import make_text
-from tests.data.chats import messages_lines, random_conversations
+from tests.data.chats import messages_lines, preference_lines, random_conversations
 
 SHORT = ("--set", "device=cpu", "--set", "max_steps=3", "--set", "eval_interval=2")
 SHORT += ("--set", "checkpoint_interval=2")
@@ -33,6 +33,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_BENCHMARK_SECONDS", 0)
     chats = random_conversations(40, seed=3, words=2)
     Path("chats.jsonl").write_bytes(messages_lines(chats))
+    Path("pairs.jsonl").write_text(preference_lines(chats), encoding="utf-8")
     Path("more.txt").write_text(make_text(300), encoding="utf-8")
     return tmp_path
 
@@ -73,6 +74,32 @@ def test_adapters_and_plain_text(place, model, capsys):
     assert (config.lora_rank, config.sources, config.text_share) == (2, ["more.txt"], 0.2)
 
 
+def test_a_model_is_tuned_on_pairs_of_preferences(place, model, capsys):
+    status, out, err = run(capsys, "tune", model, "pairs.jsonl", *SHORT)
+    assert status == 0, err
+    name = f"{Path(model).name}-dpo"
+    text = Path(f"trained/{name}.toml").read_text("utf-8")
+    assert "# The model to fine-tune, and the pairs.\ninit_from = " in text
+    assert "# More epochs" not in text
+    config = load_config(f"trained/{name}.toml", "training")
+    assert (config.preferences, config.conversations) == (["pairs.jsonl"], [])
+    assert (config.dropout, config.text_share, config.sources) == (0.0, None, [])
+    assert "best weights: val loss " in err
+    for figure in ("accuracy ", "margin ", "KL "):
+        assert figure in err.partition("best weights: ")[2].partition("\n")[0]
+    replies = load_replies(Path("trained", name))
+    assert replies
+    assert all(each.expected.islower() for each in replies)  # the rejected ones are in capitals
+    assert out.startswith(f"{replies[0].messages[0]['role']}: ")
+    report = Path("trained", name, "report.html").read_text("utf-8")
+    assert "margin of rewards" in report
+    assert "Held-out conversations" in report
+    resume = ("tune", model, "pairs.jsonl", "--resume", "-q", "--set")
+    assert run(capsys, *resume, "max_steps=4", "--set", "dpo_beta=0.1")[0] == 0
+    status, _, err = run(capsys, "tune", model, "chats.jsonl", "--name", name, "--resume")
+    assert (status, "trains on pairs.jsonl, not on chats.jsonl" in err) == (2, True)
+
+
 def test_what_contradicts_the_resumed_run_is_refused(place, model, capsys, shared_run):
     shutil.copytree(model, "base")
     tune = ("tune", "base", "chats.jsonl", "--name", "tuned")
@@ -92,6 +119,16 @@ def test_what_contradicts_the_resumed_run_is_refused(place, model, capsys, share
     status, _, err = run(capsys, "tune", "moved", *tune[2:], "--resume")
     assert status == 0
     assert "nothing is left to train" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_pairs_from_a_pipe(place, model, capsys, pipe):
+    pipe(Path("pairs.jsonl").read_bytes())
+    status, _, err = run(capsys, "tune", model, "-", "--name", "piped", *SHORT)
+    assert status == 0, err
+    config = load_config("trained/piped.toml", "training")
+    assert config.preferences[0].startswith("trained/piped-")
+    assert "accuracy" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
@@ -118,6 +155,13 @@ def test_conversations_from_a_pipe_with_a_time_limit(place, model, capsys, pipe,
         (["{model}", "chats.jsonl", "--text-share", "0.1"], "text_share is that of sources"),
         (["{model}", "chats.jsonl", "--text", "-"], "--text -: name a file"),
         (["{model}", "more.txt"], "more.txt"),
+        (["{model}", "chats.jsonl", "pairs.jsonl"], "pairs.jsonl has pairs of preferences"),
+        (["{model}", "pairs.jsonl", "--text", "more.txt"], "--text: pairs.jsonl has pairs of pref"),
+        (["{model}", "pairs.jsonl", "--text-share", "0.1"], "--text-share: pairs.jsonl has pairs"),
+        (["{model}", "pairs.jsonl", "--set", "preferences=a"], "--set preferences: give it as an"),
+        (["{model}", "pairs.jsonl", "--set", "val_conversations=a"], "val_conversations"),
+        (["{model}", "chats.jsonl", "--set", "val_preferences=a"], "val_preferences"),
+        (["{model}", "pairs.jsonl", "--set", "max_broken_lines=x"], "--set max_broken_lines"),
         (["{model}", "chats.jsonl", "--minutes", "0"], "--minutes must be at least 0.1"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from src.train import tuning
 from src.train.tuning import plan_tuning
-from tests.data.chats import messages_lines, random_conversations
+from tests.data.chats import messages_lines, preference_lines, random_conversations
 
 
 @pytest.fixture
@@ -12,7 +12,9 @@ def keys(shared_run, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_BENCHMARK_SECONDS", 0)
     monkeypatch.setattr(tuning, "_MIN_STEPS", 1)
     path = tmp_path / "chats.jsonl"
-    path.write_bytes(messages_lines(random_conversations(40, seed=3, words=2)))
+    chats = random_conversations(40, seed=3, words=2)
+    path.write_bytes(messages_lines(chats))
+    (tmp_path / "pairs.jsonl").write_text(preference_lines(chats))
     model = shared_run(max_steps=2, seq_len=48, model_positions=96).folder
     return {"init_from": str(model), "conversations": [str(path)], "model_name": "tuned"}
 
@@ -34,3 +36,12 @@ def test_time_limits_a_run_also_with_epochs_of_the_user(keys):
         assert plan.steps == 1
     plan = plan_tuning(keys, 1e6, {"max_steps": 3})
     assert (plan.steps, plan.keys["max_steps"]) == (3, 3)
+
+
+def test_pairs_have_rates_and_epochs_of_their_own(keys, tmp_path):
+    of_chats = plan_tuning(keys, 1e6, {}).keys
+    del keys["conversations"]
+    plan = plan_tuning({**keys, "preferences": [str(tmp_path / "pairs.jsonl")]}, 1e6, {})
+    assert plan.keys["learning_rate"] == tuning._DPO_RATES[0][1] < of_chats["learning_rate"]
+    assert plan.epochs == tuning._MAX_DPO_EPOCHS < tuning._MAX_EPOCHS
+    assert plan.keys.keys().isdisjoint({"conversations", "text_share", "dropout"})
