@@ -11,15 +11,21 @@ from safetensors.torch import load_file
 
 from src.config_loader import load_config, make_config, save_config
 from src.errors import AGI2Error
+from src.formats.model_dir import save_model
 from src.model import GPT2Model
 from src.train.checkpoint import newest_checkpoint, open_checkpoint
 from src.train.trackers import read_metrics
 from src.training import train_from_config
 from tests.bounds import assert_same_in_float64, gamma, validation_bound
-from tests.data.chats import messages_lines, random_conversations
+from tests.data.chats import (
+    chat_tokenizer,
+    messages_lines,
+    preference_lines,
+    random_conversations,
+)
 from tests.integration import train_in_processes
 from tests.processes import needs_fork, run_python
-from tests.tiny_models import training_in_float64
+from tests.tiny_models import tiny_config, tiny_model, training_in_float64
 
 pytestmark = needs_fork
 
@@ -119,6 +125,20 @@ def alone(make):
         }
 
 
+def keys_of_pairs(make, name):
+    """Keys of a run on pairs of preferences, from a random model."""
+    start, pairs = make.folder / "start", make.folder / "pairs.jsonl"
+    if not start.exists():
+        tokenizer = chat_tokenizer()
+        sizes = {"vocab_size": tokenizer.vocab_size, "model_positions": 96}
+        save_model(tiny_model(**sizes), tokenizer, tiny_config(**sizes), start)
+        pairs.write_text(preference_lines(random_conversations(30, words=2)))
+    keys = make.keys(name, micro_batch_size=2, parallel="fsdp")
+    ours = {key: keys[key] for key in keys if key in ("model_name", *SHARED) or "model" not in key}
+    del ours["tokenizer"], ours["sources"]
+    return {**ours, "init_from": str(start), "preferences": [str(pairs)], "sample_tokens": 0}
+
+
 def masked_job(make, name):
     return {"config": make.keys(name, micro_batch_size=2), "hazard": "masked"}
 
@@ -132,6 +152,7 @@ def two(make):
             for kind, keys in KINDS.items()
         },
         "masked": {**masked_job(make, "two-masked"), "float64": True},
+        "pairs": {"config": keys_of_pairs(make, "two-pairs"), "float64": True},
         "dropout": {"config": make.keys("two-dropout", dropout=0.1)},
         "asked": {"config": make.keys("two-asked", checkpoint_interval=100), "hazard": "asked"},
         "memory": {"config": make.keys("two-memory"), "hazard": "memory"},
@@ -198,6 +219,24 @@ def test_two_processes_with_unequal_numbers_of_targets_equal_one_with_the_joined
     assert_same(two.masked[0]["weights"], weights)
     assert two.masked[0]["history"]["train_loss"] == near(expected["history"]["train_loss"])
     assert losses(run_folder(make, "two-masked")) == near(losses(run_folder(make, "alone-masked")))
+
+
+def test_two_processes_equal_one_on_pairs_of_preferences(make, two):
+    with training_in_float64():
+        expected = train_from_config(make_config(keys_of_pairs(make, "alone-pairs")))
+    folder = run_folder(make, "two-pairs")
+    assert_same(load_file(folder / "model.safetensors"), expected.model.state_dict())
+    assert losses(folder) == near(losses(expected.folder))
+    mine, theirs = (newest_checkpoint(each) for each in (folder, expected.folder))
+    assert_same(everything(mine), everything(theirs))
+    assert any(name.startswith("reference.") for name in everything(mine))
+    own, others = (
+        [entry for entry in read_metrics(each / "metrics.jsonl") if "val_kl" in entry]
+        for each in (folder, expected.folder)
+    )
+    assert len(own) == STEPS // SHARED["eval_interval"]
+    for key in ("val_loss", "val_accuracy", "val_margin", "val_kl"):
+        assert [each[key] for each in own] == near([each[key] for each in others])
 
 
 def everything(checkpoint):
