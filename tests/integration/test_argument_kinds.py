@@ -80,6 +80,7 @@ KINDS = {
         ["x", 5, 0, [5], {"a": 1}, torch.ones(2), object(), *WITHOUT_ITEMS],
     ),
 }  # fmt: skip
+MOST_FORMS = 4  # that a kind has
 
 
 def case(function, **arguments):
@@ -400,6 +401,8 @@ METHODS = {
     ),
 }  # fmt: skip
 
+FUNCTIONS = CASES | METHODS
+
 # Those that nobody calls with arguments of their own, or that pydantic checks (`test_config.py`).
 NOT_CALLED = {"__version__", "AGI2Error", "Config", "Tokenizer", "TrainedModel"}
 
@@ -452,7 +455,7 @@ def plain(value):
 
 def called(world, name, changes=None):
     """What a call returns, with some arguments other than the plain ones."""
-    function, arguments = (CASES | METHODS)[name]
+    function, arguments = FUNCTIONS[name]
     given = {key: value for key, (_, value) in arguments.items()}
     given = {
         key: value(world) if getattr(value, "__name__", "") == "<lambda>"
@@ -465,12 +468,9 @@ def called(world, name, changes=None):
     return plain(function(**given))
 
 
-ARGUMENTS = [
-    (name, argument)
-    for name, (_, arguments) in (CASES | METHODS).items()
-    for argument, (kind, _) in arguments.items()
-    if kind in KINDS
-]
+def kinds_of(name):
+    """The arguments of a function whose kind has other forms, or values that mean nothing."""
+    return {key: kind for key, (kind, _) in FUNCTIONS[name][1].items() if kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -491,22 +491,32 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("world")
 
 
-@pytest.mark.parametrize(("name", "argument"), ARGUMENTS, ids=str)
-def test_what_means_the_same_gives_the_same(name, argument, expected, folder):
-    make = KINDS[(CASES | METHODS)[name][1][argument][0]][0]
-    _, value = (CASES | METHODS)[name][1][argument]
-    known = value(World(folder)) if getattr(value, "__name__", "") == "<lambda>" else value
-    for index in range(len(make(known))):
-        changes = {argument: lambda plain, i=index: make(plain)[i]}
+def nth_form(kind, index):
+    """A function that gives the nth form of a value, or the value if it has fewer."""
+
+    def change(plain):
+        forms = KINDS[kind][0](plain)
+        assert len(forms) <= MOST_FORMS
+        return forms[index] if index < len(forms) else plain
+
+    return change
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_means_the_same_gives_the_same(name, expected, folder):
+    """All arguments at once, each in its first form, then each in its second, and so on."""
+    for index in range(MOST_FORMS):
+        changes = {key: nth_form(kind, index) for key, kind in kinds_of(name).items()}
         found = called(World(folder), name, changes)
-        assert found == expected(name), make(known)[index]
+        assert found == expected(name), f"in form {index} of each"
 
 
-@pytest.mark.parametrize(("name", "argument"), ARGUMENTS, ids=str)
-def test_what_means_nothing_is_one_line_that_names_the_argument(name, argument, folder):
-    kind = (CASES | METHODS)[name][1][argument][0]
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_means_nothing_is_one_line_that_names_the_argument(name, folder):
     world = World(folder)  # a call that is refused changes nothing
-    for bad in KINDS[kind][1]:
-        with pytest.raises(AGI2Error) as caught:
-            called(world, name, {argument: lambda _, bad=bad: bad})
-        assert re.search(CALLED.get(argument, argument), str(caught.value)), bad
+    for argument, kind in kinds_of(name).items():
+        for bad in KINDS[kind][1]:
+            case = (argument, bad)
+            with pytest.raises(AGI2Error) as caught:
+                pytest.fail(f"{case} gave {called(world, name, {argument: lambda _, bad=bad: bad})}")
+            assert re.search(CALLED.get(argument, argument), str(caught.value)), case
