@@ -850,7 +850,7 @@ TREE = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(Config.model_fields)) | st.text(max_size=9), TREE))
 def test_any_content_is_a_configuration_or_short_lines(content):
     problems: tuple[str, ...] = ()

@@ -188,7 +188,7 @@ def test_the_repetition_penalty_counts_prompt_and_text():
     bias=st.dictionaries(st.integers(0, 8), st.floats(-2, 2), max_size=3),
     min_length=st.integers(0, 9),
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_greedy_with_penalties_equals_a_plain_loop(
     seed, presence, frequency, ngram, bias, min_length
 ):
@@ -403,7 +403,7 @@ ALPHABET = st.text("ab", max_size=12)
 
 
 @given(text=ALPHABET, stop=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_the_stop_string_that_is_complete_first_ends_the_text(text, stop):
     tokenizer = BasicTokenizer("ab")
     model = reciting_model(4, [*tokenizer.encode(text), tokenizer.end_of_text])
@@ -466,7 +466,7 @@ def first_sentence(text: str, min_length: int) -> str:
     min_length=st.integers(0, 12),
     stop=st.lists(st.text(PUNCTUATED, min_size=1, max_size=3), max_size=2),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_text_may_end_where_a_sentence_ends(text, min_length, stop):
     tokenizer = BasicTokenizer(PUNCTUATED, lowercase=False, fold_whitespace=False)
     # Past the end, the end of text is forbidden as long as the text is too short.
@@ -651,7 +651,7 @@ MANNERS = [
     seed=st.integers(0, 99),
     manner=st.sampled_from(MANNERS),
 )
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 def test_a_text_of_a_batch_is_what_its_prompt_and_seed_give_alone(
     tokenizer, writer, prompts, n, seed, manner
 ):
@@ -742,7 +742,7 @@ def test_a_batch_that_cannot_be_is_one_clear_line(options, message, tokenizer, w
     manner=st.sampled_from([*MANNERS[:-1], {"max_length": 1}]),
     runners_up=st.integers(0, 3),
 )
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 def test_choices_tell_the_models_probabilities_and_the_text(
     tokenizer, exact_writer, seed, manner, runners_up
 ):

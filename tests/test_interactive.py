@@ -106,7 +106,7 @@ def test_the_context_builds_up_as_the_conversation_goes_on(tokenizer, model, hea
     limit=st.integers(8, 80),
     seed_text=st.text("xyz", max_size=7),
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_the_context_never_exceeds_its_length(tokenizer, model, messages, limit, seed_text):
     prompt = InteractivePrompt(model, limit, tokenizer, model_seed=seed_text, max_length=5, seed=1)
     limit = min(limit, 64 - 5)  # the model's positions, less the reply

@@ -246,7 +246,7 @@ def test_a_later_token_never_changes_an_earlier_logit(options, place, seed):
     kind=st.sampled_from([torch.bool, torch.long, torch.float]),
     seed=st.integers(0, 999),
 )
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_padding_on_either_side_changes_nothing(options, lengths, extra, left, cached, kind, seed):
     """A batch of texts gives what each gives alone; `cached` tokens follow one by one."""
     model = random_model(seed, **options)

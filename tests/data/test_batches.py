@@ -128,7 +128,7 @@ def permutation(size, seed=0):
 
 
 @pytest.mark.parametrize("block", [7, 2**12])
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(size=st.integers(1, 500), seed=st.integers(0, 2**40))
 def test_a_computed_order_is_a_permutation_and_any_part_of_it_is_the_same(block, size, seed):
     with pytest.MonkeyPatch.context() as patch:

@@ -169,7 +169,7 @@ ANY = st.text(st.characters(), max_size=30) | st.just(HOSTILE)
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12
 )
 @given(st.lists(ANY, min_size=7, max_size=7))
 def test_no_text_of_a_run_becomes_html(run, texts):

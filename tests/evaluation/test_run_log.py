@@ -279,7 +279,7 @@ def test_a_state_of_other_types_gives_a_history_without_them(state):
     assert history.best is None
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(FILES),
     kind=st.sampled_from(KINDS),

@@ -127,7 +127,7 @@ def test_damaged_weights_are_one_clear_line(tmp_path, damage):
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_changed_bit_is_found_or_changes_nothing(tmp_path_factory, place, bit):
     folder = tmp_path_factory.mktemp("m")
     model = saved_model(folder)

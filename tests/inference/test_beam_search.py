@@ -172,7 +172,7 @@ def test_wide_beams_find_what_a_search_over_all_texts_finds(penalty, end_token):
     penalty=st.sampled_from([-2.0, -0.5, 0.0, 0.7, 1.0, 2.0]),
     size=st.integers(24, 30),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
     """24 beams cannot lose a text of four tokens out of three; the pool is full before the end."""
     model = three_token_model(seed, std=0.7)
@@ -204,7 +204,7 @@ def test_ending_the_search_early_loses_none_of_the_best(seed, penalty, size):
     early_stopping="never",
     manner={"logit_bias": {0: 2.0, 3: -1.5}, "min_length": 3},
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_narrow_beams_equal_a_plain_search(seed, penalty, size, early_stopping, manner):
     model = exact_model(seed, vocab_size=6, std=0.5)
     options = {"end_token": 0, "early_stopping": early_stopping, **manner}
@@ -221,7 +221,7 @@ def test_narrow_beams_equal_a_plain_search(seed, penalty, size, early_stopping, 
     early_stopping=st.sampled_from([True, False, "never"]),
     end_token=st.sampled_from([None, 0]),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 def test_groups_of_beams_equal_a_plain_search(
     seed, penalty, size_and_groups, diversity_penalty, early_stopping, end_token
 ):

@@ -41,7 +41,7 @@ PAIRS = [pair(), pair(position_embedding="learned", norm_position="post", bias=F
 
 @pytest.mark.parametrize("models", PAIRS)
 @given(prompt=PROMPT, seed=st.integers(0, 999), data=st.data())
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_rows_get_the_same_logits_in_fixed_steps(models, prompt, seed, data):
     """Past the model's positions, in another order, fewer or more."""
     plain, fixed = (ModelRunner(model, WIDTH) for model in models)
@@ -58,7 +58,7 @@ def test_rows_get_the_same_logits_in_fixed_steps(models, prompt, seed, data):
 
 @pytest.mark.parametrize("models", PAIRS)
 @given(prompts=st.lists(PROMPT, min_size=1, max_size=7), max_rows=st.integers(1, 7))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_sequences_that_join_and_leave_get_the_same_tokens_in_few_fixed_steps(
     models, prompts, max_rows
 ):

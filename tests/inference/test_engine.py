@@ -77,7 +77,7 @@ def alone(model, *arguments) -> Sequence:
     max_rows=st.integers(1, 5),
     max_tokens=st.integers(1, 40),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 def test_a_sequence_gets_the_tokens_that_it_gets_alone(
     name, requests, cancelled, interrupted, max_rows, max_tokens
 ):

@@ -41,7 +41,7 @@ def in_one_reading(model, window) -> torch.Tensor:
     interrupted=st.sets(st.integers(0, 7), max_size=2),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_rows_get_the_logits_that_each_gets_alone(model, steps, interrupted, seed):
     """Of any lengths, in any rows, each from any place on; also after an interrupt."""
     runner, generator = ModelRunner(model, WIDTH), torch.Generator().manual_seed(seed)
@@ -78,7 +78,7 @@ def interrupt(*_):
     seed=st.integers(0, 999),
     data=st.data(),
 )
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_continuations_may_be_repeated_reordered_and_dropped(model, prompt, seed, data):
     runner = ModelRunner(model, WIDTH)
     runner.prefill(prompt)
@@ -103,7 +103,7 @@ def test_continuations_may_be_repeated_reordered_and_dropped(model, prompt, seed
     seed=st.integers(0, 999),
     data=st.data(),
 )
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_tokens_may_be_appended_together_and_rolled_back(model, prompt, copies, seed, data):
     runner = ModelRunner(model, WIDTH)
     runner.prefill(prompt)
@@ -141,7 +141,7 @@ def counted(model, reads):
     second=st.lists(st.integers(0, 3), min_size=1, max_size=12),
     goes_on=st.booleans(),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_a_second_prompt_is_read_from_where_it_differs(model, first, written, second, goes_on):
     runner = ModelRunner(model, WIDTH)
     runner.prefill(first)

@@ -60,7 +60,7 @@ def test_what_followed_the_last_time_is_proposed(text, grown, ngram, count):
     ngram=st.integers(1, 3),
     proposals=st.integers(1, 12),
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 def test_the_tokens_are_those_of_greedy_decoding(
     seed, prompt, positions, length, end_token, vocab_size, ngram, proposals
 ):

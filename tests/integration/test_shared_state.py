@@ -94,7 +94,7 @@ ACTIONS = st.lists(
 
 
 @given(actions=ACTIONS)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 def test_whatever_overlaps_each_text_is_what_it_is_alone(model, tokenizer, actions):
     model.eval()
     opening, uses = streams(model, tokenizer), at_once(model, tokenizer)

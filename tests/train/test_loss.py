@@ -21,7 +21,7 @@ from tests.train.test_step import CPU, exact_model, gradients, plain_loss, tiny_
     tied=st.booleans(),
     scale=st.floats(0.1, 10.0),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits(rows, chunk, tied, scale):
     inputs, targets = split_batch(tokens(rows, seed=rows))
     results = []

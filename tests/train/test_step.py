@@ -45,7 +45,7 @@ def gradients(model):
 
 
 @given(rows=st.integers(1, 7), micro=st.integers(1, 8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro):
     results, losses = [], []
     for size in (None, micro):
@@ -103,7 +103,7 @@ def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, proc
     micro=st.integers(1, 6),
     is_padded=st.booleans(),
 )
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_micro_batches_count_by_their_targets_and_padding_does_not(ignored, micro, is_padded):
     inputs, targets = tokens(5).split([8, 1], dim=1)[0], tokens(5)[:, 1:]
     batch = inputs, targets.masked_fill(torch.tensor(ignored).view(5, 8), IGNORE_INDEX)
