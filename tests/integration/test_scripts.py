@@ -33,20 +33,6 @@ def run(*arguments, text=""):
     return done.stdout, done.stderr
 
 
-def run_as_users_do(*arguments):
-    """As `run`, in a Python process that is started for it."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A corpus, configurations of the same run under two names, and the first one trained."""
@@ -77,7 +63,7 @@ def runs(tmp_path_factory):
             "device": "cpu",
         }
         (folder / f"{name}.toml").write_text(tomli_w.dumps(keys), encoding="utf-8")
-    out, err = run_as_users_do("agi2_train.py", folder / "whole.toml")
+    out, err = run("agi2_train.py", folder / "whole.toml")
     return folder, out, err
 
 
