@@ -1,6 +1,6 @@
 import sys
 
-from tests.instrumentation import add_counters
+from tests.instrumentation import add_counters, executed_lines
 
 PROGRAM = '''"""A docstring."""
 
@@ -86,10 +86,11 @@ def lines_by_tracing(source, path):
 
 
 def lines_by_counters(source, path, counted=True):
-    lines = [None] * (source.count("\n") + 2)
-    code = compile(add_counters(source), str(path), "exec", dont_inherit=True)
-    exec(code, {"__file__": str(path), "@lines": lines, "@counted": counted})
-    return {number for number, is_executed in enumerate(lines) if is_executed}
+    tree, groups = add_counters(source)
+    done = [None] * len(groups)
+    code = compile(tree, str(path), "exec", dont_inherit=True)
+    exec(code, {"__file__": str(path), "@done": done, "@counted": counted})
+    return executed_lines(groups, done)
 
 
 def statements(found, source, path):
@@ -118,3 +119,9 @@ def test_the_counted_lines_are_those_that_a_trace_function_sees(tmp_path):
 
 def test_a_module_of_a_docstring_alone_is_counted(tmp_path):
     assert lines_by_counters('"""Nothing."""\n', tmp_path) == {1}
+
+
+def test_of_a_group_that_was_not_completed_no_line_is_counted(tmp_path):
+    source = "def f(x):\n    y = 1 / x\n    y += 1\n    if y: return y\n\ntry: f({})\nexcept: {}\n"
+    assert lines_by_counters(source.format(1, 0), tmp_path) == {1, 2, 3, 4, 6}
+    assert lines_by_counters(source.format(0, 0), tmp_path) == {1, 6, 7}
