@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -132,10 +133,18 @@ def pytest_sessionstart(session):
         processes.share_server()
 
 
+def pytest_xdist_setupnodes(config, specs):
+    """Fork the workers, too, from the process that has imported what takes seconds."""
+    if processes.is_server_shared():
+        for spec in specs:
+            spec.python = shlex.join([sys.executable, processes.__file__])
+
+
 def pytest_collection(session):
     """Import what most tests need; if folders of tests are to run, what a few need, too."""
     if is_xdist_controller(session):
         return
+    gc.disable()  # what is imported and collected here stays
     importlib.import_module("torch")
     if _runs_folders(session):
         for name in _HEAVY:
@@ -155,6 +164,7 @@ _HEAVY += ("transformers.generation.logits_process", "lm_eval.utils")
 def pytest_collection_finish(session):
     if hasattr(session.config, "workerinput"):
         gc.freeze()  # collections need not look at what was imported
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

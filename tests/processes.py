@@ -2,7 +2,8 @@
 
 Importing PyTorch takes seconds of CPU time, more than most of what tests do in a process. Each
 process has its own arguments, environment, working folder, streams, signals and exit status, and
-none of the project's modules. Tests of what a process imports, or of its start, start Python.
+none of the project's modules. Tests of what a process imports, or of its start, start Python. If
+folders of tests are run, the workers of pytest-xdist are such processes, too.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ def share_server() -> None:
     os.environ[_SHARED] = start_server()[0]
 
 
+def is_server_shared() -> bool:
+    """Whether `share_server` was called in this process, or in one that has started it."""
+    return _SHARED in os.environ
+
+
 def _connect() -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ.get(_SHARED) or start_server()[0])
@@ -115,7 +121,7 @@ class Process:
         """Send a signal to the process, which has not ended."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 600) -> int:
+    def wait(self, timeout: float | None = 600) -> int:
         """Wait until the process has ended; return its exit status."""
         self._socket.settimeout(timeout)
         if self.status is None:
@@ -175,3 +181,7 @@ def in_terminal(*arguments, timeout=600, **options) -> Iterator:
     finally:
         process.wait()
         terminal.close()
+
+
+if __name__ == "__main__":  # in place of `python -u -c PROGRAM`, as pytest-xdist starts a worker
+    sys.exit(Process(*sys.argv[2:], streams=[0, 1, 2], folder=os.getcwd()).wait(None) & 0xFF)
