@@ -861,8 +861,8 @@ def test_a_gpu_writes_what_the_cpu_writes(tokenizer):
 # Many texts at once
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 256])
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 5, 256])
+@pytest.mark.parametrize("n", [1, 3])
 def test_texts_are_the_same_in_however_many_batches(monkeypatch, rows, n):
     model, prompts = tiny_model(), ["the cat", "a", "whales and", "", "sea"]
     given = {"max_length": 9, "tokenizer": alphabet(), "n": n, "seed": 3, "temperature": 1.0}

@@ -99,7 +99,7 @@ def check_batches(store, plan, documents):
     assert all(0 <= fraction <= 1 for fraction in fractions)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_long_document_in_pieces_has_its_tokens(seed, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(text_store, "BATCH_BYTES", 40)
     monkeypatch.setattr(text_store, "_CHUNK_BYTES", 7)
@@ -112,5 +112,5 @@ def test_a_long_document_in_pieces_has_its_tokens(seed, tokenizer, tmp_path, mon
     assert texts(batches) == (["first", text], [])
     ids = np.concatenate([tokenizer.encode_array(batch.texts[0]) for batch in batches[1:]])
     assert ids.tolist() == tokenizer.encode(text)
-    for number, batch in enumerate(batches):
+    for number, batch in [*enumerate(batches)][:: len(batches) // 5]:
         assert list(store.batches(plan, batch.end)) == batches[number + 1 :]

@@ -70,8 +70,8 @@ def test_without_a_clock_the_factor_is_the_textbooks_to_the_last_bit(
 PACES = {
     "slow": lambda step: 2.0,
     "very slow": lambda step: 10.0,
-    "fast": lambda step: 0.01,
-    "faster with time": lambda step: 3.0 if step < 8 else 0.02,
+    "fast": lambda step: 0.03,
+    "faster with time": lambda step: 3.0 if step < 8 else 0.04,
     "slower with time": lambda step: 0.05 if step < 150 else 3.0,
     "every tenth validates": lambda step: 2.0 if step % 10 == 9 else 0.1,
     "a pause at the start": lambda step: 20.0 if step == 0 else 0.1,

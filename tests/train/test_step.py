@@ -61,9 +61,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(rows, micro):
         assert_same_in_float64(results[1][name], expected)
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 5])
-@pytest.mark.parametrize("micro", [1, 2, 3])
-@pytest.mark.parametrize("rows", [1, 2, 4, 7])
+@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("rows", [1, 4, 7])
 def test_weighted_parts_of_a_batch_have_together_its_gradients(rows, micro, processes):
     """Parts of unequal size and numbers of targets, or of none: what DDP and FSDP average."""
     inputs, targets = tokens(rows, seed=rows)[:, :-1], tokens(rows, seed=rows)[:, 1:]
