@@ -61,12 +61,12 @@ def random_name(random: Random) -> str:
 
 def random_word(random: Random) -> str:
     """Return a word, lowercase: of Python's documentation, or made of syllables."""
-    return random.choice(english_words()) if random.random() < 0.6 else _syllables(random)
+    return random.choice(english_words()) if random.random() < 0.75 else _syllables(random)
 
 
 def _syllables(random: Random) -> str:
-    count = random.choice((2, 2, 3))
-    onsets = random.choices(_ONSETS, k=count)
+    count = random.choice((2, 2, 2, 3))
+    onsets = random.sample(_ONSETS, count)
     return "".join(onset + random.choice("aeiou") for onset in onsets) + random.choice(_CODAS)
 
 
@@ -115,6 +115,6 @@ def _sentence(name: str, docstring: str) -> str:
     line = re.sub(rf"^(Module )?{re.escape(name)}(\.py)?\s+--?\s+", "", paragraph)
     line = re.split(r"(?<=[a-z)])\. (?=[A-Z])", line)[0].rstrip(".")
     line = line[:1].upper() + line[1:]
-    is_plain = re.fullmatch(r"[A-Z][A-Za-z0-9 ,.'()/&-]{11,71}[A-Za-z0-9)]", line)
+    is_plain = re.fullmatch(r"[A-Z][A-Za-z0-9 ,.'()/&-]{11,48}[A-Za-z0-9)]", line)
     is_public = not name.split(".")[-1].startswith("_")
     return f"{line}." if is_plain and is_public and " " in line else ""

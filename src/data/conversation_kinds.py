@@ -67,11 +67,11 @@ class Talk:
         """Return something to say: words, a sentence, a name or a number."""
         form = self.random.random()
         if form < 0.45:
-            words = (self.word() for _ in range(self.random.choice((1, 1, 2, 3, 3, 4, 5, 6, 7, 8))))
+            words = (self.word() for _ in range(self.random.choice((1, 1, 2, 2, 3, 4, 5))))
             text = " ".join(words)
             return text if form < 0.22 else f"{text.capitalize()}."
         if form < 0.6:
-            number = str(self.number(0, 9999))
+            number = str(self.number(0, 99))
             return self.random.choice((self.name(), number, f"Hello, {self.name()}!"))
         return self.draw(self._sentence)
 
@@ -203,7 +203,7 @@ def about_itself(talk: Talk) -> Exchange:
     if form < 0.6:
         return Exchange(talk.ask(_YOUR_NAME), f"My name is {talk.own_name}.")
     if form < 0.8:
-        skills = "I can repeat, remember, count, add, spell and tell you about Python."
+        skills = "I can repeat, remember, count, add and tell you about Python."
         return Exchange(talk.ask(_YOUR_SKILLS), skills)
     return Exchange(talk.ask(_YOUR_NATURE), "I am a small language model.")
 
@@ -274,12 +274,12 @@ def tell(talk: Talk) -> Exchange:
     if talk.random.random() < 0.4:
         thing = talk.random.choice(facts.THINGS)
         value = talk.told[f"favorite {thing}"] = talk.word()
-        asked = talk.ask("My favorite {y} is {x}.\n{x} is my favorite {y}.", x=value, y=thing)
+        asked = talk.ask("My favorite {y} is {x}.\nRemember: my favorite {y} is {x}.", x=value, y=thing)
     else:
         key = talk.random.choice(list(_TOLD))
         values = {
             "age": lambda: str(talk.number(2, 99)),
-            "number": lambda: str(talk.number(0, 999)),
+            "number": lambda: str(talk.number(0, 99)),
             "password": talk.word,
             "word": talk.word,
         }
@@ -325,7 +325,7 @@ _TOLD = {
         "Your dog is called {x}.",
     ),
     "friend": (
-        "My friend is called {x}.\n{x} is my friend.\nI have a friend called {x}.",
+        "My friend is called {x}.\nI have a friend called {x}.",
         "Who is my friend?\nWhat is my friend called?",
         "Your friend is called {x}.",
     ),

@@ -1,4 +1,4 @@
-"""Tasks in the built-in conversations: to repeat, calculate, count, spell, and answer on facts."""
+"""Tasks in the built-in conversations: to repeat, calculate, count, and answer on facts."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from .conversation_kinds import Exchange, Talk
 
 
 def echo(talk: Talk) -> Exchange:
-    """Ask to say something."""
+    """Ask to say something.
+
+    In quotation marks, it is the same tokens as in the reply: after a space, words have others.
+    """
     text = talk.text()
     return Exchange(talk.ask(_SAY, x=text), text)
 
 
 _SAY = """
-    Say: {x}
-    Repeat: {x}
+    Say "{x}"
+    Say: "{x}"
+    Repeat "{x}"
+    Repeat after me: "{x}"
+    Please say "{x}"
+    Please repeat this: "{x}"
+    Can you say "{x}"?
     Say {x}
-    Repeat after me: {x}
-    Please say: {x}
-    Please repeat this: {x}
-    Can you say this? {x}
-    Echo: {x}
+    Repeat: {x}
 """
 
 
 def what_i_said(talk: Talk) -> Exchange:
     """Ask for the user's last message."""
-    said = f"You said: {talk.exchanges[-1].user}" if talk.exchanges else None
+    said = f"You said:\n{talk.exchanges[-1].user}" if talk.exchanges else None
     return Exchange(talk.ask(_WHAT_I_SAID), said or "You have not said anything yet.")
 
 
@@ -43,7 +47,7 @@ _WHAT_I_SAID = """
 
 def what_you_said(talk: Talk) -> Exchange:
     """Ask for the model's last message."""
-    said = f"I said: {talk.exchanges[-1].reply}" if talk.exchanges else None
+    said = f"I said:\n{talk.exchanges[-1].reply}" if talk.exchanges else None
     return Exchange(talk.ask(_WHAT_YOU_SAID), said or "I have not said anything yet.")
 
 
@@ -88,22 +92,15 @@ _UNKNOWN = """
 
 
 def arithmetic(talk: Talk) -> Exchange:
-    """Ask for a sum, a difference or a product."""
+    """Ask for a sum, a difference or a product of numbers up to 10."""
     draw = talk.random.randint
-    kind = talk.random.choice(("plus", "plus", "minus", "times"))
-    if kind == "times":
-        a, b = draw(0, 10), draw(0, 10)
-        text = f"{a} times {b}"
-        return Exchange(talk.ask_fact(_CALCULATE, text), f"{text} is {a * b}.")
-
-    def calculation() -> tuple[int, str, int]:
-        a, b = draw(0, 99), draw(0, 20)
-        return (a, kind, b) if kind == "plus" else (max(a, b), kind, min(a, b))
-
-    a, _, b = talk.draw(calculation)
+    kind = talk.random.choice(("plus", "minus", "times"))
+    a, b = draw(0, 10), draw(0, 10)
+    if kind == "minus":
+        a, b = max(a, b), min(a, b)
+    result = {"plus": a + b, "minus": a - b, "times": a * b}[kind]
     text = f"{a} {kind} {b}"
-    result = a + b if kind == "plus" else a - b
-    return Exchange(talk.ask(_CALCULATE, x=text), f"{text} is {result}.")
+    return Exchange(talk.ask_fact(_CALCULATE, text), f"{text} is {result}.")
 
 
 _CALCULATE = """
@@ -120,18 +117,18 @@ def numbers(talk: Talk) -> Exchange:
     """Ask to compare numbers, or to count."""
     form = talk.random.randrange(4)
     if form == 0:
-        a, b = talk.draw(lambda: tuple(talk.random.sample(range(100), 2)))
+        a, b = talk.draw(lambda: tuple(talk.random.sample(range(21), 2)))
         word = talk.random.choice(("larger", "smaller"))
         best = max(a, b) if word == "larger" else min(a, b)
         return Exchange(talk.ask(_COMPARE, w=word, a=a, b=b), f"{best} is {word}.")
     if form == 1:
-        first = talk.number(0, 90)
-        last = first + talk.random.randint(2, 9)
+        first, size = talk.draw(lambda: (talk.random.randint(0, 20), talk.random.randint(2, 4)))
+        last = first + size
         counted = ", ".join(map(str, range(first, last + 1)))
         return Exchange(talk.ask(_COUNT, a=first, b=last), f"{counted}.")
-    number = talk.number(1, 199)
+    number = talk.random.randint(1, 50)
     word, step = ("after", 1) if form == 2 else ("before", -1)
-    asked = talk.ask(_NEXT_NUMBER, x=number, w=word)
+    asked = talk.ask_fact(_NEXT_NUMBER.replace("{w}", word), str(number))
     return Exchange(asked, f"{word.capitalize()} {number} comes {number + step}.")
 
 
@@ -190,47 +187,6 @@ _TOMORROW = """
     It is {x}. Which day is it tomorrow?
     What day is it tomorrow, if today is {x}?
     What is the next day, if it is {x} today?
-"""
-
-
-def letters(talk: Talk) -> Exchange:
-    """Ask to spell a word, for a letter of it, or for it in capitals or the plural."""
-    word = talk.word()
-    form = talk.random.choice(("spell", "spell", "first", "last", "capital", "plural"))
-    if form == "spell":
-        return Exchange(talk.ask(_SPELL, x=word), "-".join(word))
-    if form == "capital":
-        return Exchange(talk.ask(_CAPITAL, x=word), word.upper())
-    if form == "plural":
-        while word[-1] in "sxyhzof":  # whose plurals are irregular
-            word = talk.word()
-        return Exchange(talk.ask(_PLURAL, x=word), f"The plural of {word} is {word}s.")
-    letter = word[0] if form == "first" else word[-1]
-    asked = talk.ask(_LETTER, x=word, y=form)
-    return Exchange(asked, f"The {form} letter of {word} is {letter}.")
-
-
-_SPELL = """
-    Spell {x}.
-    How do you spell {x}?
-    Spell the word {x}.
-    Can you spell {x}?
-    How is {x} spelled?
-"""
-_CAPITAL = """
-    Write {x} in capital letters.
-    Write {x} in capitals.
-    What is {x} in capital letters?
-"""
-_PLURAL = """
-    What is the plural of {x}?
-    Tell me the plural of {x}.
-    How do you say more than one {x}?
-"""
-_LETTER = """
-    What is the {y} letter of {x}?
-    Which letter comes {y} in {x}?
-    Tell me the {y} letter of {x}.
 """
 
 

@@ -43,7 +43,8 @@ def test_conversations_are_valid_and_end_with_a_reply(made, asked):
     for messages in made:
         check_order(messages, ends_with="assistant")
         assert all(m.content == m.content.strip() != "" for m in messages)
-        assert all(m.content.isascii() and m.content.isprintable() for m in messages)
+        lines = [line for m in messages for line in m.content.split("\n")]
+        assert all(line.isascii() and line.isprintable() for line in lines)
     for question in asked:
         check_order(question.messages, ends_with="user")
         assert question.reply == question.reply.strip() != ""
@@ -62,20 +63,20 @@ def test_conversations_are_diverse(made):
     turns = Counter(len(replies(messages)) for messages in made)
     assert all(turns[count] > 50 for count in (1, 2, 3, 4, 5))
     assert 0.1 < sum(messages[0].role == "system" for messages in made) / len(made) < 0.3
-    assert len({reply for messages in made for reply in replies(messages)}) > 2500
+    assert len({reply for messages in made for reply in replies(messages)}) > 2000
     starts = Counter(m.content.split()[0].lower() for messages in made for m in messages)
     assert len(starts) > 300
 
 
 def test_questions_are_of_each_kind_in_turn(asked):
-    assert [question.kind for question in asked] == list(KINDS) * 30
+    assert [question.kind for question in asked] == (list(KINDS) * len(asked))[: len(asked)]
     assert all(len({q.reply for q in asked if q.kind == kind}) > 1 for kind in ("python", "echo"))
 
 
-def test_names_words_and_numbers_of_held_out_questions_are_never_in_training(made, asked):
+def test_names_and_words_of_held_out_questions_are_never_in_training(made, asked):
     taught, held_out = Counter(), Counter()
     names = r"(?:name is|call me|called|You are|talk to) (?!Your?\b|My\b)([A-Z][a-z]+)\b"
-    words = r"pell (?!and tell)(?:the word )?([a-z]+)"
+    words = r"(?:the word|(?:the|[Mm]y) favorite \w+ is|password) (?!(?:is|did)\b)([a-z]+)"
     for pattern in (names, words):
         for messages in made:
             taught.update(re.findall(pattern, " ".join(m.content for m in messages)))
@@ -84,14 +85,9 @@ def test_names_words_and_numbers_of_held_out_questions_are_never_in_training(mad
     assert len(taught) > 300
     assert len(held_out) > 100
     assert (taught.keys() & held_out.keys()) == set()
-    sums = re.compile(r"\d+ (?:plus|minus) \d+(?= is)")
-    taught_sums = {s for messages in made for s in sums.findall(" ".join(replies(messages)))}
-    asked_sums = {s for question in asked for s in sums.findall(question.reply)}
-    assert len(asked_sums) > 10
-    assert not taught_sums & asked_sums
 
 
-@pytest.mark.parametrize("kind", ["python", "opposite", "dates"])
+@pytest.mark.parametrize("kind", ["python", "opposite", "dates", "arithmetic"])
 def test_held_out_wordings_of_a_fact_are_never_in_training(made, asked, kind):
     def plain(text):
         return text.lower().rstrip(".?")
@@ -107,10 +103,10 @@ def test_what_was_said_and_told_is_the_reply(made):
     for messages in made:
         said = [m.content for m in messages if m.role != "system"]
         for index, text in enumerate(said):
-            if index % 2 and text.startswith("You said: "):
-                assert text == f"You said: {said[index - 3]}"
-            if index % 2 and text.startswith("I said: "):
-                assert text == f"I said: {said[index - 2]}"
+            if index % 2 and text.startswith("You said:"):
+                assert text == f"You said:\n{said[index - 3]}"
+            if index % 2 and text.startswith("I said:"):
+                assert text == f"I said:\n{said[index - 2]}"
             if index % 2 and text.startswith("Your name is "):
                 name = text.removeprefix("Your name is ").rstrip(".")
                 before = messages[: messages.index(("assistant", text))]
@@ -164,7 +160,7 @@ def test_the_version_is_increased_when_the_conversations_change(monkeypatch):
     monkeypatch.setattr(facts, "english_words", lambda: words * 5)
     text = repr([list(map(tuple, messages)) for messages in conversations(300)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    assert (builtin.VERSION, digest) == (1, "41d70a624cc3714d")
+    assert (builtin.VERSION, digest) == (2, "bd8ac3ab7a1c6930")
 
 
 @pytest.mark.parametrize(
