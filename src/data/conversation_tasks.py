@@ -88,6 +88,11 @@ _UNKNOWN = """
     Can you cook a {t}?
     How far is it to {n}?
     Why does {n} like the {a} {t}?
+    What is the capital of {n}?
+    How old is {n}?
+    Who made the {a} {t}?
+    How do I make a {t}?
+    Can you tell me about {n}?
 """
 
 
