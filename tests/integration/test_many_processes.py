@@ -136,7 +136,9 @@ def keys_of_pairs(make, name):
     keys = make.keys(name, micro_batch_size=2, parallel="fsdp")
     ours = {key: keys[key] for key in keys if key in ("model_name", *SHARED) or "model" not in key}
     del ours["tokenizer"], ours["sources"]
-    return {**ours, "init_from": str(start), "preferences": [str(pairs)], "sample_tokens": 0}
+    ours |= {"init_from": str(start), "preferences": [str(pairs)], "sample_tokens": 0}
+    found = make_config(ours, "training").items()
+    return {key: value for key, value in found if value is not None}
 
 
 def masked_job(make, name):
