@@ -6,6 +6,7 @@ import numpy as np
 
 from ..utils import log, plural
 from .dedup import Shingles, shared_shingles
+from .document_arrays import index_type
 from .scan import Scan
 from .sketches import near_pairs
 
@@ -20,9 +21,9 @@ def find_copies(
 ) -> tuple[np.ndarray, Pairs]:
     """Return which documents of a mask, (D,), are no copies of others, and pairs of near copies."""
     selected = scan if chosen.all() else scan.select(chosen)
-    firsts = np.flatnonzero(chosen)[selected.originals == np.arange(len(selected))]
     is_first = np.zeros(len(scan), bool)
-    is_first[firsts] = True
+    is_first[chosen] = selected.is_first
+    firsts = np.arange(len(scan), dtype=index_type(len(scan)))[is_first]
     if sketches is None or scan.shingles.rate == 1:
         a, b = _near_pairs_exact(selected.texts.shingles, len(firsts))
         return is_first, (firsts[a], firsts[b])
@@ -59,8 +60,8 @@ def _near_pairs_exact(sample: Shingles, count: int) -> tuple[np.ndarray, np.ndar
     Returns:
         The indices of the documents of each pair, as `sketches.near_pairs` returns them.
     """
-    sizes, (a, b, shared) = shared_shingles(sample, count)
-    is_near = shared >= _NEAR_COPY * (sizes[a] + sizes[b] - shared)
+    a, b, shared, of_a, of_b = shared_shingles(sample, count)
+    is_near = shared >= _NEAR_COPY * (of_a + of_b - shared)
     return a[is_near], b[is_near]
 
 

@@ -16,6 +16,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from ..nn import shingle_library
+from .document_arrays import compact, index_type
 from .sketches import Sketcher, update_minima
 
 SHINGLE = 24
@@ -96,7 +97,8 @@ class ShingleSampler:
         threshold = _threshold(self._rate)
         sizes, digests, found = self._scanner.scan(text, characters, documents, threshold, minima)
         hashes, own, starts, ends = found
-        self._sampled.append((hashes, own + (self._documents - 1), starts, ends))
+        places = map(compact, (own + (self._documents - 1), starts, ends))
+        self._sampled.append((hashes, *places))
         self._documents += count
         self._count += len(hashes)
         while self._count > 2 * _MAX_SHINGLES:
@@ -116,7 +118,7 @@ class ShingleSampler:
         """Return the sample, after the last document; `limit` makes it that of a whole corpus."""
         if self._sketcher is not None:
             self._sketcher.finish()
-        none = (np.empty(0, np.uint64), *(np.empty(0, np.int64) for _ in range(3)))
+        none = (np.empty(0, np.uint64), *(np.empty(0, np.int32) for _ in range(3)))
         hashes, documents, starts, ends = map(
             np.concatenate, zip(none, *self._sampled, strict=True)
         )
@@ -262,10 +264,10 @@ def cluster_near_duplicates(sample: Shingles, count: int, threshold: float) -> n
     Returns:
         The cluster of each document, (count,), as the index of the cluster's first document.
     """
-    sizes, (a, b, shared) = shared_shingles(sample, count)
-    linked = shared >= threshold * np.minimum(sizes[a], sizes[b])
+    a, b, shared, of_a, of_b = shared_shingles(sample, count)
+    linked = shared >= threshold * np.minimum(of_a, of_b)
     linked &= shared >= (_MIN_COMMON if sample.rate > 1 else 1)
-    return link(np.arange(count), a[linked], b[linked])
+    return link(np.arange(count, dtype=index_type(count)), a[linked], b[linked])
 
 
 def link(groups: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -278,17 +280,22 @@ def link(groups: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return groups
 
 
+def is_root(groups: np.ndarray) -> np.ndarray:
+    """Return the mask, (D,), of the documents that are the first of their cluster."""
+    return groups == np.arange(len(groups), dtype=groups.dtype)
+
+
 # In a sample, documents must have so many in common: of a short document it may have only one
 # shingle, which may be that of a phrase that is in very many others.
 _MIN_COMMON = 4
 
 
-def shared_shingles(
-    sample: Shingles, count: int
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return the number of different shingles of each document, (count,), and `_pairs` of them."""
+def shared_shingles(sample: Shingles, count: int) -> tuple[np.ndarray, ...]:
+    """Return `_pairs` of documents, and the number of different shingles of each, (P,) each."""
     hashes, documents = sample.by_hash
-    return np.bincount(documents, minlength=count), _pairs(hashes, documents, count)
+    a, b, shared = _pairs(hashes, documents, count)
+    known, sizes = np.unique(documents, return_counts=True)
+    return a, b, shared, *(sizes[np.searchsorted(known, each)] for each in (a, b))
 
 
 def _pairs(
@@ -305,7 +312,7 @@ def _pairs(
     first = documents[begins[np.searchsorted(begins, repeats, "right") - 1]]
     before, after = documents[repeats - 1], documents[repeats]
     other = before != first
-    keys = np.concatenate([first, before[other]]) * count
+    keys = np.concatenate([first, before[other]]).astype(np.int64) * count
     keys += np.concatenate([after, after[other]])
     keys, shared = np.unique(keys, return_counts=True)
     return keys // max(1, count), keys % max(1, count), shared

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..nn import shingle_library
+from .document_arrays import parts_by_value
 
 BINS = 128
 _BANDS, _ROWS = 16, 5  # documents with 0.8 in common agree in a band with a probability of 0.998
@@ -28,7 +29,9 @@ _ERROR = 0.035
 """Standard error of the fraction in common that sketches show, where it is 0.8."""
 _SHIFT = np.uint64(64 - BINS.bit_length() + 1)
 _EMPTY = np.uint64(2**64 - 1)
-_COMPARED = 2**16  # pairs that are compared at a time
+_READ = 2**16  # sketches that are read at a time, in order
+# Pairs that are compared at a time: for each, 64 KB around two sketches may come into memory.
+_COMPARED = 2**8
 
 
 class Sketcher:
@@ -103,11 +106,11 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find pairs of near copies; of many copies of a document, each is in a pair with another.
 
-    Time is O(D log D), memory O(D).
+    Time is O(D log D). Memory is 8 bytes a document, and 32 a pair; the sketches stay on disk.
 
     Args:
         sketches: the sketches of a corpus' documents.
-        documents: indices of the documents to compare, (D,), in ascending order.
+        documents: indices of the documents to compare, (D,) int32 or int64, in ascending order.
         threshold: fraction of all their shingles that near copies have in common. Of documents with
             exactly this in common, five of six are found; with 0.05 less, one of three.
 
@@ -118,16 +121,17 @@ def near_pairs(
     keys = [np.empty(0, np.int64)]
     for band in range(_BANDS):
         column = _band(sketches, documents, band)
-        found = _pairs_of_band(sketches, documents, column, threshold)
-        keys = [np.unique(np.concatenate([*keys, found]))]
+        for rows in parts_by_value(column):
+            keys += _pairs_of_band(sketches, documents, column, rows, threshold)
+        keys = [np.unique(np.concatenate(keys))]
     count = max(1, len(sketches))
     return keys[0] // count, keys[0] % count
 
 
 def _band(sketches: np.ndarray, documents: np.ndarray, band: int) -> np.ndarray:
     column = np.empty(len(documents), np.uint32)
-    for at in range(0, len(documents), _COMPARED):
-        column[at : at + _COMPARED] = sketches["bands"][documents[at : at + _COMPARED], band]
+    for at in range(0, len(documents), _READ):
+        column[at : at + _READ] = sketches["bands"][documents[at : at + _READ], band]
         _release(sketches)
     return column
 
@@ -140,14 +144,25 @@ def _release(sketches: np.ndarray) -> None:
 
 
 def _pairs_of_band(
-    sketches: np.ndarray, documents: np.ndarray, column: np.ndarray, threshold: float
-) -> np.ndarray:
+    sketches: np.ndarray,
+    documents: np.ndarray,
+    column: np.ndarray,
+    rows: np.ndarray,
+    threshold: float,
+) -> list[np.ndarray]:
     """Return the near copies among documents with the same hash of a band, as `a * D + b`.
 
     Each is compared with the first of these documents and, if that is no near copy, with the one
     before: linear, since all pairs would be quadratic.
+
+    Args:
+        sketches: the sketches of a corpus' documents.
+        documents: indices of the documents to compare, (D,).
+        column: the hashes of their bands, (D,).
+        rows: the indices in both of the documents to compare now, (R,), in ascending order.
+        threshold: as for `near_pairs`.
     """
-    order = np.argsort(column, kind="stable")
+    order = rows[np.argsort(column[rows], kind="stable")]
     order = order[np.searchsorted(column[order], 1) :]
     is_same = column[order[1:]] == column[order[:-1]]
     begins = np.concatenate([[0], np.flatnonzero(~is_same) + 1])
@@ -157,8 +172,10 @@ def _pairs_of_band(
     is_near = _are_near(sketches, firsts, after, threshold)
     others = ~is_near & (before != firsts)
     others[others] = _are_near(sketches, before[others], after[others], threshold)
-    a = np.concatenate([firsts[is_near], before[others]])
-    return a * len(sketches) + np.concatenate([after[is_near], after[others]])
+    return [
+        a.astype(np.int64) * len(sketches) + b
+        for a, b in ((firsts[is_near], after[is_near]), (before[others], after[others]))
+    ]
 
 
 def _are_near(sketches: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 
 import numpy as np
 
@@ -68,14 +69,16 @@ class SplitPlan:
         Args:
             sources: number of documents of each source, in order.
         """
-        counts = (self.cuts > 0).astype(np.int64)
-        for document, spans in self.exceptions.items():
-            counts[document] = sum(not is_held_out for _, _, is_held_out in spans)
+        is_counted = self.cuts > 0
         if self.removed is not None:
-            counts[self.removed] = 0
-        before = np.concatenate([[0], np.cumsum(counts)])
-        bounds = np.cumsum([0, *sources])
-        return np.diff(before[bounds]).tolist()
+            is_counted &= ~self.removed
+        bounds = [0, *accumulate(sources)]
+        counts = [int(is_counted[first:last].sum()) for first, last in pairwise(bounds)]
+        for document, spans in self.exceptions.items():
+            if document < bounds[-1] and (self.removed is None or not self.removed[document]):
+                own = sum(not is_held_out for _, _, is_held_out in spans)
+                counts[bisect_right(bounds, document) - 1] += own - int(is_counted[document])
+        return counts
 
     def sides(self, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Return which shingles are in training text and which in held-out text, (N,) each."""

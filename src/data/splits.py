@@ -14,9 +14,11 @@ from .dedup import (
     HashSet,
     cluster_near_duplicates,
     containment,
+    is_root,
     link,
     passages,
 )
+from .document_arrays import index_type, ranks_of, sums_of
 from .scan import Scan, Texts, scan_texts
 from .split_plan import Span as Span
 from .split_plan import SplitPlan as SplitPlan
@@ -122,9 +124,12 @@ def plan_corpus(
     Raises:
         AGI2Error: if nothing is left to train on.
     """
-    is_val = np.arange(len(scan)) >= first_val
+    is_val = np.zeros(len(scan), bool)
+    is_val[first_val:] = True
     originals = scan.plain_originals
-    removed = np.isin(originals, originals[is_val]) & ~is_val
+    is_in_val = np.zeros(len(scan), bool)
+    is_in_val[originals[first_val:]] = True
+    removed = is_in_val[originals] & ~is_val
     if removed.any():
         what = plural(int(removed.sum()), "document")
         log.warning("removed from the training text, as %s has the same: %s", val, what)
@@ -133,9 +138,10 @@ def plan_corpus(
     if len(scan) and removed[:first_val].all():
         raise AGI2Error(f"{val}: all of the training text is in it: nothing is left to train on")
     kept = ~removed
-    ranks = np.cumsum(kept) - 1
     both = kept[a] & kept[b]
+    ranks = ranks_of(kept)
     pairs = ranks[a[both]], ranks[b[both]]
+    del ranks, is_in_val, is_first, both
     selected = scan.select(kept) if removed.any() else scan
     if is_val.any():
         plan = _plan_given(selected, is_val[kept], pairs, val)
@@ -144,7 +150,7 @@ def plan_corpus(
         plan = plan_split(selected, val_fraction, seed, pairs, val != "val_sources", together)
     if not removed.any():
         return plan
-    cuts = np.zeros(len(scan), np.int64)
+    cuts = np.zeros_like(scan.characters)
     cuts[kept] = plan.cuts
     places = np.flatnonzero(kept)
     exceptions = {int(places[index]): spans for index, spans in plan.exceptions.items()}
@@ -163,10 +169,11 @@ def _plan_given(scan: Scan, is_val: np.ndarray, pairs: Pairs, val: str) -> Split
     shingles = scan.shingles
     in_val = is_val[shingles.documents]
     known = HashSet(shingles.hashes[~in_val]).contains(shingles.hashes[in_val])
-    documents = shingles.documents[in_val]
-    counts = np.bincount(documents, minlength=len(scan))
-    shared = np.bincount(documents, known, len(scan))
-    is_near = (shared >= _NEAR_DUPLICATE_THRESHOLDS[1] * counts) & (counts > 0)
+    documents, index, counts = np.unique(
+        shingles.documents[in_val], return_inverse=True, return_counts=True
+    )
+    is_near = np.zeros(len(scan), bool)
+    is_near[documents] = np.bincount(index, known) >= _NEAR_DUPLICATE_THRESHOLDS[1] * counts
     a, b = pairs
     is_near[b[~is_val[a] & is_val[b]]] = True
     if is_near.any():
@@ -198,12 +205,14 @@ def _plans(
     """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
     texts = scan.texts
     if are_whole or len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
-        lengths = np.bincount(texts.index_of, scan.characters, len(texts)).astype(np.int64)
+        lengths = texts.lengths
+        if len(texts) < len(scan):  # those of all copies count
+            lengths = sums_of(scan.characters, texts.index_of, len(texts))
         total = int(lengths.sum())
         for threshold in _NEAR_DUPLICATE_THRESHOLDS:
             groups = cluster_near_duplicates(texts.shingles, len(texts), threshold)
             groups = _linked(groups, texts, *linked)
-            related = len(texts) - len(np.unique(groups))
+            related = len(texts) - int(is_root(groups).sum())
             chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
             held_out = int(lengths[chosen].sum())
             # Near-duplicate clusters can be too large to hold out: then too little is held out, and
@@ -219,10 +228,11 @@ def _plans(
             elif not related:
                 break
     if are_whole:
-        groups = _linked(np.arange(len(texts)), texts, linked[1])
+        apart = np.arange(len(texts), dtype=index_type(len(texts)))
+        groups = _linked(apart.copy(), texts, linked[1])
         chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
         if not chosen.any():
-            chosen = _choose_held_out(np.arange(len(texts)), lengths, val_fraction * total, seed)
+            chosen = _choose_held_out(apart, lengths, val_fraction * total, seed)
         yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters))
     else:
         yield _split_each(scan, texts, val_fraction)
@@ -244,18 +254,19 @@ def _choose_held_out(
     Returns:
         The mask, (T,), of the texts to hold out.
     """
-    roots = np.flatnonzero(groups == np.arange(len(groups)))
-    totals = np.bincount(groups, lengths, len(groups))[roots].astype(np.int64)
+    roots = np.arange(len(groups), dtype=groups.dtype)[is_root(groups)]
+    totals = lengths if len(roots) == len(groups) else sums_of(lengths, groups, len(groups))
     generator = torch.Generator("cpu").manual_seed(seed)
-    order = torch.randperm(len(roots), generator=generator, device="cpu").numpy()
+    dtype = torch.int32 if len(roots) < 2**31 else torch.int64
+    order = torch.randperm(len(roots), generator=generator, dtype=dtype, device="cpu").numpy()
     is_chosen = np.zeros(len(groups), bool)
     remaining = wanted
     for first in range(0, len(order), _CHUNK):
-        chunk = order[first : first + _CHUNK]
-        for index, length in zip(chunk.tolist(), totals[chunk].tolist(), strict=True):
+        chunk = roots[order[first : first + _CHUNK]]
+        for root, length in zip(chunk.tolist(), totals[chunk].tolist(), strict=True):
             # A group that would overshoot by more than half its length stays in training.
             if length <= 2 * remaining:
-                is_chosen[roots[index]] = True
+                is_chosen[root] = True
                 remaining -= length
         if remaining < 0:
             break
