@@ -12,6 +12,7 @@ enum {
     CACHE_BITS = 15,
     CACHED_BYTES = 22,
     CACHED_IDS = 10,
+    JOIN_BITS = 20,
 };
 
 /* An entry of the hash table of merges. The key is a pair of token ids, left << 32 | right. */
@@ -23,9 +24,15 @@ typedef struct {
 typedef struct {
     uint32_t byte_ids[256];
     Splitter splitter;
+    uint8_t joins[1 << (JOIN_BITS - 3)]; /* a bit for each hash of what `join_at` returns */
     uint64_t mask;
     Merge merges[];
 } Encoder;
+
+/* The ends of a token: up to two bytes each. n is 1 if it has one byte, 0 if it is not known. */
+typedef struct {
+    uint8_t n, first[2], last[2];
+} Ends;
 
 /* An encoded word, in one cache line. An empty entry has no bytes. */
 typedef struct {
@@ -49,20 +56,80 @@ static inline const Merge *find(const Encoder *encoder, uint32_t left, uint32_t 
     return &encoder->merges[at];
 }
 
+/* Return the bytes around a place between two characters: `a` and `b` to the left, `c` and `d` to
+   the right. Those that are of other characters, or not known, are 0. */
+static inline uint32_t join_at(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    return (b < 0x80 ? 0 : a << 24) | b << 16 | c << 8 | (c < 0x80 ? 0 : d);
+}
+
+static inline uint32_t join_bit(uint32_t join) { return join * 0x9E3779B1u >> (32 - JOIN_BITS); }
+
+static inline int has_join(const Encoder *encoder, uint32_t join)
+{
+    uint32_t bit = join_bit(join);
+    return encoder->joins[bit >> 3] >> (bit & 7) & 1;
+}
+
+static inline int is_inside(uint8_t byte) { return (byte & 0xC0) == 0x80; } /* a character */
+
+/* Enter the places where merges join tokens. Of merges in the order of training one pass over them
+   knows the ends of all tokens; if three do not, every place counts as one. */
+static void enter_joins(Encoder *encoder, const uint32_t *merges, int64_t n, Ends *ends)
+{
+    int64_t unknown = n;
+    for (int i = 0; i < 256; i++)
+        ends[encoder->byte_ids[i]] = (Ends){1, {(uint8_t)i}, {0, (uint8_t)i}};
+    for (int pass = 0; pass < 3 && unknown; pass++) {
+        unknown = 0;
+        for (const uint32_t *each = merges; each < merges + 4 * n; each += 4) {
+            Ends left = ends[each[0]], right = ends[each[1]];
+            if (!left.n || !right.n) {
+                unknown++;
+                continue;
+            }
+            Ends joined = {2, {left.first[0], left.first[1]}, {right.last[0], right.last[1]}};
+            if (left.n == 1)
+                joined.first[1] = right.first[0];
+            if (right.n == 1)
+                joined.last[0] = left.last[1];
+            ends[each[2]] = joined;
+            if (is_inside(right.first[0]))
+                continue;
+            uint32_t bit = join_bit(join_at(left.n == 1 ? 0 : left.last[0], left.last[1],
+                                            right.first[0], right.n == 1 ? 0 : right.first[1]));
+            encoder->joins[bit >> 3] |= (uint8_t)(1 << (bit & 7));
+        }
+    }
+    if (unknown)
+        memset(encoder->joins, 0xFF, sizeof encoder->joins);
+}
+
 /* Make an encoder. `merges` (n, 4) has a left, a right and a new token id and the rank; the pairs
    are distinct. Return NULL if there is no memory. */
 Encoder *agi2_bpe_encoder(const uint32_t *byte_ids, const uint32_t *merges, int64_t n,
                           const uint8_t *kinds, int32_t is_gpt4, int32_t max_digits)
 {
-    uint64_t slots = 4;
+    uint64_t slots = 4, tokens = 0;
     while (slots < 2 * (uint64_t)n + 2)
         slots *= 2;
+    for (int i = 0; i < 256; i++)
+        tokens = byte_ids[i] >= tokens ? (uint64_t)byte_ids[i] + 1 : tokens;
+    for (int64_t i = 0; i < 4 * n; i += i % 4 == 2 ? 2 : 1)
+        tokens = merges[i] >= tokens ? (uint64_t)merges[i] + 1 : tokens;
     Encoder *encoder = malloc(sizeof(Encoder) + slots * sizeof(Merge));
-    if (!encoder)
+    Ends *ends = calloc(tokens, sizeof(Ends));
+    if (!encoder || !ends) {
+        free(encoder);
+        free(ends);
         return NULL;
+    }
     memcpy(encoder->byte_ids, byte_ids, sizeof encoder->byte_ids);
     encoder->splitter = (Splitter){kinds, is_gpt4, max_digits};
     encoder->mask = slots - 1;
+    memset(encoder->joins, 0, sizeof encoder->joins);
+    enter_joins(encoder, merges, n, ends);
+    free(ends);
     for (uint64_t i = 0; i < slots; i++)
         encoder->merges[i] = (Merge){NO_PAIR, NO_RANK, 0};
     for (const uint32_t *each = merges; n--; each += 4) {
@@ -221,6 +288,23 @@ static int64_t encode_long(const Encoder *encoder, const uint8_t *word, int64_t 
     return count;
 }
 
+/* Return the end of the part of a word at p < end that can be encoded by itself: no merge joins it
+   to what follows. So a text without spaces is encoded in parts, most of which repeat. */
+static inline const uint8_t *part_end(const Encoder *encoder, const uint8_t *p, const uint8_t *end)
+{
+    for (const uint8_t *q = p + 1; q < end; q++) {
+        if (is_inside(*q))
+            continue;
+        uint32_t a = q - p > 1 ? q[-2] : 0, d = end - q > 1 ? q[1] : 0;
+        if (!(has_join(encoder, join_at(a, q[-1], *q, d)) |
+              has_join(encoder, join_at(a, q[-1], *q, 0)) |
+              has_join(encoder, join_at(0, q[-1], *q, d)) |
+              has_join(encoder, join_at(0, q[-1], *q, 0))))
+            return q;
+    }
+    return end;
+}
+
 static inline const Cached *encode_cached(const Encoder *encoder, Cached *cache,
                                           const uint8_t *word, int n)
 {
@@ -263,8 +347,11 @@ int64_t agi2_bpe_encode(const Encoder *encoder, Cached *cache, const uint8_t *te
     int64_t total = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t start = total;
-        for (const uint8_t *end = text + ends[i], *next; p < end; p = next) {
-            next = word_end(&encoder->splitter, p, end);
+        const uint8_t *end = text + ends[i], *next, *word = p;
+        for (; p < end; p = next) {
+            if (p == word)
+                word = word_end(&encoder->splitter, p, end);
+            next = word - p <= CACHED_BYTES ? word : part_end(encoder, p, word);
             int64_t size = next - p, count;
             const Cached *entry = NULL;
             uint32_t short_ids[SHORT_WORD], *ids = short_ids;

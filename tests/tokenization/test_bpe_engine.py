@@ -1,8 +1,10 @@
 """Encoding by the library in C gives the ids of the `tokenizers` library, for any text."""
 
 import copy
+import functools
 import json
 import pickle
+import random
 import threading
 
 import numpy as np
@@ -52,6 +54,37 @@ def test_ids_equal_those_of_the_tokenizers_library(tokenizer, texts):
     found = engine_of(tokenizer).encode(texts, np.uint32, 1)
     for ours, theirs in zip(found, library_ids(tokenizer, *texts), strict=True):
         assert ours.tolist() == theirs.tolist()
+
+
+@needs_library
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.text(
+        st.sampled_from("\u4e00\u4e80\u4f80\u9be8\u9bf8\u6d77\u6d78\u3042ab\u00e9\U0001f433"),
+        max_size=90,
+    )
+)
+def test_words_without_spaces_have_the_ids_of_the_tokenizers_library(text):
+    """They are encoded in parts: the vocabulary has tokens that end within a character."""
+    for engine, library in _spaceless():
+        ours = engine.encode([text, text * 7], np.uint32, 1)[0]
+        assert ours.tolist() == library.encode([text, text * 7], np.uint32, 1)[0].tolist()
+
+
+@functools.cache
+def _spaceless():
+    """Engines of vocabularies that were trained on random characters, in two orders of merges."""
+    draw = random.Random(1)
+    text = "".join(
+        draw.choices("\u4e00\u4e80\u4f80\u9be8\u9bf8\u6d77\u6d78\u3042ab\u00e9\U0001f433", k=20_000)
+    )
+    tokenizer = BPETokenizer(700)
+    tokenizer.fit(text)
+    content = json.loads(tokenizer._tokenizer.to_str())
+    shuffled = copy.deepcopy(content)
+    draw.shuffle(shuffled["model"]["merges"])
+    made = [tokenizers.Tokenizer.from_str(json.dumps(each)) for each in (content, shuffled)]
+    return [(make_engine(each), LibraryEngine(each)) for each in made]
 
 
 @needs_library
