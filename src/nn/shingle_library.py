@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sysconfig
-from ctypes import c_char_p, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,11 @@ def load(folder: Path) -> ctypes.CDLL | None:
         ),
         ("scan_bytes", size, ()),
         ("sketches", None, (address, size, address)),
+        ("use_sha_instructions", c_int32, (c_int32,)),
     ):
         function = getattr(library, f"agi2_{name}")
         function.restype, function.argtypes = result, arguments
+    library.agi2_use_sha_instructions(True)
     return library
 
 

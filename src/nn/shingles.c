@@ -123,6 +123,14 @@ int64_t agi2_scan(Scan *scan, const uint8_t *text, int64_t size, const int64_t *
     return found.n;
 }
 
+/* Hash by the instructions of the processor for SHA-256, or without them. Return whether they are
+   used: not all processors have them. Not to be called during a scan. */
+int32_t agi2_use_sha_instructions(int32_t is_wanted)
+{
+    sha256_uses_instructions = is_wanted && sha256_finds_instructions();
+    return sha256_uses_instructions;
+}
+
 int64_t agi2_scan_bytes(void) { return sizeof(Scan); }
 
 /* Return the code of the smallest hash in a range, in 4 bits. */

@@ -25,13 +25,18 @@ from tests.bounds import by_chance
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=3000))
 
 
-@pytest.fixture(params=["C", "NumPy"])
+@pytest.fixture(params=["C", "C, portable SHA-256", "NumPy"])
 def native(request, monkeypatch):
     """Shingles are hashed in C, if it was compiled, or in NumPy."""
     if request.param == "NumPy":
         monkeypatch.setattr(shingle_library, "LIBRARY", None)
+        yield
     elif shingle_library.LIBRARY is None:
         pytest.skip("no C compiler at installation")
+    else:
+        shingle_library.LIBRARY.agi2_use_sha_instructions("portable" not in request.param)
+        yield
+        shingle_library.LIBRARY.agi2_use_sha_instructions(True)
 
 
 def sample(documents, pieces=1, batch=2**20):
