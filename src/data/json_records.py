@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -111,11 +110,12 @@ _decode = json.JSONDecoder().raw_decode
 def _parse(source: Input, line: str, number: int) -> Any:
     """Parse a line; as `parse_json` does, which takes twice as long for a short line."""
     if line.count("{") + line.count("[") <= MAX_DEPTH:
-        # An error is raised again below, with a message.
-        with contextlib.suppress(ValueError):
+        try:
             value, end = _decode(line)
-            if end == len(line):
-                return value
+        except ValueError:  # it is raised again below, with a message
+            end = -1
+        if end == len(line):
+            return value
     return parse_json(line, f"{source.name}:{number}")
 
 
@@ -189,7 +189,8 @@ def _text(source: Input, value: Any, field: str, at: str) -> str:
         what = f"no text in the field {field!r}" if field else "not an object or a text"
         raise source.error("without the field", f"{what}; set text_field", at)
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError:  # JSON escapes can encode lone surrogates
         return text.encode("utf-8", "replace").decode()
     return text
