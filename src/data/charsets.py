@@ -143,6 +143,22 @@ def has_many_controls(text: str) -> bool:
     return len(_CONTROL.findall(text)) > _MAX_CONTROL * len(text)
 
 
+def has_few_nuls(block: bytes, before: tuple[int, int] = (0, 0)) -> bool:
+    """Return whether the NUL bytes of a text are too few for binary data: less than 1 %.
+
+    Args:
+        block: a block of it, which is not UTF-16 or UTF-32.
+        before: numbers of NUL bytes and of all bytes before the block.
+    """
+    is_few = 100 * (before[0] + block.count(0)) < before[1] + len(block)
+    return is_few and not has_many_controls(block.decode(UTF8, "ignore"))
+
+
+def is_wide(name: str) -> bool:
+    """Return whether an encoding is UTF-16 or UTF-32, in which characters have NUL bytes."""
+    return codecs.lookup(name).name.startswith(("utf-16", "utf-32"))
+
+
 def declared_name(name: str) -> str:
     """Return the encoding that a text means by a name, whose characters may be more."""
     try:

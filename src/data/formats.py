@@ -7,7 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..utils import open_file
-from .charsets import encoding_of_mark, unmarked_utf16
+from .charsets import (
+    UTF8,
+    encoding_of_mark,
+    has_few_nuls,
+    is_valid,
+    unmarked_utf16,
+)
 from .documents import ReadOptions
 from .text_files import Unreadable, unreadable
 
@@ -204,7 +210,9 @@ def check_format(
             f"with uv sync --extra documents or pip install {format_.package}",
         )
     if format_ in _TEXTUAL and b"\0" in head and not _is_wide(head, options):
-        raise Unreadable("not text", f"{name}: {nul_problem(head)}")
+        is_stray = format_ is not RTF and has_few_nuls(head) and is_valid(head, UTF8)
+        if not is_stray:
+            raise Unreadable("not text", f"{name}: {NUL_PROBLEM}")
 
 
 def _is_wide(head: bytes, options: ReadOptions | None) -> bool:
@@ -213,10 +221,5 @@ def _is_wide(head: bytes, options: ReadOptions | None) -> bool:
     return bool(is_wide)
 
 
-def nul_problem(block: bytes) -> str:
-    """Return what is wrong with a block that has NUL bytes; with few of them, it may be text."""
-    advice = "; if it is one, remove them with tr -d '\\000'"
-    return f"not a text file (it contains NUL bytes){advice * (block.count(0) * 100 < len(block))}"
-
-
+NUL_PROBLEM = "not a text file (it contains NUL bytes)"
 _TEXTUAL = (TEXT, HTML, XML, JSON, JSON_LINES, TABLE, RTF, SUBTITLES, NOTEBOOK)

@@ -18,14 +18,16 @@ from .charsets import (
     encoding_of_mark,
     escaped_encoding,
     guess_encoding,
+    has_few_nuls,
     has_many_controls,
     is_ascii,
     is_damaged_utf8,
     is_valid,
+    is_wide,
     unmarked_utf16,
 )
 from .documents import MAX_CHARACTERS, Document
-from .formats import nul_problem
+from .formats import NUL_PROBLEM
 from .gutenberg import book_boundary, strip_gutenberg
 from .inputs import BLOCK, Input
 from .text_files import Unreadable
@@ -48,7 +50,7 @@ class _Decoder:
         self._is_chosen = False
         self._encoding = UTF8
         self._decoder = codecs.getincrementaldecoder(UTF8)()
-        self._bytes = self._lines = 0
+        self._bytes = self._lines = self._nuls = 0
 
     def decode(self, block: bytes, is_last: bool = False) -> str:
         """Decode the next block.
@@ -56,6 +58,7 @@ class _Decoder:
         Raises:
             Unreadable: if it is not text, or in another encoding than the blocks before.
         """
+        size, block = len(block), self._without_nuls(block)
         if not self._is_chosen and not (self._bytes and is_ascii(block)):
             self._choose(block)
         try:
@@ -65,9 +68,35 @@ class _Decoder:
         if "\0" in text:
             line = self._lines + text.count("\n", 0, text.index("\0")) + 1
             raise binary_error(self._source, block, f":{line}")
-        self._bytes += len(block)
+        self._bytes += size
         self._lines += text.count("\n")
         return text
+
+    def _without_nuls(self, block: bytes) -> bytes:
+        """Remove the NUL bytes of a block, counted as removed, if they are few.
+
+        In other encodings than UTF-16 and UTF-32 no character has them.
+        """
+        if b"\0" not in block or is_wide(self._first_choice(block)):
+            return block
+        is_known = self._is_chosen or self._source.options.encoding is not None
+        if not has_few_nuls(block, (self._nuls, self._bytes)):
+            return block
+        if not is_known and not is_valid(
+            block, UTF8
+        ):  # such as UTF-16 with few characters of ASCII
+            return block
+        found = block.count(0)
+        self._nuls += found
+        self._source.removed("NUL characters", found)
+        return block.replace(b"\0", b"")
+
+    def _first_choice(self, block: bytes) -> str:
+        """Return the encoding, as far as it is known before it is guessed."""
+        if self._is_chosen or self._bytes:
+            return self._encoding
+        found = encoding_of_mark(block) or self._source.options.encoding
+        return found or unmarked_utf16(block) or UTF8
 
     def _choose(self, block: bytes) -> None:
         """Choose the encoding, unless the block is ASCII, as all blocks before it are."""
@@ -122,7 +151,7 @@ class _Decoder:
 
 def binary_error(source: Input, block: bytes, at: str = "") -> Unreadable:
     """Return the error for a block of an input that has NUL bytes; `at` is its place."""
-    return source.error("not text", nul_problem(block), at)
+    return source.error("not text", NUL_PROBLEM, at)
 
 
 def text_blocks(source: Input, declared: str | None = None) -> Iterator[str]:
@@ -206,9 +235,10 @@ def read_text(source: Input) -> Iterator[Document]:
         if size >= 2 * MAX_CHARACTERS:
             text = "".join(buffer)
             end = book_boundary(text, MAX_CHARACTERS) or piece_end(text, MAX_CHARACTERS)
-            yield source.document(_without_frames(source, text[:end]), continues=continues)
+            buffer, text, size = [text[end:]], text[:end], len(text) - end
+            yield source.document(_without_frames(source, text), continues=continues)
             continues = True
-            buffer, size = [text[end:]], len(text) - end
+            del text  # of many MB, which are else kept while the next piece is read
     yield source.document(_without_frames(source, "".join(buffer)), continues=continues)
 
 

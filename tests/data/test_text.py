@@ -16,10 +16,12 @@ def small_blocks(monkeypatch):
     ("content", "problem"),
     [
         (
-            "é\n".encode() * 400_000 + b"\0",
-            r"a.txt:400001: not a text file .*NUL bytes.; if it is one, remove",
+            "é\n".encode() * 400_000 + b"\0" * 50_000,
+            r"a.txt:400001: not a text file .*NUL bytes.",
         ),
-        (b"a" * 900 + b"\0", r"a.txt: not a text file .*NUL bytes.; if it is one, remove"),
+        ("\u9be8\n".encode("utf-16-le") + "\u9be8".encode("utf-16-le") * 99, "NUL bytes"),
+        (b"a\0" + b"\1" * 999, "NUL bytes"),
+        (b"x" * 9000 + b"\xe9\0", "NUL bytes"),
         (b"a" * 9 + b"\0", r"not a text file .it contains NUL bytes.$"),
         ("text".encode("utf-32-be") * 99, "not a text file"),
         ("鯨".encode("utf-32-le"), "not a text file|not UTF-8"),
@@ -150,3 +152,18 @@ def test_normalized_text_is_not_copied():
     content = "été" * 10
     assert normalize(content, "nfc") is content
     assert normalize("ascii", "nfkc") == "ascii"
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (b"a\0" + b"b" * 200, {}),
+        ("\u00e9\n".encode() * 400_000 + b"\0" + "\u9be8".encode(), {}),
+        (b"caf\xe9\0 " * 20 + b"x" * 2000, {"encoding": "cp1252"}),
+    ],
+)
+def test_few_nul_bytes_of_a_text_are_removed_and_counted(tmp_path, content, options):
+    found, report = read_with_report(write(tmp_path / "a.txt", content), **options)
+    assert "".join(found) == content.replace(b"\0", b"").decode(options.get("encoding", "utf-8"))
+    line = lines_of(report.removed)
+    assert line.startswith(f"NUL character in 1 place ({content.count(0)} character")
