@@ -11,6 +11,7 @@ from .charsets import (
     UTF8,
     encoding_of_mark,
     has_few_nuls,
+    has_many_controls,
     is_valid,
     unmarked_utf16,
 )
@@ -126,6 +127,26 @@ def is_known(filename: str) -> bool:
         filename = split[0]
     path = PurePosixPath(filename)
     return path.suffix.lower() in _BY_SUFFIX or path.name.lower() in _TEXT_NAMES
+
+
+def is_unnamed(filename: str) -> bool:
+    """Return whether the name of a file says nothing of its format: it has no suffix."""
+    return not PurePosixPath(filename).suffix.strip(".") and not is_known(filename)
+
+
+def is_unnamed_text(path: Path, options: ReadOptions) -> bool:
+    """Return whether a file that has no suffix is text, by its first bytes."""
+    if not is_unnamed(path.name) or not path.is_file():  # a pipe would block
+        return False
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    if b"\0" in head:
+        return _is_wide(head, options)
+    encoding = UTF8 if is_valid(head, UTF8) else "latin-1"
+    return bool(head.strip()) and not has_many_controls(head.decode(encoding, "ignore"))
 
 
 def compression_of(filename: str, head: bytes) -> Format | None:

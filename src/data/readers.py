@@ -39,6 +39,7 @@ from .formats import (
     check_format,
     compression_of,
     format_of,
+    is_unnamed,
     split_compression,
 )
 from .html import read_html
@@ -153,6 +154,8 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
     for path in source.files:
         try:
             yield from _read_file(path, options, counts)
+            if not source.is_named and is_unnamed(path.name):
+                counts.notes.add("without a suffix read as text", str(path))
         except Unreadable as problem:
             if source.is_named:
                 raise

@@ -19,7 +19,7 @@ from ..utils import human_bytes
 from .builtin import BUILTIN, BUILTINS
 from .documents import ReadOptions
 from .downloads import download, is_url
-from .formats import CACHE_FOLDERS, check_head, is_known, readable_suffixes
+from .formats import CACHE_FOLDERS, check_head, is_known, is_unnamed_text, readable_suffixes
 from .hub_datasets import skipped_names
 from .patterns import match_parts
 from .remote import RemoteFile, check_protocol, find_remote, is_remote
@@ -195,7 +195,8 @@ def _named_file(path: Path, options: ReadOptions) -> Path:
 
 def _resolve_folder(name: str, folder: Path, options: ReadOptions) -> Source:
     source = Source(name, is_named=False)
-    candidates = [path for path in _walk(folder, source.skipped) if _is_known(path, source)]
+    found = _walk(folder, source.skipped)
+    candidates = [path for path in found if _is_known(path, source, options)]
     if not candidates:
         raise AGI2Error(
             f"{name}: no file in this folder has a format that is read: source code, "
@@ -204,8 +205,8 @@ def _resolve_folder(name: str, folder: Path, options: ReadOptions) -> Source:
     return _check_found(source, candidates, options)
 
 
-def _is_known(path: Path, source: Source) -> bool:
-    if is_known(path.name):
+def _is_known(path: Path, source: Source, options: ReadOptions) -> bool:
+    if is_known(path.name) or is_unnamed_text(path, options):
         return True
     source.skipped.add("in no format that is read", str(path), size=file_size(path))
     return False

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.data import formats
 from src.data import sources as module
 from src.data.corpus import read_documents
+from src.data.documents import ReadReport
 from src.data.patterns import match_parts
+from src.data.readers import iterate_documents
 from src.data.sources import check_rereadable, find_sources, list_sources
 from src.errors import AGI2Error
 
@@ -66,6 +69,43 @@ def test_what_is_not_the_users_text_is_left_out_and_counted(tmp_path, name, reas
     assert names(tmp_path / "texts") == ["good.txt"]
     (line,) = left_out(tmp_path / "texts")
     assert re.match(reason, line)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_read"),
+    [
+        ("51060", b"a text", True),
+        ("1.", "caf\u00e9 \u9be8".encode() * 3000, True),
+        ("latin", "caf\u00e9 ".encode("cp1252") * 9, True),
+        ("wide", "text".encode("utf-16"), True),
+        ("program", b"\x7fELF\2\1\1" + b"\0" * 9, False),
+        ("noise", bytes(range(1, 256)), False),
+        ("white", b" \n", False),
+        ("a.bin", b"a text", False),
+    ],
+)
+def test_a_file_without_a_suffix_is_read_if_it_is_text(tmp_path, name, content, is_read):
+    write(tmp_path / "texts" / "good.txt")
+    (tmp_path / "texts" / name).write_bytes(content)
+    assert (name in names(tmp_path / "texts")) == is_read
+    report = ReadReport()
+    list(iterate_documents(tmp_path / "texts", report=report))
+    notes = [line for line in report.sources[0].notes.lines() if "without a suffix" in line]
+    skipped = [line for line in report.sources[0].skipped.lines() if "in no format" in line]
+    assert (len(notes), len(skipped)) == ((1, 0) if is_read else (0, 1))
+
+
+def test_a_file_without_a_suffix_that_cannot_be_opened_is_counted(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write(tmp_path / "good.txt")
+    write(tmp_path / "secret")
+    real = formats.open_file
+    monkeypatch.setattr(
+        formats, "open_file", lambda path: refuse(path) if path.name == "secret" else real(path)
+    )
+    assert names(tmp_path) == ["good.txt"]
 
 
 def test_a_virtual_environment_of_any_name_is_left_out(tmp_path):
