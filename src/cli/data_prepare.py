@@ -53,7 +53,11 @@ def _describe(corpus: Corpus, seconds: float, kind: str) -> Iterator[str]:
 
 def _describe_tokens(tokens: ShardedTokens, kind: str) -> str:
     figures = tokens.figures
-    line = plural(figures.documents, "document")
+    whole, parts = figures.documents - figures.parts, figures.parts
+    counts = [plural(whole, "document")] if whole or not parts else []
+    if parts:
+        counts.append(plural(parts, "part of a document", "parts of documents"))
+    line = " and ".join(counts)
     if figures.conversations:
         line += f" ({plural(figures.conversations, kind)})"
     line += f", {plural(figures.tokens, 'token')}"

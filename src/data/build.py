@@ -294,10 +294,12 @@ class CorpusBuilder:
             plan = plan_groups(read.scan, options, read.documents, sketches, texts)
             sizes = read.scan.totals
             documents, lines = plan.count_training_documents(read.documents[0]), read.lines
+            parts = plan.count_parts()
             del read, text  # frees most of the scan: a tokenizer needs the memory
             tokenizer = self._tokenizer(store, plan)
         figures = self._tokenize(store, plan, tokenizer, sizes[2])
         figures[0].source_documents = documents
+        figures[0].parts, figures[1].parts = parts
         content = corpus_content(figures, sizes, [*lines, *more])
         write_text(self._folder / CORPUS, json.dumps(content))
         for name in (_TEXT, _SCAN, _SKETCHES, PROGRESS):

@@ -186,6 +186,7 @@ class _PartialBuild:
         sync_file(folder / TOKENIZER)
         content = corpus_content([SplitFigures(), SplitFigures()], sizes, lines)
         content["source_documents"] = plan.count_training_documents(documents[0])
+        content["parts"] = plan.count_parts()
         content["key"] = key_of(files, self._options, self._source)
         write_text(folder / CORPUS, json.dumps(content))
         for each in read:
@@ -286,6 +287,7 @@ class _PartialBuild:
             for stream, name in zip(self._streams, SPLITS, strict=True):
                 content[name] = self._place(stream, corpus)
             content["train"].source_documents = content.pop("source_documents")
+            content["train"].parts, content["val"].parts = content.pop("parts")
             content |= {name: asdict(content[name]) for name in SPLITS}
             shutil.copyfile(self._tasks.folder / _PLAN / TOKENIZER, corpus / TOKENIZER)
             sync_file(corpus / TOKENIZER)

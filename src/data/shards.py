@@ -39,6 +39,8 @@ class SplitFigures:
     """Number of documents of each of `sources`, in order; training text only."""
     conversations: int = 0
     """Number of documents that are conversations: the last ones."""
+    parts: int = 0
+    """Number of `documents` that are parts of documents, which the split has cut."""
     index_hash: str = ""
     """SHA-256 hash of the file with the offsets of the documents."""
 

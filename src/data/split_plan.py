@@ -80,6 +80,17 @@ class SplitPlan:
                 counts[bisect_right(bounds, document) - 1] += own - int(is_counted[document])
         return counts
 
+    def count_parts(self) -> tuple[int, int]:
+        """Count the parts that are training text, and held out, of documents that are split."""
+        is_cut = (self.cuts > 0) & (self.cuts < self.characters)
+        if self.removed is not None:
+            is_cut &= ~self.removed
+        is_cut[list(self.exceptions)] = False
+        spans = [span for each in self.exceptions.values() for span in each]
+        held_out = sum(is_held_out for *_, is_held_out in spans)
+        cut = int(is_cut.sum())
+        return cut + len(spans) - held_out, cut + held_out
+
     def sides(self, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Return which shingles are in training text and which in held-out text, (N,) each."""
         cuts = self.cuts[shingles.documents]

@@ -22,8 +22,10 @@ def test_training_uses_what_was_prepared(file, capsys, monkeypatch):
     assert status == 0
     lines = printed.splitlines()
     assert lines[0] == "text: 1 document, 3,902 characters, 3.9 KB"
-    assert re.fullmatch(r"training: 1 document, [\d,]+ tokens, \d\.\d\d bytes per token", lines[1])
-    assert re.fullmatch(r"validation: 1 document, [\d,]+ tokens, .* per token", lines[2])
+    assert re.fullmatch(
+        r"training: 1 part of a document, [\d,]+ tokens, \d\.\d\d bytes per token", lines[1]
+    )
+    assert re.fullmatch(r"validation: 1 part of a document, [\d,]+ tokens, .* per token", lines[2])
     assert lines[3] == "tokenizer: 270 tokens"
     assert re.fullmatch(r"prepared in \d+ s, \d+\.\d MB/s", lines[4])
     (folder,) = (path for path in (file.parent / "cache").iterdir() if path.is_dir())

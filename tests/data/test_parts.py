@@ -359,6 +359,8 @@ def test_a_plan_is_saved_and_loaded(tmp_path):
     loaded = parts.load_plan(tmp_path / "plan.npz", characters)
     assert [loaded.spans(each) for each in range(3)] == [[], spans[1], [(0, 7, True)]]
     assert loaded.part(1, 3).spans(0) == spans[1]
+    assert loaded.count_parts() == (2, 1)
+    assert SplitPlan(characters, np.array([9, 4, 0])).count_parts() == (1, 1)
 
 
 def test_files_elsewhere_are_known_by_their_version(sources, tmp_path, monkeypatch):
