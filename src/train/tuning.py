@@ -25,7 +25,7 @@ from .trainer import Trainer
 # loss of 4.01, 2.30 and 1.97 after 72 s at 2e-4, 1e-3 and 5e-3 (LoRA of rank 16 at 5e-3: 3.22).
 # The other rates are customary, not measured.
 _RATES = ((3e6, 5e-3), (30e6, 1e-3), (math.inf, 1e-4))
-# The same for DPO.
+# Of DPO, customary, not measured either.
 _DPO_RATES = ((3e6, 1e-4), (30e6, 3e-5), (math.inf, 1e-5))
 # LoRA matrices begin at zero and are few: their rates are higher, up to a limit.
 _LORA_FACTOR, _MAX_LORA_RATE = 5.0, 5e-3
