@@ -4,8 +4,9 @@
 2. `conversation_kinds` and `conversation_tasks` have the kinds of exchanges.
 3. A conversation is one to six exchanges; what was told in it is asked later.
 4. One in ten names, words, numbers, sentences and, for each fact (of Python, of dates, a sum),
-   wordings is held out: `conversations` has none of them, `questions` has no others. Greetings, thanks and
-   other kinds of a fixed text (`FIXED`) have nothing to hold out: `questions` repeats them.
+   wordings is held out: `conversations` has none of them, `questions` has no others. Greetings,
+   thanks and other kinds of a fixed text (`FIXED`) have nothing to hold out: `questions` repeats
+   them.
 """
 
 from __future__ import annotations

@@ -274,7 +274,8 @@ def tell(talk: Talk) -> Exchange:
     if talk.random.random() < 0.4:
         thing = talk.random.choice(facts.THINGS)
         value = talk.told[f"favorite {thing}"] = talk.word()
-        asked = talk.ask("My favorite {y} is {x}.\nRemember: my favorite {y} is {x}.", x=value, y=thing)
+        wordings = "My favorite {y} is {x}.\nRemember: my favorite {y} is {x}."
+        asked = talk.ask(wordings, x=value, y=thing)
     else:
         key = talk.random.choice(list(_TOLD))
         values = {
