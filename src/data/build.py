@@ -75,8 +75,6 @@ class Corpus:
     """Number of their UTF-8 bytes."""
     lines: list[str] = field(default_factory=list)
     """What was logged when they were read: what was read, and what was skipped and why."""
-    temporary: tempfile.TemporaryDirectory[str] | None = None
-    """The temporary folder that contains it, deleted with this object."""
     is_new: bool = False
     """Whether this process has built it, or helped to."""
 
@@ -121,7 +119,7 @@ def prepare_corpus(
         if text is not None:
             shutil.rmtree(text.folder, ignore_errors=True)
     hashes.save()
-    corpus.temporary = temporary
+    corpus.train.temporary = corpus.val.temporary = temporary
     return corpus
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, overload
@@ -190,10 +191,12 @@ class ShardedTokens:
         self.folder, self.name, self.figures = folder, name, figures
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._shard_tokens = shard_tokens
+        self.temporary: tempfile.TemporaryDirectory[str] | None = None
+        """The temporary folder of the files, which is deleted when nothing needs them any more."""
         self._maps: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_maps": {}}
+        return {**vars(self), "_maps": {}, "temporary": None}
 
     def __len__(self) -> int:
         return self.figures.tokens

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import shutil
 import threading
 
@@ -481,6 +482,19 @@ def test_the_cache_may_be_off_or_not_writable(sources, tmp_path, monkeypatch, ca
         corpus = prepare_corpus(options, fitted()[0])
     assert "the tokens are not kept for the next run" in caplog.text
     assert np.array_equal(np.asarray(corpus.train), tokens)
+
+
+def test_tokens_that_are_not_kept_last_as_long_as_they_are_needed(sources):
+    options = CorpusOptions([str(sources)])
+    val = prepare_corpus(options, fitted()[0], "off").val
+    folder = val.folder
+    assert len(val[: len(val)]) > 0
+    copy = pickle.loads(pickle.dumps(val))
+    assert copy.temporary is None
+    del copy
+    assert folder.exists()
+    del val
+    assert not folder.exists()
 
 
 def test_tokens_of_an_unknown_tokenizer_are_not_kept(sources, cache):
