@@ -299,11 +299,12 @@ def test_a_broken_file_is_named(tmp_path, content):
         ("merges.txt", "not-a-token either-not\n"),
     ],
 )
-def test_broken_gpt2_files_are_named(bpe, tmp_path, name, content):
+def test_broken_gpt2_files_are_named(bpe, tmp_path, monkeypatch, name, content):
     gpt2_files(bpe, tmp_path)
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(AGI2Error, match="are not a GPT-2 vocabular"):
-        load_tokenizer(tmp_path)
+    monkeypatch.chdir(tmp_path)  # a message with long paths is cut
+    with pytest.raises(AGI2Error, match=r"vocab\.json and merges\.txt are not a GPT-2 vocabulary"):
+        load_tokenizer(".")
 
 
 # Tokenizers made elsewhere

@@ -26,7 +26,6 @@ VERSION = 2
 # Enough that a run of ten minutes on two cores trains on none of them twice.
 _COUNT = 40_000
 _HELD_OUT_COUNT = 500
-_MAX_CHARACTERS = 400
 
 
 class Question(NamedTuple):
@@ -94,12 +93,8 @@ def _conversation(random: Random, last: str | None = None) -> list[Message]:
     chosen = random.choices(_NAMES, _WEIGHTS, k=count)
     if last:
         chosen[-1] = last
-    size = 0
     for kind in _with_what_they_ask_for(chosen, random):
-        if size > _MAX_CHARACTERS and kind != last:
-            continue
         exchange = KINDS[kind][0](talk)
-        size += len(exchange.user) + len(exchange.reply)
         talk.exchanges.append(exchange)
         messages.append(Message("user", exchange.user))
         messages.append(Message("assistant", exchange.reply))

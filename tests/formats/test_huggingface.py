@@ -406,8 +406,11 @@ def hub(tmp_path):
     thread.join()
 
 
+# The hub's address is read when its client is imported: the process may be a fork of one that has.
 IMPORT = """
 import sys
+for name in [name for name in sys.modules if name.startswith("huggingface_hub")]:
+    del sys.modules[name]
 from pathlib import Path
 from src.errors import AGI2Error
 from src.formats.huggingface import import_huggingface
