@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import MAX_LINE_LENGTH, AGI2Error, mask_secrets, one_line
 from . import completion
 from .help_text import HelpGroup, HelpTyper
+from .interrupts import NOTHING_SAVED, answering_ctrl_c
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -91,7 +92,7 @@ class _Commands(HelpGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _usage_errors_in_one_line():
+            with _usage_errors_in_one_line(), answering_ctrl_c(lambda: NOTHING_SAVED):
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # before RuntimeError, their base class
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -12,6 +13,7 @@ import typer
 from ..errors import AGI2Error
 from . import completion
 from .common import Overrides, Quiet, Verbose, app, set_up_log
+from .interrupts import saving
 from .startup import loading
 
 Sources = Annotated[
@@ -93,8 +95,9 @@ def plan(
         check_sources(sources, reading)
         from ..train.plan_file import propose
 
-    for line in propose(sources, minutes, Path(out), reading, given):
-        print_line(line)
+    with saving(out, f"train with: agi2 train {shlex.quote(out)}"):
+        for line in propose(sources, minutes, Path(out), reading, given):
+            print_line(line)
 
 
 _SET_OTHERWISE = {

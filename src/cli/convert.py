@@ -17,6 +17,7 @@ from .common import (
     model_folder,
     set_up_log,
 )
+from .interrupts import saving
 from .startup import loading
 
 
@@ -45,8 +46,10 @@ def import_(
         from ..formats.huggingface import import_huggingface
         from ..utils import log
 
-    import_huggingface(source, out)
-    log.info('saved to %s; try it: agi2 generate %s "..."', out, shlex.quote(str(out)))
+    then = f'try it: agi2 generate {shlex.quote(str(out))} "..."'
+    with saving(out, then):
+        import_huggingface(source, out)
+    log.info("saved to %s; %s", out, then)
 
 
 @app.command()
@@ -82,5 +85,6 @@ def export(
         check_export(folder, out, format, quantize)
         import torch  # noqa: F401
 
-    export_model(folder, out, format, quantize)
+    with saving(out, f"it is the exported {folder}"):
+        export_model(folder, out, format, quantize)
     log.info("saved to %s", out)

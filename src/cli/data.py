@@ -9,6 +9,7 @@ import typer
 from . import completion
 from .common import ConfigFile, Overrides, Quiet, Verbose, app, open_run, set_up_log
 from .help_text import HelpTyper
+from .interrupts import PREPARED, answering_ctrl_c
 from .startup import loading
 
 group = HelpTyper(help="Inspect and prepare training data.")
@@ -74,5 +75,6 @@ def prepare(
         from ..console import print_line
         from .data_prepare import prepare_data
 
-    for line in prepare_data(config, part):
-        print_line(line)
+    with answering_ctrl_c(lambda: PREPARED):
+        for line in prepare_data(config, part):
+            print_line(line)

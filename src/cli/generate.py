@@ -26,6 +26,7 @@ from .common import (
     load_for_generation,
     open_model,
 )
+from .interrupts import CHATTED, answering_ctrl_c
 from .startup import limit_openmp_spinning, loading
 
 if TYPE_CHECKING:
@@ -80,9 +81,13 @@ def generate(
     else:
         # The prompt is printed with the first piece, after all options have been validated.
         shown = prompt
-        for piece in stream_text(trained.model, prompt, **options):
-            print_text(shown + piece, end="")
-            shown = ""
+        try:
+            for piece in stream_text(trained.model, prompt, **options):
+                print_text(shown + piece, end="")
+                shown = ""
+        except KeyboardInterrupt:
+            print_text("")  # the answer to it is in a line of its own
+            raise
         print_text(shown)
 
 
@@ -164,7 +169,8 @@ def chat(
     from .chat import chat as talk
 
     console.no_color = console.no_color or no_color
-    talk(prompts, opened[0][0].chat_stats)
+    with answering_ctrl_c(lambda: CHATTED):
+        talk(prompts, opened[0][0].chat_stats)
 
 
 def _conversations(

@@ -1,4 +1,7 @@
-"""What a command answers to Ctrl-C, SIGTERM or SIGHUP: one line, in whatever it is doing."""
+"""What a command answers to Ctrl-C: one line, in whatever it is doing.
+
+Training answers SIGTERM and SIGHUP, too.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,59 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
+SAME = "start again with the same command"
+NOTHING_SAVED = f"interrupted: nothing is saved; {SAME}"
+PREPARED = "interrupted: what is prepared so far is kept; continue with the same command"
+CHATTED = "interrupted: of the conversation, only what /save wrote is kept"
+
+
+class _Answered(KeyboardInterrupt):
+    """An interrupt that was answered: no outer answer is printed."""
+
+
 @contextlib.contextmanager
-def answering(describe: Callable[[], str]) -> Iterator[None]:
-    """Context manager in which SIGTERM and SIGHUP are like Ctrl-C, and an interrupt is answered.
+def answering_ctrl_c(describe: Callable[[], str]) -> Iterator[None]:
+    """Context manager in which Ctrl-C is answered; the innermost one answers.
 
     The answer goes to standard error, also with `--quiet`; under torchrun, only rank 0 prints it.
     The message of the interrupt is the answer, if it has one.
 
     Args:
-        describe: returns the answer, called when the interrupted work is cleaned up.
+        describe: returns the answer, what is kept and how to go on; called when the interrupted
+            work is cleaned up.
     """
     try:
-        with _raising():
-            yield
+        yield
+    except _Answered:
+        raise
     except KeyboardInterrupt as interrupt:
         if not int(os.environ.get("RANK", 0)):
             with contextlib.suppress(OSError):  # the terminal was closed
                 print(one_line(str(interrupt) or describe()), file=sys.stderr, flush=True)
-        raise
+        raise _Answered from interrupt
+
+
+def saving(out: str | Path, then: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context manager in which Ctrl-C is answered by whether a new file or folder exists.
+
+    Args:
+        out: what is created, complete or not at all; it does not exist yet.
+        then: what to do with it.
+    """
+    return answering_ctrl_c(
+        lambda: f"interrupted: {out} is saved; {then}" if os.path.lexists(out) else NOTHING_SAVED
+    )
+
+
+@contextlib.contextmanager
+def answering(describe: Callable[[], str]) -> Iterator[None]:
+    """Context manager in which SIGTERM and SIGHUP are like Ctrl-C, and each is answered.
+
+    Args:
+        describe: as for `answering_ctrl_c`.
+    """
+    with answering_ctrl_c(describe), _raising():
+        yield
 
 
 @contextlib.contextmanager
@@ -117,7 +155,7 @@ class TrainingProgress:
 
     def _restart(self) -> str:
         if self.file is None or self.file in self.paths:
-            return "start again with the same command"
+            return SAME
         return f"start again with: agi2 train {shlex.quote(self.file)}"
 
 

@@ -21,6 +21,7 @@ from ..tokenization.base import FILE_NAME, Tokenizer
 from ..tokenization.statistics import TextStatistics, longest_tokens, measure
 from ..tokenizer import BPETokenizer
 from ..utils import human_bytes, log, plural
+from .interrupts import saving
 from .table import print_table
 from .token_view import print_split, token_label
 from .tokenizer_argument import cached_gpt2, open_tokenizer
@@ -54,11 +55,13 @@ def train_tokenizer(
     )
     check_not_exists(out)
     check_sources(list(sources))
-    tokenizer.fit(read_documents(list(sources), text_field))
-    tokenizer.save(out / FILE_NAME)
+    then = f'for a run: tokenizer = "{out}"'
+    with saving(out / FILE_NAME, then):
+        tokenizer.fit(read_documents(list(sources), text_field))
+        tokenizer.save(out / FILE_NAME)
     _print_vocabulary(tokenizer)
     quoted = shlex.quote(str(out))
-    log.info('saved to %s; for a run: tokenizer = "%s"', out, out)
+    log.info("saved to %s; %s", out, then)
     log.info("look at it: agi2 tokenizer inspect %s %s", quoted, shlex.quote(sources[0]))
 
 

@@ -1,4 +1,4 @@
-"""What `agi2 train` answers to a signal, in each phase of a run."""
+"""What commands answer to Ctrl-C; `agi2 train` to any signal, in each phase of a run."""
 
 import re
 import shlex
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from src.cli.interrupts import TrainingProgress, answering
+from src.cli import interrupts
+from src.cli.interrupts import TrainingProgress, answering, answering_ctrl_c
 from src.config import Config
 from src.config_loader import load_config
 from src.utils import log
@@ -176,3 +177,97 @@ def test_a_closed_terminal_does_not_interrupt_the_clean_up(capsys):
         work()
     assert cleaned
     assert capsys.readouterr().err == "nothing is saved\n"
+
+
+NOTHING = "interrupted: nothing is saved; start again with the same command"
+# Commands with what they call, which Ctrl-C interrupts; before and after it created the file `out`.
+INTERRUPTED = {
+    "plan corpus.txt --out out.toml": (
+        "train.plan_file.write_plan",
+        "interrupted: out.toml is saved; train with: agi2 train out.toml",
+    ),
+    "import folder out": (
+        "formats.huggingface.import_huggingface",
+        'interrupted: out is saved; try it: agi2 generate out "..."',
+    ),
+    "export trained/tiny out": (
+        "formats.export.export_model",
+        "interrupted: out is saved; it is the exported trained/tiny",
+    ),
+    "tokenizer train corpus.txt --vocab-size 300 --out out": (
+        "tokenization.base.Tokenizer.save",
+        'interrupted: out/tokenizer.json is saved; for a run: tokenizer = "out"',
+    ),
+    "data prepare tiny.toml --set token_cache=cache": (
+        "cli.data_prepare.prepare_corpus",
+        interrupts.PREPARED,
+    ),
+    "data inspect corpus.txt": ("cli.inspect_report.inspect_corpus", NOTHING),
+    "tokenizer inspect trained/tiny corpus.txt": ("cli.tokenizer_report.open_tokenizer", NOTHING),
+    "doctor tiny.toml": ("cli.doctor.examine", NOTHING),
+    "verify-resume tiny.toml": ("cli.verify_resume.verify", NOTHING),
+    "eval trained/tiny --text corpus.txt": ("evaluation.loss.evaluate_text", NOTHING),
+    "compare trained/tiny trained/tiny": ("cli.compare.compare_runs", NOTHING),
+    "generate trained/tiny The": ("generation.stream_text", NOTHING),
+    "beam trained/tiny The": ("generation.generate_beam_texts", NOTHING),
+    "chat trained/tiny": ("cli.chat.chat", interrupts.CHATTED),
+    "list": ("cli.compare.print_runs", NOTHING),
+}
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def trained_place(trained, monkeypatch):
+    """The folder of a trained model as the working directory."""
+    monkeypatch.chdir(trained.parent)
+
+
+@pytest.mark.parametrize("command", INTERRUPTED)
+def test_ctrl_c_is_answered_by_each_command(command, trained_place, monkeypatch, capsys):
+    work, answer = INTERRUPTED[command]
+    monkeypatch.setattr(f"src.{work}", interrupt)
+    status, _, err = run(capsys, *command.split())
+    assert status == 130
+    assert err.splitlines()[-1] == (NOTHING if " out" in answer else answer)
+
+
+@pytest.mark.parametrize(
+    "command", [each for each, (_, answer) in INTERRUPTED.items() if " out" in answer]
+)
+def test_ctrl_c_after_a_file_is_created_says_so(command, trained_place, monkeypatch, capsys):
+    work, answer = INTERRUPTED[command]
+    created = Path(re.search(r"out\S*", answer)[0])
+
+    def create(*_, **__):
+        created.parent.mkdir(exist_ok=True)
+        created.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"src.{work}", create)
+    status, _, err = run(capsys, *command.split())
+    created.unlink()
+    assert status == 130
+    assert err.splitlines()[-1] == answer
+
+
+def test_the_innermost_answer_is_the_only_one(capsys):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        answering_ctrl_c(lambda: "outer"),
+        answering_ctrl_c(lambda: "inner"),
+    ):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "inner\n"
+
+
+def test_the_answer_is_below_the_text_that_was_generated(trained_place, monkeypatch, capsys):
+    def pieces(*_, **__):
+        yield " cat"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.generation.stream_text", pieces)
+    status, out, err = run(capsys, "generate", "trained/tiny", "The", "--quiet")
+    assert (status, out, err) == (130, "The cat\n", NOTHING + "\n")
