@@ -84,7 +84,7 @@ def guess_language(text: str) -> str:
     for word, count in Counter(words).items():
         for name in _OF_WORD.get(word, ()):
             scores[name] += count
-            known[name] += 1
+            known[name] += len(word) > 1 or not word.isascii()  # letters are names, too
     # Of equals, the first one in `_WORDS`.
     best = max(_WORDS, key=lambda name: scores[name])
     is_varied = known[best] >= _MIN_KNOWN

@@ -97,3 +97,9 @@ def test_of_many_documents_ever_fewer_are_sampled(period, monkeypatch):
     expected = german / (german + len(TEXTS["English"]) * (period - 1))
     share = sampler.characters["German"] / sum(sampler.characters.values())
     assert abs(share - expected) < 0.05
+
+
+def test_single_letters_do_not_make_a_language():
+    """As `a` in an English table, and names of variables, which Czech and Polish words are, too."""
+    table = "a page, a file, a row, a key; s3, by v2"
+    assert guess_language(table) == UNDETERMINED
