@@ -106,7 +106,9 @@ def _reply(chat: Chat, ask: Ask, ctrl_c: _SigintHandler) -> None:
     except KeyboardInterrupt:
         ctrl_c.pressed = True
     if ctrl_c.pressed:
-        print(" [stopped]", flush=True)
+        # Only replies go to standard output: two streams, but one line in a terminal.
+        print(" [stopped]", end="", file=sys.stderr, flush=True)
+        print(flush=True)
     ctrl_c.pressed, ctrl_c.raises = False, raised
 
 

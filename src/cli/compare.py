@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from ..config_checks import UNBOUNDED_EPOCHS
 from ..console import print_line, print_text
 from ..errors import AGI2Error, mask_secrets
 from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
@@ -151,8 +153,13 @@ def differences(runs: Sequence[RunRecord]) -> Rows:
     for key in runs[0].config:
         values = [mask_secrets(run.config[key]) for run in runs]
         if key not in _LOCATION_KEYS and any(value != values[0] for value in values):
-            rows.append([key, *("not set" if value is None else str(value) for value in values)])
+            rows.append([key, *(_format_value(key, value) for value in values)])
     return rows
+
+
+def _format_value(key: str, value: Any) -> str:
+    is_set = value is not None and not (key == "epochs" and value >= UNBOUNDED_EPOCHS)
+    return str(value) if is_set else "not set"
 
 
 def results(runs: Sequence[RunRecord]) -> Rows:

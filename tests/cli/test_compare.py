@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from src.cli.compare import (
     print_table,
     results,
 )
+from src.config_checks import UNBOUNDED_EPOCHS
 from src.errors import AGI2Error
 from src.evaluation.run_log import read_run
 from src.generation import generate_text
@@ -96,6 +98,13 @@ def test_a_log_that_says_nothing_is_listed(tmp_path, capsys):
 def test_only_keys_that_differ_are_shown(pair):
     rows = differences([read_run(folder) for folder in folders(pair)])
     assert rows == [["model_ff", "64", "24"], ["dropout", "0.1", "0.0"]]
+
+
+def test_epochs_without_a_limit_are_not_set(pair):
+    one, two = (read_run(folder) for folder in folders(pair))
+    one = replace(one, config=one.config.changed(epochs=3))
+    endless = replace(two, config=one.config.changed(epochs=UNBOUNDED_EPOCHS))
+    assert differences([one, endless]) == [["epochs", "3", "not set"]]
 
 
 def test_results_are_those_of_the_logs(pair):
