@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from src.cli.interrupts import NOTHING_SAVED
 from src.cli.main import main
 from src.train.trackers import read_metrics
 from tests.cli.commands import HOSTILE, run, write_run
@@ -26,7 +27,7 @@ def test_ctrl_c_exits_with_130(trained, capsys, monkeypatch):
 
     monkeypatch.setattr("src.generation.stream_text", interrupted)
     status, _, err = run(capsys, "generate", trained, "a", "--quiet")
-    assert (status, err) == (130, "")
+    assert (status, err) == (130, f"{NOTHING_SAVED}\n")
 
 
 @pytest.mark.parametrize(
