@@ -26,6 +26,7 @@ from .data.preference_windows import PreferenceWindows
 from .errors import AGI2Error, one_line
 from .evaluation.held_out import reply_to
 from .evaluation.loss import evaluate
+from .evaluation.preferences import evaluate_pairs
 from .evaluation.replies import MAX_REPLIES, describe, save_replies
 from .evaluation.report import write_report
 from .formats.run_dir import run_folder
@@ -43,7 +44,6 @@ from .train.arguments import (
 from .train.distributed import ProcessGroup, init_distributed
 from .train.epoch import Criterion, Epoch
 from .train.folder_lock import FolderLock
-from .train.preference_loss import evaluate_pairs
 from .train.setup import (
     PreparedData,
     find_checkpoint_to_resume,

@@ -1,4 +1,4 @@
-"""Direct preference optimization (DPO; Rafailov et al., 2023), and its evaluation.
+"""Direct preference optimization (DPO; Rafailov et al., 2023).
 
 B pairs, W inputs of one of the two conversations, N = B * 2 W, C channels, V vocabulary.
 """
@@ -6,10 +6,8 @@ B pairs, W inputs of one of the two conversations, N = B * 2 W, C channels, V vo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,11 +20,8 @@ from ..data.preference_windows import PreferenceWindows
 from ..data.windows import IGNORE_INDEX
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
-from ..tokenizer import Tokenizer
-from ..utils import log
 from .loss import NextTokenLoss
-from .metrics import Evaluation
-from .preference_figures import figures, sums_over
+from .preference_figures import sums_over
 
 
 class PreferenceLoss(nn.Module):
@@ -136,70 +131,3 @@ def log_probabilities_of(
             found.append(values.cpu()[targets != IGNORE_INDEX])
             advance((int(indices[-1]) + 1) / len(windows))
     return torch.cat(found)
-
-
-@dataclass(frozen=True)
-class PairEvaluation(Evaluation):
-    """The result of evaluating a model on pairs of preferences: `loss` is that of DPO, per pair."""
-
-    pairs: int
-    figures: dict[str, float]
-    """See `preference_figures.figures`."""
-
-    @property
-    def no_bits_per_byte(self) -> str:
-        """Why bits per byte are undefined."""
-        return "the loss is that of pairs"
-
-    @property
-    def logged(self) -> dict[str, float | None]:
-        """What is logged besides the loss."""
-        return {f"val_{name}": value for name, value in self.figures.items()}
-
-    def describe_bits(self) -> str:
-        """Return the figures, for the log."""
-        found = self.figures
-        return (
-            f"accuracy {100 * found['accuracy']:.1f} %, margin {found['margin']:.3f}, "
-            f"KL {found['kl']:.4f}"
-        )
-
-    def log_as_best(self) -> None:
-        """Log the result of the best weights."""
-        log.info("best weights: val loss %.4f, %s", self.loss, self.describe_bits())
-
-
-def evaluate_pairs(
-    model: GPT2Model,
-    dataset: PreferenceWindows,
-    tokenizer: Tokenizer,
-    *,
-    beta: float,
-    batch_size: int = 1,
-    max_tokens: int = 0,
-    precision: torch.dtype = torch.float32,
-) -> PairEvaluation:
-    """Compute the DPO loss on pairs, and accuracy, margin and the KL estimate.
-
-    Args:
-        model: the model, whose training mode is left as it is.
-        dataset: the pairs, with the log-probabilities of the starting model.
-        tokenizer: not used: the signature is that of `evaluation.loss.evaluate`.
-        beta: that of DPO.
-        batch_size: pairs in a forward pass.
-        max_tokens: evaluate about this many tokens, in evenly spaced pairs; 0 for all.
-        precision: autocast type of the forward passes.
-    """
-    count, size = len(dataset), dataset.seq_len - 1
-    if max_tokens and count * size > max_tokens:
-        count = max(1, max_tokens // size)
-    chosen = torch.from_numpy(np.linspace(0, len(dataset) - 1, count).round().astype(np.int64))
-    loss_of = PreferenceLoss(model, beta)
-    total = 0.0
-    for indices in chosen.split(batch_size):
-        parts = [part.to(model.device) for part in dataset.batch(indices, 0)]
-        with evaluating(), autocast(model.device, precision):
-            total += loss_of(*parts).item() * len(indices)
-    assert loss_of.sums is not None
-    sums = loss_of.sums.tolist()
-    return PairEvaluation(total / count, int(sums[1]), 0, count, figures(sums))
