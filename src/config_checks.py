@@ -155,6 +155,8 @@ def _wrong_sources(config: Any) -> Iterator[str]:
         yield f"source_weights has {weights} numbers for {sources} sources: give one for each"
     if config.text_share is not None and bool(config.sources) != bool(config.conversations):
         yield "text_share is that of sources beside conversations: set both, or leave it out"
+    if config.windows == "documents" and config.conversations and not config.sources:
+        yield "windows is that of sources: conversations are always packed: leave it out"
     for kind in ("sources", "conversations"):
         if config[f"val_{kind}"] and not config[kind] and config.sources + config.conversations:
             yield f"val_{kind} goes with {kind} to train on: set {kind}, or leave it out"
@@ -163,16 +165,16 @@ def _wrong_sources(config: Any) -> Iterator[str]:
 def _wrong_preferences(config: Any) -> Iterator[str]:
     if config.val_preferences and not config.preferences:
         yield "val_preferences goes with preferences to train on: set preferences, or leave it out"
-    for key in (
-        "sources",
-        "val_sources",
-        "conversations",
-        "val_conversations",
-        "source_weights",
-        "mask_documents",
-    ):
-        if config.preferences and config[key]:
+    if not config.preferences:
+        return
+    for key in ("sources", "val_sources", "conversations", "val_conversations"):
+        if config[key]:
             yield f"{key} does not go with preferences, which are trained on alone: leave it out"
+    for key in ("source_weights", "text_share", "text_field", "speakers", "mask_documents"):
+        if config[key]:
+            yield f"{key} has no effect on preferences: leave it out"
+    if config.windows != "stream":
+        yield "windows has no effect on preferences: leave it out"
 
 
 def _wrong_tokenizer(config: Any) -> Iterator[str]:

@@ -67,6 +67,7 @@ def test_a_limit_alone_ends_a_run_instead_of_the_epochs(limit):
             {"sources": ["a", "b"], "source_weights": [1.0]},
             "source_weights has 1 numbers for 2 sources: give one for each",
         ),
+        ({"conversations": ["a"], "windows": "documents"}, "windows is that of sources: "),
         (
             {"sources": ["a"], "text_share": 0.5},
             "text_share is that of sources beside conversations: set both, or leave it out",

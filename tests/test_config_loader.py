@@ -524,7 +524,10 @@ VALUES = {
 def consistent(values):
     micro = values["micro_batch_size"]
     if values["preferences"]:
-        values.update(sources=[], conversations=[], mask_documents=False)
+        values.update(sources=[], conversations=[], mask_documents=False, windows="stream")
+        values.update(text_field=None, speakers=None, source_weights=[])
+    if values["conversations"] and not values["sources"]:
+        values["windows"] = "packed"
     values["source_weights"] = values["source_weights"][: len(values["sources"])]
     for kind in ("sources", "conversations", "preferences"):
         if not values[kind]:
