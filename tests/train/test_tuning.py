@@ -42,6 +42,6 @@ def test_pairs_have_rates_and_epochs_of_their_own(keys, tmp_path):
     of_chats = plan_tuning(keys, 1e6, {}).keys
     del keys["conversations"]
     plan = plan_tuning({**keys, "preferences": [str(tmp_path / "pairs.jsonl")]}, 1e6, {})
-    assert plan.keys["learning_rate"] == tuning._DPO_RATES[0][1] < of_chats["learning_rate"]
+    assert plan.keys["learning_rate"] == tuning._DPO_RATE < of_chats["learning_rate"]
     assert plan.epochs == tuning._MAX_DPO_EPOCHS < tuning._MAX_EPOCHS
     assert plan.keys.keys().isdisjoint({"conversations", "text_share", "dropout"})
