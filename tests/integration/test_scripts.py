@@ -28,7 +28,7 @@ pytestmark = needs_fork
 
 def run(*arguments, text=""):
     """Run a script of the checkout to its end; return its standard output and error."""
-    done = run_python(*arguments, text=text, environment=ENVIRONMENT, timeout=3600)
+    done = run_python(*arguments, text=text, environment=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
