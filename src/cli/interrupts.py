@@ -43,7 +43,7 @@ def answering_ctrl_c(describe: Callable[[], str]) -> Iterator[None]:
     The message of the interrupt is the answer, if it has one.
 
     Args:
-        describe: returns the answer, what is kept and how to go on; called when the interrupted
+        describe: returns the answer, what is kept and how to continue; called when the interrupted
             work is cleaned up.
     """
     try:

@@ -193,7 +193,7 @@ def _keys(
 ) -> dict[str, Any]:
     """Return the keys that the arguments give, and the default of one."""
     data = "preferences" if has_pairs else "conversations"
-    found = {"init_from": "", data: list(sources), **keys}
+    found = {"init_from": "", data: list(sources), **keys}  # in the order of the file
     if keys.get("sources") and "text_share" not in {**keys, **given}:
         found["text_share"] = DEFAULT_TEXT_SHARE
     return found

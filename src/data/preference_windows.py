@@ -98,8 +98,10 @@ class PreferenceWindows:
         ends = [int(np.flatnonzero(each == template.end_of_turn)[-1]) + 1 for each in (a, b)]
         system = int(begins[1]) if a[0] == template.join("system", ())[0] else 0
         turns = begins[(begins >= system) & (begins < reply)][::2].tolist()
-        room = self._width + 1 - max(ends)
-        fitting = [(kept, first) for kept in (system, 0) for first in turns if kept - first <= room]
+        spare = self._width + 1 - max(ends)
+        fitting = [
+            (kept, first) for kept in (system, 0) for first in turns if kept - first <= spare
+        ]
         if not fitting:
             self.long += 1
             return None

@@ -67,7 +67,7 @@ class _Decoder:
             raise self._problem(block, error) from error
         if "\0" in text:
             line = self._lines + text.count("\n", 0, text.index("\0")) + 1
-            raise binary_error(self._source, block, f":{line}")
+            raise binary_error(self._source, f":{line}")
         self._bytes += size
         self._lines += text.count("\n")
         return text
@@ -82,9 +82,8 @@ class _Decoder:
         is_known = self._is_chosen or self._source.options.encoding is not None
         if not has_few_nuls(block, (self._nuls, self._bytes)):
             return block
-        if not is_known and not is_valid(
-            block, UTF8
-        ):  # such as UTF-16 with few characters of ASCII
+        # Such as UTF-16 with few characters of ASCII.
+        if not is_known and not is_valid(block, UTF8):
             return block
         found = block.count(0)
         self._nuls += found
@@ -116,7 +115,7 @@ class _Decoder:
         if b"\0" in block:
             guess = None if self._bytes else unmarked_utf16(block)
             if guess is None:
-                raise binary_error(self._source, block)
+                raise binary_error(self._source)
         elif (declared := self._declared_encoding(block)) is not None:
             return declared
         else:
@@ -149,8 +148,8 @@ class _Decoder:
         )
 
 
-def binary_error(source: Input, block: bytes, at: str = "") -> Unreadable:
-    """Return the error for a block of an input that has NUL bytes; `at` is its place."""
+def binary_error(source: Input, at: str = "") -> Unreadable:
+    """Return the error for an input that has NUL bytes; `at` is their place."""
     return source.error("not text", NUL_PROBLEM, at)
 
 
