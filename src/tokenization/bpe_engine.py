@@ -201,11 +201,16 @@ def learn_kinds(text: bytes) -> None:
     if bpe_library.unknown_kind(KINDS, text) < 0:
         return
     codes = np.frombuffer(text.decode().encode("utf-32-le"), np.uint32)
-    codes = np.unique(codes[KINDS[codes] == 0])
-    blocks = np.unique(codes >> 8)
-    if len(blocks) <= _LEARNED_BLOCKS:  # none of surrogates, which UTF-8 text does not contain
-        codes = (blocks[:, None] * 256 + np.arange(256, dtype=np.uint32)).ravel()
-    codes = np.union1d(codes, np.arange(128, dtype=np.uint32))  # ASCII is known as a whole
+    # Not `np.unique`, whose first call takes 40 ms: it imports the masked arrays.
+    is_new = np.zeros(CODE_POINTS, bool)
+    is_new[codes] = True
+    is_new[KINDS != 0] = False
+    blocks = is_new.reshape(-1, 256)
+    has_new = blocks.any(axis=1)
+    if np.count_nonzero(has_new) <= _LEARNED_BLOCKS:  # UTF-8 text does not contain surrogates
+        blocks[has_new] = True
+    is_new[:128] = True  # ASCII is known as a whole
+    codes = np.flatnonzero(is_new).astype(np.uint32)
     characters = codes.tobytes().decode("utf-32-le")
     kinds = np.full(len(codes), OTHER, np.uint8)
     for kind, pattern in _PATTERNS:
