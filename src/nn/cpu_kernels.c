@@ -36,6 +36,9 @@ enum {
     PREFETCH_BYTES = 3072,
     /* int4 weights that share a scale and a minimum. */
     GROUP = 32,
+    /* Tokens up to which a product waits for memory: rows are then read one after the other, as one
+       stream, which prefetchers follow best. */
+    FEW_TOKENS = 4,
     /* Weights that stay in a core's L2 cache for all tiles of tokens: 128 KiB of float32. */
     BLOCK_WEIGHTS = 32768,
 };
@@ -422,8 +425,10 @@ static int64_t scratch_size(const Matrix *m, int64_t tokens) {
 static void matmul(const Matrix *m, const Inputs *in, int64_t tokens, float *scratch, float *out, int activation,
                    int add) {
     const int64_t I = m->inputs, O = m->outputs;
-    const int unpacking = unpacks_blocks(m, tokens), single_rows = m->bits == 28 && !unpacking;
-    const int64_t max_tokens = single_rows ? MAX_TILE_TOKENS : TILE_TOKENS;
+    const int unpacking = unpacks_blocks(m, tokens), unpacks_rows = m->bits == 28 && !unpacking;
+    /* int4 weights are half the bytes for as many operations: their products do not wait. */
+    const int single_rows = unpacks_rows || (m->bits != 4 && tokens <= FEW_TOKENS);
+    const int64_t max_tokens = unpacks_rows ? MAX_TILE_TOKENS : TILE_TOKENS;
     const int64_t parts = (tokens + max_tokens - 1) / max_tokens;
     const int64_t block = block_rows(I);
     /* Long sequential reads, yet several chunks for each thread, for load balancing. */
@@ -437,8 +442,7 @@ static void matmul(const Matrix *m, const Inputs *in, int64_t tokens, float *scr
             for (int64_t part = 0; part < parts; part++) {
                 const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
                 for (int64_t row = from, rows; row < to; row += rows) {
-                    /* One float32 token is memory-bound: single rows. The rest is compute-bound. */
-                    rows = single_rows || (m->bits == 32 && tokens == 1) ? 1 : MIN(TILE_ROWS, to - row);
+                    rows = single_rows ? 1 : MIN(TILE_ROWS, to - row);
                     float sums[TILE_ROWS * MAX_TILE_TOKENS];
                     const float *unpacked = unpacking ? scratch + (row - from) * I : NULL;
                     multiply(m, unpacked, in, first, (int)count, row, (int)rows, scratch, sums);
