@@ -4,23 +4,34 @@ import platform
 
 from setuptools import Extension, setup
 
+is_x86 = platform.machine() in ("x86_64", "AMD64")
 # Processors since 2013 have these instructions; on others the library is not loaded.
-instructions = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
+AVX2 = ["-mavx2", "-mfma"]
+# Servers since 2019 and many laptops have these, too; `nn/cpu_library.py` asks the processor.
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))]
+
+
+def kernels(name: str, options: list[str]) -> Extension:
+    """Return the library of `cpu_kernels.c`, compiled with these options, too."""
+    return Extension(
+        f"agi2.nn._{name}",
+        [f"src/nn/{name}.c"],
+        depends=["src/nn/cpu_kernels.c"],
+        # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
+        # threads is enough.
+        extra_compile_args=[
+            *("-O3", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"),
+            *options,
+        ],
+        libraries=["m"],
+        optional=True,  # without it everything works, more slowly
+    )
+
 
 setup(
     ext_modules=[
-        Extension(
-            "agi2.nn._cpu_kernels",
-            ["src/nn/cpu_kernels.c"],
-            # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
-            # threads is enough.
-            extra_compile_args=[
-                *("-O3", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"),
-                *instructions,
-            ],
-            libraries=["m"],
-            optional=True,  # without it everything works, more slowly
-        ),
+        kernels("cpu_kernels", AVX2 if is_x86 else []),
+        *([kernels("cpu_kernels_avx512", AVX512)] if is_x86 else []),
         Extension(
             "agi2.nn._bpe",
             ["src/nn/bpe_encode.c", "src/nn/bpe_count.c", "src/nn/bpe_merge.c"],

@@ -21,6 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # The sources of each library.
 LIBRARIES = {
     "_cpu_kernels": ("src/nn/cpu_kernels.c",),
+    "_cpu_kernels_avx512": ("src/nn/cpu_kernels_avx512.c",),
     "_bpe": ("src/nn/bpe_encode.c", "src/nn/bpe_count.c", "src/nn/bpe_merge.c"),
     "_shingles": ("src/nn/shingles.c",),
 }
@@ -28,8 +29,10 @@ FLAGS = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-fno-trapping-math", "-ffp-contract=off"),
     *("-fopenmp", "-shared", "-fPIC"),
     *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
-    *(("-mavx2", "-mfma") if platform.machine() in ("x86_64", "AMD64") else ()),
 )
+# As in setup.py.
+AVX2 = ("-mavx2", "-mfma")
+AVX512 = (*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")))
 TESTS = (
     "tests/data/test_dedup.py",
     "tests/nn/test_bpe_library.py",
@@ -78,9 +81,13 @@ def preloaded() -> list[str]:
 
 def build(folder: Path) -> bool:
     """Compile the instrumented libraries into a folder; return whether they compiled."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
     for name, sources in LIBRARIES.items():
+        if name.endswith("_avx512") and not is_x86:
+            continue
+        options = () if not is_x86 else AVX512 if name.endswith("_avx512") else AVX2
         target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        command = [compiler(), *FLAGS, *sources, "-o", str(target), "-lm"]
+        command = [compiler(), *FLAGS, *options, *sources, "-o", str(target), "-lm"]
         if subprocess.run(command, cwd=CHECKOUT, check=False).returncode:
             return False
     return True

@@ -22,10 +22,18 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define HAS_VNNI
+#endif
+
 enum {
-    /* Register tile: 6 x 2 accumulators, and operands, in the 16 vector registers of AVX2. */
-    TILE_TOKENS = 6,
+/* Register tile: accumulators, and operands, in the 16 vector registers of AVX2 or the 32 of AVX-512. */
+#ifdef HAS_VNNI
+    TILE_ROWS = 4,
+#else
     TILE_ROWS = 2,
+#endif
+    TILE_TOKENS = 6,
     /* Tile of a single row, as packed weights use: 8 accumulators, and registers to unpack in. */
     MAX_TILE_TOKENS = 8,
     /* Threads share out the outputs in multiples of it: two that write to one cache line would take
@@ -54,7 +62,6 @@ typedef uint32_t uints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int8_t bytes __attribute__((vector_size(32), aligned(1), may_alias));
-typedef int8_t half_bytes __attribute__((vector_size(16), aligned(1), may_alias));
 
 /* A matrix (O, I) and the bias of its layer.
 
@@ -155,21 +162,57 @@ INLINE float exponential(float x) {
     return series * as_float((as_bits(biased) - as_bits(12582912.0f) + 127) << 23);
 }
 
-/* Multiply int16 and add adjacent pairs: 16 to 8 int32. */
-INLINE ints multiply_pairs(shorts a, shorts b) {
-#ifdef __AVX2__
-    return (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+/* Sums of products of int8 weights and int16 inputs, in the lanes of a vector register: lane j of 8
+   has products 2 j and 2 j + 1 of each 16 (`fold_pairs`). Integers: exact in any order. */
+#ifdef HAS_VNNI
+typedef int32_t pair_sums __attribute__((vector_size(64)));
+enum { PAIRS_STEP = 32 };
+
+INLINE pair_sums add_pairs(pair_sums sums, const int8_t *w, const int16_t *x) {
+    const __m512i weights = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
+    return (pair_sums)_mm512_dpwssd_epi32((__m512i)sums, weights, _mm512_loadu_si512(x));
+}
+
+INLINE pair_sums add_pairs_16(pair_sums sums, const int8_t *w, const int16_t *x) {
+    const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+    const __m256i inputs = _mm256_loadu_si256((const __m256i *)x);
+    return (pair_sums)_mm512_dpwssd_epi32((__m512i)sums, _mm512_zextsi256_si512(weights),
+                                          _mm512_zextsi256_si512(inputs));
+}
+
+INLINE ints fold_pairs(pair_sums sums) {
+    return (ints)_mm512_castsi512_si256((__m512i)sums) + (ints)_mm512_extracti64x4_epi64((__m512i)sums, 1);
+}
 #else
-    ints sums;
-    for (int i = 0; i < 8; i++) sums[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+typedef ints pair_sums;
+enum { PAIRS_STEP = 16 };
+
+INLINE pair_sums add_pairs_16(pair_sums sums, const int8_t *w, const int16_t *x) {
+#ifdef __AVX2__
+    /* Not `__builtin_convertvector`, which GCC 12 turns into six instructions. */
+    const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+    return sums + (ints)_mm256_madd_epi16(weights, _mm256_loadu_si256((const __m256i *)x));
+#else
+    for (int i = 0; i < 8; i++) sums[i] += w[2 * i] * x[2 * i] + w[2 * i + 1] * x[2 * i + 1];
     return sums;
 #endif
 }
 
+INLINE pair_sums add_pairs(pair_sums sums, const int8_t *w, const int16_t *x) {
+    return add_pairs_16(sums, w, x);
+}
+
+INLINE ints fold_pairs(pair_sums sums) {
+    return sums;
+}
+#endif
+
 /* Multiply int8 and add adjacent fours: 32 to 8 int32. a is from 0 to 15, so that the int16 sums of
    two products cannot saturate. */
 INLINE ints multiply_fours(bytes a, bytes b) {
-#ifdef __AVX2__
+#if defined(HAS_VNNI)
+    return (ints)_mm256_dpbusd_epi32(_mm256_setzero_si256(), (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
     return (ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
 #else
     ints sums = {0};
@@ -221,7 +264,7 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
     const float *x = in->x + first * I;
     floats sums[TILE_ROWS][MAX_TILE_TOKENS] = {0};
     for (int64_t i = 0; i < I; i += 8)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + PREFETCH_BYTES);
             floats weights = *(const floats *)(w + r * I + i);
@@ -231,7 +274,7 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
                 sums[r][t] = fma_8(weights, inputs, sums[r][t]);
             }
         }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
@@ -271,20 +314,50 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tok
     const int8_t *w = (const int8_t *)m->weight + row * I;
     const int16_t *x = (const int16_t *)in->levels + first * I;
     const float *scale = (const float *)m->scale + row;
-    ints sums[TILE_ROWS][TILE_TOKENS] = {0};
-    for (int64_t i = 0; i < I; i += 16)
-#pragma GCC unroll 2
+    pair_sums sums[TILE_ROWS][TILE_TOKENS] = {0};
+    int64_t i = 0;
+    for (; i + PAIRS_STEP <= I; i += PAIRS_STEP)
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch(w + r * I + i + PREFETCH_BYTES);
-            shorts weights = __builtin_convertvector(*(const half_bytes *)(w + r * I + i), shorts);
 #pragma GCC unroll 6
-            for (int t = 0; t < tokens; t++) sums[r][t] += multiply_pairs(weights, *(const shorts *)(x + t * I + i));
+            for (int t = 0; t < tokens; t++) sums[r][t] = add_pairs(sums[r][t], w + r * I + i, x + t * I + i);
         }
-#pragma GCC unroll 2
+    if (i < I)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 6
+            for (int t = 0; t < tokens; t++) sums[r][t] = add_pairs_16(sums[r][t], w + r * I + i, x + t * I + i);
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < tokens; t++)
-            out[r * tokens + t] = reduce(__builtin_convertvector(sums[r][t], floats)) * scale[r] * in->scale[first + t];
+        for (int t = 0; t < tokens; t++) {
+            const floats lanes = __builtin_convertvector(fold_pairs(sums[r][t]), floats);
+            out[r * tokens + t] = reduce(lanes) * scale[r] * in->scale[first + t];
+        }
+}
+
+/* Whether the inputs of int4 weights are stored in fours of groups: the first and the third, whose
+   weights are in the low nibbles of 64 bytes, before the second and the fourth. */
+#ifdef HAS_VNNI
+enum { IN_FOURS = 1 };
+
+INLINE __m512i halves(int low, int high) {
+    return _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
+}
+
+INLINE __m512 add_two_groups(__m512 sums, __m512i weights, const int8_t *x, __m512 steps) {
+    const __m512i products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), weights, _mm512_loadu_si512(x));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), steps, sums);
+}
+#else
+enum { IN_FOURS = 0 };
+#endif
+
+/* The place of a group among the quantized inputs. */
+INLINE int64_t place_of(int64_t group, int64_t groups) {
+    static const int64_t order[4] = {0, 2, 1, 3};
+    return IN_FOURS && (group & ~3) + 4 <= groups ? (group & ~3) + order[group & 3] : group;
 }
 
 /* steps: scratch (rows, tokens, I / 32), the scale of a group's products: that of its weights times
@@ -295,7 +368,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
     const int8_t *w = (const int8_t *)m->weight + row * (I / 2), *x = (const int8_t *)in->levels + first * I;
     const uint32_t *scale = (const uint32_t *)m->scale + row * groups;
     floats sums[TILE_ROWS][TILE_TOKENS] = {0};
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         int64_t group = 0;
         for (; group + 8 <= groups; group += 8) {
@@ -318,8 +391,36 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
             }
         }
     }
-    for (int64_t i = 0; i < I; i += 2 * GROUP)
-#pragma GCC unroll 2
+    int64_t i = 0;
+#ifdef HAS_VNNI
+    const __m512i first_and_third = halves(0, 2), second_and_fourth = halves(1, 3);
+    __m512 wide[TILE_ROWS][TILE_TOKENS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < tokens; t++) wide[r][t] = _mm512_zextps256_ps512((__m256)sums[r][t]);
+    for (; i + 4 * GROUP <= I; i += 4 * GROUP)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            __builtin_prefetch(w + (r * I + i) / 2 + PREFETCH_BYTES);
+            const __m512i all = _mm512_loadu_si512(w + (r * I + i) / 2), mask = _mm512_set1_epi8(15);
+            const __m512i low = _mm512_and_si512(all, mask), high = _mm512_and_si512(_mm512_srli_epi16(all, 4), mask);
+#pragma GCC unroll 6
+            for (int t = 0; t < tokens; t++) {
+                const int8_t *of = x + t * I + i;
+                const __m512 step = _mm512_broadcast_f32x4(_mm_loadu_ps(steps + (r * tokens + t) * groups + i / GROUP));
+                wide[r][t] = add_two_groups(wide[r][t], low, of, _mm512_permutexvar_ps(first_and_third, step));
+                wide[r][t] = add_two_groups(wide[r][t], high, of + 2 * GROUP, _mm512_permutexvar_ps(second_and_fourth, step));
+            }
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < tokens; t++)
+            sums[r][t] = (floats)_mm512_castps512_ps256(wide[r][t]) + (floats)_mm512_extractf32x8_ps(wide[r][t], 1);
+#endif
+    for (; i < I; i += 2 * GROUP)
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch(w + (r * I + i) / 2 + PREFETCH_BYTES);
             bytes all = *(const bytes *)(w + (r * I + i) / 2);
@@ -335,7 +436,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
                 sums[r][t] = fma_8(highs, broadcast(step[1]), sums[r][t]);
             }
         }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 6
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
@@ -364,6 +465,10 @@ static void multiply(const Matrix *m, const float *unpacked, const Inputs *in, i
         switch (10 * tokens + rows) {
             CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1)
             CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
+#ifdef HAS_VNNI
+            CASE(1, 3) CASE(2, 3) CASE(3, 3) CASE(4, 3) CASE(5, 3) CASE(6, 3)
+            CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 4) CASE(6, 4)
+#endif
         }
 }
 
@@ -492,7 +597,7 @@ static void quantize_inputs(const Matrix *m, const Inputs *in, int64_t token) {
     } else if (m->bits == 4)
         for (int64_t group = 0; group < groups; group++, x += GROUP) {
             const float level = scale_for(x, GROUP, 127), scale = 1 / level;
-            int8_t *levels = (int8_t *)in->levels + token * I + group * GROUP;
+            int8_t *levels = (int8_t *)in->levels + token * I + place_of(group, groups) * GROUP;
             int32_t total = 0;
             if (isnan(level)) memset(levels, 0, GROUP);
             else {

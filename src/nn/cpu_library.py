@@ -6,10 +6,12 @@ the same, more slowly.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sysconfig
+from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -56,14 +58,34 @@ class ModelStruct(ctypes.Structure):
     )
 
 
-def load(folder: Path) -> ctypes.CDLL | None:
-    """Load the library from a folder; return None if it is missing or this CPU cannot run it."""
-    is_x86 = platform.machine() in ("x86_64", "AMD64")
-    if is_x86 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return None
-    try:
-        library = ctypes.CDLL(str(folder / f"_cpu_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"))
-    except OSError:  # not built, or PyTorch has not loaded OpenMP, which it is not linked with
+def variants() -> list[str]:
+    """Return the names of the libraries that this processor can run, the fastest first.
+
+    `ATEN_CPU_CAPABILITY=avx2` limits them, like PyTorch's own kernels.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["_cpu_kernels"]
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and torch.cpu._is_vnni_supported():
+        return ["_cpu_kernels_avx512", "_cpu_kernels"]
+    return ["_cpu_kernels"] if capability in ("AVX2", "AVX512") else []
+
+
+def load(folder: Path, names: Sequence[str] | None = None) -> ctypes.CDLL | None:
+    """Load a library from a folder; return None if there is none that this processor can run.
+
+    Args:
+        folder: where the libraries are.
+        names: those to choose from; the first that loads is taken. By default `variants`.
+    """
+    library = None
+    for name in variants() if names is None else names:
+        # Not built, or PyTorch has not loaded OpenMP, which it is not linked with.
+        with contextlib.suppress(OSError):
+            path = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+            library = ctypes.CDLL(str(path))
+            break
+    if library is None:
         return None
     matrix, address, size = POINTER(MatrixStruct), c_void_p, c_int64
     for name, result, arguments in (
@@ -81,7 +103,8 @@ def load(folder: Path) -> ctypes.CDLL | None:
 
 
 # AGI2_NATIVE is the folder of another build: `tests/sanitize.py` makes one with sanitizers.
-LIBRARY = load(Path(os.environ.get("AGI2_NATIVE") or Path(__file__).parent))
+FOLDER = Path(os.environ.get("AGI2_NATIVE") or Path(__file__).parent)
+LIBRARY = load(FOLDER)
 
 
 def is_plain(tensor: torch.Tensor, dtype: torch.dtype) -> bool:

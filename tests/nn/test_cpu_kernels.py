@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
 from src.nn.cpu_kernels import Gelu, KernelLinear, Weights, pack, unpack
-from src.nn.cpu_library import LIBRARY, load
+from src.nn.cpu_library import FOLDER, LIBRARY, load, variants
 from src.nn.kv_cache import KVCache
 from src.nn.quantized import _unpack_scales, dequantize, quantize_weight
 from tests.bounds import (
@@ -164,17 +164,37 @@ def test_rows_are_alike_whatever_processor_the_compiler_tunes_for(tmp_path, monk
     flags = {"CFLAGS": "-mtune=znver3", "PYTHONWARNINGS": "ignore"}
     folders = [*command, "--build-temp", str(tmp_path)]
     subprocess.run(folders, env={**os.environ, **flags}, cwd=CHECKOUT, check=True, timeout=600)
-    tuned = load(tmp_path / "agi2/nn")
+    tuned = load(tmp_path / "agi2/nn", ["_cpu_kernels"])
     if tuned is None:
         pytest.skip("the compiler does not know the option")
     x = random(19, 128, seed=1)
     for bits in (32, 8, 4):
         linear = KernelLinear(quantize_weight(random(37, 128), None, bits))
+        monkeypatch.setattr(native, "LIBRARY", load(FOLDER, ["_cpu_kernels"]))
         expected = linear(x)
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "LIBRARY", tuned)
-            for count in range(1, 20):
-                assert torch.equal(linear(x[:count]), expected[:count])
+        monkeypatch.setattr(native, "LIBRARY", tuned)
+        for count in range(1, 20):
+            assert torch.equal(linear(x[:count]), expected[:count])
+
+
+LIBRARIES = [found for name in variants() if (found := load(FOLDER, [name])) is not None]
+
+
+@pytest.mark.skipif(len(LIBRARIES) < 2, reason="the processor has no AVX-512 with VNNI")
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@torch.inference_mode()
+def test_every_library_computes_the_same(bits, monkeypatch):
+    """Bit for bit, except the sums of int4's groups, whose order differs."""
+    for inputs in (64, 128, 192, 832):
+        weights = quantize_weight(random(37, inputs), random(37), bits)
+        x = random(19, inputs, seed=1)
+        expected = bounded_product(weights, x)
+        found = []
+        for library in LIBRARIES:
+            monkeypatch.setattr(native, "LIBRARY", library)
+            found.append(KernelLinear(weights)(x))
+            assert_within(found[-1], expected.exact, expected.error)
+        assert bits == 4 or torch.equal(*found)
 
 
 @needs_library

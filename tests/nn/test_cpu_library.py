@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from src.nn.cpu_library import address_of, load
+from src.nn.cpu_library import address_of, load, variants
 from tests.nn.kernels import random
 
 
@@ -19,6 +19,25 @@ def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monk
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
     assert load(tmp_path) is None
     assert loaded == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "has_vnni", "expected"),
+    [
+        ("x86_64", "AVX512", True, ["_cpu_kernels_avx512", "_cpu_kernels"]),
+        ("x86_64", "AVX512", False, ["_cpu_kernels"]),
+        ("AMD64", "AVX2", True, ["_cpu_kernels"]),
+        ("x86_64", "DEFAULT", False, []),
+        ("aarch64", "DEFAULT", False, ["_cpu_kernels"]),
+    ],
+)
+def test_the_processor_decides_which_libraries_are_tried(
+    machine, capability, has_vnni, expected, monkeypatch
+):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: has_vnni)
+    assert variants() == expected
 
 
 BAD = {
