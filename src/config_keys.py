@@ -249,7 +249,9 @@ class TrainConfig(Section):
     threads: int | Literal["auto"] = Field("auto")
     """CPU threads in training (1 to 1024); `auto`: one per core, or those of the resumed run."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """In training: `fp32`, `bf16`, `fp16` (CUDA only); `auto`: bf16 or fp16 on CUDA, else fp32."""
+    """In training: `fp32`, `bf16`, `fp16` (CUDA only); `auto`: bf16 or fp16 on CUDA, bf16 on a CPU
+    that is fast in it, else fp32.
+    """
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: replicate the model (`ddp`) or shard it (`fsdp`)."""
     compile: bool | Literal["auto"] = "auto"

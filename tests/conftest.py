@@ -22,6 +22,8 @@ from xdist import is_xdist_controller
 
 # pytest-xdist runs one process per core: more threads would oversubscribe the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Every machine trains in fp32 unless a test says otherwise: oneDNN has no native bf16 then.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 # Output is wrapped if it is set.
 os.environ.pop("COLUMNS", None)
 

@@ -17,6 +17,7 @@ from src.cuda_utils import (
     is_out_of_memory,
     memory_stats,
     select_device,
+    measure_cpu_flops,
     select_precision,
 )
 from src.errors import AGI2Error
@@ -107,10 +108,29 @@ def test_the_cpu_is_described_with_its_threads():
 # Precision
 
 
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_auto_precision_is_full_without_cuda(warnings, device):
-    assert select_precision("auto", torch.device(device)) == torch.float32
+@pytest.mark.parametrize(
+    ("device", "is_supported", "flops", "dtype"),
+    [
+        ("cpu", True, {torch.float32: 2.0, torch.bfloat16: 4.0}, torch.bfloat16),
+        ("cpu", True, {torch.float32: 2.0, torch.bfloat16: 2.5}, torch.float32),
+        ("cpu", False, {}, torch.float32),
+        ("mps", True, {}, torch.float32),
+    ],
+)
+def test_auto_precision_is_bf16_on_a_cpu_that_is_fast_in_it(
+    monkeypatch, warnings, device, is_supported, flops, dtype
+):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: is_supported)
+    monkeypatch.setattr("src.cuda_utils.measure_cpu_flops", lambda threads, dtype: flops[dtype])
+    assert select_precision("auto", torch.device(device)) == dtype
     assert warnings == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_speed_of_matrix_products_is_measured_once(dtype):
+    flops = measure_cpu_flops(1, dtype)
+    assert 1e8 < flops < 1e15
+    assert measure_cpu_flops(1, dtype) == flops
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import shutil
-import time
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config, GPT2Config
-from ..cuda_utils import logits_chunk_tokens
+from ..cuda_utils import logits_chunk_tokens, measure_cpu_flops
 from ..model import GPT2Model
 from ..nn.lora import add_lora, is_lora
 from ..tokenizer import ROLE_TOKENS
@@ -74,7 +73,7 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
     """Return a device's peak FLOP/s for matrix products, the denominator of MFU.
 
     For a GPU it is the data sheet's value for half precision, or `None` for an unknown GPU or for
-    fp32; for a CPU it is measured in fp32, once per number of threads, which takes about 0.1 s.
+    fp32; for a CPU it is measured (see `measure_cpu_flops`).
     """
     if device.type == "cuda":  # pragma: needs gpu
         name = torch.cuda.get_device_name(device)
@@ -82,19 +81,7 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
         return None if precision == torch.float32 else next(known, None)
     if device.type != "cpu":
         return None
-    return _measure_cpu_peak(torch.get_num_threads())
-
-
-@functools.cache
-def _measure_cpu_peak(threads: int) -> float:
-    """Return the FLOP/s of a matrix product in fp32 by PyTorch's present number of threads."""
-    a, b = (torch.ones(512, n, dtype=torch.float32, device="cpu") for n in (512, 2048))
-    best = float("inf")
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * 512 * 512 * 2048 / best
+    return measure_cpu_flops(torch.get_num_threads(), precision)
 
 
 def choose_micro_batch_size(

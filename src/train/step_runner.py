@@ -54,7 +54,10 @@ class StepRunner:
     ) -> None:
         self._config, self._process_group = config, process_group
         self.device = process_group.device
-        self.precision = select_precision(config.precision, self.device)
+        # Measured on rank 0 only: all ranks must have the same.
+        self.precision = process_group.broadcast_from_main(
+            lambda: select_precision(config.precision, self.device)
+        )
         """The autocast dtype."""
         self.sharded = config.parallel == "fsdp" and process_group.is_initialized
         """Whether the parameters are sharded across ranks (FSDP)."""
@@ -116,6 +119,9 @@ class StepRunner:
 
     def prepare(self) -> None:
         """Compile the model and its loss, and wrap them in DDP (unless they use FSDP)."""
+        if self.precision != torch.float32:
+            name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[self.precision]
+            log.info("matrix products in %s, weights in fp32", name)
         self.compiled = self.compiled and can_compile(self.device)
         if self.compiled:
             self._module.compile_parts()

@@ -1,5 +1,7 @@
 """The step runner: settings that affect rounding, skipped steps, and device failures."""
 
+import logging
+
 import pytest
 import torch
 
@@ -62,3 +64,12 @@ def test_a_failed_device_and_a_lack_of_memory_are_described(runner, error, line)
         return
     with pytest.raises(AGI2Error, match=line):
         raise failure
+
+
+@pytest.mark.parametrize(("precision", "line"), [("fp32", None), ("bf16", "bf16")])
+def test_the_log_says_which_precision_is_not_full(tiny_run, caplog, precision, line):
+    config = tiny_run(threads=1, precision=precision)
+    with caplog.at_level(logging.INFO, "agi2"):
+        make_trainer(config, prepare(config)).runner.prepare()
+    expected = [] if line is None else [f"matrix products in {line}, weights in fp32"]
+    assert [each for each in caplog.messages if "matrix products" in each] == expected
