@@ -4,9 +4,9 @@ Python 3.12 has `sys.monitoring`, which costs nearly nothing. Before, coverage i
 trace function, which takes a third of the time of all Python code, not only of `src`. Here each
 group of statements of `src` has one more that clears a flag of its own, `if flag_7: flag_7 =
 False`, and the trace function is switched off: all but the first execution take a few nanoseconds.
-The executed lines are added to coverage's at the end. A group is a run of simple statements, to the first compound one or to the end of the body. It
-counts when its last statement begins. So a line may be reported that was executed, but only
-beside one that never was.
+The executed lines are added to coverage's at the end. A group is a run of simple statements, to the
+first compound one or to the end of the body. It counts when its last statement begins. So a line
+may be reported that was executed, but only beside one that never was.
 
 Tests marked `uncounted` have all flags cleared, because PyTorch would compile the added statements,
 too.
