@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import itertools
@@ -146,6 +147,10 @@ def pytest_collection(session):
         return
     gc.disable()  # what is imported and collected here stays
     importlib.import_module("torch")
+    with contextlib.suppress(ImportError):
+        typer = importlib.import_module("typer")
+        # It would create all commands anew for each of the hundreds of calls of `main`.
+        typer.main.get_command = functools.cache(typer.main.get_command)
     if _runs_folders(session):
         for name in _HEAVY:
             with contextlib.suppress(ImportError):
