@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import itertools
@@ -45,23 +46,14 @@ settings.load_profile("repeatable")
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORDS = ["the", "whale", "sea", "ship", "captain", "old", "white", "water", "crew", "wind", "and"]
 
-# Files that take more than 15 s of CPU time.
-_LONGEST = {
-    "test_argument_kinds",
-    "test_bad_input",
-    "test_beam_search",
-    "test_cuda_graph",
-    "test_engine",
-    "test_estimates",
-    "test_generation",
-    "test_many_processes",
-    "test_scripts",
-    "test_torch_defaults",
-    "test_trainer",
-    "test_training",
-    "test_verify_resume",
-    "test_wheel",
-}
+# Files that take more than about 5 s of CPU time, the longest first.
+_LONGEST = (
+    *("test_trainer", "test_many_processes", "test_scripts", "test_estimates", "test_training"),
+    *("test_wheel", "test_bad_input", "test_generation", "test_verify_resume", "test_tune"),
+    *("test_interrupts", "test_torch_defaults", "test_chat", "test_beam_search", "test_build"),
+    *("test_train", "test_loss", "test_main", "test_startup", "test_visibility", "test_builtin"),
+    *("test_argument_kinds", "test_cpu_kernels", "test_onnx", "test_huggingface", "test_engine"),
+)
 
 
 def make_text(words: int = 300, seed: int = 0) -> str:
@@ -148,6 +140,10 @@ def pytest_collection(session):
         return
     gc.disable()  # what is imported and collected here stays
     importlib.import_module("torch")
+    with contextlib.suppress(ImportError):
+        typer = importlib.import_module("typer")
+        # It would create all commands anew for each of the hundreds of calls of `main`.
+        typer.main.get_command = functools.cache(typer.main.get_command)
     if _runs_folders(session):
         for name in _HEAVY:
             with contextlib.suppress(ImportError):
@@ -173,7 +169,8 @@ def pytest_collection_modifyitems(config, items):
     import torch  # here, since the process that only starts the workers needs no PyTorch
 
     # Longest first: what runs last should be short, so that no worker is left alone with it.
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     if config.getoption("hypothesis_profile", None) == "fuzz":
         # A new order for each run, equal in all xdist workers, as xdist requires.
         random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).shuffle(items)

@@ -2,13 +2,14 @@
 
 Python 3.12 has `sys.monitoring`, which costs nearly nothing. Before, coverage is measured by a
 trace function, which takes a third of the time of all Python code, not only of `src`. Here each
-group of statements of `src` has one more that sets an element of a list, `if counted: done[7] =
-True`, and the trace function is switched off. The executed lines are added to coverage's at the
-end. A group is a run of simple statements, to the first compound one or to the end of the body. It
-counts when its last statement begins. So a line may be reported that was executed, but only
-beside one that never was.
+group of statements of `src` has one more that clears a flag of its own, `if flag_7: flag_7 =
+False`, and the trace function is switched off: all but the first execution take a few nanoseconds.
+The executed lines are added to coverage's at the end. A group is a run of simple statements, to the
+first compound one or to the end of the body. It counts when its last statement begins. So a line
+may be reported that was executed, but only beside one that never was.
 
-Tests marked `uncounted` clear `counted`, because PyTorch would compile the added statements, too.
+Tests marked `uncounted` have all flags cleared, because PyTorch would compile the added statements,
+too.
 Where nothing is traced, as with `--no-cov`, all of this does nothing.
 """
 
@@ -18,7 +19,8 @@ import ast
 import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -28,9 +30,8 @@ import pytest
 
 SOURCE = str(Path(__file__).resolve().parents[1] / "src") + "/"
 
-# The groups of lines of each file and which of them were executed; the modules that say so.
-_executed: dict[str, tuple[list[list[int]], list[bool | None]]] = {}
-_modules: list[ModuleType] = []
+# The groups of lines of each module, whose variables say which of them were executed.
+_modules: dict[ModuleType, list[list[int]]] = {}
 _original = SourceFileLoader.exec_module
 
 
@@ -49,9 +50,9 @@ def _exec_module(loader: SourceFileLoader, module: ModuleType) -> None:
     if not path.startswith(SOURCE):
         return _original(loader, module)
     tree, groups = add_counters(loader.get_data(path))
-    _, done = _executed.setdefault(path, (groups, [None] * len(groups)))
-    module.__dict__.update({"@done": done, "@counted": True})
-    _modules.append(module)
+    for flag in flags(groups):
+        module.__dict__.setdefault(flag, True)  # unless it is loaded again
+    _modules[module] = groups
     exec(compile(tree, path, "exec", dont_inherit=True), module.__dict__)
 
 
@@ -84,16 +85,22 @@ def _counted_body(
         is_compound = hasattr(statement, "body") or isinstance(statement, ast.Match)
         is_last = is_compound or number == len(body) - 1
         if is_last and not _must_be_first(node, statement, number):
-            yield _counter(lines, groups)
+            yield from _counter(lines, groups)
             lines = set()
         yield statement
     if lines:  # of a body of only what must be first
-        yield _counter(lines, groups)
+        yield from _counter(lines, groups)
 
 
-def executed_lines(groups: list[list[int]], done: list[bool | None]) -> set[int]:
-    """Return the lines of the groups that were executed."""
-    return {line for group, is_done in zip(groups, done, strict=True) if is_done for line in group}
+def flags(groups: list[list[int]]) -> list[str]:
+    """Return the names of the groups' flags, which no other code can have."""
+    return [f"@{number}" for number in range(len(groups))]
+
+
+def executed_lines(groups: list[list[int]], variables: Mapping[str, object]) -> set[int]:
+    """Return the lines of the groups whose flags are cleared."""
+    flagged = zip(groups, flags(groups), strict=True)
+    return {line for group, flag in flagged if not variables[flag] for line in group}
 
 
 def _must_be_first(node: ast.AST, statement: ast.stmt, number: int) -> bool:
@@ -104,16 +111,17 @@ def _must_be_first(node: ast.AST, statement: ast.stmt, number: int) -> bool:
     return number == 0 and is_definition and ast.get_docstring(node, clean=False) is not None
 
 
-def _counter(lines: set[int], groups: list[list[int]]) -> ast.stmt:
-    """Add a group; return `if counted: done[n] = True`, with variables no other code can name."""
+def _counter(lines: set[int], groups: list[list[int]]) -> Iterator[ast.stmt]:
+    """Add a group; yield `global flag` and `if flag: flag = False`."""
     place = dict.fromkeys(("lineno", "end_lineno"), max(lines))
     place |= {"col_offset": 0, "end_col_offset": 0}
-    load, store = ast.Load(), ast.Store()
-    done, number = ast.Name("@done", load, **place), ast.Constant(len(groups), **place)
+    flag = f"@{len(groups)}"
     groups.append(sorted(lines))
-    element = ast.Subscript(done, number, store, **place)
-    assignment = ast.Assign([element], ast.Constant(True, **place), **place)
-    return ast.If(ast.Name("@counted", load, **place), [assignment], [], **place)
+    target, false = ast.Name(flag, ast.Store(), **place), ast.Constant(False, **place)
+    yield ast.Global([flag], **place)
+    yield ast.If(
+        ast.Name(flag, ast.Load(), **place), [ast.Assign([target], false, **place)], [], **place
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,23 +129,26 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Item):
     """Count no lines in a test marked `uncounted`."""
     if not pyfuncitem.get_closest_marker("uncounted"):
         return (yield)
-    _count(False)
+    before = {
+        module: {flag: module.__dict__[flag] for flag in flags(groups)}
+        for module, groups in _modules.items()
+    }
+    for module, values in before.items():
+        module.__dict__.update(dict.fromkeys(values, False))
     try:
         return (yield)
     finally:
-        _count(True)
-
-
-def _count(is_counted: bool) -> None:
-    for module in _modules:
-        module.__dict__["@counted"] = is_counted
+        for module, values in before.items():
+            module.__dict__.update(values)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop():
     """When all tests have run, and before pytest-cov saves, add the executed lines."""
     result = yield
-    if _executed:
-        found = {path: executed_lines(*each) for path, each in _executed.items()}
+    if _modules:
+        found = defaultdict(set)
+        for module, groups in _modules.items():
+            found[module.__file__] |= executed_lines(groups, module.__dict__)
         coverage.Coverage.current().get_data().add_lines(found)
     return result
