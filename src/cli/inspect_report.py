@@ -154,9 +154,7 @@ def _conversation_lines(found: Inspection) -> Iterator[str]:
 
 def _source_lines(source: SourceReport) -> Iterator[str]:
     """Yield what was read of a source, and what was not."""
-    amounts = [plural(source.files, "file"), plural(source.documents, source.kind)]
-    amounts += [plural(source.characters, "character"), f"{human_bytes(source.bytes_read)} on disk"]
-    yield from _hanging(f"{source.name}: {', '.join(amounts)}")
+    yield from _hanging(f"{source.name}: {source.amounts()}")
     for what, tally in (
         ("skipped", source.skipped),
         ("removed", source.removed),
