@@ -182,7 +182,7 @@ def end_source(source: Source, counts: SourceReport, sources: int, is_logged: bo
     if source.name not in BUILTINS and source.files and not counts.files:
         raise AGI2Error(f"{source.name}: no file of it can be read; {counts.first_problem}")
     if is_logged:
-        _log_counts(counts, sources <= _SOURCES_LOGGED)
+        log_counts(counts, sources <= _SOURCES_LOGGED)
 
 
 def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
@@ -281,8 +281,9 @@ def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document
         raise source.error(f"without {what}", f"contains no {what}")
 
 
-def _log_counts(counts: SourceReport, is_logged: bool) -> None:
-    if is_logged:
+def log_counts(counts: SourceReport, are_amounts_logged: bool) -> None:
+    """Log how much was read of a source, and in any case what was removed and skipped."""
+    if are_amounts_logged:
         log.info("%s", one_line(f"read {counts.name}: {counts.amounts()}"))
     for level, what, tally in (
         (logging.INFO, "removed from", counts.removed),
