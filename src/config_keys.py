@@ -229,7 +229,7 @@ class TrainConfig(Section):
     eval_interval: int = Field(250, ge=1, le=_MAX_COUNT)
     """Steps between validations (1 or more)."""
     eval_tokens: int = Field(65536, ge=0, le=_MAX_COUNT)
-    """Validation tokens per evaluation, 0 for all; the last evaluation always uses all."""
+    """Tokens per evaluation, 0 for all; the last uses all, or as many as were trained on."""
     early_stopping_patience: int | None = Field(None, ge=1, le=_MAX_COUNT)
     """Stop after this many validations without a better val loss (1 or more)."""
     checkpoint_interval: int = Field(500, ge=1, le=_MAX_COUNT)

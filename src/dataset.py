@@ -92,10 +92,12 @@ class TextDataset(TokenWindows):
         return self
 
     @classmethod
-    def from_shards(cls, tokens: ShardedTokens, seq_len: int, *, stride: int) -> TextDataset:
-        """Create a dataset from tokens on disk."""
+    def from_shards(
+        cls, tokens: ShardedTokens, seq_len: int, *, stride: int, text: str = "text"
+    ) -> TextDataset:
+        """Create a dataset from tokens on disk; `text` is what they are of, for messages."""
         self = cls.__new__(cls)
-        TokenWindows.__init__(self, tokens, seq_len, stride)
+        TokenWindows.__init__(self, tokens, seq_len, stride, text)
         return self
 
 

@@ -168,7 +168,7 @@ def results(runs: Sequence[RunRecord]) -> Rows:
     rows = {
         "parameters": [_format_count(each.start.get("parameters")) for each in histories],
         "steps": [_format_count(each.steps) for each in histories],
-        "tokens": [_format_count(each.last("tokens")) for each in histories],
+        "tokens": [_format_count(_tokens(each)) for each in histories],
         "time": [
             EMPTY_CELL if seconds is None else human_time(seconds)
             for seconds in (each.last("seconds") for each in histories)
@@ -181,6 +181,14 @@ def results(runs: Sequence[RunRecord]) -> Rows:
         ],
     }
     return [[name, *cells] for name, cells in rows.items()]
+
+
+def _tokens(history: History) -> float | None:
+    """Return the tokens that a run was trained on; `None` if they were not logged."""
+    size = tokens_per_step(history)
+    if size is None:
+        return history.last("tokens")
+    return round(history.steps * size)
 
 
 def aligned_curves(runs: Sequence[RunRecord]) -> tuple[str, Rows]:

@@ -131,10 +131,10 @@ def _conversation_lines(found: Inspection) -> Iterator[str]:
     if spoken is None:
         return
     systems = f", {spoken.system_messages:,} with a system message" * (spoken.system_messages > 0)
-    turns = plural(spoken.turns, "turn")
-    yield from _wrapped(
-        "dialogue", f"{plural(spoken.conversations, 'conversation')}, {turns}{systems}"
-    )
+    counts = plural(spoken.conversations, "conversation")
+    if pairs := sum(each.documents for each in found.report.sources if each.kind == "pair"):
+        counts = f"{plural(pairs, 'pair')} of two conversations"
+    yield from _wrapped("dialogue", f"{counts}, {plural(spoken.turns, 'turn')}{systems}")
     share = _percent(spoken.targets / spoken.tokens)
     yield from _wrapped(
         "targets",
@@ -154,9 +154,7 @@ def _conversation_lines(found: Inspection) -> Iterator[str]:
 
 def _source_lines(source: SourceReport) -> Iterator[str]:
     """Yield what was read of a source, and what was not."""
-    amounts = [plural(source.files, "file"), plural(source.documents, source.kind)]
-    amounts += [plural(source.characters, "character"), f"{human_bytes(source.bytes_read)} on disk"]
-    yield from _hanging(f"{source.name}: {', '.join(amounts)}")
+    yield from _hanging(f"{source.name}: {source.amounts()}")
     for what, tally in (
         ("skipped", source.skipped),
         ("removed", source.removed),

@@ -213,7 +213,8 @@ class TextRun:
             from ..train.planner import Corpus, choose_shape
 
         minutes = self.minutes or DEFAULT_MINUTES
-        corpus = Corpus.read(self.sources, self.reading)
+        # The run reads the text again, and logs what it read.
+        corpus = Corpus.read(self.sources, self.reading, is_logged=False)
         device = select_device(self.config.device)
         log.info("%s", describe_corpus(corpus, device))
         plan = choose_shape(corpus, minutes, device, self.config.model_name, self.given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +79,11 @@ class TuningRun(TextRun):
             check_exists(path)
         given = dict(map(parse_override, overrides))
         resume = is_resumed(given) or resume
-        folder = model_folder(model)
-        check_weights(folder, model)
+        # A run is resumed without the model that it began with: it may have been moved.
+        is_moved = resume and not os.path.lexists(model)
+        folder = Path(model) if is_moved else model_folder(model)
+        if not is_moved:
+            check_weights(folder, model)
         if doubled := given.keys() & {"conversations", "preferences", *keys}:
             raise AGI2Error(f"--set {min(doubled)}: give it as an argument or an option")
         if pipes := [source for source in keys.get("sources", ()) if is_pipe(source)]:
@@ -89,7 +93,8 @@ class TuningRun(TextRun):
             name = f"{folder.resolve().name}-{'dpo' if has_pairs else 'chat'}"
         keys = {"init_from": str(folder), **keys, "model_name": name_for([], name, given)}
         minutes = minutes_for(minutes, given)
-        config = _configured(keys, chats, given, has_pairs)
+        resumed = {"resume": "auto"} if is_moved else {}
+        config = _configured(keys, chats, {**given, **resumed}, has_pairs)
         return cls(list(chats), config, given, minutes, resume, keys, has_pairs)
 
     def sources_of(self, config: Config) -> list[str]:

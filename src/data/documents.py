@@ -9,6 +9,7 @@ from typing import Any, get_args
 from ..config_checks import is_encoding
 from ..config_keys import Normalization
 from ..errors import AGI2Error
+from ..utils import human_bytes, plural
 from .speakers import speaker_pattern
 from .text_files import Skipped
 
@@ -115,6 +116,14 @@ class SourceReport:
     """Why the first file that was skipped cannot be read."""
     kind: str = "document"
     """What its documents are, for messages: `document`, `conversation` or `pair`."""
+
+    def amounts(self) -> str:
+        """Return how much was read, for messages; a built-in source has no files."""
+        amounts = [plural(self.documents, self.kind), plural(self.characters, "character")]
+        if self.files:
+            size = f"{human_bytes(self.bytes_read)} on disk"
+            amounts = [plural(self.files, "file"), *amounts, size]
+        return ", ".join(amounts)
 
     @property
     def bytes_skipped(self) -> int:

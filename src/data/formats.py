@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -78,6 +79,9 @@ _COMPRESSIONS = {each.suffixes[0]: each for each in (GZIP, BZIP2, XZ, ZSTANDARD)
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
 _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
 
+# Mail programs name their mbox files without a suffix: the line of the envelope, and a header.
+_MBOX = re.compile(rb"From [^\n]*[0-9:+-]\r?\n[A-Za-z-]+: ")
+
 CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages", "__MACOSX"}
 """Folders of other programs, in which no text of the user is."""
 # Files without a suffix that are text.
@@ -126,7 +130,8 @@ def is_known(filename: str) -> bool:
     while (split := split_compression(filename))[1] is not None:
         filename = split[0]
     path = PurePosixPath(filename)
-    return path.suffix.lower() in _BY_SUFFIX or path.name.lower() in _TEXT_NAMES
+    # `README.Debian` and `changelog.old` are text as `README` and `changelog` are.
+    return path.suffix.lower() in _BY_SUFFIX or path.name.lower().split(".")[0] in _TEXT_NAMES
 
 
 def is_unnamed(filename: str) -> bool:
@@ -173,6 +178,8 @@ def format_of(filename: str, head: bytes) -> Format:
             return ARROW
         if named is None and head[257:262] == b"ustar":
             return TAR
+        if named is None and _MBOX.match(head):
+            return MAIL
     return named or TEXT
 
 

@@ -45,7 +45,7 @@ def read_mail(source: Input) -> Iterator[Document]:
     Raises:
         Unreadable: if an mbox file does not begin as one.
     """
-    if not source.filename.lower().endswith(".mbox"):
+    if source.filename.lower().endswith(".eml"):
         yield source.document(_text(source, source.read(MAX_MESSAGE)))
         return
     if not source.stream.peek(5)[:5] == b"From ":

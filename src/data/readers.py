@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from ..errors import AGI2Error, one_line
-from ..utils import human_bytes, log, plural
+from ..utils import log
 from .archives import members
 from .builtin import BUILTIN, BUILTINS, CONVERSATIONS, HELD_OUT_CONVERSATIONS, python_docs
 from .builtin_conversations import conversations, held_out_conversations
@@ -155,7 +155,7 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
         try:
             yield from _read_file(path, options, counts)
             if not source.is_named and is_unnamed(path.name):
-                counts.notes.add("without a suffix read as text", str(path))
+                counts.notes.add("without a suffix read, by the first bytes", str(path))
         except Unreadable as problem:
             if source.is_named:
                 raise
@@ -182,7 +182,7 @@ def end_source(source: Source, counts: SourceReport, sources: int, is_logged: bo
     if source.name not in BUILTINS and source.files and not counts.files:
         raise AGI2Error(f"{source.name}: no file of it can be read; {counts.first_problem}")
     if is_logged:
-        _log_counts(counts, sources <= _SOURCES_LOGGED)
+        log_counts(counts, sources <= _SOURCES_LOGGED)
 
 
 def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
@@ -274,18 +274,17 @@ def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document
             yield document
         else:
             yield from pieces(document)
-    if empty:
+    if empty and found:
         source.report.skipped.add("documents without text", source.name, count=empty)
     if not found:
         what = source.options.kind if source.options.are_conversations else "text"
         raise source.error(f"without {what}", f"contains no {what}")
 
 
-def _log_counts(counts: SourceReport, is_logged: bool) -> None:
-    if is_logged:
-        amounts = [plural(counts.files, "file"), plural(counts.documents, counts.kind)]
-        amounts += [plural(counts.characters, "character"), human_bytes(counts.bytes_read)]
-        log.info("%s", one_line(f"read {counts.name}: {', '.join(amounts)}"))
+def log_counts(counts: SourceReport, are_amounts_logged: bool) -> None:
+    """Log how much was read of a source, and in any case what was removed and skipped."""
+    if are_amounts_logged:
+        log.info("%s", one_line(f"read {counts.name}: {counts.amounts()}"))
     for level, what, tally in (
         (logging.INFO, "removed from", counts.removed),
         (logging.INFO, "in", counts.preprocessed),

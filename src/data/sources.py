@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from .formats import CACHE_FOLDERS, check_head, is_known, is_unnamed_text, reada
 from .hub_datasets import skipped_names
 from .patterns import match_parts
 from .remote import RemoteFile, check_protocol, find_remote, is_remote
-from .text_files import STDIN, Skipped, Unreadable, check_kind
+from .text_files import STDIN, Skipped, Unreadable, check_kind, unreadable
 
 SourceFile = Path | RemoteFile
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -198,9 +199,10 @@ def _resolve_folder(name: str, folder: Path, options: ReadOptions) -> Source:
     found = _walk(folder, source.skipped)
     candidates = [path for path in found if _is_known(path, source, options)]
     if not candidates:
+        pattern = shlex.quote(os.path.join(glob.escape(name), "**", "*"))
         raise AGI2Error(
             f"{name}: no file in this folder has a format that is read: source code, "
-            f"{readable_suffixes()}, each also compressed"
+            f"{readable_suffixes()}, each also compressed; to read all files as text: {pattern}"
         )
     return _check_found(source, candidates, options)
 
@@ -243,9 +245,9 @@ def _check_found(source: Source, paths: Iterable[Path], options: ReadOptions) ->
                 raise Unreadable("pipes", f"{path}: a pipe: name it itself")
             check_head(path, options=options)
         except (Unreadable, OSError) as error:
-            reason = getattr(error, "reason", "that cannot be read")
-            source.skipped.add(reason, str(path), size=file_size(path))
-            first_problem = first_problem or str(error)
+            problem = error if isinstance(error, Unreadable) else unreadable(error, str(path))
+            source.skipped.add(problem.reason, str(problem), size=file_size(path))
+            first_problem = first_problem or str(problem)
         else:
             source.files.append(path)
     if not source.files:
@@ -303,6 +305,8 @@ def _skip_reason(path: Path, is_folder: bool) -> str:
         return "installed packages or caches"
     if is_folder and _is_run(path):
         return "output of runs"
+    if not is_folder and not os.path.exists(path):
+        return "broken links"
     return ""
 
 

@@ -80,16 +80,19 @@ def plan_split(
     """
     if val_fraction == 0:
         return SplitPlan(scan.characters, scan.characters)
-    best, best_leakage = None, 0.0
-    for plan in _plans(scan, val_fraction, seed, (pairs, together), are_whole):
+    best, best_leakage, related = None, 0.0, 0
+    for plan, sharing in _plans(scan, val_fraction, seed, (pairs, together), are_whole):
         train, held_out = plan.sides(scan.shingles)
         hashes = scan.shingles.hashes
         leakage = containment(hashes[held_out], hashes[train]) or 0.0
         if best is None or leakage < best_leakage:
-            best, best_leakage = plan, leakage
+            best, best_leakage, related = plan, leakage, sharing
         if best_leakage <= _MAX_LEAKAGE:
             break
     assert best is not None
+    if related:
+        share = "1 document shares" if related == 1 else f"{related:,} documents share"
+        log.info("%s text with others: kept on one side", share)
     if best.holds_out:
         _log_leakage(best_leakage, are_whole)
     return best
@@ -201,8 +204,11 @@ def _plans(
     seed: int,
     linked: tuple[Pairs | None, Pairs | None],
     are_whole: bool,
-) -> Iterator[SplitPlan]:
-    """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak."""
+) -> Iterator[tuple[SplitPlan, int]]:
+    """Yield candidate plans, best first; the later ones are fallbacks if the first ones leak.
+
+    With each, the number of documents that are on one side because they share text with others.
+    """
     texts = scan.texts
     if are_whole or len(texts) >= _MIN_DOCUMENTS_TO_HOLD_OUT:
         lengths = texts.lengths
@@ -218,11 +224,8 @@ def _plans(
             # Near-duplicate clusters can be too large to hold out: then too little is held out, and
             # the next threshold makes smaller ones. Without any, the documents are just long.
             if chosen.any() and (not related or held_out >= val_fraction * total / 2):
-                if related:
-                    share = "1 document shares" if related == 1 else f"{related:,} documents share"
-                    log.info("%s text with others: kept on one side", share)
                 cuts = np.where(chosen[texts.index_of], 0, scan.characters)
-                yield SplitPlan(scan.characters, cuts)
+                yield SplitPlan(scan.characters, cuts), related
                 if not related:
                     return
             elif not related:
@@ -233,9 +236,9 @@ def _plans(
         chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
         if not chosen.any():
             chosen = _choose_held_out(apart, lengths, val_fraction * total, seed)
-        yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters))
+        yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters)), 0
     else:
-        yield _split_each(scan, texts, val_fraction)
+        yield _split_each(scan, texts, val_fraction), 0
 
 
 def _linked(groups: np.ndarray, texts: Texts, *linked: Pairs | None) -> np.ndarray:

@@ -134,6 +134,7 @@ _SINGULAR = {
     "chapters ": "chapter ",
     "pages of": "page of",
     "pipes": "pipe",
+    "broken links": "broken link",
     "that are links or devices": "that is a link or a device",
     "that are ": "that is ",
     "that change": "that changes",

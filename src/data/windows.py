@@ -99,6 +99,7 @@ class TokenWindows(Dataset[torch.Tensor]):
         seq_len: tokens per window. Fewer tokens give one shorter window, with a warning.
         stride: tokens between the starts of consecutive windows, at most `seq_len`, the default.
             The last window ends at the last token, so no token is dropped.
+        text: what the tokens are of, for the warning.
 
     Raises:
         AGI2Error: if there are fewer than two tokens, or `seq_len` or `stride` is below 1.
@@ -111,7 +112,11 @@ class TokenWindows(Dataset[torch.Tensor]):
     """Index in `tokens` of the first token of the last window in the order of the text."""
 
     def __init__(
-        self, tokens: np.ndarray | ShardedTokens, seq_len: int, stride: int | None = None
+        self,
+        tokens: np.ndarray | ShardedTokens,
+        seq_len: int,
+        stride: int | None = None,
+        text: str = "text",
     ) -> None:
         if seq_len < 1 or (stride is not None and stride < 1):
             raise AGI2Error(f"seq_len {seq_len} and stride {stride}: both must be at least 1")
@@ -119,7 +124,7 @@ class TokenWindows(Dataset[torch.Tensor]):
             raise AGI2Error(f"the text has {plural(len(tokens), 'token')}: at least 2 are needed")
         if len(tokens) < seq_len:
             log.warning(
-                "the text has only %s: windows are that short", plural(len(tokens), "token")
+                "the %s has only %s: windows are that short", text, plural(len(tokens), "token")
             )
             seq_len = len(tokens)
         self.tokens = tokens

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -239,6 +239,35 @@ class Evaluation:
             self.perplexity,
             self.describe_bits(),
         )
+
+
+class Windows(Protocol):
+    """Windows of tokens to evaluate on."""
+
+    @property
+    def seq_len(self) -> int: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+
+def final_eval_tokens(eval_tokens: int, held_out: Windows | None, trained: int) -> int:
+    """Return on how many tokens the best weights are evaluated, 0 for all; log if not on all.
+
+    Not on more than the run was trained on: of a large text, a short run would take longer to
+    evaluate than to train.
+
+    Args:
+        eval_tokens: tokens of the other evaluations, the least; 0 for all.
+        held_out: windows of the text that is held out.
+        trained: windows that the run was trained on.
+    """
+    assert held_out is not None
+    width = held_out.seq_len - 1
+    limit, tokens = max(eval_tokens, trained * width), len(held_out) * width
+    if not eval_tokens or limit >= tokens:
+        return 0
+    log.info("best weights: evaluated on %s of %s held-out tokens", f"{limit:,}", f"{tokens:,}")
+    return limit
 
 
 def log_end(stopped: str, state: RunState, folder: Path) -> None:

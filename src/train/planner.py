@@ -17,8 +17,8 @@ from ..config_checks import vocabulary_for
 from ..config_loader import make_config
 from ..console import show_progress, visible
 from ..cuda_utils import available_memory, memory_stats, select_device
-from ..data.documents import ReadOptions
-from ..data.readers import iterate_documents
+from ..data.documents import ReadOptions, ReadReport
+from ..data.readers import iterate_documents, log_counts
 from ..data.tokens import count_bytes
 from ..errors import AGI2Error
 from ..formats.run_dir import run_folder
@@ -119,8 +119,20 @@ class Corpus:
     """The beginning of the text, to fit a tokenizer and to benchmark on."""
 
     @classmethod
-    def read(cls, sources: Sequence[str], options: ReadOptions | None = None) -> Corpus:
+    def read(
+        cls,
+        sources: Sequence[str],
+        options: ReadOptions | None = None,
+        *,
+        is_logged: bool = True,
+    ) -> Corpus:
         """Read all sources.
+
+        Args:
+            sources: files, folders, glob patterns, URLs, built-in texts.
+            options: how to read them.
+            is_logged: whether to log what was read and skipped; otherwise only if the text is too
+                short.
 
         Raises:
             AGI2Error: if one cannot be read, or the text is too short.
@@ -128,7 +140,8 @@ class Corpus:
         size = 0
         parts: list[str] = []
         remaining = _SAMPLE_CHARACTERS
-        for document in iterate_documents(sources, options):
+        report = ReadReport()
+        for document in iterate_documents(sources, options, report, is_logged=is_logged):
             size += len(document.text.encode("utf-8", "replace"))
             if remaining > 0:
                 if parts and not document.continues:
@@ -137,6 +150,8 @@ class Corpus:
                 parts.append(document.text[:remaining])
                 remaining -= len(parts[-1])
         if size < _MIN_BYTES:
+            for source in [] if is_logged else report.sources:
+                log_counts(source, are_amounts_logged=True)
             raise AGI2Error(
                 f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at "
                 f"least {_MIN_BYTES:,}, and some 100,000 for a model that generates words"

@@ -318,4 +318,6 @@ def _windows(corpus: Corpus, seq_len: int) -> tuple[TextDataset, TextDataset | N
         return train_data, None
     # Not longer than the training windows, which a short text makes shorter than seq_len.
     width = min(seq_len, train_data.seq_len - 1)
-    return train_data, TextDataset.from_shards(corpus.val, width + 1, stride=width)
+    return train_data, TextDataset.from_shards(
+        corpus.val, width + 1, stride=width, text="held-out text"
+    )

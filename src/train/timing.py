@@ -102,6 +102,8 @@ def predict_duration(
     steps = trainer.total_steps
     if config.max_minutes is not None:
         steps = max(1, min(steps, int(60 * config.max_minutes / (step_seconds + overhead))))
+    if config.eval_tokens:  # as `final_eval_tokens`
+        windows = min(windows, max(evaluated_windows, steps * trainer.batches.batch_size))
     per_epoch = trainer.batches.steps_per_epoch
     return Duration(
         steps * (step_seconds + overhead) + windows * window_seconds,

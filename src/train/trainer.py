@@ -24,7 +24,7 @@ from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import ProcessGroup, is_lost_process, launch_id
 from .estimates import training_flops
 from .interrupt import Interrupt, describe_interrupt
-from .metrics import Evaluation, MetricsLogger, log_end
+from .metrics import Evaluation, MetricsLogger, final_eval_tokens, log_end
 from .preference_reference import References
 from .run_folder import RunFolder
 from .schedule import Schedule
@@ -154,9 +154,8 @@ class Trainer:
 
         Returns:
             `train_loss` (the mean of each epoch, of which the last may be incomplete), `val_loss`
-            and `val_steps`, `best_val_loss`, `final_val_loss` (of the best weights, on all held-out
-            text) and `bits_per_byte` (or `None`), `steps`, `seconds`, and `stopped`: `finished`,
-            `time` (`max_minutes` elapsed) or `early` (early stopping).
+            and `val_steps`, `best_val_loss`, `final_val_loss` and `bits_per_byte` (or `None`) of
+            the best weights, `steps`, `seconds`, and `stopped`: `finished`, `time` or `early`.
 
         Raises:
             AGI2Error: if the folder is not writable, memory is exhausted, the loss stays
@@ -353,6 +352,12 @@ class Trainer:
             precision=self.runner.precision,
         )
 
+    def _evaluate_best(self) -> Evaluation:
+        trained = self.step * self.batches.batch_size
+        limit = final_eval_tokens(self.config.eval_tokens, self.val_windows, trained)
+        with show_progress("validating the best weights", log_at_once=True):
+            return self.evaluate(limit)
+
     def sample(self, max_length: int, seed: int) -> str:
         """Generate text of at most `max_length` tokens with the current weights."""
         assert self._sample is not None
@@ -382,8 +387,7 @@ class Trainer:
         self.full_model = self.checkpoints.load_best()
         history = self.state.result(stopped)
         if self.val_data is not None:
-            with show_progress("validating on all held-out text", log_at_once=True):
-                final = self.process_group.broadcast_from_main(self.evaluate)
+            final = self.process_group.broadcast_from_main(self._evaluate_best)
             # best_loss is inf if the folder was lost after the last validation.
             best = self.state.best_loss
             history["best_val_loss"] = best if best < math.inf else final.loss

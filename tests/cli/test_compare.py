@@ -133,6 +133,12 @@ def write_log(folder, entries):
     (folder / "metrics.jsonl").write_text(text)
 
 
+def test_the_tokens_of_a_run_shorter_than_the_log_interval_are_shown(shared_run):
+    run = shared_run(max_steps=2, log_interval=10, batch_size=4, sample_tokens=0)
+    table = {name: cells for name, *cells in results([read_run(run.folder)])}
+    assert table["tokens"] == ["127"]  # 2 steps of 64, but for the first token of the text
+
+
 def log_of(tokens_per_step, curve):
     start = {"step": 0, "start": {"tokens_per_step": tokens_per_step}}
     return [start, *({"step": step, "val_bits_per_byte": bits} for step, bits in curve)]

@@ -60,7 +60,7 @@ def test_eval_prints_a_figure_a_line_and_the_stride_changes_them(trained, held_o
     status, out, err = run(capsys, "eval", trained, "--text", held_out)
     assert status == 0
     size = len(held_out.read_bytes())
-    assert err == f"read {held_out}: 1 file, 1 document, {size} characters, {size} B\n"
+    assert err == f"read {held_out}: 1 file, 1 document, {size} characters, {size} B on disk\n"
     lines = dict(line.rsplit(None, 1) for line in out.splitlines())
     assert list(lines)[:4] == [
         "loss",

@@ -146,6 +146,7 @@ def test_pairs_are_what_is_said_in_both_conversations(place, capsys):
         assert (status, found["documents"]) == (0, 3)
         assert found["characters"] == 3 * len("\n\n".join(texts))
         _, out, _ = run(capsys, "data", "inspect", named)
+        assert "dialogue    3 pairs of two conversations, 6 turns" in out
         assert out.startswith("pairs.jsonl: 1 file, 3 pairs, ")
         assert "2 documents, 66.7 % of the text" in " ".join(out.split())
     status, _, err = run(capsys, "data", "inspect", "pairs.jsonl", "texts/a.txt")

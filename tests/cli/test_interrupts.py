@@ -35,7 +35,7 @@ PHASES = {
     ),
     "the last step": (".*step 6/6", SAVED),
     "the last validation": ("validating$", SAVED),
-    "validating on all text": ("validating on all held-out text", SAVED),
+    "validating at the end": ("validating the best weights", SAVED),
     "the end": ("finished after", SAVED),
     "writing the report": ("report: ", SAVED),
     "samples": (

@@ -59,6 +59,7 @@ def test_a_text_is_planned_trained_resumed_and_trained_again(place, capsys, monk
     assert "predicted: 4 steps of " in err
     assert "wrote trained/my book.toml, the configuration of this run" in err
     assert err.endswith("; continue with: agi2 train 'trained/my book' --resume\n")
+    assert err.count("read my book.txt: 1 file") == 1  # though the text is read twice
     config = load_config("trained/my book.toml", "training")
     assert (config.sources, config.model_name) == (["my book.txt"], "my book")
     assert (config.max_steps, config.max_minutes, config.vocab_size) == (4, 9.5, "auto")

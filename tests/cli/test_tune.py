@@ -116,9 +116,14 @@ def test_what_contradicts_the_resumed_run_is_refused(place, model, capsys, share
     assert status == 2
     assert "is planned already, with init_from = " in err
     Path("base").rename("moved")
-    status, _, err = run(capsys, "tune", "moved", *tune[2:], "--resume")
-    assert status == 0
-    assert "nothing is left to train" in err
+    for base in ("moved", "base"):
+        status, _, err = run(capsys, "tune", base, *tune[2:], "--resume")
+        assert status == 0
+        assert "nothing is left to train" in err
+    status, _, err = run(capsys, "tune", "base", *tune[2:4], "new", "--resume")
+    assert status == 2
+    assert err.startswith("error: ")
+    assert "base" in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")

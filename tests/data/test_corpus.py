@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 
 import psutil
 import pytest
@@ -50,6 +51,16 @@ def test_a_folder_without_text_is_an_error(tmp_path):
         AGI2Error, match=r"no file in this folder has a format .*\.txt, \.md, \.rst"
     ):
         read(tmp_path)
+
+
+def test_the_pattern_that_is_proposed_for_a_folder_of_unknown_names_reads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "pages [1]" / "ls.1", "list files")
+    write(tmp_path / "pages [1]" / "fr" / "cat.1", "concatenate")
+    with pytest.raises(AGI2Error, match="to read all files as text") as caught:
+        read("pages [1]")
+    (pattern,) = shlex.split(str(caught.value).rpartition(": ")[2])
+    assert sorted(read(pattern)) == ["concatenate", "list files"]
 
 
 def test_globs_give_their_matches_sorted(tmp_path):

@@ -56,6 +56,15 @@ def test_empty_documents_are_counted(tmp_path):
     assert line.endswith("a.jsonl")
 
 
+def test_a_file_of_empty_documents_alone_is_counted_once(tmp_path):
+    write(tmp_path / "a.jsonl", '{"text": ""}\n{"text": " "}\n')
+    write(tmp_path / "b.txt", "text")
+    found, report = read_with_report(tmp_path)
+    assert found == ["text"]
+    (line,) = report.skipped.lines()
+    assert line.startswith("1 without text (")
+
+
 def test_the_only_field_with_text_is_taken_and_noted(tmp_path):
     content = '{"id": 1, "body": null}\n{"id": 2, "body": "two", "tags": []}\n'
     write(tmp_path / "a.jsonl", content)

@@ -20,6 +20,15 @@ def test_each_message_is_a_document_with_its_subject(tmp_path):
     assert found[2].source.endswith("a.mbox message 3")
 
 
+def test_an_mbox_file_without_a_suffix_is_read_message_by_message(tmp_path):
+    write(tmp_path / "Inbox", "".join(f"{START}Subject: S{n}\n\nBody {n}\n\n" for n in range(3)))
+    found, report = read_with_report(tmp_path)
+    assert found == [f"S{n}\n\nBody {n}\n" for n in range(3)]
+    assert "1 file without a suffix read, by the first bytes" in lines_of(report.notes)
+    write(tmp_path / "Inbox", "From here on the sea was calm.\n\nNote: so it was.\n")
+    assert len(read_with_report(tmp_path)[0]) == 1
+
+
 def test_lines_that_begin_with_from_are_not_new_messages(tmp_path):
     content = f"{START}\n>From here\nFrom there\n\n>>From afar\n\n{START}\nsecond\n"
     assert texts(tmp_path / "a.mbox", content) == [

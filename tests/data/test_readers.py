@@ -233,3 +233,4 @@ def test_a_document_of_the_built_in_corpus_is_counted():
     assert isinstance(first, Document)
     assert report.sources[0].documents == 1
     assert report.sources[0].characters == len(first.text)
+    assert report.sources[0].amounts() == f"1 document, {len(first.text):,} characters"

@@ -1,3 +1,4 @@
+import gzip
 import os
 import re
 import socket
@@ -82,6 +83,7 @@ def test_what_is_not_the_users_text_is_left_out_and_counted(tmp_path, name, reas
         ("noise", bytes(range(1, 256)), False),
         ("white", b" \n", False),
         ("a.bin", b"a text", False),
+        ("Inbox", b"From a@b Mon Jan  1 10:00:00 2024\nSubject: Tea\n\nA text.\n", True),
     ],
 )
 def test_a_file_without_a_suffix_is_read_if_it_is_text(tmp_path, name, content, is_read):
@@ -93,6 +95,36 @@ def test_a_file_without_a_suffix_is_read_if_it_is_text(tmp_path, name, content, 
     notes = [line for line in report.sources[0].notes.lines() if "without a suffix" in line]
     skipped = [line for line in report.sources[0].skipped.lines() if "in no format" in line]
     assert (len(notes), len(skipped)) == ((1, 0) if is_read else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_read"),
+    [
+        ("README.Debian", True),
+        ("LICENSE.MIT", True),
+        ("changelog.old.gz", True),
+        ("license.exe", False),
+        ("readings.odd", False),
+    ],
+)
+def test_a_file_that_is_named_as_text_usually_is_is_read_with_any_suffix(tmp_path, name, is_read):
+    content = b"\x7fELF\0\0" if name.endswith(".exe") else b"a text"
+    write(tmp_path / "texts" / "good.txt")
+    write(tmp_path / "texts" / name, gzip.compress(content) if ".gz" in name else content)
+    assert (name in names(tmp_path / "texts")) == is_read
+
+
+def test_the_reason_why_a_file_of_a_folder_cannot_be_read_is_in_the_report(tmp_path, monkeypatch):
+    real = formats.importlib.util.find_spec
+    monkeypatch.setattr(
+        formats.importlib.util,
+        "find_spec",
+        lambda name: None if name == "pypdfium2" else real(name),
+    )
+    write(tmp_path / "good.txt")
+    write(tmp_path / "a.pdf", b"%PDF-1.4")
+    (line,) = left_out(tmp_path)
+    assert "uv sync --extra documents" in line
 
 
 def test_a_file_without_a_suffix_that_cannot_be_opened_is_counted(tmp_path, monkeypatch):
@@ -145,8 +177,8 @@ def test_bad_files_among_good_ones_are_left_out_with_reason_and_size(tmp_path):
     (tmp_path / "dangling.txt").symlink_to("nowhere")
     assert len(names(tmp_path)) == 100
     assert sorted(line.split(",")[0] for line in left_out(tmp_path)) == [
+        "1 broken link",
         "1 not text (4 B)",
-        "1 that cannot be read",
         "2 empty (2 B)",
     ]
 

@@ -191,6 +191,16 @@ def test_many_drafts_of_one_text_are_split_within(caplog):
     assert 0.03 < len("".join(held_out)) / len("".join(documents)) < 0.4
 
 
+def test_the_documents_on_one_side_are_counted_once_whatever_was_tried(caplog):
+    draw = random.Random(6)
+    form, documents = words(draw, 20), []
+    for base in (words(draw, 60) for _ in range(20)):
+        documents += [f"{form} {base} {words(draw, own)}" for own in (5, 30, 90)]
+    with caplog.at_level("INFO", "agi2"):
+        split_documents(documents, 0.1)
+    assert caplog.text.count("kept on one side") <= 1  # three thresholds are tried
+
+
 def test_unrelated_documents_are_split_as_if_nothing_had_been_compared(caplog):
     draw = random.Random(5)
     documents = [words(draw, 200) for _ in range(50)]

@@ -31,6 +31,20 @@ def test_the_log_holds_every_kind_of_line(tiny_run):
     assert all(isinstance(e["sample"], str) for e in found if "sample" in e)
 
 
+@pytest.mark.parametrize(("eval_tokens", "is_limited"), [(64, True), (0, False), (2**20, False)])
+def test_the_best_weights_are_evaluated_on_no_more_text_than_was_trained_on(
+    tiny_run, caplog, eval_tokens, is_limited
+):
+    config = tiny_run(eval_tokens=eval_tokens, max_steps=1, val_fraction=0.5)
+    run = train_from_config(config)
+    limit = "best weights: evaluated on 128 of"  # 8 sequences of 16 tokens
+    assert (limit in caplog.text) == is_limited
+    if is_limited:
+        limited = run.history["final_val_loss"]
+        full = train_from_config(config.changed(eval_tokens=0)).history["final_val_loss"]
+        assert limited != full
+
+
 @pytest.fixture
 def telemetry(monkeypatch):
     """Of a device that reaches 1,000 FLOP/s, and a run of 10 tokens a step, 5 FLOPs each."""

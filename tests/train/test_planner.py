@@ -86,13 +86,23 @@ def test_measuring_ends_after_a_time(monkeypatch):
     assert plan.keys["model_embd"] > measured[0]
 
 
-def test_a_corpus_keeps_a_bounded_sample(tmp_path, monkeypatch):
+def test_a_corpus_keeps_a_bounded_sample(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(planning, "_SAMPLE_CHARACTERS", 3000)
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(make_text(400), encoding="utf-8")
-    corpus = Corpus.read([str(tmp_path)])
+    with caplog.at_level("INFO", "agi2"):
+        corpus = Corpus.read([str(tmp_path)], is_logged=False)
+    assert "read " not in caplog.text
     assert 2500 <= len(corpus.sample) <= 3000
     assert corpus.bytes > 3 * 1200
+
+
+def test_what_was_skipped_is_logged_if_too_little_is_left(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("short", encoding="utf-8")
+    (tmp_path / "b.pdf").write_bytes(b"broken")
+    with pytest.raises(AGI2Error, match="too few to plan for"):
+        Corpus.read([str(tmp_path)], is_logged=False)
+    assert "1 damaged" in caplog.text
 
 
 def speeds(monkeypatch, flops):
