@@ -26,6 +26,7 @@ from src.evaluation.loss import evaluate
 from src.formats.model_dir import load_model
 from src.train.setup import prepare
 from src.train.trackers import read_metrics
+from src.train.tuning import plan_tuning
 from src.training import train_from_config
 
 Row = dict[str, Any]
@@ -42,14 +43,15 @@ class Sizes:
     models: dict[str, dict[str, Any]]
     """Keys of the architecture and of pre-training, by the model's name."""
     text: str
+    base_batch: int
     steps: int
     """Steps of tuning."""
     batch: int
+    """Windows of conversations, or pairs, of a step."""
     conversations: int
     held_out: int
     few: int
     """Conversations that are repeated, for early stopping."""
-    few_steps: int
     short: int
     """Conversations of one exchange, to train the model that answers."""
     answering_steps: int
@@ -62,17 +64,38 @@ _SMALL = {**_LEARNED, "model_layer": 4, "model_head": 4, "model_embd": 128, "lea
 _LARGE = {**_LEARNED, "model_layer": 6, "model_head": 6, "model_embd": 384, "learning_rate": 8e-3}
 _LARGE |= {"precision": "bf16"}
 FULL = Sizes(
-    {
+    models={
         "1M": {**_SMALL, "max_steps": 400},
         "1M, 60 steps": {**_SMALL, "max_steps": 60},
         "12M": {**_LARGE, "max_steps": 120},
     },
-    "builtin:python-docs", 40, 8, 2000, 100, 200, 340, 4000, 150, 300, 60,
-)  # fmt: skip
+    text="builtin:python-docs",
+    base_batch=8,
+    steps=60,
+    batch=4,
+    conversations=2000,
+    held_out=100,
+    few=200,
+    short=4000,
+    answering_steps=150,
+    pairs=300,
+    dpo_steps=80,
+)
 _TINY = {"model_positions": 128, "vocab_size": 300, "model_layer": 1, "model_head": 2}
 _TINY |= {"model_embd": 16, "max_steps": 2, "token_cache": "off"}
 TINY = Sizes(
-    dict.fromkeys(FULL.models, _TINY), str(ROOT / "README.md"), 3, 2, 60, 10, 40, 12, 30, 3, 20, 3
+    models=dict.fromkeys(FULL.models, _TINY),
+    text=str(ROOT / "README.md"),
+    base_batch=2,
+    steps=3,
+    batch=2,
+    conversations=60,
+    held_out=10,
+    few=40,
+    short=30,
+    answering_steps=3,
+    pairs=20,
+    dpo_steps=3,
 )
 
 
@@ -93,20 +116,21 @@ class Runs:
         run = self.folder / name.replace(",", "").replace(" ", "-").replace("=", "-")
         if not (run / "complete").exists():
             fixed = {"output_dir": str(self.folder), "model_name": run.name, "threads": 1}
-            fixed |= {"sample_tokens": 0, "lr_schedule": "linear", "dropout": 0.0}
-            train_from_config(make_config({**fixed, **keys}, "training"))
+            fixed["sample_tokens"] = 0
+            train_from_config(make_config({**keys, **fixed}, "training"))
             (run / "complete").touch()
         return run
 
     def base(self, model: str) -> Path:
         """Return the folder of a model, trained on the text."""
-        keys = {"sources": [self.sizes.text], "optimizer": "muon", "batch_size": self.sizes.batch}
+        keys: Row = {"sources": [self.sizes.text], "optimizer": "muon", "lr_schedule": "linear"}
+        keys |= {"batch_size": self.sizes.base_batch, "dropout": 0.0}
         return self.train(f"base {model}", {**keys, **self.sizes.models[model]})
 
     def tuned(self, base: Path, name: str, keys: Row) -> tuple[Path, Row]:
         """Tune the model of a run; return the run's folder, and a row that names it."""
-        fixed = {"init_from": str(base), "optimizer": "adamw", "warmup_steps": 20}
-        fixed |= {"weight_decay": 0.0, "batch_size": self.sizes.batch}
+        fixed = {"init_from": str(base), "optimizer": "adamw", "lr_schedule": "linear"}
+        fixed |= {"warmup_steps": 20, "weight_decay": 0.0, "batch_size": self.sizes.batch}
         fixed |= {"precision": load_config(base / "config.toml")["precision"]}
         fixed |= {"max_steps": self.sizes.steps, "eval_interval": 10**9}
         model = base.name.removeprefix("base-")
@@ -210,19 +234,15 @@ def shares(runs: Runs) -> Iterator[Row]:
 
 
 def stopping(runs: Runs) -> Iterator[Row]:
-    """Where early stopping would end a run of many epochs over few conversations, by patience."""
-    sizes = runs.sizes
-    keys = {
-        "conversations": [runs.write("few", conversations(sizes.few, seed=1))],
-        "max_steps": sizes.few_steps,
-        "batch_size": 4,
-    }
-    for rate in (5e-3, 1e-3):
-        every = max(1, sizes.few_steps // 12)
-        name = f"few, lr {rate:g}"
-        run, row = runs.tuned(
-            runs.base("1M"), name, {**keys, "learning_rate": rate, "eval_interval": every}
-        )
+    """Where early stopping would end a run as planned of few conversations, by its patience."""
+    base = runs.base("1M")
+    keys = {"init_from": str(base), "model_name": "planned"}
+    keys["conversations"] = [runs.write("few", conversations(runs.sizes.few, seed=1))]
+    planned = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
+    for rate, dropout in ((5e-3, 0.0), (5e-3, 0.1), (1e-3, 0.0)):
+        name = f"{runs.sizes.few} conversations, lr {rate:g}, dropout {dropout:g}"
+        given = {"learning_rate": rate, "dropout": dropout}
+        run, row = runs.tuned(base, name, {**planned, **given})
         found = validations(run)
         row["val losses"] = " ".join(f"{loss:.3f}" for _, loss in found)
         for patience in (1, 2, 3, 4, len(found)):
@@ -247,7 +267,7 @@ def dpo(runs: Runs) -> Iterator[Row]:
     asked = list(short(held_out_conversations(), sizes.held_out))
     data = {"conversations": [runs.write("short", chats)], "seq_len": 64}
     data |= {"val_conversations": [runs.write("held_out_short", asked)]}
-    rate = {"optimizer": "muon", "learning_rate": 8e-3, "max_steps": sizes.answering_steps}
+    rate = {"learning_rate": 2e-3, "max_steps": sizes.answering_steps}
     start, row = runs.tuned(runs.base("12M"), "answers", {**data, **rate, "batch_size": 16})
     yield row | right(start, asked) | {TEXT: runs.text_loss(start)}
     data = {"preferences": [runs.write_lines("pairs", pairs(chats[: sizes.pairs]))], "seq_len": 64}
