@@ -32,7 +32,7 @@ from src.training import train_from_config
 Row = dict[str, Any]
 TEXT = "text: nats per token"
 CHAT = "conversations: nats per token"
-TEXT_TOKENS = 8192
+TEXT_TOKENS = 4096
 """Tokens of the held-out text whose loss is computed."""
 
 
@@ -61,20 +61,21 @@ class Sizes:
 
 _LEARNED = {"model_positions": 256, "position_embedding": "learned", "vocab_size": 4096}
 _SMALL = {**_LEARNED, "model_layer": 4, "model_head": 4, "model_embd": 128, "learning_rate": 1.6e-2}
-_LARGE = {**_LEARNED, "model_layer": 6, "model_head": 6, "model_embd": 384, "learning_rate": 8e-3}
-_LARGE |= {"precision": "bf16"}
+_LARGE = {**_LEARNED, "model_layer": 6, "model_head": 6, "model_embd": 384, "learning_rate": 1e-3}
+# Of a model this large, Muon takes longer than the tokens of a small step.
+_LARGE |= {"optimizer": "adamw", "seq_len": 128, "precision": "bf16"}
 FULL = Sizes(
     models={
         "1M": {**_SMALL, "max_steps": 400},
         "1M, 60 steps": {**_SMALL, "max_steps": 60},
-        "12M": {**_LARGE, "max_steps": 120},
+        "12M": {**_LARGE, "max_steps": 150},
     },
     text="builtin:python-docs",
     base_batch=8,
     steps=60,
     batch=4,
     conversations=2000,
-    held_out=100,
+    held_out=60,
     few=200,
     short=4000,
     answering_steps=150,
@@ -124,7 +125,7 @@ class Runs:
     def base(self, model: str) -> Path:
         """Return the folder of a model, trained on the text."""
         keys: Row = {"sources": [self.sizes.text], "optimizer": "muon", "lr_schedule": "linear"}
-        keys |= {"batch_size": self.sizes.base_batch, "dropout": 0.0}
+        keys |= {"batch_size": self.sizes.base_batch, "dropout": 0.0, "eval_tokens": TEXT_TOKENS}
         return self.train(f"base {model}", {**keys, **self.sizes.models[model]})
 
     def tuned(self, base: Path, name: str, keys: Row) -> tuple[Path, Row]:
@@ -199,7 +200,7 @@ def small_rates(runs: Runs) -> Iterator[Row]:
 
 def large_rates(runs: Runs) -> Iterator[Row]:
     """Learning rates of a larger model."""
-    yield from rates(runs, "12M", (3e-4, 1e-3, 2e-3, 4e-3))
+    yield from rates(runs, "12M", (1e-3, 3e-3, 3e-4, 5e-3))
     yield from lora_rates(runs, "12M", (5e-3, 1e-2))
 
 
@@ -217,19 +218,28 @@ def lora_rates(runs: Runs, model: str, tried: Sequence[float]) -> Iterator[Row]:
         yield runs.on_conversations(model, f"LoRA, lr {rate:g}", **keys)
 
 
+PLANNED_RATE = 5e-3
+"""That of the small model."""
+
+
+def planned(runs: Runs) -> Row:
+    """Return the row of the small model, tuned at the planned rate, without text."""
+    return runs.on_conversations("1M", f"lr {PLANNED_RATE:g}", learning_rate=PLANNED_RATE)
+
+
 def schedules(runs: Runs) -> Iterator[Row]:
     """The planned schedule, linear decay to zero, next to the others."""
-    for schedule in ("linear", "cosine", "wsd", "constant"):
-        keys = {"lr_schedule": schedule, "learning_rate": 5e-3}
+    yield planned(runs) | {"run": "linear"}
+    for schedule in ("constant", "cosine", "wsd"):
+        keys = {"lr_schedule": schedule, "learning_rate": PLANNED_RATE}
         yield runs.on_conversations("1M", schedule, **keys)
 
 
 def shares(runs: Runs) -> Iterator[Row]:
-    """Shares of plain text, with equal steps and with equal tokens of conversations."""
-    for share in (0.0, 0.1, 0.3):
-        keys: Row = {"learning_rate": 5e-3}
-        if share:
-            keys |= {"sources": [runs.sizes.text], "text_share": share}
+    """Shares of plain text, with equal steps."""
+    yield planned(runs) | {"run": "text_share 0"}
+    for share in (0.1, 0.3):
+        keys = {"sources": [runs.sizes.text], "text_share": share, "learning_rate": PLANNED_RATE}
         yield runs.on_conversations("1M", f"text_share {share:g}", **keys)
 
 
@@ -238,11 +248,11 @@ def stopping(runs: Runs) -> Iterator[Row]:
     base = runs.base("1M")
     keys = {"init_from": str(base), "model_name": "planned"}
     keys["conversations"] = [runs.write("few", conversations(runs.sizes.few, seed=1))]
-    planned = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
-    for rate, dropout in ((5e-3, 0.0), (5e-3, 0.1), (1e-3, 0.0)):
+    keys_of_plan = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
+    for rate, dropout in ((PLANNED_RATE, 0.0), (PLANNED_RATE, 0.1), (1e-3, 0.0)):
         name = f"{runs.sizes.few} conversations, lr {rate:g}, dropout {dropout:g}"
         given = {"learning_rate": rate, "dropout": dropout}
-        run, row = runs.tuned(base, name, {**planned, **given})
+        run, row = runs.tuned(base, name, {**keys_of_plan, **given})
         found = validations(run)
         row["val losses"] = " ".join(f"{loss:.3f}" for _, loss in found)
         for patience in (1, 2, 3, 4, len(found)):
