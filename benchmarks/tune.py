@@ -249,9 +249,10 @@ def stopping(runs: Runs) -> Iterator[Row]:
     keys = {"init_from": str(base), "model_name": "planned"}
     keys["conversations"] = [runs.write("few", conversations(runs.sizes.few, seed=1))]
     keys_of_plan = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
-    for rate in (PLANNED_RATE, 1e-3):
-        name = f"{runs.sizes.few} conversations, lr {rate:g}"
-        run, row = runs.tuned(base, name, {**keys_of_plan, "learning_rate": rate})
+    for schedule, rate in (("linear", PLANNED_RATE), ("wsd", PLANNED_RATE), ("linear", 1e-3)):
+        name = f"{runs.sizes.few} conversations, {schedule}, lr {rate:g}"
+        given = {"lr_schedule": schedule, "learning_rate": rate}
+        run, row = runs.tuned(base, name, {**keys_of_plan, **given})
         found = validations(run)
         row["val losses"] = " ".join(f"{loss:.3f}" for _, loss in found)
         for patience in (1, 2, 3, 4, len(found)):
