@@ -26,7 +26,7 @@ from src.evaluation.loss import evaluate
 from src.formats.model_dir import load_model
 from src.train.setup import prepare
 from src.train.trackers import read_metrics
-from src.train.tuning import plan_tuning
+from src.train.tuning import MAX_EPOCHS, plan_tuning
 from src.training import train_from_config
 
 Row = dict[str, Any]
@@ -244,15 +244,17 @@ def shares(runs: Runs) -> Iterator[Row]:
 
 
 def stopping(runs: Runs) -> Iterator[Row]:
-    """Where early stopping would end a run as planned of few conversations, by its patience."""
+    """Where early stopping would end runs of few conversations, by its patience."""
     base = runs.base("1M")
     keys = {"init_from": str(base), "model_name": "planned"}
     keys["conversations"] = [runs.write("few", conversations(runs.sizes.few, seed=1))]
-    keys_of_plan = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
-    for schedule, rate in (("linear", PLANNED_RATE), ("wsd", PLANNED_RATE), ("linear", 1e-3)):
-        name = f"{runs.sizes.few} conversations, {schedule}, lr {rate:g}"
-        given = {"lr_schedule": schedule, "learning_rate": rate}
-        run, row = runs.tuned(base, name, {**keys_of_plan, **given})
+    planned = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
+    per_epoch = planned["max_steps"] // MAX_EPOCHS
+    for epochs in (20, 4):
+        name = f"{runs.sizes.few} conversations, {epochs} epochs"
+        given = {"max_steps": epochs * per_epoch, "learning_rate": PLANNED_RATE}
+        given["eval_interval"] = max(1, epochs * per_epoch // 12)
+        run, row = runs.tuned(base, name, {**planned, **given})
         found = validations(run)
         row["val losses"] = " ".join(f"{loss:.3f}" for _, loss in found)
         for patience in (1, 2, 3, 4, len(found)):
