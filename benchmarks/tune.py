@@ -250,7 +250,7 @@ def stopping(runs: Runs) -> Iterator[Row]:
     keys["conversations"] = [runs.write("few", conversations(runs.sizes.few, seed=1))]
     planned = plan_tuning(keys, 1e6, {"threads": 1, "early_stopping_patience": None}).keys
     per_epoch = planned["max_steps"] // MAX_EPOCHS
-    for epochs in (20, 4):
+    for epochs in (4, 20):
         name = f"{runs.sizes.few} conversations, {epochs} epochs"
         given = {"max_steps": epochs * per_epoch, "learning_rate": PLANNED_RATE}
         given["eval_interval"] = max(1, epochs * per_epoch // 12)

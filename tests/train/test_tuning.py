@@ -25,7 +25,8 @@ def test_a_run_ends_by_epochs_where_there_is_time(keys):
     assert plan.epochs == tuning.MAX_EPOCHS
     assert "max_minutes" not in plan.keys
     assert plan.minutes < 1e6
-    assert plan.keys["eval_interval"] * tuning._VALIDATIONS <= plan.steps
+    interval = max(tuning._MIN_EVAL_INTERVAL, plan.steps // tuning._VALIDATIONS)
+    assert plan.keys["eval_interval"] == interval
     assert plan.keys["early_stopping_patience"] == tuning._PATIENCE < tuning._VALIDATIONS
 
 
