@@ -138,13 +138,13 @@ def test_pairs_from_a_pipe(place, model, capsys, pipe):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_conversations_from_a_pipe_with_a_time_limit(place, model, capsys, pipe, monkeypatch):
-    monkeypatch.setattr(tuning, "_MAX_EPOCHS", 10**6)
+    monkeypatch.setattr(tuning, "MAX_EPOCHS", 10**6)
     pipe(Path("chats.jsonl").read_bytes())
     status, _, err = run(capsys, "tune", model, "-", "--minutes", "0.1", "--name", "piped")
     assert status == 0, err
     config = load_config("trained/piped.toml", "training")
     assert config.max_minutes in (0.09, 0.1)
-    assert config.early_stopping_patience == 4
+    assert config.early_stopping_patience == tuning._PATIENCE
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ def keys(shared_run, tmp_path, monkeypatch):
 def test_a_run_ends_by_epochs_where_there_is_time(keys):
     plan = plan_tuning(keys, 1e6, {})
     assert plan.keys["max_steps"] == plan.steps
-    assert plan.epochs == tuning._MAX_EPOCHS
+    assert plan.epochs == tuning.MAX_EPOCHS
     assert "max_minutes" not in plan.keys
     assert plan.minutes < 1e6
-    assert plan.keys["eval_interval"] * tuning._VALIDATIONS <= plan.steps
+    interval = max(tuning._MIN_EVAL_INTERVAL, plan.steps // tuning._VALIDATIONS)
+    assert plan.keys["eval_interval"] == interval
+    assert plan.keys["early_stopping_patience"] == tuning._PATIENCE < tuning._VALIDATIONS
 
 
 def test_time_limits_a_run_also_with_epochs_of_the_user(keys):
@@ -34,6 +36,8 @@ def test_time_limits_a_run_also_with_epochs_of_the_user(keys):
         assert plan.keys["max_minutes"] == 0.01
         assert "max_steps" not in plan.keys
         assert plan.steps == 1
+        # Else early stopping could end the run while its learning rate still rises.
+        assert plan.keys["eval_interval"] == tuning._MIN_EVAL_INTERVAL
     plan = plan_tuning(keys, 1e6, {"max_steps": 3})
     assert (plan.steps, plan.keys["max_steps"]) == (3, 3)
 
@@ -43,5 +47,5 @@ def test_pairs_have_rates_and_epochs_of_their_own(keys, tmp_path):
     del keys["conversations"]
     plan = plan_tuning({**keys, "preferences": [str(tmp_path / "pairs.jsonl")]}, 1e6, {})
     assert plan.keys["learning_rate"] == tuning._DPO_RATE < of_chats["learning_rate"]
-    assert plan.epochs == tuning._MAX_DPO_EPOCHS < tuning._MAX_EPOCHS
+    assert plan.epochs == tuning._MAX_DPO_EPOCHS < tuning.MAX_EPOCHS
     assert plan.keys.keys().isdisjoint({"conversations", "text_share", "dropout"})
