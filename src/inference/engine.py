@@ -7,7 +7,7 @@ sampled with its own parameters and random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import cast
@@ -90,16 +90,8 @@ class Engine:
         try:
             self._close_gaps()
             sequences, logits = self._compute()
-            tokens = sample_tokens(logits, sequences) if sequences else []
-            has_finished = False
-            for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-                sequence.append(token, None if sequence.top is None else logits[place])
-                has_finished |= sequence.finish_reason is not None
-                self.counts.generated_tokens += sequence.finish_reason not in (
-                    "end_token",
-                    "masked",
-                )
-            if has_finished:
+            self._append(sequences, logits)
+            if any(sequence.finish_reason is not None for sequence in sequences):
                 self._close_gaps()
         except BaseException:
             for sequence in self.scheduler.running:
@@ -116,7 +108,7 @@ class Engine:
         self.counts.steps += 1
         logits = self.runner.compute(
             [
-                Chunk(row, sequence.computed, sequence.next_tokens(size))
+                Chunk(row, sequence.computed, sequence.next_tokens(size), _recorder(sequence))
                 for row, sequence, size in scheduled
             ]
         )
@@ -138,6 +130,20 @@ class Engine:
             sequences.append(sequence)
             places.append(place_of_row[source])
         return sequences, logits[places]
+
+    def _append(self, sequences: SequenceOf[Sequence], logits: torch.Tensor) -> None:
+        """Sample a token for each of N sequences from the model's logits (N, V)."""
+        places = [place for place, each in enumerate(sequences) if each.max_new_tokens]
+        if len(places) < len(sequences):  # only scored
+            for each in sequences:
+                if not each.max_new_tokens:
+                    each.finish("length")
+            sequences, logits = [sequences[place] for place in places], logits[places]
+        tokens = sample_tokens(logits, sequences) if sequences else []
+        for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            before = len(sequence.tokens)
+            sequence.append(token, logits[place] if sequence.needs_logprobs else None)
+            self.counts.generated_tokens += len(sequence.tokens) - before
 
     def run(self, sequences: Iterable[Sequence]) -> None:
         """Generate all tokens of the sequences.
@@ -205,6 +211,12 @@ class Engine:
             self.runner.store(row, self.prefix_cache)
 
 
+def _recorder(sequence: Sequence) -> Callable[[int, torch.Tensor], None] | None:
+    """Return what is to be called with the logits of a sequence's tokens, if anything."""
+    is_prompt = len(sequence.tokens) == sequence.prompt_length
+    return sequence.record_prompt if sequence.needs_prompt_logprobs and is_prompt else None
+
+
 def _reuse(
     runner: ModelRunner,
     prefix_cache: PrefixCache | None,
@@ -217,7 +229,9 @@ def _reuse(
     The keys and values that a prefix cache has are copied to the row.
     """
     window = sequence.window
-    if prefix_cache is None:
+    if sequence.needs_prompt_logprobs:
+        held = 0
+    elif prefix_cache is None:
         held = runner.reusable(row, window)
     else:
         held = runner.restore(row, window, prefix_cache)
@@ -242,7 +256,7 @@ def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list
         return _sample_together(logits, sequences, looked_at)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
-        key = (id(sequence.options), sequence.end_tokens, len(seen), start)
+        key = (sequence.sampling_key, len(seen), start)
         groups.setdefault(key, []).append(place)
     if len(groups) == 1:
         return _sample_together(logits, sequences, looked_at)
