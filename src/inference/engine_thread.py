@@ -100,6 +100,7 @@ class EngineThread:
         prefix_cache: PrefixCache | None = None,
         max_tokens: int = SERVING_STEP_TOKENS,
     ) -> None:
+        runner.batch_invariant = True
         rows = min(max_rows, max_batch_rows(runner.model))
         self._engine = Engine(runner, rows, max_tokens, prefix_cache)
         self._max_waiting = max_waiting
@@ -242,6 +243,7 @@ class EngineThread:
         """
         with self._wake:
             while not self._requests and not self._is_stopping:
+                self._engine.runner.release_rows()
                 self._wake.wait()
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
