@@ -7,14 +7,16 @@ sampled with its own parameters and random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 
 from .logits_processors import process_logits
 from .model_runner import Chunk, ModelRunner, warn_if_long
+from .prefix_cache import PrefixCache
 from .sampling import sample
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -22,6 +24,25 @@ from .speculative import speculate_tokens
 
 STEP_TOKENS = 4096
 """Default limit of the tokens of a step: enough for the throughput of a prefill to be flat."""
+
+
+@dataclass
+class EngineCounts:
+    """What an engine has done."""
+
+    prompt_tokens: int = 0
+    """Prompt tokens of the sequences that have begun."""
+    cached_tokens: int = 0
+    """Those whose keys and values were copied instead of computed."""
+    generated_tokens: int = 0
+    steps: int = 0
+    """Steps that computed any tokens."""
+
+    def add_prompt(self, sequence: Sequence, cached: int) -> None:
+        """Count a sequence that begins with this many tokens cached."""
+        sequence.cached_tokens = cached
+        self.prompt_tokens += sequence.prompt_length
+        self.cached_tokens += cached
 
 
 class Engine:
@@ -33,14 +54,25 @@ class Engine:
         runner: the model; used by one engine at a time.
         max_rows: maximum number of sequences that run at once.
         max_tokens: maximum number of tokens of a step; longer prompts are prefilled in chunks.
+        prefix_cache: stores the keys and values of sequences for later ones.
     """
 
     def __init__(
-        self, runner: ModelRunner, max_rows: int = 1, max_tokens: int = STEP_TOKENS
+        self,
+        runner: ModelRunner,
+        max_rows: int = 1,
+        max_tokens: int = STEP_TOKENS,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.runner = runner
+        self.prefix_cache = prefix_cache
+        self.counts = counts = EngineCounts()
+        # No method of the engine: a cycle of references would keep the KV cache alive.
         self.scheduler = Scheduler(
-            max_rows, max_tokens, lambda sequence, row: runner.reusable(row, sequence.window)
+            max_rows,
+            max_tokens,
+            lambda sequence, row: _reuse(runner, prefix_cache, counts, sequence, row),
+            runner.grid,
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -59,12 +91,8 @@ class Engine:
         try:
             self._close_gaps()
             sequences, logits = self._compute()
-            tokens = sample_tokens(logits, sequences) if sequences else []
-            has_finished = False
-            for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-                sequence.append(token, None if sequence.top is None else logits[place])
-                has_finished |= sequence.finish_reason is not None
-            if has_finished:
+            self._append(sequences, logits)
+            if any(sequence.finish_reason is not None for sequence in sequences):
                 self._close_gaps()
         except BaseException:
             for sequence in self.scheduler.running:
@@ -74,20 +102,23 @@ class Engine:
 
     def _compute(self) -> tuple[list[Sequence], torch.Tensor]:
         """Compute a step; return the N sequences to sample and their logits (N, V)."""
-        self.runner.reserve_rows(max(1, self.scheduler.rows_wanted))
+        self.runner.reserve_rows(max(1, self.scheduler.rows_wanted), self.scheduler.max_rows)
         scheduled, forks = self.scheduler.schedule()
         if not scheduled:
             return [], torch.empty(0, 0, device="cpu")
+        self.counts.steps += 1
         logits = self.runner.compute(
             [
-                Chunk(row, sequence.computed, sequence.next_tokens(size))
+                Chunk(row, sequence.computed, sequence.next_tokens(size), _recorder(sequence))
                 for row, sequence, size in scheduled
             ]
         )
         sequences, places = [], []
-        for place, (_, sequence, size) in enumerate(scheduled):
+        for place, (row, sequence, size) in enumerate(scheduled):
             sequence.computed += size
             if sequence.pending == 0:
+                if size > 1:
+                    self._store(row, sequence)
                 sequences.append(sequence)
                 places.append(place)
         if not forks and len(places) == len(scheduled):
@@ -96,9 +127,24 @@ class Engine:
         for row, sequence, source in forks:
             self.runner.copy_row(source, row)
             sequence.computed = len(sequence.window)
+            self.counts.add_prompt(sequence, sequence.computed)
             sequences.append(sequence)
             places.append(place_of_row[source])
         return sequences, logits[places]
+
+    def _append(self, sequences: SequenceOf[Sequence], logits: torch.Tensor) -> None:
+        """Sample a token for each of N sequences from the model's logits (N, V)."""
+        places = [place for place, each in enumerate(sequences) if each.max_new_tokens]
+        if len(places) < len(sequences):  # only scored
+            for each in sequences:
+                if not each.max_new_tokens:
+                    each.finish("length")
+            sequences, logits = [sequences[place] for place in places], logits[places]
+        tokens = sample_tokens(logits, sequences) if sequences else []
+        for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            before = len(sequence.tokens)
+            sequence.append(token, logits[place] if sequence.needs_logprobs else None)
+            self.counts.generated_tokens += len(sequence.tokens) - before
 
     def run(self, sequences: Iterable[Sequence]) -> None:
         """Generate all tokens of the sequences.
@@ -154,8 +200,44 @@ class Engine:
 
     def _close_gaps(self) -> None:
         """Free the rows of finished sequences, and move others into the gaps."""
+        for row, sequence in enumerate(self.scheduler.running):
+            if sequence.finish_reason not in (None, "error"):
+                self._store(row, sequence)
         for source, target in self.scheduler.remove_finished():
             self.runner.copy_row(source, target)
+
+    def _store(self, row: int, sequence: Sequence) -> None:
+        """Store a sequence's row in the prefix cache, unless its window has slid."""
+        if self.prefix_cache is not None and not sequence.has_slid:
+            self.runner.store(row, self.prefix_cache)
+
+
+def _recorder(sequence: Sequence) -> Callable[[int, torch.Tensor], None] | None:
+    """Return what is to be called with the logits of a sequence's tokens, if anything."""
+    is_prompt = len(sequence.tokens) == sequence.prompt_length
+    return sequence.record_prompt if sequence.needs_prompt_logprobs and is_prompt else None
+
+
+def _reuse(
+    runner: ModelRunner,
+    prefix_cache: PrefixCache | None,
+    counts: EngineCounts,
+    sequence: Sequence,
+    row: int,
+) -> int:
+    """Admit a sequence to a row; return the length of the prefix of its window that the row holds.
+
+    The keys and values that a prefix cache has are copied to the row.
+    """
+    window = sequence.window
+    if sequence.needs_prompt_logprobs:
+        held = 0
+    elif prefix_cache is None:
+        held = runner.reusable(row, window)
+    else:
+        held = runner.restore(row, window, prefix_cache)
+    counts.add_prompt(sequence, held)
+    return held
 
 
 def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
@@ -175,7 +257,7 @@ def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list
         return _sample_together(logits, sequences, looked_at)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
-        key = (id(sequence.options), sequence.end_tokens, len(seen), start)
+        key = (sequence.sampling_key, len(seen), start)
         groups.setdefault(key, []).append(place)
     if len(groups) == 1:
         return _sample_together(logits, sequences, looked_at)
