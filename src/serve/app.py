@@ -25,9 +25,7 @@ ENDPOINTS = (
     Endpoint("GET", "/health", show_health, result=Health, is_public=True),
     Endpoint("GET", "/v1/models", list_models, result=ModelList),
     Endpoint("GET", "/v1/models/{model}", show_model, result=ModelCard),
-    Endpoint(
-        "POST", "/v1/completions", create_completion, CompletionBody, Completion, Completion
-    ),
+    Endpoint("POST", "/v1/completions", create_completion, CompletionBody, Completion, Completion),
     Endpoint(
         "POST",
         "/v1/chat/completions",

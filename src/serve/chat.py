@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.responses import Response
 
 from ..data.chat_context import TURN_END
-from ..data.chat_template import Message
+from ..data.chat_template import Message, Role
 from ..inference.sequence import Sequence as Request
 from .choices import TokenEntry, TokenNames, make_readers, read_deltas
 from .completions import FINGERPRINT, check_stream
@@ -25,6 +25,7 @@ from .sampling import (
 )
 from .schemas import (
     ChatBody,
+    ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
@@ -70,7 +71,7 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
     return JSONBody(writer.response(generation))
 
 
-def _role(message: ChatMessage) -> str:
+def _role(message: ChatMessage) -> Role:
     return "system" if message.role == "developer" else message.role
 
 
@@ -167,7 +168,7 @@ class _Writer:
 
     def response(self, generation: Generation) -> ChatCompletion:
         """Return the response to a generation that is finished."""
-        choices = []
+        choices: list[ChatChoice] = []
         for index, reader in enumerate(make_readers(generation.sequences, self._tokenizer, True)):
             text, entries, reason = reader.read()
             choices.append(

@@ -78,10 +78,8 @@ def _prompts(body: CompletionBody, served: ServedModel) -> list[list[int]]:
     """
     given = body.prompt
     texts: list[str | Sequence[int]]
-    if isinstance(given, str) or isinstance(given[0], int):
-        texts = [given]  # type: ignore[list-item]
-    else:
-        texts = list(given)  # type: ignore[arg-type]
+    is_one = isinstance(given, str) or isinstance(given[0], int)
+    texts = [given] if is_one else list(given)  # type: ignore[list-item, arg-type]
     if len(texts) * (body.n or 1) > MAX_CHOICES:
         raise RequestError(
             f"{len(texts)} prompts, each continued {body.n or 1} times, are more than the "
@@ -118,9 +116,7 @@ class _Writer:
         for index, reader in enumerate(make_readers(generation.sequences, self._tokenizer)):
             text, entries, reason = reader.read()
             prompt, prompt_entries = self._echo(reader)
-            choices.append(
-                self._choice(index, prompt + text, [*prompt_entries, *entries], reason)
-            )
+            choices.append(self._choice(index, prompt + text, [*prompt_entries, *entries], reason))
         return {
             **self._head(choices),
             "usage": generation.usage,

@@ -20,10 +20,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..inference.sequence import Sequence
+from .bodies import Body, parse_body
 from .errors import RequestError, as_request_error
 from .metrics import Metrics
 from .models import ModelRegistry, ServedModel
-from .schemas import Body, parse_body
 from .settings import ServeSettings
 from .streaming import Generation
 
@@ -113,6 +113,7 @@ class EndpointApp:
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; stop when the client disconnects."""
         try:
             arguments = await self._arguments(scope, receive)
         except ClientDisconnect:

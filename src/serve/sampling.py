@@ -158,8 +158,6 @@ def make_sequences(
                 tokenizer, options, skip_leading_space=skip_leading_space
             ),
             top=top,
-            named_tokens=named,
-            prompt_logprobs=prompt_logprobs,
         )
         for ids in prompts
         for index in range(body.n or 1)

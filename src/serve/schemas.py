@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from .bodies import Body
 
@@ -16,6 +16,7 @@ MAX_STOP = 16
 MAX_TOP = 20
 """Maximum number of most likely tokens to return for each token."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 _Text = Annotated[str, Field(max_length=2**24)]
 _Seed = Annotated[int, Field(ge=0, le=2**62)]
 _StopString = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -55,10 +56,7 @@ class SamplingBody(Body):
     """Above 1 makes tokens of the prompt and the new text less likely."""
     no_repeat_ngram: Annotated[int, Field(ge=0, le=2**31)] | None = None
     """N-grams of this size occur only once, in prompt and new text together; 0 for no limit."""
-    logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-1e4, le=1e4)]]
-        | None
-    ) = None
+    logit_bias: dict[_TokenKey, Annotated[float, Field(ge=-1e4, le=1e4)]] | None = None
     """Added to the logits of tokens, by their ids."""
     stop: _StopString | Annotated[list[_StopString], Field(max_length=MAX_STOP)] | None = None
     """Stop strings: the text ends before the first of them."""
@@ -268,7 +266,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ReplyMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
     seed: int
 
 
