@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,9 +18,23 @@ from .endpoints import Endpoint, EndpointApp, State
 from .errors import http_exception
 from .metrics import Metrics, show_metrics
 from .models import ModelRegistry, ModelSource
+from .openapi import describe, show_docs, show_openapi
+from .responses import create_response
+from .responses_schemas import ResponseBody, ResponseEvent, ResponseObject
 from .schemas import ChatBody, ChatChunk, ChatCompletion, Completion, CompletionBody
 from .security import Guard
 from .settings import ServeSettings
+from .tokens import (
+    DetokenizeBody,
+    Detokenized,
+    EmbeddingBody,
+    Embeddings,
+    TokenizeBody,
+    Tokens,
+    create_embeddings,
+    detokenize,
+    tokenize,
+)
 
 ENDPOINTS = (
     Endpoint("GET", "/health", show_health, result=Health, is_public=True),
@@ -34,7 +49,13 @@ ENDPOINTS = (
         ChatCompletion,
         ChatChunk,
     ),
+    Endpoint("POST", "/v1/responses", create_response, ResponseBody, ResponseObject, ResponseEvent),
+    Endpoint("POST", "/v1/embeddings", create_embeddings, EmbeddingBody, Embeddings),
+    Endpoint("POST", "/tokenize", tokenize, TokenizeBody, Tokens),
+    Endpoint("POST", "/detokenize", detokenize, DetokenizeBody, Detokenized),
     Endpoint("GET", "/metrics", show_metrics),
+    Endpoint("GET", "/openapi.json", show_openapi, result=dict[str, Any], is_public=True),
+    Endpoint("GET", "/docs", show_docs, is_public=True, media_type="text/html"),
 )
 
 
@@ -50,7 +71,7 @@ def create_app(
     """
     models = ModelRegistry(sources, settings)
     metrics = Metrics(lambda: models.loaded)
-    state = State(settings, models, metrics)
+    state = State(settings, models, metrics, describe(endpoints, settings.api_key is not None))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

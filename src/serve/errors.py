@@ -107,6 +107,15 @@ def closing() -> RequestError:
     )
 
 
+def deadline_exceeded() -> RequestError:
+    """Return the error of requests that take too long."""
+    return RequestError(
+        "the request took longer than this server allows: ask for fewer tokens",
+        status=504,
+        code="deadline_exceeded",
+    )
+
+
 async def http_exception(request: Request, error: Exception) -> Response:
     """Respond to Starlette's 404 and 405: an exception handler of `Starlette`."""
     found = as_request_error(error)

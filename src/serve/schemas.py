@@ -17,7 +17,7 @@ MAX_TOP = 20
 """Maximum number of most likely tokens to return for each token."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
-_Text = Annotated[str, Field(max_length=2**24)]
+Text = Annotated[str, Field(max_length=2**24)]
 _Seed = Annotated[int, Field(ge=0, le=2**62)]
 _StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -31,13 +31,9 @@ class StreamOptions(Body):
     """Random padding of events, which this server does not add."""
 
 
-class SamplingBody(Body):
-    """What requests for text have in common. What is null or missing is as the model's
-    configuration says.
-    """
+class SamplingKeys(Body):
+    """The keys of sampling. What is null or missing is as the model's configuration says."""
 
-    model: str
-    """A name of `/v1/models`."""
     temperature: Annotated[float, Field(ge=0)] | None = None
     """Sampling temperature; 0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -66,30 +62,37 @@ class SamplingBody(Body):
     """Number of new tokens before an end token may end the text."""
     ignore_eos: bool = False
     """Whether the text goes on after an end token."""
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """Number of texts for each prompt; text i is sampled with the seed `seed + i`."""
     seed: _Seed | None = None
     """Random seed of sampling: the same request with the same seed gives the same text. A random
     one by default, which the response has.
     """
+    logprob_token_ids: Annotated[list[TokenId], Field(max_length=100)] | None = None
+    """Tokens whose log-probabilities are returned for each token, however unlikely they are."""
+
+
+class TextBody(SamplingKeys):
+    """What requests for texts have in common."""
+
+    model: str
+    """A name of `/v1/models`."""
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """Number of texts for each prompt; text i is sampled with the seed `seed + i`."""
     stream: bool | None = None
     """Whether to send the text in events, as it is generated."""
     stream_options: StreamOptions | None = None
     """Options of a stream; only with `stream`."""
-    logprob_token_ids: Annotated[list[TokenId], Field(max_length=100)] | None = None
-    """Tokens whose log-probabilities are returned for each token, however unlikely they are."""
-    user: _Text | None = None
+    user: Text | None = None
     """Accepted, and not used."""
     metadata: dict[str, Any] | None = None
     """Accepted, and not used."""
 
 
-class CompletionBody(SamplingBody):
+class CompletionBody(TextBody):
     """A request to continue text."""
 
     prompt: (
-        _Text
-        | Annotated[list[_Text], Field(min_length=1, max_length=MAX_CHOICES)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
@@ -110,14 +113,14 @@ class TextPart(Body):
     """A part of the content of a message."""
 
     type: Literal["text"]
-    text: _Text
+    text: Text
 
 
 class ChatMessage(Body):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text | list[TextPart] | None
+    content: Text | list[TextPart] | None
     """Its text, or parts of it."""
     name: str | None = None
     """Accepted, and not used."""
@@ -138,7 +141,7 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class ChatBody(SamplingBody):
+class ChatBody(TextBody):
     """A request for a reply to a conversation."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]

@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from ..inference.engine_thread import EngineThread
 from ..inference.sequence import Sequence
-from .errors import RequestError, as_request_error, closing
+from .errors import RequestError, as_request_error, closing, deadline_exceeded
 from .metrics import Metrics
-from .schemas import Timings, Usage
+from .schemas import StreamOptions, Timings, Usage
 
 
 class Generation:
@@ -83,11 +83,7 @@ class Generation:
             RequestError: if its deadline has passed, it has failed, or the server is shutting down.
         """
         if sequence.finish_reason == "deadline":
-            raise RequestError(
-                "the request took longer than the server allows: ask for fewer tokens",
-                status=504,
-                code="deadline_exceeded",
-            )
+            raise deadline_exceeded()
         if sequence.finish_reason == "error":
             raise RequestError(str(sequence.error), status=500, code="generation_failed")
         if sequence.finish_reason == "cancelled":
@@ -149,6 +145,16 @@ class Generation:
 
 def _rate(count: int, milliseconds: float) -> float:
     return round(1000 * count / milliseconds, 3) if milliseconds else 0.0
+
+
+def check_stream(stream: bool | None, options: StreamOptions | None) -> None:
+    """Check that options of a stream are of one.
+
+    Raises:
+        RequestError: if not.
+    """
+    if options is not None and not stream:
+        raise RequestError("stream_options is only for stream = true", param="stream_options")
 
 
 Event = Mapping[str, Any]
