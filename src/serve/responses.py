@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from ..config_keys import GenerationConfig
 from ..data.chat_template import Message
-from .chat import content_logprobs, reply_sequences
+from .chat import as_messages, content_logprobs, reply_sequences
 from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
 from .endpoints import Call
 from .errors import as_request_error
@@ -63,10 +63,7 @@ def _messages(body: ResponseBody) -> list[Message]:
     messages = [] if body.instructions is None else [Message("system", body.instructions)]
     if isinstance(body.input, str):
         return [*messages, Message("user", body.input)]
-    for each in body.input:
-        role = "system" if each.role == "developer" else each.role
-        messages.append(Message(role, each.text))
-    return messages
+    return messages + as_messages(body.input)
 
 
 class _Writer:

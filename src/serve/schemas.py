@@ -141,7 +141,16 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class ChatBody(TextBody):
+class ReplyBody(TextBody):
+    """What requests for replies have in common."""
+
+    logprobs: bool | None = None
+    """Whether to return the log-probability of each token."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    """Return the log-probabilities of this number of the most likely tokens; with `logprobs`."""
+
+
+class ChatBody(ReplyBody):
     """A request for a reply to a conversation."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]
@@ -150,10 +159,6 @@ class ChatBody(TextBody):
     """The earlier name of `max_completion_tokens`."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**30)] | None = None
     """Maximum number of new tokens; by default those that the model's positions leave."""
-    logprobs: bool | None = None
-    """Whether to return the log-probability of each token."""
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
-    """Return the log-probabilities of this number of the most likely tokens; with `logprobs`."""
     response_format: TextFormat | None = None
     """Only text."""
     modalities: list[Literal["text"]] | None = None
