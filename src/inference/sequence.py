@@ -70,6 +70,8 @@ class Sequence:
         """Whether log-probabilities of new tokens are recorded."""
         self.logprobs: list[TokenLogprobs] = []
         """One for each new token, if `needs_logprobs`."""
+        self.end_logprobs: tuple[int, TokenLogprobs] | None = None
+        """The end token at which it has ended, if `needs_logprobs`."""
         self.needs_prompt_logprobs = prompt_logprobs
         """Whether log-probabilities of the prompt are recorded, so that it must be computed."""
         self.prompt_logprobs: list[TokenLogprobs | None] = []
@@ -164,6 +166,9 @@ class Sequence:
             logits: the model's, (V,), before logits processors; needed if `needs_logprobs`.
         """
         if token == NO_TOKEN or token in self.end_tokens:
+            if token != NO_TOKEN and self.needs_logprobs and logits is not None:
+                found = token_logprobs(logits[None], [token], self._top, self._named_tokens)
+                self.end_logprobs = (token, found[0])
             self.finish("masked" if token == NO_TOKEN else "end_token")
             return
         self._uniform = None
