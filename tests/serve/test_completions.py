@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from src.formats.model_dir import load_model
 from src.generation import generate_text
+from src.serve.choices import TokenNames
 from tests.serve.clients import refusal
 
 PATH = "/v1/completions"
@@ -153,3 +155,198 @@ class TestStream:
 def test_stream_options_without_a_stream_are_refused(client):
     error = refusal(client.post(PATH, model="plain", prompt="a", stream_options={}))
     assert error["param"] == "stream_options"
+
+
+class TestLogprobs:
+    BODY = {"model": "plain", "prompt": "hello", "seed": 2, "max_tokens": 6, "ignore_eos": True}
+
+    def logprobs_of_model(self, plain, ids):
+        with torch.no_grad():
+            return plain.model(torch.tensor([ids]))[0].log_softmax(-1)
+
+    def test_they_are_the_models(self, client, plain):
+        [choice] = client.post(PATH, logprobs=3, **self.BODY).json()["choices"]
+        found = choice["logprobs"]
+        ids = plain.tokenizer.encode("hello")
+        expected = self.logprobs_of_model(plain, [*ids, *found["token_ids"]])[len(ids) - 1 :]
+        assert "".join(found["tokens"]) == choice["text"]
+        assert found["text_offset"] == list(range(6))
+        for place, token in enumerate(found["token_ids"]):
+            assert found["token_logprobs"][place] == pytest.approx(
+                expected[place, token].item(), abs=1e-4
+            )
+            top = found["top_logprobs"][place]
+            assert top[found["tokens"][place]] == found["token_logprobs"][place]
+            best = expected[place].topk(3)
+            for other, value in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                assert top[TokenNames(plain.tokenizer).text(other)] == pytest.approx(
+                    value, abs=1e-4
+                )
+
+    @pytest.mark.parametrize("max_tokens", [0, 4])
+    def test_echo_has_those_of_the_prompt(self, client, plain, max_tokens):
+        body = {**self.BODY, "max_tokens": max_tokens}
+        [choice] = client.post(PATH, echo=True, logprobs=1, **body).json()["choices"]
+        found = choice["logprobs"]
+        ids = plain.tokenizer.encode("hello")
+        assert choice["text"].startswith("hello")
+        assert choice["text"] == "".join(found["tokens"])
+        assert found["token_ids"][:5] == ids
+        assert len(found["token_ids"]) == 5 + max_tokens
+        assert found["text_offset"] == list(range(5 + max_tokens))
+        assert found["token_logprobs"][0] is None
+        assert found["top_logprobs"][0] is None
+        expected = self.logprobs_of_model(plain, found["token_ids"])
+        for place in range(1, 5 + max_tokens):
+            value = expected[place - 1, found["token_ids"][place]].item()
+            assert found["token_logprobs"][place] == pytest.approx(value, abs=1e-4)
+        assert choice["finish_reason"] == "length"
+
+    def test_echo_without_them_is_prompt_and_text(self, client):
+        [alone] = client.post(PATH, **self.BODY).json()["choices"]
+        [echoed] = client.post(PATH, echo=True, **self.BODY).json()["choices"]
+        assert echoed["text"] == "hello" + alone["text"]
+
+    def test_stream_has_the_prompt_in_its_first_event(self, client):
+        body = {**self.BODY, "echo": True, "logprobs": 1, "prompt": ["hello", "ab"]}
+        whole = client.post(PATH, **body).json()["choices"]
+        events = client.events(PATH, **body)
+        for choice in whole:
+            parts = [e["choices"][0] for e in events if e["choices"][0]["index"] == choice["index"]]
+            assert parts[0]["text"].startswith(["hello", "ab"][choice["index"]])
+            assert "".join(part["text"] for part in parts) == choice["text"]
+            for key, values in choice["logprobs"].items():
+                assert [each for part in parts for each in part["logprobs"][key]] == values, key
+
+    def test_named_tokens_have_theirs(self, client, plain):
+        body = {**self.BODY, "logprobs": 0, "echo": True, "logprob_token_ids": [4, 9]}
+        [choice] = client.post(PATH, **body).json()["choices"]
+        found = choice["logprobs"]
+        expected = self.logprobs_of_model(plain, found["token_ids"])
+        assert found["named_logprobs"][0] is None
+        for place, named in enumerate(found["named_logprobs"][1:]):
+            assert named.keys() == {"4", "9"}
+            for key, value in named.items():
+                assert value == pytest.approx(expected[place, int(key)].item(), abs=1e-4)
+
+    def test_named_tokens_need_logprobs_and_a_vocabulary(self, client):
+        error = refusal(client.post(PATH, **self.BODY, logprob_token_ids=[4]))
+        assert error["param"] == "logprob_token_ids"
+        error = refusal(client.post(PATH, **self.BODY, logprobs=1, logprob_token_ids=[28]))
+        assert "28" in error["message"]
+
+    def test_end_token_has_one(self, client, plain):
+        """`lm-eval` asks for one token and takes the last of the list for a generated one."""
+        end = plain.tokenizer.end_of_text
+        body = {**self.BODY, "ignore_eos": False, "max_tokens": 1, "logit_bias": {str(end): 1000}}
+        [choice] = client.post(PATH, echo=True, logprobs=1, **body).json()["choices"]
+        assert choice["text"] == "hello"
+        assert choice["finish_reason"] == "stop"
+        assert choice["logprobs"]["token_ids"] == [*plain.tokenizer.encode("hello"), end]
+        assert choice["logprobs"]["tokens"][-1] == "<|endoftext|>"
+        assert math.isfinite(choice["logprobs"]["token_logprobs"][-1])
+
+    def test_those_of_cut_tokens_are_not_returned(self, client):
+        whole = client.post(PATH, **self.BODY, logprobs=0).json()["choices"][0]
+        cut = client.post(PATH, **self.BODY, logprobs=0, stop=whole["text"][2:4]).json()
+        [choice] = cut["choices"]
+        length = whole["text"].index(whole["text"][2:4])
+        assert choice["logprobs"]["tokens"] == whole["logprobs"]["tokens"][:length]
+
+    def test_parts_of_characters_are_named_by_their_bytes(self, client):
+        body = {"model": "chatty", "prompt": "é", "echo": True, "max_tokens": 0, "logprobs": 0}
+        [choice] = client.post(PATH, **body).json()["choices"]
+        assert choice["logprobs"]["tokens"] == ["bytes:\\xc3", "bytes:\\xa9"]
+        assert choice["logprobs"]["text_offset"] == [0, 0]
+        assert choice["text"] == "é"
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"prompt": "a" * 49}, "prompt"),
+        ({"prompt": [[5] * 49]}, "prompt"),
+        ({"prompt": [28]}, None),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 3]}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "prompt"),
+        ({"n": 129}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 4097}, "max_tokens"),
+        ({"max_tokens": 2.5}, "max_tokens"),
+        ({"max_tokens": 3, "min_tokens": 4}, "min_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"3": "x"}}, "logit_bias"),
+        ({"logit_bias": {"99": 1}}, None),
+        ({"logprobs": 21}, "logprobs"),
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "b"}, "suffix"),
+        ({"prompts": "b"}, "prompts"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_wrong_is_refused_by_name(client, given, param):
+    error = refusal(client.post(PATH, **{"model": "plain", "prompt": "a", **given}))
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 320
+
+
+def test_near_name_of_an_unknown_key_is_suggested(client):
+    error = refusal(client.post(PATH, model="plain", prompt="a", temprature=1))
+    assert error["message"] == "unknown key 'temprature'; did you mean temperature?"
+    assert error["code"] == "unknown_parameter"
+
+
+@pytest.mark.parametrize("lacking", ["model", "prompt"])
+def test_a_key_that_is_missing_is_named(client, lacking):
+    body = {"model": "plain", "prompt": "a"}
+    del body[lacking]
+    assert refusal(client.post(PATH, **body))["message"] == f"{lacking} is missing"
+
+
+def test_extreme_numbers_are_answered(client):
+    """Numbers at the limits of their ranges give a text, not an error of the server."""
+    for key, value in (
+        ("temperature", 1e308),
+        ("temperature", 5e-324),
+        ("presence_penalty", 100),
+        ("frequency_penalty", -100),
+        ("repetition_penalty", 1e4),
+        ("top_k", 2**31),
+        ("min_p", 1),
+        ("typical_p", 1e-300),
+        ("top_p", 5e-324),
+        ("no_repeat_ngram", 2**31),
+        ("seed", 2**62),
+        ("logit_bias", {str(token): -10_000 for token in range(28)}),
+    ):
+        response = client.post(PATH, model="plain", prompt="abc", max_tokens=3, **{key: value})
+        assert response.status_code == 200, (key, response.text)
+
+
+@pytest.mark.parametrize("key", ["top_k", "min_p", "no_repeat_ngram"])
+def test_zero_is_no_limit(client, key):
+    body = {"model": "plain", "prompt": "abc", "seed": 3}
+    without = client.post(PATH, **body).json()["choices"]
+    assert client.post(PATH, **body, **{key: 0}).json()["choices"] == without
+
+
+def test_every_token_masked_ends_the_text(client):
+    body = {"model": "plain", "prompt": "abc", "no_repeat_ngram": 1, "max_tokens": 40}
+    [choice] = client.post(PATH, **body, ignore_eos=True).json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert len(set(choice["text"])) == len(choice["text"])
