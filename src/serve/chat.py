@@ -13,7 +13,7 @@ from ..data.chat_template import Message
 from ..inference.sequence import Sequence as Request
 from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
 from .completions import FINGERPRINT
-from .endpoints import Call
+from .endpoints import Call, in_thread_if_long
 from .errors import RequestError
 from .models import ServedModel
 from .responses_schemas import InputMessage
@@ -51,8 +51,11 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
     check_logprobs(body)
     served = await call.model(body.model)
     seed = first_seed(body, served)
-    sequences = reply_sequences(
-        as_messages(body.messages),
+    messages = as_messages(body.messages)
+    sequences = await in_thread_if_long(
+        sum(len(each.content) for each in messages),
+        reply_sequences,
+        messages,
         body,
         served,
         call.state.settings,

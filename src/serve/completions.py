@@ -11,7 +11,7 @@ from starlette.responses import Response
 from .. import __version__
 from ..inference.requests import encode_prompt
 from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
-from .endpoints import Call
+from .endpoints import Call, in_thread_if_long
 from .errors import RequestError
 from .models import ServedModel
 from .sampling import (
@@ -45,7 +45,7 @@ async def create_completion(call: Call, body: CompletionBody) -> Response:
             "logprob_token_ids is only for requests with logprobs", param="logprob_token_ids"
         )
     served = await call.model(body.model)
-    prompts = _prompts(body, served)
+    prompts = await in_thread_if_long(_length(body), _prompts, body, served)
     limit = token_limit(
         body.max_tokens, DEFAULT_MAX_TOKENS, call.state.settings, param="max_tokens"
     )
@@ -67,6 +67,11 @@ async def create_completion(call: Call, body: CompletionBody) -> Response:
         return EventStream(writer.events(generation), call.state.settings.keep_alive)
     await generation.finish()
     return JSONBody(writer.response(generation))
+
+
+def _length(body: CompletionBody) -> int:
+    """Return the number of characters of the prompts that are texts."""
+    return sum(len(each) for each in as_texts(body.prompt) if isinstance(each, str))
 
 
 def _prompts(body: CompletionBody, served: ServedModel) -> list[list[int]]:

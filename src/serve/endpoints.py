@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -26,6 +26,11 @@ from .metrics import Metrics
 from .models import ModelRegistry, ServedModel
 from .settings import ServeSettings
 from .streaming import Generation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_LONG_TEXT = 10_000
+"""Characters that take about a millisecond to tokenize."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,22 @@ class Call:
         )
         self._stack.callback(generation.cancel)
         return generation
+
+
+async def in_thread_if_long(
+    characters: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Call a function that tokenizes text; in a thread if it would hold up other requests.
+
+    Args:
+        characters: length of the text.
+        function: what to call.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+    """
+    if characters > _LONG_TEXT:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    return function(*args, **kwargs)
 
 
 Handler = Callable[..., Awaitable[Response]]

@@ -13,7 +13,7 @@ from ..config_keys import GenerationConfig
 from ..data.chat_template import Message
 from .chat import as_messages, content_logprobs, reply_sequences
 from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
-from .endpoints import Call
+from .endpoints import Call, in_thread_if_long
 from .errors import RequestError, as_request_error
 from .models import ServedModel
 from .responses_schemas import (
@@ -42,8 +42,11 @@ async def create_response(call: Call, body: ResponseBody) -> Response:
         )
     served = await call.model(body.model)
     seed = first_seed(body, served)
-    sequences = reply_sequences(
-        _messages(body),
+    messages = _messages(body)
+    sequences = await in_thread_if_long(
+        sum(len(each.content) for each in messages),
+        reply_sequences,
+        messages,
         body,
         served,
         call.state.settings,

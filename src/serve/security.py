@@ -23,6 +23,10 @@ from .endpoints import State
 from .errors import RequestError
 from .settings import ServeSettings
 
+MAX_HEAD = 64 * 1024
+"""Bytes of a request's address and headers together."""
+_HEADER = 32
+"""Bytes that a header counts in addition to its name and value, as in HTTP/2."""
 _HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; "
     b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -94,6 +98,14 @@ class Guard:
             log.debug("%s %s %d %.3f s", scope["method"], path, status, seconds)
 
     def _check(self, scope: Scope) -> None:
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) + _HEADER for name, value in scope["headers"])
+        if size > MAX_HEAD:
+            raise RequestError(
+                f"the address and the headers are larger than {MAX_HEAD:,} bytes",
+                status=431,
+                code="headers_too_large",
+            )
         headers = _Headers(scope)
         host = headers.single(b"host")
         self._check_host(host)

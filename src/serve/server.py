@@ -18,11 +18,10 @@ from ..utils import human_time, log
 from .app import create_app
 from .endpoints import State
 from .models import ModelSource
+from .security import MAX_HEAD
 from .settings import ServeSettings
 
 _BACKLOG = 2048
-_MAX_HEADERS = 64 * 1024
-"""Bytes of a request's line and headers together."""
 _GRACE = 5.0
 """Seconds that responses have to end after the engines were closed."""
 
@@ -116,7 +115,7 @@ def uvicorn_server(sources: Sequence[ModelSource], settings: ServeSettings, addr
         loop="asyncio",
         lifespan="on",
         backlog=_BACKLOG,
-        h11_max_incomplete_event_size=_MAX_HEADERS,
+        h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(settings.shutdown_seconds + _GRACE) + 1,
     )

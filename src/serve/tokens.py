@@ -17,7 +17,7 @@ from ..model import GPT2Model
 from ..nn.dropout import evaluating
 from .bodies import Body
 from .choices import TokenNames
-from .endpoints import Call
+from .endpoints import Call, in_thread_if_long
 from .errors import RequestError
 from .models import ServedModel
 from .sampling import as_texts, check_length
@@ -115,7 +115,7 @@ async def tokenize(call: Call, body: TokenizeBody) -> Response:
     served = await call.model(body.model or call.state.models.first)
     tokenizer = served.trained.tokenizer
     special = tokenizer.special_tokens if body.parse_special else ()
-    ids = await asyncio.to_thread(tokenizer.encode, body.content, special)
+    ids = await in_thread_if_long(len(body.content), tokenizer.encode, body.content, special)
     if body.add_special:
         ids = [tokenizer.start_of_text, *ids]
     if not body.with_pieces:
@@ -146,7 +146,7 @@ async def create_embeddings(call: Call, body: EmbeddingBody) -> Response:
         raise RequestError(
             f"the embeddings of {served.name} have {width} dimensions", param="dimensions"
         )
-    inputs = _inputs(body, served)
+    inputs = await asyncio.to_thread(_inputs, body, served)
     data: list[Embedding] = []
     async with served.embedding:  # one text at a time: the engine needs the processor, too
         for index, ids in enumerate(inputs):

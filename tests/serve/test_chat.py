@@ -69,18 +69,19 @@ def test_conversation_that_is_too_long_is_refused(client):
     assert "48" in error["message"]
 
 
-class TestModelSeed:
-    @pytest.fixture(scope="class")
-    def seeded(self, models):
-        found = sources(models)
-        changed = [
-            type(each)(each.name, each.config.changed(model_seed="be kind"), each.argument)
-            for each in found
-        ]
-        client = Client(changed)
-        yield client
-        client.close()
+@pytest.fixture(scope="module")
+def seeded(models):
+    found = sources(models)
+    changed = [
+        type(each)(each.name, each.config.changed(model_seed="be kind"), each.argument)
+        for each in found
+    ]
+    client = Client(changed)
+    yield client
+    client.close()
 
+
+class TestModelSeed:
     @pytest.mark.parametrize("name", ["plain", "chatty"])
     def test_it_is_before_the_conversation(self, seeded, models, name):
         prompt = conversation(models, name, max_length=8, seed=3, model_seed="be kind")

@@ -157,15 +157,16 @@ def test_stream_options_without_a_stream_are_refused(client):
     assert error["param"] == "stream_options"
 
 
-class TestLogprobs:
-    BODY = {"model": "plain", "prompt": "hello", "seed": 2, "max_tokens": 6, "ignore_eos": True}
+BODY = {"model": "plain", "prompt": "hello", "seed": 2, "max_tokens": 6, "ignore_eos": True}
 
+
+class TestLogprobs:
     def logprobs_of_model(self, plain, ids):
         with torch.no_grad():
             return plain.model(torch.tensor([ids]))[0].log_softmax(-1)
 
     def test_they_are_the_models(self, client, plain):
-        [choice] = client.post(PATH, logprobs=3, **self.BODY).json()["choices"]
+        [choice] = client.post(PATH, logprobs=3, **BODY).json()["choices"]
         found = choice["logprobs"]
         ids = plain.tokenizer.encode("hello")
         expected = self.logprobs_of_model(plain, [*ids, *found["token_ids"]])[len(ids) - 1 :]
@@ -185,7 +186,7 @@ class TestLogprobs:
 
     @pytest.mark.parametrize("max_tokens", [0, 4])
     def test_echo_has_those_of_the_prompt(self, client, plain, max_tokens):
-        body = {**self.BODY, "max_tokens": max_tokens}
+        body = {**BODY, "max_tokens": max_tokens}
         [choice] = client.post(PATH, echo=True, logprobs=1, **body).json()["choices"]
         found = choice["logprobs"]
         ids = plain.tokenizer.encode("hello")
@@ -203,12 +204,12 @@ class TestLogprobs:
         assert choice["finish_reason"] == "length"
 
     def test_echo_without_them_is_prompt_and_text(self, client):
-        [alone] = client.post(PATH, **self.BODY).json()["choices"]
-        [echoed] = client.post(PATH, echo=True, **self.BODY).json()["choices"]
+        [alone] = client.post(PATH, **BODY).json()["choices"]
+        [echoed] = client.post(PATH, echo=True, **BODY).json()["choices"]
         assert echoed["text"] == "hello" + alone["text"]
 
     def test_stream_has_the_prompt_in_its_first_event(self, client):
-        body = {**self.BODY, "echo": True, "logprobs": 1, "prompt": ["hello", "ab"]}
+        body = {**BODY, "echo": True, "logprobs": 1, "prompt": ["hello", "ab"]}
         whole = client.post(PATH, **body).json()["choices"]
         events = client.events(PATH, **body)
         for choice in whole:
@@ -219,7 +220,7 @@ class TestLogprobs:
                 assert [each for part in parts for each in part["logprobs"][key]] == values, key
 
     def test_named_tokens_have_theirs(self, client, plain):
-        body = {**self.BODY, "logprobs": 0, "echo": True, "logprob_token_ids": [4, 9]}
+        body = {**BODY, "logprobs": 0, "echo": True, "logprob_token_ids": [4, 9]}
         [choice] = client.post(PATH, **body).json()["choices"]
         found = choice["logprobs"]
         expected = self.logprobs_of_model(plain, found["token_ids"])
@@ -230,15 +231,15 @@ class TestLogprobs:
                 assert value == pytest.approx(expected[place, int(key)].item(), abs=1e-4)
 
     def test_named_tokens_need_logprobs_and_a_vocabulary(self, client):
-        error = refusal(client.post(PATH, **self.BODY, logprob_token_ids=[4]))
+        error = refusal(client.post(PATH, **BODY, logprob_token_ids=[4]))
         assert error["param"] == "logprob_token_ids"
-        error = refusal(client.post(PATH, **self.BODY, logprobs=1, logprob_token_ids=[28]))
+        error = refusal(client.post(PATH, **BODY, logprobs=1, logprob_token_ids=[28]))
         assert "28" in error["message"]
 
     def test_end_token_has_one(self, client, plain):
         """`lm-eval` asks for one token and takes the last of the list for a generated one."""
         end = plain.tokenizer.end_of_text
-        body = {**self.BODY, "ignore_eos": False, "max_tokens": 1, "logit_bias": {str(end): 1000}}
+        body = {**BODY, "ignore_eos": False, "max_tokens": 1, "logit_bias": {str(end): 1000}}
         [choice] = client.post(PATH, echo=True, logprobs=1, **body).json()["choices"]
         assert choice["text"] == "hello"
         assert choice["finish_reason"] == "stop"
@@ -247,8 +248,8 @@ class TestLogprobs:
         assert math.isfinite(choice["logprobs"]["token_logprobs"][-1])
 
     def test_those_of_cut_tokens_are_not_returned(self, client):
-        whole = client.post(PATH, **self.BODY, logprobs=0).json()["choices"][0]
-        cut = client.post(PATH, **self.BODY, logprobs=0, stop=whole["text"][2:4]).json()
+        whole = client.post(PATH, **BODY, logprobs=0).json()["choices"][0]
+        cut = client.post(PATH, **BODY, logprobs=0, stop=whole["text"][2:4]).json()
         [choice] = cut["choices"]
         length = whole["text"].index(whole["text"][2:4])
         assert choice["logprobs"]["tokens"] == whole["logprobs"]["tokens"][:length]
