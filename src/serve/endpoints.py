@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ..inference.sequence import Sequence
 from .bodies import Body, parse_body
@@ -156,7 +156,7 @@ class EndpointApp:
             await as_request_error(error).response(scope, receive, send)
             return
         # The response is sent in this task, so that its end cancels both.
-        work = asyncio.create_task(self._respond(arguments, scope, send))
+        work = asyncio.create_task(self._respond(arguments, scope, receive, send))
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,14 +175,15 @@ class EndpointApp:
             arguments["body"] = parse_body(endpoint.body, data)
         return arguments
 
-    async def _respond(self, arguments: dict[str, Any], scope: Scope, send: Send) -> None:
+    async def _respond(
+        self, arguments: dict[str, Any], scope: Scope, receive: Receive, send: Send
+    ) -> None:
         async with AsyncExitStack() as stack:
             try:
                 response = await self.endpoint.handler(Call(self._state, stack), **arguments)
             except Exception as error:
                 response = as_request_error(error).response
-            # It has been received already.
-            await response(scope, _nothing_more, send)
+            await response(scope, receive, send)
 
 
 def _check_content_type(scope: Scope) -> None:
@@ -215,11 +216,6 @@ async def _read(receive: Receive) -> bytes:
 
 async def _disconnected(receive: Receive) -> None:
     """Return when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _nothing_more() -> Message:
-    """`receive` of a response: the endpoint itself watches for the disconnection."""
-    message: Message = await asyncio.get_running_loop().create_future()
-    return message
+    kind = ""
+    while kind != "http.disconnect":
+        kind = (await receive())["type"]

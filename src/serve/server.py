@@ -54,8 +54,8 @@ class Server(uvicorn.Server):
             if self.force_exit:
                 await self.state.models.close(0.0)  # ends what the other one waits for
             await closing
-            if self.server_state.tasks:  # so that their clients are told
-                await asyncio.wait(self.server_state.tasks, timeout=1.0)
+            # So that the clients of those that were ended are told.
+            await asyncio.wait([closing, *self.server_state.tasks], timeout=1.0)
         log.info("stopped")
 
     @contextlib.contextmanager

@@ -162,12 +162,9 @@ Event = Mapping[str, Any]
 
 
 def encode_json(value: Any) -> bytes:
-    """Return a value as one line of JSON, in UTF-8; a lone surrogate is escaped."""
+    """Return a value as one line of JSON, in UTF-8."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return text.encode("utf-8")
 
 
 class JSONBody(Response):

@@ -75,9 +75,9 @@ def test_a_reply_that_is_cut_is_incomplete(client):
     assert found["status"] == "incomplete"
     assert found["incomplete_details"] == {"reason": "max_output_tokens"}
     assert found["completed_at"] is None
-    whole = client.post(PATH, **BODY, input="hello", stop_at_sentence_end=False, stop=["\x06"])
-    assert whole.json()["status"] in ("completed", "incomplete")
-    ended = client.post(PATH, **BODY, input="hello", logit_bias={"256": 1000}).json()
+    body = {"model": "chatty", "content": "<|end|>", "parse_special": True}
+    [end] = client.post("/tokenize", **body).json()["tokens"]
+    ended = client.post(PATH, **BODY, input="hello", logit_bias={str(end): 1000}).json()
     assert ended["status"] == "completed"
     assert ended["incomplete_details"] is None
     assert ended["completed_at"] >= ended["created_at"]
