@@ -72,6 +72,7 @@ class Engine:
             max_rows,
             max_tokens,
             lambda sequence, row: _reuse(runner, prefix_cache, counts, sequence, row),
+            runner.grid,
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -101,7 +102,7 @@ class Engine:
 
     def _compute(self) -> tuple[list[Sequence], torch.Tensor]:
         """Compute a step; return the N sequences to sample and their logits (N, V)."""
-        self.runner.reserve_rows(max(1, self.scheduler.rows_wanted))
+        self.runner.reserve_rows(max(1, self.scheduler.rows_wanted), self.scheduler.max_rows)
         scheduled, forks = self.scheduler.schedule()
         if not scheduled:
             return [], torch.empty(0, 0, device="cpu")

@@ -5,7 +5,7 @@ The engine's thread alone changes sequences; see `Sequence` for what other threa
 
 from __future__ import annotations
 
-import heapq
+import math
 import threading
 import time
 from collections import deque
@@ -74,6 +74,7 @@ class EngineStats:
 class _Request(NamedTuple):
     sequence: Sequence
     notify: Callable[[], object]
+    deadline: float
 
 
 class EngineThread:
@@ -100,6 +101,7 @@ class EngineThread:
         prefix_cache: PrefixCache | None = None,
         max_tokens: int = SERVING_STEP_TOKENS,
     ) -> None:
+        runner.batch_invariant = True
         rows = min(max_rows, max_batch_rows(runner.model))
         self._engine = Engine(runner, rows, max_tokens, prefix_cache)
         self._max_waiting = max_waiting
@@ -110,9 +112,6 @@ class EngineThread:
         """The unfinished ones, by the id of their sequences."""
         self._submitted: list[Sequence] = []
         self._cancelled: list[Sequence] = []
-        self._deadlines: list[tuple[float, int, Sequence]] = []
-        """A heap, with a number that makes the entries comparable."""
-        self._count = 0
         self._finish_times: deque[float] = deque(maxlen=64)
         self._is_closing = False
         self._is_stopping = False
@@ -122,7 +121,7 @@ class EngineThread:
         self._thread.start()
 
     def submit(
-        self, sequence: Sequence, notify: Callable[[], object], deadline: float | None = None
+        self, sequence: Sequence, notify: Callable[[], object], deadline: float = math.inf
     ) -> None:
         """Add a sequence to the queue; see `submit_all`."""
         self.submit_all([sequence], notify, deadline)
@@ -131,7 +130,7 @@ class EngineThread:
         self,
         sequences: Iterable[Sequence],
         notify: Callable[[], object],
-        deadline: float | None = None,
+        deadline: float = math.inf,
     ) -> None:
         """Add sequences to the queue, all or none. May be called from any thread.
 
@@ -162,10 +161,7 @@ class EngineThread:
             if excess > 0:
                 raise QueueFull(self._max_waiting, self._seconds_until_finished(excess))
             for each in added:
-                self._requests[id(each)] = _Request(each, notify)
-                if deadline is not None:
-                    self._count += 1
-                    heapq.heappush(self._deadlines, (deadline, self._count, each))
+                self._requests[id(each)] = _Request(each, notify, deadline)
             self._submitted += added
             self._wake.notify_all()
 
@@ -230,7 +226,8 @@ class EngineThread:
             # After `close` there are none. Nobody must wait for a thread that has failed.
             with self._wake:
                 self._is_closing = True
-            self._end(self._unfinished(), "error", "the engine has failed")
+                unfinished = [request.sequence for request in self._requests.values()]
+            self._end(unfinished, "error", "the engine has failed")
             self._finish_requests([])
             self._resources.close()
 
@@ -242,12 +239,13 @@ class EngineThread:
         """
         with self._wake:
             while not self._requests and not self._is_stopping:
+                self._engine.runner.release_rows()
                 self._wake.wait()
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
-            now, expired = time.monotonic(), []
-            while self._deadlines and self._deadlines[0][0] <= now:
-                expired.append(heapq.heappop(self._deadlines)[2])
+            now = time.monotonic()
+            requests = self._requests.values()
+            expired = [each.sequence for each in requests if each.deadline <= now]
             is_open = bool(self._requests)
         for each in submitted:
             self._engine.add(each)
@@ -263,6 +261,7 @@ class EngineThread:
             self._log("a step of the engine failed", error)
             is_known = isinstance(error, AGI2Error)
             self._end(self._begun(), "error", str(error) if is_known else "an internal error")
+            self._engine.scheduler.remove_finished()  # all of the rows, so that none moves
             return []
 
     def _begun(self) -> list[Sequence]:
@@ -270,7 +269,8 @@ class EngineThread:
         waiting = list(self._engine.scheduler.waiting)
         with self._wake:
             others = {id(each) for each in (*waiting, *self._submitted)}
-            begun = [each.sequence for key, each in self._requests.items() if key not in others]
+            requests = [each.sequence for key, each in self._requests.items() if key not in others]
+        begun = [each for each in requests if each.finish_reason is None]
         return begun or waiting[: self._engine.scheduler.max_rows]
 
     def _finish_requests(self, changed: SequenceOf[Sequence]) -> None:
@@ -286,7 +286,6 @@ class EngineThread:
                 elif key in ids:
                     told.append(request)
             if not self._requests:
-                self._deadlines.clear()
                 self._wake.notify_all()
         for request in told:
             self._notify(request)
@@ -301,10 +300,6 @@ class EngineThread:
                 if key in self._requests:
                     self._requests[key] = request._replace(notify=lambda: None)
                     self._cancelled.append(request.sequence)
-
-    def _unfinished(self) -> list[Sequence]:
-        with self._wake:
-            return [request.sequence for request in self._requests.values()]
 
     @staticmethod
     def _log(what: str, error: Exception) -> None:

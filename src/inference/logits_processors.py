@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..config_keys import GenerationConfig
 from .sampling import MASKED, EndToken, end_ids
@@ -142,7 +143,9 @@ def apply_typical_p(logits: torch.Tensor, p: float | None) -> torch.Tensor:
     if p is None or p >= 1.0:
         return logits
     surprise = -logits.log_softmax(dim=-1)
-    entropy = (logits.softmax(dim=-1) * surprise).nansum(dim=-1, keepdim=True)  # not 0 * inf
+    terms = (logits.softmax(dim=-1) * surprise).nan_to_num(0.0)  # 0 * inf is NaN
+    # Not `sum`, whose order of additions depends on the number of rows.
+    entropy = terms.cumsum(dim=-1)[..., -1:]
     return _keep_share(logits, -(surprise - entropy).abs(), p)
 
 
@@ -166,5 +169,8 @@ def _keep_share(logits: torch.Tensor, rank: torch.Tensor, p: float) -> torch.Ten
 
 
 def _before(probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the exclusive cumulative sum: 0 for the first token, which is always kept."""
-    return probabilities.cumsum(dim=-1) - probabilities
+    """Return the exclusive cumulative sum: 0 for the first token, which is always kept.
+
+    It never decreases, so that as many tokens are kept whether few of them are sorted or all.
+    """
+    return F.pad(probabilities.cumsum(dim=-1)[..., :-1], (1, 0))

@@ -13,17 +13,23 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..cuda_utils import available_memory
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
 from ..nn.kv_cache import KVCache
-from ..utils import human_bytes, log, plural
+from ..utils import log, plural
+from .cache_memory import cache_bytes
+from .cache_memory import check_rows as check_rows  # also names of this module
+from .cache_memory import max_batch_rows as max_batch_rows
 from .prefix_cache import PrefixCache
 from .sampling import EndToken, end_ids
 
 RECORDED_TOKENS = 64
 """Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
+
+
+GRID = 32
+"""Tokens of a piece in which rows are computed one by one (see `ModelRunner.grid`)."""
 
 
 class Chunk(NamedTuple):
@@ -48,22 +54,27 @@ class ModelRunner:
         model: evaluated without dropout, whatever mode it is in. Its weights must not change while
             a sequence is decoded: the cache would hold keys and values of the old ones.
         vocab_size: V, tokens to choose from: the tokenizer's, if the model has more.
+        batch_invariant: whether `compute` gives each row, on a CPU, bit for bit what it gives it
+            alone, which takes longer without the CPU kernels. On a GPU rounding may differ.
 
     Raises:
         AGI2Error: if the model has fewer tokens.
     """
 
-    def __init__(self, model: GPT2Model, vocab_size: int) -> None:
+    def __init__(self, model: GPT2Model, vocab_size: int, *, batch_invariant: bool = False) -> None:
         if vocab_size > model.config.vocab_size:
             raise AGI2Error(
                 f"vocab_size {vocab_size} is above the model's {model.config.vocab_size} tokens"
             )
         self.model = model
         self.vocab_size = vocab_size
+        self.batch_invariant = batch_invariant
         self.positions = model.config.max_seq_len
         self._cache: KVCache | None = None
         # Token ids that each row of the cache holds, as far as a later prompt may reuse them.
         self._held_tokens: list[list[int]] = []
+        # How many of them, from the first on, were computed in complete pieces of the grid.
+        self._gridded: list[int] = []
         # Token ids of a prompt's continuations, (B, capacity); `_length` columns are filled.
         self._buffer = torch.empty(0, 0, dtype=torch.long, device="cpu")
         self._length = 0
@@ -95,19 +106,44 @@ class ModelRunner:
     def cache_bytes(self) -> int:
         """Size of the KV cache."""
         cache = self._cache
-        return 0 if cache is None else cache.batch_size * _cache_bytes(self.model, self.positions)
+        return 0 if cache is None else cache.batch_size * cache_bytes(self.model, self.positions)
 
-    def reserve_rows(self, rows: int) -> None:
-        """Make sure that the KV cache has this many rows; those that it has keep their tokens."""
+    @property
+    def grid(self) -> int:
+        """Number of tokens into whose multiples a window must be divided.
+
+        Above 1 if PyTorch computes the model on a CPU and results must be batch-invariant: its
+        products differ in the last bits with their shapes. Each row is computed by itself, in
+        pieces between multiples of this, and later sequences reuse complete pieces only.
+        """
+        is_gridded = self.batch_invariant and not self.model.decode_backend.batch_invariant
+        return GRID if is_gridded and self.model.device.type == "cpu" else 1
+
+    def reserve_rows(self, rows: int, limit: int = 0) -> None:
+        """Make sure that the KV cache has this many rows; those that it has keep their tokens.
+
+        Args:
+            rows: the number that is needed.
+            limit: number up to which rows are doubled, so that they are rarely copied.
+        """
         cache = self._cache
         if cache is None or cache.device != self.model.device:
             with torch.inference_mode():
                 self._cache = self.model.new_cache(rows)
-            self._held_tokens = [[] for _ in range(rows)]
+            self._held_tokens, self._gridded = [[] for _ in range(rows)], [0] * rows
         elif cache.batch_size < rows:
-            self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
+            rows = max(rows, min(2 * cache.batch_size, limit))
             with torch.inference_mode():
                 self._cache = cache.grow(rows)
+            self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
+            self._gridded += [0] * (rows - cache.batch_size)
+
+    @torch.inference_mode()
+    def release_rows(self) -> None:
+        """Free the memory of all rows but the first, which keeps its tokens."""
+        if self._cache is not None and self._cache.batch_size > 1:
+            self._cache = self._cache.select(torch.tensor([0], device=self._cache.device))
+            del self._held_tokens[1:], self._gridded[1:]
 
     def reusable(self, row: int, window: Sequence[int]) -> int:
         """Return the length of the prefix of a window, less than all of it, that a row holds.
@@ -117,7 +153,8 @@ class ModelRunner:
         held = self._held_tokens[row]
         pairs = enumerate(zip(held, window, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(held), len(window)))
-        return min(shared, len(window) - 1)  # the last token's logits are wanted
+        shared = min(shared, len(window) - 1)  # the last token's logits are wanted
+        return shared if self.grid == 1 else min(shared, self._gridded[row]) // GRID * GRID
 
     @torch.inference_mode()
     def restore(self, row: int, window: Sequence[int], cache: PrefixCache) -> int:
@@ -127,22 +164,27 @@ class ModelRunner:
             The length of the prefix of the window, less than all of it, that the row holds.
         """
         held = self.reusable(row, window)
-        first = held // cache.block
-        blocks = cache.match(window[:-1])[first:]
-        if not blocks:
+        first, blocks = held // cache.block, cache.match(window[:-1])
+        while len(blocks) * cache.block % self.grid:
+            blocks.pop()
+        if len(blocks) <= first:
             return held
         length = first * cache.block
         self._truncate({row: length})
-        for values in blocks:
+        for values in blocks[first:]:
             self._held.write(row, length, values)
             self._held_tokens[row] += window[length : length + cache.block]
             length += cache.block
+        self._gridded[row] = length if self.grid > 1 else 0
         return length
 
     @torch.inference_mode()
     def store(self, row: int, cache: PrefixCache) -> None:
         """Store the tokens of a row in a prefix cache."""
-        cache.insert(self._held_tokens[row], lambda start, stop: self._held.read(row, start, stop))
+        tokens = self._held_tokens[row]
+        if self.grid > 1:
+            tokens = tokens[: self._gridded[row]]
+        cache.insert(tokens, lambda start, stop: self._held.read(row, start, stop))
 
     @torch.inference_mode()
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:
@@ -156,6 +198,8 @@ class ModelRunner:
         """
         lengths = self._held.lengths
         self._truncate({row: offset for row, offset, *_ in chunks if offset < lengths[row]})
+        if self.grid > 1:
+            return torch.cat([self._compute_alone(chunk) for chunk in chunks])
         if all(len(chunk.tokens) == 1 for chunk in chunks):  # a decode step
             return self._compute_together(chunks)
         parts: list[torch.Tensor] = []
@@ -166,6 +210,19 @@ class ModelRunner:
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts)[sorted(range(len(places)), key=places.__getitem__)]
+
+    def _compute_alone(self, chunk: Chunk) -> torch.Tensor:
+        """Compute a chunk in pieces of the grid; return its logits (1, V)."""
+        row, offset, tokens, record = chunk
+        logits, stop = torch.empty(0, device="cpu"), offset + len(tokens)
+        while offset < stop:
+            end = min(offset // GRID * GRID + GRID, stop)
+            piece, tokens = tokens[: end - offset], tokens[end - offset :]
+            logits = self._compute_together([Chunk(row, offset, piece, record)])
+            if offset == self._gridded[row] and len(piece) == GRID:
+                self._gridded[row] = end
+            offset = end
+        return logits
 
     def _groups(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
         """Divide chunks into those that one forward pass computes, padded on the right.
@@ -250,6 +307,7 @@ class ModelRunner:
         """Shorten rows to lengths by row."""
         for row, length in lengths.items():
             del self._held_tokens[row][length:]
+            self._gridded[row] = min(self._gridded[row], length // GRID * GRID)
         if lengths:
             self._held.set_lengths(lengths)
 
@@ -259,6 +317,7 @@ class ModelRunner:
         self._held_tokens[target] = []  # nothing to reuse if the copy is interrupted
         self._held.copy_row(source, target)
         self._held_tokens[target] = list(self._held_tokens[source])
+        self._gridded[target] = self._gridded[source]
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -329,6 +388,7 @@ class ModelRunner:
         self._cache = self._held.select(rows)
         order = rows.tolist()
         self._held_tokens = [list(self._held_tokens[row]) for row in order]
+        self._gridded = [self._gridded[row] for row in order]
 
 
 def warn_if_long(length: int, positions: int) -> None:
@@ -338,42 +398,6 @@ def warn_if_long(length: int, positions: int) -> None:
             "the prompt has %s, the model sees %d at a time: only the last are read",
             plural(length, "token"),
             positions,
-        )
-
-
-# Maximum batch size: more rows do not raise throughput, and some work is quadratic in them.
-_MAX_ROWS = 256
-
-
-def _cache_bytes(model: GPT2Model, tokens: int) -> int:
-    """Return the bytes that the KV cache of one row of this many tokens takes at most."""
-    config, size = model.config, next(model.parameters()).element_size()
-    return 2 * size * config.n_layers * config.d_model * min(tokens, config.max_seq_len)
-
-
-def max_batch_rows(model: GPT2Model) -> int:
-    """Return the batch size whose KV cache fits into a quarter of the available memory."""
-    budget = available_memory(model.device) // 4
-    return max(1, min(_MAX_ROWS, budget // _cache_bytes(model, model.config.max_seq_len)))
-
-
-def check_rows(model: GPT2Model, rows: int, tokens: int, key: str) -> None:
-    """Check that the KV cache of rows that must be decoded together fits into memory.
-
-    Args:
-        model: the model that decodes.
-        rows: number of rows.
-        tokens: maximum length of a row.
-        key: the option that sets the number of rows, for the message.
-
-    Raises:
-        AGI2Error: if it does not fit; the message has both sizes.
-    """
-    needed, available = rows * _cache_bytes(model, tokens), available_memory(model.device)
-    if needed > available:
-        raise AGI2Error(
-            f"{key} = {rows}: their keys and values take {human_bytes(needed)}, this machine has "
-            f"{human_bytes(available)}: lower {key} or max_length"
         )
 
 

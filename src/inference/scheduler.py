@@ -56,6 +56,8 @@ class Scheduler:
         max_rows: maximum number of running sequences.
         max_tokens: maximum number of tokens of a step; it limits the rows, too, as each running
             sequence needs one.
+        grid: tokens of a window are computed up to multiples of this, or to its end; those of a
+            decode step are not what the same tokens are in a prefill, if above 1.
         reusable: called with a waiting sequence and a free row; returns the length of the prefix of
             the sequence's window that the row's KV cache holds, less than the whole window.
     """
@@ -65,9 +67,12 @@ class Scheduler:
         max_rows: int,
         max_tokens: int,
         reusable: Callable[[Sequence, int], int] = lambda sequence, row: 0,
+        grid: int = 1,
     ) -> None:
-        self.max_rows = min(max_rows, max_tokens)
-        self.max_tokens = max_tokens
+        self.max_tokens = max(max_tokens, grid)
+        # Beside all rows but one, in decode steps, the other has a piece of its prefill.
+        self.max_rows = min(max_rows, self.max_tokens - grid + 1)
+        self._grid = grid
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         """The sequence of each row."""
@@ -129,9 +134,16 @@ class Scheduler:
         budget = self.max_tokens - len(counts)
         for each in sorted(self.running, key=lambda each: each.arrival):
             if id(each) not in counts:
-                counts[id(each)] = min(each.pending, budget)
+                counts[id(each)] = self._fitting(each, budget)
                 budget -= counts[id(each)]
         return counts
+
+    def _fitting(self, sequence: Sequence, budget: int) -> int:
+        """Return the number of pending tokens of a sequence to compute, at most `budget`."""
+        if sequence.pending <= budget:
+            return sequence.pending
+        stop = (sequence.computed + budget) // self._grid * self._grid
+        return max(0, stop - sequence.computed)
 
     def _admit(self, counts: dict[int, int]) -> list[tuple[Sequence, Sequence]]:
         """Admit waiting sequences and add their tokens to `counts`.
@@ -139,7 +151,7 @@ class Scheduler:
         Returns:
             The sequences that are forked, each with the one whose window is the same.
         """
-        twins = {tuple(each.window): each for each in self.running}
+        twins = {tuple(each.window): each for each in self.running if self._may_fork(each)}
         budget = self.max_tokens - sum(counts.values())
         admitted: list[Sequence] = []
         forks: list[tuple[Sequence, Sequence]] = []
@@ -153,17 +165,21 @@ class Scheduler:
                 if counts[id(twin)] < twin.pending:  # fork it when the window is complete
                     break
                 forks.append((self.waiting.popleft(), twin))
-            elif budget == 0:
+            elif budget < self._grid:
                 break
             else:
                 row = len(self.running) + len(admitted)
                 sequence.computed = self._reusable(sequence, row)
-                counts[id(sequence)] = min(sequence.pending, budget)
+                counts[id(sequence)] = self._fitting(sequence, budget)
                 budget -= counts[id(sequence)]
                 admitted.append(self.waiting.popleft())
         # Forks take the rows after all that are prefilled: adjacent rows share a forward pass.
         self.running += [*admitted, *(sequence for sequence, _ in forks)]
         return forks
+
+    def _may_fork(self, sequence: Sequence) -> bool:
+        """Return whether a running sequence's keys and values are those of a prefill."""
+        return self._grid == 1 or len(sequence.tokens) == sequence.prompt_length
 
     def _drop_finished_waiting(self) -> None:
         if any(each.finish_reason is not None for each in self.waiting):

@@ -64,7 +64,7 @@ class Sequence:
         self.prompt_length = len(self.tokens)
         self.options = options
         self.end_tokens = end_ids(end_token)
-        self._top = top or 0
+        self.top = top
         self._named_tokens = list(named_tokens)
         self.needs_logprobs = top is not None or bool(self._named_tokens)
         """Whether log-probabilities of new tokens are recorded."""
@@ -174,7 +174,9 @@ class Sequence:
         self._uniform = None
         is_full = len(self.tokens) - self._start == self._positions
         if self.needs_logprobs and logits is not None:
-            self.logprobs += token_logprobs(logits[None], [token], self._top, self._named_tokens)
+            self.logprobs += token_logprobs(
+                logits[None], [token], self.top or 0, self._named_tokens
+            )
         self.tokens.append(token)
         if is_full:
             self._start = len(self.tokens) - max(1, self._positions // 2)
@@ -200,7 +202,7 @@ class Sequence:
         tokens = self.tokens[place : min(place + len(logits), self.prompt_length)][recorded:]
         if tokens:
             part = logits[recorded : recorded + len(tokens)]
-            self.prompt_logprobs += token_logprobs(part, tokens, self._top, self._named_tokens)
+            self.prompt_logprobs += token_logprobs(part, tokens, self.top or 0, self._named_tokens)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the sequence, unless it has ended; text that was held back is released."""

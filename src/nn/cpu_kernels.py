@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 from .cpu_library import LIBRARY, MatrixStruct, address_of, is_plain
 
 MAX_KERNEL_TOKENS = 128
-"""Maximum number of rows for which the kernels are faster than PyTorch with float32 weights.
+"""Rows that the layers are computed for at a time.
 
-Quantized weights always use the kernels, this many rows at a time: PyTorch's attention differs in
-the last bits, which can move an activation to another quantization level.
+The kernels compute any number, in no more time than PyTorch: its products and its attention differ
+in the last bits with the number of rows, and a token would depend on what else is computed.
 """
 GROUP = 32
 """int4 weights, consecutive in a row of a matrix, that share a scale and a minimum."""

@@ -21,6 +21,10 @@ class DecodeBackend(Protocol):
     `inference.cuda_graph.GraphedBackend` (CUDA graphs).
     """
 
+    batch_invariant: bool = False
+    """Whether a row's output is bit for bit the same whatever other rows and tokens it is computed
+    with."""
+
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
     ) -> torch.Tensor | None:

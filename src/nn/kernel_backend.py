@@ -68,6 +68,8 @@ class KernelBackend(DecodeBackend):
         pre_norm: pre-norm (GPT-2) or post-norm.
     """
 
+    batch_invariant = True
+
     def __init__(
         self, layers: Sequence[LayerWeights], n_heads: int, activation: str, pre_norm: bool
     ) -> None:
@@ -82,7 +84,6 @@ class KernelBackend(DecodeBackend):
                 norm = getattr(layer, name)
                 parts = (address_of(part, torch.float32, width) for part in norm[:2])
                 setattr(struct, name, (c_void_p * 2)(*parts))
-        self._is_quantized = first.qkv.bits < 28
         self._model = ModelStruct(
             *(array, len(layers), width, n_heads),
             *(ACTIVATIONS.index(activation), pre_norm, first.ffn_norm.epsilon),
@@ -104,7 +105,7 @@ class KernelBackend(DecodeBackend):
         if not is_plain(cache.layers[0].keys, torch.float32) or x.numel() == 0:
             return None
         starts = _starts(attention_mask, batch)
-        if starts is None or (batch * tokens > MAX_KERNEL_TOKENS and not self._is_quantized):
+        if starts is None:
             return None
         most = max(1, MAX_KERNEL_TOKENS // batch)
         if tokens <= most:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import AGI2Error
-from .cpu_kernels import GROUP, MAX_KERNEL_TOKENS, KernelLinear, Weights, pack, unpack
+from .cpu_kernels import GROUP, KernelLinear, Weights, pack, unpack
 
 INT4_BLOCK = 2 * GROUP
 """int4 weights that are stored together; the width of a matrix must be divisible by it."""
@@ -51,11 +51,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer: (..., I) to (..., O)."""
-        has_kernel_size = (
-            self._weights.bits < 28 or x.numel() <= MAX_KERNEL_TOKENS * self._weights.inputs
-        )
         # PyTorch computes other dtypes (autocast) and gradients.
-        if self._kernel is not None and has_kernel_size and self._kernel.supports(x):
+        if self._kernel is not None and self._kernel.supports(x):
             return self._kernel(x)
         return F.linear(x, self.weight, self._weights.bias)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from src.errors import AGI2Error
 from src.inference.model_runner import Chunk, ModelRunner, check_prompt
+from src.inference.prefix_cache import PrefixCache
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
 
@@ -227,3 +228,54 @@ def test_a_prompt_that_is_empty_or_not_in_the_vocabulary_is_an_error():
 def test_an_end_that_is_no_token_is_refused():
     with pytest.raises(AGI2Error, match="end_token 9 is not in the vocabulary of 9 tokens"):
         check_prompt([1], 9, 9)
+
+
+def test_rows_are_doubled_up_to_a_limit_and_only_the_first_is_kept():
+    runner, sizes = ModelRunner(random_model(max_seq_len=8), WIDTH), []
+    assert runner.cache_bytes == 0
+    runner.release_rows()
+    for rows in (1, 2, 3, 4, 5, 9, 11):
+        runner.reserve_rows(rows, 10)
+        sizes.append(runner.cache_bytes)
+        if rows == 1:
+            row = runner.cache_bytes
+            runner.compute([Chunk(0, 0, [1, 2, 3])])
+    assert [size // row for size in sizes] == [1, 2, 4, 4, 8, 10, 11]
+    runner.compute([Chunk(10, 0, [5])])
+    runner.release_rows()
+    assert (runner.cache_bytes, runner.reusable(0, [1, 2, 3, 4])) == (row, 3)
+    found = runner.compute([Chunk(0, 3, [4])])
+    with torch.inference_mode():
+        expected = runner.model(torch.tensor([[1, 2, 3, 4]]))[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_rows_that_pytorch_computes_on_a_cpu_need_a_grid():
+    model = random_model()
+    assert ModelRunner(model, WIDTH).grid == 1
+    assert ModelRunner(model, WIDTH, batch_invariant=True).grid > 1
+    meta = random_model().to("meta")
+    assert ModelRunner(meta, WIDTH, batch_invariant=True).grid == 1
+
+
+@pytest.mark.parametrize("block", [3, 4, 6])
+def test_a_prefix_is_restored_to_another_row_as_far_as_the_grid_allows(block, monkeypatch):
+    monkeypatch.setattr("src.inference.model_runner.GRID", 4)
+    tokens = list(range(14))
+    for batch_invariant in (False, True):
+        runner = ModelRunner(random_model(), WIDTH, batch_invariant=batch_invariant)
+        cache = PrefixCache(2**20, block)
+        runner.reserve_rows(2)
+        expected = runner.compute([Chunk(0, 0, tokens)])
+        runner.store(0, cache)
+        whole = 12 if batch_invariant else 13
+        length = whole // block * block
+        while batch_invariant and length % 4:
+            length -= block
+        assert runner.restore(1, tokens, cache) == length
+        assert runner.restore(1, tokens, cache) == length  # it holds them now
+        found = runner.compute([Chunk(1, length, tokens[length:])])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        if batch_invariant:
+            assert torch.equal(found, expected)
+        assert runner.restore(0, tokens, cache) == whole  # the row holds more than the cache

@@ -30,3 +30,22 @@ def test_a_request_ends_with_the_tokenizers_end_tokens_and_has_the_models_positi
     assert (len(request.window), request.prompt_length, request.top) == (12, 40, 2)
     with pytest.raises(AGI2Error, match="the prompt has a token above the vocabulary of 28"):
         text_request([28], GenerationConfig(max_length=3), model, tokenizer)
+    with pytest.raises(AGI2Error, match="a named token is not in the vocabulary of 28 tokens"):
+        text_request([1], GenerationConfig(), model, tokenizer, named_tokens=[3, 28])
+
+
+def test_a_request_has_its_own_number_of_tokens_and_log_probabilities():
+    request = text_request(
+        [1, 2],
+        GenerationConfig(max_length=3),
+        tiny_model(),
+        alphabet(),
+        named_tokens=[3],
+        prompt_logprobs=True,
+        max_new_tokens=0,
+    )
+    assert (request.max_new_tokens, request.needs_logprobs, request.needs_prompt_logprobs) == (
+        0,
+        True,
+        True,
+    )

@@ -187,3 +187,44 @@ def test_what_is_cancelled_while_it_waits_is_never_run():
         scheduler.add(each)
     sequences[0].finish("cancelled")
     assert [each.sequence for each in scheduler.schedule().scheduled] == [sequences[1]]
+
+
+def test_windows_are_divided_at_multiples_of_the_grid():
+    """Unless they end before; and what is computed beside decode steps is a piece, too."""
+    rows = Rows()
+    scheduler = Scheduler(9, 6, rows.reusable, grid=4)
+    assert (scheduler.max_rows, scheduler.max_tokens) == (3, 6)
+    assert Scheduler(9, 2, grid=4).max_tokens == 4
+    short, long, last = sequence([1]), sequence([0, 1, 1, 0, 1, 0]), sequence([1, 1, 1, 1, 1, 0])
+    for each in (short, long, last):
+        scheduler.add(each)
+    counts = []
+    for _ in range(4):
+        step = scheduler.schedule()
+        counts.append([(each.sequence, each.size) for each in step.scheduled])
+        rows.run(scheduler, step)
+    assert counts == [
+        [(short, 1), (long, 4)],
+        [(short, 1), (long, 2)],
+        [(short, 1), (long, 1), (last, 4)],
+        [(short, 1), (long, 1), (last, 2)],
+    ]
+
+
+def test_a_prompt_is_not_forked_from_tokens_of_decode_steps_if_there_is_a_grid():
+    for grid, forks in ((1, 1), (2, 0)):
+        scheduler, rows = Scheduler(3, 20, grid=grid), Rows()
+        first = sequence([1, 2, 3])
+        scheduler.add(first)
+        rows.run(scheduler, scheduler.schedule())
+        scheduler.add(sequence(first.tokens))
+        assert len(scheduler.schedule().forks) == forks
+
+
+def test_a_prompt_whose_log_probabilities_are_recorded_is_not_forked():
+    scheduler = Scheduler(4, 20)
+    options = GenerationConfig()
+    for wanted in (False, True, True, False):
+        scheduler.add(Sequence([1, 2], options, POSITIONS, prompt_logprobs=wanted))
+    step = scheduler.schedule()
+    assert (len(step.scheduled), len(step.forks)) == (3, 1)

@@ -197,3 +197,31 @@ def test_a_length_that_no_row_can_have_is_an_error(length):
         AGI2Error, match=f"^a row of the cache holds 0 to {S} tokens, not {length}$"
     ):
         cache.set_lengths({0: length})
+
+
+def test_tokens_of_a_row_are_copied_to_another():
+    cache = KVCache(2, 3, 2, 8, 4)
+    cache.set_lengths({0: 6, 1: 8, 2: 3})
+    for number, layer in enumerate(cache.layers):
+        layer.keys.normal_(generator=torch.Generator().manual_seed(number))
+        layer.values.normal_(generator=torch.Generator().manual_seed(number + 9))
+    copied = cache.read(0, 2, 5)
+    assert copied.shape == (2, 2, 2, 3, 4)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    cache.write(1, 4, copied)
+    assert cache.lengths == [6, 7, 3]
+    for layer, buffers in zip(cache.layers, before, strict=True):
+        for found, expected in zip((layer.keys, layer.values), buffers, strict=True):
+            expected[1, :, 4:7] = expected[0, :, 2:5]
+            assert torch.equal(found, expected)
+
+
+def test_beams_do_not_share_what_was_written_to_one_of_them():
+    cache = KVCache(1, 1, 1, 8, 1)
+    for part in cache.layers:
+        part.append(torch.zeros(1, 1, 4, 1), torch.zeros(1, 1, 4, 1))
+    cache.set_lengths({0: 4})
+    cache = cache.select(torch.tensor([0, 0]))
+    cache.write(1, 2, torch.ones(1, 2, 1, 2, 1))
+    swapped = cache.select(torch.tensor([1, 0]))
+    assert swapped.layers[0].keys[:, 0, :4, 0].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
