@@ -121,7 +121,7 @@ class EngineThread:
         self._thread.start()
 
     def submit(
-        self, sequence: Sequence, notify: Callable[[], object], deadline: float = math.inf
+        self, sequence: Sequence, notify: Callable[[], object], deadline: float | None = None
     ) -> None:
         """Add a sequence to the queue; see `submit_all`."""
         self.submit_all([sequence], notify, deadline)
@@ -130,7 +130,7 @@ class EngineThread:
         self,
         sequences: Iterable[Sequence],
         notify: Callable[[], object],
-        deadline: float = math.inf,
+        deadline: float | None = None,
     ) -> None:
         """Add sequences to the queue, all or none. May be called from any thread.
 
@@ -139,14 +139,14 @@ class EngineThread:
             notify: called in the engine's thread after each step in which one of them got a token
                 or ended, once for each; must not block. If it raises, the sequence is cancelled.
             deadline: value of `time.monotonic()` at which an unfinished sequence ends with the
-                reason "deadline".
+                reason "deadline"; None for none.
 
         Raises:
             QueueFull: if more than `max_waiting` would wait.
             EngineClosed: after `close`.
             AGI2Error: if there are more sequences than ever fit, or one has speculative decoding.
         """
-        added = list(sequences)
+        added, ends = list(sequences), math.inf if deadline is None else deadline
         if len(added) > self._max_unfinished:
             raise AGI2Error(
                 f"{len(added)} texts at once are more than the {self._max_unfinished} that may run "
@@ -161,7 +161,7 @@ class EngineThread:
             if excess > 0:
                 raise QueueFull(self._max_waiting, self._seconds_until_finished(excess))
             for each in added:
-                self._requests[id(each)] = _Request(each, notify, deadline)
+                self._requests[id(each)] = _Request(each, notify, ends)
             self._submitted += added
             self._wake.notify_all()
 

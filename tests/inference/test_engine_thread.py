@@ -236,7 +236,7 @@ def test_closing_finishes_what_runs_within_the_timeout_and_cancels_the_rest():
     first, gate = held_up(engine)
     gate.set()
     second = Request([2], 2)
-    submit(engine, second)
+    submit(engine, second, deadline=None)
     engine.close(TIMEOUT)
     assert (first.wait(), second.wait()) == ("length", "length")
     with pytest.raises(EngineClosed, match="accepts no more requests"):
