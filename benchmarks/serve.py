@@ -106,9 +106,9 @@ class Prompts:
             [
                 {
                     "model": "gpt2",
-                    "prompt": [*self._system, *self._tokens(OWN)]
-                    if is_shared
-                    else self._tokens(PROMPT),
+                    "prompt": (
+                        [*self._system, *self._tokens(OWN)] if is_shared else self._tokens(PROMPT)
+                    ),
                     "max_tokens": max(1, round(NEW[(client + i) % len(NEW)] * self._scale)),
                     "temperature": 0,
                     "ignore_eos": True,
@@ -196,8 +196,6 @@ def main() -> None:
         what, place = given.child
         if what == "llama.cpp":
             serve_llama_cpp(Path(place))
-        elif given.tiny:
-            prepare_tiny(Path(place))
         else:
             prepare(Path(place), given.vocabulary)
         return
@@ -205,10 +203,12 @@ def main() -> None:
         options.error("name the folder of GPT-2's vocabulary, or --tiny")
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.models or Path(temporary)
-        if not (folder / "gpt2").exists():
+        if given.tiny:
+            prepare_tiny(folder)
+        elif not (folder / "gpt2").exists():
             # In a child process, which leaves no memory behind.
-            kind = ["--tiny"] if given.tiny else [str(given.vocabulary)]
-            run_child([sys.executable, __file__, *kind, "--child", "prepare", str(folder)])
+            command = [sys.executable, __file__, str(given.vocabulary)]
+            run_child([*command, "--child", "prepare", str(folder)])
         rows: list[dict[str, object]] = []
         if not given.soak:
             names = ["AGI2"] if given.tiny else ["AGI2", "llama.cpp"]
