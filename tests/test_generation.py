@@ -876,18 +876,18 @@ def test_a_batch_has_no_more_rows_than_fit_the_memory(monkeypatch):
     assert max_batch_rows(model) == 256
     for room, rows in ((4 * 3072 * 7, 7), (4 * 3072 * 7 - 1, 6), (0, 1)):
         monkeypatch.setattr(
-            "src.inference.model_runner.available_memory", lambda device, room=room: room
+            "src.inference.cache_memory.available_memory", lambda device, room=room: room
         )
         assert max_batch_rows(model) == rows
 
 
 def test_beams_that_do_not_fit_the_memory_are_refused(monkeypatch):
     monkeypatch.setattr(
-        "src.inference.model_runner.available_memory", lambda device: 256 * 9 * 6 - 1
+        "src.inference.cache_memory.available_memory", lambda device: 256 * 9 * 6 - 1
     )
     with pytest.raises(AGI2Error, match=r"beam_size = 6: their keys and values take 13.8 KB, this"):
         generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
-    monkeypatch.setattr("src.inference.model_runner.available_memory", lambda device: 256 * 9 * 6)
+    monkeypatch.setattr("src.inference.cache_memory.available_memory", lambda device: 256 * 9 * 6)
     generate_beam_text(tiny_model(), "aaaa", 6, 5, 1.0, alphabet())
 
 

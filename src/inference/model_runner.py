@@ -276,18 +276,25 @@ class ModelRunner:
             # A row may hold more of an earlier window than leaves space for padding.
             most, lengths = self._held.capacity - width, self._held.lengths
             self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
-        device = self._held.device
+        device, view = self._held.device, self._held.view(first, stop)
+        inputs = torch.tensor(rows, device=device)
         with evaluating():
-            hidden = self.model.hidden_states(
-                torch.tensor(rows, device=device), cache=self._held.view(first, stop)
-            )
-            for row, offset, tokens, record in chunks:
-                if record is not None:
-                    self._record(hidden[row - first, : len(tokens)], offset, record)
-            if min(counts) < width:
+            if any(chunk.record is not None for chunk in chunks):
+                hidden = self.model.hidden_states(inputs, cache=view)
+                for row, offset, tokens, record in chunks:
+                    if record is not None:
+                        self._record(hidden[row - first, : len(tokens)], offset, record)
                 last = torch.tensor(counts, device=device) - 1
-                hidden = hidden[torch.arange(len(rows), device=device), last].unsqueeze(1)
-            logits = self.model.logits(hidden[:, -1:])[:, -1, : self.vocab_size]
+                hidden = hidden[torch.arange(len(rows), device=device), last]
+                logits = self.model.logits(hidden.unsqueeze(1))
+            else:
+                logits = self.model(
+                    inputs,
+                    cache=view,
+                    last_only=True,
+                    counts=torch.tensor(counts, device=device) if min(counts) < width else None,
+                )
+        logits = logits[:, -1, : self.vocab_size]
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens, _ in chunks})
         for row, _, tokens, _ in chunks:
             self._held_tokens[row] += tokens
