@@ -33,10 +33,10 @@ SLOTS, PROMPT, SYSTEM, OWN = 32, 60, 256, 16
 NEW = (48, 64, 80)
 """New tokens, in turn: equal ones would end all at once."""
 PHASES = {
-    "1 client": (1, 4, False),
-    "8 clients": (8, 3, False),
-    "32 clients": (32, 2, False),
-    "8 clients, system prompt": (8, 3, True),
+    "1 client": (1, 3, False),
+    "8 clients": (8, 2, False),
+    "32 clients": (32, 1, False),
+    "8 clients, system prompt": (8, 2, True),
 }
 """Name: the number of clients, requests of each in a round, whether they share a prefix."""
 
@@ -138,9 +138,11 @@ def measure(
     rates: dict[tuple[str, str], list[float]] = {}
     firsts: dict[tuple[str, str], list[float]] = {}
     memory: dict[tuple[str, str], float] = {}
-    for number in range(rounds + 1):  # the first is not measured
+    for server in servers.values():
+        asyncio.run(load(server, prompts.requests(8, 1, False)))
+    for _ in range(rounds):
         for phase, (clients, count, is_shared) in PHASES.items():
-            requests = prompts.requests(clients, count if number else 1, is_shared)
+            requests = prompts.requests(clients, count, is_shared)
             expected = sum(body["max_tokens"] for bodies in requests for body in bodies)
             for name, server in servers.items():
                 start = time.perf_counter()
@@ -151,11 +153,8 @@ def measure(
                 if got != expected:
                     raise SystemExit(f"{name}, {phase}: {got} tokens, not {expected}")
                 memory[phase, name] = server.memory()["now"]
-                if number:
-                    rates.setdefault((phase, name), []).append(got / seconds)
-                    firsts.setdefault((phase, name), []).extend(
-                        answer.first_text for answer in answers
-                    )
+                rates.setdefault((phase, name), []).append(got / seconds)
+                firsts.setdefault((phase, name), []).extend(each.first_text for each in answers)
     return [
         {
             "clients": phase,
