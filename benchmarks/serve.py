@@ -5,9 +5,9 @@ python benchmarks/serve.py GPT2_VOCABULARY --soak 300
 python benchmarks/serve.py --tiny
 
 1, 8 and 32 clients stream completions, greedy, of random prompts of 60 tokens and 48 to 80 new
-ones; then 8 with a system prompt of 256 tokens before 16 of their own. Both servers run all the
-time, with 32 slots, and are loaded in turn. The clients are one process on the same cores. The
-weights of llama.cpp are Q8_0. GPT2_VOCABULARY is a folder with vocab.json and merges.txt.
+ones; then 8 with a system prompt of 256 tokens before 16 of their own. Both servers have 32 slots
+and are loaded in turn; the other one is stopped (SIGSTOP). The clients are one process on the same
+cores. llama.cpp has Q8_0 weights. GPT2_VOCABULARY is a folder with vocab.json and merges.txt.
 
 `--soak` sends requests of all kinds for some seconds instead: see `serve_soak.py`. `--tiny` does
 both with a tiny model, without llama.cpp, in a few seconds: it shows that the script works.
@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -36,7 +37,7 @@ PHASES = {
     "1 client": (1, 3, False),
     "8 clients": (8, 2, False),
     "32 clients": (32, 1, False),
-    "8 clients, system prompt": (8, 2, True),
+    "8 clients, system prompt": (8, 1, True),
 }
 """Name: the number of clients, requests of each in a round, whether they share a prefix."""
 
@@ -138,16 +139,18 @@ def measure(
     rates: dict[tuple[str, str], list[float]] = {}
     firsts: dict[tuple[str, str], list[float]] = {}
     memory: dict[tuple[str, str], float] = {}
-    for server in servers.values():
+    for server in servers.values():  # not measured
         asyncio.run(load(server, prompts.requests(8, 1, False)))
+        server.process.send_signal(signal.SIGSTOP)
     for _ in range(rounds):
         for phase, (clients, count, is_shared) in PHASES.items():
             requests = prompts.requests(clients, count, is_shared)
             expected = sum(body["max_tokens"] for bodies in requests for body in bodies)
             for name, server in servers.items():
-                start = time.perf_counter()
-                answers = asyncio.run(load(server, requests))
-                seconds = time.perf_counter() - start
+                with server.awake():
+                    start = time.perf_counter()
+                    answers = asyncio.run(load(server, requests))
+                    seconds = time.perf_counter() - start
                 got = sum(answer.new_tokens for answer in answers)
                 print(f"{name}, {phase}: {got} tokens in {seconds:.2f} s", file=sys.stderr)
                 if got != expected:
