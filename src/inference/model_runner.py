@@ -17,17 +17,15 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
 from ..nn.kv_cache import KVCache
-from ..utils import log, plural
 from .cache_memory import cache_bytes
-from .cache_memory import check_rows as check_rows  # also names of this module
+from .cache_memory import check_rows as check_rows  # also names of this module, as those below
 from .cache_memory import max_batch_rows as max_batch_rows
 from .prefix_cache import PrefixCache
-from .sampling import EndToken, end_ids
+from .prompts import check_prompt as check_prompt
+from .prompts import warn_if_long as warn_if_long
 
 RECORDED_TOKENS = 64
 """Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
-
-
 GRID = 32
 """Tokens of a piece in which rows are computed one by one (see `ModelRunner.grid`)."""
 
@@ -276,25 +274,7 @@ class ModelRunner:
             # A row may hold more of an earlier window than leaves space for padding.
             most, lengths = self._held.capacity - width, self._held.lengths
             self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
-        device, view = self._held.device, self._held.view(first, stop)
-        inputs = torch.tensor(rows, device=device)
-        with evaluating():
-            if any(chunk.record is not None for chunk in chunks):
-                hidden = self.model.hidden_states(inputs, cache=view)
-                for row, offset, tokens, record in chunks:
-                    if record is not None:
-                        self._record(hidden[row - first, : len(tokens)], offset, record)
-                last = torch.tensor(counts, device=device) - 1
-                hidden = hidden[torch.arange(len(rows), device=device), last]
-                logits = self.model.logits(hidden.unsqueeze(1))
-            else:
-                logits = self.model(
-                    inputs,
-                    cache=view,
-                    last_only=True,
-                    counts=torch.tensor(counts, device=device) if min(counts) < width else None,
-                )
-        logits = logits[:, -1, : self.vocab_size]
+        logits = self._forward(chunks, rows, counts, first)
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens, _ in chunks})
         for row, _, tokens, _ in chunks:
             self._held_tokens[row] += tokens
@@ -302,13 +282,34 @@ class ModelRunner:
             return logits
         return logits[[chunk.row - first for chunk in chunks]]
 
-    def _record(
-        self, hidden: torch.Tensor, offset: int, record: Callable[[int, torch.Tensor], None]
-    ) -> None:
-        """Pass the logits of tokens with these hidden states (T, C) to `record`."""
-        for start in range(0, len(hidden), RECORDED_TOKENS):
-            part = hidden[start : start + RECORDED_TOKENS]
-            record(offset + start, self.model.logits(part)[:, : self.vocab_size])
+    def _forward(
+        self, chunks: Sequence[Chunk], rows: list[list[int]], counts: list[int], first: int
+    ) -> torch.Tensor:
+        """Append tokens (B, T) to adjacent rows from `first` on; return the logits (B, V).
+
+        Args:
+            chunks: those whose logits are recorded.
+            rows: the tokens, padded on the right.
+            counts: number of each row's tokens, after the last of which the logits are.
+        """
+        inputs, last = (torch.tensor(each, device=self._held.device) for each in (rows, counts))
+        cache = self._held.view(first, first + len(rows))
+        with evaluating():
+            if all(chunk.record is None for chunk in chunks):
+                is_padded = min(counts) < len(rows[0])
+                logits = self.model(
+                    inputs, cache=cache, last_only=True, counts=last if is_padded else None
+                )
+                return logits[:, -1, : self.vocab_size]
+            hidden = self.model.hidden_states(inputs, cache=cache)
+            for row, offset, tokens, record in chunks:
+                states = hidden[row - first, : len(tokens)]
+                for start in range(0, len(tokens), RECORDED_TOKENS):
+                    if record is not None:
+                        part = self.model.logits(states[start : start + RECORDED_TOKENS])
+                        record(offset + start, part[:, : self.vocab_size])
+            hidden = hidden[torch.arange(len(rows), device=last.device), last - 1]
+            return self.model.logits(hidden.unsqueeze(1))[:, -1, : self.vocab_size]
 
     def _truncate(self, lengths: dict[int, int]) -> None:
         """Shorten rows to lengths by row."""
@@ -396,28 +397,3 @@ class ModelRunner:
         order = rows.tolist()
         self._held_tokens = [list(self._held_tokens[row]) for row in order]
         self._gridded = [self._gridded[row] for row in order]
-
-
-def warn_if_long(length: int, positions: int) -> None:
-    """Log a warning if a prompt of this length does not fit into the model's positions."""
-    if length > positions:
-        log.warning(
-            "the prompt has %s, the model sees %d at a time: only the last are read",
-            plural(length, "token"),
-            positions,
-        )
-
-
-def check_prompt(prompt: Sequence[int], vocab_size: int, end_token: EndToken = None) -> None:
-    """Check a prompt's token ids and the end tokens.
-
-    Raises:
-        AGI2Error: if the prompt is empty, or a token is not in the vocabulary.
-    """
-    for end in end_ids(end_token):
-        if not 0 <= end < vocab_size:
-            raise AGI2Error(f"end_token {end} is not in the vocabulary of {vocab_size} tokens")
-    if len(prompt) == 0:
-        raise AGI2Error("the prompt has no tokens")
-    if not all(0 <= token < vocab_size for token in prompt):
-        raise AGI2Error(f"the prompt has a token above the vocabulary of {vocab_size}")
