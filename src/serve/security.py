@@ -8,6 +8,7 @@ with the origin of another site. There is no CORS.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import socket
@@ -27,6 +28,8 @@ MAX_HEAD = 64 * 1024
 """Bytes of a request's address and headers together."""
 _HEADER = 32
 """Bytes that a header counts in addition to its name and value, as in HTTP/2."""
+_MAX_DISCARDED = 64 * 2**20
+"""Bytes of a body that are received although the request is refused."""
 _HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; "
     b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -84,11 +87,11 @@ class Guard:
             try:
                 self._check(scope)
             except RequestError as error:
-                # What may follow of the request is not read.
                 error.headers["Connection"] = "close"
+                await _discard_body(scope, receive, self._settings)
                 await error.response(scope, receive, send_with_headers)
                 return
-            limited = _LimitedBody(receive, self._settings)
+            limited = _LimitedBody(scope, receive, self._settings)
             await self._app(scope, limited, send_with_headers)
         finally:
             seconds = time.perf_counter() - start
@@ -219,11 +222,33 @@ def _too_large(limit: int) -> RequestError:
     )
 
 
+async def _discard_body(scope: Scope, receive: Receive, settings: ServeSettings) -> None:
+    """Receive the body of a request that is refused, within limits, and drop it.
+
+    A client that sends before it reads, as most do, would get a reset connection instead of the
+    response. One that asks first (`Expect: 100-continue`) has not sent anything.
+    """
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    if b"expect" in headers or (length.isdigit() and int(length[:20]) > _MAX_DISCARDED):
+        return
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(settings.body_seconds):
+            while size < _MAX_DISCARDED:
+                message = await receive()
+                if not message.get("more_body", False):  # the end, or the client has gone
+                    return
+                size += len(message.get("body", b""))
+
+
 class _LimitedBody:
     """`receive` that ends a body which is too large or too slow, also one without a length."""
 
-    def __init__(self, receive: Receive, settings: ServeSettings) -> None:
+    def __init__(self, scope: Scope, receive: Receive, settings: ServeSettings) -> None:
+        self._scope = scope
         self._receive = receive
+        self._settings = settings
         self._limit = settings.max_body
         self._seconds = settings.body_seconds
         self._end = time.monotonic() + settings.body_seconds
@@ -246,6 +271,8 @@ class _LimitedBody:
         self._received += len(message.get("body", b""))
         self._is_complete = not message.get("more_body", False)
         if self._received > self._limit:
+            if not self._is_complete:
+                await _discard_body(self._scope, self._receive, self._settings)
             error = _too_large(self._limit)
             error.headers["Connection"] = "close"
             raise error

@@ -200,6 +200,8 @@ class EventStream(Response):
         self._events = events
         self._keep_alive = keep_alive
         self._end = end.encode()
+        self._sent = 0.0
+        """When something was sent, by the event loop's clock."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -210,25 +212,36 @@ class EventStream(Response):
                 "headers": self.raw_headers,
             }
         )
-        async with contextlib.aclosing(self._parts()) as parts:
-            async for part in parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+        self._sent = asyncio.get_running_loop().time()
+        # A task for each event would cost as much as all the rest of an event.
+        comments = asyncio.create_task(self._send_comments(send))
+        try:
+            async with contextlib.aclosing(self._parts()) as parts:
+                async for part in parts:
+                    await self._send_part(part, send)
+        finally:
+            comments.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _send_part(self, part: bytes, send: Send) -> None:
+        self._sent = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def _send_comments(self, send: Send) -> None:
+        """Send a comment whenever nothing was sent for `keep_alive` seconds."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            rest = self._sent + self._keep_alive - clock()
+            if rest > 0:
+                await asyncio.sleep(rest)
+            else:
+                await self._send_part(b": keep-alive\n\n", send)
+
     async def _parts(self) -> AsyncGenerator[bytes, None]:
-        """Yield the events as bytes, and comments while there are none."""
+        """Yield the events as bytes; the last is an error if one has been raised."""
         try:
-            while True:
-                following = asyncio.ensure_future(anext(self._events, None))
-                try:
-                    while not (await asyncio.wait({following}, timeout=self._keep_alive))[0]:
-                        yield b": keep-alive\n\n"
-                    found = following.result()
-                finally:
-                    following.cancel()
-                if found is None:
-                    break
-                yield _encode_event(*found)
+            async for name, data in self._events:
+                yield _encode_event(name, data)
         except Exception as error:
             yield _encode_event("", as_request_error(error).body)
         if self._end:

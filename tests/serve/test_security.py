@@ -1,10 +1,12 @@
 """Attempts to get in: each is refused with a clear error, and the server goes on."""
 
+import asyncio
 import json
 
 import pytest
 
 from src.errors import AGI2Error
+from src.serve import security
 from src.serve.settings import ServeSettings
 from tests.serve.clients import ADDRESS, KEY, Client, RealServer, refusal, sources
 
@@ -25,6 +27,15 @@ PATHS = [
     ("GET", "//health"),
     ("GET", "/HEALTH"),
 ]
+
+
+def large_requests(size):
+    """Return requests with a body of so many bytes: with its length, and in a chunk."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += b"Content-Type: application/json\r\n"
+    body = b" " * size
+    yield head + b"Content-Length: %d\r\n\r\n" % size + body
+    yield head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % size + body + b"\r\n0\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +339,34 @@ class TestBody:
         chunks = b"".join(b"3e8\r\n" + b" " * 1000 + b"\r\n" for _ in range(3))
         answer = small.raw(head + b"Content-Type: application/json\r\n\r\n" + chunks)
         assert answer.startswith(b"HTTP/1.1 413")
+
+    def test_a_client_that_sends_all_of_a_large_body_gets_the_response(self, models):
+        server = RealServer(sources(models, "plain"), max_body=2000)
+        try:
+            for each in large_requests(2**23):  # more than the buffers of a connection hold
+                assert server.raw(each).startswith(b"HTTP/1.1 413")
+        finally:
+            server.close()
+
+    @pytest.mark.parametrize(
+        ("headers", "received"),
+        [
+            ([(b"expect", b"100-continue")], 0),
+            ([(b"content-length", b"999999999")], 0),
+            ([], 3),
+        ],
+    )
+    def test_what_is_received_of_a_refused_body_is_limited(self, monkeypatch, headers, received):
+        monkeypatch.setattr(security, "_MAX_DISCARDED", 3000)
+        count = 0
+
+        async def receive():
+            nonlocal count
+            count += 1
+            return {"type": "http.request", "body": b" " * 1000, "more_body": True}
+
+        asyncio.run(security._discard_body({"headers": headers}, receive, ServeSettings()))
+        assert count == received
 
     @pytest.mark.parametrize("path", ["/health", "/nowhere"])
     def test_bodies_of_other_requests_are_limited_too(self, small, path):
