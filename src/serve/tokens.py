@@ -114,7 +114,7 @@ async def tokenize(call: Call, body: TokenizeBody) -> Response:
     """Return the token ids of a text."""
     served = await call.model(body.model or call.state.models.first)
     tokenizer = served.trained.tokenizer
-    special = tokenizer.special_tokens if body.parse_special else ()
+    special = list(tokenizer.special_tokens) if body.parse_special else []
     ids = await in_thread_if_long(len(body.content), tokenizer.encode, body.content, special)
     if body.add_special:
         ids = [tokenizer.start_of_text, *ids]
