@@ -167,7 +167,7 @@ class Sequence:
         """
         if token == NO_TOKEN or token in self.end_tokens:
             if token != NO_TOKEN and self.needs_logprobs and logits is not None:
-                found = token_logprobs(logits[None], [token], self._top, self._named_tokens)
+                found = token_logprobs(logits[None], [token], self.top or 0, self._named_tokens)
                 self.end_logprobs = (token, found[0])
             self.finish("masked" if token == NO_TOKEN else "end_token")
             return

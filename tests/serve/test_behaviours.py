@@ -1,0 +1,686 @@
+"""The behaviours that the tests of llama.cpp's server check, in tables; on one model of bytes."""
+
+import asyncio
+import base64
+import itertools
+import struct
+
+import httpx
+import pytest
+
+from tests.serve.clients import ADDRESS, KEY, Client, parse_events, refusal, sources, wait_until
+from tests.tiny_models import byte_tokenizer
+
+TEXT, CHAT, REPLY = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+VECTOR, SPLIT, JOIN = "/v1/embeddings", "/tokenize", "/detokenize"
+HELLO = [{"role": "user", "content": "hello"}]
+BYTES = byte_tokenizer()
+"""Its tokens are those of the model; they are bytes."""
+HELLO_IDS = BYTES.encode("hello")
+BASE = {
+    TEXT: {"prompt": "hello", "max_tokens": 6, "seed": 1},
+    CHAT: {"messages": HELLO, "max_tokens": 6, "seed": 1},
+    REPLY: {"input": "hello", "max_output_tokens": 6, "seed": 1},
+    VECTOR: {"input": "hello"},
+    SPLIT: {"content": "hello"},
+    JOIN: {"tokens": HELLO_IDS},
+}
+LIMIT = {TEXT: "max_tokens", CHAT: "max_completion_tokens", REPLY: "max_output_tokens"}
+LONG = {"ignore_eos": True}
+ONE_MODEL = (TEXT, CHAT, REPLY, VECTOR)
+"""The paths whose requests must name a model."""
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    client = Client(sources(models, "chatty"))
+    yield client
+    client.close()
+
+
+def body_of(path, **changes):
+    """A body that is accepted, with changes; a key that is `...` is left out."""
+    body = {"model": "chatty"} | BASE[path] | changes
+    return {key: value for key, value in body.items() if value is not ...}
+
+
+def answer(client, path, **changes):
+    response = client.post(path, **body_of(path, **changes))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def at(value, place):
+    """What is at a place of JSON: `choices.0.text`."""
+    for part in place.split("."):
+        value = value[int(part)] if part.isdigit() else value[part]
+    return value
+
+
+def text_of(found):
+    """The first text of a response of any endpoint."""
+    if found["object"] == "response":
+        return found["output"][0]["content"][0]["text"]
+    choice = found["choices"][0]
+    return choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+ANSWERS = {
+    "completion: object, model and fingerprint": (
+        TEXT,
+        {},
+        {"object": "text_completion", "model": "chatty"},
+    ),
+    "completion: it ends at the limit": (TEXT, LONG, {"choices.0.finish_reason": "length"}),
+    "completion: usage": (
+        TEXT,
+        LONG,
+        {"usage.prompt_tokens": 5, "usage.completion_tokens": 6, "usage.total_tokens": 11},
+    ),
+    "completion: timings": (TEXT, LONG, {"timings.predicted_n": 6}),
+    "completion: only the prompt": (
+        TEXT,
+        {"max_tokens": 0, "echo": True},
+        {"choices.0.text": "hello", "usage.completion_tokens": 0},
+    ),
+    "completion: beyond the positions": (
+        TEXT,
+        {"max_tokens": 100, **LONG},
+        {"usage.completion_tokens": 100, "choices.0.finish_reason": "length"},
+    ),
+    "completion: as many tokens as there are positions": (
+        TEXT,
+        {"prompt": "a" * 48, "max_tokens": 2, **LONG},
+        {"usage.prompt_tokens": 48, "usage.completion_tokens": 2},
+    ),
+    "completion: a prompt of several bytes a character": (
+        TEXT,
+        {"prompt": "媽🤗"},
+        {"usage.prompt_tokens": 7},
+    ),
+    "completion: no log-probabilities unless asked for": (TEXT, {}, {"choices.0.logprobs": None}),
+    "completion: the seed": (TEXT, {"seed": 77}, {"choices.0.seed": 77}),
+    "chat: object and role": (
+        CHAT,
+        {},
+        {"object": "chat.completion", "choices.0.message.role": "assistant"},
+    ),
+    "chat: it ends at the limit": (
+        CHAT,
+        LONG,
+        {"choices.0.finish_reason": "length", "usage.completion_tokens": 6},
+    ),
+    "chat: the newer name of the limit": (
+        CHAT,
+        {"max_tokens": ..., "max_completion_tokens": 3, **LONG},
+        {"usage.completion_tokens": 3},
+    ),
+    "chat: a conversation of several turns": (
+        CHAT,
+        {
+            "messages": [
+                {"role": "system", "content": "Book"},
+                *HELLO,
+                {"role": "assistant", "content": "hi"},
+                *HELLO,
+            ]
+        },
+        {"choices.0.index": 0},
+    ),
+    "chat: a message without text": (
+        CHAT,
+        {"messages": [{"role": "user", "content": ""}]},
+        {"choices.0.message.role": "assistant"},
+    ),
+    "response: object and status at the limit": (
+        REPLY,
+        LONG,
+        {
+            "object": "response",
+            "status": "incomplete",
+            "incomplete_details.reason": "max_output_tokens",
+            "output.0.status": "incomplete",
+            "usage.output_tokens": 6,
+        },
+    ),
+    "response: keys are returned": (
+        REPLY,
+        {"temperature": 0.5, "metadata": {"a": "b"}, "instructions": "be kind"},
+        {"temperature": 0.5, "metadata": {"a": "b"}, "instructions": "be kind"},
+    ),
+    "embedding: one": (VECTOR, {}, {"object": "list", "data.0.index": 0, "usage.total_tokens": 5}),
+    "embedding: several": (
+        VECTOR,
+        {"input": ["a", "bc", "def"]},
+        {"data.2.index": 2, "usage.prompt_tokens": 6},
+    ),
+    "embedding: token ids": (VECTOR, {"input": [12, 34, 56]}, {"usage.prompt_tokens": 3}),
+    "tokenize: the first model without a name": (SPLIT, {"model": ...}, {"tokens": HELLO_IDS}),
+    "tokenize: nothing": (SPLIT, {"content": ""}, {"tokens": []}),
+    "detokenize: nothing": (JOIN, {"tokens": []}, {"content": ""}),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_answers(client, case):
+    path, changes, expected = ANSWERS[case]
+    found = answer(client, path, **changes)
+    assert {place: at(found, place) for place in expected} == expected
+
+
+# What every endpoint that generates refuses, with the key that is named.
+GENERATING = {
+    "model": ([None, 3, ["chatty"]], "model"),
+    "temperature": ([-1, "1", [], True, {}], "temperature"),
+    "top_p": ([0, 1.5, "a"], "top_p"),
+    "top_k": ([-1, 1.5, "a"], "top_k"),
+    "seed": ([-1, 1.5, "a", 2**64], "seed"),
+    "stop": (["", [""], 3, [3], ["a"] * 17, {}], "stop"),
+    "logit_bias": ([[], [[1, 2]], {"a": 1}, {"-1": 1}, {"1": None}, {"1": 1e5}], "logit_bias"),
+    "stream": (["true", 1], "stream"),
+    "stream_options": ([{}, {"include_usage": True}], "stream_options"),
+    "presence_penalty": ([101, "a"], "presence_penalty"),
+    "frequency_penalty": ([-101, []], "frequency_penalty"),
+    "ignore_eos": ([None, 1], "ignore_eos"),
+}
+# What llama.cpp's server has and this one has not: refused by name, not ignored.
+FOREIGN = (
+    "n_predict",
+    "n_probs",
+    "post_sampling_probs",
+    "cache_prompt",
+    "id_slot",
+    "mirostat",
+    "dynatemp_range",
+    "xtc_probability",
+    "dry_multiplier",
+    "samplers",
+    "grammar",
+    "json_schema",
+    "lora",
+    "return_tokens",
+    "return_progress",
+    "response_fields",
+    "timings_per_token",
+    "chat_template_kwargs",
+    "t_max_predict_ms",
+)
+REFUSED = [
+    *(
+        (path, {key: value}, 400, param)
+        for path in (TEXT, CHAT, REPLY)
+        for key, (values, param) in GENERATING.items()
+        for value in values
+    ),
+    *((path, {key: 1}, 400, key) for path in (TEXT, CHAT, REPLY) for key in FOREIGN),
+    *((path, {"model": "gpt-4"}, 404, "model") for path in BASE),
+    *((path, {"model": ...}, 400, "model") for path in ONE_MODEL),
+    *((path, {LIMIT[path]: value}, 400, LIMIT[path]) for path in LIMIT for value in (-1, "a", 0.5)),
+    *((path, {"n": value}, 400, "n") for path in (TEXT, CHAT) for value in (0, 129, "2")),
+    *(
+        (TEXT, {"prompt": prompt}, 400, "prompt")
+        for prompt in (..., None, 3, {}, [], [[]], [""] * 129, ["a", 3], [1.5], [[1], "a"], [-1])
+    ),
+    *((TEXT, {"logprobs": value}, 400, "logprobs") for value in (-1, 21, True, "a")),
+    *(
+        (CHAT, {"messages": messages}, 400, param)
+        for messages, param in (
+            (..., "messages"),
+            (None, "messages"),
+            ("string", "messages"),
+            ([], "messages"),
+            ([123], "messages[0]"),
+            ([{}], "messages[0].role"),
+            ([{"role": 123}], "messages[0].role"),
+            ([{"role": "robot", "content": "a"}], "messages[0].role"),
+            ([{"role": "system", "content": 123}], "messages[0].content"),
+            ([*HELLO, {}], "messages[1].role"),
+            ([{"content": "hello"}], "messages[0].role"),
+            ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+            (
+                [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}],
+                "messages[0].content",
+            ),
+        )
+    ),
+    *(
+        (CHAT, {key: value}, 400, param)
+        for key, value, param in (
+            ("response_format", {"type": "json_object"}, "response_format.type"),
+            ("response_format", {"type": "sound"}, "response_format.type"),
+            ("response_format", {"type": "text", "schema": 1}, "response_format.schema"),
+            ("tools", [{"type": "function", "function": {"name": "a"}}], "tools"),
+            ("tool_choice", "required", "tool_choice"),
+            ("logprobs", 3, "logprobs"),
+            ("top_logprobs", 5, "top_logprobs"),
+        )
+    ),
+    *(
+        (REPLY, {key: value}, 400, param)
+        for key, value, param in (
+            ("text", {"format": {"type": "json_schema", "name": "a"}}, "text.format.name"),
+            ("text", {"format": {"type": "json_object"}}, "text.format.type"),
+            ("tools", [{"type": "web_search"}], "tools"),
+            ("store", True, "store"),
+            ("background", True, "background"),
+            ("previous_response_id", "resp_1", "previous_response_id"),
+            ("reasoning", {"effort": "low"}, "reasoning"),
+            ("truncation", "auto", "truncation"),
+            ("input", [], "input"),
+            ("input", ..., "input"),
+        )
+    ),
+    *((VECTOR, {"input": value}, 400, "input") for value in (..., [], "", [""], 3, {"content": 1})),
+    *(
+        (VECTOR, {"input": value}, 400, "input")
+        for value in ("a" * 49, [[1] * 49], ["a", "b" * 49])
+    ),
+    (VECTOR, {"encoding_format": "int8"}, 400, "encoding_format"),
+    (VECTOR, {"dimensions": 3}, 400, "dimensions"),
+    *((SPLIT, {"content": value}, 400, "content") for value in (..., None, 3, ["a"])),
+    *((JOIN, {"tokens": value}, 400, "tokens") for value in (..., None, "a", 3)),
+    (JOIN, {"tokens": [-1]}, 400, "tokens[0]"),
+    *(
+        (path, {key: value, "stream": stream}, 400, param)
+        for stream in (False, True)
+        for path, key, value, param in (
+            (TEXT, "prompt", "a" * 49, "prompt"),
+            (TEXT, "prompt", ["a", [1] * 49], "prompt"),
+            (CHAT, "messages", HELLO * 10, "messages"),
+            (REPLY, "input", "a" * 60, "messages"),
+        )
+    ),
+]
+
+
+def test_there_are_cases_of_every_kind():
+    assert len(ANSWERS) + len(REFUSED) + len(SAME) + len(DIFFERENT) + len(STREAMS) >= 60
+
+
+@pytest.mark.parametrize("path", BASE)
+def test_refusals_have_a_status_and_the_name_of_the_key(client, path):
+    for where, changes, status, param in REFUSED:
+        if where == path:
+            error = refusal(client.post(path, **body_of(path, **changes)), status)
+            assert error["param"] == param, (changes, error)
+            assert error["type"] == "invalid_request_error", changes
+            assert "\n" not in error["message"], changes
+    answer(client, path)  # the server is as before
+
+
+# Requests that are the same in other words.
+SAME = {
+    "the same": (TEXT, {}, {}),
+    "a null is a key that is missing": (
+        TEXT,
+        {},
+        dict.fromkeys(("top_p", "stop", "n", "logit_bias", "stream", "user", "echo", "suffix")),
+    ),
+    "token ids": (TEXT, {}, {"prompt": HELLO_IDS}),
+    "a list of one text": (TEXT, {}, {"prompt": ["hello"]}),
+    "a list of one list of ids": (TEXT, {}, {"prompt": [HELLO_IDS]}),
+    "one stop string": (TEXT, {"stop": "e"}, {"stop": ["e"]}),
+    "no stop strings": (TEXT, {}, {"stop": []}),
+    "a stop string that does not occur": (TEXT, {}, {"stop": ["a string that never occurs"]}),
+    "no bias": (TEXT, {}, {"logit_bias": {}}),
+    "a bias of 0": (TEXT, {}, {"logit_bias": {"1": 0}}),
+    "greedy decoding with any seed": (TEXT, {"temperature": 0}, {"temperature": 0, "seed": 1}),
+    "one token to sample from": (TEXT, {"temperature": 0}, {"top_k": 1}),
+    "parts of a message": (
+        CHAT,
+        {},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}],
+                }
+            ]
+        },
+    ),
+    "the name of a user": (CHAT, {}, {"messages": [{**HELLO[0], "name": "me"}], "user": "me"}),
+    "an input that is a message": (REPLY, {}, {"input": HELLO}),
+    "instructions are a system message": (
+        REPLY,
+        {"instructions": "Book"},
+        {"input": [{"role": "system", "content": "Book"}, *HELLO]},
+    ),
+}
+DIFFERENT = {
+    **{
+        f"seed {seed}": (path, {"seed": 0, **LONG}, {"seed": seed, **LONG})
+        for path, seed in zip((TEXT, CHAT, REPLY), (1, 2, 3), strict=True)
+    },
+    "the prompt": (TEXT, LONG, {"prompt": "hellp", **LONG}),
+    "an earlier turn": (
+        CHAT,
+        LONG,
+        {"messages": [{"role": "system", "content": "a"}, *HELLO], **LONG},
+    ),
+    "the role": (
+        CHAT,
+        {"max_tokens": 30},
+        {"max_tokens": 30, "messages": [{"role": "assistant", "content": "hello"}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_same_requests_have_the_same_text(client, case):
+    path, first, second = SAME[case]
+    assert text_of(answer(client, path, **first)) == text_of(answer(client, path, **second))
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_different_requests_have_different_texts(client, case):
+    path, first, second = DIFFERENT[case]
+    assert text_of(answer(client, path, **first)) != text_of(answer(client, path, **second))
+
+
+@pytest.mark.parametrize("path", [TEXT, CHAT, REPLY])
+def test_biased_tokens_never_occur(client, path):
+    letters = "aeiou"
+    bias = {str(token): -10_000 for token in answer(client, SPLIT, content=letters)["tokens"]}
+    limit = {LIMIT[path]: 30, "max_tokens": ...} if path == CHAT else {LIMIT[path]: 30}
+    without = {seed: text_of(answer(client, path, seed=seed, **limit)) for seed in range(8)}
+    assert any(letter in text for text in without.values() for letter in letters)
+    for seed in without:
+        text = text_of(answer(client, path, seed=seed, logit_bias=bias, **limit))
+        assert not set(letters) & set(text)
+
+
+STREAMS = [
+    {},
+    LONG,
+    {"n": 3},
+    {"n": 2, "stop": ["e", "t"]},
+    {"temperature": 0},
+    {"stream_options": {"include_usage": True}},
+    {"logprobs": 3},
+    {"logprobs": 0, "stop": "o"},
+    {"logprobs": 2, "n": 2, "stream_options": {"include_usage": True}},
+    {"logit_bias": {str(token): 60 for token in BYTES.encode("é")}, "max_tokens": 20},
+]
+
+
+def chat_form(changes):
+    """The keys of a completion as those of a chat request."""
+    changes = dict(changes)
+    if "logprobs" in changes:
+        changes |= {"logprobs": True, "top_logprobs": changes["logprobs"]}
+    return changes
+
+
+@pytest.mark.parametrize("changes", STREAMS, ids=str)
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+def test_a_stream_is_the_whole_response_in_events(client, path, changes):
+    changes = chat_form(changes) if path == CHAT else changes
+    whole = answer(client, path, **{**changes, "stream_options": ...})
+    events = client.events(path, **body_of(path, **changes))
+    if "stream_options" in changes:
+        last = events.pop()
+        assert last["choices"] == []
+        for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert last["usage"][key] == whole["usage"][key]
+        assert last["timings"]["predicted_per_second"] >= 0
+        assert all(event["usage"] is None for event in events)
+    assert all("timings" not in event for event in events)
+    assert len({event["id"] for event in events}) == 1
+    assert {event["model"] for event in events} == {"chatty"}
+    assert {event["system_fingerprint"] for event in events} == {whole["system_fingerprint"]}
+    choices = [event["choices"][0] for event in events]
+    for expected in whole["choices"]:
+        check_choice([each for each in choices if each["index"] == expected["index"]], expected)
+
+
+def check_choice(parts, expected):
+    """Check the events of one choice against the whole one."""
+    *before, last = parts
+    assert {part["finish_reason"] for part in before} <= {None}
+    assert last["finish_reason"] == expected["finish_reason"]
+    if "message" in expected:
+        first, *rest = (part["delta"] for part in parts)
+        assert first == {"role": "assistant", "content": ""}
+        assert not any("role" in delta for delta in rest)
+        assert "content" not in rest[-1]
+        text = "".join(delta.get("content", "") for delta in rest)
+        assert text == expected["message"]["content"]
+    else:
+        assert "".join(part["text"] for part in parts) == expected["text"]
+    found = [part["logprobs"] for part in parts if part["logprobs"]]
+    for key, values in (expected["logprobs"] or {}).items():
+        if key != "refusal":
+            assert list(itertools.chain(*(each[key] for each in found))) == values, key
+
+
+EVENTS = [
+    "response.created",
+    "response.in_progress",
+    "response.output_item.added",
+    "response.content_part.added",
+    "response.output_text.delta",
+    "response.output_text.done",
+    "response.content_part.done",
+    "response.output_item.done",
+]
+
+
+@pytest.mark.parametrize("changes", [{}, LONG, {"top_logprobs": 2}, {"temperature": 0}], ids=str)
+def test_events_of_a_response_are_in_order(client, changes):
+    whole = answer(client, REPLY, **changes)
+    response = client.post(REPLY, stream=True, **body_of(REPLY, **changes))
+    events = parse_events(response.text)
+    names = [event["type"] for event in events]
+    status = whole["status"]
+    assert [name for name, _ in itertools.groupby(names)] == [*EVENTS, f"response.{status}"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [line for line in response.text.split("\n") if line.startswith("event:")] == [
+        f"event: {name}" for name in names
+    ]
+    assert len({event["item_id"] for event in events if "item_id" in event}) == 1
+    assert len({event["response"]["id"] for event in events if "response" in event}) == 1
+    text = "".join(event["delta"] for event in events if event["type"] == EVENTS[4])
+    final = events[-1]["response"]
+    assert text == text_of(final) == text_of(whole)
+    assert events[-4]["text"] == text
+    logprobs = itertools.chain(*(each["logprobs"] for each in events if each["type"] == EVENTS[4]))
+    assert list(logprobs) == final["output"][0]["content"][0]["logprobs"]
+    assert final["output"][0]["content"] == whole["output"][0]["content"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_stop_strings_cut_where_they_first_occur(client, length):
+    """Each token is a byte: a stop string of several characters spans as many tokens."""
+    whole = text_of(answer(client, TEXT, max_tokens=20, **LONG))
+    assert len(whole) > 10
+    for start in range(len(whole) - length):
+        stop = whole[start : start + length]
+        body = {"max_tokens": 20, "stop": ["never", stop], **LONG}
+        [choice] = answer(client, TEXT, **body)["choices"]
+        assert choice["text"] == whole[: whole.index(stop)]
+        assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("character", ["é", "媽", "🤗"])
+@pytest.mark.parametrize("seed", range(3))
+def test_characters_of_several_tokens_are_whole(client, character, seed):
+    bias = {str(token): 1000 for token in BYTES.encode(character)}
+    body = {"max_tokens": 40, "seed": seed, "logit_bias": bias, "logprobs": 0, **LONG}
+    [choice] = answer(client, TEXT, **body)["choices"]
+    text = b"".join(map(BYTES.token_bytes, choice["logprobs"]["token_ids"])).decode(
+        errors="replace"
+    )
+    assert choice["text"] == text
+    assert character in text or character != "é"
+    stopped = answer(client, TEXT, **body, stop=character)["choices"][0]
+    assert stopped["text"] == text.partition(character)[0]
+    assert stopped["finish_reason"] == ("stop" if character in text else "length")
+    events = client.events(TEXT, **body_of(TEXT, **body))
+    assert "".join(event["choices"][0]["text"] for event in events) == text
+
+
+TEXTS = [
+    "What is the capital of France ?",
+    "unicode 媽 and emoji 🤗",
+    " leading and trailing ",
+    "\n\t\r\n\x00\x7f",
+    "<|endoftext|>",
+    "e\u0301 \u200b \u202e",
+    "a" * 1000,
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_texts_survive_tokens(client, text):
+    tokens = answer(client, SPLIT, content=text)["tokens"]
+    assert answer(client, JOIN, tokens=tokens)["content"] == text
+    special = answer(client, SPLIT, content=text, add_special=True)["tokens"]
+    assert special[1:] == tokens
+    pieces = answer(client, SPLIT, content=text, with_pieces=True)["tokens"]
+    assert [each["id"] for each in pieces] == tokens
+    found = b"".join(
+        bytes(each["piece"]) if isinstance(each["piece"], list) else each["piece"].encode()
+        for each in pieces
+    )
+    assert found.decode() == text
+
+
+def test_names_of_special_tokens_are_tokens_if_asked(client):
+    plain = answer(client, SPLIT, content="<|endoftext|>")["tokens"]
+    special = answer(client, SPLIT, content="<|endoftext|>", parse_special=True)["tokens"]
+    assert len(plain) == len("<|endoftext|>")
+    assert len(special) == 1
+
+
+@pytest.mark.parametrize("tokens", [[0], [255], [195], [195, 169], [259], [260], [10**6]])
+def test_any_tokens_are_a_text_or_refused(client, tokens):
+    response = client.post(JOIN, tokens=tokens)
+    if response.status_code != 200:
+        assert str(tokens[0]) in refusal(response)["message"]
+        assert tokens[0] > 255
+    else:
+        assert response.json()["content"]
+
+
+def test_embeddings_have_length_1_and_are_those_of_each_alone(client):
+    texts = ["hello", "a much longer text of many tokens", "hello"]
+    vectors = [each["embedding"] for each in answer(client, VECTOR, input=texts)["data"]]
+    assert vectors[0] == vectors[2] != vectors[1]
+    for text, vector in zip(texts, vectors, strict=True):
+        assert sum(each**2 for each in vector) == pytest.approx(1)
+        assert answer(client, VECTOR, input=text)["data"][0]["embedding"] == vector
+        assert answer(client, VECTOR, input=BYTES.encode(text))["data"][0]["embedding"] == vector
+        [coded] = answer(client, VECTOR, input=text, encoding_format="base64")["data"]
+        data = base64.b64decode(coded["embedding"])
+        assert list(struct.unpack(f"<{len(data) // 4}f", data)) == vector
+
+
+OTHER = [
+    ("GET", "/health", {}, 200),
+    ("GET", "/v1/models", {}, 200),
+    ("GET", "/v1/models/chatty", {}, 200),
+    ("GET", "/metrics", {}, 200),
+    ("GET", "/v1/models/none", {}, 404),
+    ("GET", "/v1/none", {}, 404),
+    ("GET", "/v1/completions/", {}, 404),
+    ("GET", TEXT, {}, 405),
+    ("PUT", TEXT, {}, 405),
+    ("OPTIONS", CHAT, {}, 405),
+    ("POST", "/health", {"json": {}}, 405),
+    ("POST", TEXT, {"content": b"{}"}, 415),
+    ("POST", TEXT, {"data": {"prompt": "a"}}, 415),
+    *(
+        ("POST", TEXT, {"content": content, "headers": {"Content-Type": "application/json"}}, 400)
+        for content in (b"", b"{", b"[]", b"3", b"null", b'"a"', b"\xff", b'{"a": NaN}', b"[" * 999)
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "options", "status"), OTHER, ids=str)
+def test_other_requests_have_a_status(client, method, path, options, status):
+    response = client.send(method, path, **options)
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
+    if status != 200:
+        refusal(response, status)
+
+
+AUTHORIZATIONS = [
+    (None, 401),
+    ("", 401),
+    ("Bearer", 401),
+    (f"Bearer {KEY[:-1]}", 401),
+    (f"Bearer {KEY}x", 401),
+    (f"Basic {KEY}", 401),
+    (KEY, 401),
+    (f"Bearer {KEY}", 200),
+    (f"bearer {KEY}", 200),
+]
+
+
+def test_keys_open_all_but_the_public_paths(models):
+    client = Client(sources(models, "chatty"), api_key=KEY)
+    try:
+        for authorization, status in AUTHORIZATIONS:
+            headers = {} if authorization is None else {"Authorization": authorization}
+            for path in (TEXT, CHAT, VECTOR, SPLIT):
+                response = client.send("POST", path, json=body_of(path), headers=headers)
+                assert response.status_code == status, (authorization, path)
+            for path in ("/v1/models", "/metrics"):
+                assert client.get(path, headers=headers).status_code == status
+            for path in ("/health", "/openapi.json"):
+                assert client.get(path, headers=headers).status_code == 200
+            if status == 401:
+                assert refusal(response, 401)["type"] == "authentication_error"
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 3), (2, 2), (2, 4), (4, 2), (4, 6)])
+def test_rows_are_shared_by_requests(client, models, rows, count):
+    """Whether there are fewer rows or more than requests, each has the text that it has alone."""
+    bodies = [
+        body_of(path, seed=number, stop="zz", **LONG)
+        for number, path in zip(range(count), itertools.cycle([TEXT, CHAT]), strict=False)
+    ]
+    paths = [TEXT if "prompt" in body else CHAT for body in bodies]
+    other = Client(sources(models, "chatty"), max_rows=rows, prefix_cache_bytes=0)
+
+    async def send_all():
+        sent = zip(paths, bodies, strict=True)
+        return await asyncio.gather(*(other.http.post(path, json=body) for path, body in sent))
+
+    try:
+        for path, body, response in zip(paths, bodies, other.run(send_all()), strict=True):
+            assert response.json()["choices"] == client.post(path, **body).json()["choices"]
+        [served] = other.state.models.loaded
+        assert served.engine.stats.running == served.engine.stats.waiting == 0
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [TEXT, CHAT, REPLY])
+def test_a_cancelled_request_frees_its_row(client, path, stream):
+    [served] = client.state.models.loaded
+    limit = {LIMIT[path]: 4096, "max_tokens": ...} if path == CHAT else {LIMIT[path]: 4096}
+    body = body_of(path, stream=stream, **limit, **LONG)
+    before = served.engine.stats.generated_tokens
+
+    async def cancel():
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(client.app), base_url=ADDRESS
+        ) as other:
+            task = asyncio.create_task(other.post(path, json=body))
+            while served.engine.stats.generated_tokens < before + 3:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task})
+            return task.cancelled()
+
+    assert client.run(cancel())
+    wait_until(lambda: served.engine.stats.running == 0)
+    assert served.engine.stats.generated_tokens < before + 4096
+    assert served.users == 0
+    answer(client, path)
