@@ -70,8 +70,8 @@ class Sequence:
         """Whether log-probabilities of new tokens are recorded."""
         self.logprobs: list[TokenLogprobs] = []
         """One for each new token, if `needs_logprobs`."""
-        self.end_logprobs: tuple[int, TokenLogprobs] | None = None
-        """The end token at which it has ended, if `needs_logprobs`."""
+        self.end_logprobs: list[tuple[int, TokenLogprobs]] = []
+        """The end token at which it has ended, if it has at one and `needs_logprobs`."""
         self.needs_prompt_logprobs = prompt_logprobs
         """Whether log-probabilities of the prompt are recorded, so that it must be computed."""
         self.prompt_logprobs: list[TokenLogprobs | None] = []
@@ -166,17 +166,13 @@ class Sequence:
             logits: the model's, (V,), before logits processors; needed if `needs_logprobs`.
         """
         if token == NO_TOKEN or token in self.end_tokens:
-            if token != NO_TOKEN and self.needs_logprobs and logits is not None:
-                found = token_logprobs(logits[None], [token], self.top or 0, self._named_tokens)
-                self.end_logprobs = (token, found[0])
+            if token != NO_TOKEN:
+                self.end_logprobs += [(token, each) for each in self._logprobs(token, logits)]
             self.finish("masked" if token == NO_TOKEN else "end_token")
             return
         self._uniform = None
         is_full = len(self.tokens) - self._start == self._positions
-        if self.needs_logprobs and logits is not None:
-            self.logprobs += token_logprobs(
-                logits[None], [token], self.top or 0, self._named_tokens
-            )
+        self.logprobs += self._logprobs(token, logits)
         self.tokens.append(token)
         if is_full:
             self._start = len(self.tokens) - max(1, self._positions // 2)
@@ -189,6 +185,12 @@ class Sequence:
                 return
         if len(self.tokens) == self._max_tokens:
             self.finish("length")
+
+    def _logprobs(self, token: int, logits: torch.Tensor | None) -> list[TokenLogprobs]:
+        """Return the log-probabilities of a sampled token, if they are recorded."""
+        if not self.needs_logprobs or logits is None:
+            return []
+        return token_logprobs(logits[None], [token], self.top or 0, self._named_tokens)
 
     def record_prompt(self, first: int, logits: torch.Tensor) -> None:
         """Record the log-probabilities of tokens of the prompt, unless they have been.

@@ -157,8 +157,7 @@ class ChoiceReader:
             self._read += 1
 
     def _take_end(self) -> None:
-        if self.sequence.end_logprobs is not None:
-            token, found = self.sequence.end_logprobs
+        for token, found in self.sequence.end_logprobs:
             self._held.append(self._entry(token, "", self._decoded, found))
 
     def prompt_entries(self) -> list[TokenEntry]:

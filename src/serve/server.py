@@ -54,6 +54,8 @@ class Server(uvicorn.Server):
             if self.force_exit:
                 await self.state.models.close(0.0)  # ends what the other one waits for
             await closing
+            if self.server_state.tasks:  # so that their clients are told
+                await asyncio.wait(self.server_state.tasks, timeout=1.0)
         log.info("stopped")
 
     @contextlib.contextmanager
@@ -106,7 +108,7 @@ def uvicorn_server(sources: Sequence[ModelSource], settings: ServeSettings, addr
     config = uvicorn.Config(
         app,
         log_config=None,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -77,6 +77,7 @@ CASES = [
             "generate",
             "beam",
             "chat",
+            "serve",
             "eval",
             "list",
             "compare",

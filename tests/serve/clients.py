@@ -89,8 +89,8 @@ def refusal(response, status=400):
 class RealServer:
     """A server in a thread of this process."""
 
-    def __init__(self, models, **settings):
-        self.listener = bind("127.0.0.1", 0)
+    def __init__(self, models, port=0, **settings):
+        self.listener = bind("127.0.0.1", port)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server: uvicorn.Server = uvicorn_server(models, ServeSettings(**settings), self.url)
