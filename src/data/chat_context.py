@@ -42,6 +42,11 @@ class ChatContext:
         self._turn_end = [] if self.template else _encode_turn_end(tokenizer)
 
     @property
+    def seed_tokens(self) -> list[int]:
+        """The text before a conversation without a chat template."""
+        return list(self._seed_tokens)
+
+    @property
     def seed_length(self) -> int:
         """Number of tokens of the text before a conversation without a chat template."""
         return len(self._seed_tokens)

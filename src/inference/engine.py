@@ -15,6 +15,7 @@ import torch
 
 from .logits_processors import process_logits
 from .model_runner import Chunk, ModelRunner, warn_if_long
+from .prefix_cache import PrefixCache
 from .sampling import sample
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -33,15 +34,25 @@ class Engine:
         runner: the model; used by one engine at a time.
         max_rows: maximum number of sequences that run at once.
         max_tokens: maximum number of tokens of a step; longer prompts are prefilled in chunks.
+        prefix_cache: stores the keys and values of sequences for later ones.
     """
 
     def __init__(
-        self, runner: ModelRunner, max_rows: int = 1, max_tokens: int = STEP_TOKENS
+        self,
+        runner: ModelRunner,
+        max_rows: int = 1,
+        max_tokens: int = STEP_TOKENS,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(
-            max_rows, max_tokens, lambda sequence, row: runner.reusable(row, sequence.window)
-        )
+        self.prefix_cache = prefix_cache
+        self.scheduler = Scheduler(max_rows, max_tokens, self._reuse)
+        self.prompt_tokens = 0
+        """Prompt tokens of the sequences that have begun."""
+        self.cached_tokens = 0
+        """Those whose keys and values were copied instead of computed."""
+        self.generated_tokens = 0
+        self.steps = 0
 
     def add(self, sequence: Sequence) -> None:
         """Add a sequence to the end of the queue; the next steps generate its tokens."""
@@ -64,6 +75,7 @@ class Engine:
             for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
                 sequence.append(token, None if sequence.top is None else logits[place])
                 has_finished |= sequence.finish_reason is not None
+                self.generated_tokens += sequence.finish_reason not in ("end_token", "masked")
             if has_finished:
                 self._close_gaps()
         except BaseException:
@@ -72,12 +84,27 @@ class Engine:
             raise
         return sequences
 
+    def _reuse(self, sequence: Sequence, row: int) -> int:
+        """Admit a sequence to a row; return the length of the prefix that the row holds."""
+        if self.prefix_cache is None:
+            held = self.runner.reusable(row, sequence.window)
+        else:
+            held = self.runner.restore(row, sequence.window, self.prefix_cache)
+        self._count_prompt(sequence, held)
+        return held
+
+    def _count_prompt(self, sequence: Sequence, cached: int) -> None:
+        sequence.cached_tokens = cached
+        self.prompt_tokens += sequence.prompt_length
+        self.cached_tokens += cached
+
     def _compute(self) -> tuple[list[Sequence], torch.Tensor]:
         """Compute a step; return the N sequences to sample and their logits (N, V)."""
         self.runner.reserve_rows(max(1, self.scheduler.rows_wanted))
         scheduled, forks = self.scheduler.schedule()
         if not scheduled:
             return [], torch.empty(0, 0, device="cpu")
+        self.steps += 1
         logits = self.runner.compute(
             [
                 Chunk(row, sequence.computed, sequence.next_tokens(size))
@@ -85,9 +112,11 @@ class Engine:
             ]
         )
         sequences, places = [], []
-        for place, (_, sequence, size) in enumerate(scheduled):
+        for place, (row, sequence, size) in enumerate(scheduled):
             sequence.computed += size
             if sequence.pending == 0:
+                if size > 1:
+                    self._store(row, sequence)
                 sequences.append(sequence)
                 places.append(place)
         if not forks and len(places) == len(scheduled):
@@ -96,6 +125,7 @@ class Engine:
         for row, sequence, source in forks:
             self.runner.copy_row(source, row)
             sequence.computed = len(sequence.window)
+            self._count_prompt(sequence, sequence.computed)
             sequences.append(sequence)
             places.append(place_of_row[source])
         return sequences, logits[places]
@@ -154,8 +184,16 @@ class Engine:
 
     def _close_gaps(self) -> None:
         """Free the rows of finished sequences, and move others into the gaps."""
+        for row, sequence in enumerate(self.scheduler.running):
+            if sequence.finish_reason not in (None, "error"):
+                self._store(row, sequence)
         for source, target in self.scheduler.remove_finished():
             self.runner.copy_row(source, target)
+
+    def _store(self, row: int, sequence: Sequence) -> None:
+        """Store a sequence's row in the prefix cache, unless its window has slid."""
+        if self.prefix_cache is not None and not sequence.has_slid:
+            self.runner.store(row, self.prefix_cache)
 
 
 def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:

@@ -19,6 +19,7 @@ from ..model import GPT2Model
 from ..nn.dropout import evaluating
 from ..nn.kv_cache import KVCache
 from ..utils import human_bytes, log, plural
+from .prefix_cache import PrefixCache
 from .sampling import EndToken, end_ids
 
 
@@ -85,6 +86,12 @@ class ModelRunner:
         assert self._cache is not None, "prefill comes first"
         return self._cache
 
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the KV cache."""
+        cache = self._cache
+        return 0 if cache is None else cache.batch_size * _cache_bytes(self.model, self.positions)
+
     def reserve_rows(self, rows: int) -> None:
         """Make sure that the KV cache has this many rows; those that it has keep their tokens."""
         cache = self._cache
@@ -106,6 +113,31 @@ class ModelRunner:
         pairs = enumerate(zip(held, window, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), min(len(held), len(window)))
         return min(shared, len(window) - 1)  # the last token's logits are wanted
+
+    @torch.inference_mode()
+    def restore(self, row: int, window: Sequence[int], cache: PrefixCache) -> int:
+        """Copy the prefix of a window that a prefix cache holds to a row, if the row holds less.
+
+        Returns:
+            The length of the prefix of the window, less than all of it, that the row holds.
+        """
+        held = self.reusable(row, window)
+        first = held // cache.block
+        blocks = cache.match(window[:-1])[first:]
+        if not blocks:
+            return held
+        length = first * cache.block
+        self._truncate({row: length})
+        for values in blocks:
+            self._held.write(row, length, values)
+            self._held_tokens[row] += window[length : length + cache.block]
+            length += cache.block
+        return length
+
+    @torch.inference_mode()
+    def store(self, row: int, cache: PrefixCache) -> None:
+        """Store the tokens of a row in a prefix cache."""
+        cache.insert(self._held_tokens[row], lambda start, stop: self._held.read(row, start, stop))
 
     @torch.inference_mode()
     def compute(self, chunks: Sequence[Chunk]) -> torch.Tensor:

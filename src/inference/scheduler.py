@@ -109,7 +109,8 @@ class Scheduler:
         return Step(scheduled, forks)
 
     def remove_finished(self) -> list[Move]:
-        """Free the rows of finished sequences; return the moves that close gaps, in order."""
+        """Forget finished sequences; return the moves that close gaps in the rows, in order."""
+        self._drop_finished_waiting()
         moves, row = [], 0
         while row < len(self.running):
             if self.running[row].finish_reason is None:
@@ -142,7 +143,7 @@ class Scheduler:
         budget = self.max_tokens - sum(counts.values())
         admitted: list[Sequence] = []
         forks: list[tuple[Sequence, Sequence]] = []
-        self.waiting = deque(each for each in self.waiting if each.finish_reason is None)
+        self._drop_finished_waiting()
         while self.waiting and len(self.running) + len(admitted) + len(forks) < self.max_rows:
             sequence = self.waiting[0]
             twin = twins.setdefault(tuple(sequence.window), sequence)
@@ -161,3 +162,7 @@ class Scheduler:
         # Forks take the rows after all that are prefilled: adjacent rows share a forward pass.
         self.running += [*admitted, *(sequence for sequence, _ in forks)]
         return forks
+
+    def _drop_finished_waiting(self) -> None:
+        if any(each.finish_reason is not None for each in self.waiting):
+            self.waiting = deque(each for each in self.waiting if each.finish_reason is None)

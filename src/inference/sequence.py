@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -12,9 +13,10 @@ from ..config_keys import GenerationConfig
 from .detokenizer import IncrementalDetokenizer
 from .sampling import NO_TOKEN, EndToken, end_ids
 
-FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled"]
+FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled", "deadline", "error"]
 """Why a sequence has ended: an end token; a stop string, the end of a sentence or a stopping
-criterion; `max_length`; no token left to choose; or its consumer no longer needs it."""
+criterion; `max_length`; no token left to choose; its consumer no longer needs it; its deadline has
+passed; or computing it has failed (see `Sequence.error`)."""
 
 
 class TokenProbability(NamedTuple):
@@ -31,6 +33,11 @@ class Sequence:
     The model attends to a window of the last tokens, at most `positions`. A full window slides: its
     older half is dropped and the rest is prefilled again, which keeps the amortized cost per token
     small. `computed` of the window's tokens have keys and values in the KV cache.
+
+    One thread changes it. Others may read `tokens`, `probabilities`, `text`, `finish_reason` and
+    `error`, and one of them may call `take_pieces`, without a lock: tokens and pieces are only
+    appended, the probability of a token before the token, and `finish_reason` is set last. Read it
+    first: if it is not None, all that is read after it is final.
 
     Args:
         prompt: token ids, at least one.
@@ -63,13 +70,19 @@ class Sequence:
         self.computed = 0
         self.arrival = 0
         """Its place in the order of arrival, which the scheduler sets."""
+        self.has_slid = False
+        """Whether the window has lost tokens since the first step."""
+        self.cached_tokens = 0
+        """Tokens of the prompt whose keys and values were copied instead of computed."""
         self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        """What has failed, if `finish_reason` is "error"."""
         self._positions = positions
         self._start = max(0, len(self.tokens) - positions)
         self._random = random.Random(seed)
         self._uniform: float | None = None
         self._detokenizer = detokenizer
-        self._pieces: list[str] = []
+        self._pieces: deque[str] = deque()
         # Each step reads these.
         self.is_greedy = options.is_greedy
         self._needs_prompt = options.needs_prompt
@@ -104,8 +117,7 @@ class Sequence:
 
     def take_pieces(self) -> list[str]:
         """Return the pieces of text that have become complete since the last call."""
-        pieces, self._pieces = self._pieces, []
-        return pieces
+        return [self._pieces.popleft() for _ in range(len(self._pieces))]
 
     def uniform(self) -> float:
         """Return the random number of the next token, in [0, 1): the same until it is appended."""
@@ -138,12 +150,13 @@ class Sequence:
             return
         self._uniform = None
         is_full = len(self.tokens) - self._start == self._positions
+        if self.top is not None and logits is not None:
+            self.probabilities.append(_probability(logits, token, self.top))
         self.tokens.append(token)
         if is_full:
             self._start = len(self.tokens) - max(1, self._positions // 2)
             self.computed = 0
-        if self.top is not None and logits is not None:
-            self.probabilities.append(_probability(logits, token, self.top))
+            self.has_slid = True
         if self._detokenizer is not None:
             self._add(self._detokenizer.push(token))
             if self._detokenizer.ended:
@@ -152,12 +165,13 @@ class Sequence:
         if len(self.tokens) == self._max_tokens:
             self.finish("length")
 
-    def finish(self, reason: FinishReason) -> None:
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the sequence, unless it has ended; text that was held back is released."""
         if self.finish_reason is None:
-            self.finish_reason = reason
             if self._detokenizer is not None:
                 self._add(self._detokenizer.finish())
+            self.error = error
+            self.finish_reason = reason
 
     def _add(self, piece: str) -> None:
         if piece:

@@ -290,6 +290,26 @@ class KVCache:
         self._shared_prefix[:, target] = self._shared_prefix[:, source]
         self._shared_prefix[source, target] = self._shared_prefix[target, source] = length
 
+    def read(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """Return a copy (L, 2, H, T, D) of a row's keys and values, from `start` to before `stop`.
+
+        L layers; T = stop - start tokens, which the row must have.
+        """
+        parts = [
+            torch.stack((layer.keys[row, :, start:stop], layer.values[row, :, start:stop]))
+            for layer in self.layers
+        ]
+        return torch.stack(parts)
+
+    def write(self, row: int, start: int, values: torch.Tensor) -> None:
+        """Replace a row's tokens from `start` on by T tokens that `read` has returned."""
+        stop = start + values.size(3)
+        for layer, (keys, others) in zip(self.layers, values, strict=True):
+            layer.keys[row, :, start:stop] = keys
+            layer.values[row, :, start:stop] = others
+        self.set_lengths({row: start})  # rows that shared more with it no longer do
+        self.set_lengths({row: stop})
+
     def grow(self, batch_size: int) -> KVCache:
         """Return a cache of more rows, the first of which have the tokens of this one."""
         cache, count, length = self._empty(batch_size), self.batch_size, self.length

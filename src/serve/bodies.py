@@ -1,0 +1,91 @@
+"""Reads the JSON body of a request into a `Body`, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from ..errors import safe_repr
+from .errors import RequestError
+
+
+class Body(BaseModel):
+    """The body of a request: keys of exactly these names and types."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+# What keys of several types may be: pydantic has a message for each of the types.
+_EXPECTED = {
+    "prompt": "a text, a list of texts, token ids, or a list of lists of token ids",
+    "stop": "a text or a list of texts, each of 1 to 1,000 characters",
+    "content": "a text, or a list of parts of the type text",
+    "input": "a text or a list",
+    "logit_bias": "an object of token ids and numbers from -10,000 to 10,000",
+}
+
+
+def parse_body(kind: type[AnyBody], data: bytes) -> AnyBody:
+    """Return the body of a request.
+
+    Raises:
+        RequestError: if it is not JSON, or a key is unknown or has another type or range.
+    """
+    try:
+        values = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(values, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False)
+        raise _refusal(kind, details[0]) from None
+
+
+def _refusal(kind: type[Body], detail: ErrorDetails) -> RequestError:
+    """Return the error of a value that pydantic refused."""
+    name, key, is_whole = _place(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = kind.model_fields if name == key else ()
+        close = difflib.get_close_matches(key[:50].lower(), known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return RequestError(
+            f"unknown key {safe_repr(name)}{hint}", param=name, code="unknown_parameter"
+        )
+    if detail["type"] == "missing":
+        return RequestError(f"{name} is missing", param=name, code="missing_parameter")
+    message = re.sub(r"^\w+ should ", "must ", detail["msg"]).replace(" after validation", "")
+    if key in _EXPECTED and not is_whole:
+        message = f"must be {_EXPECTED[key]}"
+    return RequestError(f"{name} {message}", param=name, code="invalid_value")
+
+
+def _place(location: Iterable[int | str]) -> tuple[str, str, bool]:
+    """Return where a value is: `messages[0].content`, the key `content`, and whether it is all.
+
+    Keys of several types and mappings are the place of what is inside them.
+    """
+    path = key = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif key in _EXPECTED:
+            return path, key, False
+        else:
+            path, key = f"{path}.{part}" if path else part, part
+    return path, key, True

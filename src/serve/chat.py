@@ -1,0 +1,247 @@
+"""`/v1/chat/completions`: replies to conversations."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.responses import Response
+
+from ..data.chat_context import TURN_END
+from ..data.chat_template import Message
+from ..inference.sequence import Sequence as Request
+from .choices import TokenEntry, TokenNames, make_readers, read_deltas
+from .completions import FINGERPRINT, check_stream
+from .endpoints import Call
+from .errors import RequestError
+from .models import ServedModel
+from .sampling import (
+    check_length,
+    first_seed,
+    make_sequences,
+    max_new_tokens,
+    sampling_options,
+)
+from .schemas import (
+    ChatBody,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    ContentLogprob,
+    Delta,
+    FinishReason,
+    SamplingBody,
+)
+from .settings import ServeSettings
+from .streaming import EventStream, Generation, JSONBody
+
+
+async def create_chat_completion(call: Call, body: ChatBody) -> Response:
+    """Reply to a conversation, as its model's chat template has it.
+
+    For a model without one, messages are turns of plain text, and an empty line ends a reply.
+    """
+    check_stream(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs is only for logprobs = true", param="top_logprobs")
+    if body.logprob_token_ids is not None and not body.logprobs:
+        raise RequestError(
+            "logprob_token_ids is only for logprobs = true", param="logprob_token_ids"
+        )
+    served = await call.model(body.model)
+    seed = first_seed(body, served)
+    sequences = reply_sequences(
+        [Message(_role(each), each.text) for each in body.messages],
+        body,
+        served,
+        call.state.settings,
+        seed,
+        limit=_limit(body),
+        top=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    writer = _Writer(body, served, seed)
+    generation = call.generate(served, sequences, body.n or 1)
+    if body.stream:
+        return EventStream(writer.events(generation), call.state.settings.keep_alive)
+    await generation.finish()
+    return JSONBody(writer.response(generation))
+
+
+def _role(message: ChatMessage) -> str:
+    return "system" if message.role == "developer" else message.role
+
+
+def _limit(body: ChatBody) -> int | None:
+    """Return the maximum number of new tokens that a request gives."""
+    old, new = body.max_tokens, body.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise RequestError(
+            f"max_tokens {old} is the earlier name of max_completion_tokens {new}: give one",
+            param="max_tokens",
+        )
+    return old if new is None else new
+
+
+def reply_sequences(
+    messages: Sequence[Message],
+    body: SamplingBody,
+    served: ServedModel,
+    settings: ServeSettings,
+    seed: int,
+    *,
+    limit: int | None,
+    top: int | None = None,
+) -> list[Request]:
+    """Return the sequences of the replies to a conversation.
+
+    Args:
+        messages: oldest first.
+        body: the sampling keys of the request.
+        served: its model.
+        settings: limits.
+        seed: of the first reply.
+        limit: maximum number of new tokens; None for what the model's positions leave.
+        top: as in `make_sequences`.
+
+    Raises:
+        RequestError: if the conversation is too long for the model.
+    """
+    ids = conversation_tokens(messages, served)
+    left = max(1, served.positions - len(ids))
+    limit = max_new_tokens(limit, left, settings, param="max_completion_tokens")
+    turn_end = () if served.has_template else (TURN_END,)
+    options = sampling_options(body, served, limit, turn_end)
+    return make_sequences(
+        [ids],
+        body,
+        served,
+        options,
+        seed,
+        top=top,
+        end_tokens=served.chat.end_tokens,
+        skip_leading_space=True,
+    )
+
+
+def conversation_tokens(messages: Sequence[Message], served: ServedModel) -> list[int]:
+    """Return the token ids after which the reply to a conversation is generated.
+
+    Raises:
+        RequestError: if they do not fit into the model's positions, or there is a system message
+            for a model without a chat template.
+    """
+    template = served.chat.template
+    if template is None and any(message.role == "system" for message in messages):
+        raise RequestError(
+            f"{served.name} has no chat template, and so no system message: send messages of the "
+            "roles user and assistant",
+            param="messages",
+            code="no_chat_template",
+        )
+    ids = [token for message in messages for token in served.chat.encode(message)]
+    prefix = served.source.config.model_seed
+    if template is None:
+        ids = served.chat.seed_tokens + ids
+    else:
+        if prefix and messages[0].role != "system":
+            ids = served.chat.encode(Message("system", prefix)) + ids
+        ids += template.reply_start
+    check_length(ids, served, "messages")
+    return ids
+
+
+class _Writer:
+    """Writes the response to one request, whole or in events."""
+
+    def __init__(self, body: ChatBody, served: ServedModel, seed: int) -> None:
+        self._body = body
+        self._tokenizer = served.trained.tokenizer
+        self._has_template = served.has_template
+        self._names = TokenNames(self._tokenizer)
+        self._seed = seed
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+
+    def response(self, generation: Generation) -> ChatCompletion:
+        """Return the response to a generation that is finished."""
+        choices = []
+        for index, reader in enumerate(make_readers(generation.sequences, self._tokenizer, True)):
+            text, entries, reason = reader.read()
+            choices.append(
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "logprobs": self._logprobs(entries),
+                    "finish_reason": reason,
+                    "seed": self._seed + index,
+                }
+            )
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._body.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+            "usage": generation.usage,
+            "timings": generation.timings,
+        }
+
+    async def events(self, generation: Generation) -> AsyncIterator[tuple[str, ChatChunk]]:
+        """Yield the events of a stream: roles, pieces of text, why each ended, perhaps usage."""
+        readers = make_readers(generation.sequences, self._tokenizer, True)
+        options = self._body.stream_options
+        wants_usage = options is not None and options.include_usage
+
+        def event(
+            index: int, delta: Delta, entries: Sequence[TokenEntry], reason: FinishReason | None
+        ) -> tuple[str, ChatChunk]:
+            choice: ChatChunkChoice = {
+                "index": index,
+                "delta": delta,
+                "logprobs": self._logprobs(entries) if entries else None,
+                "finish_reason": reason,
+                "seed": self._seed + index,
+            }
+            chunk = self._chunk([choice])
+            return "", {**chunk, "usage": None} if wants_usage else chunk
+
+        for index in range(len(readers)):
+            yield event(index, {"role": "assistant", "content": ""}, [], None)
+        async for index, text, entries, reason in read_deltas(generation, readers):
+            if text or entries:
+                yield event(index, {"content": text}, entries, None)
+            if reason:
+                yield event(index, {}, [], reason)
+        if wants_usage:
+            end = self._chunk([])
+            yield "", {**end, "usage": generation.usage, "timings": generation.timings}
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._body.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        }
+
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        return {"content": [self._content(each) for each in entries], "refusal": None}
+
+    def _content(self, entry: TokenEntry) -> ContentLogprob:
+        content: ContentLogprob = {
+            **self._names.logprob(entry.token, entry.logprob or 0.0),
+            "top_logprobs": [
+                self._names.logprob(*each) for each in entry.top[: self._body.top_logprobs or 0]
+            ],
+        }
+        if self._body.logprob_token_ids:
+            content["named_logprobs"] = [self._names.logprob(*each) for each in entry.named]
+        return content

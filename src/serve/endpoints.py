@@ -1,0 +1,190 @@
+"""One endpoint: reads and checks the body, calls the handler, answers, ends what a client leaves.
+
+A handler is `async def handler(call, body)` or `async def handler(call, **path_parameters)`. It
+runs in a task that is cancelled when the client disconnects; what it has opened with `call` is
+closed after the response, in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from ..inference.sequence import Sequence
+from .errors import RequestError, as_request_error
+from .metrics import Metrics
+from .models import ModelRegistry, ServedModel
+from .schemas import Body, parse_body
+from .settings import ServeSettings
+from .streaming import Generation
+
+
+@dataclass(frozen=True)
+class State:
+    """What all requests share."""
+
+    settings: ServeSettings
+    models: ModelRegistry
+    metrics: Metrics
+
+
+class Call:
+    """One request in progress.
+
+    Args:
+        state: what all requests share.
+        stack: closed after the response.
+    """
+
+    def __init__(self, state: State, stack: AsyncExitStack) -> None:
+        self.state = state
+        self._stack = stack
+        self._deadline = time.monotonic() + state.settings.deadline
+
+    async def model(self, name: str) -> ServedModel:
+        """Return a model, loaded; it stays loaded until the end of the request.
+
+        Raises:
+            RequestError: if there is no model of this name, or no memory for it now.
+        """
+        return await self._stack.enter_async_context(self.state.models.use(name))
+
+    def generate(
+        self, served: ServedModel, sequences: Iterable[Sequence], choices: int = 1
+    ) -> Generation:
+        """Begin to generate sequences; they are cancelled at the end of the request.
+
+        Args:
+            served: their model.
+            sequences: those of a prompt one after the other.
+            choices: number of sequences of each prompt.
+
+        Raises:
+            QueueFull: if too many wait.
+            EngineClosed: if the server is shutting down.
+        """
+        generation = Generation(
+            served.engine, list(sequences), choices, self._deadline, self.state.metrics
+        )
+        self._stack.callback(generation.cancel)
+        return generation
+
+
+Handler = Callable[..., Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A method of a path, with what the documentation says about it.
+
+    Args:
+        method: `GET` or `POST`.
+        path: with `{parameters}`.
+        handler: see the module; its docstring is the description.
+        body: what a `POST` takes.
+        result: type of the response, a `TypedDict`.
+        event: type of the events of a stream, if there may be one.
+        is_public: whether it needs no key.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    body: type[Body] | None = None
+    result: Any = None
+    event: Any = None
+    is_public: bool = False
+
+
+class EndpointApp:
+    """The ASGI application of an endpoint."""
+
+    def __init__(self, endpoint: Endpoint, state: State) -> None:
+        self.endpoint = endpoint
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            arguments = await self._arguments(scope, receive)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            await as_request_error(error).response(scope, receive, send)
+            return
+        # The response is sent in this task, so that its end cancels both.
+        work = asyncio.create_task(self._respond(arguments, scope, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+
+    async def _arguments(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        endpoint = self.endpoint
+        arguments = dict(scope.get("path_params", {}))
+        data = await _read(receive)  # a GET may have a body, too, which means nothing
+        if endpoint.body is not None:
+            _check_content_type(scope)
+            arguments["body"] = parse_body(endpoint.body, data)
+        return arguments
+
+    async def _respond(self, arguments: dict[str, Any], scope: Scope, send: Send) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                response = await self.endpoint.handler(Call(self._state, stack), **arguments)
+            except Exception as error:
+                response = as_request_error(error).response
+            # It has been received already.
+            await response(scope, _nothing_more, send)
+
+
+def _check_content_type(scope: Scope) -> None:
+    """Check that a body is declared as JSON: a form of another site cannot declare it."""
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    kind = kinds[0].decode("latin-1") if len(kinds) == 1 else ""
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(
+            "the body must be JSON: send the header Content-Type: application/json",
+            status=415,
+            code="unsupported_media_type",
+        )
+
+
+async def _read(receive: Receive) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ClientDisconnect: if the client has gone.
+    """
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _nothing_more() -> Message:
+    """`receive` of a response: the endpoint itself watches for the disconnection."""
+    message: Message = await asyncio.get_running_loop().create_future()
+    return message
