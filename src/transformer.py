@@ -80,7 +80,7 @@ class TransformerBlock(nn.Module):
         return self.ffn_norm(x + self.ffn(x))
 
     def last_attention(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the attention weights (B, H, T) of the last token of the block's input (B, T, C)."""
+        """Return the attention weights (B, H, T) of the last token, for the input (B, T, C)."""
         return self.attention.last_weights(self.attention_norm(x) if self.pre_norm else x)
 
     @property

@@ -13,13 +13,28 @@ from starlette.types import Scope
 from .catalog import Health, ModelCard, ModelList, list_models, show_health, show_model
 from .chat import create_chat_completion
 from .completions import create_completion
+from .continuation import continue_reply
 from .endpoints import Endpoint, EndpointApp, State
 from .errors import http_exception
+from .introspection import (
+    AttentionResult,
+    LensBody,
+    LensResult,
+    PromptBody,
+    PromptTokens,
+    TokensBody,
+    show_attention,
+    show_lens,
+    show_prompt,
+)
 from .metrics import Metrics, show_metrics
 from .models import ModelRegistry, ModelSource
-from .schemas import ChatBody, ChatChunk, ChatCompletion, Completion, CompletionBody
+from .page_models import PageModels, list_page_models
+from .runs import CompareBody, RunComparison, RunDetails, RunList, compare_runs, list_runs, show_run
+from .schemas import ChatBody, ChatChunk, ChatCompletion, Completion, CompletionBody, ContinuationBody
 from .security import Guard
 from .settings import ServeSettings
+from .static_files import file_endpoints
 
 ENDPOINTS = (
     Endpoint("GET", "/health", show_health, result=Health, is_public=True),
@@ -37,6 +52,17 @@ ENDPOINTS = (
         ChatChunk,
     ),
     Endpoint("GET", "/metrics", show_metrics),
+    # What only the page needs.
+    Endpoint("GET", "/api/models", list_page_models, result=PageModels),
+    Endpoint("POST", "/api/prompt", show_prompt, PromptBody, PromptTokens),
+    Endpoint(
+        "POST", "/api/continue", continue_reply, ContinuationBody, ChatCompletion, ChatChunk
+    ),
+    Endpoint("POST", "/api/lens", show_lens, LensBody, LensResult),
+    Endpoint("POST", "/api/attention", show_attention, TokensBody, AttentionResult),
+    Endpoint("GET", "/api/runs", list_runs, result=RunList),
+    Endpoint("POST", "/api/runs/compare", compare_runs, CompareBody, RunComparison),
+    Endpoint("GET", "/api/runs/{run}", show_run, result=RunDetails),
 )
 
 
@@ -50,6 +76,7 @@ def create_app(
     Raises:
         AGI2Error: if there is no model, or two have the same name.
     """
+    endpoints = [*endpoints, *file_endpoints()]
     models = ModelRegistry(sources, settings)
     metrics = Metrics(lambda: models.loaded)
     state = State(settings, models, metrics)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..data.chat_context import TURN_END
 from ..data.chat_template import Message
 from ..inference.sequence import Sequence as Request
-from .choices import TokenEntry, TokenNames, make_readers, read_deltas
+from .choices import ChoiceReader, TokenEntry, TokenNames, make_readers, read_deltas
 from .completions import FINGERPRINT, check_stream
 from .endpoints import Call
 from .errors import RequestError
@@ -33,6 +33,7 @@ from .schemas import (
     ContentLogprob,
     Delta,
     FinishReason,
+    ReplyBody,
     SamplingBody,
 )
 from .settings import ServeSettings
@@ -45,16 +46,11 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
     For a model without one, messages are turns of plain text, and an empty line ends a reply.
     """
     check_stream(body)
-    if body.top_logprobs is not None and not body.logprobs:
-        raise RequestError("top_logprobs is only for logprobs = true", param="top_logprobs")
-    if body.logprob_token_ids is not None and not body.logprobs:
-        raise RequestError(
-            "logprob_token_ids is only for logprobs = true", param="logprob_token_ids"
-        )
+    check_logprobs(body)
     served = await call.model(body.model)
     seed = first_seed(body, served)
     sequences = reply_sequences(
-        [Message(_role(each), each.text) for each in body.messages],
+        as_messages(body.messages),
         body,
         served,
         call.state.settings,
@@ -62,7 +58,7 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
         limit=_limit(body),
         top=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    writer = _Writer(body, served, seed)
+    writer = ReplyWriter(body, served, seed)
     generation = call.generate(served, sequences, body.n or 1)
     if body.stream:
         return EventStream(writer.events(generation), call.state.settings.keep_alive)
@@ -70,8 +66,18 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
     return JSONBody(writer.response(generation))
 
 
-def _role(message: ChatMessage) -> str:
-    return "system" if message.role == "developer" else message.role
+def check_logprobs(body: ReplyBody) -> None:
+    """Check that options of log-probabilities are for a request that wants them."""
+    for name in ("top_logprobs", "logprob_token_ids"):
+        if getattr(body, name) is not None and not body.logprobs:
+            raise RequestError(f"{name} is only for logprobs = true", param=name)
+
+
+def as_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Return the messages of a request as the chat template has them."""
+    return [
+        Message("system" if each.role == "developer" else each.role, each.text) for each in messages
+    ]
 
 
 def _limit(body: ChatBody) -> int | None:
@@ -153,22 +159,36 @@ def conversation_tokens(messages: Sequence[Message], served: ServedModel) -> lis
     return ids
 
 
-class _Writer:
-    """Writes the response to one request, whole or in events."""
+class ReplyWriter:
+    """Writes the response to one request, whole or in events.
 
-    def __init__(self, body: ChatBody, served: ServedModel, seed: int) -> None:
+    Args:
+        body: the request.
+        served: its model.
+        seed: of the first reply.
+        is_continued: whether the replies have begun before: white space at their start is text.
+    """
+
+    def __init__(
+        self,
+        body: ReplyBody,
+        served: ServedModel,
+        seed: int,
+        is_continued: bool = False,
+    ) -> None:
         self._body = body
         self._tokenizer = served.trained.tokenizer
         self._has_template = served.has_template
         self._names = TokenNames(self._tokenizer)
         self._seed = seed
+        self._skips_space = not is_continued
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
     def response(self, generation: Generation) -> ChatCompletion:
         """Return the response to a generation that is finished."""
         choices = []
-        for index, reader in enumerate(make_readers(generation.sequences, self._tokenizer, True)):
+        for index, reader in enumerate(self._readers(generation)):
             text, entries, reason = reader.read()
             choices.append(
                 {
@@ -192,7 +212,7 @@ class _Writer:
 
     async def events(self, generation: Generation) -> AsyncIterator[tuple[str, ChatChunk]]:
         """Yield the events of a stream: roles, pieces of text, why each ended, perhaps usage."""
-        readers = make_readers(generation.sequences, self._tokenizer, True)
+        readers = self._readers(generation)
         options = self._body.stream_options
         wants_usage = options is not None and options.include_usage
 
@@ -219,6 +239,9 @@ class _Writer:
         if wants_usage:
             end = self._chunk([])
             yield "", {**end, "usage": generation.usage, "timings": generation.timings}
+
+    def _readers(self, generation: Generation) -> list[ChoiceReader]:
+        return make_readers(generation.sequences, self._tokenizer, self._skips_space)
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return {

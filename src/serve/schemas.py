@@ -56,7 +56,10 @@ class SamplingBody(Body):
     no_repeat_ngram: Annotated[int, Field(ge=0, le=2**31)] | None = None
     """N-grams of this size occur only once, in prompt and new text together; 0 for no limit."""
     logit_bias: (
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-1e4, le=1e4)]]
+        dict[
+            Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+            Annotated[float, Field(ge=-1e4, le=1e4)],
+        ]
         | None
     ) = None
     """Added to the logits of tokens, by their ids."""
@@ -140,7 +143,25 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class ChatBody(SamplingBody):
+class ReplyBody(SamplingBody):
+    """What requests for replies have in common."""
+
+    logprobs: bool | None = None
+    """Whether to return the log-probability of each token."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    """Return the log-probabilities of this number of the most likely tokens; with `logprobs`."""
+
+
+class ContinuationBody(ReplyBody):
+    """A request to continue a reply that has begun, or a text."""
+
+    tokens: Annotated[list[TokenId], Field(min_length=1)]
+    """The ids of the conversation and of what the reply has so far."""
+    max_tokens: Annotated[int, Field(ge=1, le=2**30)] | None = None
+    """Maximum number of new tokens; by default those that the model's positions leave."""
+
+
+class ChatBody(ReplyBody):
     """A request for a reply to a conversation."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000)]
@@ -149,10 +170,6 @@ class ChatBody(SamplingBody):
     """The earlier name of `max_completion_tokens`."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**30)] | None = None
     """Maximum number of new tokens; by default those that the model's positions leave."""
-    logprobs: bool | None = None
-    """Whether to return the log-probability of each token."""
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
-    """Return the log-probabilities of this number of the most likely tokens; with `logprobs`."""
     response_format: TextFormat | None = None
     """Only text."""
     modalities: list[Literal["text"]] | None = None

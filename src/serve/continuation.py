@@ -1,0 +1,45 @@
+"""`/api/continue`: continues a reply token by token, also after one that a reader has chosen."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from ..data.chat_context import TURN_END
+from ..inference.model_runner import check_prompt
+from .chat import ReplyWriter, check_logprobs
+from .completions import check_stream
+from .endpoints import Call
+from .sampling import first_seed, make_sequences, max_new_tokens, sampling_options
+from .schemas import ContinuationBody
+from .streaming import EventStream, JSONBody
+
+
+async def continue_reply(call: Call, body: ContinuationBody) -> Response:
+    """Continue a reply from its token ids; the response is that of a chat.
+
+    It ends as a reply does. Of ids that are more than the model's positions the last ones count.
+    """
+    check_stream(body)
+    check_logprobs(body)
+    served = await call.model(body.model)
+    check_prompt(body.tokens, served.trained.tokenizer.vocab_size)
+    left = served.positions - len(body.tokens)
+    default = left if left > 0 else max(1, served.positions // 2)
+    limit = max_new_tokens(body.max_tokens, default, call.state.settings, param="max_tokens")
+    turn_end = () if served.has_template else (TURN_END,)
+    seed = first_seed(body, served)
+    sequences = make_sequences(
+        [body.tokens],
+        body,
+        served,
+        sampling_options(body, served, limit, turn_end),
+        seed,
+        top=(body.top_logprobs or 0) if body.logprobs else None,
+        end_tokens=served.chat.end_tokens,
+    )
+    writer = ReplyWriter(body, served, seed, is_continued=True)
+    generation = call.generate(served, sequences, body.n or 1)
+    if body.stream:
+        return EventStream(writer.events(generation), call.state.settings.keep_alive)
+    await generation.finish()
+    return JSONBody(writer.response(generation))
