@@ -182,7 +182,7 @@ def _conversations(
 
     seed = _sampling_seed(opened[0][0])
     prompts = {}
-    for name, (config, file) in zip(_short_names(models), opened, strict=True):
+    for name, (config, file) in zip(short_names(models), opened, strict=True):
         trained = load_for_generation(config, file)
         own_seed = seed if config.sampling_seed is None else config.sampling_seed
         options = {**generation_options(config), "seed": own_seed, "system": system}
@@ -192,7 +192,7 @@ def _conversations(
     return prompts
 
 
-def _short_names(models: list[str]) -> list[str]:
+def short_names(models: list[str]) -> list[str]:
     """Return a name for each model: its folder's or file's, numbered if they are the same."""
     paths = [Path(os.path.abspath(each)) for each in models]
     paths = [path.parent if path.name == "config.toml" else path for path in paths]

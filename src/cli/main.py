@@ -22,6 +22,7 @@ with exit_on_sigint():
         configure,
         generate,
         evaluate,
+        serve,
         runs,
         convert,
         data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,36 +14,35 @@ from starlette.types import Scope
 from .catalog import Health, ModelCard, ModelList, list_models, show_health, show_model
 from .chat import create_chat_completion
 from .completions import create_completion
-from .continuation import continue_reply
 from .endpoints import Endpoint, EndpointApp, State
 from .errors import http_exception
-from .introspection import (
-    AttentionResult,
-    LensBody,
-    LensResult,
-    PromptBody,
-    PromptTokens,
-    TokensBody,
-    show_attention,
-    show_lens,
-    show_prompt,
-)
 from .metrics import Metrics, show_metrics
 from .models import ModelRegistry, ModelSource
-from .page_models import PageModels, list_page_models
-from .runs import CompareBody, RunComparison, RunDetails, RunList, compare_runs, list_runs, show_run
-from .schemas import ChatBody, ChatChunk, ChatCompletion, Completion, CompletionBody, ContinuationBody
+from .openapi import describe, show_docs, show_openapi
+from .page import PAGE_ENDPOINTS
+from .responses import create_response
+from .responses_schemas import ResponseBody, ResponseEvent, ResponseObject
+from .schemas import ChatBody, ChatChunk, ChatCompletion, Completion, CompletionBody
 from .security import Guard
 from .settings import ServeSettings
 from .static_files import file_endpoints
+from .tokens import (
+    DetokenizeBody,
+    Detokenized,
+    EmbeddingBody,
+    Embeddings,
+    TokenizeBody,
+    Tokens,
+    create_embeddings,
+    detokenize,
+    tokenize,
+)
 
 ENDPOINTS = (
     Endpoint("GET", "/health", show_health, result=Health, is_public=True),
     Endpoint("GET", "/v1/models", list_models, result=ModelList),
     Endpoint("GET", "/v1/models/{model}", show_model, result=ModelCard),
-    Endpoint(
-        "POST", "/v1/completions", create_completion, CompletionBody, Completion, Completion
-    ),
+    Endpoint("POST", "/v1/completions", create_completion, CompletionBody, Completion, Completion),
     Endpoint(
         "POST",
         "/v1/chat/completions",
@@ -51,18 +51,14 @@ ENDPOINTS = (
         ChatCompletion,
         ChatChunk,
     ),
+    Endpoint("POST", "/v1/responses", create_response, ResponseBody, ResponseObject, ResponseEvent),
+    Endpoint("POST", "/v1/embeddings", create_embeddings, EmbeddingBody, Embeddings),
+    Endpoint("POST", "/tokenize", tokenize, TokenizeBody, Tokens),
+    Endpoint("POST", "/detokenize", detokenize, DetokenizeBody, Detokenized),
     Endpoint("GET", "/metrics", show_metrics),
-    # What only the page needs.
-    Endpoint("GET", "/api/models", list_page_models, result=PageModels),
-    Endpoint("POST", "/api/prompt", show_prompt, PromptBody, PromptTokens),
-    Endpoint(
-        "POST", "/api/continue", continue_reply, ContinuationBody, ChatCompletion, ChatChunk
-    ),
-    Endpoint("POST", "/api/lens", show_lens, LensBody, LensResult),
-    Endpoint("POST", "/api/attention", show_attention, TokensBody, AttentionResult),
-    Endpoint("GET", "/api/runs", list_runs, result=RunList),
-    Endpoint("POST", "/api/runs/compare", compare_runs, CompareBody, RunComparison),
-    Endpoint("GET", "/api/runs/{run}", show_run, result=RunDetails),
+    *PAGE_ENDPOINTS,
+    Endpoint("GET", "/openapi.json", show_openapi, result=dict[str, Any], is_public=True),
+    Endpoint("GET", "/docs", show_docs, is_public=True, media_type="text/html"),
 )
 
 
@@ -76,10 +72,11 @@ def create_app(
     Raises:
         AGI2Error: if there is no model, or two have the same name.
     """
-    endpoints = [*endpoints, *file_endpoints()]
     models = ModelRegistry(sources, settings)
     metrics = Metrics(lambda: models.loaded)
-    state = State(settings, models, metrics)
+    state = State(settings, models, metrics, describe(endpoints, settings.api_key is not None))
+
+    endpoints = [*endpoints, *file_endpoints()]  # the page's files are no part of the API
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

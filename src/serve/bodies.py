@@ -54,7 +54,8 @@ def parse_body(kind: type[AnyBody], data: bytes) -> AnyBody:
         return kind.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
-        raise _refusal(kind, details[0]) from None
+        unknown = (each for each in details if each["type"] == "extra_forbidden")
+        raise _refusal(kind, next(unknown, details[0])) from None
 
 
 def _refusal(kind: type[Body], detail: ErrorDetails) -> RequestError:

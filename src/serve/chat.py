@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from starlette.responses import Response
 
@@ -12,10 +12,11 @@ from ..data.chat_context import TURN_END
 from ..data.chat_template import Message
 from ..inference.sequence import Sequence as Request
 from .choices import ChoiceReader, TokenEntry, TokenNames, make_readers, read_deltas
-from .completions import FINGERPRINT, check_stream
+from .completions import FINGERPRINT
 from .endpoints import Call
 from .errors import RequestError
 from .models import ServedModel
+from .responses_schemas import InputMessage
 from .sampling import (
     check_length,
     first_seed,
@@ -25,6 +26,7 @@ from .sampling import (
 )
 from .schemas import (
     ChatBody,
+    ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
@@ -34,10 +36,10 @@ from .schemas import (
     Delta,
     FinishReason,
     ReplyBody,
-    SamplingBody,
+    SamplingKeys,
 )
 from .settings import ServeSettings
-from .streaming import EventStream, Generation, JSONBody
+from .streaming import EventStream, Generation, JSONBody, check_stream
 
 
 async def create_chat_completion(call: Call, body: ChatBody) -> Response:
@@ -45,7 +47,7 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
 
     For a model without one, messages are turns of plain text, and an empty line ends a reply.
     """
-    check_stream(body)
+    check_stream(body.stream, body.stream_options)
     check_logprobs(body)
     served = await call.model(body.model)
     seed = first_seed(body, served)
@@ -56,6 +58,7 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
         call.state.settings,
         seed,
         limit=_limit(body),
+        choices=body.n or 1,
         top=(body.top_logprobs or 0) if body.logprobs else None,
     )
     writer = ReplyWriter(body, served, seed)
@@ -73,7 +76,7 @@ def check_logprobs(body: ReplyBody) -> None:
             raise RequestError(f"{name} is only for logprobs = true", param=name)
 
 
-def as_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+def as_messages(messages: Iterable[ChatMessage | InputMessage]) -> list[Message]:
     """Return the messages of a request as the chat template has them."""
     return [
         Message("system" if each.role == "developer" else each.role, each.text) for each in messages
@@ -93,12 +96,14 @@ def _limit(body: ChatBody) -> int | None:
 
 def reply_sequences(
     messages: Sequence[Message],
-    body: SamplingBody,
+    body: SamplingKeys,
     served: ServedModel,
     settings: ServeSettings,
     seed: int,
     *,
     limit: int | None,
+    param: str = "max_completion_tokens",
+    choices: int = 1,
     top: int | None = None,
 ) -> list[Request]:
     """Return the sequences of the replies to a conversation.
@@ -110,6 +115,8 @@ def reply_sequences(
         settings: limits.
         seed: of the first reply.
         limit: maximum number of new tokens; None for what the model's positions leave.
+        param: the request's name of the limit.
+        choices: number of replies.
         top: as in `make_sequences`.
 
     Raises:
@@ -117,7 +124,7 @@ def reply_sequences(
     """
     ids = conversation_tokens(messages, served)
     left = max(1, served.positions - len(ids))
-    limit = max_new_tokens(limit, left, settings, param="max_completion_tokens")
+    limit = max_new_tokens(limit, left, settings, param=param)
     turn_end = () if served.has_template else (TURN_END,)
     options = sampling_options(body, served, limit, turn_end)
     return make_sequences(
@@ -126,6 +133,7 @@ def reply_sequences(
         served,
         options,
         seed,
+        choices=choices,
         top=top,
         end_tokens=served.chat.end_tokens,
         skip_leading_space=True,
@@ -170,24 +178,19 @@ class ReplyWriter:
     """
 
     def __init__(
-        self,
-        body: ReplyBody,
-        served: ServedModel,
-        seed: int,
-        is_continued: bool = False,
+        self, body: ReplyBody, served: ServedModel, seed: int, is_continued: bool = False
     ) -> None:
         self._body = body
         self._tokenizer = served.trained.tokenizer
-        self._has_template = served.has_template
+        self._skips_space = not is_continued
         self._names = TokenNames(self._tokenizer)
         self._seed = seed
-        self._skips_space = not is_continued
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
     def response(self, generation: Generation) -> ChatCompletion:
         """Return the response to a generation that is finished."""
-        choices = []
+        choices: list[ChatChoice] = []
         for index, reader in enumerate(self._readers(generation)):
             text, entries, reason = reader.read()
             choices.append(
@@ -256,15 +259,31 @@ class ReplyWriter:
     def _logprobs(self, entries: Sequence[TokenEntry]) -> ChatLogprobs | None:
         if not self._body.logprobs:
             return None
-        return {"content": [self._content(each) for each in entries], "refusal": None}
+        body = self._body
+        found = content_logprobs(
+            entries, self._names, body.top_logprobs or 0, bool(body.logprob_token_ids)
+        )
+        return {"content": found, "refusal": None}
 
-    def _content(self, entry: TokenEntry) -> ContentLogprob:
+
+def content_logprobs(
+    entries: Sequence[TokenEntry], names: TokenNames, top: int, has_named: bool
+) -> list[ContentLogprob]:
+    """Return tokens of a reply with their log-probabilities.
+
+    Args:
+        entries: the tokens.
+        names: their texts.
+        top: number of most likely tokens to return for each.
+        has_named: whether the request names tokens.
+    """
+    found: list[ContentLogprob] = []
+    for entry in entries:
         content: ContentLogprob = {
-            **self._names.logprob(entry.token, entry.logprob or 0.0),
-            "top_logprobs": [
-                self._names.logprob(*each) for each in entry.top[: self._body.top_logprobs or 0]
-            ],
+            **names.logprob(entry.token, entry.logprob or 0.0),
+            "top_logprobs": [names.logprob(*each) for each in entry.top[:top]],
         }
-        if self._body.logprob_token_ids:
-            content["named_logprobs"] = [self._names.logprob(*each) for each in entry.named]
-        return content
+        if has_named:
+            content["named_logprobs"] = [names.logprob(*each) for each in entry.named]
+        found.append(content)
+    return found

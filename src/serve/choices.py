@@ -34,7 +34,8 @@ class TokenEntry(NamedTuple):
 class Delta(NamedTuple):
     """What has become certain of a choice since the last time."""
 
-    index: int
+    choice: int
+    """Its number."""
     text: str
     entries: list[TokenEntry]
     finish_reason: FinishReason | None

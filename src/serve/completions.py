@@ -15,6 +15,7 @@ from .endpoints import Call
 from .errors import RequestError
 from .models import ServedModel
 from .sampling import (
+    as_texts,
     check_length,
     first_seed,
     make_sequences,
@@ -28,9 +29,8 @@ from .schemas import (
     CompletionChoice,
     CompletionLogprobs,
     FinishReason,
-    SamplingBody,
 )
-from .streaming import EventStream, Generation, JSONBody
+from .streaming import EventStream, Generation, JSONBody, check_stream
 
 DEFAULT_MAX_TOKENS = 16
 """As in OpenAI's API."""
@@ -39,7 +39,7 @@ FINGERPRINT = f"agi2-{__version__}"
 
 async def create_completion(call: Call, body: CompletionBody) -> Response:
     """Continue one text or several; `n` times each."""
-    check_stream(body)
+    check_stream(body.stream, body.stream_options)
     served = await call.model(body.model)
     prompts = _prompts(body, served)
     limit = max_new_tokens(
@@ -52,6 +52,7 @@ async def create_completion(call: Call, body: CompletionBody) -> Response:
         served,
         sampling_options(body, served, limit),
         seed,
+        choices=body.n or 1,
         top=body.logprobs,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
@@ -63,12 +64,6 @@ async def create_completion(call: Call, body: CompletionBody) -> Response:
     return JSONBody(writer.response(generation))
 
 
-def check_stream(body: SamplingBody) -> None:
-    """Check that options of a stream are of one."""
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options is only for stream = true", param="stream_options")
-
-
 def _prompts(body: CompletionBody, served: ServedModel) -> list[list[int]]:
     """Return the token ids of each prompt.
 
@@ -76,12 +71,7 @@ def _prompts(body: CompletionBody, served: ServedModel) -> list[list[int]]:
         RequestError: if one is too long, or there are too many.
         AGI2Error: if a token is not in the vocabulary.
     """
-    given = body.prompt
-    texts: list[str | Sequence[int]]
-    if isinstance(given, str) or isinstance(given[0], int):
-        texts = [given]  # type: ignore[list-item]
-    else:
-        texts = list(given)  # type: ignore[arg-type]
+    texts = as_texts(body.prompt)
     if len(texts) * (body.n or 1) > MAX_CHOICES:
         raise RequestError(
             f"{len(texts)} prompts, each continued {body.n or 1} times, are more than the "
@@ -118,9 +108,7 @@ class _Writer:
         for index, reader in enumerate(make_readers(generation.sequences, self._tokenizer)):
             text, entries, reason = reader.read()
             prompt, prompt_entries = self._echo(reader)
-            choices.append(
-                self._choice(index, prompt + text, [*prompt_entries, *entries], reason)
-            )
+            choices.append(self._choice(index, prompt + text, [*prompt_entries, *entries], reason))
         return {
             **self._head(choices),
             "usage": generation.usage,

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from starlette.responses import Response
 
 from ..data.chat_context import TURN_END
 from ..inference.model_runner import check_prompt
 from .chat import ReplyWriter, check_logprobs
-from .completions import check_stream
 from .endpoints import Call
 from .sampling import first_seed, make_sequences, max_new_tokens, sampling_options
-from .schemas import ContinuationBody
-from .streaming import EventStream, JSONBody
+from .schemas import ReplyBody, TokenId
+from .streaming import EventStream, JSONBody, check_stream
+
+
+class ContinuationBody(ReplyBody):
+    """A request to continue a reply that has begun, or a text."""
+
+    tokens: Annotated[list[TokenId], Field(min_length=1)]
+    """The ids of the conversation and of what the reply has so far."""
+    max_tokens: Annotated[int, Field(ge=1, le=2**30)] | None = None
+    """Maximum number of new tokens; by default those that the model's positions leave."""
 
 
 async def continue_reply(call: Call, body: ContinuationBody) -> Response:
@@ -19,7 +30,7 @@ async def continue_reply(call: Call, body: ContinuationBody) -> Response:
 
     It ends as a reply does. Of ids that are more than the model's positions the last ones count.
     """
-    check_stream(body)
+    check_stream(body.stream, body.stream_options)
     check_logprobs(body)
     served = await call.model(body.model)
     check_prompt(body.tokens, served.trained.tokenizer.vocab_size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..inference.sequence import Sequence
-from .errors import RequestError, as_request_error
+from .bodies import Body, parse_body
+from .errors import RequestError, as_request_error, deadline_exceeded
 from .metrics import Metrics
 from .models import ModelRegistry, ServedModel
-from .schemas import Body, parse_body
 from .settings import ServeSettings
 from .streaming import Generation
 
@@ -35,6 +35,8 @@ class State:
     settings: ServeSettings
     models: ModelRegistry
     metrics: Metrics
+    description: Mapping[str, Any]
+    """The OpenAPI description."""
 
 
 class Call:
@@ -57,6 +59,15 @@ class Call:
             RequestError: if there is no model of this name, or no memory for it now.
         """
         return await self._stack.enter_async_context(self.state.models.use(name))
+
+    def check_deadline(self) -> None:
+        """Check that the request may take longer.
+
+        Raises:
+            RequestError: if its deadline has passed.
+        """
+        if time.monotonic() >= self._deadline:
+            raise deadline_exceeded()
 
     def generate(
         self, served: ServedModel, sequences: Iterable[Sequence], choices: int = 1
@@ -94,6 +105,7 @@ class Endpoint:
         result: type of the response, a `TypedDict`.
         event: type of the events of a stream, if there may be one.
         is_public: whether it needs no key.
+        media_type: of a response without a `result`.
     """
 
     method: str
@@ -103,6 +115,7 @@ class Endpoint:
     result: Any = None
     event: Any = None
     is_public: bool = False
+    media_type: str = "text/plain"
 
 
 class EndpointApp:
@@ -113,6 +126,7 @@ class EndpointApp:
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; stop when the client disconnects."""
         try:
             arguments = await self._arguments(scope, receive)
         except ClientDisconnect:

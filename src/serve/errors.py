@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
-from ..errors import AGI2Error
+from ..errors import AGI2Error, safe_repr
 from ..inference.engine_thread import EngineClosed, QueueFull
 from ..utils import log
 
@@ -107,6 +107,18 @@ def closing() -> RequestError:
     )
 
 
-async def http_exception(_: Any, error: Exception) -> Response:
-    """Respond to an exception of Starlette's, such as 404: a handler of `Starlette`."""
-    return as_request_error(error).response
+def deadline_exceeded() -> RequestError:
+    """Return the error of requests that take too long."""
+    return RequestError(
+        "the request took longer than this server allows: ask for fewer tokens",
+        status=504,
+        code="deadline_exceeded",
+    )
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
+    """Respond to Starlette's 404 and 405: an exception handler of `Starlette`."""
+    found = as_request_error(error)
+    if found.status == 404:
+        found.args = (f"there is no {request.method} {safe_repr(request.url.path)}",)
+    return found.response

@@ -150,6 +150,11 @@ class ModelRegistry:
         """The models that are in memory."""
         return list(self._loaded.values())
 
+    @property
+    def first(self) -> str:
+        """The name of the first model."""
+        return next(iter(self.sources))
+
     def source(self, name: str) -> ModelSource:
         """Return the model of a name.
 

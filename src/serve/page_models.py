@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from .endpoints import Call
 from .models import ModelSource
-from .schemas import SamplingBody
+from .schemas import SamplingKeys
 from .streaming import JSONBody
 
 _Kind = Literal["number", "integer", "boolean", "texts", "biases"]
@@ -120,7 +120,7 @@ def _schema(name: str) -> dict[str, Any]:
             "notebook its max_length."
         )
     else:
-        found = SamplingBody.model_json_schema()["properties"][name]
+        found = SamplingKeys.model_json_schema()["properties"][name]
     kinds = found.get("anyOf", [found])
     kind = kinds[0]
     return {

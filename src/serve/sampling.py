@@ -14,24 +14,25 @@ from ..inference.sampling import generation_options, sampling_config
 from ..inference.sequence import Sequence as Request
 from .errors import RequestError
 from .models import ServedModel
-from .schemas import SamplingBody
+from .schemas import SamplingKeys
 from .settings import ServeSettings
 
 # Keys of requests that are keys of the configuration, by name.
 _SAME = (
     "temperature",
     "top_p",
+    "typical_p",
     "presence_penalty",
     "frequency_penalty",
     "repetition_penalty",
     "stop_at_sentence_end",
 )
 # Those of which 0 means no limit.
-_ZERO_IS_NONE = ("top_k", "min_p", "typical_p", "no_repeat_ngram")
+_ZERO_IS_NONE = ("top_k", "min_p", "no_repeat_ngram")
 
 
 def sampling_options(
-    body: SamplingBody, served: ServedModel, max_length: int, turn_end: Sequence[str] = ()
+    body: SamplingKeys, served: ServedModel, max_length: int, turn_end: Sequence[str] = ()
 ) -> GenerationConfig:
     """Return the options of a request: its keys, and for those without a value the model's.
 
@@ -89,6 +90,15 @@ def max_new_tokens(given: int | None, default: int, settings: ServeSettings, par
     return min(default, settings.max_tokens) if given is None else given
 
 
+def as_texts(
+    given: str | list[str] | list[int] | list[list[int]],
+) -> list[str | Sequence[int]]:
+    """Return one text or its token ids, or several of either, as a list of several."""
+    if isinstance(given, str) or isinstance(given[0], int):
+        return [given]
+    return list(given)
+
+
 def check_length(ids: Sequence[int], served: ServedModel, param: str) -> None:
     """Check that a prompt fits into the model's positions, and is of its vocabulary.
 
@@ -106,7 +116,7 @@ def check_length(ids: Sequence[int], served: ServedModel, param: str) -> None:
     check_prompt(ids, served.trained.tokenizer.vocab_size)
 
 
-def first_seed(body: SamplingBody, served: ServedModel) -> int:
+def first_seed(body: SamplingKeys, served: ServedModel) -> int:
     """Return the seed of the first text: the request's, the configured or a random one."""
     if body.seed is not None:
         return body.seed
@@ -116,24 +126,26 @@ def first_seed(body: SamplingBody, served: ServedModel) -> int:
 
 def make_sequences(
     prompts: Iterable[Sequence[int]],
-    body: SamplingBody,
+    body: SamplingKeys,
     served: ServedModel,
     options: GenerationConfig,
     seed: int,
     *,
+    choices: int = 1,
     top: int | None = None,
     end_tokens: Iterable[int] = (),
     prompt_logprobs: bool = False,
     skip_leading_space: bool = False,
 ) -> list[Request]:
-    """Return the sequences of a request: `n` for each prompt, one after the other.
+    """Return the sequences of a request: those of each prompt one after the other.
 
     Args:
         prompts: token ids, checked.
         body: the request.
         served: its model.
         options: from `sampling_options`.
-        seed: of the first text; text i has `seed + i`.
+        seed: of the first text; text i of a prompt has `seed + i`.
+        choices: number of texts for each prompt.
         top: number of most likely tokens to record for each token; None for none.
         end_tokens: tokens that end a text, in addition to the tokenizer's.
         prompt_logprobs: whether to record those of the prompt's tokens, too.
@@ -158,9 +170,7 @@ def make_sequences(
                 tokenizer, options, skip_leading_space=skip_leading_space
             ),
             top=top,
-            named_tokens=named,
-            prompt_logprobs=prompt_logprobs,
         )
         for ids in prompts
-        for index in range(body.n or 1)
+        for index in range(choices)
     ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from .bodies import Body
 
@@ -16,7 +16,8 @@ MAX_STOP = 16
 MAX_TOP = 20
 """Maximum number of most likely tokens to return for each token."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-_Text = Annotated[str, Field(max_length=2**24)]
+_TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+Text = Annotated[str, Field(max_length=2**24)]
 _Seed = Annotated[int, Field(ge=0, le=2**62)]
 _StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -30,13 +31,9 @@ class StreamOptions(Body):
     """Random padding of events, which this server does not add."""
 
 
-class SamplingBody(Body):
-    """What requests for text have in common. What is null or missing is as the model's
-    configuration says.
-    """
+class SamplingKeys(Body):
+    """The keys of sampling. What is null or missing is as the model's configuration says."""
 
-    model: str
-    """A name of `/v1/models`."""
     temperature: Annotated[float, Field(ge=0)] | None = None
     """Sampling temperature; 0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -55,13 +52,7 @@ class SamplingBody(Body):
     """Above 1 makes tokens of the prompt and the new text less likely."""
     no_repeat_ngram: Annotated[int, Field(ge=0, le=2**31)] | None = None
     """N-grams of this size occur only once, in prompt and new text together; 0 for no limit."""
-    logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
-            Annotated[float, Field(ge=-1e4, le=1e4)],
-        ]
-        | None
-    ) = None
+    logit_bias: dict[_TokenKey, Annotated[float, Field(ge=-1e4, le=1e4)]] | None = None
     """Added to the logits of tokens, by their ids."""
     stop: _StopString | Annotated[list[_StopString], Field(max_length=MAX_STOP)] | None = None
     """Stop strings: the text ends before the first of them."""
@@ -71,30 +62,37 @@ class SamplingBody(Body):
     """Number of new tokens before an end token may end the text."""
     ignore_eos: bool = False
     """Whether the text goes on after an end token."""
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """Number of texts for each prompt; text i is sampled with the seed `seed + i`."""
     seed: _Seed | None = None
     """Random seed of sampling: the same request with the same seed gives the same text. A random
     one by default, which the response has.
     """
+    logprob_token_ids: Annotated[list[TokenId], Field(max_length=100)] | None = None
+    """Tokens whose log-probabilities are returned for each token, however unlikely they are."""
+
+
+class TextBody(SamplingKeys):
+    """What requests for texts have in common."""
+
+    model: str
+    """A name of `/v1/models`."""
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """Number of texts for each prompt; text i is sampled with the seed `seed + i`."""
     stream: bool | None = None
     """Whether to send the text in events, as it is generated."""
     stream_options: StreamOptions | None = None
     """Options of a stream; only with `stream`."""
-    logprob_token_ids: Annotated[list[TokenId], Field(max_length=100)] | None = None
-    """Tokens whose log-probabilities are returned for each token, however unlikely they are."""
-    user: _Text | None = None
+    user: Text | None = None
     """Accepted, and not used."""
     metadata: dict[str, Any] | None = None
     """Accepted, and not used."""
 
 
-class CompletionBody(SamplingBody):
+class CompletionBody(TextBody):
     """A request to continue text."""
 
     prompt: (
-        _Text
-        | Annotated[list[_Text], Field(min_length=1, max_length=MAX_CHOICES)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     )
@@ -115,14 +113,14 @@ class TextPart(Body):
     """A part of the content of a message."""
 
     type: Literal["text"]
-    text: _Text
+    text: Text
 
 
 class ChatMessage(Body):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text | list[TextPart] | None
+    content: Text | list[TextPart] | None
     """Its text, or parts of it."""
     name: str | None = None
     """Accepted, and not used."""
@@ -143,22 +141,13 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class ReplyBody(SamplingBody):
+class ReplyBody(TextBody):
     """What requests for replies have in common."""
 
     logprobs: bool | None = None
     """Whether to return the log-probability of each token."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     """Return the log-probabilities of this number of the most likely tokens; with `logprobs`."""
-
-
-class ContinuationBody(ReplyBody):
-    """A request to continue a reply that has begun, or a text."""
-
-    tokens: Annotated[list[TokenId], Field(min_length=1)]
-    """The ids of the conversation and of what the reply has so far."""
-    max_tokens: Annotated[int, Field(ge=1, le=2**30)] | None = None
-    """Maximum number of new tokens; by default those that the model's positions leave."""
 
 
 class ChatBody(ReplyBody):
@@ -285,7 +274,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ReplyMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
     seed: int
 
 

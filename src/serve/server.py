@@ -52,8 +52,9 @@ class _Server(uvicorn.Server):
         try:
             await super().shutdown(sockets)
         finally:
-            if not self.force_exit:
-                await closing
+            if self.force_exit:
+                await self._state.models.close(0.0)  # ends what the other one waits for
+            await closing
         log.info("stopped")
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from ..inference.engine_thread import EngineThread
 from ..inference.sequence import Sequence
-from .errors import RequestError, as_request_error, closing
+from .errors import RequestError, as_request_error, closing, deadline_exceeded
 from .metrics import Metrics
-from .schemas import Timings, Usage
+from .schemas import StreamOptions, Timings, Usage
 
 
 class Generation:
@@ -83,11 +83,7 @@ class Generation:
             RequestError: if its deadline has passed, it has failed, or the server is shutting down.
         """
         if sequence.finish_reason == "deadline":
-            raise RequestError(
-                "the request took longer than the server allows: ask for fewer tokens",
-                status=504,
-                code="deadline_exceeded",
-            )
+            raise deadline_exceeded()
         if sequence.finish_reason == "error":
             raise RequestError(str(sequence.error), status=500, code="generation_failed")
         if sequence.finish_reason == "cancelled":
@@ -151,6 +147,16 @@ def _rate(count: int, milliseconds: float) -> float:
     return round(1000 * count / milliseconds, 3) if milliseconds else 0.0
 
 
+def check_stream(stream: bool | None, options: StreamOptions | None) -> None:
+    """Check that options of a stream are of one.
+
+    Raises:
+        RequestError: if not.
+    """
+    if options is not None and not stream:
+        raise RequestError("stream_options is only for stream = true", param="stream_options")
+
+
 Event = Mapping[str, Any]
 """The JSON of an event."""
 
@@ -199,6 +205,7 @@ class EventStream(Response):
         self._end = end.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
         await send(
             {
                 "type": "http.response.start",
@@ -211,7 +218,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _parts(self) -> AsyncIterator[bytes]:
+    async def _parts(self) -> AsyncGenerator[bytes, None]:
         """Yield the events as bytes, and comments while there are none."""
         try:
             while True:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from src.cli.generate import _short_names
+from src.cli.generate import short_names
 from src.console import console
 from tests.cli.commands import run
 
@@ -191,7 +191,7 @@ def test_chat_sends_a_message_to_two_models_that_have_the_same_seed(trained, cap
 
 def test_models_are_named_by_their_folders(tmp_path):
     config = str(tmp_path / "c.1" / "config.toml")
-    assert _short_names(["trained/a", "b.toml", config]) == ["a", "b", "c.1"]
+    assert short_names(["trained/a", "b.toml", config]) == ["a", "b", "c.1"]
 
 
 def test_a_system_message_needs_a_model_with_a_chat_template(trained, capsys, monkeypatch):
