@@ -125,9 +125,12 @@ export function percent(probability) {
   return `${shown} %`;
 }
 
+/** Return whether a token's text stands for bytes that are only a part of a character. */
+export const isPart = (text) => /^bytes:(\\x[0-9a-f]{2})+$/.test(text);
+
 /** Return a token's text with its white space visible. */
 export function visible(text) {
-  if (text === "") return "(part of a character)";
+  if (text === "" || isPart(text)) return "(part of a character)";
   return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +| +$/g, (run) => "␣".repeat(run.length));
 }
 

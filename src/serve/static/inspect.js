@@ -1,7 +1,7 @@
 // How the model came to a token: the logit lens by layer, and the attention of each head.
 
 import { json } from "./api.js";
-import { byId, el, percent, visible } from "./dom.js";
+import { byId, el, isPart, percent, visible } from "./dom.js";
 
 let asked = 0;
 
@@ -131,7 +131,7 @@ function drawAttention(text, list, tokens, row) {
   const highest = Math.max(...row);
   text.replaceChildren(
     ...tokens.map((token, index) => {
-      const span = el("span", { class: "attended-token", title: percent(row[index]) }, token === "" ? "·" : token);
+      const span = el("span", { class: "attended-token", title: percent(row[index]) }, isPart(token) ? "·" : token);
       span.style.setProperty("--share", highest ? row[index] / highest : 0);
       return span;
     }),

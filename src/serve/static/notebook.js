@@ -9,7 +9,6 @@ import { rounded, tint, TokenView } from "./tokens.js";
 
 const STORAGE = "agi2.notebook";
 const ALTERNATIVES = 6;
-const DEFAULT_TOKENS = 100;
 
 let models = [];
 let text = "";
@@ -128,7 +127,7 @@ async function stream(head, run, keys, show) {
   const body = {
     model: run.model,
     prompt: head,
-    max_tokens: DEFAULT_TOKENS,
+    max_tokens: model().max_length,
     ...keys,
     logprobs: ALTERNATIVES,
     stream_options: { include_usage: true },
@@ -139,8 +138,8 @@ async function stream(head, run, keys, show) {
   } catch (error) {
     if (error.code !== "context_length_exceeded") throw error;
     // The end of the text, as the model would see it after its window has moved.
-    const { tokens } = await json("/api/prompt", { body: { model: run.model, text: head }, signal });
-    const prompt = tokens.slice(-model().positions);
+    const { tokens, prefix } = await json("/api/prompt", { body: { model: run.model, text: head }, signal });
+    const prompt = tokens.slice(Math.max(prefix, tokens.length - model().positions + prefix));
     await read(events("/v1/completions", { ...body, prompt }, signal), run, show);
   }
 }
@@ -206,10 +205,6 @@ function again(isSame = false) {
 /** Put another token in the place of one, and continue from there. */
 function take(run, index, [, other]) {
   if (controller) return;
-  if (other.startsWith("bytes:")) {
-    toast("This token is a part of a character: it cannot be written alone.");
-    return;
-  }
   const start = run.start + run.tokens.slice(0, index).map((token) => token.text).join("").length;
   const rest = text.slice(run.start + run.text.length);
   area().value = text.slice(0, start) + other + rest;

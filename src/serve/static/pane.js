@@ -80,7 +80,7 @@ export class Pane {
   /** Begin a branch with another token in the place of one, and continue from there. */
   take(message, index, [id, text, p]) {
     const kept = message.tokens.slice(0, index);
-    const other = { id, text: text.startsWith("bytes:") ? "" : text, p, best: message.tokens[index].best };
+    const other = { id, text, p, best: message.tokens[index].best };
     const tokens = [...kept, other];
     return this.#continue(message, tokens, tokens.map((token) => token.text).join("").trimStart());
   }
@@ -124,7 +124,7 @@ export class Pane {
     return this.#run(message, async (signal) => {
       const prompt = await this.#promptTokens(message);
       const ids = [...prompt, ...tokens.map((token) => token.id)];
-      const body = { model: message.model, tokens: ids, prompt_length: prompt.length, ...keys };
+      const body = { model: message.model, tokens: ids, ...keys };
       await this.#read(message, events("/api/continue", withLogprobs(body), signal));
     });
   }

@@ -15,6 +15,8 @@ const SLIDERS = {
   frequency_penalty: [-2, 2, 0.05],
 };
 
+const LARGEST_SHOWN = 1_000_000; // of the bounds; larger ones are no help
+
 let values = load(STORAGE, {}); // what differs from the model's defaults
 let keys = []; // of the model that is shown
 const listeners = [];
@@ -91,9 +93,12 @@ function control(key) {
 
 function describe(key) {
   const parts = [key.description];
-  const { minimum: low, maximum: high } = key;
-  if (low !== null && high !== null) parts.push(`From ${low} to ${high}.`);
-  else if (low !== null) parts.push(`From ${low}.`);
+  const low = key.above ?? key.minimum;
+  const isBounded = key.maximum !== null && key.maximum <= LARGEST_SHOWN;
+  if (low !== null) {
+    const from = key.above === null ? `From ${low}` : `Above ${key.above}`;
+    parts.push(isBounded ? `${from} to ${key.maximum}.` : `${from}.`);
+  }
   parts.push(`Default: ${shown(key.default)}.`);
   return parts.join(" ");
 }
@@ -145,8 +150,8 @@ const fields = {
 
 function numberField(key, id, set) {
   const step = key.kind === "integer" ? 1 : "any";
-  const low = key.minimum ?? undefined;
-  const high = key.maximum ?? undefined;
+  const low = key.minimum ?? key.above ?? undefined;
+  const high = key.maximum === null ? undefined : Math.min(key.maximum, Number.MAX_SAFE_INTEGER);
   const main = el("input", {
     type: "number",
     id,
@@ -160,7 +165,8 @@ function numberField(key, id, set) {
   const slider = SLIDERS[key.name] ? sliderOf(key) : null;
   const apply = (text) => {
     const value = text === "" ? undefined : Number(text);
-    const isValid = main.validity.valid && (value === undefined || Number.isFinite(value));
+    const isAbove = key.above === null || value === undefined || value > key.above;
+    const isValid = main.validity.valid && isAbove;
     main.classList.toggle("invalid", !isValid);
     main.setAttribute("aria-invalid", String(!isValid));
     if (isValid) set(value);

@@ -1,6 +1,6 @@
 // Text as its tokens: tinted by probability, with a card of alternatives on hover and on focus.
 
-import { button, byId, el, percent, relabel, visible } from "./dom.js";
+import { button, byId, el, isPart, percent, relabel, visible } from "./dom.js";
 import { load, save } from "./store.js";
 
 const STORAGE = "agi2.tint";
@@ -219,9 +219,9 @@ function choice([id, text, p], token, take) {
   const isOwn = id === token.id;
   const bar = el("span", { class: "bar" });
   bar.style.setProperty("--share", p);
-  const shownText = text.startsWith("bytes:") ? "(part of a character)" : visible(text);
+  const shownText = visible(text);
   const parts = [el("span", { class: "choice-text" }, shownText), el("span", { class: "figure" }, percent(p)), bar];
-  if (isOwn || !take || p === 0) {
+  if (isOwn || !take || p === 0 || isPart(text)) {
     return el("li", { class: isOwn ? "own" : "", title: isOwn ? "The token that was sampled" : null }, ...parts);
   }
   const name = `Take “${shownText}” instead, ${percent(p)}`;
