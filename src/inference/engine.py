@@ -7,8 +7,9 @@ sampled with its own parameters and random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -23,6 +24,25 @@ from .speculative import speculate_tokens
 
 STEP_TOKENS = 4096
 """Default limit of the tokens of a step: enough for the throughput of a prefill to be flat."""
+
+
+@dataclass
+class EngineCounts:
+    """What an engine has done."""
+
+    prompt_tokens: int = 0
+    """Prompt tokens of the sequences that have begun."""
+    cached_tokens: int = 0
+    """Those whose keys and values were copied instead of computed."""
+    generated_tokens: int = 0
+    steps: int = 0
+    """Steps that computed any tokens."""
+
+    def add_prompt(self, sequence: Sequence, cached: int) -> None:
+        """Count a sequence that begins with this many tokens cached."""
+        sequence.cached_tokens = cached
+        self.prompt_tokens += sequence.prompt_length
+        self.cached_tokens += cached
 
 
 class Engine:
@@ -46,13 +66,13 @@ class Engine:
     ) -> None:
         self.runner = runner
         self.prefix_cache = prefix_cache
-        self.scheduler = Scheduler(max_rows, max_tokens, self._reuse)
-        self.prompt_tokens = 0
-        """Prompt tokens of the sequences that have begun."""
-        self.cached_tokens = 0
-        """Those whose keys and values were copied instead of computed."""
-        self.generated_tokens = 0
-        self.steps = 0
+        self.counts = counts = EngineCounts()
+        # No method of the engine: a cycle of references would keep the KV cache alive.
+        self.scheduler = Scheduler(
+            max_rows,
+            max_tokens,
+            lambda sequence, row: _reuse(runner, prefix_cache, counts, sequence, row),
+        )
 
     def add(self, sequence: Sequence) -> None:
         """Add a sequence to the end of the queue; the next steps generate its tokens."""
@@ -70,13 +90,8 @@ class Engine:
         try:
             self._close_gaps()
             sequences, logits = self._compute()
-            tokens = sample_tokens(logits, sequences) if sequences else []
-            has_finished = False
-            for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-                sequence.append(token, None if sequence.top is None else logits[place])
-                has_finished |= sequence.finish_reason is not None
-                self.generated_tokens += sequence.finish_reason not in ("end_token", "masked")
-            if has_finished:
+            self._append(sequences, logits)
+            if any(sequence.finish_reason is not None for sequence in sequences):
                 self._close_gaps()
         except BaseException:
             for sequence in self.scheduler.running:
@@ -84,30 +99,16 @@ class Engine:
             raise
         return sequences
 
-    def _reuse(self, sequence: Sequence, row: int) -> int:
-        """Admit a sequence to a row; return the length of the prefix that the row holds."""
-        if self.prefix_cache is None:
-            held = self.runner.reusable(row, sequence.window)
-        else:
-            held = self.runner.restore(row, sequence.window, self.prefix_cache)
-        self._count_prompt(sequence, held)
-        return held
-
-    def _count_prompt(self, sequence: Sequence, cached: int) -> None:
-        sequence.cached_tokens = cached
-        self.prompt_tokens += sequence.prompt_length
-        self.cached_tokens += cached
-
     def _compute(self) -> tuple[list[Sequence], torch.Tensor]:
         """Compute a step; return the N sequences to sample and their logits (N, V)."""
         self.runner.reserve_rows(max(1, self.scheduler.rows_wanted))
         scheduled, forks = self.scheduler.schedule()
         if not scheduled:
             return [], torch.empty(0, 0, device="cpu")
-        self.steps += 1
+        self.counts.steps += 1
         logits = self.runner.compute(
             [
-                Chunk(row, sequence.computed, sequence.next_tokens(size))
+                Chunk(row, sequence.computed, sequence.next_tokens(size), _recorder(sequence))
                 for row, sequence, size in scheduled
             ]
         )
@@ -125,10 +126,24 @@ class Engine:
         for row, sequence, source in forks:
             self.runner.copy_row(source, row)
             sequence.computed = len(sequence.window)
-            self._count_prompt(sequence, sequence.computed)
+            self.counts.add_prompt(sequence, sequence.computed)
             sequences.append(sequence)
             places.append(place_of_row[source])
         return sequences, logits[places]
+
+    def _append(self, sequences: SequenceOf[Sequence], logits: torch.Tensor) -> None:
+        """Sample a token for each of N sequences from the model's logits (N, V)."""
+        places = [place for place, each in enumerate(sequences) if each.max_new_tokens]
+        if len(places) < len(sequences):  # only scored
+            for each in sequences:
+                if not each.max_new_tokens:
+                    each.finish("length")
+            sequences, logits = [sequences[place] for place in places], logits[places]
+        tokens = sample_tokens(logits, sequences) if sequences else []
+        for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
+            before = len(sequence.tokens)
+            sequence.append(token, logits[place] if sequence.needs_logprobs else None)
+            self.counts.generated_tokens += len(sequence.tokens) - before
 
     def run(self, sequences: Iterable[Sequence]) -> None:
         """Generate all tokens of the sequences.
@@ -196,6 +211,34 @@ class Engine:
             self.runner.store(row, self.prefix_cache)
 
 
+def _recorder(sequence: Sequence) -> Callable[[int, torch.Tensor], None] | None:
+    """Return what is to be called with the logits of a sequence's tokens, if anything."""
+    is_prompt = len(sequence.tokens) == sequence.prompt_length
+    return sequence.record_prompt if sequence.needs_prompt_logprobs and is_prompt else None
+
+
+def _reuse(
+    runner: ModelRunner,
+    prefix_cache: PrefixCache | None,
+    counts: EngineCounts,
+    sequence: Sequence,
+    row: int,
+) -> int:
+    """Admit a sequence to a row; return the length of the prefix of its window that the row holds.
+
+    The keys and values that a prefix cache has are copied to the row.
+    """
+    window = sequence.window
+    if sequence.needs_prompt_logprobs:
+        held = 0
+    elif prefix_cache is None:
+        held = runner.reusable(row, window)
+    else:
+        held = runner.restore(row, window, prefix_cache)
+    counts.add_prompt(sequence, held)
+    return held
+
+
 def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
     """Sample the next token of each sequence from the model's logits (N, V).
 
@@ -213,7 +256,7 @@ def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list
         return _sample_together(logits, sequences, looked_at)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
-        key = (id(sequence.options), sequence.end_tokens, len(seen), start)
+        key = (sequence.sampling_key, len(seen), start)
         groups.setdefault(key, []).append(place)
     if len(groups) == 1:
         return _sample_together(logits, sequences, looked_at)

@@ -205,10 +205,10 @@ class EngineThread:
         return EngineStats(
             running,
             unfinished - running,
-            engine.prompt_tokens,
-            engine.cached_tokens,
-            engine.generated_tokens,
-            engine.steps,
+            engine.counts.prompt_tokens,
+            engine.counts.cached_tokens,
+            engine.counts.generated_tokens,
+            engine.counts.steps,
             engine.runner.cache_bytes,
             0 if engine.prefix_cache is None else engine.prefix_cache.bytes,
         )

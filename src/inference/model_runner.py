@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,9 @@ from ..utils import human_bytes, log, plural
 from .prefix_cache import PrefixCache
 from .sampling import EndToken, end_ids
 
+RECORDED_TOKENS = 64
+"""Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
+
 
 class Chunk(NamedTuple):
     """Tokens to compute in a row of the KV cache, behind the first `offset` that it holds."""
@@ -29,6 +32,8 @@ class Chunk(NamedTuple):
     row: int
     offset: int
     tokens: list[int]
+    record: Callable[[int, torch.Tensor], None] | None = None
+    """Called with the place of the first of T of the tokens and their logits (T, V), if given."""
 
 
 class ModelRunner:
@@ -150,7 +155,7 @@ class ModelRunner:
             chunks: N, at most one for each row, in the order of the rows.
         """
         lengths = self._held.lengths
-        self._truncate({row: offset for row, offset, _ in chunks if offset < lengths[row]})
+        self._truncate({row: offset for row, offset, *_ in chunks if offset < lengths[row]})
         if all(len(chunk.tokens) == 1 for chunk in chunks):  # a decode step
             return self._compute_together(chunks)
         parts: list[torch.Tensor] = []
@@ -207,7 +212,7 @@ class ModelRunner:
             stop = min(stop, self._held.batch_size)
         rows = [[0] * width for _ in range(first, stop)]
         counts = [width] * len(rows)
-        for row, _, tokens in chunks:
+        for row, _, tokens, _ in chunks:
             rows[row - first][: len(tokens)] = tokens
             counts[row - first] = len(tokens)
         if len(chunks) < len(rows) or width > 1:
@@ -215,20 +220,31 @@ class ModelRunner:
             most, lengths = self._held.capacity - width, self._held.lengths
             self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
         device = self._held.device
-        is_padded = min(counts) < width
         with evaluating():
-            logits = self.model(
-                torch.tensor(rows, device=device),
-                cache=self._held.view(first, stop),
-                last_only=True,
-                counts=torch.tensor(counts, device=device) if is_padded else None,
-            )[:, -1, : self.vocab_size]
-        self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens in chunks})
-        for row, _, tokens in chunks:
+            hidden = self.model.hidden_states(
+                torch.tensor(rows, device=device), cache=self._held.view(first, stop)
+            )
+            for row, offset, tokens, record in chunks:
+                if record is not None:
+                    self._record(hidden[row - first, : len(tokens)], offset, record)
+            if min(counts) < width:
+                last = torch.tensor(counts, device=device) - 1
+                hidden = hidden[torch.arange(len(rows), device=device), last].unsqueeze(1)
+            logits = self.model.logits(hidden[:, -1:])[:, -1, : self.vocab_size]
+        self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens, _ in chunks})
+        for row, _, tokens, _ in chunks:
             self._held_tokens[row] += tokens
         if len(chunks) == len(rows):
             return logits
         return logits[[chunk.row - first for chunk in chunks]]
+
+    def _record(
+        self, hidden: torch.Tensor, offset: int, record: Callable[[int, torch.Tensor], None]
+    ) -> None:
+        """Pass the logits of tokens with these hidden states (T, C) to `record`."""
+        for start in range(0, len(hidden), RECORDED_TOKENS):
+            part = hidden[start : start + RECORDED_TOKENS]
+            record(offset + start, self.model.logits(part)[:, : self.vocab_size])
 
     def _truncate(self, lengths: dict[int, int]) -> None:
         """Shorten rows to lengths by row."""

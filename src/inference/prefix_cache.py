@@ -54,7 +54,7 @@ class PrefixCache:
         return len(self._blocks)
 
     def match(self, tokens: SequenceOf[int]) -> list[torch.Tensor]:
-        """Return the keys and values (L, 2, H, block, D) of the stored blocks that tokens begin with.
+        """Return the stored blocks that tokens begin with, each (L, 2, H, block, D).
 
         They must not be changed.
         """

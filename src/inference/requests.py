@@ -27,6 +27,9 @@ def text_request(
     end_tokens: Iterable[int] = (),
     seed: int | None = None,
     top: int | None = None,
+    named_tokens: Iterable[int] = (),
+    prompt_logprobs: bool = False,
+    max_new_tokens: int | None = None,
 ) -> Request:
     """Return a sequence that generates text.
 
@@ -38,12 +41,15 @@ def text_request(
         criteria: stopping criteria.
         skip_leading_space: whether to strip white space from the start of the text.
         end_tokens: tokens that end it, in addition to the tokenizer's.
-        seed, top: as in `sequence.Sequence`.
+        seed, top, named_tokens, prompt_logprobs, max_new_tokens: as in `sequence.Sequence`.
 
     Raises:
         AGI2Error: if a token is not in the vocabulary, or a criterion is not callable.
     """
     check_prompt(ids, tokenizer.vocab_size)
+    named = list(named_tokens)
+    if not all(0 <= token < tokenizer.vocab_size for token in named):
+        raise AGI2Error(f"a named token is not in the vocabulary of {tokenizer.vocab_size} tokens")
     return Request(
         ids,
         options,
@@ -52,6 +58,9 @@ def text_request(
         seed=seed,
         detokenizer=IncrementalDetokenizer(tokenizer, options, criteria, skip_leading_space),
         top=top,
+        named_tokens=named,
+        prompt_logprobs=prompt_logprobs,
+        max_new_tokens=max_new_tokens,
     )
 
 

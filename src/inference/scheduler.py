@@ -146,7 +146,9 @@ class Scheduler:
         self._drop_finished_waiting()
         while self.waiting and len(self.running) + len(admitted) + len(forks) < self.max_rows:
             sequence = self.waiting[0]
-            twin = twins.setdefault(tuple(sequence.window), sequence)
+            twin = sequence
+            if not sequence.needs_prompt_logprobs:
+                twin = twins.setdefault(tuple(sequence.window), sequence)
             if twin is not sequence:
                 if counts[id(twin)] < twin.pending:  # fork it when the window is complete
                     break

@@ -5,26 +5,19 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
 from ..config_keys import GenerationConfig
 from .detokenizer import IncrementalDetokenizer
+from .logprobs import TokenLogprobs, TokenProbability, token_logprobs
 from .sampling import NO_TOKEN, EndToken, end_ids
 
 FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled", "deadline", "error"]
 """Why a sequence has ended: an end token; a stop string, the end of a sentence or a stopping
 criterion; `max_length`; no token left to choose; its consumer no longer needs it; its deadline has
 passed; or computing it has failed (see `Sequence.error`)."""
-
-
-class TokenProbability(NamedTuple):
-    """The model's probability of a new token, before logits processors."""
-
-    probability: float
-    best: list[tuple[int, float]]
-    """The most probable token ids with their probabilities, in descending order."""
 
 
 class Sequence:
@@ -34,10 +27,10 @@ class Sequence:
     older half is dropped and the rest is prefilled again, which keeps the amortized cost per token
     small. `computed` of the window's tokens have keys and values in the KV cache.
 
-    One thread changes it. Others may read `tokens`, `probabilities`, `text`, `finish_reason` and
+    One thread changes it. Others may read `tokens`, `logprobs`, `text`, `finish_reason` and
     `error`, and one of them may call `take_pieces`, without a lock: tokens and pieces are only
-    appended, the probability of a token before the token, and `finish_reason` is set last. Read it
-    first: if it is not None, all that is read after it is final.
+    appended, the log-probability of a token before the token, and `finish_reason` is set last.
+    Read it first: if it is not None, all that is read after it is final.
 
     Args:
         prompt: token ids, at least one.
@@ -46,7 +39,11 @@ class Sequence:
         end_token: ends the sequence; one or several.
         seed: makes sampling reproducible, whatever else runs; None for a random seed.
         detokenizer: turns new tokens into text and ends it; None for token ids alone.
-        top: number of most probable tokens to record for each new token; None records nothing.
+        top: number of most probable tokens to record for each new token, in `logprobs`; None
+            records none.
+        named_tokens: ids of tokens whose log-probabilities are recorded, too.
+        prompt_logprobs: whether to record the same for the tokens of the prompt.
+        max_new_tokens: in place of `options.max_length`; 0 only computes the prompt.
     """
 
     def __init__(
@@ -59,14 +56,27 @@ class Sequence:
         seed: int | None = None,
         detokenizer: IncrementalDetokenizer | None = None,
         top: int | None = None,
+        named_tokens: Iterable[int] = (),
+        prompt_logprobs: bool = False,
+        max_new_tokens: int | None = None,
     ) -> None:
         self.tokens = [int(token) for token in prompt]
         self.prompt_length = len(self.tokens)
         self.options = options
         self.end_tokens = end_ids(end_token)
-        self.top = top
-        self.probabilities: list[TokenProbability] = []
-        """One for each new token, if `top` is not None."""
+        self._top = top or 0
+        self._named_tokens = list(named_tokens)
+        self.needs_logprobs = top is not None or bool(self._named_tokens)
+        """Whether log-probabilities of new tokens are recorded."""
+        self.logprobs: list[TokenLogprobs] = []
+        """One for each new token, if `needs_logprobs`."""
+        self.end_logprobs: tuple[int, TokenLogprobs] | None = None
+        """The end token at which it has ended, if `needs_logprobs`."""
+        self.needs_prompt_logprobs = prompt_logprobs
+        """Whether log-probabilities of the prompt are recorded, so that it must be computed."""
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        """One for each token of the prompt, if `needs_prompt_logprobs`; None for the first that the
+        model attends to, and those before it."""
         self.computed = 0
         self.arrival = 0
         """Its place in the order of arrival, which the scheduler sets."""
@@ -79,21 +89,31 @@ class Sequence:
         """What has failed, if `finish_reason` is "error"."""
         self._positions = positions
         self._start = max(0, len(self.tokens) - positions)
+        if prompt_logprobs:
+            self.prompt_logprobs += [None] * (self._start + 1)
         self._random = random.Random(seed)
         self._uniform: float | None = None
         self._detokenizer = detokenizer
         self._pieces: deque[str] = deque()
         # Each step reads these.
         self.is_greedy = options.is_greedy
+        self.sampling_key = (_sampling_key(options), self.end_tokens)
+        """Sequences for which it is equal have the same logits processors."""
         self._needs_prompt = options.needs_prompt
         self._needs_new_tokens = bool(options.presence_penalty or options.frequency_penalty)
         self._masked_length = options.min_length if self.end_tokens else 0
-        self._max_tokens = self.prompt_length + options.max_length
+        self.max_new_tokens = options.max_length if max_new_tokens is None else max_new_tokens
+        self._max_tokens = self.prompt_length + self.max_new_tokens
 
     @property
     def new_tokens(self) -> list[int]:
         """The tokens after the prompt."""
         return self.tokens[self.prompt_length :]
+
+    @property
+    def probabilities(self) -> list[TokenProbability]:
+        """The probabilities of the new tokens, if `needs_logprobs`."""
+        return [each.probabilities for each in self.logprobs]
 
     @property
     def window(self) -> list[int]:
@@ -143,15 +163,18 @@ class Sequence:
 
         Args:
             token: its id, or `NO_TOKEN` if every token is masked.
-            logits: the model's, (V,), before logits processors; needed if `top` is not None.
+            logits: the model's, (V,), before logits processors; needed if `needs_logprobs`.
         """
         if token == NO_TOKEN or token in self.end_tokens:
+            if token != NO_TOKEN and self.needs_logprobs and logits is not None:
+                found = token_logprobs(logits[None], [token], self._top, self._named_tokens)
+                self.end_logprobs = (token, found[0])
             self.finish("masked" if token == NO_TOKEN else "end_token")
             return
         self._uniform = None
         is_full = len(self.tokens) - self._start == self._positions
-        if self.top is not None and logits is not None:
-            self.probabilities.append(_probability(logits, token, self.top))
+        if self.needs_logprobs and logits is not None:
+            self.logprobs += token_logprobs(logits[None], [token], self._top, self._named_tokens)
         self.tokens.append(token)
         if is_full:
             self._start = len(self.tokens) - max(1, self._positions // 2)
@@ -164,6 +187,20 @@ class Sequence:
                 return
         if len(self.tokens) == self._max_tokens:
             self.finish("length")
+
+    def record_prompt(self, first: int, logits: torch.Tensor) -> None:
+        """Record the log-probabilities of tokens of the prompt, unless they have been.
+
+        Args:
+            first: place in the window of the first token of which there are logits.
+            logits: the model's, (T, V), of the tokens after these.
+        """
+        place = self._start + first + 1  # of the first token that they predict
+        recorded = len(self.prompt_logprobs) - place
+        tokens = self.tokens[place : min(place + len(logits), self.prompt_length)][recorded:]
+        if tokens:
+            part = logits[recorded : recorded + len(tokens)]
+            self.prompt_logprobs += token_logprobs(part, tokens, self._top, self._named_tokens)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the sequence, unless it has ended; text that was held back is released."""
@@ -178,9 +215,10 @@ class Sequence:
             self._pieces.append(piece)
 
 
-def _probability(logits: torch.Tensor, token: int, top: int) -> TokenProbability:
-    """Return the probability of a token and of the `top` most probable, for logits (V,)."""
-    probabilities = logits.float().softmax(dim=-1)
-    best = probabilities.topk(min(top, probabilities.numel()))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return TokenProbability(float(probabilities[token]), list(pairs))
+def _sampling_key(options: GenerationConfig) -> tuple[object, ...]:
+    """Return the options that the logits processors depend on."""
+    return (
+        *(options.temperature, options.top_k, options.top_p, options.min_p, options.typical_p),
+        *(options.repetition_penalty, options.presence_penalty, options.frequency_penalty),
+        *(options.no_repeat_ngram, options.min_length, tuple(options.logit_bias.items())),
+    )

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ..data.chat_context import TURN_END
 from ..data.chat_template import Message
 from ..inference.sequence import Sequence as Request
-from .choices import ChoiceReader, TokenEntry, TokenNames, make_readers, read_deltas
+from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
 from .completions import FINGERPRINT
 from .endpoints import Call
 from .errors import RequestError
@@ -21,8 +21,8 @@ from .sampling import (
     check_length,
     first_seed,
     make_sequences,
-    max_new_tokens,
     sampling_options,
+    token_limit,
 )
 from .schemas import (
     ChatBody,
@@ -124,7 +124,7 @@ def reply_sequences(
     """
     ids = conversation_tokens(messages, served)
     left = max(1, served.positions - len(ids))
-    limit = max_new_tokens(limit, left, settings, param=param)
+    limit = token_limit(limit, left, settings, param=param)
     turn_end = () if served.has_template else (TURN_END,)
     options = sampling_options(body, served, limit, turn_end)
     return make_sequences(
@@ -244,7 +244,15 @@ class ReplyWriter:
             yield "", {**end, "usage": generation.usage, "timings": generation.timings}
 
     def _readers(self, generation: Generation) -> list[ChoiceReader]:
-        return make_readers(generation.sequences, self._tokenizer, self._skips_space)
+        return [
+            ChoiceReader(
+                each,
+                self._tokenizer,
+                self._skips_space,
+                named_tokens=self._body.logprob_token_ids,
+            )
+            for each in generation.sequences
+        ]
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..inference.detokenizer import StreamDecoder
+from ..inference.logprobs import TokenLogprobs
 from ..inference.sequence import Sequence as Request
 from ..tokenizer import Tokenizer
 from .schemas import FinishReason, TokenLogprob
@@ -97,12 +98,23 @@ class ChoiceReader:
         sequence: one choice.
         tokenizer: the model's.
         skip_leading_space: whether its text has no white space at its start.
+        named_tokens: ids of the tokens whose log-probabilities the sequence records.
+        has_end: whether the end token is returned, too, if it has ended at one.
     """
 
     def __init__(
-        self, sequence: Request, tokenizer: Tokenizer, skip_leading_space: bool = False
+        self,
+        sequence: Request,
+        tokenizer: Tokenizer,
+        skip_leading_space: bool = False,
+        *,
+        named_tokens: Sequence[int] | None = None,
+        has_end: bool = False,
     ) -> None:
         self.sequence = sequence
+        self._named = named_tokens or ()
+        self._has_end = has_end
+        self._tokenizer = tokenizer
         self._characters = StreamDecoder(tokenizer)
         self._is_at_start = skip_leading_space
         self._read = 0
@@ -119,8 +131,10 @@ class ChoiceReader:
         reason = self.sequence.finish_reason  # first: what is read after it is final
         text = "".join(self.sequence.take_pieces())
         self._released += len(text)
-        if self.sequence.top is not None:
+        if self.sequence.needs_logprobs:
             self._take_tokens()
+            if reason == "end_token" and self._has_end:
+                self._take_end()
         is_cut = reason in (None, "stop")
         ready = [each for each in self._held if not is_cut or each.offset < self._released]
         self._held = [] if reason else self._held[len(ready) :]
@@ -131,18 +145,44 @@ class ChoiceReader:
         """Decode the tokens that are new."""
         for token, found in zip(
             self.sequence.new_tokens[self._read :],
-            self.sequence.probabilities[self._read :],
+            self.sequence.logprobs[self._read :],
             strict=False,  # a token may be appended in between
         ):
             text = self._characters.push(token)
             if self._is_at_start:
                 text = text.lstrip()
                 self._is_at_start = not text
-            logprob = finite(math.log(found.probability)) if found.probability else LOWEST_LOGPROB
-            top = [(other, finite(math.log(p)) if p else LOWEST_LOGPROB) for other, p in found.best]
-            self._held.append(TokenEntry(token, text, self._decoded, logprob, top, []))
+            self._held.append(self._entry(token, text, self._decoded, found))
             self._decoded += len(text)
             self._read += 1
+
+    def _take_end(self) -> None:
+        if self.sequence.end_logprobs is not None:
+            token, found = self.sequence.end_logprobs
+            self._held.append(self._entry(token, "", self._decoded, found))
+
+    def prompt_entries(self) -> list[TokenEntry]:
+        """Return the tokens of the prompt, if their log-probabilities are recorded."""
+        characters, offset = StreamDecoder(self._tokenizer), 0
+        entries = []
+        for token, found in zip(self.sequence.tokens, self.sequence.prompt_logprobs, strict=False):
+            text = characters.push(token)
+            entries.append(self._entry(token, text, offset, found))
+            offset += len(text)
+        return entries
+
+    def _entry(self, token: int, text: str, offset: int, found: TokenLogprobs | None) -> TokenEntry:
+        if found is None:
+            return TokenEntry(token, text, offset, None, [], [])
+        named = zip(self._named, found.named, strict=True)
+        return TokenEntry(
+            token,
+            text,
+            offset,
+            finite(found.logprob),
+            [(other, finite(logprob)) for other, logprob in found.best],
+            [(other, finite(logprob)) for other, logprob in named],
+        )
 
 
 async def read_deltas(
@@ -164,10 +204,3 @@ async def read_deltas(
                 generation.check(reader.sequence)
         if unfinished:
             await generation.wait()
-
-
-def make_readers(
-    sequences: Iterable[Request], tokenizer: Tokenizer, skip_leading_space: bool = False
-) -> list[ChoiceReader]:
-    """Return a reader of each sequence."""
-    return [ChoiceReader(each, tokenizer, skip_leading_space) for each in sequences]

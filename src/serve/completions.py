@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from starlette.responses import Response
 
 from .. import __version__
 from ..inference.requests import encode_prompt
-from .choices import ChoiceReader, TokenEntry, TokenNames, make_readers, read_deltas
+from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
 from .endpoints import Call
 from .errors import RequestError
 from .models import ServedModel
@@ -19,8 +19,8 @@ from .sampling import (
     check_length,
     first_seed,
     make_sequences,
-    max_new_tokens,
     sampling_options,
+    token_limit,
 )
 from .schemas import (
     MAX_CHOICES,
@@ -40,9 +40,13 @@ FINGERPRINT = f"agi2-{__version__}"
 async def create_completion(call: Call, body: CompletionBody) -> Response:
     """Continue one text or several; `n` times each."""
     check_stream(body.stream, body.stream_options)
+    if body.logprob_token_ids is not None and body.logprobs is None:
+        raise RequestError(
+            "logprob_token_ids is only for requests with logprobs", param="logprob_token_ids"
+        )
     served = await call.model(body.model)
     prompts = _prompts(body, served)
-    limit = max_new_tokens(
+    limit = token_limit(
         body.max_tokens, DEFAULT_MAX_TOKENS, call.state.settings, param="max_tokens"
     )
     seed = first_seed(body, served)
@@ -50,10 +54,11 @@ async def create_completion(call: Call, body: CompletionBody) -> Response:
         prompts,
         body,
         served,
-        sampling_options(body, served, limit),
+        sampling_options(body, served, max(1, limit)),
         seed,
         choices=body.n or 1,
         top=body.logprobs,
+        max_new_tokens=limit,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     writer = _Writer(body, served, seed)
@@ -105,10 +110,11 @@ class _Writer:
     def response(self, generation: Generation) -> Completion:
         """Return the response to a generation that is finished."""
         choices = []
-        for index, reader in enumerate(make_readers(generation.sequences, self._tokenizer)):
+        for index, reader in enumerate(self._readers(generation)):
             text, entries, reason = reader.read()
             prompt, prompt_entries = self._echo(reader)
-            choices.append(self._choice(index, prompt + text, [*prompt_entries, *entries], reason))
+            entries = [*prompt_entries, *_moved(entries, len(prompt))]
+            choices.append(self._choice(index, prompt + text, entries, reason))
         return {
             **self._head(choices),
             "usage": generation.usage,
@@ -117,7 +123,7 @@ class _Writer:
 
     async def events(self, generation: Generation) -> AsyncIterator[tuple[str, Completion]]:
         """Yield the events of a stream."""
-        readers = make_readers(generation.sequences, self._tokenizer)
+        readers = self._readers(generation)
         options = self._body.stream_options
         wants_usage = options is not None and options.include_usage
 
@@ -125,12 +131,15 @@ class _Writer:
             head = self._head(choices)
             return "", {**head, "usage": None} if wants_usage else head
 
-        if self._body.echo:
-            for index, reader in enumerate(readers):
-                prompt, entries = self._echo(reader)
-                yield event([self._choice(index, prompt, entries, None)])
-        async for delta in read_deltas(generation, readers):
-            yield event([self._choice(*delta)])
+        # The prompt of a choice is before its text: its log-probabilities are complete then.
+        prompts: dict[int, str] = {}
+        async for index, text, entries, reason in read_deltas(generation, readers):
+            prompt, prompt_entries = "", list[TokenEntry]()
+            if index not in prompts:
+                prompt, prompt_entries = self._echo(readers[index])
+                prompts[index] = prompt
+            entries = [*prompt_entries, *_moved(entries, len(prompts[index]))]
+            yield event([self._choice(index, prompt + text, entries, reason)])
         if wants_usage:
             yield (
                 "",
@@ -172,7 +181,14 @@ class _Writer:
             return "", []
         sequence = reader.sequence
         prompt = sequence.tokens[: sequence.prompt_length]
-        return self._tokenizer.decode(prompt), []
+        return self._tokenizer.decode(prompt), reader.prompt_entries()
+
+    def _readers(self, generation: Generation) -> list[ChoiceReader]:
+        named = self._body.logprob_token_ids
+        return [
+            ChoiceReader(each, self._tokenizer, named_tokens=named, has_end=True)
+            for each in generation.sequences
+        ]
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> CompletionLogprobs:
         """Return tokens as parallel lists; of equal texts the most likely token counts."""
@@ -193,4 +209,16 @@ class _Writer:
             found["top_logprobs"].append(
                 {text(token): value for token, value in reversed([*likely, own])}
             )
+        if self._body.logprob_token_ids:
+            found["named_logprobs"] = [dict(_by_id(each.named)) or None for each in entries]
         return found
+
+
+def _by_id(logprobs: Iterable[tuple[int, float]]) -> Iterator[tuple[str, float]]:
+    """Yield log-probabilities with the keys of `logit_bias`."""
+    return ((str(token), logprob) for token, logprob in logprobs)
+
+
+def _moved(entries: Iterable[TokenEntry], offset: int) -> list[TokenEntry]:
+    """Return tokens of a text that begins after `offset` characters."""
+    return [each._replace(offset=each.offset + offset) for each in entries]

@@ -14,7 +14,7 @@ from ..data.chat_template import Message
 from .chat import as_messages, content_logprobs, reply_sequences
 from .choices import ChoiceReader, TokenEntry, TokenNames, read_deltas
 from .endpoints import Call
-from .errors import as_request_error
+from .errors import RequestError, as_request_error
 from .models import ServedModel
 from .responses_schemas import (
     OutputMessage,
@@ -36,6 +36,10 @@ async def create_response(call: Call, body: ResponseBody) -> Response:
     Nothing is stored: each request has the whole conversation.
     """
     check_stream(body.stream, body.stream_options)
+    if body.logprob_token_ids is not None and body.top is None:
+        raise RequestError(
+            "logprob_token_ids is only for requests with top_logprobs", param="logprob_token_ids"
+        )
     served = await call.model(body.model)
     seed = first_seed(body, served)
     sequences = reply_sequences(
@@ -50,7 +54,12 @@ async def create_response(call: Call, body: ResponseBody) -> Response:
     )
     writer = _Writer(body, served, seed, sequences[0].options)
     generation = call.generate(served, sequences)
-    reader = ChoiceReader(sequences[0], served.trained.tokenizer, skip_leading_space=True)
+    reader = ChoiceReader(
+        sequences[0],
+        served.trained.tokenizer,
+        skip_leading_space=True,
+        named_tokens=body.logprob_token_ids,
+    )
     if body.stream:
         return EventStream(writer.events(generation, reader), call.state.settings.keep_alive)
     await generation.finish()

@@ -76,7 +76,7 @@ def sampling_options(
     return config
 
 
-def max_new_tokens(given: int | None, default: int, settings: ServeSettings, param: str) -> int:
+def token_limit(given: int | None, default: int, settings: ServeSettings, param: str) -> int:
     """Return the maximum number of new tokens of a request.
 
     Raises:
@@ -135,6 +135,7 @@ def make_sequences(
     top: int | None = None,
     end_tokens: Iterable[int] = (),
     prompt_logprobs: bool = False,
+    max_new_tokens: int | None = None,
     skip_leading_space: bool = False,
 ) -> list[Request]:
     """Return the sequences of a request: those of each prompt one after the other.
@@ -149,6 +150,7 @@ def make_sequences(
         top: number of most likely tokens to record for each token; None for none.
         end_tokens: tokens that end a text, in addition to the tokenizer's.
         prompt_logprobs: whether to record those of the prompt's tokens, too.
+        max_new_tokens: in place of `options.max_length`; 0 only computes the prompts.
         skip_leading_space: whether to strip white space from the start of a text.
     """
     tokenizer = served.trained.tokenizer
@@ -170,6 +172,9 @@ def make_sequences(
                 tokenizer, options, skip_leading_space=skip_leading_space
             ),
             top=top,
+            named_tokens=named,
+            prompt_logprobs=prompt_logprobs,
+            max_new_tokens=max_new_tokens,
         )
         for ids in prompts
         for index in range(choices)

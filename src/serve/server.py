@@ -27,7 +27,7 @@ _GRACE = 5.0
 """Seconds that responses have to end after the engines were closed."""
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn with a shutdown that finishes what runs.
 
     The first SIGINT or SIGTERM closes the socket; running requests finish within a limit, after
@@ -36,24 +36,24 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, state: State, address: str) -> None:
         super().__init__(config)
-        self._state = state
+        self.state = state
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the models, listen, and log the address."""
         await super().startup(sockets)
-        names = ", ".join(self._state.models.sources)
+        names = ", ".join(self.state.models.sources)
         log.info("serving %s at %s (Ctrl-C stops)", names, self._address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what runs, within the limit."""
-        seconds = self._state.settings.shutdown_seconds
-        closing = asyncio.create_task(self._state.models.close(seconds))
+        seconds = self.state.settings.shutdown_seconds
+        closing = asyncio.create_task(self.state.models.close(seconds))
         try:
             await super().shutdown(sockets)
         finally:
             if self.force_exit:
-                await self._state.models.close(0.0)  # ends what the other one waits for
+                await self.state.models.close(0.0)  # ends what the other one waits for
             await closing
         log.info("stopped")
 
@@ -79,7 +79,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         log.info(
             "stopping: running requests have %s; a second signal stops at once",
-            human_time(self._state.settings.shutdown_seconds),
+            human_time(self.state.settings.shutdown_seconds),
         )
 
 
@@ -89,28 +89,38 @@ def serve(sources: Sequence[ModelSource], settings: ServeSettings) -> None:
     Raises:
         AGI2Error: if the address cannot be bound to, or a model cannot be loaded.
     """
-    app = create_app(sources, settings)
     with bind(settings.host, settings.port) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            http="h11",
-            loop="asyncio",
-            lifespan="on",
-            backlog=_BACKLOG,
-            h11_max_incomplete_event_size=_MAX_HEADERS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(settings.shutdown_seconds + _GRACE) + 1,
-        )
-        server = _Server(config, app.state, f"http://{shown}:{port}")
-        server.run([listener])
+        uvicorn_server(sources, settings, f"http://{shown}:{port}").run([listener])
+
+
+def uvicorn_server(sources: Sequence[ModelSource], settings: ServeSettings, address: str) -> Server:
+    """Return a server that is not running yet.
+
+    Args:
+        sources: the models.
+        settings: address, key and limits.
+        address: the URL to log.
+    """
+    app = create_app(sources, settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        http="h11",
+        loop="asyncio",
+        lifespan="on",
+        backlog=_BACKLOG,
+        h11_max_incomplete_event_size=_MAX_HEADERS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds + _GRACE) + 1,
+    )
+    return Server(config, app.state, address)
 
 
 def bind(host: str, port: int) -> socket.socket:

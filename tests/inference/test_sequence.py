@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -112,12 +113,25 @@ def test_the_logits_processors_are_given_no_more_than_they_need():
         assert each.processed_tokens() == expected
 
 
-def test_probabilities_are_recorded_as_asked_for():
+def test_log_probabilities_are_recorded_as_asked_for():
     logits = torch.tensor([2.0, 0.0, 1.0])
-    shares = logits.softmax(0).tolist()
-    for top, best in ((0, []), (2, [0, 2]), (9, [0, 2, 1])):
-        each = Sequence([1], GenerationConfig(max_length=9), 8, top=top)
+    expected = logits.double().log_softmax(0).tolist()
+    for top, named, best in (
+        (0, [], []),
+        (2, [1], [0, 2]),
+        (9, [2, 1], [0, 2, 1]),
+        (None, [0], []),
+    ):
+        each = Sequence([1], GenerationConfig(max_length=9), 8, top=top, named_tokens=named)
         each.append(2, logits)
-        (found,) = each.probabilities
-        assert found.probability == shares[2]
-        assert found.best == [(token, shares[token]) for token in best]
+        (found,) = each.logprobs
+        assert found.logprob == pytest.approx(expected[2])
+        assert found.named == pytest.approx([expected[token] for token in named])
+        assert [token for token, _ in found.best] == best
+        assert [value for _, value in found.best] == pytest.approx([expected[i] for i in best])
+        (shares,) = each.probabilities
+        assert shares.probability == pytest.approx(math.exp(expected[2]))
+        assert shares.best == [(i, pytest.approx(math.exp(expected[i]))) for i in best]
+    silent = Sequence([1], GenerationConfig(max_length=9), 8)
+    silent.append(2)
+    assert (silent.logprobs, silent.prompt_logprobs) == ([], [])
