@@ -11,7 +11,7 @@ from ..data.chat_context import TURN_END
 from ..inference.model_runner import check_prompt
 from .chat import ReplyWriter, check_logprobs
 from .endpoints import Call
-from .sampling import first_seed, make_sequences, max_new_tokens, sampling_options
+from .sampling import first_seed, make_sequences, sampling_options, token_limit
 from .schemas import ReplyBody, TokenId
 from .streaming import EventStream, JSONBody, check_stream
 
@@ -36,7 +36,7 @@ async def continue_reply(call: Call, body: ContinuationBody) -> Response:
     check_prompt(body.tokens, served.trained.tokenizer.vocab_size)
     left = served.positions - len(body.tokens)
     default = left if left > 0 else max(1, served.positions // 2)
-    limit = max_new_tokens(body.max_tokens, default, call.state.settings, param="max_tokens")
+    limit = token_limit(body.max_tokens, default, call.state.settings, param="max_tokens")
     turn_end = () if served.has_template else (TURN_END,)
     seed = first_seed(body, served)
     sequences = make_sequences(
@@ -45,6 +45,7 @@ async def continue_reply(call: Call, body: ContinuationBody) -> Response:
         served,
         sampling_options(body, served, limit, turn_end),
         seed,
+        choices=body.n or 1,
         top=(body.top_logprobs or 0) if body.logprobs else None,
         end_tokens=served.chat.end_tokens,
     )

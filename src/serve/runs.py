@@ -115,7 +115,7 @@ def _list(call: Call) -> RunList:
     summaries = [(id, _summary(path)) for id, path in _found(call).items()]
     summaries.sort(key=lambda each: each[1].changed, reverse=True)
     return {
-        "folder": ", ".join(visible_text(folder) for folder in _folders(call)),
+        "folder": ", ".join(sorted({visible_text(folder) for folder in _folders(call)})),
         "runs": [_line(*each) for each in summaries],
     }
 
@@ -165,7 +165,7 @@ def _visible(rows: Rows) -> Rows:
 def _folders(call: Call) -> list[Path]:
     """Return the folders that contain the models."""
     sources = call.state.models.sources.values()
-    return sorted({source.folder.resolve().parent for source in sources})
+    return sorted({source.folder.parent for source in sources})
 
 
 def _found(call: Call) -> dict[str, Path]:
@@ -180,7 +180,8 @@ def _found(call: Call) -> dict[str, Path]:
             paths += (path for path in folder.iterdir() if is_run(path))
         except OSError as error:
             raise AGI2Error(f"{folder} cannot be read: {error.strerror}") from error
-    return {hashlib.sha256(os.fsencode(path)).hexdigest()[:16]: path for path in paths}
+    real = {path.resolve(): path for path in paths}  # a folder may be named in several ways
+    return {hashlib.sha256(os.fsencode(each)).hexdigest()[:16]: real[each] for each in real}
 
 
 def _read(call: Call, ids: Iterable[str]) -> list[RunRecord]:

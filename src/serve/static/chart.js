@@ -2,37 +2,35 @@
 
 import { el, svg } from "./dom.js";
 
-const WIDTH = 640;
-const HEIGHT = 300;
 const LEFT = 52;
 const RIGHT = 12;
 const TOP = 12;
 const BOTTOM = 34;
 
 /**
- * Draw curves: `series` is a list of { name, color, points: [[x, y], …], dots, pale }. Returns a
- * figure whose readout follows the pointer.
+ * Draw curves in a picture of so many pixels: `series` is a list of { name, color, points:
+ * [[x, y], …], dots, pale }. Returns a figure whose readout follows the pointer.
  */
-export function chart({ title, unit, xName, series }) {
+export function chart({ title, unit, xName, series, width, height }) {
   const all = series.flatMap(({ points }) => points).filter(([, y]) => y !== null);
   const caption = el("figcaption", {}, el("strong", {}, title), el("span", { class: "soft" }, unit));
   if (!all.length) return el("figure", { class: "chart" }, caption, el("p", { class: "soft" }, "Nothing is logged yet."));
-  const x = scale(all.map(([at]) => at), LEFT, WIDTH - RIGHT, false);
-  const y = scale(robust(all.map(([, value]) => value)), HEIGHT - BOTTOM, TOP, true);
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": describe(title, unit, series) });
+  const x = scale(all.map(([at]) => at), LEFT, width - RIGHT, false);
+  const y = scale(robust(all.map(([, value]) => value)), height - BOTTOM, TOP, true);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": describe(title, unit, series) });
   for (const tick of y.ticks) {
     picture.append(
-      svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y.at(tick), y2: y.at(tick) }),
+      svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y.at(tick), y2: y.at(tick) }),
       label(LEFT - 8, y.at(tick) + 4, "end", figure(tick)),
     );
   }
-  for (const tick of x.ticks) picture.append(label(x.at(tick), HEIGHT - BOTTOM + 18, "middle", figure(tick)));
-  picture.append(label(WIDTH - RIGHT, HEIGHT - 2, "end", xName));
+  for (const tick of x.ticks) picture.append(label(x.at(tick), height - BOTTOM + 18, "middle", figure(tick)));
+  picture.append(label(width - RIGHT, height - 2, "end", xName));
   for (const each of series) picture.append(...curve(each, x, y));
-  const mark = svg("line", { class: "mark", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
+  const mark = svg("line", { class: "mark", y1: TOP, y2: height - BOTTOM, visibility: "hidden" });
   picture.append(mark);
   const readout = el("p", { class: "readout soft", "aria-hidden": "true" });
-  follow(picture, mark, readout, series, x, xName);
+  follow(picture, mark, readout, series, x, xName, width);
   return el("figure", { class: "chart" }, caption, picture, readout, legend(series));
 }
 
@@ -71,10 +69,10 @@ function legend(series) {
   );
 }
 
-function follow(picture, mark, readout, series, x, xName) {
+function follow(picture, mark, readout, series, x, xName, width) {
   picture.addEventListener("pointermove", (event) => {
     const rect = picture.getBoundingClientRect();
-    const at = x.back(((event.clientX - rect.left) / rect.width) * WIDTH);
+    const at = x.back(((event.clientX - rect.left) / rect.width) * width);
     const found = series
       .map(({ name, points }) => ({ name, point: nearest(points, at) }))
       .filter(({ point }) => point);

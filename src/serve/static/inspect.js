@@ -33,7 +33,7 @@ function summary(lens, attention) {
       "p",
       {},
       "Token ",
-      el("strong", {}, visible(target.text)),
+      el("strong", {}, visible(target.token)),
       `: ${percent(last.probability)}, rank ${last.rank} of the model's vocabulary. ${since}`,
     ),
   ];

@@ -22,6 +22,11 @@ export function showRuns(shown) {
 
 export function setUpRuns() {
   byId("refresh").addEventListener("click", refresh);
+  let resized = 0;
+  addEventListener("resize", () => {
+    clearTimeout(resized);
+    if (isShown) resized = setTimeout(drawSelected, 200);
+  });
   document.addEventListener("visibilitychange", () => {
     if (isShown && !document.hidden) refresh();
   });
@@ -130,12 +135,17 @@ function curves(details) {
     { name: isOne ? "val" : `${run.name} (val)`, color: isOne ? 1 : index, points: run.val_loss, dots: true },
   ]);
   const one = (key) => details.map((run, index) => ({ name: run.name, color: index, points: run[key] }));
+  // The pixels of a figure, less its padding.
+  const room = byId("run-details").clientWidth;
+  const isNarrow = innerWidth < 724; // as in the style sheet
+  const large = { xName, width: Math.max(240, room - 34), height: isNarrow ? 230 : 320 };
+  const small = { xName, width: isNarrow ? large.width : (room - 16) / 2 - 34, height: isNarrow ? 190 : 220 };
   return el(
     "div",
     { class: "charts" },
-    chart({ title: "Loss", unit: isSameUnit ? unit : "different units", xName, series: losses }),
-    chart({ title: "Learning rate", unit: "", xName, series: one("learning_rate") }),
-    chart({ title: "Speed", unit: "tokens per second", xName, series: one("speed") }),
+    chart({ title: "Loss", unit: isSameUnit ? unit : "different units", series: losses, ...large }),
+    chart({ title: "Learning rate", unit: "", series: one("learning_rate"), ...small }),
+    chart({ title: "Speed", unit: "tokens per second", series: one("speed"), ...small }),
   );
 }
 
