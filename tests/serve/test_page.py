@@ -29,7 +29,7 @@ expect = playwright.expect
 HOSTILE = '<img src=x onerror="window.hit=1">'
 LONG = {"ignore_eos": True, "max_tokens": 4000}
 # For a busy machine; waits end as soon as what they wait for is there.
-PATIENCE = 60_000
+PATIENCE = 30_000
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def trained(tmp_path_factory):
     (folder / "chats.jsonl").write_bytes(messages_lines(random_conversations(40, seed=3, words=4)))
     make = configurations(folder / "none.txt", folder / "trained")
     chats = {"sources": [], "conversations": [str(folder / "chats.jsonl")]}
-    sizes = {"tokenizer": "bpe", "vocab_size": 300, "model_positions": 128, "model_layer": 2}
-    train_from_config(make("whale", **chats, **sizes, eval_interval=4, sample_tokens=8))
+    sizes = {"tokenizer": "basic", "model_positions": 128, "model_layer": 2}
+    train_from_config(make("whale", **chats, **sizes, max_steps=40, eval_interval=20, sample_tokens=8))
     shutil.copytree(folder / "trained" / "whale", folder / "trained" / HOSTILE)
     return folder / "trained"
 
@@ -98,7 +98,7 @@ def open_page(browser, server):
         contexts.append(context)
         context.set_default_timeout(PATIENCE)
         page = context.new_page()
-        page.on("pageerror", errors.append)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.goto(url or server.url)
         return page
