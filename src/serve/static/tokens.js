@@ -6,6 +6,7 @@ import { load, save } from "./store.js";
 const STORAGE = "agi2.tint";
 const SHOW_AFTER = 120;
 const HIDE_AFTER = 250;
+const LONGEST_REST = 16;
 
 export const tint = {
   on: load(STORAGE, true) === true,
@@ -39,24 +40,23 @@ export class TokenReader {
 /** Round a probability to four digits, as storage is small. */
 export const rounded = (p) => Number(p.toPrecision(4));
 
-/** Return the tokens' parts of a text, or null if the text is not that of the tokens. */
+/**
+ * Return the tokens' parts of a text, or null if the text is not that of the tokens. A token that
+ * the text does not show, such as the end of a turn, has an empty part.
+ */
 export function partsOf(text, tokens) {
   if (!tokens?.length) return null;
-  let joined = tokens.map((token) => token.text).join("");
-  let skipped = 0;
-  while (!joined.slice(skipped).startsWith(text.slice(0, joined.length - skipped))) {
-    // A reply has no white space at its start.
-    if (!/\s/.test(joined[skipped] ?? "x")) return null;
-    skipped += 1;
-  }
-  const parts = [];
-  let at = -skipped;
-  for (const token of tokens) {
-    const end = at + token.text.length;
-    parts.push(text.slice(Math.max(0, at), Math.max(0, end)));
-    at = end;
-  }
-  if (at < text.length) parts[parts.length - 1] += text.slice(at); // a character that has no end
+  let at = 0;
+  const parts = tokens.map((token) => {
+    // A reply has no white space at its start; its end may be a part of a token.
+    const part = at || text.startsWith(token.text) ? token.text : token.text.trimStart();
+    const rest = text.slice(at, at + part.length);
+    if (!part.startsWith(rest)) return "";
+    at += rest.length;
+    return rest;
+  });
+  if (text.length - at > LONGEST_REST) return null;
+  parts[parts.length - 1] += text.slice(at); // a character that has no end
   return parts;
 }
 
