@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -63,8 +64,7 @@ class Process:
         assert self._process.poll() is None
 
     def is_up(self):
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=60):
             return True
         return False
 
