@@ -41,7 +41,9 @@ def trained(tmp_path_factory):
     make = configurations(folder / "none.txt", folder / "trained")
     chats = {"sources": [], "conversations": [str(folder / "chats.jsonl")]}
     sizes = {"tokenizer": "basic", "model_positions": 128, "model_layer": 2}
-    train_from_config(make("whale", **chats, **sizes, max_steps=40, eval_interval=20, sample_tokens=8))
+    train_from_config(
+        make("whale", **chats, **sizes, max_steps=40, eval_interval=20, sample_tokens=8)
+    )
     shutil.copytree(folder / "trained" / "whale", folder / "trained" / HOSTILE)
     return folder / "trained"
 

@@ -55,8 +55,8 @@ export class MessageView {
     const notes = [];
     if (dropped) notes.push(`${dropped} older messages were left out: they do not fit into the model's positions.`);
     if (NOTES[finish]) notes.push(NOTES[finish]);
-    if (error) notes.push(error);
-    return notes.map((note) => el("p", { class: "note" }, note));
+    const lines = notes.map((note) => el("p", { class: finish === "lost" ? "note" : "note soft" }, note));
+    return error ? [...lines, el("p", { class: "note" }, error)] : lines;
   }
 
   #actions() {
