@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
 expect = playwright.expect
-HOSTILE = '<img src=x onerror="window.hit=1">'
+HOSTILE = '<img src=x onerror="hit=1">'
 LONG = {"ignore_eos": True, "max_tokens": 4000}
 # For a busy machine; waits end as soon as what they wait for is there.
 PATIENCE = 30_000

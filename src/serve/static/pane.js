@@ -5,7 +5,7 @@ import { el, say, toast } from "./dom.js";
 import { inspect } from "./inspect.js";
 import { MessageView } from "./message.js";
 import { options, setOptions } from "./settings.js";
-import { TokenReader } from "./tokens.js";
+import { partsOf, TokenReader } from "./tokens.js";
 import { Tree } from "./tree.js";
 
 const ALTERNATIVES = 6;
@@ -82,7 +82,9 @@ export class Pane {
     const kept = message.tokens.slice(0, index);
     const other = { id, text, p, best: message.tokens[index].best };
     const tokens = [...kept, other];
-    return this.#continue(message, tokens, tokens.map((token) => token.text).join("").trimStart());
+    // Not all tokens are in the text: the end of a turn is not.
+    const parts = partsOf(message.content, message.tokens) ?? [];
+    return this.#continue(message, tokens, (parts.slice(0, index).join("") + text).trimStart());
   }
 
   async inspect(message, index) {
