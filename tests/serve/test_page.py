@@ -363,6 +363,7 @@ def test_runs_are_shown_live_and_compared(page, trained):
 def test_html_in_names_and_texts_stays_text(page):
     page.locator(".pane select").select_option(HOSTILE)
     sampling(page, max_tokens=3)
+    page.click("#system-box summary")
     page.fill("#system", HOSTILE)
     chat(page, HOSTILE)
     expect(page.locator(".message.user .text")).to_have_text(HOSTILE)
@@ -392,12 +393,13 @@ def test_the_key_is_asked_for_and_kept_in_the_tab(open_page, trained):
         server.close()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "theme"), [(360, "light"), (1280, "dark")])
 def test_axe_finds_nothing_and_nothing_overflows(open_page, theme, width):
     page = open_page(viewport={"width": width, "height": 740}, color_scheme=theme)
     expect(page.locator("#key-max_tokens")).to_be_attached()
-    page.evaluate("() => localStorage.setItem('agi2.sampling', '{\"max_tokens\":6}')")
+    page.evaluate(
+        "() => localStorage.setItem('agi2.sampling', '{\"max_tokens\":6,\"ignore_eos\":true}')"
+    )
     page.reload()
     expect(page.locator("#second")).to_be_visible()
     page.click("#second")
