@@ -189,6 +189,14 @@ class MultiHeadAttention(nn.Module):
         out = self.output_dropout(self.proj(joined))
         return out if weights is None or not need_weights else (out, weights)
 
+    def last_weights(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the weights with which the last token of `x` (B, T, C) attends to all: (B, H, T).
+
+        Those of the other tokens, T times as many, are not computed.
+        """
+        q, k, _ = self._project(x, None, None)
+        return attention_weights(q[:, :, -1:], k).squeeze(2)
+
     def _attend(
         self,
         q: torch.Tensor,

@@ -79,6 +79,10 @@ class TransformerBlock(nn.Module):
         x = self.attention_norm(x + self._attend(x, mask, causal, cache))
         return self.ffn_norm(x + self.ffn(x))
 
+    def last_attention(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the attention weights (B, H, T) of the last token, for the input (B, T, C)."""
+        return self.attention.last_weights(self.attention_norm(x) if self.pre_norm else x)
+
     @property
     def norms(self) -> tuple[nn.LayerNorm, nn.LayerNorm]:
         """The layer norms of attention and of the feed-forward network."""

@@ -19,11 +19,13 @@ from .errors import http_exception
 from .metrics import Metrics, show_metrics
 from .models import ModelRegistry, ModelSource
 from .openapi import describe, show_docs, show_openapi
+from .page import PAGE_ENDPOINTS
 from .responses import create_response
 from .responses_schemas import ResponseBody, ResponseEvent, ResponseObject
 from .schemas import ChatBody, ChatChunk, ChatCompletion, Completion, CompletionBody
 from .security import Guard
 from .settings import ServeSettings
+from .static_files import file_endpoints
 from .tokens import (
     DetokenizeBody,
     Detokenized,
@@ -54,6 +56,7 @@ ENDPOINTS = (
     Endpoint("POST", "/tokenize", tokenize, TokenizeBody, Tokens),
     Endpoint("POST", "/detokenize", detokenize, DetokenizeBody, Detokenized),
     Endpoint("GET", "/metrics", show_metrics),
+    *PAGE_ENDPOINTS,
     Endpoint("GET", "/openapi.json", show_openapi, result=dict[str, Any], is_public=True),
     Endpoint("GET", "/docs", show_docs, is_public=True, media_type="text/html"),
 )
@@ -72,6 +75,8 @@ def create_app(
     models = ModelRegistry(sources, settings)
     metrics = Metrics(lambda: models.loaded)
     state = State(settings, models, metrics, describe(endpoints, settings.api_key is not None))
+
+    endpoints = [*endpoints, *file_endpoints()]  # the page's files are no part of the API
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

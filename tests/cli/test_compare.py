@@ -7,16 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from src.cli.compare import (
-    aligned_curves,
-    compare_runs,
-    differences,
-    print_runs,
-    print_table,
-    results,
-)
+from src.cli.compare import compare_runs, print_runs, print_table
 from src.config_checks import UNBOUNDED_EPOCHS
 from src.errors import AGI2Error
+from src.evaluation.comparison import aligned_curves, differences, results
 from src.evaluation.run_log import read_run
 from src.generation import generate_text
 from src.train.trackers import read_metrics
