@@ -15,9 +15,9 @@ from src.cuda_utils import (
     cuda_available,
     describe_device,
     is_out_of_memory,
+    measure_cpu_flops,
     memory_stats,
     select_device,
-    measure_cpu_flops,
     select_precision,
 )
 from src.errors import AGI2Error
