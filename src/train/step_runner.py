@@ -54,11 +54,10 @@ class StepRunner:
     ) -> None:
         self._config, self._process_group = config, process_group
         self.device = process_group.device
-        # Measured on rank 0 only: all ranks must have the same.
-        self.precision = process_group.broadcast_from_main(
-            lambda: select_precision(config.precision, self.device)
-        )
+        self.precision = select_precision(config.precision, self.device)
         """The autocast dtype."""
+        if process_group.is_initialized:  # it may have been measured: all ranks take rank 0's
+            self.precision = process_group.broadcast_from_main(lambda: self.precision)
         self.sharded = config.parallel == "fsdp" and process_group.is_initialized
         """Whether the parameters are sharded across ranks (FSDP)."""
         if self.sharded and self.precision == torch.float16:
