@@ -12,6 +12,9 @@ from torch import nn
 from ..errors import AGI2Error
 from .cpu_kernels import GROUP, KernelLinear, Weights, pack, unpack
 
+# More rows of packed weights, as in an evaluation, are left to PyTorch, which is faster then. Fewer
+# are those of an engine's step, which must not depend on each other in the last bits.
+_MAX_KERNEL_ROWS = 256
 INT4_BLOCK = 2 * GROUP
 """int4 weights that are stored together; the width of a matrix must be divisible by it."""
 
@@ -51,8 +54,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer: (..., I) to (..., O)."""
+        is_small = self._weights.bits < 28 or x.numel() <= _MAX_KERNEL_ROWS * self._weights.inputs
         # PyTorch computes other dtypes (autocast) and gradients.
-        if self._kernel is not None and self._kernel.supports(x):
+        if self._kernel is not None and is_small and self._kernel.supports(x):
             return self._kernel(x)
         return F.linear(x, self.weight, self._weights.bias)
 

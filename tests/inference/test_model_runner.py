@@ -258,7 +258,7 @@ def test_only_rows_that_pytorch_computes_on_a_cpu_need_a_grid():
     assert ModelRunner(meta, WIDTH, batch_invariant=True).grid == 1
 
 
-@pytest.mark.parametrize("block", [3, 4, 6])
+@pytest.mark.parametrize("block", [3, 4, 5, 6])
 def test_a_prefix_is_restored_to_another_row_as_far_as_the_grid_allows(block, monkeypatch):
     monkeypatch.setattr("src.inference.model_runner.GRID", 4)
     tokens = list(range(14))

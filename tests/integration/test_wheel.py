@@ -87,7 +87,7 @@ def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(wheel):
     modules = {
         f"agi2/{path.relative_to(ROOT / 'src').as_posix()}"
         for path in (ROOT / "src").rglob("*")
-        if path.suffix in (".py", ".c", ".h", ".js", ".typed")
+        if path.suffix in (".py", ".c", ".h", ".js", ".css", ".html", ".svg", ".typed")
     }
     modules |= {f"agi2/resources/{path.name}" for path in (ROOT / "resources").iterdir()}
     libraries = {

@@ -24,7 +24,7 @@ PATHS = [
     ("GET", "/nowhere"),
     ("GET", "/health/"),
     ("GET", "/health/../metrics"),
-    ("GET", "//health"),
+    ("GET", "/health//"),
     ("GET", "/HEALTH"),
 ]
 
