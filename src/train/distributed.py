@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -166,7 +168,8 @@ def init_distributed(device: str = "auto") -> Iterator[ProcessGroup]:
         yield ProcessGroup(select_device(device))
         return
     own = _local_device(device)
-    _init_process_group(own)
+    with _sigterm_ends_process():
+        _init_process_group(own)
     try:
         yield ProcessGroup(own, dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
@@ -178,6 +181,23 @@ def init_distributed(device: str = "auto") -> Iterator[ProcessGroup]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _sigterm_ends_process() -> Iterator[None]:
+    """Context manager in which SIGTERM ends the process at once, as nothing is to be saved yet.
+
+    A handler in Python is not called while PyTorch waits for other ranks: if one of them has
+    failed, torchrun would kill this one only after 30 s.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 _groups = itertools.count()

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,30 @@ def test_without_torchrun_a_process_is_alone_and_shares_nothing():
         assert processes.all_reduce_stop(True, 2.5) == (True, 2.5)
         module = torch.nn.Linear(1, 1)
         assert processes.wrap_ddp(module)[0] is module
+
+
+def test_sigterm_ends_a_process_that_waits_for_others(under_torchrun, monkeypatch):
+    """A handler in Python would not be called before the others are there."""
+    handlers, join = [], dist.init_process_group
+
+    def joining(*arguments, **options):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        join(*arguments, **options)
+
+    def enter():
+        with init_distributed("cpu"):
+            pass
+
+    monkeypatch.setattr(dist, "init_process_group", joining)
+    before = signal.signal(signal.SIGTERM, joining)
+    try:
+        with init_distributed("cpu"):
+            assert signal.getsignal(signal.SIGTERM) is joining
+        with ThreadPoolExecutor(1) as pool:  # only the main thread may set handlers
+            pool.submit(enter).result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert handlers == [signal.SIG_DFL, joining]
 
 
 def test_a_group_is_left_also_after_an_error_and_can_be_joined_again(under_torchrun):
