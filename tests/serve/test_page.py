@@ -49,6 +49,17 @@ def trained(tmp_path_factory):
     return folder / "trained"
 
 
+# The seeds that the server draws are the same in each run of the tests.
+SERVER = """
+import random, secrets, sys
+
+from src.cli.main import main
+
+secrets.randbelow = random.Random(1).randrange
+main(sys.argv[1:])
+"""
+
+
 class Process:
     """A server process on a port of its own, which can be killed and started again."""
 
@@ -60,8 +71,7 @@ class Process:
         self.start()
 
     def start(self):
-        code = "import sys; from src.cli.main import main; main(sys.argv[1:])"
-        command = [sys.executable, "-c", code, "serve", *self._models, "--port", str(self.port)]
+        command = [sys.executable, "-c", SERVER, "serve", *self._models, "--port", str(self.port)]
         self._process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.DEVNULL)
         wait_until(lambda: self.is_up() or self._process.poll() is not None, 120)
         assert self._process.poll() is None
@@ -170,7 +180,7 @@ def test_a_reply_is_streamed_and_is_that_of_the_api(page, server):
         f"{server.url}/v1/chat/completions",
         data={**body, "stream": False, "stream_options": None, "seed": seed},
     )
-    assert text_of(reply) == again.json()["choices"][0]["message"]["content"].strip()
+    assert text_of(reply).strip() == again.json()["choices"][0]["message"]["content"].strip()
     expect(page.locator("#spoken")).to_contain_text(text_of(reply)[:20])
 
 
