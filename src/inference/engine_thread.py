@@ -33,7 +33,7 @@ class QueueFull(AGI2Error):
 
     Args:
         limit: the maximum number of waiting sequences.
-        retry_after: estimated seconds until there is room.
+        retry_after: estimated seconds until another one is accepted.
     """
 
     def __init__(self, limit: int, retry_after: float) -> None:

@@ -1,14 +1,15 @@
-"""Reads the JSON body of a request into a `Body`, and says what is wrong with it."""
+"""Parse the JSON body of a request into a `Body`; report what is invalid in it."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticKnownError, from_json
 
 from ..errors import safe_repr
 from .errors import RequestError
@@ -26,6 +27,22 @@ class Body(BaseModel):
         use_attribute_docstrings=True,
     )
 
+
+def _only(value: Any) -> BeforeValidator:
+    """Return a check that a value is of exactly the type of this one: `1 == True == 1.0`."""
+
+    def check(given: Any) -> Any:
+        if given is not None and type(given) is not type(value):
+            raise PydanticKnownError("literal_error", {"expected": json.dumps(value)})
+        return given
+
+    return BeforeValidator(check)
+
+
+OnlyFalse = Annotated[Literal[False] | None, _only(False)]
+"""False or null, and no number that equals it."""
+OnlyOne = Annotated[Literal[1] | None, _only(1)]
+"""The integer 1 or null, and not true."""
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 # What keys of several types may be: pydantic has a message for each of the types.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from .bodies import Body
+from .bodies import Body, OnlyFalse
 from .schemas import MAX_TOP, ContentLogprob, SamplingKeys, StreamOptions, Text
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -91,13 +91,13 @@ class ResponseBody(SamplingKeys):
     """Returned as it is: prefixes are cached without it."""
     user: Text | None = None
     """Returned as it is."""
-    store: Literal[False] | None = None
+    store: OnlyFalse = None
     """Only false: nothing is stored."""
     previous_response_id: None = None
     """Only null: nothing is stored."""
     conversation: None = None
     """Only null: nothing is stored."""
-    background: Literal[False] | None = None
+    background: OnlyFalse = None
     """Only false."""
     truncation: Literal["disabled"] | None = None
     """Only disabled: a conversation that is too long is refused."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from .bodies import Body
+from .bodies import Body, OnlyFalse, OnlyOne
 
 MAX_CHOICES = 128
 """Maximum number of texts of one request."""
@@ -27,7 +27,7 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     """Whether the last event has the number of tokens."""
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: OnlyFalse = False
     """Random padding of events, which this server does not add."""
 
 
@@ -103,7 +103,7 @@ class CompletionBody(TextBody):
     """Whether the text begins with the prompt; `logprobs` are then also those of its tokens."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     """Return the log-probability of each token, and of this number of the most likely ones."""
-    best_of: Literal[1] | None = None
+    best_of: OnlyOne = None
     """Only 1: all texts are returned (`n`)."""
     suffix: Literal[""] | None = None
     """Only the empty one: these models do not insert text."""
@@ -167,7 +167,7 @@ class ChatBody(ReplyBody):
     """Only an empty list: these models call no tools."""
     tool_choice: Literal["none", "auto"] | None = None
     """There are no tools."""
-    store: Literal[False] | None = None
+    store: OnlyFalse = None
     """Only false: nothing is stored."""
     service_tier: Literal["auto", "default"] | None = None
     """There is one tier."""

@@ -174,6 +174,7 @@ def test_logprobs_have_tokens_bytes_and_the_most_likely(client):
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"functions": []}, "functions"),
         ({"store": True}, "store"),
+        ({"store": 0.0}, "store"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),

@@ -10,6 +10,7 @@ from src.generation import generate_text
 from src.serve.choices import TokenNames
 from tests.serve.clients import refusal
 
+INCLUDE = "stream_options.include_obfuscation"
 PATH = "/v1/completions"
 
 
@@ -293,6 +294,9 @@ class TestLogprobs:
         ({"logit_bias": {"99": 1}}, None),
         ({"logprobs": 21}, "logprobs"),
         ({"best_of": 2}, "best_of"),
+        ({"best_of": True}, "best_of"),
+        ({"best_of": 1.0}, "best_of"),
+        ({"stream": True, "stream_options": {"include_obfuscation": 0}}, INCLUDE),
         ({"suffix": "b"}, "suffix"),
         ({"prompts": "b"}, "prompts"),
         ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),

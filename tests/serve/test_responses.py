@@ -146,9 +146,11 @@ def test_a_failure_is_the_last_event(client, monkeypatch):
     ("given", "param"),
     [
         ({"store": True}, "store"),
+        ({"store": 0}, "store"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "c"}, "conversation"),
         ({"background": True}, "background"),
+        ({"background": 0.0}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
