@@ -1,6 +1,7 @@
 """What pyproject.toml cannot say: how the C code in `src/nn` is compiled, where a compiler can."""
 
 import platform
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -16,7 +17,7 @@ def kernels(name: str, options: list[str]) -> Extension:
     return Extension(
         f"agi2.nn._{name}",
         [f"src/nn/{name}.c"],
-        depends=["src/nn/cpu_kernels.c"],
+        depends=["src/nn/cpu_kernels.c", *sorted(glob("src/nn/kernel_*.h"))],
         # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
         # threads is enough.
         extra_compile_args=[

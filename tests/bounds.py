@@ -82,15 +82,14 @@ class Bounded:
     def levels(self, bits: int) -> Bounded:
         """Return the dequantized inputs (..., I) of a layer with int8 or int4 weights.
 
-        With int8 weights, the absolute maximum of a row is quantized to 32,767, or to less if the
-        int32 accumulator would overflow; with int4 weights, that of each group of 32 to 127. The
-        error of an input can carry it past the midpoint of two levels, to another level.
+        The absolute maximum of each group of 32 is quantized to 127. The error of an input can
+        carry it past the midpoint of two levels, to another level.
         """
         if bits not in (8, 4):
             return self
-        inputs = self.exact.size(-1)
-        size, top = (inputs, min(32767.0, 1.35e8 / inputs)) if bits == 8 else (32, 127.0)
-        x, wrong = (part.unflatten(-1, (-1, size)) for part in (self.exact, self.error))
+        inputs, top = self.exact.size(-1), 127.0
+        parts = (F.pad(part, (0, -inputs % 32)) for part in (self.exact, self.error))
+        x, wrong = (part.unflatten(-1, (-1, 32)) for part in parts)
         level = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / top
         # The scale takes two roundings, the quotient of an input and the scale four more.
         of_level = wrong.amax(-1, keepdim=True) / top + level * gamma(2)
@@ -103,7 +102,8 @@ class Bounded:
         error = moved * (level + of_level) + nearest.abs() * of_level
         # Also, the exact and the computed input are each within half a level of their rounding.
         either = wrong + (level + of_level) * (1 + top * gamma(5))
-        return Bounded((nearest * level).flatten(-2), torch.minimum(error, either).flatten(-2))
+        rounded, error = nearest * level, torch.minimum(error, either)
+        return Bounded(*(part.flatten(-2)[..., :inputs] for part in (rounded, error)))
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int = 32) -> Bounded:
         """Return x W^T + b; with int8 and int4 weights, of quantized inputs (see `levels`)."""

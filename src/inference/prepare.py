@@ -3,9 +3,9 @@
 On a CPU it packs or quantizes the weights and chooses the CPU kernels, on a GPU CUDA graphs.
 
 A decode step reads every weight once, so it is bound by memory bandwidth. The exponents in a row
-of a weight matrix hardly differ: 28 bits hold a float32 weight without loss. `cpu_kernels.c`
-quantizes activations dynamically, to int16 with int8 weights (a scale per row) and to int8 with
-int4 weights (a scale per group), so that a sequence does not depend on the rest of its batch.
+of a weight matrix hardly differ: 28 bits hold a float32 weight without loss. With int8 and int4
+weights, `kernel_quantized.h` quantizes activations, too, dynamically, to int8 with a scale for each
+group of 32, so that a sequence does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ..nn.cpu_kernels import Weights
 from ..nn.decode_backend import EagerBackend
 from ..nn.kernel_backend import KernelBackend, LayerWeights, Norm
 from ..nn.quantized import (
-    INT4_BLOCK,
     QuantizedEmbeddings,
     QuantizedLinear,
     check_finite,
@@ -88,11 +87,6 @@ def _is_supported(model: GPT2Model, quantize: str) -> bool:
             f'quantize = "{quantize}" needs a model in float32, not {", ".join(sorted(others))}: '
             "call model.float() first"
         )
-    config = model.config
-    if quantize == "int4" and (config.d_model % INT4_BLOCK or config.d_ff % INT4_BLOCK):
-        raise AGI2Error(
-            f'quantize = "int4" needs model_embd and model_ff divisible by {INT4_BLOCK}'
-        )
     for name, weight in model.named_parameters():  # before any weight is replaced
         if weight.dim() == 2:
             check_finite(name, weight.detach())
@@ -106,9 +100,7 @@ def _prepare(model: GPT2Model, quantize: str) -> None:
     model.mark_prepared(quantize, parameters)
     if isinstance(model.decode_backend, EagerBackend) and bits < 32:
         log.warning(
-            "quantize saves memory here, but no time: the CPU kernels are not available, or the "
-            "model's widths are not divisible by %d",
-            16 if bits == 8 else INT4_BLOCK,
+            "quantize saves memory here, but no time: the CPU kernels are not available"
         )
 
 

@@ -21,7 +21,9 @@ The kernels compute any number, in no more time than PyTorch: its products and i
 in the last bits with the number of rows, and a token would depend on what else is computed.
 """
 GROUP = 32
-"""int4 weights, consecutive in a row of a matrix, that share a scale and a minimum."""
+"""Inputs of a product, consecutive in a row, that share a scale; int4 weights, too."""
+PANEL = 16
+"""Outputs whose quantized weights are stored side by side."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 """In the order of the enum in `cpu_kernels.c`."""
 
@@ -60,7 +62,7 @@ class Gelu(torch.autograd.Function):
 
 
 class Weights(NamedTuple):
-    """A matrix (O, I) in a layout described in `cpu_kernels.c`, and the bias (O,) of its layer."""
+    """A matrix (O, I) in a layout described in `kernel_matrix.h`, and the bias (O,) of its layer."""
 
     values: torch.Tensor
     scale: torch.Tensor | None
@@ -72,7 +74,7 @@ class Weights(NamedTuple):
     @property
     def has_kernel(self) -> bool:
         """Whether the library is loaded and supports the matrix."""
-        multiple = {32: 8, 28: 64, 8: 16, 4: 64}[self.bits]  # weights per iteration of a kernel
+        multiple = {32: 8, 28: 64, 8: 1, 4: 1}[self.bits]  # of inputs
         has_size = self.inputs > 0 and self.outputs > 0 and self.inputs % multiple == 0
         parts = (is_plain(part, of) for part, of, _ in self._parts if part is not None)
         is_complete = (self.scale is None) == (self.bits == 32)
@@ -81,13 +83,14 @@ class Weights(NamedTuple):
     @property
     def _parts(self) -> tuple[tuple[torch.Tensor | None, torch.dtype, int], ...]:
         """Each tensor, with the dtype and the number of elements that the library expects."""
-        numbers, rows = self.outputs * self.inputs, self.outputs
+        rows, groups = self.outputs, -(-self.inputs // GROUP)
+        padded = -(-rows // PANEL) * PANEL
         values, count, scale, scales = {
-            32: (torch.float32, numbers, torch.float32, 0),
+            32: (torch.float32, rows * self.inputs, torch.float32, 0),
             # The size of packed rows depends on the weights.
             28: (torch.int32, self.values.numel(), torch.int32, 2 * rows),
-            8: (torch.int8, numbers, torch.float32, rows),
-            4: (torch.uint8, numbers // 2, torch.int32, numbers // GROUP),
+            8: (torch.uint8, padded * groups * GROUP, torch.float32, padded),
+            4: (torch.uint8, padded * groups * GROUP // 2, torch.int32, padded * groups),
         }[self.bits]
         bias = (self.bias, torch.float32, rows)
         return (self.values, values, count), (self.scale, scale, scales), bias

@@ -21,12 +21,14 @@ from src.inference.beam_search import beam_search
 from src.inference.prepare import prepare_for_generation
 from src.nn.cpu_library import LIBRARY
 from src.nn.decode_backend import EagerBackend
+from src.nn.kernel_backend import KernelBackend
 from src.nn.lora import add_lora, merge_lora
 from src.nn.quantized import QuantizedLinear
 from src.tokenizer import BPETokenizer
 from src.train.loss import NextTokenLoss
 from src.training import train_epoch
 from tests.bounds import assert_each_operation_within, assert_within, gamma, product_bound
+from tests.nn.kernels import needs_library
 from tests.tiny_models import alphabet as tokenizer
 from tests.tiny_models import random_model
 
@@ -118,9 +120,13 @@ def test_without_the_compiled_part_the_logits_are_those_of_the_same_weights(
     assert torch.equal(expanding(compiled), expanding(plain))
 
 
-def test_a_width_that_groups_do_not_divide_is_one_clear_line():
-    with pytest.raises(AGI2Error, match=r'^quantize = "int4" needs model_embd and model_ff'):
-        prepare_for_generation(make(d_ff=80), "int4")
+@needs_library
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("widths", [{"d_ff": 81}, {"d_model": 36, "d_ff": 5}])
+def test_a_width_that_groups_do_not_divide_has_kernels(quantize, widths):
+    model = prepare_for_generation(make(**widths), quantize)
+    assert isinstance(model.decode_backend, KernelBackend)
+    assert_all_is_within(model, BITS[quantize])
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
