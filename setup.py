@@ -6,10 +6,12 @@ from glob import glob
 from setuptools import Extension, setup
 
 is_x86 = platform.machine() in ("x86_64", "AMD64")
+is_arm = platform.machine() in ("aarch64", "arm64")
 # Processors since 2013 have these instructions; on others the library is not loaded.
 AVX2 = ["-mavx2", "-mfma"]
 # Servers since 2019 and many laptops have these, too; `nn/cpu_library.py` asks the processor.
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))]
+DOTPROD = ["-march=armv8.2-a+dotprod"]
 
 
 def kernels(name: str, options: list[str]) -> Extension:
@@ -33,6 +35,7 @@ setup(
     ext_modules=[
         kernels("cpu_kernels", AVX2 if is_x86 else []),
         *([kernels("cpu_kernels_avx512", AVX512)] if is_x86 else []),
+        *([kernels("cpu_kernels_dotprod", DOTPROD)] if is_arm else []),
         Extension(
             "agi2.nn._bpe",
             ["src/nn/bpe_encode.c", "src/nn/bpe_count.c", "src/nn/bpe_merge.c"],

@@ -99,9 +99,7 @@ def _prepare(model: GPT2Model, quantize: str) -> None:
         _replace_weights(model, bits)
     model.mark_prepared(quantize, parameters)
     if isinstance(model.decode_backend, EagerBackend) and bits < 32:
-        log.warning(
-            "quantize saves memory here, but no time: the CPU kernels are not available"
-        )
+        log.warning("quantize saves memory here, but no time: the CPU kernels are not available")
 
 
 _BITS = {"none": 32, "int8": 8, "int4": 4}

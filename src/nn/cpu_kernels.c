@@ -66,13 +66,8 @@ static void matmul(const Matrix *m, const Inputs *in, int64_t tokens, float *scr
 
 /* Layer norm of x (C,) to out (C,), which may alias x. */
 static void layer_norm(const float *const norm[2], float epsilon, const float *x, float *out, int64_t C) {
-    float mean = 0, variance = 0;
-#pragma omp simd reduction(+ : mean)
-    for (int64_t i = 0; i < C; i++) mean += x[i];
-    mean /= C;
-#pragma omp simd reduction(+ : variance)
-    for (int64_t i = 0; i < C; i++) variance = fma_1(x[i] - mean, x[i] - mean, variance);
-    const float scale = 1 / sqrtf(variance / C + epsilon);
+    const float mean = sum_of_powers(x, C, 0, 1) / C;
+    const float scale = 1 / sqrtf(sum_of_powers(x, C, mean, 2) / C + epsilon);
 #pragma omp simd
     for (int64_t i = 0; i < C; i++)
         out[i] = fma_1((x[i] - mean) * scale, norm[0] ? norm[0][i] : 1, norm[1] ? norm[1][i] : 0);

@@ -62,7 +62,7 @@ class Gelu(torch.autograd.Function):
 
 
 class Weights(NamedTuple):
-    """A matrix (O, I) in a layout described in `kernel_matrix.h`, and the bias (O,) of its layer."""
+    """A matrix (O, I), in a layout of `kernel_matrix.h`, and the bias (O,) of its layer."""
 
     values: torch.Tensor
     scale: torch.Tensor | None

@@ -63,12 +63,23 @@ def variants() -> list[str]:
 
     `ATEN_CPU_CAPABILITY=avx2` limits them, like PyTorch's own kernels.
     """
+    if platform.machine() in ("aarch64", "arm64"):
+        return [*(["_cpu_kernels_dotprod"] if _has_dot_product() else []), "_cpu_kernels"]
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["_cpu_kernels"]
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512" and torch.cpu._is_vnni_supported():
         return ["_cpu_kernels_avx512", "_cpu_kernels"]
     return ["_cpu_kernels"] if capability in ("AVX2", "AVX512") else []
+
+
+def _has_dot_product() -> bool:
+    """Return whether an Arm processor multiplies and adds four int8 at once (all of Apple do)."""
+    if platform.system() == "Darwin":
+        return True
+    auxiliary = getattr(ctypes.CDLL(None), "getauxval", None)  # of Linux
+    capabilities, dot_product = 16, 1 << 20  # AT_HWCAP, HWCAP_ASIMDDP
+    return auxiliary is not None and bool(auxiliary(capabilities) & dot_product)
 
 
 def load(folder: Path, names: Sequence[str] | None = None) -> ctypes.CDLL | None:

@@ -56,14 +56,15 @@ INLINE void attention_scores(const float *q, int64_t C, int queries, const float
 
 /* Scale the scores from `start` to `end` and replace them by their softmax. */
 static void softmax(float *scores, int64_t start, int64_t end, float scale) {
-    float maximum = -INFINITY, sum = 0;
+    float maximum = -INFINITY;
 #pragma omp simd reduction(max : maximum)
     for (int64_t s = start; s < end; s++) {
         scores[s] *= scale;
         maximum = scores[s] > maximum ? scores[s] : maximum;
     }
-#pragma omp simd reduction(+ : sum)
-    for (int64_t s = start; s < end; s++) sum += scores[s] = exponential(scores[s] - maximum);
+#pragma omp simd
+    for (int64_t s = start; s < end; s++) scores[s] = exponential(scores[s] - maximum);
+    const float sum = sum_of_powers(scores + start, MAX(end - start, 0), 0, 1);
 #pragma omp simd
     for (int64_t s = start; s < end; s++) scores[s] /= sum;
 }

@@ -13,6 +13,10 @@
    The products of a group are int32 and exact; the groups are added in float32, in their order. So
    the results are the same for every tile, and on every processor with fused multiply-add. */
 
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define HAS_DOTPROD
+#endif
+
 /* A vector register: outputs that a micro-kernel computes side by side. */
 #ifdef HAS_VNNI
 enum { LANES = 16 };
@@ -53,49 +57,41 @@ INLINE int32_t four_of(const int8_t *x) {
     return four;
 }
 
-/* Add the products of four weights of each output and four inputs. 8 bits: levels plus 128 on processors with VNNI, where
-   `totals` take 128 times the inputs away again; without, `signed_levels` has done so. */
-#ifdef HAS_VNNI
-typedef lane_ints nibble_sums;
-
-INLINE lane_bytes signed_levels(lane_bytes w) {
+/* VNNI multiplies unsigned with signed numbers: the levels of 8 bits stay 128 more, and the sum of a group
+   begins with -128 times its inputs (`totals`). Others multiply signed levels. */
+INLINE lane_bytes levels_of(lane_bytes w) {
+#ifndef HAS_VNNI
+    w ^= (int8_t)-128;
+#endif
     return w;
 }
 
 INLINE lane_ints first_sum(const int32_t *total) {
-    return (lane_ints)_mm512_set1_epi32(*total);
-}
-
-INLINE lane_ints add_8(lane_ints sums, lane_bytes w, const int8_t *x) {
-    return (lane_ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, _mm512_set1_epi32(four_of(x)));
-}
-
-INLINE nibble_sums add_4(nibble_sums sums, lane_bytes w, const int8_t *x) {
-    return add_8(sums, w, x);
-}
-
-INLINE lane_ints sum_4(nibble_sums sums) {
-    return sums;
-}
+#ifdef HAS_VNNI
+    return *total - (lane_ints){0};
 #else
-/* Of eight fours: 8 * 2 * 15 * 127 < 2^15. */
-typedef int16_t nibble_sums __attribute__((vector_size(32), may_alias));
-
-INLINE lane_bytes signed_levels(lane_bytes w) {
-    return w ^ (int8_t)-128;
-}
-
-INLINE lane_ints first_sum(const int32_t *total) {
     (void)total;
     return (lane_ints){0};
+#endif
 }
 
-INLINE lane_ints add_8(lane_ints sums, lane_bytes w, const int8_t *x) {
-#ifdef __AVX2__
+/* Add the products of four weights of each output and four inputs. */
+INLINE lane_ints add_products(lane_ints sums, lane_bytes w, const int8_t *x) {
+#if defined(HAS_VNNI)
+    return (lane_ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, _mm512_set1_epi32(four_of(x)));
+#elif defined(__AVX2__)
     /* |x| times w with x's sign: both at most 127, so that the int16 sum of two does not saturate. */
     const __m256i four = _mm256_set1_epi32(four_of(x));
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(four), _mm256_sign_epi8((__m256i)w, four));
     return sums + (lane_ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(HAS_DOTPROD)
+    const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(four_of(x)));
+    int32x4_t halves[2];
+    int8x16_t weights[2];
+    memcpy(halves, &sums, sizeof sums), memcpy(weights, &w, sizeof w);
+    for (int i = 0; i < 2; i++) halves[i] = vdotq_s32(halves[i], weights[i], four);
+    memcpy(&sums, halves, sizeof sums);
+    return sums;
 #else
     for (int lane = 0; lane < LANES; lane++)
         for (int i = 0; i < 4; i++) sums[lane] += w[4 * lane + i] * x[i];
@@ -103,24 +99,26 @@ INLINE lane_ints add_8(lane_ints sums, lane_bytes w, const int8_t *x) {
 #endif
 }
 
-INLINE nibble_sums add_4(nibble_sums sums, lane_bytes w, const int8_t *x) {
-#ifdef __AVX2__
+/* The same with weights of 4 bits, which AVX2 may add as int16 within a group: 8 * 2 * 15 * 127 < 2^15. */
+#if defined(__AVX2__) && !defined(HAS_VNNI)
+typedef int16_t nibble_sums __attribute__((vector_size(32), may_alias));
+
+INLINE nibble_sums add_nibbles(nibble_sums sums, lane_bytes w, const int8_t *x) {
     return sums + (nibble_sums)_mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(four_of(x)));
-#else
-    for (int pair = 0; pair < 2 * LANES; pair++)
-        for (int i = 0; i < 2; i++) sums[pair] += w[2 * pair + i] * x[2 * (pair & 1) + i];
-    return sums;
-#endif
 }
 
-INLINE lane_ints sum_4(nibble_sums sums) {
-#ifdef __AVX2__
+INLINE lane_ints whole_sums(nibble_sums sums) {
     return (lane_ints)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
+}
 #else
-    lane_ints out;
-    for (int lane = 0; lane < LANES; lane++) out[lane] = sums[2 * lane] + sums[2 * lane + 1];
-    return out;
-#endif
+typedef lane_ints nibble_sums;
+
+INLINE nibble_sums add_nibbles(nibble_sums sums, lane_bytes w, const int8_t *x) {
+    return add_products(sums, w, x);
+}
+
+INLINE lane_ints whole_sums(nibble_sums sums) {
+    return sums;
 }
 #endif
 
@@ -152,10 +150,10 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tok
             for (int v = 0; v < vectors; v++) {
                 const char *line = w[v] + (group * FOURS + four) * LINE;
                 __builtin_prefetch(line + PREFETCH_BYTES);
-                const lane_bytes weights = signed_levels(*(const lane_bytes *)line);
+                const lane_bytes weights = levels_of(*(const lane_bytes *)line);
 #pragma GCC unroll 6
                 for (int t = 0; t < tokens; t++)
-                    products[v][t] = add_8(products[v][t], weights, x + (t * groups + group) * GROUP + 4 * four);
+                    products[v][t] = add_products(products[v][t], weights, x + (t * groups + group) * GROUP + 4 * four);
             }
 #pragma GCC unroll 6
         for (int t = 0; t < tokens; t++) {
@@ -196,7 +194,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
 #pragma GCC unroll 6
                 for (int t = 0; t < tokens; t++) {
                     const int8_t *of = x + (t * groups + group) * GROUP + 4 * four;
-                    products[v][t] = add_4(add_4(products[v][t], low, of), high, of + GROUP / 2);
+                    products[v][t] = add_nibbles(add_nibbles(products[v][t], low, of), high, of + GROUP / 2);
                 }
             }
 #pragma GCC unroll 2
@@ -206,7 +204,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
 #pragma GCC unroll 6
             for (int t = 0; t < tokens; t++) {
                 const int64_t at = (first + t) * groups + group;
-                const lane_floats product = __builtin_convertvector(sum_4(products[v][t]), lane_floats) * step;
+                const lane_floats product = __builtin_convertvector(whole_sums(products[v][t]), lane_floats) * step;
                 sums[v][t] = lane_fma(product, lane_broadcast(in->scale[at]), sums[v][t]);
                 sums[v][t] = lane_fma(lowest, lane_broadcast(in->sums[at]), sums[v][t]);
             }

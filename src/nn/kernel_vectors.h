@@ -8,6 +8,8 @@
 #include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -54,7 +56,7 @@ INLINE uint32_t as_bits(float number) {
    fuses some instances of a kernel and not others, and a row's sum would depend on the rows beside
    it. Compile with -ffp-contract=off. */
 INLINE float fma_1(float a, float b, float c) {
-#ifdef __FMA__
+#if defined(__FMA__) || defined(__aarch64__)
     return __builtin_fmaf(a, b, c);
 #else
     return a * b + c;
@@ -62,8 +64,14 @@ INLINE float fma_1(float a, float b, float c) {
 }
 
 INLINE floats fma_8(floats a, floats b, floats c) {
-#ifdef __FMA__
+#if defined(__FMA__)
     return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    float32x4_t x[2], y[2], z[2];
+    memcpy(x, &a, sizeof a), memcpy(y, &b, sizeof b), memcpy(z, &c, sizeof c);
+    z[0] = vfmaq_f32(z[0], x[0], y[0]), z[1] = vfmaq_f32(z[1], x[1], y[1]);
+    memcpy(&c, z, sizeof c);
+    return c;
 #else
     return a * b + c;
 #endif
@@ -75,6 +83,21 @@ INLINE floats broadcast(float x) {
 
 INLINE float reduce(floats x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+}
+
+/* The sum of (x[i] - middle)^power, power 1 or 2, in the same order on every processor: not left to the compiler, whose
+   vectors differ in width. */
+INLINE float sum_of_powers(const float *x, int64_t count, float middle, int power) {
+    floats sums = {0};
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const floats away = *(const floats *)(x + i) - middle;
+        if (power == 2) sums = fma_8(away, away, sums);
+        else sums = sums + away;
+    }
+    float sum = reduce(sums);
+    for (; i < count; i++) sum = power == 2 ? fma_1(x[i] - middle, x[i] - middle, sum) : sum + (x[i] - middle);
+    return sum;
 }
 
 /* The sums of the even and the odd lanes of a and b, in the halves of 4 lanes. */

@@ -16,7 +16,7 @@ from .cpu_kernels import GROUP, PANEL, KernelLinear, Weights, pack, unpack
 # are those of an engine's step, which must not depend on each other in the last bits.
 _MAX_KERNEL_ROWS = 256
 _ZERO_LEVEL = 128
-"""Added to the levels of int8 weights, as the products of processors with VNNI need one unsigned factor."""
+"""Added to the levels of int8 weights: VNNI multiplies unsigned with signed numbers."""
 _RANGE_FRACTIONS = (1.0, 0.95)
 """Fractions of a group's range that its levels may cover; more candidates do not help."""
 
@@ -126,7 +126,10 @@ def _quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize to int8, symmetric: levels from -127 to 127, and a scale for each row."""
     scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
     levels = (weight / scale.unsqueeze(1)).round() + _ZERO_LEVEL
-    return _panels(levels.to(torch.uint8), _ZERO_LEVEL), _pad(scale.unsqueeze(1), PANEL, 1).flatten()
+    return (
+        _panels(levels.to(torch.uint8), _ZERO_LEVEL),
+        _pad(scale.unsqueeze(1), PANEL, 1).flatten(),
+    )
 
 
 def _quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

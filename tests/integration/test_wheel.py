@@ -94,6 +94,7 @@ def test_the_wheel_holds_every_module_and_recipe_and_nothing_else(wheel):
         "_bpe.": bpe_library.LIBRARY,
         "_cpu_kernels.": LIBRARY,
         "_cpu_kernels_avx512.": LIBRARY if platform.machine() in ("x86_64", "AMD64") else None,
+        "_cpu_kernels_dotprod.": LIBRARY if platform.machine() in ("aarch64", "arm64") else None,
         "_shingles.": shingle_library.LIBRARY,
     }
     compiled = {name for name in names if Path(name).name.startswith(tuple(libraries))}

@@ -1,6 +1,7 @@
 """The compiled library: loading it, and what is refused before C sees an address."""
 
 import ctypes
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_where_there_is_no_library_for_this_machine_there_is_none(tmp_path, monk
         ("x86_64", "AVX512", False, ["_cpu_kernels"]),
         ("AMD64", "AVX2", True, ["_cpu_kernels"]),
         ("x86_64", "DEFAULT", False, []),
-        ("aarch64", "DEFAULT", False, ["_cpu_kernels"]),
+        ("riscv64", "DEFAULT", False, ["_cpu_kernels"]),
     ],
 )
 def test_the_processor_decides_which_libraries_are_tried(
@@ -38,6 +39,25 @@ def test_the_processor_decides_which_libraries_are_tried(
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: has_vnni)
     assert variants() == expected
+
+
+@pytest.mark.parametrize(
+    ("system", "functions", "has_dot_product"),
+    [
+        ("Darwin", {}, True),
+        ("Linux", {"getauxval": lambda kind: {16: 1 << 20}[kind]}, True),
+        ("Linux", {"getauxval": lambda kind: {16: 1 << 19}[kind]}, False),
+        ("FreeBSD", {}, False),
+    ],
+)
+def test_an_arm_processor_is_asked_for_dot_products(
+    system, functions, has_dot_product, monkeypatch
+):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(**functions))
+    assert (variants()[0] == "_cpu_kernels_dotprod") == has_dot_product
+    assert variants()[-1] == "_cpu_kernels"
 
 
 BAD = {
