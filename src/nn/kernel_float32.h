@@ -47,7 +47,7 @@ static void unpack(const Matrix *m, int64_t row, float *out) {
         uints last = {0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + PREFETCH_BYTES);
+            if (k < 7) prefetch(words + 8 * k);
             *(floats *)(out + 8 * k) = unpack_vector(words, k, (uints){0} + of.lowest, &last);
         }
     }
@@ -63,7 +63,7 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
     for (int64_t i = 0; i < I; i += 8)
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            if (ahead) __builtin_prefetch((const char *)(w + r * I + i) + PREFETCH_BYTES);
+            if (ahead) prefetch(w + r * I + i);
             floats weights = *(const floats *)(w + r * I + i);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {
@@ -92,7 +92,7 @@ INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int to
         uints last = {0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            if (k < 7) __builtin_prefetch((const char *)(words + 8 * k) + PREFETCH_BYTES);
+            if (k < 7) prefetch(words + 8 * k);
             floats weights = unpack_vector(words, k, (uints){0} + of.lowest, &last);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {

@@ -149,7 +149,7 @@ INLINE void multiply_8(const Matrix *m, const Inputs *in, int64_t first, int tok
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; v++) {
                 const char *line = w[v] + (group * FOURS + four) * LINE;
-                __builtin_prefetch(line + PREFETCH_BYTES);
+                prefetch(line);
                 const lane_bytes weights = levels_of(*(const lane_bytes *)line);
 #pragma GCC unroll 6
                 for (int t = 0; t < tokens; t++)
@@ -188,7 +188,7 @@ INLINE void multiply_4(const Matrix *m, const Inputs *in, int64_t first, int tok
 #pragma GCC unroll 2
             for (int v = 0; v < vectors; v++) {
                 const char *line = w[v] + (group * FOURS / 2 + four) * LINE;
-                __builtin_prefetch(line + PREFETCH_BYTES);
+                prefetch(line);
                 const lane_bytes all = *(const lane_bytes *)line;
                 const lane_bytes low = all & 15, high = (lane_bytes)((lane_ints)all >> 4) & 15;
 #pragma GCC unroll 6
