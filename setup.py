@@ -19,7 +19,7 @@ def kernels(name: str, options: list[str]) -> Extension:
     return Extension(
         f"agi2.nn._{name}",
         [f"src/nn/{name}.c"],
-        depends=["src/nn/cpu_kernels.c", *sorted(glob("src/nn/kernel_*.h"))],
+        depends=sorted(glob("src/nn/*kernel*.[ch]")),
         # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
         # threads is enough.
         extra_compile_args=[
