@@ -156,7 +156,7 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
                 const int64_t *lengths, int64_t texts, int64_t tokens, int64_t capacity, int threads) {
     const int64_t C = model->channels, H = model->heads, D = C / H, N = texts * tokens;
     const int64_t F = model->n_layers ? model->layers[0].expand.outputs : 0;
-    int64_t scratch = checked_multiply(QUERIES, capacity); /* of each thread: attention scores, or that of a product */
+    int64_t scratch = checked_multiply(QUERIES, capacity); /* of each thread: attention scores, or a product's */
     for (int64_t l = 0; l < model->n_layers; l++) {
         const Matrix *of[] = {&model->layers[l].qkv, &model->layers[l].proj, &model->layers[l].expand,
                               &model->layers[l].contract};
@@ -189,7 +189,8 @@ int agi2_layers(const Model *model, float *x, float *const *keys, float *const *
         for (int64_t task = 0; task < texts * H; task++) {
             const int64_t text = task / H, head = task % H, at = (text * H + head) * capacity * D;
             attend(qkv + text * tokens * 3 * C + head * D, 3 * C, keys[l] + at, values[l] + at,
-                   heads.x + text * tokens * C + head * D, C, D, starts[text], lengths[text], tokens, thread_scratch, capacity);
+                   heads.x + text * tokens * C + head * D, C, D, starts[text], lengths[text], tokens, thread_scratch,
+                   capacity);
         }
         if (layer->proj.bits < 28) {
 #pragma omp for

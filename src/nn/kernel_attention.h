@@ -10,7 +10,8 @@ enum {
     SUMS = 4,
 };
 
-/* Dot products of `queries` queries, at a distance of C, and SUMS keys (D each), in the first `whole` of D, a multiple of 8. */
+/* Dot products of `queries` queries, at a distance of C, and SUMS keys (D each), in the first `whole` of D, a
+   multiple of 8. */
 INLINE void dot_lanes(const float *q, int64_t C, int queries, const float *keys, int64_t D, int64_t whole,
                       floats sums[QUERIES][8]) {
     for (int t = 0; t < queries; t++)

@@ -115,7 +115,8 @@ INLINE floats reduce_8(const floats x[8]) {
     floats halves[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++)
-        halves[j] = SHUFFLE(x[j], x[j + 4], 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(x[j], x[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        halves[j] = SHUFFLE(x[j], x[j + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+                    SHUFFLE(x[j], x[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     return add_adjacent(add_adjacent(halves[0], halves[1]), add_adjacent(halves[2], halves[3]));
 }
 
