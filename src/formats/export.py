@@ -18,7 +18,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "gguf": ("gguf",),
     "onnx": ("onnx", "onnxscript"),
 }
-QUANTIZATIONS = ("q8_0",)
+QUANTIZATIONS = ("f16", "q8_0", "q4_0")
 
 
 def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
@@ -59,7 +59,7 @@ def export_model(
         run: folder of the run or model.
         out: the folder to create for `hf`, the file to create for the other formats.
         format: `hf` (Hugging Face `transformers`), `gguf` (llama.cpp) or `onnx`.
-        quantize: `q8_0`, for `gguf` only: int8 weights.
+        quantize: for `gguf` only: `f16`, `q8_0` (int8) or `q4_0` (int4) matrices.
         verbose: whether to show progress (see `console.visible`).
 
     Raises:
