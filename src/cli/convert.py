@@ -44,10 +44,9 @@ def import_(
         from ..formats.export import check_not_exists
 
         check_not_exists(out)
-        from ..formats.gguf_file import is_gguf
         from ..formats.gguf_import import import_gguf
         from ..formats.huggingface import import_huggingface
-        from ..utils import log
+        from ..utils import is_gguf, log
 
     then = f'try it: agi2 generate {shlex.quote(str(out))} "..."'
     with saving(out, then):

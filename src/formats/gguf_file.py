@@ -18,10 +18,9 @@ import torch
 
 from ..errors import AGI2Error, safe_repr
 from ..tokenization.tokenizer_json import MAX_TOKENS
-from ..utils import human_bytes, open_file, plural
+from ..utils import GGUF_MAGIC, human_bytes, open_file, plural
 from .gguf_blocks import OTHER_TYPES, TYPES, TensorType, dequantize
 
-_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 # Limits that bound time and memory; GPT-2's header has 2 MB, 27 keys and 149 tensors.
 _MAX_HEADER_BYTES = 64_000_000
@@ -45,18 +44,6 @@ class GGUFEntry:
     """Offset of its first byte in the file."""
     size: int
     """Size in bytes."""
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Return whether a path means a GGUF file, by its suffix or by its first bytes."""
-    path = Path(path)
-    if path.suffix.lower() == ".gguf":
-        return not path.is_dir()
-    try:
-        with open_file(path) as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except (OSError, ValueError):  # the latter for a NUL in the name
-        return False
 
 
 class GGUFFile:
@@ -122,7 +109,7 @@ class GGUFFile:
         return AGI2Error(f"{self.path} is damaged: {reason}")
 
     def _read_header(self) -> None:
-        if self._file.read(4) != _MAGIC:
+        if self._file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
             raise AGI2Error(f"{self.path} is not a GGUF file")
         version = self._number("I")
         if version & 0xFFFF == 0:

@@ -234,8 +234,8 @@ def test_a_weight_too_large_for_the_type_is_refused(saved, byte_pairs, tmp_path,
     export_gguf(model, byte_pairs, tmp_path / "other.gguf")
 
 
-# Bounds of the difference of log probabilities: llama.cpp has a table of GELU in fp16, and multiplies
-# fp16 weights with activations in fp16, quantized weights with activations in Q8_0.
+# Bounds of the difference of log probabilities: llama.cpp has a table of GELU in fp16, and rounds
+# activations to fp16 for fp16 weights, to Q8_0 for quantized weights.
 @pytest.mark.parametrize(
     ("quantize", "bound"), [(None, 1e-3), ("f16", 2e-3), ("q8_0", 0.02), ("q4_0", 0.02)]
 )
