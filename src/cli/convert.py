@@ -74,6 +74,12 @@ def export(
             autocompletion=completion.complete_quantization,
         ),
     ] = None,
+    kv_cache: Annotated[
+        bool,
+        typer.Option(
+            "--kv-cache", help="For onnx: a graph with a KV cache as an input and an output."
+        ),
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -84,9 +90,9 @@ def export(
         from ..utils import log
 
         folder = model_folder(model)
-        check_export(folder, out, format, quantize)
+        check_export(folder, out, format, quantize, kv_cache)
         import torch  # noqa: F401
 
     with saving(out, f"it is the exported {folder}"):
-        export_model(folder, out, format, quantize)
+        export_model(folder, out, format, quantize, kv_cache=kv_cache)
     log.info("saved to %s", out)

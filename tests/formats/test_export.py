@@ -95,6 +95,12 @@ def test_an_unknown_format_is_one_line(saved, tmp_path, format, quantize, messag
     assert not (tmp_path / "out").exists()
 
 
+def test_a_kv_cache_is_for_onnx_only(saved, tmp_path, capsys):
+    _, folder = saved()
+    status, _, err = run(capsys, "export", folder, tmp_path / "out", "--kv-cache")
+    assert (status, err) == (2, "error: kv_cache is for format onnx only, not hf\n")
+
+
 @pytest.mark.parametrize("format", ["gguf", "onnx"])
 def test_a_missing_package_is_named_with_what_installs_it(saved, tmp_path, monkeypatch, format):
     _, folder = saved()
