@@ -1,16 +1,22 @@
-"""Generation throughput of GPT-2 124M, compared with `transformers`, CTranslate2 and llama.cpp.
+"""Generation throughput of GPT-2 124M, compared with five other engines.
 
 python benchmarks/generation.py GPT2_VOCABULARY [--rounds 2] [--json FILE]
     [--only WORDS] [--device cuda] [--trained RUN --text FILE]
 
 Greedy decoding, a prompt of 60 tokens and 128 new ones, the same weights in all engines. In each
-round every engine runs in its own process, and they generate in turn, four times; medians.
+round every engine runs in its own process, and they generate in turn, four times; medians. An
+engine whose package is not installed is left out. OpenVINO and ONNX Runtime run our ONNX export
+with a KV cache, which their graphs copy at every token; int8 is by `quantize_dynamic`. llama.cpp
+runs our GGUF exports: int8 is Q8_0, int4 is Q4_0.
 GPT2_VOCABULARY is a folder with vocab.json and merges.txt, which the other formats need. On a GPU,
 fp32 only, compared with `transformers`. With a trained model, also the loss of quantized weights
 on a held-out text.
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -18,24 +24,46 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common import InTurn, parser, report, run_child, save_random_gpt2, work_in_turn
 
+if TYPE_CHECKING:
+    import numpy as np
+
 PROMPT, NEW, BEAMS, BATCH, TURNS = 60, 128, 5, 8, 4
 KINDS = {
-    "one text, fp32": ["AGI2", "transformers", "CTranslate2", "llama.cpp"],
-    "one text, int8": ["AGI2", "CTranslate2", "llama.cpp"],
-    "one text, int4": ["AGI2"],
+    "one text, fp32": [
+        *("AGI2", "transformers", "CTranslate2", "llama.cpp", "OpenVINO", "ONNX Runtime"),
+    ],
+    "one text, int8": ["AGI2", "CTranslate2", "llama.cpp", "ONNX Runtime"],
+    "one text, int4": ["AGI2", "llama.cpp"],
     f"{BEAMS} beams, fp32": ["AGI2", "transformers", "CTranslate2"],
     f"{BATCH} texts, fp32": ["AGI2", "transformers", "CTranslate2"],
     "every weight once, fp32": ["AGI2"],
 }
 ON_A_GPU = {"AGI2", "transformers"}
+# The packages of each engine, beside those of this project.
+PACKAGES = {
+    "transformers": ["transformers"],
+    "CTranslate2": ["ctranslate2", "transformers"],
+    "llama.cpp": ["xllamacpp", "gguf"],
+    "OpenVINO": ["openvino", "onnx", "onnxscript"],
+    "ONNX Runtime": ["onnxruntime", "onnx", "onnxscript"],
+}
+
+
+def is_installed(engine: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in PACKAGES.get(engine, ()))
 
 
 def kinds(device: str, words: str) -> dict[str, list[str]]:
     """Return the benchmarks of a device whose names contain `words`, each with its engines."""
-    wanted = {kind: engines for kind, engines in KINDS.items() if words in kind}
+    wanted = {
+        kind: list(filter(is_installed, engines))
+        for kind, engines in KINDS.items()
+        if words in kind
+    }
     if device == "cpu":
         return wanted
     both = {
@@ -46,20 +74,39 @@ def kinds(device: str, words: str) -> dict[str, list[str]]:
 
 def prepare(folder: Path, vocabulary: Path, device: str) -> None:
     """Save the same random weights in the formats of all engines."""
-    from src.formats.gguf import export_gguf
     from src.formats.huggingface import export_huggingface
 
     model, tokenizer = save_random_gpt2(vocabulary, folder / "agi2")
     export_huggingface(model, tokenizer, folder / "hf")
     if device != "cpu":
         return
-    from ctranslate2.converters import TransformersConverter
+    if is_installed("llama.cpp"):
+        from src.formats.gguf import export_gguf
 
-    export_gguf(model, tokenizer, folder / "fp32.gguf")
-    export_gguf(model, tokenizer, folder / "int8.gguf", "q8_0")
-    for kind in ("float32", "int8"):
-        converter = TransformersConverter(str(folder / "hf"))
-        converter.convert(str(folder / f"ct2-{kind}"), quantization=kind)
+        for name, quantize in (("fp32", None), ("int8", "q8_0"), ("int4", "q4_0")):
+            export_gguf(model, tokenizer, folder / f"{name}.gguf", quantize)
+    if is_installed("CTranslate2"):
+        from ctranslate2.converters import TransformersConverter
+
+        for kind in ("float32", "int8"):
+            converter = TransformersConverter(str(folder / "hf"))
+            converter.convert(str(folder / f"ct2-{kind}"), quantization=kind)
+    if is_installed("OpenVINO") or is_installed("ONNX Runtime"):
+        from src.formats.onnx import export_onnx
+
+        export_onnx(model, folder / "fp32.onnx", kv_cache=True)
+    if is_installed("ONNX Runtime"):
+        quantize_onnx(folder)
+
+
+def quantize_onnx(folder: Path) -> None:
+    """Quantize the matrices to int8, and activations as they come, as ONNX Runtime advises."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    folded = folder / "folded.onnx"  # with transposed matrices, which can be quantized
+    quant_pre_process(folder / "fp32.onnx", folded, skip_symbolic_shape=True)
+    quantize_dynamic(folded, folder / "int8.onnx", weight_type=QuantType.QInt8)
 
 
 def prompts() -> list[list[int]]:
@@ -184,11 +231,70 @@ def of_llama_cpp(folder: Path, kind: str, device: str) -> Callable[[], list[int]
     return run
 
 
+Step = Callable[["np.ndarray", Any], tuple["np.ndarray", Any]]
+
+
+def greedy(step: Step, past: Any) -> list[int]:
+    """Generate from the first prompt; `step` maps ids and a KV cache to logits and the next one."""
+    import numpy as np
+
+    ids = np.array(prompts()[:1])
+    tokens: list[int] = []
+    for _ in range(NEW):
+        logits, past = step(ids, past)
+        tokens.append(int(logits[0, -1].argmax()))
+        ids = np.array([tokens[-1:]])
+    return tokens
+
+
+def empty_past() -> np.ndarray:
+    """The empty KV cache of GPT-2 124M in our ONNX export, (L, 2, B, H, S, D)."""
+    import numpy as np
+
+    return np.zeros((12, 2, 1, 12, 0, 64), np.float32)
+
+
+def of_onnx_runtime(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    path = folder / f"{kind.split(', ')[1]}.onnx"
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+
+    def step(ids: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
+        given = {"input_ids": value(ids), "past": past}
+        logits, present = session.run_with_ort_values(["logits", "present"], given)
+        return logits.numpy(), present
+
+    return lambda: greedy(step, value(empty_past()))
+
+
+def of_openvino(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
+    import openvino
+
+    options = {
+        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        "INFERENCE_PRECISION_HINT": "f32",  # else bf16 on some processors
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.compile_model(folder / "fp32.onnx", "CPU", options).create_infer_request()
+
+    def step(ids: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
+        found = request.infer({"input_ids": ids, "past": past}, share_inputs=True)
+        return found["logits"], found["present"]
+
+    return lambda: greedy(step, empty_past())
+
+
 ENGINES = {
     "AGI2": of_agi2,
     "transformers": of_transformers,
     "CTranslate2": of_ctranslate2,
     "llama.cpp": of_llama_cpp,
+    "OpenVINO": of_openvino,
+    "ONNX Runtime": of_onnx_runtime,
 }
 
 

@@ -35,6 +35,7 @@ _MODULES = {
     "load_model": "formats.model_dir",
     "TrainedModel": "formats.model_dir",
     "import_huggingface": "formats.huggingface",
+    "import_gguf": "formats.gguf_import",
     "export_model": "formats.export",
     "evaluate": "evaluation.loss",
     "generate_text": "generation",

@@ -21,9 +21,11 @@ from .config_checks import PRESETS
 from .config_messages import NO_STARTING_MODEL, error_of
 from .errors import AGI2Error, mask_secrets, safe_repr
 from .utils import (
+    GGUF_MAGIC,
     describe_path,
     find_module_file,
     human_bytes,
+    is_gguf,
     is_nested_deeper,
     open_file,
     write_text,
@@ -158,10 +160,10 @@ def _with_pretrained(
     """
     folder = values["init_from"] if resumed is None else str(resumed)
     if not _is_model(folder):
-        foreign = (Path(folder) / "config.json").is_file()
+        advice = import_advice(folder)
         raise AGI2Error(
             f"{locations.get('init_from', name)}: init_from = {safe_repr(folder)}: no trained "
-            "model there" + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
+            "model there" + (f"; {advice}" if advice else "")
         )
     saved = load_config(Path(folder) / CONFIG)
     starts = [str(values["init_from"]), saved.init_from or ""]
@@ -215,6 +217,8 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise AGI2Error(f"{path}: cannot be read: {reason}") from error
+    if data.startswith(GGUF_MAGIC):
+        raise AGI2Error(f"{path} is a model of another project: {import_advice(path)}")
     if len(data) > _MAX_FILE_BYTES:
         raise AGI2Error(
             f"{path}: no configuration: it is larger than {human_bytes(_MAX_FILE_BYTES)}"
@@ -223,6 +227,13 @@ def _read(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{path}: not UTF-8 text") from error
+
+
+def import_advice(path: str | Path) -> str:
+    """Return how to convert a path if it is a model that can be imported; else an empty string."""
+    path = Path(path)
+    is_foreign = (path / "config.json").is_file() or (path.is_file() and is_gguf(path))
+    return f"make it one: agi2 import {path} NEW_FOLDER" if is_foreign else ""
 
 
 def _advice_if_missing(path: Path) -> str:

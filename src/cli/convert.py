@@ -27,14 +27,15 @@ def import_(
         str,
         typer.Argument(
             metavar="PATH_OR_NAME",
-            help="A Hugging Face GPT-2: a folder, or a name such as openai-community/gpt2.",
+            help="A Hugging Face GPT-2: a folder, or a name such as openai-community/gpt2; or a "
+            "GGUF file.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to create.")],
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Import a Hugging Face GPT-2.
+    """Import a GPT-2 of Hugging Face, or a GGUF file.
 
     The result is a model to generate from, or to fine-tune (init_from).
     """
@@ -43,12 +44,13 @@ def import_(
         from ..formats.export import check_not_exists
 
         check_not_exists(out)
+        from ..formats.gguf_import import import_gguf
         from ..formats.huggingface import import_huggingface
-        from ..utils import log
+        from ..utils import is_gguf, log
 
     then = f'try it: agi2 generate {shlex.quote(str(out))} "..."'
     with saving(out, then):
-        import_huggingface(source, out)
+        (import_gguf if is_gguf(source) else import_huggingface)(source, out)
     log.info("saved to %s; %s", out, then)
 
 
@@ -68,10 +70,16 @@ def export(
         Optional[str],  # noqa: UP045 (typer reads this at run time)
         typer.Option(
             metavar="NAME",
-            help="For gguf: q8_0, int8 weights.",
+            help="For gguf: f16, q8_0 (int8 weights) or q4_0 (int4).",
             autocompletion=completion.complete_quantization,
         ),
     ] = None,
+    kv_cache: Annotated[
+        bool,
+        typer.Option(
+            "--kv-cache", help="For onnx: a graph with a KV cache as an input and an output."
+        ),
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -82,9 +90,9 @@ def export(
         from ..utils import log
 
         folder = model_folder(model)
-        check_export(folder, out, format, quantize)
+        check_export(folder, out, format, quantize, kv_cache)
         import torch  # noqa: F401
 
     with saving(out, f"it is the exported {folder}"):
-        export_model(folder, out, format, quantize)
+        export_model(folder, out, format, quantize, kv_cache=kv_cache)
     log.info("saved to %s", out)

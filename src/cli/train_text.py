@@ -33,7 +33,7 @@ from ..formats.run_dir import (
 )
 from ..train.folder_lock import FolderLock
 from ..train.trackers import check_log_to
-from ..utils import convert_write_errors, log
+from ..utils import convert_write_errors, is_gguf, log
 from .saved_input import SavedInput, is_pipe
 from .startup import loading
 
@@ -69,7 +69,7 @@ def _is_configuration(path: str, is_alone: bool) -> bool:
         return False
     if os.path.isdir(path):
         return _is_model_folder(Path(path))
-    if path.lower().endswith(".toml") or not path:
+    if path.lower().endswith(".toml") or not path or is_gguf(path):
         return True
     if not is_alone:
         return False

@@ -18,10 +18,16 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "gguf": ("gguf",),
     "onnx": ("onnx", "onnxscript"),
 }
-QUANTIZATIONS = ("q8_0",)
+QUANTIZATIONS = ("f16", "q8_0", "q4_0")
 
 
-def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None = None) -> None:
+def check_export(
+    run: Path,
+    out: Path,
+    format: str = "hf",
+    quantize: str | None = None,
+    kv_cache: bool = False,
+) -> None:
     """Check the arguments of `export_model`, without importing PyTorch.
 
     Raises:
@@ -32,6 +38,8 @@ def check_export(run: Path, out: Path, format: str = "hf", quantize: str | None 
     if quantize is not None and (format != "gguf" or quantize not in QUANTIZATIONS):
         known = ", ".join(QUANTIZATIONS)
         raise AGI2Error(f"quantize is for format gguf only, and one of {known}: not {quantize!r}")
+    if kv_cache and format != "onnx":
+        raise AGI2Error(f"kv_cache is for format onnx only, not {format}")
     for package in FORMATS[format]:
         if importlib.util.find_spec(package) is None:
             raise AGI2Error(
@@ -51,6 +59,7 @@ def export_model(
     format: str = "hf",
     quantize: str | None = None,
     *,
+    kv_cache: bool = False,
     verbose: bool = True,
 ) -> None:
     """Export a trained model; an existing file or folder is never overwritten.
@@ -59,7 +68,8 @@ def export_model(
         run: folder of the run or model.
         out: the folder to create for `hf`, the file to create for the other formats.
         format: `hf` (Hugging Face `transformers`), `gguf` (llama.cpp) or `onnx`.
-        quantize: `q8_0`, for `gguf` only: int8 weights.
+        quantize: for `gguf` only: `f16`, `q8_0` (int8) or `q4_0` (int4) matrices.
+        kv_cache: for `onnx` only: whether the graph has a KV cache as an input and an output.
         verbose: whether to show progress (see `console.visible`).
 
     Raises:
@@ -67,12 +77,12 @@ def export_model(
             package is missing, or `out` exists.
     """
     run, out = Path(run), Path(out)
-    check_export(run, out, format, quantize)
+    check_export(run, out, format, quantize, kv_cache)
     with visible(verbose), show_progress(f"exporting {run}"):
-        _export(run, out, format, quantize)
+        _export(run, out, format, quantize, kv_cache)
 
 
-def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
+def _export(run: Path, out: Path, format: str, quantize: str | None, kv_cache: bool) -> None:
     # Deferred: these import PyTorch, which takes seconds, and wrong arguments fail without it.
     from .gguf import export_gguf
     from .huggingface import export_huggingface
@@ -86,7 +96,7 @@ def _export(run: Path, out: Path, format: str, quantize: str | None) -> None:
     elif format == "gguf":
         export_gguf(trained.model, trained.tokenizer, out, quantize)
     else:
-        export_onnx(trained.model, out)
+        export_onnx(trained.model, out, kv_cache)
 
 
 def check_not_exists(out: Path) -> None:

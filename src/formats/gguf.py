@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import GPT2Config
 from ..data.chat_template import JINJA
 from ..errors import AGI2Error
 from ..model import GPT2Model
-from ..nn.bpe_library import Splitter
 from ..tokenization.byte_level import splitter_of
 from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path
+from .gguf_tokenizer import PRE_TOKENIZERS
 from .huggingface_weights import as_gpt2, renamed
 
 # Tensor names in GGUF, by module of `GPT2Model`; then those inside a block.
@@ -35,16 +37,11 @@ _NAMES_IN_A_BLOCK = {
     "ffn.contract": "ffn_down",
 }
 
-# llama.cpp's names of the pre-tokenizers that split any text as ours do.
-_PRE_TOKENIZERS = {
-    Splitter(is_gpt4=False, max_digits=0): "gpt-2",
-    Splitter(is_gpt4=False, max_digits=1): "smollm",
-    Splitter(is_gpt4=True, max_digits=3): "dbrx",
-    Splitter(is_gpt4=True, max_digits=1): "qwen2",
-}
+# Consecutive weights of a row that share one fp16 scale, in Q8_0 and in Q4_0.
+_BLOCK = 32
 
-# Block size of Q8_0: consecutive weights of a row that share one scale.
-_Q8_0_BLOCK = 32
+# The largest absolute value of a type: of fp16, and of a block whose scale is the largest in fp16.
+_LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
 
 
 def gguf_name(key: str) -> str:
@@ -55,19 +52,22 @@ def gguf_name(key: str) -> str:
 def export_gguf(
     model: GPT2Model, tokenizer: Tokenizer, path: Path, quantize: str | None = None
 ) -> None:
-    """Write a GGUF file in fp32, or with the matrices of blocks, embedding and head in Q8_0.
+    """Write a GGUF file in fp32, or with the matrices of blocks, embedding and head in a type.
 
     Args:
         model: pre-norm, with tanh GELU.
         tokenizer: byte-level BPE with GPT-2's or GPT-4's pre-tokenizer, with or without
             `split_digits`.
         path: the file to write.
-        quantize: `q8_0`: int8 weights with one scale for each 32 of a row. A matrix whose row
-            length is not a multiple of 32, biases, norms and position embeddings stay fp32.
+        quantize: the type of matrices. `f16`; or `q8_0` or `q4_0`: integers of 8 or 4 bits with
+            one fp16 scale for each 32 of a row. With `q4_0`, the matrix of the head, and so a tied
+            embedding, is in Q8_0, as the loss depends on it most. A matrix whose row length is not
+            a multiple of 32 stays fp32 in the latter two. Biases, norms and position embeddings
+            always do.
 
     Raises:
-        AGI2Error: if llama.cpp does not support the architecture or the tokenizer, or the file
-            cannot be written.
+        AGI2Error: if llama.cpp does not support the architecture or the tokenizer, a weight is too
+            large for the type, or the file cannot be written.
     """
     import gguf
 
@@ -94,14 +94,40 @@ def export_gguf(
 def _write_tensors(writer: Any, weights: Mapping[str, torch.Tensor], quantize: str | None) -> None:
     import gguf
 
+    _write_file_type(writer, quantize)
     for name, weight in weights.items():
         data = weight.detach().cpu().float().contiguous().numpy()
-        kind = gguf.GGMLQuantizationType.F32
-        is_matrix = data.ndim == 2 and not name.startswith("position_embeddings")
-        if quantize == "q8_0" and is_matrix and data.shape[1] % _Q8_0_BLOCK == 0:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            data = gguf.quants.quantize(data, kind)
-        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
+        type = _type_of(name, data.shape, quantize, is_tied="head.weight" not in weights)
+        if (largest := float(np.abs(data).max())) > _LARGEST.get(type, math.inf):
+            raise AGI2Error(
+                f"{name} has a weight of magnitude {largest:.4g}, {type} holds "
+                f"{_LARGEST[type]:,.0f} at most: export in fp32, without quantize"
+            )
+        kind = gguf.GGMLQuantizationType[type]
+        writer.add_tensor(gguf_name(name), gguf.quants.quantize(data, kind), raw_dtype=kind)
+
+
+def _type_of(name: str, shape: tuple[int, ...], quantize: str | None, is_tied: bool) -> str:
+    """Return the GGUF type of a parameter of `GPT2Model`."""
+    is_matrix = len(shape) == 2 and not name.startswith("position_embeddings")
+    if quantize is None or not is_matrix:
+        return "F32"
+    if quantize == "f16":
+        return "F16"
+    if shape[1] % _BLOCK:
+        return "F32"
+    # llama.cpp's own quantizer uses Q6_K here, or Q8_0 for rows that are not a multiple of 256.
+    is_head = name == ("token_embeddings.weight" if is_tied else "head.weight")
+    return "Q8_0" if is_head else quantize.upper()
+
+
+def _write_file_type(writer: Any, quantize: str | None) -> None:
+    import gguf
+
+    name = "ALL_F32" if quantize is None else f"MOSTLY_{quantize.upper()}"
+    writer.add_file_type(gguf.LlamaFileType[name])
+    if quantize in ("q8_0", "q4_0"):
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def _write_architecture(writer: Any, config: GPT2Config, name: str) -> None:
@@ -118,7 +144,7 @@ def _vocabulary(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """Return the vocabulary as GGUF stores it: tokens, token types and BPE merges.
 
     Args:
-        tokenizer: must pre-tokenize as one of `_PRE_TOKENIZERS`, and merge as llama.cpp does.
+        tokenizer: must pre-tokenize as one of `PRE_TOKENIZERS`, and merge as llama.cpp does.
         size: rows of the token embedding (V); GGUF needs exactly this many tokens.
 
     Raises:
@@ -158,7 +184,7 @@ def _pre_tokenizer(tokenizer: Tokenizer, content: dict[str, Any]) -> str:
         )
     model, splitter = content["model"], splitter_of(content["pre_tokenizer"])
     if not (
-        splitter in _PRE_TOKENIZERS
+        splitter in PRE_TOKENIZERS
         and model["type"] == "BPE"
         and not model.get("ignore_merges")
         and not model.get("byte_fallback")
@@ -172,7 +198,7 @@ def _pre_tokenizer(tokenizer: Tokenizer, content: dict[str, Any]) -> str:
             "to other tokens"
         )
     assert splitter is not None
-    return _PRE_TOKENIZERS[splitter]
+    return PRE_TOKENIZERS[splitter]
 
 
 def _write_tokenizer(writer: Any, vocabulary: dict[str, Any], tokenizer: Tokenizer) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from ..arguments import checked
-from ..config_loader import make_config
 from ..console import show_progress, visible
 from ..cuda_utils import check_memory
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
-from ..utils import atomic_folder, atomic_path, convert_write_errors, write_text
+from ..utils import atomic_path, convert_write_errors, write_text
 from .huggingface_config import from_hf_config, to_hf_config
 from .huggingface_folder import find_folder, read_hf_json
 from .huggingface_tokenizer import load_hf_tokenizer, save_hf_tokenizer
@@ -26,10 +25,10 @@ from .huggingface_weights import (
     read_hf_weights,
     to_hf_state_dict,
 )
+from .imported import save_imported
 from .model_dir import (
     WEIGHTS,
     check_vocabulary,
-    save_model,
     save_tensors,
 )
 
@@ -107,6 +106,4 @@ def _import(source: str, folder: Path) -> None:
     check_vocabulary(tokenizer, model, source)
     weights = from_hf_state_dict(tensors, model, source)
     model.load_state_dict(weights, assign=True)
-    keys = {**architecture.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
-    with atomic_folder(folder) as temporary:
-        save_model(model, tokenizer, make_config(keys, name=str(folder)), temporary)
+    save_imported(model, tokenizer, folder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,17 @@ from ..tokenization.tokenizer_json import (
     check_byte_level,
     read_bounded,
 )
-from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, TEMPLATE_TYPE, Tokenizer, load_tokenizer
+from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, Tokenizer, load_tokenizer
 from ..utils import log, write_text
 from .huggingface_folder import Folder, has_other_template, read_hf_json
+from .imported import (
+    PLAIN_ADDED,
+    build_tokenizer,
+    default_eos_id,
+    make_special,
+    processors,
+    remove_template,
+)
 
 # Default BOS and EOS id of `transformers.GPT2Config`, saved even if the vocabulary is smaller.
 _DEFAULT_ID = 50256
@@ -39,7 +46,6 @@ _PLAIN_GENERATION = {
 MAX_EOS_TOKENS = 60
 # Number of keys of generation_config.json that a warning names.
 _SHOWN_DEFAULTS = 8
-_PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def load_hf_tokenizer(path: Path, name: str, model: Mapping[str, Any]) -> Tokenizer:
@@ -68,20 +74,7 @@ def load_hf_tokenizer(path: Path, name: str, model: Mapping[str, Any]) -> Tokeni
     _check_adds_no_tokens(files, content)
     ids = _add_tokens(files, content)
     start, ends = _bos_and_eos_ids(files, content, ids)
-    names = {id: token for token, id in ids.items()}
-    _make_special(content, [(id, names[id]) for id in ends])
-    if not (len(ends) == 1 and ends[0] == start == _default_eos_id(content)):
-        _set_template(content, names[start], [names[id] for id in ends])
-    tokenizer = _load(content, name)
-    loaded = {**token_ids(tokenizer), **content["model"]["vocab"]}
-    changed = [token for token, id in ids.items() if loaded.get(token) != id]
-    if (tokenizer.start_of_text, tokenizer.text_end_tokens) != (start, tuple(ends)):
-        changed.append(names[start])
-    if changed:
-        raise AGI2Error(
-            f"{name}: its token {changed[0]!r} cannot keep its id: the ids of added tokens follow "
-            "the vocabulary without gaps"
-        )
+    tokenizer = build_tokenizer(content, ids, start, ends, name, f"{name}: {FILE_NAME}")
     if tokenizer.has_roles and has_other_template(files, path):
         raise AGI2Error(
             f"{name}: its tokenizer has the tokens of AGI2's chat template, but its chat template "
@@ -125,7 +118,7 @@ def _check_adds_no_tokens(files: Folder, content: dict[str, Any]) -> None:
     for key in ("add_bos_token", "add_eos_token"):
         if files.flag(key):
             raise AGI2Error(f"{files.name}: {key} = true: AGI2 adds no tokens to a text")
-    for part in _processors(content):
+    for part in processors(content):
         kind = part["type"]
         plain = kind == "TemplateProcessing" and [list(each) for each in part["single"]]
         if kind != "ByteLevel" and plain != [["Sequence"]]:
@@ -133,14 +126,6 @@ def _check_adds_no_tokens(files: Folder, content: dict[str, Any]) -> None:
                 f"{files.name}: post_processor {safe_repr(kind)} in {FILE_NAME} adds tokens to "
                 "a text, which AGI2 does not"
             )
-
-
-def _processors(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the post-processors of a tokenizer, a `Sequence` flattened."""
-    processor = content.get("post_processor")
-    if processor is None:
-        return []
-    return processor["processors"] if processor["type"] == "Sequence" else [processor]
 
 
 def _apply_add_prefix_space(files: Folder, content: dict[str, Any]) -> None:
@@ -170,7 +155,7 @@ def _add_tokens(files: Folder, content: dict[str, Any]) -> dict[str, int]:
             raise AGI2Error(
                 f"{files.name}: added_tokens.json: the id of {token!r} is not an integer"
             )
-        more.setdefault(token, (id, {**_PLAIN_ADDED, "special": token in named}))
+        more.setdefault(token, (id, {**PLAIN_ADDED, "special": token in named}))
     present = {each["content"] for each in added}
     if len(more.keys() | present) > MAX_ADDED:
         raise AGI2Error(f"{files.name} has over {MAX_ADDED:,} added tokens")
@@ -181,12 +166,12 @@ def _add_tokens(files: Folder, content: dict[str, Any]) -> dict[str, int]:
                 "another"
             )
         if token not in present:
-            kept = {key: flags[key] for key in (*_PLAIN_ADDED, "special")}
+            kept = {key: flags[key] for key in (*PLAIN_ADDED, "special")}
             added.append({"id": id, "content": token, **kept})
     for name in filter(None, map(files.token, ("bos_token", "eos_token"))):
         if name not in ids:
             ids[name] = 1 + max(ids.values(), default=-1)
-            _make_special(content, [(ids[name], name)])
+            make_special(content, [(ids[name], name)])
     return ids
 
 
@@ -205,7 +190,7 @@ def _decoder_tokens(files: Folder) -> dict[str, tuple[int, dict[str, Any]]]:
             raise AGI2Error(
                 f"{location}: {safe_repr(id)} = {safe_repr(each)} is not a token by its id"
             )
-        tokens[token] = (int(id), {**_PLAIN_ADDED, "special": False, **each})
+        tokens[token] = (int(id), {**PLAIN_ADDED, "special": False, **each})
     return tokens
 
 
@@ -216,7 +201,7 @@ def _bos_and_eos_ids(
     eos = files.token("eos_token")
     ends = [ids[eos]] if eos is not None else []
     ends = list(dict.fromkeys(ends + _known_ids(files, "eos_token_id", ids)))
-    default = _default_eos_id(content)
+    default = default_eos_id(content)
     if not ends and default is not None:
         ends = [default]
     if not ends:  # perhaps in the vocabulary, but not marked as special
@@ -242,79 +227,6 @@ def _known_ids(files: Folder, kind: str, ids: Mapping[str, int]) -> list[int]:
         if id not in known and id != _DEFAULT_ID:
             raise AGI2Error(f"{files.name}: {kind} {id} is the id of no token in its tokenizer")
     return [id for id in found if id in known]
-
-
-def _default_eos_id(content: Mapping[str, Any]) -> int | None:
-    """Return the EOS id that `load_tokenizer` finds without a template, or `None`."""
-    special = sorted((e["id"], e["content"]) for e in content["added_tokens"] if e.get("special"))
-    return next((id for id, token in special if token in KNOWN_EOS_TOKENS), None)
-
-
-def _make_special(content: dict[str, Any], tokens: list[tuple[int, str]]) -> None:
-    """Mark tokens as special, except single bytes and BPE merges: those also encode plain text."""
-    added = {each["content"]: each for each in content["added_tokens"]}
-    if any(token not in added for _, token in tokens):
-        merges = content["model"]["merges"]
-        joined = ("".join(pair) if isinstance(pair, list) else pair for pair in merges)
-        merged = {piece.replace(" ", "") for piece in joined}
-    for id, token in tokens:
-        if token in added:
-            added[token]["special"] = True
-        elif len(token) > 1 and token not in merged:
-            added[token] = {"id": id, "content": token, **_PLAIN_ADDED, "special": True}
-            content["added_tokens"].append(added[token])
-    content["added_tokens"].sort(key=lambda each: each["id"])
-
-
-def _set_template(content: dict[str, Any], start: str, ends: list[str]) -> None:
-    """Store BOS and EOS as a post-processor template, from which `BPETokenizer` loads them."""
-
-    def special(token: str) -> dict[str, Any]:
-        return {"SpecialToken": {"id": token, "type_id": 0}}
-
-    def text(name: str, type_id: int) -> dict[str, Any]:
-        return {"Sequence": {"id": name, "type_id": type_id}}
-
-    template = {
-        "type": "TemplateProcessing",
-        "single": [special(start), text("A", TEMPLATE_TYPE), *map(special, ends)],
-        "pair": [text("A", 0), text("B", 1)],
-        "special_tokens": {
-            token: {"id": token, "ids": [0], "tokens": [token]} for token in (start, *ends)
-        },
-    }
-    parts = [*_processors(content), template]
-    content["post_processor"] = {"type": "Sequence", "processors": parts}
-
-
-def _remove_template(content: dict[str, Any]) -> bool:
-    """Remove the template of `_set_template`; return whether there was one."""
-    processor = content.get("post_processor") or {}
-    parts = processor.get("processors", [])
-    text = {"Sequence": {"id": "A", "type_id": TEMPLATE_TYPE}}
-    own_parts = [part for part in parts if text in part.get("single", [])]
-    rest = [part for part in parts if part not in own_parts]
-    if own_parts:
-        content["post_processor"] = (
-            {"type": "Sequence", "processors": rest} if len(rest) > 1 else next(iter(rest), None)
-        )
-    return bool(own_parts)
-
-
-def _load(content: dict[str, Any], name: str) -> Tokenizer:
-    """Load a tokenizer from its content, through a file, so that all checks of files apply."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FILE_NAME
-        path.write_text(json.dumps(content), encoding="utf-8")
-        try:
-            return load_tokenizer(path)
-        except AGI2Error as error:
-            raise AGI2Error(str(error).replace(str(path), f"{name}: {FILE_NAME}")) from error
-
-
-def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the ids of the added tokens, by token."""
-    return {each["content"]: each["id"] for each in json.loads(tokenizer.to_json())["added_tokens"]}
 
 
 def _unread_class(files: Folder, content: Mapping[str, Any]) -> Any:
@@ -369,7 +281,7 @@ def save_hf_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> dic
     content = json.loads(tokenizer.to_json())
     names = {id: token for token, id in content["model"]["vocab"].items()}
     names.update({each["id"]: each["content"] for each in content["added_tokens"]})
-    if _remove_template(content):
+    if remove_template(content):
         text = json.dumps(content, ensure_ascii=False, indent=2)
     else:
         text = tokenizer.to_json()

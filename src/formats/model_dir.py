@@ -14,7 +14,7 @@ import torch
 
 from ..arguments import checked
 from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
-from ..config_loader import CONFIG, load_config, save_config
+from ..config_loader import CONFIG, import_advice, load_config, save_config
 from ..console import show_progress, visible
 from ..cuda_utils import check_memory, select_device
 from ..data.chat_template import check_template, save_template
@@ -153,6 +153,8 @@ def load_model(
 
 def _load_model(folder: Path, device: torch.device | str) -> TrainedModel:
     check_unsharded(folder)
+    if not os.path.isfile(folder / CONFIG) and (advice := import_advice(folder)):
+        raise AGI2Error(f"{folder} is a model of another project: {advice}")
     config = load_config(folder / CONFIG)
     tokenizer = load_tokenizer(folder)
     check_template(folder)
@@ -180,9 +182,9 @@ def load_architecture(
     folder = Path(folder)
     check_unsharded(folder)
     if not os.path.isfile(folder / CONFIG):
-        foreign = os.path.isfile(folder / "config.json")
-        hint = f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else ""
-        raise AGI2Error(f"{folder}: no model there that save_pretrained or training wrote{hint}")
+        advice = import_advice(folder)
+        end = f"; {advice}" if advice else ""
+        raise AGI2Error(f"{folder}: no model there that save_pretrained or training wrote{end}")
     if os.path.lexists(folder / FILE_NAME):
         return load_model(folder, device, verbose=verbose).model
     with (

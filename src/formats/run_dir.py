@@ -18,6 +18,7 @@ import tomli_w
 from ..config_loader import CHECKPOINTS as CHECKPOINTS
 from ..config_loader import CONFIG
 from ..config_loader import STATE as STATE
+from ..config_loader import import_advice
 from ..errors import AGI2Error
 from ..utils import describe_path, read_json_object
 
@@ -114,8 +115,8 @@ def _describe_folder(path: Path) -> str:
     if re.fullmatch(r"step-\d+(\.old)?", path.name) and (path / STATE).is_file():
         run = path.absolute().parents[1]
         return f"{path} is a checkpoint: name the run's folder, {run}"
-    if (path / "config.json").is_file():
-        return f"{path} is a model of another project: make it one: agi2 import {path} NEW_FOLDER"
+    if advice := import_advice(path):
+        return f"{path} is a model of another project: {advice}"
     if path.name == CHECKPOINTS and (path.parent / CONFIG).is_file():
         return f"{path} contains a run's checkpoints: name the run's folder, {path.parent}"
     if next(path.glob(f"*/{CONFIG}"), None) is not None:

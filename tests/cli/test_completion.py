@@ -65,7 +65,7 @@ BASH = [
     (["agi2", "train", "my.toml", "--set=lora_"], ["lora_rank="]),
     (["agi2", "export", "trained/one", "out", "--format", "g"], ["gguf"]),
     (["agi2", "export", "trained/one", "out", "--format=o"], ["onnx"]),
-    (["agi2", "export", "trained/one", "out", "--quantize", ""], ["q8_0"]),
+    (["agi2", "export", "trained/one", "out", "--quantize", ""], ["f16", "q8_0", "q4_0"]),
     (["agi2", "generate", "trained/o"], ["trained/one"]),
     (["agi2", "generate", "m"], ["models/", "my.toml"]),
     (["agi2", "compare", "trained/one", "trained/t"], ["trained/two"]),
@@ -178,6 +178,6 @@ def test_words_that_bash_has_split_are_joined(words, joined, key):
 
 def test_formats_values_and_quantizations_are_offered(monkeypatch):
     assert complete_format("g") == ["gguf"]
-    assert complete_quantization("q") == ["q8_0"]
+    assert complete_quantization("q") == ["q8_0", "q4_0"]
     monkeypatch.setenv("_AGI2_COMPLETE_KEY", "device")
     assert complete_override("cu") == ["cuda"]

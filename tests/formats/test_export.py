@@ -61,7 +61,7 @@ def test_what_fails_half_way_leaves_nothing_in_the_way(saved, tmp_path, monkeypa
     assert "No space left on device" in err
     assert run(capsys, "export", folder, tmp_path / "hf")[0] == 0
     with monkeypatch.context() as broken:
-        broken.setattr("src.formats.huggingface.save_model", full)
+        broken.setattr("src.formats.imported.save_model", full)
         assert run(capsys, "import", tmp_path / "hf", tmp_path / "in")[0] == 2
     assert run(capsys, "import", tmp_path / "hf", tmp_path / "in")[0] == 0
     assert {path.name for path in tmp_path.iterdir()} >= {"hf", "in"}
@@ -85,7 +85,7 @@ def test_a_run_s_own_configuration_goes_where_its_folder_goes(saved, tmp_path, c
     [
         ("pickle", None, "format must be one of hf, gguf, onnx, not 'pickle'"),
         ("hf", "q8_0", "quantize is for format gguf only"),
-        ("gguf", "q4_0", "one of q8_0: not 'q4_0'"),
+        ("gguf", "q4_k", "one of f16, q8_0, q4_0: not 'q4_k'"),
     ],
 )
 def test_an_unknown_format_is_one_line(saved, tmp_path, format, quantize, message):
@@ -93,6 +93,12 @@ def test_an_unknown_format_is_one_line(saved, tmp_path, format, quantize, messag
     with pytest.raises(AGI2Error, match=message):
         export_model(folder, tmp_path / "out", format, quantize)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kv_cache_is_for_onnx_only(saved, tmp_path, capsys):
+    _, folder = saved()
+    status, _, err = run(capsys, "export", folder, tmp_path / "out", "--kv-cache")
+    assert (status, err) == (2, "error: kv_cache is for format onnx only, not hf\n")
 
 
 @pytest.mark.parametrize("format", ["gguf", "onnx"])

@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 import urllib.request
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from src.errors import AGI2Error
-from src.formats.export import export_model
 from src.formats.gguf import export_gguf, gguf_name
+from src.formats.gguf_import import import_gguf
+from src.formats.model_dir import load_model
 from src.generation import generate_text
 from src.tokenizer import BPETokenizer, load_tokenizer
 from tests.conftest import make_text
@@ -70,16 +72,25 @@ class LlamaCpp:
         )
         return found["choices"][0]["text"]
 
+    def log_probabilities(self, ids, count):
+        """The logarithms of the probabilities of the likeliest next tokens, by id."""
+        body = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": -1.0}
+        found = self.post("completion", body)["completion_probabilities"][0]["top_logprobs"]
+        return {each["id"]: each["logprob"] for each in found}
+
     def tokens(self, text):
         """The ids of a text without special tokens."""
         body = {"content": text, "add_special": False, "parse_special": False}
+        return self.post("tokenize", body)["tokens"]
+
+    def post(self, path, body):
         request = urllib.request.Request(
-            f"{self.server.listening_address}/tokenize",
+            f"{self.server.listening_address}/{path}",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as answer:
-            return json.load(answer)["tokens"]
+            return json.load(answer)
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
@@ -130,27 +141,118 @@ def test_every_weight_is_there_and_no_other(saved, byte_pairs, tmp_path, changes
     assert field(tmp_path / "model.gguf", "gpt2.context_length") == 24
 
 
-def test_eight_bits_keep_every_matrix_close_and_the_rest_as_it_was(saved, byte_pairs, tmp_path):
-    model, _ = saved(position_embedding="learned", d_ff=40)
-    export_gguf(model, byte_pairs, tmp_path / "model.gguf", "q8_0")
-    found = tensors_of(tmp_path / "model.gguf")
+def round_half_away(value):
+    return np.trunc(value + np.copysign(np.float32(0.5), value))
+
+
+def blocks_of(row, bits):
+    """The bytes of one row as ggml's reference quantizes it, one block of 32 after the other."""
+    data = b""
+    for block in row.reshape(-1, 32):
+        extreme = block[np.abs(block).argmax()]
+        if bits == 8:
+            scale = np.abs(extreme) / np.float32(127)
+            inverse = np.float32(1) / scale if scale else np.float32(0)
+            whole = [int(round_half_away(value * inverse)) for value in block]
+            data += np.float16(scale).tobytes() + struct.pack("32b", *whole)
+        else:  # the value of the largest magnitude becomes -8, with its sign
+            scale = extreme / np.float32(-8)
+            inverse = np.float32(1) / scale if scale else np.float32(0)
+            whole = [min(15, int(value * inverse + np.float32(8.5))) for value in block]
+            pairs = [low | high << 4 for low, high in zip(whole[:16], whole[16:], strict=True)]
+            data += np.float16(scale).tobytes() + bytes(pairs)
+    return data
+
+
+def expected_type(name, weight, quantize, is_tied):
+    is_matrix = weight.dim() == 2 and "position" not in name
+    if not is_matrix or (quantize != "f16" and weight.size(1) % 32):
+        return "F32"
+    is_head = name == ("token_embeddings.weight" if is_tied else "head.weight")
+    return "Q8_0" if quantize == "q4_0" and is_head else quantize.upper()
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("quantize", ["f16", "q8_0", "q4_0"])
+def test_matrices_are_quantized_as_ggml_does(saved, byte_pairs, tmp_path, quantize, is_tied):
+    # A row of 40 cannot be cut into blocks of 32.
+    sizes = {"d_model": 64, "d_ff": 40, "n_layers": 1}
+    model, _ = saved(position_embedding="learned", tie_weights=is_tied, **sizes)
+    with torch.no_grad():
+        weight = model.blocks[0].attention.qkv.weight
+        weight[0] = 0.0
+        weight[1, :4] = torch.tensor([2.0, -2.0, 1.0, -1.0])  # two of the largest magnitude
+        weight[2] = torch.arange(64) / 127 - 0.25  # halves between two integers
+        weight[3, :] = 1e-30  # its scale is 0 in fp16
+    export_gguf(model, byte_pairs, tmp_path / "model.gguf", quantize)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    kinds = set()
     for name, weight in model.state_dict().items():
-        kind, numbers = found[gguf_name(name)]
-        # A row of 40 cannot be cut into groups of 32.
-        whole = weight.dim() < 2 or "position" in name or name.endswith("contract.weight")
-        assert kind == ("F32" if whole else "Q8_0")
-        if whole:
-            assert torch.equal(numbers, weight)
-        else:
-            groups = (numbers - weight).unflatten(-1, (-1, 32))
-            step = weight.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True) / 127
-            assert (groups.abs() <= 0.57 * step).all()  # half a step, and the scale is fp16
+        tensor = found[gguf_name(name)]
+        kind = expected_type(name, weight, quantize, is_tied)
+        assert tensor.tensor_type.name == kind, name
+        expected = weight.half() if kind == "F16" else weight
+        data = expected.numpy().tobytes()
+        if kind.startswith("Q"):
+            data = b"".join(blocks_of(row, int(kind[1])) for row in weight.numpy())
+        assert np.array(tensor.data).tobytes() == data, name
+        kinds.add(kind)
+    assert quantize.upper() in kinds
+    number = reader.get_field("general.file_type").contents()
+    assert gguf.LlamaFileType(number).name == f"MOSTLY_{quantize.upper()}"
 
 
-def test_llama_cpp_runs_eight_bits(saved, tmp_path):
-    _, folder = saved(max_seq_len=64)
-    export_model(folder, tmp_path / "model.gguf", "gguf", "q8_0")
-    assert LlamaCpp(tmp_path / "model.gguf", 64).greedy(PROMPTS[0], 8)
+def test_smaller_types_make_smaller_files(saved, byte_pairs, tmp_path):
+    model, _ = saved(d_model=64, position_embedding="learned")
+    sizes = []
+    for quantize in (None, "f16", "q8_0", "q4_0"):
+        export_gguf(model, byte_pairs, tmp_path / f"{quantize}.gguf", quantize)
+        sizes.append((tmp_path / f"{quantize}.gguf").stat().st_size)
+    assert sizes == sorted(sizes, reverse=True)
+    assert len({*sizes}) == 4
+
+
+@pytest.mark.parametrize(
+    ("quantize", "largest"), [("f16", 65504), ("q8_0", 127 * 65504), ("q4_0", 8 * 65504)]
+)
+def test_a_weight_too_large_for_the_type_is_refused(saved, byte_pairs, tmp_path, quantize, largest):
+    model, _ = saved(position_embedding="learned")
+    weight = model.blocks[1].ffn.expand.weight
+    with torch.no_grad():
+        weight[2, 3] = -largest
+    export_gguf(model, byte_pairs, tmp_path / "model.gguf", quantize)
+    _, numbers = tensors_of(tmp_path / "model.gguf")["blk.1.ffn_up.weight"]
+    assert numbers[2, 3] == -largest
+    with torch.no_grad():
+        weight[2, 3] = -largest * 1.01
+    with pytest.raises(
+        AGI2Error, match=f"expand.weight has .* {quantize.upper()} holds {largest:,}"
+    ):
+        export_gguf(model, byte_pairs, tmp_path / "other.gguf", quantize)
+    assert not (tmp_path / "other.gguf").exists()
+    export_gguf(model, byte_pairs, tmp_path / "other.gguf")
+
+
+# Bounds of the difference of log probabilities: llama.cpp has a table of GELU in fp16, and rounds
+# activations to fp16 for fp16 weights, to Q8_0 for quantized weights.
+@pytest.mark.parametrize(
+    ("quantize", "bound"), [(None, 1e-3), ("f16", 2e-3), ("q8_0", 0.02), ("q4_0", 0.02)]
+)
+def test_llama_cpp_computes_the_dequantized_model(saved, byte_pairs, tmp_path, quantize, bound):
+    model, _ = saved(max_seq_len=64, d_model=64, position_embedding="learned")
+    export_gguf(model, byte_pairs, tmp_path / "model.gguf", quantize)
+    import_gguf(tmp_path / "model.gguf", tmp_path / "in")
+    dequantized = load_model(tmp_path / "in").model
+    llama = LlamaCpp(tmp_path / "model.gguf", 64)
+    for prompt in PROMPTS:
+        ids = byte_pairs.encode(prompt)
+        with torch.no_grad():
+            expected = dequantized(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        found = llama.log_probabilities(ids, 20)
+        assert len(found) == 20
+        for id, value in found.items():
+            assert abs(value - expected[id].item()) < bound
 
 
 def test_tokens_that_only_the_model_has_are_never_used(saved, byte_pairs, tmp_path):

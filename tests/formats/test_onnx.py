@@ -54,6 +54,37 @@ def test_onnx_runtime_gives_the_same_logits_at_any_size(saved, tmp_path, capfd):
         assert_within(torch.from_numpy(found), expected.exact, expected.error)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"position_embedding": "learned", "tie_weights": False}], ids=str
+)
+def test_a_kv_cache_gives_the_logits_of_the_tokens_at_once(saved, tmp_path, changes):
+    model, folder = saved(**changes)
+    export_model(folder, tmp_path / "model.onnx", "onnx", kv_cache=True)
+    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    config = model.config
+    for batch in (1, 3):
+        tokens = torch.randint(config.vocab_size, (batch, 24))
+        with torch.no_grad():
+            expected = model(tokens)
+        past = torch.zeros(config.n_layers, 2, batch, config.n_heads, 0, config.head_dim).numpy()
+        place = 0
+        for new in (5, 1, 1, 3, 14):
+            given = {"input_ids": tokens[:, place : place + new].numpy(), "past": past}
+            logits, past = session.run(["logits", "present"], given)
+            place += new
+            assert past.shape[4] == place
+            assert logits.shape == (batch, 1, config.vocab_size)
+            torch.testing.assert_close(
+                torch.from_numpy(logits[:, 0]), expected[:, place - 1], rtol=1e-4, atol=1e-4
+            )
+
+
+def test_a_kv_cache_needs_a_few_positions(saved, tmp_path):
+    model, _ = saved(max_seq_len=3)
+    with pytest.raises(AGI2Error, match="needs a model of at least 4 positions"):
+        export_onnx(model, tmp_path / "model.onnx", kv_cache=True)
+
+
 def test_a_model_too_large_for_one_file_is_refused(saved, tmp_path, monkeypatch):
     model, _ = saved()
     monkeypatch.setattr("src.formats.onnx.MAX_FILE_BYTES", 4 * model.num_parameters() - 1)

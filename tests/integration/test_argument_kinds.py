@@ -142,6 +142,13 @@ class World:
         return path
 
     @cached_property
+    def gguf(self):
+        path = self.folder / "model.gguf"
+        if not path.exists():
+            export_model(self.saved, path, "gguf", verbose=False)
+        return path
+
+    @cached_property
     def optimizer(self):
         return torch.optim.SGD(self.model.parameters(), 0.1)
 
@@ -277,9 +284,13 @@ CASES = {
         src.import_huggingface, source=("path", w("theirs")), folder=("path", w("free")),
         verbose=QUIET,
     ),
+    "import_gguf": case(
+        src.import_gguf, source=("path", w("gguf")), folder=("path", w("free")), verbose=QUIET
+    ),
     "export_model": case(
         src.export_model, run=("path", w("saved")), out=("path", w("free")),
-        format=("choice", "gguf"), quantize=("choice", "q8_0"), verbose=QUIET,
+        format=("choice", "gguf"), quantize=("choice", "q8_0"), kv_cache=("bool", False),
+        verbose=QUIET,
     ),
     "evaluate": case(
         src.evaluate, model=MODEL, dataset=("object", w("data")), tokenizer=TOKENIZER,
