@@ -22,7 +22,10 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +34,51 @@ from common import InTurn, parser, report, run_child, save_random_gpt2, work_in_
 if TYPE_CHECKING:
     import numpy as np
 
-PROMPT, NEW, BEAMS, BATCH, TURNS = 60, 128, 5, 8, 4
+TURNS = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is generated: tokens of each prompt and new ones, texts, and beams of a text."""
+
+    prompt: int = 60
+    new: int = 128
+    texts: int = 1
+    beams: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that count: new ones, or those of a prompt that is only read."""
+        return self.texts * (self.new if self.new > 1 else self.prompt)
+
+    def prompts(self) -> list[list[int]]:
+        import numpy as np
+
+        draw = np.random.default_rng(0)
+        return draw.integers(0, 50256, (self.texts, self.prompt)).tolist()
+
+
+TASKS = {
+    "one text": Task(),
+    "5 beams": Task(beams=5),
+    "8 texts": Task(texts=8),
+    "32 texts": Task(texts=32),
+    "a prompt of 960 tokens": Task(prompt=960, new=1),
+    "every weight once": Task(),
+}
 KINDS = {
     "one text, fp32": [
         *("AGI2", "transformers", "CTranslate2", "llama.cpp", "OpenVINO", "ONNX Runtime"),
     ],
     "one text, int8": ["AGI2", "CTranslate2", "llama.cpp", "ONNX Runtime"],
     "one text, int4": ["AGI2", "llama.cpp"],
-    f"{BEAMS} beams, fp32": ["AGI2", "transformers", "CTranslate2"],
-    f"{BATCH} texts, fp32": ["AGI2", "transformers", "CTranslate2"],
+    "5 beams, fp32": ["AGI2", "transformers", "CTranslate2"],
+    "8 texts, fp32": ["AGI2", "transformers", "CTranslate2"],
+    "8 texts, int8": ["AGI2", "CTranslate2", "llama.cpp"],
+    "32 texts, int8": ["AGI2", "CTranslate2", "llama.cpp"],
+    "a prompt of 960 tokens, fp32": ["AGI2", "llama.cpp"],
+    "a prompt of 960 tokens, int8": ["AGI2", "llama.cpp"],
+    "a prompt of 960 tokens, int4": ["AGI2", "llama.cpp"],
     "every weight once, fp32": ["AGI2"],
 }
 ON_A_GPU = {"AGI2", "transformers"}
@@ -109,11 +148,10 @@ def quantize_onnx(folder: Path) -> None:
     quantize_dynamic(folded, folder / "int8.onnx", weight_type=QuantType.QInt8)
 
 
-def prompts() -> list[list[int]]:
-    import numpy as np
-
-    draw = np.random.default_rng(0)
-    return draw.integers(0, 50256, (BATCH, PROMPT)).tolist()
+def task_of(kind: str) -> tuple[Task, str]:
+    """Return the task of a benchmark, and its precision."""
+    name, precision = kind.split(", ")
+    return TASKS[name], precision
 
 
 def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
@@ -125,7 +163,7 @@ def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     from src.inference.prepare import prepare_for_generation
     from src.nn.cpu_kernels import KernelLinear, Weights
 
-    precision = kind.split(", ")[1]
+    task, precision = task_of(kind)
     trained = load_model(folder / "agi2", device)
     model, tokenizer = trained.model, trained.tokenizer
     if kind.startswith("every weight"):
@@ -137,23 +175,24 @@ def of_agi2(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
 
         @torch.inference_mode()
         def once() -> list[int]:
-            for _ in range(NEW):
+            for _ in range(task.new):
                 for product, x in zip(products, inputs, strict=True):
                     product(x)
             return []
 
         return once
     prepare_for_generation(model, "none" if precision == "fp32" else precision)
-    if "beams" in kind:
-        return lambda: beam_search(model, prompts()[0], BEAMS, NEW)[0].tokens
-    if "texts" in kind:
+    given = task.prompts()
+    if task.beams > 1:
+        return lambda: beam_search(model, given[0], task.beams, task.new)[0].tokens
+    if task.texts > 1:
 
         def together() -> list[int]:
-            generate_batch(model, prompts(), NEW, 0, tokenizer=tokenizer, return_full_text=False)
+            generate_batch(model, given, task.new, 0, tokenizer=tokenizer, return_full_text=False)
             return []
 
         return together
-    return lambda: list(generate_tokens(model, prompts()[0], NEW, 0))
+    return lambda: list(generate_tokens(model, given[0], task.new, 0))
 
 
 def of_transformers(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
@@ -162,20 +201,21 @@ def of_transformers(folder: Path, kind: str, device: str) -> Callable[[], list[i
 
     model = GPT2LMHeadModel.from_pretrained(folder / "hf", dtype=torch.float32)
     model.eval().to(device)
-    given = torch.tensor(prompts() if "texts" in kind else prompts()[:1], device=device)
+    task, _ = task_of(kind)
+    given = torch.tensor(task.prompts(), device=device)
 
     @torch.inference_mode()
     def run() -> list[int]:
         out = model.generate(
             given,
             attention_mask=torch.ones_like(given),
-            max_new_tokens=NEW,
-            min_new_tokens=NEW,
+            max_new_tokens=task.new,
+            min_new_tokens=task.new,
             do_sample=False,
-            num_beams=BEAMS if "beams" in kind else 1,
+            num_beams=task.beams,
             pad_token_id=50256,
         )
-        return out[0, PROMPT:].tolist()
+        return out[0, task.prompt :].tolist()
 
     return run
 
@@ -190,14 +230,15 @@ def of_ctranslate2(folder: Path, kind: str, device: str) -> Callable[[], list[in
     )
     names = json.loads((folder / "hf" / "tokenizer.json").read_text())["model"]["vocab"]
     tokens = {number: name for name, number in names.items()}
-    given = [[tokens[i] for i in prompt] for prompt in prompts()]
+    task, _ = task_of(kind)
+    given = [[tokens[i] for i in prompt] for prompt in task.prompts()]
 
     def run() -> list[int]:
         found = generator.generate_batch(
-            given if "texts" in kind else given[:1],
-            max_length=NEW,
-            min_length=NEW,
-            beam_size=BEAMS if "beams" in kind else 1,
+            given,
+            max_length=task.new,
+            min_length=task.new,
+            beam_size=task.beams,
             include_prompt_in_result=False,
         )
         return found[0].sequences_ids[0]
@@ -208,24 +249,30 @@ def of_ctranslate2(folder: Path, kind: str, device: str) -> Callable[[], list[in
 def of_llama_cpp(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
     import xllamacpp
 
+    task, precision = task_of(kind)
     params = xllamacpp.CommonParams()
-    params.model.path = str(folder / f"{kind.split(', ')[1]}.gguf")
-    params.n_ctx = 1024
-    params.n_parallel = 1
+    params.model.path = str(folder / f"{precision}.gguf")
+    params.n_ctx = 1024 if task.texts == 1 else 256 * task.texts
+    params.n_parallel = task.texts
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
     server = xllamacpp.Server(params)
 
-    def run() -> list[int]:
+    def complete(prompt: list[int]) -> None:
         found = server.handle_completions(
             {
-                "prompt": prompts()[0],
-                "max_tokens": NEW,
+                "prompt": prompt,
+                "max_tokens": task.new,
                 "temperature": 0.0,
                 "ignore_eos": True,
                 "cache_prompt": False,
             }
         )
-        assert found["usage"]["completion_tokens"] == NEW, found
+        assert found["usage"]["completion_tokens"] == task.new, found
+
+    given, pool = task.prompts(), ThreadPoolExecutor(task.texts)
+
+    def run() -> list[int]:
+        list(pool.map(complete, given))
         return []
 
     return run
@@ -234,13 +281,13 @@ def of_llama_cpp(folder: Path, kind: str, device: str) -> Callable[[], list[int]
 Step = Callable[["np.ndarray", Any], tuple["np.ndarray", Any]]
 
 
-def greedy(step: Step, past: Any) -> list[int]:
-    """Generate from the first prompt; `step` maps ids and a KV cache to logits and the next one."""
+def greedy(task: Task, step: Step, past: Any) -> list[int]:
+    """Generate one text; `step` maps ids and a KV cache to logits and the next one."""
     import numpy as np
 
-    ids = np.array(prompts()[:1])
+    ids = np.array(task.prompts())
     tokens: list[int] = []
-    for _ in range(NEW):
+    for _ in range(task.new):
         logits, past = step(ids, past)
         tokens.append(int(logits[0, -1].argmax()))
         ids = np.array([tokens[-1:]])
@@ -259,7 +306,8 @@ def of_onnx_runtime(folder: Path, kind: str, device: str) -> Callable[[], list[i
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    path = folder / f"{kind.split(', ')[1]}.onnx"
+    task, precision = task_of(kind)
+    path = folder / f"{precision}.onnx"
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     value = onnxruntime.OrtValue.ortvalue_from_numpy
 
@@ -268,7 +316,7 @@ def of_onnx_runtime(folder: Path, kind: str, device: str) -> Callable[[], list[i
         logits, present = session.run_with_ort_values(["logits", "present"], given)
         return logits.numpy(), present
 
-    return lambda: greedy(step, value(empty_past()))
+    return lambda: greedy(task, step, value(empty_past()))
 
 
 def of_openvino(folder: Path, kind: str, device: str) -> Callable[[], list[int]]:
@@ -285,7 +333,7 @@ def of_openvino(folder: Path, kind: str, device: str) -> Callable[[], list[int]]
         found = request.infer({"input_ids": ids, "past": past}, share_inputs=True)
         return found["logits"], found["present"]
 
-    return lambda: greedy(step, empty_past())
+    return lambda: greedy(task_of(kind)[0], step, empty_past())
 
 
 ENGINES = {
@@ -302,6 +350,18 @@ def measure(engine: str, kind: str, folder: Path, device: str) -> None:
     run = ENGINES[engine](folder, kind, device)
     (folder / f"{engine}, {kind}.json").write_text(json.dumps(run()))
     work_in_turn(run, 1)
+
+
+def read_bandwidth() -> dict[str, object]:
+    """Return how fast the cores together read memory: the bound of decoding one text."""
+    import torch
+
+    many, seconds = torch.ones(2**28), []  # 1 GiB, far more than the caches hold
+    for _ in range(8):
+        start = time.perf_counter()
+        many.sum()
+        seconds.append(time.perf_counter() - start)
+    return {"what": "memory is read, GB/s", "fastest": many.nbytes / min(seconds) / 1e9}
 
 
 def losses(run: Path, text: Path) -> list[dict[str, object]]:
@@ -361,7 +421,7 @@ def main() -> None:
                     )
     rows: list[dict[str, object]] = []
     for (kind, engine), seconds in found.items():
-        written = NEW * (BATCH if "texts" in kind else 1)
+        written = task_of(kind)[0].tokens
         theirs = texts.get((kind, "transformers"))
         ours = texts[kind, engine]
         rows.append(
@@ -378,6 +438,8 @@ def main() -> None:
                 ),
             }
         )
+    if given.device == "cpu":
+        rows.append(read_bandwidth())
     if given.trained:
         rows += losses(given.trained, given.text)
     report(rows, given.json)
