@@ -15,6 +15,7 @@ a part that is complete replaces its rows in the file, and those of other parts 
 import _thread
 import datetime
 import json
+import signal
 import sys
 import tempfile
 import threading
@@ -405,7 +406,9 @@ def main() -> None:
     given = options.parse_args()
     results = Results(given.json)
     if given.minutes is not None:
-        # As Ctrl-C does: a run ends after its step, with a checkpoint.
+        # As Ctrl-C does: a run ends after its step, with a checkpoint. In the background of a shell
+        # SIGINT is ignored until there is a handler.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         timer = threading.Timer(60 * given.minutes, _thread.interrupt_main)
         timer.daemon = True
         timer.start()
