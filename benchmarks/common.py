@@ -72,6 +72,14 @@ def matmul_gflops() -> float:
 
 def report(rows: list[dict[str, Any]], path: Path | None) -> None:
     """Print rows as a table; also save them as JSON, with the machine, if a path is given."""
+    show_rows(rows)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_show(row.get(column, "")) for column in columns] for row in rows]
     widths = [
@@ -79,9 +87,6 @@ def report(rows: list[dict[str, Any]], path: Path | None) -> None:
     ]
     for line in [columns, ["-" * width for width in widths], *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 def _show(value: Any) -> str:

@@ -1,22 +1,31 @@
 """What `agi2 tune` plans: learning rates, also of DPO; schedule, share of text, early stopping.
 
-python benchmarks/tune.py [--part PART]... [--folder FOLDER] [--tiny] [--json FILE]
+python benchmarks/tune.py [--part PART]... [--folder FOLDER] [--minutes N] [--tiny] [--json FILE]
 
 Trains models on Python's documentation, and tunes each on 2,000 of the built-in conversations, with
 fixed numbers of steps. The loss on conversations is that of 100 others, whose names, words, numbers
-and wordings do not occur in training; the loss on text is that of held-out text. Each run leaves
-its figures in the folder, and is not repeated if they are there.
+and wordings do not occur in training; the loss on text is that of held-out text.
+
+Each run leaves its figures in the folder, and is not repeated if they are there. After N minutes,
+or at Ctrl-C, the present run is saved; the same command continues it, exactly. A row has the day
+on which its run ended, and the machines on which it was trained. `--json` saves each row at once;
+a part that is complete replaces its rows in the file, and those of other parts stay.
 """
 
+import _thread
+import datetime
 import json
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, parser, report
+from common import ROOT, machine, parser, show_rows
 
 from src.config_loader import load_config, make_config
 from src.data.builtin_conversations import conversations, held_out_conversations
@@ -115,12 +124,23 @@ class Runs:
     def train(self, name: str, keys: dict[str, Any]) -> Path:
         """Train a model, unless its run is complete; return the run's folder."""
         run = self.folder / name.replace(",", "").replace(" ", "-").replace("=", "-")
-        if not (run / "complete").exists():
-            fixed = {"output_dir": str(self.folder), "model_name": run.name, "threads": 1}
-            fixed["sample_tokens"] = 0
-            train_from_config(make_config({**keys, **fixed}, "training"))
-            (run / "complete").touch()
+        if self.origin(run):
+            return run
+        used = self.folder / f"{run.name}.machines"
+        machines = used.read_text().splitlines() if used.exists() else []
+        used.write_text("\n".join(dict.fromkeys([*machines, describe_machine()])))
+        fixed = {"output_dir": str(self.folder), "model_name": run.name, "threads": 1}
+        fixed |= {"sample_tokens": 0, "resume": "auto"}
+        train_from_config(make_config({**keys, **fixed}, "training"))
+        origin = {"date": datetime.date.today().isoformat()}
+        origin["machine"] = ", then ".join(used.read_text().splitlines())
+        (run / "complete").write_text(json.dumps(origin))
         return run
+
+    def origin(self, run: Path) -> Row:
+        """Return the day and the machines of a run; empty if it is not complete."""
+        file = run / "complete"
+        return json.loads(file.read_text()) if file.exists() else {}
 
     def base(self, model: str) -> Path:
         """Return the folder of a model, trained on the text."""
@@ -136,7 +156,8 @@ class Runs:
         fixed |= {"max_steps": self.sizes.steps, "eval_interval": 10**9}
         model = base.name.removeprefix("base-")
         run = self.train(f"{model} {name}", {**fixed, **keys})
-        return run, {"model": model, "run": name, "steps": last_step(run)}
+        row = {"model": model, "run": name, "steps": last_step(run), **self.origin(run)}
+        return run, row
 
     def on_conversations(self, model: str, name: str, **keys: Any) -> Row:
         """Tune a model on conversations; return the losses on others and on text."""
@@ -206,7 +227,8 @@ def large_rates(runs: Runs) -> Iterator[Row]:
 
 def rates(runs: Runs, model: str, tried: Sequence[float]) -> Iterator[Row]:
     """Learning rates of all weights of a model."""
-    yield {"model": model, "run": "untuned", TEXT: runs.text_loss(runs.base(model))}
+    base = runs.base(model)
+    yield {"model": model, "run": "untuned", **runs.origin(base), TEXT: runs.text_loss(base)}
     for rate in tried:
         yield runs.on_conversations(model, f"lr {rate:g}", learning_rate=rate)
 
@@ -330,16 +352,79 @@ PARTS: dict[str, Callable[[Runs], Iterator[Row]]] = {
 }
 
 
+def describe_machine() -> str:
+    """Return a line on the machine and the version of PyTorch."""
+    found = machine()
+    return f"{found['processor']}, {found['capability']}, PyTorch {found['torch']}"
+
+
+class Results:
+    """The rows in a JSON file, in the order of the parts.
+
+    Args:
+        file: the file; None for none.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.rows: list[Row] = []
+        if file is not None and file.exists():
+            self.rows = json.loads(file.read_text())["rows"]
+
+    def replace(self, part: str, rows: Sequence[Row], is_complete: bool) -> None:
+        """Put the rows of a part in the place of those of the same runs; if complete, of all."""
+        names = [_name(row) for row in rows]
+        old = [row for row in self.rows if row["part"] == part and _name(row) not in names]
+        others = [row for row in self.rows if row["part"] != part]
+        order = list(PARTS)
+        kept = [*others, *rows, *([] if is_complete else old)]
+        self.rows = sorted(kept, key=lambda row: order.index(row["part"]))
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.write_text(json.dumps({"rows": self.rows}, indent=1) + "\n")
+
+
+def _name(row: Row) -> tuple[Any, ...]:
+    return row["model"], row["run"], row.get("patience")
+
+
+def run_part(part: str, runs: Runs, results: Results) -> None:
+    """Add the rows of a part to the results, each at once."""
+    rows: list[Row] = []
+    for row in PARTS[part](runs):
+        rows.append({"part": part, **row})
+        results.replace(part, rows, is_complete=False)
+    results.replace(part, rows, is_complete=True)
+
+
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--part", action="append", choices=PARTS, help="by default all")
     options.add_argument("--folder", type=Path, help="keeps the runs; by default a temporary one")
+    options.add_argument("--minutes", type=float, metavar="N", help="stop after N minutes")
     options.add_argument("--tiny", action="store_true", help="a few steps of tiny models")
     given = options.parse_args()
+    results = Results(given.json)
+    if given.minutes is not None:
+        # As Ctrl-C does: a run ends after its step, with a checkpoint. In the background of a shell
+        # SIGINT is ignored until there is a handler.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        timer = threading.Timer(60 * given.minutes, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
     with tempfile.TemporaryDirectory() as temporary:
         runs = Runs(given.folder or Path(temporary), TINY if given.tiny else FULL)
-        rows = [{"part": part, **row} for part in given.part or PARTS for row in PARTS[part](runs)]
-    report(rows, given.json)
+        try:
+            for part in given.part or PARTS:
+                run_part(part, runs, results)
+        except KeyboardInterrupt:
+            kept = (
+                "the same command continues" if given.folder else "nothing is kept without --folder"
+            )
+            print(f"stopped before all runs were complete: {kept}", file=sys.stderr)
+            raise SystemExit(130) from None
+        finally:
+            show_rows([row for row in results.rows if row["part"] in (given.part or PARTS)])
 
 
 if __name__ == "__main__":

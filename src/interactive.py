@@ -110,6 +110,7 @@ class InteractivePrompt(Dialogue):
         self._options = options
         self.config = self._sampling_config(max_length, options)
         """How replies are generated."""
+        self._logged_limits = (max_context_length, max_context_length)
         self._check_limits()
         self._runner = ModelRunner(model, tokenizer.vocab_size)
         if not self.has_roles:
@@ -124,7 +125,9 @@ class InteractivePrompt(Dialogue):
         if self.max_context_length < 1:
             raise AGI2Error(f"max_context_length must be at least 1, not {self.max_context_length}")
         self._context.budget(self.system, self.context_limit)
-        if self.context_limit < self.max_context_length:
+        limits = (self.max_context_length, self.context_limit)
+        if self.context_limit < self.max_context_length and limits != self._logged_limits:
+            self._logged_limits = limits
             log.info(
                 "max_context_length %d: the model's %d positions leave %d in addition to "
                 "a reply",
@@ -258,6 +261,7 @@ class InteractivePrompt(Dialogue):
             self.model,
             self.tokenizer,
             skip_leading_space=True,
+            drops_incomplete=True,
             end_tokens=self._context.end_tokens,
             seed=self._next_seed(),
             top=RUNNERS_UP + 1 if self.records_choices else None,

@@ -211,9 +211,10 @@ def _train(
         check_configured(config)
     checkpoint = process_group.broadcast_from_main(lambda: find_checkpoint_to_resume(config))
     text = prepare_on_rank_0(config, checkpoint, tokenizer, process_group)
-    trainer = make_trainer(
-        config, text, model, kind, process_group, is_resumed=checkpoint is not None
-    )
+    with show_progress("setting up the model"):  # PyTorch imports its compiler for an optimizer
+        trainer = make_trainer(
+            config, text, model, kind, process_group, is_resumed=checkpoint is not None
+        )
     trainer.checkpoints.lock = lock
     trainer.text_lines = text.corpus.lines if text.corpus is not None else []
     _log_sizes(trainer, text)

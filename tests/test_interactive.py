@@ -352,6 +352,23 @@ def test_the_context_length_is_what_was_given_and_the_log_says_what_fits(
     assert caplog.messages == [*([expected] if limit < given else []), turns]
 
 
+def test_a_limit_is_logged_once_and_when_it_changes(model, tokenizer, caplog):
+    prompt = InteractivePrompt(model, 100, tokenizer, max_length=4)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "agi2"):
+        prompt.configure(temperature=0.5)
+        prompt.configure(seed=1)
+        assert caplog.messages == []
+        prompt.configure(max_length=8)
+        prompt.configure(max_context_length=90)
+        prompt.configure(max_context_length=20)
+        prompt.configure(top_k=3)
+    assert [each.partition(":")[0] for each in caplog.messages] == [
+        "max_context_length 100",
+        "max_context_length 90",
+    ]
+
+
 def test_a_context_length_that_is_changed_later_counts(model, tokenizer):
     prompt = InteractivePrompt(model, 30, tokenizer, max_length=4, model_seed="Be kind.")
     prompt.history[:] = ["one two three", "four five six"]
@@ -524,6 +541,17 @@ def test_a_reply_that_max_length_cuts_is_closed_in_the_context(roles, hears):
     assert roles.decode(hears[1], skip_special_tokens=False) == (
         "<|user|>\nHi<|end|>\n<|assistant|>\nHel<|end|>\n<|user|>\nSo<|end|>\n<|assistant|>\n"
     )
+
+
+def test_a_reply_that_is_cut_ends_with_a_complete_character(roles):
+    ids = roles.encode("ab☃")
+    for length in range(2, len(ids)):
+        prompt = knows(roles, "Hi", "ab☃", max_length=length)
+        assert list(prompt.stream_message("Hi")) == ["a", "b"]
+        assert prompt.last_reply.new_tokens == length
+        assert prompt.history == ["Hi", "ab"]
+    # The model itself has ended the next one within a character.
+    assert replies_with(roles, [*ids[:-1], roles.end_of_text]).send_message("Hi") == "ab\ufffd"
 
 
 def test_a_reply_that_is_stopped_at_once_can_be_tried_again(roles):

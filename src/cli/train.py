@@ -87,12 +87,17 @@ def run_training(
 
             check_output(config)
             from ..training import train_from_config
+            from ..utils import log
 
         progress.begin(config)
         run = train_from_config(config)
         progress.is_finished = True
-        if run.is_main and not _print_replies(run, quiet):
-            _print_samples(run, config, quiet)
+        if run.is_main:
+            has_replies = _print_replies(run)
+            if not has_replies and (config.sources or not config.has_messages):
+                _print_samples(run, config, quiet)
+            if not quiet:
+                log.info("chat with it: agi2 chat %s", shlex.quote(str(run.folder)))
 
 
 def _configuration(
@@ -132,18 +137,15 @@ def _configuration(
     return file, [*(overrides if text.is_resumed else []), *resumed]
 
 
-def _print_replies(run: Run, quiet: bool) -> bool:
+def _print_replies(run: Run) -> bool:
     """Print replies to held-out conversations; return whether there are any."""
     from ..console import print_text
     from ..evaluation.replies import load_replies
-    from ..utils import log
 
     replies = load_replies(run.folder)
     for reply in replies[:_NUM_SAMPLES]:
         said = [*reply.messages, {"role": "assistant", "content": reply.reply}]
         print_text("\n".join(f"{each['role']}: {each['content']}" for each in said) + "\n")
-    if replies and not quiet:
-        log.info("chat with it: agi2 chat %s", shlex.quote(str(run.folder)))
     return bool(replies)
 
 
@@ -166,7 +168,6 @@ def _print_samples(run: Run, config: Config, quiet: bool) -> None:
         # The folder rather than the file, which --set may have overridden.
         folder = shlex.quote(str(run.folder))
         log.info('generate more with: agi2 generate %s "..."', folder)
-        log.info("chat with it: agi2 chat %s", folder)
 
 
 # Samples printed after training; characters of the training text to search for copies in them.

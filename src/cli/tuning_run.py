@@ -81,7 +81,7 @@ class TuningRun(TextRun):
         resume = is_resumed(given) or resume
         # A run is resumed without the model that it began with: it may have been moved.
         is_moved = resume and not os.path.lexists(model)
-        folder = Path(model) if is_moved else model_folder(model)
+        folder = Path(model) if is_moved else _folder_of(model)
         if not is_moved:
             check_weights(folder, model)
         if doubled := given.keys() & {"conversations", "preferences", *keys}:
@@ -160,6 +160,22 @@ class TuningRun(TextRun):
             log.info("%s", line)
         log.info("wrote %s, the configuration of this run", self.file)
         return str(self.file)
+
+
+def _folder_of(model: str) -> Path:
+    """Return the folder of a model; see `model_folder`.
+
+    Raises:
+        AGI2Error: if it is none, such as conversations that were named first.
+    """
+    try:
+        return model_folder(model)
+    except AGI2Error as error:
+        if os.path.isfile(model) and Path(model).suffix.lower() != ".toml":
+            raise AGI2Error(
+                f"{model} is not a model: the model is named first, then conversations or pairs"
+            ) from error
+        raise
 
 
 def _are_pairs(sources: Sequence[str], reading: ReadOptions) -> bool:

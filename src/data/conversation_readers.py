@@ -120,6 +120,13 @@ def _pair(source: Input, names: Sequence[str], candidates: Sequence[str]) -> Pai
         return known
     if has_pair(names, PREFERENCE_FIELDS):
         raise source.error("of preferences", f"the columns {PREFERENCES_HINT}", ":1")
+    if is_message(dict.fromkeys(names)):
+        raise source.error(
+            "of single messages",
+            "a row is one message, of which none says where a conversation begins: save each "
+            "conversation as a line of JSON with messages",
+            ":1",
+        )
     if len(candidates) != 2:
         raise source.error(
             "without the columns",

@@ -34,6 +34,8 @@ _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "ai", "model"), "assistant"),
 }
+_CALLS = ("tool_calls", "function_call")
+"""Fields of a message without which its text alone would be something else."""
 _ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from"), ("content", "value")
 
 Pair = tuple[str, str]
@@ -124,9 +126,12 @@ def has_pair(names: Any, pair: Pair) -> bool:
 
 
 def has_conversations(names: Collection[str]) -> bool:
-    """Return whether fields or columns of some names contain conversations in a known format."""
+    """Return whether fields or columns of some names contain conversations in a known format.
+
+    Also if they are those of a message.
+    """
     return any(each in names for each in MESSAGE_FIELDS) or any(
-        has_pair(names, pair) for pair in PAIRS
+        has_pair(names, pair) for pair in (*PAIRS, *zip(_ROLE_FIELDS, _CONTENT_FIELDS, strict=True))
     )
 
 
@@ -171,6 +176,9 @@ def _message(number: int, value: Any) -> Message:
             f"message {number}: weight {safe_repr(value['weight'])} is not supported: every reply "
             "is trained on"
         )
+    for name in _CALLS:
+        if value.get(name):
+            raise AGI2Error(f"message {number}: {name} is not supported: only text is trained on")
     return Message(known, _text_of(number, content))  # type: ignore[arg-type]
 
 

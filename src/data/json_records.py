@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import AGI2Error
 from ..utils import MAX_DEPTH, is_nested_deeper, parse_json
+from .conversations import is_message
 from .documents import Document
 from .fields import DEFAULT_FIELD, choose_field
 from .inputs import Input
@@ -41,7 +42,7 @@ class BrokenLines:
         """Count a broken line of `size` characters.
 
         Raises:
-            Unreadable: if there are more than `max_broken_lines`: the problem of this line.
+            Unreadable: if there are more than `max_broken_lines`: the problem of the first.
         """
         self._count += 1
         self._first = self._first or problem
@@ -51,8 +52,8 @@ class BrokenLines:
                 raise problem
             raise Unreadable(
                 _TOO_MANY,
-                f"{problem}; it is broken line {limit + 1:,} of the file, and max_broken_lines is "
-                f"{limit:,}: what follows is not read",
+                f"{self._first}; it is the first of {limit + 1:,} broken lines, and "
+                f"max_broken_lines is {limit:,}: what follows is not read",
             )
         self._source.report.skipped.add(problem.reason, str(problem), size=size, unit="characters")
 
@@ -93,6 +94,9 @@ def json_line_records(
         source: the file.
         broken: the counter.
         lines: the lines, if they have been opened already.
+
+    Raises:
+        Unreadable: if it is one value over several lines.
     """
     for number, line in enumerate(text_lines(source) if lines is None else lines, 1):
         if not line or line.isspace():
@@ -101,6 +105,10 @@ def json_line_records(
         try:
             yield f":{number}", _parse(source, line, number), len(line)
         except AGI2Error as error:
+            if broken.total == 1 and line.strip() in ("[", "{"):
+                raise source.error(
+                    "broken JSON", "not JSON lines, but JSON over several: name it .json", ":1"
+                ) from error
             broken.add(Unreadable("broken JSON", str(error)), len(line))
 
 
@@ -223,12 +231,15 @@ def _values(source: Input, fields: Collection[str]) -> Iterator[tuple[Any, int]]
 
 
 def _records_in(value: Any, fields: Collection[str]) -> list[Any]:
-    """Return the only list of objects in an object without the fields, or the value by itself."""
+    """Return the only list of objects in an object without the fields, or the value by itself.
+
+    Messages are no records: an object with a list of them is a conversation.
+    """
     if not isinstance(value, dict) or not value.keys().isdisjoint(fields):
         return [value]
     lists = [each for each in value.values() if isinstance(each, list) and each]
     lists = [each for each in lists if all(isinstance(item, dict) for item in each)]
-    return lists[0] if len(lists) == 1 else [value]
+    return lists[0] if len(lists) == 1 and not all(map(is_message, lists[0])) else [value]
 
 
 class _Parser:

@@ -41,6 +41,7 @@ def reply_to(
                 model,
                 tokenizer,
                 skip_leading_space=True,
+                drops_incomplete=True,
                 end_tokens=template.end_tokens,
             )
             requests.append(request)

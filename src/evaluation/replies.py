@@ -36,6 +36,8 @@ class Reply:
 def describe(replies: Sequence[Reply]) -> str:
     """Return a line with the shares of replies that ended by themselves and that are exact."""
     count = len(replies)
+    if not count:
+        return "no replies to held-out conversations: all are longer than the context"
     ended, exact = sum(each.is_ended for each in replies), sum(each.is_exact for each in replies)
     return (
         f"replies to {plural(count, 'held-out conversation')}: {ended} ended by themselves, "

@@ -23,6 +23,9 @@ class IncrementalDetokenizer:
         options: gives `stop`, `stop_at_sentence_end` and `min_length`.
         criteria: one or several, checked after each token.
         skip_leading_space: whether to strip white space from the start of the text.
+        continues: tokens before the text, if it begins with the rest of a character of theirs.
+        drops_incomplete: whether a text that is cut ends with its last complete character, not
+            with U+FFFD for one that it has only some bytes of: it can then be continued.
 
     Raises:
         AGI2Error: if a criterion is not callable.
@@ -34,8 +37,12 @@ class IncrementalDetokenizer:
         options: GenerationConfig,
         criteria: StoppingCriterion | Iterable[StoppingCriterion] | None = (),
         skip_leading_space: bool = False,
+        *,
+        continues: Sequence[int] = (),
+        drops_incomplete: bool = False,
     ) -> None:
-        self._characters = StreamDecoder(tokenizer)
+        self._characters = StreamDecoder(tokenizer, continues)
+        self._drops_incomplete = drops_incomplete
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
         self._stop_strings = StopStrings(options.stop, skip_leading_space)
         self._criteria = stopping_functions(criteria)
@@ -51,11 +58,16 @@ class IncrementalDetokenizer:
         self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
         return piece
 
-    def finish(self) -> str:
-        """End the sequence; return the text still held back."""
+    def finish(self, is_cut: bool = False) -> str:
+        """End the sequence; return the text still held back.
+
+        Args:
+            is_cut: whether it might have continued: a limit has ended it.
+        """
         if self.ended:
             return ""
-        piece = self._append_text(self._characters.flush())
+        end = "" if is_cut and self._drops_incomplete else self._characters.flush()
+        piece = self._append_text(end)
         rest = self._stop_strings.flush()
         self.text += rest
         self.ended = True
@@ -117,6 +129,10 @@ def _detokenize(
     for token in tokens:
         detokenizer.push(token)
     return detokenizer
+
+
+_MAX_INCOMPLETE = 3
+"""The most bytes of a character that is incomplete."""
 
 
 class SentenceEnd:
@@ -190,12 +206,20 @@ def stop_strings(stop: str | Sequence[str] | None) -> list[str]:
 
 
 class StreamDecoder:
-    """Incremental UTF-8 decoder of tokens, holding back incomplete characters."""
+    """Incremental UTF-8 decoder of tokens, holding back incomplete characters.
+
+    Args:
+        tokenizer: the model's.
+        continues: tokens before the first, which may complete a character of theirs.
+    """
 
     @checked
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, continues: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        # A character has at most 4 bytes, and a token before it that is not special at least 1.
+        for token in continues[-_MAX_INCOMPLETE:]:
+            self.push(token)
 
     def push(self, token: int) -> str:
         """Return the characters completed by this token."""

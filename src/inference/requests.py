@@ -24,6 +24,7 @@ def text_request(
     criteria: StoppingCriterion | Iterable[StoppingCriterion] = (),
     skip_leading_space: bool = False,
     *,
+    drops_incomplete: bool = False,
     end_tokens: Iterable[int] = (),
     seed: int | None = None,
     top: int | None = None,
@@ -39,7 +40,7 @@ def text_request(
         model: gives the number of positions.
         tokenizer: the model's.
         criteria: stopping criteria.
-        skip_leading_space: whether to strip white space from the start of the text.
+        skip_leading_space, drops_incomplete: as in `IncrementalDetokenizer`.
         end_tokens: tokens that end it, in addition to the tokenizer's.
         seed, top, named_tokens, prompt_logprobs, max_new_tokens: as in `sequence.Sequence`.
 
@@ -56,7 +57,9 @@ def text_request(
         model.config.max_seq_len,
         end_token=(*tokenizer.end_tokens, *end_tokens),
         seed=seed,
-        detokenizer=IncrementalDetokenizer(tokenizer, options, criteria, skip_leading_space),
+        detokenizer=IncrementalDetokenizer(
+            tokenizer, options, criteria, skip_leading_space, drops_incomplete=drops_incomplete
+        ),
         top=top,
         named_tokens=named,
         prompt_logprobs=prompt_logprobs,

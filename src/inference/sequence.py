@@ -210,7 +210,7 @@ class Sequence:
         """End the sequence, unless it has ended; text that was held back is released."""
         if self.finish_reason is None:
             if self._detokenizer is not None:
-                self._add(self._detokenizer.finish())
+                self._add(self._detokenizer.finish(is_cut=reason != "end_token"))
             self.error = error
             self.finish_reason = reason
 

@@ -140,6 +140,7 @@ def reply_sequences(
         top=top,
         end_tokens=served.chat.end_tokens,
         skip_leading_space=True,
+        is_reply=True,
     )
 
 
@@ -185,7 +186,7 @@ class ReplyWriter:
     ) -> None:
         self._body = body
         self._tokenizer = served.trained.tokenizer
-        self._skips_space = not is_continued
+        self._is_continued = is_continued
         self._names = TokenNames(self._tokenizer)
         self._seed = seed
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
@@ -251,7 +252,8 @@ class ReplyWriter:
             ChoiceReader(
                 each,
                 self._tokenizer,
-                self._skips_space,
+                not self._is_continued,
+                is_continued=self._is_continued,
                 named_tokens=self._body.logprob_token_ids,
             )
             for each in generation.sequences

@@ -98,6 +98,7 @@ class ChoiceReader:
         sequence: one choice.
         tokenizer: the model's.
         skip_leading_space: whether its text has no white space at its start.
+        is_continued: whether its text may begin with the rest of a character of the prompt's end.
         named_tokens: ids of the tokens whose log-probabilities the sequence records.
         has_end: whether the end token is returned, too, if it has ended at one.
     """
@@ -108,6 +109,7 @@ class ChoiceReader:
         tokenizer: Tokenizer,
         skip_leading_space: bool = False,
         *,
+        is_continued: bool = False,
         named_tokens: Sequence[int] | None = None,
         has_end: bool = False,
     ) -> None:
@@ -115,7 +117,8 @@ class ChoiceReader:
         self._named = named_tokens or ()
         self._has_end = has_end
         self._tokenizer = tokenizer
-        self._characters = StreamDecoder(tokenizer)
+        before = sequence.tokens[: sequence.prompt_length] if is_continued else ()
+        self._characters = StreamDecoder(tokenizer, before)
         self._is_at_start = skip_leading_space
         self._read = 0
         """Number of new tokens whose place in the text is known."""

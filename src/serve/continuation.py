@@ -48,6 +48,8 @@ async def continue_reply(call: Call, body: ContinuationBody) -> Response:
         choices=body.n or 1,
         top=(body.top_logprobs or 0) if body.logprobs else None,
         end_tokens=served.chat.end_tokens,
+        is_reply=True,
+        is_continued=True,
     )
     writer = ReplyWriter(body, served, seed, is_continued=True)
     generation = call.generate(served, sequences, body.n or 1)

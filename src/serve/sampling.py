@@ -137,6 +137,8 @@ def make_sequences(
     prompt_logprobs: bool = False,
     max_new_tokens: int | None = None,
     skip_leading_space: bool = False,
+    is_reply: bool = False,
+    is_continued: bool = False,
 ) -> list[Request]:
     """Return the sequences of a request: those of each prompt one after the other.
 
@@ -152,6 +154,8 @@ def make_sequences(
         prompt_logprobs: whether to record those of the prompt's tokens, too.
         max_new_tokens: in place of `options.max_length`; 0 only computes the prompts.
         skip_leading_space: whether to strip white space from the start of a text.
+        is_reply: whether a text that is cut may be continued: it ends with a complete character.
+        is_continued: whether a text begins with the rest of a character of the prompt's end.
     """
     tokenizer = served.trained.tokenizer
     ends = () if body.ignore_eos else (*tokenizer.end_tokens, *end_tokens)
@@ -169,7 +173,11 @@ def make_sequences(
             end_token=ends,
             seed=seed + index,
             detokenizer=IncrementalDetokenizer(
-                tokenizer, options, skip_leading_space=skip_leading_space
+                tokenizer,
+                options,
+                skip_leading_space=skip_leading_space,
+                continues=ids if is_continued else (),
+                drops_incomplete=is_reply,
             ),
             top=top,
             named_tokens=named,

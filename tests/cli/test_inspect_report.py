@@ -135,6 +135,21 @@ def test_what_has_conversations_without_being_read(source, expected):
     assert key_for(source, ReadOptions()) == expected
 
 
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    "saved", [{"messages": MESSAGES}, MESSAGES, {"conversations": SHAREGPT}, SHAREGPT]
+)
+def test_a_file_with_one_conversation_is_found_to_be_one(place, capsys, saved):
+    Path("chat.json").write_text(json.dumps(saved, indent=1))
+    assert key_for("chat.json", ReadOptions()) == "conversations"
+    status, out, err = run(capsys, "data", "inspect", "chat.json")
+    assert (status, err) == (0, "")
+    assert "chat.json: 1 file, 1 conversation, " in out
+
+
 def test_pairs_are_what_is_said_in_both_conversations(place, capsys):
     pair = {"prompt": "Who?", "chosen": "Ahab, the captain.", "rejected": "Nobody."}
     Path("pairs.jsonl").write_text(f"{json.dumps(pair)}\n" * 3)

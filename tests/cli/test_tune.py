@@ -151,6 +151,7 @@ def test_conversations_from_a_pipe_with_a_time_limit(place, model, capsys, pipe,
     ("arguments", "error"),
     [
         (["nowhere", "chats.jsonl"], "nowhere"),
+        (["chats.jsonl", "{model}"], "chats.jsonl is not a model: the model is named first, then"),
         (["{model}", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
         (["{model}", "chats.jsonl", "--text", "nowhere"], "nowhere: no such file or folder"),
         (["{model}", "chats.jsonl", "--set", "conversations=a"], "--set conversations: give it as"),
@@ -187,6 +188,19 @@ def test_several_processes_need_a_configuration(place, model, capsys, monkeypatc
     assert "several processes need a configuration: write one with init_from" in err
 
 
+def test_without_held_out_conversations_no_text_is_sampled(place, model, capsys):
+    chats = random_conversations(2, seed=5, words=2)
+    Path("two.jsonl").write_bytes(messages_lines(chats))
+    status, out, err = run(capsys, "tune", model, "two.jsonl", "--name", "tuned", *SHORT)
+    assert (status, out) == (0, ""), err
+    assert err.endswith("\nchat with it: agi2 chat trained/tuned\n")
+    assert "generate more with" not in err
+    options = ("--text", "more.txt", *SHORT)
+    status, out, err = run(capsys, "tune", model, "two.jsonl", "--name", "mixed", *options)
+    assert (status, out.count("--- sample ")) == (0, 3), err
+    assert "agi2 generate trained/mixed" in err
+
+
 def test_replies_are_lines_of_json(place, model, capsys):
     run(capsys, "tune", model, "chats.jsonl", "--name", "tuned", "-q", *SHORT)
     lines = Path("trained/tuned/replies.jsonl").read_text("utf-8").splitlines()
@@ -199,6 +213,6 @@ def test_replies_that_cannot_be_saved_do_not_fail_the_run(place, model, capsys, 
 
     monkeypatch.setattr("src.evaluation.replies.write_text", fail)
     status, out, err = run(capsys, "tune", model, "chats.jsonl", "--name", "tuned", *SHORT)
-    assert status == 0
+    assert (status, out) == (0, "")
     assert "the replies are not saved: " in err
-    assert "--- sample 1 ---" in out
+    assert err.endswith("\nchat with it: agi2 chat trained/tuned\n")

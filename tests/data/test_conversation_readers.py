@@ -76,6 +76,8 @@ def test_columns_that_are_taken_are_noted(tmp_path):
                       {"role": "assistant", "content": "b", "weight": None}], "prompt": "other"},
         {"instruction": "a", "input": " ", "output": "b"},
         {"question": "a", "answer": "b", "system": ""},
+        {"messages": [{"role": "user", "content": "a", "name": "Eva"},
+                      {"role": "assistant", "content": "b", "tool_calls": [], "refusal": None}]},
     ],
 )  # fmt: skip
 def test_variants_of_the_formats_are_read(tmp_path, record):
@@ -136,6 +138,10 @@ BROKEN = {
     json.dumps([U, {"role": "assistant", "content": None}]): "its content is None, not a text",
     json.dumps([U, {"role": "assistant", "content": [{"image": "x"}]}]): "not a text",
     json.dumps([U, A | {"weight": 0}]): "weight 0 is not supported",
+    json.dumps([U, A | {"tool_calls": [{"id": "1"}]}]): "message 2: tool_calls is not supported",
+    json.dumps([U, {"role": "assistant", "content": None, "function_call": {"name": "f"}}]): (
+        "message 2: function_call is not supported"
+    ),
     json.dumps([U, A | {"content": "\n"}]): r"message 2 \(assistant\) is empty",
 }
 
@@ -158,7 +164,7 @@ def test_a_broken_conversation_is_named_with_its_line(tmp_path, line):
 
 def test_more_broken_conversations_than_allowed_are_an_error(tmp_path):
     lines = [GOOD] * 40 + [json.dumps([A])] * 3
-    with pytest.raises(AGI2Error, match=r":43: .* broken line 3 of the file, and max_broken_lines"):
+    with pytest.raises(AGI2Error, match=r":41: .* the first of 3 broken lines, and max_br"):
         read(tmp_path / "a.jsonl", "\n".join(lines), max_broken_lines=2)
     with pytest.raises(AGI2Error, match="3 of 13 lines are broken, more than a tenth"):
         read(tmp_path / "a.jsonl", "\n".join(lines[30:]))
@@ -191,6 +197,9 @@ def test_contents_are_normalized_not_the_canonical_text(tmp_path):
         ("a.csv", "a,b,c\nx,y,z\n", "no columns prompt and completion among a, b, c"),
         ("a.csv", "question,answer,answer\na,b,c\n", "the column 'answer' occurs more than once"),
         ("a.csv", "question,answer\n", "contains no conversation"),
+        ("a.csv", "role,content\nuser,Hi\n", "a row is one message"),
+        ("a.jsonl", "[\n {}\n]\n", "a.jsonl:1: not JSON lines, but JSON over several: name it"),
+        ("a.jsonl", "\n{\n}\n", "not JSON lines, but JSON over several"),
         ("a.txt", "Just a text.\nOf two lines.\n", "text before the first speaker; set speakers"),
         ("a.json", '{"a": [{"b": 1}]}', "its fields are b"),
         ("a.txt", "User: a\nAssistant:\n", r"a.txt:1: message 2 \(assistant\) is empty"),

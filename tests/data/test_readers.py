@@ -83,7 +83,7 @@ def test_documents_are_yielded_one_at_a_time(tmp_path):
     write(tmp_path / "a.jsonl", '"one"\n"two"\n' + "broken\n" * 999)
     reading = iterate_documents(str(tmp_path / "a.jsonl"), ReadOptions(max_broken_lines=1))
     write(tmp_path / "b.txt", "unrelated")
-    with pytest.raises(AGI2Error, match=r"a\.jsonl:4 is not JSON.*max_broken_lines is 1"):
+    with pytest.raises(AGI2Error, match=r"a\.jsonl:3 is not JSON.*max_broken_lines is 1"):
         list(reading)
 
 

@@ -19,6 +19,7 @@ def test_they_are_saved_and_loaded(tmp_path):
     assert describe(replies) == (
         "replies to 3 held-out conversations: 2 ended by themselves, 1 exactly as expected"
     )
+    assert describe([]) == "no replies to held-out conversations: all are longer than the context"
     for damage in ("{", '{"reply": 1}', "[1]", "\udcff"):
         (tmp_path / FILE_NAME).write_bytes(damage.encode("utf-8", "surrogateescape"))
         with pytest.raises(AGI2Error, match=r"replies\.jsonl"):

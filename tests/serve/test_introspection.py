@@ -120,6 +120,27 @@ def test_a_continued_greedy_reply_is_the_reply(client):
     assert streamed == rest["message"]["content"]
 
 
+def test_a_reply_that_is_cut_within_a_character_is_continued_with_its_rest(client):
+    # The model's tokens are bytes: three for a snowman.
+    snowman = client.post("/api/prompt", model="chatty", text="☃").json()["tokens"][-3:]
+    keys = {"temperature": 0, "ignore_eos": True}
+    only = [{"logit_bias": {str(token): 100}} for token in snowman]
+    body = {"max_completion_tokens": 1, **keys, **only[0]}
+    ids, choice = reply(client, **body)
+    assert (ids, choice["message"]["content"]) == (snowman[:1], "")
+    assert choice["finish_reason"] == "length"
+    prompt = client.post("/api/prompt", model="chatty", messages=MESSAGES).json()["tokens"]
+    for count, expected in ((1, ""), (2, "☃")):
+        body = {"model": "chatty", "tokens": [*prompt, *snowman[:count]], "max_tokens": 1}
+        body |= {"logprobs": True, **keys, **only[count]}
+        found = client.post("/api/continue", **body).json()["choices"][0]
+        assert found["message"]["content"] == expected
+        assert [each["token_id"] for each in found["logprobs"]["content"]] == [snowman[count]]
+        events = client.events("/api/continue", **body)
+        deltas = [event["choices"][0]["delta"].get("content", "") for event in events]
+        assert "".join(deltas) == expected
+
+
 def test_a_reply_that_fills_the_positions_continues_with_a_sliding_window(client):
     found = client.post(
         "/api/continue", model="chatty", tokens=[5] * 48, ignore_eos=True, seed=1

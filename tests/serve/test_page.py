@@ -199,6 +199,26 @@ def test_stop_keeps_what_was_generated_and_continue_adds_to_it(page):
     expect(replies(page)).to_contain_text("2/2")
 
 
+READ_IN_TWO = """
+async (cut) => {
+  const { TokenReader, partsOf } = await import("./static/tokens.js");
+  const entries = [[97], [0xe2], [0x98], [0x83], [98]].map((bytes, id) => (
+    { token_id: id, bytes, logprob: -1, top_logprobs: [] }
+  ));
+  const stored = JSON.stringify(new TokenReader().read(entries.slice(0, cut)));
+  const tokens = JSON.parse(stored);
+  tokens.push(...new TokenReader(tokens).read(entries.slice(cut)));
+  return [tokens.map((token) => token.text), partsOf("a☃b", tokens)];
+}
+"""
+
+
+def test_tokens_that_end_within_a_character_are_continued(page):
+    texts = ["a", "", "", "☃", "b"]
+    for cut in range(6):
+        assert page.evaluate(READ_IN_TWO, cut) == [texts, texts]
+
+
 def test_regenerating_and_editing_make_branches(page):
     sampling(page, max_tokens=12, ignore_eos=True)
     first = text_of(chat(page, "One"))

@@ -165,7 +165,7 @@ export class Pane {
 
   /** Add the events of a stream to a message. */
   async #read(message, stream) {
-    const reader = new TokenReader();
+    const reader = new TokenReader(message.tokens);
     for await (const event of stream) {
       const choice = event.choices[0];
       if (choice) {

@@ -18,22 +18,39 @@ export const tint = {
   },
 };
 
-/** Reads the log-probabilities of a chat's events into tokens { id, text, p, best }. */
+/**
+ * Reads the log-probabilities of a chat's events into tokens { id, text, p, best }, with `bytes` if
+ * these complete no character.
+ */
 export class TokenReader {
   #decoder = new TextDecoder();
 
+  /** `before`: the tokens so far, which may end within a character. */
+  constructor(before = []) {
+    const first = before.findLastIndex((token) => !token.bytes) + 1;
+    before.slice(first).forEach((token) => this.#decode(token.bytes));
+  }
+
   /** `entries`: of `logprobs.content`. A token's text is the characters that it completes. */
   read(entries) {
-    return entries.map((entry) => ({
-      id: entry.token_id,
-      text: this.#decoder.decode(new Uint8Array(entry.bytes), { stream: true }),
-      p: rounded(Math.exp(entry.logprob)),
-      best: entry.top_logprobs.map((other) => [
-        other.token_id,
-        other.token,
-        rounded(Math.exp(other.logprob)),
-      ]),
-    }));
+    return entries.map((entry) => {
+      const text = this.#decode(entry.bytes);
+      return {
+        id: entry.token_id,
+        text,
+        ...(text ? {} : { bytes: entry.bytes }),
+        p: rounded(Math.exp(entry.logprob)),
+        best: entry.top_logprobs.map((other) => [
+          other.token_id,
+          other.token,
+          rounded(Math.exp(other.logprob)),
+        ]),
+      };
+    });
+  }
+
+  #decode(bytes) {
+    return this.#decoder.decode(new Uint8Array(bytes), { stream: true });
   }
 }
 
