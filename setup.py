@@ -16,7 +16,7 @@ def kernels(name: str, options: list[str]) -> Extension:
     return Extension(
         f"agi2.nn._{name}",
         [f"src/nn/{name}.c"],
-        depends=["src/nn/cpu_kernels.c"],
+        depends=["src/nn/cpu_kernels.c", "src/nn/kernel_training.h"],
         # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
         # threads is enough.
         extra_compile_args=[
