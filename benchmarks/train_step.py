@@ -66,7 +66,7 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
     def step() -> None:
         batch = torch.randint(0, vocabulary, (rows, context + 1))
         found = accumulate_gradients(loss, batch, place, precision=precision)
-        apply_gradients(optimizers, 1.0)
+        apply_gradients(optimizers, 1.0, precision=precision)
         found.item()  # until a GPU is done
 
     return step
