@@ -15,14 +15,12 @@ from hypothesis import strategies as st
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
 from src.nn.cpu_kernels import KernelLinear, Weights, pack, unpack
-from src.nn.cpu_library import FOLDER, LIBRARY, load, variants
+from src.nn.cpu_library import FOLDER, load, variants
 from src.nn.kv_cache import KVCache
 from src.nn.quantized import _unpack_scales, dequantize, quantize_weight
 from tests.bounds import (
-    TINY,
     Bounded,
     assert_within,
-    gamma,
     product_bound,
     unit,
 )
