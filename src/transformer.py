@@ -77,7 +77,7 @@ class TransformerBlock(nn.Module):
             x = _add(x, self._attend(self.attention_norm(x), mask, causal, cache))
             return _add(x, self.ffn(self.ffn_norm(x)))
         x = self.attention_norm(_add(x, self._attend(x, mask, causal, cache)))
-        return cast(torch.Tensor, self.ffn_norm(_add(x, self.ffn(x))))
+        return self.ffn_norm(_add(x, self.ffn(x)))
 
     def last_attention(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention weights (B, H, T) of the last token, for the input (B, T, C)."""

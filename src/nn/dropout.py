@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +63,8 @@ def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -_LEVELS // 2
     lowest, scale = dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped)
     if has_kernels(x):
-        return cast(torch.Tensor, ScaleKept.apply(x, numbers, lowest, scale))
+        kept: torch.Tensor = ScaleKept.apply(x, numbers, lowest, scale)
+        return kept
     return x * (numbers >= lowest).to(x.dtype).mul_(scale)
 
 
