@@ -1,4 +1,4 @@
-"""Time of tanh GELU, forward and backward: `cpu_kernels.c` compared with PyTorch.
+"""Time of tanh GELU, forward and backward: `kernel_training.h` compared with PyTorch.
 
 python benchmarks/gelu.py [--rounds 30] [--json FILE]
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from common import parser, report
 
-from src.nn.cpu_kernels import Gelu
+from src.nn.training_kernels import Gelu
 
 
 def main() -> None:

@@ -1,14 +1,16 @@
 """Throughput (tok/s), MFU and peak memory of a training step on this machine.
 
-python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--only ROWS] [--device cuda]
-    [--json FILE]
+python benchmarks/train_step.py NANOGPT_FOLDER [--rounds 6] [--steps 3] [--only ROWS]
+    [--device cuda] [--json FILE]
 
-GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, compared
-with nanoGPT's model and optimizer, each in its own process, in alternating turns of three steps;
-then one step and one checkpoint of `resources/default.toml` (batch 12 x 1024). On a GPU, 124M at
-16 x 1024 and 64 x 1024 in bf16, both compiled, and the MFU.
+GPT-2 124M at 1 x 1024, and 6 layers x 384 with a vocabulary of 4,096 at 16 x 256, in fp32, and in
+bf16 if the processor is fast in it, compared with nanoGPT's model and optimizer (which on a CPU is
+fp32 as it ships), each in its own process, in alternating turns of `--steps` steps; then one step
+and one checkpoint of `resources/default.toml` (batch 12 x 1024). On a GPU, 124M at 16 x 1024 and
+64 x 1024 in bf16, both compiled, and the MFU.
 """
 
+import argparse
 import contextlib
 import json
 import statistics
@@ -32,7 +34,9 @@ SHAPES = {
 }
 
 
-def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) -> Callable[[], None]:
+def our_step(
+    shape: tuple[int, ...], device: str, backend: str | None = None, preference: str = "auto"
+) -> Callable[[], None]:
     """Return a training step of AGI2, compiled if a `torch.compile` backend is given."""
     import torch
 
@@ -56,7 +60,7 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
         model_embd=width,
     )
     place = torch.device(device)
-    precision = select_precision("auto", place)
+    precision = select_precision(preference, place)
     model = GPT2Model(config).to(place)
     optimizers = make_optimizers(model, config)
     loss = NextTokenLoss(model)
@@ -66,14 +70,18 @@ def our_step(shape: tuple[int, ...], device: str, backend: str | None = None) ->
     def step() -> None:
         batch = torch.randint(0, vocabulary, (rows, context + 1))
         found = accumulate_gradients(loss, batch, place, precision=precision)
-        apply_gradients(optimizers, 1.0)
+        apply_gradients(optimizers, 1.0, precision=precision)
         found.item()  # until a GPU is done
 
     return step
 
 
 def nanogpt_step(
-    shape: tuple[int, ...], device: str, folder: Path, backend: str | None = None
+    shape: tuple[int, ...],
+    device: str,
+    folder: Path,
+    backend: str | None = None,
+    is_bf16: bool = False,
 ) -> Callable[[], None]:
     """Return a training step of nanoGPT, compiled if a `torch.compile` backend is given."""
     sys.path.insert(0, str(folder))
@@ -88,6 +96,7 @@ def nanogpt_step(
     precision: contextlib.AbstractContextManager = contextlib.nullcontext()
     if device != "cpu":  # as its train.py does
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if is_bf16 or device != "cpu":
         precision = torch.autocast(device, torch.bfloat16)
     if backend is not None:
         model = torch.compile(model, backend=backend)
@@ -141,23 +150,39 @@ def default_step(folder: str) -> None:
     print(json.dumps(0))
 
 
+def run_workload(kind: str, shape: tuple[int, ...], given: argparse.Namespace) -> None:
+    """Take steps in turn, as a child; `kind` is the project and the precision."""
+    project, precision = kind.split()
+    # The defaults of both projects' runs.
+    backend = "inductor" if given.device != "cpu" else None
+    if project == "nanoGPT":
+        step = nanogpt_step(shape, given.device, given.nanogpt, backend, precision == "bf16")
+    else:
+        step = our_step(shape, given.device, backend, precision)
+    work_in_turn(step, given.steps)
+
+
+def kinds(device: str) -> list[str]:
+    """Return the projects and precisions to compare."""
+    from src.cuda_utils import has_fast_bf16
+
+    precisions = ["bf16"] if device != "cpu" else ["fp32", *(["bf16"] if has_fast_bf16() else [])]
+    return [f"{project} {each}" for each in precisions for project in ("nanoGPT", "AGI2")]
+
+
 def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("nanogpt")
     options.add_argument("--rounds", type=int, default=6)
+    options.add_argument("--steps", type=int, default=3, help="steps of a turn")
     options.add_argument("--only", default="", help="rows whose name has this in it")
     options.add_argument("--device", default="cpu", choices=SHAPES)
     options.add_argument("--child", nargs=2, help="internal")
     given = options.parse_args()
     if given.child:
         kind, name = given.child
-        # The defaults of both projects' runs.
-        backend = "inductor" if given.device != "cpu" else None
-        if kind == "nanoGPT":
-            shape = SHAPES[given.device][name]
-            work_in_turn(nanogpt_step(shape, given.device, given.nanogpt, backend))
-        elif kind == "AGI2":
-            work_in_turn(our_step(SHAPES[given.device][name], given.device, backend))
+        if kind != "default":
+            run_workload(kind, SHAPES[given.device][name], given)
         else:
             default_step(given.nanogpt)
         return
@@ -168,9 +193,12 @@ def main() -> None:
             continue
         children = {
             name: InTurn(
-                [*command, given.nanogpt, "--device", given.device, "--child", name, shape]
+                [
+                    *(*command, given.nanogpt, "--device", given.device),
+                    *("--steps", str(given.steps), "--child", name, shape),
+                ]
             )
-            for name in ("nanoGPT", "AGI2")
+            for name in kinds(given.device)
         }
         for _ in range(given.rounds):
             for child in children.values():

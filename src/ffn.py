@@ -10,12 +10,12 @@ from torch import nn
 
 from .arguments import PositiveInt, Rate, check_vectors, checked
 from .errors import AGI2Error
-from .nn.cpu_kernels import Gelu
 from .nn.dropout import Dropout
+from .nn.training_kernels import Gelu, has_kernels
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return Gelu.apply(x) if Gelu.supports(x) else F.gelu(x, approximate="tanh")
+    return Gelu.apply(x) if has_kernels(x) else F.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -39,6 +39,7 @@ TESTS = (
     "tests/nn/test_cpu_kernels.py",
     "tests/nn/test_quantized.py",
     "tests/nn/test_shingle_library.py",
+    "tests/nn/test_training_kernels.py",
     "tests/inference/test_prepare.py",
     "tests/test_ffn.py",
     "tests/tokenization/test_bpe_engine.py",
@@ -52,9 +53,9 @@ import torch
 from src.nn.cpu_library import LIBRARY
 assert LIBRARY is not None, "the library with checks does not load"
 x, out = torch.ones(8), torch.ones(4096)
-LIBRARY.agi2_gelu(8, x.data_ptr(), out.data_ptr(), 1)
+LIBRARY.agi2_gelu(8, x.data_ptr(), out.data_ptr(), 0, 1)
 print("within", flush=True)
-LIBRARY.agi2_gelu(4096, x.data_ptr(), out.data_ptr(), 1)
+LIBRARY.agi2_gelu(4096, x.data_ptr(), out.data_ptr(), 0, 1)
 print("beyond", flush=True)
 """
 

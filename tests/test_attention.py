@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from src import attention
 from src.attention import MultiHeadAttention, as_mask, attention_weights, causal_mask
 from src.errors import AGI2Error
 from src.nn.kv_cache import KVCache
-from tests.bounds import assert_same_in_float64, by_chance, differs_in_float64
+from tests.bounds import assert_same_in_float64, by_chance, differs_in_float64, gamma
 
 B, T, S, C, H = 2, 5, 7, 12, 3
 
@@ -358,3 +360,52 @@ def test_values_of_a_mask_are_not_looked_at_while_compiling(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     mask = torch.full((2, 2), 5)
     assert as_mask("mask", mask, torch.device("cpu"), is_additive=True).all()
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 11])
+def test_attention_in_blocks_is_pytorchs_causal_attention(length, monkeypatch):
+    monkeypatch.setattr(attention, "_BLOCK_TOKENS", 4)
+    torch.manual_seed(0)
+    parts = torch.randn(3, 2, 3, length, 8, dtype=torch.float64)
+    weight = torch.randn(2, 3, length, 8, dtype=torch.float64)
+    results = []
+    for attend in (
+        attention.attention_in_blocks,
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ):
+        given = parts.clone().requires_grad_()
+        out = attend(*given)
+        (out * weight).sum().backward()
+        results.append((out.detach(), given.grad))
+    for found, expected in zip(*results, strict=True):
+        assert_same_in_float64(found, expected)
+
+
+@pytest.mark.parametrize("length", [7, 1025])
+def test_attention_under_autocast_is_near_that_in_fp32(length):
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(16, 2, 0.0).train()
+    x = torch.randn(1, length, 16)
+    expected = layer(x, causal=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(x, causal=True)
+    assert found.dtype == torch.bfloat16
+    # Q, K and V, scores, weights, heads and the output are rounded.
+    assert (found - expected).norm() <= gamma(7, torch.bfloat16) * expected.norm()
+
+
+def test_dropout_of_the_weights_in_blocks_takes_the_layers_rate():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(16, 2, 0.5).train()
+    layer.output_dropout = torch.nn.Identity()
+    x = torch.randn(1, 6, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(1)
+        first, second = layer(x, causal=True), layer(x, causal=True)
+        torch.manual_seed(1)
+        again = layer(x, causal=True)
+        weighed, _ = layer.eval()(x, causal=True, need_weights=True)
+        plain = layer(x, causal=True)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert (weighed - plain).norm() <= gamma(7, torch.bfloat16) * plain.norm()

@@ -1,4 +1,4 @@
-/* CPU kernels: forward passes over a few tokens (decode steps, prefill), and GELU for training.
+/* CPU kernels: forward passes over a few tokens (decode steps, prefill), and parts of a training step.
 
    A decode step reads every weight once and does little with each: it is bound by memory bandwidth,
    which these kernels are to saturate. One parallel region spans the forward pass; each thread
@@ -10,6 +10,7 @@
 #include "kernel_float32.h"
 #include "kernel_quantized.h"
 #include "kernel_attention.h"
+#include "kernel_training.h"
 
 typedef struct {
     Matrix qkv, proj, expand, contract;
@@ -73,20 +74,6 @@ static void layer_norm(const float *const norm[2], float epsilon, const float *x
         out[i] = fma_1((x[i] - mean) * scale, norm[0] ? norm[0][i] : 1, norm[1] ? norm[1][i] : 0);
 }
 
-/* GELU with the tanh approximation. */
-void agi2_gelu(int64_t count, const float *x, float *out, int threads) {
-#pragma omp parallel for simd num_threads(threads)
-    for (int64_t i = 0; i < count; i++) out[i] = x[i] * gelu_ratio(x[i]);
-}
-
-/* The gradient of GELU's input, from that of its output. */
-void agi2_gelu_backward(int64_t count, const float *x, const float *grad, float *out, int threads) {
-#pragma omp parallel for simd num_threads(threads)
-    for (int64_t i = 0; i < count; i++) {
-        const float share = gelu_ratio(x[i]), slope = 1.59576912f * fma_1(0.134145f * x[i], x[i], 1);
-        out[i] = grad[i] * share * fma_1(x[i] * (1 - share), slope, 1);
-    }
-}
 
 /* Plan the packing of a finite matrix (O, I) into 28 bits: fill `rows`. Returns the number of
    vectors of the packed matrix, or -1 if it exceeds the 32-bit offsets. */

@@ -1,4 +1,4 @@
-"""CPU kernels of single operations: GELU, packed weights, (quantized) matmul. See `cpu_kernels.c`.
+"""CPU kernels of single operations: packed weights, (quantized) matmul. See `cpu_kernels.c`.
 
 N rows, I input features, O output features.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from ctypes import byref
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from .cpu_library import LIBRARY, MatrixStruct, address_of, is_plain
 
@@ -26,39 +25,6 @@ PANEL = 16
 """Outputs whose quantized weights are stored side by side."""
 ACTIVATIONS = ("none", "gelu_tanh", "gelu", "relu", "silu")
 """In the order of the enum in `cpu_kernels.c`."""
-
-
-class Gelu(torch.autograd.Function):
-    """GELU with the tanh approximation, in a third of PyTorch's time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """Apply GELU to a tensor of any shape for which `supports` is true."""
-        assert LIBRARY is not None
-        x = x.contiguous()
-        ctx.save_for_backward(x)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        addresses = (address_of(part, torch.float32, x.numel()) for part in (x, out))
-        LIBRARY.agi2_gelu(x.numel(), *addresses, torch.get_num_threads())
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the input."""
-        assert LIBRARY is not None
-        (x,) = ctx.saved_tensors
-        grad = grad.contiguous()
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        addresses = (address_of(part, torch.float32, x.numel()) for part in (x, grad, out))
-        LIBRARY.agi2_gelu_backward(x.numel(), *addresses, torch.get_num_threads())
-        return out
-
-    @staticmethod
-    def supports(x: torch.Tensor) -> bool:
-        """Return whether the library is loaded and supports this tensor."""
-        is_compiling = torch.compiler.is_compiling()
-        return LIBRARY is not None and not is_compiling and is_plain(x, torch.float32)
 
 
 class Weights(NamedTuple):

@@ -105,8 +105,10 @@ def load(folder: Path, names: Sequence[str] | None = None) -> ctypes.CDLL | None
         ("agi2_pack_rows", c_int64, (address, size, size, address)),
         ("agi2_pack", None, (address, matrix)),
         ("agi2_unpack", None, (matrix, address, size, address)),
-        ("agi2_gelu", None, (size, address, address)),
-        ("agi2_gelu_backward", None, (size, address, address, address)),
+        ("agi2_gelu", None, (size, address, address, c_int)),
+        ("agi2_gelu_backward", None, (size, address, address, address, c_int)),
+        ("agi2_dropout", None, (size, address, address, c_int, c_float, address, c_int)),
+        ("agi2_softmax_gradient", None, (size, size, address, address, address)),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, (*arguments, c_int)  # c_int: threads

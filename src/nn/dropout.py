@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..arguments import Rate, checked
+from .training_kernels import ScaleKept, has_kernels
 
 _LEVELS = 2**16
 
@@ -60,8 +61,11 @@ def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     words = -(-x.numel() // 4)
     bits = torch.empty(words, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -_LEVELS // 2
-    kept = numbers >= dropped - _LEVELS // 2
-    return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+    lowest, scale = dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped)
+    if has_kernels(x):
+        kept: torch.Tensor = ScaleKept.apply(x, numbers, lowest, scale)
+        return kept
+    return x * (numbers >= lowest).to(x.dtype).mul_(scale)
 
 
 class Dropout(nn.Module):

@@ -15,6 +15,7 @@ from torch import nn
 from ..cuda_utils import logits_chunk_tokens
 from ..data.windows import IGNORE_INDEX
 from ..model import GPT2Model
+from ..nn.training_kernels import has_kernels, softmax_gradient_
 
 LossFunction = Callable[..., torch.Tensor]
 """Takes inputs, targets and optionally document ids, (B, T) each; returns the mean loss."""
@@ -106,7 +107,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix = weight.detach()
         if dtype is not None:
             # Pad V to a multiple of 64 for tensor cores; the cast copies the weight anyway.
-            matrix = F.pad(matrix.to(dtype), (0, 0, 0, -vocabulary % 64))
+            matrix = matrix.new_zeros(-(-vocabulary // 64) * 64, weight.size(1), dtype=dtype)
+            matrix[:vocabulary] = weight.detach()
             hidden = hidden.to(dtype)
         ignored = targets == IGNORE_INDEX
         # A hidden state of 0 adds nothing to the weight's gradient, whatever the logits are.
@@ -137,7 +139,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 del logits
                 loss += chunk_loss
                 if grad_weight is not None:
-                    grad_weight += (scores.T @ x)[:vocabulary]
+                    # Cast before: an addition of different dtypes is slow on a CPU.
+                    grad_weight += (scores.T @ x)[:vocabulary].to(grad_weight.dtype)
             torch.mm(scores, matrix, out=grad)
         grad_hidden.masked_fill_(ignored[:, None], 0.0)
         count = count_targets(targets).clamp(min=1)
@@ -182,10 +185,12 @@ def _softmax_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the sum of the losses, and the gradient of half-precision logits (N, V and padding).
 
-    As `_softmax_gradient_of_rows`, by a softmax in fp32. The gradient is a new tensor: compiled
-    code that changes its argument copies all of it once more.
+    As `_softmax_gradient_of_rows`, by a softmax in fp32. Compiled code that changes its argument
+    would copy all of it once more: the gradient is a new tensor, except by the CPU kernel.
     """
     dtype = logits.dtype
+    if dtype == torch.bfloat16 and has_kernels(logits):
+        return softmax_gradient_(logits, targets).sum(), logits
     scores = torch.log_softmax(logits, -1, dtype=torch.float32)
     ignored = targets == IGNORE_INDEX
     at = (torch.arange(len(targets), device=targets.device), targets.masked_fill(ignored, 0))

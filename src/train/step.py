@@ -6,6 +6,7 @@ B batch, T time.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,6 +24,7 @@ Batch = torch.Tensor | Sequence[torch.Tensor]
 Count = Callable[[torch.Tensor], torch.Tensor]
 """Returns a number, a scalar, of targets (B, T) or rows."""
 
+_EPSILON = 1e-6  # PyTorch adds it to the grad norm
 # A disabled scaler is a no-op.
 _NO_SCALING = torch.amp.GradScaler(enabled=False)
 
@@ -121,6 +123,7 @@ def apply_gradients(
     optimizers: Sequence[Optimizer],
     clip_grad_norm: float | None = None,
     scaler: torch.amp.GradScaler = _NO_SCALING,
+    precision: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, bool]:
     """Clip the gradient norm, step every optimizer, and zero the gradients.
 
@@ -130,6 +133,7 @@ def apply_gradients(
         optimizers: the optimizers, which together cover all parameters.
         clip_grad_norm: the maximum grad norm; `None` for no clipping and no check.
         scaler: as for `accumulate_gradients`.
+        precision: the autocast dtype; the matrix products of Muon are in bf16 if this is.
 
     Returns:
         The grad norm before clipping (0 without clipping), and whether the step was taken.
@@ -139,11 +143,18 @@ def apply_gradients(
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     norm, finite = torch.zeros((), dtype=torch.float32, device="cpu"), True
     if clip_grad_norm is not None:
-        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, clip_grad_norm))
-        finite = bool(norm.isfinite())  # the only host-device synchronization of a step
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value = full_tensor(norm).item()  # the only host-device synchronization of a step
+        finite = math.isfinite(value)
+        if finite and value + _EPSILON >= clip_grad_norm:  # a factor of 1 needs no pass over memory
+            nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+        norm = full_tensor(norm)
+    # In fp16 Muon's products would overflow.
+    dtype = precision if precision == torch.bfloat16 else torch.float32
     for optimizer in optimizers:
         if finite:
-            scaler.step(optimizer)
+            with autocast(parameters[0].device, dtype):
+                scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return norm, finite

@@ -147,7 +147,9 @@ class StepRunner:
         loss = self.accumulator.accumulate(step, self.precision, self.scaler, self.compiled)
         # While the GPU computes: apply_gradients synchronizes for the grad norm.
         self.accumulator.prefetch(step + 1)
-        norm, is_taken = apply_gradients(self.optimizers, self._config.clip_grad_norm, self.scaler)
+        norm, is_taken = apply_gradients(
+            self.optimizers, self._config.clip_grad_norm, self.scaler, self.precision
+        )
         return loss, norm, is_taken
 
     def describe_failure(self, error: Exception, step: int) -> AGI2Error | None:

@@ -43,7 +43,8 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
 
     def optimizer_step() -> float:
         start = time.perf_counter()
-        apply_gradients(trainer.runner.optimizers, trainer.config.clip_grad_norm)
+        runner, clip = trainer.runner, trainer.config.clip_grad_norm
+        apply_gradients(runner.optimizers, clip, precision=runner.precision)
         _synchronize(trainer.runner.device)
         return time.perf_counter() - start
 

@@ -88,7 +88,7 @@ int main(void) {
         if (bits != 28) layers(bits, SILU, bits < 28 ? 10 : 24);
     }
     float *x = numbers(999), *grad = numbers(999), out[999];
-    agi2_gelu(999, x, out, 1), write_out(out, 999);
-    agi2_gelu_backward(999, x, grad, out, 1), write_out(out, 999);
+    agi2_gelu(999, x, out, 0, 1), write_out(out, 999);
+    agi2_gelu_backward(999, x, grad, out, 0, 1), write_out(out, 999);
     return 0;
 }

@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 
 from src.inference.prepare import prepare_for_generation
 from src.nn import cpu_kernels as native
-from src.nn.cpu_kernels import Gelu, KernelLinear, Weights, pack, unpack
-from src.nn.cpu_library import FOLDER, LIBRARY, load, variants
+from src.nn.cpu_kernels import KernelLinear, Weights, pack, unpack
+from src.nn.cpu_library import FOLDER, load, variants
 from src.nn.kv_cache import KVCache
 from src.nn.quantized import _unpack_scales, dequantize, quantize_weight
 from tests.bounds import (
-    TINY,
     Bounded,
     assert_within,
-    gamma,
     product_bound,
     unit,
 )
@@ -220,56 +218,6 @@ def test_what_is_no_number_stays_none(bits, wrong):
     found = KernelLinear(quantize_weight(random(5, 64, seed=1), None, bits))(x)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
-
-
-@needs_library
-@given(st.integers(0, 5000), st.floats(1e-3, 1e3), st.integers(0, 99))
-def test_gelu_and_its_gradient_are_pytorchs(count, std, seed):
-    x = random(2, count, seed=seed, std=std).T.requires_grad_()  # not in one piece
-    grad = random(count, 2, seed=seed + 1)
-    doubled = x.detach().double().requires_grad_()
-    # PyTorch's own form, 0.5 x (1 + tanh), loses all of a small share even in float64.
-    expected = doubled * torch.sigmoid(1.5957691216057308 * (doubled + 0.044715 * doubled**3))
-    expected.backward(grad.double())
-    found = Gelu.apply(x)
-    found.backward(grad)
-    value, slope = gelu_bounds(x.detach().double())
-    assert_within(found.detach(), expected.detach(), value)
-    assert_within(x.grad, doubled.grad, slope * grad.double().abs() + 2 * TINY)
-
-
-def gelu_bounds(x):
-    """Of GELU at x, and of its slope there.
-
-    GELU is x s with s = 1 / (1 + e^-a), a = 2 sqrt(2 / pi) (x + 0.044715 x^3). Six roundings lie
-    before e, whose series ends at r^6 with |r| <= ln 2 / 2: its rest is r^7 / 5040 < 1.2e-7, its
-    roundings six more. e^-a is held between e^-87 and e^40.
-    """
-    a = 1.5957691216057308 * (x + 0.044715 * x**3)
-    share, power = torch.sigmoid(a), torch.exp(-a)
-    relative = torch.expm1(a.abs().clamp(max=90) * gamma(6)) + 1.2e-7 + gamma(6)
-    of_share = share * (1 - share) * relative + gamma(2) * share + math.exp(-40) * (a < -39)
-    # Where 1 + e^-a is rounded to 1, what is lost is e^-a.
-    of_share = torch.where(power < unit() / 2, torch.minimum(of_share, power), of_share)
-    steep = 1.5957691216057308 * (1 + 0.134145 * x**2) * x.abs()
-    rest = (1 - share) * steep
-    slope = of_share * (1 + rest) + (share + of_share) * (of_share * steep + gamma(8) * rest)
-    slope = slope + gamma(4) * (share + of_share) * (1 + rest + of_share * steep)
-    return x.abs() * of_share + gamma(1) * x.abs() * (share + of_share) + TINY, slope
-
-
-@needs_library
-def test_gelu_far_from_zero():
-    found = Gelu.apply(torch.tensor([math.nan, math.inf, 1e30, 0.0, -1e4]))
-    assert found[0].isnan()
-    assert found[1:4].tolist() == [math.inf, float(torch.tensor(1e30)), 0]
-    assert abs(float(found[4])) <= 1e4 * math.exp(-40) * (1 + gamma(16))  # e^40 is the greatest
-
-
-def test_gelu_of_other_types_and_devices_is_pytorchs():
-    assert Gelu.supports(random(3)) == (LIBRARY is not None)
-    assert not Gelu.supports(random(3).double())
-    assert not Gelu.supports(random(3).to("meta"))
 
 
 # What the library is given.

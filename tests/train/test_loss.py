@@ -123,8 +123,11 @@ def test_traced_code_masks_documents_as_other_code_does():
         assert_same_in_float64(results[1][name], expected)
 
 
+@pytest.mark.parametrize("has_kernels", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_agrees_with_autocast_of_all_logits(dtype):
+def test_half_precision_agrees_with_autocast_of_all_logits(dtype, has_kernels, monkeypatch):
+    if not has_kernels:
+        monkeypatch.setattr(loss_module, "has_kernels", lambda _: False)
     inputs, targets = split_batch(tokens(4))
     results = []
     for chunked in (False, True):

@@ -125,6 +125,15 @@ def test_orthogonalize_keeps_directions_and_changes_singular_values(shape, scale
         assert_same_in_float64(result, u @ brought_near_one(s / s.norm()).diag() @ vt)
 
 
+def test_orthogonalize_under_autocast_is_in_bf16_and_near_the_same():
+    batch = torch.stack([matrix(24, 48, seed=seed).float() for seed in range(3)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = orthogonalize(batch)
+    assert found.dtype == torch.bfloat16
+    expected = orthogonalize(batch)
+    assert float((found.float() - expected).norm() / expected.norm()) < 0.05
+
+
 def test_orthogonalize_leaves_a_zero_matrix_zero():
     assert orthogonalize(torch.zeros(1, 4, 4)).abs().max() == 0
 
