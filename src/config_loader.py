@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tomli_w
 
 from .arguments import checked
+from .command_line import advise_import, command_line
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS
 from .config_messages import NO_STARTING_MODEL, error_of
@@ -161,7 +162,7 @@ def _with_pretrained(
         foreign = (Path(folder) / "config.json").is_file()
         raise AGI2Error(
             f"{locations.get('init_from', name)}: init_from = {safe_repr(folder)}: no trained "
-            "model there" + (f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else "")
+            "model there" + (f"; {advise_import(folder)}" if foreign else "")
         )
     saved = load_config(Path(folder) / CONFIG)
     starts = [str(values["init_from"]), saved.init_from or ""]
@@ -230,7 +231,8 @@ def _advice_if_missing(path: Path) -> str:
         return f"it {describe_path(path)}"
     if path.suffix.lower() == ".toml":
         return "no such file; resources/ contains examples"
-    return "no such file or folder; name a TOML file, or a run: agi2 list shows the runs"
+    runs = f"{command_line('list')} shows the runs"
+    return f"no such file or folder; name a TOML file, or a run: {runs}"
 
 
 def _read_file(path: Path) -> bytes:
@@ -284,7 +286,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             # The first thing that many try: a text in the place of its configuration.
             raise AGI2Error(
                 f"{name}: not TOML. If it is a text to train on, this writes a configuration for "
-                f"it: agi2 plan {shlex.quote(name)}"
+                f"it: {command_line(f'plan {shlex.quote(name)}')}"
             ) from error
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ..command_line import command_line
 from ..errors import AGI2Error
 from . import completion
 from .common import (
@@ -143,7 +144,7 @@ def _print_replies(run: Run, quiet: bool) -> bool:
         said = [*reply.messages, {"role": "assistant", "content": reply.reply}]
         print_text("\n".join(f"{each['role']}: {each['content']}" for each in said) + "\n")
     if replies and not quiet:
-        log.info("chat with it: agi2 chat %s", shlex.quote(str(run.folder)))
+        log.info("chat with it: %s", command_line(f"chat {shlex.quote(str(run.folder))}"))
     return bool(replies)
 
 
@@ -165,8 +166,8 @@ def _print_samples(run: Run, config: Config, quiet: bool) -> None:
         _log_overlap(run, samples)
         # The folder rather than the file, which --set may have overridden.
         folder = shlex.quote(str(run.folder))
-        log.info('generate more with: agi2 generate %s "..."', folder)
-        log.info("chat with it: agi2 chat %s", folder)
+        log.info("generate more with: %s", command_line(f'generate {folder} "..."'))
+        log.info("chat with it: %s", command_line(f"chat {folder}"))
 
 
 # Samples printed after training; characters of the training text to search for copies in them.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..arguments import checked
+from ..command_line import advise_import
 from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
 from ..config_loader import CONFIG, load_config, save_config
 from ..console import show_progress, visible
@@ -181,7 +182,7 @@ def load_architecture(
     check_unsharded(folder)
     if not os.path.isfile(folder / CONFIG):
         foreign = os.path.isfile(folder / "config.json")
-        hint = f"; make it one: agi2 import {folder} NEW_FOLDER" if foreign else ""
+        hint = f"; {advise_import(folder)}" if foreign else ""
         raise AGI2Error(f"{folder}: no model there that save_pretrained or training wrote{hint}")
     if os.path.lexists(folder / FILE_NAME):
         return load_model(folder, device, verbose=verbose).model
