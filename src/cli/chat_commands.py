@@ -251,7 +251,7 @@ def _as_toml(value: Any) -> str:
 
 def _probs(chat: Chat, _: str) -> None:
     def show(prompt: InteractivePrompt) -> None:
-        table = choice_table(prompt.choices, prompt.tokenizer)
+        table = choice_table(prompt.choices, prompt.tokenizer, console)
         table.rstrip()
         console.print(table, soft_wrap=True)
 
