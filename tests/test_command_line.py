@@ -3,9 +3,10 @@
 import ast
 import os
 import re
-import runpy
 import shlex
 import sys
+import types
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,10 @@ def test_without_the_command_python_runs_the_package(monkeypatch, tmp_path, pyth
 
 def test_the_package_can_be_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
+    module = types.ModuleType("__main__")
+    module.__package__ = "src"
+    module.__file__ = str(Path(src.__file__).with_name("__main__.py"))
+    loader = SourceFileLoader("__main__", module.__file__)
     with pytest.raises(SystemExit, match=r"^0$"):
-        runpy.run_module("src", run_name="__main__")
+        loader.exec_module(module)
     assert capsys.readouterr().out == f"agi2 {__version__}\n"
