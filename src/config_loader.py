@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tomli_w
 
 from .arguments import checked
+from .command_line import advise_import, command_line
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS
 from .config_messages import NO_STARTING_MODEL, error_of
@@ -233,7 +234,7 @@ def import_advice(path: str | Path) -> str:
     """Return how to convert a path if it is a model that can be imported; else an empty string."""
     path = Path(path)
     is_foreign = (path / "config.json").is_file() or (path.is_file() and is_gguf(path))
-    return f"make it one: agi2 import {path} NEW_FOLDER" if is_foreign else ""
+    return advise_import(path) if is_foreign else ""
 
 
 def _advice_if_missing(path: Path) -> str:
@@ -241,7 +242,8 @@ def _advice_if_missing(path: Path) -> str:
         return f"it {describe_path(path)}"
     if path.suffix.lower() == ".toml":
         return "no such file; resources/ contains examples"
-    return "no such file or folder; name a TOML file, or a run: agi2 list shows the runs"
+    runs = f"{command_line('list')} shows the runs"
+    return f"no such file or folder; name a TOML file, or a run: {runs}"
 
 
 def _read_file(path: Path) -> bytes:
@@ -295,7 +297,7 @@ def _parse(text: str, name: str) -> dict[str, Any]:
             # The first thing that many try: a text in the place of its configuration.
             raise AGI2Error(
                 f"{name}: not TOML. If it is a text to train on, this writes a configuration for "
-                f"it: agi2 plan {shlex.quote(name)}"
+                f"it: {command_line(f'plan {shlex.quote(name)}')}"
             ) from error
 
 

@@ -110,8 +110,8 @@ class InteractivePrompt(Dialogue):
         self._options = options
         self.config = self._sampling_config(max_length, options)
         """How replies are generated."""
-        self._logged_limits = (max_context_length, max_context_length)
         self._check_limits()
+        self._log_limit()
         self._runner = ModelRunner(model, tokenizer.vocab_size)
         if not self.has_roles:
             log.info("the model has no chat template: messages are turns of plain text")
@@ -125,9 +125,9 @@ class InteractivePrompt(Dialogue):
         if self.max_context_length < 1:
             raise AGI2Error(f"max_context_length must be at least 1, not {self.max_context_length}")
         self._context.budget(self.system, self.context_limit)
-        limits = (self.max_context_length, self.context_limit)
-        if self.context_limit < self.max_context_length and limits != self._logged_limits:
-            self._logged_limits = limits
+
+    def _log_limit(self) -> None:
+        if self.context_limit < self.max_context_length:
             log.info(
                 "max_context_length %d: the model's %d positions leave %d in addition to "
                 "a reply",
@@ -161,7 +161,7 @@ class InteractivePrompt(Dialogue):
             AGI2Error: if one is invalid; all options are then as they were.
         """
         with self._exclusive():
-            before = dict(self.__dict__)
+            before, limit = dict(self.__dict__), self.context_limit
             try:
                 if max_context_length is not None:
                     self.max_context_length = max_context_length
@@ -174,6 +174,8 @@ class InteractivePrompt(Dialogue):
             except AGI2Error:
                 self.__dict__.update(before)
                 raise
+            if max_context_length is not None or self.context_limit != limit:
+                self._log_limit()
 
     def send_message(self, text: str) -> str:
         """Send a message and return the reply."""

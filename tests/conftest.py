@@ -27,6 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
 # Output is wrapped if it is set.
 os.environ.pop("COLUMNS", None)
+# Messages name the command as `agi2`, however the tests were started.
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 from hypothesis import HealthCheck, settings
 

@@ -349,7 +349,19 @@ def test_the_context_length_is_what_was_given_and_the_log_says_what_fits(
         "to a reply"
     )
     turns = "the model has no chat template: messages are turns of plain text"
-    assert caplog.messages == [*([expected] if limit < given else []), turns]
+    lines = [expected] if limit < given else []
+    assert caplog.messages == [*lines, turns]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "agi2"):
+        prompt.configure(temperature=0.5)
+        prompt.configure(seed=1, max_length=max_length)
+        assert caplog.messages == []
+        prompt.configure(max_context_length=given)
+        assert caplog.messages == lines
+        prompt.configure(max_length=2)
+    assert [
+        f"leave {prompt.context_limit} in" in each for each in caplog.messages[len(lines) :]
+    ] == [True] * (prompt.context_limit < given)
 
 
 def test_a_limit_is_logged_once_and_when_it_changes(model, tokenizer, caplog):

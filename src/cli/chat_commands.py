@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
+from ..command_line import command_line
 from ..config import Config
 from ..config_keys import GenerationConfig
 from ..config_loader import parse_override
@@ -208,7 +209,8 @@ def _set(chat: Chat, argument: str) -> None:
         close = difflib.get_close_matches(key, settable_keys(), 1)
         hint = f"did you mean {close[0]}?" if close else "/set lists the keys"
         if key in Config.model_fields:
-            hint = f"give it when the chat begins: agi2 chat ... --set {key}={value or 'VALUE'}"
+            command = command_line(f"chat ... --set {key}={value or 'VALUE'}")
+            hint = f"give it when the chat begins: {command}"
         raise AGI2Error(f"/set cannot change {key}: {hint}")
     if not value:
         chat.each(lambda prompt: f"{key} = {dict(_settings(chat, prompt))[key]}")
@@ -249,7 +251,7 @@ def _as_toml(value: Any) -> str:
 
 def _probs(chat: Chat, _: str) -> None:
     def show(prompt: InteractivePrompt) -> None:
-        table = choice_table(prompt.choices, prompt.tokenizer)
+        table = choice_table(prompt.choices, prompt.tokenizer, console)
         table.rstrip()
         console.print(table, soft_wrap=True)
 

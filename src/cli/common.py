@@ -14,6 +14,7 @@ import typer
 import typer.core
 
 from .. import __version__
+from ..command_line import command_line
 from ..errors import MAX_LINE_LENGTH, AGI2Error, mask_secrets, one_line
 from . import completion
 from .help_text import HelpGroup, HelpTyper
@@ -60,8 +61,8 @@ def _usage_line(error: Any) -> str:
         for each in getattr(command, "params", ())
     ):
         message += "; a prompt that begins with - comes after --"
-    path = error.ctx.command_path if error.ctx else "agi2"
-    return f"{message}; {path} --help shows its usage"
+    _, *names = error.ctx.command_path.split() if error.ctx else [""]
+    return f"{message}; {command_line(' '.join([*names, '--help']))} shows its usage"
 
 
 def _value_line(name: str, detail: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from ..command_line import command_line
 from ..console import print_line, print_text
 from ..errors import AGI2Error
 from ..evaluation.charts import Point, Series, chart, chart_group, charts_page
@@ -90,7 +91,8 @@ def compare_runs(
         AGI2Error: if there are fewer than two folders, or one is not a run's.
     """
     if len(folders) < 2:
-        raise AGI2Error("compare needs two runs or more: agi2 compare trained/one trained/two")
+        command = command_line("compare trained/one trained/two")
+        raise AGI2Error(f"compare needs two runs or more: {command}")
     runs = [read_run(folder) for folder in folders]
     names = _names(runs)
     unit, curves = aligned_curves(runs)

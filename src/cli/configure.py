@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..command_line import command_line
 from ..errors import AGI2Error
 from . import completion
 from .common import Overrides, Quiet, Verbose, app, set_up_log
@@ -80,7 +81,7 @@ def plan(
     # `--sources A B C`: typer parses B and C as arguments.
     sources = [*(sources or []), *(named or [])]
     if not sources:
-        raise AGI2Error("plan needs a text: agi2 plan my_book.txt --minutes 10")
+        raise AGI2Error(f"plan needs a text: {command_line('plan my_book.txt --minutes 10')}")
     with loading(not quiet):
         set_up_log(quiet, verbose)
         from ..console import print_line
@@ -95,7 +96,7 @@ def plan(
         check_sources(sources, reading)
         from ..train.plan_file import propose
 
-    with saving(out, f"train with: agi2 train {shlex.quote(out)}"):
+    with saving(out, f"train with: {command_line(f'train {shlex.quote(out)}')}"):
         for line in propose(sources, minutes, Path(out), reading, given):
             print_line(line)
 

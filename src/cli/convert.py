@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..command_line import command_line
 from . import completion
 from .common import (
     Model,
@@ -48,7 +49,7 @@ def import_(
         from ..formats.huggingface import import_huggingface
         from ..utils import is_gguf, log
 
-    then = f'try it: agi2 generate {shlex.quote(str(out))} "..."'
+    then = "try it: " + command_line(f'generate {shlex.quote(str(out))} "..."')
     with saving(out, then):
         (import_gguf if is_gguf(source) else import_huggingface)(source, out)
     log.info("saved to %s; %s", out, then)

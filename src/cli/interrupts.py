@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..command_line import command_line
 from ..errors import one_line
 
 if TYPE_CHECKING:
@@ -137,9 +138,9 @@ class TrainingProgress:
         folder = self._folder(self.config)
         if self.is_finished:
             name = shlex.quote(str(folder))
-            use = f'generate with: agi2 generate {name} "..."'
+            use = "generate with: " + command_line(f'generate {name} "..."')
             if self.config.has_messages:
-                use = f"chat with it: agi2 chat {name}"
+                use = f"chat with it: {command_line(f'chat {name}')}"
             return f"interrupted: {folder} is trained and saved; {use}"
         saved = list_checkpoints(folder)
         # A new run moves the checkpoints of the run before when it begins.
@@ -156,7 +157,7 @@ class TrainingProgress:
     def _restart(self) -> str:
         if self.file is None or self.file in self.paths:
             return SAME
-        return f"start again with: agi2 train {shlex.quote(self.file)}"
+        return f"start again with: {command_line(f'train {shlex.quote(self.file)}')}"
 
 
 def _log_stamp(folder: Path) -> tuple[int, int] | None:

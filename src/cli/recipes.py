@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tomli_w
 
+from ..command_line import command_line
 from ..config_loader import make_config
 from ..console import print_line
 from ..data.corpus import check_sources
@@ -59,7 +60,8 @@ def write_recipe(sources: Sequence[str], recipe: str, output: str | None, force:
     text = _filled(text, recipe, sources, path.stem)
     write_text(path, text, private=mask_urls(text) != text)
     quoted = shlex.quote(str(path))
-    print_line(f"wrote {path}; next: agi2 doctor {quoted}, agi2 train {quoted}")
+    doctor, train = (command_line(f"{name} {quoted}") for name in ("doctor", "train"))
+    print_line(f"wrote {path}; next: {doctor}, {train}")
 
 
 def _filled(text: str, recipe: str, sources: Sequence[str], name: str) -> str:

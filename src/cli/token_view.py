@@ -41,18 +41,22 @@ def print_choices(prompt: str, choices: Sequence[Choice], tokenizer: Tokenizer) 
     else:
         print_text(prompt + "".join(choice.text for choice in choices))
     console.print()
-    console.print(choice_table(choices, tokenizer), soft_wrap=True)
+    console.print(choice_table(choices, tokenizer, console), soft_wrap=True)
 
 
-def choice_table(choices: Sequence[Choice], tokenizer: Tokenizer) -> Text:
-    """Return a legend and a line for each token: its probability, and its alternatives."""
-    table = Text("probability  token  alternatives ")
-    for bound, color in PROBABILITY_COLORS:
-        table.append(f"  from {bound:.0%}", color)
+def choice_table(choices: Sequence[Choice], tokenizer: Tokenizer, console: Console) -> Text:
+    """Return a heading and a line for each token: its probability, and its alternatives.
+
+    On a console with colors, the heading has a legend of them.
+    """
+    table = Text(f"probability  {'token':<14}  alternatives")
+    if console.color_system and not console.no_color:
+        for bound, color in PROBABILITY_COLORS:
+            table.append(f"   from {bound:.0%}", color)
     table.append("\n")
     for choice in choices:
         shown = repr(choice.text) if choice.text else token_label(choice.token, tokenizer)
-        table.append(f"{choice.probability:7.1%}  {shown:<14}", _color(choice.probability))
+        table.append(f"{choice.probability:11.1%}  {shown:<14}", _color(choice.probability))
         for token, probability in choice.runners_up:
             table.append(f"  {token_label(token, tokenizer)} {probability:.1%}")
         table.append("\n")

@@ -12,6 +12,7 @@ from typing import Literal, cast, get_args
 
 from rich.cells import cell_len
 
+from ..command_line import command_line
 from ..config_keys import PreTokenizer
 from ..console import print_line
 from ..data.corpus import check_sources, read_documents
@@ -60,9 +61,9 @@ def train_tokenizer(
         tokenizer.fit(read_documents(list(sources), text_field))
         tokenizer.save(out / FILE_NAME)
     _print_vocabulary(tokenizer)
-    quoted = shlex.quote(str(out))
     log.info("saved to %s; %s", out, then)
-    log.info("look at it: agi2 tokenizer inspect %s %s", quoted, shlex.quote(sources[0]))
+    inspect = f"tokenizer inspect {shlex.join([str(out), sources[0]])}"
+    log.info("look at it: %s", command_line(inspect))
 
 
 def _parse_vocab_size(value: str) -> int | Literal["auto"]:
@@ -101,7 +102,8 @@ def compare_tokenizers(arguments: Sequence[str], text: str) -> None:
         AGI2Error: if there is no tokenizer, or one or the text cannot be read.
     """
     if not arguments:
-        raise AGI2Error("compare needs a tokenizer and a text: agi2 tokenizer compare FOLDER FILE")
+        command = command_line("tokenizer compare FOLDER FILE")
+        raise AGI2Error(f"compare needs a tokenizer and a text: {command}")
     tokenizers = {argument: open_tokenizer(argument) for argument in arguments}
     if "gpt2" not in tokenizers and (cached := cached_gpt2()) is not None:
         tokenizers["gpt2"] = cached

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ..command_line import command_line
 from ..errors import AGI2Error
 from . import completion
 from .common import (
@@ -97,7 +98,7 @@ def run_training(
             if not has_replies and (config.sources or not config.has_messages):
                 _print_samples(run, config, quiet)
             if not quiet:
-                log.info("chat with it: agi2 chat %s", shlex.quote(str(run.folder)))
+                log.info("chat with it: %s", command_line(f"chat {shlex.quote(str(run.folder))}"))
 
 
 def _configuration(
@@ -167,7 +168,7 @@ def _print_samples(run: Run, config: Config, quiet: bool) -> None:
         _log_overlap(run, samples)
         # The folder rather than the file, which --set may have overridden.
         folder = shlex.quote(str(run.folder))
-        log.info('generate more with: agi2 generate %s "..."', folder)
+        log.info("generate more with: %s", command_line(f'generate {folder} "..."'))
 
 
 # Samples printed after training; characters of the training text to search for copies in them.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..command_line import command_line
 from ..config import Config
 from ..config_loader import CONFIG, load_config, make_config, parse_override
 from ..data.corpus import check_sources
@@ -137,7 +138,9 @@ class TextRun:
         Raises:
             AGI2Error: if one is not valid or contradicts another.
         """
-        check_one_process(f"agi2 plan {shlex.quote(paths[0])} writes one; then name it")
+        check_one_process(
+            f"{command_line(f'plan {shlex.quote(paths[0])}')} writes one; then name it"
+        )
         for path in paths:
             check_exists(path)
         given = dict(map(parse_override, overrides))
@@ -186,12 +189,12 @@ class TextRun:
         file = self.file if self.file.is_file() else folder
         if not self.is_resumed or not (file.is_file() or (folder / CONFIG).is_file()):
             return None
-        quoted = shlex.quote(str(file))
         sources = self.sources_of(load_config(file if file.is_file() else folder / CONFIG))
         if sources != self.sources:
+            resume = command_line(f"train {shlex.quote(str(file))} --resume")
             raise AGI2Error(
                 f"{file} trains on {', '.join(sources)}, not on {', '.join(self.sources)}: name "
-                f"another run with --name, or resume that one: agi2 train {quoted} --resume"
+                f"another run with --name, or resume that one: {resume}"
             )
         if self.minutes is not None:
             raise AGI2Error(
@@ -264,8 +267,8 @@ def check_exists(path: str) -> None:
         and not glob.has_magic(path)
     ):
         raise AGI2Error(
-            f"{path}: no such file or folder; name a text, a TOML file, or a run: agi2 list shows "
-            "the runs"
+            f"{path}: no such file or folder; name a text, a TOML file, or a run: "
+            f"{command_line('list')} shows the runs"
         )
 
 
@@ -283,7 +286,8 @@ def is_resumed(given: dict[str, Any]) -> bool:
     """Take `resume` out of the keys that the user has set; return whether to resume."""
     if given.get("init_from"):
         raise AGI2Error(
-            "--set init_from: a plan is for a new model; write a configuration: agi2 init"
+            "--set init_from: a plan is for a new model; write a configuration: "
+            + command_line("init")
         )
     resume = given.pop("resume", None)
     if resume not in (None, "", False, True, "auto"):

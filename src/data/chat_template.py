@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from ..command_line import command_line
 from ..errors import AGI2Error, safe_repr
 from ..tokenizer import END_OF_TURN, ROLE_TOKENS, Tokenizer
 from ..utils import write_text
@@ -153,7 +154,7 @@ class ChatTemplate:
         if lacking := _lacking(tokenizer):
             raise AGI2Error(
                 f"this model has no chat template: its tokenizer lacks {', '.join(lacking)}; "
-                "agi2 tune adds them"
+                f"{command_line('tune')} adds them"
             )
         self.tokenizer = tokenizer
         self.end_of_turn = special[END_OF_TURN]

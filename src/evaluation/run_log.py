@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..command_line import command_line
 from ..config import Config
 from ..config_loader import CONFIG, load_config
 from ..errors import AGI2Error
@@ -161,7 +162,8 @@ def read_run(folder: str | Path) -> RunRecord:
     folder = Path(folder)
     if not is_run(folder) and not (folder / WEIGHTS).is_file():
         raise AGI2Error(
-            f"{folder} is not a run's folder: it has no {METRICS}; agi2 list shows the runs"
+            f"{folder} is not a run's folder: it has no {METRICS}; {command_line('list')} shows "
+            "the runs"
         )
     return RunRecord(folder, _read_config(folder), _read_history(folder))
 

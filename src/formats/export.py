@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..arguments import checked
+from ..command_line import command_line
 from ..console import show_progress, visible
 from ..errors import AGI2Error
 from ..utils import atomic_folder
@@ -49,7 +50,7 @@ def check_export(
     check_not_exists(out)
     check_unsharded(run)
     if not os.path.isfile(run / WEIGHTS):
-        raise AGI2Error(f"{run}: no trained model there; agi2 list shows the runs")
+        raise AGI2Error(f"{run}: no trained model there; {command_line('list')} shows the runs")
 
 
 @checked

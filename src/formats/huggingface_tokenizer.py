@@ -246,7 +246,7 @@ def _warn_about_dropped(files: Folder, folder: Path, content: Mapping[str, Any])
     """Warn of what the import drops: chat template, padding, generation defaults, class."""
     dropped = []
     if has_other_template(files, folder):
-        dropped.append("its chat template (agi2 chat separates turns by an empty line)")
+        dropped.append("its chat template (here an empty line separates turns)")
     if files.token("pad_token") is not None:
         dropped.append("its pad_token (nothing is padded with it here)")
     defaults = [

@@ -15,6 +15,7 @@ from typing import Any
 
 import tomli_w
 
+from ..command_line import command_line
 from ..config_loader import CHECKPOINTS as CHECKPOINTS
 from ..config_loader import CONFIG
 from ..config_loader import STATE as STATE
@@ -120,9 +121,11 @@ def _describe_folder(path: Path) -> str:
     if path.name == CHECKPOINTS and (path.parent / CONFIG).is_file():
         return f"{path} contains a run's checkpoints: name the run's folder, {path.parent}"
     if next(path.glob(f"*/{CONFIG}"), None) is not None:
-        return f"{path} contains runs: name one of them; agi2 list {path} shows them"
+        runs = command_line(f"list {shlex.quote(str(path))}")
+        return f"{path} contains runs: name one of them; {runs} shows them"
     return (
-        f"{path} is not a folder of a run or a model: it has no {CONFIG}; agi2 list shows the runs"
+        f"{path} is not a folder of a run or a model: it has no {CONFIG}; {command_line('list')} "
+        "shows the runs"
     )
 
 
@@ -182,9 +185,11 @@ def check_weights(folder: Path, file: str | Path) -> None:
             f"{folder / WEIGHTS} {describe_path(folder / WEIGHTS)}: put the weights' file back"
         )
     if folder not in (Path(file), Path(file).parent):
-        raise AGI2Error(f"{folder}: no trained model there; train it first: agi2 train {file}")
+        train = command_line(f"train {shlex.quote(str(file))}")
+        raise AGI2Error(f"{folder}: no trained model there; train it first: {train}")
     if list_checkpoints(folder):
-        end = f"resume the run: agi2 train {folder} --resume"
+        resume = command_line(f"train {shlex.quote(str(folder))} --resume")
+        end = f"resume the run: {resume}"
     else:
         end = "its run ended before it saved one; train it again, or name another folder"
     raise AGI2Error(f"{folder} contains no trained model (no {WEIGHTS}): {end}")
@@ -223,9 +228,10 @@ def check_resumed(config: Mapping[str, Any], file: str | Path) -> None:
         return
     own, resumed = resolve_folder(config, file), run_folder(config)
     if own.resolve() != resumed.resolve():
+        command = command_line(f"train {shlex.quote(str(own))} --resume")
         raise AGI2Error(
             f"resume: {file} is of the run in {own}, but its keys name {resumed}: to resume "
-            f"the former, name its folder: agi2 train {own} --resume"
+            f"the former, name its folder: {command}"
         )
 
 
@@ -251,10 +257,10 @@ def check_not_checkpoint(argument: str) -> None:
     """
     path = Path(argument)
     if path.is_dir() and (path / STATE).is_file() and (path / CONFIG).is_file():
-        name = shlex.quote(argument)
+        keys = f"{shlex.quote(str(path / CONFIG))} --set resume={shlex.quote(argument)}"
         raise AGI2Error(
-            f"{argument} is a checkpoint, not a run: to continue from it: agi2 train "
-            f"{shlex.quote(str(path / CONFIG))} --set resume={name}"
+            f"{argument} is a checkpoint, not a run: to continue from it: "
+            + command_line(f"train {keys}")
         )
 
 

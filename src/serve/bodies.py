@@ -29,10 +29,13 @@ class Body(BaseModel):
 
 
 def _only(value: Any) -> BeforeValidator:
-    """Return a check that a value is of exactly the type of this one: `1 == True == 1.0`."""
+    """Return a check that a value is this one, of exactly its type: `1 == True == 1.0`.
+
+    Pydantic's own message would name `False`, not JSON's `false`.
+    """
 
     def check(given: Any) -> Any:
-        if given is not None and type(given) is not type(value):
+        if given is not None and (type(given) is not type(value) or given != value):
             raise PydanticKnownError("literal_error", {"expected": json.dumps(value)})
         return given
 
@@ -88,7 +91,9 @@ def _refusal(kind: type[Body], detail: ErrorDetails) -> RequestError:
     if detail["type"] == "missing":
         return RequestError(f"{name} is missing", param=name, code="missing_parameter")
     message = re.sub(r"^\w+ should ", "must ", detail["msg"]).replace(" after validation", "")
-    if key in _EXPECTED and not is_whole:
+    if detail["type"] == "none_required":
+        message = "must be null"
+    elif key in _EXPECTED and not is_whole:
         message = f"must be {_EXPECTED[key]}"
     return RequestError(f"{name} {message}", param=name, code="invalid_value")
 

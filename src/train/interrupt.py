@@ -10,6 +10,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+from ..command_line import command_line
 from ..utils import log
 
 
@@ -62,5 +63,5 @@ class Interrupt:
 
 def describe_interrupt(folder: Path, checkpoint: Path) -> str:
     """Return what an interrupted run has saved, and the command that continues it."""
-    resume = f"agi2 train {shlex.quote(str(folder))} --resume"
+    resume = command_line(f"train {shlex.quote(str(folder))} --resume")
     return f"interrupted: {checkpoint} is saved; continue with: {resume}"

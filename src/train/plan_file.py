@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from ..command_line import command_line
 from ..cuda_utils import describe_device, select_device
 from ..data.corpus import check_rereadable, check_sources
 from ..data.documents import ReadOptions
@@ -52,7 +54,9 @@ def propose(
     yield write_plan(plan, out)
     for line in describe_plan(plan, minutes):
         yield f"# {line}"
-    yield f"# wrote {out}; next: agi2 doctor {out}, agi2 train {out}"
+    quoted = shlex.quote(str(out))
+    doctor, train = (command_line(f"{name} {quoted}") for name in ("doctor", "train"))
+    yield f"# wrote {out}; next: {doctor}, {train}"
 
 
 def write_plan(plan: Plan, out: Path) -> str:

@@ -21,10 +21,10 @@ def test_in_a_pipe_the_numbers_can_be_read(capsys):
     assert "\x1b" not in out
     assert out == (
         "Call me a[red]é\n\n\n"
-        "probability  token  alternatives   from 50%  from 20%  from 5%  from 1%  from 0%\n"
-        "  75.0%  'a'             end of text 20.0%  b'\\xc3' 3.1%\n"
-        "  30.0%  b'\\xc3'       \n"
-        "   0.4%  '[red]é\\n'      'a' 50.0%\n\n"
+        "probability  token           alternatives\n"
+        "      75.0%  'a'             end of text 20.0%  b'\\xc3' 3.1%\n"
+        "      30.0%  b'\\xc3'       \n"
+        "       0.4%  '[red]é\\n'      'a' 50.0%\n\n"
     )
 
 
@@ -37,6 +37,15 @@ def test_in_a_terminal_each_token_has_its_probabilitys_colour(capsys, monkeypatc
     assert out.startswith("Call me \x1b[32ma\x1b[0m\x1b[31m[red]é")
     colours = re.findall(r"\x1b\[(\d+)m +([\d.]+)%", out)
     assert colours == [("32", "75.0"), ("36", "30.0"), ("31", "0.4")]
+    legend = re.findall(r"\x1b\[(\d+)m +from (\d+)%", out)
+    assert legend == [("32", "50"), ("36", "20"), ("33", "5"), ("35", "1"), ("31", "0")]
+
+
+def test_without_colours_there_is_no_legend_of_them(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_choices("Call me ", CHOICES, TOKENIZER)
+    assert "probability  token           alternatives\n" in capsys.readouterr().out
 
 
 def test_special_tokens_are_shown_by_their_names():

@@ -1,6 +1,7 @@
 """`/v1/completions`: what it returns is what `generate_text` generates."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -306,6 +307,7 @@ class TestLogprobs:
 def test_what_is_wrong_is_refused_by_name(client, given, param):
     error = refusal(client.post(PATH, **{"model": "plain", "prompt": "a", **given}))
     assert error["param"] == param
+    assert not re.search(r"\b(True|False|None)\b", error["message"])  # JSON, not Python
     assert error["type"] == "invalid_request_error"
     assert len(error["message"]) < 320
 

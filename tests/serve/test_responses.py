@@ -1,5 +1,7 @@
 """`/v1/responses`: the replies of the chat, in the shape of Open Responses."""
 
+import re
+
 import pytest
 
 from src.serve.responses_schemas import ResponseObject
@@ -170,3 +172,4 @@ def test_a_failure_is_the_last_event(client, monkeypatch):
 def test_what_is_not_supported_is_refused_by_name(client, given, param):
     error = refusal(client.post(PATH, **{"model": "chatty", "input": "hello", **given}))
     assert error["param"] == param
+    assert not re.search(r"\b(True|False|None)\b", error["message"])  # JSON, not Python
