@@ -106,7 +106,7 @@ def serve(
         )
         sources: list[ModelSource] = [
             ModelSource(name, config, argument)
-            for name, (config, argument) in zip(short_names(models), opened, strict=True)
+            for name, (config, argument) in zip(short_names(models, None), opened, strict=True)
         ]
     run(sources, settings)
 
