@@ -38,6 +38,7 @@ def test_options_are_the_settings(capsys, folder, served):
         "--allow-host": "models.example",
         "--max-rows": 3,
         "--max-waiting": 4,
+        "--max-connections": 10,
         "--max-tokens": 5,
         "--deadline": 6,
         "--prefix-cache": 7,
@@ -54,6 +55,7 @@ def test_options_are_the_settings(capsys, folder, served):
     assert settings.api_key == "a-key-for-the-tests"
     assert settings.allowed_hosts == ["models.example"]
     assert (settings.max_rows, settings.max_waiting, settings.max_tokens) == (3, 4, 5)
+    assert settings.max_connections == 10
     assert (settings.deadline, settings.shutdown_seconds) == (6, 9)
     assert settings.prefix_cache_bytes == 7 * 2**20
     assert settings.model_memory == 8 * 2**20
