@@ -100,6 +100,10 @@ class ServerProcess:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def threads(self) -> int:
+        """Return the number of its threads."""
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
     def sockets(self) -> int:
         """Return the number of its open sockets."""
         links = Path(f"/proc/{self.process.pid}/fd").iterdir()

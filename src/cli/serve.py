@@ -56,6 +56,9 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=1, metavar="N", help="Texts of a model that may wait.")
     ] = 256,
+    max_connections: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Open connections; more are refused.")
+    ] = 512,
     max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="New tokens that a text may have.")
     ] = 4096,
@@ -98,6 +101,7 @@ def serve(
             allowed_hosts=allow_host or (),
             max_rows=max_rows,
             max_waiting=max_waiting,
+            max_connections=max_connections,
             max_tokens=max_tokens,
             deadline=deadline,
             prefix_cache_bytes=prefix_cache * _MIB,
@@ -106,7 +110,7 @@ def serve(
         )
         sources: list[ModelSource] = [
             ModelSource(name, config, argument)
-            for name, (config, argument) in zip(short_names(models), opened, strict=True)
+            for name, (config, argument) in zip(short_names(models, None), opened, strict=True)
         ]
     run(sources, settings)
 

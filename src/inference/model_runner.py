@@ -26,6 +26,8 @@ from .prompts import warn_if_long as warn_if_long
 
 RECORDED_TOKENS = 64
 """Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
+PADDING = 16
+"""Tokens of padding that take a CPU about as long as one more forward pass."""
 GRID = 32
 """Tokens of a piece in which rows are computed one by one (see `ModelRunner.grid`)."""
 
@@ -223,10 +225,9 @@ class ModelRunner:
         return logits
 
     def _groups(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-        """Divide chunks into those that one forward pass computes, padded on the right.
+        """Divide chunks into forward passes, padded on the right.
 
-        All together if at most half is padding; otherwise decode steps first, then adjacent rows as
-        long as at most half is padding.
+        One if there is little padding; otherwise one of the decode steps, others of adjacent rows.
         """
         if self._is_dense(chunks):
             yield list(chunks)
@@ -244,14 +245,15 @@ class ModelRunner:
             yield group
 
     def _is_dense(self, chunks: Sequence[Chunk]) -> bool:
-        """Return whether a forward pass of these rows, and those between, is at most half padding.
+        """Return whether a forward pass of these rows, and those between, has little padding.
 
-        The padding must fit behind the tokens of every row, too.
+        At most half, on a CPU at most `PADDING` tokens, too; it must fit behind every row's tokens.
         """
         first, last = chunks[0].row, chunks[-1].row
         width = max(len(chunk.tokens) for chunk in chunks)
         needed = sum(len(chunk.tokens) for chunk in chunks)
-        if (last - first + 1) * width > 2 * needed:
+        padding = (last - first + 1) * width - needed
+        if padding > needed or (padding > PADDING and self._held.device.type == "cpu"):
             return False
         return max(self._held.lengths[first : last + 1]) + width <= self._held.capacity
 

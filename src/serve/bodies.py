@@ -62,12 +62,14 @@ def parse_body(kind: type[AnyBody], data: bytes) -> AnyBody:
     """Return the body of a request.
 
     Raises:
-        RequestError: if it is not JSON, or a key is unknown or has another type or range.
+        RequestError: if it is not JSON, or a key is there twice, is unknown or has another type or
+            range.
     """
     try:
         values = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+    json.loads(data, object_pairs_hook=_check_keys)
     if not isinstance(values, dict):
         raise RequestError("the body must be a JSON object", code="invalid_json")
     try:
@@ -76,6 +78,20 @@ def parse_body(kind: type[AnyBody], data: bytes) -> AnyBody:
         details = error.errors(include_url=False, include_context=False)
         unknown = (each for each in details if each["type"] == "extra_forbidden")
         raise _refusal(kind, next(unknown, details[0])) from None
+
+
+def _check_keys(pairs: list[tuple[str, Any]]) -> None:
+    """Check that the keys of a JSON object are different: one of two would be ignored.
+
+    Raises:
+        RequestError: if not.
+    """
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        key = next(key for place, key in enumerate(keys) if key in keys[:place])
+        raise RequestError(
+            f"the key {safe_repr(key)} is there twice", param=key, code="duplicate_key"
+        )
 
 
 def _refusal(kind: type[Body], detail: ErrorDetails) -> RequestError:

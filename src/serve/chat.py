@@ -39,7 +39,7 @@ from .schemas import (
     SamplingKeys,
 )
 from .settings import ServeSettings
-from .streaming import EventStream, Generation, JSONBody, check_stream
+from .streaming import Generation, check_stream
 
 
 async def create_chat_completion(call: Call, body: ChatBody) -> Response:
@@ -65,11 +65,7 @@ async def create_chat_completion(call: Call, body: ChatBody) -> Response:
         top=(body.top_logprobs or 0) if body.logprobs else None,
     )
     writer = ReplyWriter(body, served, seed)
-    generation = call.generate(served, sequences, body.n or 1)
-    if body.stream:
-        return EventStream(writer.events(generation), call.state.settings.keep_alive)
-    await generation.finish()
-    return JSONBody(writer.response(generation))
+    return await call.respond(served, sequences, writer, choices=body.n or 1, stream=body.stream)
 
 
 def check_logprobs(body: ReplyBody) -> None:

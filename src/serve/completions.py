@@ -30,7 +30,7 @@ from .schemas import (
     CompletionLogprobs,
     FinishReason,
 )
-from .streaming import EventStream, Generation, JSONBody, check_stream
+from .streaming import Generation, check_stream
 
 DEFAULT_MAX_TOKENS = 16
 """As in OpenAI's API."""
@@ -62,11 +62,7 @@ async def create_completion(call: Call, body: CompletionBody) -> Response:
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     writer = _Writer(body, served, seed)
-    generation = call.generate(served, sequences, body.n or 1)
-    if body.stream:
-        return EventStream(writer.events(generation), call.state.settings.keep_alive)
-    await generation.finish()
-    return JSONBody(writer.response(generation))
+    return await call.respond(served, sequences, writer, choices=body.n or 1, stream=body.stream)
 
 
 def _length(body: CompletionBody) -> int:

@@ -13,7 +13,7 @@ from .chat import ReplyWriter, check_logprobs
 from .endpoints import Call
 from .sampling import first_seed, make_sequences, sampling_options, token_limit
 from .schemas import ReplyBody, TokenId
-from .streaming import EventStream, JSONBody, check_stream
+from .streaming import check_stream
 
 
 class ContinuationBody(ReplyBody):
@@ -52,8 +52,4 @@ async def continue_reply(call: Call, body: ContinuationBody) -> Response:
         is_continued=True,
     )
     writer = ReplyWriter(body, served, seed, is_continued=True)
-    generation = call.generate(served, sequences, body.n or 1)
-    if body.stream:
-        return EventStream(writer.events(generation), call.state.settings.keep_alive)
-    await generation.finish()
-    return JSONBody(writer.response(generation))
+    return await call.respond(served, sequences, writer, choices=body.n or 1, stream=body.stream)

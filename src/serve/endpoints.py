@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -25,7 +25,7 @@ from .errors import RequestError, as_request_error, deadline_exceeded
 from .metrics import Metrics
 from .models import ModelRegistry, ServedModel
 from .settings import ServeSettings
-from .streaming import Generation
+from .streaming import Event, EventStream, Generation, JSONBody
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +42,16 @@ class State:
     metrics: Metrics
     description: Mapping[str, Any]
     """The OpenAPI description."""
+
+
+class Writer(Protocol):
+    """Writes the response to one request, whole or in events."""
+
+    def response(self, generation: Generation) -> Event:
+        """Return the response to a generation that is finished."""
+
+    def events(self, generation: Generation) -> AsyncIterator[tuple[str, Event]]:
+        """Yield the events of a stream, each with its name ("" for none)."""
 
 
 class Call:
@@ -74,25 +84,37 @@ class Call:
         if time.monotonic() >= self._deadline:
             raise deadline_exceeded()
 
-    def generate(
-        self, served: ServedModel, sequences: Iterable[Sequence], choices: int = 1
-    ) -> Generation:
-        """Begin to generate sequences; they are cancelled at the end of the request.
+    async def respond(
+        self,
+        served: ServedModel,
+        sequences: Iterable[Sequence],
+        writer: Writer,
+        *,
+        choices: int = 1,
+        stream: bool | None = False,
+    ) -> Response:
+        """Generate sequences and write the response; they are cancelled at the end of the request.
 
         Args:
             served: their model.
             sequences: those of a prompt one after the other.
+            writer: writes the response.
             choices: number of sequences of each prompt.
+            stream: whether to respond in events, while they are generated.
 
         Raises:
             QueueFull: if too many wait.
             EngineClosed: if the server is shutting down.
+            RequestError: if one ends without a result.
         """
         generation = Generation(
             served.engine, list(sequences), choices, self._deadline, self.state.metrics
         )
         self._stack.callback(generation.cancel)
-        return generation
+        if stream:
+            return EventStream(writer.events(generation), self.state.settings.keep_alive)
+        await generation.finish()
+        return JSONBody(writer.response(generation))
 
 
 async def in_thread_if_long(

@@ -39,7 +39,7 @@ class RequestError(AGI2Error):
     Args:
         message: one line: what is wrong, and what to do.
         status: HTTP status.
-        param: the key of the request that is wrong.
+        param: the key of the request that is wrong; only the start of a long one is kept.
         code: a name for programs.
         headers: headers of the response.
     """
@@ -54,7 +54,8 @@ class RequestError(AGI2Error):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.code = status, code
+        self.param = None if param is None else param[:200]
         self.headers = dict(headers or {})
 
     @property

@@ -15,7 +15,7 @@ import torch
 from ..config import Config
 from ..cuda_utils import available_memory, select_device
 from ..data.chat_context import ChatContext
-from ..errors import AGI2Error
+from ..errors import AGI2Error, safe_repr
 from ..formats.model_dir import TrainedModel, load_trained
 from ..formats.run_dir import WEIGHTS, resolve_folder
 from ..inference.engine_thread import EngineThread
@@ -164,7 +164,7 @@ class ModelRegistry:
         found = self.sources.get(name)
         if found is None:
             raise RequestError(
-                f"there is no model {name!r}: /v1/models lists them",
+                f"there is no model {safe_repr(name)}: /v1/models lists them",
                 status=404,
                 param="model",
                 code="model_not_found",

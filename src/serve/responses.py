@@ -27,7 +27,7 @@ from .responses_schemas import (
 )
 from .sampling import first_seed
 from .schemas import ContentLogprob, FinishReason
-from .streaming import EventStream, Generation, JSONBody, check_stream
+from .streaming import Generation, check_stream
 
 
 async def create_response(call: Call, body: ResponseBody) -> Response:
@@ -56,18 +56,7 @@ async def create_response(call: Call, body: ResponseBody) -> Response:
         top=body.top,
     )
     writer = _Writer(body, served, seed, sequences[0].options)
-    generation = call.generate(served, sequences)
-    reader = ChoiceReader(
-        sequences[0],
-        served.trained.tokenizer,
-        skip_leading_space=True,
-        named_tokens=body.logprob_token_ids,
-    )
-    if body.stream:
-        return EventStream(writer.events(generation, reader), call.state.settings.keep_alive)
-    await generation.finish()
-    text, entries, reason = reader.read()
-    return JSONBody(writer.finished(text, writer.logprobs(entries), reason, generation))
+    return await call.respond(served, sequences, writer, stream=body.stream)
 
 
 def _messages(body: ResponseBody) -> list[Message]:
@@ -85,7 +74,8 @@ class _Writer:
         self, body: ResponseBody, served: ServedModel, seed: int, options: GenerationConfig
     ) -> None:
         self._body = body
-        self._names = TokenNames(served.trained.tokenizer)
+        self._tokenizer = served.trained.tokenizer
+        self._names = TokenNames(self._tokenizer)
         self._seed = seed
         self._options = options
         self._id = f"resp_{secrets.token_hex(24)}"
@@ -93,7 +83,20 @@ class _Writer:
         self._created = int(time.time())
         self._count = 0
 
-    def logprobs(self, entries: Sequence[TokenEntry]) -> list[ContentLogprob]:
+    def response(self, generation: Generation) -> ResponseObject:
+        """Return the response to a generation that is finished."""
+        text, entries, reason = self._reader(generation).read()
+        return self._finished(text, self._logprobs(entries), reason, generation)
+
+    def _reader(self, generation: Generation) -> ChoiceReader:
+        return ChoiceReader(
+            generation.sequences[0],
+            self._tokenizer,
+            skip_leading_space=True,
+            named_tokens=self._body.logprob_token_ids,
+        )
+
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> list[ContentLogprob]:
         """Return tokens with their log-probabilities; none if the request does not ask for them."""
         if self._body.top is None:
             return []
@@ -101,7 +104,7 @@ class _Writer:
             entries, self._names, self._body.top, bool(self._body.logprob_token_ids)
         )
 
-    def finished(
+    def _finished(
         self,
         text: str,
         logprobs: list[ContentLogprob],
@@ -119,9 +122,7 @@ class _Writer:
         response["usage"] = _usage(generation)
         return response
 
-    async def events(
-        self, generation: Generation, reader: ChoiceReader
-    ) -> AsyncIterator[tuple[str, ResponseEvent]]:
+    async def events(self, generation: Generation) -> AsyncIterator[tuple[str, ResponseEvent]]:
         """Yield the events of a stream; the last has the whole response, or what has failed."""
         item: dict[str, Any] = {"output_index": 0, "item_id": self._item_id, "content_index": 0}
         yield self._event("created", response=self._response())
@@ -131,9 +132,11 @@ class _Writer:
         text, logprobs = "", list[ContentLogprob]()
         reason: FinishReason | None = None
         try:
-            async for _, piece, entries, ended in read_deltas(generation, [reader]):
+            async for _, piece, entries, ended in read_deltas(
+                generation, [self._reader(generation)]
+            ):
                 reason = ended
-                found = self.logprobs(entries)
+                found = self._logprobs(entries)
                 text, logprobs = text + piece, logprobs + found
                 if piece or found:
                     yield self._event("output_text.delta", **item, delta=piece, logprobs=found)
@@ -142,7 +145,7 @@ class _Writer:
             return
         yield self._event("output_text.done", **item, text=text, logprobs=logprobs)
         yield self._event("content_part.done", **item, part=_part(text, logprobs))
-        response = self.finished(text, logprobs, reason, generation)
+        response = self._finished(text, logprobs, reason, generation)
         yield self._event("output_item.done", output_index=0, item=response["output"][0])
         yield self._event(response["status"], response=response)
 

@@ -16,7 +16,7 @@ MAX_STOP = 16
 MAX_TOP = 20
 """Maximum number of most likely tokens to return for each token."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-_TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+_TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Text = Annotated[str, Field(max_length=2**24)]
 _Seed = Annotated[int, Field(ge=0, le=2**62)]
 _StopString = Annotated[str, Field(min_length=1, max_length=1000)]

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import printable
+from ..errors import printable, safe_repr
 from ..utils import log
 from .endpoints import State
 from .errors import RequestError
@@ -80,7 +80,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": _with_security(message["headers"])}
+                message = {**message, "headers": with_security(message["headers"])}
             await send(message)
 
         try:
@@ -132,7 +132,7 @@ class Guard:
         if address is not None and (address.is_loopback or not self._settings.is_loopback):
             return
         raise RequestError(
-            f"the Host {host!r} is not one of this server's: add it with --allow-host",
+            f"the Host {safe_repr(host)} is not one of this server's: add it with --allow-host",
             status=403,
             code="host_not_allowed",
         )
@@ -209,7 +209,7 @@ def _is_same_origin(origin: str, host: str) -> bool:
     return bool(separator) and scheme in ("http", "https") and rest.lower() == host.lower()
 
 
-def _with_security(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def with_security(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return headers with those that a browser obeys; what is there already stays."""
     names = {name.lower() for name, _ in headers}
     added = {**_HEADERS, b"cache-control": b"no-store"}

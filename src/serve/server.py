@@ -9,7 +9,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
@@ -18,6 +20,7 @@ from ..utils import human_time, log
 from .app import create_app
 from .endpoints import State
 from .models import ModelSource
+from .protocol import LimitedProtocol
 from .security import MAX_HEAD
 from .settings import ServeSettings
 
@@ -113,12 +116,12 @@ def uvicorn_server(sources: Sequence[ModelSource], settings: ServeSettings, addr
         server_header=False,
         proxy_headers=False,
         ws="none",
-        http="h11",
+        http=cast(Any, partial(LimitedProtocol, settings=settings)),
         loop="asyncio",
         lifespan="on",
         backlog=_BACKLOG,
         h11_max_incomplete_event_size=MAX_HEAD,
-        timeout_keep_alive=30,
+        timeout_keep_alive=86_400,  # `LimitedProtocol` has its own limit
         timeout_graceful_shutdown=int(settings.shutdown_seconds + _GRACE) + 1,
     )
     return Server(config, app.state, address)

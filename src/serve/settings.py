@@ -44,6 +44,10 @@ class ServeSettings:
     """Maximum size of a request's body in bytes."""
     body_seconds: _PositiveSeconds = 30.0
     """Seconds in which a request's body must arrive."""
+    client_seconds: _PositiveSeconds = 30.0
+    """Seconds in which the head of a request must arrive, and a client must read a response."""
+    max_connections: PositiveInt = 512
+    """Maximum number of open connections; more are refused with 503."""
     keep_alive: _PositiveSeconds = 15.0
     """Seconds without an event after which a stream sends a comment, so that no proxy closes it."""
     shutdown_seconds: _PositiveSeconds = 30.0

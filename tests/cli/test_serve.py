@@ -38,6 +38,7 @@ def test_options_are_the_settings(capsys, folder, served):
         "--allow-host": "models.example",
         "--max-rows": 3,
         "--max-waiting": 4,
+        "--max-connections": 10,
         "--max-tokens": 5,
         "--deadline": 6,
         "--prefix-cache": 7,
@@ -54,9 +55,25 @@ def test_options_are_the_settings(capsys, folder, served):
     assert settings.api_key == "a-key-for-the-tests"
     assert settings.allowed_hosts == ["models.example"]
     assert (settings.max_rows, settings.max_waiting, settings.max_tokens) == (3, 4, 5)
+    assert settings.max_connections == 10
     assert (settings.deadline, settings.shutdown_seconds) == (6, 9)
     assert settings.prefix_cache_bytes == 7 * 2**20
     assert settings.model_memory == 8 * 2**20
+
+
+@pytest.mark.parametrize("name", ["moby.1", "moby.toml", "a.safetensors", "my model", "m" * 80])
+def test_a_model_has_the_name_of_its_folder(capsys, folder, served, tmp_path, name):
+    (tmp_path / name).symlink_to(folder)
+    for argument in (tmp_path / name, tmp_path / name / "config.toml"):
+        assert run(capsys, "serve", argument)[0] == 0
+        assert [source.name for source in served.pop()[0]] == [name]
+
+
+def test_a_model_of_a_file_has_its_name_without_the_ending(capsys, folder, served, tmp_path):
+    file = tmp_path / "moby.1.toml"
+    file.write_bytes((folder / "config.toml").read_bytes())
+    assert run(capsys, "serve", file)[0] == 0
+    assert served[0][0][0].name == "moby.1"
 
 
 def test_key_is_taken_from_the_environment(capsys, folder, served, monkeypatch):

@@ -150,6 +150,17 @@ def test_running_sequences_keep_going_while_a_long_prompt_is_prefilled():
     assert shapes == [(3, 1), (1, 5), (3, 1), (1, 5), (4, 1), (4, 1)]
 
 
+def test_prompts_of_other_lengths_are_prefilled_without_much_padding():
+    model, options = random_model(max_seq_len=48), GenerationConfig(max_length=1)
+    engine = Engine(ModelRunner(model, WIDTH), 4)
+    for length in (4, 40, 38, 20):
+        engine.add(Sequence([length % 7] * length, options, 48, seed=0))
+    shapes, handle = reads(model)
+    engine.step()
+    handle.remove()
+    assert shapes == [(1, 4), (2, 40), (1, 20)]
+
+
 def test_samples_of_a_prompt_are_prefilled_once_and_decoded_together():
     model = exact()
     options = GenerationConfig(max_length=4)

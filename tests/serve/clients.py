@@ -86,6 +86,13 @@ def refusal(response, status=400):
     return body["error"]
 
 
+def refusal_of(answer: bytes):
+    """The error of the last response in the bytes that a server has sent."""
+    body = json.loads(answer.rpartition(b"\r\n\r\n")[2])
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    return body["error"]
+
+
 class RealServer:
     """A server in a thread of this process."""
 

@@ -27,7 +27,10 @@ GENERATING = {
     "top_k": ([-1, 1.5, "a"], "top_k"),
     "seed": ([-1, 1.5, "a", 2**64], "seed"),
     "stop": (["", [""], 3, [3], ["a"] * 17, {}], "stop"),
-    "logit_bias": ([[], [[1, 2]], {"a": 1}, {"-1": 1}, {"1": None}, {"1": 1e5}], "logit_bias"),
+    "logit_bias": (
+        [[], [[1, 2]], {"a": 1}, {"-1": 1}, {"01": 1}, {"1": None}, {"1": 1e5}],
+        "logit_bias",
+    ),
     "stream": (["true", 1], "stream"),
     "stream_options": ([{}, {"include_usage": True}], "stream_options"),
     "presence_penalty": ([101, "a"], "presence_penalty"),

@@ -299,6 +299,11 @@ BODIES = {
     "a control character": b'{"model": "plain", "prompt": "\x01"}',
     "a comment": b'{"model": "plain", /* a */ "prompt": "a"}',
     "a wrong model": b'{"model": 1, "prompt": "a"}',
+    "a key twice": b'{"model": "plain", "prompt": "a", "prompt": "b"}',
+    "a key twice in another spelling": b'{"model": "plain", "n": 1, "prompt": "a", "\\u006e": 2}',
+    "a key twice inside": b'{"model": "plain", "prompt": "a", "metadata": [{"b": 1, "b": 1}]}',
+    "a long model": b'{"model": "' + b"a" * 100_000 + b'", "prompt": "a"}',
+    "a long key": b'{"model": "plain", "prompt": "a", "' + b"b" * 100_000 + b'": 1}',
     "an escape": b'{"model": "plain", "\\u001b[2J": "a", "prompt": "a"}',
 }
 
@@ -308,7 +313,8 @@ class TestBody:
     def test_what_is_no_request_is_refused(self, client, name):
         headers = {"Content-Type": "application/json"}
         response = client.send("POST", "/v1/completions", content=BODIES[name], headers=headers)
-        message = refusal(response)["message"]
+        assert len(response.content) <= 1000
+        message = refusal(response, 404 if name == "a long model" else 400)["message"]
         assert message.isprintable()
         assert len(message) <= 300
 

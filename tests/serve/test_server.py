@@ -31,8 +31,8 @@ def completion(body):
     return head.encode() + data
 
 
-def stats(server):
-    return server.state.models._loaded["plain"].engine.stats
+def stats(server, model="plain"):
+    return server.state.models._loaded[model].engine.stats
 
 
 def is_idle(server):
