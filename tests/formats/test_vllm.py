@@ -14,10 +14,11 @@ from src.config_loader import load_config
 from src.data.chat_template import ChatTemplate
 from src.formats.export import export_model
 from src.formats.huggingface import export_huggingface
+from src.formats.model_dir import save_model
 from src.serve.models import ModelSource
 from src.serve.server import bind
 from tests.serve.clients import RealServer
-from tests.tiny_models import byte_tokenizer, random_model
+from tests.tiny_models import byte_tokenizer, random_model, tiny_config
 
 # Set before vLLM is imported: the engine in this process, and nothing sent anywhere.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -104,9 +105,6 @@ class VLLMServer:
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
     """OpenAI's client of `agi2 serve`, and of vLLM, of the same model."""
-    from src.formats.model_dir import save_model
-    from tests.tiny_models import tiny_config
-
     folder = tmp_path_factory.mktemp("served")
     tokenizer = byte_tokenizer()
     ChatTemplate.add_to(tokenizer)
@@ -137,7 +135,7 @@ KEYS = [
     {"max_tokens": 20, "stop": ["a", "\n"]},
     {"max_tokens": 20, "echo": True},
     {"max_tokens": 20, "presence_penalty": 1.5, "frequency_penalty": 0.5},
-    {"max_tokens": 20, "logit_bias": {"97": 20}},
+    {"max_tokens": 20, "logit_bias": {str(byte_tokenizer().encode("a")[0]): 20}},
     {"max_tokens": 20, "extra_body": {"repetition_penalty": 1.3}},
 ]
 
