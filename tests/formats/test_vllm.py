@@ -1,5 +1,6 @@
 """The Hugging Face export in vLLM, whose CPU build is enough; skipped where it is not installed."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from src.serve.server import bind
 from tests.serve.clients import RealServer
 from tests.tiny_models import byte_tokenizer, random_model, tiny_config
 
+if importlib.util.find_spec("vllm") is None:  # before the environment is changed for other tests
+    pytest.skip("vLLM is not installed", allow_module_level=True)
 # Set before vLLM is imported: the engine in this process, and nothing sent anywhere.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
-openai = pytest.importorskip("openai", reason="the client openai is not installed")
+vllm = pytest.importorskip("vllm")
+openai = pytest.importorskip("openai")
 
 TOLERANCE = 1e-4  # of log-probabilities in fp32
 # 2**26 bytes of KV cache suffice for these models.
