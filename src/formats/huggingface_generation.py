@@ -52,10 +52,10 @@ def from_hf_generation(found: Mapping[str, Any]) -> tuple[dict[str, Any], set[st
     is_sampled = found.get("do_sample")
     if not isinstance(is_sampled, bool):
         return {}, set()
-    names = (
-        {"temperature": "temperature", **_TRUNCATION, **_PENALTIES} if is_sampled else _PENALTIES
-    )
-    keys, kept = {} if is_sampled else {"temperature": 0.0}, {"do_sample"}
+    all_names = {"temperature": "temperature", **_TRUNCATION, **_PENALTIES}
+    names = all_names if is_sampled else _PENALTIES
+    keys: dict[str, Any] = {} if is_sampled else {"temperature": 0.0}
+    kept = {"do_sample"}
     if not is_sampled and found.get("temperature") == 0:
         kept.add("temperature")
     for ours, theirs in names.items():
