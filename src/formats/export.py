@@ -93,7 +93,7 @@ def _export(run: Path, out: Path, format: str, quantize: str | None, kv_cache: b
     trained = load_model(run)
     if format == "hf":
         with atomic_folder(out) as temporary:
-            export_huggingface(trained.model, trained.tokenizer, temporary)
+            export_huggingface(trained.model, trained.tokenizer, temporary, trained.config)
     elif format == "gguf":
         export_gguf(trained.model, trained.tokenizer, out, quantize)
     else:

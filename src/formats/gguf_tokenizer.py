@@ -151,5 +151,5 @@ def _check_template(file: GGUFFile, tokenizer: Tokenizer) -> None:
             "template is another one: it cannot be imported"
         )
     log.warning(
-        "%s: not kept: its chat template (agi2 chat separates turns by an empty line)", file.path
+        "%s: not kept: its chat template (a chat separates turns by an empty line)", file.path
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..arguments import checked
+from ..config_keys import GenerationConfig
 from ..console import show_progress, visible
 from ..cuda_utils import check_memory
 from ..errors import AGI2Error
@@ -16,7 +17,8 @@ from ..model import GPT2Model
 from ..tokenizer import BPETokenizer, Tokenizer
 from ..utils import atomic_path, convert_write_errors, write_text
 from .huggingface_config import from_hf_config, to_hf_config
-from .huggingface_folder import find_folder, read_hf_json
+from .huggingface_folder import Folder, find_folder, read_hf_json
+from .huggingface_generation import from_hf_generation, to_hf_generation
 from .huggingface_tokenizer import load_hf_tokenizer, save_hf_tokenizer
 from .huggingface_weights import (
     as_gpt2,
@@ -35,8 +37,12 @@ from .model_dir import (
 # Export
 
 
-def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> None:
+def export_huggingface(
+    model: GPT2Model, tokenizer: Tokenizer, folder: Path, options: GenerationConfig | None = None
+) -> None:
     """Write a folder for `from_pretrained` of `transformers`, with the same logits and token ids.
+
+    vLLM serves it, too: `docs/guides/serve_vllm.md`.
 
     Two differences of `AutoTokenizer` remain: it encodes the string of a special token in a text
     as that token, AGI2 as plain text; and it encodes a word of over 1,200 characters at once,
@@ -46,6 +52,7 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
         model: pre-norm.
         tokenizer: byte-level BPE.
         folder: created if missing.
+        options: how to sample by default; if `None`, the folder does not say.
 
     Raises:
         AGI2Error: if `transformers` does not support the architecture or the tokenizer, or the
@@ -66,7 +73,8 @@ def export_huggingface(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> 
         **ends,
     }
     write_text(folder / "config.json", json.dumps(model_notes, indent=2) + "\n")
-    write_text(folder / "generation_config.json", json.dumps(ends, indent=2) + "\n")
+    generation = {**ends, **(to_hf_generation(options) if options else {})}
+    write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     with atomic_path(folder / WEIGHTS) as temporary:
         save_tensors(to_hf_state_dict(weights), temporary, {"format": "pt"})
 
@@ -106,4 +114,5 @@ def _import(source: str, folder: Path) -> None:
     check_vocabulary(tokenizer, model, source)
     weights = from_hf_state_dict(tensors, model, source)
     model.load_state_dict(weights, assign=True)
-    save_imported(model, tokenizer, folder)
+    sampling, _ = from_hf_generation(Folder.read(path, source, hf_config).generation)
+    save_imported(model, tokenizer, folder, sampling)

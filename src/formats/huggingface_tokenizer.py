@@ -25,6 +25,7 @@ from ..tokenization.tokenizer_json import (
 from ..tokenizer import FILE_NAME, KNOWN_EOS_TOKENS, Tokenizer, load_tokenizer
 from ..utils import log, write_text
 from .huggingface_folder import Folder, has_other_template, read_hf_json
+from .huggingface_generation import from_hf_generation
 from .imported import (
     PLAIN_ADDED,
     build_tokenizer,
@@ -249,10 +250,11 @@ def _warn_about_dropped(files: Folder, folder: Path, content: Mapping[str, Any])
         dropped.append("its chat template (here an empty line separates turns)")
     if files.token("pad_token") is not None:
         dropped.append("its pad_token (nothing is padded with it here)")
+    _, kept = from_hf_generation(files.generation)
     defaults = [
         f"{key} = {safe_repr(value)}"
         for key, value in files.generation.items()
-        if key not in _PLAIN_GENERATION and value is not None
+        if key not in _PLAIN_GENERATION | kept and value is not None
     ]
     if (more := len(defaults) - _SHOWN_DEFAULTS) > 0:
         defaults = [*defaults[:_SHOWN_DEFAULTS], f"and {more:,} more"]

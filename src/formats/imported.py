@@ -19,13 +19,22 @@ PLAIN_ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normaliz
 """Flags of an added token that is found anywhere in a text, as it is."""
 
 
-def save_imported(model: GPT2Model, tokenizer: Tokenizer, folder: Path) -> None:
+def save_imported(
+    model: GPT2Model, tokenizer: Tokenizer, folder: Path, keys: Mapping[str, Any] | None = None
+) -> None:
     """Save an imported model to a new folder for `load_model`.
+
+    Args:
+        model: its architecture becomes the configuration.
+        tokenizer: of the model.
+        folder: created.
+        keys: more keys of the configuration.
 
     Raises:
         AGI2Error: if the folder exists or cannot be written.
     """
-    keys = {**model.config.to_keys(), "model_name": folder.name, "output_dir": str(folder.parent)}
+    names = {"model_name": folder.name, "output_dir": str(folder.parent)}
+    keys = {**model.config.to_keys(), **(keys or {}), **names}
     with atomic_folder(folder) as temporary:
         save_model(model, tokenizer, make_config(keys, name=str(folder)), temporary)
 
