@@ -39,6 +39,7 @@ from .formats import (
     check_format,
     compression_of,
     format_of,
+    is_text,
     is_unnamed,
     split_compression,
 )
@@ -220,6 +221,9 @@ def read_input(source: Input) -> Iterator[Document]:
     if not head:
         raise source.error("empty", "the file is empty")
     check_format(format_, source.filename, source.name, head, source.options)
+    is_found = source.depth > 0 and is_unnamed(source.filename)
+    if format_ is TEXT and is_found and not is_text(head, source.options):
+        raise source.error("not text", "not a text file")
     if format_ in (ZIP, TAR):
         yield from _read_archive(source, format_)
     elif source.options.are_pairs:
