@@ -194,9 +194,11 @@ def _conversations(
 
 def short_names(models: list[str]) -> list[str]:
     """Return a name for each model: its folder's or file's, numbered if they are the same."""
+    from ..formats.run_dir import name_of
+
     paths = [Path(os.path.abspath(each)) for each in models]
     paths = [path.parent if path.name == "config.toml" else path for path in paths]
-    names = [path.name.removesuffix(".toml")[:30] for path in paths]
+    names = [path.name if path.is_dir() else name_of(path) for path in paths]
     if len(set(names)) == len(names):
         return names
     return [f"{number} {name}" for number, name in enumerate(names, 1)]

@@ -39,8 +39,8 @@ def remove_copies(
     copies, near = is_train & ~is_first, copies_of_kept(a[both], b[both], len(scan))
     if not (copies | near).any():
         return near
-    found = f"{plural(int(copies.sum()), 'copy', 'copies')} and {int(near.sum()):,} near "
-    found += "copies of other documents"
+    found = f"{plural(int(copies.sum()), 'copy', 'copies')} and "
+    found += f"{plural(int(near.sum()), 'near copy', 'near copies')} of other documents"
     if not dedup:
         log.info("the text has %s: dedup = true removes them", found)
         return np.zeros(len(scan), bool)

@@ -153,6 +153,17 @@ def suffix_of(filename: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
+def without_suffix(filename: str) -> str:
+    """Return the name of a file without the suffix of its format, and of its compression.
+
+    Another suffix, such as that of `moby.1`, is part of the name.
+    """
+    name = split_compression(filename)[0]
+    path = PurePosixPath(name)
+    is_format = path.suffix.lower() in _BY_SUFFIX or path.suffix.lower() in _ADVICE
+    return path.stem if is_format else name
+
+
 def kind_of_skipped(filename: str, reason: str) -> str:
     """Return what a file that is skipped counts as: its suffix, if that is why."""
     return (suffix_of(filename) or "no suffix") if reason == NOT_READ else ""
