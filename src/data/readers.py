@@ -15,6 +15,7 @@ from .compression import decompress
 from .conversation_readers import read_conversations
 from .conversations import to_text
 from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
+from .downloads import is_url
 from .formats import (
     ARROW,
     DOCX,
@@ -86,6 +87,8 @@ _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
     MAIL: read_mail,
     NOTEBOOK: read_notebook,
 }
+# What may be wrong with a downloaded file that will not be once it is downloaded again.
+_OF_DOWNLOADS = ("damaged", "not text", "without text")
 _NO_DOCUMENT = "no document in this archive"
 # Formats that are parsed block by block.
 _IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
@@ -159,6 +162,10 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
                 counts.notes.add("without a suffix read, by the first bytes", str(path))
         except Unreadable as problem:
             if source.is_named:
+                if is_url(source.name) and problem.reason in _OF_DOWNLOADS:
+                    raise AGI2Error(
+                        f"{source.name}: {problem}; to download it again, delete that file"
+                    ) from problem
                 raise
             counts.first_problem = counts.first_problem or str(problem)
 
