@@ -289,7 +289,7 @@ class CorpusBuilder:
             sketches = open_sketches(self._folder / _SKETCHES)
             store = TextStore(self._folder / _TEXT, read.scan, read.first_conversation)
             texts = store.conversations()
-            plan = plan_groups(read.scan, options, read.documents, sketches, texts)
+            plan = plan_groups(read.scan, options, read.documents, sketches, texts, store.read)
             sizes = read.scan.totals
             documents, lines = plan.count_training_documents(read.documents[0]), read.lines
             parts = plan.count_parts()
