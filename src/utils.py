@@ -193,6 +193,11 @@ def is_nested_deeper(value: Any, limit: int = MAX_DEPTH) -> bool:
     return True
 
 
+def json_problem(error: Exception) -> str:
+    """Return what is wrong with JSON: `Unterminated string`; empty if the error does not say it."""
+    return str(getattr(error, "msg", "")).removesuffix(" at").removesuffix(" starting")
+
+
 def parse_json(data: str | bytes, name: str) -> Any:
     """Parse untrusted JSON.
 
@@ -206,7 +211,7 @@ def parse_json(data: str | bytes, name: str) -> Any:
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "")
+        reason = json_problem(error)
         if isinstance(error, RecursionError):
             reason = "it is nested too deeply"
         elif isinstance(error, UnicodeDecodeError):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..errors import AGI2Error
-from ..utils import MAX_DEPTH, is_nested_deeper, parse_json
+from ..utils import MAX_DEPTH, is_nested_deeper, json_problem, parse_json
 from .documents import Document
 from .fields import DEFAULT_FIELD, are_texts, choose_field
 from .inputs import Input
@@ -274,7 +274,7 @@ class _Parser:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 if self._is_complete(error) or not self._extend():
-                    raise self.problem(error.msg, error.pos) from error
+                    raise self.problem(json_problem(error), error.pos) from error
             except (ValueError, RecursionError) as error:
                 raise self.problem("nested too deeply, or a number has too many digits") from error
             else:
