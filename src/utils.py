@@ -53,6 +53,12 @@ def keep_freed_memory() -> None:
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: use mmap only from 32 MiB, the maximum
 
 
+def return_freed_memory() -> None:
+    """Return the memory that was freed to the kernel: glibc keeps it. A no-op elsewhere."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full tensor of a `DTensor` (an all-gather on all ranks); other tensors as is."""
     gather = getattr(tensor, "full_tensor", None)
