@@ -285,6 +285,7 @@ class CorpusBuilder:
 
     def _build(self, files: Files | None, text: _Text | None) -> Corpus:
         read, options = self._text(files, text), self._options
+        return_freed_memory()
         with recorded_log() as more:
             sketches = open_sketches(self._folder / _SKETCHES)
             store = TextStore(self._folder / _TEXT, read.scan, read.first_conversation)
