@@ -53,6 +53,12 @@ def keep_freed_memory() -> None:
     mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: use mmap only from 32 MiB, the maximum
 
 
+def return_freed_memory() -> None:
+    """Return the memory that was freed to the kernel: glibc keeps it. A no-op elsewhere."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full tensor of a `DTensor` (an all-gather on all ranks); other tensors as is."""
     gather = getattr(tensor, "full_tensor", None)
@@ -193,6 +199,11 @@ def is_nested_deeper(value: Any, limit: int = MAX_DEPTH) -> bool:
     return True
 
 
+def json_problem(error: Exception) -> str:
+    """Return what is wrong with JSON: `Unterminated string`; empty if the error does not say it."""
+    return str(getattr(error, "msg", "")).removesuffix(" at").removesuffix(" starting")
+
+
 def parse_json(data: str | bytes, name: str) -> Any:
     """Parse untrusted JSON.
 
@@ -206,7 +217,7 @@ def parse_json(data: str | bytes, name: str) -> Any:
     try:
         parsed = json.loads(data)
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "")
+        reason = json_problem(error)
         if isinstance(error, RecursionError):
             reason = "it is nested too deeply"
         elif isinstance(error, UnicodeDecodeError):

@@ -32,6 +32,7 @@ from src.utils import (
     plural,
     read_bytes,
     read_json_object,
+    return_freed_memory,
     seed_everything,
     sha256_of,
     sync_file,
@@ -263,6 +264,15 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     keep_freed_memory()
     assert len(asked) == 2
+
+
+def test_freed_memory_is_returned_to_the_kernel(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=asked.append))
+    return_freed_memory()
+    assert asked == [0]
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    return_freed_memory()
 
 
 # Work in the background.

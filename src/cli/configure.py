@@ -87,12 +87,13 @@ def plan(
         from ..console import print_line
         from ..data.corpus import check_sources
         from ..data.documents import ReadOptions
+        from ..formats.run_dir import name_of
         from .train_text import check_keys
 
         if os.path.lexists(out):
             raise AGI2Error(f"{out} exists: name another file with --out")
         given = _given_keys(overrides or [])
-        reading = ReadOptions.from_config(check_keys(sources, Path(out).stem, given))
+        reading = ReadOptions.from_config(check_keys(sources, name_of(out), given))
         check_sources(sources, reading)
         from ..train.plan_file import propose
 

@@ -199,10 +199,11 @@ def short_names(models: list[str], length: int | None = 30) -> list[str]:
         models: run folders, TOML files or model folders.
         length: maximum number of characters of the folder's or file's name; None for no limit.
     """
+    from ..formats.run_dir import name_of
+
     paths = [Path(os.path.abspath(each)) for each in models]
     paths = [path.parent if path.name == "config.toml" else path for path in paths]
-    # The name of a folder is all of it: a run that was moved away is called `moby.1`.
-    names = [path.name if path.is_dir() else path.name.removesuffix(".toml") for path in paths]
+    names = [path.name if path.is_dir() else name_of(path) for path in paths]
     names = [name[:length] for name in names]
     if len(set(names)) == len(names):
         return names

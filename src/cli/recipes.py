@@ -15,6 +15,7 @@ from ..config_loader import make_config
 from ..console import print_line
 from ..data.corpus import check_sources
 from ..errors import AGI2Error, mask_urls, one_line
+from ..formats.run_dir import name_of
 from ..utils import write_text
 from .train_text import default_name
 
@@ -57,7 +58,7 @@ def write_recipe(sources: Sequence[str], recipe: str, output: str | None, force:
     if not force and os.path.lexists(path):
         raise AGI2Error(f"{path} exists: name another file with --output, or give --force")
     check_sources(list(sources))
-    text = _filled(text, recipe, sources, path.stem)
+    text = _filled(text, recipe, sources, name_of(path))
     write_text(path, text, private=mask_urls(text) != text)
     quoted = shlex.quote(str(path))
     doctor, train = (command_line(f"{name} {quoted}") for name in ("doctor", "train"))

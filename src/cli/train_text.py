@@ -20,7 +20,7 @@ from ..config import Config
 from ..config_loader import CONFIG, load_config, make_config, parse_override
 from ..data.corpus import check_sources
 from ..data.documents import ReadOptions
-from ..data.formats import split_compression
+from ..data.formats import without_suffix
 from ..data.text_files import STDIN
 from ..errors import AGI2Error, mask_urls
 from ..formats.run_dir import (
@@ -325,21 +325,21 @@ def check_keys(sources: list[str], name: str, given: dict[str, Any]) -> Config:
 
 
 def default_name(source: str) -> str:
-    """Return the name of a run on a source: that of the file or folder, without its suffix."""
+    """Return the name of a run on a source: that of the folder or file, without its format."""
     if source == str(STDIN):
         return "stdin"
     if source.startswith(_BUILTIN):
         name = source.removeprefix(_BUILTIN)
     elif _URL.match(source):
         url = urllib.parse.urlsplit(mask_urls(source))
-        name = _without_suffix(urllib.parse.unquote(Path(url.path).name)) or url.hostname or ""
+        name = without_suffix(urllib.parse.unquote(Path(url.path).name)) or url.hostname or ""
     elif glob.has_magic(source) and not os.path.lexists(source):
         parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(source).parts)
         name = Path(*parts).name
     elif os.path.isdir(os.path.expanduser(source)):
         name = Path(source).expanduser().resolve().name
     else:
-        name = _without_suffix(Path(source).name)
+        name = without_suffix(Path(source).name)
     name = re.sub(r"[/\\\x00-\x1f]", "_", name).strip()
     name = name.encode("utf-8", "replace")[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
     return "text" if name in ("", ".", "..") else name
@@ -347,10 +347,6 @@ def default_name(source: str) -> str:
 
 # The suffixes of files and folders that are named like the run must fit, too.
 _MAX_NAME_BYTES = 120
-
-
-def _without_suffix(filename: str) -> str:
-    return Path(split_compression(filename)[0]).stem
 
 
 def _move_aside(file: Path) -> None:

@@ -12,7 +12,16 @@ from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO, Self, cast
 
 from .compression import Limits, check_depth, damaged
-from .formats import CACHE_FOLDERS, TAR, ZIP, Format, is_known
+from .formats import (
+    CACHE_FOLDERS,
+    NOT_READ,
+    TAR,
+    ZIP,
+    Format,
+    is_known,
+    is_unnamed,
+    kind_of_skipped,
+)
 from .inputs import Input, buffered
 from .text_files import Unreadable
 
@@ -172,8 +181,8 @@ def _is_taken(source: Input, name: str, kind: str, size: int) -> bool:
         reason = "hidden"
     elif CACHE_FOLDERS.intersection(parts):
         reason = "installed packages or caches"
-    elif not is_known(parts[-1] if parts else name):
-        reason = "in no format that is read"
+    elif not (is_known(name) or is_unnamed(name)):  # the reader checks what has no suffix
+        reason = NOT_READ
     if reason:
         _skip(source, reason, name, size)
     return not reason
@@ -185,6 +194,7 @@ def _skip(source: Input, reason: str, name: str, size: int) -> None:
         f"{source.name}: {name}",
         size=size,
         unit="bytes unpacked",
+        kind=kind_of_skipped(name, reason),
     )
 
 

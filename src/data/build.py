@@ -24,7 +24,7 @@ from ..console import recorded_log, show_progress
 from ..errors import AGI2Error, one_line
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
-from ..utils import log, read_json_object, sync_file, write_text
+from ..utils import log, read_json_object, return_freed_memory, sync_file, write_text
 from .corpus_options import CorpusOptions, TokenizerSource, key_of
 from .corpus_plan import plan_groups
 from .documents import ReadReport
@@ -285,16 +285,19 @@ class CorpusBuilder:
 
     def _build(self, files: Files | None, text: _Text | None) -> Corpus:
         read, options = self._text(files, text), self._options
+        return_freed_memory()
         with recorded_log() as more:
             sketches = open_sketches(self._folder / _SKETCHES)
             store = TextStore(self._folder / _TEXT, read.scan, read.first_conversation)
             texts = store.conversations()
-            plan = plan_groups(read.scan, options, read.documents, sketches, texts)
+            plan = plan_groups(read.scan, options, read.documents, sketches, texts, store.read)
             sizes = read.scan.totals
             documents, lines = plan.count_training_documents(read.documents[0]), read.lines
             parts = plan.count_parts()
             del read, text  # frees most of the scan: a tokenizer needs the memory
+            return_freed_memory()
             tokenizer = self._tokenizer(store, plan)
+        return_freed_memory()
         figures = self._tokenize(store, plan, tokenizer, sizes[2])
         figures[0].source_documents = documents
         figures[0].parts, figures[1].parts = parts

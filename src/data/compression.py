@@ -113,7 +113,8 @@ def check_depth(source: Input) -> None:
 def damaged(source: Input, error: Exception, format_: Format) -> Unreadable:
     """Return the error for damaged compressed data or a damaged archive."""
     what = str(error) or type(error).__name__
-    message = f"{source.name}: damaged or cut short {format_.name.split(maxsplit=1)[-1]}: {what}"
+    name = format_.name.removeprefix("a ")
+    message = f"{source.name}: damaged or cut short {name}: {what}"
     return Unreadable("damaged", message, source.depth)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from ..utils import log, plural
 from .dedup import Shingles, shared_shingles
 from .document_arrays import index_type
+from .resemblance import ReadTexts, resemblances
 from .scan import Scan
 from .sketches import near_pairs
 
@@ -17,9 +20,19 @@ _NEAR_COPY = 0.8
 
 
 def find_copies(
-    scan: Scan, chosen: np.ndarray, sketches: np.ndarray | None
+    scan: Scan,
+    chosen: np.ndarray,
+    sketches: np.ndarray | None,
+    read: ReadTexts | None = None,
 ) -> tuple[np.ndarray, Pairs]:
-    """Return which documents of a mask, (D,), are no copies of others, and pairs of near copies."""
+    """Return which documents of a mask, (D,), are no copies of others, and pairs of near copies.
+
+    Args:
+        scan: the scan of a corpus.
+        chosen: the mask.
+        sketches: the sketches of its documents.
+        read: reads the texts of which sketches do not show whether they are near copies.
+    """
     selected = scan if chosen.all() else scan.select(chosen)
     is_first = np.zeros(len(scan), bool)
     is_first[chosen] = selected.is_first
@@ -27,7 +40,8 @@ def find_copies(
     if sketches is None or scan.shingles.rate == 1:
         a, b = _near_pairs_exact(selected.texts.shingles, len(firsts))
         return is_first, (firsts[a], firsts[b])
-    return is_first, near_pairs(sketches, firsts, _NEAR_COPY)
+    measure = None if read is None else partial(resemblances, read, scan.sizes)
+    return is_first, near_pairs(sketches, firsts, _NEAR_COPY, measure)
 
 
 def remove_copies(
@@ -39,8 +53,8 @@ def remove_copies(
     copies, near = is_train & ~is_first, copies_of_kept(a[both], b[both], len(scan))
     if not (copies | near).any():
         return near
-    found = f"{plural(int(copies.sum()), 'copy', 'copies')} and {int(near.sum()):,} near "
-    found += "copies of other documents"
+    found = f"{plural(int(copies.sum()), 'copy', 'copies')} and "
+    found += f"{plural(int(near.sum()), 'near copy', 'near copies')} of other documents"
     if not dedup:
         log.info("the text has %s: dedup = true removes them", found)
         return np.zeros(len(scan), bool)

@@ -73,12 +73,13 @@ def key_for(source: str, options: ReadOptions) -> str:
         options: how to read it as text.
 
     Raises:
-        AGI2Error: if it is missing.
+        AGI2Error: if it is missing or cannot be downloaded.
     """
     if source in (CONVERSATIONS, HELD_OUT_CONVERSATIONS):
         return "conversations"
     as_text = "sources" if options.speakers is None else "conversations"
-    (found,) = find_sources([source], fetch=False, options=options)
+    # What cannot be downloaded is an error here, rather than tried again for each key.
+    (found,) = find_sources([source], options=options)
     if any(map(is_pipe, found.files)):
         return as_text
     report = ReadReport()

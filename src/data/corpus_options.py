@@ -11,7 +11,7 @@ from ..tokenizer import Tokenizer
 from .documents import SOURCE_KEYS, ReadOptions
 from .token_cache import corpus_key
 
-_FORMAT = 1
+_FORMAT = 2  # which files and fields are read is part of it
 
 
 @dataclass(frozen=True)

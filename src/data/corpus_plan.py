@@ -9,6 +9,7 @@ import numpy as np
 from ..utils import log, plural
 from .corpus_options import CorpusOptions
 from .preferences import number_prompts
+from .resemblance import ReadTexts
 from .scan import Scan
 from .split_plan import SplitPlan
 from .splits import plan_corpus
@@ -20,6 +21,7 @@ def plan_groups(
     documents: Sequence[Sequence[int]],
     sketches: np.ndarray,
     texts: Iterable[str] = (),
+    read: ReadTexts | None = None,
 ) -> SplitPlan:
     """Plan the split of texts, and of conversations or pairs; see `splits.plan_corpus`.
 
@@ -29,6 +31,7 @@ def plan_groups(
         documents: number of documents of each source, by groups (see `CorpusOptions.groups`).
         sketches: the sketches of the documents.
         texts: the texts of the documents, which are read if these are pairs.
+        read: reads the texts of some documents.
 
     Raises:
         AGI2Error: if nothing is left to train on.
@@ -38,14 +41,16 @@ def plan_groups(
     keys = (options.val_fraction, options.seed)
 
     def plan_texts(scan: Scan) -> SplitPlan:
-        return plan_corpus(scan, *keys, counts[0], options.dedup, sketches[:first_conversation])
+        own = options.dedup, sketches[:first_conversation]
+        return plan_corpus(scan, *keys, counts[0], *own, read=read)
 
     def plan_conversations(scan: Scan) -> SplitPlan:
         own = options.dedup, sketches[first_conversation:]
-        return plan_corpus(scan, *keys, counts[2], *own, "val_conversations")
+        reads = None if read is None else lambda each: read(each + first_conversation)
+        return plan_corpus(scan, *keys, counts[2], *own, "val_conversations", read=reads)
 
     if options.preferences:
-        return _plan_pairs(scan, options, counts[4], sketches, number_prompts(texts))
+        return _plan_pairs(scan, options, counts[4], sketches, number_prompts(texts), read)
     if first_conversation == len(scan):
         return plan_texts(scan)
     if not first_conversation:
@@ -55,11 +60,16 @@ def plan_groups(
 
 
 def _plan_pairs(
-    scan: Scan, options: CorpusOptions, first_val: int, sketches: np.ndarray, prompts: np.ndarray
+    scan: Scan,
+    options: CorpusOptions,
+    first_val: int,
+    sketches: np.ndarray,
+    prompts: np.ndarray,
+    read: ReadTexts | None,
 ) -> SplitPlan:
     """Plan the split of pairs; log how many held-out ones have a prompt of training pairs."""
     keys = options.val_fraction, options.seed, first_val, options.dedup, sketches
-    plan = plan_corpus(scan, *keys, "val_preferences", prompts)
+    plan = plan_corpus(scan, *keys, "val_preferences", prompts, read)
     is_removed = np.zeros(len(prompts), bool) if plan.removed is None else plan.removed
     held_out, train = (prompts[side & ~is_removed] for side in (plan.cuts <= 0, plan.cuts > 0))
     if shared := int(np.isin(held_out, train).sum()):

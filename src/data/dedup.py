@@ -65,10 +65,11 @@ class ShingleSampler:
 
     Args:
         sketcher: gets all shingles.
+        is_complete: whether all shingles are in the sample, in memory that is not bounded.
     """
 
-    def __init__(self, sketcher: Sketcher | None = None) -> None:
-        self._sketcher = sketcher
+    def __init__(self, sketcher: Sketcher | None = None, is_complete: bool = False) -> None:
+        self._sketcher, self._is_complete = sketcher, is_complete
         native = shingle_library.LIBRARY is not None
         table = _alphanumeric_table()
         self._scanner = shingle_library.DocumentScanner(table) if native else _Scanner()
@@ -101,7 +102,7 @@ class ShingleSampler:
         self._sampled.append((hashes, *places))
         self._documents += count
         self._count += len(hashes)
-        while self._count > 2 * _MAX_SHINGLES:
+        while self._count > 2 * _MAX_SHINGLES and not self._is_complete:
             self._rate *= 2
             self._drop()
         return sizes, digests

@@ -11,12 +11,16 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from ..errors import AGI2Error, one_line
 from ..utils import atomic_path, convert_write_errors, human_bytes, human_time, log
-from .formats import check_head
+from .compression import decompress
+from .documents import ReadOptions, SourceReport
+from .formats import check_head, compression_of, split_compression
+from .inputs import open_input
 
 DEADLINE = 1800.0
 """Total timeout of a download, in seconds."""
@@ -107,7 +111,14 @@ class _RejectedResponse(Exception):
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"{error.code} {error.reason}"
-    return str(getattr(error, "reason", error)) or type(error).__name__
+    problem = getattr(error, "reason", error)
+    if isinstance(problem, TimeoutError):
+        return f"no byte for {human_time(_SOCKET_TIMEOUT)}"
+    if isinstance(problem, http.client.IncompleteRead):
+        return "the connection closed before the end, or its chunks are damaged"
+    if type(problem) is http.client.BadStatusLine:
+        return "the answer is not HTTP"
+    return str(problem) or type(error).__name__
 
 
 class _Transfer:
@@ -178,14 +189,22 @@ def _check_response(response: Any, url: str, max_bytes: int) -> int | None:
 
 
 def _check_content(url: str, path: Path) -> None:
-    """Check that a downloaded file is text, before it enters the cache."""
+    """Check that a downloaded file is text, or undamaged data, before it enters the cache."""
     with open(path, "rb") as file:
         head = file.read(_CHUNK)
     if not head.strip():
         raise _RejectedResponse("the answer is empty")
     if _HTML.match(head) and not _expects_html(url):
         raise _RejectedResponse("the response is a web page, not text")
-    check_head(path, url, filename=cached_path(url).name)
+    filename = cached_path(url).name
+    check_head(path, url, filename=filename)
+    with open_input(path, ReadOptions(), SourceReport(url)) as opened:
+        source = replace(opened, name=url, filename=filename)
+        compression = compression_of(filename, head)
+        if compression is not None:  # else a file that was cut short would stay in the cache
+            inner, _ = split_compression(filename)
+            for _ in decompress(source, compression, inner).blocks():
+                pass
 
 
 def _expects_html(url: str) -> bool:
@@ -220,6 +239,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = 5
     max_repeats = 2
+    inf_msg = "more than 5 redirects, or one to itself: "
 
     def redirect_request(
         self,

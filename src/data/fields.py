@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .conversations import PREFERENCE_FIELDS, has_conversations, has_pair
 from .inputs import Input
+from .text_files import KINDS
 
 DEFAULT_FIELD = "text"
 MADE_OF = {"preferences": "made of pairs of preferences", "conversations": "made of messages"}
@@ -20,6 +22,23 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + f" and {more:,} more" * (more > 0)
 
 
+def are_texts(values: Sequence[str]) -> bool:
+    """Return whether the values of a field are texts, rather than numbers, dates or categories.
+
+    Args:
+        values: those at the beginning of a file; categories are recognized if they are many.
+    """
+    values = [value for value in values if not _NUMBER.fullmatch(value)]
+    is_repeated = len(set(values)) <= _CATEGORIES * len(values)
+    return bool(values) and not (len(values) >= _MANY and is_repeated)
+
+
+# A number, several, a date or a time.
+_NUMBER = re.compile(r"[-+]?[\d.,:/%eE\s-]*|\d{4}-\d\d-\d\dT[\d:.]*(Z|[-+][\d:]+)?")
+# The share of different values up to which they are categories, such as `yes` and `no`.
+_CATEGORIES, _MANY = 0.1, 20
+
+
 def choose_field(
     source: Input, names: Sequence[str], candidates: Sequence[str], at: str = ""
 ) -> str:
@@ -30,7 +49,7 @@ def choose_field(
     Args:
         source: the input.
         names: the names of all fields.
-        candidates: the names of the fields that contain text, not numbers.
+        candidates: the names of the fields with text: see `are_texts`.
         at: where the names are, for the message, such as `:1`.
 
     Raises:
@@ -43,7 +62,7 @@ def choose_field(
     key = "preferences" if has_pair(names, PREFERENCE_FIELDS) else ""
     key = key or "conversations" * has_conversations(names)
     if source.options.text_field is None and len(candidates) == 1 and not key:
-        source.note(f"read in the field {candidates[0]!r}, the only one with text")
+        source.note(f"read in the field {KINDS}, the only one with text", repr(candidates[0]))
         return candidates[0]
     found = f"among {listed(names)}; set text_field" if names else "as there are no fields"
     found += f", or name {key} in the key {key}" * bool(key)

@@ -82,6 +82,11 @@ _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
 # Mail programs name their mbox files without a suffix: the line of the envelope, and a header.
 _MBOX = re.compile(rb"From [^\n]*[0-9:+-]\r?\n[A-Za-z-]+: ")
 
+# The number of a version, a part, a day or a section: `app.log.1`, `moby.2024-05-01`, `ls.1`.
+_NUMBER = re.compile(r"(?<=.)\.[0-9][0-9._-]*$")
+
+NOT_READ = "in no format that is read"
+"""Why a file that is found in a folder or an archive is skipped."""
 CACHE_FOLDERS = {"node_modules", "__pycache__", "site-packages", "__MACOSX"}
 """Folders of other programs, in which no text of the user is."""
 # Files without a suffix that are text.
@@ -127,20 +132,48 @@ def split_compression(filename: str) -> tuple[str, Format | None]:
 
 def is_known(filename: str) -> bool:
     """Return whether a file that is found in a folder has a format that is read, by its name."""
-    while (split := split_compression(filename))[1] is not None:
-        filename = split[0]
-    path = PurePosixPath(filename)
     # `README.Debian` and `changelog.old` are text as `README` and `changelog` are.
-    return path.suffix.lower() in _BY_SUFFIX or path.name.lower().split(".")[0] in _TEXT_NAMES
+    stem = PurePosixPath(filename).name.lower().split(".")[0]
+    return stem in _TEXT_NAMES or suffix_of(filename) in _BY_SUFFIX
 
 
 def is_unnamed(filename: str) -> bool:
     """Return whether the name of a file says nothing of its format: it has no suffix."""
-    return not PurePosixPath(filename).suffix.strip(".") and not is_known(filename)
+    return not suffix_of(filename).strip(".") and not is_known(filename)
+
+
+def suffix_of(filename: str) -> str:
+    """Return the suffix of a file's name in lower case, that of the decompressed file.
+
+    A number is no suffix.
+    """
+    name = ""
+    while name != filename:
+        name, filename = filename, _NUMBER.sub("", split_compression(filename)[0])
+    return PurePosixPath(name).suffix.lower()
+
+
+def without_suffix(filename: str) -> str:
+    """Return the name of a file without the suffix of its format, and of its compression.
+
+    Another suffix, such as that of `moby.1`, is part of the name.
+    """
+    name = split_compression(filename)[0]
+    path = PurePosixPath(name)
+    is_format = path.suffix.lower() in _BY_SUFFIX or path.suffix.lower() in _ADVICE
+    return path.stem if is_format else name
+
+
+def kind_of_skipped(filename: str, reason: str) -> str:
+    """Return what a file that is skipped counts as: its suffix, if that is why."""
+    return (suffix_of(filename) or "no suffix") if reason == NOT_READ else ""
 
 
 def is_unnamed_text(path: Path, options: ReadOptions) -> bool:
-    """Return whether a file that has no suffix is text, by its first bytes."""
+    """Return whether a file that has no suffix may be text, by its first bytes.
+
+    If it is compressed, `is_text` is to be asked for those of the decompressed file.
+    """
     if not is_unnamed(path.name) or not path.is_file():  # a pipe would block
         return False
     try:
@@ -148,9 +181,18 @@ def is_unnamed_text(path: Path, options: ReadOptions) -> bool:
             head = file.read(HEAD)
     except OSError:
         return False
+    compression = split_compression(path.name)[1]
+    if compression is not None:
+        return head.startswith(compression.magic)
+    return is_text(head, options)
+
+
+def is_text(head: bytes, options: ReadOptions) -> bool:
+    """Return whether the first bytes of a file are text, by their control characters."""
     if b"\0" in head:
         return _is_wide(head, options)
-    encoding = UTF8 if is_valid(head, UTF8) else "latin-1"
+    # In some encodings the bytes of letters are control characters in others.
+    encoding = UTF8 if is_valid(head, UTF8) else "ascii"
     return bool(head.strip()) and not has_many_controls(head.decode(encoding, "ignore"))
 
 
@@ -168,8 +210,7 @@ def format_of(filename: str, head: bytes) -> Format:
 
     Only a few beginnings, which no text has, win over the suffix.
     """
-    suffix = PurePosixPath(filename).suffix.lower()
-    named = _BY_SUFFIX.get(suffix)
+    named = _BY_SUFFIX.get(suffix_of(filename))
     if named in (None, TEXT):
         for each in (PDF, RTF, PARQUET) + (ZIP,) * (named is None):
             if head.startswith(each.magic):

@@ -109,9 +109,9 @@ class Input:
         """Return a document of this input; `at` is its place there, such as `:12` (the line)."""
         return Document(text, self.name + at, continues)
 
-    def note(self, what: str) -> None:
-        """Count what was decided for this input."""
-        self.report.notes.add(what, self.name)
+    def note(self, what: str, kind: str = "") -> None:
+        """Count what was decided for this input; `kind` is what `KINDS` in it stands for."""
+        self.report.notes.add(what, self.name, kind=kind)
 
     def removed(self, what: str, characters: int) -> None:
         """Count characters that were removed from a document, if any."""

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ..errors import AGI2Error
-from ..utils import MAX_DEPTH, is_nested_deeper, parse_json
+from ..utils import MAX_DEPTH, is_nested_deeper, json_problem, parse_json
 from .conversations import is_message
 from .documents import Document
-from .fields import DEFAULT_FIELD, choose_field
+from .fields import DEFAULT_FIELD, are_texts, choose_field
 from .inputs import Input
 from .text import MAX_LINE, MAX_WHOLE_TEXT, text_blocks, text_lines
 from .text_files import Unreadable
@@ -175,11 +175,12 @@ def _field(source: Input, head: Iterable[Record]) -> str:
     objects = [(at, value) for at, value, _ in head if isinstance(value, dict)]
     if not objects:
         return ""
-    names = dict.fromkeys(name for _, value in objects for name in value)
-    candidates = [
-        name for name in names if any(isinstance(value.get(name), str) for _, value in objects)
-    ]
-    return choose_field(source, list(names), candidates, objects[0][0])
+    texts: dict[str, list[str]] = {}
+    for _, value in objects:
+        for name, each in value.items():
+            texts.setdefault(name, []).extend([each] if isinstance(each, str) else [])
+    candidates = [name for name, values in texts.items() if are_texts(values)]
+    return choose_field(source, list(texts), candidates, objects[0][0])
 
 
 def _text(source: Input, value: Any, field: str, at: str) -> str:
@@ -284,7 +285,7 @@ class _Parser:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 if self._is_complete(error) or not self._extend():
-                    raise self.problem(error.msg, error.pos) from error
+                    raise self.problem(json_problem(error), error.pos) from error
             except (ValueError, RecursionError) as error:
                 raise self.problem("nested too deeply, or a number has too many digits") from error
             else:

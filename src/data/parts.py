@@ -205,9 +205,18 @@ class _PartialBuild:
                 with open(self._tasks.folder / name / SKETCHES, "rb") as own:
                     shutil.copyfileobj(own, joined)
         sketches = open_sketches(folder / SKETCHES)
-        stores = map(self._store, range(len(self._units)))
+        stores = list(map(self._store, range(len(self._units))))
         texts = chain.from_iterable(store.conversations() for store in stores)
-        plan = plan_groups(scan, self._options, documents, sketches, texts)
+
+        def read(chosen: np.ndarray) -> list[str | None]:
+            parts = np.split(chosen, np.searchsorted(chosen, self._firsts[1:-1]))
+            return [
+                text
+                for store, own, first in zip(stores, parts, self._firsts, strict=False)
+                for text in (store.read(own - first) if len(own) else ())
+            ]
+
+        plan = plan_groups(scan, self._options, documents, sketches, texts, read)
         del sketches  # Windows cannot delete a file that is mapped
         (folder / SKETCHES).unlink()
         return plan

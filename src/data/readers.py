@@ -15,6 +15,7 @@ from .compression import decompress
 from .conversation_readers import read_conversations
 from .conversations import to_text
 from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
+from .downloads import is_url
 from .formats import (
     ARROW,
     DOCX,
@@ -39,6 +40,7 @@ from .formats import (
     check_format,
     compression_of,
     format_of,
+    is_text,
     is_unnamed,
     split_compression,
 )
@@ -85,6 +87,8 @@ _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
     MAIL: read_mail,
     NOTEBOOK: read_notebook,
 }
+# What may be wrong with a downloaded file that will not be once it is downloaded again.
+_OF_DOWNLOADS = ("damaged", "not text", "without text")
 _NO_DOCUMENT = "no document in this archive"
 # Formats that are parsed block by block.
 _IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
@@ -158,6 +162,10 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
                 counts.notes.add("without a suffix read, by the first bytes", str(path))
         except Unreadable as problem:
             if source.is_named:
+                if is_url(source.name) and problem.reason in _OF_DOWNLOADS:
+                    raise AGI2Error(
+                        f"{source.name}: {problem}; to download it again, delete that file"
+                    ) from problem
                 raise
             counts.first_problem = counts.first_problem or str(problem)
 
@@ -220,6 +228,9 @@ def read_input(source: Input) -> Iterator[Document]:
     if not head:
         raise source.error("empty", "the file is empty")
     check_format(format_, source.filename, source.name, head, source.options)
+    is_found = source.depth > 0 and is_unnamed(source.filename)
+    if format_ is TEXT and is_found and not is_text(head, source.options):
+        raise source.error("not text", "not a text file")
     if format_ in (ZIP, TAR):
         yield from _read_archive(source, format_)
     elif source.options.are_pairs:

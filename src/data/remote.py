@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import AGI2Error
-from .formats import CACHE_FOLDERS, is_known
+from .formats import CACHE_FOLDERS, NOT_READ, is_known, kind_of_skipped
 from .hub_datasets import choose_files, is_dataset
 from .text_files import Skipped
 
@@ -250,9 +250,10 @@ def _is_taken(file: RemoteFile, base: str, skipped: Skipped) -> bool:
     elif CACHE_FOLDERS.intersection(parts):
         reason = "installed packages or caches"
     elif not is_known(file.name):
-        reason = "in no format that is read"
+        reason = NOT_READ
     if reason:
-        skipped.add(reason, str(file), size=file.size)
+        kind = kind_of_skipped(file.name, reason)
+        skipped.add(reason, str(file), size=file.size, kind=kind)
     return not reason
 
 

@@ -20,7 +20,15 @@ from ..utils import human_bytes
 from .builtin import BUILTIN, BUILTINS
 from .documents import ReadOptions
 from .downloads import download, is_url
-from .formats import CACHE_FOLDERS, check_head, is_known, is_unnamed_text, readable_suffixes
+from .formats import (
+    CACHE_FOLDERS,
+    NOT_READ,
+    check_head,
+    is_known,
+    is_unnamed_text,
+    kind_of_skipped,
+    readable_suffixes,
+)
 from .hub_datasets import skipped_names
 from .patterns import match_parts
 from .remote import RemoteFile, check_protocol, find_remote, is_remote
@@ -210,7 +218,8 @@ def _resolve_folder(name: str, folder: Path, options: ReadOptions) -> Source:
 def _is_known(path: Path, source: Source, options: ReadOptions) -> bool:
     if is_known(path.name) or is_unnamed_text(path, options):
         return True
-    source.skipped.add("in no format that is read", str(path), size=file_size(path))
+    kind = kind_of_skipped(path.name, NOT_READ)
+    source.skipped.add(NOT_READ, str(path), size=file_size(path), kind=kind)
     return False
 
 

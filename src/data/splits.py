@@ -19,6 +19,7 @@ from .dedup import (
     passages,
 )
 from .document_arrays import index_type, ranks_of, sums_of
+from .resemblance import ReadTexts
 from .scan import Scan, Texts, scan_texts
 from .split_plan import Span as Span
 from .split_plan import SplitPlan as SplitPlan
@@ -107,6 +108,7 @@ def plan_corpus(
     sketches: np.ndarray | None = None,
     val: str = "val_sources",
     prompts: np.ndarray | None = None,
+    read: ReadTexts | None = None,
 ) -> SplitPlan:
     """Plan the split of a corpus with documents of `val_sources`, and without copies.
 
@@ -123,6 +125,7 @@ def plan_corpus(
         val: the key of the documents to validate on. Of conversations and pairs, no part is held
             out.
         prompts: a number for each document, (D,); those with the same are held out together.
+        read: reads the texts of which sketches do not show whether they are near copies.
 
     Raises:
         AGI2Error: if nothing is left to train on.
@@ -136,7 +139,7 @@ def plan_corpus(
     if removed.any():
         what = plural(int(removed.sum()), "document")
         log.warning("removed from the training text, as %s has the same: %s", val, what)
-    is_first, (a, b) = find_copies(scan, ~removed, sketches)
+    is_first, (a, b) = find_copies(scan, ~removed, sketches, read)
     removed |= remove_copies(scan, ~is_val & ~removed, is_first, (a, b), dedup)
     if len(scan) and removed[:first_val].all():
         raise AGI2Error(f"{val}: all of the training text is in it: nothing is left to train on")

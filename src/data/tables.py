@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import csv
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..errors import one_line
 from ..utils import log, plural
 from .documents import Document
-from .fields import DEFAULT_FIELD, choose_field
+from .fields import DEFAULT_FIELD, are_texts, choose_field
 from .inputs import Input
 from .text import MAX_LINE, text_lines
 
 _SEPARATORS = (",", ";", "\t", "|")
 # Characters of the beginning of a table by which its separator and columns are found.
 _HEAD = 2**16
-_NUMBER = re.compile(r"[-+]?[\d.,:/%eE\s-]*")
 
 
 @dataclass
@@ -37,12 +35,13 @@ class Layout:
 
     @property
     def candidates(self) -> list[str]:
-        """The columns that contain more than numbers."""
+        """The columns with text; the only column, unless the numbers begin in its first line."""
+        if len(self.columns) == 1:
+            return self.columns if are_texts(self.columns) else []
         return [
             name
             for column, name in enumerate(self.columns)
-            if len(self.columns) == 1
-            or any(column < len(row) and not _NUMBER.fullmatch(row[column]) for row in self.rows)
+            if are_texts([row[column] for row in self.rows if column < len(row)])
         ]
 
     def column(self, source: Input, name: str) -> int:

@@ -30,7 +30,7 @@ from .documents import MAX_CHARACTERS, Document
 from .formats import NUL_PROBLEM
 from .gutenberg import book_boundary, strip_gutenberg
 from .inputs import BLOCK, Input
-from .text_files import Unreadable
+from .text_files import KINDS, Unreadable
 
 MAX_LINE = 2**25
 """Maximum characters of a line of JSON, or of a field of a table."""
@@ -124,7 +124,7 @@ class _Decoder:
             return UTF8  # and its error, which names the line
         if has_many_controls(codecs.getincrementaldecoder(guess)().decode(block)):
             raise self._source.error("not text", "not a text file (it has control characters)")
-        self._source.note(f"read as {guess}, a guess (set encoding to change it)")
+        self._source.note(f"read as {KINDS}, a guess (set encoding to change it)", guess)
         return guess
 
     def _declared_encoding(self, block: bytes) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import stat
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,22 @@ class Entry:
     """The size of all items together, in `unit`."""
     unit: str
     example: str
+    kinds: dict[str, int] = field(default_factory=dict)
+    """The number of items of each kind, such as of each suffix of file names."""
+
+    def describe_kinds(self) -> str:
+        """Return the kind, or the most common ones with their counts: `.png (3), .mp3 (1)`."""
+        if len(self.kinds) == 1:
+            return next(iter(self.kinds))
+        listed = Counter(self.kinds).most_common(_MAX_KINDS)
+        names = ", ".join(f"{kind} ({count:,})" for kind, count in listed)
+        more = len(self.kinds) - len(listed)
+        return names + f" and {plural(more, 'other')}" * (more > 0)
+
+
+_MAX_KINDS = 5
+KINDS = "{kinds}"
+"""The place of the kinds in a reason; in one without it, several kinds are listed at the end."""
 
 
 class Skipped:
@@ -56,24 +73,44 @@ class Skipped:
         self._entries: dict[tuple[str, str], Entry] = {}
 
     def add(
-        self, reason: str, example: str, *, count: int = 1, size: int = 0, unit: str = "B"
+        self,
+        reason: str,
+        example: str,
+        *,
+        count: int = 1,
+        size: int = 0,
+        unit: str = "B",
+        kind: str = "",
     ) -> None:
-        """Add `count` skipped items of a total `size`, in bytes of files (`B`) or in `unit`."""
+        """Add skipped items.
+
+        Args:
+            reason: why, in which `KINDS` is where the kinds are listed.
+            example: the first of them.
+            count: their number.
+            size: their total size, in `unit`.
+            unit: `B`, bytes of files, or another unit.
+            kind: of what kind they are, if that is counted.
+        """
         if log.isEnabledFor(logging.DEBUG):  # each; otherwise only the first is logged
-            log.debug("%s: %s", reason, one_line(example))
+            log.debug("%s: %s", reason.replace(KINDS, kind), one_line(example))
         entry = self._entries.setdefault((reason, unit), Entry(0, 0, unit, example))
         entry.count += count
         entry.size += size
+        if kind:
+            entry.kinds[kind] = entry.kinds.get(kind, 0) + count
 
     def merge(self, other: Skipped) -> None:
         """Add the counts of another counter."""
-        for (reason, _), entry in other._entries.items():
-            self.add(reason, entry.example, count=entry.count, size=entry.size, unit=entry.unit)
+        for (reason, unit), entry in other._entries.items():
+            self.add(reason, entry.example, count=entry.count, size=entry.size, unit=unit)
+            own = self._entries[reason, unit]
+            own.kinds = dict(Counter(own.kinds) + Counter(entry.kinds))
 
     def to_json(self) -> list[list[Any]]:
         """Return the counts as `from_json` reads them."""
         return [
-            [reason, each.unit, each.count, each.size, each.example]
+            [reason, each.unit, each.count, each.size, each.example, dict(each.kinds)]
             for (reason, _), each in self._entries.items()
         ]
 
@@ -81,8 +118,8 @@ class Skipped:
     def from_json(cls, counts: list[list[Any]]) -> Skipped:
         """Return the counter of which `to_json` returned the counts."""
         counter = cls()
-        for reason, unit, count, size, example in counts:
-            counter.add(reason, example, count=count, size=size, unit=unit)
+        for reason, unit, count, size, example, kinds in counts:
+            counter._entries[reason, unit] = Entry(count, size, unit, example, kinds)
         return counter
 
     def __bool__(self) -> bool:
@@ -96,11 +133,11 @@ class Skipped:
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """Yield each reason with its counts."""
         for (reason, _), entry in self._entries.items():
-            yield reason, entry
+            yield reason.replace(KINDS, entry.describe_kinds()) if entry.kinds else reason, entry
 
     def lines(self) -> Iterator[str]:
         """Yield one printable line per reason."""
-        for (reason, _), entry in self._entries.items():
+        for reason, entry in self.entries():
             unit = _singular(entry.unit) if entry.size == 1 else entry.unit
             amount = f"{entry.size:,} {unit}"
             if entry.unit == "B":
@@ -112,7 +149,9 @@ class Skipped:
                 files=plural(entry.count, "file"),
                 reason=_singular(reason) if entry.count == 1 else reason,
             )
-            yield one_line(f"{begin}{size}, such as {entry.example}")
+            is_listed = len(entry.kinds) > 1 and entry.describe_kinds() not in reason
+            kinds = f": {entry.describe_kinds()}" * is_listed
+            yield one_line(f"{begin}{size}{kinds}, such as {entry.example}")
 
 
 def _singular(reason: str) -> str:

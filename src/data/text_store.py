@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..tokenization.pieces import split_stream
-from .conversations import said_in
+from .conversations import said_in, turns_of
+from .resemblance import MAX_COMPARED
 from .scan import Scan
 from .splits import Span, SplitPlan
 
@@ -99,6 +100,21 @@ class TextStore:
                     size = int(ends[0]) - at.byte
                     yield from _long_document(_Characters(file, size), spans_of_one, at)
                 at = following
+
+    def read(self, documents: np.ndarray) -> list[str | None]:
+        """Return the texts of documents as `resemblance.ReadTexts` does."""
+        ends = np.cumsum(self._sizes, dtype=np.int64)[documents].tolist()
+        sizes = self._sizes[documents].tolist()
+        texts: list[str | None] = []
+        with open(self._path, "rb") as file:
+            for document, end, size in zip(documents.tolist(), ends, sizes, strict=True):
+                text = None
+                if size <= MAX_COMPARED:
+                    file.seek(end - size)
+                    text = file.read(size).decode()
+                    text = turns_of(text) if document >= self._first_conversation else text
+                texts.append(text)
+        return texts
 
     def conversations(self) -> Iterator[str]:
         """Yield the texts of all documents, which are conversations or pairs."""

@@ -92,6 +92,15 @@ def config_file(argument: str) -> str:
     return argument
 
 
+def name_of(file: str | Path) -> str:
+    """Return the name of the run that a configuration file is named after: without `.toml`."""
+    name = Path(file).name
+    return name[: -len(_TOML)] if name.lower().endswith(_TOML) else name
+
+
+_TOML = ".toml"
+
+
 def overrides_for_folder(argument: str) -> list[str]:
     """Return the `--set` overrides that point a folder's configuration at the folder itself.
 

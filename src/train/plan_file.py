@@ -16,6 +16,7 @@ from ..cuda_utils import describe_device, select_device
 from ..data.corpus import check_rereadable, check_sources
 from ..data.documents import ReadOptions
 from ..errors import AGI2Error, mask_urls
+from ..formats.run_dir import name_of
 from ..utils import human_bytes, human_time, plural, write_text
 from .planner import Corpus, Plan, choose_shape
 from .scaling_law import SCALING_LAW
@@ -50,7 +51,7 @@ def propose(
     given = given or {}
     device = select_device(given.get("device", "auto"))
     yield f"# {describe_corpus(corpus, device)}"
-    plan = choose_shape(corpus, minutes, device, out.stem, given)
+    plan = choose_shape(corpus, minutes, device, name_of(out), given)
     yield write_plan(plan, out)
     for line in describe_plan(plan, minutes):
         yield f"# {line}"

@@ -192,6 +192,9 @@ def test_chat_sends_a_message_to_two_models_that_have_the_same_seed(trained, cap
 def test_models_are_named_by_their_folders(tmp_path):
     config = str(tmp_path / "c.1" / "config.toml")
     assert short_names(["trained/a", "b.toml", config]) == ["a", "b", "c.1"]
+    (tmp_path / "d.toml").mkdir()
+    long = "x" * 100
+    assert short_names([f"trained/{long}", str(tmp_path / "d.toml")]) == [long, "d.toml"]
 
 
 def test_a_system_message_needs_a_model_with_a_chat_template(trained, capsys, monkeypatch):

@@ -74,6 +74,17 @@ def test_what_is_not_the_users_text_is_skipped_as_in_folders(tmp_path, make):
     assert report.bytes_skipped == 0
 
 
+@pytest.mark.parametrize("make", [zip_of, tar_of])
+def test_members_without_a_suffix_are_read_if_they_are_text(tmp_path, make):
+    members = {"Makefile.am": b"a", "PKG-INFO": b"a text", "ls.1": b"more", "core": b"\x7fELF\0\0"}
+    members["noise"] = bytes(range(1, 256))
+    path = tmp_path / ("a.zip" if make is zip_of else "a.tar")
+    write(path, make(members))
+    found, report = read_with_report(path)
+    assert found == ["a", "a text", "more"]
+    assert "2 members of archives not text, such as" in lines_of(report.skipped)
+
+
 def test_encrypted_members_are_skipped(tmp_path):
     content = bytearray(zip_of({"secret.txt": b"secret", "good.txt": b"good"}))
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -128,14 +139,14 @@ def test_a_tar_archive_with_a_broken_header_is_refused(tmp_path):
 
 def test_damage_below_an_archive_stops_all_of_it(tmp_path):
     content = gzip.compress(tar_of({f"{n}.txt": bytes([65 + n]) * 9000 for n in range(9)}))
-    with pytest.raises(Unreadable, match=r"a\.tgz.*: damaged or cut short data"):
+    with pytest.raises(Unreadable, match=r"a\.tgz.*: damaged or cut short gzip data"):
         texts(tmp_path / "a.tgz", content[:-60])
 
 
 @pytest.mark.parametrize("keep", [15, -60])
 def test_damage_below_an_archive_is_found_wherever(tmp_path, keep):
     content = gzip.compress(tar_of({"a.png": random.Random(0).randbytes(2**21)}), 0)
-    with pytest.raises(Unreadable, match=r"a\.tgz: damaged or cut short data"):
+    with pytest.raises(Unreadable, match=r"a\.tgz: damaged or cut short gzip data"):
         texts(tmp_path / "a.tgz", content[:keep])
 
 

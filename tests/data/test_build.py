@@ -625,7 +625,7 @@ def test_copies_are_reported_and_removed_if_asked_for(tmp_path, cache, caplog, v
     near = own[3].replace("whale", "shark", 1)
     sources = write_lines(tmp_path / "a.jsonl", [own[0], *own, own[0], near])
     with_copies = prepare(sources, cache, val_fraction=val_fraction)
-    line = "2 copies and 1 near copies of other documents"
+    line = "2 copies and 1 near copy of other documents"
     assert f"the text has {line}: dedup = true removes them" in caplog.text
     assert len(texts_of(with_copies.train, with_copies)) >= 25
     corpus = prepare(sources, cache, val_fraction=val_fraction, dedup=True)

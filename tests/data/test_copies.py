@@ -102,6 +102,42 @@ def test_near_copies_of_short_documents_are_found_among_many():
 
 
 @pytest.mark.usefixtures("sampled")
+def test_what_sketches_do_not_show_is_measured_by_all_shingles():
+    draw = random.Random(5)
+    texts = [words(draw, 120) for _ in range(120)]
+    shares = (0.03, 0.05, 0.06, 0.07, 0.08, 0.1)
+    documents = [*texts, *(edited(draw, text, draw.choice(shares)) for text in texts)]
+    scan, sketches = scan_of(documents)
+    asked = []
+
+    def read(indices):
+        assert (np.diff(indices) > 0).all()
+        asked.append(len(indices))
+        return [documents[index] for index in indices.tolist()]
+
+    every = np.ones(len(scan), bool)
+    pairs = [(at, at + 120) for at in range(120)]
+    near = {pair for pair in pairs if 0.8 <= resemblance(*(documents[at] for at in pair)) < 1}
+    assert 30 < len(near) < 90
+    found = [
+        set(
+            zip(
+                *(each.tolist() for each in find_copies(scan, every, sketches, each)[1]),
+                strict=True,
+            )
+        )
+        for each in (None, read)
+    ]
+    assert found[0] - near
+    assert not found[1] - near
+    assert len(near - found[1]) <= min(2, len(near - found[0]))
+    assert 0 < sum(asked) < len(documents)
+    # Of documents that are too long to be compared, what the sketches show is taken.
+    unread = find_copies(scan, every, sketches, lambda indices: [None] * len(indices))[1]
+    assert {(a, b) for a, b in zip(*(each.tolist() for each in unread), strict=True)} == found[0]
+
+
+@pytest.mark.usefixtures("sampled")
 def test_of_many_near_copies_of_one_document_one_is_kept():
     draw = random.Random(2)
     text = words(draw, 300)

@@ -55,8 +55,8 @@ def test_a_folder_without_text_is_an_error(tmp_path):
 
 def test_the_pattern_that_is_proposed_for_a_folder_of_unknown_names_reads_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "pages [1]" / "ls.1", "list files")
-    write(tmp_path / "pages [1]" / "fr" / "cat.1", "concatenate")
+    write(tmp_path / "pages [1]" / "ls.man", "list files")
+    write(tmp_path / "pages [1]" / "fr" / "cat.man", "concatenate")
     with pytest.raises(AGI2Error, match="to read all files as text") as caught:
         read("pages [1]")
     (pattern,) = shlex.split(str(caught.value).rpartition(": ")[2])

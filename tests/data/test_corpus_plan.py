@@ -1,18 +1,22 @@
 """Texts and conversations are split each by itself, conversations as wholes."""
 
+import random
 from itertools import chain
 
 import numpy as np
 import pytest
 
-from src.data.conversations import to_text
+from src.data import dedup
+from src.data.chat_template import Message
+from src.data.conversations import to_text, turns_of
 from src.data.corpus_options import CorpusOptions
 from src.data.corpus_plan import plan_groups
-from src.data.scan import scan_texts
+from src.data.scan import Scanner, scan_texts
 from src.data.sketches import SKETCH
 from src.errors import AGI2Error
 from tests.conftest import make_text
 from tests.data.chats import make_conversation, random_conversations
+from tests.data.test_copies import edited, resemblance, words
 
 NO_SKETCHES = np.zeros(99, SKETCH)
 
@@ -47,6 +51,30 @@ def test_copies_of_conversations_are_on_one_side_or_removed():
     spans, _ = plan([make_text()], chats, val_fraction=0.3, dedup=True)
     assert all(spans[:31])
     assert not any(spans[31:])
+
+
+def test_what_is_said_in_conversations_is_compared(monkeypatch):
+    monkeypatch.setattr(dedup, "_MAX_SHINGLES", 10)  # else there are no sketches to compare
+    draw = random.Random(1)
+    said = [words(draw, 90) for _ in range(20)]
+    said += [edited(draw, text, draw.choice([0.05, 0.07, 0.09])) for text in said]
+    chats = [to_text([Message("user", "Hi"), Message("assistant", text)]) for text in said]
+    documents, read, data = [make_text(20), make_text(30, 1), *chats], [], []
+    scanner = Scanner(None, data.append)
+    for index, text in enumerate(documents):
+        scanner.add(text, is_conversation=index >= 2)
+
+    def texts_of(indices):
+        read.extend(indices.tolist())
+        return [turns_of(documents[index]) for index in indices.tolist()]
+
+    scan, sketches = scanner.finish(), np.frombuffer(b"".join(data), SKETCH)
+    options = CorpusOptions(["a"], conversations=["b"], val_fraction=0.0, dedup=True)
+    found = plan_groups(scan, options, [[2], [0], [40], [0]], sketches, read=texts_of)
+    assert min(read) >= 2
+    near = [resemblance(*map(turns_of, chats[at::20])) >= 0.8 for at in range(20)]
+    assert 2 < sum(near) < 18
+    assert found.removed.tolist() == [False] * 22 + near
 
 
 def test_near_copies_across_the_sides_are_reported(caplog):

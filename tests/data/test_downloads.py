@@ -1,7 +1,9 @@
+import bz2
 import contextlib
 import gzip
 import os
 import re
+import socket
 import threading
 import time
 import urllib.request
@@ -12,7 +14,8 @@ from typing import ClassVar
 import pytest
 
 from src.data import downloads
-from src.data.corpus import read_documents
+from src.data.corpus import key_for, read_documents
+from src.data.documents import ReadOptions
 from src.data.downloads import cache_folder, download
 from src.errors import AGI2Error
 from tests.data.test_gutenberg import framed
@@ -181,6 +184,13 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
         ("a.txt", {"Content-Length": "2000000000000"}, b"text", "it is 2.0 TB, more than 4.0 GB"),
         ("broken.txt", {}, b"text", "the connection closed after 4 of 54 bytes"),
         ("a.txt", {"Transfer-Encoding": "chunked", "Content-Length": None}, b"5\r\nte", "cannot"),
+        (
+            "a.txt.gz",
+            {"Content-Length": "20"},
+            gzip.compress(b"text", mtime=0),
+            "cut short gzip data",
+        ),
+        ("a.csv.bz2", {}, bz2.compress(b"text")[:-4], "damaged or cut short bzip2 data"),
     ],
 )
 def test_a_bad_answer_is_refused_and_not_kept(library, tmp_path, path, headers, content, problem):
@@ -188,6 +198,37 @@ def test_a_bad_answer_is_refused_and_not_kept(library, tmp_path, path, headers, 
     with pytest.raises(AGI2Error, match=f"cannot be downloaded.*{problem}|{problem}"):
         download(f"{library}/{path}")
     assert not cached_files(tmp_path)
+
+
+def test_what_is_wrong_with_an_answer_is_said(library, monkeypatch):
+    Library.headers_to_send = {"Transfer-Encoding": "chunked", "Content-Length": None}
+    Library.content = b"5\r\nte"
+    with pytest.raises(AGI2Error, match=r"\(the connection closed before the end"):
+        download(f"{library}/a.txt")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(downloads, "_SOCKET_TIMEOUT", 0.2)
+        with pytest.raises(AGI2Error, match=r"\(no byte for 0 s\)"):  # nothing accepts it
+            download(f"http://127.0.0.1:{server.getsockname()[1]}/a.txt")
+        server.accept()[0].close()
+        monkeypatch.setattr(downloads, "_SOCKET_TIMEOUT", 30)
+        answer = threading.Thread(target=lambda: server.accept()[0].sendall(b"220 ready\r\n"))
+        answer.start()
+        with pytest.raises(AGI2Error, match=r"\(the answer is not HTTP\)"):
+            download(f"http://127.0.0.1:{server.getsockname()[1]}/a.txt")
+        answer.join()
+
+
+def test_a_downloaded_file_that_is_not_text_after_all_says_how_to_download_it_again(library):
+    Library.content = b"text" + b"\0\1\2\3" * 500
+    with pytest.raises(AGI2Error, match=r"book\.txt: .*not a text file .*; to download it again"):
+        read(f"{library}/book.txt")
+
+
+def test_a_failed_download_is_not_tried_again_for_each_key(library):
+    with pytest.raises(AGI2Error, match="404 Not Found"):
+        key_for(f"{library}/missing.txt", ReadOptions())
+    assert Library.asked == ("/missing.txt",)
+    assert key_for(f"{library}/book.txt", ReadOptions()) == "sources"
 
 
 def test_a_web_page_that_is_asked_for_by_name_is_text(library):
@@ -218,7 +259,7 @@ def test_redirects_are_followed_a_few_times(library):
     Library.redirect = "/book.txt"
     assert read(f"{library}/redirect.txt") == ["Call me Ishmael.\n"]
     Library.redirect = "/redirect-again.txt"
-    with pytest.raises(AGI2Error, match="cannot be downloaded"):
+    with pytest.raises(AGI2Error, match=r"\(302 more than 5 redirects, or one to itself: Found\)"):
         download(f"{library}/redirect-again.txt")
     assert len(Library.asked) < 12
 

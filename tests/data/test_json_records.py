@@ -20,6 +20,7 @@ def test_one_line_among_thousands_is_named_and_skipped(tmp_path):
     assert "a.jsonl:3142: no text in the field 'text'" in skipped
     assert "1 broken JSON (11 characters), such as" in skipped
     assert "a.jsonl:4001 is not JSON: Unterminated string" in skipped
+    assert "starting at" not in skipped
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5])

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from src.data import parts, readers, shards, shared_tasks, token_cache, token_stream, units
+from src.data import dedup, parts, readers, shards, shared_tasks, token_cache, token_stream, units
 from src.data.build import CORPUS, prepare_corpus
 from src.data.builtin import BUILTIN
 from src.data.corpus_options import CorpusOptions, TokenizerSource
@@ -23,6 +23,7 @@ from src.errors import AGI2Error
 from src.tokenizer import BPETokenizer, load_tokenizer
 from tests.conftest import make_text
 from tests.data.chats import chat_tokenizer, messages_lines, random_conversations
+from tests.data.test_copies import edited, resemblance, words
 
 
 @pytest.fixture
@@ -114,6 +115,24 @@ def test_the_files_are_those_that_one_process_writes(
     again = prepare(named, tmp_path / "parts", "1/3", **options)
     assert not again.is_new
     assert whole(named, tmp_path / "parts", **options).folder == corpus.folder
+
+
+def test_near_copies_are_those_by_all_shingles_in_parts_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "_MAX_SHINGLES", 100)  # else there are no sketches to compare
+    draw = random.Random(5)
+    texts = [words(draw, 120) for _ in range(30)]
+    copies = [edited(draw, text, draw.choice([0.04, 0.06, 0.08, 0.1])) for text in texts]
+    near = sum(0.8 <= resemblance(*pair) < 1 for pair in zip(texts, copies, strict=True))
+    assert 5 < near < 25
+    (tmp_path / "texts").mkdir()
+    for number in range(0, 60, 9):
+        lines = [json.dumps({"text": text}) for text in [*texts, *copies][number : number + 9]]
+        (tmp_path / "texts" / f"{number:02d}.jsonl").write_text("\n".join(lines))
+    options = {"dedup": True, "val_fraction": 0.0}
+    expected = whole([tmp_path / "texts"], tmp_path / "whole", **options)
+    assert expected.train.figures.documents == 60 - near
+    corpus = prepare([tmp_path / "texts"], tmp_path / "parts", **options)
+    assert files_of(corpus.folder) == files_of(expected.folder)
 
 
 def test_conversations_are_the_same_in_parts(sources, tmp_path, caplog):

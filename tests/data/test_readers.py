@@ -61,7 +61,7 @@ def test_what_was_read_adds_up_to_what_is_on_disk(corpus):
         assert re.search(
             rf"^{what} .* in \d+ places? .*characters\)", lines_of(report.removed), re.MULTILINE
         )
-    assert "read as koi8_r, a guess" in lines_of(report.notes)
+    assert any("koi8_r" in entry.kinds for _, entry in report.notes.entries())
 
 
 @pytest.mark.parametrize("name", sorted(damaged()))

@@ -138,6 +138,20 @@ def test_the_only_column_with_text_is_taken_and_noted(tmp_path):
         texts(tmp_path / "c.csv", "a,b\nx,y\n")
     with pytest.raises(Unreadable, match="no field 'text' among a, b; set text_field"):
         texts(tmp_path / "d.csv", "a,b\n1,2\n")
+    with pytest.raises(Unreadable, match=r"no field .text. among 1\.5 20; set text_field"):
+        texts(tmp_path / "e.csv", "1.5 20\n2.5 30\n")  # numbers without names
+
+
+def test_categories_are_not_taken_as_the_text(tmp_path):
+    rows = [f"{'yes' if row % 2 else 'no'},what is said in row {row}" for row in range(40)]
+    found, report = read_with_report(write(tmp_path / "a.csv", "label,review\n" + "\n".join(rows)))
+    assert found == [row.split(",")[1] for row in rows]
+    assert "in the field 'review'" in lines_of(report.notes)
+    labels = "\n".join(f"{row},{'yes' if row % 2 else 'no'}" for row in range(40))
+    with pytest.raises(Unreadable, match="no field 'text' among id, label; set text_field"):
+        texts(tmp_path / "b.csv", "id,label\n" + labels)
+    # Of a few values it cannot be known.
+    assert texts(tmp_path / "c.csv", "id,label\n1,yes\n2,no\n3,no\n") == ["yes", "no", "no"]
 
 
 def test_tsv_is_separated_by_tabs_alone(tmp_path):

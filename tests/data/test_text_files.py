@@ -1,6 +1,7 @@
+import json
 import logging
 
-from src.data.text_files import Skipped
+from src.data.text_files import KINDS, Skipped
 
 
 def test_a_tally_counts_by_reason_with_sizes_and_one_example():
@@ -20,6 +21,28 @@ def test_a_tally_counts_by_reason_with_sizes_and_one_example():
         "3 frames (1,234 characters), such as d.txt",
         "1 not text (7 characters), such as e.txt",
     ]
+
+
+def test_the_kinds_of_what_is_counted_are_listed():
+    notes, skipped = Skipped("{files} {reason}"), Skipped()
+    notes.add(f"read as {KINDS}, a guess", "a.txt", kind="cp1252")
+    skipped.add("in no format", "a.png", size=9, kind=".png")
+    assert list(notes.lines()) == ["1 file read as cp1252, a guess, such as a.txt"]
+    assert list(skipped.lines()) == ["1 in no format (9 B), such as a.png"]
+    for number in range(7):
+        notes.add(f"read as {KINDS}, a guess", "b.txt", kind=f"cp{number}", count=7 - number)
+    skipped.add("in no format", "b.mp3", size=1, kind=".mp3")
+    skipped.add("in no format", "c.mp3", kind=".mp3")
+    everything = Skipped("{files} {reason}")
+    everything.merge(Skipped.from_json(notes.to_json()))
+    everything.merge(Skipped.from_json(json.loads(json.dumps(skipped.to_json()))))
+    everything.merge(Skipped.from_json(skipped.to_json()))
+    assert list(everything.lines()) == [
+        "29 files read as cp0 (7), cp1 (6), cp2 (5), cp3 (4), cp4 (3) and 3 others, a guess, such "
+        "as a.txt",
+        "6 files in no format (20 B): .mp3 (4), .png (2), such as a.png",
+    ]
+    assert [reason for reason, _ in everything.entries()][1] == "in no format"
 
 
 def test_a_line_agrees_in_number():

@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data import text_store
+from src.data.chat_template import Message
+from src.data.conversations import to_text
+from src.data.resemblance import MAX_COMPARED
 from src.data.scan import Scanner
 from src.data.splits import SplitPlan
 from src.data.text_store import Cursor, TextStore
@@ -31,6 +34,18 @@ def stored(folder, documents):
             scanner.add(text)
         scan = scanner.finish()
     return TextStore(folder / "text.bin", scan), scan
+
+
+def test_chosen_documents_are_read(tmp_path):
+    chat = to_text(
+        [Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "é")]
+    )
+    documents = ["whale", "été 鯨", "x" * (MAX_COMPARED + 1), chat]
+    store, scan = stored(tmp_path, documents)
+    assert store.read(np.array([1, 3])) == ["été 鯨", chat]
+    assert store.read(np.array([0, 2])) == ["whale", None]
+    store = TextStore(tmp_path / "text.bin", scan, 3)
+    assert store.read(np.array([1, 3])) == ["été 鯨", "Hi\né"]
 
 
 def texts(batches):

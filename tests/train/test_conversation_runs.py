@@ -117,7 +117,7 @@ def test_a_system_message_that_all_have_is_no_copy(tiny_run, tmp_path, caplog):
     path.write_bytes(messages_lines([*([system, *each] for each in turns), copied]))
     with caplog.at_level(logging.INFO, "agi2"):
         text = prepare(tiny_run(**SIZES, sources=[], conversations=[str(path)], dedup=True))
-    assert "removed 0 copies and 1 near copies of other documents" in caplog.text
+    assert "removed 0 copies and 1 near copy of other documents" in caplog.text
     assert "of the held-out conversations is in the training text" not in caplog.text
     kept = text.corpus.train.figures.conversations + text.corpus.val.figures.conversations
     assert kept == len(CHATS)
