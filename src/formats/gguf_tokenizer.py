@@ -45,8 +45,10 @@ def read_tokenizer(file: GGUFFile) -> Tokenizer:
     content = json.loads(byte_level(models.BPE(), *_pre_tokenizer(file)).to_str())
     ids, types = _vocabulary(file)
     content["model"]["vocab"] = ids
-    content["model"]["merges"] = _list(file, "tokenizer.ggml.merges")
     added = [token for token, id in ids.items() if types[id] != _NORMAL]
+    # The library that writes GGUF leaves out an empty array: there is none if all are single bytes.
+    has_merges = any(len(token) > 1 for token in ids.keys() - set(added))
+    content["model"]["merges"] = _list(file, "tokenizer.ggml.merges") if has_merges else []
     if len(added) > MAX_ADDED:
         raise AGI2Error(f"{name} has over {MAX_ADDED:,} special tokens")
     content["added_tokens"] = [
@@ -95,10 +97,9 @@ def _pre_tokenizer(file: GGUFFile) -> tuple[PreTokenizer, bool]:
 
 def _list(file: GGUFFile, key: str) -> list[str]:
     values = file.metadata.get(key)
-    # An empty array has no type worth checking.
-    if not (isinstance(values, list) or (isinstance(values, np.ndarray) and not len(values))):
+    if not isinstance(values, list):
         raise AGI2Error(f"{file.path}: {key} is not an array of strings")
-    return list(values)
+    return values
 
 
 def _vocabulary(file: GGUFFile) -> tuple[dict[str, int], list[int]]:

@@ -206,6 +206,7 @@ REFUSED = [
     ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is not an array of strings"),
     ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is not an array of strings"),
     ({"tokenizer.ggml.tokens": ["a"]}, "it has 1 tokens, and the types of 3"),
+    ({"tokenizer.ggml.merges": None}, "tokenizer.ggml.merges is not an array of strings"),
     ({"tokenizer.ggml.merges": ["a"]}, "its tokenizer is not .* the merge 'a' is not a pair"),
     ({"tokenizer.ggml.token_type": "x"}, "token_type is not an array of integers"),
     ({"tokenizer.ggml.eos_token_id": 9999}, "eos_token_id = 9999 is the id of no token"),
