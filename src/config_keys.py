@@ -222,6 +222,10 @@ class TrainConfig(Section):
     """Decoupled weight decay (0 or more), applied to matrices only."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)
     """beta2 of AdamW (between 0 and 1)."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, such as 0.998 (between 0 and
+    1): validations evaluate both, and the better of them counts.
+    """
     clip_grad_norm: float = Field(1.0, gt=0)
     """Maximum gradient norm (above 0); a huge number disables clipping."""
     seed: int = Field(1337, ge=0, le=2**62)

@@ -15,6 +15,8 @@ from ..nn.lora import is_lora
 from ..utils import full_tensor, shard_like
 
 Optimizer = torch.optim.Optimizer
+AVERAGE = "average"
+"""The key of the average of a parameter in its optimizer's state; see `averaging`."""
 
 
 def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:

@@ -247,6 +247,7 @@ def test_damaged_files_are_one_line(file, results, capsys):
     status, _, err = run(capsys, "sweep", file, "-q", *RATES)
     assert status == 130
     assert err.startswith("interrupted: 0 of 3 runs are done; continue with: ")
+    assert run(capsys, "sweep", file, "-q", "--resume")[0] == 130
     (folder / "sweep.jsonl").write_text('{"run": 1}\n')
     status, _, err = run(capsys, "sweep", file, "--resume")
     assert (status, err) == (
@@ -263,14 +264,16 @@ def test_damaged_files_are_one_line(file, results, capsys):
 
 def test_runs_without_bits_per_byte_are_compared_by_loss(file, results, capsys):
     loss = {"bits_per_byte": None}
-    results |= {1: {**loss, "val_loss": 3.0}, 2: {**loss, "val_loss": 2.0}, 3: -9}
-    status, out, err = run(capsys, "sweep", file, *RATES)
+    results |= {1: {**loss, "val_loss": 3.0}, 2: {**loss, "val_loss": 2.0}, 3: 1, 4: -9}
+    tried = ("--try", "learning_rate=1e-2,1e-3,1e-4,1e-5")
+    status, out, err = run(capsys, "sweep", file, *tried)
     assert status == 0, err
     assert "best: run-02, 2.0000 val loss" in err
     head, best, *_, last = out.splitlines()
     assert head.split()[2:4] == ["val", "loss"]
     assert best.startswith("run-02 ")
     assert last.endswith("failed: killed, as by a system that is out of memory")
+    assert "run-03 failed: its process ended with the status 1\n" in err
     # Losses per token of other vocabularies are no order.
     status, _, err = run(capsys, "sweep", file, "--try", "vocab_size=260,270", "--runs", "2")
     assert status == 2
