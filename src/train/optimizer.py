@@ -34,8 +34,9 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     rest = {name: p for name, p in named if name not in matrices}
     groups = parameter_groups(rest, config.weight_decay, config.lora_rank is not None)
     device = next(model.parameters()).device.type
+    adamw = CautiousAdamW if config.cautious_weight_decay else torch.optim.AdamW
     optimizers: list[Optimizer] = [
-        torch.optim.AdamW(
+        adamw(
             groups,
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
@@ -47,7 +48,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
         split = [
             {"params": [p], "parts": 3 if "qkv" in name else 1} for name, p in matrices.items()
         ]
-        optimizers.append(Muon(split, config.muon_learning_rate, config.weight_decay))
+        rates = config.muon_learning_rate, config.weight_decay
+        optimizers.append(Muon(split, *rates, is_cautious=config.cautious_weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -74,6 +76,42 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+class CautiousAdamW(torch.optim.AdamW):
+    """AdamW with cautious weight decay (Chen et al., 2025).
+
+    A weight decays only in a step that moves it towards zero, or that leaves it: where the update
+    that is subtracted has its sign, or either is 0.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Perform one optimization step on the parameters that have a gradient."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and group["weight_decay"]:
+                    # The update has the sign of its numerator, the new first moment.
+                    moment = self.state.get(parameter, {}).get("exp_avg")
+                    weight = 1 - group["betas"][0]
+                    grad = parameter.grad
+                    direction = grad if moment is None else moment.lerp(grad, weight)
+                    _decay_cautiously(parameter, direction, group)
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+
+def _decay_cautiously(
+    parameter: torch.Tensor, update: torch.Tensor, group: Mapping[str, Any]
+) -> None:
+    """Apply decoupled weight decay where an update, subtracted later, has the weight's sign."""
+    is_decayed = (parameter * update >= 0).to(parameter.dtype)
+    parameter.mul_(1 - group["lr"] * group["weight_decay"] * is_decayed)
+
+
 class Muon(Optimizer):
     """Muon: Nesterov momentum with orthogonalized updates (Jordan et al., 2024).
 
@@ -85,13 +123,21 @@ class Muon(Optimizer):
         lr: the learning rate; the RMS of an update is about lr / sqrt(columns).
         weight_decay: decoupled weight decay, multiplied by the learning rate.
         momentum: the Nesterov momentum.
+        is_cautious: whether weight decay is cautious, as in `CautiousAdamW`.
     """
 
     def __init__(
-        self, params: Any, lr: float = 0.02, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        params: Any,
+        lr: float = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        *,
+        is_cautious: bool = False,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1}
         super().__init__(params, defaults)
+        self._is_cautious = is_cautious
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -120,9 +166,13 @@ class Muon(Optimizer):
         for parameter, update, group in updates:
             # Jordan et al. scale by sqrt(max(1, rows / columns)).
             aspect_ratio = update.size(0) / group["parts"] / update.size(1)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            update = shard_like(update, parameter)
+            if self._is_cautious:
+                _decay_cautiously(parameter, update, group)
+            else:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * math.sqrt(max(1.0, aspect_ratio))
-            parameter.add_(shard_like(update, parameter), alpha=-rate)
+            parameter.add_(update, alpha=-rate)
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

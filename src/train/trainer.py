@@ -89,8 +89,9 @@ class Trainer:
         self.checkpoints = CheckpointManager(*run, self.process_group, self.runner.sharded)
         self.references = References(self.batches.dataset, self.val_windows, model)
         self.checkpoints.tensors = self.references.tensors
-        if val_data is None and config.early_stopping_patience is not None:
-            log.warning("early_stopping_patience has no effect without text to validate on")
+        for key in ("early_stopping_patience", "ema_decay"):
+            if val_data is None and config[key] is not None:
+                log.warning("%s has no effect without text to validate on", key)
         self.schedule = Schedule(config, self.batches.steps_per_epoch)
         self.chosen = config.chosen()
         """The keys that the user set, as they are logged."""
@@ -109,8 +110,6 @@ class Trainer:
     def total_steps(self) -> int:
         """Number of steps after which the run ends, if nothing else ends it."""
         return self.schedule.total_steps
-
-    # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training state except tensors, JSON-serializable."""

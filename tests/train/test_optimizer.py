@@ -2,13 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from src.config import Config, GPT2Config
 from src.model import GPT2Model
-from src.train.optimizer import Muon, make_optimizers, orthogonalize, parameter_groups
+from src.train.optimizer import (
+    CautiousAdamW,
+    Muon,
+    make_optimizers,
+    orthogonalize,
+    parameter_groups,
+)
 from tests.bounds import assert_same_in_float64, differs_in_float64
 
 
@@ -88,7 +95,61 @@ def test_the_configuration_sets_the_rates():
         assert group["lr"] == group["initial_lr"] == 0.022
 
 
-# Schedules
+# Cautious weight decay
+
+
+def adamw_in_numpy(weight, gradients, *, lr, weight_decay, betas=(0.9, 0.99), is_cautious=True):
+    """Weights after steps of AdamW with cautious weight decay, by its formulas."""
+    m = v = np.zeros_like(weight)
+    for step, g in enumerate(gradients, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        update = m / (1 - betas[0] ** step) / (np.sqrt(v / (1 - betas[1] ** step)) + 1e-8)
+        mask = np.sign(update) * np.sign(weight) >= 0 if is_cautious else 1
+        weight = weight - lr * (update + weight_decay * mask * weight)
+    return weight
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_cautious_adamw_is_its_formulas(weight_decay, is_fused):
+    weight = matrix(6, 5)
+    weight[0] = 0
+    gradients = [matrix(6, 5, seed) for seed in range(1, 6)]
+    parameter, other = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    options = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": weight_decay}
+    optimizer = CautiousAdamW([parameter, other], fused=is_fused, **options)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()  # the other one has none, and does not decay
+        optimizer.step()
+    expected = adamw_in_numpy(
+        weight.numpy(), [g.numpy() for g in gradients], lr=0.1, weight_decay=weight_decay
+    )
+    assert_same_in_float64(parameter, torch.from_numpy(expected))
+    assert torch.equal(other, weight)
+    assert optimizer.param_groups[0]["weight_decay"] == weight_decay
+    plain = adamw_in_numpy(
+        weight.numpy(), [g.numpy() for g in gradients], lr=0.1, weight_decay=0.5, is_cautious=False
+    )
+    assert differs_in_float64(parameter, torch.from_numpy(plain))
+
+
+def test_cautious_muon_decays_where_the_update_has_the_weights_sign():
+    weight, gradient = matrix(6, 8), matrix(6, 8, 1)
+    update = step([torch.zeros_like(weight)], [gradient], lr=1.0)  # subtracted
+    mask = (-update * weight >= 0).double()
+    assert 0 < mask.mean() < 1
+    found = step([weight], [gradient], lr=0.1, weight_decay=0.5, is_cautious=True)
+    assert_same_in_float64(found, weight * (1 - 0.05 * mask) + 0.1 * update)
+
+
+def test_the_key_makes_both_optimizers_cautious():
+    model = make_model()
+    plain = make_optimizers(model, Config(optimizer="muon"))
+    cautious = make_optimizers(model, Config(optimizer="muon", cautious_weight_decay=True))
+    assert [type(each) for each in plain] == [torch.optim.AdamW, Muon]
+    assert [type(each) for each in cautious] == [CautiousAdamW, Muon]
+    assert [each._is_cautious for each in (plain[1], cautious[1])] == [False, True]
 
 
 # Muon
