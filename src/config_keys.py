@@ -210,6 +210,8 @@ class TrainConfig(Section):
     """
     muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
     """Peak learning rate of Muon (above 0)."""
+    normuon: bool = False
+    """Whether Muon divides each row of an update by its RMS over the steps (true, false)."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Schedule after warmup: `cosine`, `linear` or `wsd` (warmup-stable-decay), to zero; or
     `constant`.

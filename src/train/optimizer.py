@@ -15,6 +15,8 @@ from ..nn.lora import is_lora
 from ..utils import full_tensor, shard_like
 
 Optimizer = torch.optim.Optimizer
+# The key of the second moments of the rows in Muon's state.
+_ROWS = "row_squares"
 AVERAGE = "average"
 """The key of the average of a parameter in its optimizer's state; see `averaging`."""
 
@@ -49,7 +51,14 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
             {"params": [p], "parts": 3 if "qkv" in name else 1} for name, p in matrices.items()
         ]
         rates = config.muon_learning_rate, config.weight_decay
-        optimizers.append(Muon(split, *rates, is_cautious=config.cautious_weight_decay))
+        optimizers.append(
+            Muon(
+                split,
+                *rates,
+                is_cautious=config.cautious_weight_decay,
+                has_even_rows=config.normuon,
+            )
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -124,6 +133,8 @@ class Muon(Optimizer):
         weight_decay: decoupled weight decay, multiplied by the learning rate.
         momentum: the Nesterov momentum.
         is_cautious: whether weight decay is cautious, as in `CautiousAdamW`.
+        has_even_rows: whether to divide each row of an update by its RMS over the steps, as in
+            NorMuon (Li et al., 2025); the update's norm stays.
     """
 
     def __init__(
@@ -134,10 +145,11 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         *,
         is_cautious: bool = False,
+        has_even_rows: bool = False,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1}
         super().__init__(params, defaults)
-        self._is_cautious = is_cautious
+        self._is_cautious, self._has_even_rows = is_cautious, has_even_rows
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -166,6 +178,11 @@ class Muon(Optimizer):
         for parameter, update, group in updates:
             # Jordan et al. scale by sqrt(max(1, rows / columns)).
             aspect_ratio = update.size(0) / group["parts"] / update.size(1)
+            if self._has_even_rows:
+                state = self.state[parameter]
+                if _ROWS not in state:
+                    state[_ROWS] = update.new_zeros(update.size(0))
+                even_rows(update, state[_ROWS], group["parts"])
             update = shard_like(update, parameter)
             if self._is_cautious:
                 _decay_cautiously(parameter, update, group)
@@ -173,6 +190,25 @@ class Muon(Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * math.sqrt(max(1.0, aspect_ratio))
             parameter.add_(update, alpha=-rate)
+
+
+def even_rows(update: torch.Tensor, squares: torch.Tensor, parts: int, beta: float = 0.95) -> None:
+    """Divide the rows of an update by the root of their second moments, in place.
+
+    Each part keeps its norm, so that the learning rate keeps its meaning; therefore a bias of the
+    moments, which begin at 0, cancels.
+
+    Args:
+        update: (rows, columns), of matrices concatenated along dim 0.
+        squares: (rows,), the moving averages of the rows' mean squares, which are updated.
+        parts: number of matrices.
+        beta: decay of the moving averages.
+    """
+    squares.lerp_(update.square().mean(dim=1), 1 - beta)
+    for part, moments in zip(update.chunk(parts), squares.chunk(parts), strict=True):
+        norm = part.norm()
+        part.div_(moments.sqrt().clamp(min=1e-10)[:, None])
+        part.mul_(norm / part.norm().clamp(min=1e-10))
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from src.config import Config, GPT2Config
+from src.errors import AGI2Error
 from src.model import GPT2Model
 from src.train.optimizer import (
     CautiousAdamW,
     Muon,
+    even_rows,
     make_optimizers,
     orthogonalize,
     parameter_groups,
@@ -230,6 +232,42 @@ def test_parts_of_a_parameter_are_orthogonalised_apart():
     assert_same_in_float64(together, torch.cat(apart))
     whole = step([torch.cat(weights)], [torch.cat(gradients)], steps=3, lr=0.1, weight_decay=0.1)
     assert differs_in_float64(together, whole)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (5, 1), (1, 5)])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_normuon_is_its_formulas(shape, parts):
+    """Of each matrix by itself: the rows' second moments, and an update of the same norm."""
+    weights = [matrix(*shape, seed) for seed in range(parts)]
+    gradients = [matrix(*shape, 10 + seed) * 10**seed for seed in range(parts)]
+    found = step(weights, gradients, steps=4, lr=0.1, weight_decay=0.5, has_even_rows=True)
+    for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        expected, rows = weight.numpy(), np.zeros((shape[0], 1))
+        for steps in range(1, 5):
+            # The orthogonalized momentum, as plain Muon makes it in this step.
+            ends = [
+                step([torch.zeros_like(weight)], [gradient], steps=n, lr=1.0)
+                for n in (steps - 1, steps)
+            ]
+            update = (ends[0] - ends[1]).numpy()
+            rows = 0.95 * rows + 0.05 * np.square(update).mean(axis=1, keepdims=True)
+            even = update / np.sqrt(rows)
+            even *= np.linalg.norm(update) / np.linalg.norm(even)
+            expected = expected * (1 - 0.05) - 0.1 * even
+        own = found[number * shape[0] : (number + 1) * shape[0]]
+        assert torch.allclose(own, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_zeros_stay_and_the_key_selects_normuon():
+    update, squares = torch.zeros(4, 3), torch.zeros(4)
+    even_rows(update, squares, 2)
+    assert update.abs().max() == squares.abs().max() == 0
+    model = make_model()
+    _, muon = make_optimizers(model, Config(optimizer="muon", normuon=True))
+    assert muon._has_even_rows
+    assert not make_optimizers(model, Config(optimizer="muon"))[1]._has_even_rows
+    with pytest.raises(AGI2Error, match="normuon goes with Muon"):
+        Config(normuon=True)
 
 
 def test_parameters_of_many_shapes_and_groups_do_not_disturb_each_other():
