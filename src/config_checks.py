@@ -231,6 +231,11 @@ def _wrong_sampling(config: Any) -> Iterator[str]:
 def _wrong_optimizer(config: Any) -> Iterator[str]:
     if config.normuon and config.optimizer != "muon":
         yield 'normuon goes with Muon: set optimizer = "muon", or leave normuon out'
+    if config.head_lr_factor != 1 and config.tie_weights:
+        yield (
+            "head_lr_factor is for a head of its own: set tie_weights = false, or use "
+            "embedding_lr_factor"
+        )
 
 
 def _wrong_lora(config: Any) -> Iterator[str]:

@@ -208,6 +208,14 @@ class TrainConfig(Section):
     """Peak learning rate of AdamW (above 0), reached after warmup; 1e-5 with `preferences`, if it
     is not set.
     """
+    embedding_lr_factor: float = Field(1.0, gt=0, le=1e6)
+    """Factor of `learning_rate` for token and position embeddings, and a head tied to them (above
+    0).
+    """
+    head_lr_factor: float = Field(1.0, gt=0, le=1e6)
+    """Factor of `learning_rate` for the output head, if `tie_weights` is false (above 0)."""
+    norm_lr_factor: float = Field(1.0, gt=0, le=1e6)
+    """Factor of `learning_rate` for layer norms and biases (above 0)."""
     muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
     """Peak learning rate of Muon (above 0)."""
     normuon: bool = False

@@ -35,6 +35,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     }
     rest = {name: p for name, p in named if name not in matrices}
     groups = parameter_groups(rest, config.weight_decay, config.lora_rank is not None)
+    groups = _with_rates(groups, {p: name for name, p in rest.items()}, config)
     device = next(model.parameters()).device.type
     adamw = CautiousAdamW if config.cautious_weight_decay else torch.optim.AdamW
     optimizers: list[Optimizer] = [
@@ -83,6 +84,29 @@ def parameter_groups(
         {"params": others, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _with_rates(
+    groups: Sequence[Mapping[str, Any]], names: Mapping[nn.Parameter, str], config: Config
+) -> list[dict[str, Any]]:
+    """Split groups by the learning rates of their parameters; with one rate they stay the same."""
+    split = []
+    for group in groups:
+        by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            factor = _rate_factor(names[parameter], parameter, config)
+            by_rate[config.learning_rate * factor].append(parameter)
+        split += [{**group, "params": params, "lr": rate} for rate, params in by_rate.items()]
+    return split
+
+
+def _rate_factor(name: str, parameter: nn.Parameter, config: Config) -> float:
+    """Return the factor of AdamW's learning rate for a parameter."""
+    if name.startswith(("token_embeddings.", "position_embeddings.")):
+        return config.embedding_lr_factor
+    if name.startswith("head."):
+        return config.head_lr_factor
+    return config.norm_lr_factor if parameter.dim() < 2 else 1.0
 
 
 class CautiousAdamW(torch.optim.AdamW):

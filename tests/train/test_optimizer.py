@@ -97,6 +97,42 @@ def test_the_configuration_sets_the_rates():
         assert group["lr"] == group["initial_lr"] == 0.022
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("changes", ARCHITECTURES)
+def test_embeddings_head_and_norms_have_rates_of_their_own(optimizer, changes):
+    model = make_model(**changes)
+    is_tied = changes.get("tie_weights", True)
+    factors = {"embedding_lr_factor": 2.0, "norm_lr_factor": 3.0}
+    factors |= {} if is_tied else {"head_lr_factor": 5.0}
+    keys = {"optimizer": optimizer, "learning_rate": 0.01, "tie_weights": is_tied, **factors}
+    rates = {
+        name: group["initial_lr"]
+        for group in groups_of(make_optimizers(model, Config(**keys)))
+        for name in names_of(model, group["params"])
+    }
+    for name, parameter in model.named_parameters():
+        if "embeddings" in name:
+            expected = 0.02
+        elif name.startswith("head"):
+            expected = 0.05
+        elif parameter.dim() == 1:
+            expected = 0.03
+        else:
+            expected = 0.01 if optimizer == "adamw" else 0.02
+        assert rates[name] == pytest.approx(expected)
+    for group in groups_of(make_optimizers(model, Config(**keys, weight_decay=0.3))):
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.dim() >= 2 else 0.0)
+
+
+def test_with_equal_rates_there_are_the_groups_of_weight_decay():
+    model = make_model(tie_weights=False)
+    [adamw] = make_optimizers(model, Config())
+    assert len(adamw.param_groups) == 2
+    with pytest.raises(AGI2Error, match="head_lr_factor is for a head of its own"):
+        Config(head_lr_factor=2.0)
+
+
 # Cautious weight decay
 
 
