@@ -230,6 +230,10 @@ class TrainConfig(Section):
     """Linear warmup steps (0 or more), limited to a tenth of the run."""
     weight_decay: float = Field(0.1, ge=0, le=1e30)
     """Decoupled weight decay (0 or more), applied to matrices only."""
+    weight_decay_schedule: Literal["constant", "lr"] = "constant"
+    """Weight decay is multiplied by the learning rate. `lr`: it also follows the schedule of that,
+    from `weight_decay` at the peak to zero.
+    """
     cautious_weight_decay: bool = False
     """Whether a weight decays only in a step that moves it towards zero (true, false)."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)

@@ -22,7 +22,7 @@ AVERAGE = "average"
 
 
 def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
-    """Create the configured optimizers; each parameter group's `initial_lr` is its peak lr.
+    """Create the configured optimizers; a group's `initial_lr` is its peak learning rate.
 
     `adamw`: AdamW (Loshchilov and Hutter, 2019) for all parameters. `muon`: Muon for the matrices
     of the transformer blocks, AdamW for embeddings, LM head, biases and layer norms.
@@ -63,6 +63,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+            group["initial_weight_decay"] = group["weight_decay"]
     return optimizers
 
 

@@ -148,6 +148,8 @@ class StepRunner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor
+                if self._config.weight_decay_schedule == "lr":
+                    group["weight_decay"] = group["initial_weight_decay"] * learning_rate_factor
         loss = self.accumulator.accumulate(step, self.precision, self.scaler, self.compiled)
         # While the GPU computes: apply_gradients synchronizes for the grad norm.
         self.accumulator.prefetch(step + 1)
