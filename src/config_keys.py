@@ -202,6 +202,10 @@ class TrainConfig(Section):
     """Whether tokens attend only to tokens of their document, with positions that restart in each
     (true, false).
     """
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Probability in training that a sequence skips the attention or the feed-forward layer of a
+    block (0 to below 1).
+    """
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
     learning_rate: float = Field(3e-4, gt=0, le=1e30)
