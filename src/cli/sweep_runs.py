@@ -188,9 +188,9 @@ class Sweep:
     def _write_best(self, row: Row) -> None:
         """Write the configuration of the best recipe, as the run was trained."""
         config = self._config_of(row["keys"], model_name=f"{self.config.model_name}-best")
-        keys = {key: value for key, value in config.chosen().items() if value is not None}
+        keys = config.chosen()
         others = {key: value for key, value in keys.items() if key not in row["keys"]}
-        tried = {key: config[key] for key in row["keys"]}
+        tried = {key: config[key] for key in row["keys"] if config[key] is not None}
         text = (
             f"# The best of the recipes in {ROWS}: {row['name']}, {self._describe_score(row)}.\n"
             f"{tomli_w.dumps(others)}\n# Tried.\n{tomli_w.dumps(tried)}"
@@ -269,6 +269,8 @@ def _describe(recipe: Recipe) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return _EMPTY_CELL
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

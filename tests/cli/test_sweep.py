@@ -280,6 +280,15 @@ def test_runs_without_bits_per_byte_are_compared_by_loss(file, results, capsys):
     assert "no run of the sweep has a loss" in err
 
 
+def test_a_key_that_is_not_set_may_be_tried(file, results, capsys):
+    results |= {1: 1.0, 2: 2.0}
+    status, out, err = run(capsys, "sweep", file, "--try", "ema_decay=0.9")
+    assert status == 0, err
+    assert out.splitlines()[1].split()[:3] == ["run-01", "-", "1.0000"]
+    assert [config.ema_decay for config in results["trained"]] == [None, 0.9]
+    assert load_config(file.parent / "trained/tiny-sweep/best.toml", "training").ema_decay is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
