@@ -19,8 +19,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from common import parser, report
-from serve import prepare_tiny
 from serving import ServerProcess, agi2_command
+
+from serve import prepare_tiny
 
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),

@@ -129,6 +129,7 @@ def contradictions(config: Any) -> list[str]:
         *_wrong_preferences(config),
         *_wrong_tokenizer(config),
         *generation_contradictions(config),
+        *_wrong_optimizer(config),
         *_wrong_lora(config),
         *_wrong_names(config),
     ]
@@ -225,6 +226,16 @@ def _wrong_sampling(config: Any) -> Iterator[str]:
         )
     if config.samples > 1 and config.temperature == 0:
         yield f"samples {config.samples} would all be equal at temperature 0"
+
+
+def _wrong_optimizer(config: Any) -> Iterator[str]:
+    if config.normuon and config.optimizer != "muon":
+        yield 'normuon goes with Muon: set optimizer = "muon", or leave normuon out'
+    if config.head_lr_factor != 1 and config.tie_weights:
+        yield (
+            "head_lr_factor is for a head of its own: set tie_weights = false, or use "
+            "embedding_lr_factor"
+        )
 
 
 def _wrong_lora(config: Any) -> Iterator[str]:

@@ -202,14 +202,28 @@ class TrainConfig(Section):
     """Whether tokens attend only to tokens of their document, with positions that restart in each
     (true, false).
     """
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """Probability in training that a sequence skips the attention or the feed-forward layer of a
+    block (0 to below 1).
+    """
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the blocks' matrices, AdamW for the other parameters."""
     learning_rate: float = Field(3e-4, gt=0, le=1e30)
     """Peak learning rate of AdamW (above 0), reached after warmup; 1e-5 with `preferences`, if it
     is not set.
     """
+    embedding_lr_factor: float = Field(1.0, gt=0, le=1e6)
+    """Factor of `learning_rate` for token and position embeddings, and a head tied to them (above
+    0).
+    """
+    head_lr_factor: float = Field(1.0, gt=0, le=1e6)
+    """Factor of `learning_rate` for the output head, if `tie_weights` is false (above 0)."""
+    norm_lr_factor: float = Field(1.0, gt=0, le=1e6)
+    """Factor of `learning_rate` for layer norms and biases (above 0)."""
     muon_learning_rate: float = Field(0.02, gt=0, le=1e30)
     """Peak learning rate of Muon (above 0)."""
+    normuon: bool = False
+    """Whether Muon divides each row of an update by its RMS over the steps (true, false)."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Schedule after warmup: `cosine`, `linear` or `wsd` (warmup-stable-decay), to zero; or
     `constant`.
@@ -220,8 +234,18 @@ class TrainConfig(Section):
     """Linear warmup steps (0 or more), limited to a tenth of the run."""
     weight_decay: float = Field(0.1, ge=0, le=1e30)
     """Decoupled weight decay (0 or more), applied to matrices only."""
+    weight_decay_schedule: Literal["constant", "lr"] = "constant"
+    """Weight decay is multiplied by the learning rate. `lr`: it also follows the schedule of that,
+    from `weight_decay` at the peak to zero.
+    """
+    cautious_weight_decay: bool = False
+    """Whether a weight decays only in a step that moves it towards zero (true, false)."""
     adam_beta2: float = Field(0.99, gt=0, lt=1)
     """beta2 of AdamW (between 0 and 1)."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights, such as 0.998 (between 0 and
+    1): validations evaluate both, and the better of them counts.
+    """
     clip_grad_norm: float = Field(1.0, gt=0)
     """Maximum gradient norm (above 0); a huge number disables clipping."""
     seed: int = Field(1337, ge=0, le=2**62)

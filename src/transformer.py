@@ -11,6 +11,7 @@ from .arguments import PositiveInt, Rate, check_vectors, checked
 from .attention import MultiHeadAttention
 from .errors import AGI2Error
 from .ffn import FeedForward
+from .nn.dropout import drop_rows, is_training
 from .nn.kv_cache import LayerCache
 
 
@@ -48,6 +49,8 @@ class TransformerBlock(nn.Module):
         if norm_position not in ("pre", "post"):
             raise AGI2Error(f"norm_position must be pre or post, not {norm_position!r}")
         self.pre_norm = norm_position == "pre"
+        self.skip_rate = 0.0
+        """Probability in training that a sequence skips a sublayer (stochastic depth)."""
         self.attention_norm = nn.LayerNorm(d_model, bias=bias, dtype=torch.float32)
         self.attention = MultiHeadAttention(d_model, n_heads, dropout, bias=bias)
         self.ffn_norm = nn.LayerNorm(d_model, bias=bias, dtype=torch.float32)
@@ -74,10 +77,16 @@ class TransformerBlock(nn.Module):
         """
         check_vectors("x", x, self.attention.d_model, dims=3)
         if self.pre_norm:
-            x = _add(x, self._attend(self.attention_norm(x), mask, causal, cache))
-            return _add(x, self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(_add(x, self._attend(x, mask, causal, cache)))
-        return self.ffn_norm(_add(x, self.ffn(x)))
+            x = _add(x, self._skip(self._attend(self.attention_norm(x), mask, causal, cache)))
+            return _add(x, self._skip(self.ffn(self.ffn_norm(x))))
+        x = self.attention_norm(_add(x, self._skip(self._attend(x, mask, causal, cache))))
+        return self.ffn_norm(_add(x, self._skip(self.ffn(x))))
+
+    def _skip(self, branch: torch.Tensor) -> torch.Tensor:
+        """Drop a sublayer's output, (B, T, C), of some sequences in training."""
+        if self.skip_rate and is_training(self):
+            return drop_rows(branch, self.skip_rate)
+        return branch
 
     def last_attention(self, x: torch.Tensor) -> torch.Tensor:
         """Return the attention weights (B, H, T) of the last token, for the input (B, T, C)."""

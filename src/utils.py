@@ -372,12 +372,12 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
-def exit_with_parent(parent: int, folder: str) -> None:
+def exit_with_parent(parent: int, folder: str = "") -> None:
     """Exit this process when its parent exits, even if that was killed, and delete a folder.
 
     Args:
         parent: the parent's process id.
-        folder: a temporary folder, which a killed parent cannot delete itself.
+        folder: a temporary folder, which a killed parent cannot delete itself; empty for none.
     """
 
     def watch() -> None:

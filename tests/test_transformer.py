@@ -96,3 +96,32 @@ def test_the_dropout_rate_reaches_both_sublayers():
 def test_an_unknown_place_for_the_norm_is_an_error():
     with pytest.raises(AGI2Error, match=r"^norm_position must be pre or post, not 'middle'$"):
         TransformerBlock(C, H, F, norm_position="middle")
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_a_skipped_sublayer_leaves_the_residual_stream_of_its_sequence(norm_position):
+    """Each sequence has one of four outputs: with or without attention, and feed-forward layer."""
+    block = TransformerBlock(16, 2, 32, dropout=0.0, norm_position=norm_position)
+    x = torch.randn(1, 5, 16).expand(64, 5, 16)
+    expected = block.eval()(x)
+    block.skip_rate = 0.5
+    assert torch.equal(block(x), expected)
+    block.train()
+    torch.manual_seed(0)
+    found = block(x)
+    torch.manual_seed(0)
+    assert torch.equal(block(x), found)
+    kept = torch.tensor([0.0, 2.0])
+
+    def sublayers(attention, ffn):
+        x1 = x[:1]
+        if norm_position == "pre":
+            x1 = x1 + attention * block.attention(block.attention_norm(x1), causal=True)
+            return x1 + ffn * block.ffn(block.ffn_norm(x1))
+        x1 = block.attention_norm(x1 + attention * block.attention(x1, causal=True))
+        return block.ffn_norm(x1 + ffn * block.ffn(x1))
+
+    outputs = torch.cat([sublayers(a, f) for a in kept for f in kept])
+    distances = (found[:, None] - outputs[None]).abs().amax((2, 3))
+    assert distances.min(1).values.max() < 1e-5
+    assert set(distances.argmin(1).tolist()) == {0, 1, 2, 3}

@@ -20,6 +20,7 @@ with exit_on_sigint():
         train,
         tune,
         configure,
+        sweep,
         generate,
         evaluate,
         serve,

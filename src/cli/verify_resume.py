@@ -26,6 +26,7 @@ from ..train.setup import prepare
 from ..train.trackers import read_metrics
 from ..train.trainer import Trainer
 from ..training import make_trainer
+from .child_process import python_command
 
 # Keys of the metrics log that must be equal in both runs.
 _COMPARED_METRICS = (
@@ -134,17 +135,12 @@ def _train(config: Config, killed_after: int = 0) -> None:
     """
     file = run_folder(config).with_suffix(".toml")
     save_config(config, file)
-    package = __package__.partition(".")[0]
-    program = (
-        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        f"from {package}.utils import exit_with_parent\n"
-        f"exit_with_parent({os.getpid()}, {str(file.parent)!r})\n"
-        f"from {__package__}.verify_resume import _train_here\n"
-        f"_train_here({str(file)!r}, {killed_after})"
+    command = python_command(
+        f"{__package__}.verify_resume",
+        f"_train_here({str(file)!r}, {killed_after})",
+        str(file.parent),
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", errors="replace"
-    )
+    process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if killed_after and process.returncode in (-_KILL, _KILL):
         return
     if process.returncode or killed_after:

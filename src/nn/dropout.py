@@ -68,6 +68,15 @@ def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
     return x * (numbers >= lowest).to(x.dtype).mul_(scale)
 
 
+def drop_rows(x: torch.Tensor, rate: float) -> torch.Tensor:
+    """Zero each row of (B, ...) with probability `rate`, and scale the others by 1 / (1 - rate).
+
+    Of a residual branch this is stochastic depth (Huang et al., 2016), by sequence.
+    """
+    kept = torch.rand(x.size(0), device=x.device) >= rate
+    return x * (kept.to(x.dtype) / (1 - rate)).view(-1, *[1] * (x.dim() - 1))
+
+
 class Dropout(nn.Module):
     """Dropout in training mode; the identity in evaluation mode and within `evaluating`.
 

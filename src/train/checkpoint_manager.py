@@ -30,7 +30,7 @@ from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, Snapshot
 from .distributed import ProcessGroup
 from .folder_lock import FolderLock, claim_folder
-from .optimizer import Optimizer, load_optimizer_tensors, optimizer_tensors
+from .optimizer import AVERAGE, Optimizer, load_optimizer_tensors, optimizer_tensors
 
 # Keys that must not change on resume, as they determine the order of the data or the optimizer
 # steps. The text is compared by its hash, so its path may change.
@@ -160,6 +160,8 @@ class CheckpointManager:
         tensors = checkpoint.load_into(self.model)
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
+        if self.config.ema_decay is None:  # it may have been set before
+            tensors = {name: v for name, v in tensors.items() if not name.endswith(f".{AVERAGE}")}
         load_optimizer_tensors(self.model, self.optimizers, tensors)
 
     def _digest_of_tokens(self) -> str:

@@ -6,7 +6,7 @@ import functools
 import re
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -146,7 +146,10 @@ def model_sizes(config: Config) -> Sizes:
         config: the run's configuration, with the vocabulary size of the fitted tokenizer.
     """
     new_tokens = len(ROLE_TOKENS) + 1 if config.has_messages else 0
-    return _sizes(config.architecture, config.optimizer, config.lora_rank, new_tokens)
+    sizes = _sizes(config.architecture, config.optimizer, config.lora_rank, new_tokens)
+    if config.ema_decay is None:
+        return sizes
+    return replace(sizes, optimizer=sizes.optimizer + sizes.trainable)
 
 
 @functools.cache

@@ -161,9 +161,15 @@ class MetricsLogger:
         self._write({"step": state.step, "epoch": len(losses), "epoch_loss": losses[-1]})
         log.info("epoch %d  train loss %.4f", len(losses), losses[-1])
 
-    def log_validation(self, step: int, result: Evaluation) -> None:
-        """Log the result of a validation."""
-        self._write({"step": step, "val_loss": result.loss, **result.logged})
+    def log_validation(
+        self, step: int, result: Evaluation, averaged: Evaluation | None = None
+    ) -> None:
+        """Log the result of a validation: of the weights, or of their average if it is better."""
+        entry = {}
+        if averaged is not None:
+            entry = {"weights_val_loss": result.loss, "average_val_loss": averaged.loss}
+            result = averaged if averaged.loss < result.loss else result
+        self._write({"step": step, "val_loss": result.loss, **result.logged, **entry})
         log.info(
             "step %d  val loss %.4f (%s)  memory %s",
             step,
@@ -171,6 +177,9 @@ class MetricsLogger:
             result.describe_bits(),
             memory_stats(self._device),
         )
+        if averaged is not None:
+            found = entry["weights_val_loss"], entry["average_val_loss"]
+            log.info("val loss of the weights %.4f, of their average %.4f", *found)
 
     def log_sample(self, step: int, text: str) -> None:
         """Log text that the model generated."""

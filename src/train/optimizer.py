@@ -15,10 +15,14 @@ from ..nn.lora import is_lora
 from ..utils import full_tensor, shard_like
 
 Optimizer = torch.optim.Optimizer
+# The key of the second moments of the rows in Muon's state.
+_ROWS = "row_squares"
+AVERAGE = "average"
+"""The key of the average of a parameter in its optimizer's state; see `averaging`."""
 
 
 def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
-    """Create the configured optimizers; each parameter group's `initial_lr` is its peak lr.
+    """Create the configured optimizers; a group's `initial_lr` is its peak learning rate.
 
     `adamw`: AdamW (Loshchilov and Hutter, 2019) for all parameters. `muon`: Muon for the matrices
     of the transformer blocks, AdamW for embeddings, LM head, biases and layer norms.
@@ -31,9 +35,11 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
     }
     rest = {name: p for name, p in named if name not in matrices}
     groups = parameter_groups(rest, config.weight_decay, config.lora_rank is not None)
+    groups = _with_rates(groups, {p: name for name, p in rest.items()}, config)
     device = next(model.parameters()).device.type
+    adamw = CautiousAdamW if config.cautious_weight_decay else torch.optim.AdamW
     optimizers: list[Optimizer] = [
-        torch.optim.AdamW(
+        adamw(
             groups,
             lr=config.learning_rate,
             betas=(0.9, config.adam_beta2),
@@ -45,10 +51,19 @@ def make_optimizers(model: nn.Module, config: Config) -> list[Optimizer]:
         split = [
             {"params": [p], "parts": 3 if "qkv" in name else 1} for name, p in matrices.items()
         ]
-        optimizers.append(Muon(split, config.muon_learning_rate, config.weight_decay))
+        rates = config.muon_learning_rate, config.weight_decay
+        optimizers.append(
+            Muon(
+                split,
+                *rates,
+                is_cautious=config.cautious_weight_decay,
+                has_even_rows=config.normuon,
+            )
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+            group["initial_weight_decay"] = group["weight_decay"]
     return optimizers
 
 
@@ -72,6 +87,65 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def _with_rates(
+    groups: Sequence[Mapping[str, Any]], names: Mapping[nn.Parameter, str], config: Config
+) -> list[dict[str, Any]]:
+    """Split groups by the learning rates of their parameters; with one rate they stay the same."""
+    split = []
+    for group in groups:
+        by_rate: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            factor = _rate_factor(names[parameter], parameter, config)
+            by_rate[config.learning_rate * factor].append(parameter)
+        split += [{**group, "params": params, "lr": rate} for rate, params in by_rate.items()]
+    return split
+
+
+def _rate_factor(name: str, parameter: nn.Parameter, config: Config) -> float:
+    """Return the factor of AdamW's learning rate for a parameter."""
+    if name.startswith(("token_embeddings.", "position_embeddings.")):
+        return config.embedding_lr_factor
+    if name.startswith("head."):
+        return config.head_lr_factor
+    return config.norm_lr_factor if parameter.dim() < 2 else 1.0
+
+
+class CautiousAdamW(torch.optim.AdamW):
+    """AdamW with cautious weight decay (Chen et al., 2025).
+
+    A weight decays only in a step that moves it towards zero, or that leaves it: where the update
+    that is subtracted has its sign, or either is 0.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Perform one optimization step on the parameters that have a gradient."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and group["weight_decay"]:
+                    # The update has the sign of its numerator, the new first moment.
+                    moment = self.state.get(parameter, {}).get("exp_avg")
+                    weight = 1 - group["betas"][0]
+                    grad = parameter.grad
+                    direction = grad if moment is None else moment.lerp(grad, weight)
+                    _decay_cautiously(parameter, direction, group)
+            group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+
+def _decay_cautiously(
+    parameter: torch.Tensor, update: torch.Tensor, group: Mapping[str, Any]
+) -> None:
+    """Apply decoupled weight decay where an update, subtracted later, has the weight's sign."""
+    is_decayed = (parameter * update >= 0).to(parameter.dtype)
+    parameter.mul_(1 - group["lr"] * group["weight_decay"] * is_decayed)
+
+
 class Muon(Optimizer):
     """Muon: Nesterov momentum with orthogonalized updates (Jordan et al., 2024).
 
@@ -83,13 +157,24 @@ class Muon(Optimizer):
         lr: the learning rate; the RMS of an update is about lr / sqrt(columns).
         weight_decay: decoupled weight decay, multiplied by the learning rate.
         momentum: the Nesterov momentum.
+        is_cautious: whether weight decay is cautious, as in `CautiousAdamW`.
+        has_even_rows: whether to divide each row of an update by its RMS over the steps, as in
+            NorMuon (Li et al., 2025); the update's norm stays.
     """
 
     def __init__(
-        self, params: Any, lr: float = 0.02, weight_decay: float = 0.0, momentum: float = 0.95
+        self,
+        params: Any,
+        lr: float = 0.02,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        *,
+        is_cautious: bool = False,
+        has_even_rows: bool = False,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1}
         super().__init__(params, defaults)
+        self._is_cautious, self._has_even_rows = is_cautious, has_even_rows
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -118,9 +203,37 @@ class Muon(Optimizer):
         for parameter, update, group in updates:
             # Jordan et al. scale by sqrt(max(1, rows / columns)).
             aspect_ratio = update.size(0) / group["parts"] / update.size(1)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            if self._has_even_rows:
+                state = self.state[parameter]
+                if _ROWS not in state:
+                    state[_ROWS] = update.new_zeros(update.size(0))
+                even_rows(update, state[_ROWS], group["parts"])
+            update = shard_like(update, parameter)
+            if self._is_cautious:
+                _decay_cautiously(parameter, update, group)
+            else:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * math.sqrt(max(1.0, aspect_ratio))
-            parameter.add_(shard_like(update, parameter), alpha=-rate)
+            parameter.add_(update, alpha=-rate)
+
+
+def even_rows(update: torch.Tensor, squares: torch.Tensor, parts: int, beta: float = 0.95) -> None:
+    """Divide the rows of an update by the root of their second moments, in place.
+
+    Each part keeps its norm, so that the learning rate keeps its meaning; therefore a bias of the
+    moments, which begin at 0, cancels.
+
+    Args:
+        update: (rows, columns), of matrices concatenated along dim 0.
+        squares: (rows,), the moving averages of the rows' mean squares, which are updated.
+        parts: number of matrices.
+        beta: decay of the moving averages.
+    """
+    squares.lerp_(update.square().mean(dim=1), 1 - beta)
+    for part, moments in zip(update.chunk(parts), squares.chunk(parts), strict=True):
+        norm = part.norm()
+        part.div_(moments.sqrt().clamp(min=1e-10)[:, None])
+        part.mul_(norm / part.norm().clamp(min=1e-10))
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -23,6 +23,7 @@ from ..formats.model_dir import check_vocabulary, load_model, run_folder
 from ..model import GPT2Model
 from ..nn.lora import add_lora
 from ..tokenizer import BasicTokenizer, BPETokenizer, Tokenizer, load_tokenizer, new_tokenizer
+from ..transformer import TransformerBlock
 from ..utils import log, plural, seed_everything
 from .arguments import copy_vocabulary, fit_to, is_fitted, log_fitted
 from .checkpoint import Checkpoint, find_checkpoint, newest_checkpoint
@@ -135,6 +136,9 @@ def make_model(
     check_vocabulary(tokenizer, model)
     if config.init_from is not None and not is_resumed:
         _load_pretrained(Path(config.init_from), model, tokenizer)
+    for block in model.modules():
+        if isinstance(block, TransformerBlock):
+            block.skip_rate = config.stochastic_depth
     if config.lora_rank is not None:
         add_lora(model, config.lora_rank, role_ids(tokenizer) if config.has_messages else ())
     # FSDP moves the model shard by shard: the full model may not fit on the device.

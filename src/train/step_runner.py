@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..utils import log
 from .accumulator import GradientAccumulator
+from .averaging import WeightAverage
 from .distributed import NoSync, ProcessGroup
 from .optimizer import make_optimizers
 from .preference_loss import make_loss
@@ -67,6 +69,8 @@ class StepRunner:
         if self.sharded:
             no_sync = process_group.wrap_fsdp(self._module, model.blocks)
         self.optimizers = make_optimizers(model, config)
+        self.average = WeightAverage(self.optimizers, config.ema_decay)
+        """The average of the weights, of the steps that were taken."""
         self.accumulator = GradientAccumulator(
             self._module, config, batches, self.optimizers, process_group, no_sync
         )
@@ -144,13 +148,29 @@ class StepRunner:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate_factor
+                if self._config.weight_decay_schedule == "lr":
+                    group["weight_decay"] = group["initial_weight_decay"] * learning_rate_factor
         loss = self.accumulator.accumulate(step, self.precision, self.scaler, self.compiled)
         # While the GPU computes: apply_gradients synchronizes for the grad norm.
         self.accumulator.prefetch(step + 1)
         norm, is_taken = apply_gradients(
             self.optimizers, self._config.clip_grad_norm, self.scaler, self.precision
         )
+        if is_taken:
+            self.average.update(step)
         return loss, norm, is_taken
+
+    def diverged(self, newest: Path | None) -> AGI2Error:
+        """Return the error for too many consecutive skipped steps, after the newest checkpoint."""
+        return AGI2Error(
+            f"{self.max_skipped_steps} steps in a row gave no finite loss: lower learning_rate "
+            f"(now {self._config.learning_rate:g}) and "
+            + (
+                f"continue with --resume from {newest}, or name an older checkpoint with resume"
+                if newest
+                else "start from scratch: there is no earlier checkpoint"
+            )
+        )
 
     def describe_failure(self, error: Exception, step: int) -> AGI2Error | None:
         """Return the error for a device that failed or is out of memory; `None` for others."""

@@ -19,6 +19,7 @@ from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
 from ..utils import keep_freed_memory, log
+from .averaging import WeightAverage
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import ProcessGroup, is_lost_process, launch_id
@@ -88,8 +89,9 @@ class Trainer:
         self.checkpoints = CheckpointManager(*run, self.process_group, self.runner.sharded)
         self.references = References(self.batches.dataset, self.val_windows, model)
         self.checkpoints.tensors = self.references.tensors
-        if val_data is None and config.early_stopping_patience is not None:
-            log.warning("early_stopping_patience has no effect without text to validate on")
+        for key in ("early_stopping_patience", "ema_decay"):
+            if val_data is None and config[key] is not None:
+                log.warning("%s has no effect without text to validate on", key)
         self.schedule = Schedule(config, self.batches.steps_per_epoch)
         self.chosen = config.chosen()
         """The keys that the user set, as they are logged."""
@@ -108,8 +110,6 @@ class Trainer:
     def total_steps(self) -> int:
         """Number of steps after which the run ends, if nothing else ends it."""
         return self.schedule.total_steps
-
-    # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training state except tensors, JSON-serializable."""
@@ -281,20 +281,9 @@ class Trainer:
 
     def _stop_if_diverged(self) -> None:
         """Raise if too many consecutive steps were skipped."""
-        limit = self.runner.max_skipped_steps
-        if self.state.skipped_in_a_row < limit:
-            return
-        self.checkpoints.wait()
-        newest = self.checkpoints.newest
-        raise AGI2Error(
-            f"{limit} steps in a row gave no finite loss: lower learning_rate (now "
-            f"{self.config.learning_rate:g}) and "
-            + (
-                f"continue with --resume from {newest}, or name an older checkpoint with resume"
-                if newest
-                else "start from scratch: there is no earlier checkpoint"
-            )
-        )
+        if self.state.skipped_in_a_row >= self.runner.max_skipped_steps:
+            self.checkpoints.wait()
+            raise self.runner.diverged(self.checkpoints.newest)
 
     def _log_step(self, rate: float, norm: torch.Tensor) -> None:
         self.run_folder.recreate_if_lost(self.state)
@@ -321,16 +310,10 @@ class Trainer:
 
     def _evaluate_and_sample(self) -> None:
         self.state.evaluated_at = self.step
-        self.full_model = self.checkpoints.gather()
         if self.val_data is not None:
-            result = self.process_group.broadcast_from_main(
-                lambda: self.evaluate(self.config.eval_tokens)
-            )
-            self.run_folder.recreate_if_lost(self.state)
-            is_best = self.state.count_validation(result.loss)
-            self.metrics_logger.log_validation(self.step, result)
-            if is_best:
-                self.checkpoints.save_best(self.full_model)
+            self._compare_weights(self.runner.average)
+        else:
+            self.full_model = self.checkpoints.gather()
         if self._sample and self.config.sample_tokens and self.process_group.is_main:
             try:
                 text = self.sample(self.config.sample_tokens, self.config.seed + self.step)
@@ -338,6 +321,23 @@ class Trainer:
             except AGI2Error as error:  # non-finite weights: `_stop_if_diverged` ends the run
                 log.warning("no sample: %s", error)
         self.full_model = self.model  # frees the gathered copy
+
+    def _compare_weights(self, average: WeightAverage) -> None:
+        """Evaluate the weights and their average, if any; save the better if it is the best."""
+        averaged = average.evaluate(self._evaluate_weights)
+        result = weights = self._evaluate_weights()
+        if averaged is not None and averaged.loss < weights.loss:
+            result = averaged
+        self.run_folder.recreate_if_lost(self.state)
+        is_best = self.state.count_validation(result.loss)
+        self.metrics_logger.log_validation(self.step, weights, averaged)
+        if is_best:
+            with average.swapped(result is averaged):
+                self.checkpoints.save_best(self.checkpoints.gather())
+
+    def _evaluate_weights(self) -> Evaluation:
+        self.full_model, limit = self.checkpoints.gather(), self.config.eval_tokens
+        return self.process_group.broadcast_from_main(lambda: self.evaluate(limit))
 
     def evaluate(self, max_tokens: int = 0) -> Evaluation:
         """Evaluate on about `max_tokens` tokens of the held-out text, or on all of it (0)."""
@@ -388,8 +388,7 @@ class Trainer:
         history = self.state.result(stopped)
         if self.val_data is not None:
             final = self.process_group.broadcast_from_main(self._evaluate_best)
-            # best_loss is inf if the folder was lost after the last validation.
-            best = self.state.best_loss
+            best = self.state.best_loss  # inf if the folder was lost after the last validation
             history["best_val_loss"] = best if best < math.inf else final.loss
             history["final_val_loss"] = final.loss
             history["bits_per_byte"] = final.bits_per_byte

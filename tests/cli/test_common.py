@@ -75,7 +75,7 @@ def test_a_model_that_no_machine_holds_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("key", ["sources", "val_sources"])
-@pytest.mark.parametrize("command", ["train", "doctor", "verify-resume"])
+@pytest.mark.parametrize("command", ["train", "doctor", "verify-resume", "sweep"])
 def test_a_missing_source_is_one_line(tmp_path, capsys, command, key):
     file = write_run(tmp_path, **{key: [str(tmp_path / "gone.txt")]})
     status, out, err = run(capsys, command, file)

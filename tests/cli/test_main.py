@@ -26,6 +26,7 @@ def test_help_names_the_commands(option, capsys):
         "train",
         "doctor",
         "verify-resume",
+        "sweep",
         "generate",
         "beam",
         "chat",

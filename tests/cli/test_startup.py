@@ -73,6 +73,7 @@ CASES = [
             "verify-resume",
             "plan",
             "init",
+            "sweep",
             "data",
             "generate",
             "beam",

@@ -105,13 +105,18 @@ def make(tmp_path_factory):
     return SimpleNamespace(folder=folder, keys=keys_of)
 
 
+# All that the optimizers can do besides.
+OPTIONS = {
+    **{"optimizer": "muon", "normuon": True, "cautious_weight_decay": True, "ema_decay": 0.5},
+    **{"weight_decay_schedule": "lr", "embedding_lr_factor": 2.0, "norm_lr_factor": 0.5},
+}
 KINDS = {
     "adamw": {"micro_batch_size": 2},  # of the four rows that a process has
-    "muon": {"optimizer": "muon"},
+    "muon": OPTIONS,
     "fsdp": {"micro_batch_size": 2, "parallel": "fsdp"},
     "packed": {"micro_batch_size": 2, "windows": "packed", "mask_documents": True},
     "chats": {"micro_batch_size": 2, "conversations": ["chats.jsonl"], "text_share": 0.3},
-    "fsdp-muon": {"optimizer": "muon", "parallel": "fsdp"},
+    "fsdp-muon": {**OPTIONS, "parallel": "fsdp"},
 }
 
 

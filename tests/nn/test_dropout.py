@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
-from src.nn.dropout import Dropout, dropout, evaluating, is_training
+from src.nn.dropout import Dropout, drop_rows, dropout, evaluating, is_training
 from tests.bounds import by_chance, unit
 
 LEVELS = 65_536
@@ -143,3 +143,15 @@ def test_compiled_dropout_follows_the_mode_and_evaluating():
 def test_a_rate_that_is_none_is_one_clear_line(rate):
     with pytest.raises(AGI2Error, match=r"^rate must be a number in \[0, 1\), not "):
         Dropout(rate)
+
+
+@pytest.mark.parametrize("shape", [(1000, 3, 2), (1000, 4), (1000,)])
+def test_rows_are_dropped_as_one(shape):
+    torch.manual_seed(0)
+    x = torch.rand(shape) + 1.0
+    out = drop_rows(x, 0.25)
+    is_kept = (out.flatten(1) if x.dim() > 1 else out[:, None]) != 0
+    assert torch.equal(is_kept.all(1), is_kept.any(1))
+    kept = is_kept.all(1)
+    assert torch.allclose(out[kept], x[kept] / 0.75)
+    assert abs(1 - kept.double().mean() - 0.25) < by_chance(0.25, 1000)

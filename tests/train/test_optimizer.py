@@ -2,13 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from src.config import Config, GPT2Config
+from src.errors import AGI2Error
 from src.model import GPT2Model
-from src.train.optimizer import Muon, make_optimizers, orthogonalize, parameter_groups
+from src.train.optimizer import (
+    CautiousAdamW,
+    Muon,
+    even_rows,
+    make_optimizers,
+    orthogonalize,
+    parameter_groups,
+)
 from tests.bounds import assert_same_in_float64, differs_in_float64
 
 
@@ -88,7 +97,97 @@ def test_the_configuration_sets_the_rates():
         assert group["lr"] == group["initial_lr"] == 0.022
 
 
-# Schedules
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("changes", ARCHITECTURES)
+def test_embeddings_head_and_norms_have_rates_of_their_own(optimizer, changes):
+    model = make_model(**changes)
+    is_tied = changes.get("tie_weights", True)
+    factors = {"embedding_lr_factor": 2.0, "norm_lr_factor": 3.0}
+    factors |= {} if is_tied else {"head_lr_factor": 5.0}
+    keys = {"optimizer": optimizer, "learning_rate": 0.01, "tie_weights": is_tied, **factors}
+    rates = {
+        name: group["initial_lr"]
+        for group in groups_of(make_optimizers(model, Config(**keys)))
+        for name in names_of(model, group["params"])
+    }
+    for name, parameter in model.named_parameters():
+        if "embeddings" in name:
+            expected = 0.02
+        elif name.startswith("head"):
+            expected = 0.05
+        elif parameter.dim() == 1:
+            expected = 0.03
+        else:
+            expected = 0.01 if optimizer == "adamw" else 0.02
+        assert rates[name] == pytest.approx(expected)
+    for group in groups_of(make_optimizers(model, Config(**keys, weight_decay=0.3))):
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.3 if parameter.dim() >= 2 else 0.0)
+
+
+def test_with_equal_rates_there_are_the_groups_of_weight_decay():
+    model = make_model(tie_weights=False)
+    [adamw] = make_optimizers(model, Config())
+    assert len(adamw.param_groups) == 2
+    with pytest.raises(AGI2Error, match="head_lr_factor is for a head of its own"):
+        Config(head_lr_factor=2.0)
+
+
+# Cautious weight decay
+
+
+def adamw_in_numpy(weight, gradients, *, lr, weight_decay, betas=(0.9, 0.99), is_cautious=True):
+    """Weights after steps of AdamW with cautious weight decay, by its formulas."""
+    m = v = np.zeros_like(weight)
+    for step, g in enumerate(gradients, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        update = m / (1 - betas[0] ** step) / (np.sqrt(v / (1 - betas[1] ** step)) + 1e-8)
+        mask = np.sign(update) * np.sign(weight) >= 0 if is_cautious else 1
+        weight = weight - lr * (update + weight_decay * mask * weight)
+    return weight
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_cautious_adamw_is_its_formulas(weight_decay, is_fused):
+    weight = matrix(6, 5)
+    weight[0] = 0
+    gradients = [matrix(6, 5, seed) for seed in range(1, 6)]
+    parameter, other = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    options = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": weight_decay}
+    optimizer = CautiousAdamW([parameter, other], fused=is_fused, **options)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()  # the other one has none, and does not decay
+        optimizer.step()
+    expected = adamw_in_numpy(
+        weight.numpy(), [g.numpy() for g in gradients], lr=0.1, weight_decay=weight_decay
+    )
+    assert_same_in_float64(parameter, torch.from_numpy(expected))
+    assert torch.equal(other, weight)
+    assert optimizer.param_groups[0]["weight_decay"] == weight_decay
+    plain = adamw_in_numpy(
+        weight.numpy(), [g.numpy() for g in gradients], lr=0.1, weight_decay=0.5, is_cautious=False
+    )
+    assert differs_in_float64(parameter, torch.from_numpy(plain))
+
+
+def test_cautious_muon_decays_where_the_update_has_the_weights_sign():
+    weight, gradient = matrix(6, 8), matrix(6, 8, 1)
+    update = step([torch.zeros_like(weight)], [gradient], lr=1.0)  # subtracted
+    mask = (-update * weight >= 0).double()
+    assert 0 < mask.mean() < 1
+    found = step([weight], [gradient], lr=0.1, weight_decay=0.5, is_cautious=True)
+    assert_same_in_float64(found, weight * (1 - 0.05 * mask) + 0.1 * update)
+
+
+def test_the_key_makes_both_optimizers_cautious():
+    model = make_model()
+    plain = make_optimizers(model, Config(optimizer="muon"))
+    cautious = make_optimizers(model, Config(optimizer="muon", cautious_weight_decay=True))
+    assert [type(each) for each in plain] == [torch.optim.AdamW, Muon]
+    assert [type(each) for each in cautious] == [CautiousAdamW, Muon]
+    assert [each._is_cautious for each in (plain[1], cautious[1])] == [False, True]
 
 
 # Muon
@@ -178,6 +277,42 @@ def test_parts_of_a_parameter_are_orthogonalised_apart():
     assert_same_in_float64(together, torch.cat(apart))
     whole = step([torch.cat(weights)], [torch.cat(gradients)], steps=3, lr=0.1, weight_decay=0.1)
     assert differs_in_float64(together, whole)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (5, 1), (1, 5)])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_normuon_is_its_formulas(shape, parts):
+    """Of each matrix by itself: the rows' second moments, and an update of the same norm."""
+    weights = [matrix(*shape, seed) for seed in range(parts)]
+    gradients = [matrix(*shape, 10 + seed) * 10**seed for seed in range(parts)]
+    found = step(weights, gradients, steps=4, lr=0.1, weight_decay=0.5, has_even_rows=True)
+    for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        expected, rows = weight.numpy(), np.zeros((shape[0], 1))
+        for steps in range(1, 5):
+            # The orthogonalized momentum, as plain Muon makes it in this step.
+            ends = [
+                step([torch.zeros_like(weight)], [gradient], steps=n, lr=1.0)
+                for n in (steps - 1, steps)
+            ]
+            update = (ends[0] - ends[1]).numpy()
+            rows = 0.95 * rows + 0.05 * np.square(update).mean(axis=1, keepdims=True)
+            even = update / np.sqrt(rows)
+            even *= np.linalg.norm(update) / np.linalg.norm(even)
+            expected = expected * (1 - 0.05) - 0.1 * even
+        own = found[number * shape[0] : (number + 1) * shape[0]]
+        assert torch.allclose(own, torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_zeros_stay_and_the_key_selects_normuon():
+    update, squares = torch.zeros(4, 3), torch.zeros(4)
+    even_rows(update, squares, 2)
+    assert update.abs().max() == squares.abs().max() == 0
+    model = make_model()
+    _, muon = make_optimizers(model, Config(optimizer="muon", normuon=True))
+    assert muon._has_even_rows
+    assert not make_optimizers(model, Config(optimizer="muon"))[1]._has_even_rows
+    with pytest.raises(AGI2Error, match="normuon goes with Muon"):
+        Config(normuon=True)
 
 
 def test_parameters_of_many_shapes_and_groups_do_not_disturb_each_other():

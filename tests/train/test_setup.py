@@ -13,6 +13,7 @@ from src.errors import AGI2Error
 from src.tokenizer import BasicTokenizer, BPETokenizer
 from src.train.distributed import ProcessGroup
 from src.train.setup import prepare, prepare_on_rank_0
+from src.training import train_from_config
 
 
 @pytest.fixture
@@ -98,3 +99,18 @@ def test_validation_text_of_its_own_and_without_copies(tmp_path, tiny_run, caplo
     )
     decoded = text.tokenizer.decode(np.asarray(text.val_data.tokens))
     assert decoded == "only for validation, in a file of its own"
+
+
+def test_stochastic_depth_is_of_every_block_and_resumes_exactly(tiny_run):
+    keys = {"model_layer": 2, "checkpoint_interval": 2, "lr_schedule": "constant"}
+    plain = train_from_config(tiny_run("plain", max_steps=4, **keys))
+    keys["stochastic_depth"] = 0.5
+    complete = train_from_config(tiny_run("complete", max_steps=4, **keys))
+    assert [block.skip_rate for block in complete.model.blocks] == [0.5, 0.5]
+    assert [block.skip_rate for block in plain.model.blocks] == [0.0, 0.0]
+    assert complete.history["train_loss"] != plain.history["train_loss"]
+    train_from_config(tiny_run("cut", max_steps=2, **keys))
+    resumed = train_from_config(tiny_run("cut", max_steps=4, resume="auto", **keys))
+    assert resumed.history["final_val_loss"] == complete.history["final_val_loss"]
+    for one, other in zip(resumed.model.parameters(), complete.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -49,6 +49,26 @@ def test_a_step_follows_the_learning_rate_factor_and_moves_the_weights(runner):
     assert not all(map(torch.equal, before, after))
 
 
+@pytest.mark.parametrize(("schedule", "factor"), [("constant", 1.0), ("lr", 0.5)])
+def test_weight_decay_may_follow_the_learning_rate(tiny_run, schedule, factor):
+    """A step shrinks a weight without gradient by the rate and the decay of the schedule."""
+    config = tiny_run(
+        weight_decay_schedule=schedule, weight_decay=0.3, optimizer="muon", bias=False
+    )
+    runner = make_trainer(config, prepare(config)).runner
+    runner.run(0, 0.5)
+    for group in [group for each in runner.optimizers for group in each.param_groups]:
+        is_matrix = all(parameter.dim() >= 2 for parameter in group["params"])
+        assert group["weight_decay"] == (0.3 * factor if is_matrix else 0)
+    [table] = runner.optimizers[0].param_groups[0]["params"]
+    runner.optimizers[0].state.clear()
+    before = table.detach().clone()
+    table.grad = torch.zeros_like(table)
+    runner.optimizers[0].step()
+    shrunk = before * (1 - 0.5 * config.learning_rate * 0.3 * factor)
+    assert torch.allclose(table, shrunk, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

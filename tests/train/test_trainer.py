@@ -890,8 +890,9 @@ def test_a_run_begun_on_the_cpu_goes_on_on_cuda(tiny_run):
 
 
 def test_patience_without_a_validation_is_warned_of(tiny_run, caplog):
-    train_from_config(tiny_run(val_fraction=0.0, early_stopping_patience=2))
+    train_from_config(tiny_run(val_fraction=0.0, early_stopping_patience=2, ema_decay=0.9))
     assert "early_stopping_patience has no effect" in caplog.text
+    assert "ema_decay has no effect without text to validate on" in caplog.text
 
 
 def test_samples_end_at_the_stop_strings(tiny_run):
