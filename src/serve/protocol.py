@@ -141,7 +141,7 @@ class LimitedProtocol(H11Protocol):
             headers = [*with_security(response.raw_headers), (b"connection", b"close")]
             for event in (
                 h11.Response(status_code=error.status, headers=headers, reason=reason),
-                h11.Data(data=response.body),
+                h11.Data(data=bytes(response.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
