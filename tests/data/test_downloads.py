@@ -200,6 +200,12 @@ def test_a_bad_answer_is_refused_and_not_kept(library, tmp_path, path, headers, 
     assert not cached_files(tmp_path)
 
 
+def test_a_compressed_download_is_kept_if_it_is_complete(library, tmp_path):
+    Library.content = gzip.compress(b"a text")
+    assert read(f"{library}/a.txt.gz") == ["a text"]
+    assert len(cached_files(tmp_path)) == 1
+
+
 def test_what_is_wrong_with_an_answer_is_said(library, monkeypatch):
     Library.headers_to_send = {"Transfer-Encoding": "chunked", "Content-Length": None}
     Library.content = b"5\r\nte"
