@@ -40,7 +40,8 @@ def parser_of(command):
     return command
 
 
-PARSER = parser_of(typer.main.get_command(app))
+# Not `get_command`, whose commands other tests run: see `conftest.py`.
+PARSER = parser_of(typer.main.get_group(app))
 FLAGS = {name: flags_of(command) for name, command in COMMANDS.items()}
 FLAGS[""] = {"--version", "--help", "-h", "--install-completion", "--show-completion"}
 SCRIPTS = {
