@@ -362,7 +362,8 @@ def _is_fast_in_blocks(q: torch.Tensor, k: torch.Tensor, rate: float) -> bool:
 
     PyTorch's on a CPU multiplies bf16 as fp32. That of long sequences needs less memory.
     """
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or torch.compiler.is_compiling():
+    is_bfloat16 = q.dtype == k.dtype == torch.bfloat16  # a KV cache may have another dtype
+    if not is_bfloat16 or q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return q.size(2) == k.size(2) and (rate > 0.0 or q.size(2) <= _MAX_BLOCK_TOKENS)
 

@@ -467,8 +467,13 @@ VALUES = {
     "seq_len": st.integers(1, 500),
     "windows": st.sampled_from(["stream", "documents", "packed"]),
     "mask_documents": st.booleans(),
+    "stochastic_depth": SHARE,
     "optimizer": st.sampled_from(["adamw", "muon"]),
+    "normuon": st.booleans(),
     "learning_rate": st.floats(1e-9, 1e30),
+    "embedding_lr_factor": st.floats(1e-9, 1e6),
+    "head_lr_factor": st.floats(1e-9, 1e6),
+    "norm_lr_factor": st.floats(1e-9, 1e6),
     "muon_learning_rate": st.floats(1e-9, 1e30),
     "lr_schedule": st.sampled_from(["cosine", "linear", "constant", "wsd"]),
     "lr_decay_fraction": st.floats(0.01, 1.0),
@@ -476,6 +481,9 @@ VALUES = {
     "parallel": st.sampled_from(["ddp", "fsdp"]),
     "warmup_steps": FROM_0,
     "weight_decay": st.floats(0, 1e30),
+    "weight_decay_schedule": st.sampled_from(["constant", "lr"]),
+    "cautious_weight_decay": st.booleans(),
+    "ema_decay": st.none() | INSIDE,
     "adam_beta2": INSIDE,
     "clip_grad_norm": ABOVE_0,
     "seed": FROM_0,
@@ -547,6 +555,9 @@ def consistent(values):
         values["samples"] = 1
     if values["lora_rank"] is not None:
         values.update(optimizer="adamw", parallel="ddp", init_from=values["init_from"] or "base")
+    values["normuon"] = values["normuon"] and values["optimizer"] == "muon"
+    if values["tie_weights"]:
+        values["head_lr_factor"] = 1.0
     if values["init_from"] is not None:
         values["special_tokens"] = []
     return values

@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from ..command_line import command_line
 from ..config import Config
 from ..config_loader import save_config
 from ..console import print_line
@@ -62,7 +63,9 @@ class Sweep:
     """
 
     def __init__(self, config: Config, arguments: Sequence[str]) -> None:
-        check_one_process("train it with agi2 train; a sweep is for one process")
+        check_one_process(
+            f"a sweep is for one process; several train it with {command_line('train')}"
+        )
         if not (config.val_fraction or any(config[key] for key in _VAL_SOURCES)):
             raise AGI2Error(
                 "a sweep compares runs on held-out text: set val_fraction or val_sources"
@@ -229,12 +232,9 @@ class Sweep:
             log.info("the file's own recipe: %s, %s", own["name"], self._describe_score(own))
         log.info("its model: %s", self.folder / name)
         limit = "max_steps" if self.plan.steps else "max_minutes"
-        log.info(
-            "train longer with its recipe: agi2 train %s --set %s=%g",
-            shlex.quote(str(self.folder / BEST)),
-            limit,
-            _LONGER * self.plan.limit[limit],
-        )
+        best_file, longer = shlex.quote(str(self.folder / BEST)), _LONGER * self.plan.limit[limit]
+        command = command_line(f"train {best_file} --set {limit}={longer:g}")
+        log.info("train longer with its recipe: %s", command)
 
     def _print_table(self) -> None:
         keys = list(self.plan.space)

@@ -241,7 +241,7 @@ CASES = {
         src.BPETokenizer, vocab_size=("int", 300), special_tokens=("strs", ["<x>"]),
         pretokenizer=("choice", "gpt4"), split_digits=("bool", True),
     ),
-    "StreamDecoder": case(src.StreamDecoder, tokenizer=TOKENIZER),
+    "StreamDecoder": case(src.StreamDecoder, tokenizer=TOKENIZER, continues=("ids", [3, 4])),
     "load_tokenizer": case(src.load_tokenizer, path=("path", w("saved"))),
     "load_config": case(
         src.load_config, path=("path", w("toml")), kind=("choice", "training"),
