@@ -63,9 +63,8 @@ class Sweep:
     """
 
     def __init__(self, config: Config, arguments: Sequence[str]) -> None:
-        check_one_process(
-            f"a sweep is for one process; several train it with {command_line('train')}"
-        )
+        train = command_line("train")
+        check_one_process(f"train it with {train}; a sweep is for one process")
         if not (config.val_fraction or any(config[key] for key in _VAL_SOURCES)):
             raise AGI2Error(
                 "a sweep compares runs on held-out text: set val_fraction or val_sources"
