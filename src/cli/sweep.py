@@ -36,7 +36,7 @@ def sweep(
         typer.Option(
             "--try",
             metavar="KEY=VALUES",
-            help="Values of a key to try: a,b,c or a range LOW:HIGH; repeatable. By default "
+            help="Values of a key to try: a,b,c, or LOW:HIGH; repeatable. By default "
             "learning rates, regularization and sizes around those of the file.",
             autocompletion=completion.complete_override,
         ),

@@ -88,14 +88,11 @@ def dequantize(weights: Weights, rows: torch.Tensor | None = None) -> torch.Tens
     """
     if weights.bits == 28:
         return unpack(weights, rows)
-    if rows is None:
-        if weights.bits == 32:
-            return weights.values
-        rows = torch.arange(weights.outputs, device=weights.values.device)
-    elif weights.bits == 32:
-        # `index_select` raises if an index is out of range, also if it is negative.
-        return weights.values.index_select(0, rows)
+    if weights.bits == 32:
+        return weights.values if rows is None else weights.values.index_select(0, rows)
     assert weights.scale is not None
+    if rows is None:
+        rows = torch.arange(weights.outputs, device=weights.values.device)
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < weights.outputs:
         raise IndexError(f"a row is not below {weights.outputs}, the rows of the matrix")
     # A panel has its rows in the last dimension but one: see `kernel_quantized.h`.

@@ -69,12 +69,11 @@ class LimitedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request."""
-        if self.transport.is_closing():
-            return
         if self._is_waiting and not self._has_begun:
             self._start_timer()
             self._has_begun = True
-        super().data_received(data)
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def handle_events(self) -> None:
         """Begin to answer a request whose head has arrived."""

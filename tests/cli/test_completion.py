@@ -122,6 +122,7 @@ def test_every_key_is_offered_and_its_values_are_right():
             changes = {"log_to": [value], "sources": [value]}.get(key, plain)
             more = {"temperature": 0.0} if value == "ngram" else {}
             more |= {"tokenizer": "basic"} if key == "byte_fallback" else {}
+            more |= {"optimizer": "muon"} if key == "normuon" else {}
             Config(**{key: changes, **more})
     assert complete_override("epochs=") == complete_override("unknown=") == []
 

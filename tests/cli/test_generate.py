@@ -194,7 +194,9 @@ def test_models_are_named_by_their_folders(tmp_path):
     assert short_names(["trained/a", "b.toml", config]) == ["a", "b", "c.1"]
     (tmp_path / "d.toml").mkdir()
     long = "x" * 100
-    assert short_names([f"trained/{long}", str(tmp_path / "d.toml")]) == [long, "d.toml"]
+    models = [f"trained/{long}", str(tmp_path / "d.toml")]
+    assert short_names(models, length=None) == [long, "d.toml"]
+    assert short_names(models) == [long[:30], "d.toml"]
 
 
 def test_a_system_message_needs_a_model_with_a_chat_template(trained, capsys, monkeypatch):
