@@ -63,7 +63,7 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
     for (int64_t i = 0; i < I; i += 8)
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            if (ahead) prefetch(w + r * I + i);
+            if (ahead && tokens > 1) prefetch(w + r * I + i);
             floats weights = *(const floats *)(w + r * I + i);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {
@@ -77,7 +77,8 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
 }
 
-/* One row, accumulated in the order of `multiply_32`: the sums are bitwise equal. */
+/* One row, accumulated in the order of `multiply_32`: the sums are bitwise equal. A single token computes so
+   little that the processor's own prefetching is faster. */
 INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, float *out) {
     const int64_t I = m->inputs;
     const Row of = ((const Row *)m->scale)[row];
@@ -92,7 +93,7 @@ INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int to
         uints last = {0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            if (k < 7) prefetch(words + 8 * k);
+            if (k < 7 && tokens > 1) prefetch(words + 8 * k);
             floats weights = unpack_vector(words, k, (uints){0} + of.lowest, &last);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {
