@@ -18,7 +18,7 @@ def kernels(name: str, options: list[str]) -> Extension:
     """Return the library of `cpu_kernels.c`, compiled with these options, too."""
     return Extension(
         f"agi2.nn._{name}",
-        [f"src/nn/{name}.c"],
+        ["src/nn/cpu_kernels.c"],
         depends=sorted(glob("src/nn/*kernel*.[ch]")),
         # OpenMP is compiled for, but not linked: PyTorch has brought its own, and one pool of
         # threads is enough.

@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # The sources of each library.
 LIBRARIES = {
     "_cpu_kernels": ("src/nn/cpu_kernels.c",),
-    "_cpu_kernels_avx512": ("src/nn/cpu_kernels_avx512.c",),
+    "_cpu_kernels_avx512": ("src/nn/cpu_kernels.c",),
     "_bpe": ("src/nn/bpe_encode.c", "src/nn/bpe_count.c", "src/nn/bpe_merge.c"),
     "_shingles": ("src/nn/shingles.c",),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import Config
 from ..errors import AGI2Error, mask_secrets, safe_repr
-from ..train.search_space import (
+from ..train.sweep_space import (
     Recipe,
     Space,
     default_space,

@@ -21,7 +21,7 @@ from ..data.sources import check_rereadable
 from ..errors import AGI2Error, mask_secrets
 from ..formats.run_dir import CHECKPOINTS, WEIGHTS, check_output, list_checkpoints
 from ..train.folder_lock import FolderLock, claim_folder
-from ..train.search_space import TOKENIZER_KEYS, Recipe
+from ..train.sweep_space import TOKENIZER_KEYS, Recipe
 from ..utils import (
     human_bytes,
     human_time,

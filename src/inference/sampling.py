@@ -1,4 +1,7 @@
-"""The options of sampling and of beam search, and the sampler. B batch, V vocabulary."""
+"""The options of sampling and of beam search, and the draw of a token.
+
+Top-k, top-p and the other filters are in `logits_processors`. B batch, V vocabulary.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.errors import AGI2Error
-from src.train.search_space import (
+from src.train.sweep_space import (
     Range,
     Values,
     default_space,
