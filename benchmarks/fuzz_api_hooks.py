@@ -9,7 +9,7 @@ LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    """Name the model that is served in most bodies, and ask for few tokens."""
+    """Name the served model in most bodies, and limit `max_tokens`."""
     if isinstance(body, dict) and isinstance(body.get("model"), str) and len(body["model"]) % 8:
         body["model"] = "gpt2"
         for key in LENGTHS:

@@ -21,12 +21,6 @@ def command_line(arguments: str) -> str:
     return f"{_program()} {arguments}"
 
 
-def advise_import(folder: str | Path) -> str:
-    """Return what to do with a folder that has a model of `transformers`, not one of AGI2."""
-    command = command_line(f"import {shlex.quote(str(folder))} NEW_FOLDER")
-    return f"make it one: {command}"
-
-
 def _program() -> str:
     # `uv run` sets it. Its child finds `agi2` on a PATH that the user's shell does not have.
     if "UV_RUN_RECURSION_DEPTH" in os.environ:

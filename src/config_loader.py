@@ -16,17 +16,16 @@ from typing import Any, Literal
 import tomli_w
 
 from .arguments import checked
-from .command_line import advise_import, command_line
+from .command_line import command_line
 from .config import FREE_ARCHITECTURE_KEYS, REQUIRED_KEYS, Config
 from .config_checks import PRESETS
 from .config_messages import NO_STARTING_MODEL, error_of
 from .errors import AGI2Error, mask_secrets, safe_repr
+from .foreign_models import GGUF_MAGIC, import_advice
 from .utils import (
-    GGUF_MAGIC,
     describe_path,
     find_module_file,
     human_bytes,
-    is_gguf,
     is_nested_deeper,
     open_file,
     write_text,
@@ -228,13 +227,6 @@ def _read(path: Path) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise AGI2Error(f"{path}: not UTF-8 text") from error
-
-
-def import_advice(path: str | Path) -> str:
-    """Return how to convert a path if it is a model that can be imported; else an empty string."""
-    path = Path(path)
-    is_foreign = (path / "config.json").is_file() or (path.is_file() and is_gguf(path))
-    return advise_import(path) if is_foreign else ""
 
 
 def _advice_if_missing(path: Path) -> str:

@@ -259,21 +259,6 @@ def _kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-GGUF_MAGIC = b"GGUF"
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Return whether a path names a GGUF file, by its suffix or by its first bytes."""
-    path = Path(path)
-    if path.suffix.lower() == ".gguf":
-        return not path.is_dir()
-    try:
-        with open_file(path) as file:
-            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return False
-
-
 def describe_path(path: str | Path) -> str:
     """Return what a path is, for messages: `is a file`, `is a broken link`, `does not exist`."""
     try:

@@ -45,9 +45,10 @@ def import_(
         from ..formats.export import check_not_exists
 
         check_not_exists(out)
+        from ..foreign_models import is_gguf
         from ..formats.gguf_import import import_gguf
         from ..formats.huggingface import import_huggingface
-        from ..utils import is_gguf, log
+        from ..utils import log
 
     then = "try it: " + command_line(f'generate {shlex.quote(str(out))} "..."')
     with saving(out, then):

@@ -23,6 +23,7 @@ from ..data.documents import ReadOptions
 from ..data.formats import without_suffix
 from ..data.text_files import STDIN
 from ..errors import AGI2Error, mask_urls
+from ..foreign_models import is_gguf
 from ..formats.run_dir import (
     CHECKPOINTS,
     METRICS,
@@ -34,7 +35,7 @@ from ..formats.run_dir import (
 )
 from ..train.folder_lock import FolderLock
 from ..train.trackers import check_log_to
-from ..utils import convert_write_errors, is_gguf, log
+from ..utils import convert_write_errors, log
 from .saved_input import SavedInput, is_pipe
 from .startup import loading
 

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from ..errors import AGI2Error, safe_repr
+from ..foreign_models import GGUF_MAGIC
 from ..tokenization.tokenizer_json import MAX_TOKENS
-from ..utils import GGUF_MAGIC, human_bytes, open_file, plural
+from ..utils import human_bytes, plural
 from .gguf_blocks import OTHER_TYPES, TYPES, TensorType, dequantize
+from .model_file import ModelFile
 
 _VERSIONS = (2, 3)
 # Limits that bound time and memory; GPT-2's header has 2 MB, 27 keys and 149 tensors.
@@ -46,7 +48,7 @@ class GGUFEntry:
     """Size in bytes."""
 
 
-class GGUFFile:
+class GGUFFile(ModelFile):
     """An open GGUF file of version 2 or 3, little-endian, as a context manager.
 
     Args:
@@ -58,36 +60,11 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.metadata: dict[str, Any] = {}
         """Values by key: integers, floats, booleans, strings, lists of strings, NumPy arrays."""
         self.entries: dict[str, GGUFEntry] = {}
         """The tensors' entries by name."""
-        try:
-            self._file = open_file(path)
-        except FileNotFoundError as error:
-            raise AGI2Error(f"{path}: no such file") from error
-        except (OSError, ValueError) as error:  # the latter for a NUL in the name
-            raise self._unreadable(error) from error
-        try:
-            self._size = os.fstat(self._file.fileno()).st_size
-            self._read_header()
-        except OSError as error:
-            self.close()
-            raise self._unreadable(error) from error
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; loaded tensors remain valid."""
-        self._file.close()
+        super().__init__(path)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor in fp32 on the CPU; one in F32 is a copy-on-write memory map.
@@ -102,13 +79,11 @@ class GGUFFile:
             raise self._unreadable(error) from error
         return torch.from_numpy(dequantize(data, entry.type)).view(entry.shape)
 
-    def _unreadable(self, error: Exception) -> AGI2Error:
-        return AGI2Error(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}")
-
     def _damaged(self, reason: str) -> AGI2Error:
         return AGI2Error(f"{self.path} is damaged: {reason}")
 
     def _read_header(self) -> None:
+        self._size = os.fstat(self._file.fileno()).st_size
         if self._file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
             raise AGI2Error(f"{self.path} is not a GGUF file")
         version = self._number("I")

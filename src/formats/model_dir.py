@@ -14,11 +14,12 @@ import torch
 
 from ..arguments import checked
 from ..config import FREE_ARCHITECTURE_KEYS, Config, GPT2Config
-from ..config_loader import CONFIG, import_advice, load_config, save_config
+from ..config_loader import CONFIG, load_config, save_config
 from ..console import show_progress, visible
 from ..cuda_utils import check_memory, select_device
 from ..data.chat_template import check_template, save_template
 from ..errors import AGI2Error
+from ..foreign_models import import_advice
 from ..model import GPT2Model
 from ..nn.lora import lora_shapes, merged
 from ..tokenizer import FILE_NAME, Tokenizer, load_tokenizer

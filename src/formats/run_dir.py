@@ -19,8 +19,8 @@ from ..command_line import command_line
 from ..config_loader import CHECKPOINTS as CHECKPOINTS
 from ..config_loader import CONFIG
 from ..config_loader import STATE as STATE
-from ..config_loader import import_advice
 from ..errors import AGI2Error
+from ..foreign_models import import_advice
 from ..utils import describe_path, read_json_object
 
 # Tokenizers that are named rather than loaded from a file.

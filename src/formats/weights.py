@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..errors import AGI2Error
-from ..utils import open_file, parse_json
+from ..utils import parse_json
+from .model_file import ModelFile
 
 # Maximum header size in bytes, as in the safetensors library.
 _MAX_HEADER_BYTES = 100_000_000
@@ -57,7 +58,7 @@ class TensorEntry:
     """Size in bytes."""
 
 
-class SafetensorsFile:
+class SafetensorsFile(ModelFile):
     """An open safetensors file, as a context manager.
 
     Args:
@@ -68,36 +69,11 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.metadata: dict[str, str] = {}
         """The `__metadata__` of the header."""
         self.entries: dict[str, TensorEntry] = {}
         """The tensors' entries by name."""
-        try:
-            self._file = open_file(path)
-        except FileNotFoundError as error:
-            raise AGI2Error(f"{path}: no such file") from error
-        except (OSError, ValueError) as error:  # the latter for a NUL in the name
-            raise self._unreadable(error) from error
-        self._descriptor = self._file.fileno()
-        try:
-            self._read_header()
-        except OSError as error:
-            self.close()
-            raise self._unreadable(error) from error
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; loaded tensors remain valid."""
-        self._file.close()
+        super().__init__(path)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Load all tensors on the CPU, large ones as copy-on-write memory maps.
@@ -112,13 +88,11 @@ class SafetensorsFile:
         except OSError as error:
             raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> AGI2Error:
-        return AGI2Error(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}")
-
     def _corrupt_error(self, reason: object) -> AGI2Error:
         return AGI2Error(f"{self.path} is damaged: {reason}")
 
     def _read_header(self) -> None:
+        self._descriptor = self._file.fileno()
         size = os.fstat(self._descriptor).st_size
         length = int.from_bytes(self._bytes(0, 8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):

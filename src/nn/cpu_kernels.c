@@ -1,4 +1,4 @@
-/* CPU kernels: forward passes over a few tokens (decode steps, prefill), and parts of a training step.
+/* CPU kernels: decode steps and prefill, and parts of a training step.
 
    A decode step reads every weight once and does little with each: it is bound by memory bandwidth,
    which these kernels are to saturate. One parallel region spans the forward pass; each thread

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from src.errors import AGI2Error
-from src.formats import gguf_file
+from src.formats import gguf_file, model_file
 from src.formats.gguf_file import GGUFFile
-from src.utils import is_gguf
 from tests.formats.gguf_files import (
     ARRAY,
     BOOL,
@@ -200,7 +199,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, written, monkeypatch):
             pass
 
     with monkeypatch.context() as broken:
-        broken.setattr(gguf_file, "open_file", lambda path: Broken())
+        broken.setattr(model_file, "open_file", lambda path: Broken())
         with pytest.raises(AGI2Error, match="cannot be read: Input/output error"):
             GGUFFile(path)
 
@@ -221,12 +220,3 @@ class _Larger:
     def __init__(self, status, size):
         self.st_size = size
         self.st_mode = status.st_mode
-
-
-def test_a_gguf_file_is_known_by_its_name_or_its_first_bytes(tmp_path):
-    (tmp_path / "folder.gguf").mkdir()
-    (tmp_path / "blob").write_bytes(b"GGUF")
-    (tmp_path / "text").write_bytes(b"GGU")
-    names = {"folder.gguf": False, "blob": True, "text": False, "gone.GGUF": True, "gone": False}
-    assert {name: is_gguf(tmp_path / name) for name in names} == names
-    assert not is_gguf("a\0b")
