@@ -64,7 +64,7 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any], has_key: bool) -> di
     else:
         content[endpoint.media_type] = {"schema": {"type": "string"}}
     if endpoint.event is not None:
-        content["text/event-stream"] = {"schema": schemas[endpoint.event]}
+        content["text/event-stream"] = {"schema": _event_of(schemas[endpoint.event])}
     error = {"schema": schemas[ErrorBody]}
     operation: dict[str, Any] = {
         "operationId": endpoint.handler.__name__,
@@ -88,6 +88,13 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any], has_key: bool) -> di
     if has_key and not endpoint.is_public:
         operation["security"] = [{"key": []}]
     return operation
+
+
+def _event_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a server-sent event, as OpenAPI 3.2 describes one."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    properties = {"event": {"type": "string"}, "data": data}
+    return {"type": "object", "required": ["data"], "properties": properties}
 
 
 async def show_openapi(call: Call) -> Response:
