@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from ..nn.lora import is_lora
 from ..utils import full_tensor, shard_like
 
 Optimizer = torch.optim.Optimizer
+# A group of an optimizer's parameters.
+_Group = dict[str, Any]
 # The key of the second moments of the rows in Muon's state.
 _ROWS = "row_squares"
 AVERAGE = "average"
@@ -179,28 +182,45 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Perform one optimization step on the parameters that have a gradient."""
+        members = [
+            (parameter, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        updates = self._add_momentum(members)
         by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
-        updates: list[tuple[nn.Parameter, torch.Tensor, dict[str, Any]]] = []
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(state["momentum"], group["momentum"])
-                # Under FSDP, all-gather it: the singular values of a shard are different.
-                update = full_tensor(update)
-                updates.append((parameter, update, group))
-                for part in update.chunk(group["parts"]):
-                    # rows <= columns, so that x @ x.mT is the smaller Gram matrix.
-                    part = part.mT if part.size(0) > part.size(1) else part
-                    by_shape[part.shape].append(part)
+        for update, (_, group) in zip(updates, members, strict=True):
+            for part in update.chunk(group["parts"]):
+                # rows <= columns, so that x @ x.mT is the smaller Gram matrix.
+                part = part.mT if part.size(0) > part.size(1) else part
+                by_shape[part.shape].append(part)
         for parts in by_shape.values():
-            for part, result in zip(parts, orthogonalize(torch.stack(parts)), strict=True):
-                part.copy_(result)
-        for parameter, update, group in updates:
+            torch._foreach_copy_(parts, orthogonalize(torch.stack(parts)).unbind())
+        self._apply_updates(members, updates)
+
+    def _add_momentum(self, members: Sequence[tuple[nn.Parameter, _Group]]) -> list[torch.Tensor]:
+        """Update the momenta; return the updates before they are orthogonalized, unsharded."""
+        for parameter, _ in members:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        updates: list[torch.Tensor] = []
+        for rate, same in itertools.groupby(members, key=lambda each: each[1]["momentum"]):
+            parameters = [parameter for parameter, _ in same]
+            gradients = [p.grad for p in parameters if p.grad is not None]  # all have one
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - rate)
+            updates += torch._foreach_lerp(gradients, momenta, rate)
+        # Under FSDP, all-gather them: the singular values of a shard are different.
+        return [full_tensor(update) for update in updates]
+
+    def _apply_updates(
+        self, members: Sequence[tuple[nn.Parameter, _Group]], updates: Sequence[torch.Tensor]
+    ) -> None:
+        """Decay the weights and add the orthogonalized updates."""
+        same: dict[tuple[float, float], list[tuple[torch.Tensor, torch.Tensor]]]
+        same = defaultdict(list)
+        for (parameter, group), update in zip(members, updates, strict=True):
             # Jordan et al. scale by sqrt(max(1, rows / columns)).
             aspect_ratio = update.size(0) / group["parts"] / update.size(1)
             if self._has_even_rows:
@@ -208,13 +228,17 @@ class Muon(Optimizer):
                 if _ROWS not in state:
                     state[_ROWS] = update.new_zeros(update.size(0))
                 even_rows(update, state[_ROWS], group["parts"])
-            update = shard_like(update, parameter)
+            shard, decay = shard_like(update, parameter), group["lr"] * group["weight_decay"]
             if self._is_cautious:
-                _decay_cautiously(parameter, update, group)
-            else:
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                _decay_cautiously(parameter, shard, group)
+                decay = 0.0
             rate = group["lr"] * math.sqrt(max(1.0, aspect_ratio))
-            parameter.add_(update, alpha=-rate)
+            same[rate, decay].append((parameter, shard))
+        for (rate, decay), pairs in same.items():
+            parameters, shards = map(list, zip(*pairs, strict=True))
+            if decay:
+                torch._foreach_mul_(parameters, 1 - decay)
+            torch._foreach_add_(parameters, shards, alpha=-rate)
 
 
 def even_rows(update: torch.Tensor, squares: torch.Tensor, parts: int, beta: float = 0.95) -> None:
