@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -221,13 +222,65 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
+_LARGE_GPU = 40 * 10**9
+
+
 def logits_chunk_tokens(device: torch.device) -> int:
     """Return the number of tokens whose logits are materialized at once, in loss and evaluation.
 
     Few enough for the memory of a large vocabulary, and on a CPU for its cache; enough for matrix
-    products at full speed.
+    products at full speed, and few additions to the gradient of the LM head.
     """
+    if device.type == "cuda":  # pragma: needs gpu
+        is_large = torch.cuda.get_device_properties(device).total_memory >= _LARGE_GPU
+        return 16384 if is_large else 4096
     return 1024 if device.type == "cpu" else 4096
+
+
+_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
+"""The side stream used for captures, by device."""
+
+
+def capture_graph(
+    compute: Callable[[], torch.Tensor], device: torch.device, what: str
+) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
+    """Capture a computation over static tensors as a CUDA graph; return what replays it.
+
+    Launching a hundred small kernels takes the CPU longer than the GPU takes to run them; a CUDA
+    graph launches all of them at once. It requires static shapes and addresses, and no
+    synchronization. If the capture fails, log a warning and return None. The computation is
+    run once before, for lazy initialization in libraries, which cannot be captured.
+
+    Args:
+        compute: returns a tensor, which each replay overwrites.
+        device: the GPU.
+        what: the rest of the warning if it fails, such as "decoding without".
+    """
+    with torch.cuda.device(device):
+        current_stream = torch.cuda.current_stream()
+        # One stream per device: libraries keep a workspace for each stream they have run on.
+        if device not in _STREAMS:
+            _STREAMS[device] = torch.cuda.Stream()
+        side_stream = _STREAMS[device]
+        side_stream.wait_stream(current_stream)
+        with torch.cuda.stream(side_stream):
+            compute()
+        current_stream.wait_stream(side_stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may use the GPU during the capture.
+            with torch.cuda.graph(graph, stream=side_stream, capture_error_mode="thread_local"):
+                out = compute()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current_stream)
+            log.warning("CUDA graphs do not work here (%s): %s", first_line(error), what)
+            return None
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return out
+
+    return replay
 
 
 def can_compile(device: torch.device) -> bool:

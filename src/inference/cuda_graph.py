@@ -1,8 +1,7 @@
-"""CUDA graphs: a decode step, captured once and then replayed.
+"""Decode steps as CUDA graphs (see `cuda_utils.capture_graph`).
 
-Launching a hundred small kernels takes the CPU longer than the GPU takes to run them; a CUDA graph
-launches all of them at once. It requires static shapes and addresses: attention runs over the full
-capacity of the KV cache, with the unused columns masked.
+Attention runs over the full capacity of the KV cache, with the unused columns masked: shapes are
+static.
 
 B batch, C channels, H heads, S capacity in tokens, D head size.
 """
@@ -15,10 +14,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..cuda_utils import first_line
+from ..cuda_utils import capture_graph
 from ..nn.decode_backend import DecodeBackend
 from ..nn.kv_cache import KVCache, LayerCache
-from ..utils import log
 
 CAPTURE_AFTER = 8
 """Decode steps of a KV cache before its step is captured: a capture costs several steps."""
@@ -68,7 +66,7 @@ class GraphedStep:
         self._layers = [StaticLayerCache(layer, self._lengths) for layer in cache.layers]
         self.replay: Callable[[], torch.Tensor] | None = None
         if like.device.type == "cuda":  # pragma: needs gpu
-            self.replay = self._capture()
+            self.replay = capture_graph(self._compute, like.device, "decoding without")
 
     def __call__(
         self, x: torch.Tensor, is_text: torch.Tensor | None, lengths: Sequence[int]
@@ -100,42 +98,6 @@ class GraphedStep:
         for block, layer in zip(self._blocks, self._layers, strict=True):
             x = block(x, mask, causal=False, cache=layer)
         return x
-
-    def _capture(self) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
-        """Capture `_compute` as a CUDA graph; log a warning and return None if that fails."""
-        device = self._x.device
-        with torch.cuda.device(device):
-            current_stream = torch.cuda.current_stream()
-            # One stream per device: libraries keep a workspace for each stream they have run on.
-            if device not in _STREAMS:
-                _STREAMS[device] = torch.cuda.Stream()
-            side_stream = _STREAMS[device]
-            # Warm-up: lazy initialization in libraries cannot be captured.
-            side_stream.wait_stream(current_stream)
-            with torch.cuda.stream(side_stream):
-                self._compute()
-            current_stream.wait_stream(side_stream)
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # Other threads may use the GPU during the capture.
-                with torch.cuda.graph(graph, stream=side_stream, capture_error_mode="thread_local"):
-                    out = self._compute()
-            except RuntimeError as error:
-                torch.cuda.set_stream(current_stream)
-                log.warning(
-                    "CUDA graphs do not work here (%s): decoding without", first_line(error)
-                )
-                return None
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return out
-
-        return replay
-
-
-_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-"""The side stream used for captures, by device."""
 
 
 class GraphedBackend(DecodeBackend):
