@@ -20,7 +20,7 @@ from ..data.preference_windows import PreferenceWindows
 from ..data.windows import IGNORE_INDEX
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
-from .loss import NextTokenLoss
+from .loss import NextTokenLoss, compile_blocks
 from .preference_figures import sums_over
 
 
@@ -43,7 +43,7 @@ class PreferenceLoss(nn.Module):
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """Compile the transformer block, once for all layers."""
-        self._blocks = [torch.compile(block, backend=backend) for block in self.model.blocks]
+        self._blocks = compile_blocks(self.model, backend)
 
     @staticmethod
     def count(targets: torch.Tensor) -> torch.Tensor:
