@@ -43,9 +43,10 @@ def our_step(
     from src.config import Config
     from src.cuda_utils import select_precision
     from src.model import GPT2Model
+    from src.train.graphed_backward import GraphedBackward
     from src.train.loss import NextTokenLoss
     from src.train.optimizer import make_optimizers
-    from src.train.step import accumulate_gradients, apply_gradients
+    from src.train.step import accumulate_gradients, apply_gradients, backward_of
     from src.utils import keep_freed_memory
 
     rows, context, vocabulary, _, layers, heads, width = shape
@@ -63,13 +64,25 @@ def our_step(
     precision = select_precision(preference, place)
     model = GPT2Model(config).to(place)
     optimizers = make_optimizers(model, config)
-    loss = NextTokenLoss(model)
+    loss, graph = NextTokenLoss(model), None
     if backend is not None:
         loss.compile_parts(backend)
+        if device != "cpu":  # as in a run
+            graph = GraphedBackward(backward_of(loss, place, precision), list(model.parameters()))
+
+    def fetch() -> torch.Tensor:
+        batch = torch.randint(0, vocabulary, (rows, context + 1))
+        return batch if device == "cpu" else batch.pin_memory().to(device, non_blocking=True)
+
+    batches = [fetch()]
 
     def step() -> None:
-        batch = torch.randint(0, vocabulary, (rows, context + 1))
-        found = accumulate_gradients(loss, batch, place, precision=precision)
+        if graph is not None:
+            graph.attach()
+        found = accumulate_gradients(
+            loss, batches.pop(), place, precision=precision, backward=graph
+        )
+        batches.append(fetch())  # while a GPU computes, as in a run
         apply_gradients(optimizers, 1.0, precision=precision)
         found.item()  # until a GPU is done
 

@@ -517,7 +517,8 @@ def test_a_gpu_gives_the_same_logits():
     tokens = torch.randint(29, (2, 16))
     mask = torch.ones(2, 16)
     mask[0, :5] = 0
-    expected = model(tokens), model(tokens, mask)
+    documents = torch.tensor([[0] * 5 + [1] * 11, [0] * 16])
+    expected = model(tokens), model(tokens, mask), model(tokens, document_ids=documents)
     model.cuda()
     assert model.device.type == "cuda"
     tokens, mask = tokens.cuda(), mask.cuda()
@@ -526,6 +527,7 @@ def test_a_gpu_gives_the_same_logits():
     assert_same_in_float64(model(tokens).cpu(), expected[0])
     assert_same_in_float64(cached.cpu(), expected[0])
     assert_same_in_float64(model(tokens, mask).cpu(), expected[1])
+    assert_same_in_float64(model(tokens, document_ids=documents.cuda()).cpu(), expected[2])
 
 
 def test_a_mask_of_three_dimensions_that_is_not_boolean_is_refused():

@@ -484,6 +484,15 @@ def test_training_on_cuda_lowers_the_loss(tiny_run, precision, optimizer):
     assert run.history["val_loss"][-1] < character_entropy(run.training_text[0])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_training_on_documents_on_cuda_lowers_the_loss(tiny_run, is_compiled):
+    """Their masks go through attention and, compiled, through a CUDA graph."""
+    options = {"windows": "documents", "compile": is_compiled, "dropout": 0.1}
+    run = train_from_config(tiny_run(device="cuda", max_steps=60, eval_interval=20, **options))
+    assert run.history["val_loss"][-1] < run.history["val_loss"][0]
+
+
 def test_a_checkpoint_of_another_version_is_refused_before_the_text_is_read(tiny_run, monkeypatch):
     train_from_config(tiny_run(max_steps=2))
     monkeypatch.setattr("src.train.checkpoint.FORMAT", 99)

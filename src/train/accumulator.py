@@ -14,10 +14,11 @@ from ..errors import AGI2Error
 from ..utils import log, plural, seed_everything
 from .distributed import NoSync, ProcessGroup
 from .estimates import choose_micro_batch_size
-from .loss import LossFunction
+from .graphed_backward import GraphedBackward
+from .loss import LossFunction, NextTokenLoss
 from .optimizer import Optimizer
 from .preference_loss import TrainingLoss
-from .step import Batch, accumulate_gradients, split_batch
+from .step import Batch, accumulate_gradients, backward_of, split_batch
 
 
 class GradientAccumulator:
@@ -56,6 +57,7 @@ class GradientAccumulator:
         """Maximum number of sequences of a batch on this rank."""
         self.micro_batch_size = min(self.rows, self._micro_batch_size(loss.model.config))
         self._prefetched: tuple[int, Batch] | None = None
+        self._graph: GraphedBackward | None = None
 
     def _local_batch_size(self) -> int:
         batch, count = self._config.batch_size, self._processes.world_size
@@ -121,6 +123,7 @@ class GradientAccumulator:
         rows, world_size = len(self._batches.rows(step)), self._processes.world_size
         num_targets = self._processes.all_reduce_sum(self._module.count(split_batch(batch)[1]))
         while True:
+            graph = self._graph_of(precision, scaler, is_padded)
             self._seed_dropout(step)
             self._module.sums = None
             try:
@@ -131,6 +134,7 @@ class GradientAccumulator:
                     micro_batch_size=self.micro_batch_size,
                     precision=precision,
                     scaler=scaler,
+                    backward=graph,
                     no_sync=self.no_sync,
                     num_targets=num_targets,
                     world_size=world_size,
@@ -145,6 +149,31 @@ class GradientAccumulator:
                     raise
             # Outside the except block, whose traceback keeps the tensors alive.
             self._shrink(step)
+
+    def _graph_of(
+        self, precision: torch.dtype, scaler: torch.amp.GradScaler, is_padded: bool
+    ) -> GraphedBackward | None:
+        """Return the CUDA graph of a micro-batch with gradients of 0; `None` without.
+
+        A run on one GPU whose micro-batches have one shape has it, unless a forward and backward
+        pass needs the values of tensors, as those of preferences do, or changes the state of the
+        random numbers (gradient checkpointing) or the scale of the loss.
+        """
+        if (
+            self._processes.device.type != "cuda"
+            or not is_padded
+            or self._processes.is_initialized
+            or scaler.is_enabled()
+            or self._config.gradient_checkpointing
+            or not isinstance(self._module, NextTokenLoss)
+        ):
+            return None
+        if self._graph is None:  # pragma: needs gpu
+            backward = backward_of(self.loss, self._processes.device, precision)
+            parameters = [p for p in self._module.parameters() if p.requires_grad]
+            self._graph = GraphedBackward(backward, parameters)
+        self._graph.attach()  # pragma: needs gpu
+        return self._graph  # pragma: needs gpu
 
     def take_sums(self) -> torch.Tensor | None:
         """Return the sums over the pairs of the last step's global batch; `None` if no pairs."""
@@ -165,6 +194,7 @@ class GradientAccumulator:
 
     def _shrink(self, step: int) -> None:
         """Reduce the micro-batch size to the largest divisor of the batch up to half of it."""
+        self._graph = None
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         if self._processes.device.type == "cuda":  # pragma: needs gpu

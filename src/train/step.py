@@ -24,6 +24,12 @@ Batch = torch.Tensor | Sequence[torch.Tensor]
 Count = Callable[[torch.Tensor], torch.Tensor]
 """Returns a number, a scalar, of targets (B, T) or rows."""
 
+Backward = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
+"""Adds the gradients of a micro-batch's share of the mean loss, and returns the share, a scalar.
+
+It takes the parts of the micro-batch, (B, T) each, on the device, the number of its targets that
+count, and that of the global batch; scalars."""
+
 _EPSILON = 1e-6  # PyTorch adds it to the grad norm
 # A disabled scaler is a no-op.
 _NO_SCALING = torch.amp.GradScaler(enabled=False)
@@ -46,6 +52,35 @@ def cut_batch(batch: Batch, rows: int, tokens: int | None = None) -> Batch:
     return [part[:rows, :tokens] for part in batch]
 
 
+def backward_of(
+    loss_function: LossFunction,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    scaler: torch.amp.GradScaler = _NO_SCALING,
+) -> Backward:
+    """Return the forward and backward pass of a micro-batch (see `Backward`).
+
+    Args:
+        loss_function: returns the mean loss of a micro-batch, given its parts.
+        device: the device to compute on.
+        precision: the autocast dtype.
+        scaler: the loss scaler for fp16, in which small gradients underflow.
+    """
+
+    def backward(
+        parts: Sequence[torch.Tensor], count: torch.Tensor, total: torch.Tensor
+    ) -> torch.Tensor:
+        with autocast(device, precision):
+            loss = loss_function(*parts)
+        # Tensors: a number would need a synchronization if the targets are on a GPU.
+        dtype = torch.promote_types(loss.dtype, torch.float32)
+        loss = loss * (count.to(dtype) / total.to(dtype))
+        scaler.scale(loss).backward()
+        return loss.detach()
+
+    return backward
+
+
 def accumulate_gradients(
     loss_function: LossFunction,
     batch: Batch,
@@ -54,6 +89,7 @@ def accumulate_gradients(
     micro_batch_size: int | None = None,
     precision: torch.dtype = torch.float32,
     scaler: torch.amp.GradScaler = _NO_SCALING,
+    backward: Backward | None = None,
     no_sync: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     num_targets: torch.Tensor | None = None,
     world_size: int = 1,
@@ -72,7 +108,8 @@ def accumulate_gradients(
         device: the device to compute on.
         micro_batch_size: rows of a micro-batch; by default one micro-batch of all rows.
         precision: the autocast dtype.
-        scaler: the loss scaler for fp16, in which small gradients underflow.
+        scaler: as for `backward_of`.
+        backward: used in place of `backward_of`, of the arguments above.
         no_sync: the `no_sync` context of DDP or FSDP, entered for every micro-batch except the
             last, whose backward pass all-reduces the gradients.
         num_targets: the number of targets of the global batch that count, a scalar; by default
@@ -97,17 +134,17 @@ def accumulate_gradients(
     rows = min_micro_batches * size if is_padded else (min_micro_batches - 1) * size + 1
     parts = (_pad(inputs, rows), _pad(targets, rows, IGNORE_INDEX), *(_pad(p, rows) for p in more))
     micro_batches = list(zip(*(part.split(size) for part in parts), strict=True))
+    if backward is None:
+        backward = backward_of(loss_function, device, precision, scaler)
     total = torch.zeros((), dtype=torch.float32, device=device)
     for index, micro_batch in enumerate(micro_batches, start=1):
         own = count(micro_batch[1])
         with contextlib.nullcontext() if index == len(micro_batches) else no_sync():
-            with autocast(device, precision):
-                loss = loss_function(*(part.to(device, non_blocking=True) for part in micro_batch))
-            # Tensors: a number would need a synchronization if the targets are on a GPU.
-            dtype = torch.promote_types(loss.dtype, torch.float32)
-            loss = loss * ((world_size * own).to(dtype) / num_targets.to(dtype))
-            scaler.scale(loss).backward()
-        total += loss.detach()
+            total += backward(
+                [part.to(device, non_blocking=True) for part in micro_batch],
+                world_size * own,
+                num_targets,
+            )
     return total
 
 
