@@ -178,6 +178,13 @@ class Muon(Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1}
         super().__init__(params, defaults)
         self._is_cautious, self._has_even_rows = is_cautious, has_even_rows
+        self.found_inf: torch.Tensor | None = None
+        """1 if a gradient is not finite, else 0, a scalar: as of PyTorch's fused optimizers."""
+
+    @property
+    def can_skip_on_device(self) -> bool:
+        """Whether `found_inf` is supported."""
+        return not (self._is_cautious or self._has_even_rows)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -188,7 +195,9 @@ class Muon(Optimizer):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        updates = self._add_momentum(members)
+        # 1, or 0 to leave everything as it is: a tensor, which needs no synchronization.
+        is_taken = None if self.found_inf is None else 1 - self.found_inf
+        updates = self._add_momentum(members, is_taken)
         by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
         for update, (_, group) in zip(updates, members, strict=True):
             for part in update.chunk(group["parts"]):
@@ -197,9 +206,11 @@ class Muon(Optimizer):
                 by_shape[part.shape].append(part)
         for parts in by_shape.values():
             torch._foreach_copy_(parts, orthogonalize(torch.stack(parts)).unbind())
-        self._apply_updates(members, updates)
+        self._apply_updates(members, updates, is_taken)
 
-    def _add_momentum(self, members: Sequence[tuple[nn.Parameter, _Group]]) -> list[torch.Tensor]:
+    def _add_momentum(
+        self, members: Sequence[tuple[nn.Parameter, _Group]], is_taken: torch.Tensor | None
+    ) -> list[torch.Tensor]:
         """Update the momenta; return the updates before they are orthogonalized, unsharded."""
         for parameter, _ in members:
             if not self.state[parameter]:
@@ -209,13 +220,19 @@ class Muon(Optimizer):
             parameters = [parameter for parameter, _ in same]
             gradients = [p.grad for p in parameters if p.grad is not None]  # all have one
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            if is_taken is not None:  # a momentum stays if it is averaged with itself
+                pairs = zip(gradients, momenta, strict=True)
+                gradients = [torch.where(is_taken > 0, *pair) for pair in pairs]
             torch._foreach_lerp_(momenta, gradients, 1 - rate)
             updates += torch._foreach_lerp(gradients, momenta, rate)
         # Under FSDP, all-gather them: the singular values of a shard are different.
         return [full_tensor(update) for update in updates]
 
     def _apply_updates(
-        self, members: Sequence[tuple[nn.Parameter, _Group]], updates: Sequence[torch.Tensor]
+        self,
+        members: Sequence[tuple[nn.Parameter, _Group]],
+        updates: Sequence[torch.Tensor],
+        is_taken: torch.Tensor | None,
     ) -> None:
         """Decay the weights and add the orthogonalized updates."""
         same: dict[tuple[float, float], list[tuple[torch.Tensor, torch.Tensor]]]
@@ -236,9 +253,19 @@ class Muon(Optimizer):
             same[rate, decay].append((parameter, shard))
         for (rate, decay), pairs in same.items():
             parameters, shards = map(list, zip(*pairs, strict=True))
-            if decay:
+            if is_taken is not None:
+                torch._foreach_mul_(shards, is_taken)
+                torch._foreach_mul_(parameters, (1 - decay * is_taken.double()).float())
+            elif decay:
                 torch._foreach_mul_(parameters, 1 - decay)
             torch._foreach_add_(parameters, shards, alpha=-rate)
+
+
+def can_skip_on_device(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer's step does nothing if its `found_inf` is 1, a tensor."""
+    if isinstance(optimizer, Muon):
+        return optimizer.can_skip_on_device
+    return type(optimizer) is torch.optim.AdamW and bool(optimizer.defaults["fused"])
 
 
 def even_rows(update: torch.Tensor, squares: torch.Tensor, parts: int, beta: float = 0.95) -> None:

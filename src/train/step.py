@@ -16,7 +16,7 @@ from ..cuda_utils import autocast
 from ..data.windows import IGNORE_INDEX
 from ..utils import full_tensor
 from .loss import LossFunction, count_targets
-from .optimizer import Optimizer
+from .optimizer import Optimizer, can_skip_on_device
 
 Batch = torch.Tensor | Sequence[torch.Tensor]
 """Windows (B, T); or inputs, targets and optionally what else the loss takes, (B, T) each."""
@@ -181,6 +181,8 @@ def apply_gradients(
     norm, finite = torch.zeros((), dtype=torch.float32, device="cpu"), True
     if clip_grad_norm is not None:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm.is_cuda and not scaler.is_enabled() and all(map(can_skip_on_device, optimizers)):
+            return step_on_device(optimizers, clip_grad_norm, norm, precision)  # pragma: needs gpu
         value = full_tensor(norm).item()  # the only host-device synchronization of a step
         finite = math.isfinite(value)
         if finite and value + _EPSILON >= clip_grad_norm:  # a factor of 1 needs no pass over memory
@@ -195,3 +197,39 @@ def apply_gradients(
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return norm, finite
+
+
+def step_on_device(
+    optimizers: Sequence[Optimizer],
+    clip_grad_norm: float,
+    norm: torch.Tensor,
+    precision: torch.dtype,
+) -> tuple[torch.Tensor, bool]:
+    """Clip, step and zero the gradients as `apply_gradients` does, skipping the step on the device.
+
+    All kernels are launched before the norm is waited for, while a GPU is still busy with the
+    backward pass.
+
+    Args:
+        optimizers: those with `can_skip_on_device`.
+        clip_grad_norm: the maximum grad norm.
+        norm: the grad norm, a scalar on the device.
+        precision: the autocast dtype.
+    """
+    value = torch.empty_like(norm, device="cpu", pin_memory=norm.is_cuda)
+    value.copy_(norm, non_blocking=True)
+    is_known = torch.cuda.Event() if norm.is_cuda else None
+    if is_known is not None:  # pragma: needs gpu
+        is_known.record()
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+    found_inf = (~norm.isfinite()).to(torch.float32)
+    for optimizer in optimizers:
+        optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        with autocast(norm.device, precision):
+            optimizer.step()
+        optimizer.found_inf = None  # type: ignore[attr-defined]
+        optimizer.zero_grad(set_to_none=True)
+    if is_known is not None:  # pragma: needs gpu
+        is_known.synchronize()
+    return norm, math.isfinite(value.item())

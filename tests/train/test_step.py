@@ -7,11 +7,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.config import GPT2Config
+from src.config import Config, GPT2Config
 from src.model import GPT2Model
 from src.train.loss import IGNORE_INDEX, NextTokenLoss, count_targets
-from src.train.optimizer import make_optimizers
-from src.train.step import accumulate_gradients, apply_gradients, cut_batch, split_batch
+from src.train.optimizer import can_skip_on_device, make_optimizers
+from src.train.step import (
+    accumulate_gradients,
+    apply_gradients,
+    cut_batch,
+    split_batch,
+    step_on_device,
+)
 from tests.bounds import assert_same_in_float64, gamma
 
 CPU = torch.device("cpu")
@@ -252,3 +258,47 @@ def test_a_scaled_step_that_overflows_changes_nothing(tiny_run, clip, kind):
     step()
     assert not any(map(torch.equal, before, model.parameters()))
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def optimizer_state(model, optimizers):
+    """The weights and all tensors of the optimizers' state."""
+    tensors = [p.detach().clone() for p in model.parameters()]
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            tensors += [value.clone() for value in state.values()]
+    return tensors
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_skipped_on_the_device_is_the_step_or_nothing(clip, value):
+    results = []
+    for on_device in (False, True):
+        model = tiny_model()
+        options = {"optimizer": "muon", "weight_decay": 0.3, "clip_grad_norm": clip}
+        optimizers = make_optimizers(model, Config(**options))
+        assert all(map(can_skip_on_device, optimizers))
+        for step in range(4):
+            accumulate_gradients(NextTokenLoss(model), tokens(4, seed=step), CPU)
+            before = optimizer_state(model, optimizers)
+            if step == 2:
+                model.blocks[0].ffn.expand.weight.grad[0, 0] = value
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+            if on_device:
+                found = step_on_device(optimizers, clip, norm, torch.float32)
+            else:
+                found = apply_gradients(optimizers, clip)
+            assert found[1] == (step != 2)
+            assert all(p.grad is None for p in model.parameters())
+            if step == 2:
+                for old, new in zip(before, optimizer_state(model, optimizers), strict=True):
+                    assert torch.equal(old, new)
+        results.append(optimizer_state(model, optimizers))
+    for plain, skipped in zip(*results, strict=True):
+        torch.testing.assert_close(skipped, plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{"normuon": True}, {"cautious_weight_decay": True}])
+def test_options_that_read_the_update_are_not_skipped_on_the_device(options):
+    optimizers = make_optimizers(tiny_model(), Config(optimizer="muon", **options))
+    assert not all(map(can_skip_on_device, optimizers))
