@@ -134,7 +134,9 @@ def _micro_batch_size(config: Config, batches: EpochBatches, device: torch.devic
     size = config.micro_batch_size
     if size == "auto":
         seq_len = batches.dataset.seq_len
-        size = choose_micro_batch_size(config.architecture, seq_len, config.batch_size, device)
+        size = choose_micro_batch_size(
+            config.architecture, seq_len, config.batch_size, device, config.precision
+        )
     return min(size, batches.batch_size)
 
 

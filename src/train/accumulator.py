@@ -76,6 +76,7 @@ class GradientAccumulator:
                 self._batches.dataset.seq_len,
                 self._config.batch_size // self._processes.world_size,
                 self._processes.device,
+                self._config.precision,
             )
         return size
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config, GPT2Config
-from ..cuda_utils import logits_chunk_tokens, measure_cpu_flops
+from ..cuda_utils import CPU, logits_chunk_tokens, measure_cpu_flops
 from ..model import GPT2Model
 from ..nn.lora import add_lora, is_lora
 from ..tokenizer import ROLE_TOKENS
@@ -22,18 +22,31 @@ from ..tokenizer import ROLE_TOKENS
 CPU_ACTIVATION_BUDGET = 2 * 2**30
 
 
-def activation_bytes(architecture: GPT2Config, seq_len: int) -> int:
-    """Estimate the activation memory of one sequence in fp32, without logits, in bytes.
+def activation_bytes(
+    architecture: GPT2Config, seq_len: int, device: torch.device = CPU, precision: str = "fp32"
+) -> int:
+    """Estimate the activation memory of one sequence, without logits, in bytes.
 
-    The unit is a vector of `d_model` per token. A layer saves 16 of them for backward; the rest,
-    and with gradient checkpointing all beyond 1 per layer, is heap fragmentation. Fitted to the
-    peak memory of a process on a CPU; a GPU, which has little fragmentation, needs less.
+    The unit is a vector of `d_model` per token, in fp32. On a CPU a layer saves 16 of them for
+    backward; the rest, and with gradient checkpointing all beyond 1 per layer, is heap
+    fragmentation: fitted to the peak memory of a process. On a GPU in half precision it is fitted
+    to GPT-2 124M (see `benchmarks/README.md`): bf16 on a CPU keeps about as much as fp32, because
+    attention and dropout are others.
+
+    Args:
+        architecture: the model's architecture.
+        seq_len: tokens of the sequence.
+        device: the training device.
+        precision: the key of the configuration.
     """
-    layer = 19.5 * architecture.d_model
+    is_gpu = device.type == "cuda"
+    layer = (10.5 if is_gpu and precision != "fp32" else 19.5) * architecture.d_model
     if architecture.dropout > 0:
-        # The fused attention kernel has no dropout on a CPU: the attention weights (T, T) of each
-        # head are saved for backward.
-        layer += 10.5 * architecture.d_model + 3.2 * architecture.n_heads * seq_len
+        layer += (3.0 if is_gpu else 10.5) * architecture.d_model
+        if not is_gpu:
+            # The fused attention kernel has no dropout on a CPU: the attention weights (T, T) of
+            # each head are saved for backward.
+            layer += 3.2 * architecture.n_heads * seq_len
     if architecture.gradient_checkpointing:
         layers = 12 * architecture.n_layers * architecture.d_model + layer
     else:
@@ -85,7 +98,11 @@ def peak_flops(device: torch.device, precision: torch.dtype = torch.float32) -> 
 
 
 def choose_micro_batch_size(
-    architecture: GPT2Config, seq_len: int, batch_size: int, device: torch.device
+    architecture: GPT2Config,
+    seq_len: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
 ) -> int:
     """Return the largest divisor of `batch_size` whose activations fit into the device's budget.
 
@@ -95,7 +112,7 @@ def choose_micro_batch_size(
     budget = CPU_ACTIVATION_BUDGET
     if device.type == "cuda":  # pragma: needs gpu
         budget = int(0.6 * torch.cuda.get_device_properties(device).total_memory)
-    fitting = budget // activation_bytes(architecture, seq_len)
+    fitting = budget // activation_bytes(architecture, seq_len, device, precision)
     return max(
         (n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fitting), default=1
     )
@@ -192,7 +209,8 @@ def predict_memory(
         process: memory of the process before the model is created, in bytes; ignored on a GPU.
     """
     sizes = model_sizes(config)
-    activations = micro_batch_size * activation_bytes(config.architecture, seq_len)
+    one = activation_bytes(config.architecture, seq_len, device, config.precision)
+    activations = micro_batch_size * one
     if micro_batch_size < config.batch_size:
         # Gradient accumulation: the accumulated gradients, and this micro-batch's gradients of the
         # tied embeddings, as LM head and as table. 1.4: the accumulated gradients were allocated

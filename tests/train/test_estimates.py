@@ -28,6 +28,7 @@ from src.train.estimates import (
     predict_memory,
     training_flops,
 )
+from src.train.loss import compile_blocks
 from src.train.optimizer import make_optimizers
 from src.train.setup import prepare
 from src.training import train_from_config
@@ -271,6 +272,41 @@ def test_activations_are_estimated_near_what_autograd_keeps(vocab_size, n_layers
     assert kept < activation_bytes(config, seq_len) < 2.5 * kept
 
 
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_on_a_gpu_are_estimated_near_the_peak(dropout, is_compiled):
+    config = GPT2Config(4096, 512, 512, 6, 8, dropout=dropout)
+    model = GPT2Model(config).train().to(CUDA)
+    blocks = compile_blocks(model, "inductor") if is_compiled else None
+    tokens = torch.zeros(16, 512, dtype=torch.long, device=CUDA)
+
+    def peak_bytes():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            hidden = model.hidden_states(tokens, blocks=blocks)
+        hidden.sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    peak_bytes()  # also the gradients, and what libraries keep
+    estimate = 16 * activation_bytes(config, 512, CUDA, "auto")
+    assert peak_bytes() < estimate < 2.5 * peak_bytes()
+
+
+def test_a_gpu_keeps_less_than_a_cpu():
+    """In half precision, and without the weights of attention."""
+    for dropout in (0.0, 0.1):
+        config = GPT2Config(dropout=dropout)
+        sizes = [
+            activation_bytes(config, 1024, torch.device(kind), precision)
+            for kind, precision in (("cuda", "auto"), ("cuda", "fp32"), ("cpu", "auto"))
+        ]
+        assert sizes == sorted(sizes)
+        assert sizes[0] < 0.6 * sizes[2]
+
+
 def test_gradient_checkpointing_keeps_less():
     sizes = [
         activation_bytes(GPT2Config(50, 64, 32, 6, 2, gradient_checkpointing=on), 64)
@@ -316,10 +352,10 @@ def test_a_small_model_takes_the_whole_batch_and_gpt2_a_sequence():
 @pytest.mark.gpu
 @needs_cuda
 def test_a_gpu_s_micro_batch_fits_its_memory():
-    size = choose_micro_batch_size(GPT2Config(), 1024, 64, CUDA)
+    size = choose_micro_batch_size(GPT2Config(), 1024, 64, CUDA, "auto")
     total = torch.cuda.get_device_properties(0).total_memory
     assert 64 % size == 0
-    assert size == 1 or size * activation_bytes(GPT2Config(), 1024) < total
+    assert size == 1 or size * activation_bytes(GPT2Config(), 1024, CUDA, "auto") < total
 
 
 @pytest.mark.parametrize("learned", [True, False])
