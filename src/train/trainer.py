@@ -18,7 +18,7 @@ from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
-from ..utils import keep_freed_memory, log
+from ..utils import frozen_objects, keep_freed_memory, log
 from .averaging import WeightAverage
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
@@ -183,7 +183,7 @@ class Trainer:
                 if self.process_group.is_main:
                     self.run_folder.open(checkpoint, self.step)
                     self.has_started = True
-                with self.metrics_logger.shown():
+                with self.metrics_logger.shown(), frozen_objects():
                     stopped = self._loop(interrupt)
                     # Before the final validation, so that a failure in it loses no progress.
                     checkpoint_path = self._save_and_wait()
