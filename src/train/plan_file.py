@@ -112,6 +112,7 @@ _COMMENTS = {
     "vocab_size": "By the size of the text: fewer tokens for it, but each seen often enough.",
     "model_layer": "The size with the lowest expected loss for the time.",
     "dropout": "Against overfitting, as many weights see the text many times.",
+    "weight_decay": "Much of it, as the text is seen many times.",
     "batch_size": "In a short time, many small steps reach a lower loss than few large ones.",
     "max_minutes": "The learning rate falls with this clock.",
     "max_steps": "More epochs over this text would not lower the loss much.",

@@ -82,6 +82,8 @@ _MIN_STEPS = 300
 _DROPOUTS = ((25.0, 0.0), (250.0, 0.1), (math.inf, 0.2))
 # Up to 4 epochs, repeated data is as good as new data (Muennighoff et al., 2023).
 _FULL_VALUE_EPOCHS = 4.0
+# Weight decay of Muon's runs over a text that is seen more often than that.
+_REPEATED_WEIGHT_DECAY = 0.5
 # Predictions within this factor are considered equal.
 _TIE_FACTOR = 1.01
 # The fraction of the time limit for training steps, at the speed of the first seconds: validations
@@ -261,6 +263,12 @@ def dropout_for(parameters: int, text_tokens: float, epochs: float) -> float:
     return next(rate for maximum, rate in _DROPOUTS if exposure <= maximum)
 
 
+def weight_decay_for(optimizer: str, epochs: float) -> dict[str, float]:
+    """Return the key `weight_decay`, if it is not the default, as `dropout_for` does dropout."""
+    is_high = optimizer == "muon" and epochs > _FULL_VALUE_EPOCHS
+    return {"weight_decay": _REPEATED_WEIGHT_DECAY} if is_high else {}
+
+
 def _keys(
     corpus: Corpus, shape: Shape, name: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -369,6 +377,7 @@ def _estimate(
         **keys,
         "vocab_size": "auto",
         "dropout": dropout_for(parameters, train_bytes / speed.bytes_per_token, epochs),
+        **weight_decay_for(keys["optimizer"], epochs),
         **({"max_steps": steps} if by_steps else {"max_minutes": max_minutes(minutes)}),
         "eval_interval": max(10, steps // 10),
         "checkpoint_interval": max(10, steps // 5),

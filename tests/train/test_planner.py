@@ -132,6 +132,8 @@ def test_more_time_and_a_faster_machine_make_a_larger_model(monkeypatch):
     short, long = plans[0], plans[2]
     assert long.bits_per_byte < short.bits_per_byte
     assert long.keys["dropout"] > short.keys["dropout"] == 0
+    assert long.keys["weight_decay"] > 0.1
+    assert not {"weight_decay"} & (short.keys.keys() | plans[-1].keys.keys())  # few passes; AdamW
 
 
 def test_what_a_plan_says_fits_together(monkeypatch):
