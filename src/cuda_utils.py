@@ -8,6 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import psutil
 import torch
@@ -172,6 +173,17 @@ def container_memory(root: Path = Path("/")) -> int | None:
             with contextlib.suppress(OSError, ValueError):
                 limits.append(int((mount / above / name).read_text()))
     return min(limits, default=None)
+
+
+def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Copy numbers, or nested lists of them, to a device, without waiting for a GPU's earlier work.
+
+    `torch.tensor(values, device=device)` waits until a GPU has done all it was given.
+    """
+    tensor = torch.tensor(values, dtype=dtype, device="cpu")
+    if device.type == "cuda":  # pragma: needs gpu
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def available_memory(device: torch.device) -> int:

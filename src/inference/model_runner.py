@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from ..cuda_utils import to_device
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
@@ -20,26 +20,16 @@ from ..nn.kv_cache import KVCache
 from .cache_memory import cache_bytes
 from .cache_memory import check_rows as check_rows  # also names of this module, as those below
 from .cache_memory import max_batch_rows as max_batch_rows
+from .chunks import Chunk as Chunk
+from .chunks import grouped
 from .prefix_cache import PrefixCache
 from .prompts import check_prompt as check_prompt
 from .prompts import warn_if_long as warn_if_long
 
 RECORDED_TOKENS = 64
 """Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
-PADDING = 16
-"""Tokens of padding that take a CPU about as long as one more forward pass."""
 GRID = 32
 """Tokens of a piece in which rows are computed one by one (see `ModelRunner.grid`)."""
-
-
-class Chunk(NamedTuple):
-    """Tokens to compute in a row of the KV cache, behind the first `offset` that it holds."""
-
-    row: int
-    offset: int
-    tokens: list[int]
-    record: Callable[[int, torch.Tensor], None] | None = None
-    """Called with the place of the first of T of the tokens and their logits (T, V), if given."""
 
 
 class ModelRunner:
@@ -204,7 +194,7 @@ class ModelRunner:
             return self._compute_together(chunks)
         parts: list[torch.Tensor] = []
         places: list[int] = []
-        for group in self._groups(chunks):
+        for group in grouped(chunks, self._held):
             parts.append(self._compute_together(group))
             places += [chunk.row for chunk in group]
         if len(parts) == 1:
@@ -224,39 +214,6 @@ class ModelRunner:
             offset = end
         return logits
 
-    def _groups(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-        """Divide chunks into forward passes, padded on the right.
-
-        One if there is little padding; otherwise one of the decode steps, others of adjacent rows.
-        """
-        if self._is_dense(chunks):
-            yield list(chunks)
-            return
-        if single := [chunk for chunk in chunks if len(chunk.tokens) == 1]:
-            yield single
-        group: list[Chunk] = []
-        for chunk in chunks:
-            if len(chunk.tokens) > 1:
-                if group and not self._is_dense([*group, chunk]):
-                    yield group
-                    group = []
-                group.append(chunk)
-        if group:
-            yield group
-
-    def _is_dense(self, chunks: Sequence[Chunk]) -> bool:
-        """Return whether a forward pass of these rows, and those between, has little padding.
-
-        At most half, on a CPU at most `PADDING` tokens, too; it must fit behind every row's tokens.
-        """
-        first, last = chunks[0].row, chunks[-1].row
-        width = max(len(chunk.tokens) for chunk in chunks)
-        needed = sum(len(chunk.tokens) for chunk in chunks)
-        padding = (last - first + 1) * width - needed
-        if padding > needed or (padding > PADDING and self._held.device.type == "cpu"):
-            return False
-        return max(self._held.lengths[first : last + 1]) + width <= self._held.capacity
-
     def _compute_together(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Run one forward pass over adjacent rows; return the logits (N, V) of each chunk.
 
@@ -267,51 +224,57 @@ class ModelRunner:
         if width == 1:
             first, stop = self.model.decode_backend.rows_of_step(first, stop)
             stop = min(stop, self._held.batch_size)
-        rows = [[0] * width for _ in range(first, stop)]
-        counts = [width] * len(rows)
-        for row, _, tokens, _ in chunks:
-            rows[row - first][: len(tokens)] = tokens
-            counts[row - first] = len(tokens)
-        if len(chunks) < len(rows) or width > 1:
+        if len(chunks) < stop - first or width > 1:
             # A row may hold more of an earlier window than leaves space for padding.
             most, lengths = self._held.capacity - width, self._held.lengths
             self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
-        logits = self._forward(chunks, rows, counts, first)
+        rows = [[0] * width for _ in range(first, stop)]
+        for row, _, tokens, _ in chunks:
+            rows[row - first][: len(tokens)] = tokens
+        with evaluating():
+            logits = self._forward(chunks, rows, first)[..., : self.vocab_size]
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens, _ in chunks})
         for row, _, tokens, _ in chunks:
             self._held_tokens[row] += tokens
         if len(chunks) == len(rows):
             return logits
+        if chunks[-1].row - first < len(chunks):
+            return logits[: len(chunks)]  # indexing by a list would wait for a GPU
         return logits[[chunk.row - first for chunk in chunks]]
 
-    def _forward(
-        self, chunks: Sequence[Chunk], rows: list[list[int]], counts: list[int], first: int
-    ) -> torch.Tensor:
-        """Append tokens (B, T) to adjacent rows from `first` on; return the logits (B, V).
+    def _forward(self, chunks: Sequence[Chunk], rows: list[list[int]], first: int) -> torch.Tensor:
+        """Append tokens to adjacent rows; return the logits (B, V or more) after the last of each.
 
         Args:
-            chunks: those whose logits are recorded.
-            rows: the tokens, padded on the right.
-            counts: number of each row's tokens, after the last of which the logits are.
+            chunks: those whose logits are returned or recorded; each row without is padding.
+            rows: the tokens (B, T), padded on the right.
+            first: the first row.
         """
-        inputs, last = (torch.tensor(each, device=self._held.device) for each in (rows, counts))
-        cache = self._held.view(first, first + len(rows))
-        with evaluating():
-            if all(chunk.record is None for chunk in chunks):
-                is_padded = min(counts) < len(rows[0])
-                logits = self.model(
-                    inputs, cache=cache, last_only=True, counts=last if is_padded else None
-                )
-                return logits[:, -1, : self.vocab_size]
-            hidden = self.model.hidden_states(inputs, cache=cache)
-            for row, offset, tokens, record in chunks:
-                states = hidden[row - first, : len(tokens)]
-                for start in range(0, len(tokens), RECORDED_TOKENS):
-                    if record is not None:
-                        part = self.model.logits(states[start : start + RECORDED_TOKENS])
-                        record(offset + start, part[:, : self.vocab_size])
-            hidden = hidden[torch.arange(len(rows), device=last.device), last - 1]
-            return self.model.logits(hidden.unsqueeze(1))[:, -1, : self.vocab_size]
+        cache, width = self._held.view(first, first + len(rows)), len(rows[0])
+        is_recorded = any(chunk.record is not None for chunk in chunks)
+        if width == 1 and not is_recorded:
+            longest = max(chunk.offset for chunk in chunks)
+            new = [tokens[0] for tokens in rows]
+            decoded = self.model.decode_backend.decode(new, cache, longest)
+            if decoded is not None:
+                return decoded
+        inputs, counts = to_device(rows, cache.device), [width] * len(rows)
+        for row, _, tokens, _ in chunks:
+            counts[row - first] = len(tokens)
+        last = None
+        if is_recorded or min(counts) < width:
+            last = to_device(counts, cache.device)
+        if last is None or not is_recorded:
+            return self.model(inputs, cache=cache, last_only=True, counts=last)[:, -1]
+        hidden = self.model.hidden_states(inputs, cache=cache)
+        for row, offset, tokens, record in chunks:
+            states = hidden[row - first, : len(tokens)]
+            for start in range(0, len(tokens), RECORDED_TOKENS):
+                if record is not None:
+                    part = self.model.logits(states[start : start + RECORDED_TOKENS])
+                    record(offset + start, part[:, : self.vocab_size])
+        hidden = hidden[torch.arange(len(rows), device=last.device), last - 1]
+        return self.model.logits(hidden.unsqueeze(1))[:, -1]
 
     def _truncate(self, lengths: dict[int, int]) -> None:
         """Shorten rows to lengths by row."""
@@ -377,12 +340,17 @@ class ModelRunner:
             half = max(1, self.positions // 2)
             last = self._buffer[:, self._length - half : self._length].tolist()
             return self.compute([Chunk(row, 0, last[row]) for row in rows]).unsqueeze(1)
+        ids, cache = tokens.tolist(), self._held.view(0, len(rows))
         with evaluating():
-            logits = self.model(tokens, cache=self._held.view(0, len(rows)))
+            logits = None
+            if count == 1:
+                logits = self.model.decode_backend.decode([each[0] for each in ids], cache, length)
+            if logits is None:
+                logits = self.model(tokens, cache=cache)
         self._held.set_lengths(dict.fromkeys(rows, length + count))
-        for held, new in zip(self._held_tokens, tokens.tolist(), strict=True):
+        for held, new in zip(self._held_tokens, ids, strict=True):
             held += new
-        return logits[..., : self.vocab_size]
+        return logits.view(len(rows), count, -1)[..., : self.vocab_size]
 
     @torch.inference_mode()
     def rollback(self, count: int) -> None:
