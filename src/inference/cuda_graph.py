@@ -199,6 +199,8 @@ class GraphedBackend(DecodeBackend):
         min_columns: columns of the narrowest step.
     """
 
+    keeps_caches = True
+
     def __init__(
         self, modules: StepModules, after: int = CAPTURE_AFTER, min_columns: int = MIN_COLUMNS
     ) -> None:

@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 
+from ..cuda_utils import to_device
 from .logits_processors import process_logits
 from .model_runner import Chunk, ModelRunner, warn_if_long
 from .prefix_cache import PrefixCache
@@ -278,7 +279,7 @@ def _sample_together(
     """Sample sequences of the same options that have as many tokens to look at."""
     first, (seen, start) = sequences[0], looked_at[0]
     if seen:
-        rows = torch.tensor([tokens for tokens, _ in looked_at], device=logits.device)
+        rows = to_device([tokens for tokens, _ in looked_at], logits.device)
     else:
         rows = torch.empty(len(sequences), 0, dtype=torch.long, device=logits.device)
     processed = process_logits(logits, rows, first.options, start, first.end_tokens)

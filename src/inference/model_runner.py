@@ -22,6 +22,7 @@ from .cache_memory import check_rows as check_rows  # also names of this module,
 from .cache_memory import max_batch_rows as max_batch_rows
 from .chunks import Chunk as Chunk
 from .chunks import grouped
+from .kept_cache import keep, take
 from .prefix_cache import PrefixCache
 from .prompts import check_prompt as check_prompt
 from .prompts import warn_if_long as warn_if_long
@@ -118,21 +119,35 @@ class ModelRunner:
         """
         cache = self._cache
         if cache is None or cache.device != self.model.device:
-            with torch.inference_mode():
-                self._cache = self.model.new_cache(rows)
+            self._cache = None  # before the next one takes memory
+            self._use(self._new_cache(rows))
             self._held_tokens, self._gridded = [[] for _ in range(rows)], [0] * rows
         elif cache.batch_size < rows:
             rows = max(rows, min(2 * cache.batch_size, limit))
             with torch.inference_mode():
-                self._cache = cache.grow(rows)
+                self._use(cache.grow(rows))
             self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
             self._gridded += [0] * (rows - cache.batch_size)
+
+    def _new_cache(self, rows: int) -> KVCache:
+        if self.model.decode_backend.keeps_caches:
+            kept = take(self.model, rows)
+            if kept is not None:
+                return kept
+        with torch.inference_mode():
+            return self.model.new_cache(rows)
+
+    def _use(self, cache: KVCache) -> None:
+        """Use a KV cache from now on; it is kept for the model's next runner, if that is faster."""
+        if cache is not self._cache and self.model.decode_backend.keeps_caches:
+            keep(self.model, cache, self)
+        self._cache = cache
 
     @torch.inference_mode()
     def release_rows(self) -> None:
         """Free the memory of all rows but the first, which keeps its tokens."""
         if self._cache is not None and self._cache.batch_size > 1:
-            self._cache = self._cache.select(torch.tensor([0], device=self._cache.device))
+            self._use(self._cache.select(torch.tensor([0], device=self._cache.device)))
             del self._held_tokens[1:], self._gridded[1:]
 
     def reusable(self, row: int, window: Sequence[int]) -> int:
@@ -363,7 +378,7 @@ class ModelRunner:
     def reorder(self, rows: torch.Tensor) -> None:
         """Make row i a copy of the old row `rows[i]`; the batch size may change."""
         self._buffer = self._buffer[rows]
-        self._cache = self._held.select(rows)
+        self._use(self._held.select(rows))
         order = rows.tolist()
         self._held_tokens = [list(self._held_tokens[row]) for row in order]
         self._gridded = [self._gridded[row] for row in order]

@@ -5,13 +5,13 @@ Top-k, top-p and the other filters are in `logits_processors`. B batch, V vocabu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..config_keys import GenerationConfig
+from ..cuda_utils import to_device
 from ..errors import AGI2Error, safe_repr
 
 MASKED = float("-inf")
@@ -119,7 +119,7 @@ def beam_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sample(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
-    """Sample a token for each row of processed logits: (B, V) to ids (B,).
+    """Sample a token for each row of processed logits: (B, V) to ids (B,), on the CPU.
 
     Args:
         logits: from `process_logits`.
@@ -140,18 +140,18 @@ def sample(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tenso
         largest = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     else:
         # float64, or tokens of tiny probability could not be sampled; MPS has no float64.
-        device = "cpu" if logits.device.type == "mps" else logits.device
+        device = torch.device("cpu") if logits.device.type == "mps" else logits.device
         cumulated = logits.softmax(dim=-1).to(device).cumsum(dim=-1, dtype=torch.float64)
         largest = cumulated[:, -1]
-        thresholds = torch.tensor(uniform, dtype=torch.float64, device=device) * largest
+        thresholds = to_device(uniform, device, torch.float64) * largest
         tokens = torch.searchsorted(cumulated, thresholds.unsqueeze(1), right=True).squeeze(1)
-        tokens = tokens.to(logits.device)
-    if all(map(math.isfinite, largest.tolist())):
-        return tokens
-    excluded = (logits == MASKED).all(dim=-1)
-    if not (largest.to(logits.device).isfinite() | excluded).all():
-        raise AGI2Error(
-            "the model's logits are not finite: its weights contain NaN or infinity; use an "
-            "earlier checkpoint, or train again with a lower learning_rate"
-        )
-    return tokens.masked_fill(excluded, NO_TOKEN)
+    # One copy, the only one of a decode step: each waits for the GPU.
+    found = tokens.masked_fill(~largest.isfinite(), NO_TOKEN).cpu()
+    if NO_TOKEN in found.tolist():
+        excluded = (logits == MASKED).all(dim=-1)
+        if not (largest.isfinite() | excluded.to(largest.device)).all():
+            raise AGI2Error(
+                "the model's logits are not finite: its weights contain NaN or infinity; use an "
+                "earlier checkpoint, or train again with a lower learning_rate"
+            )
+    return found

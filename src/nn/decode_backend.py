@@ -25,6 +25,8 @@ class DecodeBackend(Protocol):
     batch_invariant: bool = False
     """Whether a row's output is bit for bit the same whatever other rows and tokens it is computed
     with."""
+    keeps_caches: bool = False
+    """Whether it prepares a KV cache, which takes time: one is worth keeping for another use."""
 
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
