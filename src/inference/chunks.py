@@ -23,6 +23,16 @@ class Chunk(NamedTuple):
     """Called with the place of the first of T of the tokens and their logits (T, V), if given."""
 
 
+def padded(chunks: Sequence[Chunk], first: int, stop: int, width: int) -> list[list[int]]:
+    """Return the tokens (B, T) of rows `first` to before `stop`, zeros where a chunk has none."""
+    if width == 1 and len(chunks) == stop - first:
+        return [chunk.tokens for chunk in chunks]
+    rows = [[0] * width for _ in range(first, stop)]
+    for chunk in chunks:
+        rows[chunk.row - first][: len(chunk.tokens)] = chunk.tokens
+    return rows
+
+
 def grouped(chunks: Sequence[Chunk], cache: KVCache) -> Iterator[list[Chunk]]:
     """Divide chunks into forward passes, padded on the right.
 

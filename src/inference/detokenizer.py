@@ -55,7 +55,8 @@ class IncrementalDetokenizer:
         """Append a token; return the new text that cannot belong to a stop string."""
         self._min_tokens_left -= 1
         piece = self._append_text(self._characters.push(token))
-        self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
+        if self._criteria and not self.ended:
+            self.ended = any(accepts(self.text) for accepts in self._criteria)
         return piece
 
     def finish(self, is_cut: bool = False) -> str:
@@ -171,6 +172,8 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """Append text; return the part that cannot belong to a stop string."""
+        if not self._stop and not self._skipping:
+            return text
         if self._skipping:
             text = text.lstrip()
             self._skipping = not text
@@ -216,15 +219,19 @@ class StreamDecoder:
     @checked
     def __init__(self, tokenizer: Tokenizer, continues: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._incomplete = b""
         # A character has at most 4 bytes, and a token before it that is not special at least 1.
         for token in continues[-_MAX_INCOMPLETE:]:
             self.push(token)
 
     def push(self, token: int) -> str:
         """Return the characters completed by this token."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        data = self._incomplete + self._tokenizer.token_bytes(token)
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._incomplete = data[used:]
+        return text
 
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for an incomplete character."""
-        return self._decoder.decode(b"", final=True)
+        data, self._incomplete = self._incomplete, b""
+        return data.decode("utf-8", "replace")

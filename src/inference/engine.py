@@ -110,7 +110,12 @@ class Engine:
         self.counts.steps += 1
         logits = self.runner.compute(
             [
-                Chunk(row, sequence.computed, sequence.next_tokens(size), _recorder(sequence))
+                Chunk(
+                    row,
+                    sequence.computed,
+                    sequence.next_tokens(size),
+                    _recorder(sequence) if sequence.needs_prompt_logprobs else None,
+                )
                 for row, sequence, size in scheduled
             ]
         )
@@ -214,9 +219,9 @@ class Engine:
 
 
 def _recorder(sequence: Sequence) -> Callable[[int, torch.Tensor], None] | None:
-    """Return what is to be called with the logits of a sequence's tokens, if anything."""
+    """Return what is called with the logits of the prompt's tokens; None for later ones."""
     is_prompt = len(sequence.tokens) == sequence.prompt_length
-    return sequence.record_prompt if sequence.needs_prompt_logprobs and is_prompt else None
+    return sequence.record_prompt if is_prompt else None
 
 
 def _reuse(
@@ -254,14 +259,15 @@ def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list
         AGI2Error: if the logits are not finite.
     """
     looked_at = [sequence.processed_tokens() for sequence in sequences]
-    if len(sequences) == 1:
+    first, (seen, start) = sequences[0].sampling_key, looked_at[0]
+    if all(sequence.sampling_key is first for sequence in sequences) and all(
+        len(tokens) == len(seen) and each == start for tokens, each in looked_at
+    ):
         return _sample_together(logits, sequences, looked_at)
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
         key = (sequence.sampling_key, len(seen), start)
         groups.setdefault(key, []).append(place)
-    if len(groups) == 1:
-        return _sample_together(logits, sequences, looked_at)
     tokens = [0] * len(sequences)
     for places in groups.values():
         group = [sequences[place] for place in places]

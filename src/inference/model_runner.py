@@ -21,7 +21,7 @@ from .cache_memory import cache_bytes
 from .cache_memory import check_rows as check_rows  # also names of this module, as those below
 from .cache_memory import max_batch_rows as max_batch_rows
 from .chunks import Chunk as Chunk
-from .chunks import grouped
+from .chunks import grouped, padded
 from .kept_cache import keep, take
 from .prefix_cache import PrefixCache
 from .prompts import check_prompt as check_prompt
@@ -243,9 +243,7 @@ class ModelRunner:
             # A row may hold more of an earlier window than leaves space for padding.
             most, lengths = self._held.capacity - width, self._held.lengths
             self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
-        rows = [[0] * width for _ in range(first, stop)]
-        for row, _, tokens, _ in chunks:
-            rows[row - first][: len(tokens)] = tokens
+        rows = padded(chunks, first, stop, width)
         with evaluating():
             logits = self._forward(chunks, rows, first)[..., : self.vocab_size]
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens, _ in chunks})
@@ -269,17 +267,16 @@ class ModelRunner:
         is_recorded = any(chunk.record is not None for chunk in chunks)
         if width == 1 and not is_recorded:
             longest = max(chunk.offset for chunk in chunks)
-            new = [tokens[0] for tokens in rows]
-            decoded = self.model.decode_backend.decode(new, cache, longest)
+            decoded = self.model.decode_backend.decode([each for (each,) in rows], cache, longest)
             if decoded is not None:
                 return decoded
-        inputs, counts = to_device(rows, cache.device), [width] * len(rows)
-        for row, _, tokens, _ in chunks:
-            counts[row - first] = len(tokens)
-        last = None
-        if is_recorded or min(counts) < width:
-            last = to_device(counts, cache.device)
-        if last is None or not is_recorded:
+        inputs, last = to_device(rows, cache.device), None
+        if width > 1:
+            counts = [width] * len(rows)
+            for row, _, tokens, _ in chunks:
+                counts[row - first] = len(tokens)
+            last = to_device(counts, cache.device) if min(counts) < width else None
+        if not is_recorded:
             return self.model(inputs, cache=cache, last_only=True, counts=last)[:, -1]
         hidden = self.model.hidden_states(inputs, cache=cache)
         for row, offset, tokens, record in chunks:
@@ -288,7 +285,8 @@ class ModelRunner:
                 if record is not None:
                     part = self.model.logits(states[start : start + RECORDED_TOKENS])
                     record(offset + start, part[:, : self.vocab_size])
-        hidden = hidden[torch.arange(len(rows), device=last.device), last - 1]
+        last = last if last is not None else torch.full((len(rows),), width, device=cache.device)
+        hidden = hidden[torch.arange(len(rows), device=cache.device), last - 1]
         return self.model.logits(hidden.unsqueeze(1))[:, -1]
 
     def _truncate(self, lengths: dict[int, int]) -> None:

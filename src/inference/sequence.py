@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -97,11 +98,11 @@ class Sequence:
         self._pieces: deque[str] = deque()
         # Each step reads these.
         self.is_greedy = options.is_greedy
-        self.sampling_key = (_sampling_key(options), self.end_tokens)
+        self.sampling_key = _same_object((_sampling_key(options), self.end_tokens))
         """Sequences for which it is equal have the same logits processors."""
         self._needs_prompt = options.needs_prompt
         self._needs_new_tokens = bool(options.presence_penalty or options.frequency_penalty)
-        self._masked_length = options.min_length if self.end_tokens else 0
+        self._min_length = options.min_length if self.end_tokens else 0
         self.max_new_tokens = options.max_length if max_new_tokens is None else max_new_tokens
         self._max_tokens = self.prompt_length + self.max_new_tokens
 
@@ -149,14 +150,15 @@ class Sequence:
         """Return the tokens that the logits processors need, and how many of them are the prompt's.
 
         They are as few as possible: sequences of the same options are sampled together if they
-        have as many of them.
+        have as many of them. If only the number N of new tokens matters, [] and -N are returned.
         """
         if self._needs_prompt:
             return self.tokens, self.prompt_length
-        is_short = len(self.tokens) - self.prompt_length < self._masked_length
-        if self._needs_new_tokens or is_short:
+        if self._needs_new_tokens:
             return self.new_tokens, 0
-        return [], -self.options.min_length  # as if the new tokens were `min_length`
+        # The number of new tokens alone, as far as it is below `min_length`.
+        count = len(self.tokens) - self.prompt_length
+        return [], -min(count, self._min_length)
 
     def append(self, token: int, logits: torch.Tensor | None = None) -> None:
         """Append a sampled token, or finish the sequence at it.
@@ -171,11 +173,12 @@ class Sequence:
             self.finish("masked" if token == NO_TOKEN else "end_token")
             return
         self._uniform = None
-        is_full = len(self.tokens) - self._start == self._positions
-        self.logprobs += self._logprobs(token, logits)
+        if self.needs_logprobs:
+            self.logprobs += self._logprobs(token, logits)
         self.tokens.append(token)
-        if is_full:
-            self._start = len(self.tokens) - max(1, self._positions // 2)
+        length = len(self.tokens)
+        if length - self._start > self._positions:
+            self._start = length - max(1, self._positions // 2)
             self.computed = 0
             self.has_slid = True
         if self._detokenizer is not None:
@@ -183,7 +186,7 @@ class Sequence:
             if self._detokenizer.ended:
                 self.finish("stop")
                 return
-        if len(self.tokens) == self._max_tokens:
+        if length == self._max_tokens:
             self.finish("length")
 
     def _logprobs(self, token: int, logits: torch.Tensor | None) -> list[TokenLogprobs]:
@@ -217,6 +220,12 @@ class Sequence:
     def _add(self, piece: str) -> None:
         if piece:
             self._pieces.append(piece)
+
+
+@lru_cache(maxsize=256)
+def _same_object(key: tuple[object, ...]) -> tuple[object, ...]:
+    """Return the same object for equal keys, which are compared in each step."""
+    return key
 
 
 def _sampling_key(options: GenerationConfig) -> tuple[object, ...]:
