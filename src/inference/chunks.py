@@ -9,6 +9,8 @@ import torch
 
 from ..nn.kv_cache import KVCache
 
+RECORDED_TOKENS = 64
+"""Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
 PADDING = 16
 """Tokens of padding that take a CPU about as long as one more forward pass."""
 
@@ -31,6 +33,27 @@ def padded(chunks: Sequence[Chunk], first: int, stop: int, width: int) -> list[l
     for chunk in chunks:
         rows[chunk.row - first][: len(chunk.tokens)] = chunk.tokens
     return rows
+
+
+def record_logits(
+    chunks: Sequence[Chunk],
+    hidden: torch.Tensor,
+    first: int,
+    logits: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """Record the logits of those chunks that ask for it.
+
+    Args:
+        chunks: computed together.
+        hidden: final hidden states of their tokens, (B, T, C), padded on the right.
+        first: the row of the cache that is the first of these.
+        logits: the head: (T, C) to (T, V).
+    """
+    for row, offset, tokens, record in chunks:
+        if record is not None:
+            parts = hidden[row - first, : len(tokens)].split(RECORDED_TOKENS)
+            for index, part in enumerate(parts):
+                record(offset + index * RECORDED_TOKENS, logits(part))
 
 
 def grouped(chunks: Sequence[Chunk], cache: KVCache) -> Iterator[list[Chunk]]:

@@ -120,15 +120,22 @@ class GraphedStep:
         self.replay: Callable[[], torch.Tensor] | None = None
         """Replays the graph, once it is captured."""
 
-    def __call__(self, tokens: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    def __call__(
+        self, tokens: Sequence[int] | torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
         """Return the logits (B, V or more) after one token of each row.
 
         Args:
-            tokens: B token ids.
+            tokens: B token ids, or a tensor of the first of them; then the others are any.
             lengths: number of earlier tokens of each row.
         """
         self.runs += 1
-        self._inputs.copy_(to_device([tokens, lengths], self._inputs.device))
+        device = self._inputs.device
+        if isinstance(tokens, torch.Tensor):
+            self._inputs[0, : len(tokens)].copy_(tokens)
+            self._inputs[1].copy_(to_device(lengths, device))
+        else:
+            self._inputs.copy_(to_device([tokens, lengths], device))
         return self._compute() if self.replay is None else self.replay().clone()
 
     def _compute(self) -> torch.Tensor:
@@ -175,7 +182,8 @@ class GraphedStep:
                 return False
 
         def replay() -> torch.Tensor:
-            graph.replay()
+            with torch.cuda.device(device):
+                graph.replay()
             return out
 
         self.replay = replay
@@ -200,6 +208,7 @@ class GraphedBackend(DecodeBackend):
     """
 
     keeps_caches = True
+    runs_ahead = True
 
     def __init__(
         self, modules: StepModules, after: int = CAPTURE_AFTER, min_columns: int = MIN_COLUMNS
@@ -218,7 +227,9 @@ class GraphedBackend(DecodeBackend):
         """Return the first rows, a power of two: one graph serves several numbers of rows."""
         return 0, 1 << (stop - 1).bit_length()
 
-    def decode(self, tokens: Sequence[int], cache: KVCache, longest: int) -> torch.Tensor | None:
+    def decode(
+        self, tokens: Sequence[int] | torch.Tensor, cache: KVCache, longest: int
+    ) -> torch.Tensor | None:
         """Return the logits after one new token of each row; see `DecodeBackend.decode`.
 
         None outside inference mode, where inference tensors cannot be updated in place, under

@@ -21,14 +21,12 @@ from .cache_memory import cache_bytes
 from .cache_memory import check_rows as check_rows  # also names of this module, as those below
 from .cache_memory import max_batch_rows as max_batch_rows
 from .chunks import Chunk as Chunk
-from .chunks import grouped, padded
+from .chunks import grouped, padded, record_logits
 from .kept_cache import keep, take
 from .prefix_cache import PrefixCache
 from .prompts import check_prompt as check_prompt
 from .prompts import warn_if_long as warn_if_long
 
-RECORDED_TOKENS = 64
-"""Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
 GRID = 32
 """Tokens of a piece in which rows are computed one by one (see `ModelRunner.grid`)."""
 
@@ -216,6 +214,31 @@ class ModelRunner:
             return parts[0]
         return torch.cat(parts)[sorted(range(len(places)), key=places.__getitem__)]
 
+    @torch.inference_mode()
+    def start_decode(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """Start a decode step of the first rows, whose tokens (N,) a GPU may still be computing.
+
+        Call `hold` when the tokens are known.
+
+        Returns:
+            The logits (N, V), or None if the decode backend does not compute this step.
+        """
+        count, cache = len(tokens), self._held
+        backend = self.model.decode_backend
+        stop = min(backend.rows_of_step(0, count)[1], cache.batch_size)
+        most, lengths = cache.capacity - 1, cache.lengths
+        self._truncate({row: most for row in range(count, stop) if lengths[row] > most})
+        with evaluating():
+            logits = backend.decode(tokens, cache.view(0, stop), max(lengths[:count]))
+        if logits is None:
+            return None
+        cache.set_lengths({row: lengths[row] + 1 for row in range(count)})
+        return logits[:count, : self.vocab_size]
+
+    def hold(self, row: int, token: int) -> None:
+        """Take note of the token of a row that `start_decode` has appended."""
+        self._held_tokens[row].append(token)
+
     def _compute_alone(self, chunk: Chunk) -> torch.Tensor:
         """Compute a chunk in pieces of the grid; return its logits (1, V)."""
         row, offset, tokens, record = chunk
@@ -279,12 +302,7 @@ class ModelRunner:
         if not is_recorded:
             return self.model(inputs, cache=cache, last_only=True, counts=last)[:, -1]
         hidden = self.model.hidden_states(inputs, cache=cache)
-        for row, offset, tokens, record in chunks:
-            states = hidden[row - first, : len(tokens)]
-            for start in range(0, len(tokens), RECORDED_TOKENS):
-                if record is not None:
-                    part = self.model.logits(states[start : start + RECORDED_TOKENS])
-                    record(offset + start, part[:, : self.vocab_size])
+        record_logits(chunks, hidden, first, lambda x: self.model.logits(x)[:, : self.vocab_size])
         last = last if last is not None else torch.full((len(rows),), width, device=cache.device)
         hidden = hidden[torch.arange(len(rows), device=cache.device), last - 1]
         return self.model.logits(hidden.unsqueeze(1))[:, -1]

@@ -126,6 +126,16 @@ class Sequence:
         """Number of tokens of the window that are not in the KV cache: 1 in a decode step."""
         return len(self.tokens) - self._start - self.computed
 
+    @property
+    def fits_another(self) -> bool:
+        """Whether a token can be appended without the window sliding."""
+        return len(self.tokens) - self._start < self._positions
+
+    @property
+    def needs_another(self) -> bool:
+        """Whether a token will be needed after the next one, unless that ends the sequence."""
+        return len(self.tokens) + 1 < self._max_tokens
+
     def next_tokens(self, count: int) -> list[int]:
         """Return the first `count` pending tokens."""
         first = self._start + self.computed

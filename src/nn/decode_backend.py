@@ -27,6 +27,9 @@ class DecodeBackend(Protocol):
     with."""
     keeps_caches: bool = False
     """Whether it prepares a KV cache, which takes time: one is worth keeping for another use."""
+    runs_ahead: bool = False
+    """Whether `decode` returns before a GPU has computed the step, and takes tokens that are
+    computed before it: the next step can then be started before the tokens are read."""
 
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
@@ -40,14 +43,17 @@ class DecodeBackend(Protocol):
         """
         return None
 
-    def decode(self, tokens: Sequence[int], cache: KVCache, longest: int) -> torch.Tensor | None:
+    def decode(
+        self, tokens: Sequence[int] | torch.Tensor, cache: KVCache, longest: int
+    ) -> torch.Tensor | None:
         """Return the logits (B, V or more) after one new token of each row, or None.
 
         None: the model itself must compute them. There may be more columns than tokens in the
         vocabulary, to be dropped.
 
         Args:
-            tokens: B token ids.
+            tokens: B token ids; if it `runs_ahead`, also a tensor of the first of them, which are
+                those that matter.
             cache: the new keys and values are appended to it, in each row after its own tokens.
             longest: number of earlier tokens of the longest row whose logits are needed. Those of
                 longer rows have no meaning.

@@ -1,8 +1,8 @@
 """Matrices with unused rows behind their last, for matrix products of aligned sizes on a GPU.
 
-A product whose output has a row of 50,257 numbers is computed by a slower kernel than one of 50,304,
-as its rows are not aligned. The unused rows are in the storage of the weight only: the parameter,
-its shape, the state dict and tied weights are what they were. O output features, I input features.
+Rows of 50,257 outputs are not aligned, so that a GPU computes them by a slower kernel than rows of
+50,304. The unused rows are in the storage of the weight only: the parameter, its shape, the state
+dict and tied weights are what they were. O output features, I input features.
 """
 
 from __future__ import annotations

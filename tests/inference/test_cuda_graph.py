@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config_keys import GenerationConfig
-from src.generation import generate_batch, generate_text, generate_tokens
+from src.generation import generate_batch, generate_text
 from src.inference.beam_search import beam_search
 from src.inference.cuda_graph import GraphedBackend, GraphedStep, StepModules
 from src.inference.engine import Engine
