@@ -65,12 +65,9 @@ class StepModules(NamedTuple):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the head: (B, C) to (B, V), or more columns if its matrix is padded."""
-        if self.head is None or type(self.head) is nn.Linear:
-            weight = (self.head or self.token_embeddings).weight
-            assert isinstance(weight, torch.Tensor)
-            return F.linear(hidden, padded_rows(weight))
-        out: torch.Tensor = self.head(hidden)
-        return out
+        weight = (self.head or self.token_embeddings).weight
+        assert isinstance(weight, torch.Tensor)
+        return F.linear(hidden, padded_rows(weight))
 
 
 class StaticLayerCache(LayerCache):
@@ -110,8 +107,8 @@ class GraphedStep:
     def __init__(self, modules: StepModules, cache: KVCache, columns: int) -> None:
         like = cache.layers[0].keys
         self._modules = modules
-        # Token ids and lengths; a capture runs the step, so that both must be valid.
-        self._inputs = torch.tensor([[0] * len(cache.lengths), cache.lengths], device=like.device)
+        # Token ids, and lengths.
+        self._inputs = torch.zeros(2, len(cache.lengths), dtype=torch.long, device=like.device)
         self._columns = torch.arange(columns, device=like.device)
         self._mask = torch.tensor([0.0, -torch.inf], dtype=like.dtype, device=like.device)
         self._layers = [StaticLayerCache(each, self._inputs[1], columns) for each in cache.layers]
@@ -120,22 +117,23 @@ class GraphedStep:
         self.replay: Callable[[], torch.Tensor] | None = None
         """Replays the graph, once it is captured."""
 
-    def __call__(
-        self, tokens: Sequence[int] | torch.Tensor, lengths: Sequence[int]
-    ) -> torch.Tensor:
-        """Return the logits (B, V or more) after one token of each row.
+    def load(self, tokens: Sequence[int] | torch.Tensor, lengths: Sequence[int]) -> None:
+        """Set the inputs of the next run.
 
         Args:
             tokens: B token ids, or a tensor of the first of them; then the others are any.
             lengths: number of earlier tokens of each row.
         """
-        self.runs += 1
         device = self._inputs.device
         if isinstance(tokens, torch.Tensor):
             self._inputs[0, : len(tokens)].copy_(tokens)
             self._inputs[1].copy_(to_device(lengths, device))
         else:
             self._inputs.copy_(to_device([tokens, lengths], device))
+
+    def run(self) -> torch.Tensor:
+        """Return the logits (B, V or more) after one token of each row."""
+        self.runs += 1
         return self._compute() if self.replay is None else self.replay().clone()
 
     def _compute(self) -> torch.Tensor:
@@ -150,6 +148,8 @@ class GraphedStep:
 
     def capture(self, pool: Any) -> bool:  # pragma: needs gpu
         """Capture the step as a CUDA graph; log a warning and return False if that fails.
+
+        Load its inputs before: the step is also computed, to initialize libraries.
 
         Args:
             pool: the memory pool for intermediate tensors, from `torch.cuda.graph_pool_handle`.
@@ -245,9 +245,10 @@ class GraphedBackend(DecodeBackend):
         if columns not in steps:
             steps[columns] = GraphedStep(self._modules, cache, columns)
         step = steps[columns]
+        step.load(tokens, cache.lengths)
         if device == "cuda" and step.replay is None and step.runs >= self._after:
             self._works = self._capture(step)  # pragma: needs gpu
-        logits = step(tokens, cache.lengths)
+        logits = step.run()
         for layer in cache.layers:
             layer.extend(1)
         return logits

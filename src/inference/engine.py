@@ -175,16 +175,14 @@ class Engine:
 
         Those of sequences that the tokens will have ended are dropped.
         """
-        running, scheduler = self.scheduler.running, self.scheduler
-        if not self.runner.model.decode_backend.runs_ahead or len(sequences) != len(running):
+        scheduler = self.scheduler
+        if not self.runner.model.decode_backend.runs_ahead or scheduler.may_admit:
             return None
-        if scheduler.waiting and len(running) < scheduler.max_rows:
+        if list(sequences) != scheduler.running:
             return None
-        if not all(each is other for each, other in zip(sequences, running, strict=True)):
+        if not all(each.fits_another for each in sequences):
             return None
-        if not all(each.fits_another for each in running):
-            return None
-        if not any(each.needs_another for each in running):
+        if not any(each.needs_another for each in sequences):
             return None
         logits = self.runner.start_decode(drawn.ids.clamp(min=0))  # NO_TOKEN is no token
         self.counts.steps += logits is not None

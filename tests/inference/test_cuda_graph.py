@@ -137,7 +137,9 @@ def test_a_step_that_is_computed_before_its_capture_changes_no_token_of_the_cach
     with torch.inference_mode():
         for cache in caches:
             plain(tokens, cache=cache)
-        GraphedStep(StepModules.of(fixed), caches[1], 4)._compute()
+        step = GraphedStep(StepModules.of(fixed), caches[1], 4)
+        step.load([7], caches[1].lengths)
+        step._compute()
         found, expected = (plain(tokens[:, :1], cache=cache) for cache in caches)
     assert torch.equal(found, expected)
 
@@ -198,6 +200,24 @@ def test_a_copy_of_a_model_has_steps_of_its_own(copied):
     assert_same_in_float64(decoded(model, model.new_cache(), 3), plain(tokens)[0])
 
 
+def test_where_no_step_can_be_captured_the_model_computes_all():
+    """Also if that turns out while sequences are decoded."""
+    plain, fixed = pair()
+    texts = []
+    for model in (plain, fixed):
+        sequences = [Sequence([1, 2], GenerationConfig(max_length=12), 8, seed=i) for i in range(2)]
+        engine = Engine(ModelRunner(model, WIDTH), 2)
+        for each in sequences:
+            engine.add(each)
+        for _ in range(3):
+            engine.step()
+        model.decode_backend._works = False
+        while not engine.scheduler.is_idle:
+            engine.step()
+        texts.append([each.new_tokens for each in sequences])
+    assert texts[0] == texts[1]
+
+
 def test_weights_that_are_moved_are_decoded_by_pytorch_again():
     """A recorded step would read the old ones."""
     _, model = pair()
@@ -238,6 +258,36 @@ def test_a_gpu_s_graph_gives_the_logits_of_the_step():
         runner.reorder(torch.zeros(3, dtype=torch.long, device="cuda"))
     for tokens in torch.randint(WIDTH, (14, 3), device="cuda"):  # past the model's positions
         assert_same_in_float64(*(runner.decode(tokens) for runner in runners))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_sequences_that_join_and_leave_get_the_same_tokens_from_graphs():
+    """Rows move, and graphs are captured, in the middle of texts of all lengths."""
+    plain = random_model(max_seq_len=24).double()
+    texts = []
+    for device in ("cpu", "cuda"):
+        model = copy.deepcopy(plain).to(device)
+        if device == "cuda":
+            pad_rows(model.output_weight)
+            backend = GraphedBackend(StepModules.of(model), after=1, min_columns=4)
+            model.use_decode_backend(backend)
+        for max_rows in (1, 3, 8, 8):  # the last time with the graphs of the one before
+            sequences = [
+                Sequence(
+                    range(1, 2 + seed % 5),
+                    GenerationConfig(max_length=3 + 7 * seed % 31, temperature=seed % 2),
+                    24,
+                    end_token=seed,
+                    seed=seed,
+                )
+                for seed in range(13)
+            ]
+            Engine(ModelRunner(model, WIDTH), max_rows).run(sequences)
+            texts.append([each.new_tokens for each in sequences])
+    assert texts[:4] == texts[4:]
+    steps = [step for steps in backend._steps.values() for step in steps.values()]
+    assert sum(step.replay is not None for step in steps) > 4
 
 
 @pytest.mark.gpu
