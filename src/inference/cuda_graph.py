@@ -84,14 +84,27 @@ class StaticLayerCache(LayerCache):
         # Masked positions have weight 0, but 0 * NaN is NaN: uninitialized memory must be cleared.
         layer.clear(columns)
         batch, heads, _, width = layer.keys.shape
-        self._places = places.view(batch, 1, 1, 1).expand(batch, heads, 1, width)
+        self._both = stacked(layer.keys, layer.values)
+        self._places = places.view(1, batch, 1, 1, 1).expand(2, batch, heads, 1, width)
         self._seen = layer.keys[:, :, :columns], layer.values[:, :, :columns]
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store one token's key and value, (B, H, 1, D); return the columns, (B, H, S, D)."""
-        self.keys.scatter_(2, self._places, key)
-        self.values.scatter_(2, self._places, value)
+        self._both.scatter_(3, self._places, stacked(key, value))
         return self._seen
+
+
+def stacked(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return a view (2, ...) of two tensors that lie in one, such as a projection's parts.
+
+    Raises:
+        ValueError: if they do not, or differ in shape or strides.
+    """
+    step = second.storage_offset() - first.storage_offset()
+    is_one = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    if not is_one or step < 0 or (first.shape, first.stride()) != (second.shape, second.stride()):
+        raise ValueError("the tensors are not parts of one")
+    return first.as_strided((2, *first.shape), (step, *first.stride()))
 
 
 class GraphedStep:

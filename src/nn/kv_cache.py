@@ -176,9 +176,8 @@ class KVCache:
         is_cleared = device.type == "cuda"
         # A GPU clears all at once in no time; on a CPU memory that is not written to costs nothing.
         new = torch.zeros if is_cleared else torch.empty
-        buffers = [
-            [new(shape, device=device, dtype=dtype) for _ in range(2)] for _ in range(n_layers)
-        ]
+        # In one tensor, so that a GPU can store a token's key and value at once.
+        buffers = [new((2, *shape), device=device, dtype=dtype) for _ in range(n_layers)]
         self.layers = [LayerCache(keys, values, self._rows) for keys, values in buffers]
         for layer in self.layers:
             layer.cleared[:] = capacity if is_cleared else 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from src.config_keys import GenerationConfig
 from src.generation import generate_batch, generate_text
 from src.inference.beam_search import beam_search
-from src.inference.cuda_graph import GraphedBackend, GraphedStep, StepModules
+from src.inference.cuda_graph import GraphedBackend, GraphedStep, StepModules, stacked
 from src.inference.engine import Engine
 from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
@@ -164,6 +164,17 @@ def test_what_is_no_decode_step_of_inference_is_left_to_the_model():
     assert decoded(model, cache, 1) is None  # full: the cache says so itself
     with torch.no_grad():  # in which nothing of inference mode may be written
         assert model.decode_backend.decode([1], model.new_cache(), 0) is None
+
+
+def test_parts_of_a_tensor_are_stacked_without_a_copy():
+    whole = torch.arange(24).view(2, 3, 4)
+    for parts in (whole.unbind(0), whole.chunk(2, dim=-1), whole.transpose(0, 2).chunk(2)):
+        view = stacked(*parts)
+        assert torch.equal(view, torch.stack(parts))
+        assert view.data_ptr() == whole.data_ptr()
+    for others in ((whole[0], whole[0].clone()), (whole[0], whole[1, :2]), (whole[1], whole[0])):
+        with pytest.raises(ValueError, match="not parts of one"):
+            stacked(*others)
 
 
 def test_steps_are_freed_with_their_cache():
