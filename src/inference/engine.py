@@ -2,7 +2,8 @@
 
 A step: the scheduler chooses tokens of running sequences and admits waiting ones; the model runner
 computes them in one forward pass, or a few; each sequence whose window is complete gets a token,
-sampled with its own parameters and random numbers.
+sampled with its own parameters and random numbers. On a GPU the next decode step is started before
+these tokens are read, so that it computes while they are processed here.
 """
 
 from __future__ import annotations

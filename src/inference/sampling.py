@@ -129,9 +129,10 @@ class DrawnTokens:
     def __init__(self, ids: torch.Tensor, logits: Sequence[torch.Tensor]) -> None:
         self.ids = ids
         self._logits = logits
-        self._copy = ids.to("cpu", non_blocking=True)
+        is_cuda = ids.device.type == "cuda"
+        self._copy = ids.to("cpu", non_blocking=is_cuda)
         self._copied: torch.cuda.Event | None = None
-        if ids.device.type == "cuda":  # pragma: needs gpu
+        if is_cuda:  # pragma: needs gpu
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(ids.device))
 
