@@ -10,7 +10,7 @@ B batch, H heads, S columns of the KV cache, D head size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -127,8 +127,11 @@ class GraphedStep:
         self._layers = [StaticLayerCache(each, self._inputs[1], columns) for each in cache.layers]
         self.runs = 0
         """Number of steps so far."""
-        self.replay: Callable[[], torch.Tensor] | None = None
-        """Replays the graph, once it is captured."""
+        self.address = like.data_ptr()
+        """The same for all steps over rows of one cache."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        """The captured graph, if it is."""
+        self._out: torch.Tensor | None = None
 
     def load(self, tokens: Sequence[int] | torch.Tensor, lengths: Sequence[int]) -> None:
         """Set the inputs of the next run.
@@ -147,7 +150,11 @@ class GraphedStep:
     def run(self) -> torch.Tensor:
         """Return the logits (B, V or more) after one token of each row."""
         self.runs += 1
-        return self._compute() if self.replay is None else self.replay().clone()
+        if self.graph is None or self._out is None:
+            return self._compute()
+        with torch.cuda.device(self._inputs.device):  # pragma: needs gpu
+            self.graph.replay()
+            return self._out.clone()
 
     def _compute(self) -> torch.Tensor:
         tokens, lengths = self._inputs.unsqueeze(-1)
@@ -165,8 +172,8 @@ class GraphedStep:
         Load its inputs before: the step is also computed, to initialize libraries.
 
         Args:
-            pool: the memory pool for intermediate tensors, from `torch.cuda.graph_pool_handle`.
-                Graphs that share one must run one after another.
+            pool: memory pool for intermediate tensors, of another graph, which is never replayed at
+                the same time; None for a new one.
         """
         device = self._inputs.device
         with torch.cuda.device(device):
@@ -186,7 +193,7 @@ class GraphedStep:
                 with torch.cuda.graph(
                     graph, pool=pool, stream=side_stream, capture_error_mode="thread_local"
                 ):
-                    out = self._compute()
+                    self._out = self._compute()
             except RuntimeError as error:
                 torch.cuda.set_stream(current_stream)
                 log.warning(
@@ -194,12 +201,7 @@ class GraphedStep:
                 )
                 return False
 
-        def replay() -> torch.Tensor:
-            with torch.cuda.device(device):
-                graph.replay()
-            return out
-
-        self.replay = replay
+        self.graph = graph
         return True
 
 
@@ -230,7 +232,6 @@ class GraphedBackend(DecodeBackend):
         self._after = after
         self._min_columns = min_columns
         self._steps: WeakKeyDictionary[KVCache, dict[int, GraphedStep]] = WeakKeyDictionary()
-        self._pool: Any = None  # of type torch.cuda._POOL_HANDLE, if there is a graph
         self._works = True
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -259,7 +260,7 @@ class GraphedBackend(DecodeBackend):
             steps[columns] = GraphedStep(self._modules, cache, columns)
         step = steps[columns]
         step.load(tokens, cache.lengths)
-        if device == "cuda" and step.replay is None and step.runs >= self._after:
+        if device == "cuda" and step.graph is None and step.runs >= self._after:
             self._works = self._capture(step)  # pragma: needs gpu
         logits = step.run()
         for layer in cache.layers:
@@ -267,7 +268,11 @@ class GraphedBackend(DecodeBackend):
         return logits
 
     def _capture(self, step: GraphedStep) -> bool:  # pragma: needs gpu
-        """Capture a step; return whether that works here."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return step.capture(self._pool)
+        """Capture a step; return whether that works here. The graphs of a cache share memory."""
+        others = [each for steps in list(self._steps.values()) for each in steps.values()]
+        pools = [
+            each.graph.pool()
+            for each in others
+            if each.graph is not None and each.address == step.address
+        ]
+        return step.capture(pools[0] if pools else None)

@@ -298,7 +298,7 @@ def test_sequences_that_join_and_leave_get_the_same_tokens_from_graphs():
             texts.append([each.new_tokens for each in sequences])
     assert texts[:4] == texts[4:]
     steps = [step for steps in backend._steps.values() for step in steps.values()]
-    assert sum(step.replay is not None for step in steps) > 4
+    assert sum(step.graph is not None for step in steps) > 4
 
 
 @pytest.mark.gpu
@@ -310,5 +310,5 @@ def test_a_graph_is_recorded_and_not_only_tried(caplog):
     Engine(runner).run([Sequence([1], GenerationConfig(max_length=60, temperature=0), 64)])
     [steps] = model.decode_backend._steps.values()
     assert list(steps) == [16, 32, 64]
-    assert all(step.replay is not None for step in steps.values())
+    assert all(step.graph is not None for step in steps.values())
     assert not caplog.messages
