@@ -178,7 +178,9 @@ class KVCache:
         new = torch.zeros if is_cleared else torch.empty
         # In one tensor, so that a GPU can store a token's key and value at once.
         buffers = [new((2, *shape), device=device, dtype=dtype) for _ in range(n_layers)]
-        self.layers = [LayerCache(keys, values, self._rows) for keys, values in buffers]
+        self.layers = [
+            LayerCache(both[0].detach(), both[1].detach(), self._rows) for both in buffers
+        ]
         for layer in self.layers:
             layer.cleared[:] = capacity if is_cleared else 0
         self.addresses: tuple[int, Any, Any] | None = None
