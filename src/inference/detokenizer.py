@@ -46,6 +46,7 @@ class IncrementalDetokenizer:
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
         self._stop_strings = StopStrings(options.stop, skip_leading_space)
         self._criteria = stopping_functions(criteria)
+        self._is_plain = self._sentence is None and self._stop_strings.is_idle
         self._min_tokens_left = options.min_length
         self.text = ""
         """The text returned so far."""
@@ -75,6 +76,9 @@ class IncrementalDetokenizer:
         return piece + rest
 
     def _append_text(self, text: str) -> str:
+        if self._is_plain:
+            self.text += text
+            return text
         sentence_ended = False
         if self._sentence is not None:
             text, sentence_ended = self._sentence.push(text, may_end=self._min_tokens_left <= 0)
@@ -170,10 +174,13 @@ class StopStrings:
         self._pending = ""
         self.stopped = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all text passes, now and later."""
+        return not self._stop and not self._skipping
+
     def push(self, text: str) -> str:
         """Append text; return the part that cannot belong to a stop string."""
-        if not self._stop and not self._skipping:
-            return text
         if self._skipping:
             text = text.lstrip()
             self._skipping = not text

@@ -159,13 +159,11 @@ class Engine:
         # A GPU computes the next step while the tokens of this one are processed here.
         started = self._start_decode(sequences, drawn)
         for place, (sequence, token) in enumerate(zip(sequences, drawn.read(), strict=True)):
-            before = len(sequence.tokens)
-            sequence.append(token, logits[place] if sequence.needs_logprobs else None)
-            if len(sequence.tokens) > before:
-                self.counts.generated_tokens += 1
-                if started is not None:
-                    self.runner.hold(place, token)
-                    sequence.computed += 1
+            is_new = sequence.append(token, logits[place] if sequence.needs_logprobs else None)
+            self.counts.generated_tokens += is_new
+            if is_new and started is not None:
+                self.runner.hold(place, token)
+                sequence.computed += 1
         if started is not None:
             self._started = list(sequences), started
 

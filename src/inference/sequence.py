@@ -15,6 +15,8 @@ from .detokenizer import IncrementalDetokenizer
 from .logprobs import TokenLogprobs, TokenProbability, token_logprobs
 from .sampling import NO_TOKEN, EndToken, end_ids
 
+_NO_TOKENS: list[int] = []
+"""Not to be changed."""
 FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled", "deadline", "error"]
 """Why a sequence has ended: an end token; a stop string, the end of a sentence or a stopping
 criterion; `max_length`; no token left to choose; its consumer no longer needs it; its deadline has
@@ -101,8 +103,9 @@ class Sequence:
         self.sampling_key = _same_object((_sampling_key(options), self.end_tokens))
         """Sequences for which it is equal have the same logits processors."""
         self._needs_prompt = options.needs_prompt
-        self._needs_new_tokens = bool(options.presence_penalty or options.frequency_penalty)
         self._min_length = options.min_length if self.end_tokens else 0
+        self._needs_new_tokens = bool(options.presence_penalty or options.frequency_penalty)
+        self._needs_any = self._needs_prompt or self._needs_new_tokens or self._min_length > 0
         self.max_new_tokens = options.max_length if max_new_tokens is None else max_new_tokens
         self._max_tokens = self.prompt_length + self.max_new_tokens
 
@@ -162,26 +165,31 @@ class Sequence:
         They are as few as possible: sequences of the same options are sampled together if they
         have as many of them. If only the number N of new tokens matters, [] and -N are returned.
         """
+        if not self._needs_any:
+            return _NO_TOKENS, 0
         if self._needs_prompt:
             return self.tokens, self.prompt_length
         if self._needs_new_tokens:
             return self.new_tokens, 0
         # The number of new tokens alone, as far as it is below `min_length`.
         count = len(self.tokens) - self.prompt_length
-        return [], -min(count, self._min_length)
+        return _NO_TOKENS, -min(count, self._min_length)
 
-    def append(self, token: int, logits: torch.Tensor | None = None) -> None:
+    def append(self, token: int, logits: torch.Tensor | None = None) -> bool:
         """Append a sampled token, or finish the sequence at it.
 
         Args:
             token: its id, or `NO_TOKEN` if every token is masked.
             logits: the model's, (V,), before logits processors; needed if `needs_logprobs`.
+
+        Returns:
+            Whether it was appended.
         """
         if token == NO_TOKEN or token in self.end_tokens:
             if token != NO_TOKEN:
                 self.end_logprobs += [(token, each) for each in self._logprobs(token, logits)]
             self.finish("masked" if token == NO_TOKEN else "end_token")
-            return
+            return False
         self._uniform = None
         if self.needs_logprobs:
             self.logprobs += self._logprobs(token, logits)
@@ -192,12 +200,15 @@ class Sequence:
             self.computed = 0
             self.has_slid = True
         if self._detokenizer is not None:
-            self._add(self._detokenizer.push(token))
+            piece = self._detokenizer.push(token)
+            if piece:
+                self._pieces.append(piece)
             if self._detokenizer.ended:
                 self.finish("stop")
-                return
+                return True
         if length == self._max_tokens:
             self.finish("length")
+        return True
 
     def _logprobs(self, token: int, logits: torch.Tensor | None) -> list[TokenLogprobs]:
         """Return the log-probabilities of a sampled token, if they are recorded."""
@@ -223,13 +234,11 @@ class Sequence:
         """End the sequence, unless it has ended; text that was held back is released."""
         if self.finish_reason is None:
             if self._detokenizer is not None:
-                self._add(self._detokenizer.finish(is_cut=reason != "end_token"))
+                piece = self._detokenizer.finish(is_cut=reason != "end_token")
+                if piece:
+                    self._pieces.append(piece)
             self.error = error
             self.finish_reason = reason
-
-    def _add(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
 
 
 @lru_cache(maxsize=256)

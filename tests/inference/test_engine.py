@@ -239,7 +239,7 @@ def test_an_interrupt_at_any_place_of_a_step_changes_no_text(place, make, monkey
             if place == "Sequence.append" and self.prompt_length == 2 and left:
                 left.pop()
                 raise KeyboardInterrupt
-            super().append(token, logits)
+            return super().append(token, logits)
 
     def interrupting(function):
         def wrapper(*arguments):
