@@ -19,9 +19,10 @@ def pad_rows(weight: torch.Tensor) -> None:
     """Move a weight (O, I) to a storage with zeros for the missing rows, in place.
 
     Its memory is then that of `padded_rows`; the earlier storage is freed if nothing else uses it.
+    An inference tensor stays as it is.
     """
     count, inputs = weight.shape
-    if count % ROWS:
+    if count % ROWS and not weight.is_inference():  # such a one cannot be moved
         padded = weight.new_zeros(count + -count % ROWS, inputs)
         padded[:count] = weight
         weight.data = padded[:count]

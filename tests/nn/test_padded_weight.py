@@ -42,6 +42,18 @@ def test_a_weight_without_unused_rows_is_returned_itself():
     assert padded_rows(last) is last
 
 
+def test_an_inference_tensor_stays_as_it_is():
+    with torch.inference_mode():
+        layer = nn.Linear(3, 5, bias=False)
+    pad_rows(layer.weight)
+    assert padded_rows(layer.weight).shape == (5, 3)
+    layer = nn.Linear(3, 5, bias=False)
+    with torch.inference_mode():
+        pad_rows(layer.weight)
+    assert not layer.weight.is_inference()
+    assert padded_rows(layer.weight).shape == (64, 3)
+
+
 def test_a_padded_weight_is_copied_saved_and_loaded_as_any():
     layer = nn.Linear(3, 5, bias=False)
     pad_rows(layer.weight)
