@@ -18,7 +18,7 @@ from transformers.generation import logits_process as theirs
 
 from src.config_keys import GenerationConfig
 from src.inference.logits_processors import process_logits
-from src.inference.sampling import sample
+from src.inference.sampling import draw
 
 VOCABULARY, LENGTH = 50257, 200
 MANNERS = {
@@ -73,7 +73,7 @@ def main() -> None:
                 numbers = None if ours.is_greedy else [0.5] * texts
 
                 def our_choice(logits=logits, tokens=tokens, ours=ours, numbers=numbers):
-                    return sample(process_logits(logits, tokens, ours, LENGTH // 2), numbers)
+                    return draw(process_logits(logits, tokens, ours, LENGTH // 2), numbers).read()
 
                 def their_choice(logits=logits, tokens=tokens, chain=chain, numbers=numbers):
                     scores = chain(tokens, logits)

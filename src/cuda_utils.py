@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -175,6 +176,17 @@ def container_memory(root: Path = Path("/")) -> int | None:
     return min(limits, default=None)
 
 
+def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Copy numbers, or nested lists of them, to a device, without waiting for a GPU's earlier work.
+
+    `torch.tensor(values, device=device)` waits until a GPU has done all it was given.
+    """
+    tensor = torch.tensor(values, dtype=dtype, device="cpu")
+    if device.type == "cuda":  # pragma: needs gpu
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def available_memory(device: torch.device) -> int:
     """Return the memory available to this process on a device, including what it uses, in bytes."""
     if device.type == "cuda":  # pragma: needs gpu
@@ -237,24 +249,37 @@ def logits_chunk_tokens(device: torch.device) -> int:
     return 1024 if device.type == "cpu" else 4096
 
 
+class CapturedGraph(NamedTuple):
+    """A CUDA graph and its result."""
+
+    graph: torch.cuda.CUDAGraph
+    out: torch.Tensor
+
+    def replay(self) -> torch.Tensor:  # pragma: needs gpu
+        """Compute the result again; the next replay overwrites it."""
+        self.graph.replay()
+        return self.out
+
+
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 """The side stream used for captures, by device."""
 
 
 def capture_graph(
-    compute: Callable[[], torch.Tensor], device: torch.device, what: str
-) -> Callable[[], torch.Tensor] | None:  # pragma: needs gpu
-    """Capture a computation over static tensors as a CUDA graph; return what replays it.
+    compute: Callable[[], torch.Tensor], device: torch.device, otherwise: str, pool: Any = None
+) -> CapturedGraph | None:  # pragma: needs gpu
+    """Capture a computation over static tensors as a CUDA graph.
 
-    Launching a hundred small kernels takes the CPU longer than the GPU takes to run them; a CUDA
+    Launching hundreds of small kernels takes the CPU longer than the GPU takes to run them; a CUDA
     graph launches all of them at once. It requires static shapes and addresses, and no
-    synchronization. If the capture fails, log a warning and return None. The computation is
-    run once before, for lazy initialization in libraries, which cannot be captured.
+    synchronization. If the capture fails, log a warning and return None.
 
     Args:
-        compute: returns a tensor, which each replay overwrites.
+        compute: returns a tensor. It is run once before, because the lazy initialization in
+            libraries cannot be captured.
         device: the GPU.
-        what: the rest of the warning if it fails, such as "decoding without".
+        otherwise: the end of the warning, such as "decoding without".
+        pool: memory pool for intermediate tensors; None for a new one.
     """
     with torch.cuda.device(device):
         current_stream = torch.cuda.current_stream()
@@ -269,18 +294,15 @@ def capture_graph(
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use the GPU during the capture.
-            with torch.cuda.graph(graph, stream=side_stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=pool, stream=side_stream, capture_error_mode="thread_local"
+            ):
                 out = compute()
         except RuntimeError as error:
             torch.cuda.set_stream(current_stream)
-            log.warning("CUDA graphs do not work here (%s): %s", first_line(error), what)
+            log.warning("CUDA graphs do not work here (%s): %s", first_line(error), otherwise)
             return None
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return out
-
-    return replay
+    return CapturedGraph(graph, out)
 
 
 def can_compile(device: torch.device) -> bool:

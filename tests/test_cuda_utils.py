@@ -19,6 +19,7 @@ from src.cuda_utils import (
     memory_stats,
     select_device,
     select_precision,
+    to_device,
 )
 from src.errors import AGI2Error
 from src.utils import log, plural
@@ -286,3 +287,15 @@ def test_an_allocation_that_fails_is_told_from_other_errors():
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(wrong_shape.value)
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_numbers_are_copied_to_a_device_in_a_dtype():
+    assert torch.equal(to_device([[1, 2], [3, 4]], CPU), torch.tensor([[1, 2], [3, 4]]))
+    assert to_device([0.5], CPU, torch.float64).dtype == torch.float64
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_numbers_are_copied_to_a_gpu():
+    found = [to_device([i, i + 1], torch.device("cuda")) for i in range(100)]
+    assert [each.tolist() for each in found] == [[i, i + 1] for i in range(100)]

@@ -46,6 +46,7 @@ class IncrementalDetokenizer:
         self._sentence = SentenceEnd() if options.stop_at_sentence_end else None
         self._stop_strings = StopStrings(options.stop, skip_leading_space)
         self._criteria = stopping_functions(criteria)
+        self._is_plain = self._sentence is None and self._stop_strings.is_idle
         self._min_tokens_left = options.min_length
         self.text = ""
         """The text returned so far."""
@@ -55,7 +56,8 @@ class IncrementalDetokenizer:
         """Append a token; return the new text that cannot belong to a stop string."""
         self._min_tokens_left -= 1
         piece = self._append_text(self._characters.push(token))
-        self.ended = self.ended or any(accepts(self.text) for accepts in self._criteria)
+        if self._criteria and not self.ended:
+            self.ended = any(accepts(self.text) for accepts in self._criteria)
         return piece
 
     def finish(self, is_cut: bool = False) -> str:
@@ -74,6 +76,9 @@ class IncrementalDetokenizer:
         return piece + rest
 
     def _append_text(self, text: str) -> str:
+        if self._is_plain:
+            self.text += text
+            return text
         sentence_ended = False
         if self._sentence is not None:
             text, sentence_ended = self._sentence.push(text, may_end=self._min_tokens_left <= 0)
@@ -169,6 +174,11 @@ class StopStrings:
         self._pending = ""
         self.stopped = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all text passes, now and later."""
+        return not self._stop and not self._skipping
+
     def push(self, text: str) -> str:
         """Append text; return the part that cannot belong to a stop string."""
         if self._skipping:
@@ -216,15 +226,19 @@ class StreamDecoder:
     @checked
     def __init__(self, tokenizer: Tokenizer, continues: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._incomplete = b""
         # A character has at most 4 bytes, and a token before it that is not special at least 1.
         for token in continues[-_MAX_INCOMPLETE:]:
             self.push(token)
 
     def push(self, token: int) -> str:
         """Return the characters completed by this token."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token))
+        data = self._incomplete + self._tokenizer.token_bytes(token)
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._incomplete = data[used:]
+        return text
 
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for an incomplete character."""
-        return self._decoder.decode(b"", final=True)
+        data, self._incomplete = self._incomplete, b""
+        return data.decode("utf-8", "replace")

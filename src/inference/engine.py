@@ -2,7 +2,8 @@
 
 A step: the scheduler chooses tokens of running sequences and admits waiting ones; the model runner
 computes them in one forward pass, or a few; each sequence whose window is complete gets a token,
-sampled with its own parameters and random numbers.
+sampled with its own parameters and random numbers. On a GPU the next decode step is started before
+these tokens are read, so that it computes while they are processed here.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
+from ..cuda_utils import to_device
 from .logits_processors import process_logits
 from .model_runner import Chunk, ModelRunner, warn_if_long
 from .prefix_cache import PrefixCache
-from .sampling import sample
+from .sampling import DrawnTokens, draw
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculative import speculate_tokens
@@ -67,6 +68,8 @@ class Engine:
         self.runner = runner
         self.prefix_cache = prefix_cache
         self.counts = counts = EngineCounts()
+        # The sequences of a decode step that has been started, in the order of its logits (N, V).
+        self._started: tuple[list[Sequence], torch.Tensor] | None = None
         # No method of the engine: a cycle of references would keep the KV cache alive.
         self.scheduler = Scheduler(
             max_rows,
@@ -90,11 +93,16 @@ class Engine:
         """
         try:
             self._close_gaps()
-            sequences, logits = self._compute()
+            started, self._started = self._started, None
+            if started is not None and self.scheduler.running:
+                sequences, logits = self._finish_decode(*started)
+            else:
+                sequences, logits = self._compute()
             self._append(sequences, logits)
             if any(sequence.finish_reason is not None for sequence in sequences):
                 self._close_gaps()
         except BaseException:
+            self._started = None
             for sequence in self.scheduler.running:
                 sequence.computed = 0
             raise
@@ -109,7 +117,12 @@ class Engine:
         self.counts.steps += 1
         logits = self.runner.compute(
             [
-                Chunk(row, sequence.computed, sequence.next_tokens(size), _recorder(sequence))
+                Chunk(
+                    row,
+                    sequence.computed,
+                    sequence.next_tokens(size),
+                    _recorder(sequence) if sequence.needs_prompt_logprobs else None,
+                )
                 for row, sequence, size in scheduled
             ]
         )
@@ -140,11 +153,50 @@ class Engine:
                 if not each.max_new_tokens:
                     each.finish("length")
             sequences, logits = [sequences[place] for place in places], logits[places]
-        tokens = sample_tokens(logits, sequences) if sequences else []
-        for place, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            before = len(sequence.tokens)
-            sequence.append(token, logits[place] if sequence.needs_logprobs else None)
-            self.counts.generated_tokens += len(sequence.tokens) - before
+        if not sequences:
+            return
+        drawn = draw_tokens(logits, sequences)
+        # A GPU computes the next step while the tokens of this one are processed here.
+        started = self._start_decode(sequences, drawn)
+        for place, (sequence, token) in enumerate(zip(sequences, drawn.read(), strict=True)):
+            is_new = sequence.append(token, logits[place] if sequence.needs_logprobs else None)
+            self.counts.generated_tokens += is_new
+            if is_new and started is not None:
+                self.runner.hold(place, token)
+                sequence.computed += 1
+        if started is not None:
+            self._started = list(sequences), started
+
+    def _start_decode(
+        self, sequences: SequenceOf[Sequence], drawn: DrawnTokens
+    ) -> torch.Tensor | None:
+        """Start the decode step after this one, if it will have the same rows; return its logits.
+
+        Those of sequences that the tokens will have ended are dropped.
+        """
+        scheduler = self.scheduler
+        if not self.runner.model.decode_backend.runs_ahead or scheduler.may_admit:
+            return None
+        if list(sequences) != scheduler.running:
+            return None
+        if not all(each.fits_another for each in sequences):
+            return None
+        if not any(each.needs_another for each in sequences):
+            return None
+        logits = self.runner.start_decode(drawn.ids.clamp(min=0))  # NO_TOKEN is no token
+        self.counts.steps += logits is not None
+        return logits
+
+    def _finish_decode(
+        self, started: SequenceOf[Sequence], logits: torch.Tensor
+    ) -> tuple[list[Sequence], torch.Tensor]:
+        """Return the running sequences, all of which are in the started step, and their logits."""
+        running = list(self.scheduler.running)
+        places = {id(sequence): place for place, sequence in enumerate(started)}
+        order = [places[id(sequence)] for sequence in running]
+        if order != list(range(len(started))):
+            logits = logits.index_select(0, to_device(order, logits.device))
+        return running, logits
 
     def run(self, sequences: Iterable[Sequence]) -> None:
         """Generate all tokens of the sequences.
@@ -213,9 +265,9 @@ class Engine:
 
 
 def _recorder(sequence: Sequence) -> Callable[[int, torch.Tensor], None] | None:
-    """Return what is to be called with the logits of a sequence's tokens, if anything."""
+    """Return what is called with the logits of the prompt's tokens; None for later ones."""
     is_prompt = len(sequence.tokens) == sequence.prompt_length
-    return sequence.record_prompt if sequence.needs_prompt_logprobs and is_prompt else None
+    return sequence.record_prompt if is_prompt else None
 
 
 def _reuse(
@@ -240,47 +292,50 @@ def _reuse(
     return held
 
 
-def sample_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[int]:
+def draw_tokens(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> DrawnTokens:
     """Sample the next token of each sequence from the model's logits (N, V).
 
     Sequences whose logits processors have the same parameters and as many tokens to look at are
     processed together. A token does not depend on the other sequences.
-
-    Returns:
-        N token ids, `NO_TOKEN` for a sequence in which every token is masked.
-
-    Raises:
-        AGI2Error: if the logits are not finite.
     """
     looked_at = [sequence.processed_tokens() for sequence in sequences]
-    if len(sequences) == 1:
-        return _sample_together(logits, sequences, looked_at)
+    first, (seen, start) = sequences[0].sampling_key, looked_at[0]
+    if all(sequence.sampling_key is first for sequence in sequences) and all(
+        len(tokens) == len(seen) and each == start for tokens, each in looked_at
+    ):
+        return draw(*_processed(logits, sequences, looked_at))
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, (sequence, (seen, start)) in enumerate(zip(sequences, looked_at, strict=True)):
         key = (sequence.sampling_key, len(seen), start)
         groups.setdefault(key, []).append(place)
-    if len(groups) == 1:
-        return _sample_together(logits, sequences, looked_at)
-    tokens = [0] * len(sequences)
+    ids, parts, order = [], [], []
     for places in groups.values():
-        group = [sequences[place] for place in places]
-        sampled = _sample_together(logits[places], group, [looked_at[place] for place in places])
-        for place, token in zip(places, sampled, strict=True):
-            tokens[place] = token
-    return tokens
+        rows = logits.index_select(0, to_device(places, logits.device))
+        part, numbers = _processed(
+            rows, [sequences[place] for place in places], [looked_at[place] for place in places]
+        )
+        ids.append(draw(part, numbers).ids)
+        parts.append(part)
+        order += places
+    place_of = to_device(sorted(range(len(order)), key=order.__getitem__), logits.device)
+    return DrawnTokens(torch.cat(ids).index_select(0, place_of), parts)
 
 
-def _sample_together(
+def _processed(
     logits: torch.Tensor,
     sequences: SequenceOf[Sequence],
     looked_at: SequenceOf[tuple[list[int], int]],
-) -> list[int]:
-    """Sample sequences of the same options that have as many tokens to look at."""
+) -> tuple[torch.Tensor, list[float] | None]:
+    """Process the logits of sequences of the same options that have as many tokens to look at.
+
+    Returns:
+        The processed logits (N, V), and the sequences' random numbers, None in greedy decoding.
+    """
     first, (seen, start) = sequences[0], looked_at[0]
     if seen:
-        rows = torch.tensor([tokens for tokens, _ in looked_at], device=logits.device)
+        rows = to_device([tokens for tokens, _ in looked_at], logits.device)
     else:
         rows = torch.empty(len(sequences), 0, dtype=torch.long, device=logits.device)
     processed = process_logits(logits, rows, first.options, start, first.end_tokens)
     numbers = None if first.is_greedy else [sequence.uniform() for sequence in sequences]
-    return cast(list[int], sample(processed, numbers).tolist())
+    return processed, numbers

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..config_keys import GenerationConfig
+from ..cuda_utils import to_device
 from .sampling import MASKED, EndToken, end_ids
 
 
@@ -44,7 +46,7 @@ def process_logits(
     logits = apply_no_repeat_ngram(logits, tokens, options.no_repeat_ngram)
     ends = end_ids(end_token)
     if ends and tokens.size(1) - prompt_length < options.min_length:
-        logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), MASKED)
+        logits = logits.index_fill(1, _ids_on(ends, logits.device), MASKED)
     if options.is_greedy:
         return logits
     logits = logits.float() / options.temperature
@@ -52,10 +54,17 @@ def process_logits(
     return apply_typical_p(apply_min_p(logits, options.min_p), options.typical_p)
 
 
+@lru_cache(maxsize=64)  # each step needs the same, and a GPU takes its time for a copy
+@torch.inference_mode(False)
+def _ids_on(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return token ids (N,) on a device; not to be changed."""
+    return torch.tensor(ids, device=device)
+
+
 def apply_logit_bias(logits: torch.Tensor, bias: Mapping[Any, float]) -> torch.Tensor:
     """Add a bias to the logits (B, V) of some tokens, by id."""
-    ids = torch.tensor(list(bias), device=logits.device)
-    values = torch.tensor(list(bias.values()), dtype=logits.dtype, device=logits.device)
+    ids = _ids_on(tuple(bias), logits.device)
+    values = to_device(list(bias.values()), logits.device, logits.dtype)
     return logits.index_add(1, ids, values.expand(logits.size(0), -1))
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from ..cuda_utils import to_device
 from ..errors import AGI2Error
 from ..model import GPT2Model
 from ..nn.dropout import evaluating
@@ -20,26 +20,15 @@ from ..nn.kv_cache import KVCache
 from .cache_memory import cache_bytes
 from .cache_memory import check_rows as check_rows  # also names of this module, as those below
 from .cache_memory import max_batch_rows as max_batch_rows
+from .chunks import Chunk as Chunk
+from .chunks import grouped, padded, record_logits
+from .kept_cache import keep, take
 from .prefix_cache import PrefixCache
 from .prompts import check_prompt as check_prompt
 from .prompts import warn_if_long as warn_if_long
 
-RECORDED_TOKENS = 64
-"""Tokens of a prompt whose logits are recorded at a time: it limits the memory."""
-PADDING = 16
-"""Tokens of padding that take a CPU about as long as one more forward pass."""
 GRID = 32
 """Tokens of a piece in which rows are computed one by one (see `ModelRunner.grid`)."""
-
-
-class Chunk(NamedTuple):
-    """Tokens to compute in a row of the KV cache, behind the first `offset` that it holds."""
-
-    row: int
-    offset: int
-    tokens: list[int]
-    record: Callable[[int, torch.Tensor], None] | None = None
-    """Called with the place of the first of T of the tokens and their logits (T, V), if given."""
 
 
 class ModelRunner:
@@ -128,21 +117,35 @@ class ModelRunner:
         """
         cache = self._cache
         if cache is None or cache.device != self.model.device:
-            with torch.inference_mode():
-                self._cache = self.model.new_cache(rows)
+            self._cache = None  # before the next one takes memory
+            self._use(self._new_cache(rows))
             self._held_tokens, self._gridded = [[] for _ in range(rows)], [0] * rows
         elif cache.batch_size < rows:
             rows = max(rows, min(2 * cache.batch_size, limit))
             with torch.inference_mode():
-                self._cache = cache.grow(rows)
+                self._use(cache.grow(rows))
             self._held_tokens += [[] for _ in range(rows - cache.batch_size)]
             self._gridded += [0] * (rows - cache.batch_size)
+
+    def _new_cache(self, rows: int) -> KVCache:
+        if self.model.decode_backend.keeps_caches:
+            kept = take(self.model, rows)
+            if kept is not None:
+                return kept
+        with torch.inference_mode():
+            return self.model.new_cache(rows)
+
+    def _use(self, cache: KVCache) -> None:
+        """Use a KV cache from now on; it is kept for the model's next runner, if that is faster."""
+        if cache is not self._cache and self.model.decode_backend.keeps_caches:
+            keep(self.model, cache, self)
+        self._cache = cache
 
     @torch.inference_mode()
     def release_rows(self) -> None:
         """Free the memory of all rows but the first, which keeps its tokens."""
         if self._cache is not None and self._cache.batch_size > 1:
-            self._cache = self._cache.select(torch.tensor([0], device=self._cache.device))
+            self._use(self._cache.select(torch.tensor([0], device=self._cache.device)))
             del self._held_tokens[1:], self._gridded[1:]
 
     def reusable(self, row: int, window: Sequence[int]) -> int:
@@ -204,12 +207,37 @@ class ModelRunner:
             return self._compute_together(chunks)
         parts: list[torch.Tensor] = []
         places: list[int] = []
-        for group in self._groups(chunks):
+        for group in grouped(chunks, self._held):
             parts.append(self._compute_together(group))
             places += [chunk.row for chunk in group]
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts)[sorted(range(len(places)), key=places.__getitem__)]
+
+    @torch.inference_mode()
+    def start_decode(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """Start a decode step of the first rows, whose tokens (N,) a GPU may still be computing.
+
+        Call `hold` when the tokens are known.
+
+        Returns:
+            The logits (N, V), or None if the decode backend does not compute this step.
+        """
+        count, cache = len(tokens), self._held
+        backend = self.model.decode_backend
+        stop = min(backend.rows_of_step(0, count)[1], cache.batch_size)
+        most, lengths = cache.capacity - 1, cache.lengths
+        self._truncate({row: most for row in range(count, stop) if lengths[row] > most})
+        with evaluating():
+            logits = backend.decode(tokens, cache.view(0, stop), max(lengths[:count]))
+        if logits is None:
+            return None
+        cache.set_lengths({row: lengths[row] + 1 for row in range(count)})
+        return logits[:count, : self.vocab_size]
+
+    def hold(self, row: int, token: int) -> None:
+        """Take note of the token of a row that `start_decode` has appended."""
+        self._held_tokens[row].append(token)
 
     def _compute_alone(self, chunk: Chunk) -> torch.Tensor:
         """Compute a chunk in pieces of the grid; return its logits (1, V)."""
@@ -224,39 +252,6 @@ class ModelRunner:
             offset = end
         return logits
 
-    def _groups(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-        """Divide chunks into forward passes, padded on the right.
-
-        One if there is little padding; otherwise one of the decode steps, others of adjacent rows.
-        """
-        if self._is_dense(chunks):
-            yield list(chunks)
-            return
-        if single := [chunk for chunk in chunks if len(chunk.tokens) == 1]:
-            yield single
-        group: list[Chunk] = []
-        for chunk in chunks:
-            if len(chunk.tokens) > 1:
-                if group and not self._is_dense([*group, chunk]):
-                    yield group
-                    group = []
-                group.append(chunk)
-        if group:
-            yield group
-
-    def _is_dense(self, chunks: Sequence[Chunk]) -> bool:
-        """Return whether a forward pass of these rows, and those between, has little padding.
-
-        At most half, on a CPU at most `PADDING` tokens, too; it must fit behind every row's tokens.
-        """
-        first, last = chunks[0].row, chunks[-1].row
-        width = max(len(chunk.tokens) for chunk in chunks)
-        needed = sum(len(chunk.tokens) for chunk in chunks)
-        padding = (last - first + 1) * width - needed
-        if padding > needed or (padding > PADDING and self._held.device.type == "cpu"):
-            return False
-        return max(self._held.lengths[first : last + 1]) + width <= self._held.capacity
-
     def _compute_together(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Run one forward pass over adjacent rows; return the logits (N, V) of each chunk.
 
@@ -267,51 +262,50 @@ class ModelRunner:
         if width == 1:
             first, stop = self.model.decode_backend.rows_of_step(first, stop)
             stop = min(stop, self._held.batch_size)
-        rows = [[0] * width for _ in range(first, stop)]
-        counts = [width] * len(rows)
-        for row, _, tokens, _ in chunks:
-            rows[row - first][: len(tokens)] = tokens
-            counts[row - first] = len(tokens)
-        if len(chunks) < len(rows) or width > 1:
+        if len(chunks) < stop - first or width > 1:
             # A row may hold more of an earlier window than leaves space for padding.
             most, lengths = self._held.capacity - width, self._held.lengths
             self._truncate({row: most for row in range(first, stop) if lengths[row] > most})
-        logits = self._forward(chunks, rows, counts, first)
+        rows = padded(chunks, first, stop, width)
+        with evaluating():
+            logits = self._forward(chunks, rows, first)[..., : self.vocab_size]
         self._held.set_lengths({row: offset + len(tokens) for row, offset, tokens, _ in chunks})
         for row, _, tokens, _ in chunks:
             self._held_tokens[row] += tokens
         if len(chunks) == len(rows):
             return logits
+        if chunks[-1].row - first < len(chunks):
+            return logits[: len(chunks)]  # indexing by a list would wait for a GPU
         return logits[[chunk.row - first for chunk in chunks]]
 
-    def _forward(
-        self, chunks: Sequence[Chunk], rows: list[list[int]], counts: list[int], first: int
-    ) -> torch.Tensor:
-        """Append tokens (B, T) to adjacent rows from `first` on; return the logits (B, V).
+    def _forward(self, chunks: Sequence[Chunk], rows: list[list[int]], first: int) -> torch.Tensor:
+        """Append tokens to adjacent rows; return the logits (B, V or more) after the last of each.
 
         Args:
-            chunks: those whose logits are recorded.
-            rows: the tokens, padded on the right.
-            counts: number of each row's tokens, after the last of which the logits are.
+            chunks: those whose logits are returned or recorded; each row without is padding.
+            rows: the tokens (B, T), padded on the right.
+            first: the first row.
         """
-        inputs, last = (torch.tensor(each, device=self._held.device) for each in (rows, counts))
-        cache = self._held.view(first, first + len(rows))
-        with evaluating():
-            if all(chunk.record is None for chunk in chunks):
-                is_padded = min(counts) < len(rows[0])
-                logits = self.model(
-                    inputs, cache=cache, last_only=True, counts=last if is_padded else None
-                )
-                return logits[:, -1, : self.vocab_size]
-            hidden = self.model.hidden_states(inputs, cache=cache)
-            for row, offset, tokens, record in chunks:
-                states = hidden[row - first, : len(tokens)]
-                for start in range(0, len(tokens), RECORDED_TOKENS):
-                    if record is not None:
-                        part = self.model.logits(states[start : start + RECORDED_TOKENS])
-                        record(offset + start, part[:, : self.vocab_size])
-            hidden = hidden[torch.arange(len(rows), device=last.device), last - 1]
-            return self.model.logits(hidden.unsqueeze(1))[:, -1, : self.vocab_size]
+        cache, width = self._held.view(first, first + len(rows)), len(rows[0])
+        is_recorded = any(chunk.record is not None for chunk in chunks)
+        if width == 1 and not is_recorded:
+            longest = max(chunk.offset for chunk in chunks)
+            decoded = self.model.decode_backend.decode([each for (each,) in rows], cache, longest)
+            if decoded is not None:
+                return decoded
+        inputs, last = to_device(rows, cache.device), None
+        if width > 1:
+            counts = [width] * len(rows)
+            for row, _, tokens, _ in chunks:
+                counts[row - first] = len(tokens)
+            last = to_device(counts, cache.device) if min(counts) < width else None
+        if not is_recorded:
+            return self.model(inputs, cache=cache, last_only=True, counts=last)[:, -1]
+        hidden = self.model.hidden_states(inputs, cache=cache)
+        record_logits(chunks, hidden, first, lambda x: self.model.logits(x)[:, : self.vocab_size])
+        last = last if last is not None else torch.full((len(rows),), width, device=cache.device)
+        hidden = hidden[torch.arange(len(rows), device=cache.device), last - 1]
+        return self.model.logits(hidden.unsqueeze(1))[:, -1]
 
     def _truncate(self, lengths: dict[int, int]) -> None:
         """Shorten rows to lengths by row."""
@@ -377,12 +371,17 @@ class ModelRunner:
             half = max(1, self.positions // 2)
             last = self._buffer[:, self._length - half : self._length].tolist()
             return self.compute([Chunk(row, 0, last[row]) for row in rows]).unsqueeze(1)
+        ids, cache = tokens.tolist(), self._held.view(0, len(rows))
         with evaluating():
-            logits = self.model(tokens, cache=self._held.view(0, len(rows)))
+            logits = None
+            if count == 1:
+                logits = self.model.decode_backend.decode([each[0] for each in ids], cache, length)
+            if logits is None:
+                logits = self.model(tokens, cache=cache)
         self._held.set_lengths(dict.fromkeys(rows, length + count))
-        for held, new in zip(self._held_tokens, tokens.tolist(), strict=True):
+        for held, new in zip(self._held_tokens, ids, strict=True):
             held += new
-        return logits[..., : self.vocab_size]
+        return logits.view(len(rows), count, -1)[..., : self.vocab_size]
 
     @torch.inference_mode()
     def rollback(self, count: int) -> None:
@@ -395,7 +394,7 @@ class ModelRunner:
     def reorder(self, rows: torch.Tensor) -> None:
         """Make row i a copy of the old row `rows[i]`; the batch size may change."""
         self._buffer = self._buffer[rows]
-        self._cache = self._held.select(rows)
+        self._use(self._held.select(rows))
         order = rows.tolist()
         self._held_tokens = [list(self._held_tokens[row]) for row in order]
         self._gridded = [self._gridded[row] for row in order]

@@ -22,6 +22,7 @@ from ..model import GPT2Model
 from ..nn.cpu_kernels import Weights
 from ..nn.decode_backend import EagerBackend
 from ..nn.kernel_backend import KernelBackend, LayerWeights, Norm
+from ..nn.padded_weight import pad_rows
 from ..nn.quantized import (
     QuantizedEmbeddings,
     QuantizedLinear,
@@ -30,7 +31,7 @@ from ..nn.quantized import (
 )
 from ..transformer import TransformerBlock
 from ..utils import log
-from .cuda_graph import GraphedBackend
+from .cuda_graph import GraphedBackend, StepModules
 
 
 @checked
@@ -64,7 +65,8 @@ def prepare_for_generation(
             raise AGI2Error(f"{model.prepared_line}: load it again to quantize it otherwise")
     elif model.device.type == "cuda" and quantize == "none":  # pragma: needs gpu
         if isinstance(model.decode_backend, EagerBackend):
-            model.use_decode_backend(GraphedBackend(model.blocks))
+            pad_rows(model.output_weight)
+            model.use_decode_backend(GraphedBackend(StepModules.of(model)))
     elif _is_supported(model, quantize):
         with visible(verbose):
             _prepare(model, quantize)

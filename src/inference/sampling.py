@@ -5,13 +5,13 @@ Top-k, top-p and the other filters are in `logits_processors`. B batch, V vocabu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..config_keys import GenerationConfig
+from ..cuda_utils import to_device
 from ..errors import AGI2Error, safe_repr
 
 MASKED = float("-inf")
@@ -118,20 +118,52 @@ def beam_options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def sample(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tensor:
-    """Sample a token for each row of processed logits: (B, V) to ids (B,).
+class DrawnTokens:
+    """Sampled tokens of B rows, which a GPU may still be computing.
+
+    Args:
+        ids: token ids (B,), `NO_TOKEN` for a row whose largest logit is not finite.
+        logits: processed logits that have the rows, in one part or several.
+    """
+
+    def __init__(self, ids: torch.Tensor, logits: Sequence[torch.Tensor]) -> None:
+        self.ids = ids
+        self._logits = logits
+        is_cuda = ids.device.type == "cuda"
+        self._copy = ids.to("cpu", non_blocking=is_cuda)
+        self._copied: torch.cuda.Event | None = None
+        if is_cuda:  # pragma: needs gpu
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(ids.device))
+
+    def read(self) -> list[int]:
+        """Return the token ids, `NO_TOKEN` for a row in which every token is masked.
+
+        Raises:
+            AGI2Error: if the model's logits are not finite.
+        """
+        if self._copied is not None:  # pragma: needs gpu
+            self._copied.synchronize()  # not with what was started after the copy
+        found: list[int] = self._copy.tolist()
+        if NO_TOKEN in found:
+            for logits in self._logits:
+                excluded = (logits == MASKED).all(dim=-1)
+                if not (logits.amax(dim=-1).isfinite() | excluded).all():
+                    raise AGI2Error(
+                        "the model's logits are not finite: its weights contain NaN or infinity; "
+                        "use an earlier checkpoint, or train again with a lower learning_rate"
+                    )
+        return found
+
+
+def draw(logits: torch.Tensor, uniform: Sequence[float] | None) -> DrawnTokens:
+    """Sample a token for each row of processed logits (B, V), without waiting for a GPU.
 
     Args:
         logits: from `process_logits`.
         uniform: B random numbers in [0, 1), for inverse transform sampling: each row takes the
             token at which the cumulative probability passes its number, whatever the other rows
             are. None takes the argmax.
-
-    Returns:
-        Token ids (B,), `NO_TOKEN` for a row in which every token is masked.
-
-    Raises:
-        AGI2Error: if the model's logits are not finite.
     """
     if uniform is None:
         # NumPy's argmax takes a twentieth of PyTorch's time on a CPU.
@@ -140,18 +172,10 @@ def sample(logits: torch.Tensor, uniform: Sequence[float] | None) -> torch.Tenso
         largest = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     else:
         # float64, or tokens of tiny probability could not be sampled; MPS has no float64.
-        device = "cpu" if logits.device.type == "mps" else logits.device
+        device = torch.device("cpu") if logits.device.type == "mps" else logits.device
         cumulated = logits.softmax(dim=-1).to(device).cumsum(dim=-1, dtype=torch.float64)
         largest = cumulated[:, -1]
-        thresholds = torch.tensor(uniform, dtype=torch.float64, device=device) * largest
+        thresholds = to_device(uniform, device, torch.float64) * largest
         tokens = torch.searchsorted(cumulated, thresholds.unsqueeze(1), right=True).squeeze(1)
-        tokens = tokens.to(logits.device)
-    if all(map(math.isfinite, largest.tolist())):
-        return tokens
-    excluded = (logits == MASKED).all(dim=-1)
-    if not (largest.to(logits.device).isfinite() | excluded).all():
-        raise AGI2Error(
-            "the model's logits are not finite: its weights contain NaN or infinity; use an "
-            "earlier checkpoint, or train again with a lower learning_rate"
-        )
-    return tokens.masked_fill(excluded, NO_TOKEN)
+        tokens, largest = tokens.to(logits.device), largest.to(logits.device, torch.float32)
+    return DrawnTokens(tokens.masked_fill(~largest.isfinite(), NO_TOKEN), [logits])

@@ -85,6 +85,11 @@ class Scheduler:
         return not self.waiting and not self.running
 
     @property
+    def may_admit(self) -> bool:
+        """Whether a sequence is waiting and a row is free."""
+        return bool(self.waiting) and len(self.running) < self.max_rows
+
+    @property
     def rows_wanted(self) -> int:
         """Number of rows that the next step may use."""
         return min(self.max_rows, len(self.running) + len(self.waiting))
@@ -97,7 +102,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Choose the tokens of the next step, and admit waiting sequences to free rows."""
-        may_admit = bool(self.waiting) and len(self.running) < self.max_rows
+        may_admit = self.may_admit
         if not may_admit and all(each.pending == 1 for each in self.running):
             return Step([Scheduled(row, each, 1) for row, each in enumerate(self.running)], [])
         counts = self._running_counts()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -14,6 +15,8 @@ from .detokenizer import IncrementalDetokenizer
 from .logprobs import TokenLogprobs, TokenProbability, token_logprobs
 from .sampling import NO_TOKEN, EndToken, end_ids
 
+_NO_TOKENS: list[int] = []
+"""Not to be changed."""
 FinishReason = Literal["end_token", "stop", "length", "masked", "cancelled", "deadline", "error"]
 """Why a sequence has ended: an end token; a stop string, the end of a sentence or a stopping
 criterion; `max_length`; no token left to choose; its consumer no longer needs it; its deadline has
@@ -97,11 +100,12 @@ class Sequence:
         self._pieces: deque[str] = deque()
         # Each step reads these.
         self.is_greedy = options.is_greedy
-        self.sampling_key = (_sampling_key(options), self.end_tokens)
+        self.sampling_key = _same_object((_sampling_key(options), self.end_tokens))
         """Sequences for which it is equal have the same logits processors."""
         self._needs_prompt = options.needs_prompt
+        self._min_length = options.min_length if self.end_tokens else 0
         self._needs_new_tokens = bool(options.presence_penalty or options.frequency_penalty)
-        self._masked_length = options.min_length if self.end_tokens else 0
+        self._needs_any = self._needs_prompt or self._needs_new_tokens or self._min_length > 0
         self.max_new_tokens = options.max_length if max_new_tokens is None else max_new_tokens
         self._max_tokens = self.prompt_length + self.max_new_tokens
 
@@ -124,6 +128,16 @@ class Sequence:
     def pending(self) -> int:
         """Number of tokens of the window that are not in the KV cache: 1 in a decode step."""
         return len(self.tokens) - self._start - self.computed
+
+    @property
+    def fits_another(self) -> bool:
+        """Whether a token can be appended without the window sliding."""
+        return len(self.tokens) - self._start < self._positions
+
+    @property
+    def needs_another(self) -> bool:
+        """Whether a token will be needed after the next one, unless that ends the sequence."""
+        return len(self.tokens) + 1 < self._max_tokens
 
     def next_tokens(self, count: int) -> list[int]:
         """Return the first `count` pending tokens."""
@@ -149,42 +163,52 @@ class Sequence:
         """Return the tokens that the logits processors need, and how many of them are the prompt's.
 
         They are as few as possible: sequences of the same options are sampled together if they
-        have as many of them.
+        have as many of them. If only the number N of new tokens matters, [] and -N are returned.
         """
+        if not self._needs_any:
+            return _NO_TOKENS, 0
         if self._needs_prompt:
             return self.tokens, self.prompt_length
-        is_short = len(self.tokens) - self.prompt_length < self._masked_length
-        if self._needs_new_tokens or is_short:
+        if self._needs_new_tokens:
             return self.new_tokens, 0
-        return [], -self.options.min_length  # as if the new tokens were `min_length`
+        # The number of new tokens alone, as far as it is below `min_length`.
+        count = len(self.tokens) - self.prompt_length
+        return _NO_TOKENS, -min(count, self._min_length)
 
-    def append(self, token: int, logits: torch.Tensor | None = None) -> None:
+    def append(self, token: int, logits: torch.Tensor | None = None) -> bool:
         """Append a sampled token, or finish the sequence at it.
 
         Args:
             token: its id, or `NO_TOKEN` if every token is masked.
             logits: the model's, (V,), before logits processors; needed if `needs_logprobs`.
+
+        Returns:
+            Whether it was appended.
         """
         if token == NO_TOKEN or token in self.end_tokens:
             if token != NO_TOKEN:
                 self.end_logprobs += [(token, each) for each in self._logprobs(token, logits)]
             self.finish("masked" if token == NO_TOKEN else "end_token")
-            return
+            return False
         self._uniform = None
-        is_full = len(self.tokens) - self._start == self._positions
-        self.logprobs += self._logprobs(token, logits)
+        if self.needs_logprobs:
+            self.logprobs += self._logprobs(token, logits)
         self.tokens.append(token)
-        if is_full:
-            self._start = len(self.tokens) - max(1, self._positions // 2)
+        length = len(self.tokens)
+        if length - self._start > self._positions:
+            self._start = length - max(1, self._positions // 2)
             self.computed = 0
             self.has_slid = True
         if self._detokenizer is not None:
-            self._add(self._detokenizer.push(token))
+            piece = self._detokenizer.push(token)
+            if piece:
+                self._pieces.append(piece)
             if self._detokenizer.ended:
                 self.finish("stop")
-                return
-        if len(self.tokens) == self._max_tokens:
+                return True
+        if length == self._max_tokens:
             self.finish("length")
+        return True
 
     def _logprobs(self, token: int, logits: torch.Tensor | None) -> list[TokenLogprobs]:
         """Return the log-probabilities of a sampled token, if they are recorded."""
@@ -210,13 +234,17 @@ class Sequence:
         """End the sequence, unless it has ended; text that was held back is released."""
         if self.finish_reason is None:
             if self._detokenizer is not None:
-                self._add(self._detokenizer.finish(is_cut=reason != "end_token"))
+                piece = self._detokenizer.finish(is_cut=reason != "end_token")
+                if piece:
+                    self._pieces.append(piece)
             self.error = error
             self.finish_reason = reason
 
-    def _add(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
+
+@lru_cache(maxsize=256)
+def _same_object(key: tuple[object, ...]) -> tuple[object, ...]:
+    """Return the same object for equal keys, which are compared in each step."""
+    return key
 
 
 def _sampling_key(options: GenerationConfig) -> tuple[object, ...]:

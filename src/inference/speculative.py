@@ -10,7 +10,7 @@ from ..arguments import checked
 from ..config_keys import GenerationConfig
 from ..errors import AGI2Error
 from .model_runner import ModelRunner, check_prompt
-from .sampling import EndToken, end_ids, sample
+from .sampling import EndToken, draw, end_ids
 
 
 class NgramIndex:
@@ -90,7 +90,7 @@ def speculate_tokens(
         draft: list[int] = []
         remaining, cooldown = max_length, 0
         while True:
-            greedy = sample(logits, None).tolist()
+            greedy = draw(logits, None).read()
             accepted = 0
             while accepted < len(draft) and draft[accepted] == greedy[accepted]:
                 accepted += 1

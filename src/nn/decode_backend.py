@@ -1,12 +1,13 @@
-"""Decode backends: what computes a model's blocks for the new tokens of a KV cache.
+"""Decode backends: what computes the new tokens of a KV cache.
 
 The interface, and `EagerBackend`; `inference.prepare` chooses one.
 
-B batch (rows), T new tokens, S all tokens, C channels.
+B batch (rows), T new tokens, S all tokens, C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from .kv_cache import KVCache
 
 
 class DecodeBackend(Protocol):
-    """Computes a model's blocks for new tokens in place of the blocks themselves.
+    """Computes new tokens in place of the model's blocks, or a decode step in place of the model.
 
     Implementations: `EagerBackend`, `kernel_backend.KernelBackend` (compiled CPU kernels) and
     `inference.cuda_graph.GraphedBackend` (CUDA graphs).
@@ -24,6 +25,11 @@ class DecodeBackend(Protocol):
     batch_invariant: bool = False
     """Whether a row's output is bit for bit the same whatever other rows and tokens it is computed
     with."""
+    keeps_caches: bool = False
+    """Whether it prepares a KV cache, which takes time: one is worth keeping for another use."""
+    runs_ahead: bool = False
+    """Whether `decode` returns before a GPU has computed the step, and takes tokens that are
+    computed before it: the next step can then be started before the tokens are read."""
 
     def __call__(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
@@ -35,6 +41,24 @@ class DecodeBackend(Protocol):
             attention_mask: (B or 1, S), true for text and false for padding; None without padding.
             cache: the new keys and values are appended to it, in each row after its own tokens.
         """
+        return None
+
+    def decode(
+        self, tokens: Sequence[int] | torch.Tensor, cache: KVCache, longest: int
+    ) -> torch.Tensor | None:
+        """Return the logits (B, V or more) after one new token of each row, or None.
+
+        None: the model itself must compute them. There may be more columns than tokens in the
+        vocabulary, to be dropped.
+
+        Args:
+            tokens: B token ids; if it `runs_ahead`, also a tensor of the first of them, which are
+                those that matter.
+            cache: the new keys and values are appended to it, in each row after its own tokens.
+            longest: number of earlier tokens of the longest row whose logits are needed. Those of
+                longer rows have no meaning.
+        """
+        return None
 
     def rows_of_step(self, first: int, stop: int) -> tuple[int, int]:
         """Return the rows, from first to before stop, that a decode step of these should compute.
@@ -46,9 +70,3 @@ class DecodeBackend(Protocol):
 
 class EagerBackend(DecodeBackend):
     """The model's blocks, in PyTorch."""
-
-    def __call__(
-        self, x: torch.Tensor, attention_mask: torch.Tensor | None, cache: KVCache
-    ) -> torch.Tensor | None:
-        """Return None."""
-        return None

@@ -109,6 +109,19 @@ class LayerCache:
         self.added += count
         return end
 
+    def clear(self, end: int) -> None:
+        """Initialize what is behind each row's tokens, at least up to column `end`, unless it is.
+
+        An attention weight of 0 does not hide NaN, which uninitialized memory may hold.
+        """
+        for row, length in enumerate(self.lengths):
+            first = max(length, int(self.cleared[row]))
+            if first < end:
+                ahead = min(self.keys.size(2), -(-end // _CLEARED) * _CLEARED)
+                self.keys[row, :, first:ahead] = 0
+                self.values[row, :, first:ahead] = 0
+                self.cleared[row] = ahead
+
     def causal_mask(self, queries: int) -> torch.Tensor | None:
         """Return the boolean mask (B, T, S) of T new tokens, each row up to its own length.
 
@@ -124,16 +137,8 @@ class LayerCache:
 
     def _append_ragged(self, key: torch.Tensor, value: torch.Tensor, end: int) -> None:
         """Store T tokens, which `extend` has added, in each row behind its own tokens."""
-        lengths = self.lengths
-        # An attention weight of 0 does not hide NaN: uninitialized memory must be cleared.
-        for row, length in enumerate(lengths):
-            first = max(length, int(self.cleared[row]))
-            if first < end:
-                ahead = min(self.keys.size(2), -(-end // _CLEARED) * _CLEARED)
-                self.keys[row, :, first:ahead] = 0
-                self.values[row, :, first:ahead] = 0
-                self.cleared[row] = ahead
-        starts = tuple(length - key.size(2) for length in lengths)
+        self.clear(end)
+        starts = tuple(length - key.size(2) for length in self.lengths)
         rows, columns = _places(starts, key.size(2), self.keys.device)
         self.keys[rows, :, columns] = key.transpose(1, 2)
         self.values[rows, :, columns] = value.transpose(1, 2)
@@ -168,14 +173,16 @@ class KVCache:
         shape = (batch_size, n_heads, capacity, head_dim)
         self.capacity = capacity
         self._rows = _Rows([0] * batch_size)
+        is_cleared = device.type == "cuda"
+        # A GPU clears all at once in no time; on a CPU memory that is not written to costs nothing.
+        new = torch.zeros if is_cleared else torch.empty
+        # In one tensor, so that a GPU can store a token's key and value at once.
+        buffers = [new((2, *shape), device=device, dtype=dtype) for _ in range(n_layers)]
         self.layers = [
-            LayerCache(
-                torch.empty(shape, device=device, dtype=dtype),
-                torch.empty(shape, device=device, dtype=dtype),
-                self._rows,
-            )
-            for _ in range(n_layers)
+            LayerCache(both[0].detach(), both[1].detach(), self._rows) for both in buffers
         ]
+        for layer in self.layers:
+            layer.cleared[:] = capacity if is_cleared else 0
         self.addresses: tuple[int, Any, Any] | None = None
         """Number of elements and addresses of the layers' buffers, which stay the same tensors; set
         by a decode backend."""

@@ -173,14 +173,15 @@ class BasicTokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         """Return the UTF-8 bytes of a token; U+FFFD for `<unk>`, empty for other special tokens."""
         token = as_id(token)
+        place = token - 2
+        if 0 <= place < len(self._tokens):
+            return self._tokens[place].encode("utf-8", "replace")
         if not 0 <= token < len(self.vocabulary):
             raise AGI2Error(f"token {token} is not in a vocabulary of {len(self.vocabulary)}")
         if token < 2:
             return b"" if token == self.end_of_text else "\ufffd".encode()
-        if token >= 2 + len(self._tokens):
-            byte = token - 2 - len(self._tokens)
-            return bytes([byte]) if byte < len(self._bytes) else b""
-        return self.vocabulary[token].encode("utf-8", "replace")
+        byte = place - len(self._tokens)
+        return bytes([byte]) if byte < len(self._bytes) else b""
 
     def to_json(self) -> str:
         """Serialize the vocabulary and the normalization flags to JSON."""

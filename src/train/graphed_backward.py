@@ -5,11 +5,11 @@ B batch, T time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from ..cuda_utils import capture_graph
+from ..cuda_utils import CapturedGraph, capture_graph
 from .step import Backward
 
 
@@ -30,7 +30,8 @@ class GraphedBackward:
         self._gradients = [torch.zeros_like(each) for each in parameters]
         self._parts: list[torch.Tensor] = []
         self._count, self._total = (torch.ones((), dtype=torch.int64, device="cpu"),) * 2
-        self.replay: Callable[[], torch.Tensor] | None = None
+        self.graph: CapturedGraph | None = None
+        """The captured graph, if it is."""
 
     def attach(self) -> None:
         """Give the parameters gradients of 0."""
@@ -53,7 +54,7 @@ class GraphedBackward:
             static.copy_(part, non_blocking=True)
         self._count.copy_(count, non_blocking=True)
         self._total.copy_(total, non_blocking=True)
-        return (self.replay or self._compute)()
+        return self._compute() if self.graph is None else self.graph.replay()
 
     def _compute(self) -> torch.Tensor:
         return self._backward(self._parts, self._count, self._total)
@@ -65,5 +66,5 @@ class GraphedBackward:
             return
         kept = [each.clone() for each in self._gradients]
         with torch.random.fork_rng([device]):
-            self.replay = capture_graph(self._compute, device, "training without")
+            self.graph = capture_graph(self._compute, device, "training without")
         torch._foreach_copy_(self._gradients, kept)

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config_keys import GenerationConfig
-from src.generation import generate_batch, generate_text, generate_tokens
+from src.generation import generate_batch, generate_text
 from src.inference.beam_search import beam_search
-from src.inference.cuda_graph import GraphedBackend, GraphedStep
+from src.inference.cuda_graph import GraphedBackend, GraphedStep, StepModules, stacked
 from src.inference.engine import Engine
 from src.inference.model_runner import ModelRunner
 from src.inference.prepare import prepare_for_generation
 from src.inference.sequence import Sequence
 from src.model import GPT2Model
 from src.nn.decode_backend import EagerBackend
+from src.nn.kv_cache import KVCache
+from src.nn.padded_weight import pad_rows
 from src.tokenizer import BasicTokenizer
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
@@ -28,15 +30,26 @@ PROMPT = st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=10)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def pair(**changes) -> tuple[GPT2Model, GPT2Model]:
-    """A model as it is, and one that takes its single tokens in fixed steps."""
+def pair(min_columns: int = 2, **changes) -> tuple[GPT2Model, GPT2Model]:
+    """Return a model, and one that computes decode steps over 2, 4 or all 8 columns."""
     plain = random_model(max_seq_len=8, **changes).double()
     fixed = copy.deepcopy(plain)
-    fixed.use_decode_backend(GraphedBackend(fixed.blocks, after=0))
+    fixed.use_decode_backend(
+        GraphedBackend(StepModules.of(fixed), after=0, min_columns=min_columns)
+    )
     return plain, fixed
 
 
-PAIRS = [pair(), pair(position_embedding="learned", norm_position="post", bias=False)]
+PAIRS = [
+    pair(),
+    pair(position_embedding="learned", norm_position="post", bias=False, tie_weights=False),
+]
+
+
+def decoded(model: GPT2Model, cache: KVCache, *tokens: int) -> torch.Tensor | None:
+    """Append a token to each row as the model runner does; return the backend's logits, if any."""
+    with torch.inference_mode():
+        return model.decode_backend.decode(tokens, cache, cache.length)
 
 
 @pytest.mark.parametrize("models", PAIRS)
@@ -74,6 +87,8 @@ def test_sequences_that_join_and_leave_get_the_same_tokens_in_few_fixed_steps(
         texts.append([each.new_tokens for each in sequences])
     assert texts[0] == texts[1]
     steps = [cache.batch_size for cache in models[1].decode_backend._steps]
+    columns = {each for steps in models[1].decode_backend._steps.values() for each in steps}
+    assert columns <= {2, 4, 8}
     assert set(steps) <= {1, 2, 4, min(max_rows, len(prompts))}
     assert len(set(steps)) == len(steps)
 
@@ -90,20 +105,20 @@ def test_a_text_that_begins_anew_in_the_same_cache_is_read_as_it_is(models):
 
 
 @pytest.mark.parametrize("models", PAIRS)
-def test_padding_on_the_right_and_masks_of_one_row_are_seen(models):
+def test_a_longer_row_whose_logits_are_not_needed_changes_nothing(models):
+    """It is behind the columns that are read, and keeps its tokens."""
     plain, fixed = models
-    tokens = torch.randint(WIDTH, (2, 6), generator=torch.Generator().manual_seed(0))
-    masks = torch.tensor([[1, 1, 1, 0, 1, 1], [0, 1, 1, 1, 1, 1]]), torch.ones(1, 6)
-    for mask in masks:
-        caches = [model.new_cache(2) for model in models]
-        with torch.inference_mode():
-            for end in range(1, 7):
-                found, expected = (
-                    model(tokens[:, end - 1 : end], mask[:, :end], cache=cache)
-                    for model, cache in zip((fixed, plain), caches, strict=True)
-                )
-                shown = mask[:, end - 1].bool().expand(2)
-                assert_same_in_float64(found[shown], expected[shown])
+    caches = [model.new_cache(2) for model in models]
+    with torch.inference_mode():
+        for cache in caches:
+            view = cache.view(1, 2)
+            plain(torch.tensor([[3, 1, 4, 1, 5]]), cache=view)
+            cache.set_lengths({1: 5})
+        found = fixed.decode_backend.decode([2, 0], caches[1].view(0, 2), 0)
+        assert_same_in_float64(found[:1], plain(torch.tensor([[2]]), cache=caches[0].view(0, 1))[0])
+        assert_same_in_float64(
+            *(plain(torch.tensor([[9]]), cache=cache.view(1, 2)) for cache in caches)
+        )
 
 
 def test_what_a_buffer_held_before_does_not_matter():
@@ -112,70 +127,106 @@ def test_what_a_buffer_held_before_does_not_matter():
     for layer in cache.layers:
         layer.keys.fill_(float("nan"))
         layer.values.fill_(float("inf"))
-    with torch.inference_mode():
-        assert_same_in_float64(fixed(torch.tensor([[3]]), cache=cache), plain(torch.tensor([[3]])))
+    assert_same_in_float64(decoded(fixed, cache, 3), plain(torch.tensor([[3]]))[0])
 
 
-def test_a_step_that_is_taken_for_its_own_sake_changes_nothing_that_is_held():
-    """As it is to be recorded."""
+def test_a_step_that_is_computed_before_its_capture_changes_no_token_of_the_cache():
     plain, fixed = PAIRS[0]
     caches = [model.new_cache() for model in (plain, fixed)]
     tokens = torch.tensor([[3, 1, 4]])
     with torch.inference_mode():
         for cache in caches:
             plain(tokens, cache=cache)
-        GraphedStep(list(fixed.blocks), caches[1])._compute()
+        step = GraphedStep(StepModules.of(fixed), caches[1], 4)
+        step.load([7], caches[1].lengths)
+        step._compute()
         found, expected = (plain(tokens[:, :1], cache=cache) for cache in caches)
     assert torch.equal(found, expected)
 
 
-def test_a_step_is_made_once_a_cache_has_had_some_tokens():
-    layers = GraphedBackend(PAIRS[0][0].blocks, after=3)
-    one = torch.zeros(1, 1, 16, dtype=torch.float64)
-    with torch.inference_mode():
-        for _ in range(2):
-            cache = PAIRS[0][0].new_cache()
-            assert [layers(one, None, cache) is None for _ in range(4)] == [True] * 3 + [False]
-
-
-def test_what_is_no_single_token_is_left_to_others():
-    _, model = PAIRS[0]
-    one, cache = torch.zeros(1, 1, 16, dtype=torch.float64), model.new_cache()
-    with torch.inference_mode():
-        assert model.decode_backend(torch.zeros(1, 2, 16, dtype=torch.float64), None, cache) is None
-        assert model.decode_backend(one, torch.ones(1, 1, 1, dtype=torch.bool), cache) is None
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert model.decode_backend(one, None, cache) is None
-        for _ in range(8):
-            assert model.decode_backend(one, None, cache) is not None
-        assert model.decode_backend(one, None, cache) is None  # full: the cache says so itself
-    with torch.no_grad():  # in which nothing of inference mode may be written
-        assert model.decode_backend(one, None, model.new_cache()) is None
-
-
-def test_a_step_goes_with_its_cache():
+def test_each_width_of_a_step_counts_its_runs_before_a_capture():
     _, model = pair()
     cache = model.new_cache()
-    with torch.inference_mode():
-        model(torch.tensor([[3]]), cache=cache)
+    for token in range(7):
+        decoded(model, cache, token)
+    [steps] = model.decode_backend._steps.values()
+    assert {columns: step.runs for columns, step in steps.items()} == {2: 2, 4: 2, 8: 3}
+
+
+def test_what_is_no_decode_step_of_inference_is_left_to_the_model():
+    _, model = PAIRS[0]
+    one, cache = torch.zeros(1, 1, 16, dtype=torch.float64), model.new_cache()
+    assert model.decode_backend(one, None, cache) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decoded(model, cache, 1) is None
+    for _ in range(8):
+        assert decoded(model, cache, 1) is not None
+    assert decoded(model, cache, 1) is None  # full: the cache says so itself
+    with torch.no_grad():  # in which nothing of inference mode may be written
+        assert model.decode_backend.decode([1], model.new_cache(), 0) is None
+
+
+def test_parts_of_a_tensor_are_stacked_without_a_copy():
+    whole = torch.arange(24).view(2, 3, 4)
+    for parts in (whole.unbind(0), whole.chunk(2, dim=-1), whole.transpose(0, 2).chunk(2)):
+        view = stacked(*parts)
+        assert torch.equal(view, torch.stack(parts))
+        assert view.data_ptr() == whole.data_ptr()
+    for others in ((whole[0], whole[0].clone()), (whole[0], whole[1, :2]), (whole[1], whole[0])):
+        with pytest.raises(ValueError, match="not parts of one"):
+            stacked(*others)
+
+
+def test_steps_are_freed_with_their_cache():
+    _, model = pair()
+    cache = model.new_cache()
+    assert decoded(model, cache, 3) is not None
     buffer = weakref.ref(cache.layers[0].keys)
     del cache
     assert buffer() is None
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_padded_head_gives_the_same_logits_and_more(is_tied):
+    plain, fixed = pair(tie_weights=is_tied)
+    pad_rows(fixed.output_weight)
+    logits = decoded(fixed, fixed.new_cache(2), 3, 1)
+    assert logits.shape == (2, 64)
+    assert_same_in_float64(logits[:, :WIDTH], plain(torch.tensor([[3], [1]]))[:, 0])
+    runner = ModelRunner(fixed, WIDTH)
+    runner.prefill([3])
+    assert runner.decode(torch.tensor([1])).shape == (1, WIDTH)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
 def test_a_copy_of_a_model_has_steps_of_its_own(copied):
     plain, model = pair()
+    decoded(model, model.new_cache(), 3)
+    twin = copied(model)
+    with torch.no_grad():
+        twin.blocks[0].ffn.contract.bias += 1.0
+    assert twin.decode_backend._modules.blocks == list(twin.blocks)
     tokens = torch.tensor([[3]])
-    with torch.inference_mode():
-        model(tokens, cache=model.new_cache())
-        twin = copied(model)
-        with torch.no_grad():
-            twin.blocks[0].ffn.contract.bias += 1.0
-        assert twin.decode_backend._blocks == list(twin.blocks)
-        found = twin(tokens, cache=twin.new_cache())
-        assert_same_in_float64(found, twin(tokens))
-        assert_same_in_float64(model(tokens, cache=model.new_cache()), plain(tokens))
+    assert_same_in_float64(decoded(twin, twin.new_cache(), 3), twin(tokens)[0])
+    assert_same_in_float64(decoded(model, model.new_cache(), 3), plain(tokens)[0])
+
+
+def test_where_no_step_can_be_captured_the_model_computes_all():
+    """Also if that turns out while sequences are decoded."""
+    plain, fixed = pair()
+    texts = []
+    for model in (plain, fixed):
+        sequences = [Sequence([1, 2], GenerationConfig(max_length=12), 8, seed=i) for i in range(2)]
+        engine = Engine(ModelRunner(model, WIDTH), 2)
+        for each in sequences:
+            engine.add(each)
+        for _ in range(3):
+            engine.step()
+        model.decode_backend._works = False
+        while not engine.scheduler.is_idle:
+            engine.step()
+        texts.append([each.new_tokens for each in sequences])
+    assert texts[0] == texts[1]
 
 
 def test_weights_that_are_moved_are_decoded_by_pytorch_again():
@@ -222,9 +273,42 @@ def test_a_gpu_s_graph_gives_the_logits_of_the_step():
 
 @pytest.mark.gpu
 @needs_cuda
+def test_sequences_that_join_and_leave_get_the_same_tokens_from_graphs():
+    """Rows move, and graphs are captured, in the middle of texts of all lengths."""
+    plain = random_model(max_seq_len=24).double()
+    texts = []
+    for device in ("cpu", "cuda"):
+        model = copy.deepcopy(plain).to(device)
+        if device == "cuda":
+            pad_rows(model.output_weight)
+            backend = GraphedBackend(StepModules.of(model), after=1, min_columns=4)
+            model.use_decode_backend(backend)
+        for max_rows in (1, 3, 8, 8):  # the last time with the graphs of the one before
+            sequences = [
+                Sequence(
+                    range(1, 2 + seed % 5),
+                    GenerationConfig(max_length=3 + 7 * seed % 31, temperature=seed % 2),
+                    24,
+                    end_token=seed,
+                    seed=seed,
+                )
+                for seed in range(13)
+            ]
+            Engine(ModelRunner(model, WIDTH), max_rows).run(sequences)
+            texts.append([each.new_tokens for each in sequences])
+    assert texts[:4] == texts[4:]
+    steps = [step for steps in backend._steps.values() for step in steps.values()]
+    assert sum(step.graph is not None for step in steps) > 4
+
+
+@pytest.mark.gpu
+@needs_cuda
 def test_a_graph_is_recorded_and_not_only_tried(caplog):
-    model = prepare_for_generation(random_model().cuda())
-    list(generate_tokens(model, [1], 14, 0))
-    with torch.inference_mode():
-        assert GraphedStep(list(model.blocks), model.new_cache(1)).replay is not None
+    model = prepare_for_generation(random_model(max_seq_len=64).cuda())
+    model.decode_backend._min_columns = 16
+    runner = ModelRunner(model, WIDTH)
+    Engine(runner).run([Sequence([1], GenerationConfig(max_length=60, temperature=0), 64)])
+    [steps] = model.decode_backend._steps.values()
+    assert list(steps) == [16, 32, 64]
+    assert all(step.graph is not None for step in steps.values())
     assert not caplog.messages

@@ -93,7 +93,7 @@ def interrupt(*_):
 
 
 def test_a_long_prompt_is_recorded_in_parts(monkeypatch):
-    monkeypatch.setattr("src.inference.model_runner.RECORDED_TOKENS", 4)
+    monkeypatch.setattr("src.inference.chunks.RECORDED_TOKENS", 4)
     each = Sequence(
         list(range(11)), GenerationConfig(), POSITIONS, prompt_logprobs=True, named_tokens=NAMED
     )

@@ -25,8 +25,8 @@ from src.inference.sampling import (
     NO_TOKEN,
     beam_config,
     beam_options,
+    draw,
     generation_options,
-    sample,
     sampling_config,
 )
 from tests.bounds import (
@@ -37,6 +37,11 @@ from tests.bounds import (
 from tests.inference.test_logits_processors import SEEDS, WIDTH, random_logits, random_tokens
 
 MANY = 40_000
+
+
+def sample(logits: torch.Tensor, numbers: list[float] | None) -> torch.Tensor:
+    """Return the token ids (B,) drawn."""
+    return torch.tensor(draw(logits, numbers).read())
 
 
 def uniforms(count: int, seed: int = 0) -> list[float]:

@@ -101,7 +101,9 @@ def test_the_logits_processors_are_given_no_more_than_they_need():
     for options, expected in (
         ({}, ([], 0)),
         ({"min_length": 2}, ([], -2)),
-        ({"min_length": 3}, ([4, 5], 0)),
+        ({"min_length": 3}, ([], -2)),
+        ({"min_length": 1}, ([], -1)),
+        ({"min_length": 3, "presence_penalty": 1.0}, ([4, 5], 0)),
         ({"presence_penalty": 1.0}, ([4, 5], 0)),
         ({"frequency_penalty": 1.0, "min_length": 1}, ([4, 5], 0)),
         ({"repetition_penalty": 1.1}, ([1, 2, 4, 5], 2)),

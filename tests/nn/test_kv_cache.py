@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from src.errors import AGI2Error
 from src.nn.kv_cache import KVCache
+from tests.tiny_models import random_model
 
 LAYERS, B, H, S, D = 2, 3, 2, 8, 4
 
@@ -225,3 +226,16 @@ def test_beams_do_not_share_what_was_written_to_one_of_them():
     cache.write(1, 2, torch.ones(1, 2, 1, 2, 1))
     swapped = cache.select(torch.tensor([1, 0]))
     assert swapped.layers[0].keys[:, 0, :4, 0].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_gradients_through_a_cache_are_those_without():
+    """Keys and values lie in one tensor, but are tensors of their own."""
+    model = random_model().double()
+    tokens = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    gradients = []
+    for cache in (None, model.new_cache(2)):
+        model.zero_grad()
+        model(tokens, cache=cache)[:, -1].square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -120,7 +120,7 @@ def test_a_failure_of_the_engine_is_an_error_of_the_server(client, monkeypatch):
         raise AGI2Error("the logits are not finite")
 
     complete(client, "plain")
-    monkeypatch.setattr("src.inference.engine.sample_tokens", fail)
+    monkeypatch.setattr("src.inference.engine.draw_tokens", fail)
     error = refusal(complete(client, "plain"), 500)
     assert error["code"] == "generation_failed"
     assert error["message"] == "the logits are not finite"

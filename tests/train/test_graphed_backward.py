@@ -63,7 +63,7 @@ def test_static_tensors_give_the_same_steps(rows, micro):
     )
     assert_same_in_float64(static[0], plain[0])
     assert_same_in_float64(static[1], plain[1])
-    assert static[2].replay is None
+    assert static[2].graph is None
 
 
 @pytest.mark.gpu
@@ -77,7 +77,7 @@ def test_a_graph_gives_the_steps_that_launches_give(precision, is_compiled):
         options = {"precision": precision, "is_compiled": is_compiled}
         results.append(train(model, device, is_graphed, **options))
     (losses, weights, _), (replayed, replayed_weights, graph) = results
-    assert graph.replay is not None
+    assert graph.graph is not None
     torch.testing.assert_close(replayed, losses, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(replayed_weights, weights, rtol=1e-2, atol=1e-2)
 
@@ -94,4 +94,4 @@ def test_a_compiled_run_on_a_gpu_replays_its_steps(tiny_run, monkeypatch):
     monkeypatch.setattr(GraphedBackward, "__init__", kept)
     run = train_from_config(tiny_run(device="cuda", max_steps=6, compile=True))
     assert run.history["steps"] == 6
-    assert [graph.replay is not None for graph in graphs] == [True]
+    assert [graph.graph is not None for graph in graphs] == [True]
