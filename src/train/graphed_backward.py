@@ -30,11 +30,14 @@ class GraphedBackward:
         self._gradients = [torch.zeros_like(each) for each in parameters]
         self._parts: list[torch.Tensor] = []
         self._count, self._total = (torch.ones((), dtype=torch.int64, device="cpu"),) * 2
+        self._addresses: list[int] = []
         self.graph: CapturedGraph | None = None
         """The captured graph, if it is."""
 
     def attach(self) -> None:
-        """Give the parameters gradients of 0."""
+        """Give the parameters gradients of 0; forget the graph if a parameter was moved."""
+        if self.graph is not None and self._addresses != self._places():  # pragma: needs gpu
+            self._parts, self.graph = [], None
         torch._foreach_zero_(self._gradients)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
@@ -45,7 +48,7 @@ class GraphedBackward:
         """See `step.Backward`; the result is overwritten by the next call."""
         if not self._parts:  # the first time: it compiles, and shows how much memory is needed
             self._parts = [part.clone() for part in parts]
-            self._count, self._total = count.to(parts[0].device), total.to(parts[0].device)
+            self._count, self._total = (each.to(parts[0].device).clone() for each in (count, total))
             loss = self._backward(parts, count, total)
             if parts[0].device.type == "cuda":  # pragma: needs gpu
                 self._capture(parts[0].device)
@@ -55,6 +58,9 @@ class GraphedBackward:
         self._count.copy_(count, non_blocking=True)
         self._total.copy_(total, non_blocking=True)
         return self._compute() if self.graph is None else self.graph.replay()
+
+    def _places(self) -> list[int]:
+        return [each.data_ptr() for each in self._parameters]
 
     def _compute(self) -> torch.Tensor:
         return self._backward(self._parts, self._count, self._total)
@@ -66,5 +72,6 @@ class GraphedBackward:
             return
         kept = [each.clone() for each in self._gradients]
         with torch.random.fork_rng([device]):
+            self._addresses = self._places()
             self.graph = capture_graph(self._compute, device, "training without")
         torch._foreach_copy_(self._gradients, kept)
