@@ -59,7 +59,7 @@ class GraphedBackward:
         self._total.copy_(total, non_blocking=True)
         return self._compute() if self.graph is None else self.graph.replay()
 
-    def _places(self) -> list[int]:
+    def _places(self) -> list[int]:  # pragma: needs gpu
         return [each.data_ptr() for each in self._parameters]
 
     def _compute(self) -> torch.Tensor:
