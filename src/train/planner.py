@@ -26,6 +26,7 @@ from ..tokenizer import new_tokenizer
 from ..utils import plural
 from .distributed import ProcessGroup
 from .estimates import model_sizes, predict_memory, training_flops
+from .regularization import regularization_for
 from .scaling_law import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
 from .setup import make_model, prepare
 from .timing import measure_step
@@ -78,12 +79,6 @@ _MAX_PARAMETERS_PER_BYTE = 12.0
 # the text). Even the smallest text is trained on for `_MIN_STEPS` steps.
 _MAX_EPOCHS = 3 * REPEAT_DECAY_EPOCHS
 _MIN_STEPS = 300
-# (maximum of parameters / tokens * epochs, dropout): the higher, the more the model overfits.
-_DROPOUTS = ((25.0, 0.0), (250.0, 0.1), (math.inf, 0.2))
-# Up to 4 epochs, repeated data is as good as new data (Muennighoff et al., 2023).
-_FULL_VALUE_EPOCHS = 4.0
-# Weight decay of Muon's runs over a text that is seen more often than that.
-_REPEATED_WEIGHT_DECAY = 0.5
 # Predictions within this factor are considered equal.
 _TIE_FACTOR = 1.01
 # The fraction of the time limit for training steps, at the speed of the first seconds: validations
@@ -255,20 +250,6 @@ def _distance(a: int, b: int) -> int:
     return abs(a - b)
 
 
-def dropout_for(parameters: int, text_tokens: float, epochs: float) -> float:
-    """Return the dropout rate for this many epochs, from the runs in `benchmarks/README.md`."""
-    if epochs <= _FULL_VALUE_EPOCHS:
-        return 0.0
-    exposure = parameters / text_tokens * epochs
-    return next(rate for maximum, rate in _DROPOUTS if exposure <= maximum)
-
-
-def weight_decay_for(optimizer: str, epochs: float) -> dict[str, float]:
-    """Return the key `weight_decay`, if it is not the default, as `dropout_for` does dropout."""
-    is_high = optimizer == "muon" and epochs > _FULL_VALUE_EPOCHS
-    return {"weight_decay": _REPEATED_WEIGHT_DECAY} if is_high else {}
-
-
 def _keys(
     corpus: Corpus, shape: Shape, name: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -288,6 +269,7 @@ def _keys(
         "model_positions": shape.context,
         "position_embedding": "learned",
         "dropout": 0.0,
+        "weight_decay": 0.1,
         "batch_size": shape.batch,
         "optimizer": optimizer,
         "learning_rate": shape.rate if optimizer == "muon" else min(shape.rate, _MAX_ADAMW_RATE),
@@ -373,11 +355,13 @@ def _estimate(
     epochs = seen / train_bytes
     parameters = _parameters(keys)
     by_steps = useful < affordable and math.isinf(allowed)
+    text_tokens = train_bytes / speed.bytes_per_token
+    dropout, decay = regularization_for(keys["optimizer"], parameters, text_tokens, epochs)
     keys = {
         **keys,
         "vocab_size": "auto",
-        "dropout": dropout_for(parameters, train_bytes / speed.bytes_per_token, epochs),
-        **weight_decay_for(keys["optimizer"], epochs),
+        "dropout": dropout,
+        "weight_decay": decay,
         **({"max_steps": steps} if by_steps else {"max_minutes": max_minutes(minutes)}),
         "eval_interval": max(10, steps // 10),
         "checkpoint_interval": max(10, steps // 5),

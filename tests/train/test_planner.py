@@ -13,7 +13,6 @@ from src.train.planner import (
     Corpus,
     Throughput,
     choose_shape,
-    dropout_for,
     vocabulary_for,
 )
 from tests.bounds import gamma, nearly
@@ -131,9 +130,8 @@ def test_more_time_and_a_faster_machine_make_a_larger_model(monkeypatch):
     assert [plan.keys["optimizer"] for plan in plans] == ["muon"] * 3 + ["adamw"]
     short, long = plans[0], plans[2]
     assert long.bits_per_byte < short.bits_per_byte
-    assert long.keys["dropout"] > short.keys["dropout"] == 0
-    assert long.keys["weight_decay"] > 0.1
-    assert not {"weight_decay"} & (short.keys.keys() | plans[-1].keys.keys())  # few passes; AdamW
+    assert long.keys["weight_decay"] > short.keys["weight_decay"] == 0.1
+    assert plans[-1].keys["weight_decay"] == 0.1  # AdamW's
 
 
 def test_what_a_plan_says_fits_together(monkeypatch):
@@ -158,21 +156,6 @@ def test_every_shape_is_a_configuration():
         assert config.model_embd % config.model_head == 0
     sizes = [shape.layers * shape.width**2 for shape in SHAPES]
     assert sizes == sorted(sizes)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "text_tokens", "passes", "rate"),
-    [
-        (370_432, 203_558, 9.8, 0.0),  # the runs in benchmarks/README.md
-        (1_334_016, 324_266, 6.1, 0.1),
-        (1_334_016, 324_266, 9.4, 0.1),
-        (940_000, 93_000, 18.0, 0.1),
-        (124_000_000, 1_000_000, 4.0, 0.0),  # hardly repeated
-        (124_000_000, 1_000_000, 4.1, 0.2),
-    ],
-)
-def test_dropout_is_for_text_that_can_be_learned_by_heart(parameters, text_tokens, passes, rate):
-    assert dropout_for(parameters, text_tokens, passes) == rate
 
 
 # Keys that the user has set
