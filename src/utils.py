@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import gc
 import hashlib
 import io
 import json
@@ -38,22 +37,6 @@ def seed_everything(seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def frozen_objects() -> Iterator[None]:
-    """Context manager in which the garbage collector leaves out the objects that exist before.
-
-    Most of them live as long as the work that begins; a pass over all of them takes 0.1 s.
-    """
-    if gc.get_freeze_count():  # the caller has done so
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def keep_freed_memory() -> None:

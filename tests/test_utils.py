@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import gc
 import hashlib
 import os
 import re
@@ -26,7 +25,6 @@ from src.utils import (
     convert_write_errors,
     describe_path,
     exit_with_parent,
-    frozen_objects,
     human_bytes,
     human_time,
     keep_freed_memory,
@@ -403,19 +401,3 @@ def test_a_process_ends_soon_after_its_parent(tmp_path, monkeypatch):
     exit_with_parent(5, str(tmp_path / "work"))
     assert ended.wait(600)
     assert not (tmp_path / "work").exists()
-
-
-def test_objects_are_frozen_and_given_back_also_after_an_error():
-    before = gc.get_freeze_count()
-    gc.unfreeze()
-    counts = []
-    with contextlib.suppress(KeyError), frozen_objects():
-        counts.append(gc.get_freeze_count())
-        with frozen_objects():
-            counts.append(gc.get_freeze_count())
-        counts.append(gc.get_freeze_count())
-        raise KeyError
-    assert min(counts) > 1000
-    assert gc.get_freeze_count() == 0
-    if before:  # as the process that runs the tests has it
-        gc.freeze()

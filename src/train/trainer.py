@@ -18,12 +18,13 @@ from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
-from ..utils import frozen_objects, keep_freed_memory, log
+from ..utils import keep_freed_memory, log
 from .averaging import WeightAverage
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
 from .distributed import ProcessGroup, is_lost_process, launch_id
 from .estimates import training_flops
+from .garbage import frozen_objects
 from .interrupt import Interrupt, describe_interrupt
 from .metrics import Evaluation, MetricsLogger, final_eval_tokens, log_end
 from .preference_reference import References
