@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ..cuda_utils import to_device
+from ..errors import AGI2Error
 from .logits_processors import process_logits
 from .model_runner import Chunk, ModelRunner, warn_if_long
 from .prefix_cache import PrefixCache
@@ -101,8 +102,10 @@ class Engine:
             self._append(sequences, logits)
             if any(sequence.finish_reason is not None for sequence in sequences):
                 self._close_gaps()
-        except BaseException:
+        except BaseException as error:
             self._started = None
+            if isinstance(error, AGI2Error):  # keys and values may not be finite
+                self.runner.reset_rows()
             for sequence in self.scheduler.running:
                 sequence.computed = 0
             raise
@@ -257,6 +260,8 @@ class Engine:
                 self._store(row, sequence)
         for source, target in self.scheduler.remove_finished():
             self.runner.copy_row(source, target)
+        if not self.scheduler.running:
+            self._started = None
 
     def _store(self, row: int, sequence: Sequence) -> None:
         """Store a sequence's row in the prefix cache, unless its window has slid."""

@@ -59,11 +59,7 @@ def take(model: GPT2Model, rows: int) -> KVCache | None:
         del _kept[model]
     if kept.cache.batch_size != rows or kept.weights != _weights(model):
         return None
-    kept.cache.set_lengths(dict.fromkeys(range(rows), 0))
-    with torch.inference_mode():
-        for layer in kept.cache.layers:  # of a model that was broken it may hold NaN
-            layer.keys.zero_()
-            layer.values.zero_()
+    kept.cache.reset()
     return kept.cache
 
 

@@ -66,8 +66,7 @@ class ModelRunner:
         self._gridded: list[int] = []
         # Token ids of a prompt's continuations, (B, capacity); `_length` columns are filled.
         self._buffer = torch.empty(0, 0, dtype=torch.long, device="cpu")
-        self._length = 0
-        self._in_use = threading.Lock()
+        self._length, self._in_use = 0, threading.Lock()
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
@@ -105,8 +104,8 @@ class ModelRunner:
         products differ in the last bits with their shapes. Each row is computed by itself, in
         pieces between multiples of this, and later sequences reuse complete pieces only.
         """
-        is_gridded = self.batch_invariant and not self.model.decode_backend.batch_invariant
-        return GRID if is_gridded and self.model.device.type == "cpu" else 1
+        is_exact = not self.batch_invariant or self.model.decode_backend.batch_invariant
+        return 1 if is_exact or self.model.device.type != "cpu" else GRID
 
     def reserve_rows(self, rows: int, limit: int = 0) -> None:
         """Make sure that the KV cache has this many rows; those that it has keep their tokens.
@@ -128,12 +127,9 @@ class ModelRunner:
             self._gridded += [0] * (rows - cache.batch_size)
 
     def _new_cache(self, rows: int) -> KVCache:
-        if self.model.decode_backend.keeps_caches:
-            kept = take(self.model, rows)
-            if kept is not None:
-                return kept
+        kept = take(self.model, rows) if self.model.decode_backend.keeps_caches else None
         with torch.inference_mode():
-            return self.model.new_cache(rows)
+            return self.model.new_cache(rows) if kept is None else kept
 
     def _use(self, cache: KVCache) -> None:
         """Use a KV cache from now on; it is kept for the model's next runner, if that is faster."""
@@ -147,6 +143,12 @@ class ModelRunner:
         if self._cache is not None and self._cache.batch_size > 1:
             self._use(self._cache.select(torch.tensor([0], device=self._cache.device)))
             del self._held_tokens[1:], self._gridded[1:]
+
+    def reset_rows(self) -> None:
+        """Forget the tokens of all rows; what was not finite is gone."""
+        if self._cache is not None:
+            self._cache.reset()
+            self._held_tokens, self._gridded = [[] for _ in self._gridded], [0] * len(self._gridded)
 
     def reusable(self, row: int, window: Sequence[int]) -> int:
         """Return the length of the prefix of a window, less than all of it, that a row holds.
@@ -373,9 +375,8 @@ class ModelRunner:
             return self.compute([Chunk(row, 0, last[row]) for row in rows]).unsqueeze(1)
         ids, cache = tokens.tolist(), self._held.view(0, len(rows))
         with evaluating():
-            logits = None
-            if count == 1:
-                logits = self.model.decode_backend.decode([each[0] for each in ids], cache, length)
+            decode, first = self.model.decode_backend.decode, [each[0] for each in ids]
+            logits = decode(first, cache, length) if count == 1 else None
             if logits is None:
                 logits = self.model(tokens, cache=cache)
         self._held.set_lengths(dict.fromkeys(rows, length + count))
@@ -395,6 +396,5 @@ class ModelRunner:
         """Make row i a copy of the old row `rows[i]`; the batch size may change."""
         self._buffer = self._buffer[rows]
         self._use(self._held.select(rows))
-        order = rows.tolist()
-        self._held_tokens = [list(self._held_tokens[row]) for row in order]
-        self._gridded = [self._gridded[row] for row in order]
+        self._held_tokens = [list(self._held_tokens[row]) for row in rows.tolist()]
+        self._gridded = [self._gridded[row] for row in rows.tolist()]

@@ -215,6 +215,14 @@ class KVCache:
                 f"it with model.new_cache({x.size(0)})"
             )
 
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Empty all rows and zero their memory: masks do not hide NaN, which it may hold."""
+        self.set_lengths(dict.fromkeys(range(self.batch_size), 0))
+        for layer in self.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
+
     @property
     def device(self) -> torch.device:
         """Where the buffers are."""

@@ -318,3 +318,22 @@ def test_sequences_are_sampled_each_with_its_own_parameters():
     assert draw_tokens(torch.full((1, 5), -math.inf), sequences[:1]).read() == [NO_TOKEN]
     with pytest.raises(AGI2Error, match="logits are not finite"):
         draw_tokens(torch.full((1, 5), math.nan), sequences[:1]).read()
+
+
+@pytest.mark.parametrize("model", [exact(), graphed()])
+def test_rows_that_held_what_is_not_finite_do_not_spoil_later_sequences(model):
+    """A mask hides no NaN: it is gone from all rows, those that a later batch reads, too."""
+    engine = Engine(ModelRunner(model, WIDTH), max_rows=4)
+    prompts = [[1] * 9, [2] * 3, [3]]
+    requests = [request(prompt, 0, seed=1) for prompt in prompts]
+    weight = model.blocks[0].attention.qkv.weight
+    kept = weight.detach().clone()
+    weight.data.fill_(math.nan)
+    with pytest.raises(AGI2Error, match="not finite"):
+        engine.run([request([1] * 11, 0, 1), request([2] * 8, 0, 1), request([3] * 10, 0, 1)])
+    weight.data.copy_(kept)
+    for each in list(engine.scheduler.running):
+        each.finish("error")
+    engine.run(requests)
+    for prompt, each in zip(prompts, requests, strict=True):
+        assert each.tokens == alone(model, prompt, 0, 1).tokens
