@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -263,6 +264,9 @@ class CapturedGraph(NamedTuple):
 
 _STREAMS: dict[torch.device, torch.cuda.Stream] = {}
 """The side stream used for captures, by device."""
+# A process captures one graph at a time: work of another thread on the side stream would become a
+# part of it.
+_CAPTURING = threading.Lock()
 
 
 def capture_graph(
@@ -281,25 +285,26 @@ def capture_graph(
         otherwise: the end of the warning, such as "decoding without".
         pool: memory pool for intermediate tensors; None for a new one.
     """
-    with torch.cuda.device(device):
+    with _CAPTURING, torch.cuda.device(device):
         current_stream = torch.cuda.current_stream()
         # One stream per device: libraries keep a workspace for each stream they have run on.
         if device not in _STREAMS:
             _STREAMS[device] = torch.cuda.Stream()
         side_stream = _STREAMS[device]
-        side_stream.wait_stream(current_stream)
-        with torch.cuda.stream(side_stream):
-            compute()
-        current_stream.wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         try:
+            side_stream.wait_stream(current_stream)
+            with torch.cuda.stream(side_stream):
+                compute()
+            current_stream.wait_stream(side_stream)
             # Other threads may use the GPU during the capture.
             with torch.cuda.graph(
                 graph, pool=pool, stream=side_stream, capture_error_mode="thread_local"
             ):
                 out = compute()
-        except RuntimeError as error:
+        except RuntimeError as error:  # also out of memory
             torch.cuda.set_stream(current_stream)
+            current_stream.wait_stream(side_stream)
             log.warning("CUDA graphs do not work here (%s): %s", first_line(error), otherwise)
             return None
     return CapturedGraph(graph, out)

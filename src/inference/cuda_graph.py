@@ -8,6 +8,7 @@ B batch, H heads, S columns of the KV cache, D head size, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -198,6 +199,8 @@ class GraphedBackend(DecodeBackend):
         self._min_columns = min_columns
         self._steps: WeakKeyDictionary[KVCache, dict[int, GraphedStep]] = WeakKeyDictionary()
         self._works = True
+        # Another thread may use the same model with another runner.
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._modules, self._after, self._min_columns)
@@ -220,10 +223,11 @@ class GraphedBackend(DecodeBackend):
         if not self._works or cache.length == cache.capacity:
             return None
         columns = min(cache.capacity, max(self._min_columns, 1 << longest.bit_length()))
-        steps = self._steps.setdefault(cache, {})
-        if columns not in steps:
-            steps[columns] = GraphedStep(self._modules, cache, columns)
-        step = steps[columns]
+        with self._lock:
+            steps = self._steps.setdefault(cache, {})
+            if columns not in steps:
+                steps[columns] = GraphedStep(self._modules, cache, columns)
+            step = steps[columns]
         step.load(tokens, cache.lengths)
         if device == "cuda" and step.graph is None and step.runs >= self._after:
             self._works = self._capture(step)  # pragma: needs gpu
@@ -234,7 +238,8 @@ class GraphedBackend(DecodeBackend):
 
     def _capture(self, step: GraphedStep) -> bool:  # pragma: needs gpu
         """Capture a step; return whether that works here. The graphs of a cache share memory."""
-        others = [each for steps in list(self._steps.values()) for each in steps.values()]
+        with self._lock:
+            others = [each for steps in self._steps.values() for each in steps.values()]
         pools = [
             each.graph.graph.pool()
             for each in others
