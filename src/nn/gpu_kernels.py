@@ -56,13 +56,14 @@ def softmax_gradient_(
         The sum of the losses, and the logits' tensor.
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    _softmax_gradient_row[(len(logits),)](
-        logits,
-        targets,
-        losses,
-        logits.stride(0),
-        logits.size(1),
-        block=_COLUMNS,
-        num_warps=_WARPS,
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        _softmax_gradient_row[(len(logits),)](
+            logits,
+            targets,
+            losses,
+            logits.stride(0),
+            logits.size(1),
+            block=_COLUMNS,
+            num_warps=_WARPS,
+        )
     return losses.sum(), logits

@@ -265,7 +265,8 @@ def can_skip_on_device(optimizer: Optimizer) -> bool:
     """Return whether an optimizer's step does nothing if its `found_inf` is 1, a tensor."""
     if isinstance(optimizer, Muon):
         return optimizer.can_skip_on_device
-    return type(optimizer) is torch.optim.AdamW and bool(optimizer.defaults["fused"])
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    return type(optimizer) is torch.optim.AdamW and is_fused
 
 
 def even_rows(update: torch.Tensor, squares: torch.Tensor, parts: int, beta: float = 0.95) -> None:

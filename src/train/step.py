@@ -220,7 +220,7 @@ def step_on_device(
     value.copy_(norm, non_blocking=True)
     is_known = torch.cuda.Event() if norm.is_cuda else None
     if is_known is not None:  # pragma: needs gpu
-        is_known.record()
+        is_known.record(torch.cuda.current_stream(norm.device))
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
     found_inf = (~norm.isfinite()).to(torch.float32)

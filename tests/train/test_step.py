@@ -302,3 +302,14 @@ def test_a_step_that_is_skipped_on_the_device_is_the_step_or_nothing(clip, value
 def test_options_that_read_the_update_are_not_skipped_on_the_device(options):
     optimizers = make_optimizers(tiny_model(), Config(optimizer="muon", **options))
     assert not all(map(can_skip_on_device, optimizers))
+
+
+def test_an_optimizer_that_has_loaded_an_unfused_state_is_not_skipped_on_the_device():
+    model = tiny_model()
+    (fused,) = make_optimizers(model, Config(optimizer="adamw"))
+    plain = torch.optim.AdamW(fused.param_groups[0]["params"], fused=False)
+    groups = [{**group, "fused": None} for group in fused.state_dict()["param_groups"]]
+    assert can_skip_on_device(fused)
+    assert not can_skip_on_device(plain)
+    fused.load_state_dict({"state": {}, "param_groups": groups})
+    assert not can_skip_on_device(fused)
