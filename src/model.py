@@ -289,7 +289,10 @@ class GPT2Model(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """See `nn.Module.load_state_dict`; raises for a prepared model."""
         self.require_weights("given other weights")
-        return super().load_state_dict(*args, **kwargs)
+        found = super().load_state_dict(*args, **kwargs)
+        if kwargs.get("assign"):
+            self.use_decode_backend(EagerBackend())  # the weights it reads are gone
+        return found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         self.require_weights("copied or pickled")

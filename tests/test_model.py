@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from src.config import Config, GPT2Config
 from src.errors import AGI2Error
+from src.inference.cuda_graph import GraphedBackend, StepModules
 from src.inference.prepare import prepare_for_generation
 from src.model import GPT2Model
+from src.nn.decode_backend import EagerBackend
 from src.nn.kv_cache import KVCache
 from tests import tiny_models
 from tests.bounds import assert_same_in_float64, deviation_by_chance, differs_in_float64
@@ -539,3 +541,12 @@ def test_a_mask_of_three_dimensions_that_is_not_boolean_is_refused():
 def test_keys_that_a_mapping_leaves_out_have_their_defaults():
     model = GPT2Model({"model_layer": 2, "model_embd": 16, "model_head": 2, "vocab_size": 9})
     assert model.config == GPT2Config(n_layers=2, d_model=16, n_heads=2, vocab_size=9)
+
+
+def test_weights_that_are_assigned_end_what_reads_the_earlier_ones():
+    model, other = random_model(), random_model()
+    model.use_decode_backend(GraphedBackend(StepModules.of(model)))
+    model.load_state_dict(other.state_dict())
+    assert isinstance(model.decode_backend, GraphedBackend)
+    model.load_state_dict(other.state_dict(), assign=True)
+    assert isinstance(model.decode_backend, EagerBackend)

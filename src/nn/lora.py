@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .decode_backend import EagerBackend
 
 _DOWN, _UP = "lora_down", "lora_up"
 
@@ -66,6 +69,7 @@ def add_lora(model: nn.Module, rank: int, tokens: Sequence[int] = ()) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
                 setattr(parent, name, LoRALinear(child, rank))
+    _forget_prepared(model)
 
 
 def _vocabulary_layers(model: nn.Module) -> list[nn.Module]:
@@ -78,8 +82,15 @@ def _train_rows(weight: nn.Parameter, rows: Sequence[int]) -> None:
     """Train some rows of a frozen matrix: the gradient of the others is zero."""
     is_trained = torch.zeros(len(weight), 1, dtype=torch.bool, device="cpu")
     is_trained[list(rows)] = True
+    on_device = {is_trained.device: is_trained}  # a copy in each step would wait for a GPU
+
+    def keep_rows(grad: torch.Tensor) -> torch.Tensor:
+        if grad.device not in on_device:
+            on_device[grad.device] = is_trained.to(grad.device)
+        return grad * on_device[grad.device]
+
     weight.requires_grad_(True)
-    weight.register_hook(lambda grad: grad * is_trained.to(grad.device))
+    weight.register_hook(keep_rows)
 
 
 def is_lora(name: str) -> bool:
@@ -97,6 +108,12 @@ def merge_lora(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, LoRALinear):
                 setattr(parent, name, child.merged())
+    _forget_prepared(model)
+
+
+def _forget_prepared(model: nn.Module) -> None:
+    """Decode without CUDA graphs from now on: they read the weights that the model had."""
+    cast(Any, model).use_decode_backend(EagerBackend())
 
 
 def merged(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

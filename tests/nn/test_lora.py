@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from src.inference.cuda_graph import GraphedBackend, StepModules
+from src.nn.decode_backend import EagerBackend
 from src.nn.lora import LoRALinear, add_lora, merge_lora, merged
 from tests.bounds import assert_same_in_float64
 from tests.tiny_models import random_model
@@ -64,7 +66,9 @@ def test_merging_keeps_the_logits_and_leaves_a_plain_model():
         assert (before - plain(TOKENS)).abs().max() > 0.1
         plain.load_state_dict(merged(model.state_dict()))
         assert_same_in_float64(plain(TOKENS), before)
+        model.use_decode_backend(GraphedBackend(StepModules.of(model)))  # reads the weights
         merge_lora(model)
+        assert isinstance(model.decode_backend, EagerBackend)
         assert model.state_dict().keys() == plain.state_dict().keys()
         assert torch.equal(model(TOKENS), plain(TOKENS))
         assert all(parameter.requires_grad for parameter in model.parameters())
