@@ -68,7 +68,7 @@ def our_step(
     if backend is not None:
         loss.compile_parts(backend)
         if device != "cpu":  # as in a run
-            graph = GraphedBackward(backward_of(loss, place, precision), list(model.parameters()))
+            graph = GraphedBackward(backward_of(loss, place, precision), loss)
 
     def fetch() -> torch.Tensor:
         batch = torch.randint(0, vocabulary, (rows, context + 1))

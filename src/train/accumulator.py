@@ -124,10 +124,10 @@ class GradientAccumulator:
         rows, world_size = len(self._batches.rows(step)), self._processes.world_size
         num_targets = self._processes.all_reduce_sum(self._module.count(split_batch(batch)[1]))
         while True:
-            graph = self._graph_of(precision, scaler, is_padded)
             self._seed_dropout(step)
             self._module.sums = None
             try:
+                graph = self._graph_of(precision, scaler, is_padded)
                 loss = accumulate_gradients(
                     self.loss,
                     batch,
@@ -149,6 +149,7 @@ class GradientAccumulator:
                 if not is_out_of_memory(error):
                     raise
             # Outside the except block, whose traceback keeps the tensors alive.
+            graph = None
             self._shrink(step)
 
     def _graph_of(
@@ -171,8 +172,7 @@ class GradientAccumulator:
             return None
         if self._graph is None:  # pragma: needs gpu
             backward = backward_of(self.loss, self._processes.device, precision)
-            parameters = [p for p in self._module.parameters() if p.requires_grad]
-            self._graph = GraphedBackward(backward, parameters)
+            self._graph = GraphedBackward(backward, self._module)
         self._graph.attach()  # pragma: needs gpu
         return self._graph  # pragma: needs gpu
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from ..cuda_utils import CapturedGraph, capture_graph
 from .step import Backward
@@ -20,14 +21,14 @@ class GraphedBackward:
 
     Args:
         backward: what is captured.
-        parameters: those that it gives gradients.
+        module: whose parameters it gives gradients.
     """
 
-    def __init__(self, backward: Backward, parameters: Sequence[torch.Tensor]) -> None:
-        self._backward = backward
-        self._parameters = parameters
+    def __init__(self, backward: Backward, module: nn.Module) -> None:
+        self._backward, self._module = backward, module
+        self._parameters = [each for each in module.parameters() if each.requires_grad]
         # Gradients that exist are added to, at the same addresses.
-        self._gradients = [torch.zeros_like(each) for each in parameters]
+        self._gradients = [torch.zeros_like(each) for each in self._parameters]
         self._parts: list[torch.Tensor] = []
         self._count, self._total = (torch.ones((), dtype=torch.int64, device="cpu"),) * 2
         self._addresses: list[int] = []
@@ -35,7 +36,7 @@ class GraphedBackward:
         """The captured graph, if it is."""
 
     def attach(self) -> None:
-        """Give the parameters gradients of 0; forget the graph if a parameter was moved."""
+        """Give the parameters gradients of 0; forget the graph if a weight was moved."""
         if self.graph is not None and self._addresses != self._places():  # pragma: needs gpu
             self._parts, self.graph = [], None
         torch._foreach_zero_(self._gradients)
@@ -60,7 +61,9 @@ class GraphedBackward:
         return self._compute() if self.graph is None else self.graph.replay()
 
     def _places(self) -> list[int]:  # pragma: needs gpu
-        return [each.data_ptr() for each in self._parameters]
+        # Also of the frozen ones, which the graph reads.
+        weights = (*self._module.parameters(), *self._module.buffers())
+        return [each.data_ptr() for each in weights]
 
     def _compute(self) -> torch.Tensor:
         return self._backward(self._parts, self._count, self._total)

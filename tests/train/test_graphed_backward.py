@@ -32,7 +32,7 @@ def train(model, device, is_graphed, rows=5, micro=2, precision=torch.float32, i
         module.compile_parts()
     if is_graphed:
         backward = backward_of(module, device, precision)
-        graph = GraphedBackward(backward, list(model.parameters()))
+        graph = GraphedBackward(backward, module)
     found = []
     for step in range(STEPS):
         torch.manual_seed(step)
