@@ -86,7 +86,7 @@ def _train_rows(weight: nn.Parameter, rows: Sequence[int]) -> None:
 
     def keep_rows(grad: torch.Tensor) -> torch.Tensor:
         if grad.device not in on_device:
-            on_device[grad.device] = is_trained.to(grad.device)
+            on_device[grad.device] = is_trained.to(grad.device)  # pragma: needs gpu
         return grad * on_device[grad.device]
 
     weight.requires_grad_(True)
