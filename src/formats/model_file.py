@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -9,7 +10,7 @@ from ..errors import AGI2Error
 from ..utils import open_file
 
 
-class ModelFile:
+class ModelFile(ABC):
     """An open file, as a context manager; a subclass reads its header.
 
     Args:
@@ -46,8 +47,9 @@ class ModelFile:
         """Close the file; loaded tensors remain valid."""
         self._file.close()
 
+    @abstractmethod
     def _read_header(self) -> None:
-        raise NotImplementedError
+        """Read the header of the open file."""
 
     def _unreadable(self, error: Exception) -> AGI2Error:
         return AGI2Error(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}")

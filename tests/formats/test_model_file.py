@@ -29,9 +29,3 @@ def test_a_file_whose_header_fails_is_closed(error, message, tmp_path):
     with pytest.raises(AGI2Error, match=message):
         Failing(path, error, opened)
     assert opened[0].closed
-
-
-def test_a_header_is_read_by_a_subclass(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(NotImplementedError):
-        ModelFile(tmp_path / "file")
