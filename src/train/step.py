@@ -181,7 +181,8 @@ def apply_gradients(
     norm, finite = torch.zeros((), dtype=torch.float32, device="cpu"), True
     if clip_grad_norm is not None:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if norm.is_cuda and not scaler.is_enabled() and all(map(can_skip_on_device, optimizers)):
+        is_plain = type(norm) is torch.Tensor and norm.is_cuda  # not sharded by FSDP
+        if is_plain and not scaler.is_enabled() and all(map(can_skip_on_device, optimizers)):
             return step_on_device(optimizers, clip_grad_norm, norm, precision)  # pragma: needs gpu
         value = full_tensor(norm).item()  # the only host-device synchronization of a step
         finite = math.isfinite(value)
