@@ -28,7 +28,7 @@ from .embeddings import (
     init_normal,
 )
 from .errors import AGI2Error
-from .nn.decode_backend import DecodeBackend, EagerBackend
+from .nn.decode_backend import DecodeBackend, EagerBackend, watching_weights
 from .nn.dropout import Dropout, is_training
 from .nn.kv_cache import KVCache
 from .transformer import TransformerBlock
@@ -289,10 +289,8 @@ class GPT2Model(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """See `nn.Module.load_state_dict`; raises for a prepared model."""
         self.require_weights("given other weights")
-        found = super().load_state_dict(*args, **kwargs)
-        if kwargs.get("assign"):
-            self.use_decode_backend(EagerBackend())  # the weights it reads are gone
-        return found
+        with watching_weights(self):
+            return super().load_state_dict(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         self.require_weights("copied or pickled")
@@ -311,18 +309,13 @@ class GPT2Model(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> GPT2Model:
         """Implement `to`, `cuda`, `half` etc.; raises if a prepared model would change."""
-        tensors = (*self.parameters(), *self.buffers())
         if self.prepared is not None:
-            for tensor in tensors:
+            for tensor in (*self.parameters(), *self.buffers()):
                 if fn(tensor.detach()).data_ptr() != tensor.data_ptr():
                     self.require_weights("moved, or turned into other numbers")
             return self
-        is_eager = isinstance(self._decode_backend, EagerBackend)
-        addresses = [] if is_eager else [tensor.data_ptr() for tensor in tensors]
-        super()._apply(fn, recurse)
-        moved = zip(addresses, (*self.parameters(), *self.buffers()), strict=False)
-        if any(tensor.data_ptr() != address for address, tensor in moved):
-            self.use_decode_backend(EagerBackend())  # the weights it reads are gone
+        with watching_weights(self):
+            super()._apply(fn, recurse)
         return self
 
     @property

@@ -548,5 +548,5 @@ def test_weights_that_are_assigned_end_what_reads_the_earlier_ones():
     model.use_decode_backend(GraphedBackend(StepModules.of(model)))
     model.load_state_dict(other.state_dict())
     assert isinstance(model.decode_backend, GraphedBackend)
-    model.load_state_dict(other.state_dict(), assign=True)
+    model.load_state_dict(other.state_dict(), True, True)  # strict, assign
     assert isinstance(model.decode_backend, EagerBackend)

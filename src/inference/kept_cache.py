@@ -14,6 +14,7 @@ import torch
 
 from ..cuda_utils import available_memory
 from ..model import GPT2Model
+from ..nn.decode_backend import weight_addresses
 from ..nn.kv_cache import KVCache
 
 MEMORY_FRACTION = 16
@@ -43,7 +44,7 @@ def keep(model: GPT2Model, cache: KVCache, runner: object) -> None:
     with _LOCK:
         _kept.pop(model, None)
         if size * MEMORY_FRACTION <= available_memory(cache.device):
-            _kept[model] = _Kept(cache, ref(runner), _weights(model))
+            _kept[model] = _Kept(cache, ref(runner), weight_addresses(model))
 
 
 def take(model: GPT2Model, rows: int) -> KVCache | None:
@@ -57,12 +58,7 @@ def take(model: GPT2Model, rows: int) -> KVCache | None:
         if kept is None or kept.runner() is not None:
             return None
         del _kept[model]
-    if kept.cache.batch_size != rows or kept.weights != _weights(model):
+    if kept.cache.batch_size != rows or kept.weights != weight_addresses(model):
         return None
     kept.cache.reset()
     return kept.cache
-
-
-def _weights(model: GPT2Model) -> list[tuple[int, torch.dtype]]:
-    """Return the addresses and dtypes of a model's weights: a CUDA graph reads these."""
-    return [(each.data_ptr(), each.dtype) for each in (*model.parameters(), *model.buffers())]

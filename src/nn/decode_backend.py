@@ -7,10 +7,12 @@ B batch (rows), T new tokens, S all tokens, C channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from .kv_cache import KVCache
 
@@ -70,3 +72,20 @@ class DecodeBackend(Protocol):
 
 class EagerBackend(DecodeBackend):
     """The model's blocks, in PyTorch."""
+
+
+def weight_addresses(module: nn.Module) -> list[tuple[int, torch.dtype]]:
+    """Return the addresses and dtypes of a module's weights: a CUDA graph reads these."""
+    return [(each.data_ptr(), each.dtype) for each in (*module.parameters(), *module.buffers())]
+
+
+@contextlib.contextmanager
+def watching_weights(model: Any) -> Iterator[None]:
+    """Let a `GPT2Model` decode by itself if the weights that its backend reads are gone then."""
+    if isinstance(model.decode_backend, EagerBackend):
+        yield
+        return
+    before = weight_addresses(model)
+    yield
+    if weight_addresses(model) != before:
+        model.use_decode_backend(EagerBackend())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..cuda_utils import CapturedGraph, capture_graph
+from ..nn.decode_backend import weight_addresses
 from .step import Backward
 
 
@@ -31,13 +32,16 @@ class GraphedBackward:
         self._gradients = [torch.zeros_like(each) for each in self._parameters]
         self._parts: list[torch.Tensor] = []
         self._count, self._total = (torch.ones((), dtype=torch.int64, device="cpu"),) * 2
-        self._addresses: list[int] = []
+        # Also of the frozen weights, which the graph reads.
+        self._addresses: list[tuple[int, torch.dtype]] = []
         self.graph: CapturedGraph | None = None
         """The captured graph, if it is."""
 
     def attach(self) -> None:
         """Give the parameters gradients of 0; forget the graph if a weight was moved."""
-        if self.graph is not None and self._addresses != self._places():  # pragma: needs gpu
+        if self.graph is not None and self._addresses != weight_addresses(
+            self._module
+        ):  # pragma: needs gpu
             self._parts, self.graph = [], None
         torch._foreach_zero_(self._gradients)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -60,11 +64,6 @@ class GraphedBackward:
         self._total.copy_(total, non_blocking=True)
         return self._compute() if self.graph is None else self.graph.replay()
 
-    def _places(self) -> list[int]:  # pragma: needs gpu
-        # Also of the frozen ones, which the graph reads.
-        weights = (*self._module.parameters(), *self._module.buffers())
-        return [each.data_ptr() for each in weights]
-
     def _compute(self) -> torch.Tensor:
         return self._backward(self._parts, self._count, self._total)
 
@@ -75,6 +74,6 @@ class GraphedBackward:
             return
         kept = [each.clone() for each in self._gradients]
         with torch.random.fork_rng([device]):
-            self._addresses = self._places()
+            self._addresses = weight_addresses(self._module)
             self.graph = capture_graph(self._compute, device, "training without")
         torch._foreach_copy_(self._gradients, kept)
