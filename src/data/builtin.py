@@ -1,4 +1,4 @@
-"""The built-in sources, and the built-in corpus: English prose from CPython's documentation."""
+"""The built-in sources, and the built-in corpus: the English prose that CPython carries."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ BUILTINS = (BUILTIN, CONVERSATIONS, HELD_OUT_CONVERSATIONS)
 
 
 def python_docs() -> Iterator[str]:
-    """Yield the prose of CPython's language reference and of the standard library's docstrings.
+    """Yield the prose of CPython's language reference and of the standard library's modules.
 
-    The reference is `pydoc_data.topics`, which `help("if")` prints. The docstrings are extracted by
-    parsing source files; no module is imported or executed. Tables, code and markup are dropped.
+    The reference is `pydoc_data.topics`, which `help("if")` prints. Of a module it is that of its
+    docstrings and of its comments. They are extracted from source files; no module is imported or
+    executed. Tables, code and markup are dropped.
 
     Yields:
         One document per help topic, then one per module, if it has any prose.
@@ -31,23 +32,21 @@ def python_docs() -> Iterator[str]:
         if text := prose(topics[name]):
             yield text
     for path in _library_files():
-        if text := prose("\n\n".join(_docstrings(path))):
+        if text := prose("\n\n".join([*_docstrings(path), *_comments(path)])):
             yield text
 
 
 def _library_files() -> list[Path]:
-    """Return the sorted paths of the standard library's public modules, without its tests."""
+    """Return the sorted paths of the standard library's modules, without its tests."""
     files = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
         subfolders[:] = set(subfolders) - _SKIPPED_FOLDERS
-        modules = [name for name in names if name.endswith(".py") and not name.startswith("_")]
-        files += [Path(folder, name) for name in modules]
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
     return sorted(files)
 
 
-# Installed packages, tests, demos, and folders with little prose.
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-_SKIPPED_FOLDERS |= {"pydoc_data", "encodings", "turtledemo", "idle_test", "__pycache__"}
+# Installed packages, tests, and the reference.
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
 
 
 def library_modules() -> list[Path]:
@@ -66,6 +65,16 @@ def prose(text: str) -> str:
         if is_sentence and words.count(" ") >= 6 and plain >= 0.95 * len(words):
             paragraphs.append(words)
     return "\n\n".join(paragraphs) + "\n" * bool(paragraphs)
+
+
+def _comments(path: Path) -> Iterator[str]:
+    """Yield the comments of a file, of consecutive lines together."""
+    try:
+        source = path.read_text("utf-8", "replace")
+    except OSError:
+        return
+    for block in re.finditer(r"(?:^[ \t]*#.*\n)+", source, re.MULTILINE):
+        yield re.sub(r"^[ \t]*#+", "", block[0], flags=re.MULTILINE)
 
 
 def _docstrings(path: Path) -> Iterator[str]:
