@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data import builtin as builtin_text
-from src.data.builtin import BUILTIN, prose, python_docs
+from src.data.builtin import BUILTIN, HELD_OUT, held_out_python_docs, prose, python_docs
 from src.data.corpus import read_documents
 
 
@@ -58,6 +58,30 @@ def test_the_librarys_modules_are_read_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin_text.sysconfig, "get_path", {"stdlib": tmp_path}.get)
     library = [text for text in python_docs() if "the sentence that" in text]
     assert library == [sentence.format(name) + "\n" for name in ("_p", "a", "b", "d")]
+
+
+def test_what_is_held_out_is_not_in_the_other_text(tmp_path, monkeypatch):
+    shared = "This is a sentence that two of the modules have in common."
+    held_out = "This is a sentence of a module that is held out."
+    monkeypatch.setattr(builtin_text, "_is_held_out", "held_out.py".__eq__)
+    write(
+        tmp_path / "a.py", f'"""{shared}"""\n# This is another one, which only this module has.\n'
+    )
+    write(
+        tmp_path / "held_out.py", f'"""{shared}\n\n{held_out}"""\n# This comment is read nowhere.\n'
+    )
+    monkeypatch.setattr(builtin_text.sysconfig, "get_path", {"stdlib": tmp_path}.get)
+    assert list(held_out_python_docs()) == [f"{shared}\n\n{held_out}\n"]
+    assert list(python_docs())[-1] == "This is another one, which only this module has.\n"
+    assert list(read_documents(HELD_OUT)) == [f"{shared}\n\n{held_out}\n"]
+
+
+def test_a_tenth_is_held_out(builtin):
+    documents, _ = builtin
+    held_out = list(held_out_python_docs())
+    paragraphs = {each for text in held_out for each in text.strip().split("\n\n")}
+    assert not paragraphs & {each for text in documents for each in text.strip().split("\n\n")}
+    assert 0.05 < len("".join(held_out)) / len("".join(documents)) < 0.15
 
 
 def test_docstrings_are_those_of_modules_classes_and_functions(tmp_path):
@@ -128,17 +152,17 @@ def test_prose_keeps_sentences_and_drops_the_rest():
 
     Does it keep this one, which ends with a question?
     """
-    assert prose(text) == (
-        "The first paragraph is plain English, in two lines.\n\n"
-        "Does it keep this one, which ends with a question?\n"
-    )
-    assert prose("nothing") == ""
+    first = "The first paragraph is plain English, in two lines."
+    last = "Does it keep this one, which ends with a question?"
+    assert prose(text) == [f"{first}\n\n{last}\n"]
+    assert prose(text, {first}) == [f"{last}\n"]
+    assert prose(text, [first, last]) == prose("nothing") == []
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.text("Ab .`*\n", max_size=200))
 def test_prose_has_one_paragraph_a_line_without_markup(text):
-    for line in prose(text).splitlines():
+    for line in "".join(prose(text)).splitlines():
         assert line == "" or line.count(" ") >= 6
         assert "`" not in line
         assert "*" not in line
