@@ -11,6 +11,7 @@ from torch import nn
 from .arguments import PositiveInt, Rate, check_vectors, checked
 from .errors import AGI2Error
 from .nn.dropout import Dropout
+from .nn.linear import Linear
 from .nn.training_kernels import Gelu, has_kernels
 
 
@@ -57,8 +58,8 @@ class FeedForward(nn.Module):
             raise AGI2Error(f"activation must be one of {known}, not {activation!r}")
         self.d_model, self.d_ff, self.activation_name = d_model, d_ff, activation
         self.activation = ACTIVATIONS[activation]
-        self.expand = nn.Linear(d_model, d_ff, bias=bias, dtype=torch.float32)
-        self.contract = nn.Linear(d_ff, d_model, bias=bias, dtype=torch.float32)
+        self.expand = Linear(d_model, d_ff, bias=bias)
+        self.contract = Linear(d_ff, d_model, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
