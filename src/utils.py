@@ -43,14 +43,14 @@ def keep_freed_memory() -> None:
     """Configure glibc's malloc to keep freed memory instead of returning it to the kernel.
 
     Each training step allocates and frees the same sizes. By default glibc returns large blocks to
-    the kernel, and page faults on the next allocation take up to 10% of a step. A no-op elsewhere.
+    the kernel, and page faults on the next allocation take 10% of a step. A no-op elsewhere.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the top of the heap
-    mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: use mmap only from 32 MiB, the maximum
+    mallopt(-4, 0)  # M_MMAP_MAX: no block by mmap, which returns it when it is freed
 
 
 def return_freed_memory() -> None:
