@@ -15,6 +15,7 @@ from src.config import GPT2Config
 from src.config_loader import make_config
 from src.formats.model_dir import WEIGHTS, save_model
 from src.model import GPT2Model
+from src.nn import linear
 from src.nn.lora import add_lora, is_lora
 from src.train.checkpoint import BEST, TENSORS, newest_checkpoint
 from src.train.estimates import (
@@ -359,8 +360,9 @@ def test_a_gpu_s_micro_batch_fits_its_memory():
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_the_operations_of_a_step_are_those_that_pytorch_counts(learned):
+def test_the_operations_of_a_step_are_those_that_pytorch_counts(learned, monkeypatch):
     """Forward and backward; attention is counted whole, not the causal half."""
+    monkeypatch.setattr(linear, "_PREFERS_ONEDNN", False)  # whose products PyTorch does not count
     kind = "learned" if learned else "sinusoidal"
     sizes = {"vocab_size": 96, "max_seq_len": 64, "d_model": 32, "n_layers": 3, "n_heads": 2}
     model = GPT2Model(GPT2Config(**sizes, dropout=0.0, bias=False, position_embedding=kind))
