@@ -296,16 +296,15 @@ def test_activations_on_a_gpu_are_estimated_near_the_peak(dropout, is_compiled):
     assert peak_bytes() < estimate < 2.5 * peak_bytes()
 
 
-def test_a_gpu_keeps_less_than_a_cpu():
-    """In half precision, and without the weights of attention."""
+def test_a_gpu_keeps_less_in_half_precision():
+    """Than in fp32, and than a CPU."""
     for dropout in (0.0, 0.1):
         config = GPT2Config(dropout=dropout)
         sizes = [
             activation_bytes(config, 1024, torch.device(kind), precision)
             for kind, precision in (("cuda", "auto"), ("cuda", "fp32"), ("cpu", "auto"))
         ]
-        assert sizes == sorted(sizes)
-        assert sizes[0] < 0.6 * sizes[2]
+        assert sizes[0] < 0.7 * min(sizes[1:])
 
 
 def test_gradient_checkpointing_keeps_less():
