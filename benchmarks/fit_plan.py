@@ -3,7 +3,8 @@
 python benchmarks/fit_plan.py
 
 Prints the measured and the predicted loss of each run, and the fitted constants of
-`src/train/scaling_law.py`. To add a run, add a row to the table.
+`src/train/scaling_law.py`. To add a run, add a row to the table; `entropy` is what
+`src.train.entropy.text_entropy` returns.
 """
 
 import json
@@ -35,28 +36,42 @@ def seen_bytes(row: dict) -> float:
 def fit(rows: list[dict]) -> ScalingLaw:
     """Fit by least squares of the relative error, with non-negative constants.
 
-    The constants are fitted with a free entropy per text, so that model and data sizes are
-    compared within a text. The reported error is that of the complete prediction, in which the
-    entropy is estimated from bzip2's compression.
+    The reported error is that of texts which the law has not seen: of each text, by a law that is
+    fitted to the others.
     """
-    bits = np.array([row["bits_per_byte"] for row in rows])
-    by_bzip2 = np.array([row["compressed"] for row in rows])
-    texts = np.array([row["text"] for row in rows])
-    sizes = np.array([row["parameters"] for row in rows])
-    data = np.array([effective_bytes(row["train_bytes"], seen_bytes(row)) for row in rows])
-    best, best_error = None, float("inf")
-    for exponent in EXPONENTS:
-        terms = np.stack([np.ones(len(rows)), sizes**-ScalingLaw.size_exponent, data**-exponent])
+    constants, exponent = fit_constants(rows)
+    errors: list[float] = []
+    for text in {row["text"] for row in rows}:
+        others = [row for row in rows if row["text"] != text]
+        here = [row for row in rows if row["text"] == text]
+        law = fit_constants(others or rows)
+        errors += (_shares(here, law[1]) @ law[0] - 1).tolist()
+    error = float(np.sqrt(np.mean(np.square(errors))))
+    return ScalingLaw(*map(float, constants), exponent, error)
+
+
+def fit_constants(rows: list[dict]) -> tuple[np.ndarray, float]:
+    """Return the constants of the three terms and the exponent of the data with the least error."""
+    best, best_error = (np.zeros(3), 0.0), float("inf")
+    for exponent in EXPONENTS.tolist():
+        shares = _shares(rows, exponent)
         for chosen in ([0, 1, 2], [0, 2], [1, 2]):
-            law, within = _fit_law(bits, by_bzip2, texts, terms[chosen])
-            if (law >= 0).all() and within < best_error:
-                constants = np.zeros(3)
-                constants[chosen] = law
-                error = np.sqrt(np.mean((by_bzip2 * (constants @ terms) / bits - 1) ** 2))
-                best_error = within
-                best = ScalingLaw(*map(float, constants), float(exponent), float(error))
-    assert best is not None
+            constants = np.zeros(3)
+            constants[chosen] = np.linalg.lstsq(shares[:, chosen], np.ones(len(rows)))[0]
+            error = float(np.mean(np.square(shares @ constants - 1)))
+            if (constants >= 0).all() and error < best_error:
+                best, best_error = (constants, exponent), error
     return best
+
+
+def _shares(rows: list[dict], exponent: float) -> np.ndarray:
+    """Return the three terms of each run without their constants, (runs, 3), by its result."""
+    entropy, bits, sizes = (
+        np.array([row[key] for row in rows]) for key in ("entropy", "bits_per_byte", "parameters")
+    )
+    data = np.array([effective_bytes(row["train_bytes"], seen_bytes(row)) for row in rows])
+    terms = [np.ones(len(rows)), sizes**-ScalingLaw.size_exponent, data**-exponent]
+    return (entropy / bits)[:, None] * np.stack(terms, axis=1)
 
 
 def fitted_range(rows: list[dict]) -> FittedRange:
@@ -71,24 +86,8 @@ def fitted_range(rows: list[dict]) -> FittedRange:
         text_bytes=span(row["train_bytes"] for row in rows),
         parameters=span(row["parameters"] for row in rows),
         epochs=span(epochs),
-        entropy=span(row["compressed"] for row in rows),
+        entropy=span(row["entropy"] for row in rows),
     )
-
-
-def _fit_law(
-    bits: np.ndarray, by_bzip2: np.ndarray, texts: np.ndarray, terms: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Return the constants of the terms and their relative error (alternating least squares)."""
-    entropy = by_bzip2.copy()
-    for _ in range(40):
-        law = np.linalg.lstsq((entropy / bits * terms).T, np.ones(len(bits)))[0]
-        expected = law @ terms
-        for text in set(texts.tolist()):
-            here = texts == text
-            entropy[here] = np.mean(bits[here] / expected[here])
-    # Entropy and law are determined up to a common factor: normalize the entropy to bzip2's.
-    factor = np.exp(np.mean(np.log(entropy / by_bzip2)))
-    return law * factor, float(np.sqrt(np.mean((entropy * expected / bits - 1) ** 2)))
 
 
 def main() -> None:
@@ -96,7 +95,7 @@ def main() -> None:
     found = fit(rows)
     for row in rows:
         predicted = found.bits_per_byte(
-            row["compressed"], row["parameters"], row["train_bytes"], seen_bytes(row)
+            row["entropy"], row["parameters"], row["train_bytes"], seen_bytes(row)
         )
         shape = f"{row['layers']} x {row['width']}, {row['steps']} steps"
         print(f"{row['text']:22} {shape:22} {row['bits_per_byte']:.3f}  predicted {predicted:.3f}")

@@ -14,12 +14,10 @@ from torch import nn
 
 from .arguments import PositiveInt, Rate, as_tensor, check_vectors, checked, convert
 from .errors import AGI2Error
+from .nn.block_attention import attention_in_blocks, is_fast_in_blocks
 from .nn.dropout import Dropout, dropout, is_training
 from .nn.kv_cache import LayerCache
-
-# In `attention_in_blocks`: queries of a block; and tokens up to which its weights, which the
-# backward pass needs, are small next to the other activations.
-_BLOCK_TOKENS, _MAX_BLOCK_TOKENS = 128, 1024
+from .nn.linear import Linear
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> torch.Tensor:
@@ -136,8 +134,8 @@ class MultiHeadAttention(nn.Module):
         self.d_model = d_model
         self.n_heads = n_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias, dtype=torch.float32)
-        self.proj = nn.Linear(d_model, d_model, bias=bias, dtype=torch.float32)
+        self.qkv = Linear(d_model, 3 * d_model, bias=bias)
+        self.proj = Linear(d_model, d_model, bias=bias)
         self.output_dropout = Dropout(dropout)
 
     def forward(
@@ -214,7 +212,7 @@ class MultiHeadAttention(nn.Module):
         rate = self.dropout if is_training(self) else 0.0
         # PyTorch's fused CPU kernels do not support dropout, and its fallback is slower than this.
         explicit = need_weights or (rate > 0.0 and q.device.type == "cpu")
-        if causal and mask is None and not need_weights and _is_fast_in_blocks(q, k, rate):
+        if causal and mask is None and not need_weights and is_fast_in_blocks(q, k, rate):
             return attention_in_blocks(q, k, v, rate), None
         if causal and (mask is not None or explicit or q.size(2) != k.size(2)):
             mask = _combine_masks(mask, causal_mask(q.size(2), k.size(2), q.device))
@@ -355,40 +353,6 @@ def attention_weights(
     if not is_masked.any():
         return (scores + mask).softmax(dim=-1)
     return (scores + mask).masked_fill(is_masked, 0.0).softmax(dim=-1).masked_fill(is_masked, 0.0)
-
-
-def _is_fast_in_blocks(q: torch.Tensor, k: torch.Tensor, rate: float) -> bool:
-    """Return whether `attention_in_blocks` is faster than PyTorch's attention.
-
-    PyTorch's on a CPU multiplies bf16 as fp32. That of long sequences needs less memory.
-    """
-    is_bfloat16 = q.dtype == k.dtype == torch.bfloat16  # a KV cache may have another dtype
-    if not is_bfloat16 or q.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return q.size(2) == k.size(2) and (rate > 0.0 or q.size(2) <= _MAX_BLOCK_TOKENS)
-
-
-def attention_in_blocks(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rate: float = 0.0
-) -> torch.Tensor:
-    """Return causal attention (B, H, T, D) of Q, K and V (B, H, T, D), by blocks of queries.
-
-    A block is multiplied with the keys up to its last query only. The softmax is in the dtype of
-    the arguments (fp32 inside), also under autocast.
-
-    Args:
-        q: the queries; also the keys and the values.
-        rate: of dropout on the weights.
-    """
-    parts = []
-    with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, q.size(2), _BLOCK_TOKENS):
-            rows = q[:, :, start : start + _BLOCK_TOKENS]
-            end = start + rows.size(2)
-            mask = causal_mask(rows.size(2), end, q.device)
-            weights = attention_weights(rows, k[:, :, :end], mask)
-            parts.append(dropout(weights, rate) @ v[:, :, :end])
-    return torch.cat(parts, dim=2)
 
 
 def _combine_masks(mask: torch.Tensor | None, allowed: torch.Tensor) -> torch.Tensor:

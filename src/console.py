@@ -69,9 +69,9 @@ def setup_logging(level: int = logging.INFO) -> None:
     log.propagate = False
 
 
-# Whether to log warnings only. A context variable: calls in other threads are not affected.
-_is_quiet: ContextVar[bool] = ContextVar("agi2_is_quiet", default=False)
-log.addFilter(lambda record: record.levelno >= logging.WARNING or not _is_quiet.get())
+# The least level that is logged. A context variable: calls in other threads are not affected.
+_least_level: ContextVar[int] = ContextVar("agi2_least_level", default=logging.NOTSET)
+log.addFilter(lambda record: record.levelno >= _least_level.get())
 
 
 class _Visibility:
@@ -126,17 +126,30 @@ def visible(verbose: bool = True) -> Iterator[None]:
         verbose: if false, log warnings only.
     """
     if not convert(bool, "verbose", verbose):
-        token = _is_quiet.set(True)
-        try:
+        with _hidden_below(logging.WARNING):
             yield
-        finally:
-            _is_quiet.reset(token)
         return
     _visibility.begin()
     try:
         yield
     finally:
         _visibility.end()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Context manager that hides the log, warnings included: of what is done once more later."""
+    with _hidden_below(logging.CRITICAL):
+        yield
+
+
+@contextlib.contextmanager
+def _hidden_below(level: int) -> Iterator[None]:
+    token = _least_level.set(max(level, _least_level.get()))
+    try:
+        yield
+    finally:
+        _least_level.reset(token)
 
 
 def can_draw() -> bool:
@@ -150,7 +163,7 @@ def can_draw() -> bool:
 
 def is_logged() -> bool:
     """Return whether INFO records are logged in this context."""
-    return log.isEnabledFor(logging.INFO) and not _is_quiet.get()
+    return log.isEnabledFor(logging.INFO) and _least_level.get() <= logging.INFO
 
 
 class TrainingDisplay:

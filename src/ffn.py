@@ -11,6 +11,8 @@ from torch import nn
 from .arguments import PositiveInt, Rate, check_vectors, checked
 from .errors import AGI2Error
 from .nn.dropout import Dropout
+from .nn.linear import Linear
+from .nn.recompute import recomputed
 from .nn.training_kernels import Gelu, has_kernels
 
 
@@ -57,15 +59,23 @@ class FeedForward(nn.Module):
             raise AGI2Error(f"activation must be one of {known}, not {activation!r}")
         self.d_model, self.d_ff, self.activation_name = d_model, d_ff, activation
         self.activation = ACTIVATIONS[activation]
-        self.expand = nn.Linear(d_model, d_ff, bias=bias, dtype=torch.float32)
-        self.contract = nn.Linear(d_ff, d_model, bias=bias, dtype=torch.float32)
+        self.expand = Linear(d_model, d_ff, bias=bias)
+        self.contract = Linear(d_ff, d_model, bias=bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the network to (B, T, C), or any (..., C); the shape is kept."""
         check_vectors("x", x, self.d_model)
-        hidden = self.dropout(self.activation(self.expand(x)))
-        return self.dropout(self.contract(hidden))
+        hidden = self.expand(x)
+        activated = self.activation(hidden)
+        dropped = self.dropout(activated)
+        if dropped is not activated or not (hidden.requires_grad and has_kernels(hidden)):
+            return self.dropout(self.contract(dropped))
+        # Without dropout: the activation takes a hundredth of the time, and its output the most
+        # memory of all.
+        kept = hidden.detach()
+        with recomputed(activated, lambda: self.activation(kept)):
+            return self.contract(activated)
 
     def extra_repr(self) -> str:
         """Return the sizes and the activation."""

@@ -32,7 +32,7 @@ from .tokenization.byte_level import (
     special_token,
     token_to_bytes,
 )
-from .tokenization.pieces import split_text
+from .tokenization.pieces import split_text, well_formed
 from .tokenization.tokenizer_json import (
     MAX_TOKENS,
     check_byte_level,
@@ -41,7 +41,7 @@ from .tokenization.tokenizer_json import (
     read_bounded,
     read_tokenizer_file,
 )
-from .utils import log
+from .utils import log, usable_cores
 
 
 class BPETokenizer(Tokenizer):
@@ -204,8 +204,7 @@ class BPETokenizer(Tokenizer):
             size = vocabulary_for(text_bytes) if self._is_auto_sized else self.max_vocab_size
             return max(257, min(size, self.max_vocab_size) - len(self._user_special))
 
-        well_formed = map(_well_formed, texts)
-        tokenizer = train(well_formed, size_for, self.pretokenizer, self.split_digits)
+        tokenizer = train(map(well_formed, texts), size_for, self.pretokenizer, self.split_digits)
         if tokenizer.get_vocab_size() == 257 < size_for(0):
             log.warning("the tokenizer has no merges, only bytes, as the text is too small")
         tokenizer.add_special_tokens(list(map(special_token, self._user_special)))
@@ -218,18 +217,26 @@ class BPETokenizer(Tokenizer):
         normalizer = self._tokenizer.normalizer
         if normalizer is None:
             return text
-        return "".join(map(normalizer.normalize_str, split_text(_well_formed(text))))
+        return "".join(map(normalizer.normalize_str, split_text(well_formed(text))))
 
     def _allowed(self, names: str | Collection[str]) -> dict[str, int]:
         return self._added_text_tokens | super()._allowed(names)
 
+    def encode(self, text: str, allowed_special: str | Collection[str] = ()) -> list[int]:
+        """Encode a text to token ids; see `Tokenizer.encode`."""
+        is_plain = type(allowed_special) is tuple and not allowed_special and type(text) is str
+        if is_plain and self._size and not self._added_text_tokens:
+            # The checks of the general case take longer than the encoding of a sentence.
+            return self._get_engine().encode_to_list(text)
+        return super().encode(text, allowed_special)
+
     def _encode_parts(self, text: str) -> list[np.ndarray]:
-        return [self._get_engine().encode_text(_well_formed(text), self.dtype)]
+        return [self._get_engine().encode([well_formed(text)], self.dtype, usable_cores())[0]]
 
     def _encode_texts(self, texts: Iterable[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self._added_text_tokens:
             return super()._encode_texts(texts, threads)
-        return self._get_engine().encode(map(_well_formed, texts), self.dtype, threads)
+        return self._get_engine().encode(map(well_formed, texts), self.dtype, threads)
 
     def encode_utf8(self, data: bytes, ends: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Encode texts in UTF-8; see `Tokenizer.encode_utf8`."""
@@ -374,11 +381,6 @@ def _fetch_gpt2() -> Tokenizer:
             'folder and set tokenizer = "that/folder"'
         ) from error
     return BPETokenizer.from_library(library, "gpt2")
-
-
-def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which are invalid in UTF-8 and which the library rejects, by `?`."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_merges(path: Path) -> list[str]:

@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import attention
 from src.attention import MultiHeadAttention, as_mask, attention_weights, causal_mask
 from src.errors import AGI2Error
 from src.nn.kv_cache import KVCache
@@ -360,25 +358,6 @@ def test_values_of_a_mask_are_not_looked_at_while_compiling(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     mask = torch.full((2, 2), 5)
     assert as_mask("mask", mask, torch.device("cpu"), is_additive=True).all()
-
-
-@pytest.mark.parametrize("length", [1, 4, 5, 11])
-def test_attention_in_blocks_is_pytorchs_causal_attention(length, monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK_TOKENS", 4)
-    torch.manual_seed(0)
-    parts = torch.randn(3, 2, 3, length, 8, dtype=torch.float64)
-    weight = torch.randn(2, 3, length, 8, dtype=torch.float64)
-    results = []
-    for attend in (
-        attention.attention_in_blocks,
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-    ):
-        given = parts.clone().requires_grad_()
-        out = attend(*given)
-        (out * weight).sum().backward()
-        results.append((out.detach(), given.grad))
-    for found, expected in zip(*results, strict=True):
-        assert_same_in_float64(found, expected)
 
 
 @pytest.mark.parametrize("length", [7, 1025])

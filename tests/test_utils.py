@@ -25,6 +25,7 @@ from src.utils import (
     convert_write_errors,
     describe_path,
     exit_with_parent,
+    freed_memory_kept,
     human_bytes,
     human_time,
     keep_freed_memory,
@@ -260,10 +261,21 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     library = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     keep_freed_memory()
-    assert asked == [(-1, 2**31 - 1), (-3, 2**25)]
+    assert asked == [(-1, 2**31 - 1), (-4, 0)]
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     keep_freed_memory()
     assert len(asked) == 2
+
+
+def test_kept_memory_is_returned_in_the_end(monkeypatch):
+    asked = []
+    library = SimpleNamespace(
+        mallopt=lambda *setting: asked.append(setting), malloc_trim=asked.append
+    )
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    with pytest.raises(AGI2Error), freed_memory_kept():
+        raise AGI2Error("in between")
+    assert asked == [(-1, 2**31 - 1), (-4, 0), (-1, 2**17), (-4, 2**16), (-3, 2**25), 0]
 
 
 def test_freed_memory_is_returned_to_the_kernel(monkeypatch):

@@ -16,6 +16,7 @@ _VALUES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "tokenizer": ("bpe", "basic", "gpt2"),
     "sources": ("builtin:python-docs",),
+    "val_sources": ("builtin:held-out-python-docs",),
     "conversations": ("builtin:conversations",),
     "val_conversations": ("builtin:held-out-conversations",),
     "resume": ("auto",),

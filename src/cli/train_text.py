@@ -218,7 +218,7 @@ class TextRun:
 
         minutes = self.minutes or DEFAULT_MINUTES
         # The run reads the text again, and logs what it read.
-        corpus = Corpus.read(self.sources, self.reading, is_logged=False)
+        corpus = Corpus.read(self.sources, self.reading, seed=self.config.seed, is_logged=False)
         device = select_device(self.config.device)
         log.info("%s", describe_corpus(corpus, device))
         plan = choose_shape(corpus, minutes, device, self.config.model_name, self.given)

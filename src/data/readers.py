@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 from ..errors import AGI2Error, one_line
 from ..utils import log
 from .archives import members
-from .builtin import BUILTIN, BUILTINS, CONVERSATIONS, HELD_OUT_CONVERSATIONS, python_docs
+from .builtin import (
+    BUILTINS,
+    CONVERSATIONS,
+    HELD_OUT,
+    HELD_OUT_CONVERSATIONS,
+    TEXTS,
+    held_out_python_docs,
+    python_docs,
+)
 from .builtin_conversations import conversations, held_out_conversations
 from .columnar import read_arrow, read_parquet
 from .compression import decompress
@@ -172,11 +180,11 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
 
 def _builtin_texts(name: str, options: ReadOptions) -> Iterator[str]:
     """Return the documents of a built-in source; conversations as their canonical text."""
-    if options.are_pairs or options.are_conversations == (name == BUILTIN):
-        key = "sources" if name == BUILTIN else "conversations"
+    if options.are_pairs or options.are_conversations == (name in TEXTS):
+        key = "sources" if name in TEXTS else "conversations"
         raise AGI2Error(f"{name} is for the key {key}")
-    if name == BUILTIN:
-        return python_docs()
+    if name in TEXTS:
+        return held_out_python_docs() if name == HELD_OUT else python_docs()
     made = {CONVERSATIONS: conversations, HELD_OUT_CONVERSATIONS: held_out_conversations}
     return map(to_text, made[name]())
 

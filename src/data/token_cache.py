@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from ..errors import AGI2Error, one_line
 from ..utils import WriteError, human_bytes, log, read_json_object, sha256_of, write_text
-from .builtin import BUILTIN, BUILTINS
+from .builtin import BUILTINS, TEXT_VERSION, TEXTS
 from .builtin_conversations import VERSION
 from .documents import ReadOptions
 from .downloads import cache_folder
@@ -299,8 +299,8 @@ def identify_file(path: SourceFile, hashes: FileHashes, stamps: dict[Path, list[
     if isinstance(path, RemoteFile):
         return [str(path), str(path.size), path.version] if path.version else []
     if str(path) in BUILTINS:
-        version = [] if str(path) == BUILTIN else [str(VERSION)]
-        return [str(path), sys.version, sysconfig.get_path("stdlib"), *version]
+        version = TEXT_VERSION if str(path) in TEXTS else VERSION
+        return [str(path), sys.version, sysconfig.get_path("stdlib"), str(version)]
     with convert_source_errors(path):
         if is_pipe(path):
             return []

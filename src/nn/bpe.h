@@ -13,7 +13,7 @@
 
 enum { CODE_POINTS = 0x110000 };
 enum { UNKNOWN_KIND, LETTER, NUMBER, WHITE, OTHER };
-enum { OUT_OF_MEMORY = -1 };
+enum { OUT_OF_MEMORY = -1, UNKNOWN_CHARACTER = -2 };
 
 /* A pre-tokenizer: `max_digits` is the most digits of a word, 0 for no limit. GPT-2's with a limit
    isolates each digit before the regular expression splits what is between. */

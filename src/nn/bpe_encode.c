@@ -375,21 +375,6 @@ int64_t agi2_bpe_encode(const Encoder *encoder, Cached *cache, const uint8_t *te
     return total;
 }
 
-/* What encoding one short piece needs, besides the piece: a call with few arguments is faster. */
-typedef struct {
-    const Encoder *encoder;
-    Cached *cache;
-    uint32_t *ids; /* space for as many as there are bytes */
-} Workspace;
-
-/* Encode one piece of text, as agi2_bpe_encode does. */
-int64_t agi2_bpe_encode_piece(const Workspace *workspace, const uint8_t *text, int64_t size)
-{
-    int64_t count;
-    return agi2_bpe_encode(workspace->encoder, workspace->cache, text, &size, 1, workspace->ids, 1,
-                           &count);
-}
-
 int64_t agi2_bpe_cache_bytes(void) { return (int64_t)sizeof(Cached) << CACHE_BITS; }
 
 /* Return the first code point of a text whose kind is not known, or -1. The kinds of all of ASCII
@@ -412,4 +397,22 @@ int64_t agi2_bpe_unknown_kind(const uint8_t *kinds, const uint8_t *text, int64_t
         }
     }
     return -1;
+}
+
+/* What encoding one short piece needs, besides the piece: a call with few arguments is faster. */
+typedef struct {
+    const Encoder *encoder;
+    Cached *cache;
+    uint32_t *ids; /* space for as many as there are bytes */
+} Workspace;
+
+/* Encode one piece of text, as agi2_bpe_encode does. Return UNKNOWN_CHARACTER if the kind of one of
+   its characters is not known. */
+int64_t agi2_bpe_encode_piece(const Workspace *workspace, const uint8_t *text, int64_t size)
+{
+    int64_t count;
+    if (agi2_bpe_unknown_kind(workspace->encoder->splitter.kinds, text, size) >= 0)
+        return UNKNOWN_CHARACTER;
+    return agi2_bpe_encode(workspace->encoder, workspace->cache, text, &size, 1, workspace->ids, 1,
+                           &count);
 }

@@ -57,15 +57,24 @@ def dropout(x: torch.Tensor, rate: float) -> torch.Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
+    dropped = _dropped_levels(rate)
     words = -(-x.numel() // 4)
     bits = torch.empty(words, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -_LEVELS // 2
-    lowest, scale = dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped)
+    lowest, scale = dropped - _LEVELS // 2, cpu_scale(rate)
     if has_kernels(x):
         kept: torch.Tensor = ScaleKept.apply(x, numbers, lowest, scale)
         return kept
     return x * (numbers >= lowest).to(x.dtype).mul_(scale)
+
+
+def cpu_scale(rate: float) -> float:
+    """Return the factor of the elements that `dropout` keeps on a CPU."""
+    return _LEVELS / (_LEVELS - _dropped_levels(rate))
+
+
+def _dropped_levels(rate: float) -> int:
+    return min(round(rate * _LEVELS), _LEVELS - 1)
 
 
 def drop_rows(x: torch.Tensor, rate: float) -> torch.Tensor:

@@ -11,8 +11,13 @@ enum {
     TILE_ROWS = 2,
 #endif
     TILE_ROW_TOKENS = 6,
-    /* Tile of a single row, as packed weights use: 8 accumulators, and registers to unpack in. */
+    /* Tile of packed weights: 8 accumulators a row, and registers to unpack in. */
     MAX_TILE_TOKENS = 8,
+#ifdef HAS_VNNI
+    PACKED_ROWS = 2,
+#else
+    PACKED_ROWS = 1,
+#endif
 };
 
 static const uint32_t SIGN_BIT = 1u << 31, SPARE_BITS = 15u << 27, EXPONENT_BITS = 255u << 23;
@@ -77,33 +82,52 @@ INLINE void multiply_32(const float *w, int64_t I, const Inputs *in, int64_t fir
         for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
 }
 
-/* One row, accumulated in the order of `multiply_32`: the sums are bitwise equal. A single token computes so
-   little that the processor's own prefetching is faster. */
-INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, float *out) {
+/* Accumulated in the order of `multiply_32`: the sums are bitwise equal. A single token computes so little that the
+   processor's own prefetching is faster. */
+INLINE void multiply_28(const Matrix *m, const Inputs *in, int64_t first, int tokens, int64_t row, int rows,
+                        float *out) {
     const int64_t I = m->inputs;
-    const Row of = ((const Row *)m->scale)[row];
-    const uint32_t *words = (const uint32_t *)m->weight + 8 * (int64_t)of.start;
     const float *x = in->x + first * I;
-    if (of.lowest == FLOAT32_ROW) {
-        multiply_32((const float *)words, I, in, first, tokens, 1, 1, out);
-        return;
+    const uint32_t *words[PACKED_ROWS];
+    uints lowest[PACKED_ROWS], last[PACKED_ROWS];
+    floats weights[PACKED_ROWS], sums[PACKED_ROWS][MAX_TILE_TOKENS] = {0};
+    for (int r = 0; r < rows; r++) {
+        const Row of = ((const Row *)m->scale)[row + r];
+        words[r] = (const uint32_t *)m->weight + 8 * (int64_t)of.start;
+        lowest[r] = (uints){0} + of.lowest;
     }
-    floats sums[MAX_TILE_TOKENS] = {0};
-    for (int64_t i = 0; i < I; i += 64, words += 56) {
-        uints last = {0};
+    for (int64_t i = 0; i < I; i += 64) {
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) last[r] = (uints){0};
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
-            if (k < 7 && tokens > 1) prefetch(words + 8 * k);
-            floats weights = unpack_vector(words, k, (uints){0} + of.lowest, &last);
+#pragma GCC unroll 2
+            for (int r = 0; r < rows; r++) {
+                if (k < 7 && tokens > 1) prefetch(words[r] + 8 * k);
+                weights[r] = unpack_vector(words[r], k, lowest[r], &last[r]);
+            }
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++) {
                 const floats inputs = *(const floats *)(x + t * I + i + 8 * k);
-                sums[t] = fma_8(weights, inputs, sums[t]);
+#pragma GCC unroll 2
+                for (int r = 0; r < rows; r++) sums[r][t] = fma_8(weights[r], inputs, sums[r][t]);
             }
         }
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) words[r] += 56;
     }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-    for (int t = 0; t < tokens; t++) out[t] = reduce(sums[t]);
+        for (int t = 0; t < tokens; t++) out[r * tokens + t] = reduce(sums[r][t]);
+}
+
+/* The number of rows of 28 bits from `row`, at most `most`; 1 if the first is float32. */
+static int64_t packed_rows(const Matrix *m, int64_t row, int64_t most) {
+    const Row *of = (const Row *)m->scale + row;
+    int64_t rows = 0;
+    while (rows < most && of[rows].lowest != FLOAT32_ROW) rows++;
+    return MAX(rows, 1);
 }
 
 /* Dispatch to a micro-kernel. unpacked: the rows of a packed matrix, if `unpacks_blocks`; otherwise
@@ -113,25 +137,35 @@ static void multiply_rows(const Matrix *m, const float *unpacked, const Inputs *
     const int64_t I = m->inputs;
     const float *w = unpacked ? unpacked : (const float *)m->weight + row * I;
     const int ahead = !unpacked;
-#define PACKED(T)                               \
-    case T:                                     \
-        multiply_28(m, in, first, T, row, out); \
+#define PACKED(T, R)                               \
+    case 10 * T + R:                               \
+        multiply_28(m, in, first, T, row, R, out); \
         break;
 #define TILE(T, R)                                      \
     case 10 * T + R:                                    \
         multiply_32(w, I, in, first, T, R, ahead, out); \
         break;
-    if (m->bits == 28 && !unpacked)
-        switch (tokens) { PACKED(1) PACKED(2) PACKED(3) PACKED(4) PACKED(5) PACKED(6) PACKED(7) PACKED(8) }
-    else
-        switch (10 * tokens + rows) {
-            TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1)
-            TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
+    if (m->bits == 28 && !unpacked) {
+        const Row of = ((const Row *)m->scale)[row];
+        w = (const float *)m->weight + 8 * (int64_t)of.start;
+        if (of.lowest != FLOAT32_ROW) {
+            switch (10 * tokens + rows) {
+                PACKED(1, 1) PACKED(2, 1) PACKED(3, 1) PACKED(4, 1) PACKED(5, 1) PACKED(6, 1) PACKED(7, 1) PACKED(8, 1)
 #ifdef HAS_VNNI
-            TILE(1, 3) TILE(2, 3) TILE(3, 3) TILE(4, 3) TILE(5, 3) TILE(6, 3)
-            TILE(1, 4) TILE(2, 4) TILE(3, 4) TILE(4, 4) TILE(5, 4) TILE(6, 4)
+                PACKED(2, 2) PACKED(3, 2) PACKED(4, 2) PACKED(5, 2) PACKED(6, 2) PACKED(7, 2) PACKED(8, 2)
 #endif
+            }
+            return;
         }
+    }
+    switch (10 * tokens + rows) {
+        TILE(1, 1) TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(7, 1) TILE(8, 1)
+        TILE(1, 2) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
+#ifdef HAS_VNNI
+        TILE(1, 3) TILE(2, 3) TILE(3, 3) TILE(4, 3) TILE(5, 3) TILE(6, 3)
+        TILE(1, 4) TILE(2, 4) TILE(3, 4) TILE(4, 4) TILE(5, 4) TILE(6, 4)
+#endif
+    }
 #undef PACKED
 #undef TILE
 }
@@ -151,7 +185,7 @@ static void multiply_float32(const Matrix *m, const Inputs *in, int64_t tokens, 
                              float *scratch, float *out) {
     const int64_t I = m->inputs, O = m->outputs;
     const int unpacking = unpacks_blocks(m, tokens), unpacks_rows = m->bits == 28 && !unpacking;
-    const int single_rows = unpacks_rows || tokens <= FEW_TOKENS;
+    const int64_t most_rows = tokens <= (unpacks_rows ? 1 : FEW_TOKENS) ? 1 : unpacks_rows ? PACKED_ROWS : TILE_ROWS;
     const int64_t most = unpacks_rows ? MAX_TILE_TOKENS : TILE_ROW_TOKENS, parts = (tokens + most - 1) / most;
     for (int64_t from = begin, to; from < end; from = to) {
         to = MIN(from + block_rows(I), end);
@@ -159,7 +193,8 @@ static void multiply_float32(const Matrix *m, const Inputs *in, int64_t tokens, 
         for (int64_t part = 0; part < parts; part++) {
             const int64_t first = part * tokens / parts, count = (part + 1) * tokens / parts - first;
             for (int64_t row = from, rows; row < to; row += rows) {
-                rows = single_rows ? 1 : MIN(TILE_ROWS, to - row);
+                rows = MIN(most_rows, to - row);
+                if (unpacks_rows) rows = packed_rows(m, row, rows);
                 float sums[TILE_ROWS * MAX_TILE_TOKENS];
                 const float *unpacked = unpacking ? scratch + (row - from) * I : NULL;
                 multiply_rows(m, unpacked, in, first, (int)count, row, (int)rows, sums);

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .decode_backend import EagerBackend
+from .linear import Linear
 
 _DOWN, _UP = "lora_down", "lora_up"
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """A linear layer with a frozen weight W (outputs, inputs) and a trained update B A.
 
     `lora_down`, A, is (r, inputs), initialized at random; `lora_up`, B, is (outputs, r),
@@ -45,9 +46,9 @@ class LoRALinear(nn.Linear):
         return f"{super().extra_repr()}, rank={self.lora_down.size(0)}"
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return an equivalent `nn.Linear` with the weight W + B A."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+    def merged(self) -> Linear:
+        """Return an equivalent `Linear` with the weight W + B A."""
+        linear = Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(torch.addmm(self.weight, self.lora_up, self.lora_down))
         linear.bias = self.bias
         return linear

@@ -30,6 +30,11 @@ _BOUNDARY = (
 _LAST_BOUNDARY = re.compile(rf"(?s:.)+(?:{_BOUNDARY})")
 
 
+def well_formed(text: str) -> str:
+    """Replace lone surrogates, which are invalid in UTF-8 and which the library rejects, by `?`."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def split_text(text: str, run: int = MAX_RUN, size: int = PIECE) -> Iterator[str]:
     """Split a text at known word boundaries into pieces of about `size` characters.
 

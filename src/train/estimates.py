@@ -27,8 +27,8 @@ def activation_bytes(
 ) -> int:
     """Estimate the activation memory of one sequence, without logits, in bytes.
 
-    The unit is a vector of `d_model` per token, in fp32. On a CPU a layer saves 16 of them for
-    backward; the rest, and with gradient checkpointing all beyond 1 per layer, is heap
+    The unit is a vector of `d_model` per token, in fp32. On a CPU a layer saves 12 of them for
+    backward, with dropout 16; the rest, and with gradient checkpointing all beyond 1 per layer, is heap
     fragmentation: fitted to the peak memory of a process. On a GPU in half precision it is fitted
     to GPT-2 124M (see `benchmarks/README.md`): bf16 on a CPU keeps about as much as fp32, because
     attention and dropout are others.
@@ -40,9 +40,12 @@ def activation_bytes(
         precision: the key of the configuration.
     """
     is_gpu = device.type == "cuda"
-    layer = (10.5 if is_gpu and precision != "fp32" else 19.5) * architecture.d_model
+    if is_gpu:
+        layer = (10.5 if precision != "fp32" else 19.5) * architecture.d_model
+    else:
+        layer = 15.5 * architecture.d_model
     if architecture.dropout > 0:
-        layer += (3.0 if is_gpu else 10.5) * architecture.d_model
+        layer += (3.0 if is_gpu else 14.5) * architecture.d_model
         if not is_gpu:
             # The fused attention kernel has no dropout on a CPU: the attention weights (T, T) of
             # each head are saved for backward.

@@ -120,16 +120,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         matrix = weight.detach()
         if dtype is not None:
             # Pad V to a multiple of 64 for tensor cores; the cast copies the weight anyway.
-            matrix = matrix.new_zeros(-(-vocabulary // 64) * 64, weight.size(1), dtype=dtype)
+            matrix = matrix.new_empty(-(-vocabulary // 64) * 64, weight.size(1), dtype=dtype)
             matrix[:vocabulary] = weight.detach()
+            matrix[vocabulary:] = 0.0
             hidden = hidden.to(dtype)
         ignored = targets == IGNORE_INDEX
         # A hidden state of 0 adds nothing to the weight's gradient, whatever the logits are.
         hidden = hidden.masked_fill(ignored[:, None], 0.0)
         loss = weight.new_zeros(())
         grad_hidden = torch.empty_like(hidden)
-        # Not needed if the LM head is frozen, as with LoRA.
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = None  # not needed if the LM head is frozen, as with LoRA
         size = logits_chunk_tokens(hidden.device)
         # In fp32 all chunks use one buffer of padded rows (see `_row_length`).
         rows = weight.new_empty(0)
@@ -145,15 +145,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 loss += _softmax_gradient_of_rows(rows, y, vocabulary)
                 if grad_weight is not None:
                     grad_weight.addmm_(scores.T, x)
+                elif ctx.needs_input_grad[1]:
+                    grad_weight = scores.T @ x
             else:
                 logits = x @ matrix.T
                 logits[:, vocabulary:] = -torch.inf
                 chunk_loss, scores = softmax_gradient(logits, y)
                 del logits
                 loss += chunk_loss
-                if grad_weight is not None:
+                if ctx.needs_input_grad[1]:
                     # Cast before: an addition of different dtypes is slow on a CPU.
-                    grad_weight += (scores.T @ x)[:vocabulary].to(grad_weight.dtype)
+                    part = (scores.T @ x)[:vocabulary].to(weight.dtype)
+                    grad_weight = part if grad_weight is None else grad_weight.add_(part)
             torch.mm(scores, matrix, out=grad)
         grad_hidden.masked_fill_(ignored[:, None], 0.0)
         count = count_targets(targets).clamp(min=1)

@@ -47,8 +47,8 @@ def propose(
         raise AGI2Error(f"{out} exists: name another file with --out")
     check_sources(sources, reading)
     check_rereadable(sources, "the planned run reads it again", reading)
-    corpus = Corpus.read(sources, reading)
     given = given or {}
+    corpus = Corpus.read(sources, reading, seed=given.get("seed"))
     device = select_device(given.get("device", "auto"))
     yield f"# {describe_corpus(corpus, device)}"
     plan = choose_shape(corpus, minutes, device, name_of(out), given)
@@ -70,8 +70,8 @@ def write_plan(plan: Plan, out: Path) -> str:
 def describe_corpus(corpus: Corpus, device: torch.device) -> str:
     """Return a line about the text and the device."""
     return (
-        f"text: {human_bytes(corpus.bytes)}, {corpus.entropy:.2f} bits per byte after bzip2; "
-        f"{describe_device(device)}"
+        f"text: {human_bytes(corpus.bytes)}, {corpus.entropy:.2f} bits per byte by a trigram "
+        f"model; {describe_device(device)}"
     )
 
 
@@ -99,7 +99,7 @@ def describe_plan(plan: Plan, minutes: float) -> Iterator[str]:
         yield "no prediction of the bits per byte: the scaling law was fitted to other runs"
         yield plan.outside
         return
-    # Twice the error of the fit; the entropy of the text is what bzip2 estimates.
+    # Twice the error on texts that are not in the fit.
     error = 2 * SCALING_LAW.error * plan.bits_per_byte
     yield f"predicted: {plan.bits_per_byte:.2f} ± {error:.2f} bits per byte on held-out text"
 

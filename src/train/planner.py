@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..config import Config
 from ..config_checks import vocabulary_for
 from ..config_loader import make_config
 from ..console import show_progress, visible
@@ -25,9 +26,10 @@ from ..formats.run_dir import run_folder
 from ..tokenizer import new_tokenizer
 from ..utils import plural
 from .distributed import ProcessGroup
+from .entropy import text_entropy
 from .estimates import model_sizes, predict_memory, training_flops
 from .regularization import regularization_for
-from .scaling_law import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW, estimate_entropy
+from .scaling_law import FITTED, REPEAT_DECAY_EPOCHS, SCALING_LAW
 from .setup import make_model, prepare
 from .timing import measure_step
 from .trainer import Trainer
@@ -41,6 +43,7 @@ _MAX_STEP_SECONDS = 10.0
 _MIN_BYTES = 1000
 # Characters of the text that are used for the benchmarks and to estimate its entropy.
 _SAMPLE_CHARACTERS = 2_000_000
+_SEED: int = Config.model_fields["seed"].default
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Corpus:
     sources: list[str]
     bytes: int
     entropy: float
+    """Bits per byte by a trigram model."""
     sample: str
     """The beginning of the text, to fit a tokenizer and to benchmark on."""
 
@@ -121,6 +125,7 @@ class Corpus:
         sources: Sequence[str],
         options: ReadOptions | None = None,
         *,
+        seed: int | None = None,
         is_logged: bool = True,
     ) -> Corpus:
         """Read all sources.
@@ -128,6 +133,7 @@ class Corpus:
         Args:
             sources: files, folders, glob patterns, URLs, built-in texts.
             options: how to read them.
+            seed: of the run, which chooses its validation text; by default that of the key.
             is_logged: whether to log what was read and skipped; otherwise only if the text is too
                 short.
 
@@ -135,17 +141,16 @@ class Corpus:
             AGI2Error: if one cannot be read, or the text is too short.
         """
         size = 0
-        parts: list[str] = []
+        texts: list[list[str]] = []  # the parts of each document
         remaining = _SAMPLE_CHARACTERS
         report = ReadReport()
         for document in iterate_documents(sources, options, report, is_logged=is_logged):
             size += len(document.text.encode("utf-8", "replace"))
             if remaining > 0:
-                if parts and not document.continues:
-                    parts.append("\n\n")
-                    remaining -= 2
-                parts.append(document.text[:remaining])
-                remaining -= len(parts[-1])
+                if not (texts and document.continues):
+                    texts.append([])
+                texts[-1].append(document.text[:remaining])
+                remaining -= len(texts[-1][-1])
         if size < _MIN_BYTES:
             for source in [] if is_logged else report.sources:
                 log_counts(source, are_amounts_logged=True)
@@ -153,8 +158,9 @@ class Corpus:
                 f"the text has {plural(size, 'byte')}, too few to plan for: name sources with at "
                 f"least {_MIN_BYTES:,}, and some 100,000 for a model that generates words"
             )
-        sample = "".join(parts)
-        return cls(list(sources), size, estimate_entropy(sample.encode("utf-8", "replace")), sample)
+        documents = list(map("".join, texts))
+        entropy = text_entropy(documents, _SEED if seed is None else seed)
+        return cls(list(sources), size, entropy, "\n\n".join(documents))
 
 
 def choose_shape(

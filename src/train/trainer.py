@@ -18,7 +18,7 @@ from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
 from ..tokenizer import Tokenizer
-from ..utils import keep_freed_memory, log
+from ..utils import freed_memory_kept, log
 from .averaging import WeightAverage
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
@@ -163,11 +163,10 @@ class Trainer:
                 non-finite, or the device fails; saved checkpoints are kept.
             LostProcess: if the connection to another rank is lost.
         """
-        with visible(verbose):
+        with visible(verbose), freed_memory_kept():
             return self._fit(checkpoint)
 
     def _fit(self, checkpoint: Checkpoint | None) -> History:
-        keep_freed_memory()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
         else:

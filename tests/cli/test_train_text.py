@@ -165,7 +165,7 @@ WRONG = [
     (["my.toml", "--minutes", "3"], "--minutes is for a text, and my.toml is a configuration"),
     (["my.toml", "--name", "x"], "--set model_name=x"),
     (["config", "--name", "x"], "--name is for a text, and config is a configuration or a run"),
-    (["builtin:x"], "builtin:x: the built-in sources are builtin:python-docs, builtin:conversa"),
+    (["builtin:x"], "builtin:x: the built-in sources are builtin:python-docs, builtin:held-out"),
     (["my book.txt", "--minutes", "nan"], "not 'nan'; agi2 train --help"),
     (["my book.txt", "--minutes", "1", "--set", "max_minutes=2"], "--minutes and --set max_minu"),
     (["my book.txt", "--name", "a/b"], "--name: model_name 'a/b' is not a folder's name"),

@@ -15,7 +15,7 @@ def test_the_builtin_corpus_is_identified_by_the_version_of_python(tmp_path):
     path = write(tmp_path / "a.txt", "text")
     files = identify([[BUILTIN, str(path)], []], FileHashes(tmp_path / "hashes.json"))
     [_, builtin, [name, digest], _] = files.identity
-    assert builtin == [BUILTIN, sys.version, sysconfig.get_path("stdlib")]
+    assert builtin == [BUILTIN, sys.version, sysconfig.get_path("stdlib"), "2"]
     assert (name, len(digest)) == ("a.txt", 64)
     assert list(files.stamps) == [path]
 

@@ -100,11 +100,19 @@ def test_a_rank_that_a_merge_has_made_obsolete_is_skipped():
 def test_one_piece_has_the_ids_that_it_has_among_others():
     encoder = Encoder(BYTES, merges((97, 98, 70_000, 0)), KINDS, GPT2)
     for text in (b"", b"abab", b"ab" * 4096):
-        ids = encoder.encode_piece(text, np.uint32)
-        assert ids.dtype == np.uint32
-        assert ids.tolist() == encode(encoder, text, dtype=np.uint32)[0].tolist()
+        assert encoder.encode_piece(text) == encode(encoder, text, dtype=np.uint32)[0].tolist()
     with pytest.raises(ValueError, match="over 8,192 bytes"):
-        encoder.encode_piece(b"a" * 8193, np.uint32)
+        encoder.encode_piece(b"a" * 8193)
+
+
+def test_a_piece_with_a_character_of_unknown_kind_is_not_encoded():
+    kinds = np.zeros(CODE_POINTS, np.uint8)
+    kinds[:0x80] = OTHER
+    encoder = Encoder(BYTES, merges(), kinds, GPT2)
+    whale = "a whale: 鯨".encode()
+    assert encoder.encode_piece(whale) is None
+    kinds[ord("鯨")] = LETTER
+    assert encoder.encode_piece(whale) == list(whale)
 
 
 def test_bytes_that_are_not_utf8_stay_inside_the_text():

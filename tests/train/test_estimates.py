@@ -15,6 +15,7 @@ from src.config import GPT2Config
 from src.config_loader import make_config
 from src.formats.model_dir import WEIGHTS, save_model
 from src.model import GPT2Model
+from src.nn import linear
 from src.nn.lora import add_lora, is_lora
 from src.train.checkpoint import BEST, TENSORS, newest_checkpoint
 from src.train.estimates import (
@@ -295,16 +296,15 @@ def test_activations_on_a_gpu_are_estimated_near_the_peak(dropout, is_compiled):
     assert peak_bytes() < estimate < 2.5 * peak_bytes()
 
 
-def test_a_gpu_keeps_less_than_a_cpu():
-    """In half precision, and without the weights of attention."""
+def test_a_gpu_keeps_less_in_half_precision():
+    """Than in fp32, and than a CPU."""
     for dropout in (0.0, 0.1):
         config = GPT2Config(dropout=dropout)
         sizes = [
             activation_bytes(config, 1024, torch.device(kind), precision)
             for kind, precision in (("cuda", "auto"), ("cuda", "fp32"), ("cpu", "auto"))
         ]
-        assert sizes == sorted(sizes)
-        assert sizes[0] < 0.6 * sizes[2]
+        assert sizes[0] < 0.7 * min(sizes[1:])
 
 
 def test_gradient_checkpointing_keeps_less():
@@ -359,8 +359,9 @@ def test_a_gpu_s_micro_batch_fits_its_memory():
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_the_operations_of_a_step_are_those_that_pytorch_counts(learned):
+def test_the_operations_of_a_step_are_those_that_pytorch_counts(learned, monkeypatch):
     """Forward and backward; attention is counted whole, not the causal half."""
+    monkeypatch.setattr(linear, "_PREFERS_ONEDNN", False)  # whose products PyTorch does not count
     kind = "learned" if learned else "sinusoidal"
     sizes = {"vocab_size": 96, "max_seq_len": 64, "d_model": 32, "n_layers": 3, "n_heads": 2}
     model = GPT2Model(GPT2Config(**sizes, dropout=0.0, bias=False, position_embedding=kind))

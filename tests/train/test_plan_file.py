@@ -35,14 +35,14 @@ def test_a_proposal_is_written_and_told_and_runs(tmp_path, monkeypatch):
         r"predicted: [\d,]+ steps of 1,024 tokens, [\d.]+ epochs\n# model: [\d,]+ parameters", told
     )
     assert "# no prediction of the bits per byte" in told
-    assert re.search(r"the text has [\d.]+ KB, those runs had 847\.0 KB to 1\.1 MB", told)
+    assert re.search(r"the text has [\d.]+ KB, those runs had 270\.0 KB to 1\.1 MB", told)
     with pytest.raises(AGI2Error, match="exists: name another file with --out"):
         list(propose([str(tmp_path / "text.txt")], 0.1, tmp_path / "mine.toml"))
 
 
 def test_a_text_like_those_of_the_runs_gets_an_expectation(tmp_path, monkeypatch):
     speeds(monkeypatch, 4e10)
-    monkeypatch.setattr(planning, "estimate_entropy", lambda text: 2.3)
+    monkeypatch.setattr(planning, "text_entropy", lambda documents, seed: 2.3)
     told, config = proposed(tmp_path, "the old whale swam " * 60_000, 3)
     assert re.search(r"predicted: \d\.\d\d ± \d\.\d\d bits per byte", told)
     assert config.max_minutes == 2.85  # of 3
