@@ -33,9 +33,11 @@ from .formats import (
     check_format,
     compression_of,
     format_of,
+    is_page,
     is_text,
     is_unnamed,
     split_compression,
+    suffix_of,
 )
 from .html import read_html
 from .inputs import Input
@@ -71,6 +73,8 @@ _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
     NOTEBOOK: read_notebook,
 }
 _NO_DOCUMENT = "no document in this archive"
+# Suffixes of texts that have no markup; in others, such as source code, it is the text.
+_PLAIN = (".txt", ".text")
 # Formats that are parsed block by block.
 _IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
 
@@ -93,6 +97,8 @@ def read_input(source: Input) -> Iterator[Document]:
     is_found = source.depth > 0 and is_unnamed(source.filename)
     if format_ is TEXT and is_found and not is_text(head, source.options):
         raise source.error("not text", "not a text file")
+    if format_ is TEXT and suffix_of(source.filename) in _PLAIN and is_page(head):
+        source.note("with the markup of a web page, read as text (rename it to .html)")
     if format_ in (ZIP, TAR):
         yield from _read_archive(source, format_)
     elif source.options.are_pairs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import AGI2Error, one_line
 from ..utils import log
@@ -11,7 +12,7 @@ from .builtin import BUILTIN, BUILTINS, CONVERSATIONS, HELD_OUT_CONVERSATIONS, p
 from .builtin_conversations import conversations, held_out_conversations
 from .conversations import to_text
 from .documents import Document, ReadOptions, ReadReport, SourceReport
-from .downloads import is_url
+from .downloads import OF_DOWNLOADS, is_url
 from .format_readers import note_part, read_input
 from .formats import is_unnamed
 from .inputs import open_input
@@ -22,12 +23,10 @@ from .preprocess import (
     preprocess_conversations,
 )
 from .sources import Source, SourceFile, Sources, file_size, find_sources
-from .text_files import Unreadable
+from .text_files import KINDS, Unreadable
 
 # Up to this many sources are logged one line each; with more, only skipped files are logged.
 _SOURCES_LOGGED = 8
-# What may be wrong with a downloaded file that will not be once it is downloaded again.
-_OF_DOWNLOADS = ("damaged", "not text", "without text")
 
 
 def iterate_documents(
@@ -76,6 +75,13 @@ def read_files(source: Source, options: ReadOptions, counts: SourceReport) -> It
     Raises:
         AGI2Error: if a file that was named cannot be read.
     """
+    if source.charset and not options.encoding:
+        options = replace(options, encoding=source.charset)
+        counts.notes.add(
+            f"read as {KINDS}, as its server says (set encoding to change it)",
+            source.name,
+            kind=source.charset,
+        )
     documents = _read_files(source, options, counts)
     if options.preprocess is not None:
         function = load_preprocessor(options.preprocess)
@@ -98,7 +104,7 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
                 counts.notes.add("without a suffix read, by the first bytes", str(path))
         except Unreadable as problem:
             if source.is_named:
-                if is_url(source.name) and problem.reason in _OF_DOWNLOADS:
+                if is_url(source.name) and problem.reason in OF_DOWNLOADS:
                     raise AGI2Error(
                         f"{source.name}: {problem}; to download it again, delete that file"
                     ) from problem
