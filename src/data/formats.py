@@ -82,9 +82,10 @@ _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
 # Mail programs name their mbox files without a suffix: the line of the envelope, and a header.
 _MBOX = re.compile(rb"From [^\n]*[0-9:+-]\r?\n[A-Za-z-]+: ")
 
-# A web page: its first element, after a mark, an XML declaration and comments.
+# A web page: its first element, after a mark, an XML declaration and comments. Without going back
+# (the groups are atomic), which would take exponential time.
 _PAGE = re.compile(
-    rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)*(?:\s+|<\?xml[^>]{0,200}>|<!--.*?-->)*"
+    rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)*+(?>\s+|<\?xml[^>]{0,200}>|<!--.*?-->)*+"
     rb"<(?:!doctype\s+html|html|head|body)\b",
     re.IGNORECASE | re.DOTALL,
 )

@@ -155,3 +155,12 @@ def test_a_text_that_is_a_web_page_is_noted(tmp_path):
 )  # fmt: skip
 def test_the_known_suffix_of_a_name(name, suffix):
     assert formats.known_suffix(name) == suffix
+
+
+@pytest.mark.parametrize(
+    "part", [b" ", b"\n\n", b"<!-- x -->", b"<?xml?>", b"\xef\xbb\xbf", b"<!--"]
+)
+def test_a_page_is_recognized_in_linear_time(part):
+    """Each of these took exponential time, were the pattern to go back."""
+    assert not formats.is_page(part * 2000 + b"text")
+    assert formats.is_page(part * 2000 + b"<html>") == (part != b"<!--")
