@@ -91,11 +91,7 @@ def download(
     options = options or ReadOptions()
     cached = find_cached(url)
     if cached is not None:
-        check_head(cached, options=_with_charset(options, charset_of(cached)))
-        if cached == cached_path(url) and not expects_page(url) and is_page(_head(cached)):
-            raise AGI2Error(
-                f"{cached}: a web page, not text: to read it, rename it to {cached}.html"
-            )
+        _check_cached(cached, url, options)
         return cached
     log.info("%s", one_line(f"downloading {url}"))
     folder = cache_folder()
@@ -104,7 +100,17 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     try:
-        return _download_to(temporary, url, options, (deadline, max_bytes))
+        with _failures_named(url):
+            return _download_to(temporary, url, options, (deadline, max_bytes))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _failures_named(url: str) -> Iterator[None]:
+    """Convert the exceptions of a download to an error that says where to save the file."""
+    try:
+        yield
     except (_RejectedResponse, OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, AGI2Error):
             raise
@@ -114,8 +120,13 @@ def download(
             f"{url}: cannot be downloaded ({_reason(error)}); fetch it by other means and save "
             f"it as {path}{page}"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _check_cached(cached: Path, url: str, options: ReadOptions) -> None:
+    """Check the beginning of the file of a URL in the cache, which may have been saved by hand."""
+    check_head(cached, options=_with_charset(options, charset_of(cached)))
+    if cached == cached_path(url) and not expects_page(url) and is_page(_head(cached)):
+        raise AGI2Error(f"{cached}: a web page, not text: to read it, rename it to {cached}.html")
 
 
 def _download_to(
