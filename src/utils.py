@@ -97,8 +97,14 @@ class WriteError(AGI2Error):
 
 
 @contextlib.contextmanager
-def convert_write_errors(path: Path) -> Iterator[None]:
+def convert_write_errors(
+    path: Path, advice: str = "free some space or name another folder"
+) -> Iterator[None]:
     """Convert `OSError` (no permission, disk full) to an error message that names the path.
+
+    Args:
+        path: the path.
+        advice: what to do, for the message.
 
     Raises:
         AGI2Error: instead of `OSError`.
@@ -107,9 +113,7 @@ def convert_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise WriteError(
-            f"cannot write {path}: {reason}; free some space or set output_dir"
-        ) from error
+        raise WriteError(f"cannot write {path}: {reason}; {advice}") from error
 
 
 def sync_folder(folder: Path) -> None:

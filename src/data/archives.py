@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import IO, Any, BinaryIO, Self, cast
+from typing import IO, Any, Self, cast
 
 from .compression import Limits, check_depth, damaged
 from .formats import (
@@ -22,8 +22,9 @@ from .formats import (
     is_unnamed,
     kind_of_skipped,
 )
-from .inputs import Input, buffered
+from .inputs import BLOCK, Input, buffered
 from .text_files import Unreadable
+from .zip_layout import unlisted_bytes
 
 
 def members(source: Input, format_: Format) -> Iterator[Input]:
@@ -58,6 +59,7 @@ def _zip_members(source: Input) -> Iterator[Input]:
             member = zip_member(source, archive, info, limits)
             with member.stream:
                 yield member
+        source.not_read(unlisted_bytes(file, archive), "with data in no member, not read")
     if encrypted and not taken:
         raise source.error(
             "encrypted", "encrypted: unpack it with its password, and name the files"
@@ -91,25 +93,34 @@ def zip_member(
 
 
 def _tar_members(source: Input) -> Iterator[Input]:
-    counter = _Counter(source)
-    limits = Limits(source, lambda: counter.size)
-    stream = cast(BinaryIO, counter)
-    with _damage_named(source, TAR):
-        # "r|": a stream, so that no member has to be in memory.
-        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header)  # noqa: SIM115
-    with archive:
+    stream = _Forward(source)
+    limits = Limits(source, stream.tell)
+    while True:  # archives may be joined by `cat`
+        with _damage_named(source, TAR):
+            archive = tarfile.TarFile(fileobj=cast(IO[bytes], stream), tarinfo=_Header)
         while (info := _next_member(source, archive)) is not None:
             archive.members = []  # type: ignore[attr-defined]  # which keeps every member
             kind = "file" if info.isreg() else "folder" if info.isdir() else "link"
             if _is_taken(source, info.name, kind, info.size):
                 yield _member(source, info.name, archive.extractfile(info), TAR, limits)
-    for _ in source.blocks():  # the padding, whose bytes are counted
-        pass
+        following = stream.skip_zeros()
+        if not _is_header(following):
+            break
+    source.not_read(len(following) + sum(map(len, source.blocks())))
 
 
 def _next_member(source: Input, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     with _damage_named(source, TAR):
         return archive.next()
+
+
+def _is_header(block: bytes) -> bool:
+    """Return whether a block is the header of a member of a tar archive."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -155,18 +166,38 @@ _EXTENDED = (
 _MAX_EXTENDED = 2**20
 
 
-class _Counter:
-    """Reader of an input that counts its bytes."""
+class _Forward:
+    """Stream of an input that seeks forward only, so that no member has to be in memory."""
 
     def __init__(self, source: Input) -> None:
         self._source = source
-        self.size = 0
+        self._position = 0
+        self._ahead = b""
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Move forward to a position, or to the end if that comes first."""
+        while self._position < position and self.read(min(BLOCK, position - self._position)):
+            pass
 
     def read(self, size: int) -> bytes:
         """Read `size` bytes, or those that are left."""
-        data = self._source.stream.read(size)
-        self.size += len(data)
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        if len(data) < size:
+            data += self._source.stream.read(size - len(data))
+        self._position += len(data)
         return data
+
+    def skip_zeros(self) -> bytes:
+        """Move to the next block that is not zero; return it, or no bytes if there is none."""
+        while (block := self.read(tarfile.BLOCKSIZE)) and not block.strip(b"\0"):
+            pass
+        self._ahead = block
+        self._position -= len(block)
+        return block
 
 
 def _is_taken(source: Input, name: str, kind: str, size: int) -> bool:

@@ -26,6 +26,7 @@ MAX_DEPTH = 5
 _MAX_WINDOW = 2**27
 # Compressed bytes that are decompressed at once, to at most 16 MB: 4 bytes may stand for 128 KB.
 _STEP = 512
+_MAX_OUTPUT = 2**24
 
 
 class Limits:
@@ -123,8 +124,10 @@ def _decompressor(compressed: BinaryIO, format_: Format) -> Any:
     if format_ is GZIP:
         return gzip.GzipFile(fileobj=compressed)
     if format_ is BZIP2:
-        return bz2.BZ2File(compressed)
-    return _FrameReader(compressed, _start_xz if format_ is XZ else _start_zstandard)
+        return _FrameReader(compressed, bz2.BZ2Decompressor)
+    if format_ is XZ:
+        return _FrameReader(compressed, _start_xz)
+    return _FrameReader(compressed, _start_zstandard, padding=b"")
 
 
 def _start_xz() -> Any:
@@ -138,39 +141,64 @@ def _start_zstandard() -> Any:
 
 
 class _FrameReader:
-    """Reader of xz streams or Zstandard frames, one after the other.
+    """Reader of bzip2 or xz streams, or of Zstandard frames, one after the other.
 
-    `lzma.LZMAFile` has no memory limit, and the reader of `zstandard` does not notice data that is
-    cut short.
+    Whatever follows the last one, other than padding, is an error: `bz2.BZ2File` ends without one
+    at a damaged stream after the first, `lzma.LZMAFile` has no memory limit, and the reader of
+    `zstandard` does not notice data that is cut short.
 
     Args:
         compressed: the compressed stream.
         start: makes a decompressor of one frame.
+        padding: the byte that may be between frames and after the last one, if any.
     """
 
-    def __init__(self, compressed: BinaryIO, start: Callable[[], Any]) -> None:
+    def __init__(
+        self, compressed: BinaryIO, start: Callable[[], Any], padding: bytes = b"\0"
+    ) -> None:
         self._compressed = compressed
         self._start = start
+        self._padding = padding
         self._decompressor: Any = None
         self._unused = b""
         self._data = memoryview(b"")
 
     def read(self, size: int) -> bytes:
         """Read up to `size` bytes; none at the end."""
-        while not self._data:
-            block = self._unused or self._compressed.read(_STEP)
-            self._unused = b""
-            if self._decompressor is None:
-                if not block:
-                    return b""
-                if not (block := block.lstrip(b"\0")):  # the padding between xz streams
-                    continue
-                self._decompressor = self._start()
-            elif not block:
-                raise EOFError("the data ends too early")
-            self._data = memoryview(self._decompressor.decompress(block))
-            if self._decompressor.eof:
-                self._unused = self._decompressor.unused_data
-                self._decompressor = None
+        while not self._data and self._fill():
+            pass
         data, self._data = self._data[:size], self._data[size:]
         return bytes(data)
+
+    def _fill(self) -> bool:
+        """Decompress the next block, perhaps to no bytes; return whether there was one."""
+        if self._decompressor is None:
+            block = self._next_block()
+            if not block:
+                return False
+            if not (block := block.lstrip(self._padding)):
+                return True
+            self._decompressor = self._start()
+        elif self._is_complete():
+            block = b""
+        elif not (block := self._next_block()):
+            raise EOFError("the data ends too early")
+        self._data = memoryview(self._decompress(block))
+        if self._decompressor.eof:
+            self._unused = self._decompressor.unused_data
+            self._decompressor = None
+        return True
+
+    def _next_block(self) -> bytes:
+        block, self._unused = self._unused or self._compressed.read(_STEP), b""
+        return block
+
+    def _is_complete(self) -> bool:
+        """Return whether the decompressor has more output without more input."""
+        return not getattr(self._decompressor, "needs_input", True)
+
+    def _decompress(self, block: bytes) -> bytes:
+        # 50 bytes of bzip2 may stand for 46 MB. The decompressor of `zstandard` takes no limit.
+        limits = (_MAX_OUTPUT,) if hasattr(self._decompressor, "needs_input") else ()
+        data: bytes = self._decompressor.decompress(block, *limits)
+        return data

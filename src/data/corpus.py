@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import AGI2Error
 from .builtin import BUILTIN, CONVERSATIONS, HELD_OUT_CONVERSATIONS
 from .documents import SOURCE_KEYS, ReadOptions, ReadReport
-from .downloads import cache_folder, download
+from .download_names import cache_folder
+from .downloads import download
 from .fields import MADE_OF
 from .gutenberg import strip_gutenberg
 from .preprocess import load_preprocessor

@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 import base64
-import hashlib
+import codecs
+import contextlib
 import http.client
 import os
-import re
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from ..errors import AGI2Error, one_line
-from ..utils import atomic_path, convert_write_errors, human_bytes, human_time, log
-from .compression import decompress
+from ..utils import (
+    convert_write_errors,
+    human_bytes,
+    human_time,
+    log,
+    sync_file,
+    sync_folder,
+)
+from .charsets import encoding_of_mark
 from .documents import ReadOptions, SourceReport
-from .formats import check_head, compression_of, split_compression
+from .download_names import (
+    cache_folder,
+    cached_path,
+    charset_of,
+    expects_page,
+    find_cached,
+    response_charset,
+    response_suffix,
+    without_login,
+)
+from .format_readers import read_input
+from .formats import (
+    HTML,
+    SUBTITLES,
+    TABLE,
+    TEXT,
+    XML,
+    check_head,
+    compression_of,
+    format_of,
+    is_page,
+)
 from .inputs import open_input
+from .text_files import Unreadable
 
 DEADLINE = 1800.0
 """Total timeout of a download, in seconds."""
@@ -28,7 +59,6 @@ MAX_BYTES = 4 * 10**9
 """Maximum size of a download, in bytes."""
 _SOCKET_TIMEOUT = 30.0  # socket timeout, in seconds: the longest wait for the next byte
 _CHUNK = 2**16
-_HTML = re.compile(rb"\s*(<!doctype\s+html|<html)", re.IGNORECASE)
 
 
 def is_url(source: str) -> bool:
@@ -36,76 +66,110 @@ def is_url(source: str) -> bool:
     return source.lower().startswith(("http://", "https://"))
 
 
-def cache_folder() -> Path:
-    """Return the download cache folder: `$AGI2_CACHE`, or the platform's default.
-
-    Raises:
-        AGI2Error: if there is no home folder.
-    """
-    if chosen := os.environ.get("AGI2_CACHE"):
-        return Path(chosen)
-    platform_default = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
-    if base := os.environ.get(platform_default):
-        return Path(base) / "agi2"
-    try:
-        return Path.home() / ".cache" / "agi2"
-    except RuntimeError as error:  # neither HOME nor an entry for the user
-        raise AGI2Error(
-            "there is no home folder to keep a cache in: set AGI2_CACHE to a folder"
-        ) from error
-
-
-def cached_path(url: str) -> Path:
-    """Return the cache path of a URL, whether or not it exists.
-
-    Raises:
-        AGI2Error: as in `cache_folder`.
-    """
-    # The suffix of the URL is kept, since it selects the reader (`.jsonl`, `.csv`).
-    path = re.split("[?#]", _without_password(url)[0].split("://", 1)[1], maxsplit=1)[0]
-    name = re.sub(r"[^\w.-]", "_", path.rsplit("/", 1)[-1], flags=re.ASCII)[-80:] or "text.txt"
-    return cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
-
-
-def download(url: str, *, deadline: float | None = None, max_bytes: int | None = None) -> Path:
+def download(
+    url: str,
+    *,
+    deadline: float | None = None,
+    max_bytes: int | None = None,
+    options: ReadOptions | None = None,
+) -> Path:
     """Download a text file, unless it is cached.
 
     Args:
         url: `http://` or `https://` URL, optionally with `user:password@`.
         deadline: total timeout in seconds, `DEADLINE` by default.
         max_bytes: maximum size in bytes, `MAX_BYTES` by default.
+        options: how it will be read.
 
     Returns:
         The path of the cached file.
 
     Raises:
         AGI2Error: if the download fails; the message names the path at which to save the file by
-            hand. No partial file remains in the cache.
+            hand. Nothing of it remains in the cache.
     """
-    cached = cached_path(url)
-    if cached.exists():
-        check_head(cached)
+    options = options or ReadOptions()
+    cached = find_cached(url)
+    if cached is not None:
+        _check_cached(cached, url, options)
         return cached
     log.info("%s", one_line(f"downloading {url}"))
-    with convert_write_errors(cached):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(cached) as temporary:
-        try:
-            with open(temporary, "wb") as file:
-                _Transfer(url, file, max_bytes or MAX_BYTES).run(deadline or DEADLINE)
-            _check_content(url, temporary)
-        except (_RejectedResponse, OSError, ValueError, http.client.HTTPException) as error:
-            if isinstance(error, AGI2Error):
-                raise
-            raise AGI2Error(
-                f"{url}: cannot be downloaded ({_reason(error)}); fetch it by other means and save "
-                f"it as {cached}"
-            ) from error
-    return cached
+    folder = cache_folder()
+    temporary = folder / f".{uuid.uuid4().hex}"
+    with _write_errors_converted():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    try:
+        with _failures_named(url):
+            return _download_to(temporary, url, options, (deadline, max_bytes))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _failures_named(url: str) -> Iterator[None]:
+    """Convert the exceptions of a download to an error that says where to save the file."""
+    try:
+        yield
+    except (_RejectedResponse, OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, AGI2Error):
+            raise
+        path = cached_path(url)
+        page = f", or the page as {path.name}.html" if isinstance(error, _UnexpectedPage) else ""
+        raise AGI2Error(
+            f"{url}: cannot be downloaded ({_reason(error)}); fetch it by other means and save "
+            f"it as {path}{page}"
+        ) from error
+
+
+def _check_cached(cached: Path, url: str, options: ReadOptions) -> None:
+    """Check the beginning of the file of a URL in the cache, which may have been saved by hand."""
+    check_head(cached, options=_with_charset(options, charset_of(cached)))
+    if cached == cached_path(url) and not expects_page(url) and is_page(_head(cached)):
+        raise AGI2Error(f"{cached}: a web page, not text: to read it, rename it to {cached}.html")
+
+
+def _download_to(
+    temporary: Path, url: str, options: ReadOptions, limits: tuple[float | None, int | None]
+) -> Path:
+    """Download a URL to a file, and move it to its place in the cache if it is not damaged."""
+    deadline, max_bytes = limits
+    with open(temporary, "wb", buffering=0) as file:  # else closing it may fail on a full disk
+        transfer = _Transfer(url, file, max_bytes or MAX_BYTES)
+        transfer.run(deadline or DEADLINE)
+    path = cached_path(url, transfer.suffix)
+    charset = _checked_charset(temporary, url, path.name, transfer.charset)
+    _check_content(url, temporary, path.name, _with_charset(options, charset))
+    path = cached_path(url, transfer.suffix, charset)
+    with _write_errors_converted():
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    return path
+
+
+def _with_charset(options: ReadOptions, charset: str | None) -> ReadOptions:
+    """Return options with the encoding that a server named, unless they have one."""
+    return options if options.encoding else replace(options, encoding=charset or None)
+
+
+@contextlib.contextmanager
+def _write_errors_converted() -> Iterator[None]:
+    """Convert `OSError`, such as of a full disk, to an error that says how to change the disk."""
+    folder = cache_folder()
+    with convert_write_errors(folder, "free some space, or set AGI2_CACHE to another folder"):
+        yield
 
 
 class _RejectedResponse(Exception):
     """A rejected HTTP response; the message is the reason."""
+
+
+class _UnexpectedPage(_RejectedResponse):
+    """A web page instead of what the URL names, such as one to sign in."""
+
+    def __init__(self) -> None:
+        super().__init__("the response is a web page, not text")
 
 
 def _reason(error: Exception) -> str:
@@ -134,6 +198,8 @@ class _Transfer:
         self._max_bytes = max_bytes
         self._problem: BaseException | None = None
         self._is_cancelled = threading.Event()
+        self.suffix = self.charset = ""
+        """The suffix of the format, and the encoding, that the response names."""
 
     def run(self, deadline: float) -> None:
         """Run the transfer for at most `deadline` seconds; re-raise its exception, if any."""
@@ -157,6 +223,8 @@ class _Transfer:
     def _copy(self) -> None:
         with _opener().open(_request(self._url), timeout=_SOCKET_TIMEOUT) as response:
             length = _check_response(response, self._url, self._max_bytes)
+            self.suffix = response_suffix(self._url, response.url, response.headers)
+            self.charset = response_charset(response.headers)
             count = 0
             # `read1` makes one system call, so that the loop sees `_is_cancelled` between two.
             while not self._is_cancelled.is_set() and count != length:
@@ -167,8 +235,8 @@ class _Transfer:
                 count += len(chunk)
                 if count > self._max_bytes:
                     raise _RejectedResponse(f"it is larger than {human_bytes(self._max_bytes)}")
-                with convert_write_errors(cached_path(self._url)):
-                    self._file.write(chunk)
+                with _write_errors_converted():
+                    _write(self._file, chunk)
         if length is not None and count < length:
             raise _RejectedResponse(f"the connection closed after {count:,} of {length:,} bytes")
 
@@ -180,47 +248,73 @@ def _check_response(response: Any, url: str, max_bytes: int) -> int | None:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise _RejectedResponse(f"the response is compressed ({encoding})")
-    if "html" in response.headers.get_content_type() and not _expects_html(url):
-        raise _RejectedResponse("the response is a web page, not text")
+    if "html" in response.headers.get_content_type() and not expects_page(url):
+        raise _UnexpectedPage
     length: int | None = response.length
     if length is not None and length > max_bytes:
         raise _RejectedResponse(f"it is {human_bytes(length)}, more than {human_bytes(max_bytes)}")
     return length
 
 
-def _check_content(url: str, path: Path) -> None:
-    """Check that a downloaded file is text, or undamaged data, before it enters the cache."""
+def _write(file: BinaryIO, data: bytes) -> None:
+    """Write all of some bytes to an unbuffered file."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _head(path: Path) -> bytes:
     with open(path, "rb") as file:
-        head = file.read(_CHUNK)
+        return file.read(_CHUNK)
+
+
+def _checked_charset(path: Path, url: str, filename: str, charset: str) -> str:
+    """Return the encoding that a server names if a file is a text in it; else an empty text."""
+    head = _head(path)
+    if not charset or encoding_of_mark(head) or compression_of(filename, head):
+        return ""
+    if format_of(filename, head) not in _MARKED:
+        return ""
+    decoder = codecs.getincrementaldecoder(charset)()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                decoder.decode(chunk)
+            decoder.decode(b"", True)
+    except UnicodeError:
+        log.warning("%s", one_line(f"{url}: the server says {charset}, which it is not"))
+        return ""
+    return charset
+
+
+# Of JSON the encoding is UTF-8, whatever the server says.
+_MARKED = (TEXT, HTML, XML, TABLE, SUBTITLES)
+
+
+def _check_content(url: str, path: Path, filename: str, options: ReadOptions) -> None:
+    """Check that a downloaded file is undamaged, by reading it, before it enters the cache."""
+    head = _head(path)
     if not head.strip():
         raise _RejectedResponse("the answer is empty")
-    if _HTML.match(head) and not _expects_html(url):
-        raise _RejectedResponse("the response is a web page, not text")
-    filename = cached_path(url).name
-    check_head(path, url, filename=filename)
-    with open_input(path, ReadOptions(), SourceReport(url)) as opened:
-        source = replace(opened, name=url, filename=filename)
-        compression = compression_of(filename, head)
-        if compression is not None:  # else a file that was cut short would stay in the cache
-            inner, _ = split_compression(filename)
-            for _ in decompress(source, compression, inner).blocks():
+    if is_page(head) and not expects_page(url):
+        raise _UnexpectedPage
+    check_head(path, url, options, filename)
+    try:
+        with open_input(path, options, SourceReport(url)) as opened:
+            for _ in read_input(replace(opened, name=url, filename=filename)):
                 pass
+    except Unreadable as problem:
+        if problem.reason in OF_DOWNLOADS:
+            raise
+        # Else it depends on the options.
 
 
-def _expects_html(url: str) -> bool:
-    return re.split("[?#]", url, maxsplit=1)[0].lower().endswith((".html", ".htm", ".xhtml"))
-
-
-def _without_password(url: str) -> tuple[str, str]:
-    """Split a URL into the URL without its user information, and that user information."""
-    scheme, rest = url.split("://", 1)
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    login, _, host = authority.rpartition("@")
-    return f"{scheme}://{host}{rest[len(authority):]}", login
+OF_DOWNLOADS = ("damaged", "not text", "without text")
+"""What may be wrong with a downloaded file that will not be once it is downloaded again."""
 
 
 def _request(url: str) -> urllib.request.Request:
-    url, login = _without_password(url)
+    url, login = without_login(url)
     # Percent-encode spaces and non-ASCII characters; `%` is safe, so that nothing is encoded twice.
     url = urllib.parse.quote(url, safe="".join(map(chr, range(33, 127))))
     headers = {"User-Agent": "agi2", "Accept-Encoding": "identity"}
@@ -232,6 +326,10 @@ def _request(url: str) -> urllib.request.Request:
             "Authorization", "Basic " + base64.b64encode(user).decode("ascii")
         )
     return request
+
+
+def _host(request: urllib.request.Request) -> str:
+    return (request.host or "").rpartition("@")[2]
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -255,6 +353,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if scheme != "https" and (scheme != "http" or req.type == "https"):
             raise _RejectedResponse(f"it redirects from {req.type}: to {scheme}:")
         redirected = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if redirected is not None and _host(redirected) != _host(req):
+            log.info("%s", one_line(f"{_host(req)} redirects to {_host(redirected)}"))
         login = req.unredirected_hdrs.get("Authorization")
         if redirected is not None and login and redirected.host == req.host:
             redirected.add_unredirected_header("Authorization", login)

@@ -82,6 +82,14 @@ _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
 # Mail programs name their mbox files without a suffix: the line of the envelope, and a header.
 _MBOX = re.compile(rb"From [^\n]*[0-9:+-]\r?\n[A-Za-z-]+: ")
 
+# A web page: its first element, after a mark, an XML declaration and comments. Without going back
+# (the groups are atomic), which would take exponential time.
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf|\xff\xfe|\xfe\xff)*+(?>\s+|<\?xml[^>]{0,200}>|<!--.*?-->)*+"
+    rb"<(?:!doctype\s+html|html|head|body)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
 # The number of a version, a part, a day or a section: `app.log.1`, `moby.2024-05-01`, `ls.1`.
 _NUMBER = re.compile(r"(?<=.)\.[0-9][0-9._-]*$")
 
@@ -153,6 +161,13 @@ def suffix_of(filename: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
+def known_suffix(filename: str) -> str:
+    """Return the suffix of a name in lower case if it is that of a format, with a compression's."""
+    inner, compression = split_compression(filename)
+    suffix = suffix_of(inner) if suffix_of(inner) in _BY_SUFFIX else ""
+    return suffix + (compression.suffixes[0] if compression else "")
+
+
 def without_suffix(filename: str) -> str:
     """Return the name of a file without the suffix of its format, and of its compression.
 
@@ -221,7 +236,14 @@ def format_of(filename: str, head: bytes) -> Format:
             return TAR
         if named is None and _MBOX.match(head):
             return MAIL
+        if named is None and is_page(head):
+            return HTML
     return named or TEXT
+
+
+def is_page(head: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a web page, in whatever encoding."""
+    return bool(_PAGE.match(head.replace(b"\0", b"")))
 
 
 def check_head(

@@ -100,6 +100,10 @@ class Input:
     """The regular file that the stream reads, if it is not decompressed."""
     depth: int = 0
     """Number of archives and compressed files that the bytes are in."""
+    is_sought: bool = False
+    """Whether `file` is read instead of the stream."""
+    bytes_left: int = 0
+    """Bytes of `file` that `not_read` counted."""
 
     def error(self, reason: str, problem: str, at: str = "") -> Unreadable:
         """Return an error whose message names the input; `at` is the place there, such as `:12`."""
@@ -117,6 +121,23 @@ class Input:
         """Count characters that were removed from a document, if any."""
         if characters > 0:
             self.report.removed.add(what, self.name, size=characters, unit="characters")
+
+    def not_read(self, size: int, what: str = "with data after their end, not read") -> None:
+        """Count bytes that belong to no document as skipped, if any; `what` says of which files."""
+        if size > 0:
+            is_file = self.depth == 0
+            self.bytes_left += size * is_file
+            unit = "B" if is_file else "bytes unpacked"
+            self.report.skipped.add(what, self.name, size=size, unit=unit)
+
+    def finish(self) -> None:
+        """Read the rest of the stream, which a reader has left, and count it as not read.
+
+        Raises:
+            Unreadable: if it is damaged.
+        """
+        if not self.is_sought:
+            self.not_read(sum(map(len, self.blocks())))
 
     def blocks(self) -> Iterator[bytes]:
         """Yield all bytes, in blocks."""
@@ -142,6 +163,7 @@ class Input:
     def seekable(self) -> IO[bytes]:
         """Return a stream that can seek, at its beginning: the file, or its bytes in memory."""
         if self.file is not None:
+            self.is_sought = True
             self.file.seek(0)  # the stream has read its beginning
             return self.file
         return io.BytesIO(self.read())

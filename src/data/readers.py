@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 
 from ..errors import AGI2Error, one_line
 from ..utils import log
-from .archives import members
 from .builtin import (
     BUILTINS,
     CONVERSATIONS,
@@ -18,88 +18,23 @@ from .builtin import (
     python_docs,
 )
 from .builtin_conversations import conversations, held_out_conversations
-from .columnar import read_arrow, read_parquet
-from .compression import decompress
-from .conversation_readers import read_conversations
 from .conversations import to_text
-from .documents import MAX_CHARACTERS, Document, ReadOptions, ReadReport, SourceReport
-from .downloads import is_url
-from .formats import (
-    ARROW,
-    DOCX,
-    EPUB,
-    HEAD,
-    HTML,
-    JSON,
-    JSON_LINES,
-    MAIL,
-    NOTEBOOK,
-    ODT,
-    PARQUET,
-    PDF,
-    RTF,
-    SUBTITLES,
-    TABLE,
-    TAR,
-    TEXT,
-    XML,
-    ZIP,
-    Format,
-    check_format,
-    compression_of,
-    format_of,
-    is_text,
-    is_unnamed,
-    split_compression,
-)
-from .html import read_html
-from .inputs import Input, open_input
-from .json_records import read_json, read_json_lines
-from .mail import read_mail
-from .notebooks import read_notebook
-from .office import read_docx, read_epub, read_odt
-from .pdf import read_pdf
-from .preference_readers import read_pairs
+from .documents import Document, ReadOptions, ReadReport, SourceReport
+from .downloads import OF_DOWNLOADS, is_url
+from .format_readers import note_part, read_input
+from .formats import is_unnamed
+from .inputs import open_input
 from .preprocess import (
     check_any_left,
     load_preprocessor,
     preprocess,
     preprocess_conversations,
 )
-from .rtf import read_rtf
 from .sources import Source, SourceFile, Sources, file_size, find_sources
-from .subtitles import read_subtitles
-from .tables import read_table
-from .text import join_pieces, normalize, pieces, read_text
-from .text_files import Unreadable
-from .xml import read_xml
+from .text_files import KINDS, Unreadable
 
 # Up to this many sources are logged one line each; with more, only skipped files are logged.
 _SOURCES_LOGGED = 8
-
-_READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
-    TEXT: read_text,
-    HTML: read_html,
-    XML: read_xml,
-    JSON: read_json,
-    JSON_LINES: read_json_lines,
-    TABLE: read_table,
-    PARQUET: read_parquet,
-    ARROW: read_arrow,
-    EPUB: read_epub,
-    PDF: read_pdf,
-    DOCX: read_docx,
-    ODT: read_odt,
-    RTF: read_rtf,
-    SUBTITLES: read_subtitles,
-    MAIL: read_mail,
-    NOTEBOOK: read_notebook,
-}
-# What may be wrong with a downloaded file that will not be once it is downloaded again.
-_OF_DOWNLOADS = ("damaged", "not text", "without text")
-_NO_DOCUMENT = "no document in this archive"
-# Formats that are parsed block by block.
-_IN_SMALL_PIECES = (XML, DOCX, ODT, EPUB)
 
 
 def iterate_documents(
@@ -148,6 +83,13 @@ def read_files(source: Source, options: ReadOptions, counts: SourceReport) -> It
     Raises:
         AGI2Error: if a file that was named cannot be read.
     """
+    if source.charset and not options.encoding:
+        options = replace(options, encoding=source.charset)
+        counts.notes.add(
+            f"read as {KINDS}, as its server says (set encoding to change it)",
+            source.name,
+            kind=source.charset,
+        )
     documents = _read_files(source, options, counts)
     if options.preprocess is not None:
         function = load_preprocessor(options.preprocess)
@@ -170,7 +112,7 @@ def _read_files(source: Source, options: ReadOptions, counts: SourceReport) -> I
                 counts.notes.add("without a suffix read, by the first bytes", str(path))
         except Unreadable as problem:
             if source.is_named:
-                if is_url(source.name) and problem.reason in _OF_DOWNLOADS:
+                if is_url(source.name) and problem.reason in OF_DOWNLOADS:
                     raise AGI2Error(
                         f"{source.name}: {problem}; to download it again, delete that file"
                     ) from problem
@@ -203,7 +145,7 @@ def end_source(source: Source, counts: SourceReport, sources: int, is_logged: bo
 
 def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> Iterator[Document]:
     """Yield the documents of a file; count its bytes as read, or those not read as skipped."""
-    bytes_before, is_begun = counts.bytes_read, False
+    bytes_before, characters_before, is_begun = counts.bytes_read, counts.characters, False
     try:
         with open_input(path, options, counts) as opened:
             for document in read_input(opened):
@@ -215,89 +157,12 @@ def _read_file(path: SourceFile, options: ReadOptions, counts: SourceReport) -> 
         counts.files += is_begun
         counts.bytes_read = bytes_before + read
         counts.skipped.add(problem.reason, str(problem), size=size - read)
+        note_part(counts, str(path), characters_before)
         raise
     counts.files += 1
-    if opened.file is not None:  # some readers stop before the end, or seek
+    if opened.is_sought:  # what its stream has read is the beginning
         counts.bytes_read = bytes_before + file_size(path)
-
-
-def read_input(source: Input) -> Iterator[Document]:
-    """Yield the documents of an input: decompressed, of all members of archives, in its format.
-
-    Raises:
-        Unreadable: if it is damaged or has no text; documents before the damage were yielded.
-    """
-    head = source.stream.peek(HEAD)[:HEAD]
-    while (compression := compression_of(source.filename, head)) is not None:
-        check_format(compression, source.filename, source.name, head)
-        source = decompress(source, compression, split_compression(source.filename)[0])
-        head = source.stream.peek(HEAD)[:HEAD]
-    format_ = format_of(source.filename, head)
-    if not head:
-        raise source.error("empty", "the file is empty")
-    check_format(format_, source.filename, source.name, head, source.options)
-    is_found = source.depth > 0 and is_unnamed(source.filename)
-    if format_ is TEXT and is_found and not is_text(head, source.options):
-        raise source.error("not text", "not a text file")
-    if format_ in (ZIP, TAR):
-        yield from _read_archive(source, format_)
-    elif source.options.are_pairs:
-        yield from _finished(source, read_pairs(source, format_))
-    elif source.options.are_conversations:
-        yield from _finished(source, read_conversations(source, format_))
-    else:
-        documents = _READERS[format_](source)
-        if format_ in _IN_SMALL_PIECES:
-            documents = join_pieces(documents)
-        yield from _finished(source, documents)
-
-
-def _read_archive(source: Input, format_: Format) -> Iterator[Document]:
-    """Yield the documents of all members; those that cannot be read are counted as skipped."""
-    is_empty, first_problem = True, "it has no member in a format that is read"
-    for member in members(source, format_):
-        try:
-            for document in read_input(member):
-                is_empty = False
-                yield document
-        except Unreadable as problem:
-            if problem.depth is not None and problem.depth <= source.depth:
-                raise  # the archive itself is damaged, or a file that it is in
-            source.report.skipped.add(f"members of archives {problem.reason}", str(problem))
-            # Of an archive in this one, what is wrong in it.
-            problem_inside = str(problem).rpartition(f"{_NO_DOCUMENT}; ")[2]
-            first_problem = problem_inside if is_empty else first_problem
-    if is_empty:
-        raise source.error("without text", f"{_NO_DOCUMENT}; {first_problem}")
-
-
-def _finished(source: Input, documents: Iterator[Document]) -> Iterator[Document]:
-    """Normalize documents, split large ones into pieces, and count and drop those without text."""
-    how = "none" if source.options.are_conversations else source.options.normalize
-    found = empty = 0
-    is_dropped = False  # whether the previous piece of a document was, as it has no text
-    for document in documents:
-        text = normalize(document.text, how)
-        is_start = not document.continues or is_dropped
-        is_dropped = is_start and (not text or text.isspace())
-        if is_dropped:
-            empty += not document.continues
-            continue
-        empty -= is_start and document.continues
-        found += is_start
-        source.report.documents += is_start
-        source.report.characters += len(text)
-        if text is not document.text or document.continues == is_start:
-            document = Document(text, document.source, not is_start)
-        if len(text) <= MAX_CHARACTERS:
-            yield document
-        else:
-            yield from pieces(document)
-    if empty and found:
-        source.report.skipped.add("documents without text", source.name, count=empty)
-    if not found:
-        what = source.options.kind if source.options.are_conversations else "text"
-        raise source.error(f"without {what}", f"contains no {what}")
+    counts.bytes_read -= opened.bytes_left
 
 
 def log_counts(counts: SourceReport, are_amounts_logged: bool) -> None:

@@ -19,6 +19,7 @@ from ..errors import AGI2Error, safe_repr
 from ..utils import human_bytes
 from .builtin import BUILTIN, BUILTINS
 from .documents import ReadOptions
+from .download_names import charset_of
 from .downloads import download, is_url
 from .formats import (
     CACHE_FOLDERS,
@@ -51,6 +52,8 @@ class Source:
     """Whether the source names one file: an unreadable one is an error, rather than skipped."""
     files: list[SourceFile] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
+    charset: str | None = None
+    """The encoding that the server named, of a URL."""
 
 
 def list_sources(sources: Sources) -> list[str]:
@@ -170,7 +173,10 @@ def _resolve(name: str, fetch: bool, options: ReadOptions) -> Source:
     if name.startswith("builtin:"):
         raise AGI2Error(f"{name}: the built-in sources are {', '.join(BUILTINS)}")
     if is_url(name):
-        return Source(name, files=[download(name)] if fetch else [])
+        if not fetch:
+            return Source(name)
+        cached = download(name, options=options)
+        return Source(name, files=[cached], charset=charset_of(cached))
     if is_remote(name):
         if not fetch:
             check_protocol(name)

@@ -180,6 +180,7 @@ _SINGULAR = {
     "that need ": "that needs ",
     "that unpack ": "that unpacks ",
     "that describe ": "that describes ",
+    "after their end": "after its end",
 }
 
 

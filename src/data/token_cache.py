@@ -27,7 +27,7 @@ from ..utils import WriteError, human_bytes, log, read_json_object, sha256_of, w
 from .builtin import BUILTINS, TEXT_VERSION, TEXTS
 from .builtin_conversations import VERSION
 from .documents import ReadOptions
-from .downloads import cache_folder
+from .download_names import cache_folder
 from .preprocess import load_preprocessor
 from .remote import RemoteFile
 from .sources import Source, SourceFile, Sources, find_sources, is_pipe

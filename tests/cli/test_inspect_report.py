@@ -12,7 +12,7 @@ from src.cli import inspect_report
 from src.data.chat_template import Message
 from src.data.corpus import key_for
 from src.data.documents import ReadOptions
-from src.data.downloads import cached_path
+from src.data.download_names import cached_path
 from src.tokenizer import BPETokenizer
 from tests.cli.commands import HOSTILE, run, write_run
 from tests.conftest import make_text

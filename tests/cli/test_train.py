@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src import __version__
-from src.data.downloads import cached_path
+from src.data.download_names import cached_path
 from src.train.step import accumulate_gradients
 from src.train.trackers import read_metrics
 from tests.cli.commands import run, steps_done, write_run

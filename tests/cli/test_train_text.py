@@ -11,7 +11,7 @@ import pytest
 
 from src.cli.train_text import TextRun, default_name, find_configuration
 from src.config_loader import load_config
-from src.data.downloads import cached_path
+from src.data.download_names import cached_path
 from src.errors import AGI2Error
 from src.train import planner as planning
 from src.train.planner import SHAPES

@@ -174,3 +174,68 @@ def test_a_header_that_fills_the_memory_is_refused(tmp_path):
         archive.addfile(info)
     with pytest.raises(Unreadable, match="a header is too large"):
         texts(tmp_path / "a.tar", content.getvalue())
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("zeros", [0, 512, 9 * 1024])
+def test_archives_joined_by_cat_are_all_read(tmp_path, ending, zeros):
+    parts = [tar_of({f"{n}.txt": f"text {n}".encode()}) + b"\0" * zeros for n in range(3)]
+    content = b"".join(map(gzip.compress, parts) if ending else parts)
+    write(tmp_path / f"a.tar{ending}", content)
+    found, report = read_with_report(tmp_path / f"a.tar{ending}")
+    assert found == ["text 0", "text 1", "text 2"]
+    assert (report.bytes_read, report.bytes_skipped) == (len(content), 0)
+
+
+def test_what_follows_a_tar_archive_is_counted_as_skipped(tmp_path):
+    archive = tar_of({"a.txt": b"text"})
+    write(tmp_path / "a.tar", archive + b"junk" * 1000)
+    found, report = read_with_report(tmp_path / "a.tar")
+    assert found == ["text"]
+    assert (report.bytes_read, report.bytes_skipped) == (len(archive), 4000)
+    assert "1 with data after its end, not read (4.0 KB), such as" in lines_of(report.skipped)
+    write(tmp_path / "a.tgz", gzip.compress(archive + b"\0" * 100 + b"junk"))
+    _, report = read_with_report(tmp_path / "a.tgz")
+    assert "1 with data after its end, not read (104 bytes unpacked)" in lines_of(report.skipped)
+    assert report.bytes_read == (tmp_path / "a.tgz").stat().st_size
+    assert report.bytes_skipped == 0
+
+
+def test_a_header_of_zeros_does_not_end_an_archive_without_a_word(tmp_path):
+    content = tar_of({f"{n}.txt": b"some words" for n in range(3)})
+    content = content[:1024] + b"\0" * 512 + content[1536:]
+    found, report = read_with_report(write(tmp_path / "a.tar", content))
+    assert found == ["some words"]
+    assert report.bytes_skipped == len(content) - 1536
+    assert report.bytes_read + report.bytes_skipped == len(content)
+
+
+def test_damage_in_an_archive_after_the_first_is_found(tmp_path):
+    archive = tar_of({"a.txt": b"text", "b.txt": b"text"})
+    second = bytearray(archive)
+    second[1024 + 100] ^= 0xFF
+    with pytest.raises(Unreadable, match=r"a\.tar: damaged or cut short tar archive"):
+        texts(tmp_path / "a.tar", archive + bytes(second))
+
+
+def test_bytes_that_no_member_of_a_zip_archive_lists_are_counted_as_skipped(tmp_path):
+    """Those of an archive before, as by `cat`, of a member that was removed, and after the end."""
+    first, second = zip_of({"a.txt": b"first " * 99}), zip_of({"b.txt": b"second", "c.txt": b"c"})
+    streamed = io.BytesIO()
+    streamed.seekable = lambda: False
+    with zipfile.ZipFile(streamed, "w") as archive:
+        archive.writestr("d.txt", "text")
+        archive.writestr("e.txt", "text")
+        archive.comment = b"comment"
+    for content, count in (
+        (first, 0),
+        (streamed.getvalue(), 0),
+        (first + second, len(first)),
+        (streamed.getvalue() + b"junk" * 9, 36),
+    ):
+        found, report = read_with_report(write(tmp_path / "a.zip", content))
+        assert found
+        assert report.bytes_skipped == count
+        assert report.bytes_read + report.bytes_skipped == len(content)
+        expected = f"1 with data in no member, not read ({count} B), such as"
+        assert (expected in lines_of(report.skipped)) == (count > 0)

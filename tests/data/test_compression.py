@@ -9,7 +9,7 @@ import zstandard
 from src.data import compression
 from src.data.text_files import Unreadable
 from tests.data.document_corpus import COMPRESSIONS, tar_of, zip_of
-from tests.data.reading import read_with_report, texts, write
+from tests.data.reading import lines_of, read_with_report, texts, write
 
 TEXT = "The lighthouse keeper counted ships.\n" * 5000
 
@@ -136,3 +136,56 @@ def test_a_compressed_file_is_counted_by_its_bytes_on_disk(tmp_path):
     write(tmp_path / "a.txt.bz2", content)
     found, report = read_with_report(tmp_path / "a.txt.bz2")
     assert (len(found[0]), report.bytes_read) == (len(TEXT), len(content))
+
+
+@pytest.mark.parametrize("ending", list(COMPRESSIONS))
+@pytest.mark.parametrize("form", ["{}", "a.zip", "a.tar"])
+def test_damage_in_the_beginning_of_a_later_stream_is_found(tmp_path, ending, form):
+    parts = [COMPRESSIONS[ending](TEXT.encode())] * 3
+    broken = parts[1][:1] + b"Zx9" + parts[1][4:]
+    name = f"a.txt{ending}"
+    for content in (parts[0] + broken + parts[2], parts[0] + b"JUNKJUNK"):
+        if form == "a.zip":
+            path, content = tmp_path / form, zip_of({name: content, "b.txt": b"b"})
+        else:
+            path = tmp_path / form.format(name)
+            content = tar_of({name: content, "b.txt": b"b"}) if form == "a.tar" else content
+        write(path, content)
+        if form == "{}":
+            with pytest.raises(Unreadable, match=rf"a\.txt\{ending}: damaged or cut short"):
+                texts(path)
+        else:
+            _, report = read_with_report(path)
+            assert "1 member of archives damaged" in lines_of(report.skipped)
+            kept = report.characters - 1
+            note = f"1 file read in part ({kept:,} characters), such as"
+            assert (note in lines_of(report.notes)) == (kept > 0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "is_padding"), [(".gz", 1), (".bz2", 1), (".xz", 1), (".zst", 0)]
+)
+def test_zeros_after_the_last_stream_are_padding(tmp_path, ending, is_padding):
+    content = COMPRESSIONS[ending](b"text") + b"\0" * 512
+    if is_padding:
+        assert texts(tmp_path / f"a.txt{ending}", content) == ["text"]
+    else:
+        with pytest.raises(Unreadable, match="damaged or cut short Zstandard data"):
+            texts(tmp_path / f"a.txt{ending}", content)
+
+
+def test_a_bzip2_bomb_is_decompressed_in_bounded_parts():
+    """45 bytes for 46 MB, which one call would return."""
+    reader = compression._FrameReader(io.BytesIO(bz2.compress(b"a" * 2**25)), bz2.BZ2Decompressor)
+    sizes = [len(reader.read(2**30)) for _ in range(3)]
+    assert sizes == [2**24, 2**24, 0]
+
+
+def test_how_much_is_kept_of_a_bomb_in_an_archive_is_said(tmp_path, low_limits):
+    write(
+        tmp_path / "a.zip", zip_of({"in.txt.gz": gzip.compress(b"word\n" * 2**17), "b.txt": b"b"})
+    )
+    found, report = read_with_report(tmp_path / "a.zip")
+    kept = sum(map(len, found)) - 1
+    assert "a.zip: in.txt.gz: unpacks to more than 250 times" in lines_of(report.skipped)
+    assert (f"({kept:,} characters)" in lines_of(report.notes)) == (kept > 0)

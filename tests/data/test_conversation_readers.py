@@ -232,9 +232,9 @@ def test_the_log_counts_conversations(tmp_path, caplog):
 
 
 def test_large_conversations_come_in_pieces(tmp_path, monkeypatch):
-    from src.data import readers, text
+    from src.data import format_readers, text
 
-    monkeypatch.setattr(readers, "MAX_CHARACTERS", 50)
+    monkeypatch.setattr(format_readers, "MAX_CHARACTERS", 50)
     monkeypatch.setattr(text, "MAX_CHARACTERS", 50)
     chat = make_conversation([("word " * 30, "x" * 200)])
     path = write(tmp_path / "a.jsonl", MANY_TURNS["openai.jsonl"]([chat, PAIRS[0]]))

@@ -16,8 +16,10 @@ import pytest
 from src.data import downloads
 from src.data.corpus import key_for, read_documents
 from src.data.documents import ReadOptions
-from src.data.downloads import cache_folder, download
+from src.data.download_names import cache_folder, cached_path
+from src.data.downloads import download
 from src.errors import AGI2Error
+from tests.data.document_corpus import tar_of, zip_of
 from tests.data.test_gutenberg import framed
 
 BOOK = framed("Call me Ishmael.")
@@ -174,7 +176,7 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
         ("a.txt", {"Content-Length": "0"}, b"", "the answer is empty"),
         ("a.txt", {"Content-Type": "text/html"}, b"Sorry!", "a web page, not text"),
         ("a.txt", {}, b"\n<!DOCTYPE  HTML><title>Not found", "a web page, not text"),
-        ("a", {}, b"<html>Sign in", "a web page, not text"),
+        ("a.txt", {}, b"\n<!-- x --><!DOCTYPE html><p>Sign in", "a web page, not text"),
         (
             "a.txt",
             {"Content-Encoding": "gzip"},
@@ -191,6 +193,18 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
             "cut short gzip data",
         ),
         ("a.csv.bz2", {}, bz2.compress(b"text")[:-4], "damaged or cut short bzip2 data"),
+        ("a.txt.bz2", {}, bz2.compress(b"text") + b"junk", "damaged or cut short bzip2 data"),
+        ("a.zip", {}, b"PK\3\4" + b"x" * 1000, "damaged or cut short zip archive"),
+        ("a.zip", {}, zip_of({"a.txt": b"text"}, 0).replace(b"text", b"tExt"), "Bad CRC"),
+        ("a.tar", {}, tar_of({"a.txt": b"text" * 999})[:3000], "damaged or cut short tar archive"),
+        ("a.docx", {}, zip_of({"a.txt": b"text"}), "damaged: word/document.xml is missing"),
+        ("a.epub", {}, zip_of({"a.txt": b"text"})[:-9], "damaged or cut short zip archive"),
+        ("a.parquet", {}, b"PAR1" + b"x" * 99, "damaged"),
+        ("a.arrow", {}, b"ARROW1" + b"x" * 99, "damaged"),
+        ("a.pdf", {}, b"%PDF-1.4\n%cut", "damaged"),
+        ("a.rtf", {}, b"{\\rtf1 text", "damaged or cut short"),
+        ("a.txt", {}, b"text" + b"\0\1\2\3" * 500, "not a text file"),
+        ("a", {"Content-Type": "application/zip"}, b"PK\3\4" + b"x" * 99, "damaged or cut short"),
     ],
 )
 def test_a_bad_answer_is_refused_and_not_kept(library, tmp_path, path, headers, content, problem):
@@ -225,9 +239,13 @@ def test_what_is_wrong_with_an_answer_is_said(library, monkeypatch):
 
 
 def test_a_downloaded_file_that_is_not_text_after_all_says_how_to_download_it_again(library):
-    Library.content = b"text" + b"\0\1\2\3" * 500
-    with pytest.raises(AGI2Error, match=r"book\.txt: .*not a text file .*; to download it again"):
-        read(f"{library}/book.txt")
+    """Such as one that was saved by hand, which is not deleted."""
+    url = f"{library}/a.rtf"
+    cached = write(cached_path(url), "{\\rtf1 text")
+    with pytest.raises(AGI2Error, match=r"a\.rtf: .*damaged .*; to download it again, delete that"):
+        read(url)
+    assert cached.exists()
+    assert not Library.asked
 
 
 def test_a_failed_download_is_not_tried_again_for_each_key(library):
@@ -313,6 +331,136 @@ def test_an_address_beyond_ascii_is_quoted(library):
     assert Library.asked == ("/B%C3%A4r%201%20.txt",)
 
 
+def test_a_redirect_to_another_host_is_logged(library, caplog):
+    caplog.set_level("INFO", "agi2")
+    Library.redirect = library.replace("127.0.0.1", "localhost") + "/book.txt"
+    download(f"{library}/redirect.txt")
+    host = library.removeprefix("http://")
+    line = f"{host} redirects to {host.replace('127.0.0.1', 'localhost')}"
+    assert [each for each in caplog.messages if "redirects" in each] == [line]
+    caplog.clear()
+    Library.redirect = "/book.txt"
+    download(f"{library}/redirect2.txt")
+    assert not any("redirects" in each for each in caplog.messages)
+    request = urllib.request.Request("https://a/")
+    downloads._Redirects().redirect_request(request, None, 302, "", {}, "https://me:secret@b/")
+    assert caplog.messages[-1] == "a redirects to b"
+
+
+JSON = b'[{"text": "one"}, {"text": "two"}]'
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "content", "expected"),
+    [
+        ("page", {"Content-Type": "text/html"}, b"<p>Hello<script>x</script>", ["Hello\n"]),
+        ("page", {}, b"<!-- x -->\n<!DOCTYPE html><p>Hello", ["Hello\n"]),
+        ("", {"Content-Type": "text/html"}, b"<p>Hello", ["Hello\n"]),
+        ("news", {"Content-Type": "application/xhtml+xml"}, b"<p>Hello</p>", ["Hello\n"]),
+        ("index.php?id=1", {"Content-Type": "text/html; charset=x"}, b"<p>Hello", ["Hello\n"]),
+        ("abs/1706.03762", {"Content-Type": "text/html"}, b"<p>Hello", ["Hello\n"]),
+        ("get", {"Content-Type": "application/json"}, JSON, ["one", "two"]),
+        ("get", {"Content-Type": "application/geo+json"}, JSON, ["one", "two"]),
+        (
+            "get",
+            {"Content-Type": "text/csv; header=present"},
+            b"id,text\n1,one\n2,two",
+            ["one", "two"],
+        ),
+        ("get", {"Content-Disposition": 'attachment; filename="../a.JSON"'}, JSON, ["one", "two"]),
+        (
+            "get",
+            {
+                "Content-Disposition": "attachment; filename*=UTF-8''%C3%BC.json.gz",
+                "Content-Type": "text/plain",
+            },
+            gzip.compress(JSON, mtime=0),
+            ["one", "two"],
+        ),
+        ("a.txt", {"Content-Type": "application/json"}, JSON, [JSON.decode()]),
+        ("get", {"Content-Type": "application/octet-stream"}, b"plain <p>", ["plain <p>"]),
+    ],
+)
+def test_a_response_names_its_format(library, tmp_path, path, headers, content, expected):
+    Library.content, Library.headers_to_send = content, headers
+    url = f"{library}/{path}"
+    assert read(url) == expected
+    Library.content = b"other"
+    assert read(url) == expected  # the copy in the cache has the format in its name
+    assert len(Library.asked) == len(cached_files(tmp_path)) == 1
+
+
+def test_the_end_of_a_redirect_names_the_format(library):
+    Library.redirect, Library.content = "/files/a.json", JSON
+    assert read(f"{library}/redirect") == ["one", "two"]
+
+
+RUSSIAN = "Привет мир"
+
+
+@pytest.mark.parametrize(
+    ("path", "charset", "content", "options", "expected"),
+    [
+        ("page.html", "windows-1251", f"<p>{RUSSIAN}".encode("cp1251"), {}, f"{RUSSIAN}\n"),
+        # The header comes before a meta element, and a mark before the header.
+        (
+            "page.html",
+            "KOI8-R",
+            f"<meta charset=cp1251><p>{RUSSIAN}".encode("koi8-r"),
+            {},
+            f"{RUSSIAN}\n",
+        ),
+        ("a.txt", "KOI8-R", RUSSIAN.encode("utf-8-sig"), {}, RUSSIAN),
+        ("a.txt", "utf-16", RUSSIAN.encode("utf-16"), {}, RUSSIAN),
+        ("a.txt", "utf-16-le", RUSSIAN.encode("utf-16-le"), {}, RUSSIAN),
+        ("a.txt", "koi8-r", RUSSIAN.encode("cp1251"), {"encoding": "cp1251"}, RUSSIAN),
+        ("a.csv", "koi8-r", f"text\n{RUSSIAN}\n".encode("koi8-r"), {}, RUSSIAN),
+        # What the server says is not so, or is no encoding of a text.
+        ("a.txt", "utf-16", b"plain", {}, "plain"),
+        ("a.txt", "rot13", b"plain", {}, "plain"),
+        ("a.txt", "utf-8", RUSSIAN.encode(), {}, RUSSIAN),
+        ("a.json", "koi8-r", f'["{RUSSIAN}"]'.encode(), {}, RUSSIAN),
+        ("a.txt.gz", "koi8-r", gzip.compress(RUSSIAN.encode(), mtime=0), {}, RUSSIAN),
+    ],
+)
+def test_a_response_names_its_encoding(library, path, charset, content, options, expected):
+    Library.content = content
+    Library.headers_to_send = {"Content-Type": f"text/x; charset={charset}"}
+    for _ in range(2):
+        found = list(read_documents(f"{library}/{path}", options=ReadOptions(**options)))
+        assert found == [expected]
+
+
+def test_the_encoding_that_a_server_names_is_noted(library, caplog):
+    caplog.set_level("INFO", "agi2")
+    Library.content = RUSSIAN.encode("cp1251")
+    Library.headers_to_send = {"Content-Type": "text/plain; charset=windows-1251"}
+    url = f"{library}/a.txt"
+    read(url)
+    assert f"in {url}: 1 file read as cp1251, as its server says (set enc" in caplog.text
+    Library.headers_to_send = {"Content-Type": "text/plain; charset=utf-16"}
+    read(f"{library}/b.txt")
+    assert "b.txt: the server says utf-16, which it is not" in caplog.text
+
+
+def test_a_page_that_is_saved_by_hand_is_read_or_refused(library):
+    Library.content, Library.headers_to_send = b"<p>Hi", {"Content-Type": "text/html"}
+    url = f"{library}/a.csv"
+    with pytest.raises(
+        AGI2Error,
+        match=r"web page, not text\).* save it as .*a\.csv, or the page as .*a\.csv\.html$",
+    ) as error:
+        read(url)
+    saved = cached_path(url).with_name(str(error.value).split("or the page as ")[1])
+    write(saved, "<html><p>Hello")
+    assert read(url) == ["Hello\n"]
+    saved.rename(cached_path(url))
+    with pytest.raises(AGI2Error, match=r"a\.csv: a web page, not text: .* rename it to .*\.html"):
+        read(url)
+    page = write(cached_path(f"{library}/page"), "<html><p>Hello")
+    assert read(f"{library}/page") == read(page) == ["Hello\n"]
+
+
 def test_a_full_disk_is_said(library, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -321,5 +469,12 @@ def test_a_full_disk_is_said(library, monkeypatch):
         write = fail
 
     transfer = downloads._Transfer(f"{library}/a.txt", Full(), 10**6)
-    with pytest.raises(AGI2Error, match=r"cannot write .*: No space left"):
+    with pytest.raises(AGI2Error, match=_FULL):
         transfer.run(10)
+    monkeypatch.setattr(downloads, "sync_file", fail)
+    with pytest.raises(AGI2Error, match=_FULL):
+        download(f"{library}/b.txt")
+    assert not list(cache_folder().iterdir())
+
+
+_FULL = r"cannot write .*: No space left on device; free some space, or set AGI2_CACHE to another"

@@ -6,8 +6,8 @@ from src.data import formats
 from src.data.documents import ReadOptions
 from src.data.formats import check_head, compression_of, format_of, is_known, split_compression
 from src.data.text_files import Unreadable
-from tests.data.document_corpus import COMPRESSIONS, FORMATS, PARAGRAPHS
-from tests.data.reading import read_with_report, texts, write
+from tests.data.document_corpus import COMPRESSIONS, FORMATS, PARAGRAPHS, zip_of
+from tests.data.reading import lines_of, read_with_report, texts, write
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,46 @@ def test_every_package_belongs_to_the_extra():
     packages = {each.package for each in (*formats._FORMATS, *formats._COMPRESSIONS.values())}
     assert {line.split(">")[0] for line in extra} == packages - {""}
     assert set(extra) <= set(project["project"]["optional-dependencies"]["dev"])
+
+
+@pytest.mark.parametrize("name", ["page", "page.aspx", "page.doc", "page.1", "page.gz"])
+@pytest.mark.parametrize(
+    "begin", ["<!DOCTYPE html>", "\ufeff <html lang=en>", '<?xml version="1.0"?><!-- x -->\n<HTML>']
+)
+def test_a_web_page_is_recognized_by_its_beginning(tmp_path, name, begin):
+    """Rather than trained on with its markup; also in a folder and in an archive."""
+    page = f"{begin}<p>Hello<script>var x</script>"
+    contents = [page.encode(), page.lstrip("\ufeff").encode("utf-16")]
+    for content in map(COMPRESSIONS[".gz"], contents) if name == "page.gz" else contents:
+        assert texts(tmp_path / name, content) == ["Hello\n"]
+    if name == "page":
+        assert read_with_report(tmp_path)[0] == ["Hello\n"]
+        assert texts(tmp_path / "a.zip", zip_of({"page": content})) == ["Hello\n"]
+
+
+def test_a_text_that_is_a_web_page_is_noted(tmp_path):
+    page = "<!DOCTYPE html><p>Hello"
+    for name in ("a.txt", "a.vue"):
+        found, report = read_with_report(write(tmp_path / name, page))
+        assert found == [page]
+        assert ("(rename it to .html)" in lines_of(report.notes)) == (name == "a.txt")
+    assert not formats.is_page(b"<p>The <html> element")
+    assert formats.format_of("a", b"<htmlish> words") is formats.TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("a.JSON", ".json"), ("a.csv.gz", ".csv.gz"), ("b.tgz", ".tar.gz"), ("a.1", ""), ("a", ""),
+     ("a.gz", ".gz"), ("README", ""), ("a.com", "")],
+)  # fmt: skip
+def test_the_known_suffix_of_a_name(name, suffix):
+    assert formats.known_suffix(name) == suffix
+
+
+@pytest.mark.parametrize(
+    "part", [b" ", b"\n\n", b"<!-- x -->", b"<?xml?>", b"\xef\xbb\xbf", b"<!--"]
+)
+def test_a_page_is_recognized_in_linear_time(part):
+    """Each of these took exponential time, were the pattern to go back."""
+    assert not formats.is_page(part * 2000 + b"text")
+    assert formats.is_page(part * 2000 + b"<html>") == (part != b"<!--")

@@ -11,7 +11,7 @@ from src.data import inputs
 from src.data.documents import ReadOptions, SourceReport
 from src.data.inputs import Input, buffered, open_input
 from src.data.text_files import Unreadable
-from tests.data.reading import read_with_report, texts, write
+from tests.data.reading import lines_of, read_with_report, texts, write
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 
@@ -169,3 +169,18 @@ def test_a_document_names_its_place(tmp_path):
     assert str(source.error("why", "what", ":3")) == "a.zip: b:3: what"
     source.removed("frames", 0)
     assert not source.report.removed
+
+
+def test_what_a_reader_leaves_is_counted_as_not_read(tmp_path):
+    path = write(tmp_path / "a.rtf", b"text" * 10)
+    report = SourceReport("a")
+    with open_input(path, ReadOptions(), report) as opened:
+        opened.stream.read(12)
+        opened.finish()
+        opened.finish()
+    assert opened.bytes_left == report.bytes_skipped == 28
+    assert "1 with data after its end, not read (28 B), such as" in lines_of(report.skipped)
+    with open_input(path, ReadOptions(), SourceReport("a")) as opened:
+        opened.seekable().read(2)
+        opened.finish()
+    assert opened.bytes_left == 0

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from src.data import formats, readers, text
+from src.data import format_readers, formats, text
 from src.data.corpus import read_documents
 from src.data.documents import Document, ReadOptions, ReadReport
 from src.data.readers import iterate_documents
@@ -99,7 +99,7 @@ def test_bytes_read_grow_while_a_file_is_read(tmp_path):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    for module in (readers, text):
+    for module in (format_readers, text):
         monkeypatch.setattr(module, "MAX_CHARACTERS", 100)
 
 
@@ -224,7 +224,7 @@ def test_line_ends_and_unicode_are_normalized_by_choice(tmp_path, how, expected)
 def test_every_format_has_a_reader(corpus):
     for name in corpus[1]:
         format_ = formats.format_of(formats.split_compression(name)[0], b"")
-        assert format_ in readers._READERS or format_ in (formats.ZIP, formats.TAR)
+        assert format_ in format_readers._READERS or format_ in (formats.ZIP, formats.TAR)
 
 
 def test_a_document_of_the_built_in_corpus_is_counted():

@@ -488,7 +488,7 @@ def test_a_read_only_output_folder(open_folder, mistakes):
     (open_folder / "results").mkdir(mode=0o555)
     with unprivileged():
         assert mistakes("train", "tiny.toml", "--set", "output_dir=results") == [
-            "cannot write results/tiny: Permission denied; free some space or set output_dir"
+            "cannot write results/tiny: Permission denied; free some space or name another folder"
         ]
 
 
@@ -500,10 +500,10 @@ def test_a_read_only_run_is_neither_resumed_nor_moved_but_can_be_used(
             path.chmod(0o555)
     with unprivileged():
         assert mistakes("train", "tiny.toml") == [
-            "cannot write trained/tiny: Permission denied; free some space or set output_dir"
+            "cannot write trained/tiny: Permission denied; free some space or name another folder"
         ]
         (line,) = mistakes("train", "tiny.toml", "--resume", "--set", "max_steps=6")
-        assert "Permission denied; free some space or set output_dir" in line
+        assert "Permission denied; free some space or name another folder" in line
         assert output(capsys, "generate", "tiny.toml", "a", "-s", "sampling_seed=1")
 
 
@@ -538,7 +538,7 @@ def test_a_disk_that_fills_while_saving_loses_no_checkpoint(trained, mistakes):
     with full_disk(room):  # for the weights, not for the optimizer's state, twice as large
         assert mistakes("train", "tiny.toml", "--resume", may_write=True) == [
             "cannot write trained/tiny/checkpoints/step-00000004: I/O error: File too large "
-            "(os error 27); free some space or set output_dir"
+            "(os error 27); free some space or name another folder"
         ]
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
     assert content(checkpoint) == before
@@ -550,7 +550,7 @@ def test_a_disk_that_is_full_from_the_start(folder, mistakes):
     with full_disk(100):
         (line,) = mistakes("train", "tiny.toml", may_write=True)
     assert line.startswith("cannot write trained/tiny/")
-    assert line.endswith("; free some space or set output_dir")
+    assert line.endswith("; free some space or name another folder")
     assert not [path for path in content(folder / "trained") if path.stat().st_size]
 
 
