@@ -67,7 +67,9 @@ def test_entities_of_html_are_replaced_without_a_dtd(tmp_path, declaration):
 @pytest.mark.parametrize("block", [1, 2, 7, 20])
 def test_an_entity_may_be_split_between_blocks(tmp_path, monkeypatch, block):
     monkeypatch.setattr(text, "BLOCK", block)
-    assert texts(tmp_path / "a.xml", XHTML + "<a>caf&eacute;&mdash;na&iuml;ve</a>") == ["café—naïve"]
+    assert texts(tmp_path / "a.xml", XHTML + "<a>caf&eacute;&mdash;na&iuml;ve</a>") == [
+        "café—naïve"
+    ]
 
 
 @pytest.mark.parametrize("declaration", DECLARATIONS)
