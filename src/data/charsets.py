@@ -97,19 +97,6 @@ def encoding_of_mark(head: bytes) -> str | None:
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
 
 
-def unmarked_utf16(head: bytes) -> str | None:
-    """Return `utf-16-le` or `utf-16-be` if a text has NUL bytes as UTF-16 without a mark has them.
-
-    The high byte of every ASCII character is NUL, and no low byte is.
-    """
-    even, odd = head[0:512:2], head[1:512:2]
-    if len(odd) < 16:
-        return None
-    if 0 not in even and odd.count(0) > 0.3 * len(odd):
-        return "utf-16-le"
-    return "utf-16-be" if 0 not in odd and even.count(0) > 0.3 * len(even) else None
-
-
 def is_ascii(block: bytes) -> bool:
     """Return whether a block is the same text in ASCII and in all its extensions."""
     return block.isascii() and escaped_encoding(block) is None

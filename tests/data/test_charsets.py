@@ -6,7 +6,6 @@ from src.data.charsets import (
     guess_encoding,
     has_many_controls,
     is_damaged_utf8,
-    unmarked_utf16,
 )
 from tests.data.document_corpus import PARAGRAPHS
 
@@ -67,14 +66,6 @@ def test_damaged_utf8_is_told_from_other_encodings():
     assert not is_damaged_utf8(text.encode())
     for encoding, language in (("cp1252", "fr"), ("cp932", "ja"), ("gb18030", "zh")):
         assert not is_damaged_utf8(SAMPLES[language].encode(encoding))
-
-
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_a_mark_is_recognized_by_its_nul_bytes(encoding):
-    assert unmarked_utf16(SAMPLES["en"].encode(encoding)) == encoding
-    assert unmarked_utf16("ab".encode(encoding)) is None
-    assert unmarked_utf16(SAMPLES["en"].encode("utf-32")) is None
-    assert unmarked_utf16(bytes(range(256)) * 2) is None
 
 
 def test_a_long_text_is_sampled_up_to_the_end_of_a_character():
