@@ -93,7 +93,8 @@ def convert_write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise WriteError(
-            f"cannot write {path}: {reason}; free some space or set output_dir"
+            f"cannot write {path}: {reason}; free some space or choose another folder (of a run: "
+            "output_dir)"
         ) from error
 
 
