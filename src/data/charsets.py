@@ -81,6 +81,8 @@ _JAPANESE = ("cp932", "euc_jp")
 _MIN_KANA = 0.2
 _HANGUL = re.compile("[\uac00-\ud7a3]")
 _COMMON_HAN = re.compile("[的一不是了人我在有他]")
+# Share of them from which a text is Chinese.
+_MIN_HAN = 0.02
 # Encodings of Chinese, Japanese and Korean, and characters that some of each text are.
 _WIDE = (
     ("cp932", _KANA, 0.02),
@@ -112,10 +114,12 @@ def is_valid(block: bytes, encoding: str) -> bool:
 
 
 def escaped_encoding(block: bytes) -> str | None:
-    """Return the name of the Japanese or Korean ISO-2022 that a block is in, if it is.
+    """Return the name of the Japanese or Korean ISO-2022, or of HZ, that a block is in, if it is.
 
     Its bytes are those of ASCII.
     """
+    if b"~{" in block and b"~}" in block and block.isascii() and is_valid(block, "hz"):
+        return "hz" if _share(_COMMON_HAN, block, "hz") >= _MIN_HAN else None
     if b"\x1b$" not in block or not block.isascii():
         return None
     if _KOREAN_ESCAPE in block:

@@ -101,6 +101,9 @@ def test_escapes_tell_korean_from_japanese_and_from_colors():
     assert escaped_encoding("灯台".encode("iso2022_jp")) == "iso2022_jp"
     assert escaped_encoding("灯台ｱ".encode("iso2022_jp_ext")) == "iso2022_jp_ext"
     assert escaped_encoding("등대".encode("iso2022_kr")) == "iso2022_kr"
+    assert escaped_encoding("这是我的书。\n".encode("hz")) == "hz"
+    for code in (b"(format t \"~{~a~^, ~}\")", b"~{abcd~}", b"~{x y~}", b"~{"):
+        assert escaped_encoding(code) is None
     assert escaped_encoding(b"\x1b[31mred\x1b[0m \x1b$") is None
 
 
