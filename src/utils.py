@@ -98,7 +98,7 @@ class WriteError(AGI2Error):
 
 @contextlib.contextmanager
 def convert_write_errors(
-    path: Path, advice: str = "free some space or name another folder"
+    path: Path, advice: str = "free some space or choose another folder (of a run: output_dir)"
 ) -> Iterator[None]:
     """Convert `OSError` (no permission, disk full) to an error message that names the path.
 

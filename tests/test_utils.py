@@ -69,8 +69,8 @@ def test_writing_names_the_path_and_the_reason(tmp_path):
     with pytest.raises(AGI2Error) as error, convert_write_errors(tmp_path / "model.bin"):
         raise full
     assert str(error.value) == (
-        f"cannot write {tmp_path / 'model.bin'}: No space left; free some space or name another "
-        "folder"
+        f"cannot write {tmp_path / 'model.bin'}: No space left; free some space or choose "
+        "another folder (of a run: output_dir)"
     )
 
 

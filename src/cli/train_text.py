@@ -240,16 +240,17 @@ class TextRun:
 
         Pipes are saved to files, which are deleted if there is no configuration.
         """
-        saved: list[SavedInput] = []
+        saved: dict[str, SavedInput] = {}
         try:
             for index, source in enumerate(self.sources):
                 if is_pipe(source):
-                    saved.append(SavedInput.save(source, self.file.with_suffix("")))
-                    self.sources[index] = str(saved[-1].path)
+                    if source not in saved:  # it can be read only once
+                        saved[source] = SavedInput.save(source, self.file.with_suffix(""))
+                    self.sources[index] = str(saved[source].path)
             check_sources(self.sources, self.reading)
             return self.find_resumed() or self.plan(quiet)
         except BaseException:
-            for each in saved:
+            for each in saved.values():
                 each.discard()
             raise
 

@@ -81,6 +81,8 @@ _JAPANESE = ("cp932", "euc_jp")
 _MIN_KANA = 0.2
 _HANGUL = re.compile("[\uac00-\ud7a3]")
 _COMMON_HAN = re.compile("[的一不是了人我在有他]")
+# Share of them from which a text is Chinese.
+_MIN_HAN = 0.02
 # Encodings of Chinese, Japanese and Korean, and characters that some of each text are.
 _WIDE = (
     ("cp932", _KANA, 0.02),
@@ -95,19 +97,6 @@ _WIDE = (
 def encoding_of_mark(head: bytes) -> str | None:
     """Return the encoding that the byte-order mark of a text names, if it has one."""
     return next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
-
-
-def unmarked_utf16(head: bytes) -> str | None:
-    """Return `utf-16-le` or `utf-16-be` if a text has NUL bytes as UTF-16 without a mark has them.
-
-    The high byte of every ASCII character is NUL, and no low byte is.
-    """
-    even, odd = head[0:512:2], head[1:512:2]
-    if len(odd) < 16:
-        return None
-    if 0 not in even and odd.count(0) > 0.3 * len(odd):
-        return "utf-16-le"
-    return "utf-16-be" if 0 not in odd and even.count(0) > 0.3 * len(even) else None
 
 
 def is_ascii(block: bytes) -> bool:
@@ -125,10 +114,12 @@ def is_valid(block: bytes, encoding: str) -> bool:
 
 
 def escaped_encoding(block: bytes) -> str | None:
-    """Return the name of the Japanese or Korean ISO-2022 that a block is in, if it is.
+    """Return the name of the Japanese or Korean ISO-2022, or of HZ, that a block is in, if it is.
 
     Its bytes are those of ASCII.
     """
+    if b"~{" in block and b"~}" in block and block.isascii() and is_valid(block, "hz"):
+        return "hz" if _share(_COMMON_HAN, block, "hz") >= _MIN_HAN else None
     if b"\x1b$" not in block or not block.isascii():
         return None
     if _KOREAN_ESCAPE in block:

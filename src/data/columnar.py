@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .documents import Document
-from .fields import choose_field
+from .fields import choose_field, listed
 from .inputs import Input
 from .text_files import Unreadable
 
@@ -53,16 +53,24 @@ def arrow_batches(source: Input, choose: Choose) -> Iterator[Any]:
 
 
 def _column(source: Input, schema: Any) -> list[str]:
-    names = list(schema.names)
-    column = choose_field(source, names, text_columns(schema))
+    names, texts = list(schema.names), text_columns(schema)
+    advice = "set text_field"
+    if not texts and names:
+        advice = f"none of them is text ({names[0]} is {schema.field(0).type}): {_JOIN}"
+    column = choose_field(source, names, texts, advice=advice)
     if names.count(column) > 1:
         raise source.error("broken tables", f"the column {column!r} occurs more than once")
     if not _is_text(schema.field(column).type):
+        advice = f"set text_field, such as to {texts[0]!r}" if texts else _JOIN
         raise source.error(
             "without the field",
-            f"the column {column!r} of {', '.join(names)} is not text; set text_field",
+            f"the column {column!r} of {listed(names)} is {schema.field(column).type}, not text: "
+            f"{advice}",
         )
     return [column]
+
+
+_JOIN = "save the text of each row in a column of strings"
 
 
 def text_columns(schema: Any) -> list[str]:

@@ -40,7 +40,11 @@ _CATEGORIES, _MANY = 0.1, 20
 
 
 def choose_field(
-    source: Input, names: Sequence[str], candidates: Sequence[str], at: str = ""
+    source: Input,
+    names: Sequence[str],
+    candidates: Sequence[str],
+    at: str = "",
+    advice: str = "set text_field",
 ) -> str:
     """Return the field with the text: `text_field`, `text`, or the only candidate.
 
@@ -51,6 +55,7 @@ def choose_field(
         names: the names of all fields.
         candidates: the names of the fields with text: see `are_texts`.
         at: where the names are, for the message, such as `:1`.
+        advice: what to do if there is no such field, or why nothing helps.
 
     Raises:
         Unreadable: if `text_field` does not exist, or there is no candidate, or several; or the
@@ -64,6 +69,7 @@ def choose_field(
     if source.options.text_field is None and len(candidates) == 1 and not key:
         source.note(f"read in the field {KINDS}, the only one with text", repr(candidates[0]))
         return candidates[0]
-    found = f"among {listed(names)}; set text_field" if names else "as there are no fields"
+    advice = "set text_field" if key else advice
+    found = f"among {listed(names)}; {advice}" if names else "as there are no fields"
     found += f", or name {key} in the key {key}" * bool(key)
     raise source.error(MADE_OF.get(key, "without the field"), f"no field {wanted!r} {found}", at)

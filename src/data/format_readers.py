@@ -51,7 +51,7 @@ from .rtf import read_rtf
 from .subtitles import read_subtitles
 from .tables import read_table
 from .text import join_pieces, normalize, pieces, read_text
-from .text_files import Unreadable
+from .text_files import STDIN, Unreadable
 from .xml import read_xml
 
 _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
@@ -92,7 +92,9 @@ def read_input(source: Input) -> Iterator[Document]:
         head = source.stream.peek(HEAD)[:HEAD]
     format_ = format_of(source.filename, head)
     if not head:
-        raise source.error("empty", "the file is empty")
+        is_stdin = source.name == str(STDIN)
+        what = "standard input is empty, or was read before: name it once" if is_stdin else ""
+        raise source.error("empty", what or "the file is empty")
     check_format(format_, source.filename, source.name, head, source.options)
     is_found = source.depth > 0 and is_unnamed(source.filename)
     if format_ is TEXT and is_found and not is_text(head, source.options):

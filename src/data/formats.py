@@ -14,10 +14,10 @@ from .charsets import (
     has_few_nuls,
     has_many_controls,
     is_valid,
-    unmarked_utf16,
 )
 from .documents import ReadOptions
 from .text_files import Unreadable, unreadable
+from .wide_charsets import unmarked_wide
 
 HEAD = 8192
 """Bytes at the beginning of a file by which its format is checked."""
@@ -308,9 +308,9 @@ def check_format(
 
 def _is_wide(head: bytes, options: ReadOptions | None) -> bool:
     """Return whether the bytes of a text may be NUL in its encoding."""
-    is_wide = encoding_of_mark(head) or unmarked_utf16(head) or (options and options.encoding)
+    is_wide = encoding_of_mark(head) or unmarked_wide(head) or (options and options.encoding)
     return bool(is_wide)
 
 
-NUL_PROBLEM = "not a text file (it contains NUL bytes)"
+NUL_PROBLEM = "not a text file (it contains NUL bytes); if it is UTF-16 or UTF-32, set encoding"
 _TEXTUAL = (TEXT, HTML, XML, JSON, JSON_LINES, TABLE, RTF, SUBTITLES, NOTEBOOK)

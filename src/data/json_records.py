@@ -9,10 +9,10 @@ from typing import Any
 
 from ..errors import AGI2Error
 from ..utils import MAX_DEPTH, is_nested_deeper, json_problem, parse_json
-from .conversations import is_message
 from .documents import Document
 from .fields import DEFAULT_FIELD, are_texts, choose_field
 from .inputs import Input
+from .json_shapes import items_in, kind_of, records_in
 from .text import MAX_LINE, MAX_WHOLE_TEXT, text_blocks, text_lines
 from .text_files import Unreadable
 
@@ -78,7 +78,8 @@ class BrokenLines:
 def read_json_lines(source: Input) -> Iterator[Document]:
     """Yield the text of each line: of a field of an object, or a string.
 
-    Broken lines are counted and skipped, up to `max_broken_lines` and a tenth of the lines.
+    The objects in a list on a line are records, too. Broken lines are counted and skipped, up to
+    `max_broken_lines` and a tenth of the lines.
     """
     broken = BrokenLines(source)
     yield from _texts(source, json_line_records(source, broken), broken)
@@ -88,7 +89,7 @@ def read_json_lines(source: Input) -> Iterator[Document]:
 def json_line_records(
     source: Input, broken: BrokenLines, lines: Iterable[str] | None = None
 ) -> Iterator[Record]:
-    """Yield the value of each line that is JSON; count all lines, and those that are not.
+    """Yield the records of each line that is JSON; count them, and the lines that are not.
 
     Args:
         source: the file.
@@ -103,13 +104,18 @@ def json_line_records(
             continue
         broken.total += 1
         try:
-            yield f":{number}", _parse(source, line, number), len(line)
+            items = items_in(_parse(source, line, number))
         except AGI2Error as error:
             if broken.total == 1 and line.strip() in ("[", "{"):
                 raise source.error(
                     "broken JSON", "not JSON lines, but JSON over several: name it .json", ":1"
                 ) from error
             broken.add(Unreadable("broken JSON", str(error)), len(line))
+            continue
+        broken.total += len(items) - 1
+        for item_number, item in enumerate(items, 1):
+            at = f":{number}" + f" record {item_number}" * (len(items) > 1)
+            yield at, item, len(line) // len(items)
 
 
 _decode = json.JSONDecoder().raw_decode
@@ -130,8 +136,8 @@ def _parse(source: Input, line: str, number: int) -> Any:
 def read_json(source: Input) -> Iterator[Document]:
     """Yield the text of each record of a JSON file.
 
-    The records are the items of a list, or of the only list of objects in an object; several values
-    one after the other, as in JSON Lines; or one value.
+    The records are the items of a list, or of the only list of objects in an object; the rows of a
+    table of pandas; several values one after the other, as in JSON Lines; or one value.
     """
     broken = BrokenLines(source)
     field = source.options.text_field or DEFAULT_FIELD
@@ -176,11 +182,21 @@ def _field(source: Input, head: Iterable[Record]) -> str:
     if not objects:
         return ""
     texts: dict[str, list[str]] = {}
+    kinds: dict[str, str] = {}
     for _, value in objects:
         for name, each in value.items():
             texts.setdefault(name, []).extend([each] if isinstance(each, str) else [])
+            if each is not None:
+                kinds.setdefault(name, kind_of(each))
     candidates = [name for name, values in texts.items() if are_texts(values)]
-    return choose_field(source, list(texts), candidates, objects[0][0])
+    advice = "set text_field"
+    if not any(texts.values()):
+        example = next((f" ({name} is {kind})" for name, kind in kinds.items()), "")
+        advice = f"none of them is text{example}: {_ONE_RECORD}"
+    return choose_field(source, list(texts), candidates, objects[0][0], advice)
+
+
+_ONE_RECORD = "save each document as an object with its text in a field"
 
 
 def _text(source: Input, value: Any, field: str, at: str) -> str:
@@ -190,19 +206,31 @@ def _text(source: Input, value: Any, field: str, at: str) -> str:
         Unreadable: if the record has no text.
     """
     text = value.get(field, 0) if isinstance(value, dict) else value
-    if isinstance(value, dict) and text is None:
-        return ""
-    if isinstance(text, list):
-        text = _join_parts(text)
+    if isinstance(value, dict):
+        if text is None:
+            return ""
+        text = _join_parts(text) if isinstance(text, list) else text
     if not isinstance(text, str):
-        what = f"no text in the field {field!r}" if field else "not an object or a text"
-        raise source.error("without the field", f"{what}; set text_field", at)
+        raise source.error("without the field", _shape_problem(value, field), at)
     try:
         if not text.isascii():
             text.encode()
     except UnicodeEncodeError:  # JSON escapes can encode lone surrogates
         return text.encode("utf-8", "replace").decode()
     return text
+
+
+def _shape_problem(record: Any, field: str) -> str:
+    """Return why a record has no text, and what to do."""
+    if not isinstance(record, dict):
+        return f"{kind_of(record)}, not an object or a text: {_ONE_RECORD}"
+    problem = f"no text in the field {field!r}"
+    if field not in record:
+        return f"{problem}; set text_field"
+    kind = kind_of(record[field])
+    advice = "join them to one text" if kind.startswith("a list") else "make it a text"
+    others = any(isinstance(each, str) for each in record.values())
+    return f"{problem}, which is {kind}: {advice}" + ", or set text_field" * others
 
 
 def _join_parts(parts: list[Any]) -> Any:
@@ -219,28 +247,25 @@ def _join_parts(parts: list[Any]) -> Any:
 def _values(source: Input, fields: Collection[str]) -> Iterator[tuple[Any, int]]:
     """Yield the records of a JSON file, and their sizes; items of a list are parsed one by one."""
     parser = _Parser(source)
-    if parser.skip("["):
-        while not parser.skip("]"):
-            yield parser.value(MAX_LINE)
-            if not parser.skip(",") and not parser.starts_with("]"):
-                raise parser.problem("',' or ']' is missing")
     while not parser.is_at_end():
-        value, size = parser.value(MAX_WHOLE_TEXT)
-        records = _records_in(value, fields)
-        for record in records:
-            yield record, size // len(records)
+        if parser.skip("["):
+            for value, size in _items(parser):
+                records = items_in(value)
+                for record in records:
+                    yield record, size // len(records)
+        else:
+            value, size = parser.value(MAX_WHOLE_TEXT)
+            records = records_in(value, fields)
+            for record in records:
+                yield record, size // len(records)
 
 
-def _records_in(value: Any, fields: Collection[str]) -> list[Any]:
-    """Return the only list of objects in an object without the fields, or the value by itself.
-
-    Messages are no records: an object with a list of them is a conversation.
-    """
-    if not isinstance(value, dict) or not value.keys().isdisjoint(fields):
-        return [value]
-    lists = [each for each in value.values() if isinstance(each, list) and each]
-    lists = [each for each in lists if all(isinstance(item, dict) for item in each)]
-    return lists[0] if len(lists) == 1 and not all(map(is_message, lists[0])) else [value]
+def _items(parser: _Parser) -> Iterator[tuple[Any, int]]:
+    """Yield the items of the list that has begun, and their sizes."""
+    while not parser.skip("]"):
+        yield parser.value(MAX_LINE)
+        if not parser.skip(",") and not parser.starts_with("]"):
+            raise parser.problem("',' or ']' is missing")
 
 
 class _Parser:

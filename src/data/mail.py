@@ -108,11 +108,12 @@ def _subject(message: Message) -> str:
 
 
 def _parts(source: Input, message: Message) -> Iterator[str]:
-    """Yield the texts of a message; of alternatives, the plain text."""
+    """Yield the texts of a message; of alternatives, the plain text, or what has text instead."""
     if message.is_multipart():
         parts = [part for part in message.get_payload() if isinstance(part, Message)]
         if message.get_content_subtype() == "alternative":
-            parts = sorted(parts, key=lambda part: part.get_content_type() != "text/plain")[:1]
+            yield from _alternative(source, parts)
+            return
         for part in parts:
             yield from _parts(source, part)
         return
@@ -131,6 +132,22 @@ def _parts(source: Input, message: Message) -> Iterator[str]:
         yield html_text(source, text)
     else:
         source.report.skipped.add("messages in HTML, which need selectolax", source.name)
+
+
+def _alternative(source: Input, parts: list[Message]) -> list[str]:
+    """Return the texts of the first of alternatives that has any: programs leave some blank."""
+    for part in sorted(parts, key=_rank):
+        texts = [text for text in _parts(source, part) if text.strip()]
+        if texts:
+            return texts
+    return []
+
+
+def _rank(part: Message) -> int:
+    """Return which of alternatives is taken: plain text, a page, then others, such as an event."""
+    kind = part.get_content_type()
+    is_page = part.get_content_maintype() == "multipart" or kind == "text/html"
+    return 0 if kind == "text/plain" else 1 if is_page else 2
 
 
 def _decoded(content: bytes, charset: str | None) -> str:

@@ -94,13 +94,13 @@ def find_sources(
         source = _resolve(name, fetch, options or ReadOptions())
         files, source.files = source.files, []
         for path in files:
-            first = seen.setdefault(_identity(path), path)
-            if first is path:
+            identity = _identity(path)
+            if identity not in seen:
+                seen[identity] = path
                 source.files.append(path)
             else:
-                source.skipped.add(
-                    "read already", f"{path}, which is {first}", size=file_size(path)
-                )
+                what = f"{path}, which is {seen[identity]}"
+                source.skipped.add("read already", what, size=file_size(path))
         resolved.append(source)
     return resolved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from .inputs import Input
 from .text import MAX_LINE, text_lines
 
 _SEPARATORS = (",", ";", "\t", "|")
+# The first line with which Excel and others name the separator.
+_NAMED = re.compile(r"(?:\ufeff)?sep=(.)\r?\n", re.IGNORECASE)
 # Characters of the beginning of a table by which its separator and columns are found.
 _HEAD = 2**16
 
@@ -26,6 +29,8 @@ class Layout:
     separator: str
     columns: list[str]
     rows: list[list[str]]
+    quoting: int = csv.QUOTE_MINIMAL
+    """`QUOTE_NONE` if quotes are characters of the text."""
 
     @property
     def rank(self) -> tuple[bool, bool, int]:
@@ -69,9 +74,17 @@ def open_table(source: Input) -> tuple[Layout, Iterator[tuple[int, list[str]]]]:
     csv.field_size_limit(MAX_LINE)
     lines = (line + "\n" for line in text_lines(source))
     head = list(_head(lines))
-    layout = _layout(source, head)
-    rows = csv.reader(itertools.chain(head, lines), delimiter=layout.separator, strict=True)
-    return layout, _warned(source, _checked(source, rows, layout), layout)
+    named = _NAMED.match(head[0]) if head else None
+    head = head[1:] if named else head
+    layout = _layout(source, head, named[1] if named else None)
+    rows = csv.reader(
+        itertools.chain(head, lines),
+        delimiter=layout.separator,
+        quoting=layout.quoting,  # type: ignore[arg-type]
+        strict=True,
+    )
+    checked = _checked(source, rows, layout, 2 if named else 1)
+    return layout, _warned(source, checked, layout)
 
 
 def _warned(
@@ -96,10 +109,20 @@ def _head(lines: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _layout(source: Input, head: list[str]) -> Layout:
-    """Find the separator with which the first row has the column of the text, or most columns."""
+def _layout(source: Input, head: list[str], named: str | None) -> Layout:
+    """Find the separator with which the first row has the column of the text, or most columns.
+
+    Args:
+        source: the input.
+        head: lines at its beginning.
+        named: the separator that the file itself names, if it does.
+    """
     is_tabs = source.filename.lower().endswith(".tsv")
-    layouts = [_parse_head(head, each) for each in ("\t" if is_tabs else _SEPARATORS)]
+    separators = named or ("\t" if is_tabs else _SEPARATORS)
+    if separators == "\t" and (unquoted := _unquoted(head)) is not None:
+        source.note("read with quotes as text, as they enclose no fields")
+        return unquoted
+    layouts = [_parse_head(head, each) for each in separators]
     found = [layout for layout in layouts if layout is not None]
     if not found:
         raise source.error("broken tables", "not CSV; is a quote not closed?", ":1")
@@ -110,6 +133,36 @@ def _layout(source: Input, head: list[str]) -> Layout:
         )
     wanted = source.options.text_field or DEFAULT_FIELD
     return next((layout for layout in found if wanted in layout.columns), widest)
+
+
+def _unquoted(head: list[str]) -> Layout | None:
+    """Return the layout of lines with tabs in which a quote begins a field, but ends none.
+
+    Most programs that write tabs quote nothing. None if quotes enclose fields, or every line has
+    not as many tabs as the first one: a line end may be in quotes.
+    """
+    lines = [line.rstrip("\n").split("\t") for line in head if line != "\n"]
+    quoted = [field for fields in lines for field in fields if field.startswith('"')]
+    is_enclosed = all(_ENCLOSED.fullmatch(field) for field in quoted)
+    if (
+        not quoted
+        or is_enclosed
+        or _is_quoted(head)
+        or any(len(fields) != len(lines[0]) for fields in lines[:-1])
+    ):
+        return None
+    return Layout("\t", [name.strip() for name in lines[0]], lines[1:], csv.QUOTE_NONE)
+
+
+def _is_quoted(head: list[str]) -> bool:
+    """Return whether all quotes at the beginning of fields with tabs are closed at their ends."""
+    try:
+        return len({len(row) for row in csv.reader(head, delimiter="\t", strict=True) if row}) == 1
+    except csv.Error:
+        return False
+
+
+_ENCLOSED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _parse_head(head: list[str], separator: str) -> Layout | None:
@@ -128,21 +181,22 @@ def _parse_head(head: list[str], separator: str) -> Layout | None:
 
 
 def _checked(
-    source: Input, rows: Iterator[list[str]], layout: Layout
+    source: Input, rows: Iterator[list[str]], layout: Layout, first_line: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows after the first one, and the line in which each begins."""
-    start_line = 1  # first line of the next row: a quoted field may span lines
+    """Yield the rows after the first one, which is in a line, and the line in which each begins."""
+    start_line = first_line  # of the next row: a quoted field may span lines
     number = 0
     separator, columns = layout.separator, len(layout.columns)
     while True:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            problem = f"not CSV: {error}; is a quote not closed?"
+            advice = "quote the fields with quotes" if layout.separator == "\t" else ""
+            problem = f"not CSV: {error}; is a quote not closed?{advice and f' If not, {advice}'}"
             raise source.error("broken tables", problem, f":{start_line}") from error
         if row is None:
             return
-        line, start_line = start_line, rows.line_num + 1  # type: ignore[attr-defined]
+        line, start_line = start_line, rows.line_num + first_line  # type: ignore[attr-defined]
         number += 1
         if number == 1 or not row:
             continue

@@ -24,13 +24,13 @@ from .charsets import (
     is_damaged_utf8,
     is_valid,
     is_wide,
-    unmarked_utf16,
 )
 from .documents import MAX_CHARACTERS, Document
 from .formats import NUL_PROBLEM
 from .gutenberg import book_boundary, strip_gutenberg
 from .inputs import BLOCK, Input
 from .text_files import KINDS, Unreadable
+from .wide_charsets import unmarked_wide
 
 MAX_LINE = 2**25
 """Maximum characters of a line of JSON, or of a field of a table."""
@@ -95,7 +95,7 @@ class _Decoder:
         if self._is_chosen or self._bytes:
             return self._encoding
         found = encoding_of_mark(block) or self._source.options.encoding
-        return found or unmarked_utf16(block) or UTF8
+        return found or unmarked_wide(block) or UTF8
 
     def _choose(self, block: bytes) -> None:
         """Choose the encoding, unless the block is ASCII, as all blocks before it are."""
@@ -113,7 +113,7 @@ class _Decoder:
     def _fitting(self, block: bytes) -> str:
         """Return the declared encoding if it fits, or a guess."""
         if b"\0" in block:
-            guess = None if self._bytes else unmarked_utf16(block)
+            guess = None if self._bytes else unmarked_wide(block)
             if guess is None:
                 raise binary_error(self._source)
         elif (declared := self._declared_encoding(block)) is not None:

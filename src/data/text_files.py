@@ -171,6 +171,7 @@ _SINGULAR = {
     "pairs": "pair",
     "messages ": "message ",
     "chapters ": "chapter ",
+    "lines before": "line before",
     "pages of": "page of",
     "pipes": "pipe",
     "broken links": "broken link",

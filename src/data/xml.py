@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from html.entities import html5
 from typing import Any
 from xml.parsers import expat
 
@@ -14,6 +15,9 @@ from .text import text_blocks
 _DECLARED = re.compile(rb"<\?xml[^>]{0,200}encoding\s*=\s*[\"']([\w.:-]{1,40})")
 # Maximum characters of an entity's text, and bytes of a tag or a comment, which is in memory.
 _MAX_ENTITY, _MAX_TOKEN = 64, 2**26
+# With it, an undefined entity is an error without a name; what it promises is always so here: no
+# external declaration is read.
+_STANDALONE = re.compile(r"(<\?xml[^<>]{0,200}?)\sstandalone\s*=\s*[\"']yes[\"']")
 # Names of elements that are listed in a message.
 _MAX_NAMES = 20
 
@@ -40,6 +44,8 @@ def parse_xml(
 ) -> Iterator[None]:
     """Parse XML block by block; yield after each block.
 
+    No external DTD is read: the entities that one may declare are those of HTML.
+
     Args:
         source: the input, for messages.
         blocks: its text.
@@ -48,14 +54,10 @@ def parse_xml(
         data: called with text.
 
     Raises:
-        Unreadable: if it is not XML, or declares entities that may expand to much.
+        Unreadable: if it is not XML, declares entities that may expand to much, or uses one that
+            neither it nor HTML defines.
     """
-    parser = expat.ParserCreate("utf-8", " ")
-    parser.buffer_text = True
-    parser.StartElementHandler = lambda name, attributes: start(_local(name), attributes)
-    parser.EndElementHandler = lambda name: end(_local(name))
-    parser.CharacterDataHandler = data
-    parser.EntityDeclHandler = lambda *about: _check_entity(source, parser, *about)
+    parser = _parser(source, start, end, data)
     size = 0
     for block in _with_end(blocks):
         content = block.encode()
@@ -74,13 +76,53 @@ def parse_xml(
         yield
 
 
+def _parser(
+    source: Input,
+    start: Start,
+    end: Callable[[str], object],
+    data: Callable[[str], object],
+) -> expat.XMLParserType:
+    """Return a parser that calls the functions: see `parse_xml`."""
+    parser = expat.ParserCreate("utf-8", " ")
+    parser.buffer_text = True
+    parser.StartElementHandler = lambda name, attributes: start(_local(name), attributes)
+    parser.EndElementHandler = lambda name: end(_local(name))
+    parser.CharacterDataHandler = data
+    parser.EntityDeclHandler = lambda *about: _check_entity(source, parser, *about)
+    # Also without a DTD, a reference to an entity that is not declared calls the handler.
+    parser.UseForeignDTD(True)
+    parser.SkippedEntityHandler = lambda name, is_parameter: (
+        None if is_parameter else data(_character(source, parser, name))
+    )
+    return parser
+
+
 def _local(name: str) -> str:
     return name.rpartition(" ")[2]
 
 
 def _with_end(blocks: Iterable[str]) -> Iterator[str]:
+    """Yield the blocks, the first one not `standalone`, and an empty one."""
+    blocks = iter(blocks)
+    yield _STANDALONE.sub(r"\1", next(blocks, ""), count=1)
     yield from blocks
     yield ""
+
+
+def _character(source: Input, parser: expat.XMLParserType, name: str) -> str:
+    """Return the characters of an entity that a file does not declare, such as `eacute`.
+
+    Raises:
+        Unreadable: if HTML has none of this name.
+    """
+    if f"{name};" not in html5:
+        raise source.error(
+            "broken XML",
+            f"the entity {name} is declared neither in the file nor by HTML: declare it, or "
+            "replace it by its text",
+            f":{parser.CurrentLineNumber}",
+        )
+    return html5[f"{name};"]
 
 
 def _check_entity(
@@ -153,7 +195,7 @@ class _Collector:
     def data(self, text: str) -> None:
         """Add text; white space between elements is one line end or space."""
         self._follows_end = False
-        if not text.strip():
+        if not text.strip(" \t\n"):  # a no-break space is text
             text = "\n" if "\n" in text else " "
         self._add(text)
 

@@ -69,7 +69,7 @@ def prepare(
     """
     source = tokenizer_source(config, checkpoint, tokenizer)
     corpus = prepare_corpus(corpus_options(config), source, config.token_cache)
-    train_data, val_data = _windows(corpus, config.seq_len)
+    train_data, val_data = _windows(corpus, config)
     # Preprocessed as the model's input is: memorized text is searched for in this.
     text = DecodedDocuments(corpus.train, corpus.tokenizer)
     sizes = (corpus.documents, corpus.characters, corpus.size)
@@ -310,11 +310,15 @@ def _unfitted(tokenizer: Tokenizer, vocab_size: int, added: int) -> TokenizerSou
     return TokenizerSource(identity, fit, load, added=added)
 
 
-def _windows(corpus: Corpus, seq_len: int) -> tuple[TextDataset, TextDataset | None]:
+def _windows(corpus: Corpus, config: Config) -> tuple[TextDataset, TextDataset | None]:
     """Return datasets of windows of seq_len + 1 tokens: seq_len inputs and targets each."""
     if len(corpus.train) < 3:  # an end-of-text token before the text
-        count = max(0, len(corpus.train) - 1)
-        raise AGI2Error(f"the text has {plural(count, 'token')}: at least 2 are needed")
+        count = plural(max(0, len(corpus.train) - 1), "token")
+        if len(corpus.val) and not config.val_sources:
+            what = f"{count} of the text are left to train on: at least 2 are needed"
+            raise AGI2Error(f"{what}; lower val_fraction, {config.val_fraction:g}")
+        raise AGI2Error(f"the text has {count}: at least 2 are needed")
+    seq_len = config.seq_len
     train_data = TextDataset.from_shards(corpus.train, seq_len + 1, stride=seq_len)
     if len(corpus.val) < 2:
         if corpus.val.figures.documents:

@@ -6,7 +6,6 @@ from src.data.charsets import (
     guess_encoding,
     has_many_controls,
     is_damaged_utf8,
-    unmarked_utf16,
 )
 from tests.data.document_corpus import PARAGRAPHS
 
@@ -69,14 +68,6 @@ def test_damaged_utf8_is_told_from_other_encodings():
         assert not is_damaged_utf8(SAMPLES[language].encode(encoding))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_a_mark_is_recognized_by_its_nul_bytes(encoding):
-    assert unmarked_utf16(SAMPLES["en"].encode(encoding)) == encoding
-    assert unmarked_utf16("ab".encode(encoding)) is None
-    assert unmarked_utf16(SAMPLES["en"].encode("utf-32")) is None
-    assert unmarked_utf16(bytes(range(256)) * 2) is None
-
-
 def test_a_long_text_is_sampled_up_to_the_end_of_a_character():
     for encoding, language in (("cp949", "ko"), ("gb18030", "zh"), ("cp932", "ja")):
         content = SAMPLES[language].replace("\n", "").encode(encoding) * 500
@@ -110,6 +101,9 @@ def test_escapes_tell_korean_from_japanese_and_from_colors():
     assert escaped_encoding("灯台".encode("iso2022_jp")) == "iso2022_jp"
     assert escaped_encoding("灯台ｱ".encode("iso2022_jp_ext")) == "iso2022_jp_ext"
     assert escaped_encoding("등대".encode("iso2022_kr")) == "iso2022_kr"
+    assert escaped_encoding("这是我的书。\n".encode("hz")) == "hz"
+    for code in (b'(format t "~{~a~^, ~}")', b"~{abcd~}", b"~{x y~}", b"~{"):
+        assert escaped_encoding(code) is None
     assert escaped_encoding(b"\x1b[31mred\x1b[0m \x1b$") is None
 
 

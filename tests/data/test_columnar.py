@@ -1,4 +1,5 @@
 import io
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -63,8 +64,22 @@ def test_columns_are_listed_where_the_text_is_not_clear(tmp_path, write_table):
     with pytest.raises(Unreadable, match=f"{path.name}: no field 'text' among a, b, n; set text_f"):
         texts(path)
     assert texts(path, text_field="b") == ["y"]
-    with pytest.raises(Unreadable, match="the column 'n' of a, b, n is not text; set text_field"):
+    with pytest.raises(
+        Unreadable, match="'n' of a, b, n is int64, not text: set text_field, such as"
+    ):
         texts(path, text_field="n")
+
+
+@pytest.mark.parametrize("value", [["some", "words"], {"a": "b"}, b"bytes", 1])
+def test_a_column_that_is_not_text_is_described(tmp_path, value):
+    table = pyarrow.table({"text": [value]})
+    kind = re.escape(str(table.schema.field("text").type)).split("<")[0] + r"[^,]*"
+    with pytest.raises(
+        Unreadable, match=f"'text' of text is {kind}, not text: save the text of each row"
+    ):
+        texts(tmp_path / "a.parquet", parquet_of(table))
+    with pytest.raises(Unreadable, match=rf"among n; none of them is text \(n is {kind}\): save"):
+        texts(tmp_path / "b.parquet", parquet_of(table.rename_columns(["n"])))
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path):

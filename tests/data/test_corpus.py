@@ -214,7 +214,7 @@ def test_text_field_names_the_field_and_the_column(tmp_path):
         ('{"text": "a", "n": ' + "1" * 5000 + "}", " is not JSON: "),
         ('{"body": "a"}', ": no text in the field 'text'; set text_field"),
         ('{"text": 5}', ": no text in the field 'text'"),
-        ("[1]", ": no text in the field 'text'"),
+        ("[1]", ": a list, not an object or a text"),
     ],
 )
 def test_a_broken_jsonl_line_is_named(tmp_path, line, problem, broken, caplog):

@@ -88,6 +88,8 @@ def test_the_only_field_with_text_is_taken_and_noted(tmp_path):
         ('"one"', ["one"]),
         ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"]),
         ('[] "one"', ["one"]),
+        ('["one"]\n["two"]', ["one", "two"]),
+        ('[[{"text": "one"}, {"text": "two"}], [{"text": "three"}]]', ["one", "two", "three"]),
         (r'["\ud800"]', ["?"]),
         ('[{"text": ["see ", {"type": "link", "text": "a.org"}, "."]}]', ["see a.org."]),
         (
@@ -98,6 +100,20 @@ def test_the_only_field_with_text_is_taken_and_noted(tmp_path):
 )
 def test_records_of_json_files(tmp_path, content, expected):
     assert texts(tmp_path / "a.json", content) == expected
+
+
+def test_objects_in_a_list_on_a_line_are_records(tmp_path):
+    lines = ['[{"text": "one"}, {"text": "two"}]', '{"text": "three"}', '[{"text": "four"}]']
+    write(tmp_path / "a.jsonl", "\n".join([*lines * 9, "[]"]))
+    found, report = read_with_report(tmp_path / "a.jsonl")
+    assert found == ["one", "two", "three", "four"] * 9
+    assert "1 without the field (2 characters), such as" in lines_of(report.skipped)
+    first, second, third = documents(tmp_path / "a.jsonl")[:3]
+    assert first.source.endswith("a.jsonl:1 record 1")
+    assert second.source.endswith("a.jsonl:1 record 2")
+    assert third.source.endswith("a.jsonl:2")
+    with pytest.raises(Unreadable, match=r"a\.jsonl:1: a list of objects, not an object or a text"):
+        texts(tmp_path / "a.jsonl", '[{"role": "user", "content": "a"}]\n')
 
 
 def test_records_are_numbered(tmp_path):
@@ -116,11 +132,36 @@ def test_records_are_numbered(tmp_path):
         ("[" + "[" * 150 + "]" * 150 + "]", ":1: not JSON: nested more than 100 levels deep"),
         ("[" + "1" * 5000 + "]", ":1: not JSON: nested too deeply, or a number has too many"),
         ("[]", ": contains no text"),
-        ("[1, 2, 3]", " record 1: not an object or a text; set text_field; 3 of 3 lines are brok"),
-        ('{"a": 1}', " record 1: no field 'text' among a; set text_field"),
+        ("[1, 2, 3]", " record 1: a number, not an object or a text: save .*; 3 of 3 lines are br"),
+        ('{"a": 1}', r" record 1: no field 'text' among a; none of them is text \(a is a number"),
+        (
+            '{"a": [{}], "b": [{}]}',
+            r" record 1: .* a, b; none of them is text \(a is a list of obj",
+        ),
+        (
+            '[["one", "two"], ["a"]]',
+            " record 1: a list of texts, not an object or a text: save each",
+        ),
+        ("[[1]]", " record 1: a list, not an object"),
+        ("null", " record 1: null, not an object"),
+        ('[{"role": "user", "content": "a"}]', " record 1: no field 'text' among role, content; s"),
+        (
+            '[[{"role": "user", "content": "a"}]]',
+            " record 1: a list of objects, not an object or a",
+        ),
         ("{}", " record 1: no field 'text' as there are no fields"),
-        ('{"text": ["some", "words"]}', " record 1: no text in the field 'text'; set text_field"),
-        ('{"text": [{"text": 1}]}', " record 1: no text in the field 'text'; set text_field"),
+        (
+            '{"text": ["some", "words"]}',
+            " record 1: no text in the field 'text', which is a list of",
+        ),
+        (
+            '{"text": [{"text": 1}]}',
+            " record 1: .*'text', which is a list of objects: join them to",
+        ),
+        (
+            '{"text": {"a": "b"}, "c": "d"}',
+            " record 1: .*, which is an object: .*, or set text_fie",
+        ),
         ("nonsense", ":1: not JSON: Expecting value"),
     ],
 )

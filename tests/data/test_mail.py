@@ -81,6 +81,67 @@ def test_a_message_of_html_without_its_package_is_counted(tmp_path, monkeypatch)
     assert "1 message in HTML, which need selectolax" in lines_of(report.skipped)
 
 
+ALTERNATIVES = {
+    "plain": "Content-Type: text/plain\n\nplain\n",
+    "blank": "Content-Type: text/plain\n\n \n\n",
+    "empty": "Content-Type: text/plain\n\n",
+    "html": "Content-Type: text/html\n\n<p>page</p>\n",
+    "blank html": "Content-Type: text/html\n\n<html><body><br></body></html>\n",
+    "event": "Content-Type: text/calendar\n\nBEGIN:VCALENDAR\n",
+    "related": "Content-Type: multipart/related; boundary=r\n\n--r\n"
+    "Content-Type: text/html\n\n<p>page</p>\n--r\n"
+    "Content-Type: image/png\nContent-Transfer-Encoding: base64\n\nAAAA\n--r--\n",
+    "nested": "Content-Type: multipart/alternative; boundary=n\n\n--n\n"
+    "Content-Type: text/plain\n\n\n--n\nContent-Type: text/html\n\n<p>inner</p>\n--n--\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["plain", "html"], "plain"),
+        (["html", "plain"], "plain"),
+        (["blank", "html"], "page"),
+        (["empty", "html"], "page"),
+        (["html", "blank"], "page"),
+        (["blank", "related"], "page"),
+        (["empty", "nested"], "inner"),
+        (["event", "html"], "page"),
+        (["event", "empty"], "BEGIN:VCALENDAR"),
+        (["blank html", "blank", "event"], "BEGIN:VCALENDAR"),
+        (["blank html", "plain"], "plain"),
+        (["related", "event"], "page"),
+        (["blank", "blank html"], ""),
+    ],
+)
+def test_the_alternative_with_text_is_taken(tmp_path, names, expected):
+    parts = "".join(f"--b\n{ALTERNATIVES[name]}" for name in names)
+    content = f"Subject: S\nContent-Type: multipart/alternative; boundary=b\n\n{parts}--b--\n"
+    assert texts(tmp_path / "a.eml", content) == [f"S\n\n{expected}\n" if expected else "S\n"]
+
+
+def test_blank_plain_text_is_followed_by_the_count_of_pages_without_their_package(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    parts = "".join(f"--b\n{ALTERNATIVES[name]}" for name in ("blank", "related"))
+    content = f"Subject: S\nContent-Type: multipart/alternative; boundary=b\n\n{parts}--b--\n"
+    found, report = read_with_report(write(tmp_path / "a.eml", content))
+    assert found == ["S\n"]
+    assert "1 message in HTML, which need selectolax" in lines_of(report.skipped)
+    assert "1 attachment (3 bytes decoded)" in lines_of(report.skipped)
+
+
+def test_attachments_that_are_text_are_counted(tmp_path):
+    content = (
+        "Content-Type: multipart/mixed; boundary=b\n\n--b\n\nbody\n--b\nContent-Type: text/plain\n"
+        "Content-Disposition: attachment; filename=a.txt\n\nattached\n--b--\n"
+    )
+    found, report = read_with_report(write(tmp_path / "a.eml", content))
+    assert found == ["body\n"]
+    assert "1 attachment (8 bytes decoded)" in lines_of(report.skipped)
+
+
 @contextlib.contextmanager
 def shallow_stack():
     """Allow few calls in each other, so that a small message is nested too deeply."""

@@ -160,6 +160,42 @@ def test_tsv_is_separated_by_tabs_alone(tmp_path):
     assert [each.source.rpartition(":")[2] for each in found] == ["2", "4"]
 
 
+@pytest.mark.parametrize("start", ["sep=;\n", "\ufeffsep=;\r\n", "SEP=;\n"])
+def test_the_separator_that_the_first_line_names_is_taken(tmp_path, start):
+    found = documents(tmp_path / "a.csv", start + 'id;text\n1;one, two|three\n2;"a;\nb"\n3;c\n')
+    assert [each.text for each in found] == ["one, two|three", "a;\nb", "c"]
+    assert [each.source.rpartition(":")[2] for each in found] == ["3", "4", "6"]
+    assert texts(tmp_path / "b.csv", "sep=^\nid^text\n1^a;b\n") == ["a;b"]
+    assert texts(tmp_path / "c.tsv", "sep=\t\nid\ttext\n1\ta;b\n") == ["a;b"]
+
+
+@pytest.mark.parametrize(
+    "fields", [['"open', "b"], ['say "hi"', '"x" y'], ['"a" and "b"', '"c'], ['"', "d"]]
+)
+def test_quotes_that_enclose_no_field_of_a_tsv_are_text(tmp_path, monkeypatch, fields):
+    content = "id\ttext\n" + "".join(f"{n}\t{field}\n" for n, field in enumerate(fields))
+    found, report = read_with_report(write(tmp_path / "a.tsv", content))
+    assert found == fields
+    assert "1 file read with quotes as text" in lines_of(report.notes)
+    monkeypatch.setattr(tables, "_HEAD", len(content) - 2)
+    assert texts(tmp_path / "a.tsv") == fields
+
+
+def test_quotes_that_enclose_fields_of_a_tsv_are_no_text(tmp_path):
+    content = 'id\ttext\n1\t"a ""b"" c"\n2\td "e" f\n'
+    found, report = read_with_report(write(tmp_path / "a.tsv", content))
+    assert found == ['a "b" c', 'd "e" f']
+    assert not report.notes
+    assert texts(tmp_path / "b.tsv", 'id\ttext\n1\t"a\nb\tc"\n') == ["a\nb\tc"]
+
+
+def test_a_quote_late_in_a_tsv_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_HEAD", 20)
+    content = "id\ttext\n" + "1\ta\n" * 20 + '2\t"b\n3\tc\n'
+    with pytest.raises(Unreadable, match=r"a\.tsv:22: not CSV: .* If not, quote the fields with q"):
+        texts(tmp_path / "a.tsv", content)
+
+
 def test_line_ends_in_fields_are_kept_on_request(tmp_path):
     content = 'text\r\n"a\r\nb"\r\n'
     assert texts(tmp_path / "a.csv", content) == ["a\nb"]

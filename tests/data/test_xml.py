@@ -2,6 +2,7 @@ import pytest
 
 from src.data import text, xml
 from src.data.text_files import Unreadable
+from tests.data.document_corpus import zip_of
 from tests.data.reading import texts
 
 
@@ -47,7 +48,48 @@ def test_entities_that_may_expand_are_refused(tmp_path, entity):
         texts(tmp_path / "a.xml", content)
 
 
-@pytest.mark.parametrize("content", ["<a><b></a>", "<a>", "text", "<a>&unknown;</a>"])
+XHTML = (
+    '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN"\n'
+    '"http://www.w3.org/TR/xhtml1/DTD/xhtml1-strict.dtd">'
+)
+DECLARATIONS = ["", XHTML, "<?xml version='1.0' standalone='yes'?>"]
+
+
+@pytest.mark.parametrize("declaration", DECLARATIONS)
+def test_entities_of_html_are_replaced_without_a_dtd(tmp_path, declaration):
+    content = f"{declaration}<a b='&yen;'>caf&eacute; &mdash; na&iuml;ve &NotEqualTilde;&nbsp;</a>"
+    assert texts(tmp_path / "a.xml", content) == ["café — naïve \u2242\u0338\xa0"]
+    document = f"{declaration}<w><p><t>caf&eacute; &mdash; na&iuml;ve</t></p></w>"
+    found = texts(tmp_path / "a.docx", zip_of({"word/document.xml": document.encode()}))
+    assert found == ["café — naïve\n"]
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 20])
+def test_an_entity_may_be_split_between_blocks(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(text, "BLOCK", block)
+    assert texts(tmp_path / "a.xml", XHTML + "<a>caf&eacute;&mdash;na&iuml;ve</a>") == [
+        "café—naïve"
+    ]
+
+
+@pytest.mark.parametrize("declaration", DECLARATIONS)
+def test_other_undeclared_entities_are_an_error_by_name(tmp_path, declaration):
+    problem = r":\d: the entity chapter is declared neither in the file nor by HTML: declare it"
+    with pytest.raises(Unreadable, match=r"a\.xml" + problem):
+        texts(tmp_path / "a.xml", declaration + "<a>one &chapter; two</a>")
+    member = f"{declaration}<w><p><t>one &chapter; two</t></p></w>".encode()
+    with pytest.raises(Unreadable, match=r"a\.docx: word/document\.xml" + problem):
+        texts(tmp_path / "a.docx", zip_of({"word/document.xml": member}))
+
+
+def test_an_entity_declared_in_the_file_wins_over_that_of_html(tmp_path):
+    content = "<!DOCTYPE a SYSTEM 'a.dtd' [%iso; <!ENTITY who 'Ahab'>]><a>&eacute;</a>"
+    assert texts(tmp_path / "a.xml", content) == ["é"]
+    content = "<!DOCTYPE a SYSTEM 'a.dtd' [<!ENTITY eacute 'Ahab'>]><a>&eacute;</a>"
+    assert texts(tmp_path / "a.xml", content) == ["Ahab"]
+
+
+@pytest.mark.parametrize("content", ["<a><b></a>", "<a>", "text", "<a>&unknown</a>"])
 def test_broken_xml_is_refused_with_the_line(tmp_path, content):
     with pytest.raises(Unreadable, match=r"a\.xml:1: not XML: \w+"):
         texts(tmp_path / "a.xml", content)

@@ -246,7 +246,12 @@ def test_a_missing_source(folder, mistakes):
     [
         ("a.txt", b"", "a.txt: the file is empty"),
         ("a.txt", b" \n\t\n", "a.txt: the file contains only white space"),
-        ("a.txt", b"\x7fELF\0\0\x01", "a.txt: not a text file (it contains NUL bytes)"),
+        (
+            "a.txt",
+            b"\x7fELF\0\0\x01",
+            "a.txt: not a text file (it contains NUL bytes); if it is UTF-16 or UTF-32, "
+            "set encoding",
+        ),
         (
             "a.txt",
             "Käse aus Genève\ntwo ".encode() + b"caf\xe9\n",
@@ -484,11 +489,14 @@ def open_folder(finished, monkeypatch):
                 path.chmod(0o755)
 
 
+ANOTHER_FOLDER = "free some space or choose another folder (of a run: output_dir)"
+
+
 def test_a_read_only_output_folder(open_folder, mistakes):
     (open_folder / "results").mkdir(mode=0o555)
     with unprivileged():
         assert mistakes("train", "tiny.toml", "--set", "output_dir=results") == [
-            "cannot write results/tiny: Permission denied; free some space or name another folder"
+            f"cannot write results/tiny: Permission denied; {ANOTHER_FOLDER}"
         ]
 
 
@@ -500,10 +508,10 @@ def test_a_read_only_run_is_neither_resumed_nor_moved_but_can_be_used(
             path.chmod(0o555)
     with unprivileged():
         assert mistakes("train", "tiny.toml") == [
-            "cannot write trained/tiny: Permission denied; free some space or name another folder"
+            f"cannot write trained/tiny: Permission denied; {ANOTHER_FOLDER}"
         ]
         (line,) = mistakes("train", "tiny.toml", "--resume", "--set", "max_steps=6")
-        assert "Permission denied; free some space or name another folder" in line
+        assert f"Permission denied; {ANOTHER_FOLDER}" in line
         assert output(capsys, "generate", "tiny.toml", "a", "-s", "sampling_seed=1")
 
 
@@ -538,7 +546,7 @@ def test_a_disk_that_fills_while_saving_loses_no_checkpoint(trained, mistakes):
     with full_disk(room):  # for the weights, not for the optimizer's state, twice as large
         assert mistakes("train", "tiny.toml", "--resume", may_write=True) == [
             "cannot write trained/tiny/checkpoints/step-00000004: I/O error: File too large "
-            "(os error 27); free some space or name another folder"
+            f"(os error 27); {ANOTHER_FOLDER}"
         ]
     assert list(checkpoint.parent.iterdir()) == [checkpoint]
     assert content(checkpoint) == before
@@ -550,7 +558,7 @@ def test_a_disk_that_is_full_from_the_start(folder, mistakes):
     with full_disk(100):
         (line,) = mistakes("train", "tiny.toml", may_write=True)
     assert line.startswith("cannot write trained/tiny/")
-    assert line.endswith("; free some space or name another folder")
+    assert line.endswith(f"; {ANOTHER_FOLDER}")
     assert not [path for path in content(folder / "trained") if path.stat().st_size]
 
 
