@@ -43,11 +43,11 @@ def our_step(
     from src.config import Config
     from src.cuda_utils import select_precision
     from src.model import GPT2Model
+    from src.nn.heap import keep_freed_memory
     from src.train.graphed_backward import GraphedBackward
     from src.train.loss import NextTokenLoss
     from src.train.optimizer import make_optimizers
     from src.train.step import accumulate_gradients, apply_gradients, backward_of
-    from src.utils import keep_freed_memory
 
     rows, context, vocabulary, _, layers, heads, width = shape
     keep_freed_memory()  # as in a run

@@ -1,7 +1,6 @@
 """Seeding, atomic files, JSON, formatting of numbers, processes."""
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,15 +23,12 @@ from src.utils import (
     convert_write_errors,
     describe_path,
     exit_with_parent,
-    freed_memory_kept,
     human_bytes,
     human_time,
-    keep_freed_memory,
     parse_json,
     plural,
     read_bytes,
     read_json_object,
-    return_freed_memory,
     seed_everything,
     sha256_of,
     sync_file,
@@ -255,37 +250,6 @@ def test_a_process_ends_with_its_parent_and_takes_its_folder_along(tmp_path):
         parent.kill()
         assert parent.stdout.read() == ""
     assert not folder.exists()
-
-
-def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
-    asked = []
-    library = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    keep_freed_memory()
-    assert asked == [(-1, 2**31 - 1), (-4, 0)]
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
-    keep_freed_memory()
-    assert len(asked) == 2
-
-
-def test_kept_memory_is_returned_in_the_end(monkeypatch):
-    asked = []
-    library = SimpleNamespace(
-        mallopt=lambda *setting: asked.append(setting), malloc_trim=asked.append
-    )
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    with pytest.raises(AGI2Error), freed_memory_kept():
-        raise AGI2Error("in between")
-    assert asked == [(-1, 2**31 - 1), (-4, 0), (-1, 2**17), (-4, 2**16), (-3, 2**25), 0]
-
-
-def test_freed_memory_is_returned_to_the_kernel(monkeypatch):
-    asked = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=asked.append))
-    return_freed_memory()
-    assert asked == [0]
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
-    return_freed_memory()
 
 
 # Work in the background.

@@ -24,6 +24,7 @@ from ..data.planned_windows import training_batches
 from ..errors import AGI2Error
 from ..formats.model_dir import run_folder
 from ..model import GPT2Model
+from ..nn.heap import keep_freed_memory
 from ..train.estimates import (
     Memory,
     Sizes,
@@ -39,7 +40,7 @@ from ..train.setup import PreparedData, prepare
 from ..train.step import accumulate_gradients, apply_gradients
 from ..train.timing import measure_step, predict_duration
 from ..training import make_trainer
-from ..utils import human_bytes, human_time, keep_freed_memory, plural
+from ..utils import human_bytes, human_time, plural
 
 # Duration of the step benchmark in seconds, without the warm-up.
 _BENCHMARK_SECONDS = 8.0

@@ -22,9 +22,10 @@ import numpy as np
 
 from ..console import recorded_log, show_progress
 from ..errors import AGI2Error, one_line
+from ..nn.heap import return_freed_memory
 from ..tokenizer import FILE_NAME as TOKENIZER
 from ..tokenizer import Tokenizer
-from ..utils import log, read_json_object, return_freed_memory, sync_file, write_text
+from ..utils import log, read_json_object, sync_file, write_text
 from .corpus_options import CorpusOptions, TokenizerSource, key_of
 from .corpus_plan import plan_groups
 from .documents import ReadReport

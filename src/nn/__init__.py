@@ -2,6 +2,7 @@
 
 Flow: tensors in, tensors out; no configuration, no files.
 Start with: `kv_cache` for the state of a decode step, `decode_backend` for what computes one,
-`cpu_kernels` for how one runs in C; `quantized` has the int8 and int4 weights.
+`cpu_kernels` for how one runs in C; `quantized` has the int8 and int4 weights. Of training:
+`linear`, `block_attention`, `recompute`, `heap`.
 Rule: imports only `arguments` and `errors`; only this package loads compiled code.
 """

@@ -28,10 +28,10 @@ def activation_bytes(
     """Estimate the activation memory of one sequence, without logits, in bytes.
 
     The unit is a vector of `d_model` per token, in fp32. On a CPU a layer saves 12 of them for
-    backward, with dropout 16; the rest, and with gradient checkpointing all beyond 1 per layer, is heap
-    fragmentation: fitted to the peak memory of a process. On a GPU in half precision it is fitted
-    to GPT-2 124M (see `benchmarks/README.md`): bf16 on a CPU keeps about as much as fp32, because
-    attention and dropout are others.
+    backward, with dropout 16; the rest, and with gradient checkpointing all beyond 1 per layer, is
+    heap fragmentation: fitted to the peak memory of a process. On a GPU in half precision it is
+    fitted to GPT-2 124M (see `benchmarks/README.md`): bf16 on a CPU keeps about as much as fp32,
+    because attention and dropout are others.
 
     Args:
         architecture: the model's architecture.

@@ -17,8 +17,9 @@ from ..data.tokens import count_bytes
 from ..dataset import TextDataset
 from ..errors import AGI2Error, mask_secrets
 from ..model import GPT2Model
+from ..nn.heap import freed_memory_kept
 from ..tokenizer import Tokenizer
-from ..utils import freed_memory_kept, log
+from ..utils import log
 from .averaging import WeightAverage
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_manager import CheckpointManager, log_changes
