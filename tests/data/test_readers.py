@@ -6,6 +6,7 @@ from src.data import format_readers, formats, text
 from src.data.corpus import read_documents
 from src.data.documents import Document, ReadOptions, ReadReport
 from src.data.readers import iterate_documents
+from src.data.sources import find_sources
 from src.errors import AGI2Error
 from tests.data.document_corpus import damaged, plain, tar_of, write_corpus, zip_of
 from tests.data.reading import lines_of, read_with_report, texts, write
@@ -234,3 +235,10 @@ def test_a_document_of_the_built_in_corpus_is_counted():
     assert report.sources[0].documents == 1
     assert report.sources[0].characters == len(first.text)
     assert report.sources[0].amounts() == f"1 document, {len(first.text):,} characters"
+
+
+def test_standard_input_that_is_named_twice_is_read_once():
+    first, second = find_sources(["-", "-"])
+    assert [str(path) for path in first.files] == ["-"]
+    assert not second.files
+    assert "1 read already, such as -, which is -" in lines_of(second.skipped)
