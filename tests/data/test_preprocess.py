@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.config_loader import load_config
-from src.data import build, preprocess, readers, text
+from src.data import build, format_readers, preprocess, text
 from src.data.build import prepare_corpus
 from src.data.corpus import check_configured, check_sources
 from src.data.corpus_options import CorpusOptions
@@ -177,7 +177,7 @@ def test_an_installed_package_that_fails_is_named(tmp_path, monkeypatch):
 
 
 def test_large_documents_are_complete_and_have_a_limit(module, monkeypatch):
-    for each in (readers, text):
+    for each in (format_readers, text):
         monkeypatch.setattr(each, "MAX_CHARACTERS", 100)
     write(module, "def keep(text):\n    assert len(text) in (5, 500)\n    return text * 2")
     write(module.parent / "b.txt", "word " * 100)
