@@ -76,8 +76,9 @@ def _library_files() -> Iterator[tuple[str, Path]]:
         yield path.relative_to(root).as_posix(), path
 
 
-# Installed packages, tests, and the reference.
+# Installed packages, tests, the reference, and a hundred tables with one sentence each.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
+_SKIPPED_FOLDERS |= {"encodings"}
 
 
 def library_modules() -> list[Path]:
