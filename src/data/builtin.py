@@ -87,8 +87,14 @@ def library_modules() -> list[Path]:
     return [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
 
 
+# What many modules repeat, and a model would learn by heart.
+_LEGAL = re.compile(r"copyright|licen[cs]e|warrant|permission to use", re.IGNORECASE)
+
+
 def prose(text: str, without: Collection[str] = ()) -> list[str]:
     """Extract the paragraphs of plain sentences from a text, one per line, without markup.
+
+    Those about copyright and licences are left out.
 
     Args:
         text: the text.
@@ -103,7 +109,8 @@ def prose(text: str, without: Collection[str] = ()) -> list[str]:
         plain = len(re.findall(r"[A-Za-z ,.']", words))
         is_sentence = re.match(r"[A-Z][a-z]*\b", words) and words.endswith((".", ":", "!", "?"))
         is_long = words.count(" ") >= 6 and plain >= 0.95 * len(words)
-        if is_sentence and is_long and words not in without:
+        is_wanted = words not in without and not _LEGAL.search(words)
+        if is_sentence and is_long and is_wanted:
             paragraphs.append(words)
     return ["\n\n".join(paragraphs) + "\n"] if paragraphs else []
 

@@ -150,6 +150,8 @@ def test_prose_keeps_sentences_and_drops_the_rest():
 
     Table | of | things | and | {symbols} = [x] + (y) / 2, which <is> no %prose.
 
+    Copyright 2006 by somebody, who has licensed it under an agreement.
+
     Does it keep this one, which ends with a question?
     """
     first = "The first paragraph is plain English, in two lines."
