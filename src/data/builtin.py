@@ -52,8 +52,7 @@ def held_out_python_docs() -> Iterator[str]:
 
 
 def _is_held_out(name: str) -> bool:
-    # Of the ten shares that of 3 is about as hard for a trigram model as the others on average, and
-    # repeats least of them.
+    # The share of 3 is about as hard for a trigram model as the ten are on average.
     return zlib.crc32(name.encode()) % 10 == 3
 
 
