@@ -62,6 +62,9 @@ class FeedForward(nn.Module):
         self.expand = Linear(d_model, d_ff, bias=bias)
         self.contract = Linear(d_ff, d_model, bias=bias)
         self.dropout = Dropout(dropout)
+        self.recomputes = True
+        """Whether the activation is recomputed for its gradient; not within a checkpoint, which
+        recomputes all of it and would not free what this keeps."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the network to (B, T, C), or any (..., C); the shape is kept."""
@@ -69,7 +72,8 @@ class FeedForward(nn.Module):
         hidden = self.expand(x)
         activated = self.activation(hidden)
         dropped = self.dropout(activated)
-        if dropped is not activated or not (hidden.requires_grad and has_kernels(hidden)):
+        can_recompute = self.recomputes and hidden.requires_grad and has_kernels(hidden)
+        if dropped is not activated or not can_recompute:
             return self.dropout(self.contract(dropped))
         # Without dropout: the activation takes a hundredth of the time, and its output the most
         # memory of all.

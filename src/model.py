@@ -68,6 +68,8 @@ class GPT2Model(nn.Module):
             )
             for _ in range(config.n_layers)
         )
+        for block in self.blocks:
+            cast(TransformerBlock, block).ffn.recomputes = not config.gradient_checkpointing
         pre_norm = config.norm_position == "pre"
         self.final_norm = (
             nn.LayerNorm(config.d_model, bias=config.bias, dtype=torch.float32)

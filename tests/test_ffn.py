@@ -1,10 +1,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from src.config import GPT2Config
 from src.errors import AGI2Error
 from src.ffn import FeedForward
+from src.model import GPT2Model
 from tests.bounds import Bounded, assert_same_in_float64, assert_within, by_chance
+from tests.nn.kernels import needs_library
 
 TORCHS_OWN = {
     "gelu_tanh": nn.GELU(approximate="tanh"),
@@ -25,6 +29,32 @@ def test_two_linear_layers_around_each_activation(name, bias):
     hidden = hidden.activation(TORCHS_OWN[name], 1.13)
     expected = hidden.linear(ffn.contract.weight, ffn.contract.bias)
     assert_within(out, expected.exact, expected.error)
+
+
+@needs_library
+@pytest.mark.parametrize("is_checkpointed", [True, False])
+def test_the_activation_is_recomputed_and_a_checkpoint_keeps_nothing(is_checkpointed):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 7, "max_seq_len": 8, "d_model": 8, "n_layers": 1, "n_heads": 2}
+    model = GPT2Model(
+        GPT2Config(**sizes, dropout=0.0, gradient_checkpointing=is_checkpointed)
+    ).train()
+    ffn, kept = model.blocks[0].ffn, []
+
+    def note(_, given, out):
+        kept.extend(StorageWeakRef(each.untyped_storage()) for each in (given[0], out))
+
+    ffn.contract.register_forward_hook(note)
+    ffn.expand.register_forward_hook(note)
+    out = model(torch.arange(7)[None])
+    _, hidden, activated, _ = kept[:4]
+    assert hidden.expired() is is_checkpointed
+    assert activated.expired()
+    out.square().sum().backward()
+    found = [p.grad for p in model.parameters()]
+    ffn.recomputes = False
+    expected = torch.autograd.grad(model(torch.arange(7)[None]).square().sum(), model.parameters())
+    assert all(map(torch.equal, found, expected))
 
 
 def test_gelu_in_gpt2s_form_is_the_default():

@@ -86,7 +86,7 @@ def library_modules() -> list[Path]:
     return [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
 
 
-# What many modules repeat, and a model would learn by heart.
+# What many modules repeat, and a model would memorize.
 _LEGAL = re.compile(r"copyright|licen[cs]e|warrant|permission to use", re.IGNORECASE)
 
 
