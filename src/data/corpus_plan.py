@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..errors import AGI2Error
 from ..utils import log, plural
 from .corpus_options import CorpusOptions
 from .preferences import number_prompts
@@ -36,6 +37,21 @@ def plan_groups(
     Raises:
         AGI2Error: if nothing is left to train on.
     """
+    plan = _plan_kinds(scan, options, documents, sketches, texts, read)
+    if plan.holds_out and not plan.trains:
+        fraction = options.val_fraction
+        raise AGI2Error(f"nothing is left to train on: lower val_fraction, {fraction}")
+    return plan
+
+
+def _plan_kinds(
+    scan: Scan,
+    options: CorpusOptions,
+    documents: Sequence[Sequence[int]],
+    sketches: np.ndarray,
+    texts: Iterable[str],
+    read: ReadTexts | None,
+) -> SplitPlan:
     counts = [sum(each) for each in documents]
     first_conversation = counts[0] + counts[1]
     keys = (options.val_fraction, options.seed)

@@ -63,6 +63,14 @@ class SplitPlan:
         """Whether any text is held out."""
         return bool((self.cuts < self.characters).any())
 
+    @property
+    def trains(self) -> bool:
+        """Whether any text is training text."""
+        is_training = (self.cuts > 0) & (self.characters > 0)
+        if self.removed is not None:
+            is_training &= ~self.removed
+        return bool(is_training.any())
+
     def count_training_documents(self, sources: Sequence[int]) -> list[int]:
         """Count the training documents of each source; one that is split in several counts as such.
 

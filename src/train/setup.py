@@ -315,8 +315,8 @@ def _windows(corpus: Corpus, config: Config) -> tuple[TextDataset, TextDataset |
     if len(corpus.train) < 3:  # an end-of-text token before the text
         count = plural(max(0, len(corpus.train) - 1), "token")
         if len(corpus.val) and not config.val_sources:
-            what = f"{count} of the text are left to train on: at least 2 are needed"
-            raise AGI2Error(f"{what}; lower val_fraction, {config.val_fraction:g}")
+            what = f"the text that is left to train on has {count}: at least 2 are needed"
+            raise AGI2Error(f"{what}; lower val_fraction, {config.val_fraction}")
         raise AGI2Error(f"the text has {count}: at least 2 are needed")
     seq_len = config.seq_len
     train_data = TextDataset.from_shards(corpus.train, seq_len + 1, stride=seq_len)

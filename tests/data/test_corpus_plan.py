@@ -149,3 +149,9 @@ def test_prompts_on_both_sides_are_reported(caplog):
     others = [("And now?", "Well.", "Ill."), ("How are you?", "Well.", "Ill.")]
     assert plan_pairs(pairs[:3], others) == [False] * 3 + [True] * 2
     assert "the prompt of 1 held-out pair is that of a training pair" in caplog.text
+
+
+@pytest.mark.parametrize("fraction", [0.999999, 0.9999999])
+def test_text_of_which_all_is_held_out_is_refused(fraction):
+    with pytest.raises(AGI2Error, match=f"nothing is left to train on: .* val_fraction, {fraction}"):
+        plan(["ab" * 99], [], val_fraction=fraction)
