@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from .documents import Document
 from .fields import choose_field, listed
-from .inputs import Input
+from .inputs import BLOCK, Input
 from .text_files import Unreadable
 
 Choose = Callable[[Input, Any], list[str]]
@@ -15,6 +17,12 @@ Choose = Callable[[Input, Any], list[str]]
 
 # Rows that are in memory at a time.
 _ROWS = 256
+# The end of a file and the beginning of the next, where several were joined into one; before them
+# is the length of the metadata.
+_PARQUET_JOINT, _ARROW_JOINT = b"PAR1PAR1", b"ARROW1ARROW1\0\0"
+_LENGTH = 4
+# How each message of an Arrow stream begins.
+_MESSAGE = b"\xff\xff\xff\xff"
 
 
 def read_parquet(source: Input) -> Iterator[Document]:
@@ -31,25 +39,81 @@ def parquet_batches(source: Input, choose: Choose) -> Iterator[Any]:
     """Yield the batches of a Parquet file, with the columns that `choose` returns."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(source.seekable(), pre_buffer=False) as file:
+    stream = source.seekable()
+    with pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as file:
+        _check_single(source, stream, _PARQUET_JOINT, _possible_beginning(stream, file.metadata))
         columns = choose(source, file.schema_arrow)
         yield from file.iter_batches(_ROWS, columns=columns, use_threads=False)
 
 
 def arrow_batches(source: Input, choose: Choose) -> Iterator[Any]:
-    """Yield the batches of an Arrow file or stream, with the columns that `choose` returns."""
+    """Yield the batches of an Arrow file or stream, with the columns that `choose` returns.
+
+    Several streams, one after the other, are read as one.
+    """
     import pyarrow
 
     if source.stream.peek(6)[:6] == b"ARROW1":
-        with pyarrow.ipc.open_file(source.seekable()) as file:
+        whole = source.seekable()
+        _check_single(source, whole, _ARROW_JOINT)
+        with pyarrow.ipc.open_file(whole) as file:
             columns = choose(source, file.schema)
             for number in range(file.num_record_batches):
                 yield file.get_batch(number).select(columns)
-    else:
+        return
+    is_next = True
+    while is_next:
         with pyarrow.ipc.open_stream(source.stream) as stream:
             columns = choose(source, stream.schema)
             for batch in stream:
                 yield batch.select(columns)
+        is_next = source.stream.peek(len(_MESSAGE)).startswith(_MESSAGE)
+
+
+def _possible_beginning(file: IO[bytes], metadata: Any) -> int:
+    """Return at how many bytes from the beginning of a Parquet file another one may begin.
+
+    It is before this one where bytes between the columns and the metadata are not only indices, as
+    all places are counted from the beginning.
+    """
+    metadata_end = file.seek(-8, io.SEEK_END)
+    begin = metadata_end - int.from_bytes(file.read(4), "little")
+    groups = metadata.num_row_groups
+    last = metadata.row_group(groups - 1) if groups else None
+    columns = [last.column(number) for number in range(last.num_columns)] if last else []
+    ends = [
+        min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+        + column.total_compressed_size
+        for column in columns
+    ]
+    half = len(_PARQUET_JOINT) // 2
+    return begin - max(ends, default=half) + half
+
+
+def _check_single(source: Input, file: IO[bytes], joint: bytes, limit: int | None = None) -> None:
+    """Check that a file is not several, of which the places of the last one are wrong.
+
+    Args:
+        source: the input.
+        file: its bytes; afterwards, at their beginning.
+        joint: the end of one and the beginning of the next.
+        limit: number of bytes that may be before the last one; by default, any.
+
+    Raises:
+        Unreadable: if it is.
+    """
+    rest, tail = file.seek(0, io.SEEK_END) if limit is None else limit, b""
+    file.seek(0)
+    pattern = re.compile(b"(.{%d})%s" % (_LENGTH, joint), re.DOTALL)
+    while rest > 0 and (block := file.read(min(rest, BLOCK))):
+        rest -= len(block)
+        data = tail + block
+        # Before it is the length of metadata, which a text is not.
+        lengths = [int.from_bytes(each, "little") for each in pattern.findall(data)]
+        if lengths and min(lengths) < file.tell():
+            raise source.error("damaged", "several files joined into one: save each as its own")
+        tail = data[1 - len(joint) - _LENGTH :]
+    file.seek(0)
 
 
 def _column(source: Input, schema: Any) -> list[str]:

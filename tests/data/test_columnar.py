@@ -94,3 +94,29 @@ def test_damage_is_named_with_the_row(tmp_path, monkeypatch):
     content = bytearray(arrow_of(pyarrow.concat_tables([table, table.slice(0)])))
     with pytest.raises(Unreadable, match=r"a\.arrow row 601: damaged: "):
         texts(tmp_path / "a.arrow", bytes(content[: len(content) - 3000]))
+
+
+@pytest.mark.parametrize("count", [1, 5, 600])
+@pytest.mark.parametrize(("name", "write_rows"), [("a.parquet", parquet), ("a.arrow", arrow)])
+def test_files_joined_into_one_are_refused(tmp_path, name, write_rows, count):
+    write(tmp_path / name, write_rows(ROWS[:count]) + write_rows(ROWS[:5]))
+    with pytest.raises(Unreadable, match=f"{name}: several files joined into one"):
+        read_with_report(tmp_path / name)
+
+
+def test_streams_joined_into_one_are_all_read(tmp_path):
+    parts = [arrow_stream(ROWS[first : first + 200]) for first in (0, 200, 400)]
+    found = documents(tmp_path / "a.arrow", b"".join(parts))
+    assert [each.text for each in found] == ROWS
+    assert found[599].source.endswith("row 600")
+
+
+@pytest.mark.parametrize("options", [{}, {"write_page_index": True}, {"row_group_size": 7}])
+def test_indices_and_text_like_a_joint_are_no_joint(tmp_path, options):
+    rows = ["bytes: PAR1PAR1, ARROW1ARROW1", *ROWS]
+    data = parquet_of(pyarrow.table({"text": rows}), compression="none", **options)
+    assert texts(tmp_path / "a.parquet", data) == rows
+    assert texts(tmp_path / "a.arrow", arrow(rows)) == rows
+    write(tmp_path / "b.parquet", data + data)
+    with pytest.raises(Unreadable, match="joined"):
+        read_with_report(tmp_path / "b.parquet")

@@ -153,5 +153,7 @@ def test_prompts_on_both_sides_are_reported(caplog):
 
 @pytest.mark.parametrize("fraction", [0.999999, 0.9999999])
 def test_text_of_which_all_is_held_out_is_refused(fraction):
-    with pytest.raises(AGI2Error, match=f"nothing is left to train on: .* val_fraction, {fraction}"):
+    with pytest.raises(
+        AGI2Error, match=f"nothing is left to train on: .* val_fraction, {fraction}"
+    ):
         plan(["ab" * 99], [], val_fraction=fraction)
