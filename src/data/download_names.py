@@ -48,8 +48,18 @@ _SUFFIXES = {
     "application/x-zip-compressed": ".zip",
     "application/x-tar": ".tar",
 }
+COMPRESSIONS = {
+    "gzip": ".gz",
+    "x-gzip": ".gz",
+    "bzip2": ".bz2",
+    "x-bzip2": ".bz2",
+    "xz": ".xz",
+    "x-xz": ".xz",
+    "zstd": ".zst",
+}
+"""Suffixes of the compressions of HTTP answers that are read."""
 _FAMILIES = {"+xml": ".xml", "+json": ".json"}
-# Of programs on servers, whose output is a page rather than this.
+# Of programs on servers, whose output is what they say rather than this.
 _PROGRAMS = (".php", ".pl")
 _PAGES = (".html", ".htm", ".xhtml")
 
@@ -120,11 +130,26 @@ def response_suffix(url: str, final_url: str, headers: Message) -> str:
     """
     name, kind = _last_part(url), headers.get_content_type()
     suffix = _SUFFIXES.get(kind, "") or _FAMILIES.get(kind[kind.rfind("+") :], "")
-    is_page = suffix in _PAGES
-    if known_suffix(name) and not (is_page and name.lower().endswith(_PROGRAMS)):
-        return ""
     named = known_suffix(PurePosixPath(headers.get_filename("")).name)
+    is_output = bool(named or suffix) and name.lower().endswith(_PROGRAMS)
+    if known_suffix(name) and not is_output:
+        return ""
     return named or suffix or known_suffix(_last_part(final_url))
+
+
+def content_encoding(headers: Message) -> str:
+    """Return the compression of a response; empty for none."""
+    encoding: str = headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def compressed_suffix(url: str, headers: Message) -> str:
+    """Return the suffix of the compression of a response, or none if the URL ends in it.
+
+    Servers say of a file that is compressed that its content is.
+    """
+    suffix = COMPRESSIONS.get(content_encoding(headers), "")
+    return "" if known_suffix(_last_part(url)).endswith(suffix) else suffix
 
 
 def response_charset(headers: Message) -> str:

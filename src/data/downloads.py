@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import http.client
 import os
+import selectors
 import threading
 import urllib.error
 import urllib.parse
@@ -26,12 +27,15 @@ from ..utils import (
     sync_file,
     sync_folder,
 )
-from .charsets import encoding_of_mark
+from .charsets import UTF8, encoding_of_mark, is_wide
 from .documents import ReadOptions, SourceReport
 from .download_names import (
+    COMPRESSIONS,
     cache_folder,
     cached_path,
     charset_of,
+    compressed_suffix,
+    content_encoding,
     expects_page,
     find_cached,
     response_charset,
@@ -58,6 +62,8 @@ DEADLINE = 1800.0
 MAX_BYTES = 4 * 10**9
 """Maximum size of a download, in bytes."""
 _SOCKET_TIMEOUT = 30.0  # socket timeout, in seconds: the longest wait for the next byte
+# Seconds to wait at the end of an answer for the server to close the connection.
+_CLOSE_TIMEOUT = 1.0
 _CHUNK = 2**16
 
 
@@ -224,17 +230,23 @@ class _Transfer:
         with _opener().open(_request(self._url), timeout=_SOCKET_TIMEOUT) as response:
             length = _check_response(response, self._url, self._max_bytes)
             self.suffix = response_suffix(self._url, response.url, response.headers)
+            self.suffix += compressed_suffix(self._url, response.headers)
             self.charset = response_charset(response.headers)
             count = 0
+            if length is not None:
+                response.length = length + 1  # to see whether there is more than it said
             # `read1` makes one system call, so that the loop sees `_is_cancelled` between two.
-            while not self._is_cancelled.is_set() and count != length:
-                rest = _CHUNK if length is None else min(_CHUNK, length - count)
-                chunk = response.read1(rest)
+            while not self._is_cancelled.is_set():
+                if count == length and not _is_ready(response):
+                    break
+                chunk = response.read1(_CHUNK)
                 if not chunk:
                     break
                 count += len(chunk)
                 if count > self._max_bytes:
                     raise _RejectedResponse(f"it is larger than {human_bytes(self._max_bytes)}")
+                if length is not None and count > length:
+                    raise _RejectedResponse(f"it has more than the {length:,} bytes that it says")
                 with _write_errors_converted():
                     _write(self._file, chunk)
         if length is not None and count < length:
@@ -245,15 +257,24 @@ def _check_response(response: Any, url: str, max_bytes: int) -> int | None:
     """Check a response's status and headers; return its length in bytes, or `None` if unknown."""
     if response.status != 200:
         raise _RejectedResponse(f"{response.status} {response.reason}")
-    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
+    encoding = content_encoding(response.headers)
+    if encoding and encoding not in COMPRESSIONS:
         raise _RejectedResponse(f"the response is compressed ({encoding})")
+    if len(set(response.headers.get_all("Content-Length", []))) > 1:
+        raise _RejectedResponse("the server says several lengths")
     if "html" in response.headers.get_content_type() and not expects_page(url):
         raise _UnexpectedPage
     length: int | None = response.length
     if length is not None and length > max_bytes:
         raise _RejectedResponse(f"it is {human_bytes(length)}, more than {human_bytes(max_bytes)}")
     return length
+
+
+def _is_ready(response: Any) -> bool:
+    """Return whether a connection has more bytes, or is closed; wait for that a moment."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(response, selectors.EVENT_READ)
+        return bool(selector.select(_CLOSE_TIMEOUT))
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
@@ -275,16 +296,27 @@ def _checked_charset(path: Path, url: str, filename: str, charset: str) -> str:
         return ""
     if format_of(filename, head) not in _MARKED:
         return ""
-    decoder = codecs.getincrementaldecoder(charset)()
+    if not is_wide(charset) and _is_encoded(path, UTF8):
+        if not _is_encoded(path, "ascii"):
+            log.warning("%s", one_line(f"{url}: the server says {charset}, but it is UTF-8"))
+            return ""
+    elif not _is_encoded(path, charset):
+        log.warning("%s", one_line(f"{url}: the server says {charset}, which it is not"))
+        return ""
+    return charset
+
+
+def _is_encoded(path: Path, encoding: str) -> bool:
+    """Return whether all of a file is text in an encoding."""
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
         with open(path, "rb") as file:
             while chunk := file.read(_CHUNK):
                 decoder.decode(chunk)
             decoder.decode(b"", True)
     except UnicodeError:
-        log.warning("%s", one_line(f"{url}: the server says {charset}, which it is not"))
-        return ""
-    return charset
+        return False
+    return True
 
 
 # Of JSON the encoding is UTF-8, whatever the server says.

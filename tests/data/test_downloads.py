@@ -47,6 +47,7 @@ class Library(BaseHTTPRequestHandler):
     def do_GET(self):
         cls = type(self)
         cls.asked += (self.path,)
+        self.close_connection = "kept-open" not in self.path
         cls.logins += (self.headers.get("Authorization"),)
         if "redirect" in self.path:
             self.send_response(302)
@@ -179,17 +180,20 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
         ("a.txt", {}, b"\n<!-- x --><!DOCTYPE html><p>Sign in", "a web page, not text"),
         (
             "a.txt",
-            {"Content-Encoding": "gzip"},
+            {"Content-Encoding": "br"},
             gzip.compress(b"text", mtime=0),
-            r"compressed \(gzip\)",
+            r"compressed \(br\)",
         ),
+        ("a.txt", {"Content-Encoding": "gzip"}, b"text", "does not begin as gzip data does"),
+        ("a.txt", {"Content-Length": "3"}, b"text", "it has more than the 3 bytes that it says"),
+        ("a.txt", {"Content-Length": "4", "content-length": "5"}, b"text", "says several lengths"),
         ("a.txt", {"Content-Length": "2000000000000"}, b"text", "it is 2.0 TB, more than 4.0 GB"),
         ("broken.txt", {}, b"text", "the connection closed after 4 of 54 bytes"),
         ("a.txt", {"Transfer-Encoding": "chunked", "Content-Length": None}, b"5\r\nte", "cannot"),
         (
             "a.txt.gz",
-            {"Content-Length": "20"},
-            gzip.compress(b"text", mtime=0),
+            {},
+            gzip.compress(b"text", mtime=0)[:20],
             "cut short gzip data",
         ),
         ("a.csv.bz2", {}, bz2.compress(b"text")[:-4], "damaged or cut short bzip2 data"),
@@ -266,9 +270,10 @@ def test_a_size_is_bounded_whatever_the_header_says(library, tmp_path, length):
     if length is None:
         with pytest.raises(AGI2Error, match=r"it is larger than 100\.0 KB"):
             download(f"{library}/a.txt", max_bytes=100_000)
-        assert not cached_files(tmp_path)
     else:
-        assert download(f"{library}/a.txt", max_bytes=100_000).read_bytes() == b"aaa"
+        with pytest.raises(AGI2Error, match=r"more than the 3 bytes"):
+            download(f"{library}/a.txt", max_bytes=100_000)
+    assert not cached_files(tmp_path)
 
 
 def test_a_server_that_drips_is_given_up_at_the_deadline(library, tmp_path):
@@ -379,6 +384,24 @@ JSON = b'[{"text": "one"}, {"text": "two"}]'
         ),
         ("a.txt", {"Content-Type": "application/json"}, JSON, [JSON.decode()]),
         ("get", {"Content-Type": "application/octet-stream"}, b"plain <p>", ["plain <p>"]),
+        ("dl.php", {"Content-Type": "text/csv"}, b"id,text\n1,one\n2,two", ["one", "two"]),
+        ("dl.PL", {"Content-Disposition": "attachment; filename=a.json"}, JSON, ["one", "two"]),
+        ("a.php", {"Content-Type": "text/plain"}, b"<?php x", ["<?php x"]),
+        ("a.txt", {"Content-Encoding": "gzip"}, gzip.compress(b"one", mtime=0), ["one"]),
+        ("a.txt.gz", {"Content-Encoding": "x-gzip"}, gzip.compress(b"one", mtime=0), ["one"]),
+        (
+            "a.tgz",
+            {"Content-Encoding": "x-gzip"},
+            gzip.compress(tar_of({"a.txt": b"one"}), mtime=0),
+            ["one"],
+        ),
+        ("a.json", {"Content-Encoding": "bzip2"}, bz2.compress(JSON), ["one", "two"]),
+        (
+            "get",
+            {"Content-Encoding": "GZIP", "Content-Type": "application/json"},
+            gzip.compress(JSON, mtime=0),
+            ["one", "two"],
+        ),
     ],
 )
 def test_a_response_names_its_format(library, tmp_path, path, headers, content, expected):
@@ -418,6 +441,8 @@ RUSSIAN = "Привет мир"
         # What the server says is not so, or is no encoding of a text.
         ("a.txt", "utf-16", b"plain", {}, "plain"),
         ("a.txt", "rot13", b"plain", {}, "plain"),
+        ("a.txt", "iso-8859-1", RUSSIAN.encode(), {}, RUSSIAN),
+        ("page.html", "koi8-r", f"<p>{RUSSIAN}".encode(), {}, f"{RUSSIAN}\n"),
         ("a.txt", "utf-8", RUSSIAN.encode(), {}, RUSSIAN),
         ("a.json", "koi8-r", f'["{RUSSIAN}"]'.encode(), {}, RUSSIAN),
         ("a.txt.gz", "koi8-r", gzip.compress(RUSSIAN.encode(), mtime=0), {}, RUSSIAN),
@@ -441,6 +466,15 @@ def test_the_encoding_that_a_server_names_is_noted(library, caplog):
     Library.headers_to_send = {"Content-Type": "text/plain; charset=utf-16"}
     read(f"{library}/b.txt")
     assert "b.txt: the server says utf-16, which it is not" in caplog.text
+    Library.content = RUSSIAN.encode()
+    Library.headers_to_send = {"Content-Type": "text/plain; charset=latin-1"}
+    read(f"{library}/c.txt")
+    assert "c.txt: the server says cp1252, but it is UTF-8" in caplog.text
+
+
+def test_a_server_that_keeps_the_connection_open_is_not_waited_for(library, monkeypatch):
+    monkeypatch.setattr(downloads, "_CLOSE_TIMEOUT", 0.01)
+    assert read(f"{library}/kept-open.txt") == ["Call me Ishmael.\n"]
 
 
 def test_a_page_that_is_saved_by_hand_is_read_or_refused(library):
