@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import IO, Any
 
 from .documents import Document
-from .fields import choose_field, listed
+from .fields import are_texts, choose_field, listed
+from .formats import NOT_READ
 from .inputs import BLOCK, Input
 from .text_files import Unreadable
 
-Choose = Callable[[Input, Any], list[str]]
-"""Returns the names of the columns to read, of a schema."""
+Rows = Callable[[list[str]], Any]
+"""Returns the first batch of some columns; None if there is none."""
+Choose = Callable[[Input, Any, Rows], list[str]]
+"""Returns the names of the columns to read, by a schema and the first rows."""
 
 # Rows that are in memory at a time.
 _ROWS = 256
@@ -42,8 +46,12 @@ def parquet_batches(source: Input, choose: Choose) -> Iterator[Any]:
     stream = source.seekable()
     with pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as file:
         _check_single(source, stream, _PARQUET_JOINT, _possible_beginning(stream, file.metadata))
-        columns = choose(source, file.schema_arrow)
-        yield from file.iter_batches(_ROWS, columns=columns, use_threads=False)
+
+        def batches(columns: list[str]) -> Iterator[Any]:
+            return file.iter_batches(_ROWS, columns=columns, use_threads=False)
+
+        columns = choose(source, file.schema_arrow, lambda each: next(batches(each), None))
+        yield from batches(columns)
 
 
 def arrow_batches(source: Input, choose: Choose) -> Iterator[Any]:
@@ -53,21 +61,30 @@ def arrow_batches(source: Input, choose: Choose) -> Iterator[Any]:
     """
     import pyarrow
 
-    if source.stream.peek(6)[:6] == b"ARROW1":
+    head = source.stream.peek(6)
+    if head.startswith(b"FEA1"):
+        what = "a Feather file of version 1: save it again, as version 2"
+        raise source.error(NOT_READ, what)
+    if head.startswith(b"ARROW1"):
         whole = source.seekable()
         _check_single(source, whole, _ARROW_JOINT)
         with pyarrow.ipc.open_file(whole) as file:
-            columns = choose(source, file.schema)
-            for number in range(file.num_record_batches):
-                yield file.get_batch(number).select(columns)
+            numbers = range(file.num_record_batches)
+            yield from _chosen(source, file.schema, map(file.get_batch, numbers), choose)
         return
     is_next = True
     while is_next:
         with pyarrow.ipc.open_stream(source.stream) as stream:
-            columns = choose(source, stream.schema)
-            for batch in stream:
-                yield batch.select(columns)
+            yield from _chosen(source, stream.schema, stream, choose)
         is_next = source.stream.peek(len(_MESSAGE)).startswith(_MESSAGE)
+
+
+def _chosen(source: Input, schema: Any, batches: Iterable[Any], choose: Choose) -> Iterator[Any]:
+    """Yield batches with the columns that `choose` returns."""
+    rest = iter(batches)
+    first = list(islice(rest, 1))
+    columns = choose(source, schema, lambda each: first[0].select(each) if first else None)
+    yield from (batch.select(columns) for batch in chain(first, rest))
 
 
 def _possible_beginning(file: IO[bytes], metadata: Any) -> int:
@@ -116,8 +133,10 @@ def _check_single(source: Input, file: IO[bytes], joint: bytes, limit: int | Non
     file.seek(0)
 
 
-def _column(source: Input, schema: Any) -> list[str]:
+def _column(source: Input, schema: Any, rows: Rows) -> list[str]:
     names, texts = list(schema.names), text_columns(schema)
+    if len(texts) > 1:
+        texts = _without_categories(texts, rows) or texts
     advice = "set text_field"
     if not texts and names:
         advice = f"none of them is text ({names[0]} is {schema.field(0).type}): {_JOIN}"
@@ -135,6 +154,16 @@ def _column(source: Input, schema: Any) -> list[str]:
 
 
 _JOIN = "save the text of each row in a column of strings"
+
+
+def _without_categories(texts: list[str], rows: Rows) -> list[str]:
+    """Return those of the columns whose first rows are texts, rather than categories."""
+    names = [name for name in texts if texts.count(name) == 1]
+    first = rows(names)
+    if first is None:
+        return texts
+    columns = zip(names, first.slice(0, _ROWS).columns, strict=True)
+    return [name for name, column in columns if are_texts(column.drop_null().to_pylist())]
 
 
 def text_columns(schema: Any) -> list[str]:

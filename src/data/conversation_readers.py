@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import AGI2Error
 from .chat_template import Message
-from .columnar import arrow_batches, numbered_rows, parquet_batches, text_columns
+from .columnar import Rows, arrow_batches, numbered_rows, parquet_batches, text_columns
 from .conversations import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
@@ -151,7 +151,7 @@ def _read_columns(
 ) -> tuple[Iterator[Record], Parse]:
     pair: Pair | None = None
 
-    def choose(source: Input, schema: Any) -> list[str]:
+    def choose(source: Input, schema: Any, _: Rows) -> list[str]:
         nonlocal pair
         more = [name for name in ("system", "system_prompt") if name in schema.names]
         found = next((name for name in MESSAGE_FIELDS if name in schema.names), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import AGI2Error
-from .columnar import arrow_batches, numbered_rows, parquet_batches
+from .columnar import Rows, arrow_batches, numbered_rows, parquet_batches
 from .conversation_readers import normalized, open_lines
 from .conversations import PREFERENCE_FIELDS, has_pair, to_text
 from .documents import Document
@@ -78,7 +78,7 @@ def _read_arrow(source: Input, broken: BrokenLines) -> Iterator[Record]:
 def _read_columns(
     source: Input, broken: BrokenLines, batches: Callable[..., Iterator[Any]]
 ) -> Iterator[Record]:
-    def choose(source: Input, schema: Any) -> list[str]:
+    def choose(source: Input, schema: Any, _: Rows) -> list[str]:
         _check_columns(source, schema.names)
         return [name for name in _COLUMNS if name in schema.names]
 

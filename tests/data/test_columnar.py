@@ -26,6 +26,13 @@ def arrow_of(table):
     return sink.getvalue()
 
 
+def arrow_file_of(table):
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "write_rows"), [("a.parquet", parquet), ("a.arrow", arrow), ("b.arrow", arrow_stream)]
 )
@@ -120,3 +127,27 @@ def test_indices_and_text_like_a_joint_are_no_joint(tmp_path, options):
     write(tmp_path / "b.parquet", data + data)
     with pytest.raises(Unreadable, match="joined"):
         read_with_report(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "write_table"),
+    [("a.parquet", parquet_of), ("a.arrow", arrow_of), ("b.arrow", arrow_file_of)],
+)
+def test_columns_of_categories_are_no_candidates(tmp_path, name, write_table):
+    bodies = [f"body {number}" for number in range(30)]
+    columns = {"lang": ["en"] * 30, "date": ["2026-01-02"] * 30, "body": bodies}
+    table = pyarrow.table(columns)
+    write(tmp_path / name, write_table(table))
+    found, report = read_with_report(tmp_path / name)
+    assert found == bodies
+    assert "read in the field 'body'" in lines_of(report.notes)
+    for other in (table.select(["lang", "date"]), table.slice(0, 0)):
+        write(tmp_path / name, write_table(other))
+        with pytest.raises(Unreadable, match="no field 'text' among lang, date"):
+            read_with_report(tmp_path / name)
+
+
+def test_feather_of_version_1_is_named(tmp_path):
+    write(tmp_path / "a.feather", b"FEA1" + bytes(99))
+    with pytest.raises(Unreadable, match=r"a\.feather: a Feather file of version 1: save it again"):
+        read_with_report(tmp_path / "a.feather")
