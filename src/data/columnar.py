@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -44,8 +43,8 @@ def parquet_batches(source: Input, choose: Choose) -> Iterator[Any]:
     import pyarrow.parquet
 
     stream = source.seekable()
+    _check_single(source, stream, _PARQUET_JOINT)
     with pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as file:
-        _check_single(source, stream, _PARQUET_JOINT, _possible_beginning(stream, file.metadata))
 
         def batches(columns: list[str]) -> Iterator[Any]:
             return file.iter_batches(_ROWS, columns=columns, use_threads=False)
@@ -87,46 +86,24 @@ def _chosen(source: Input, schema: Any, batches: Iterable[Any], choose: Choose) 
     yield from (batch.select(columns) for batch in chain(first, rest))
 
 
-def _possible_beginning(file: IO[bytes], metadata: Any) -> int:
-    """Return at how many bytes from the beginning of a Parquet file another one may begin.
-
-    It is before this one where bytes between the columns and the metadata are not only indices, as
-    all places are counted from the beginning.
-    """
-    metadata_end = file.seek(-8, io.SEEK_END)
-    begin = metadata_end - int.from_bytes(file.read(4), "little")
-    groups = metadata.num_row_groups
-    last = metadata.row_group(groups - 1) if groups else None
-    columns = [last.column(number) for number in range(last.num_columns)] if last else []
-    ends = [
-        min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
-        + column.total_compressed_size
-        for column in columns
-    ]
-    half = len(_PARQUET_JOINT) // 2
-    return begin - max(ends, default=half) + half
-
-
-def _check_single(source: Input, file: IO[bytes], joint: bytes, limit: int | None = None) -> None:
+def _check_single(source: Input, file: IO[bytes], joint: bytes) -> None:
     """Check that a file is not several, of which the places of the last one are wrong.
 
     Args:
         source: the input.
         file: its bytes; afterwards, at their beginning.
         joint: the end of one and the beginning of the next.
-        limit: number of bytes that may be before the last one; by default, any.
 
     Raises:
         Unreadable: if it is.
     """
-    rest, tail = file.seek(0, io.SEEK_END) if limit is None else limit, b""
-    file.seek(0)
-    pattern = re.compile(b"(.{%d})%s" % (_LENGTH, joint), re.DOTALL)
-    while rest > 0 and (block := file.read(min(rest, BLOCK))):
-        rest -= len(block)
+    tail = b""
+    pattern = re.compile(re.escape(joint))
+    while block := file.read(BLOCK):
         data = tail + block
         # Before it is the length of metadata, which a text is not.
-        lengths = [int.from_bytes(each, "little") for each in pattern.findall(data)]
+        starts = [found.start() for found in pattern.finditer(data)]
+        lengths = [int.from_bytes(data[max(0, at - _LENGTH) : at], "little") for at in starts]
         if lengths and min(lengths) < file.tell():
             raise source.error("damaged", "several files joined into one: save each as its own")
         tail = data[1 - len(joint) - _LENGTH :]
@@ -163,6 +140,7 @@ def _without_categories(texts: list[str], rows: Rows) -> list[str]:
     if first is None:
         return texts
     columns = zip(names, first.slice(0, _ROWS).columns, strict=True)
+    first.validate(full=True)
     return [name for name, column in columns if are_texts(column.drop_null().to_pylist())]
 
 
@@ -215,5 +193,6 @@ _END: Any = object()
 
 def _values(batches: Iterator[Any]) -> Iterator[Any]:
     for batch in batches:
+        batch.validate(full=True)  # else damaged offsets are read as they are: a crash
         for start in range(0, len(batch), _ROWS):
             yield from batch.slice(start, _ROWS).to_pylist()

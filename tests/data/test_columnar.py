@@ -151,3 +151,13 @@ def test_feather_of_version_1_is_named(tmp_path):
     write(tmp_path / "a.feather", b"FEA1" + bytes(99))
     with pytest.raises(Unreadable, match=r"a\.feather: a Feather file of version 1: save it again"):
         read_with_report(tmp_path / "a.feather")
+
+
+def test_damaged_offsets_are_an_error_rather_than_a_crash(tmp_path):
+    data = bytearray(arrow_of(pyarrow.table({"text": ["one", "two", "three"]})))
+    offsets = b"".join(end.to_bytes(4, "little") for end in (0, 3, 6, 11))
+    at = data.index(offsets)
+    data[at + 4 : at + 8] = (2**30).to_bytes(4, "little")
+    write(tmp_path / "a.arrow", bytes(data))
+    with pytest.raises(Unreadable, match=r"a\.arrow: damaged: Offset"):
+        read_with_report(tmp_path / "a.arrow")
