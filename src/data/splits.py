@@ -48,8 +48,9 @@ def split_documents(
 
     Returns:
         Training documents and validation documents. From 20 distinct documents on, complete ones
-        are held out until the fraction is reached, near-duplicates together; with fewer, the end
-        of each is held out, and with it the passages of other documents that are copies of it.
+        are held out until the fraction is reached, near-duplicates together, and the end of those
+        beside which the others are few; with fewer, the end of each is held out, and with it the
+        passages of other documents that are copies of it.
     """
     if val_fraction == 0:
         return list(documents), []
@@ -222,13 +223,16 @@ def _plans(
             groups = cluster_near_duplicates(texts.shingles, len(texts), threshold)
             groups = _linked(groups, texts, *linked)
             related = len(texts) - int(is_root(groups).sum())
-            chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
-            held_out = int(lengths[chosen].sum())
+            chosen, is_cut = _choose_or_cut(groups, lengths, val_fraction, seed)
+            if are_whole:
+                is_cut[:] = False
+            held_out = int(lengths[chosen].sum() + val_fraction * lengths[is_cut].sum())
             # Near-duplicate clusters can be too large to hold out: then too little is held out, and
             # the next threshold makes smaller ones. Without any, the documents are just long.
             if chosen.any() and (not related or held_out >= val_fraction * total / 2):
-                cuts = np.where(chosen[texts.index_of], 0, scan.characters)
-                yield SplitPlan(scan.characters, cuts), related
+                cuts = np.where(is_cut, _ends(texts, val_fraction), texts.lengths)
+                cuts[chosen] = 0
+                yield SplitPlan(scan.characters, cuts[texts.index_of]), related
                 if not related:
                     return
             elif not related:
@@ -236,9 +240,9 @@ def _plans(
     if are_whole:
         apart = np.arange(len(texts), dtype=index_type(len(texts)))
         groups = _linked(apart.copy(), texts, linked[1])
-        chosen = _choose_held_out(groups, lengths, val_fraction * total, seed)
+        chosen, _ = _choose_or_cut(groups, lengths, val_fraction, seed)
         if not chosen.any():
-            chosen = _choose_held_out(apart, lengths, val_fraction * total, seed)
+            chosen, _ = _choose_or_cut(apart, lengths, val_fraction, seed)
         yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters)), 0
     else:
         yield _split_each(scan, texts, val_fraction), 0
@@ -250,6 +254,27 @@ def _linked(groups: np.ndarray, texts: Texts, *linked: Pairs | None) -> np.ndarr
         if pairs is not None:
             groups = link(groups, *(texts.index_of[each] for each in pairs))
     return groups
+
+
+def _choose_or_cut(
+    groups: np.ndarray, lengths: np.ndarray, val_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose groups of texts to hold out as wholes, and long texts to hold out the ends of.
+
+    Beside a book, as many notes as a tenth of all text may be all notes: then a tenth of the notes
+    is chosen, and the end of the book.
+
+    Returns:
+        The masks, (T,), of the texts to hold out and of those to cut.
+    """
+    totals = sums_of(lengths, groups, len(groups))[groups]
+    wanted = val_fraction * int(lengths.sum())
+    is_long = totals > 2 * wanted
+    others = int(lengths[~is_long].sum())
+    if others >= 2 * wanted or not others:
+        return _choose_held_out(groups, lengths, wanted, seed), np.zeros(len(groups), bool)
+    is_alone = totals == lengths
+    return _choose_held_out(groups, lengths, val_fraction * others, seed), is_long & is_alone
 
 
 def _choose_held_out(
@@ -282,9 +307,14 @@ def _choose_held_out(
 _CHUNK = 2**16  # elements of an array that are Python objects at a time
 
 
+def _ends(texts: Texts, val_fraction: float) -> np.ndarray:
+    """Return where the end of each text that is to be held out begins, (T,)."""
+    return (texts.lengths * (1 - val_fraction)).astype(np.int64)
+
+
 def _split_each(scan: Scan, texts: Texts, val_fraction: float) -> SplitPlan:
     """Hold out the end of each document; near-duplicates are split together."""
-    cuts = (texts.lengths * (1 - val_fraction)).astype(np.int64)
+    cuts = _ends(texts, val_fraction)
     split: dict[int, list[Span]] = {}
     groups = cluster_near_duplicates(texts.shingles, len(texts), _NEAR_DUPLICATE_THRESHOLDS[0])
     for members in _groups_to_compare(texts, groups):
