@@ -11,7 +11,8 @@ from ..tokenizer import Tokenizer
 from .documents import SOURCE_KEYS, ReadOptions
 from .token_cache import corpus_key
 
-_FORMAT = 2  # which files and fields are read is part of it
+# Changes with what is read of which files, and with how it is split.
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
