@@ -1,15 +1,8 @@
 import bz2
-import contextlib
 import gzip
 import os
 import re
-import socket
-import threading
-import time
-import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -20,76 +13,7 @@ from src.data.download_names import cache_folder, cached_path
 from src.data.downloads import download
 from src.errors import AGI2Error
 from tests.data.document_corpus import tar_of, zip_of
-from tests.data.test_gutenberg import framed
-
-BOOK = framed("Call me Ishmael.")
-
-
-def read(source):
-    return list(read_documents(str(source)))
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
-    return path
-
-
-class Library(BaseHTTPRequestHandler):
-    """Lends one book, notes who asks, and answers badly where the path says so."""
-
-    content = b""
-    asked = ()
-    logins = ()
-    headers_to_send: ClassVar[dict] = {}
-    redirect = ""
-
-    def do_GET(self):
-        cls = type(self)
-        cls.asked += (self.path,)
-        self.close_connection = "kept-open" not in self.path
-        cls.logins += (self.headers.get("Authorization"),)
-        if "redirect" in self.path:
-            self.send_response(302)
-            self.send_header("Location", cls.redirect)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        status = {"/missing.txt": 404, "/nothing.txt": 204, "/part.txt": 206}
-        self.send_response(status.get(self.path.split("?")[0], 200))
-        headers = {"Content-Length": str(len(self.content) + 50 * ("broken" in self.path))}
-        for name, value in {**headers, **self.headers_to_send}.items():
-            if value is not None:
-                self.send_header(name, value)
-        self.end_headers()
-        if "slow" in self.path:
-            with contextlib.suppress(OSError):
-                for _ in range(600):
-                    self.wfile.write(b"a")
-                    time.sleep(0.1)
-            return
-        self.wfile.write(self.content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def library(tmp_path, monkeypatch):
-    """The address of a server on this machine; downloads go to `cache`, which is not there yet."""
-    monkeypatch.setenv("AGI2_CACHE", str(tmp_path / "cache" / "deep"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-    Library.content, Library.asked, Library.logins = BOOK.encode(), (), ()
-    Library.headers_to_send, Library.redirect = {}, ""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Library) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def cached_files(tmp_path):
-    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+from tests.data.library import BOOK, Library, cached_files, read, write
 
 
 def test_a_url_is_downloaded_once_stripped_and_kept_in_the_cache(library, tmp_path):
@@ -224,24 +148,6 @@ def test_a_compressed_download_is_kept_if_it_is_complete(library, tmp_path):
     assert len(cached_files(tmp_path)) == 1
 
 
-def test_what_is_wrong_with_an_answer_is_said(library, monkeypatch):
-    Library.headers_to_send = {"Transfer-Encoding": "chunked", "Content-Length": None}
-    Library.content = b"5\r\nte"
-    with pytest.raises(AGI2Error, match=r"\(the connection closed before the end"):
-        download(f"{library}/a.txt")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(downloads, "_SOCKET_TIMEOUT", 0.2)
-        with pytest.raises(AGI2Error, match=r"\(no byte for 0 s\)"):  # nothing accepts it
-            download(f"http://127.0.0.1:{server.getsockname()[1]}/a.txt")
-        server.accept()[0].close()
-        monkeypatch.setattr(downloads, "_SOCKET_TIMEOUT", 30)
-        answer = threading.Thread(target=lambda: server.accept()[0].sendall(b"220 ready\r\n"))
-        answer.start()
-        with pytest.raises(AGI2Error, match=r"\(the answer is not HTTP\)"):
-            download(f"http://127.0.0.1:{server.getsockname()[1]}/a.txt")
-        answer.join()
-
-
 def test_a_downloaded_file_that_is_not_text_after_all_says_how_to_download_it_again(library):
     """Such as one that was saved by hand, which is not deleted."""
     url = f"{library}/a.rtf"
@@ -262,94 +168,6 @@ def test_a_failed_download_is_not_tried_again_for_each_key(library):
 def test_a_web_page_that_is_asked_for_by_name_is_text(library):
     Library.content, Library.headers_to_send = b"<html><p>Hi", {"Content-Type": "text/html"}
     assert read(f"{library}/page.html") == ["Hi\n"]
-
-
-@pytest.mark.parametrize("length", [None, "3"])
-def test_a_size_is_bounded_whatever_the_header_says(library, tmp_path, length):
-    Library.content, Library.headers_to_send = b"a" * 300_000, {"Content-Length": length}
-    if length is None:
-        with pytest.raises(AGI2Error, match=r"it is larger than 100\.0 KB"):
-            download(f"{library}/a.txt", max_bytes=100_000)
-    else:
-        with pytest.raises(AGI2Error, match=r"more than the 3 bytes"):
-            download(f"{library}/a.txt", max_bytes=100_000)
-    assert not cached_files(tmp_path)
-
-
-def test_a_server_that_drips_is_given_up_at_the_deadline(library, tmp_path):
-    Library.headers_to_send = {"Content-Length": None}
-    with pytest.raises(AGI2Error, match=r"it takes longer than 1 s\); fetch it by"):
-        download(f"{library}/slow.txt", deadline=0.7)
-    assert not cached_files(tmp_path)
-    assert not any(path.name.startswith(".") for path in (tmp_path / "cache").rglob("*"))
-
-
-def test_redirects_are_followed_a_few_times(library):
-    Library.redirect = "/book.txt"
-    assert read(f"{library}/redirect.txt") == ["Call me Ishmael.\n"]
-    Library.redirect = "/redirect-again.txt"
-    with pytest.raises(AGI2Error, match=r"\(302 more than 5 redirects, or one to itself: Found\)"):
-        download(f"{library}/redirect-again.txt")
-    assert len(Library.asked) < 12
-
-
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:,text"])
-def test_redirects_away_from_the_web_are_refused(library, tmp_path, target):
-    Library.redirect = target
-    scheme = target.split(":")[0]
-    with pytest.raises(
-        AGI2Error, match=f"it redirects from http: to {scheme}:|'{scheme}:.*not allowed"
-    ):
-        download(f"{library}/redirect.txt")
-    assert not cached_files(tmp_path)
-
-
-@pytest.mark.parametrize("target", ["http://b/", "file:///b", "ftp://b/"])
-def test_https_is_left_for_nothing_else(target):
-    request = urllib.request.Request("https://a/")
-    with pytest.raises(downloads._RejectedResponse, match="it redirects from https:"):
-        downloads._Redirects().redirect_request(request, None, 302, "", {}, target)
-    followed = downloads._Redirects().redirect_request(request, None, 302, "", {}, "https://b/")
-    assert followed.full_url == "https://b/"
-
-
-def test_a_login_is_sent_to_its_server_alone_and_never_shown(library, tmp_path, caplog):
-    url = library.replace("://", "://me:s%65cret@")
-    Library.redirect = "/book.txt"
-    with caplog.at_level("INFO", "agi2"):
-        download(f"{url}/redirect.txt?token=hidden")
-    assert Library.logins == ("Basic bWU6c2VjcmV0",) * 2
-    Library.redirect = library.replace("127.0.0.1", "localhost") + "/book.txt"
-    download(f"{url}/redirect.txt?again")
-    assert Library.logins[-1] is None
-    with pytest.raises(AGI2Error) as caught:
-        download(f"{url}/missing.txt?token=hidden")
-    names = " ".join(path.name for path in cached_files(tmp_path))
-    for said in (caplog.text, str(caught.value), names, download(url).name):
-        assert not re.search("cret|hidden|me:", said)
-    assert "://***@127.0.0.1" in caplog.text
-    assert "?token=***" in caplog.text
-
-
-def test_an_address_beyond_ascii_is_quoted(library):
-    assert read(f"{library}/B\u00e4r 1%20.txt") == ["Call me Ishmael.\n"]
-    assert Library.asked == ("/B%C3%A4r%201%20.txt",)
-
-
-def test_a_redirect_to_another_host_is_logged(library, caplog):
-    caplog.set_level("INFO", "agi2")
-    Library.redirect = library.replace("127.0.0.1", "localhost") + "/book.txt"
-    download(f"{library}/redirect.txt")
-    host = library.removeprefix("http://")
-    line = f"{host} redirects to {host.replace('127.0.0.1', 'localhost')}"
-    assert [each for each in caplog.messages if "redirects" in each] == [line]
-    caplog.clear()
-    Library.redirect = "/book.txt"
-    download(f"{library}/redirect2.txt")
-    assert not any("redirects" in each for each in caplog.messages)
-    request = urllib.request.Request("https://a/")
-    downloads._Redirects().redirect_request(request, None, 302, "", {}, "https://me:secret@b/")
-    assert caplog.messages[-1] == "a redirects to b"
 
 
 JSON = b'[{"text": "one"}, {"text": "two"}]'
@@ -472,11 +290,6 @@ def test_the_encoding_that_a_server_names_is_noted(library, caplog):
     assert "c.txt: the server says cp1252, but it is UTF-8" in caplog.text
 
 
-def test_a_server_that_keeps_the_connection_open_is_not_waited_for(library, monkeypatch):
-    monkeypatch.setattr(downloads, "_CLOSE_TIMEOUT", 0.01)
-    assert read(f"{library}/kept-open.txt") == ["Call me Ishmael.\n"]
-
-
 def test_a_page_that_is_saved_by_hand_is_read_or_refused(library):
     Library.content, Library.headers_to_send = b"<p>Hi", {"Content-Type": "text/html"}
     url = f"{library}/a.csv"
@@ -499,12 +312,6 @@ def test_a_full_disk_is_said(library, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    class Full:
-        write = fail
-
-    transfer = downloads._Transfer(f"{library}/a.txt", Full(), 10**6)
-    with pytest.raises(AGI2Error, match=_FULL):
-        transfer.run(10)
     monkeypatch.setattr(downloads, "sync_file", fail)
     with pytest.raises(AGI2Error, match=_FULL):
         download(f"{library}/b.txt")
