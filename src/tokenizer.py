@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -373,6 +374,7 @@ def new_tokenizer(
 
 
 def _fetch_gpt2() -> Tokenizer:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it warns at each try
     try:
         library = tokenizers.Tokenizer.from_pretrained("openai-community/gpt2")
     except Exception as error:  # network and cache errors are of many types

@@ -37,10 +37,10 @@ from .splits import SplitPlan
 from .text_store import Cursor, TextStore
 from .token_cache import (
     FILE_HASHES,
-    LOCK,
     FileHashes,
     Files,
     convert_cache_errors,
+    delete_files,
     delete_unused,
     exclusive,
     find_cache,
@@ -318,9 +318,7 @@ class CorpusBuilder:
             sizes = {_TEXT: scan.sizes.sum(), _SKETCHES: len(scan) * SKETCH.itemsize}
             if all((self._folder / name).stat().st_size == sizes[name] for name in sizes):
                 return _Text(self._folder, scan, progress["documents"], progress["log"])
-        for each in self._folder.iterdir():
-            if each.name != LOCK:
-                each.unlink()
+        delete_files(self._folder)
         if files is not None:
             with show_progress("reading the text", is_determinate=files.size > 0) as advance:
                 size = max(1, files.size)

@@ -40,9 +40,9 @@ from .split_plan import Span, SplitPlan
 from .text_store import TextStore
 from .token_cache import (
     FILE_HASHES,
-    LOCK,
     FileHashes,
     convert_cache_errors,
+    delete_files,
     exclusive,
     find_cache,
     identity_of,
@@ -290,9 +290,7 @@ class _PartialBuild:
             builder = CorpusBuilder(corpus, self._options, self._source, self._hashes)
             if builder.open() is not None:
                 return
-            for each in corpus.iterdir():
-                if each.name != LOCK:
-                    each.unlink()
+            delete_files(corpus)
             for stream, name in zip(self._streams, SPLITS, strict=True):
                 content[name] = self._place(stream, corpus)
             content["train"].source_documents = content.pop("source_documents")

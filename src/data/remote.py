@@ -160,18 +160,18 @@ def check_protocol(name: str) -> None:
         raise AGI2Error(
             f"{name}: {protocol}:// needs fsspec, which is not installed: {_INSTALL} fsspec"
         )
-    from fsspec.registry import known_implementations, registry
+    from fsspec.registry import get_filesystem_class
 
-    if protocol in registry:
-        return
-    known = known_implementations.get(protocol)
-    if known is None:
-        raise AGI2Error(f"{name}: no file system is called {protocol}, as s3, gs, hf or sftp are")
-    package = known["class"].split(".")[0]
-    if find_spec(package) is None:
+    try:
+        get_filesystem_class(protocol)
+    except ValueError as error:
+        what = f"no file system is called {protocol}, as s3, gs, hf or sftp are"
+        raise AGI2Error(f"{name}: {what}") from error
+    except ImportError as error:
+        package = getattr(error.__cause__, "name", None) or protocol
         raise AGI2Error(
             f"{name}: {protocol}:// needs {package}, which is not installed: {_INSTALL} {package}"
-        )
+        ) from error
 
 
 def find_remote(name: str, skipped: Skipped) -> tuple[list[RemoteFile], bool]:

@@ -64,6 +64,14 @@ class SplitPlan:
         return bool((self.cuts < self.characters).any())
 
     @property
+    def held_out_characters(self) -> int:
+        """Number of characters that are held out."""
+        sizes = np.maximum(0, self.characters - self.cuts)
+        for document, spans in self.exceptions.items():
+            sizes[document] = sum(end - start for start, end, held_out in spans if held_out)
+        return int(sizes.sum() if self.removed is None else sizes[~self.removed].sum())
+
+    @property
     def trains(self) -> bool:
         """Whether any text is training text."""
         is_training = (self.cuts > 0) & (self.characters > 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
 from ..errors import AGI2Error
 from ..utils import log, plural
@@ -19,6 +18,7 @@ from .dedup import (
     passages,
 )
 from .document_arrays import index_type, ranks_of, sums_of
+from .held_out import choose_or_cut
 from .resemblance import ReadTexts
 from .scan import Scan, Texts, scan_texts
 from .split_plan import Span as Span
@@ -97,7 +97,22 @@ def plan_split(
         log.info("%s text with others: kept on one side", share)
     if best.holds_out:
         _log_leakage(best_leakage, are_whole)
+        _log_share(best, val_fraction)
     return best
+
+
+def _log_share(plan: SplitPlan, val_fraction: float) -> None:
+    total = int(plan.characters.sum())
+    share = plan.held_out_characters / max(1, total)
+    if not val_fraction / 2 <= share <= 1.5 * val_fraction and total >= _MIN_SHARED:
+        log.warning(
+            "%s %% of the text is held out rather than %s %%, as documents are long or share text",
+            *(f"{100 * each:.3g}" for each in (share, val_fraction)),
+        )
+
+
+# Characters of a text from which its share that is held out should be the one asked for.
+_MIN_SHARED = 10_000
 
 
 def plan_corpus(
@@ -223,7 +238,7 @@ def _plans(
             groups = cluster_near_duplicates(texts.shingles, len(texts), threshold)
             groups = _linked(groups, texts, *linked)
             related = len(texts) - int(is_root(groups).sum())
-            chosen, is_cut = _choose_or_cut(groups, lengths, val_fraction, seed)
+            chosen, is_cut = choose_or_cut(groups, lengths, val_fraction, seed)
             if are_whole:
                 is_cut[:] = False
             held_out = int(lengths[chosen].sum() + val_fraction * lengths[is_cut].sum())
@@ -240,9 +255,9 @@ def _plans(
     if are_whole:
         apart = np.arange(len(texts), dtype=index_type(len(texts)))
         groups = _linked(apart.copy(), texts, linked[1])
-        chosen, _ = _choose_or_cut(groups, lengths, val_fraction, seed)
+        chosen, _ = choose_or_cut(groups, lengths, val_fraction, seed)
         if not chosen.any():
-            chosen, _ = _choose_or_cut(apart, lengths, val_fraction, seed)
+            chosen, _ = choose_or_cut(apart, lengths, val_fraction, seed)
         yield SplitPlan(scan.characters, np.where(chosen[texts.index_of], 0, scan.characters)), 0
     else:
         yield _split_each(scan, texts, val_fraction), 0
@@ -254,57 +269,6 @@ def _linked(groups: np.ndarray, texts: Texts, *linked: Pairs | None) -> np.ndarr
         if pairs is not None:
             groups = link(groups, *(texts.index_of[each] for each in pairs))
     return groups
-
-
-def _choose_or_cut(
-    groups: np.ndarray, lengths: np.ndarray, val_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose groups of texts to hold out as wholes, and long texts to hold out the ends of.
-
-    Beside a book, as many notes as a tenth of all text may be all notes: then a tenth of the notes
-    is chosen, and the end of the book.
-
-    Returns:
-        The masks, (T,), of the texts to hold out and of those to cut.
-    """
-    totals = sums_of(lengths, groups, len(groups))[groups]
-    wanted = val_fraction * int(lengths.sum())
-    is_long = totals > 2 * wanted
-    others = int(lengths[~is_long].sum())
-    if others >= 2 * wanted or not others:
-        return _choose_held_out(groups, lengths, wanted, seed), np.zeros(len(groups), bool)
-    is_alone = totals == lengths
-    return _choose_held_out(groups, lengths, val_fraction * others, seed), is_long & is_alone
-
-
-def _choose_held_out(
-    groups: np.ndarray, lengths: np.ndarray, wanted: float, seed: int
-) -> np.ndarray:
-    """Choose groups of texts to hold out, in random order, until `wanted` characters are.
-
-    Returns:
-        The mask, (T,), of the texts to hold out.
-    """
-    roots = np.arange(len(groups), dtype=groups.dtype)[is_root(groups)]
-    totals = lengths if len(roots) == len(groups) else sums_of(lengths, groups, len(groups))
-    generator = torch.Generator("cpu").manual_seed(seed)
-    dtype = torch.int32 if len(roots) < 2**31 else torch.int64
-    order = torch.randperm(len(roots), generator=generator, dtype=dtype, device="cpu").numpy()
-    is_chosen = np.zeros(len(groups), bool)
-    remaining = wanted
-    for first in range(0, len(order), _CHUNK):
-        chunk = roots[order[first : first + _CHUNK]]
-        for root, length in zip(chunk.tolist(), totals[chunk].tolist(), strict=True):
-            # A group that would overshoot by more than half its length stays in training.
-            if length <= 2 * remaining:
-                is_chosen[root] = True
-                remaining -= length
-        if remaining < 0:
-            break
-    return is_chosen[groups]
-
-
-_CHUNK = 2**16  # elements of an array that are Python objects at a time
 
 
 def _ends(texts: Texts, val_fraction: float) -> np.ndarray:

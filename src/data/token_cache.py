@@ -141,6 +141,13 @@ def delete_unused(root: Path) -> None:
 _KEPT_DAYS = 90
 
 
+def delete_files(folder: Path) -> None:
+    """Delete the files of a corpus, except its lock and folders that other programs have made."""
+    for path in folder.iterdir():
+        if path.name != LOCK and not path.is_dir():
+            path.unlink()
+
+
 def stamp_of(path: Path) -> list[int]:
     """Return what changes if a file does: size, times of modification and change, inode number."""
     status = os.stat(path)

@@ -60,7 +60,11 @@ def prepare(sources, cache, tokenizer=None, writer=ShardWriter, **options):
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 @pytest.fixture
@@ -328,6 +332,7 @@ def test_a_damaged_corpus_is_found_and_built_again(sources, cache, name, damage,
         path.write_bytes(content)
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    (before.folder / "@eaDir").mkdir()  # as some file servers do
     corpus = prepare(sources, cache)
     is_checked = damage != "altered" or name != "corpus.json"
     if is_checked:

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import sys
 
 import fsspec
 import pyarrow
@@ -95,14 +96,15 @@ def test_what_is_not_there_is_named_in_a_line(memory, name, message):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(remote, "find_spec", lambda name: None if name == "s3fs" else True)
-    with pytest.raises(AGI2Error, match=r"s3:// needs s3fs, .* pip install s3fs$"):
-        find_sources("s3://bucket/a.txt", fetch=False)
+    for name, package in {"s3://bucket/a.txt": "s3fs", "sftp://host/a.txt": "paramiko"}.items():
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(AGI2Error, match=rf":// needs {package}, .* pip install {package}$"):
+            find_sources(name, fetch=False)
     monkeypatch.setattr(remote, "find_spec", lambda name: None)
     with pytest.raises(AGI2Error, match=r"--extra remote or pip install fsspec$"):
         check_protocol("s3://bucket/a.txt")
     monkeypatch.setattr(remote, "find_spec", lambda name: True)
-    check_protocol("s3://bucket/a.txt")
+    check_protocol("memory://bucket/a.txt")
 
 
 def test_sources_are_checked_without_a_connection(memory):

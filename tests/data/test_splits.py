@@ -1,4 +1,5 @@
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -209,6 +210,15 @@ def test_many_drafts_of_one_text_are_split_within(caplog):
     train, held_out = split_documents(documents, 0.1)
     assert leak(train, held_out) <= 0.02
     assert 0.03 < len("".join(held_out)) / len("".join(documents)) < 0.4
+
+
+def test_a_share_other_than_the_one_asked_for_is_said(caplog):
+    text = words(random.Random(7), 9000).split()
+    split_documents([" ".join(text[at : at + 300]) for at in range(0, 8700, 50)], 0.1)
+    assert re.search(r"1\d\.\d % of the text is held out rather than 10 %, as doc", caplog.text)
+    caplog.clear()
+    split_documents([" ".join(text[at : at + 50]) for at in range(0, 9000, 50)], 0.1)
+    assert "rather than" not in caplog.text
 
 
 def test_the_documents_on_one_side_are_counted_once_whatever_was_tried(caplog):
