@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import re
 
+from .alphabets import best_encoding
+
 UTF8 = "utf-8"
 
 _MARKS = {
@@ -32,66 +34,12 @@ _COMMON = {"koi8_t": "koi8_r", "cp1125": "cp866", "kz1048": "cp1251", "ptcp154":
 # Characters that no text has many of: not white space, escapes, backspaces and the end of a file.
 _CONTROL = re.compile("[\0-\x07\x0b\x0e-\x19\x1c-\x1f\x7f-\x84\x86-\x9f]")
 _MAX_CONTROL = 0.02
-_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 # Bytes of a sample: more does not change a guess, which takes longer than the decoding.
-_SAMPLE = 2**15
+_SAMPLE = 2**13
 
-# Letters beyond ASCII of languages in the Latin and the Greek alphabet.
-_ALPHABETS = [
-    "àâæçéèêëîïôœùûüÿ",
-    "äöüßéà",
-    "áéíñóúü¿¡",
-    "ãáâàçéêíóôõú",
-    "àèéìîòù",
-    "åäöæøéü",
-    "áðéíóúýþæö",
-    "ąćęłńóśźż",
-    "áčďéěíňóřšťúůýž",
-    "áäčďéíĺľňóôŕšťúýž",
-    "áéíóöőúüű",
-    "ăâîșțşţ",
-    "čćđšž",
-    "çğıöşüİâî",
-    "ąčęėįšųūž",
-    "āčēģīķļņšūž",
-    "äõöüšž",
-    "αβγδεζηθικλμνξοπρσςτυφχψωάέήίόύώϊϋΐΰ",
-]
-_LETTERS = [frozenset(letters + letters.upper()) for letters in _ALPHABETS]
-# Punctuation that texts of every language contain.
-_PUNCTUATION = frozenset("‘’‚‛“”„‟–—…«»‹›°§€£ªº·©®™\xa0\xad")
-# From the most to the least common: the first of those with the same score is chosen.
-_LATIN = (
-    "cp1252",
-    "cp1250",
-    "iso8859_2",
-    "cp1254",
-    "cp1257",
-    "iso8859_15",
-    "mac_roman",
-    "cp850",
-    "cp852",
-)
-_GREEK = ("cp1253", "iso8859_7")
-
-
-_KANA = re.compile("[\u3041-\u30fa]")
-_JAPANESE = ("cp932", "euc_jp")
-# Share of kana from which a text is Japanese: other texts in these encodings have next to none.
-_MIN_KANA = 0.2
-_HANGUL = re.compile("[\uac00-\ud7a3]")
 _COMMON_HAN = re.compile("[的一不是了人我在有他]")
 # Share of them from which a text is Chinese.
 _MIN_HAN = 0.02
-# Encodings of Chinese, Japanese and Korean, and characters that some of each text are.
-_WIDE = (
-    ("cp932", _KANA, 0.02),
-    ("euc_jp", _KANA, 0.02),
-    ("big5", _COMMON_HAN, 0.02),
-    ("gb18030", _COMMON_HAN, 0.02),
-    ("cp949", _HANGUL, 0.7),
-    ("johab", _HANGUL, 0.7),
-)
 
 
 def encoding_of_mark(head: bytes) -> str | None:
@@ -169,8 +117,8 @@ def is_damaged_utf8(block: bytes) -> bool:
 def guess_encoding(block: bytes) -> str | None:
     """Guess the encoding of a text that is not UTF-8, from a block of it.
 
-    In the Latin and the Greek alphabet, the choice is the encoding in which most characters beyond
-    ASCII are letters of one language; otherwise, that of `charset_normalizer`.
+    The choice is the encoding in which the block is the most probable text of a language; if it is
+    probable in none, that of `charset_normalizer`.
 
     Returns:
         A name that `codecs` knows, or None.
@@ -178,27 +126,23 @@ def guess_encoding(block: bytes) -> str | None:
     if escaped := escaped_encoding(block):
         return escaped
     sample = _sample(block)
-    if _is_latin(sample):
-        return _best_alphabet(sample, _LATIN)
-    kana, japanese = max((_share(_KANA, sample, name), name) for name in _JAPANESE)
-    if kana > _MIN_KANA:
-        return japanese
+    likely, is_clear = best_encoding(sample)
+    if likely and is_clear and is_valid(block, likely):
+        return likely
     from charset_normalizer import from_bytes  # 40 ms, for the few texts that are not UTF-8
 
     names = (match.encoding for match in from_bytes(sample))
     best = next((name for name in names if is_valid(block, name)), None)
     if best is None:
-        return _wide_encoding(block, sample) or _best_alphabet(sample, _LATIN)
-    if best in _GREEK:
-        return _best_alphabet(sample, _GREEK)
+        return likely
     common = _COMMON.get(best, best)
     return common if is_valid(block, common) else best
 
 
 def _sample(block: bytes) -> bytes:
-    """Return the lines with bytes beyond ASCII, which alone differ between encodings."""
+    """Return the lines with bytes beyond ASCII, which alone differ between encodings, once each."""
     lines = [line for line in block.split(b"\n")[:-1] or [block] if not line.isascii()]
-    joined = b"\n".join(lines or [block])
+    joined = b"\n".join(dict.fromkeys(lines) or [block])
     if len(joined) <= _SAMPLE:
         return joined
     # To the end of a character: no encoding has a character with one of these bytes in it.
@@ -206,45 +150,7 @@ def _sample(block: bytes) -> bytes:
     return joined[: end if end > 0 else _SAMPLE]
 
 
-def _wide_encoding(block: bytes, sample: bytes) -> str | None:
-    """Return the encoding of Chinese, Japanese or Korean that gives a text of such characters."""
-    return next(
-        (
-            name
-            for name, characters, share in _WIDE
-            if _share(characters, sample, name) >= share and is_valid(block, name)
-        ),
-        None,
-    )
-
-
-def _is_latin(sample: bytes) -> bool:
-    """Return whether bytes beyond ASCII are among ASCII letters, as accented letters are."""
-    runs = [len(run) for run in _HIGH_BYTES.findall(sample)]
-    single = sum(length for length in runs if length <= 2)
-    letters = sum(bytes([byte]).isalpha() for byte in sample if byte < 128)
-    return single > 0.7 * sum(runs) and letters > sum(runs)
-
-
 def _share(characters: re.Pattern[str], sample: bytes, encoding: str) -> float:
     """Return the share of such characters among those beyond ASCII."""
     text = sample.decode(encoding, "replace")
     return len(characters.findall(text)) / max(1, sum(not each.isascii() for each in text))
-
-
-def _best_alphabet(sample: bytes, encodings: tuple[str, ...]) -> str | None:
-    scores = {name: _alphabet_score(sample, name) for name in encodings}
-    best = max(encodings, key=lambda name: scores[name])
-    return best if scores[best] >= 0 else None
-
-
-def _alphabet_score(sample: bytes, encoding: str) -> float:
-    """Return the share of characters beyond ASCII that one language uses, or -1 if not valid."""
-    try:
-        text = sample.decode(encoding)
-    except UnicodeDecodeError:
-        return -1.0
-    beyond = [character for character in text if not character.isascii()]
-    letters = [character for character in beyond if character not in _PUNCTUATION]
-    known = max(sum(each in alphabet for each in letters) for alphabet in _LETTERS)
-    return (known + len(beyond) - len(letters)) / max(len(beyond), 1)

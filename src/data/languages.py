@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-# The most frequent words of texts, without those that several of these languages share much.
-_WORDS = {
+WORDS = {
     "English": "the of and to in that is was for it with as his on be at by had not but from",
     "German": "der die und das nicht den von zu ist mit sich auf dem ein eine ich auch als war er",
     "French": "le la les de des et un une que qui dans est pas pour sur il elle au plus ne du",
@@ -38,8 +37,9 @@ _WORDS = {
     "Hebrew": "של את על לא הוא זה כי גם עם היא אני או אם יש כל אל היה מה אך",
     "Greek": "και το να η του της με που για από ο την τα είναι στο δεν τον ότι στην θα των",
 }  # fmt: skip
+"""The most frequent words of texts, without those that several of these languages share much."""
 _OF_WORD: dict[str, list[str]] = {}
-for _name, _words in _WORDS.items():
+for _name, _words in WORDS.items():
     for _word in set(_words.split()):
         _OF_WORD.setdefault(_word, []).append(_name)
 # Scripts that one language uses almost alone, by their first and last characters.
@@ -56,7 +56,7 @@ _BY_SCRIPT = (
     ("Hindi or another language in Devanagari", re.compile("[\u0900-\u097f]")),
 )
 UNDETERMINED = "undetermined"
-LANGUAGES = (*_WORDS, *(name for name, _ in _BY_SCRIPT))
+LANGUAGES = (*WORDS, *(name for name, _ in _BY_SCRIPT))
 """The languages that are told apart."""
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -85,8 +85,8 @@ def guess_language(text: str) -> str:
         for name in _OF_WORD.get(word, ()):
             scores[name] += count
             known[name] += len(word) > 1 or not word.isascii()  # letters are names, too
-    # Of equals, the first one in `_WORDS`.
-    best = max(_WORDS, key=lambda name: scores[name])
+    # Of equals, the first one in `WORDS`.
+    best = max(WORDS, key=lambda name: scores[name])
     is_varied = known[best] >= _MIN_KNOWN
     return best if is_varied and scores[best] >= _MIN_SHARE * len(words) else UNDETERMINED
 
