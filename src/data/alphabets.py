@@ -215,6 +215,19 @@ def best_encoding(sample: bytes) -> tuple[str | None, bool]:
     return best, bits[best] < each * high + _MAX_ASCII * letters
 
 
+def chance_bits(text: str) -> float:
+    """Return by how many bits a text is more probable as letters of a language than by chance.
+
+    By chance, each character of two bytes takes 16 bits.
+    """
+    counts = Counter(text)
+    alphabets = [*_LATIN.values(), *_CYRILLIC, *_GREEK, *_HEBREW, *_ARABIC, *_THAI]
+    tables = [_letter_bits(letters) | _PUNCTUATION for letters in alphabets]
+    bits = [sum(table.get(each, 24.0) * n for each, n in counts.items()) for table in tables]
+    wide = [_text_bits(counts, language) for languages in _WIDE.values() for language in languages]
+    return 16 * len(text) - min(bits + wide)
+
+
 _ASCII_LETTERS = (string.ascii_lowercase + string.ascii_uppercase).encode()
 
 

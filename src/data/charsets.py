@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from .alphabets import best_encoding
+from .alphabets import best_encoding, chance_bits
 
 UTF8 = "utf-8"
 
@@ -18,6 +18,13 @@ _MARKS = {
 }
 _JAPANESE_ESCAPE = re.compile(rb"\x1b\$[@B]")
 _KOREAN_ESCAPE = b"\x1b$)C"
+_CHINESE_ESCAPE = re.compile(rb"\x1b\$(\)[AEG]|\*H)")
+NO_CODEC = "iso2022_cn"
+"""Name of the Chinese ISO-2022, which is recognized but for which Python has no codec."""
+# A run of characters in UTF-7.
+_UTF7_RUN = re.compile(rb"\+([A-Za-z0-9+/]+)")
+# Bits by which different runs must be more probable as letters of a language than by chance.
+_MIN_UTF7_BITS = 40
 # What programs call an encoding, and the one with more characters that they mean by it.
 _SUPERSETS = {
     "iso8859-1": "cp1252",
@@ -62,19 +69,32 @@ def is_valid(block: bytes, encoding: str) -> bool:
 
 
 def escaped_encoding(block: bytes) -> str | None:
-    """Return the name of the Japanese or Korean ISO-2022, or of HZ, that a block is in, if it is.
+    """Return the name of the ISO-2022, of HZ or of UTF-7 that a block is in, if it is.
 
-    Its bytes are those of ASCII.
+    Its bytes are those of ASCII. ISO-2022-CN is `NO_CODEC`.
     """
     if b"~{" in block and b"~}" in block and block.isascii() and is_valid(block, "hz"):
         return "hz" if _share(_COMMON_HAN, block, "hz") >= _MIN_HAN else None
     if b"\x1b$" not in block or not block.isascii():
-        return None
+        return "utf_7" if _is_utf7(block) else None
     if _KOREAN_ESCAPE in block:
         return "iso2022_kr"
+    if _CHINESE_ESCAPE.search(block):
+        return NO_CODEC
     if not _JAPANESE_ESCAPE.search(block):
         return None
     return "iso2022_jp" if is_valid(block, "iso2022_jp") else "iso2022_jp_ext"
+
+
+def _is_utf7(block: bytes) -> bool:
+    """Return whether every plus sign begins characters beyond ASCII, as no other text has them."""
+    if b"+" not in block or not block.isascii() or not is_valid(block, "utf_7"):
+        return False
+    # Once each: repeated ones tell no more. The last may be cut.
+    runs = dict.fromkeys(_UTF7_RUN.findall(block))
+    text = "".join((b"+" + run + b"-").decode("utf_7", "ignore") for run in runs)
+    is_ascii_encoded = any(each.isascii() and each.isalnum() for each in text)
+    return not is_ascii_encoded and chance_bits(text) >= _MIN_UTF7_BITS
 
 
 def has_many_controls(text: str) -> bool:

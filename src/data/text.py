@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..config_keys import Normalization
 from .charsets import (
+    NO_CODEC,
     UTF8,
     declared_name,
     encoding_of_mark,
@@ -120,6 +121,12 @@ class _Decoder:
             return declared
         else:
             guess = None if is_damaged_utf8(block) else guess_encoding(block)
+        if guess == NO_CODEC:
+            raise self._source.error(
+                "in ISO-2022-CN",
+                "in ISO-2022-CN, which cannot be decoded; save it as UTF-8, for example with "
+                "iconv -f iso-2022-cn -t utf-8",
+            )
         if guess is None or not is_valid(block, guess):
             return UTF8  # and its error, which names the line
         if has_many_controls(codecs.getincrementaldecoder(guess)().decode(block)):

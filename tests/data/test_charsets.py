@@ -1,7 +1,14 @@
+import base64
+import json
+from pathlib import Path
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from src.data.alphabets import best_encoding
 from src.data.charsets import (
+    NO_CODEC,
     declared_name,
     escaped_encoding,
     guess_encoding,
@@ -91,9 +98,43 @@ def test_escapes_tell_korean_from_japanese_and_from_colors():
     assert escaped_encoding("灯台ｱ".encode("iso2022_jp_ext")) == "iso2022_jp_ext"
     assert escaped_encoding("등대".encode("iso2022_kr")) == "iso2022_kr"
     assert escaped_encoding("这是我的书。\n".encode("hz")) == "hz"
+    for escape in (b"$)A", b"$)G", b"$)E", b"$*H"):
+        assert escaped_encoding(b"\x1b" + escape + b"\x0e=;;;\x0f\n") == NO_CODEC
     for code in (b'(format t "~{~a~^, ~}")', b"~{abcd~}", b"~{x y~}", b"~{"):
         assert escaped_encoding(code) is None
     assert escaped_encoding(b"\x1b[31mred\x1b[0m \x1b$") is None
+
+
+@pytest.mark.parametrize("language", ["ru", "el", "he", "ar", "ja", "zh", "tw", "ko"])
+def test_utf7_is_told_by_its_letters(language):
+    content = (SAMPLES[language] + "\n").encode("utf-7")
+    assert escaped_encoding(content) == "utf_7" == guess_encoding(content)
+    assert escaped_encoding(content[: len(content) * 2 // 3]) == "utf_7"  # cut within a run
+    assert escaped_encoding(content + b"a + b\n") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"C++ and C++17, 1+1=2, a+b, +49 30 1234567",
+        b"https://a.example/search?q=one+two+three&r=+Big",
+        b"--- a/x\n+++ b/x\n@@ -1 +1 @@\n-old\n+new\n",
+        b"+Big +Bag +BIg +BUG +BAg caf+AOk-",
+    ],
+)
+def test_plus_signs_of_other_texts_are_not_utf7(text):
+    assert escaped_encoding(text) is None
+
+
+@given(st.binary(min_size=20, max_size=300), st.sampled_from([b"", b"+", b"data:;base64,+"]))
+@settings(max_examples=60)
+def test_base64_is_not_utf7(data, before):
+    assert escaped_encoding(before + base64.encodebytes(data)) is None
+
+
+def test_source_code_is_not_utf7():
+    for path in sorted(Path(json.__file__).parent.glob("*.py")):
+        assert not any(map(escaped_encoding, path.read_bytes().splitlines()))
 
 
 def test_binary_data_is_told_by_its_control_characters():

@@ -31,6 +31,10 @@ def small_blocks(monkeypatch):
         (b"\xef\xbb\xbfone\n\xe9", "a.txt:2: not utf-8-sig .byte 7."),
         (b"\xff\xfea\0b", "a.txt:1: not utf-16 .byte 4."),
         (bytes(range(1, 256)) * 99, r"not a text file .it has control characters."),
+        (
+            b"text\n\x1b$)A\x0eVPND\x0f\n",
+            "a.txt: in ISO-2022-CN, which cannot be decoded; save it as",
+        ),
         (b"", "the file is empty"),
         (b"%PDF-1.4\n1 0 obj", "a.txt: damaged"),
         (b"%!PS-Adobe-3.0\n", "a.txt: .ps is not read: convert it to a PDF"),
@@ -60,6 +64,13 @@ def test_the_encoding_is_guessed_at_the_first_bytes_that_tell(tmp_path, small_bl
     found, report = read_with_report(path)
     assert found == ["plain text\n" * 20 + "ein süßer Käse\n"]
     assert "read as cp1252, a guess (set encoding to change it)" in lines_of(report.notes)
+
+
+def test_a_comment_in_source_code_is_guessed_and_utf7_is_read(tmp_path):
+    code = "def count(items):\n    return len(items)  # Число строк в списке\n"
+    assert texts(tmp_path / "a.py", code.encode("koi8-r")) == [code]
+    story = "plain text\n" * 20 + "Старый мост давно закрыт для машин.\n" * 20
+    assert texts(tmp_path / "a.txt", story.encode("utf-7")) == [story]
 
 
 @pytest.mark.parametrize(
