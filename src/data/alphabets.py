@@ -98,6 +98,13 @@ _SINGLE: dict[str, dict[str, str] | tuple[str, ...]] = {
     "cp850": _LATIN,
     "mac_cyrillic": _CYRILLIC,
     "cp852": _LATIN,
+    "iso8859_6": _ARABIC,
+    "cp720": _ARABIC,
+    "cp862": _HEBREW,
+    "cp737": _GREEK,
+    "cp869": _GREEK,
+    "mac_greek": _GREEK,
+    "cp855": _CYRILLIC,
 }
 # Frequent punctuation of every language, with its bits.
 _PUNCTUATION = {
@@ -125,8 +132,12 @@ _CHANGE, _CHANGE_IN_WORD = 4, 6
 # Bits by which a known word is more probable than its letters.
 _WORD = 4
 _WORDS = re.compile(rb"[a-z]+")
-# Bits of an encoding that is less common than the first ones.
-_COMMON, _RARE = ("cp1252", "cp1251"), 3
+# Bits of the most common encoding of each alphabet, of seldom ones, and of the others.
+_COMMON = dict.fromkeys(("cp1252", "cp1251", "cp1253", "cp1255", "cp1256", "cp874"), 0)
+_SELDOM_USED = dict.fromkeys(
+    ("iso8859_6", "cp720", "cp862", "cp737", "cp869", "mac_greek", "cp855"), 6
+)
+_LESS_COMMON = 3
 
 
 class _WideLanguage(NamedTuple):
@@ -200,7 +211,8 @@ def best_encoding(sample: bytes) -> tuple[str | None, bool]:
     """
     counts = Counter(sample)
     ascii_bits = _ascii_bits(sample, counts)
-    bits = {name: 0.0 if name in _COMMON else _RARE for name in (*_SINGLE, *_WIDE)}
+    priors = _COMMON | _SELDOM_USED
+    bits: dict[str, float] = {name: priors.get(name, _LESS_COMMON) for name in (*_SINGLE, *_WIDE)}
     for name in _SINGLE:
         bits[name] += _single_bits(sample, counts, ascii_bits, name)
     for name in _WIDE:

@@ -51,12 +51,13 @@ SENTENCES = {
     "ko": ["오래된 집은 강 가까이에 있습니다.", "내일 아침 기차를 타고 바다로 갑니다."],
 }
 CYRILLIC = ["cp1251", "koi8_r", "cp866", "iso8859_5", "mac_cyrillic"]
+GREEK = ["cp1253", "iso8859_7", "cp737", "mac_greek"]
 CENTRAL = ["cp1250", "iso8859_2", "cp852"]
 LATIN = ["cp1252", "mac_roman", "cp850"]
 ENCODINGS = {
     **{"ru": CYRILLIC, "bg": CYRILLIC[:-1], "uk": ["cp1251", "koi8_u", "iso8859_5"]},
-    **{"sr": ["cp1251", "iso8859_5"], "be": ["cp1251", "iso8859_5"], "he": ["cp1255"]},
-    **{"el": ["cp1253", "iso8859_7"], "ar": ["cp1256"], "th": ["cp874"], "vi": ["cp1258"]},
+    **{"sr": ["cp1251", "iso8859_5"], "be": ["cp1251", "iso8859_5"], "he": ["cp1255", "cp862"]},
+    **{"el": GREEK, "ar": ["cp1256", "iso8859_6"], "th": ["cp874"], "vi": ["cp1258"]},
     **{"fr": LATIN, "de": LATIN, "it": LATIN, "es": LATIN},
     **{"pl": CENTRAL, "cs": CENTRAL, "hu": CENTRAL},
     **{"ja": ["cp932", "euc_jp"], "zh": ["gb18030"], "tw": ["big5"], "ko": ["cp949", "johab"]},
