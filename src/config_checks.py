@@ -131,6 +131,7 @@ def contradictions(config: Any) -> list[str]:
         *generation_contradictions(config),
         *_wrong_optimizer(config),
         *_wrong_lora(config),
+        *_wrong_distillation(config),
         *_wrong_names(config),
     ]
 
@@ -236,6 +237,17 @@ def _wrong_optimizer(config: Any) -> Iterator[str]:
             "head_lr_factor is for a head of its own: set tie_weights = false, or use "
             "embedding_lr_factor"
         )
+
+
+def _wrong_distillation(config: Any) -> Iterator[str]:
+    if not config.self_distillation:
+        return
+    if config.ema_decay is None:
+        yield "self_distillation needs the average of the weights: set ema_decay, such as to 0.998"
+    if config.preferences:
+        yield "self_distillation is for texts and conversations: leave it out with preferences"
+    if config.parallel != "ddp":
+        yield 'self_distillation is not for sharded models: set parallel = "ddp"'
 
 
 def _wrong_lora(config: Any) -> Iterator[str]:

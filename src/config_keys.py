@@ -246,6 +246,10 @@ class TrainConfig(Section):
     """Decay per step of an exponential moving average of the weights, such as 0.998 (between 0 and
     1): validations evaluate both, and the better of them counts.
     """
+    self_distillation: float = Field(0.0, ge=0, lt=1)
+    """Weight in the targets of what the average of the weights (`ema_decay`) predicts (0 to below
+    1): for a text that is seen many times.
+    """
     clip_grad_norm: float = Field(1.0, gt=0)
     """Maximum gradient norm (above 0); a huge number disables clipping."""
     seed: int = Field(1337, ge=0, le=2**62)

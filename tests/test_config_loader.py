@@ -470,6 +470,7 @@ VALUES = {
     "stochastic_depth": SHARE,
     "optimizer": st.sampled_from(["adamw", "muon"]),
     "normuon": st.booleans(),
+    "self_distillation": st.just(0.0) | st.floats(0.01, 0.99),
     "learning_rate": st.floats(1e-9, 1e30),
     "embedding_lr_factor": st.floats(1e-9, 1e6),
     "head_lr_factor": st.floats(1e-9, 1e6),
@@ -556,6 +557,8 @@ def consistent(values):
     if values["lora_rank"] is not None:
         values.update(optimizer="adamw", parallel="ddp", init_from=values["init_from"] or "base")
     values["normuon"] = values["normuon"] and values["optimizer"] == "muon"
+    if values["ema_decay"] is None or values["preferences"] or values["parallel"] != "ddp":
+        values["self_distillation"] = 0.0
     if values["tie_weights"]:
         values["head_lr_factor"] = 1.0
     if values["init_from"] is not None:
@@ -639,6 +642,9 @@ def test_only_training_reads_what_a_run_started_from(tmp_path, kind):
         ({"lora_rank": 2, "optimizer": "muon"}, "lora_rank is trained by AdamW: set optimizer"),
         ({"lora_rank": 2, "parallel": "fsdp"}, "lora_rank is not for sharded models"),
         ({"lora_rank": 2, "init_from": None}, "lora_rank goes with a trained model: set init_from"),
+        ({"self_distillation": 0.5, "ema_decay": None}, "self_distillation needs the average of"),
+        ({"self_distillation": 0.5, "preferences": ["a"]}, "self_distillation is for texts and"),
+        ({"self_distillation": 0.5, "parallel": "fsdp"}, "self_distillation is not for sharded"),
         ({"lora_rank": 0}, "lora_rank must be at least 1, not 0"),
     ],
 )

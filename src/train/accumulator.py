@@ -159,7 +159,8 @@ class GradientAccumulator:
 
         A run on one GPU whose micro-batches have one shape has it, unless a forward and backward
         pass needs the values of tensors, as those of preferences do, or changes the state of the
-        random numbers (gradient checkpointing) or the scale of the loss.
+        random numbers (gradient checkpointing) or the scale of the loss, or has a teacher only from
+        the second step on (self-distillation).
         """
         if (
             self._processes.device.type != "cuda"
@@ -167,6 +168,7 @@ class GradientAccumulator:
             or self._processes.is_initialized
             or scaler.is_enabled()
             or self._config.gradient_checkpointing
+            or self._config.self_distillation
             or not isinstance(self._module, NextTokenLoss)
         ):
             return None

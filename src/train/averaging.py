@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from torch import nn
 
+from ..model import GPT2Model
 from .optimizer import AVERAGE, Optimizer
 
 T = TypeVar("T")
@@ -52,6 +55,19 @@ class WeightAverage:
                     state[AVERAGE].lerp_(parameter, 1 - decay)
                 else:
                     state[AVERAGE] = parameter.detach().clone()
+
+    def model_of(self, model: GPT2Model) -> GPT2Model | None:
+        """Return a copy of a model whose weights are the average, without dropout; `None` if none.
+
+        They are shared: the copy changes with the average. Weights without an average are those of
+        the model.
+        """
+        if not self.exists:
+            return None
+        shared = {id(each): each for each in model.parameters()}
+        for parameter, average in self._pairs():
+            shared[id(parameter)] = nn.Parameter(average, requires_grad=False)
+        return copy.deepcopy(model, shared).eval()
 
     def evaluate(self, evaluate: Callable[[], T]) -> T | None:
         """Return what a function returns while the weights are the average; `None` without one."""

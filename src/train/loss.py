@@ -6,7 +6,7 @@ N tokens (B * T), B batch, T time, C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,13 @@ class NextTokenLoss(nn.Module):
 
     Logits are materialized for at most `logits_chunk_tokens` tokens at a time.
 
+    With a teacher, the gradient is that of the cross-entropy with other targets: of each token, 1 -
+    w times the next token and w times what the teacher predicts (knowledge distillation; Hinton et
+    al., 2015). The loss stays that of the next token.
+
     Args:
         model: the model.
+        teacher_weight: w, in [0, 1).
     """
 
     count = staticmethod(count_targets)
@@ -47,11 +52,22 @@ class NextTokenLoss(nn.Module):
     sums: torch.Tensor | None = None
     """Sums over the pairs of a step, of preferences; see `preference_figures`."""
 
-    def __init__(self, model: GPT2Model) -> None:
+    def __init__(self, model: GPT2Model, teacher_weight: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.teacher_weight = teacher_weight
+        self._teacher: list[GPT2Model] = []  # in a list: its parameters are none of this module
         self._blocks: list[Callable[..., torch.Tensor]] | None = None
         self._softmax_gradient = _softmax_gradient
+
+    @property
+    def teacher(self) -> GPT2Model | None:
+        """The model of the same vocabulary whose predictions are learned, too."""
+        return self._teacher[0] if self._teacher else None
+
+    def learn_from(self, teacher: GPT2Model) -> None:
+        """Set the teacher."""
+        self._teacher = [teacher]
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """Compile the transformer block, once for all layers, and the loss after the LM head.
@@ -82,17 +98,58 @@ class NextTokenLoss(nn.Module):
         hidden = self.model.hidden_states(inputs, document_ids=document_ids, blocks=self._blocks)
         hidden = hidden.flatten(0, 1)
         weight, targets = self.model.output_weight, targets.flatten()
+        teacher = self._taught(inputs, document_ids)
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if dtype == torch.float16:
             # Its gradients underflow unless the scaler scales them while they are in fp32.
             logits = F.linear(hidden, weight).float()
             total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+            if teacher is not None:
+                total = total + _distilled(logits, targets, teacher)
             return total / count_targets(targets).clamp(min=1)
         loss: torch.Tensor = _LinearCrossEntropy.apply(
-            hidden, weight, targets, dtype, self._softmax_gradient
+            hidden, weight, targets, dtype, self._softmax_gradient, teacher
         )
         return loss
+
+    @torch.no_grad()
+    def _taught(self, inputs: torch.Tensor, document_ids: torch.Tensor | None) -> _Teacher | None:
+        """Return the hidden states of the teacher, (N, C), with its LM head; `None` without one."""
+        if self.teacher is None:
+            return None
+        hidden = self.teacher.hidden_states(inputs, document_ids=document_ids)
+        weight = self.teacher.output_weight.detach()
+        return _Teacher(hidden.flatten(0, 1), weight, self.teacher_weight)
+
+
+class _Teacher(NamedTuple):
+    """What the loss takes of a teacher."""
+
+    hidden: torch.Tensor
+    """Its hidden states, (N, C)."""
+    output_weight: torch.Tensor
+    """The weight of its LM head, (V, C)."""
+    weight: float
+    """The weight of its predictions in the targets."""
+
+
+def _distilled(logits: torch.Tensor, targets: torch.Tensor, teacher: _Teacher) -> torch.Tensor:
+    """Return 0 with the gradient that a teacher adds to that of the sum of the losses.
+
+    Args:
+        logits: (N, V), of the model.
+        targets: (N,).
+        teacher: the teacher.
+    """
+    scores = F.linear(teacher.hidden, teacher.output_weight).float()
+    ignored = targets == IGNORE_INDEX
+    gradient = scores.softmax(-1)
+    gradient[
+        torch.arange(len(targets), device=targets.device), targets.masked_fill(ignored, 0)
+    ] -= 1
+    gradient.mul_(-teacher.weight).masked_fill_(ignored[:, None], 0.0)
+    return ((logits - logits.detach()) * gradient).sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -110,6 +167,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         dtype: torch.dtype | None,
         softmax_gradient: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+        teacher: _Teacher | None,
     ) -> torch.Tensor:
         """Return the mean loss of hidden (N, C), weight (V, C) of the LM head and targets (N,).
 
@@ -119,11 +177,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         vocabulary = len(weight)
         matrix = weight.detach()
         if dtype is not None:
-            # Pad V to a multiple of 64 for tensor cores; the cast copies the weight anyway.
-            matrix = matrix.new_empty(-(-vocabulary // 64) * 64, weight.size(1), dtype=dtype)
-            matrix[:vocabulary] = weight.detach()
-            matrix[vocabulary:] = 0.0
-            hidden = hidden.to(dtype)
+            matrix, hidden = _padded(matrix, dtype), hidden.to(dtype)
+        taught = None if teacher is None else _TeacherGradient(teacher, dtype, softmax_gradient)
         ignored = targets == IGNORE_INDEX
         # A hidden state of 0 adds nothing to the weight's gradient, whatever the logits are.
         hidden = hidden.masked_fill(ignored[:, None], 0.0)
@@ -143,6 +198,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scores = rows[:, :vocabulary]
                 torch.mm(x, matrix.T, out=scores)
                 loss += _softmax_gradient_of_rows(rows, y, vocabulary)
+                if taught is not None:
+                    taught.subtract(rows, y)
                 if grad_weight is not None:
                     grad_weight.addmm_(scores.T, x)
                 elif ctx.needs_input_grad[1]:
@@ -153,6 +210,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk_loss, scores = softmax_gradient(logits, y)
                 del logits
                 loss += chunk_loss
+                if taught is not None:
+                    taught.subtract(scores, y)
                 if ctx.needs_input_grad[1]:
                     # Cast before: an addition of different dtypes is slow on a CPU.
                     part = (scores.T @ x)[:vocabulary].to(weight.dtype)
@@ -166,13 +225,64 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None, None]:
         """Return the gradients of `hidden` and `weight`, scaled in place by `grad` / count."""
         grad_hidden, grad_weight, count = ctx.saved_tensors
         scale = grad / count
         if grad_weight is not None:
             grad_weight.mul_(scale)
-        return grad_hidden.mul_(scale), grad_weight, None, None, None
+        return grad_hidden.mul_(scale), grad_weight, None, None, None, None
+
+
+class _TeacherGradient:
+    """Subtracts what a teacher adds to the targets from the gradients of logits, chunk by chunk.
+
+    With the targets (1 - w) one-hot + w softmax(t), the gradient of logits s is (softmax(s) -
+    one-hot) - w (softmax(t) - one-hot): that of the teacher's logits t is computed as that of s.
+
+    Args:
+        teacher: the teacher.
+        dtype: that of the matrix products; `None` for that of the arguments.
+        softmax_gradient: computes the gradient of logits in `dtype`.
+    """
+
+    def __init__(
+        self,
+        teacher: _Teacher,
+        dtype: torch.dtype | None,
+        softmax_gradient: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        self._vocabulary, self._weight = len(teacher.output_weight), teacher.weight
+        self._softmax_gradient = softmax_gradient
+        matrix, self._hidden = teacher.output_weight, teacher.hidden
+        if dtype is not None:
+            matrix, self._hidden = _padded(matrix, dtype), self._hidden.to(dtype)
+        self._matrix, self._is_fp32, self._next = matrix, dtype is None, 0
+
+    def subtract(self, gradient: torch.Tensor, targets: torch.Tensor) -> None:
+        """Subtract from the gradient of the next chunk's logits, (N, V and padding), in place."""
+        x = self._hidden[self._next : self._next + len(targets)]
+        self._next += len(targets)
+        if self._is_fp32:
+            other = torch.empty_like(gradient)
+            torch.mm(x, self._matrix.T, out=other[:, : self._vocabulary])
+            _softmax_gradient_of_rows(other, targets, self._vocabulary)
+        else:
+            logits = x @ self._matrix.T
+            logits[:, self._vocabulary :] = -torch.inf
+            _, other = self._softmax_gradient(logits, targets)
+        gradient.sub_(other, alpha=self._weight)
+
+
+def _padded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight of the LM head, (V, C), in a dtype, with rows of 0 up to 64 x n rows.
+
+    For tensor cores; the cast copies the weight anyway.
+    """
+    matrix = weight.new_empty(-(-len(weight) // 64) * 64, weight.size(1), dtype=dtype)
+    matrix[: len(weight)] = weight
+    matrix[len(weight) :] = 0.0
+    return matrix
 
 
 def _softmax_gradient_of_rows(

@@ -94,7 +94,9 @@ TrainingLoss = NextTokenLoss | PreferenceLoss
 
 def make_loss(model: GPT2Model, config: Config) -> TrainingLoss:
     """Return a model with the loss that a run minimizes."""
-    return PreferenceLoss(model, config.dpo_beta) if config.preferences else NextTokenLoss(model)
+    if config.preferences:
+        return PreferenceLoss(model, config.dpo_beta)
+    return NextTokenLoss(model, config.self_distillation)
 
 
 def _in_two(rows: torch.Tensor) -> torch.Tensor:

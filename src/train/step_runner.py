@@ -24,6 +24,7 @@ from ..utils import log
 from .accumulator import GradientAccumulator
 from .averaging import WeightAverage
 from .distributed import NoSync, ProcessGroup
+from .loss import NextTokenLoss
 from .optimizer import make_optimizers
 from .preference_loss import make_loss
 from .step import apply_gradients
@@ -150,6 +151,8 @@ class StepRunner:
                 group["lr"] = group["initial_lr"] * learning_rate_factor
                 if self._config.weight_decay_schedule == "lr":
                     group["weight_decay"] = group["initial_weight_decay"] * learning_rate_factor
+        if self._config.self_distillation:
+            self._set_teacher()
         loss = self.accumulator.accumulate(step, self.precision, self.scaler, self.compiled)
         # While the GPU computes: apply_gradients synchronizes for the grad norm.
         self.accumulator.prefetch(step + 1)
@@ -159,6 +162,14 @@ class StepRunner:
         if is_taken:
             self.average.update(step)
         return loss, norm, is_taken
+
+    def _set_teacher(self) -> None:
+        """Let the average of the weights be the teacher, from the second step on."""
+        module = self._module
+        if isinstance(module, NextTokenLoss) and module.teacher is None:
+            average = self.average.model_of(module.model)
+            if average is not None:
+                module.learn_from(average)
 
     def diverged(self, newest: Path | None) -> AGI2Error:
         """Return the error for too many consecutive skipped steps, after the newest checkpoint."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .loss import NextTokenLoss
 from .preference_loss import make_loss
 from .step import Batch, accumulate_gradients, apply_gradients, cut_batch
 from .trainer import Trainer
@@ -27,6 +28,8 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
         The seconds of a complete step (all micro-batches and the update), and of the update alone.
     """
     loss = make_loss(trainer.model.train(), trainer.config)
+    if isinstance(loss, NextTokenLoss) and trainer.config.self_distillation:
+        loss.learn_from(trainer.model)  # as fast as its average
     rows = trainer.runner.micro_batch_size
 
     def micro_batch(batch: Batch) -> float:

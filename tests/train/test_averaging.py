@@ -125,6 +125,49 @@ def test_resuming_is_exact_and_the_key_may_change(tiny_run):
         assert torch.equal(tensors[f"optimizer.{name}.{AVERAGE}"], weights[name])
 
 
+def test_a_run_with_its_average_as_teacher_is_resumed_exactly(tiny_run):
+    keys = {"eval_interval": 2, "checkpoint_interval": 2, "self_distillation": 0.5, **CONSTANT}
+    complete = train_from_config(tiny_run("complete", max_steps=6, **keys))
+    train_from_config(tiny_run("cut", max_steps=4, **keys))
+    resumed = train_from_config(tiny_run("cut", max_steps=6, resume="auto", **keys))
+    keys["self_distillation"] = 0.0
+    without = train_from_config(tiny_run("without", max_steps=6, **keys))
+    tensors, again, others = (
+        load_tensors(checkpoint_folder(run.folder, 6) / TENSORS)
+        for run in (complete, resumed, without)
+    )
+    assert tensors.keys() == again.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(again[name], tensor)
+    assert not all(torch.equal(others[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_copy_of_a_model_shares_its_average(tie_weights):
+    model = tiny_model(tie_weights=tie_weights, dropout=0.5).train()
+    frozen = next(model.parameters()).requires_grad_(False) if not tie_weights else None
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9)
+    average = WeightAverage([optimizer], 0.5)
+    assert average.model_of(model) is None
+    for step in range(3):
+        model(torch.tensor([[1, 2, 3]])).sum().backward()
+        optimizer.step()
+        average.update(step)
+        if step == 0:
+            copied = average.model_of(model)
+    assert not copied.training
+    assert model.training
+    assert (copied.output_weight is next(copied.parameters())) == tie_weights
+    for name, parameter in copied.named_parameters():
+        original = model.get_parameter(name)
+        if original is frozen:
+            assert parameter is frozen
+        else:
+            assert torch.equal(parameter, optimizer.state[original][AVERAGE])
+            assert not torch.equal(parameter, original)
+            assert not parameter.requires_grad
+
+
 def test_its_memory_is_estimated():
     sizes, more = model_sizes(tiny_config()), model_sizes(tiny_config(ema_decay=0.9))
     assert more.optimizer - sizes.optimizer == sizes.trainable

@@ -141,3 +141,71 @@ def test_half_precision_agrees_with_autocast_of_all_logits(dtype, has_kernels, m
         assert results[1][name].dtype == torch.float32
         # Ten matrices on the way there and back, whose inputs and results are rounded to `dtype`.
         assert (results[1][name] - expected).norm() <= gamma(20, dtype) * expected.norm()
+
+
+def taught_loss(model, teacher, weight, inputs, targets):
+    """The mean over the targets of the cross-entropy with one-hot and the teacher's predictions."""
+    logits, targets = model(inputs).flatten(0, 1), targets.flatten()
+    with torch.no_grad():
+        predicted = teacher(inputs).flatten(0, 1).softmax(-1)
+    hard = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    soft = -(predicted * logits.log_softmax(-1)).sum(-1).masked_fill(targets == IGNORE_INDEX, 0)
+    count = (targets != IGNORE_INDEX).sum().clamp(min=1)
+    return ((1 - weight) * hard + weight * soft).sum() / count
+
+
+def teacher_of(model):
+    """A model of the same shape with other weights."""
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@given(
+    ignored=st.lists(st.booleans(), min_size=24, max_size=24),
+    chunk=st.integers(1, 30),
+    weight=st.floats(0.05, 0.95),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_teacher_changes_the_gradients_to_those_of_other_targets(ignored, chunk, weight):
+    inputs, targets = split_batch(tokens(3))
+    targets = targets.masked_fill(torch.tensor(ignored).view(3, 8), IGNORE_INDEX)
+    teacher, expected = teacher_of(exact_model()), exact_model()
+    taught_loss(expected, teacher, weight, inputs, targets).backward()
+    model = exact_model()
+    loss_of = NextTokenLoss(model, weight)
+    without = loss_of(inputs, targets)
+    loss_of.learn_from(teacher)
+    assert len(list(loss_of.parameters())) == len(list(model.parameters()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "logits_chunk_tokens", lambda _: chunk)
+        loss = loss_of(inputs, targets)
+        loss.backward()
+    assert_same_in_float64(loss.detach(), without.detach())
+    found = gradients(model)
+    for name, gradient in gradients(expected).items():
+        assert_same_in_float64(found[name], gradient)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_teacher_in_half_precision(dtype, has_kernels, monkeypatch):
+    if not has_kernels:
+        monkeypatch.setattr(loss_module, "has_kernels", lambda _: False)
+    inputs, targets = split_batch(tokens(4))
+    targets = targets.clone()
+    targets[0, :3] = IGNORE_INDEX
+    teacher, expected = teacher_of(tiny_model()), tiny_model()
+    taught_loss(expected, teacher, 0.5, inputs, targets).backward()
+    model = tiny_model()
+    loss_of = NextTokenLoss(model, 0.5)
+    loss_of.learn_from(teacher)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = loss_of(inputs, targets)
+    loss.backward()
+    found = gradients(model)
+    for name, gradient in gradients(expected).items():
+        # As above, and a difference of two gradients.
+        assert (found[name] - gradient).norm() <= gamma(40, dtype) * gradient.norm()

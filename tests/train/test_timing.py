@@ -1,5 +1,6 @@
 import torch
 
+from src.train.loss import NextTokenLoss
 from src.train.setup import prepare
 from src.train.timing import Duration, measure_step, predict_duration
 from src.training import make_trainer
@@ -13,6 +14,19 @@ def test_real_steps_are_timed_and_nothing_is_written(tiny_run, tmp_path):
     assert 0 < update < step < 5
     assert not all(map(torch.equal, weights, trainer.model.parameters()))
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_the_steps_that_are_timed_have_a_teacher_as_those_of_the_run(tiny_run, monkeypatch):
+    taught = []
+    learn_from = NextTokenLoss.learn_from
+    monkeypatch.setattr(
+        NextTokenLoss,
+        "learn_from",
+        lambda loss, each: taught.append(each) or learn_from(loss, each),
+    )
+    trainer = trainer_of(tiny_run(ema_decay=0.9, self_distillation=0.5))
+    measure_step(trainer, seconds=0)
+    assert taught == [trainer.model]
 
 
 def test_measuring_ends_with_its_time(tiny_run, monkeypatch):
