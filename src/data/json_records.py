@@ -136,8 +136,9 @@ def _parse(source: Input, line: str, number: int) -> Any:
 def read_json(source: Input) -> Iterator[Document]:
     """Yield the text of each record of a JSON file.
 
-    The records are the items of a list, or of the only list of objects in an object; the rows of a
-    table of pandas; several values one after the other, as in JSON Lines; or one value.
+    The records are the items of a list, or of the only list of objects in an object, if that is
+    where its text is; the rows of a table of pandas; several values one after the other, as in JSON
+    Lines; or one value.
     """
     broken = BrokenLines(source)
     field = source.options.text_field or DEFAULT_FIELD
@@ -246,16 +247,18 @@ def _join_parts(parts: list[Any]) -> Any:
 
 def _values(source: Input, fields: Collection[str]) -> Iterator[tuple[Any, int]]:
     """Yield the records of a JSON file, and their sizes; items of a list are parsed one by one."""
-    parser = _Parser(source)
+    parser, is_alone = _Parser(source), True
     while not parser.is_at_end():
         if parser.skip("["):
+            is_alone = False
             for value, size in _items(parser):
                 records = items_in(value)
                 for record in records:
                     yield record, size // len(records)
         else:
             value, size = parser.value(MAX_WHOLE_TEXT)
-            records = records_in(value, fields)
+            is_alone = is_alone and parser.is_at_end()
+            records = records_in(source, value, fields, is_alone=is_alone)
             for record in records:
                 yield record, size // len(records)
 

@@ -197,7 +197,7 @@ def test_a_list_is_read_back_whatever_the_blocks(tmp_path_factory, values, block
 
 def test_broken_records_of_one_object_are_counted_by_their_share_of_its_size(tmp_path):
     records = [{"text": "one"}] * 60 + [{"text": ["a", "b"]}] * 6
-    content = json.dumps({"name": "chat", "messages": records})
+    content = json.dumps({"number": 3, "messages": records})
     write(tmp_path / "a.json", content)
     found, report = read_with_report(tmp_path / "a.json")
     assert len(found) == 60
