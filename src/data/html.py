@@ -66,13 +66,10 @@ def read_html(source: Input) -> Iterator[Document]:
     """Yield a web page as one document, without scripts and, if `clean`, navigation."""
     declared = _CHARSET.search(source.stream.peek(4096)[:4096])
     name = declared[1].decode("ascii") if declared else None
-    page = read_whole_text(source, name, MAX_PAGE)
-    if suffix_of(source.filename) == ".xhtml" or _XML.match(page.removeprefix("\ufeff")):
-        page = html_of_xml(source, page)
-    yield source.document(html_text(source, page))
+    yield source.document(html_text(source, read_whole_text(source, name, MAX_PAGE)))
 
 
-def html_of_xml(source: Input, page: str) -> str:
+def _html_of_xml(source: Input, page: str) -> str:
     """Return a page that is XML in the syntax of HTML: `<title></title>` for `<title/>`.
 
     One that is broken XML is returned as it is, but for its elements without content.
@@ -111,6 +108,9 @@ def html_text(source: Input, page: str, *, is_book: bool = False) -> str:
     """
     from selectolax.lexbor import LexborHTMLParser
 
+    is_named_xml = is_book or suffix_of(source.filename) == ".xhtml"
+    if is_named_xml or _XML.match(page.removeprefix("\ufeff")):
+        page = _html_of_xml(source, page)
     page = _within_limits(source, page)
     navigation = _NAVIGATION_OF_BOOKS if is_book else _NAVIGATION
     extractor = _Extractor(navigation if source.options.clean else None)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from .archives import open_zip, zip_member
 from .compression import Limits
 from .documents import Document
-from .html import MAX_PAGE, html_of_xml, html_text
+from .html import MAX_PAGE, html_text
 from .inputs import Input
 from .text import read_whole_text
 from .text_files import Unreadable
@@ -217,7 +217,7 @@ def read_epub(source: Input) -> Iterator[Document]:
 def _chapter(package: _Package, name: str) -> str:
     with (member := package.open(name)).stream:
         page = read_whole_text(member, declared_encoding(member), MAX_PAGE)
-        return html_text(member, html_of_xml(member, page), is_book=True)
+        return html_text(member, page, is_book=True)
 
 
 def _spine(package: _Package) -> tuple[list[str], set[str]]:
