@@ -74,7 +74,9 @@ _BY_SUFFIX = {suffix: format_ for format_ in _FORMATS for suffix in format_.suff
 GZIP = Format("gzip data", (".gz",), (b"\x1f\x8b",))
 BZIP2 = Format("bzip2 data", (".bz2",), (b"BZh",))
 XZ = Format("xz data", (".xz",), (b"\xfd7zXZ\0",))
-ZSTANDARD = Format("Zstandard data", (".zst",), (b"\x28\xb5\x2f\xfd",), "zstandard")
+# A frame, or one that is skipped: with sizes, as of `pzstd`.
+_FRAMES = (b"\x28\xb5\x2f\xfd", *(bytes([each]) + b"\x2a\x4d\x18" for each in range(0x50, 0x60)))
+ZSTANDARD = Format("Zstandard data", (".zst",), _FRAMES, "zstandard")
 _COMPRESSIONS = {each.suffixes[0]: each for each in (GZIP, BZIP2, XZ, ZSTANDARD)}
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
 _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
