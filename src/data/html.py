@@ -129,15 +129,18 @@ _SCRIPTS = "scripts and styles of web pages"
 
 
 def _within_limits(source: Input, page: str) -> str:
-    """Return a page that a parser parses in linear time, if need be without scripts and comments.
+    """Return a page that a parser parses in linear time.
+
+    If there seem to be too many elements, it is returned without scripts and comments, in which
+    `a<b` seems to be one, and with an end of each element that is ended as in XML and SVG.
 
     Raises:
         Unreadable: if elements are nested too deeply.
     """
     depth, repeated = _depth(page)
-    if depth > _MAX_DEPTH or repeated > _MAX_REPEATED:  # perhaps as a script has `a<b`
+    if depth > _MAX_DEPTH or repeated > _MAX_REPEATED:
         scripts = sum(len(raw[2] or "") for raw in _RAW.finditer(page))
-        page = _RAW.sub("", page)
+        page = _EMPTY.sub(_with_end, _RAW.sub("", page))
         source.removed(_SCRIPTS, scripts)
         depth, repeated = _depth(page)
     if depth > _MAX_DEPTH:

@@ -96,6 +96,12 @@ def test_tags_in_scripts_and_comments_are_not_elements(tmp_path, lines, form):
     assert is_counted == ("!" not in form)
 
 
+@pytest.mark.parametrize("element", ["path d='M0 0'", "mspace", "use"])
+def test_elements_that_end_as_in_svg_are_not_open(tmp_path, element):
+    drawing = f"<svg><g>{f'<{element}/>' * 5000}</g></svg><math>{f'<{element} />' * 5000}</math>"
+    assert texts(tmp_path / "a.html", f"<p>one{drawing}<p>two") == ["one\n\ntwo\n"]
+
+
 def test_elements_beside_a_script_or_an_empty_comment_are_counted(tmp_path):
     for begin in (f"<script>{SCRIPT}</script>", "<!-->", "<!--->", "<!-- a -->"):
         with pytest.raises(Unreadable, match="nested more than 4,000 levels deep"):
