@@ -16,6 +16,7 @@ from .charsets import (
     is_valid,
 )
 from .documents import ReadOptions
+from .recognition import is_table, json_kind
 from .text_files import Unreadable, unreadable
 from .wide_charsets import unmarked_wide
 
@@ -240,6 +241,10 @@ def format_of(filename: str, head: bytes) -> Format:
             return MAIL
         if named is None and is_page(head):
             return HTML
+        if named is None and (kind := json_kind(head)):
+            return JSON if kind == "json" else JSON_LINES
+        if named is None and is_table(head):
+            return TABLE
     return named or TEXT
 
 

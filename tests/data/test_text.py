@@ -22,7 +22,7 @@ LATE = [
 ]
 
 
-@pytest.mark.parametrize(("encoding", "words"), LATE)
+@pytest.mark.parametrize(("encoding", "words"), LATE, ids=[name for name, _ in LATE])
 @pytest.mark.parametrize("begin", ["a", "~ \x1b[1m"])
 def test_the_encoding_is_found_wherever_its_first_bytes_are_in_a_block(
     tmp_path, monkeypatch, encoding, words, begin
