@@ -42,7 +42,7 @@ def records_in(
         return [value]
     (name,) = lists
     rows, others = value[name], {key: each for key, each in value.items() if key != name}
-    texts = {key: found for key, each in others.items() if (found := _texts_in(each))}
+    texts = {key: found for key, each in others.items() if (found := texts_in(each))}
     if all(map(is_message, rows)) or (texts and not is_alone):
         return [value]
     if texts and not _is_list_meant(source, rows, texts, fields, name):
@@ -67,7 +67,7 @@ def _is_list_meant(
     options = source.options
     if options.are_conversations or options.are_pairs or (has_field and options.text_field):
         return True
-    inside, beside = _texts_in(rows), [text for found in texts.values() for text in found]
+    inside, beside = texts_in(rows), [text for found in texts.values() for text in found]
     has_long = any(len(text) > _LONG for text in beside)
     if has_long and (has_field or any(len(text) > _LONG for text in inside)):
         longest = max(texts, key=lambda key: max(map(len, texts[key])))
@@ -90,7 +90,7 @@ def _count_beside(source: Input, name: str, texts: dict[str, list[str]]) -> None
         )
 
 
-def _texts_in(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     """Return all texts in a value, at any depth."""
     texts, values = [], [value]
     while values:

@@ -118,12 +118,12 @@ def test_long_texts_of_an_object_and_of_its_list_need_the_field(tmp_path, field)
 
 @pytest.mark.parametrize("others", ["", "[]", '"one more"'])
 def test_objects_one_after_the_other_are_records_as_in_json_lines(tmp_path, others):
-    posts = [{"content": f"post {n}", "by": [{"name": "a long name"}]} for n in range(9)]
+    posts = [{"content": f"words {n}", "by": [{"name": "a long name"}]} for n in range(9)]
     content = "\n".join([others, *map(json.dumps, posts)])
     expected = [each["content"] for each in posts]
     more = ["one more"] * others.startswith('"')
     assert texts(tmp_path / "a.json", content) == more + expected
-    pages = [{"page": n, "results": [{"body": f"post {n}"}]} for n in range(9)]
+    pages = [{"page": n, "results": [{"body": f"words {n}"}]} for n in range(9)]
     found = texts(tmp_path / "b.json", "\n".join(map(json.dumps, pages)))
     assert found == expected
 
