@@ -89,7 +89,9 @@ def _html_of_xml(source: Input, page: str) -> str:
             source, [page], start, end, lambda text: parts.append(escape(text, False))
         ):
             pass
-    except Unreadable:
+    except Unreadable as problem:
+        if problem.reason != "broken XML":
+            raise
         return _EMPTY.sub(_with_end, page)
     return "".join(parts)
 

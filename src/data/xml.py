@@ -11,6 +11,7 @@ from xml.parsers import expat
 from .documents import MAX_CHARACTERS, Document
 from .inputs import Input
 from .text import text_blocks
+from .text_files import Unreadable
 
 _DECLARED = re.compile(rb"<\?xml[^>]{0,200}encoding\s*=\s*[\"']([\w.:-]{1,40})")
 # Maximum bytes of a tag or a comment, which is in memory.
@@ -19,6 +20,8 @@ _MAX_TOKEN = 2**26
 # 8 MB. With an older one, only those are read that have at most so many characters.
 _LIMITED_SINCE, _MAX_ENTITY = (2, 4, 1), 64
 _LIMIT_REACHED = 43  # XML_ERROR_AMPLIFICATION_LIMIT_BREACH
+# Characters beyond its size to which a block may expand: they are in memory.
+_MAX_EXPANDED = 2**24
 _EXPAND = "replace entities by their text, as xmllint --noent does"
 # With it, an undefined entity is an error without a name; what it promises is always so here: no
 # external declaration is read.
@@ -49,7 +52,7 @@ def parse_xml(
 ) -> Iterator[None]:
     """Parse XML block by block; yield after each block.
 
-    No other file is read: the entities that an external DTD may declare are those of HTML.
+    No other file is read: the entities of an external DTD are those of HTML.
 
     Args:
         source: the input, for messages.
@@ -59,20 +62,16 @@ def parse_xml(
         data: called with text.
 
     Raises:
-        Unreadable: if it is not XML, has entities that expand to too much, or uses one that is in
-            another file, or that neither it nor HTML defines.
+        Unreadable: if it is not XML, or an entity expands to too much, is in another file, or is
+            declared neither in it nor by HTML.
     """
-    parser = _parser(source, start, end, data)
+    expansion = _Expansion(source)
+    parser = _parser(source, start, end, data, expansion)
     size = 0
     for block in _with_end(blocks):
         content = block.encode()
-        try:
-            parser.Parse(content, not content)
-        except expat.ExpatError as error:
-            reason = expat.errors.messages.get(error.code, "")
-            if error.code == _LIMIT_REACHED:
-                reason = f"its entities expand to too much: {_EXPAND}"
-            raise source.error("broken XML", f"not XML: {reason}", f":{error.lineno}") from error
+        expansion.left = len(content) + _MAX_EXPANDED
+        _parse(source, parser, content, expansion)
         size += len(content)
         if size - parser.CurrentByteIndex > _MAX_TOKEN:
             raise source.error(
@@ -83,11 +82,24 @@ def parse_xml(
         yield
 
 
+def _parse(
+    source: Input, parser: expat.XMLParserType, content: bytes, expansion: _Expansion
+) -> None:
+    try:
+        parser.Parse(content, not content)
+    except expat.ExpatError as error:
+        if error.code == _LIMIT_REACHED:
+            raise expansion.problem(error.lineno) from error
+        reason = expat.errors.messages.get(error.code, "")
+        raise source.error("broken XML", f"not XML: {reason}", f":{error.lineno}") from error
+
+
 def _parser(
     source: Input,
     start: Start,
     end: Callable[[str], object],
     data: Callable[[str], object],
+    expansion: _Expansion,
 ) -> expat.XMLParserType:
     """Return a parser that calls the functions: see `parse_xml`."""
     parser = expat.ParserCreate("utf-8", " ")
@@ -95,8 +107,13 @@ def _parser(
     parser.StartElementHandler = lambda name, attributes: start(_local(name), attributes)
     parser.EndElementHandler = lambda name: end(_local(name))
     parser.CharacterDataHandler = data
-    if expat.version_info < _LIMITED_SINCE:
-        parser.EntityDeclHandler = lambda *about: _check_entity(source, parser, *about)
+
+    def declare(*about: Any) -> None:
+        if expat.version_info < _LIMITED_SINCE:
+            _check_entity(source, parser, *about)
+        expansion.watch(parser)
+
+    parser.EntityDeclHandler = declare
     # Also without a DTD, a reference to an entity that is not declared calls the handler.
     parser.UseForeignDTD(True)
     # Declarations that follow an external one, which is taken as empty, hold only so.
@@ -106,6 +123,43 @@ def _parser(
         None if is_parameter else data(_character(source, parser, name))
     )
     return parser
+
+
+class _Expansion:
+    """Counts the characters to which entities expand in a block, if any are declared."""
+
+    def __init__(self, source: Input) -> None:
+        self._source = source
+        self._is_watched = False
+        self.left = 0
+        """Characters that the current block may still have."""
+
+    def watch(self, parser: expat.XMLParserType) -> None:
+        """Count what a parser finds from now on."""
+        if self._is_watched:
+            return
+        self._is_watched = True
+        start, data = parser.StartElementHandler, parser.CharacterDataHandler
+
+        def counted_start(name: str, attributes: dict[str, str]) -> None:
+            self._count(parser, len(name) + sum(map(len, attributes.values())))
+            start(name, attributes)
+
+        def counted_data(text: str) -> None:
+            self._count(parser, len(text))
+            data(text)
+
+        parser.StartElementHandler, parser.CharacterDataHandler = counted_start, counted_data
+
+    def _count(self, parser: expat.XMLParserType, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise self.problem(parser.CurrentLineNumber)
+
+    def problem(self, line: int) -> Unreadable:
+        """Return the error for entities that expand to too much."""
+        what = f"its entities expand to too much: {_EXPAND}"
+        return self._source.error("too large", what, f":{line}")
 
 
 def _local(name: str) -> str:

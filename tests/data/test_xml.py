@@ -54,8 +54,9 @@ BOMB = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' fo
 @pytest.mark.parametrize(
     ("entity", "problem"),
     [
-        (BOMB, "not XML: its entities expand to too much: replace entities by their text, as xmll"),
-        (BOMB.replace("ha", ""), "not XML: its entities expand to too much"),
+        (BOMB, "its entities expand to too much: replace entities by their text, as xmll"),
+        (BOMB.replace("ha", "<b c='1'/>"), "its entities expand to too much"),
+        (BOMB.replace("ha", ""), "its entities expand to too much"),
         ('<!ENTITY a8 "&b;"><!ENTITY b "&a8;">', "not XML: recursive entity reference"),
         (
             '<!ENTITY a8 SYSTEM "file:///etc/passwd">',
@@ -67,6 +68,16 @@ def test_entities_that_expand_to_too_much_or_are_elsewhere_are_refused(tmp_path,
     content = f"<?xml version='1.0'?>\n<!DOCTYPE a [\n{entity}]>\n<a>\n&a8;</a>"
     with pytest.raises(Unreadable, match=r"a\.xml:[35]: " + problem):
         texts(tmp_path / "a.xml", content)
+
+
+def test_what_entities_expand_to_is_bounded_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(xml, "_MAX_EXPANDED", 10_000)
+    for entity in ("x" * 1000, "<b/>" * 1000, f"<b c='{'x' * 1000}'/>"):
+        content = f'<!DOCTYPE a [<!ENTITY b "{entity}">]><a>\n{"&b;" * 100}</a>'
+        for name in ("a.xml", "a.xhtml"):
+            with pytest.raises(Unreadable, match=rf"{name}:\d: its entities expand to too much"):
+                texts(tmp_path / name, content)
+        assert len(texts(tmp_path / "b.xml", content.replace("&b;" * 98, "x"))) == 1
 
 
 @pytest.mark.parametrize(
