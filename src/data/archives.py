@@ -97,10 +97,8 @@ def zip_member(
         how = "compressed in a way that is not read"
         advice = f"{how} (method {info.compress_type}): unpack the archive, and name the files"
         opened = _Closed(Unreadable(how, f"{name}: {advice}"))
-    except Unreadable as problem:  # of a stream below
-        opened = _Closed(problem)
     except Exception as error:  # damaged archives raise many types
-        opened = _Closed(damaged(replace(source, name=name, depth=source.depth + 1), error, ZIP))
+        opened = _Closed(_damaged_member(source, name, error, ZIP))
     return _member(source, info.filename, opened, ZIP, limits)
 
 
@@ -260,13 +258,18 @@ _WORDING = {
 }
 
 
+def _damaged_member(source: Input, name: str, error: Exception, format_: Format) -> Unreadable:
+    """Return the error for a member; of a zip archive, the other members can still be read."""
+    is_file_readable = getattr(error, "errno", None) is None
+    depth = source.depth + (format_ is ZIP and is_file_readable)
+    return damaged(replace(source, name=name, depth=depth), error, format_)
+
+
 def _member(source: Input, name: str, opened: Any, format_: Format, limits: Limits) -> Input:
     label = f"{source.name}: {name}"
 
     def convert(error: Exception) -> Unreadable:
-        # Of a zip archive, the other members can still be read.
-        depth = source.depth + (format_ is ZIP)
-        return damaged(replace(source, name=label, depth=depth), error, format_)
+        return _damaged_member(source, label, error, format_)
 
     return replace(
         source,

@@ -111,7 +111,7 @@ def _parser(
     def declare(*about: Any) -> None:
         if expat.version_info < _LIMITED_SINCE:
             _check_entity(source, parser, *about)
-        expansion.watch(parser)
+        expansion.watch(parser, start, data)
 
     parser.EntityDeclHandler = declare
     # Also without a DTD, a reference to an entity that is not declared calls the handler.
@@ -130,20 +130,17 @@ class _Expansion:
 
     def __init__(self, source: Input) -> None:
         self._source = source
-        self._is_watched = False
         self.left = 0
         """Characters that the current block may still have."""
 
-    def watch(self, parser: expat.XMLParserType) -> None:
+    def watch(
+        self, parser: expat.XMLParserType, start: Start, data: Callable[[str], object]
+    ) -> None:
         """Count what a parser finds from now on."""
-        if self._is_watched:
-            return
-        self._is_watched = True
-        start, data = parser.StartElementHandler, parser.CharacterDataHandler
 
         def counted_start(name: str, attributes: dict[str, str]) -> None:
             self._count(parser, len(name) + sum(map(len, attributes.values())))
-            start(name, attributes)
+            start(_local(name), attributes)
 
         def counted_data(text: str) -> None:
             self._count(parser, len(text))

@@ -55,6 +55,7 @@ def test_tables_are_recognized(rows, separator):
         b"text,id\na,b\nc\n",
         b'text,id\n"a,b\nc,d' + b"x" * 200_000,
         b"text,id\n",
+        b"text,id\na\rb,c\nd,e\n",
         b"name,place\nAhab,sea\nIshmael,shore\n",
         b"",
     ],
