@@ -201,6 +201,7 @@ def _open_remote(file: RemoteFile, options: ReadOptions, report: SourceReport) -
             # Not a damaged file, which is skipped in a folder.
             remote.check_succeeded(name)
             raise
+        remote.check_succeeded(name)  # a member that could not be read was skipped
     file.check_unchanged()
 
 

@@ -119,8 +119,9 @@ def _layout(source: Input, head: list[str], named: str | None) -> Layout:
     """
     is_tabs = source.filename.lower().endswith(".tsv")
     separators = named or ("\t" if is_tabs else _SEPARATORS)
-    if separators == "\t" and (unquoted := _unquoted(head)) is not None:
-        source.note("read with quotes as text, as they enclose no fields")
+    unquoted = _unquoted(head)
+    if separators == "\t" and unquoted is not None:
+        source.note(_QUOTES_ARE_TEXT)
         return unquoted
     layouts = [_parse_head(head, each) for each in separators]
     found = [layout for layout in layouts if layout is not None]
@@ -132,7 +133,14 @@ def _layout(source: Input, head: list[str], named: str | None) -> Layout:
             "broken tables", "the first line is empty; it has to name the columns", ":1"
         )
     wanted = source.options.text_field or DEFAULT_FIELD
-    return next((layout for layout in found if wanted in layout.columns), widest)
+    chosen = next((layout for layout in found if wanted in layout.columns), widest)
+    if chosen.separator == "\t" and unquoted is not None:
+        source.note(_QUOTES_ARE_TEXT)
+        return unquoted
+    return chosen
+
+
+_QUOTES_ARE_TEXT = "read with quotes as text, as they enclose no fields"
 
 
 def _unquoted(head: list[str]) -> Layout | None:

@@ -3,6 +3,7 @@
 import datetime
 import io
 import sys
+import zipfile
 
 import fsspec
 import pyarrow
@@ -175,6 +176,23 @@ def test_a_connection_that_fails_is_no_damaged_file(memory, monkeypatch, make):
     memory.pipe("/texts/a.bin", make(["some text"]))
     monkeypatch.setattr(RemoteStream, "readinto", fail)
     with pytest.raises(AGI2Error, match=r"a\.bin: cannot be read: OSError: reset by peer"):
+        read("memory://texts/*")
+
+
+def test_a_connection_that_fails_in_a_member_of_an_archive_is_an_error(memory, monkeypatch):
+    content = zip_of({f"{n}.txt": b"some words " * 99 for n in range(3)}, zipfile.ZIP_STORED)
+    original, start = RemoteStream.readinto, content.find(b"1.txt")
+
+    def fail(self, buffer):
+        at = self.tell()
+        if start <= at < start + 300:
+            self._problem = TimeoutError("the connection timed out")
+            raise self._problem
+        return original(self, buffer)
+
+    memory.pipe("/texts/a.zip", content)
+    monkeypatch.setattr(RemoteStream, "readinto", fail)
+    with pytest.raises(AGI2Error, match=r"a\.zip: cannot be read: TimeoutError: the connection"):
         read("memory://texts/*")
 
 

@@ -172,13 +172,14 @@ def test_the_separator_that_the_first_line_names_is_taken(tmp_path, start):
 @pytest.mark.parametrize(
     "fields", [['"open', "b"], ['say "hi"', '"x" y'], ['"a" and "b"', '"c'], ['"', "d"]]
 )
-def test_quotes_that_enclose_no_field_of_a_tsv_are_text(tmp_path, monkeypatch, fields):
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_quotes_that_enclose_no_field_between_tabs_are_text(tmp_path, monkeypatch, name, fields):
     content = "id\ttext\n" + "".join(f"{n}\t{field}\n" for n, field in enumerate(fields))
-    found, report = read_with_report(write(tmp_path / "a.tsv", content))
+    found, report = read_with_report(write(tmp_path / name, content))
     assert found == fields
     assert "1 file read with quotes as text" in lines_of(report.notes)
     monkeypatch.setattr(tables, "_HEAD", len(content) - 2)
-    assert texts(tmp_path / "a.tsv") == fields
+    assert texts(tmp_path / name) == fields
 
 
 def test_quotes_that_enclose_fields_of_a_tsv_are_no_text(tmp_path):
