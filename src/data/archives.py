@@ -204,7 +204,7 @@ def _is_taken(source: Input, name: str, kind: str, size: int) -> bool:
     """Return whether a member may be a document; count another file as skipped."""
     if kind == "folder":
         return False
-    parts = PurePosixPath(name).parts
+    parts = PurePosixPath(name.replace("\\", "/")).parts  # as programs of Windows write them
     reason = ""
     if kind == "link":
         reason = "links or devices"
