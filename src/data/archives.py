@@ -47,7 +47,8 @@ def _zip_members(source: Input) -> Iterator[Input]:
     with open_zip(source, file) as archive:
         for info in archive.infolist():
             is_link = stat.S_ISLNK(info.external_attr >> 16)
-            kind = "folder" if info.is_dir() else "link" if is_link else "file"
+            is_folder = info.filename.endswith("/")  # a damaged name may be empty
+            kind = "folder" if is_folder else "link" if is_link else "file"
             if not _is_taken(source, info.filename, kind, info.file_size):
                 continue
             if info.flag_bits & 1:
@@ -59,7 +60,9 @@ def _zip_members(source: Input) -> Iterator[Input]:
             member = zip_member(source, archive, info, limits)
             with member.stream:
                 yield member
-        source.not_read(unlisted_bytes(file, archive), "with data in no member, not read")
+        with _damage_named(source, ZIP):  # positions in a damaged directory may be negative
+            unlisted = unlisted_bytes(file, archive)
+        source.not_read(unlisted, "with data in no member, not read")
     if encrypted and not taken:
         raise source.error(
             "encrypted", "encrypted: unpack it with its password, and name the files"
@@ -84,12 +87,32 @@ def zip_member(
 ) -> Input:
     """Return an input of a member of a zip archive.
 
-    Raises:
-        Unreadable: if the archive is damaged or encrypted, or compressed in a way that is not read.
+    To read it raises `Unreadable` if it is damaged, encrypted, or compressed in a way that is not
+    read. The other members can be read.
     """
-    with _damage_named(source, ZIP):
-        opened = archive.open(info)
+    name = f"{source.name}: {info.filename}"
+    try:
+        opened: Any = archive.open(info)
+    except NotImplementedError:
+        how = "compressed in a way that is not read"
+        advice = f"{how} (method {info.compress_type}): unpack the archive, and name the files"
+        opened = _Closed(Unreadable(how, f"{name}: {advice}"))
+    except Unreadable as problem:  # of a stream below
+        opened = _Closed(problem)
+    except Exception as error:  # damaged archives raise many types
+        opened = _Closed(damaged(replace(source, name=name, depth=source.depth + 1), error, ZIP))
     return _member(source, info.filename, opened, ZIP, limits)
+
+
+class _Closed:
+    """Stream of a member that cannot be opened: to read it raises the error."""
+
+    def __init__(self, problem: Unreadable) -> None:
+        self._problem = problem
+
+    def read(self, _size: int) -> bytes:
+        """Raise the error."""
+        raise self._problem
 
 
 def _tar_members(source: Input) -> Iterator[Input]:
@@ -204,7 +227,7 @@ def _is_taken(source: Input, name: str, kind: str, size: int) -> bool:
     """Return whether a member may be a document; count another file as skipped."""
     if kind == "folder":
         return False
-    parts = PurePosixPath(name.replace("\\", "/")).parts  # as programs of Windows write them
+    parts = PurePosixPath(name.replace("\\", "/")).parts  # of Windows in some zip archives
     reason = ""
     if kind == "link":
         reason = "links or devices"
@@ -241,7 +264,9 @@ def _member(source: Input, name: str, opened: Any, format_: Format, limits: Limi
     label = f"{source.name}: {name}"
 
     def convert(error: Exception) -> Unreadable:
-        return damaged(replace(source, name=label), error, format_)  # at the archive's depth
+        # Of a zip archive, the other members can still be read.
+        depth = source.depth + (format_ is ZIP)
+        return damaged(replace(source, name=label, depth=depth), error, format_)
 
     return replace(
         source,

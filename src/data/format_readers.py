@@ -47,11 +47,12 @@ from .notebooks import read_notebook
 from .office import read_docx, read_epub, read_odt
 from .pdf import read_pdf
 from .preference_readers import read_pairs
+from .recognition import columns_of
 from .rtf import read_rtf
 from .subtitles import read_subtitles
 from .tables import read_table
 from .text import join_pieces, normalize, pieces, read_text
-from .text_files import STDIN, Unreadable
+from .text_files import KINDS, STDIN, Unreadable
 from .xml import read_xml
 
 _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
@@ -99,8 +100,7 @@ def read_input(source: Input) -> Iterator[Document]:
     is_found = source.depth > 0 and is_unnamed(source.filename)
     if format_ is TEXT and is_found and not is_text(head, source.options):
         raise source.error("not text", "not a text file")
-    if format_ is TEXT and suffix_of(source.filename) in _PLAIN and is_page(head):
-        source.note("with the markup of a web page, read as text (rename it to .html)")
+    _note_guess(source, format_, head)
     if format_ in (ZIP, TAR):
         yield from _read_archive(source, format_)
     elif source.options.are_pairs:
@@ -113,6 +113,17 @@ def read_input(source: Input) -> Iterator[Document]:
             documents = join_pieces(documents)
         yield from _finished(source, documents)
     source.finish()
+
+
+def _note_guess(source: Input, format_: Format, head: bytes) -> None:
+    """Note which format a file is in by its first bytes alone, or seems to be in."""
+    suffix = suffix_of(source.filename)
+    if format_ in (JSON, JSON_LINES, TABLE) and suffix not in format_.suffixes:
+        source.note(f"read as {KINDS}, by the first bytes", format_.name)
+    if format_ is TEXT and suffix in _PLAIN and is_page(head):
+        source.note("with the markup of a web page, read as text (rename it to .html)")
+    if format_ is TEXT and is_unnamed(source.filename) and columns_of(head):
+        source.note("with the lines of a table, read as text (name it .csv or .tsv)")
 
 
 def note_part(report: SourceReport, name: str, characters_before: int) -> None:

@@ -16,6 +16,7 @@ from .charsets import (
     is_valid,
 )
 from .documents import ReadOptions
+from .recognition import is_table, json_kind
 from .text_files import Unreadable, unreadable
 from .wide_charsets import unmarked_wide
 
@@ -74,7 +75,9 @@ _BY_SUFFIX = {suffix: format_ for format_ in _FORMATS for suffix in format_.suff
 GZIP = Format("gzip data", (".gz",), (b"\x1f\x8b",))
 BZIP2 = Format("bzip2 data", (".bz2",), (b"BZh",))
 XZ = Format("xz data", (".xz",), (b"\xfd7zXZ\0",))
-ZSTANDARD = Format("Zstandard data", (".zst",), (b"\x28\xb5\x2f\xfd",), "zstandard")
+# A frame, or one that is skipped: with sizes, as of `pzstd`.
+_FRAMES = (b"\x28\xb5\x2f\xfd", *(bytes([each]) + b"\x2a\x4d\x18" for each in range(0x50, 0x60)))
+ZSTANDARD = Format("Zstandard data", (".zst",), _FRAMES, "zstandard")
 _COMPRESSIONS = {each.suffixes[0]: each for each in (GZIP, BZIP2, XZ, ZSTANDARD)}
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz"}
 _SHORT |= {".tzst": ".tar.zst", ".tar.bz": ".tar.bz2"}
@@ -246,6 +249,10 @@ def format_of(filename: str, head: bytes) -> Format:
             return MAIL
         if named is None and is_page(head):
             return HTML
+        if named is None and (kind := json_kind(head)):
+            return JSON if kind == "json" else JSON_LINES
+        if named is None and is_table(head):
+            return TABLE
     return named or TEXT
 
 

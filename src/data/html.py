@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 from .documents import Document
+from .formats import suffix_of
 from .inputs import Input
 from .text import read_whole_text
+from .text_files import Unreadable
+from .xml import parse_xml
 
 MAX_PAGE = 2**24
 """Maximum characters of a web page, whose tree takes some 20 times as much memory."""
@@ -18,6 +22,10 @@ _MAX_DEPTH = 4000
 _NEVER_TEXT = {"script", "style", "template", "head", "iframe", "object", "noscript", "svg"}
 _NEVER_TEXT |= {"canvas", "noframes", "datalist"}
 _NAVIGATION = {"nav", "aside", "footer", "menu", "dialog", "button", "select"}
+# In a book, asides are notes and text boxes.
+_NAVIGATION_OF_BOOKS = {"nav", "button", "select"}
+# Elements in which a footer names the author of what is quoted.
+_QUOTES = {"blockquote", "figure"}
 _NAVIGATION_ROLES = {"navigation", "search", "contentinfo", "complementary", "menu", "dialog"}
 _WORDS = re.compile(r"\w+")
 _PARAGRAPHS = set(_WORDS.findall("p h1 h2 h3 h4 h5 h6 blockquote pre ul ol dl table figure hr"))
@@ -36,6 +44,21 @@ _TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)", re.IGNORECASE)
 # Elements that are not closed, or need not be.
 _UNCLOSED = set(_WORDS.findall("area base br col embed hr img input link meta param source track"))
 _UNCLOSED |= set(_WORDS.findall("wbr p li td tr th dt dd option optgroup thead tbody tfoot rp rt"))
+# Comments, scripts and styles, which a parser takes as a unit, with what is in the last two.
+_RAW = re.compile(
+    r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style)\b[^<>]*>(.*?)(?:</\1\s*>|\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
+# What begins a page that is XML, and an element without content in one, such as `<title/>`, which
+# HTML does not have, except for elements that never have content.
+_XML = re.compile(
+    r"\s*(?:<\?xml\b|<!doctype\b[^<>\[]*\[|(?:<![^<>]*>\s*)*<html\b[^<>]*\sxmlns\s*=)",
+    re.IGNORECASE,
+)
+_VOID = set(_WORDS.findall("area base br col embed hr img input link meta param source track wbr"))
+_EMPTY = re.compile(
+    r"<([a-z][\w:.-]*+)((?:[^<>\"'/]|/(?!>)|\"[^<\"]*\"|'[^<']*')*+)/>", re.IGNORECASE
+)
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE)
 
 
@@ -46,15 +69,80 @@ def read_html(source: Input) -> Iterator[Document]:
     yield source.document(html_text(source, read_whole_text(source, name, MAX_PAGE)))
 
 
-def html_text(source: Input, page: str) -> str:
-    """Return the text of a web page, or of a part of one.
+def _html_of_xml(source: Input, page: str) -> str:
+    """Return a page that is XML in the syntax of HTML: `<title></title>` for `<title/>`.
+
+    One that is broken XML is returned as it is, but for its elements without content.
+    """
+    parts: list[str] = []
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        pairs = (f' {key.rpartition(" ")[2]}="{escape(each)}"' for key, each in attributes.items())
+        parts.append(f"<{name}{''.join(pairs)}>")
+
+    def end(name: str) -> None:
+        if name.lower() not in _VOID:
+            parts.append(f"</{name}>")
+
+    try:
+        for _ in parse_xml(
+            source, [page], start, end, lambda text: parts.append(escape(text, False))
+        ):
+            pass
+    except Unreadable:
+        return _EMPTY.sub(_with_end, page)
+    return "".join(parts)
+
+
+def _with_end(element: re.Match[str]) -> str:
+    name, attributes = element.groups()
+    is_void = name.lower() in _VOID
+    return element[0] if is_void else f"<{name}{attributes}></{name}>"
+
+
+def html_text(source: Input, page: str, *, is_book: bool = False) -> str:
+    """Return the text of a web page, of a part of one, or of a chapter of a book.
 
     Raises:
         Unreadable: if elements are nested too deeply.
     """
     from selectolax.lexbor import LexborHTMLParser
 
+    is_named_xml = is_book or suffix_of(source.filename) == ".xhtml"
+    if is_named_xml or _XML.match(page.removeprefix("\ufeff")):
+        page = _html_of_xml(source, page)
+    page = _within_limits(source, page)
+    navigation = _NAVIGATION_OF_BOOKS if is_book else _NAVIGATION
+    extractor = _Extractor(navigation if source.options.clean else None)
+    extractor.extract(LexborHTMLParser(page.replace("\0", "\ufffd")).root)
+    text = extractor.text()
+    if not text.strip() and extractor.navigation:  # the page is nothing else
+        extractor = _Extractor(None)
+        extractor.extract(LexborHTMLParser(page.replace("\0", "\ufffd")).root)
+        return extractor.text()
+    source.removed("navigation of web pages", extractor.navigation)
+    source.removed(_SCRIPTS, extractor.scripts)
+    return text
+
+
+_SCRIPTS = "scripts and styles of web pages"
+
+
+def _within_limits(source: Input, page: str) -> str:
+    """Return a page that a parser parses in linear time.
+
+    If there seem to be too many elements, it is returned without scripts and comments, in which
+    `a<b` seems to be one, and with an end of each element that is ended as in XML and SVG.
+
+    Raises:
+        Unreadable: if elements are nested too deeply.
+    """
     depth, repeated = _depth(page)
+    if depth > _MAX_DEPTH or repeated > _MAX_REPEATED:
+        scripts = sum(len(raw[2] or "") for raw in _RAW.finditer(page))
+        page = _EMPTY.sub(_with_end, _RAW.sub("", page))
+        source.removed(_SCRIPTS, scripts)
+        depth, repeated = _depth(page)
     if depth > _MAX_DEPTH:
         raise source.error(
             "nested too deeply", f"elements are nested more than {_MAX_DEPTH:,} levels deep"
@@ -62,16 +150,7 @@ def html_text(source: Input, page: str) -> str:
     if repeated > _MAX_REPEATED or _attribute_pairs(page) > _MAX_PAIRS:
         what = "attributes of one element" if repeated <= _MAX_REPEATED else "unclosed elements"
         raise source.error("nested too deeply", f"too many {what}, such as no page has")
-    extractor = _Extractor(source.options.clean)
-    extractor.extract(LexborHTMLParser(page.replace("\0", "\ufffd")).root)
-    text = extractor.text()
-    if not text.strip() and extractor.navigation:  # the page is nothing else
-        extractor = _Extractor(clean=False)
-        extractor.extract(LexborHTMLParser(page.replace("\0", "\ufffd")).root)
-        return extractor.text()
-    source.removed("navigation of web pages", extractor.navigation)
-    source.removed("scripts and styles of web pages", extractor.scripts)
-    return text
+    return page
 
 
 def _depth(page: str) -> tuple[int, int]:
@@ -102,14 +181,14 @@ class _Extractor:
     """Collects the text below a node.
 
     Args:
-        clean: whether to leave out navigation.
+        navigation: the elements that are navigation, if it is to be left out.
     """
 
-    def __init__(self, clean: bool) -> None:
-        self._clean = clean
+    def __init__(self, navigation: set[str] | None) -> None:
+        self._navigation = navigation
         self._parts: list[str] = []
         self._break = ""  # the white space before the next text
-        self._preformatted = 0  # depth of <pre>
+        self._preformatted = self._quotes = 0  # depths of <pre>, and of quotations
         self.navigation = 0
         """Characters of navigation that were left out."""
         self.scripts = 0
@@ -135,23 +214,26 @@ class _Extractor:
             self._add(node.text_content or "")
         elif tag in _NEVER_TEXT:
             self.scripts += len(node.text(deep=True) or "")
-        elif self._clean and self._is_navigation(node, tag):
+        elif self._navigation is not None and self._is_navigation(node, tag, self._navigation):
             self.navigation += len(" ".join((node.text(deep=True) or "").split()))
         elif not node.is_comment_node:
             self._separate(tag)
             self._preformatted += tag == "pre"
+            self._quotes += tag in _QUOTES
             return True
         return False
 
-    @staticmethod
-    def _is_navigation(node: Any, tag: str) -> bool:
-        if tag in _NAVIGATION:
-            return True
+    def _is_navigation(self, node: Any, tag: str, navigation: set[str]) -> bool:
         attributes = node.attributes
-        return "hidden" in attributes or attributes.get("role") in _NAVIGATION_ROLES
+        role = attributes.get("role") or ""
+        if tag in navigation:
+            is_note = tag == "aside" and role.startswith("doc-")
+            return not is_note and not (tag == "footer" and self._quotes)
+        return "hidden" in attributes or role in _NAVIGATION_ROLES
 
     def _leave(self, tag: str) -> None:
         self._preformatted -= tag == "pre"
+        self._quotes -= tag in _QUOTES
         self._separate(tag)
 
     def _separate(self, tag: str) -> None:

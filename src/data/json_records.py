@@ -12,7 +12,7 @@ from ..utils import MAX_DEPTH, is_nested_deeper, json_problem, parse_json
 from .documents import Document
 from .fields import DEFAULT_FIELD, are_texts, choose_field
 from .inputs import Input
-from .json_shapes import items_in, kind_of, records_in
+from .json_shapes import items_in, kind_of, records_in, texts_in
 from .text import MAX_LINE, MAX_WHOLE_TEXT, text_blocks, text_lines
 from .text_files import Unreadable
 
@@ -136,8 +136,9 @@ def _parse(source: Input, line: str, number: int) -> Any:
 def read_json(source: Input) -> Iterator[Document]:
     """Yield the text of each record of a JSON file.
 
-    The records are the items of a list, or of the only list of objects in an object; the rows of a
-    table of pandas; several values one after the other, as in JSON Lines; or one value.
+    The records are the items of a list, or of the only list of objects in an object, if that is
+    where its text is; the rows of a table of pandas; several values one after the other, as in JSON
+    Lines; or one value.
     """
     broken = BrokenLines(source)
     field = source.options.text_field or DEFAULT_FIELD
@@ -193,7 +194,26 @@ def _field(source: Input, head: Iterable[Record]) -> str:
     if not any(texts.values()):
         example = next((f" ({name} is {kind})" for name, kind in kinds.items()), "")
         advice = f"none of them is text{example}: {_ONE_RECORD}"
+    elif len(candidates) == 1:
+        nested = _longer_texts(candidates[0], [value for _, value in objects])
+        if nested is not None:
+            advice = f"longer texts are in {nested!r}, {kinds[nested]}: {_ONE_RECORD}, or {advice}"
+            candidates = []
     return choose_field(source, list(texts), candidates, objects[0][0], advice)
+
+
+def _longer_texts(field: str, objects: list[dict[str, Any]]) -> str | None:
+    """Return the field of lists or objects with twice as much text as a field, in longer texts."""
+    texts = [value[field] for value in objects if isinstance(value.get(field), str)]
+    total = sum(map(len, texts))
+    inside: dict[str, int] = {}
+    for value in objects:
+        for name, each in value.items():
+            if isinstance(each, dict | list):
+                sizes = (len(text) for text in texts_in(each) if len(text) * len(texts) > total)
+                inside[name] = inside.get(name, 0) + sum(sizes)
+    most = max(inside, key=inside.__getitem__, default=None)
+    return most if most is not None and inside[most] > 2 * total else None
 
 
 _ONE_RECORD = "save each document as an object with its text in a field"
@@ -246,16 +266,18 @@ def _join_parts(parts: list[Any]) -> Any:
 
 def _values(source: Input, fields: Collection[str]) -> Iterator[tuple[Any, int]]:
     """Yield the records of a JSON file, and their sizes; items of a list are parsed one by one."""
-    parser = _Parser(source)
+    parser, is_alone = _Parser(source), True
     while not parser.is_at_end():
         if parser.skip("["):
+            is_alone = False
             for value, size in _items(parser):
                 records = items_in(value)
                 for record in records:
                     yield record, size // len(records)
         else:
             value, size = parser.value(MAX_WHOLE_TEXT)
-            records = records_in(value, fields)
+            is_alone = is_alone and parser.is_at_end()
+            records = records_in(source, value, fields, is_alone=is_alone)
             for record in records:
                 yield record, size // len(records)
 

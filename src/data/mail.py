@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import email
 import importlib.util
 import re
 from collections.abc import Iterator
-from email.header import decode_header, make_header
 from email.message import Message
 from email.policy import Compat32
 from typing import cast
 
 from ..config_checks import is_encoding
-from .charsets import UTF8, declared_name, guess_encoding
+from .charsets import UTF8, declared_name, guess_encoding, is_valid
 from .documents import Document
 from .formats import HTML
 from .html import html_text
 from .inputs import Input
+from .mail_encodings import decode_base64, decode_words
 from .text_files import Unreadable
 
 MAX_MESSAGE = 2**26
@@ -25,6 +26,17 @@ MAX_MESSAGE = 2**26
 # Characters of a header: RFC 5322 allows lines of 998.
 _MAX_HEADER = 2**12
 _ESCAPED_FROM = re.compile(rb"^>(>*From )", re.MULTILINE)
+# The line before a message in an mbox file, with its date, or without one before a known header;
+# otherwise a line of text that begins with "From " ends a message.
+_DATED = re.compile(rb"From (?=[^\n]*\d\d?:\d\d)[^\n]*(?<!\d)(?:19|20)\d\d(?!\d)")
+_UNDATED = re.compile(rb"From \S*\s*$")
+_HEADER = re.compile(rb"[!-9;-~]+:|\r?\n|>From ")
+_KNOWN_HEADER = re.compile(
+    rb"(?:return-path|received|delivered-to|from|to|cc|date|subject|message-id|reply-to|sender"
+    rb"|mime-version|content-[a-z-]+|x-[a-z0-9-]+|status|dkim-signature):",
+    re.IGNORECASE,
+)
+_FOLD = re.compile(r"\r?\n[ \t]*")
 
 
 class _Policy(Compat32):
@@ -48,12 +60,10 @@ def read_mail(source: Input) -> Iterator[Document]:
     if source.filename.lower().endswith(".eml"):
         yield source.document(_text(source, source.read(MAX_MESSAGE)))
         return
-    if not source.stream.peek(5)[:5] == b"From ":
-        raise source.error("damaged", "damaged: it does not begin with 'From ', as an mbox does")
     for number, message in enumerate(_messages(source), 1):
         at = f" message {number}"
         try:
-            yield source.document(_text(source, message), at)
+            yield source.document(_text(source, _ESCAPED_FROM.sub(rb"\1", message)), at)
         except Unreadable as problem:
             source.report.skipped.add(
                 "messages that cannot be read", f"{source.name}{at}: {problem}"
@@ -61,14 +71,21 @@ def read_mail(source: Input) -> Iterator[Document]:
 
 
 def _messages(source: Input) -> Iterator[bytes]:
-    """Yield the messages of an mbox file, without the line "From ..." before each."""
+    """Yield the messages of an mbox file, without the line "From ..." before each.
+
+    Raises:
+        Unreadable: if it does not begin with such a line, or a message is too large.
+    """
+    lines = _lines(source)
+    first = next((line for line, _ in lines if line.strip(b"\r\n")), b"")
+    if not first.removeprefix(codecs.BOM_UTF8).startswith(b"From "):
+        raise source.error("damaged", "damaged: it does not begin with 'From ', as an mbox does")
     message: list[bytes] = []
-    size = number = 0
-    is_after_blank = True
-    while line := source.stream.readline(MAX_MESSAGE):
-        if is_after_blank and line.startswith(b"From "):
-            if number:
-                yield b"".join(message)
+    size, number = 0, 1
+    is_after_blank = False
+    for line, following in lines:
+        if is_after_blank and _is_start(line, following):
+            yield b"".join(message)
             message, size, number = [], 0, number + 1
         else:
             size += len(line)
@@ -81,6 +98,24 @@ def _messages(source: Input) -> Iterator[bytes]:
     yield b"".join(message)
 
 
+def _lines(source: Input) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each line with the one that follows it, which is empty at the end."""
+    line = source.stream.readline(MAX_MESSAGE)
+    while line:
+        following = source.stream.readline(MAX_MESSAGE)
+        yield line, following
+        line = following
+
+
+def _is_start(line: bytes, following: bytes) -> bool:
+    """Return whether a line of an mbox file that follows a blank one begins a message."""
+    if not line.startswith(b"From "):
+        return False
+    if _DATED.match(line):
+        return not following or bool(_HEADER.match(following))
+    return bool(_UNDATED.match(line) and _KNOWN_HEADER.match(following))
+
+
 def _text(source: Input, content: bytes) -> str:
     """Return the subject and the text of a message.
 
@@ -88,9 +123,8 @@ def _text(source: Input, content: bytes) -> str:
         Unreadable: if it is malformed.
     """
     try:
-        unescaped = _ESCAPED_FROM.sub(rb"\1", content)
-        message = email.message_from_bytes(unescaped, policy=_SHORT_HEADERS)
-        parts = [_subject(message), *_parts(source, message)]
+        message = email.message_from_bytes(content, policy=_SHORT_HEADERS)
+        parts = [_subject(source, message), *_parts(source, message)]
     except Unreadable:
         raise
     except Exception as error:  # the package raises many types for malformed messages
@@ -99,12 +133,15 @@ def _text(source: Input, content: bytes) -> str:
     return text.encode("utf-8", "replace").decode() + "\n"
 
 
-def _subject(message: Message) -> str:
-    subject = str(message.get("Subject", ""))
-    try:
-        return str(make_header(decode_header(subject)))
-    except Exception:  # an unknown encoding or malformed base64: as it is
-        return subject
+def _subject(source: Input, message: Message) -> str:
+    """Return the subject of a message in one line; empty if it has none."""
+    headers = (value for name, value in message.raw_items() if name.lower() == "subject")
+    subject = _FOLD.sub(" ", str(next(headers, "")))
+    raw = subject.encode("ascii", "surrogateescape")
+    charsets = (part.get_content_charset() for part in message.walk())
+    # Raw bytes are in UTF-8 by RFC 6532, and before it in the encoding of the text.
+    charset = UTF8 if is_valid(raw, UTF8) else next(filter(None, charsets), None)
+    return decode_words(_decoded(source, raw, charset)).strip()
 
 
 def _parts(source: Input, message: Message) -> Iterator[str]:
@@ -115,6 +152,8 @@ def _parts(source: Input, message: Message) -> Iterator[str]:
             yield from _alternative(source, parts)
             return
         for part in parts:
+            if message.get_content_maintype() == "message":  # it is forwarded
+                yield _subject(source, part)
             yield from _parts(source, part)
         return
     content = cast(bytes, message.get_payload(decode=True))
@@ -125,7 +164,14 @@ def _parts(source: Input, message: Message) -> Iterator[str]:
             "attachments", source.name, size=len(content), unit="bytes decoded"
         )
         return
-    text = _decoded(content, message.get_content_charset())
+    charset = message.get_content_charset()
+    if str(message.get("Content-Transfer-Encoding", "")).strip().lower() == "base64":
+        del message["Content-Transfer-Encoding"]
+        content, rest = decode_base64(cast(bytes, message.get_payload(decode=True)))
+        text = _decoded(source, content, charset)
+        text += "\n" * bool(rest) + _decoded(source, rest, charset)
+    else:
+        text = _decoded(source, content, charset)
     if message.get_content_subtype() != "html":
         yield text
     elif importlib.util.find_spec(HTML.package):
@@ -150,9 +196,13 @@ def _rank(part: Message) -> int:
     return 0 if kind == "text/plain" else 1 if is_page else 2
 
 
-def _decoded(content: bytes, charset: str | None) -> str:
-    for name in (declared_name(charset or ""), charset, UTF8, guess_encoding(content)):
+def _decoded(source: Input, content: bytes, charset: str | None) -> str:
+    declared = [declared_name(charset), charset] if charset else []
+    for name in (*declared, UTF8, None):
+        name = name or guess_encoding(content)
         if name and is_encoding(name):
             with contextlib.suppress(UnicodeError):
                 return content.decode(name)
-    return content.decode(UTF8, "replace")
+    text = content.decode(UTF8, "replace")
+    source.removed("bytes in no known encoding, replaced by U+FFFD,", text.count("\ufffd"))
+    return text

@@ -296,15 +296,17 @@ def read_epub(source: Input) -> Iterator[Document]:
                     raise
                 source.report.skipped.add(f"chapters {problem.reason}", str(problem))
                 continue
-            if text:
-                yield source.document("\n" * continues + text, continues=continues)
-                continues = True
+            if not text:
+                source.report.skipped.add("chapters without text", f"{source.name}: {name}")
+                continue
+            yield source.document("\n" * continues + text, continues=continues)
+            continues = True
 
 
 def _chapter(package: _Package, name: str) -> str:
     with (member := package.open(name)).stream:
         page = read_whole_text(member, declared_encoding(member), MAX_PAGE)
-        return html_text(member, page)
+        return html_text(member, page, is_book=True)
 
 
 def _spine(package: _Package) -> tuple[list[str], set[str]]:

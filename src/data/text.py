@@ -37,6 +37,8 @@ MAX_LINE = 2**25
 # What editors and Python read in the first two lines of a file.
 _CODING = re.compile(rb"(?:[^\n]*\n)?[^\n]*?coding[:=][ \t]*([\w.-]{1,40})", re.IGNORECASE)
 _CODING_BYTES = 512
+# Bytes after the first ones that are not ASCII, by which the encoding is chosen, at the least.
+_CONTEXT = 4096
 MAX_WHOLE_TEXT = 2**26
 """Maximum characters of a text that must be in memory to be parsed, such as a web page."""
 
@@ -71,6 +73,20 @@ class _Decoder:
         self._bytes += size
         self._lines += text.count("\n")
         return text
+
+    def end_with_context(self, block: bytes) -> int:
+        """Return where to end a block that others follow.
+
+        If its first bytes that are not ASCII are at its end, it ends before them: the encoding is
+        to be chosen by what follows them as well.
+        """
+        end = len(block) - _CONTEXT
+        if self._is_chosen or end <= 0:
+            return len(block)
+        head, tail = block[: end + 4], block[end:]  # a shift has at most 4 bytes
+        is_begun = not is_ascii(head) or b"~{" in head
+        is_in_tail = not tail.isascii() or b"\x1b" in tail or b"~" in tail
+        return end if is_in_tail and not is_begun else len(block)
 
     def _without_nuls(self, block: bytes) -> bytes:
         """Remove the NUL bytes of a block, counted as removed, if they are few.
@@ -172,6 +188,8 @@ def text_blocks(source: Input, declared: str | None = None) -> Iterator[str]:
     block = source.stream.read(BLOCK)
     while block:
         following = source.stream.read(BLOCK)
+        if following and (end := decoder.end_with_context(block)) < len(block):
+            block, following = block[:end], block[end:] + following
         text = carry + decoder.decode(block, is_last=not following)
         block, carry = following, ""
         if not keeps_line_ends:

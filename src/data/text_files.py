@@ -172,6 +172,7 @@ _SINGULAR = {
     "messages ": "message ",
     "chapters ": "chapter ",
     "lines before": "line before",
+    "texts beside": "text beside",
     "pages of": "page of",
     "pipes": "pipe",
     "broken links": "broken link",

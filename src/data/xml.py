@@ -1,4 +1,4 @@
-"""Extract the text of XML files as a stream; entities that could expand to much are refused."""
+"""Extract the text of XML files as a stream; entities that expand to too much are refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from .inputs import Input
 from .text import text_blocks
 
 _DECLARED = re.compile(rb"<\?xml[^>]{0,200}encoding\s*=\s*[\"']([\w.:-]{1,40})")
-# Maximum characters of an entity's text, and bytes of a tag or a comment, which is in memory.
-_MAX_ENTITY, _MAX_TOKEN = 64, 2**26
+# Maximum bytes of a tag or a comment, which is in memory.
+_MAX_TOKEN = 2**26
+# From this version on, expat refuses entities that expand to more than 100 times the file, beyond
+# 8 MB. With an older one, only those are read that have at most so many characters.
+_LIMITED_SINCE, _MAX_ENTITY = (2, 4, 1), 64
+_LIMIT_REACHED = 43  # XML_ERROR_AMPLIFICATION_LIMIT_BREACH
+_EXPAND = "replace entities by their text, as xmllint --noent does"
 # With it, an undefined entity is an error without a name; what it promises is always so here: no
 # external declaration is read.
 _STANDALONE = re.compile(r"(<\?xml[^<>]{0,200}?)\sstandalone\s*=\s*[\"']yes[\"']")
@@ -44,7 +49,7 @@ def parse_xml(
 ) -> Iterator[None]:
     """Parse XML block by block; yield after each block.
 
-    No external DTD is read: the entities that one may declare are those of HTML.
+    No other file is read: the entities that an external DTD may declare are those of HTML.
 
     Args:
         source: the input, for messages.
@@ -54,8 +59,8 @@ def parse_xml(
         data: called with text.
 
     Raises:
-        Unreadable: if it is not XML, declares entities that may expand to much, or uses one that
-            neither it nor HTML defines.
+        Unreadable: if it is not XML, has entities that expand to too much, or uses one that is in
+            another file, or that neither it nor HTML defines.
     """
     parser = _parser(source, start, end, data)
     size = 0
@@ -65,6 +70,8 @@ def parse_xml(
             parser.Parse(content, not content)
         except expat.ExpatError as error:
             reason = expat.errors.messages.get(error.code, "")
+            if error.code == _LIMIT_REACHED:
+                reason = f"its entities expand to too much: {_EXPAND}"
             raise source.error("broken XML", f"not XML: {reason}", f":{error.lineno}") from error
         size += len(content)
         if size - parser.CurrentByteIndex > _MAX_TOKEN:
@@ -88,9 +95,13 @@ def _parser(
     parser.StartElementHandler = lambda name, attributes: start(_local(name), attributes)
     parser.EndElementHandler = lambda name: end(_local(name))
     parser.CharacterDataHandler = data
-    parser.EntityDeclHandler = lambda *about: _check_entity(source, parser, *about)
+    if expat.version_info < _LIMITED_SINCE:
+        parser.EntityDeclHandler = lambda *about: _check_entity(source, parser, *about)
     # Also without a DTD, a reference to an entity that is not declared calls the handler.
     parser.UseForeignDTD(True)
+    # Declarations that follow an external one, which is taken as empty, hold only so.
+    parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_ALWAYS)
+    parser.ExternalEntityRefHandler = lambda *about: _skip_external(source, parser, *about)
     parser.SkippedEntityHandler = lambda name, is_parameter: (
         None if is_parameter else data(_character(source, parser, name))
     )
@@ -137,9 +148,30 @@ def _check_entity(
     if is_parameter or value is None or len(value) > _MAX_ENTITY or "&" in value:
         raise source.error(
             "broken XML",
-            f"declares the entity {name}, which is not a short text: such entities are refused",
+            f"declares the entity {name}, which is not a short text: {_EXPAND}",
             f":{parser.CurrentLineNumber}",
         )
+
+
+def _skip_external(
+    source: Input, parser: expat.XMLParserType, context: str | None, _base: object, *ids: str | None
+) -> int:
+    """Take an external DTD, or a part of one, as empty.
+
+    Raises:
+        Unreadable: if what is in another file is not declarations, but text.
+    """
+    if context is not None:
+        name = context.rpartition("\f")[2].rpartition("=")[2]
+        raise source.error(
+            "of several files",
+            f"the text of the entity {name} is in another file ({ids[0] or ids[1]}), which is not "
+            f"read: {_EXPAND}",
+            f":{parser.CurrentLineNumber}",
+        )
+    # Without it, expat ignores the declarations that follow.
+    parser.ExternalEntityParserCreate(context).Parse(b"", True)
+    return 1
 
 
 def read_xml(source: Input) -> Iterator[Document]:
@@ -167,13 +199,18 @@ class _Collector:
         self._parts: list[str] = []
         self._size = 0
         self._follows_end = False
+        self._is_empty = False  # whether nothing follows the start of an element so far
+        self._gap = ""  # what an element without content is between two words
+        self._last = ""  # the last character
         self._continues = False
         self._is_found = False
         self._documents: list[Document] = []
 
-    def start(self, name: str, _attributes: dict[str, str]) -> None:
+    def start(self, name: str, attributes: dict[str, str]) -> None:
         """Begin an element."""
         self._depth += 1
+        self._is_empty = attributes.get("break") != "no"  # of TEI: within a word
+        self._gap = ""
         if self._depth == 1 and name == "mediawiki" and self._field is None:
             self._field = "text"
         if len(self._names) < _MAX_NAMES:
@@ -184,8 +221,11 @@ class _Collector:
             self._add("\n")
         self._follows_end = False
 
-    def end(self, _name: str) -> None:
+    def end(self, name: str) -> None:
         """End an element."""
+        if self._is_empty:
+            self._gap = "\n" if name.lower() in _BREAKS else " "
+            self._is_empty = False
         if self._depth == self._field_depth:
             self._field_depth = 0
             self._finish()
@@ -194,15 +234,19 @@ class _Collector:
 
     def data(self, text: str) -> None:
         """Add text; white space between elements is one line end or space."""
-        self._follows_end = False
+        self._follows_end = self._is_empty = False
         if not text.strip(" \t\n"):  # a no-break space is text
             text = "\n" if "\n" in text else " "
+        if self._gap and text[0].isalnum() and (self._last.isalnum() or self._last in _ENDS):
+            text = self._gap + text
+        self._gap = ""
         self._add(text)
 
     def _add(self, text: str) -> None:
         if self._field is None or self._field_depth:
             self._parts.append(text)
             self._size += len(text)
+            self._last = text[-1]
 
     def _finish(self, *, is_complete: bool = True) -> None:
         text = _BLANK_LINES.sub("\n\n", "".join(self._parts))
@@ -210,6 +254,7 @@ class _Collector:
             text = text.strip("\n")
         self._documents.append(self._source.document(text, continues=self._continues))
         self._parts, self._size = [], 0
+        self._last = "" if is_complete else self._last
         self._continues = not is_complete
 
     def take(self, limit: int) -> Iterator[Document]:
@@ -232,4 +277,7 @@ class _Collector:
             )
 
 
+# Elements that break a line, and characters after which a word follows only after a space.
+_BREAKS = {"br", "lb", "pb", "cb", "cr", "newline", "hardbreak"}
+_ENDS = tuple(".,;:!?)”’»")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*\n")

@@ -1,6 +1,7 @@
 import gzip
 import io
 import random
+import re
 import stat
 import tarfile
 import zipfile
@@ -108,20 +109,57 @@ def test_encrypted_members_are_skipped(tmp_path):
         texts(tmp_path / "a.zip", bytes(content))
 
 
-def test_a_member_with_wrong_bytes_makes_the_archive_damaged(tmp_path):
-    content = zip_of({"a.txt": b"first", "b.txt": b"second text"}, zipfile.ZIP_STORED)
-    with pytest.raises(
-        Unreadable, match=r"a\.zip: b\.txt: damaged or cut short zip archive: Bad CRC"
-    ):
-        texts(tmp_path / "a.zip", content.replace(b"second", b"sEcond"))
+@pytest.mark.parametrize("damage", ["bytes", "header", "method", "name"])
+@pytest.mark.parametrize("number", range(3))
+def test_a_damaged_member_of_a_zip_archive_is_skipped_alone(tmp_path, damage, number):
+    members = {f"{each}.txt": f"text {each}".encode() for each in range(3)}
+    content = bytearray(zip_of(members, zipfile.ZIP_STORED))
+    name = f"{number}.txt".encode()
+    header, entry = content.find(name) - 30, content.rfind(name) - 46
+    if damage == "bytes":
+        content[content.find(f"text {number}".encode())] ^= 1
+    elif damage == "header":
+        content[header + 31] ^= 1
+    elif damage == "method":
+        content[header + 8] = content[entry + 10] = 9
+    else:  # an empty one; what was it is now a field and a comment
+        content[header + 26] = content[entry + 28] = 0
+        content[header + 28] = content[entry + 32] = len(name)
+    found, report = read_with_report(write(tmp_path / "a.zip", bytes(content)))
+    others = [f"text {each}" for each in range(3) if each != number or damage == "name"]
+    assert found == others
+    problem = {
+        "bytes": "damaged, such as .*: Bad CRC",
+        "header": "damaged, such as .*: File name in directory",
+        "method": r"compressed in a way that is not read, .* \(method 9\): unpack the archive",
+        "name": "",
+    }[damage]
+    skipped = lines_of(report.skipped)
+    assert re.search(rf"1 member of archives {problem}", skipped) if problem else not skipped
 
 
-def test_an_unknown_compression_is_refused(tmp_path):
+def test_a_zip_archive_without_a_member_that_can_be_read_is_refused(tmp_path):
     content = bytearray(zip_of({"a.txt": b"first"}, zipfile.ZIP_STORED))
     for signature, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
         content[content.find(signature) + offset] = 99
-    with pytest.raises(Unreadable, match=r"a\.zip: damaged or cut short zip archive: That compr"):
+    with pytest.raises(Unreadable, match=r"no document in this archive; .*a\.txt: compressed in a"):
         texts(tmp_path / "a.zip", bytes(content))
+    content = zip_of({"a.txt": b"first"}, zipfile.ZIP_STORED).replace(b"first", b"fIrst")
+    with pytest.raises(Unreadable, match=r"no document in this archive; .*a\.txt: damaged or cut"):
+        texts(tmp_path / "a.zip", content)
+
+
+def test_a_zip_archive_without_bytes_in_its_middle_is_damaged(tmp_path):
+    content = zip_of({"a.txt": b"one " * 99, "b.txt": b"two"}, zipfile.ZIP_STORED)
+    with pytest.raises(Unreadable, match=r"a\.zip: damaged or cut short zip archive: "):
+        texts(tmp_path / "a.zip", content[:60] + content[200:])
+
+
+def test_names_with_the_separators_of_windows_are_paths(tmp_path):
+    members = {"..\\..\\x.txt": b"one", "a\\.git\\b.txt": b"two"}
+    found, report = read_with_report(write(tmp_path / "a.zip", zip_of(members)))
+    assert found == ["one"]
+    assert "1 member of archives that is hidden" in lines_of(report.skipped)
 
 
 def test_a_tar_archive_that_is_cut_short_is_refused_wherever(tmp_path):

@@ -21,6 +21,15 @@ def test_streams_one_after_the_other_are_one(tmp_path, ending):
     assert texts(tmp_path / f"a.txt{ending}", content) == [TEXT + "more"]
 
 
+@pytest.mark.parametrize("kind", [0x50, 0x5F])
+@pytest.mark.parametrize("name", ["a.txt.zst", "download"])
+def test_frames_of_zstandard_that_are_skipped_may_be_anywhere(tmp_path, kind, name):
+    skipped = bytes([kind]) + b"\x2a\x4d\x18" + (600).to_bytes(4, "little") + b"x" * 600
+    one, two = (zstandard.ZstdCompressor().compress(each) for each in (b"one", b"two"))
+    content = skipped + one + skipped * 2 + two + skipped
+    assert texts(tmp_path / name, content) == ["onetwo"]
+
+
 def test_padding_between_xz_streams_is_skipped(tmp_path):
     content = lzma.compress(b"one", preset=0) + b"\0" * 1024 + lzma.compress(b"two", preset=0)
     assert texts(tmp_path / "a.txt.xz", content + b"\0" * 8) == ["onetwo"]

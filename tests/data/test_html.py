@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from src.data import html
 from src.data.text_files import Unreadable
@@ -77,3 +79,85 @@ def test_a_page_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "MAX_PAGE", 1000)
     with pytest.raises(Unreadable, match="more than 1,000 characters, the limit of this format"):
         texts(tmp_path / "a.html", "<p>" * 1000)
+
+
+SCRIPT = "for(i=0;i<a.length;i++){if(t<n&&b<i)x()}\n"
+
+
+@pytest.mark.parametrize("lines", [400, 3000])
+@pytest.mark.parametrize(
+    "form", ["<script type=x>{}</script>", "<style>{}</STYLE >", "<!--{}-->", "<!-- {} --!>"]
+)
+def test_tags_in_scripts_and_comments_are_not_elements(tmp_path, lines, form):
+    page = "<p>one" + form.format(SCRIPT * lines) + "two</p>" + "<p>three" * lines
+    found, report = read_with_report(write(tmp_path / "a.html", page))
+    assert found == ["onetwo" + "\n\nthree" * lines + "\n"]
+    is_counted = f"({len(SCRIPT) * lines:,} characters)" in lines_of(report.removed)
+    assert is_counted == ("!" not in form)
+
+
+@pytest.mark.parametrize("element", ["path d='M0 0'", "mspace", "use"])
+def test_elements_that_end_as_in_svg_are_not_open(tmp_path, element):
+    drawing = f"<svg><g>{f'<{element}/>' * 5000}</g></svg><math>{f'<{element} />' * 5000}</math>"
+    assert texts(tmp_path / "a.html", f"<p>one{drawing}<p>two") == ["one\n\ntwo\n"]
+
+
+def test_elements_beside_a_script_or_an_empty_comment_are_counted(tmp_path):
+    for begin in (f"<script>{SCRIPT}</script>", "<!-->", "<!--->", "<!-- a -->"):
+        with pytest.raises(Unreadable, match="nested more than 4,000 levels deep"):
+            texts(tmp_path / "a.html", begin + "<div>" * 5000 + "x<!-- b -->")
+
+
+XHTML = "<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'>"
+EMPTY = ["title", "script src='a'", "style", "iframe src='a>b'", "textarea", "a id='b'", "div", "p"]
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.xhtml"])
+@pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize("element", EMPTY)
+def test_an_element_without_content_ends_there(tmp_path, name, is_broken, element):
+    page = f"{XHTML}<head><{element}/></head><body><p>Real <b>text</b><br/>here</p>"
+    page += "" if is_broken else "</body></html>"
+    assert texts(tmp_path / name, page) == ["Real text\nhere\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "declaration"),
+    [
+        ("a.html", XHTML),
+        ("a.html", "<!DOCTYPE html [<!ENTITY who 'Ahab'>]><html>"),
+        ("a.html", "<!DOCTYPE html PUBLIC 'a' 'b'>\n<html xmlns='http://www.w3.org/1999/xhtml'>"),
+        ("a.xhtml", "<html>"),
+    ],
+)
+def test_sections_and_entities_of_xml_are_text_in_a_page(tmp_path, name, declaration):
+    who = "&who;" if "who" in declaration else "Ahab"
+    page = f"{declaration}<p>Captain <![CDATA[<b>&]]> {who} &eacute; &amp;lt;</p></html>"
+    assert texts(tmp_path / name, page) == ["Captain <b>& Ahab é &lt;\n"]
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    words=st.lists(st.text("ab &<>'\"é", min_size=1).map(lambda each: f"x{each}x"), min_size=1),
+    elements=st.lists(st.sampled_from(EMPTY), max_size=3),
+    is_broken=st.booleans(),
+)
+def test_a_page_in_xml_is_read_as_the_same_page_in_html(tmp_path, words, elements, is_broken):
+    import html as standard
+
+    paragraphs = "".join(f"<p>{standard.escape(each)}</p>" for each in words)
+    empty = [f"<{each}></{each.split()[0]}>" for each in elements]
+    (expected,) = texts(tmp_path / "a.html", "".join(empty) + paragraphs)
+    inner = "".join(f"<{each}/>" for each in elements)
+    page = f"{XHTML}<body>{inner}{paragraphs}" + "</body></html>" * (not is_broken)
+    assert texts(tmp_path / "b.html", page) == [expected]
+
+
+def test_notes_and_authors_of_quotations_are_no_navigation(tmp_path):
+    page = (
+        "<blockquote>To be<footer>- Hamlet</footer></blockquote><footer>Imprint</footer>"
+        "<aside role='doc-footnote'>a note</aside><aside>More pages</aside>"
+    )
+    assert texts(tmp_path / "a.html", page) == ["To be\n- Hamlet\n\na note\n"]

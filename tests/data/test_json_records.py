@@ -76,6 +76,38 @@ def test_the_only_field_with_text_is_taken_and_noted(tmp_path):
         texts(tmp_path / "b.jsonl", '{"title": "t", "body": "b"}')
 
 
+LONG = "The lighthouse keeper counted the ships. "
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("paragraphs", [LONG, LONG], "a list of texts"),
+        ("body", {"html": LONG}, "an object"),
+        ("parts", [{"n": 1, "answers": [{"context": LONG}]}], "a list of objects"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_title_is_not_taken_for_the_text_of_which_lists_and_objects_have_more(
+    tmp_path, name, field, value, kind
+):
+    records = [{"id": n, "title": f"Title {n}", field: value} for n in range(3)]
+    form = json.dumps(records) if name == "a.json" else "\n".join(map(json.dumps, records))
+    problem = (
+        f"no field 'text' among id, title, {field}; longer texts are in {field!r}, {kind}: save"
+    )
+    with pytest.raises(Unreadable, match=problem):
+        texts(tmp_path / name, form)
+    assert texts(tmp_path / name, text_field="title") == ["Title 0", "Title 1", "Title 2"]
+
+
+@pytest.mark.parametrize("others", [["sea", "fog"], {"by": "me"}, [{"name": "x" * 30}], [1, 2]])
+def test_short_texts_in_lists_and_objects_leave_the_only_text_the_text(tmp_path, others):
+    records = [{"body": LONG * 2, "others": others}, {"body": None}, {"others": others}]
+    path = write(tmp_path / "a.json", json.dumps(records))
+    assert texts(path) == [LONG * 2]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -197,7 +229,7 @@ def test_a_list_is_read_back_whatever_the_blocks(tmp_path_factory, values, block
 
 def test_broken_records_of_one_object_are_counted_by_their_share_of_its_size(tmp_path):
     records = [{"text": "one"}] * 60 + [{"text": ["a", "b"]}] * 6
-    content = json.dumps({"name": "chat", "messages": records})
+    content = json.dumps({"number": 3, "messages": records})
     write(tmp_path / "a.json", content)
     found, report = read_with_report(tmp_path / "a.json")
     assert len(found) == 60

@@ -37,6 +37,65 @@ def test_lines_that_begin_with_from_are_not_new_messages(tmp_path):
     ]
 
 
+def test_a_line_of_text_after_a_blank_one_does_not_begin_a_message(tmp_path):
+    body = (
+        "Hello Bob,\n\nFrom here on we use tabs.\nNote: so it is.\n\nFrom Ann, in 2024\nTo: all\n"
+    )
+    content = f"{START}Subject: S\n\n{body}\n{START}Subject: T\n\nsecond\n"
+    expected = [f"S\n\n{body}", "T\n\nsecond\n"]
+    assert texts(tmp_path / "a.mbox", content) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "From - Wed Jan 01 12:08:34 2011",
+        "From MAILER-DAEMON Fri Jul  8 12:08:34 2011 +0200",
+        "From a b@c.org 2011-07-08T12:08:34Z",
+        "From a@b.org",
+        "From ",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_lines_before_messages_are_recognized(tmp_path, line, end):
+    lines = [line, "Subject: S", "", "first", "", line, "Received: x", "Subject: T", "", "second"]
+    for begin in ("", "\ufeff", end * 2):
+        found = texts(tmp_path / "a.mbox", begin + end.join(lines))
+        assert found == ["S\n\nfirst\n", "T\n\nsecond\n"]
+
+
+def test_quotations_in_a_single_message_stay(tmp_path):
+    assert texts(tmp_path / "a.eml", "Subject: S\n\n>From my view\n") == ["S\n\n>From my view\n"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    [
+        ("café brut", "café brut"),
+        ("café brut".encode("latin-1"), "café brut"),
+        ("a long\n  folded\r\n\tsubject", "a long folded subject"),
+        ("=?bad?Q?x?= =?utf-8?q?S=C3=BCd?= plain", "=?bad?Q?x?=Süd plain"),
+        ("=?utf-8?b?w7w?= =?UTF-8?q?_=C3?=\n =?utf-8?q?=BC?=", "ü ü"),
+        ("=?utf-8?b?a*b?= and =?utf-8*de?q?c?=", "=?utf-8?b?a*b?= and c"),
+        ("=?utf-8?q?=FF?= b", "=?utf-8?q?=FF?= b"),
+        ("=?koi8-r?B?98/KzsE=?=", "Война"),
+    ],
+)
+def test_subjects_are_decoded(tmp_path, subject, expected):
+    subject = subject if isinstance(subject, bytes) else subject.encode()
+    content = b"Subject: " + subject + b"\nContent-Type: text/plain; charset=latin-1\n\nx\n"
+    assert texts(tmp_path / "a.eml", content) == [f"{expected}\n\nx\n"]
+
+
+@pytest.mark.parametrize("kind", ["digest", "mixed"])
+def test_subjects_of_forwarded_messages_are_text(tmp_path, kind):
+    part = "--b\n" + "Content-Type: message/rfc822\n" * (kind == "mixed") + "\n"
+    parts = "".join(f"{part}Subject: S{n}\n\nbody {n}\n" for n in range(2))
+    content = f"Subject: S\nContent-Type: multipart/{kind}; boundary=b\n\n{parts}--b--\n"
+    found = texts(tmp_path / "a.eml", content)
+    assert found == ["S\n\nS0\n\nbody 0\n\nS1\n\nbody 1\n"]
+
+
 def test_the_plain_text_of_alternatives_is_taken_and_attachments_are_counted(tmp_path):
     write(tmp_path / "a.eml", message("Grüße & mehr"))
     found, report = read_with_report(tmp_path / "a.eml")
@@ -54,6 +113,8 @@ def test_the_plain_text_of_alternatives_is_taken_and_attachments_are_counted(tmp
         ("Content-Type: text/plain", "ein süßer Käse".encode("cp1252"), "ein süßer Käse\n"),
         ("Content-Type: text/plain; charset=ascii", b"Gr\xfc\xdfe an alle", "Grüße an alle\n"),
         ("Content-Transfer-Encoding: base64", "SMOkbGxv", "Hällo\n"),
+        ("Content-Transfer-Encoding: base64", "SMOkbGxv\n-- \nthe list", "Hällo\n-- \nthe list\n"),
+        ("Content-Transfer-Encoding: Base64", "b25l\r\ndHdv", "onetwo\n"),
         ("Content-Transfer-Encoding: quoted-printable", "H=C3=A4llo=\n!", "Hällo!\n"),
         ("Subject: =?utf-8?q?S=C3=BCd?=", "x", "Süd\n\nx\n"),
         ("Subject: =?nonsense?q?S?=", "x", "=?nonsense?q?S?=\n\nx\n"),
@@ -172,7 +233,11 @@ def test_a_message_that_cannot_be_read_is_skipped_alone(tmp_path, monkeypatch):
 
 def test_bytes_that_no_encoding_explains_are_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(mail, "guess_encoding", lambda _: None)
-    assert texts(tmp_path / "a.eml", b"Subject: S\n\nx\xff") == ["S\n\nx\ufffd\n"]
+    path = write(tmp_path / "a.eml", b"Subject: S\n\nx\xff")
+    found, report = read_with_report(path)
+    assert found == ["S\n\nx\ufffd\n"]
+    removed = "in no known encoding, replaced by U+FFFD, in 1 place (1 character)"
+    assert removed in lines_of(report.removed)
 
 
 def test_what_is_no_mbox_is_refused(tmp_path):

@@ -141,7 +141,23 @@ def test_chapters_are_in_reading_order(tmp_path):
     assert found == ["Second\n\nFirst\n"]
     assert "1 chapter damaged, such as" in lines_of(report.skipped)
     assert "gone.html is missing in it" in lines_of(report.skipped)
+    assert "1 chapter without text, such as" in lines_of(report.skipped)
+    assert "a.epub: blank.html" in lines_of(report.skipped)
     assert texts(tmp_path / "a.epub", clean=False)[0].startswith("Contents of it\n\nSecond")
+
+
+def test_chapters_are_xml_with_notes(tmp_path):
+    note = (
+        b"<!DOCTYPE html [<!ENTITY who 'Ahab'>]><html xmlns='http://www.w3.org/1999/xhtml' "
+        b"xmlns:epub='http://www.idpf.org/2007/ops'><head><title/></head><body><p>Captain &who;"
+        b"</p><aside epub:type='footnote'>A note.</aside><nav>Contents</nav></body></html>"
+    )
+    picture = b"<svg xmlns='http://www.w3.org/2000/svg'><text>drawn</text></svg>"
+    write(tmp_path / "a.epub", book({"picture": picture, "note": note}))
+    found, report = read_with_report(tmp_path / "a.epub")
+    assert found == ["Captain Ahab\n\nA note.\n"]
+    assert "1 chapter without text, such as" in lines_of(report.skipped)
+    assert "(8 characters)" in lines_of(report.removed)
 
 
 @pytest.mark.parametrize("algorithm", ["http://www.idpf.org/2008/embedding", "aes256-cbc"])

@@ -6,6 +6,35 @@ from src.data.text_files import Unreadable
 from tests.data.reading import lines_of, read_with_report, texts, write
 from tests.data.test_gutenberg import framed
 
+# Texts in encodings, whose first bytes that are not ASCII are at the place of the X.
+LATE = [
+    ("latin-1", "X Élan vécu, où déjà l’été s’achève à Nîmes, près du château.".replace("’", "'")),
+    ("utf-8", "X Élan vécu, où déjà l’été s’achève à Nîmes, près du château."),
+    (
+        "iso2022_jp",
+        "X灯台守は霧が出る前に通り過ぎる船を数えていた。どの船も彼の灯りに答えなかった。",
+    ),
+    ("hz", "X我把这件事也写进了本子里，他的妹妹是不是总在替他把铅笔削好了的一个人。"),
+    (
+        "koi8-r",
+        "XСмотритель маяка считал корабли, которые проходили мимо, пока не опустился туман.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("encoding", "words"), LATE, ids=[name for name, _ in LATE])
+@pytest.mark.parametrize("begin", ["a", "~ \x1b[1m"])
+def test_the_encoding_is_found_wherever_its_first_bytes_are_in_a_block(
+    tmp_path, monkeypatch, encoding, words, begin
+):
+    monkeypatch.setattr(text, "BLOCK", 400)
+    monkeypatch.setattr(text, "_CONTEXT", 200)
+    if encoding in ("hz", "iso2022_jp"):  # in which these are escapes, too
+        begin = "a"
+    for at in (*range(390, 403), *range(590, 603), 799, 1190):
+        content = words.replace("X", (begin + "a" * at)[:at] + " ")
+        assert texts(tmp_path / "a.txt", content.encode(encoding)) == [content], at
+
 
 @pytest.fixture
 def small_blocks(monkeypatch):

@@ -31,6 +31,44 @@ def test_the_encoding_is_the_declared_one(tmp_path, encoding):
     assert texts(tmp_path / "a.xml", content.encode(encoding)) == [words]
 
 
+ENTITIES = [
+    ('<!ENTITY % iso SYSTEM "iso.ent"> %iso; <!ENTITY who "Ahab">', "&who;", "Ahab"),
+    ("<!ENTITY % who \"<!ENTITY who 'Ahab'>\"> %who;", "&who;", "Ahab"),
+    ('<!ENTITY ch1 SYSTEM "ch1.xml"><!ENTITY pic SYSTEM "p.gif" NDATA gif>', "none", "none"),
+    ('<!ENTITY full "&co; Ltd."><!ENTITY co "A &amp; B">', "&full;", "A & B Ltd."),
+    ('<!ENTITY name "<b>Ahab</b>"><!ENTITY amp2 "&#38;">', "Captain &name;", "Captain Ahab"),
+    (f'<!ENTITY long "{"x" * 1000}">', "&long;" * 20, "x" * 20_000),
+]
+
+
+@pytest.mark.parametrize(("declared", "used", "expected"), ENTITIES)
+@pytest.mark.parametrize("dtd", ["", " SYSTEM 'a.dtd'"])
+def test_entities_that_a_file_declares_are_replaced(tmp_path, declared, used, expected, dtd):
+    content = f"<!DOCTYPE a{dtd} [{declared}]><a>{used}</a>"
+    assert texts(tmp_path / "a.xml", content) == [expected]
+
+
+BOMB = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("entity", "problem"),
+    [
+        (BOMB, "not XML: its entities expand to too much: replace entities by their text, as xmll"),
+        (BOMB.replace("ha", ""), "not XML: its entities expand to too much"),
+        ('<!ENTITY a8 "&b;"><!ENTITY b "&a8;">', "not XML: recursive entity reference"),
+        (
+            '<!ENTITY a8 SYSTEM "file:///etc/passwd">',
+            r"the text of the entity a8 is in another file \(file:///etc/passwd\), which is not r",
+        ),
+    ],
+)
+def test_entities_that_expand_to_too_much_or_are_elsewhere_are_refused(tmp_path, entity, problem):
+    content = f"<?xml version='1.0'?>\n<!DOCTYPE a [\n{entity}]>\n<a>\n&a8;</a>"
+    with pytest.raises(Unreadable, match=r"a\.xml:[35]: " + problem):
+        texts(tmp_path / "a.xml", content)
+
+
 @pytest.mark.parametrize(
     "entity",
     [
@@ -40,12 +78,30 @@ def test_the_encoding_is_the_declared_one(tmp_path, encoding):
         f'<!ENTITY a "{"x" * 1000}">',
     ],
 )
-def test_entities_that_may_expand_are_refused(tmp_path, entity):
+def test_an_old_parser_expands_short_entities_alone(tmp_path, monkeypatch, entity):
+    monkeypatch.setattr(xml, "_LIMITED_SINCE", (99,))
     content = f"<?xml version='1.0'?>\n<!DOCTYPE a [\n{entity}]>\n<a>&a;&b;</a>"
-    with pytest.raises(
-        Unreadable, match=r"a\.xml:3: declares the entity [ab], which is not a short"
-    ):
+    with pytest.raises(Unreadable, match=r"a\.xml:3: declares the entity [ab], which is not a sho"):
         texts(tmp_path / "a.xml", content)
+    content = "<!DOCTYPE a [<!ENTITY who 'Ahab'>]><a>Captain &who;</a>"
+    assert texts(tmp_path / "a.xml", content) == ["Captain Ahab"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("<p>one<br/>two</p>", "one\ntwo"),
+        ("<p>one<lb></lb>two<index/>three.<LB/>Four</p>", "one\ntwo three.\nFour"),
+        ("<p>wo<lb break='no'/>rd</p>", "word"),
+        ("<p>see <xref/>, (<xref/>) and<xref/>.</p>", "see , () and."),
+        ("<p>one<b><br/></b>two</p>", "one\ntwo"),
+        ("<p>one<i/><b>two</b></p>", "one\ntwo"),
+        ("<p>one<i>s</i>two<br/></p>", "onestwo"),
+        ("<p><br/>one<br/>\n  two</p>", "one\n  two"),
+    ],
+)
+def test_elements_without_content_separate_words(tmp_path, content, expected):
+    assert texts(tmp_path / "a.xml", content) == [expected]
 
 
 XHTML = (
