@@ -93,6 +93,14 @@ _PAGE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+# How the members begin of documents that are zip archives, after the first header.
+_ZIP_HEADER = 30
+_FIRST_MEMBERS = (
+    (EPUB, re.compile(rb"mimetypeapplication/epub\+zip")),
+    (ODT, re.compile(rb"mimetypeapplication/vnd\.oasis\.opendocument\.text")),
+    (DOCX, re.compile(rb"\[Content_Types\]\.xml.*?PK\x03\x04.{26}word/", re.DOTALL)),
+)
+
 # The number of a version, a part, a day or a section: `app.log.1`, `moby.2024-05-01`, `ls.1`.
 _NUMBER = re.compile(r"(?<=.)\.[0-9][0-9._-]*$")
 
@@ -230,13 +238,13 @@ def format_of(filename: str, head: bytes) -> Format:
     """
     named = _BY_SUFFIX.get(suffix_of(filename))
     if named in (None, TEXT):
-        for each in (PDF, RTF, PARQUET) + (ZIP,) * (named is None):
+        for each in (PDF, RTF, PARQUET):
             if head.startswith(each.magic):
                 return each
         if head.startswith(b"ARROW1"):
             return ARROW
-        if named is None and head[257:262] == b"ustar":
-            return TAR
+        if (archive := _archive_of(head)) is not None:
+            return archive
         if named is None and _MBOX.match(head):
             return MAIL
         if named is None and is_page(head):
@@ -246,6 +254,15 @@ def format_of(filename: str, head: bytes) -> Format:
         if named is None and is_table(head):
             return TABLE
     return named or TEXT
+
+
+def _archive_of(head: bytes) -> Format | None:
+    """Return the format of an archive, or of a document that is one, by its first bytes."""
+    if head.startswith(ZIP.magic):
+        found = (format_ for format_, mark in _FIRST_MEMBERS if mark.match(head, _ZIP_HEADER))
+        return next(found, ZIP)
+    is_tar = head[257:262] == b"ustar" and b"\0" in head[:257]
+    return TAR if is_tar else None
 
 
 def is_page(head: bytes) -> bool:
@@ -293,7 +310,7 @@ def check_format(
     Raises:
         Unreadable: if not; as in `check_head`.
     """
-    if format_ is TEXT:
+    if format_ in (TEXT, ZIP):  # such as a workbook, which is a zip archive of XML
         suffix = PurePosixPath(filename).suffix.lower()
         if head.startswith(b"%!PS"):
             suffix = ".ps"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -44,11 +45,14 @@ _TAG = re.compile(r"<(/?)([a-z][a-z0-9]*)", re.IGNORECASE)
 # Elements that are not closed, or need not be.
 _UNCLOSED = set(_WORDS.findall("area base br col embed hr img input link meta param source track"))
 _UNCLOSED |= set(_WORDS.findall("wbr p li td tr th dt dd option optgroup thead tbody tfoot rp rt"))
+_LISTS = {"ul", "ol", "dl", "menu", "dir", "table"}
+_ITEMS = {"li", "dt", "dd"}
 # Comments, scripts and styles, which a parser takes as a unit, with what is in the last two.
 _RAW = re.compile(
     r"<!--(?:-?>|.*?(?:--!?>|\Z))|<(script|style)\b[^<>]*>(.*?)(?:</\1\s*>|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
+_COMMENT_END = re.compile("--!?>")
 # What begins a page that is XML, and an element without content in one, such as `<title/>`, which
 # HTML does not have, except for elements that never have content.
 _XML = re.compile(
@@ -113,6 +117,7 @@ def html_text(source: Input, page: str, *, is_book: bool = False) -> str:
     is_named_xml = is_book or suffix_of(source.filename) == ".xhtml"
     if is_named_xml or _XML.match(page.removeprefix("\ufeff")):
         page = _html_of_xml(source, page)
+    source.removed("unclosed comments of web pages", _unclosed_comment(page))
     page = _within_limits(source, page)
     navigation = _NAVIGATION_OF_BOOKS if is_book else _NAVIGATION
     extractor = _Extractor(navigation if source.options.clean else None)
@@ -128,6 +133,16 @@ def html_text(source: Input, page: str, *, is_book: bool = False) -> str:
 
 
 _SCRIPTS = "scripts and styles of web pages"
+
+
+def _unclosed_comment(page: str) -> int:
+    """Return the number of characters of a comment that is not closed, which a parser drops."""
+    last = page.rfind("<!--")
+    if last < 0 or _COMMENT_END.search(page, last + 2):  # `<!-->` is a comment
+        return 0
+    *_, raw = _RAW.finditer(page)
+    is_comment = raw[1] is None and not _COMMENT_END.search(raw[0], 2)
+    return len(raw[0]) * is_comment
 
 
 def _within_limits(source: Input, page: str) -> str:
@@ -158,19 +173,62 @@ def _within_limits(source: Input, page: str) -> str:
 def _depth(page: str) -> tuple[int, int]:
     """Return the maximum number of elements that are open at a time, and of those repeated.
 
-    A parser repeats the open elements of formatting, such as bold text, in each paragraph.
+    A parser repeats the open elements of formatting, such as bold text, in each paragraph. The end
+    of an element that is not open counts for nothing.
     """
+    opened: Counter[str] = Counter()
+    items = _OpenItems()
     depth = deepest = formats = repeated = 0
-    for end, name in _TAG.findall(page):
+    for match in _TAG.finditer(page):
+        end, name = match.groups()
         name = name.lower()
-        if name not in _UNCLOSED:
-            depth = max(0, depth - 1) if end else depth + 1
-            deepest = max(deepest, depth)
+        if name in _UNCLOSED:
+            repeated += formats
+            if name in _ITEMS and not end:
+                items.add_item(name)
+            continue
+        change = 1
+        if end:
+            change = -1 if opened[name] else 0
+        opened[name] += change
+        depth += change
+        if name in _LISTS and change:
+            items.add_list(name, change)
         if name in _FORMATS:
-            formats = max(0, formats - 1) if end else formats + 1
+            formats += change
         else:
             repeated += formats
+        if depth + items.depth > deepest:
+            deepest = depth + items.depth
     return deepest, repeated
+
+
+class _OpenItems:
+    """Counts the items of lists that are in each other, without a list between them.
+
+    An item ends the one before it only if both are of the same kind of list.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._is_last_li: bool | None = None
+        self._outside: list[tuple[str, int, bool | None]] = []
+
+    def add_item(self, name: str) -> None:
+        """Add the beginning of an item."""
+        is_li = name == "li"
+        self.depth += self._is_last_li not in (None, is_li)
+        self._is_last_li = is_li
+
+    def add_list(self, name: str, change: int) -> None:
+        """Add the beginning (1) or the end (-1) of a list, or of a table."""
+        if change > 0:
+            self._outside.append((name, self.depth, self._is_last_li))
+            self._is_last_li = None
+            return
+        ended = ""
+        while ended != name and self._outside:
+            ended, self.depth, self._is_last_li = self._outside.pop()
 
 
 def _attribute_pairs(page: str) -> int:
@@ -200,13 +258,15 @@ class _Extractor:
         """Add the text of a node and all below it, in order, without recursion."""
         node = root
         while node is not None:
-            following = node.first_child if self._enter(node) else None
+            is_entered = self._enter(node)
+            following = node.first_child if is_entered else None
             while following is None:
-                self._leave(node.tag)
+                self._leave(node.tag, is_entered)
                 if node.mem_id == root.mem_id:
                     return
                 following = node.next
-                node = node if following is not None else node.parent
+                if following is None:
+                    node, is_entered = node.parent, True
             node = following
 
     def _enter(self, node: Any) -> bool:
@@ -233,9 +293,10 @@ class _Extractor:
             return not is_note and not (tag == "footer" and self._quotes)
         return "hidden" in attributes or role in _NAVIGATION_ROLES
 
-    def _leave(self, tag: str) -> None:
-        self._preformatted -= tag == "pre"
-        self._quotes -= tag in _QUOTES
+    def _leave(self, tag: str, is_entered: bool) -> None:
+        if is_entered:
+            self._preformatted -= tag == "pre"
+            self._quotes -= tag in _QUOTES
         self._separate(tag)
 
     def _separate(self, tag: str) -> None:

@@ -6,7 +6,9 @@ import posixpath
 import re
 import zipfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from .archives import open_zip, zip_member
@@ -72,7 +74,7 @@ def _packages(source: Input) -> Iterator[_Package]:
 
 
 def read_docx(source: Input) -> Iterator[Document]:
-    """Yield the paragraphs of a Word document as one document, then its notes; no deleted text."""
+    """Yield the paragraphs of a Word document as one document, then its notes."""
     for package in _packages(source):
         if "EncryptedPackage" in package.names:
             raise source.error("encrypted", _ENCRYPTED)
@@ -102,7 +104,10 @@ def read_odt(source: Input) -> Iterator[Document]:
 
 
 class _Paragraphs(ABC):
-    """Collects the text of paragraphs from the elements of a document."""
+    """Collects the text of paragraphs from the elements of a document.
+
+    Paragraphs in another one, such as those of a note or a text box, come after it.
+    """
 
     paragraphs: tuple[str, ...]
     """Elements after which a line ends."""
@@ -111,53 +116,110 @@ class _Paragraphs(ABC):
 
     def __init__(self) -> None:
         self.parts: list[str] = []
+        """The text so far."""
+        self.removed: Counter[str] = Counter()
+        """Characters that are left out, by kind."""
         self._skipped = 0
+        self._open: list[_Paragraph] = []
+        self._inner: list[list[str]] = []  # the text of each paragraph in the outermost one
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         """Begin an element."""
         self._skipped += name in self.skipped
-        if not self._skipped:
-            self.parts.append(self.text_of(name, attributes))
+        if self._skipped:
+            return
+        if name in self.paragraphs:
+            # The outermost is added at once: a document may be one paragraph.
+            parts: list[str] = [] if self._open else self.parts
+            if self._open:
+                self._inner.append(parts)
+            self._open.append(_Paragraph(parts))
+        self._add(self.text_of(name, attributes))
 
     def end(self, name: str) -> None:
         """End an element."""
         self._skipped -= name in self.skipped
         if name in self.paragraphs and not self._skipped:
-            self.parts.append("\n")
+            self._add("\n")
+            self._open.pop()
+            if not self._open:
+                self.parts += [part for parts in self._inner for part in parts]
+                self._inner.clear()
 
+    @abstractmethod
     def data(self, text: str) -> None:
-        """Add text."""
-        if not self._skipped and self.is_text():
-            self.parts.append(text)
+        """Add text, unless it is white space between elements, or none of the document's."""
+
+    def _add(self, text: str) -> None:
+        (self._open[-1].parts if self._open else self.parts).append(text)
 
     @abstractmethod
     def text_of(self, name: str, attributes: dict[str, str]) -> str:
         """Return the text that an element stands for, such as a tab."""
 
-    @abstractmethod
-    def is_text(self) -> bool:
-        """Return whether text here is the document's, not white space between elements."""
+
+@dataclass
+class _Paragraph:
+    """A paragraph that is not closed."""
+
+    parts: list[str]
+    is_begun: bool = False
+    """Whether it has text."""
+    has_space: bool = False
+    """Whether white space comes before the next text, if there is any."""
 
 
 class _Word(_Paragraphs):
     paragraphs = ("p",)
     # A fallback repeats a text box for older programs.
-    skipped = ("Fallback", "rPr", "pPr", "instrText", "delText")
+    skipped = ("Fallback", "pPr", "rPrChange", "instrText", "moveFrom")
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_text = False
+        self._element = ""
+        self._runs: list[bool] = []  # whether each open run is hidden
 
     def text_of(self, name: str, attributes: dict[str, str]) -> str:
-        self._is_text = name == "t"
-        return {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}.get(name, "")
+        self._element = name
+        if name == "r":
+            self._runs.append(False)
+        elif name == "vanish" and self._runs:
+            self._runs[-1] = _attribute(attributes, "val") not in ("0", "false", "off")
+        if name == "sym":
+            return self._symbol(_attribute(attributes, "char"))
+        is_hidden = any(self._runs)
+        text = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}.get(name, "")
+        return "" if is_hidden else text
+
+    def _symbol(self, code: str) -> str:
+        """Return the character of a symbol, unless only its font says what it is."""
+        number = int(code, 16) if _HEX.fullmatch(code) else 0
+        is_unicode = 0x20 <= number < 0xD800
+        self.removed["symbols of fonts such as Wingdings"] += not is_unicode
+        return chr(number) if is_unicode else ""
 
     def end(self, name: str) -> None:
         super().end(name)
-        self._is_text = False
+        self._element = ""
+        if name == "r" and self._runs and not self._skipped:
+            self._runs.pop()
 
-    def is_text(self) -> bool:
-        return self._is_text
+    def data(self, text: str) -> None:
+        if self._skipped or self._element not in ("t", "delText"):
+            return
+        if self._element == "delText" or any(self._runs):
+            self.removed["hidden or deleted text"] += len(text)
+        else:
+            self._add(text)
+
+
+_HEX = re.compile("[0-9a-fA-F]{4}")
+
+
+def _attribute(attributes: dict[str, str], name: str) -> str:
+    """Return the value of an attribute, whatever its namespace, or no text if it is missing."""
+    found = (value for key, value in attributes.items() if key.rpartition(" ")[2] == name)
+    return next(found, "")
 
 
 class _OpenDocument(_Paragraphs):
@@ -166,21 +228,46 @@ class _OpenDocument(_Paragraphs):
 
     def __init__(self) -> None:
         super().__init__()
-        self._depth = 0
+        self._elements: list[str] = []
 
-    def text_of(self, name: str, attributes: dict[str, str]) -> str:
-        self._depth += name in self.paragraphs
-        if name == "s":
-            count = next((value for key, value in attributes.items() if key.endswith(" c")), "1")
-            return " " * min(int(count), 1000) if count.isascii() and count.isdigit() else " "
-        return {"tab": "\t", "line-break": "\n"}.get(name, "")
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self._elements.append(name)
+        super().start(name, attributes)
 
     def end(self, name: str) -> None:
         super().end(name)
-        self._depth -= name in self.paragraphs and not self._skipped
+        self._elements.pop()
 
-    def is_text(self) -> bool:
-        return self._depth > 0
+    def data(self, text: str) -> None:
+        """Add text; white space is one space, or none at the ends of a paragraph."""
+        if self._skipped or not self._open or self._elements[-1] in _OF_PARAGRAPHS:
+            return
+        paragraph = self._open[-1]
+        text = _WHITE_SPACE.sub(" ", text)
+        paragraph.has_space |= text.startswith(" ") and paragraph.is_begun
+        if words := text.strip(" "):
+            self._add(self._before(paragraph) + words)
+            paragraph.has_space = text.endswith(" ")
+
+    @staticmethod
+    def _before(paragraph: _Paragraph) -> str:
+        """Return the white space before the next text of a paragraph."""
+        space = " " * paragraph.has_space
+        paragraph.is_begun, paragraph.has_space = True, False
+        return space
+
+    def text_of(self, name: str, attributes: dict[str, str]) -> str:
+        text = {"tab": "\t", "line-break": "\n"}.get(name, "")
+        if name == "s":
+            count = _attribute(attributes, "c")
+            text = " " * min(int(count), 1000) if count.isascii() and count.isdigit() else " "
+        return self._before(self._open[-1]) + text if text and self._open else text
+
+
+# Elements in a paragraph in which are other paragraphs, and white space that is no text.
+_OF_PARAGRAPHS = {"note", "note-body", "frame", "text-box", "custom-shape", "g", "section", "list"}
+_OF_PARAGRAPHS |= {"list-item", "list-header", "table", "table-row", "table-cell"}
+_WHITE_SPACE = re.compile(r"[ \t\r\n]+")
 
 
 def _paragraphs(member: Input, collector: _Paragraphs) -> Iterator[str]:
@@ -189,6 +276,8 @@ def _paragraphs(member: Input, collector: _Paragraphs) -> Iterator[str]:
     for _ in parse_xml(member, blocks, collector.start, collector.end, collector.data):
         yield "".join(collector.parts)
         collector.parts.clear()
+    for what, count in collector.removed.items():
+        member.removed(what, count)
 
 
 def read_epub(source: Input) -> Iterator[Document]:

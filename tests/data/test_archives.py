@@ -15,7 +15,7 @@ from tests.data.reading import lines_of, read_with_report, texts, write
 
 
 def test_paths_and_names_of_members_are_only_shown(tmp_path):
-    names = ["../../escape.txt", "/etc/absolute.txt", "a\x1b[31m.txt", "C:\\x.txt"]
+    names = ["../../escape.txt", "/etc/absolute.txt", "a\x1b[31m.txt", "C:\\x.txt", "..\\..\\x.txt"]
     for path, content in (
         ("a/b/a.zip", zip_of({name: name.encode() for name in names})),
         ("a/b/a.tar", tar_of({name: name.encode() for name in names})),
@@ -62,13 +62,21 @@ def test_links_in_zip_archives_are_skipped(tmp_path):
 
 @pytest.mark.parametrize("make", [zip_of, tar_of])
 def test_what_is_not_the_users_text_is_skipped_as_in_folders(tmp_path, make):
-    names = [".git/a.txt", "__MACOSX/a.txt", "x/node_modules/a.md", "._a.txt", "a.png", "good.txt"]
+    names = [
+        ".git/a.txt",
+        "b\\.c\\a.txt",
+        "__MACOSX/a.txt",
+        "x/node_modules/a.md",
+        "._a.txt",
+        "a.png",
+        "good.txt",
+    ]
     path = tmp_path / ("a.zip" if make is zip_of else "a.tar")
     write(path, make({name: name.encode() for name in names}))
     found, report = read_with_report(path)
     assert found == ["good.txt"]
     skipped = lines_of(report.skipped)
-    assert "2 members of archives that are hidden (17 bytes unpacked)" in skipped
+    assert "3 members of archives that are hidden (27 bytes unpacked)" in skipped
     assert "2 members of archives of installed packages or caches" in skipped
     assert "1 member of archives in no format that is read" in skipped
     assert report.bytes_read == path.stat().st_size

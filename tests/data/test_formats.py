@@ -1,4 +1,6 @@
 import importlib.util
+import io
+import zipfile
 
 import pytest
 
@@ -6,7 +8,16 @@ from src.data import formats
 from src.data.documents import ReadOptions
 from src.data.formats import check_head, compression_of, format_of, is_known, split_compression
 from src.data.text_files import Unreadable
-from tests.data.document_corpus import COMPRESSIONS, FORMATS, PARAGRAPHS, zip_of
+from tests.data.document_corpus import (
+    COMPRESSIONS,
+    FORMATS,
+    PARAGRAPHS,
+    docx,
+    epub,
+    odt,
+    tar_of,
+    zip_of,
+)
 from tests.data.reading import lines_of, read_with_report, texts, write
 
 
@@ -52,8 +63,6 @@ def test_a_compression_is_recognized_by_its_beginning(tmp_path, ending):
     content = COMPRESSIONS[ending](FORMATS[".pdf"](PARAGRAPHS["en"]))
     assert "The lighthouse keeper" in texts(tmp_path / "download", content)[0]
     assert compression_of("a.csv", content) is None
-    from tests.data.document_corpus import tar_of
-
     archive = tar_of({"a.txt": b"text", "b.txt": b"more"})
     assert texts(tmp_path / "archive", COMPRESSIONS[ending](archive)) == ["text", "more"]
 
@@ -67,8 +76,31 @@ def test_a_name_is_text_where_it_says_nothing():
     ("suffix", "advice"), [(".doc", ".docx"), (".7z", "unpack"), (".XLSX", ".csv")]
 )
 def test_a_format_that_is_not_read_comes_with_advice(tmp_path, suffix, advice):
-    with pytest.raises(Unreadable, match=rf"{suffix.lower()} is not read: .*{advice}"):
-        check_head(write(tmp_path / f"a{suffix}", b"\xd0\xcf\x11\xe0"))
+    for content in (b"\xd0\xcf\x11\xe0", zip_of({"a.xml": b"<a>b</a>"})):
+        with pytest.raises(Unreadable, match=rf"{suffix.lower()} is not read: .*{advice}"):
+            check_head(write(tmp_path / f"a{suffix}", content))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.doc", "download", "a.md.gz"])
+def test_an_archive_is_recognized_whatever_its_name(tmp_path, name):
+    """As are documents that are archives, by their first members."""
+    text = PARAGRAPHS["fr"]
+    types = {"[Content_Types].xml": b"<t/>", "_rels/.rels": b"<r/>"}
+    with zipfile.ZipFile(io.BytesIO(docx(text))) as archive:
+        word = types | {each: archive.read(each) for each in archive.namelist()}
+    book = b"application/epub+zip", epub(text)
+    note = b"application/vnd.oasis.opendocument.text", odt(text)
+    documents = [zip_of(word)]
+    for mimetype, content in (book, note):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = {each: archive.read(each) for each in archive.namelist()}
+        documents.append(zip_of({"mimetype": mimetype, **members}, zipfile.ZIP_STORED))
+    for content in (zip_of({"b.txt": b"text"}), tar_of({"b.txt": b"text"}), *documents):
+        made = COMPRESSIONS[".gz"](content) if name.endswith(".gz") else content
+        if name == "a.doc" and content[:2] == b"PK" and content not in documents:
+            continue
+        (found,) = texts(tmp_path / name, made)
+        assert found.split() == (" ".join(text) if content in documents else "text").split()
 
 
 def test_an_encoding_that_is_set_allows_nul_bytes(tmp_path):

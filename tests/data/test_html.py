@@ -75,6 +75,39 @@ def test_a_tree_deeper_than_any_page_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "repeated",
+    ["<div></b>", "<x></x></y><x>", "<span><dt></span><span><li></span>",
+     "<a><dd></a><ul><li>z</ul><a><li></a>"],
+)  # fmt: skip
+def test_ends_that_a_parser_ignores_do_not_hide_the_depth(tmp_path, repeated):
+    """A parser takes quadratic time in it: minutes for a megabyte of these."""
+    with pytest.raises(Unreadable, match="elements are nested more than 4,000 levels deep"):
+        texts(tmp_path / "a.html", repeated * 5000 + "x")
+
+
+def test_lists_one_after_the_other_are_not_nested(tmp_path):
+    lists = "<ul><li>a<li>b</ul></ul><dl><dt>c<dd>d<table></table></dl>" * 5000
+    assert texts(tmp_path / "a.html", lists) == ["\n\n".join(["a\nb", "c\nd"] * 5000) + "\n"]
+
+
+def test_an_element_that_is_left_out_changes_nothing_after_it(tmp_path):
+    page = "<pre hidden>x</pre><blockquote hidden>y</blockquote><p>a    b<footer>c</footer>"
+    assert texts(tmp_path / "a.html", page) == ["a b\n"]
+
+
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [("a<!-- b <p>c", 11), ("a<!-->", 0), ("a<!-- b --!>", 0), ("a<!--->", 0),
+     ("a<script><!-- b</script>", 0), ("a<!-- b --><!-- c", 6)],
+)  # fmt: skip
+def test_a_comment_that_is_not_closed_is_counted(tmp_path, page, count):
+    found, report = read_with_report(write(tmp_path / "a.html", page))
+    assert found == ["a\n"]
+    expected = f"unclosed comments of web pages in 1 place ({count} characters)"
+    assert (expected in lines_of(report.removed)) == (count > 0)
+
+
 def test_a_page_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "MAX_PAGE", 1000)
     with pytest.raises(Unreadable, match="more than 1,000 characters, the limit of this format"):

@@ -1,5 +1,8 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from src.data.office import _OpenDocument
 from src.data.text_files import Unreadable
 from tests.data.document_corpus import PARAGRAPHS, docx, epub, odt, zip_of
 from tests.data.reading import lines_of, read_with_report, texts, write
@@ -33,10 +36,57 @@ def test_word_s_special_elements(tmp_path):
     assert texts(tmp_path / "a.docx", word(body, footnotes=note)) == ["a\tb\nc-d\nbox\na note\n"]
 
 
+def test_paragraphs_in_another_come_after_it(tmp_path):
+    """Notes and text boxes, which may have others in them; not within the word where they are."""
+    box = "<w:r><w:txbx><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:txbx></w:r>"
+    nested = box.replace("{}", "box</w:t></w:r>" + box.format("inner") + "<w:r><w:t> end")
+    body = f"<w:p><w:r><w:t>be</w:t></w:r>{nested}<w:r><w:t>fore</w:t></w:r></w:p>"
+    assert texts(tmp_path / "a.docx", word(body * 2)) == ["before\nbox end\ninner\n" * 2]
+    note = "<t:note><t:note-citation>1</t:note-citation><t:note-body><t:p>{}</t:p></t:note-body>"
+    note = note.replace("{}", "One</t:p> <t:p>two<t:frame> <t:p>box</t:p> </t:frame>") + "</t:note>"
+    content = f"<o xmlns:t='urn:t'><t:p>wo{note}rd</t:p><t:h>Head</t:h></o>"
+    made = zip_of({"content.xml": content.encode()})
+    assert texts(tmp_path / "a.odt", made) == ["word\nOne\ntwo\nbox\nHead\n"]
+
+
+def test_what_word_hides_or_moved_away_is_not_read(tmp_path):
+    body = (
+        "<w:p><w:moveFrom><w:r><w:t>moved</w:t></w:r></w:moveFrom><w:r><w:t>kept </w:t></w:r>"
+        "<w:r><w:rPr><w:vanish/></w:rPr><w:t>hidden</w:t><w:tab/></w:r>"
+        "<w:r><w:rPr><w:vanish w:val='0'/><w:rPrChange><w:rPr><w:vanish/></w:rPr></w:rPrChange>"
+        "</w:rPr><w:t>shown </w:t></w:r><w:del><w:r><w:delText>gone</w:delText></w:r></w:del>"
+        "<w:moveTo><w:r><w:t>moved</w:t><w:sym w:char='2022'/><w:sym w:char='F04A'/><w:sym/></w:r>"
+        "</w:moveTo></w:p>"
+    )
+    found, report = read_with_report(write(tmp_path / "a.docx", word(body)))
+    assert found == ["kept shown moved•\n"]
+    removed = lines_of(report.removed)
+    assert "hidden or deleted text in 1 place (10 characters)" in removed
+    assert "symbols of fonts such as Wingdings in 1 place (2 characters)" in removed
+
+
+@given(
+    words=st.lists(st.text("ab\xa0", min_size=1, max_size=3), min_size=1, max_size=5),
+    spaces=st.lists(st.text(" \n\t", min_size=1, max_size=3), min_size=6, max_size=6),
+    at=st.integers(0, 99),
+)
+def test_white_space_of_opendocument_is_one_space(words, spaces, at):
+    text = spaces[5] + "".join(map("".join, zip(words, spaces, strict=False)))
+    cut = at % len(text)  # white space on both sides of a tag is one space, too
+    collector = _OpenDocument()
+    collector.start("p", {})
+    for part in (text[:cut], text[cut:]):
+        collector.start("span", {})
+        collector.data(part)
+        collector.end("span")
+    collector.end("p")
+    assert "".join(collector.parts) == " ".join(words) + "\n"
+
+
 def test_opendocument_s_special_elements(tmp_path):
     content = (
         "<o xmlns:text='urn:t'><text:tracked-changes><text:p>gone</text:p></text:tracked-changes>"
-        "<text:h>Head</text:h> <text:p>a<text:s text:c='3'/>b<text:tab/>c<text:line-break/>d"
+        "<text:h>Head</text:h> <text:p>a <text:s text:c='2'/>b<text:tab/>c<text:line-break/>d"
         "<text:s text:c='x'/><text:annotation><text:p>comment</text:p></text:annotation></text:p>"
         "</o>"
     )

@@ -1,7 +1,7 @@
 import pytest
 
 from src.data.text_files import Unreadable
-from tests.data.reading import texts
+from tests.data.reading import lines_of, read_with_report, texts, write
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,27 @@ from tests.data.reading import texts
         ("{\\pict\\bin5 }}}}}x}y", "y"),
         (r"\cell a\cell b\row", "\ta\tb\n"),
         (r"\*x", "x"),
+        (r"wo{\footnote Foot}rd\par end", "word\nFoot\nend"),
+        (r"wo{\footnote Foot\par two{\footnote inner} x}rd", "word\nFoot\ntwo x\ninner\n"),
+        (r"{\footnote a\par}\line b{\v h{\footnote c}\par}\par d", "\nb\na\nd"),
+        (r"{\shp{\*\shpinst\a1{\sp{\sn x}{\sv y}}{\shptxt Box\par}}{\shprslt no}}a", "a\nBox\n"),
+        (r"a{\*\do\b{\dptxbxtext Box\par}} b\par c", "a b\nBox\nc"),
+        (r"{\header{\*\shpinst{\shptxt no}}}{\*\no {\*\shpinst{\shptxt no}}}a", "a"),
+        (r"{\upr{??}{\*\ud{\uc0\u233\u234}}}{\info{\upr{a}{\*\ud b}}}{\*\no x}", "éê"),
+        (r"\footnote a", "a\n"),
         (r"\ansicpg99999 a\uc b\u c\f d\'zz", "abcdzz"),
     ],
 )
 def test_text_and_what_stands_for_it(tmp_path, body, expected):
     content = r"{\rtf1\ansi\ansicpg1252 " + body + "}"
     assert texts(tmp_path / "a.rtf", content, normalize="none") == [expected]
+
+
+def test_hidden_and_deleted_text_is_counted(tmp_path):
+    body = r"{\rtf1\ansi a{\v hid\'e9\u233?\tab}{\deleted gone}{\info\v no}b{\footnote\v c}}"
+    found, report = read_with_report(write(tmp_path / "a.rtf", body))
+    assert found == ["ab"]
+    assert "hidden or deleted text in 1 place (11 characters)" in lines_of(report.removed)
 
 
 @pytest.mark.parametrize(
