@@ -16,7 +16,7 @@ from ..utils import log, sync_file, sync_folder
 from .charsets import UTF8, encoding_of_mark, is_wide
 from .documents import ReadOptions, SourceReport
 from .download_names import cache_folder, cached_path, charset_of, expects_page, find_cached
-from .format_readers import read_input
+from .format_readers import DAMAGED_MEMBERS, read_input
 from .formats import (
     HTML,
     SUBTITLES,
@@ -184,14 +184,18 @@ def _check_content(url: str, path: Path, filename: str, options: ReadOptions) ->
     if is_page(head) and not expects_page(url):
         raise UnexpectedPage
     check_head(path, url, options, filename)
+    report = SourceReport(url)
     try:
-        with open_input(path, options, SourceReport(url)) as opened:
+        with open_input(path, options, report) as opened:
             for _ in read_input(replace(opened, name=url, filename=filename)):
                 pass
     except Unreadable as problem:
         if problem.reason in OF_DOWNLOADS:
             raise
         # Else it depends on the options.
+    for reason, entry in report.skipped.entries():
+        if reason == DAMAGED_MEMBERS:
+            raise RejectedResponse(entry.example)
 
 
 OF_DOWNLOADS = ("damaged", "not text", "without text")

@@ -73,6 +73,9 @@ _READERS: dict[Format, Callable[[Input], Iterator[Document]]] = {
     MAIL: read_mail,
     NOTEBOOK: read_notebook,
 }
+_MEMBERS = "members of archives "
+DAMAGED_MEMBERS = _MEMBERS + "damaged"
+"""The reason by which members that are damaged are counted as skipped."""
 _NO_DOCUMENT = "no document in this archive"
 # Suffixes of texts that have no markup; in others, such as source code, it is the text.
 _PLAIN = (".txt", ".text")
@@ -150,7 +153,7 @@ def _read_archive(source: Input, format_: Format) -> Iterator[Document]:
         except Unreadable as problem:
             if problem.depth is not None and problem.depth <= source.depth:
                 raise  # the archive itself is damaged, or a file that it is in
-            source.report.skipped.add(f"members of archives {problem.reason}", str(problem))
+            source.report.skipped.add(_MEMBERS + problem.reason, str(problem))
             note_part(source.report, member.name, characters_before)
             # Of an archive in this one, what is wrong in it.
             problem_inside = str(problem).rpartition(f"{_NO_DOCUMENT}; ")[2]

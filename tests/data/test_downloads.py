@@ -124,6 +124,12 @@ def test_without_a_home_a_cache_must_be_named(monkeypatch):
         ("a.txt.bz2", {}, bz2.compress(b"text") + b"junk", "damaged or cut short bzip2 data"),
         ("a.zip", {}, b"PK\3\4" + b"x" * 1000, "damaged or cut short zip archive"),
         ("a.zip", {}, zip_of({"a.txt": b"text"}, 0).replace(b"text", b"tExt"), "Bad CRC"),
+        (
+            "a.zip",
+            {},
+            zip_of({"a.txt": b"text", "b.txt": b"more"}, 0).replace(b"text", b"tExt"),
+            "Bad CRC",
+        ),
         ("a.tar", {}, tar_of({"a.txt": b"text" * 999})[:3000], "damaged or cut short tar archive"),
         ("a.docx", {}, zip_of({"a.txt": b"text"}), "damaged: word/document.xml is missing"),
         ("a.epub", {}, zip_of({"a.txt": b"text"})[:-9], "damaged or cut short zip archive"),
