@@ -171,7 +171,7 @@ def _read_columns(
 
 
 def _read_text(source: Input, broken: BrokenLines) -> tuple[Iterator[Record], Parse]:
-    """Read text with speakers; or JSON lines, which standard input has no suffix to tell from."""
+    """Read text with speakers; or JSON lines whose suffix is that of a text."""
     are_json, lines = open_lines(source)
     if are_json:
         return json_line_records(source, broken, lines), messages_of

@@ -90,7 +90,7 @@ def key_for(source: str, options: ReadOptions) -> str:
     for key, made_of in MADE_OF.items():
         if any(reason.endswith(made_of) for reason in reasons):
             return key
-    if found.is_named:  # JSON lines in a file without a suffix are text as well
+    if found.is_named:  # JSON lines whose suffix is that of a text are text as well
         pairs = replace(options, are_conversations=True, are_pairs=True, max_broken_lines=0)
         with contextlib.suppress(AGI2Error):
             next(iterate_documents([source], pairs, is_logged=False))

@@ -42,7 +42,7 @@ def read_pairs(source: Input, format_: Format) -> Iterator[Document]:
 
 def _records(source: Input, format_: Format, broken: BrokenLines) -> Iterator[Record]:
     read = _READERS.get(format_)
-    if format_ == TEXT:  # JSON lines from standard input, which has no suffix
+    if format_ == TEXT:  # JSON lines whose suffix is that of a text
         are_json, lines = open_lines(source)
         if are_json:
             return json_line_records(source, broken, lines)

@@ -46,9 +46,10 @@ def test_all_formats_give_the_same_conversations(tmp_path, name):
     assert read(tmp_path / "a.zip", archive.getvalue()) == expected
 
 
-def test_json_lines_are_read_without_a_suffix(tmp_path):
+@pytest.mark.parametrize("name", ["chats", "chats.txt"])
+def test_json_lines_are_read_without_their_suffix(tmp_path, name):
     expected = [to_text(chat) for chat in CHATS]
-    assert read(tmp_path / "chats", b"\n" + messages_lines(CHATS)) == expected
+    assert read(tmp_path / name, b"\n" + messages_lines(CHATS)) == expected
 
 
 @pytest.mark.parametrize("name", ONE_TURN)

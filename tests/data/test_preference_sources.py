@@ -56,6 +56,7 @@ FILES = {
     "a.zip": zipped("in.jsonl", LINES),
     "a.tar": tarred("in.csv", b"prompt,chosen,rejected\nHi,Yes,No\n"),
     "no-suffix": LINES,
+    "lines.txt": LINES,
 }
 OTHERS = {
     **{name: write(CHATS[:1]) for name, write in ONE_TURN.items() if "pairs" not in name},

@@ -32,7 +32,7 @@ def test_the_encoding_is_found_wherever_its_first_bytes_are_in_a_block(
     if encoding in ("hz", "iso2022_jp"):  # in which these are escapes, too
         begin = "a"
     for at in (*range(390, 403), *range(590, 603), 799, 1190):
-        content = words.replace("X", (begin + "a" * at)[:at] + " ")
+        content = words.replace("X", (begin + "sea and land " * at)[:at] + " ")
         assert texts(tmp_path / "a.txt", content.encode(encoding)) == [content], at
 
 
