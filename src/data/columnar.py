@@ -65,17 +65,31 @@ def arrow_batches(source: Input, choose: Choose) -> Iterator[Any]:
         what = "a Feather file of version 1: save it again, as version 2"
         raise source.error(NOT_READ, what)
     if head.startswith(b"ARROW1"):
-        whole = source.seekable()
-        _check_single(source, whole, _ARROW_JOINT)
-        with pyarrow.ipc.open_file(whole) as file:
+        stream = source.seekable()
+        _check_single(source, stream, _ARROW_JOINT)
+        with pyarrow.ipc.open_file(stream) as file:
             numbers = range(file.num_record_batches)
             yield from _chosen(source, file.schema, map(file.get_batch, numbers), choose)
         return
-    is_next = True
-    while is_next:
-        with pyarrow.ipc.open_stream(source.stream) as stream:
-            yield from _chosen(source, stream.schema, stream, choose)
-        is_next = source.stream.peek(len(_MESSAGE)).startswith(_MESSAGE)
+    with pyarrow.ipc.open_stream(source.stream) as reader:
+        batches = chain(reader, _more_batches(source, reader.schema))
+        yield from _chosen(source, reader.schema, batches, choose)
+
+
+def _more_batches(source: Input, schema: Any) -> Iterator[Any]:
+    """Yield the batches of the Arrow streams that follow one with a schema.
+
+    Raises:
+        Unreadable: if one has another schema.
+    """
+    import pyarrow
+
+    while source.stream.peek(len(_MESSAGE)).startswith(_MESSAGE):
+        with pyarrow.ipc.open_stream(source.stream) as reader:
+            if not reader.schema.equals(schema):
+                what = "streams of different columns joined into one: save each as its own"
+                raise source.error("damaged", what)
+            yield from reader
 
 
 def _chosen(source: Input, schema: Any, batches: Iterable[Any], choose: Choose) -> Iterator[Any]:

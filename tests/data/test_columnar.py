@@ -116,6 +116,14 @@ def test_streams_joined_into_one_are_all_read(tmp_path):
     found = documents(tmp_path / "a.arrow", b"".join(parts))
     assert [each.text for each in found] == ROWS
     assert found[599].source.endswith("row 600")
+    tables = [pyarrow.table({"body": [row], "n": [1]}) for row in ("one", "two")]
+    write(tmp_path / "b.arrow", b"".join(map(arrow_of, tables)))
+    rows, report = read_with_report(tmp_path / "b.arrow")
+    assert rows == ["one", "two"]
+    assert "1 file read in the field 'body'" in lines_of(report.notes)
+    write(tmp_path / "b.arrow", arrow_of(tables[0]) + arrow_stream(["three"]))
+    with pytest.raises(Unreadable, match="streams of different columns joined into one"):
+        read_with_report(tmp_path / "b.arrow")
 
 
 @pytest.mark.parametrize("options", [{}, {"write_page_index": True}, {"row_group_size": 7}])
