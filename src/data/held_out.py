@@ -12,9 +12,9 @@ from .document_arrays import sums_of
 def choose_or_cut(
     groups: np.ndarray, lengths: np.ndarray, val_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose groups of texts to hold out as wholes, and long texts to hold out the ends of.
+    """Choose groups of complete texts to hold out, and long texts to hold out the ends of.
 
-    Beside a book, as many notes as a tenth of all text may be all notes: then a tenth of the notes
+    Next to a book, as many notes as a tenth of all text may be all notes: then a tenth of the notes
     is chosen, and the end of the book.
 
     Returns:

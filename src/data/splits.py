@@ -49,7 +49,7 @@ def split_documents(
     Returns:
         Training documents and validation documents. From 20 distinct documents on, complete ones
         are held out until the fraction is reached, near-duplicates together, and the end of those
-        beside which the others are few; with fewer, the end of each is held out, and with it the
+        next to which the others are few; with fewer, the end of each is held out, and with it the
         passages of other documents that are copies of it.
     """
     if val_fraction == 0:

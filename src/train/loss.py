@@ -62,10 +62,10 @@ class NextTokenLoss(nn.Module):
 
     @property
     def teacher(self) -> GPT2Model | None:
-        """The model of the same vocabulary whose predictions are learned, too."""
+        """The model of the same vocabulary whose predictions are part of the targets."""
         return self._teacher[0] if self._teacher else None
 
-    def learn_from(self, teacher: GPT2Model) -> None:
+    def set_teacher(self, teacher: GPT2Model) -> None:
         """Set the teacher."""
         self._teacher = [teacher]
 

@@ -169,7 +169,7 @@ class StepRunner:
         if isinstance(module, NextTokenLoss) and module.teacher is None:
             average = self.average.model_of(module.model)
             if average is not None:
-                module.learn_from(average)
+                module.set_teacher(average)
 
     def diverged(self, newest: Path | None) -> AGI2Error:
         """Return the error for too many consecutive skipped steps, after the newest checkpoint."""

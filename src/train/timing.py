@@ -29,7 +29,7 @@ def measure_step(trainer: Trainer, seconds: float) -> tuple[float, float]:
     """
     loss = make_loss(trainer.model.train(), trainer.config)
     if isinstance(loss, NextTokenLoss) and trainer.config.self_distillation:
-        loss.learn_from(trainer.model)  # as fast as its average
+        loss.set_teacher(trainer.model)  # as fast as its average
     rows = trainer.runner.micro_batch_size
 
     def micro_batch(batch: Batch) -> float:

@@ -78,26 +78,6 @@ def test_many_long_documents_are_each_cut_when_none_is_small_enough_to_hold_out(
     assert sum(map(len, held_out)) == 21 * 20
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-    books=st.integers(1, 3),
-    notes=st.integers(20, 60),
-    size=st.integers(20, 200),
-    seed=st.integers(0),
-)
-def test_beside_long_documents_short_ones_are_not_all_held_out(books, notes, size, seed):
-    draw = random.Random(seed)
-    long = [words(draw, 40 * size) for _ in range(books)]
-    short = [words(draw, size // 10) for _ in range(notes)]
-    train, held_out = split_documents([*short, *long], 0.1, seed % 1000)
-    of_notes = [len(set(side) & set(short)) for side in (train, held_out)]
-    assert sum(of_notes) == notes
-    assert 0 < of_notes[1] <= notes / 2
-    for text in long:
-        assert any(text == a + b for a in train for b in held_out) or text in [*train, *held_out]
-    assert sum(map(len, held_out)) == pytest.approx(sum(map(len, [*short, *long])) / 10, rel=0.5)
-
-
 # Text that documents share.
 
 

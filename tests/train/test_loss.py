@@ -176,7 +176,7 @@ def test_a_teacher_changes_the_gradients_to_those_of_other_targets(ignored, chun
     model = exact_model()
     loss_of = NextTokenLoss(model, weight)
     without = loss_of(inputs, targets)
-    loss_of.learn_from(teacher)
+    loss_of.set_teacher(teacher)
     assert len(list(loss_of.parameters())) == len(list(model.parameters()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "logits_chunk_tokens", lambda _: chunk)
@@ -201,7 +201,7 @@ def test_a_teacher_in_half_precision(dtype, has_kernels, monkeypatch):
     taught_loss(expected, teacher, 0.5, inputs, targets).backward()
     model = tiny_model()
     loss_of = NextTokenLoss(model, 0.5)
-    loss_of.learn_from(teacher)
+    loss_of.set_teacher(teacher)
     with torch.autocast("cpu", dtype=dtype):
         loss = loss_of(inputs, targets)
     loss.backward()

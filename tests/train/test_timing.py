@@ -18,11 +18,11 @@ def test_real_steps_are_timed_and_nothing_is_written(tiny_run, tmp_path):
 
 def test_the_steps_that_are_timed_have_a_teacher_as_those_of_the_run(tiny_run, monkeypatch):
     taught = []
-    learn_from = NextTokenLoss.learn_from
+    set_teacher = NextTokenLoss.set_teacher
     monkeypatch.setattr(
         NextTokenLoss,
-        "learn_from",
-        lambda loss, each: taught.append(each) or learn_from(loss, each),
+        "set_teacher",
+        lambda loss, each: taught.append(each) or set_teacher(loss, each),
     )
     trainer = trainer_of(tiny_run(ema_decay=0.9, self_distillation=0.5))
     measure_step(trainer, seconds=0)
