@@ -112,7 +112,7 @@ OPTIONS = {
 }
 KINDS = {
     "adamw": {"micro_batch_size": 2},  # of the four rows that a process has
-    "muon": OPTIONS,
+    "muon": {**OPTIONS, "self_distillation": 0.5},
     "fsdp": {"micro_batch_size": 2, "parallel": "fsdp"},
     "packed": {"micro_batch_size": 2, "windows": "packed", "mask_documents": True},
     "chats": {"micro_batch_size": 2, "conversations": ["chats.jsonl"], "text_share": 0.3},
