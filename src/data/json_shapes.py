@@ -8,7 +8,7 @@ from typing import Any
 from .conversations import is_message
 from .inputs import Input
 
-# Characters from which a text beside a list is no version, name or address of the list.
+# Characters from which a text next to a list is no version, name or address of the list.
 _LONG = 200
 
 
@@ -19,8 +19,8 @@ def records_in(
 
     They are the objects of a list, the rows of a table of pandas, or the only list of objects in an
     object without the fields. Messages are no records: an object with a list of them is a
-    conversation. The texts beside the only list are counted as skipped; if they are more than those
-    in it, as of a document with tags, the object is the record.
+    conversation. The texts next to the only list are counted as skipped; if they are more than
+    those in it, as of a document with tags, the object is the record.
 
     Args:
         source: the file.
@@ -82,7 +82,7 @@ def _is_list_meant(
 def _count_beside(source: Input, name: str, texts: dict[str, list[str]]) -> None:
     for key, found in texts.items():
         source.report.skipped.add(
-            "texts beside the only list of objects",
+            "texts next to the only list of objects",
             f"{source.name}: {key!r}, beside {name!r}",
             count=len(found),
             size=sum(map(len, found)),

@@ -192,7 +192,7 @@ class _Word(_Paragraphs):
         return "" if is_hidden else text
 
     def _symbol(self, code: str) -> str:
-        """Return the character of a symbol, unless only its font says what it is."""
+        """Return the character of a symbol; an empty text if it depends on the font."""
         number = int(code, 16) if _HEX.fullmatch(code) else 0
         is_unicode = 0x20 <= number < 0xD800
         self.removed["symbols of fonts such as Wingdings"] += not is_unicode

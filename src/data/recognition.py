@@ -1,4 +1,4 @@
-"""Recognize JSON, JSON lines and tables by their first bytes, if no name says what they are."""
+"""Recognize JSON, JSON lines and tables by their first bytes, if the suffix is not known."""
 
 from __future__ import annotations
 

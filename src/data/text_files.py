@@ -172,7 +172,7 @@ _SINGULAR = {
     "messages ": "message ",
     "chapters ": "chapter ",
     "lines before": "line before",
-    "texts beside": "text beside",
+    "texts next to": "text next to",
     "pages of": "page of",
     "pipes": "pipe",
     "broken links": "broken link",

@@ -99,7 +99,7 @@ def test_texts_beside_the_only_list_are_counted(tmp_path):
     content = json.dumps({"version": "1.0", "by": ["me", "you"], "data": ROWS})
     found, report = read_with_report(write(tmp_path / "a.json", content))
     assert found == ["one", "two"]
-    line = "3 texts beside the only list of objects (8 characters), such as "
+    line = "3 texts next to the only list of objects (8 characters), such as "
     assert line in lines_of(report.skipped)
     assert lines_of(report.skipped).endswith("a.json: 'version', beside 'data'")
 
